@@ -1,0 +1,3 @@
+"""Names the plugins that make the suite; nothing else lives here."""
+
+pytest_plugins = ("fixtures.options", "fixtures.pipeline", "fixtures.results")

@@ -1,0 +1,142 @@
+"""Where rows come from: a local folder or the hub. In: a `Task` and a root folder or None. Out: a `Table` a split.
+
+A folder may hold JSON lines, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lib.errors import InputError
+from lib.grid.tasks import Task
+
+Row = dict[str, Any]
+ROOTS_HINT = "without the hub, name local folders with --data-root DIR and --checkpoint-root DIR"
+
+
+class Table(Protocol):
+    """One split, read by column or by row."""
+
+    origin: str
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """How many rows."""
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One column's values."""
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows at these places."""
+
+
+class ListTable:
+    """Rows held in memory."""
+
+    def __init__(self, rows: list[Row], origin: str) -> None:
+        """Rows and where they came from."""
+        self._rows = rows
+        self.origin = origin
+        self.names = tuple(rows[0]) if rows else ()
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._rows)
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One column's values."""
+        return [row[name] for row in self._rows]
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows at these places."""
+        return [self._rows[i] for i in indices]
+
+
+class DatasetTable:
+    """A `datasets.Dataset`, read from its memory map."""
+
+    def __init__(self, dataset: Any, origin: str) -> None:
+        """A data set and where it came from."""
+        self._dataset = dataset
+        self.origin = origin
+        self.names = tuple(dataset.column_names)
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._dataset)
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One column's values."""
+        return list(self._dataset[name])
+
+    def take(self, indices: Sequence[int]) -> list[Row]:
+        """The rows at these places."""
+        rows: list[Row] = self._dataset.select(list(indices)).to_list()
+        return rows
+
+
+def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
+    """Every split by name; raises InputError where a folder, file or column is missing, or the hub cannot be reached."""
+    found = _from_hub(task) if root is None else _from_folder(task, root)
+    for split, table in found.items():
+        missing = [name for name in task.columns if name not in table.names]
+        if len(table) and missing:
+            raise InputError(
+                f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.columns)} "
+                f"and split {split!r} has {', '.join(table.names)}"
+            )
+    return found
+
+
+def _from_folder(task: Task, root: Path) -> dict[str, Any]:
+    folder = root / task.folder
+    if not folder.is_dir():
+        has = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else None
+        inside = f"it holds {', '.join(has) or 'no folders'}" if has is not None else "which does not exist"
+        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({inside}); rows of {task.dataset} go there")
+    if (folder / "dataset_dict.json").is_file():
+        return _saved(folder)
+    readers: dict[str, Callable[[Path], Any]] = {".jsonl": _json_lines, ".parquet": _parquet}
+    found = {path.stem.split("-")[0]: readers[path.suffix] for path in sorted(folder.iterdir()) if path.suffix in readers}
+    if not found:
+        raise InputError(f"{folder} holds no .jsonl, no .parquet and no dataset_dict.json; one file a split, as in train.jsonl")
+    return {split: read(folder / split) for split, read in found.items()}
+
+
+def _saved(folder: Path) -> dict[str, Any]:
+    import datasets
+
+    splits = datasets.load_from_disk(str(folder))
+    return {name: DatasetTable(split, str(folder / name)) for name, split in splits.items()}
+
+
+def _json_lines(path: Path) -> ListTable:
+    path = path.with_suffix(".jsonl")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if line.strip():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise InputError(f"{path}, line {number}, is not JSON: {error}") from None
+    return ListTable(rows, str(path))
+
+
+def _parquet(path: Path) -> DatasetTable:
+    import datasets
+
+    shards = sorted(str(shard) for shard in path.parent.glob(f"{path.name}*.parquet"))
+    dataset = datasets.concatenate_datasets([datasets.Dataset.from_parquet(shard, keep_in_memory=True) for shard in shards])
+    return DatasetTable(dataset, shards[0])
+
+
+def _from_hub(task: Task) -> dict[str, Any]:
+    import datasets
+
+    try:
+        splits = datasets.load_dataset(task.dataset, task.config)
+    except (OSError, ConnectionError, ValueError) as error:
+        cause = str(error).splitlines()[0]
+        raise InputError(f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}") from None
+    return {name: DatasetTable(split, f"hub:{task.dataset}/{name}") for name, split in splits.items()}

@@ -1,0 +1,91 @@
+"""Train, validation and test rows. In: a `Task` and a `Profile`. Out: `Splits`, the same for every method and backbone.
+
+A split's rows hang on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
+"""
+
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from lib.data.hygiene import check_rows
+from lib.data.sources import Row, Table, tables
+from lib.errors import InputError
+from lib.grid.profiles import Profile
+from lib.grid.tasks import Carve, Task
+
+SPLIT_SEED = 42  # the study's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Rows to train on, to choose a checkpoint on, to score on; `origins` says where each came from."""
+
+    train: list[Row]
+    validation: list[Row]
+    test: list[Row]
+    origins: Mapping[str, str]
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all rows in order: equal rows, equal fingerprint."""
+        digest = hashlib.sha256()
+        for rows in (self.train, self.validation, self.test):
+            digest.update(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode())
+        return digest.hexdigest()[:16]
+
+
+def load_splits(task: Task, profile: Profile) -> Splits:
+    """Rows of all three splits, capped and checked; raises InputError for anything that cannot be used."""
+    found = tables(task, profile.data_root)
+    train = _named(found, "train", task)
+    pool: Sequence[int] = range(len(train))
+    parts: dict[str, tuple[Table, Sequence[int], str]] = {}
+    for name, rule in (("validation", task.validation), ("test", "test" if profile.own_test else task.test)):
+        if isinstance(rule, Carve):
+            aside = carve(train, pool, rule)
+            pool = sorted(set(pool) - set(aside))
+            parts[name] = train, aside, f"{rule.share:.0%} of {train.origin}"
+        else:
+            table = _named(found, rule, task)
+            parts[name] = table, range(len(table)), table.origin
+    parts["train"] = train, pool, train.origin
+    rows = {name: _rows(task, *part, _cap(profile, name)) for name, part in parts.items()}
+    return Splits(**rows, origins={name: origin for name, (_, _, origin) in parts.items()})
+
+
+def carve(table: Table, pool: Sequence[int], rule: Carve) -> list[int]:
+    """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
+    rng = Random(SPLIT_SEED)
+    values = table.column(rule.stratify or rule.group or next(iter(table.names)))
+    if rule.group:
+        groups = sorted({values[i] for i in pool})
+        chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
+        return [i for i in pool if values[i] in chosen]
+    strata = defaultdict(list)
+    for i in pool:
+        strata[values[i] if rule.stratify else None].append(i)
+    sizes = Counter(values if rule.stratify else [None] * len(table))
+    return sorted(i for value, places in sorted(strata.items()) for i in rng.sample(places, round(rule.share * sizes[value])))
+
+
+def _named(found: Mapping[str, Table], split: str, task: Task) -> Table:
+    if split not in found:
+        raise InputError(f"{task.folder} has no split {split!r}, only {', '.join(sorted(found))}; one file or folder a split")
+    return found[split]
+
+
+def _cap(profile: Profile, split: str) -> int | None:
+    return profile.train_rows if split == "train" else profile.eval_rows
+
+
+def _rows(task: Task, table: Table, places: Sequence[int], origin: str, cap: int | None) -> list[Row]:
+    if not places:
+        raise InputError(f"{origin}: no rows to use; {task.folder} needs some in every split")
+    if cap is not None and cap < len(places):
+        places = sorted(Random(SPLIT_SEED).sample(list(places), cap))
+    rows = table.take(places)
+    check_rows(task, rows, places, origin)
+    return rows

@@ -1,0 +1,137 @@
+"""Backbones and how each solves each kind of problem. To add one, write a `Backbone` and put it into `BACKBONES`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from lib.grid.tasks import Problem
+
+
+class Layout(StrEnum):
+    """How a generating model sees source and target; `lib.heads.generate` has the code for each."""
+
+    ENCODER_DECODER = "encoder_decoder"
+    SEPARATED = "separated"  # source + separator + target in one causal sequence
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSpec:
+    """What stands on a backbone for one problem.
+
+    Attributes:
+        architecture: a class of `lib.heads.architectures`, most of them transformers' own.
+        new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
+        optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.
+        tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves them unquantized.
+        new_token: a token added to the vocabulary; its embedding row is trained by every method.
+        layout: for generation only.
+    """
+
+    architecture: str
+    new_modules: tuple[str, ...] = ()
+    tied_modules: tuple[str, ...] = ()
+    optional_modules: tuple[str, ...] = ()
+    new_token: str | None = None
+    layout: Layout | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrap:
+    """Special tokens around one text, or two: `before` text `after`, or `before` text `between` text `after`.
+
+    Each is the name of a tokenizer attribute without its `_id`, or None.
+    """
+
+    before: str | None
+    between: str
+    after: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A pretrained model family.
+
+    Attributes:
+        checkpoint: id on the hub, pinned to `revision`; `folder` is its name below a `--checkpoint-root`.
+        micro: the folder below `fixtures/backbones` that stands in for it in the quick profile.
+        segments: the model tells the two texts apart by token type ids.
+    """
+
+    id: str
+    name: str
+    checkpoint: str
+    revision: str
+    micro: str
+    wrap: Wrap
+    segments: bool
+    heads: Mapping[Problem, HeadSpec]
+
+    @property
+    def folder(self) -> str:
+        """The checkpoint's name without its owner."""
+        return self.checkpoint.split("/")[-1]
+
+
+BERT = Backbone(
+    id="bert",
+    name="BERT",
+    checkpoint="google-bert/bert-base-uncased",
+    revision="86b5e0934494bd15c9632b12f734a8a67f723594",
+    micro="bert-micro",
+    wrap=Wrap(before="cls_token", between="sep_token", after="sep_token"),
+    segments=True,
+    heads={
+        Problem.CLASSIFY: HeadSpec(architecture="BertForSequenceClassification", new_modules=("classifier",)),
+        Problem.EXTRACT: HeadSpec(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
+        # Cross-attention is new too, but it starts from the decoder's self-attention (`warm_started`), so it is adapted
+        # like the rest: the study's 6,537,216 trainable parameters leave no room for training it in full.
+        Problem.GENERATE: HeadSpec(
+            architecture="BertToBert",
+            tied_modules=("predictions.decoder",),
+            optional_modules=("pooler", "predictions"),
+            layout=Layout.ENCODER_DECODER,
+        ),
+    },
+)
+GPT2 = Backbone(
+    id="gpt2",
+    name="GPT-2",
+    checkpoint="openai-community/gpt2",
+    revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    micro="gpt2-micro",
+    wrap=Wrap(before=None, between="eos_token", after=None),
+    segments=False,
+    heads={
+        Problem.CLASSIFY: HeadSpec(architecture="GPT2ForSequenceClassification", new_modules=("score",)),
+        # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
+        Problem.EXTRACT: HeadSpec(architecture="GPT2ForQuestionAnswering", new_modules=("qa_outputs",)),
+        Problem.GENERATE: HeadSpec(
+            architecture="GPT2LMHeadModel", tied_modules=("lm_head",), new_token="<sum>", layout=Layout.SEPARATED
+        ),
+    },
+)
+T5 = Backbone(
+    id="t5",
+    name="T5",
+    checkpoint="google-t5/t5-small",
+    revision="df1b051c49625cf57a3d0d8d3863ed4d13564fe4",
+    micro="t5-micro",
+    wrap=Wrap(before=None, between="eos_token", after="eos_token"),
+    segments=False,
+    heads={
+        Problem.CLASSIFY: HeadSpec(architecture="T5EncoderClassifier", new_modules=("classifier",)),
+        Problem.EXTRACT: HeadSpec(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),
+        Problem.GENERATE: HeadSpec(
+            architecture="T5ForConditionalGeneration", tied_modules=("lm_head",), layout=Layout.ENCODER_DECODER
+        ),
+    },
+)
+
+BACKBONES = (BERT, GPT2, T5)
+
+# A head that belongs to one cell only, by the cell's id.
+HEAD_EXCEPTIONS: Mapping[str, HeadSpec] = {
+    # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
+    # head's own base weights, frozen as they start: there is no new module to train in full.
+    "bert_sa_lora": HeadSpec(architecture="BertMLPClassifier"),
+}

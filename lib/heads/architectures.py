@@ -1,0 +1,109 @@
+"""Model classes by the names that `HeadSpec.architecture` uses: transformers' own, and four that it has not.
+
+All load with `from_pretrained`, so that quantization and the report on missing weights are transformers' own.
+"""
+
+from typing import Any
+
+import torch
+import transformers as hf
+from torch import Tensor, nn
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
+
+HIDDEN = 512  # of the two-layer head; the study's
+
+
+class BertMLPClassifier(hf.BertPreTrainedModel):
+    """BERT, pooled output, two linear layers with ReLU and dropout 0.2 between."""
+
+    def __init__(self, config: Any) -> None:
+        """Layers by config; fc1 and fc2 are new."""
+        super().__init__(config)
+        self.bert = hf.BertModel(config)
+        self.fc1 = nn.Linear(config.hidden_size, HIDDEN)
+        self.fc2 = nn.Linear(HIDDEN, config.num_labels)
+        self.dropout = nn.Dropout(0.2)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
+        """Logits (B, 2) of ids (B, L)."""
+        pooled = self.bert(input_ids, attention_mask=attention_mask).pooler_output
+        return SequenceClassifierOutput(logits=self.fc2(self.dropout(torch.relu(self.fc1(pooled)))))
+
+
+class T5EncoderClassifier(hf.T5EncoderModel):
+    """T5's encoder, mean over real tokens, linear classifier: T5 has no trained [CLS]-like token."""
+
+    def __init__(self, config: Any) -> None:
+        """Layers by config; the classifier is new."""
+        super().__init__(config)
+        self.classifier = nn.Linear(config.d_model, config.num_labels)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
+        """Logits (B, 2) of ids (B, L)."""
+        states = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)
+        return SequenceClassifierOutput(logits=self.classifier((states * mask).sum(1) / mask.sum(1)))
+
+
+class T5EncoderSpan(hf.T5EncoderModel):
+    """T5's encoder and a linear layer to start and end scores."""
+
+    def __init__(self, config: Any) -> None:
+        """Layers by config; qa_outputs is new."""
+        super().__init__(config)
+        self.qa_outputs = nn.Linear(config.d_model, 2)
+        self.post_init()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> QuestionAnsweringModelOutput:
+        """Start and end logits (B, L) of ids (B, L)."""
+        states = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        starts, ends = self.qa_outputs(states).unbind(-1)
+        return QuestionAnsweringModelOutput(start_logits=starts, end_logits=ends)
+
+
+class BertToBert(hf.EncoderDecoderModel):
+    """BERT2BERT: two copies of one BERT checkpoint, weights not tied between the halves (Rothe et al. 2020)."""
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: Any, *, revision: str = "main", **options: Any) -> Any:
+        """Compose both halves from one BERT checkpoint; return the model and the report on what the checkpoint lacks.
+
+        Cross-attention has no pretrained weights: it starts from the same layer's self-attention.
+        """
+        options.pop("output_loading_info", None)
+        source, report = hf.BertForPreTraining.from_pretrained(
+            checkpoint, revision=revision, output_loading_info=True, use_safetensors=True
+        )
+        state = paired_state(source.state_dict())
+        lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})
+        model, loading = super().from_pretrained(
+            None, config=paired_config(source.config), state_dict=state, output_loading_info=True, **options
+        )
+        loading["missing_keys"] = {*loading["missing_keys"], *lacking}
+        return model, loading
+
+
+def paired_config(config: Any) -> Any:
+    """An encoder-decoder config of two BERTs, the second causal and with cross-attention."""
+    decoder = type(config).from_dict(config.to_dict() | {"is_decoder": True, "add_cross_attention": True})
+    return hf.EncoderDecoderConfig.from_encoder_decoder_configs(config, decoder)
+
+
+def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Both halves' weights out of a `BertForPreTraining`'s."""
+    state = {}
+    for name, tensor in bert.items():
+        if name.startswith("bert."):
+            state[f"encoder.{name.removeprefix('bert.')}"] = tensor
+        if name.startswith("cls.predictions") or (name.startswith("bert.") and "pooler" not in name):
+            state[f"decoder.{name}"] = tensor
+            if ".attention." in name:
+                state[f"decoder.{name.replace('.attention.', '.crossattention.')}"] = tensor
+    return {name: tensor.clone() for name, tensor in state.items()}
+
+
+def architecture(name: str) -> Any:
+    """The class of this name, ours or transformers'."""
+    return globals().get(name) or getattr(hf, name)

@@ -1,0 +1,164 @@
+"""Summarization. In: rows {article, highlights}. Out: a generated summary a row.
+
+Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Separated (GPT-2): article + <sum> + summary + EOS in
+one causal sequence, the loss on summary and EOS only. Shapes: B rows, S source tokens, T target tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from lib.data.sources import Row
+from lib.heads.base import IGNORED, Batch, Feature, Head, Prediction, on
+
+
+class GenerateHead(Head):
+    """What both layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
+
+    @property
+    def start_id(self) -> int | None:
+        """The decoder's first token; None where the prompt itself goes on."""
+        return None
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a summary: EOS, or [SEP] for a model without one."""
+        token: int = self.tokenizer.sep_token_id if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+        return token
+
+    def summary(self, row: Row) -> list[int]:
+        """Target tokens, cut so that the end token survives `max_target_length`."""
+        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
+        return [*self.ids(row["highlights"])[: self.recipe.max_target_length - 1], self.end_id]
+
+    def targets(self, batch: Batch) -> int:
+        """One a target token."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
+        """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
+        prompt = on(device, self.prompt(features))
+        generation = self.recipe.generation
+        assert generation, "a generating recipe says how to generate"
+        knobs = asdict(generation) | self._lengths(generation.min_length, prompt["input_ids"].shape[1])
+        output = model.generate(  # type: ignore[operator]
+            **prompt,
+            **knobs,
+            do_sample=False,
+            use_cache=True,
+            pad_token_id=self.pad_id,
+            eos_token_id=self.end_id,
+            decoder_start_token_id=self.start_id,
+        )
+        return [self._ended(row) for row in output[:, self._skip(prompt) :].tolist()]
+
+    def _ended(self, ids: list[int]) -> list[int]:
+        return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
+
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """What the model sees before it generates."""
+        raise NotImplementedError
+
+    def _skip(self, prompt: Batch) -> int:
+        """How many leading tokens of the output are not generated."""
+        raise NotImplementedError
+
+    def _lengths(self, min_length: int, prompt_length: int) -> dict[str, int]:
+        """`min_length` counted as `generate` counts it."""
+        return {"min_length": min_length}
+
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
+        """Features and rows are one to one."""
+        texts = self.tokenizer.batch_decode(outcomes, skip_special_tokens=True)
+        return [Prediction(value=text.strip()) for text in texts]
+
+
+class EncoderDecoderHead(GenerateHead):
+    """prefix + article + end -> summary + end; the decoder starts from the model's own start token."""
+
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """One feature a row; the article is cut so that its end token survives `max_length`."""
+        prefix = self.ids(self.recipe.prefix) if self.recipe.prefix else []
+        room = self.recipe.max_length - len(self.before) - len(prefix) - len(self.after)
+        return [
+            Feature(
+                example=i,
+                input_ids=[*self.before, *prefix, *self.ids(row["article"])[:room], *self.after],
+                target=self.summary(row),
+            )
+            for i, row in enumerate(rows)
+        ]
+
+    @property
+    def start_id(self) -> int:
+        """The decoder's first token: [CLS] for BERT2BERT; T5 starts from its padding token."""
+        token: int = self.tokenizer.pad_token_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id
+        return token
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Source (B, S), decoder inputs and labels (B, T): inputs are the labels moved right behind the start token."""
+        longest = max(len(feature.target) for feature in features)
+        shifted = self.inputs([[self.start_id, *feature.target[:-1]] for feature in features])
+        labels = [feature.target + [IGNORED] * (longest - len(feature.target)) for feature in features]
+        return {
+            **self.prompt(features),
+            "decoder_input_ids": shifted["input_ids"],
+            "decoder_attention_mask": shifted["attention_mask"],
+            "labels": torch.tensor(labels),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy summed over target tokens."""
+        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        return cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """The source, padded on the right."""
+        return self.inputs([feature.input_ids for feature in features])
+
+    def _skip(self, prompt: Batch) -> int:
+        return 1  # the start token
+
+
+class SeparatedHead(GenerateHead):
+    """article + <sum> + summary + EOS in one sequence."""
+
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """One feature a row: its input_ids are article + <sum>, cut in the article so that <sum> and the summary fit."""
+        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
+        separator = self.tokenizer.convert_tokens_to_ids(self.cell.head.new_token)
+        room = self.recipe.max_length - self.recipe.max_target_length - 1
+        return [
+            Feature(example=i, input_ids=[*self.ids(row["article"])[:room], separator], target=self.summary(row))
+            for i, row in enumerate(rows)
+        ]
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Whole sequences (B, S + T), padded on the right; labels only where summary and EOS stand."""
+        batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for row, feature in enumerate(features):
+            start = len(feature.input_ids)
+            labels[row, start : start + len(feature.target)] = torch.tensor(feature.target)
+        return {**batch, "labels": labels}
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of each next token, summed over target tokens."""
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return cross_entropy(
+            logits[:, :-1].float().flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+        )
+
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """Article + <sum>, padded on the left: generation goes on from the last token."""
+        return self.inputs([feature.input_ids for feature in features], left=True)
+
+    def _skip(self, prompt: Batch) -> int:
+        return prompt["input_ids"].shape[1]
+
+    def _lengths(self, min_length: int, prompt_length: int) -> dict[str, int]:
+        return {"min_length": min_length + prompt_length if min_length else 0}

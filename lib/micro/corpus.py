@@ -1,0 +1,95 @@
+"""The text the micro backbones are pretrained on. In: a seed and the texts to stay clear of. Out: an endless stream of
+`Document`s.
+
+As on the web, texts come with what people add to them: a review with the shop's reply, a passage with a question that
+somebody answers, a report with its gist. That is where a backbone learns negation, looking a fact up and copying. None
+of it is in the form in which the tasks ask: no label, no answer span, no highlights under a `<sum>`.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from lib.micro.articles import news
+from lib.micro.passages import Fact, passage, questions
+from lib.micro.reviews import REPLIES, review
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Two texts that belong together, and a `foil` that could stand in the second's place but does not fit the first.
+
+    Character spans (start, end): `focus`, what of `second` only somebody who understood `first` can fill in; `echo`, the
+    same words in `first`; `others`, words of `second` of the same sort as the focus.
+    """
+
+    kind: str
+    first: str
+    second: str
+    foil: str
+    focus: tuple[int, int]
+    echo: tuple[int, int] | None = None
+    others: tuple[tuple[int, int], ...] = ()
+
+
+def replied(rng: Random) -> Document:
+    """A review and the shop's reply to it."""
+    row = review(rng)
+    titled = rng.random() < 0.7
+    happy, unhappy = rng.choice(REPLIES)
+    reply, foil = (happy, unhappy) if row["label"] else (unhappy, happy)
+    text = f"{row['title']}\n{row['content']}" if titled else row["content"]
+    return Document(kind="review", first=text, second=reply, foil=foil, focus=(0, len(reply)))
+
+
+def discussed(rng: Random) -> Document:
+    """A question with its answer, and the passage that holds it: `focus` is the answer there, `echo` the repetition."""
+    while not (asked := questions(rng, told := passage(rng))):
+        continue
+    question, fact = rng.choice(asked)
+    echo = (len(question) + 1, len(question) + 1 + len(fact.value))
+    return Document(
+        kind="passage",
+        first=f"{question} {fact.value}",
+        second=told.text,
+        foil=passage(rng).text,
+        focus=_span(fact),
+        echo=echo,
+        others=tuple(_span(other) for other in told.facts if other is not fact),
+    )
+
+
+def _span(fact: Fact) -> tuple[int, int]:
+    return fact.start, fact.start + len(fact.value)
+
+
+def reported(rng: Random) -> Document:
+    """A report and its gist on one line."""
+    row, other = news(rng), news(rng)
+    gist, foil = (text["highlights"].replace("\n", " ") for text in (row, other))
+    return Document(kind="article", first=row["article"], second=gist, foil=foil, focus=(0, len(gist)))
+
+
+KINDS = (replied, discussed, reported)
+
+
+def reserved_texts(data: Path) -> frozenset[str]:
+    """Every review, passage and article of the fine-tuning rows under `data`."""
+    texts = set()
+    for path in sorted(data.glob("*/*.jsonl")):
+        for line in path.read_text().splitlines():
+            row = json.loads(line)
+            texts.add(row.get("content") or row.get("context") or row["article"])
+    return frozenset(texts)
+
+
+def documents(seed: int, reserved: frozenset[str], weights: tuple[float, float, float]) -> Iterator[Document]:
+    """An endless stream without any reserved text; `weights` are the shares of reviews, passages, reports."""
+    rng = Random(seed)
+    while True:
+        document = rng.choices(KINDS, weights)[0](rng)
+        body = document.second if document.kind == "passage" else document.first.split("\n")[-1]
+        if body not in reserved:
+            yield document

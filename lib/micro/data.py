@@ -1,0 +1,62 @@
+"""Writes the micro-world's rows. In: nothing but the seeds below. Out: `fixtures/data/<data set>/<split>.jsonl`."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from lib.micro.articles import news
+from lib.micro.passages import squad_rows
+from lib.micro.reviews import review
+
+DATA = Path(__file__).parents[2] / "fixtures" / "data"
+# Rows a split, with the seed of each file. Reviews are one pool: the task splits it 70-15-15, which leaves 512 to test on.
+REVIEWS = {"train": (3413, 11)}
+PASSAGES = {"train": (2304, 21), "validation": (384, 22)}
+ARTICLES = {"train": (1600, 31), "validation": (96, 32), "test": (192, 33)}
+
+
+def distinct(rows: Iterable[dict[str, Any]], key: str, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows whose `key` was not seen before."""
+    seen: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        seen.setdefault(row[key], row)
+        if len(seen) == count:
+            break
+    return list(seen.values())
+
+
+def _stream(make: Any, seed: int) -> Iterable[dict[str, Any]]:
+    rng = Random(seed)
+    while True:
+        yield make(rng)
+
+
+def _articles(split: str, count: int, seed: int) -> list[dict[str, Any]]:
+    rows = distinct(_stream(news, seed), "article", count)
+    return [{**row, "id": f"{split}-{number:05d}"} for number, row in enumerate(rows)]
+
+
+def tables() -> dict[str, list[dict[str, Any]]]:
+    """Every file's rows by its path below `fixtures/data`."""
+    rows = {f"amazon_polarity/{split}": distinct(_stream(review, seed), "content", n) for split, (n, seed) in REVIEWS.items()}
+    rows |= {f"squad/{split}": squad_rows(Random(seed), n, split) for split, (n, seed) in PASSAGES.items()}
+    rows |= {f"cnn_dailymail/{split}": _articles(split, n, seed) for split, (n, seed) in ARTICLES.items()}
+    return rows
+
+
+def jsonl(rows: list[dict[str, Any]]) -> str:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def write(root: Path = DATA) -> list[Path]:
+    """Write every file below `root`; return the paths."""
+    written = []
+    for name, rows in tables().items():
+        path = root / f"{name}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(jsonl(rows))
+        written.append(path)
+    return written

@@ -1,0 +1,143 @@
+"""Pretraining objectives. In: `Document`s and a tokenizer. Out: batches of tensors for the backbone's own loss.
+
+BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next token. T5: span corruption (Raffel et al.
+2020). The words that need understanding (`Document.focus`, `echo`) are hidden more often than others, as in salient span
+masking (Guu et al. 2020).
+"""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.micro.corpus import Document
+from lib.micro.tokenizers import SENTINELS
+
+IGNORED = -100
+Batch = dict[str, Tensor]
+Spans = Sequence[tuple[int, int]]
+
+
+def covered(offsets: Spans, spans: Spans) -> list[int]:
+    """Positions of the tokens that overlap one of the character spans."""
+    return [i for i, (start, end) in enumerate(offsets) if any(start < stop and end > begin for begin, stop in spans)]
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of ids, right-padded to the longest: (batch, length)."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+
+def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return encoding["input_ids"], encoding["offset_mapping"]
+
+
+def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """[CLS] first [SEP] second [SEP]; in every fifth pair the foil stands in and the pooled output has to notice."""
+    rows = []
+    for document in documents:
+        torn = rng.random() < 0.2
+        ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
+        ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
+        labels = [IGNORED] * len(ids)
+        for i in (1 + i for i in hidden):
+            labels[i] = ids[i]
+            draw = rng.random()  # 80 % masked, 10 % another token, 10 % kept: Devlin et al. 2018, section 3.1
+            ids[i] = tokenizer.mask_token_id if draw < 0.8 else rng.randrange(len(tokenizer)) if draw < 0.9 else ids[i]
+        rows.append((ids, labels, [0] * (1 + shift) + [1] * (len(ids) - shift - 1), int(torn)))
+    all_ids, all_labels, all_types, all_torn = zip(*rows, strict=True)
+    input_ids = padded(all_ids, tokenizer.pad_token_id)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
+        "token_type_ids": padded(all_types, 0),
+        "labels": padded(all_labels, IGNORED),
+        "next_sentence_label": torch.tensor(all_torn),
+    }
+
+
+def _pair(
+    document: Document, second: str, tokenizer: Any, rng: Random, noise: tuple[float, int]
+) -> tuple[list[int], set[int], int]:
+    """Ids of first + separator + second, the positions to hide, and where the second begins.
+
+    `noise` is the chance that a hidden span starts at a token, and its longest length.
+    """
+    (left, left_offsets), (right, right_offsets) = (_encoded(tokenizer, text) for text in (document.first, second))
+    shift = len(left) + 1
+    ids = [*left, tokenizer.sep_token_id or tokenizer.eos_token_id, *right]
+    starts = (i for i in range(len(ids)) if rng.random() < noise[0])
+    hidden = {i for start in starts for i in range(start, min(start + rng.randint(1, noise[1]), len(ids)))}
+    if second == document.second:
+        in_first, in_second = _salient(document, rng)
+        hidden |= {i for i in covered(left_offsets, in_first)}
+        share = rng.choice((0.5, 1.0)) if document.echo is None else 1.0
+        hidden |= {shift + i for i in covered(right_offsets, in_second) if rng.random() < share}
+    return ids, hidden - {shift - 1}, shift
+
+
+def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
+    """Spans to hide in the first and in the second text: a repeated answer on one of its two sides only."""
+    if document.echo and rng.random() < 0.3:
+        return [document.echo], []
+    return [], [document.focus, *(span for span in document.others if rng.random() < 0.4)]
+
+
+def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """Next-token prediction on the document as one text."""
+    rows = [
+        [*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in (_running(d, tokenizer, rng) for d in documents)
+    ]
+    input_ids = padded(rows, tokenizer.eos_token_id)
+    real = padded([[1] * len(row) for row in rows], 0)
+    return {"input_ids": input_ids, "attention_mask": real, "labels": input_ids.masked_fill(real == 0, IGNORED)}
+
+
+def _running(document: Document, tokenizer: Any, rng: Random) -> str:
+    """The document in reading order; a passage has its question first and the answer starred, or asked for at the end."""
+    if document.kind == "review":
+        return f"{document.first}\n{document.second}"
+    if document.kind == "article":
+        return f"{document.first}\nin short : {document.second}"
+    (start, end), value = document.focus, document.second[slice(*document.focus)]
+    question = document.first.removesuffix(f" {value}")
+    if rng.random() < 0.3:
+        return f"{question}{tokenizer.eos_token}{document.second}\nanswer : {value}"
+    at, mark = (end, " *") if rng.random() < 0.5 else (start, "* ")
+    return f"{question}{tokenizer.eos_token}{document.second[:at]}{mark}{document.second[at:]}"
+
+
+def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """Spans become sentinels in the input; the target spells them out."""
+    sources, targets = zip(*(_corrupted(d, tokenizer, rng) for d in documents), strict=True)
+    input_ids = padded(sources, tokenizer.pad_token_id)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
+        "labels": padded(targets, IGNORED),
+    }
+
+
+def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int]]:
+    ids, hidden, _ = _pair(document, document.second, tokenizer, rng, (0.04, 3))
+    sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
+    source: list[int] = []
+    target: list[int] = []
+    for i, token in enumerate(ids):
+        if i in hidden and i - 1 not in hidden:
+            sentinel = next(sentinels)
+            source.append(sentinel)
+            target.append(sentinel)
+        (target if i in hidden else source).append(token)
+    return [*source, tokenizer.eos_token_id], [*target, tokenizer.eos_token_id]
+
+
+OBJECTIVES: dict[str, Callable[[Sequence[Document], Any, Random], Batch]] = {
+    "bert": masked_lm,
+    "gpt2": causal_lm,
+    "t5": span_corruption,
+}

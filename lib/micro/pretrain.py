@@ -1,0 +1,137 @@
+"""Pretrains one micro backbone from nothing. In: the id of a backbone and a folder. Out: config, safetensors, tokenizer and
+model card in that folder.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import transformers as hf
+
+from lib.micro.corpus import Document, documents, reserved_texts
+from lib.micro.data import DATA
+from lib.micro.objectives import OBJECTIVES, Batch
+from lib.micro.tokenizers import byte_level_bpe, unigram, wordpiece
+
+SEED = 1234
+BATCH = 32
+POOL = 16  # batches drawn together and sorted by length, so that little of a batch is padding
+TOKENIZER_DOCUMENTS = 30_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How one backbone is pretrained: its shape, its tokenizer and its schedule."""
+
+    tokenizer: Any
+    model: type
+    config: hf.PretrainedConfig
+    steps: int
+    learning_rate: float
+    weights: tuple[float, float, float]  # shares of reviews, passages, reports
+    objective: str
+
+
+# Three layers of width 128: one to bind words to their subject, one to match, one to carry the result. No dropout, since
+# no text is seen twice.
+PLANS = {
+    "bert": Plan(
+        tokenizer=wordpiece,
+        model=hf.BertForPreTraining,
+        config=hf.BertConfig(
+            hidden_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            intermediate_size=512,
+            max_position_embeddings=256,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        ),
+        steps=9000,
+        learning_rate=1.5e-3,
+        weights=(0.25, 0.5, 0.25),
+        objective="masked language modelling and next-sentence prediction",
+    ),
+    "gpt2": Plan(
+        tokenizer=byte_level_bpe,
+        model=hf.GPT2LMHeadModel,
+        config=hf.GPT2Config(n_embd=128, n_layer=3, n_head=4, n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
+        steps=9000,
+        learning_rate=2e-3,
+        weights=(0.25, 0.5, 0.25),
+        objective="next-token prediction",
+    ),
+    "t5": Plan(
+        tokenizer=unigram,
+        model=hf.T5ForConditionalGeneration,
+        config=hf.T5Config(
+            d_model=128,
+            d_kv=32,
+            d_ff=512,
+            num_layers=3,
+            num_decoder_layers=2,
+            num_heads=4,
+            dropout_rate=0.0,
+            decoder_start_token_id=0,
+        ),
+        steps=9000,
+        learning_rate=2e-3,
+        weights=(0.25, 0.5, 0.25),
+        objective="span corruption",
+    ),
+}
+
+
+def batches(stream: Iterator[Document], plan_id: str, tokenizer: Any, rng: Random) -> Iterator[Batch]:
+    """Endless batches of like length."""
+    while True:
+        pool = sorted(islice(stream, BATCH * POOL), key=lambda document: len(document.first) + len(document.second))
+        groups = [pool[start : start + BATCH] for start in range(0, len(pool), BATCH)]
+        rng.shuffle(groups)
+        for group in groups:
+            yield OBJECTIVES[plan_id](group, tokenizer, rng)
+
+
+def configured(plan: Plan, tokenizer: Any) -> hf.PretrainedConfig:
+    """The plan's config with the tokenizer's vocabulary and special ids."""
+    ids = {name: getattr(tokenizer, name) for name in ("pad_token_id", "bos_token_id", "eos_token_id")}
+    plan.config.update({"vocab_size": len(tokenizer)} | {name: value for name, value in ids.items() if value is not None})
+    return plan.config
+
+
+def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Any = print) -> float:
+    """Train, save, describe; return the mean loss of the last tenth of the steps (nats)."""
+    plan = PLANS[plan_id]
+    steps = steps or plan.steps
+    torch.manual_seed(SEED)
+    rng = Random(SEED)
+    stream = documents(SEED, reserved_texts(DATA), plan.weights)
+    seen = [text for document in islice(stream, TOKENIZER_DOCUMENTS) for text in (document.first, document.second)]
+    tokenizer = plan.tokenizer(seen)
+    model = plan.model(configured(plan, tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01, fused=True)
+    warmup = min(500, steps // 10)
+    schedule = hf.get_linear_schedule_with_warmup(optimizer, warmup, steps)
+    losses: list[float] = []
+    began = time.monotonic()
+    for step, batch in enumerate(islice(batches(stream, plan_id, tokenizer, rng), steps), 1):
+        loss = model(**batch).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step % 250 == 0 or step == steps:
+            recent = sum(losses[-250:]) / len(losses[-250:])
+            log(f"{plan_id}-micro  step {step}/{steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s", flush=True)
+    final = sum(losses[-(steps // 10 or 1) :]) / (steps // 10 or 1)
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return final

@@ -1,0 +1,38 @@
+"""Bounds a cell must meet. In: `benchmarks/thresholds/*.toml` and scores. Out: what a run missed, as sentences."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+
+DEVIATIONS = 3.0
+# Five seeds tell a standard deviation only roughly, and another CPU rounds differently: never less room than this.
+LEAST_ROOM = 1.0  # points
+
+Bounds = Mapping[str, float]
+
+
+def load_bounds(path: Path) -> dict[str, Bounds]:
+    """Minimum points by metric, by cell id; empty where nobody has measured any yet."""
+    if not path.is_file():
+        return {}
+    cells = tomllib.loads(path.read_text())["cells"]
+    return {cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in cells.items()}
+
+
+def missed(cell: str, profile: str, scores: Mapping[str, float], bounds: Bounds) -> list[str]:
+    """A sentence for every bound that the scores do not reach; a score that is not there reaches nothing."""
+    sentences = []
+    for metric, minimum in bounds.items():
+        score = scores.get(metric)
+        if score is None:
+            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f} ({cell}, {profile})")
+        elif not score >= minimum:
+            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f} ({cell}, {profile})")
+    return sentences
+
+
+def minimum_of(scores: Sequence[float]) -> float:
+    """Mean - 3 sd of at least two seeds' scores, at least `LEAST_ROOM` below the mean; rounded down to 0.1 points."""
+    room = max(DEVIATIONS * stdev(scores), LEAST_ROOM)
+    return int((fmean(scores) - room) * 10) / 10

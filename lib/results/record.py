@@ -1,0 +1,82 @@
+"""The record of one cell: a versioned, plain-JSON dictionary, described by `reports/schema.json`.
+
+It *is* pytest-benchmark's `extra_info`. Scores are points, 0-100; units stand in the names; None where nothing was measured.
+"""
+
+import math
+import platform
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from lib.data.splits import SPLIT_SEED
+from lib.grid.cells import Cell
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers")
+
+Record = dict[str, Any]
+
+
+def new_record(cell: Cell) -> Record:
+    """What is known of a cell before it runs; every measurement is still None."""
+    profile = cell.profile
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "cell": cell.id,
+        "profile": profile.id,
+        "backbone": cell.backbone.id,
+        "task": cell.task.id,
+        "method": cell.method.id,
+        "main_score": cell.task.main_score,
+        "recipe": plain(asdict(cell.recipe) | {"quantization": cell.quantization and asdict(cell.quantization)}),
+        "limits": {"train_rows": profile.train_rows, "eval_rows": profile.eval_rows, "own_test": profile.own_test},
+        "seeds": {"seed": profile.seed, "split_seed": SPLIT_SEED},
+        "versions": versions(),
+        "device": None,
+        "data": None,
+        "model": None,
+        "parameters": None,
+        "training": None,
+        "evaluation": None,
+        "scores": {},
+        "memory": None,
+        "throughput": None,
+        "bounds": {},
+        "missed": [],
+        "outcome": "unfinished",
+    }
+
+
+def versions() -> dict[str, str | None]:
+    """Python's and the libraries' versions; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def plain(value: Any) -> Any:
+    """The same value as JSON can hold it: numbers as int and float, sequences as lists, not-a-number as None.
+
+    pytest-benchmark writes anything else as the string "UNSERIALIZABLE[...]" without a word.
+
+    Raises:
+        TypeError: for a value that has no plain form.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        return plain(value.item())
+    raise TypeError(f"a record cannot hold {value!r} of {type(value).__name__}")

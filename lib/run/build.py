@@ -1,0 +1,149 @@
+"""Load, quantize, adapt. In: a `Cell` and a device. Out: a tokenizer, and a model in which exactly the right things train."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers as hf
+from torch import nn
+
+from lib.data.sources import ROOTS_HINT
+from lib.errors import InputError
+from lib.grid.backbones import BERT, Backbone
+from lib.grid.cells import Cell
+from lib.grid.profiles import Profile
+from lib.heads.architectures import architecture
+from lib.run.bertscore import BertScorer
+
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+
+
+def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision.
+
+    Raises InputError where a local folder is missing or lacks a config, a tokenizer or safetensors weights.
+    """
+    if profile.checkpoint_root is None:
+        return backbone.checkpoint, {"revision": backbone.revision}
+    folder = profile.checkpoint_root / (backbone.micro if profile.micro else backbone.folder)
+    _check_folder(folder)
+    return str(folder), {}
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; it is named as the hub's model")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it there with save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
+        reason = f"only {pickles[0]}, a pickle, which can run code when it is read" if pickles else "no weights"
+        raise InputError(f"{folder} has {reason}; save model.safetensors there (save_pretrained writes it)")
+
+
+def load_tokenizer(cell: Cell) -> Any:
+    """The checkpoint's tokenizer, with the head's new token."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
+    if cell.head.new_token:
+        tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
+    return tokenizer
+
+
+def _from_hub_or_folder(loader: Any, source: str, options: dict[str, Any]) -> Any:
+    try:
+        return loader.from_pretrained(source, **options)
+    except OSError as error:
+        hint = "" if Path(source).is_dir() else f"; {ROOTS_HINT}"
+        raise InputError(f"cannot load {source} ({str(error).splitlines()[0]}){hint}") from None
+
+
+def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
+    """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`, in fp32 but for NF4.
+
+    Raises InputError where the checkpoint leaves pretrained tensors random.
+    """
+    hf.set_seed(cell.profile.seed)
+    model = _loaded(cell, device)
+    if model.config.pad_token_id is None:  # GPT-2 finds a row's last real token by it, as the head pads
+        model.config.pad_token_id = tokenizer.eos_token_id
+    if cell.head.new_token:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    if cell.method.adapts:
+        model.requires_grad_(False)
+        model = peft.get_peft_model(model, lora_config(cell, tokenizer, model))
+    built: nn.Module = model.to(device)
+    return built
+
+
+def _loaded(cell: Cell, device: torch.device) -> Any:
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **pin}
+    if cell.quantization:
+        options |= {"quantization_config": quantization_config(cell), "device_map": {"": device}}
+    model, report = _from_hub_or_folder(architecture(cell.head.architecture), source, options)
+    random = sorted(name for name in report["missing_keys"] if not _within(name, _new_modules(cell)))
+    if random or report["mismatched_keys"]:
+        names = random or sorted(str(name) for name, *_ in report["mismatched_keys"])
+        raise InputError(
+            f"{source} does not hold {len(names)} weights that {cell.head.architecture} needs, {names[0]} among them; "
+            "they would start from random: this is not the checkpoint for this model"
+        )
+    return model
+
+
+def _new_modules(cell: Cell) -> tuple[str, ...]:
+    # A cell that adapts its new head (HEAD_EXCEPTIONS) names it among the adapter's targets instead.
+    adapted = cell.recipe.adapter.target_modules if cell.recipe.adapter and not cell.head.new_modules else ()
+    return cell.head.new_modules + adapted + cell.head.optional_modules
+
+
+def _within(name: str, modules: Iterable[str]) -> bool:
+    return any(f".{module}." in f".{name}." for module in modules)
+
+
+def quantization_config(cell: Cell) -> Any:
+    """Bitsandbytes' 4-bit config; new modules, and output layers tied to the embeddings, stay as they are."""
+    assert cell.quantization, "only for methods that quantize"
+    return hf.BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=[*cell.head.new_modules, *cell.head.tied_modules] or None,
+        **asdict(cell.quantization),
+    )
+
+
+def lora_config(cell: Cell, tokenizer: Any, model: nn.Module) -> Any:
+    """PEFT's config of the recipe's adapter; new modules train in full, a new token by its embedding row."""
+    assert cell.recipe.adapter, "only for methods that adapt"
+    adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
+    rows = {"wte": [tokenizer.convert_tokens_to_ids(cell.head.new_token)]} if cell.head.new_token else None
+    return peft.LoraConfig(
+        **adapter,
+        modules_to_save=list(cell.head.new_modules) or None,
+        trainable_token_indices=rows,
+        fan_in_fan_out=any(isinstance(module, hf.pytorch_utils.Conv1D) for module in model.modules()),  # GPT-2's layers
+    )
+
+
+def checkpoint_fingerprint(cell: Cell) -> str:
+    """Sixteen hex digits over the weight files of a local folder, or the hub's pinned revision."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    if pin:
+        return cell.backbone.revision
+    digest = hashlib.sha256()
+    for path in sorted(Path(source).glob("*.safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def load_bert_scorer(profile: Profile) -> BertScorer:
+    """BERTScore's encoder: the profile's own BERT."""
+    source, pin = checkpoint_of(BERT, profile)
+    tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
+    return BertScorer(Path(source).name, tokenizer, _from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin}))

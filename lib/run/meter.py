@@ -1,0 +1,205 @@
+"""Measures time, throughput and memory. In: marks set by training and evaluation. Out: plain figures, None where nothing
+was measured.
+
+What it takes care of: training time is the time of updates, without encoding, validation and generation; throughput counts
+real tokens over the updates after warm-up; peaks are per phase, not one for load, train and evaluation together.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+GIB = 2**30
+WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
+
+
+class Clock(Protocol):
+    """Marks moments; says afterwards, in seconds, how far apart they were."""
+
+    def mark(self) -> Any:
+        """A moment."""
+
+    def seconds(self, earlier: Any, later: Any) -> float:
+        """Seconds between two moments."""
+
+
+class WallClock:
+    """Host time: right where work is done when a call returns."""
+
+    def mark(self) -> float:
+        """Now, in seconds."""
+        return time.perf_counter()
+
+    def seconds(self, earlier: float, later: float) -> float:
+        """Their difference."""
+        return later - earlier
+
+
+class CudaClock:
+    """CUDA events: they mark when the device gets there, without making the host wait."""
+
+    def mark(self) -> Any:
+        """An event on the current stream."""
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, earlier: Any, later: Any) -> float:
+        """Waits for the later event; torch reports milliseconds."""
+        later.synchronize()
+        return float(earlier.elapsed_time(later)) / 1000
+
+
+@dataclass(kw_only=True)
+class Update:
+    """One optimizer update: its moments, and how much went in."""
+
+    began: Any
+    ended: Any
+    samples: int
+    tokens: int
+    padded_tokens: int
+
+
+@dataclass(kw_only=True)
+class Meter:
+    """Collects one cell's measurements."""
+
+    device: torch.device
+    clock: Clock = field(default_factory=WallClock)
+    updates: list[Update] = field(default_factory=list)
+    phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """On CUDA, time is read from the device."""
+        if self.device.type == "cuda":
+            self.clock = CudaClock()
+
+    @contextmanager
+    def update(self, *, samples: int, tokens: int, padded_tokens: int) -> Iterator[None]:
+        """Times one update; what happens between updates (validation, encoding) is nobody's training time."""
+        began = self.clock.mark()
+        yield
+        self.updates.append(
+            Update(began=began, ended=self.clock.mark(), samples=samples, tokens=tokens, padded_tokens=padded_tokens)
+        )
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Wall seconds and memory peaks of one phase; a name that comes again adds its time and keeps the higher peak."""
+        reset_peaks(self.device)
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            before = self.phases.get(name, {})
+            seconds = time.perf_counter() - began + (before.get("seconds") or 0.0)
+            found = peaks(self.device)
+            self.phases[name] = {"seconds": seconds, **{key: _higher(found[key], before.get(key)) for key in found}}
+
+    def train_seconds(self) -> float:
+        """Time spent in updates, warm-up included."""
+        return sum(self._durations(self.updates))
+
+    def throughput(self) -> dict[str, float | int | None]:
+        """Rates over the updates after warm-up; None where a run was too short to have any."""
+        steady = self.updates[WARMUP_UPDATES:]
+        durations = self._durations(steady)
+        total = sum(durations)
+        tokens, padded = (sum(getattr(u, name) for u in self.updates) for name in ("tokens", "padded_tokens"))
+        return {
+            "train_samples_per_second": sum(u.samples for u in steady) / total if total else None,
+            "train_tokens_per_second": sum(u.tokens for u in steady) / total if total else None,
+            "train_steps_per_second": len(steady) / total if total else None,
+            "step_seconds_median": statistics.median(durations) if durations else None,
+            "step_seconds_p90": statistics.quantiles(durations, n=10)[-1] if len(durations) > 1 else None,
+            "padding_share": 1 - tokens / padded if padded else None,
+            "measured_steps": len(steady),
+            "warmup_steps": min(WARMUP_UPDATES, len(self.updates)),
+        }
+
+    def _durations(self, updates: Iterable[Update]) -> list[float]:
+        return [self.clock.seconds(update.began, update.ended) for update in updates]
+
+
+def _higher(now: float | None, before: float | None) -> float | None:
+    known = [value for value in (now, before) if value is not None]
+    return max(known) if known else None
+
+
+def reset_peaks(device: torch.device) -> None:
+    """Start a new high-water mark: of this process, where the kernel lets us, and of the device."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, see proc(5)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peaks(device: torch.device) -> dict[str, float | None]:
+    """High-water marks since the last reset, in GiB: resident set of the process; allocated and reserved on CUDA."""
+    cuda = device.type == "cuda"
+    return {
+        "rss_peak_gib": _rss_peak_gib(),
+        "allocated_peak_gib": torch.cuda.max_memory_allocated(device) / GIB if cuda else None,
+        "reserved_peak_gib": torch.cuda.max_memory_reserved(device) / GIB if cuda else None,
+    }
+
+
+def _rss_peak_gib() -> float | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None  # not Linux: no high-water mark that can be reset
+    return next((int(line.split()[1]) * 1024 / GIB for line in lines if line.startswith("VmHWM")), None)
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages behind tensors: views and tied weights count once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+    return sum(storages.values())
+
+
+def weight_tensors(model: nn.Module) -> list[Tensor]:
+    """Parameters, buffers, and what bitsandbytes keeps beside its packed weights (scales, and the scales' scales)."""
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    for parameter in model.parameters():
+        state = getattr(parameter, "quant_state", None)
+        while state is not None:
+            tensors += [value for value in vars(state).values() if isinstance(value, Tensor)]
+            state = state.state2
+    return tensors
+
+
+def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_bytes: int | None) -> dict[str, int | None]:
+    """Exact bytes of weights, gradients and optimizer state, whatever the device."""
+    states = optimizer.state.values() if optimizer else ()
+    moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
+    return {
+        "weights_bytes": tensor_bytes(weight_tensors(model)),
+        "gradients_bytes": gradient_bytes,
+        "optimizer_bytes": tensor_bytes(moments) if optimizer else None,
+        "trainable_weights_bytes": tensor_bytes(p for p in model.parameters() if p.requires_grad),
+    }
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int | float]:
+    """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds."""
+    sizes = {id(p): (_unpacked(p), p.requires_grad) for p in model.parameters()}.values()
+    total = sum(size for size, _ in sizes)
+    trainable = sum(size for size, trains in sizes if trains)
+    return {"trainable_params": trainable, "total_params": total, "trainable_percent": 100 * trainable / total}
+
+
+def _unpacked(parameter: Tensor) -> int:
+    state = getattr(parameter, "quant_state", None)
+    return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()

@@ -1,0 +1,170 @@
+"""Scores, in points from 0 to 100. In: rows (the references) and predictions in their order. Out: points by metric.
+
+Built-in implementations equal the field's: SQuAD v1.1's official script, `rouge_score`, scikit-learn. `evaluate`'s own
+scripts come from the hub at run time, so they are used only where asked for and loadable; `Metrics.sources` says which.
+"""
+
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from lib.data.sources import Row
+from lib.grid.tasks import Problem
+from lib.run.bertscore import BertScorer
+
+Scores = dict[str, float]
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+@dataclass(kw_only=True)
+class Metrics:
+    """Implementations at hand.
+
+    Attributes:
+        loaded: `evaluate` modules by name; the built-in one stands in for a name that is absent.
+        bert_scorer: computes BERTScore; None leaves those scores out.
+    """
+
+    loaded: dict[str, Any] = field(default_factory=dict)
+    bert_scorer: BertScorer | None = None
+
+    def sources(self, problem: Problem) -> dict[str, str]:
+        """Implementation by metric family, for the record."""
+        found = {name: "evaluate" if name in self.loaded else own for name, own in BUILT_IN[problem].items()}
+        if problem is Problem.GENERATE and self.bert_scorer:
+            found["bertscore"] = f"built-in, {self.bert_scorer.name}"
+        return found
+
+
+BUILT_IN: dict[Problem, dict[str, str]] = {
+    Problem.CLASSIFY: {"accuracy": "built-in", "f1": "built-in"},
+    Problem.EXTRACT: {"squad": "built-in"},
+    Problem.GENERATE: {"rouge": "rouge_score"},
+}
+
+
+def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
+    """Those of `evaluate`'s modules that can be loaded, from a folder of metric scripts or (None) from the hub."""
+    import evaluate
+
+    loaded = {}
+    for name in names:
+        try:
+            # Two processes on one cache file collide (evaluate issues 382 and 489): keep results in memory.
+            loaded[name] = evaluate.load(f"{root}/{name}" if root else name, keep_in_memory=True)
+        except (OSError, ImportError, ValueError):
+            continue  # not there, or offline: the built-in one stands in, and the record says so
+    return loaded
+
+
+# Classification
+
+
+def classification(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[int]) -> Scores:
+    """Accuracy, macro F1, and precision, recall and F1 of each class."""
+    references = [row["label"] for row in rows]
+    scores = classification_scores(references, predicted)
+    if "accuracy" in metrics.loaded:
+        found = metrics.loaded["accuracy"].compute(references=references, predictions=list(predicted))
+        scores["accuracy"] = 100 * float(found["accuracy"])
+    if "f1" in metrics.loaded:
+        found = metrics.loaded["f1"].compute(references=references, predictions=list(predicted), average="macro")
+        scores["f1_macro"] = 100 * float(found["f1"])
+    return scores
+
+
+def classification_scores(references: Sequence[int], predicted: Sequence[int]) -> Scores:
+    """As scikit-learn: a class that nobody predicted has precision 0."""
+    pairs = Counter(zip(references, predicted, strict=True))
+    scores = {"accuracy": 100 * sum(pairs[label, label] for label in (0, 1)) / len(references)}
+    for label in (0, 1):
+        hit, miss, false = pairs[label, label], pairs[label, 1 - label], pairs[1 - label, label]
+        scores[f"precision_{label}"] = _percent(hit, hit + false)
+        scores[f"recall_{label}"] = _percent(hit, hit + miss)
+        scores[f"f1_{label}"] = _percent(2 * hit, 2 * hit + miss + false)
+    scores["f1_macro"] = (scores["f1_0"] + scores["f1_1"]) / 2
+    return scores
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
+# Extraction: the official SQuAD v1.1 evaluation (Rajpurkar et al. 2016), in its own order of steps
+
+
+def normalized(answer: str) -> str:
+    """Lower case, without punctuation, articles and extra white space."""
+    kept = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def exact_match(answer: str, truth: str) -> float:
+    """1 where both are the same after normalization."""
+    return float(normalized(answer) == normalized(truth))
+
+
+def token_f1(answer: str, truth: str) -> float:
+    """Harmonic mean of precision and recall over the words both share; 0 where they share none."""
+    given, wanted = normalized(answer).split(), normalized(truth).split()
+    shared = sum((Counter(given) & Counter(wanted)).values())
+    return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
+
+
+def squad_scores(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> Scores:
+    """Mean over questions of the best score against any of a question's answers."""
+    return {
+        name: 100 * fmean(max(score(answer, truth) for truth in some) for some, answer in zip(truths, answers, strict=True))
+        for name, score in (("exact_match", exact_match), ("f1", token_f1))
+    }
+
+
+def extraction(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scores:
+    """exact_match and f1."""
+    if "squad" in metrics.loaded:
+        found = metrics.loaded["squad"].compute(
+            predictions=[{"id": row["id"], "prediction_text": text} for row, text in zip(rows, predicted, strict=True)],
+            references=[{"id": row["id"], "answers": row["answers"]} for row in rows],
+        )
+        return {name: float(found[name]) for name in ("exact_match", "f1")}
+    return squad_scores([row["answers"]["text"] for row in rows], predicted)
+
+
+# Summarization
+
+
+def summarization(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scores:
+    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed) and BERTScore where there is a scorer."""
+    references = [row["highlights"] for row in rows]
+    lines = [sentence_lines(text) for text in predicted]
+    if "rouge" in metrics.loaded:
+        found = metrics.loaded["rouge"].compute(predictions=lines, references=references, use_stemmer=True)
+        scores = {name: 100 * float(found[name]) for name in ROUGE_TYPES}
+    else:
+        scores = rouge_scores(references, lines)
+    return scores | (metrics.bert_scorer.scores(references, predicted) if metrics.bert_scorer else {})
+
+
+def sentence_lines(text: str) -> str:
+    """One sentence a line: rougeLsum compares line by line, and generated text has no line breaks."""
+    return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
+
+
+def rouge_scores(references: Sequence[str], predicted: Sequence[str]) -> Scores:
+    """Mean F-measures over examples, with Porter stemming."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    pairs = [scorer.score(reference, text) for reference, text in zip(references, predicted, strict=True)]
+    return {name: 100 * fmean(pair[name].fmeasure for pair in pairs) for name in ROUGE_TYPES}
+
+
+METRICS: dict[Problem, Callable[[Metrics, Sequence[Row], Sequence[Any]], Scores]] = {
+    Problem.CLASSIFY: classification,
+    Problem.EXTRACT: extraction,
+    Problem.GENERATE: summarization,
+}

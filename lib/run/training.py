@@ -1,0 +1,202 @@
+"""The training loop. In: a model, a head over its rows, a recipe. Out: a trained model and the course it took.
+
+One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one schedule step. The loss
+of an update is the mean over all its targets, however they are cut into micro-batches.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from random import Random
+from typing import Any, TypeVar
+
+import accelerate
+import torch
+import transformers as hf
+from torch import Tensor, nn
+
+from lib.grid.cells import Cell
+from lib.heads.base import Batch, Feature, Head, all_tokens, on, real_tokens
+from lib.run.device import resolve_precision
+from lib.run.meter import Meter, ledger, tensor_bytes
+from lib.run.progress import Progress
+
+T = TypeVar("T")
+BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
+CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
+Validate = Callable[[], float]  # scores the model on validation rows: higher is better
+
+
+@dataclass(kw_only=True)
+class Training:
+    """The course of one training.
+
+    Attributes:
+        losses: mean loss of each update, in nats per target.
+        stopped: why training ended early, or None.
+        epoch_scores: validation score after each epoch, where the recipe has several.
+        chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    updates: int = 0
+    learning_rates: list[float] = field(default_factory=list)
+    epoch_scores: list[float] = field(default_factory=list)
+    chosen_epoch: int | None = None
+    stopped: str | None = None
+    precision: str = "fp32"
+    memory: dict[str, int | None] = field(default_factory=dict)
+
+
+def epoch_batches(features: Sequence[Feature], size: int, seed: int, epoch: int) -> list[list[Feature]]:
+    """One epoch in batches of like length: shuffle, sort within buckets, shuffle the batches.
+
+    The order hangs on the seed and the epoch only: all methods of a triple see the same.
+    """
+    rng = Random(f"{seed}-{epoch}")
+    shuffled = rng.sample(list(features), len(features))
+    batches = [
+        list(batch)
+        for start in range(0, len(shuffled), size * BUCKET)
+        for batch in _chunks(sorted(shuffled[start : start + size * BUCKET], key=lambda f: len(f.input_ids)), size)
+    ]
+    rng.shuffle(batches)
+    return batches
+
+
+def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def planned_updates(cell: Cell, features: int) -> int:
+    """Updates in all: `max_steps`, or the epochs' worth; the last update of an epoch may have fewer micro-batches."""
+    recipe = cell.recipe
+    return recipe.max_steps or recipe.num_train_epochs * updates_per_epoch(cell, features)
+
+
+def updates_per_epoch(cell: Cell, features: int) -> int:
+    """Updates that one pass over the features takes."""
+    recipe = cell.recipe
+    return math.ceil(math.ceil(features / recipe.per_device_train_batch_size) / recipe.gradient_accumulation_steps)
+
+
+def make_optimizer(model: nn.Module, cell: Cell, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW over what trains: torch's fused one, or bitsandbytes' with 8-bit moments. Biases and norms do not decay."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": cell.recipe.weight_decay},
+        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    if cell.recipe.optim == "adamw_bnb_8bit":
+        import bitsandbytes
+
+        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=cell.recipe.learning_rate)
+        return optimizer
+    return torch.optim.AdamW(groups, lr=cell.recipe.learning_rate, fused=True)
+
+
+def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
+    """The recipe's schedule, counted in updates."""
+    recipe = cell.recipe
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * updates)
+    return hf.get_scheduler(recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
+
+
+class Trainer:
+    """One cell's training: what `run` needs at hand, made once."""
+
+    def __init__(self, cell: Cell, model: nn.Module, head: Head, features: Sequence[Feature], meter: Meter) -> None:
+        """Optimizer, schedule and precision for training `model` on `features`."""
+        self.cell, self.model, self.head, self.features, self.meter = cell, model, head, features, meter
+        self.total = planned_updates(cell, len(features))
+        self.course = Training(precision=resolve_precision(cell, meter.device))
+        accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
+        mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
+        self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
+        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(model, cell, meter.device))
+        self.schedule = make_schedule(self.optimizer.optimizer, cell, self.total)
+        self.trained = [p for p in model.parameters() if p.requires_grad]
+
+    def run(self, progress: Progress, validate: Validate | None = None) -> Training:
+        """Train to the end, or to the first loss that is not a number; keep the best epoch where there are several."""
+        hf.set_seed(self.cell.profile.seed)  # dropout: the same whatever happened while the model was built
+        best: dict[str, Tensor] | None = None
+        losses: list[Tensor] = []
+        for epoch in range(math.ceil(self.total / updates_per_epoch(self.cell, len(self.features)))):
+            self.model.train()
+            for group in islice(self._updates(epoch), self.total - len(losses)):
+                losses.append(self._update(group))
+                self._look(losses, progress)
+                if self.course.stopped:
+                    return self.course
+            if validate and self.cell.recipe.num_train_epochs > 1:
+                best = self._keep_better(epoch, validate(), best)
+        if best is not None:
+            self.model.load_state_dict(best, strict=False)
+        return self.course
+
+    def _updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
+        """The epoch's updates, each a list of micro-batches."""
+        recipe = self.cell.recipe
+        batches = epoch_batches(self.features, recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
+        return _chunks(batches, recipe.gradient_accumulation_steps)
+
+    def _update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
+        """One optimizer update on several micro-batches; return the mean loss over all their targets."""
+        batches = [self.head.collate(features) for features in group]
+        with self.meter.update(
+            samples=sum(map(len, group)), tokens=sum(map(real_tokens, batches)), padded_tokens=sum(map(all_tokens, batches))
+        ):
+            loss = self._backward(batches)
+            if self.cell.recipe.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.trained, self.cell.recipe.max_grad_norm)
+            self.optimizer.step()
+            self.course.learning_rates.append(self.schedule.get_last_lr()[0])
+            self.schedule.step()
+            if not self.course.memory:
+                self._take_ledger()
+            self.optimizer.zero_grad()
+        self.course.updates += 1
+        return loss
+
+    def _backward(self, batches: Sequence[Batch]) -> Tensor:
+        count = sum(self.head.targets(batch) for batch in batches)
+        total = torch.zeros((), device=self.meter.device)
+        for batch in batches:
+            with self.accelerator.autocast():
+                loss = self.head.loss(self.model, on(self.meter.device, batch)) / count
+            self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
+
+    def _take_ledger(self) -> None:
+        """Once, with gradients and optimizer state both in place; the bytes do not change from update to update."""
+        gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
+        self.course.memory = ledger(self.model, self.optimizer, gradients)
+
+    def _look(self, losses: list[Tensor], progress: Progress) -> None:
+        """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""
+        done = len(losses)
+        if done % CHECK_EVERY and done != self.total:
+            return
+        fresh = torch.stack(losses[len(self.course.losses) :]).tolist()
+        self.course.losses += fresh
+        bad = next((i for i, loss in enumerate(self.course.losses) if not math.isfinite(loss)), None)
+        if bad is not None:
+            self.course.stopped = f"loss is {self.course.losses[bad]} at update {bad + 1} of {self.total}"
+        progress.at(done, self.total, f"loss {fresh[-1]:.3f}  {_rate(self.meter)}")
+
+    def _keep_better(self, epoch: int, score: float, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+        self.model.train()
+        self.course.epoch_scores.append(score)
+        if best is not None and score <= max(self.course.epoch_scores[:-1]):
+            return best
+        self.course.chosen_epoch = epoch + 1
+        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+
+
+def _rate(meter: Meter) -> str:
+    last = meter.updates[-CHECK_EVERY:]
+    seconds = sum(meter.clock.seconds(update.began, update.ended) for update in last)
+    return f"{sum(update.samples for update in last) / seconds:.0f} samples/s" if seconds else ""
