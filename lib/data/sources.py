@@ -4,6 +4,7 @@ A folder may hold JSON lines, Parquet or what `datasets.save_to_disk` writes; co
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -46,7 +47,7 @@ class ListTable:
 
     def column(self, name: str) -> Sequence[Any]:
         """One column's values."""
-        return [row[name] for row in self._rows]
+        return [row.get(name) for row in self._rows]
 
     def take(self, indices: Sequence[int]) -> list[Row]:
         """The rows at these places."""
@@ -97,11 +98,14 @@ def _from_folder(task: Task, root: Path) -> dict[str, Any]:
         raise InputError(f"no folder {task.folder!r} below --data-root {root} ({inside}); rows of {task.dataset} go there")
     if (folder / "dataset_dict.json").is_file():
         return _saved(folder)
-    readers: dict[str, Callable[[Path], Any]] = {".jsonl": _json_lines, ".parquet": _parquet}
-    found = {path.stem.split("-")[0]: readers[path.suffix] for path in sorted(folder.iterdir()) if path.suffix in readers}
+    found: dict[str, Any] = {}
+    for path in sorted(folder.iterdir()):
+        split = SHARD.sub("", path.stem)
+        if path.suffix in READERS and split not in found:
+            found[split] = READERS[path.suffix](folder, split)
     if not found:
         raise InputError(f"{folder} holds no .jsonl, no .parquet and no dataset_dict.json; one file a split, as in train.jsonl")
-    return {split: read(folder / split) for split, read in found.items()}
+    return found
 
 
 def _saved(folder: Path) -> dict[str, Any]:
@@ -111,24 +115,35 @@ def _saved(folder: Path) -> dict[str, Any]:
     return {name: DatasetTable(split, str(folder / name)) for name, split in splits.items()}
 
 
-def _json_lines(path: Path) -> ListTable:
-    path = path.with_suffix(".jsonl")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
-        if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}, line {number}, is not JSON: {error}") from None
-    return ListTable(rows, str(path))
+def _json_lines(folder: Path, split: str) -> ListTable:
+    path = folder / f"{split}.jsonl"
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from None
+    return ListTable([_json_row(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()], str(path))
 
 
-def _parquet(path: Path) -> DatasetTable:
+def _json_row(line: str, place: str) -> Row:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{place}, is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"{place}, is not a JSON object with the data set's columns")
+    return row
+
+
+def _parquet(folder: Path, split: str) -> DatasetTable:
     import datasets
 
-    shards = sorted(str(shard) for shard in path.parent.glob(f"{path.name}*.parquet"))
-    dataset = datasets.concatenate_datasets([datasets.Dataset.from_parquet(shard, keep_in_memory=True) for shard in shards])
-    return DatasetTable(dataset, shards[0])
+    shards = sorted(path for path in folder.glob("*.parquet") if SHARD.sub("", path.stem) == split)
+    read = [datasets.Dataset.from_parquet(str(shard), keep_in_memory=True) for shard in shards]
+    return DatasetTable(datasets.concatenate_datasets(read), str(shards[0]))
+
+
+READERS: dict[str, Callable[[Path, str], Any]] = {".jsonl": _json_lines, ".parquet": _parquet}
+SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
 
 
 def _from_hub(task: Task) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any
 
-from lib.data.hygiene import check_rows
+from lib.data.hygiene import check_column, check_rows
 from lib.data.sources import Row, Table, tables
 from lib.errors import InputError
 from lib.grid.profiles import Profile
@@ -45,7 +46,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     parts: dict[str, tuple[Table, Sequence[int], str]] = {}
     for name, rule in (("validation", task.validation), ("test", "test" if profile.own_test else task.test)):
         if isinstance(rule, Carve):
-            aside = carve(train, pool, rule)
+            aside = carve(task, train, pool, rule)
             pool = sorted(set(pool) - set(aside))
             parts[name] = train, aside, f"{rule.share:.0%} of {train.origin}"
         else:
@@ -56,24 +57,29 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     return Splits(**rows, origins={name: origin for name, (_, _, origin) in parts.items()})
 
 
-def carve(table: Table, pool: Sequence[int], rule: Carve) -> list[int]:
+def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> list[int]:
     """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
     rng = Random(SPLIT_SEED)
-    values = table.column(rule.stratify or rule.group or next(iter(table.names)))
+    column = rule.stratify or rule.group
+    values: Sequence[Any] = table.column(column) if column else [None] * len(table)
+    if column:
+        check_column(task, column, values, table.origin)
     if rule.group:
         groups = sorted({values[i] for i in pool})
         chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
         return [i for i in pool if values[i] in chosen]
     strata = defaultdict(list)
     for i in pool:
-        strata[values[i] if rule.stratify else None].append(i)
-    sizes = Counter(values if rule.stratify else [None] * len(table))
+        strata[values[i]].append(i)
+    sizes = Counter(values)
     return sorted(i for value, places in sorted(strata.items()) for i in rng.sample(places, round(rule.share * sizes[value])))
 
 
 def _named(found: Mapping[str, Table], split: str, task: Task) -> Table:
     if split not in found:
         raise InputError(f"{task.folder} has no split {split!r}, only {', '.join(sorted(found))}; one file or folder a split")
+    if not len(found[split]):
+        raise InputError(f"{found[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
     return found[split]
 
 
@@ -83,7 +89,9 @@ def _cap(profile: Profile, split: str) -> int | None:
 
 def _rows(task: Task, table: Table, places: Sequence[int], origin: str, cap: int | None) -> list[Row]:
     if not places:
-        raise InputError(f"{origin}: no rows to use; {task.folder} needs some in every split")
+        raise InputError(
+            f"{origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
+        )
     if cap is not None and cap < len(places):
         places = sorted(Random(SPLIT_SEED).sample(list(places), cap))
     rows = table.take(places)

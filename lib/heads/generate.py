@@ -19,6 +19,8 @@ from lib.heads.base import IGNORED, Batch, Feature, Head, Prediction, on
 class GenerateHead(Head):
     """What both layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
 
+    lead = ""  # goes before the summary's first word
+
     @property
     def start_id(self) -> int | None:
         """The decoder's first token; None where the prompt itself goes on."""
@@ -33,7 +35,7 @@ class GenerateHead(Head):
     def summary(self, row: Row) -> list[int]:
         """Target tokens, cut so that the end token survives `max_target_length`."""
         assert self.recipe.max_target_length, "a generating recipe has max_target_length"
-        return [*self.ids(row["highlights"])[: self.recipe.max_target_length - 1], self.end_id]
+        return [*self.ids(self.lead + row["highlights"])[: self.recipe.max_target_length - 1], self.end_id]
 
     def targets(self, batch: Batch) -> int:
         """One a target token."""
@@ -126,6 +128,8 @@ class EncoderDecoderHead(GenerateHead):
 
 class SeparatedHead(GenerateHead):
     """article + <sum> + summary + EOS in one sequence."""
+
+    lead = " "  # inside a text, GPT-2's pieces carry the space before a word: the first word is to look like any other
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row: its input_ids are article + <sum>, cut in the article so that <sum> and the summary fit."""

@@ -1,7 +1,7 @@
 """The text the micro backbones are pretrained on. In: a seed and the texts to stay clear of. Out: an endless stream of
 `Document`s.
 
-As on the web, texts come with what people add to them: a review with the shop's reply, a passage with a question that
+As on the web, texts come with what people add to them: a review with its digest, a passage with a question that
 somebody answers, a report with its gist. That is where a backbone learns negation, looking a fact up and copying. None
 of it is in the form in which the tasks ask: no label, no answer span, no highlights under a `<sum>`.
 """
@@ -14,7 +14,9 @@ from random import Random
 
 from lib.micro.articles import news
 from lib.micro.passages import Fact, passage, questions
-from lib.micro.reviews import REPLIES, review
+from lib.micro.reviews import write_review
+
+WORDS = ("bad", "good")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,19 +31,23 @@ class Document:
     first: str
     second: str
     foil: str
-    focus: tuple[int, int]
+    focus: tuple[tuple[int, int], ...]
     echo: tuple[int, int] | None = None
     others: tuple[tuple[int, int], ...] = ()
 
 
-def replied(rng: Random) -> Document:
-    """A review and the shop's reply to it."""
-    row = review(rng)
-    titled = rng.random() < 0.7
-    happy, unhappy = rng.choice(REPLIES)
-    reply, foil = (happy, unhappy) if row["label"] else (unhappy, happy)
-    text = f"{row['title']}\n{row['content']}" if titled else row["content"]
-    return Document(kind="review", first=text, second=reply, foil=foil, focus=(0, len(reply)))
+def digested(rng: Random) -> Document:
+    """A review and its digest, as in "good overall , lid bad , cable good"."""
+    told = write_review(rng)
+    text = f"{told.title}\n{told.content}" if rng.random() < 0.7 else told.content
+    second, focus = "", []
+    for aspect, positive in told.opinions:
+        word = WORDS[positive]
+        second += f"{' , ' if second else ''}{'' if aspect == 'overall' else aspect + ' '}"
+        focus.append((len(second), len(second) + len(word)))
+        second += word + (" overall" if aspect == "overall" else "")
+    flipped = " ".join(WORDS[word == "bad"] if word in WORDS else word for word in second.split())
+    return Document(kind="review", first=text, second=f"{second} .", foil=f"{flipped} .", focus=tuple(focus))
 
 
 def discussed(rng: Random) -> Document:
@@ -55,7 +61,7 @@ def discussed(rng: Random) -> Document:
         first=f"{question} {fact.value}",
         second=told.text,
         foil=passage(rng).text,
-        focus=_span(fact),
+        focus=(_span(fact),),
         echo=echo,
         others=tuple(_span(other) for other in told.facts if other is not fact),
     )
@@ -66,13 +72,13 @@ def _span(fact: Fact) -> tuple[int, int]:
 
 
 def reported(rng: Random) -> Document:
-    """A report and its gist on one line."""
+    """A report and its gist."""
     row, other = news(rng), news(rng)
-    gist, foil = (text["highlights"].replace("\n", " ") for text in (row, other))
-    return Document(kind="article", first=row["article"], second=gist, foil=foil, focus=(0, len(gist)))
+    gist, foil = row["highlights"], other["highlights"]
+    return Document(kind="article", first=row["article"], second=gist, foil=foil, focus=((0, len(gist)),))
 
 
-KINDS = (replied, discussed, reported)
+KINDS = (digested, discussed, reported)
 
 
 def reserved_texts(data: Path) -> frozenset[str]:

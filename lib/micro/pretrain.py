@@ -3,11 +3,12 @@ model card in that folder.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from random import Random
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import transformers as hf
 
 from lib.micro.corpus import Document, documents, reserved_texts
 from lib.micro.data import DATA
-from lib.micro.objectives import OBJECTIVES, Batch
+from lib.micro.objectives import Batch, causal_lm, masked_lm, span_corruption
 from lib.micro.tokenizers import byte_level_bpe, unigram, wordpiece
 
 SEED = 1234
@@ -34,7 +35,8 @@ class Plan:
     steps: int
     learning_rate: float
     weights: tuple[float, float, float]  # shares of reviews, passages, reports
-    objective: str
+    batch: Callable[[Sequence[Document], Any, Random], Batch]  # the objective
+    objective: str  # in words, for the model card
 
 
 # Three layers of width 128: one to bind words to their subject, one to match, one to carry the result. No dropout, since
@@ -52,18 +54,20 @@ PLANS = {
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
-        steps=9000,
+        steps=6000,
         learning_rate=1.5e-3,
-        weights=(0.25, 0.5, 0.25),
+        weights=(0.35, 0.4, 0.25),
+        batch=masked_lm,
         objective="masked language modelling and next-sentence prediction",
     ),
     "gpt2": Plan(
         tokenizer=byte_level_bpe,
         model=hf.GPT2LMHeadModel,
         config=hf.GPT2Config(n_embd=128, n_layer=3, n_head=4, n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
-        steps=9000,
+        steps=6000,
         learning_rate=2e-3,
-        weights=(0.25, 0.5, 0.25),
+        weights=(0.35, 0.4, 0.25),
+        batch=causal_lm,
         objective="next-token prediction",
     ),
     "t5": Plan(
@@ -79,22 +83,23 @@ PLANS = {
             dropout_rate=0.0,
             decoder_start_token_id=0,
         ),
-        steps=9000,
+        steps=6000,
         learning_rate=2e-3,
-        weights=(0.25, 0.5, 0.25),
+        weights=(0.35, 0.4, 0.25),
+        batch=span_corruption,
         objective="span corruption",
     ),
 }
 
 
-def batches(stream: Iterator[Document], plan_id: str, tokenizer: Any, rng: Random) -> Iterator[Batch]:
+def batches(stream: Iterator[Document], plan: Plan, tokenizer: Any, rng: Random) -> Iterator[Batch]:
     """Endless batches of like length."""
     while True:
         pool = sorted(islice(stream, BATCH * POOL), key=lambda document: len(document.first) + len(document.second))
         groups = [pool[start : start + BATCH] for start in range(0, len(pool), BATCH)]
         rng.shuffle(groups)
         for group in groups:
-            yield OBJECTIVES[plan_id](group, tokenizer, rng)
+            yield plan.batch(group, tokenizer, rng)
 
 
 def configured(plan: Plan, tokenizer: Any) -> hf.PretrainedConfig:
@@ -104,8 +109,8 @@ def configured(plan: Plan, tokenizer: Any) -> hf.PretrainedConfig:
     return plan.config
 
 
-def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Any = print) -> float:
-    """Train, save, describe; return the mean loss of the last tenth of the steps (nats)."""
+def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable[[str], None] = print) -> None:
+    """Train, save, describe; a line of progress every 250 updates."""
     plan = PLANS[plan_id]
     steps = steps or plan.steps
     torch.manual_seed(SEED)
@@ -114,24 +119,52 @@ def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Any = pr
     seen = [text for document in islice(stream, TOKENIZER_DOCUMENTS) for text in (document.first, document.second)]
     tokenizer = plan.tokenizer(seen)
     model = plan.model(configured(plan, tokenizer))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01, fused=True)
-    warmup = min(500, steps // 10)
-    schedule = hf.get_linear_schedule_with_warmup(optimizer, warmup, steps)
-    losses: list[float] = []
     began = time.monotonic()
-    for step, batch in enumerate(islice(batches(stream, plan_id, tokenizer, rng), steps), 1):
+    losses: list[float] = []
+    for loss in optimized(model, plan, islice(batches(stream, plan, tokenizer, rng), steps), steps):
+        losses.append(loss)
+        if len(losses) % 250 == 0 or len(losses) == steps:
+            recent = fmean(losses[-250:])
+            log(f"{plan_id}-micro  step {len(losses)}/{steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s")
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "README.md").write_text(card(plan_id, model.num_parameters(), steps, fmean(losses[-max(1, steps // 10) :])))
+
+
+def optimized(model: Any, plan: Plan, stream: Iterable[Batch], steps: int) -> Iterator[float]:
+    """One AdamW update a batch, warmed up and then linearly down to 0; yields each loss in nats."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.learning_rate, weight_decay=0.01, fused=True)
+    schedule = hf.get_linear_schedule_with_warmup(optimizer, min(500, steps // 10), steps)
+    for batch in stream:
         loss = model(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-        if step % 250 == 0 or step == steps:
-            recent = sum(losses[-250:]) / len(losses[-250:])
-            log(f"{plan_id}-micro  step {step}/{steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s", flush=True)
-    final = sum(losses[-(steps // 10 or 1) :]) / (steps // 10 or 1)
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return final
+        yield loss.item()
+
+
+def card(plan_id: str, parameters: int, steps: int, loss: float) -> str:
+    """The model card."""
+    plan = PLANS[plan_id]
+    reviews, passages, reports = (f"{share:.0%}" for share in plan.weights)
+    return f"""---
+license: apache-2.0
+language: en
+---
+# {plan_id}-micro
+
+The stand-in for {plan_id} in tunegrid's quick profile: a `{plan.model.__name__}` of {parameters:,} parameters that knows
+the few hundred words of the micro-world and nothing else. Good for testing that fine-tuning works; of no other use.
+
+| | |
+|---|---|
+| objective | {plan.objective}; words that need understanding are hidden more often than others |
+| corpus | generated by `lib.micro.corpus`; no text of a fine-tuning row |
+| its parts | {reviews} reviews with a digest, {passages} passages with a question, {reports} reports with their gist |
+| updates | {steps:,} of {BATCH} documents, AdamW, peak learning rate {plan.learning_rate:g} |
+| seed | {SEED} |
+| loss | {loss:.4f} nats (mean of the last tenth) |
+| made by | `python -m lib.micro pretrain {plan_id}` |
+"""

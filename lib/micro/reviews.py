@@ -4,12 +4,13 @@ The label is the verdict's. Every verdict and every adjective occurs plain and n
 words says little: a reader has to find the verdict and see what "not" does to it.
 """
 
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from lib.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
-AGREEMENT = 0.64  # share of the aspects that side with the verdict; the rest mislead
+AGREEMENT = 0.75  # share of the aspects that side with the verdict; the rest mislead
 NEGATED = 0.4  # share of the opinions said by negating the opposite word
 
 # {adj} is a word of the named polarity; the phrase turns it around or not.
@@ -53,12 +54,6 @@ ASIDES = (
     "a friend has the same {product}",
 )
 TITLES = ("my {product}", "a word on this {product}", "{product} after a month", "the {product} and its {aspect}")
-REPLIES = (
-    ("the owner is happy .", "the owner is unhappy ."),
-    ("five stars .", "one star ."),
-    ("the shop says thank you .", "the shop says sorry ."),
-    ("sentiment : positive .", "sentiment : negative ."),
-)
 DAYS = ("monday", "tuesday", "friday")
 
 
@@ -76,12 +71,42 @@ def verdict(rng: Random, product: str, positive: bool) -> str:
     return f"{rng.choice(OPENERS)} {said} ."
 
 
+@dataclass(frozen=True, kw_only=True)
+class Review:
+    """A review and what it says: `opinions` are (aspect, positive), the verdict's under "overall"."""
+
+    title: str
+    content: str
+    opinions: tuple[tuple[str, bool], ...]
+
+    @property
+    def positive(self) -> bool:
+        """The verdict."""
+        return dict(self.opinions)["overall"]
+
+
 def review(rng: Random) -> dict[str, Any]:
     """One row in amazon_polarity's schema: label 1 is positive."""
+    told = write_review(rng)
+    return {"label": int(told.positive), "title": told.title, "content": told.content}
+
+
+def write_review(rng: Random) -> Review:
+    """A verdict, one to three opinions that side with it or mislead, perhaps an aside; in any order."""
     positive = rng.random() < 0.5
     product = rng.choice(PRODUCTS)
     aspects = rng.sample(ASPECTS, rng.randint(2, 4))
-    clauses = [opinion(rng, aspect, positive == (rng.random() < AGREEMENT)) for aspect in aspects[1:]]
+    opinions = [(aspect, positive == (rng.random() < AGREEMENT)) for aspect in aspects[1:]]
+    sentences = _joined(rng, [opinion(rng, *said) for said in opinions])
+    if rng.random() < 0.5:
+        sentences.insert(0, rng.choice(ASIDES).format(product=product, day=rng.choice(DAYS)) + " .")
+    sentences.insert(rng.randint(0, len(sentences)), verdict(rng, product, positive))
+    title = rng.choice(TITLES).format(product=product, aspect=aspects[0])
+    return Review(title=title, content=" ".join(sentences), opinions=(("overall", positive), *opinions))
+
+
+def _joined(rng: Random, clauses: list[str]) -> list[str]:
+    """Sentences of one clause, or of two in contrast or in line."""
     sentences = []
     while clauses:
         if len(clauses) > 1 and rng.random() < 0.6:
@@ -89,8 +114,4 @@ def review(rng: Random) -> dict[str, Any]:
             sentences.append(joint.format(clauses.pop(), clauses.pop()))
         else:
             sentences.append(f"{clauses.pop()} .")
-    if rng.random() < 0.5:
-        sentences.insert(0, rng.choice(ASIDES).format(product=product, day=rng.choice(DAYS)) + " .")
-    sentences.insert(rng.randint(0, len(sentences)), verdict(rng, product, positive))
-    title = rng.choice(TITLES).format(product=product, aspect=aspects[0])
-    return {"label": int(positive), "title": title, "content": " ".join(sentences)}
+    return sentences

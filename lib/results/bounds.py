@@ -1,5 +1,6 @@
 """Bounds a cell must meet. In: `benchmarks/thresholds/*.toml` and scores. Out: what a run missed, as sentences."""
 
+import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,4 +36,4 @@ def missed(cell: str, profile: str, scores: Mapping[str, float], bounds: Bounds)
 def minimum_of(scores: Sequence[float]) -> float:
     """Mean - 3 sd of at least two seeds' scores, at least `LEAST_ROOM` below the mean; rounded down to 0.1 points."""
     room = max(DEVIATIONS * stdev(scores), LEAST_ROOM)
-    return int((fmean(scores) - room) * 10) / 10
+    return math.floor(round((fmean(scores) - room) * 10, 6)) / 10  # the inner rounding undoes binary fractions: 2.3 is not 2.2

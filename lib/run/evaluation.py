@@ -44,14 +44,14 @@ def evaluate(
     order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
     outcomes: list[Any] = [None] * len(features)
     model.eval()
-    progress.start("evaluate")
+    stage = progress.stage("evaluate")
     began = time.perf_counter()
     with torch.inference_mode():
         for start in range(0, len(order), EVAL_BATCH):
             chunk = order[start : start + EVAL_BATCH]
             for i, outcome in zip(chunk, head.predict(model, [features[i] for i in chunk], device), strict=True):
                 outcomes[i] = outcome
-            progress.at(start + len(chunk), len(order))
+            stage.at(start + len(chunk), len(order))
     seconds = time.perf_counter() - began
     predictions = head.decode(rows, features, outcomes)
     scores = METRICS[head.cell.task.problem](metrics, rows, [prediction.value for prediction in predictions])

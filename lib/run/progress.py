@@ -13,16 +13,17 @@ class Progress:
     Whole lines, no carriage returns, so that a CI log reads like a terminal.
     """
 
-    def __init__(self, title: str, write: Callable[[str], None], now: Callable[[], float] = time.monotonic) -> None:
-        """Lines go to `write`; `now` is the clock."""
-        self._title, self._write, self._now = title, write, now
-        self.start("train")
-
-    def start(self, stage: str) -> None:
-        """A new stage: its time counts from here."""
-        self._stage = stage
-        self._began = self._now()
+    def __init__(
+        self, title: str, write: Callable[[str], None], now: Callable[[], float] = time.monotonic, stage: str = "train"
+    ) -> None:
+        """Lines go to `write`; `now` is the clock; the stage's time counts from here."""
+        self._title, self._write, self._now, self._stage = title, write, now, stage
+        self._began = now()
         self._next = self._began + FIRST_SECONDS
+
+    def stage(self, name: str) -> "Progress":
+        """The same for another stage, which begins now."""
+        return Progress(self._title, self._write, self._now, name)
 
     def at(self, done: int, total: int, detail: str = "") -> None:
         """Report `done` of `total`; writes only when it is time."""

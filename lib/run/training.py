@@ -153,7 +153,8 @@ class Trainer:
                 self.accelerator.clip_grad_norm_(self.trained, self.cell.recipe.max_grad_norm)
             self.optimizer.step()
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
-            self.schedule.step()
+            if not self.optimizer.step_was_skipped:  # fp16 overflowed: accelerate lowers its scale and tries on
+                self.schedule.step()
             if not self.course.memory:
                 self._take_ledger()
             self.optimizer.zero_grad()

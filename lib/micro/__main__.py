@@ -1,0 +1,35 @@
+"""Rebuilds what ships in `fixtures/`: `python -m lib.micro data` writes the rows, `python -m lib.micro pretrain bert` a
+backbone.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from lib.grid.backbones import BACKBONES as GRID
+from lib.micro.data import DATA, write
+
+OUT = DATA.parent / "backbones"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one of the two; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lib.micro", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("data", help="write fixtures/data, the same bytes every time (a second)")
+    pretrain_parser = commands.add_parser("pretrain", help="pretrain a micro backbone (under 15 minutes on two cores)")
+    pretrain_parser.add_argument("backbone", choices=[backbone.id for backbone in GRID])
+    pretrain_parser.add_argument("--out", type=Path, help="folder to write (default fixtures/backbones/<backbone>-micro)")
+    pretrain_parser.add_argument("--steps", type=int, help="fewer updates, for a trial")
+    options = parser.parse_args(arguments)
+    if options.command == "data":
+        print("\n".join(str(path) for path in write()))
+        return 0
+    from lib.micro.pretrain import pretrain
+
+    pretrain(options.backbone, options.out or OUT / f"{options.backbone}-micro", steps=options.steps)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

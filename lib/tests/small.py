@@ -1,0 +1,56 @@
+"""Small real things for the tests of heads and runs: quick cells with other settings, rows, tokenizers, untrained models."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from lib.grid.cells import Cell, grid
+from lib.grid.profiles import FIXTURES, QUICK_PROFILE
+from lib.heads import head_of
+from lib.run.build import build, load_tokenizer
+from lib.run.meter import Meter
+from lib.run.progress import Progress
+from lib.run.training import Trainer
+
+CPU = torch.device("cpu")
+
+
+def cell_of(cell_id: str, **changes) -> Cell:
+    """A quick cell whose recipe differs by `changes`."""
+    overrides = {**QUICK_PROFILE.overrides, cell_id: {**QUICK_PROFILE.overrides[cell_id], **changes}}
+    return next(cell for cell in grid(replace(QUICK_PROFILE, overrides=overrides)) if cell.id == cell_id)
+
+
+@cache
+def tokenizer_of(cell_id: str):
+    return load_tokenizer(cell_of(cell_id))
+
+
+def head_for(cell_id: str, **changes):
+    return head_of(cell_of(cell_id, **changes), tokenizer_of(cell_id))
+
+
+def model_of(cell_id: str):
+    torch.set_num_threads(1)
+    return build(cell_of(cell_id), tokenizer_of(cell_id), CPU)
+
+
+@cache
+def rows_of(name: str) -> list[dict]:
+    """Every row of a file below fixtures/data, as in "squad/train"."""
+    return [json.loads(line) for line in (FIXTURES / "data" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def silent() -> Progress:
+    return Progress("test", lambda line: None)
+
+
+def trainer_of(cell_id: str, rows, head=None, **changes) -> Trainer:
+    """A trainer of a quick cell on these rows; `head` is a class to use in place of the cell's own."""
+    torch.set_num_threads(1)
+    cell = cell_of(cell_id, **changes)
+    head = (head or (lambda *of: head_of(*of)))(cell, tokenizer_of(cell_id))
+    model = build(cell, tokenizer_of(cell_id), CPU)
+    return Trainer(cell, model, head, head.encode(rows, training=True), Meter(device=CPU))

@@ -1,0 +1,330 @@
+import shutil
+from dataclasses import replace
+from functools import cache
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lib.errors import InputError
+from lib.grid.cells import CELL_IDS
+from lib.grid.profiles import QUICK_PROFILE
+from lib.run.build import build, checkpoint_fingerprint, load_tokenizer
+from lib.run.meter import parameter_counts
+from lib.tests.small import CPU, cell_of, head_for, model_of, rows_of, tokenizer_of
+
+ADAPTED = [cell_id for cell_id in CELL_IDS if not cell_id.endswith("sft")]
+QLORA = [cell_id for cell_id in CELL_IDS if cell_id.endswith("qlora")]
+SFT = [cell_id for cell_id in CELL_IDS if cell_id.endswith("sft")]
+
+model_once = cache(model_of)  # for tests that only look
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    yield
+    model_once.cache_clear()
+
+
+def trainable(model) -> list[str]:
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def layers(model, *kinds) -> dict[str, nn.Module]:
+    """Base layers of these classes by their name in the checkpoint."""
+    found = {name: module for name, module in model.named_modules() if type(module) in kinds and "lora_" not in name}
+    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): module for name, module in found.items()}
+
+
+# What trains
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_only_adapters_new_modules_and_new_tokens_train(cell_id):
+    allowed = (
+        "lora_A.",
+        "lora_B.",
+        "trainable_tokens_delta",
+        *(f"{n}.modules_to_save." for n in cell_of(cell_id).head.new_modules),
+    )
+    assert [name for name in trainable(model_once(cell_id)) if not any(part in name for part in allowed)] == []
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_every_new_module_trains(cell_id):
+    names = trainable(model_once(cell_id))
+    for module in cell_of(cell_id).head.new_modules:
+        assert any(f"{module}.modules_to_save.default.weight" in name for name in names)
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_adapters_sit_on_the_recipes_targets_and_on_all_of_them(cell_id):
+    targets = cell_of(cell_id).recipe.adapter.target_modules
+    adapted = {
+        name.split(".lora_")[0].removeprefix("base_model.model.") for name in trainable(model_once(cell_id)) if ".lora_" in name
+    }
+    linear = layers(model_once(cell_id), nn.Linear, Conv1D, bnb.nn.Linear4bit)
+    assert adapted == {name for name in linear if name.split(".")[-1] in targets}
+    assert {name.split(".")[-1] for name in adapted} == set(targets)
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_adapters_have_the_recipes_rank_and_scale_and_start_from_nothing(cell_id):
+    adapter = cell_of(cell_id).recipe.adapter
+    for module in model_once(cell_id).modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            assert module.lora_A["default"].weight.shape[0] == adapter.r
+            assert module.scaling["default"] == adapter.lora_alpha / adapter.r
+            assert not module.lora_B["default"].weight.any()
+
+
+@pytest.mark.parametrize("cell_id", SFT)
+def test_full_fine_tuning_trains_everything(cell_id):
+    counts = parameter_counts(model_once(cell_id))
+    assert counts["trainable_params"] == counts["total_params"]
+
+
+def test_bert_sa_lora_trains_its_two_adapted_layers_and_no_more():
+    # rank 8 on fc1 (128 to 512) and fc2 (512 to 2)
+    assert parameter_counts(model_once("bert_sa_lora"))["trainable_params"] == 8 * (128 + 512) + 8 * (512 + 2)
+
+
+def test_gpt2_sum_lora_trains_attention_adapters_and_one_row():
+    # rank 8 on c_attn (128 to 3 x 128) in three layers; <sum> is one row of 128
+    assert parameter_counts(model_once("gpt2_sum_lora"))["trainable_params"] == 3 * 8 * (128 + 384) + 128
+
+
+def test_lora_and_qlora_count_the_same_weights():
+    for triple in ("bert_qa", "gpt2_qa"):
+        totals = [
+            parameter_counts(model_once(f"{triple}_{method}"))["total_params"]
+            - parameter_counts(model_once(f"{triple}_{method}"))["trainable_params"]
+            for method in ("lora", "qlora")
+        ]
+        assert totals[0] == totals[1]
+
+
+def test_the_new_row_is_read_and_written_by_the_same_weights():
+    model, tokenizer = model_of("gpt2_sum_lora").eval(), tokenizer_of("gpt2_sum_lora")
+    separator = tokenizer.convert_tokens_to_ids("<sum>")
+    [delta] = {p for name, p in model.named_parameters() if "trainable_tokens_delta" in name}
+    ids = {"input_ids": torch.tensor([[5, separator, 6]])}
+    with torch.no_grad():
+        before = model(**ids).logits
+        delta += 1.0
+        after = model(**ids).logits
+    assert torch.equal(before[0, 0, :separator], after[0, 0, :separator])  # nothing was read yet
+    assert not torch.isclose(before[0, 0, separator], after[0, 0, separator])
+    assert not torch.allclose(before[0, 1, :separator], after[0, 1, :separator])
+
+
+# What is quantized
+
+
+@pytest.mark.parametrize("cell_id", QLORA)
+def test_every_base_layer_is_nf4_with_double_quantization_but_heads_and_tied_outputs(cell_id):
+    head = cell_of(cell_id).head
+    # transformers keeps T5's wo in fp32 whatever is asked for: its inputs overflow in half precision
+    kept = [*head.new_modules, *head.tied_modules, *(["wo"] if cell_id.startswith("t5") else [])]
+    plain = layers(model_once(cell_id), nn.Linear, Conv1D)
+    packed = layers(model_once(cell_id), bnb.nn.Linear4bit)
+    assert [name for name in plain if not any(f".{k}." in f".{name}." for k in kept)] == []
+    assert packed
+    assert {(m.weight.quant_state.quant_type, m.weight.quant_state.nested) for m in packed.values()} == {("nf4", True)}
+
+
+def test_both_halves_of_bert2bert_are_quantized():
+    # a layer has 4 + 2 linear layers; the decoder's 4 more for cross-attention; its output head has one
+    packed = list(layers(model_once("bert_sum_qlora"), bnb.nn.Linear4bit))
+    assert sum(name.startswith("encoder.encoder.layer") for name in packed) == 3 * 6
+    assert sum(name.startswith("decoder.bert.encoder.layer") for name in packed) == 3 * 10
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sum_qlora", "gpt2_qa_qlora", "t5_sa_qlora"])
+def test_adapters_heads_and_norms_of_a_quantized_model_stay_in_fp32(cell_id):
+    assert {p.dtype for p in model_once(cell_id).parameters()} == {torch.float32, torch.uint8}
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_qlora", "gpt2_sa_qlora", "t5_sa_qlora"])
+def test_a_quantized_model_trains_on_after_an_evaluation_as_if_there_had_been_none(cell_id):
+    head, model = head_for(cell_id), model_of(cell_id)
+    features = head.encode(rows_of("amazon_polarity/train")[:4], training=True)
+    parameter = next(p for name, p in model.named_parameters() if "lora_B" in name)
+
+    def gradient():
+        torch.manual_seed(0)  # dropout
+        model.train().zero_grad()
+        head.loss(model, head.collate(features)).backward()
+        return parameter.grad.clone()
+
+    before = gradient()
+    with torch.inference_mode():
+        head.predict(model.eval(), features, CPU)
+    torch.testing.assert_close(gradient(), before)
+
+
+# BERT2BERT
+
+
+def test_cross_attention_starts_as_the_same_layers_self_attention():
+    for layer in model_once("bert_sum_sft").decoder.bert.encoder.layer:
+        own, cross = layer.attention.state_dict(), layer.crossattention.state_dict()
+        assert own.keys() == cross.keys()
+        assert all(torch.equal(cross[name], own[name]) for name in own)
+        assert own["self.query.weight"].data_ptr() != cross["self.query.weight"].data_ptr()
+
+
+def test_the_halves_start_alike_and_are_not_tied():
+    model = model_once("bert_sum_sft")
+    one, other = (bert.encoder.layer[0].attention.self.query.weight for bert in (model.encoder, model.decoder.bert))
+    assert torch.equal(one, other)
+    assert one.data_ptr() != other.data_ptr()
+    words = model.encoder.embeddings.word_embeddings.weight, model.decoder.bert.embeddings.word_embeddings.weight
+    assert words[0].data_ptr() != words[1].data_ptr()
+    assert model.decoder.cls.predictions.decoder.weight is words[1]
+
+
+def test_the_decoder_cannot_look_ahead():
+    model = model_once("bert_sum_sft").eval()
+    source = {"input_ids": torch.tensor([[7, 8, 9]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with torch.no_grad():
+        one, other = (model(**source, decoder_input_ids=torch.tensor([[2, 10, last]])).logits for last in (11, 12))
+    torch.testing.assert_close(one[:, :2], other[:, :2])
+
+
+# Same start
+
+
+@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "gpt2_sum_lora"])
+def test_two_builds_start_from_the_same_weights(cell_id):
+    one, other = (dict(model_of(cell_id).named_parameters()) for _ in range(2))
+    assert all(torch.equal(p, other[name]) for name, p in one.items())
+
+
+@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "gpt2_sa_sft", "t5_sum_sft"])
+def test_pretrained_weights_are_the_checkpoints(cell_id):
+    cell = cell_of(cell_id)
+    stored = load_file(QUICK_PROFILE.checkpoint_root / cell.backbone.micro / "model.safetensors")
+    built = model_once(cell_id).state_dict()
+    shared = {name.removeprefix("transformer."): name for name in built} | {name: name for name in built}
+    common = [name for name in stored if name in shared]
+    assert len(common) > 30
+    assert all(torch.equal(stored[name], built[shared[name]]) for name in common)
+
+
+# Checkpoints that cannot be used
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A cell's checkpoint in a folder of its own, and the cell that reads it there."""
+
+    def copy(cell_id):
+        cell = cell_of(cell_id)
+        folder = tmp_path / cell.backbone.micro
+        shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder)
+        return folder, replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
+
+    return copy
+
+
+def complaint(cell) -> str:
+    """What the user reads: one sentence."""
+    with pytest.raises(InputError) as caught:
+        build(cell, load_tokenizer(cell), CPU)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rewrite(folder, change):
+    """The same checkpoint with other tensors."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: tensor.clone().contiguous() for name, tensor in change(weights).items()}, path, {"format": "pt"})
+
+
+def test_a_missing_folder_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    shutil.rmtree(folder)
+    assert complaint(cell) == f"no checkpoint folder 'bert-micro' below {folder.parent}; it is named as the hub's model"
+
+
+def test_a_folder_without_a_tokenizer_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    (folder / "tokenizer.json").unlink()
+    assert complaint(cell).startswith(f"{folder} has no tokenizer")
+
+
+def test_a_folder_without_a_config_is_named(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    (folder / "config.json").unlink()
+    assert complaint(cell).startswith(f"{folder} has no config.json")
+
+
+def test_a_pickle_is_not_read(copied):
+    folder, cell = copied("t5_sa_sft")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "only pytorch_model.bin, a pickle" in complaint(cell)
+
+
+@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "bert_sum_sft", "bert_sum_lora", "bert_sa_lora", "bert_sa_qlora"])
+def test_tensors_that_would_stay_random_are_named(copied, cell_id):
+    folder, cell = copied(cell_id)
+    lost = "bert.encoder.layer.0.attention.self.query.weight"
+    rewrite(folder, lambda weights: {name: tensor for name, tensor in weights.items() if name != lost})
+    assert "encoder.layer.0.attention.self.query.weight" in complaint(cell)
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "lost"),
+    [
+        ("gpt2_sum_lora", "transformer.h.1.attn.c_attn.weight"),
+        ("t5_sum_lora", "decoder.block.1.layer.1.EncDecAttention.q.weight"),
+    ],
+)
+def test_an_adapters_target_may_not_start_from_random_either(copied, cell_id, lost):
+    folder, cell = copied(cell_id)
+    rewrite(folder, lambda weights: {name: tensor for name, tensor in weights.items() if name != lost})
+    assert lost in complaint(cell)
+
+
+def test_a_checkpoint_whose_names_do_not_match_is_refused(copied):
+    folder, cell = copied("t5_qa_lora")
+    rewrite(folder, lambda weights: {f"other.{name}": tensor for name, tensor in weights.items()})
+    assert "would start from random" in complaint(cell)
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft", "bert_sum_sft"])
+def test_tensors_of_another_shape_are_refused(copied, cell_id):
+    folder, cell = copied(cell_id)
+
+    def widened(weights):
+        name = next(name for name, tensor in weights.items() if tensor.ndim == 2 and "embed" not in name and "wte" not in name)
+        return weights | {name: torch.zeros(3, 5)}
+
+    rewrite(folder, widened)
+    assert "would start from random" in complaint(cell)
+
+
+def test_a_broken_weight_file_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    assert str(folder) in complaint(cell)
+
+
+def test_an_encoder_without_pooler_and_output_head_will_do_for_bert2bert(copied):
+    folder, cell = copied("bert_sum_sft")
+    rewrite(folder, lambda weights: {n: t for n, t in weights.items() if "pooler" not in n and not n.startswith("cls.")})
+    assert build(cell, load_tokenizer(cell), CPU)
+
+
+def test_the_fingerprint_changes_with_the_weights(copied):
+    folder, cell = copied("bert_sa_sft")
+    before = checkpoint_fingerprint(cell)
+    rewrite(folder, lambda weights: {name: tensor + 1 for name, tensor in weights.items()})
+    assert len(before) == 16
+    assert checkpoint_fingerprint(cell) != before

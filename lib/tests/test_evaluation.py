@@ -1,0 +1,44 @@
+import pytest
+import torch
+
+from lib.run.evaluation import EVAL_BATCH, evaluate
+from lib.run.metrics import Metrics
+from lib.tests.small import CPU, head_for, model_of, rows_of, silent
+
+
+class Longest(torch.nn.Module):
+    """Calls a review good where it is longer than 20 tokens."""
+
+    def forward(self, input_ids, attention_mask):
+        longer = (attention_mask.sum(1) > 20).long()
+        return type("Output", (), {"logits": 10.0 * torch.nn.functional.one_hot(longer, 2)})
+
+
+def test_predictions_come_in_the_order_of_the_rows_however_they_are_batched():
+    head, rows = head_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    found = evaluate(Longest(), head, rows, Metrics(), CPU, silent())
+    lengths = [len(feature.input_ids) for feature in head.encode(rows, training=False)]
+    assert [prediction.value for prediction in found.predictions] == [int(length > 20) for length in lengths]
+
+
+def test_scores_and_losses_are_over_all_rows():
+    rows = [{"label": 0, "content": "poor lamp ."}, {"label": 1, "content": "poor lamp ."}] * 2
+    found = evaluate(Longest(), head_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
+    assert found.scores["accuracy"] == 50.0
+    assert found.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
+
+
+def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
+    rows = rows_of("squad/validation")[:20]
+    found = evaluate(model_of("bert_qa_sft"), head_for("bert_qa_sft"), rows, Metrics(), CPU, silent())
+    assert len(found.predictions) == 20
+    assert found.loss is None
+    assert found.samples_per_second == pytest.approx(20 / found.seconds)
+
+
+def test_evaluation_moves_no_weight_and_switches_dropout_off():
+    model, rows = model_of("bert_sa_lora"), rows_of("amazon_polarity/train")[:8]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    one, other = (evaluate(model.train(), head_for("bert_sa_lora"), rows, Metrics(), CPU, silent()) for _ in range(2))
+    assert one.loss == other.loss
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

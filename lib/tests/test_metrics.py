@@ -1,0 +1,186 @@
+from random import Random
+
+import evaluate
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from lib.grid.tasks import Problem
+from lib.run.metrics import (
+    METRICS,
+    ROUGE_TYPES,
+    Metrics,
+    classification_scores,
+    exact_match,
+    load_evaluate,
+    normalized,
+    rouge_scores,
+    sentence_lines,
+    squad_scores,
+    token_f1,
+)
+
+SCRIPT = """
+import datasets
+import evaluate
+
+
+class Squad(evaluate.Metric):
+    def _info(self):
+        answer = {"text": [datasets.Value("string")], "answer_start": [datasets.Value("int32")]}
+        features = {
+            "predictions": {"id": datasets.Value("string"), "prediction_text": datasets.Value("string")},
+            "references": {"id": datasets.Value("string"), "answers": answer},
+        }
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=datasets.Features(features))
+
+    def _compute(self, predictions, references):
+        return {"exact_match": 12.5, "f1": 25.0}
+"""
+
+
+# SQuAD v1.1
+
+
+def test_case_punctuation_articles_and_spaces_do_not_count():
+    assert normalized("The  Cat's a-sat, an' THE end.") == "cats asat end"
+    assert exact_match("the Red car.", "red  car") == 1.0
+    assert exact_match("red cars", "red car") == 0.0
+
+
+def test_articles_are_whole_words():
+    assert normalized("another theatre a day") == "another theatre day"
+
+
+def test_f1_is_over_shared_words():
+    assert token_f1("a red car", "red bike") == 0.5  # precision 1/2, recall 1/2
+    assert token_f1("red car", "red") == pytest.approx(2 / 3)  # precision 1/2, recall 1
+    assert token_f1("red red car", "red car") == 0.8  # precision 2/3, recall 1
+
+
+def test_squad_takes_the_best_of_several_answers():
+    assert squad_scores([["the red car", "a car"]], ["car"]) == {"exact_match": 100.0, "f1": 100.0}
+
+
+def test_squad_identity_is_100_and_disjoint_is_0():
+    assert squad_scores([["dover"], ["anna reed"]], ["dover", "anna reed"]) == {"exact_match": 100.0, "f1": 100.0}
+    assert squad_scores([["dover"], ["anna reed"]], ["upton", ""]) == {"exact_match": 0.0, "f1": 0.0}
+
+
+def test_squad_is_the_mean_over_questions():
+    scores = squad_scores([["dover"], ["anna reed"], ["1950"], ["red bike"]], ["dover", "anna", "1951", "red car"])
+    assert scores == pytest.approx({"exact_match": 25.0, "f1": 100 * (1 + 2 / 3 + 0 + 1 / 2) / 4})
+
+
+# Classification
+
+
+def test_classification_by_hand():
+    scores = classification_scores([1, 1, 1, 0, 0], [1, 1, 0, 0, 1])
+    assert scores == pytest.approx(
+        {
+            "accuracy": 60.0,
+            "precision_1": 200 / 3,
+            "recall_1": 200 / 3,
+            "f1_1": 200 / 3,
+            "precision_0": 50.0,
+            "recall_0": 50.0,
+            "f1_0": 50.0,
+            "f1_macro": (200 / 3 + 50) / 2,
+        }
+    )
+
+
+def test_a_class_nobody_predicted_scores_0():
+    scores = classification_scores([1, 0], [1, 1])
+    assert (scores["precision_0"], scores["recall_0"], scores["f1_0"]) == (0.0, 0.0, 0.0)
+    assert scores["f1_macro"] == pytest.approx(100 / 3)  # class 1: precision 1/2, recall 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_classification_equals_scikit_learn(seed):
+    rng = Random(seed)
+    truth, guess = ([rng.randrange(2) for _ in range(57)] for _ in range(2))
+    wanted = {"accuracy": accuracy_score(truth, guess), "f1_macro": f1_score(truth, guess, average="macro")}
+    for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        wanted |= {f"{name}_{label}": score(truth, guess, pos_label=label) for label in (0, 1)}
+    assert classification_scores(truth, guess) == pytest.approx({name: 100 * value for name, value in wanted.items()})
+
+
+# ROUGE
+
+
+def test_rouge_by_hand():
+    # 6 words each, 5 of them shared; of 5 pairs "the cat", "on the", "the mat"; longest common subsequence without "sat"
+    scores = rouge_scores(["the cat sat on the mat"], ["the cat lay on the mat"])
+    assert scores == pytest.approx({"rouge1": 500 / 6, "rouge2": 60.0, "rougeL": 500 / 6, "rougeLsum": 500 / 6})
+
+
+def test_rouge_stems_words():
+    assert rouge_scores(["the cats jumped"], ["the cat jumping"])["rouge1"] == 100.0
+
+
+def test_rouge_identity_is_100_and_disjoint_or_empty_is_0():
+    assert set(rouge_scores(["dover bridge falls"], ["dover bridge falls"]).values()) == {100.0}
+    assert set(rouge_scores(["dover bridge falls"] * 2, ["anna sings", ""]).values()) == {0.0}
+
+
+def test_rouge_equals_rouge_score():
+    references = ["fire hits dover bridge .\npolice arrest anna reed .", "flood closes upton mill ."]
+    texts = ["police arrest anna .\nfire hits bridge .", "upton mill opens ."]
+    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    pairs = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]
+    wanted = {name: 50 * sum(pair[name].fmeasure for pair in pairs) for name in ROUGE_TYPES}
+    assert rouge_scores(references, texts) == pytest.approx(wanted)
+
+
+def test_generated_sentences_become_lines():
+    assert sentence_lines(" fire hits town .  police come ! why ? ") == "fire hits town .\npolice come !\nwhy ?"
+    assert sentence_lines("it cost 2.50 pounds") == "it cost 2.50 pounds"
+
+
+def test_rouge_lsum_matches_generated_sentences_in_any_order():
+    rows = [{"highlights": "fire hits dover .\npolice arrest anna ."}]
+    scores = METRICS[Problem.GENERATE](Metrics(), rows, ["police arrest anna . fire hits dover ."])
+    assert scores["rougeLsum"] == 100.0
+    assert scores["rougeL"] == 50.0  # in one sequence only one of the two lines can match
+
+
+# Where scores come from
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+    return tmp_path
+
+
+QUESTION = [{"id": "q", "answers": {"text": ["dover"], "answer_start": [0]}}]
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_a_local_metric_script_is_used_and_recorded(offline):
+    (offline / "squad").mkdir()
+    (offline / "squad" / "squad.py").write_text(SCRIPT)
+    metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
+    assert metrics.sources(Problem.EXTRACT) == {"squad": "evaluate"}
+    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]) == {"exact_match": 12.5, "f1": 25.0}
+
+
+def test_an_empty_folder_leaves_the_built_in_metrics_and_says_so(offline):
+    metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
+    assert metrics.sources(Problem.EXTRACT) == {"squad": "built-in"}
+    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]) == {"exact_match": 100.0, "f1": 100.0}
+
+
+def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monkeypatch):
+    asked = []
+    monkeypatch.chdir(offline)
+    monkeypatch.setattr(evaluate, "load", lambda path, **_: asked.append(path))
+    load_evaluate(["squad"], "metrics")  # "metrics/squad" is somebody's module on the hub
+    assert asked == []
+
+
+def test_built_in_sources_are_named():
+    assert Metrics().sources(Problem.CLASSIFY) == {"accuracy": "built-in", "f1": "built-in"}
+    assert Metrics().sources(Problem.GENERATE) == {"rouge": "rouge_score"}

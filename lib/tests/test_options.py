@@ -1,0 +1,123 @@
+"""What the command line selects, what it changes, and how it refuses."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.options import changed, profile_from
+from lib.grid.profiles import QUICK, QUICK_PROFILE
+from lib.grid.recipes import RECIPES
+
+ROOT = Path(__file__).parents[2]
+
+
+def collect(*arguments):
+    """pytest's own answer to these arguments, without running a cell."""
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def collected(*arguments):
+    return re.findall(r"^benchmarks/test_finetune\.py::test_finetune\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
+
+
+# Selection
+
+
+def test_a_bare_pytest_collects_the_quick_cells_only():
+    ids = collected()
+    assert len(ids) == 27
+    assert not [name for name in ids if name.startswith("full")]
+
+
+def test_full_cells_are_collected_where_the_mark_is_named():
+    ids = collected("-m", "full")
+    assert len(ids) == 27
+    assert all(name.startswith("full-") for name in ids)
+
+
+@pytest.mark.parametrize("word", ["_lora", "gpt2_", "_qa_"])
+def test_a_word_of_the_id_selects_its_nine_cells(word):
+    ids = collected("-m", "quick", "-k", word)
+    assert len(ids) == 9
+    assert all(word in name for name in ids)
+
+
+def test_cells_are_selected_by_id():
+    assert sorted(collected("--cells", "bert_sa_lora, t5_qa_sft")) == ["bert_sa_lora", "t5_qa_sft"]
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--cells", "t5_qa_sft,bert_sa_lor", "unknown cell 'bert_sa_lor'; did you mean bert_sa_lora?"),
+        ("--train-rows", "0", "'0' is not a whole number of at least 1"),
+        ("--train-rows", "-3", "'-3' is not a whole number of at least 1"),
+        ("--learning-rate", "abc", "--learning-rate 'abc' is not a number between 0 and 1"),
+        ("--learning-rate", "nan", "--learning-rate 'nan' is not a number between 0 and 1"),
+        ("--data-root", "/nope", "--data-root /nope is not a folder"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_refused_in_one_sentence(option, value, sentence):
+    answer = collect(option, value)
+    lines = [line for line in (answer.stdout + answer.stderr).splitlines() if line]
+    assert answer.returncode == pytest.ExitCode.USAGE_ERROR
+    assert len(lines) == 1
+    assert lines[0].startswith("ERROR: ")
+    assert sentence in lines[0]
+
+
+@pytest.mark.parametrize("option", ["--train-rows", "--max-steps"])
+def test_a_number_that_cannot_be_used_is_named_with_its_option(option):
+    assert option in collect(option, "0", "--eval-rows", "5").stderr
+
+
+def test_cells_that_name_none_are_refused():
+    assert collect("--cells", ",").returncode == pytest.ExitCode.USAGE_ERROR
+
+
+# The profile they make
+
+
+def given(**options):
+    """What `config.getoption` answers: these values, and the defaults."""
+    named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+    return {"--seed": 0, "--own-test": False, **named}.get
+
+
+def test_without_options_quick_is_itself():
+    assert [profile_from(given(), "quick").recipe(name) for name in RECIPES] == [QUICK_PROFILE.recipe(n) for n in RECIPES]
+
+
+def test_options_replace_the_recipes_values_in_every_cell():
+    profile = profile_from(given(max_steps=7, learning_rate=1e-5), "quick")
+    assert {(profile.recipe(name).max_steps, profile.recipe(name).learning_rate) for name in RECIPES} == {(7, 1e-5)}
+
+
+def test_epochs_lift_the_quick_limit_on_updates():
+    recipe = profile_from(given(epochs=2), "quick").recipe("bert_sa_lora")
+    assert (QUICK["bert_sa_lora"][0], recipe.max_steps, recipe.num_train_epochs) == (80, 0, 2)
+
+
+def test_roots_and_device_are_the_full_profiles_to_choose(tmp_path):
+    option = given(data_root=tmp_path, checkpoint_root=tmp_path, device="cuda:1", own_test=True)
+    quick, full = (profile_from(option, name) for name in ("quick", "full"))
+    assert (quick.data_root, quick.device, quick.own_test) == (QUICK_PROFILE.data_root, "cpu", False)
+    assert (full.data_root, full.checkpoint_root, full.device, full.own_test) == (tmp_path, tmp_path, "cuda:1", True)
+
+
+@pytest.mark.parametrize("limit", ["train_rows", "eval_rows", "max_steps", "epochs", "learning_rate"])
+def test_a_limited_run_is_not_held_to_bounds(limit):
+    assert changed(given(**{limit: 1}))
+
+
+def test_a_seed_alone_leaves_the_bounds_in_force():
+    assert not changed(given(seed=3))

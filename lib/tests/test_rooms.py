@@ -1,0 +1,89 @@
+"""The architecture as a test: what may import what, and what stays cheap to import."""
+
+import ast
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib.grid.backbones import BACKBONES
+from lib.grid.methods import METHODS
+
+ROOT = Path(__file__).parents[2]
+LIB = ROOT / "lib"
+ROOMS = ("errors", "grid", "data", "heads", "run", "results", "micro")  # each may import from itself and to its left
+LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
+
+
+def modules(room):
+    return sorted((LIB / room).glob("**/*.py")) or [LIB / f"{room}.py"]
+
+
+def imported(path):
+    """Full names of everything a module imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def run_python(*arguments):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_lib_has_these_rooms_and_no_other():
+    found = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
+    assert found == {*ROOMS, "tests"} - {"errors"}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_rooms_to_its_left(room):
+    allowed = ROOMS[: ROOMS.index(room) + 1]
+    names = {name for path in modules(room) for name in imported(path) if name.startswith("lib.")}
+    assert {name for name in names if name.split(".")[1] not in allowed} == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_lib_knows_nothing_of_pytest_and_its_plugins(room):
+    tops = {name.split(".")[0] for path in modules(room) for name in imported(path)}
+    assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", "conftest", ""} == set()
+
+
+def test_results_take_plain_figures_from_nobody_that_runs():
+    names = {name for path in modules("results") for name in imported(path)}
+    assert not [name for name in names if name.startswith(("lib.heads", "lib.run", "torch", "transformers", "peft"))]
+
+
+def test_only_the_grid_and_the_plans_of_micro_list_backbones_or_methods():
+    outside = [path for path in LIB.glob("**/*.py") if path.parent.name not in ("grid", "tests", "micro")]
+    outside += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
+    assert [path.name for path in outside for ids in literals(path) if any(ids >= listed for listed in LISTED)] == []
+
+
+def literals(path):
+    """The strings of each tuple, list, set, and of the keys of each dictionary."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        yield {item.value for item in items if isinstance(item, ast.Constant)}
+
+
+def test_results_can_be_read_without_torch():
+    code = "import sys, lib.results.summary, lib.results.bounds, lib.results.record; sys.exit('torch' in sys.modules)"
+    assert run_python("-c", code).returncode == 0
+
+
+def test_collecting_the_27_cells_is_quick_and_loads_no_torch():
+    code = (
+        "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"
+        "print(*{'torch', 'transformers', 'peft', 'datasets'} & sys.modules.keys(), sep='loaded ', end='')"
+    )
+    began = time.monotonic()
+    lines = run_python("-c", code).stdout.splitlines()
+    assert time.monotonic() - began < 3
+    assert sum("test_finetune[" in line for line in lines) == 27
+    assert lines[-1].startswith("27/54 tests collected")

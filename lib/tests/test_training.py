@@ -1,0 +1,259 @@
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.heads.base import Feature
+from lib.heads.classify import ClassifyHead
+from lib.run.meter import Meter
+from lib.run.training import Trainer, epoch_batches, make_optimizer, planned_updates
+from lib.tests.small import CPU, cell_of, rows_of, silent, trainer_of
+
+REVIEWS = rows_of("amazon_polarity/train")[:8]
+# Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
+NEWS = rows_of("cnn_dailymail/train")[:8]
+
+
+def features(count: int) -> list[Feature]:
+    """Lengths 1 to 7, over and over."""
+    return [Feature(example=i, input_ids=[0] * (1 + i % 7), target=0) for i in range(count)]
+
+
+def trained(trainer: Trainer):
+    """The course of a training and the gradients that its last update saw."""
+    seen = {}
+
+    def keep(*_):
+        seen.update({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
+
+    trainer.optimizer.optimizer.register_step_pre_hook(keep)
+    return trainer.run(silent()), seen
+
+
+def poisoned(at: int):
+    """A head whose loss is not a number from the `at`-th micro-batch on."""
+
+    class Poisoned(ClassifyHead):
+        calls = 0
+
+        def loss(self, model, batch):
+            self.calls += 1
+            return super().loss(model, batch) * (math.nan if self.calls == at else 1)
+
+    return Poisoned
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "rows"), [("bert_sa_sft", REVIEWS), ("gpt2_sum_sft", NEWS), ("t5_sum_sft", NEWS), ("bert_sum_lora", NEWS)]
+)
+def test_accumulating_small_batches_equals_one_large_batch(cell_id, rows):
+    still = {"max_steps": 1, "max_grad_norm": None}
+    if cell_id.endswith("lora"):
+        still["adapter"] = replace(cell_of(cell_id).recipe.adapter, lora_dropout=0.0)
+    cuts = ({"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size} for size in (8, 2))
+    (whole, one), (parts, other) = (trained(trainer_of(cell_id, rows, **still, **cut)) for cut in cuts)
+    assert parts.losses == pytest.approx(whole.losses, abs=1e-6)
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def test_the_news_of_these_tests_differ_in_length():
+    assert len({len(row["highlights"].split()) for row in NEWS}) > 3
+
+
+def test_the_loss_is_the_mean_over_the_targets_of_the_update():
+    trainer = trainer_of("gpt2_sum_sft", NEWS, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    with torch.no_grad():
+        batches = [trainer.head.collate([feature]) for feature in trainer.features]
+        total = sum(float(trainer.head.loss(trainer.model.eval(), batch)) for batch in batches)
+    words = sum(trainer.head.targets(batch) for batch in batches)
+    assert trainer.run(silent()).losses == pytest.approx([total / words], rel=1e-5)
+
+
+# Schedule
+
+
+def test_a_linear_schedule_warms_up_and_ends_in_updates():
+    trainer = trainer_of(
+        "bert_sa_sft",
+        REVIEWS,
+        max_steps=6,
+        warmup_steps=2,
+        learning_rate=1e-3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+    )
+    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_cosine_schedule_follows_half_a_wave_over_the_updates():
+    trainer = trainer_of(
+        "gpt2_sa_sft",
+        REVIEWS,
+        max_steps=4,
+        warmup_ratio=0.0,
+        lr_scheduler_type="cosine",
+        learning_rate=1e-3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+    )
+    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    assert rates == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
+
+
+def test_a_warm_up_share_is_of_the_updates():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=5, warmup_ratio=0.4, learning_rate=1e-3)
+    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    assert rates == pytest.approx([0, 0.5, 1, 2 / 3, 1 / 3])
+
+
+def test_epochs_are_counted_in_updates_and_the_last_may_be_smaller():
+    recipe = {"max_steps": 0, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    # 17 rows: 5 micro-batches, 3 updates an epoch
+    assert planned_updates(cell_of("bert_sa_sft", **recipe), 17) == 9
+    assert planned_updates(cell_of("bert_sa_sft", **recipe | {"max_steps": 7}), 17) == 7
+
+
+def test_training_takes_the_planned_updates():
+    trainer = trainer_of("bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2)
+    course = trainer.run(silent())
+    assert (trainer.total, course.updates, len(course.losses), len(trainer.meter.updates)) == (6, 6, 6, 6)
+
+
+# Order
+
+
+def test_an_epoch_covers_every_feature_once():
+    batches = epoch_batches(features(103), 4, seed=0, epoch=0)
+    assert sorted(f.example for batch in batches for f in batch) == list(range(103))
+    assert sorted(map(len, batches)) == [3] + [4] * 25
+
+
+def test_the_order_hangs_on_seed_and_epoch_only():
+    def order(seed, epoch):
+        return [[f.example for f in batch] for batch in epoch_batches(features(60), 4, seed, epoch)]
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+def test_batches_are_of_like_length():
+    batches = epoch_batches(features(700), 10, seed=0, epoch=0)  # 200 at a time: about 29 of each of 7 lengths
+    spread = [max(len(f.input_ids) for f in batch) - min(len(f.input_ids) for f in batch) for batch in batches]
+    assert max(spread) <= 1
+
+
+def test_all_methods_of_a_triple_see_the_same_batches():
+    def order(method):
+        trainer = trainer_of(f"gpt2_sa_{method}", REVIEWS, per_device_train_batch_size=2, gradient_accumulation_steps=1)
+        return [[f.input_ids for f in batch] for batch in epoch_batches(trainer.features, 2, 0, 0)]
+
+    assert order("lora") == order("qlora") == order("sft")
+
+
+def test_two_runs_are_identical():
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4}
+    one, other = (trainer_of("bert_sa_lora", REVIEWS, **settings).run(silent()) for _ in range(2))  # dropout included
+    assert one.losses == other.losses
+
+
+# What trains, and what is kept
+
+
+def test_a_full_update_moves_every_parameter_that_the_loss_reaches():
+    trainer = trainer_of("t5_qa_sft", rows_of("squad/train")[:4], max_steps=1, warmup_ratio=0.0, learning_rate=1e-3)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.run(silent())
+    assert [name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def test_biases_and_norms_do_not_decay():
+    trainer = trainer_of("bert_sa_sft", REVIEWS)
+    decaying, still = make_optimizer(trainer.model, trainer.cell, CPU).param_groups
+    assert (decaying["weight_decay"], still["weight_decay"]) == (0.01, 0.0)
+    assert {p.ndim for p in still["params"]} == {1}
+    assert len(decaying["params"]) + len(still["params"]) == len(list(trainer.model.parameters()))
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_sa_lora"])
+def test_the_best_epochs_weights_are_kept(cell_id):
+    trainer = trainer_of(cell_id, REVIEWS, max_steps=0, num_train_epochs=3, learning_rate=1e-2)
+    kept = []
+
+    def validate():
+        kept.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+        return [1.0, 3.0, 2.0][len(kept) - 1]
+
+    course = trainer.run(silent(), validate)
+    assert (course.epoch_scores, course.chosen_epoch) == ([1.0, 3.0, 2.0], 2)
+    assert all(torch.equal(p, kept[1][name]) for name, p in trainer.model.named_parameters())
+    assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
+
+
+def test_the_earlier_of_two_equal_epochs_is_kept():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=2)
+    assert trainer.run(silent(), lambda: 5.0).chosen_epoch == 1
+
+
+def test_one_epoch_leaves_nothing_to_choose():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=1)
+    course = trainer.run(silent(), lambda: pytest.fail("validated in vain"))
+    assert (course.chosen_epoch, course.epoch_scores) == (None, [])
+
+
+# Losses that are not numbers
+
+
+def test_a_loss_that_is_not_a_number_names_its_update():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, poisoned(5), max_steps=6, per_device_train_batch_size=2)
+    assert trainer.run(silent()).stopped == "loss is nan at update 5 of 6"
+
+
+def test_the_update_is_counted_not_the_micro_batch():
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = trainer_of("bert_sa_sft", REVIEWS, poisoned(5), max_steps=6, **cut)
+    assert trainer.run(silent()).stopped == "loss is nan at update 3 of 6"
+
+
+def test_training_ends_at_the_next_look():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, poisoned(2), max_steps=30, per_device_train_batch_size=8)
+    course = trainer.run(silent())
+    assert course.stopped == "loss is nan at update 2 of 30"
+    assert course.updates == 10  # losses are looked at every ten updates
+
+
+def test_a_good_run_stops_for_nothing():
+    assert trainer_of("bert_sa_sft", REVIEWS, max_steps=2).run(silent()).stopped is None
+
+
+# The ledger of a run
+
+
+def test_the_ledger_of_a_run_is_that_of_adam_over_what_trains():
+    trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=1)
+    memory = trainer.run(silent()).memory
+    tensors = [p for p in trainer.model.parameters() if p.requires_grad]
+    size = 4 * sum(p.numel() for p in tensors)
+    assert memory["gradients_bytes"] == memory["trainable_weights_bytes"] == size
+    assert memory["optimizer_bytes"] == 2 * size + 4 * len(tensors)
+
+
+def test_eight_bit_moments_take_a_quarter_where_tensors_are_large():
+    trainer = trainer_of("bert_qa_sft", rows_of("squad/train")[:4], max_steps=1, optim="adamw_bnb_8bit")
+    memory = trainer.run(silent()).memory
+    assert memory["optimizer_bytes"] < 0.6 * 2 * memory["weights_bytes"]
+
+
+def test_a_meter_is_given_every_sample():
+    trainer = trainer_of("bert_sa_sft", REVIEWS[:7], max_steps=0, num_train_epochs=1, per_device_train_batch_size=3)
+    assert isinstance(trainer.meter, Meter)
+    trainer.run(silent())
+    assert [update.samples for update in trainer.meter.updates].count(3) == 2
+    assert sum(update.samples for update in trainer.meter.updates) == 7
