@@ -13,7 +13,7 @@ from lib.errors import InputError
 from lib.grid.tasks import Task
 
 Row = dict[str, Any]
-ROOTS_HINT = "without the hub, name local folders with --data-root DIR and --checkpoint-root DIR"
+ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 
 
 class Table(Protocol):

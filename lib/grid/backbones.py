@@ -21,6 +21,7 @@ class HeadSpec:
     Attributes:
         architecture: a class of `lib.heads.architectures`, most of them transformers' own.
         new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
+        adapted_modules: modules that pretraining never saw, too, but which an adapter trains, over their random start.
         optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.
         tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves them unquantized.
         new_token: a token added to the vocabulary; its embedding row is trained by every method.
@@ -29,6 +30,7 @@ class HeadSpec:
 
     architecture: str
     new_modules: tuple[str, ...] = ()
+    adapted_modules: tuple[str, ...] = ()
     tied_modules: tuple[str, ...] = ()
     optional_modules: tuple[str, ...] = ()
     new_token: str | None = None
@@ -133,5 +135,5 @@ BACKBONES = (BERT, GPT2, T5)
 HEAD_EXCEPTIONS: Mapping[str, HeadSpec] = {
     # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
     # head's own base weights, frozen as they start: there is no new module to train in full.
-    "bert_sa_lora": HeadSpec(architecture="BertMLPClassifier"),
+    "bert_sa_lora": HeadSpec(architecture="BertMLPClassifier", adapted_modules=("fc1", "fc2")),
 }

@@ -74,7 +74,7 @@ class BertToBert(hf.EncoderDecoderModel):
         """
         options.pop("output_loading_info", None)
         source, report = hf.BertForPreTraining.from_pretrained(
-            checkpoint, revision=revision, output_loading_info=True, use_safetensors=True
+            checkpoint, revision=revision, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
         )
         state = paired_state(source.state_dict())
         lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})
@@ -82,6 +82,7 @@ class BertToBert(hf.EncoderDecoderModel):
             None, config=paired_config(source.config), state_dict=state, output_loading_info=True, **options
         )
         loading["missing_keys"] = {*loading["missing_keys"], *lacking}
+        loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
         return model, loading
 
 

@@ -46,10 +46,9 @@ class GenerateHead(Head):
         prompt = on(device, self.prompt(features))
         generation = self.recipe.generation
         assert generation, "a generating recipe says how to generate"
-        knobs = asdict(generation) | self._lengths(generation.min_length, prompt["input_ids"].shape[1])
         output = model.generate(  # type: ignore[operator]
             **prompt,
-            **knobs,
+            **asdict(generation),
             do_sample=False,
             use_cache=True,
             pad_token_id=self.pad_id,
@@ -69,10 +68,6 @@ class GenerateHead(Head):
         """How many leading tokens of the output are not generated."""
         raise NotImplementedError
 
-    def _lengths(self, min_length: int, prompt_length: int) -> dict[str, int]:
-        """`min_length` counted as `generate` counts it."""
-        return {"min_length": min_length}
-
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
         texts = self.tokenizer.batch_decode(outcomes, skip_special_tokens=True)
@@ -84,12 +79,11 @@ class EncoderDecoderHead(GenerateHead):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row; the article is cut so that its end token survives `max_length`."""
-        prefix = self.ids(self.recipe.prefix) if self.recipe.prefix else []
-        room = self.recipe.max_length - len(self.before) - len(prefix) - len(self.after)
+        room = self.recipe.max_length - len(self.before) - len(self.after)
         return [
             Feature(
                 example=i,
-                input_ids=[*self.before, *prefix, *self.ids(row["article"])[:room], *self.after],
+                input_ids=[*self.before, *self.ids(self.recipe.prefix + row["article"])[:room], *self.after],
                 target=self.summary(row),
             )
             for i, row in enumerate(rows)
@@ -163,6 +157,3 @@ class SeparatedHead(GenerateHead):
 
     def _skip(self, prompt: Batch) -> int:
         return prompt["input_ids"].shape[1]
-
-    def _lengths(self, min_length: int, prompt_length: int) -> dict[str, int]:
-        return {"min_length": min_length + prompt_length if min_length else 0}

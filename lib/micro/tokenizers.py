@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from math import log
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(40))  # the longest corrupted document needs about 25
@@ -22,10 +22,12 @@ def wordpiece(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """Lower-casing WordPiece as bert-base-uncased; pieces are whole words and, for anything else, characters."""
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]", "mask_token": "[MASK]"}
     pieces = dict.fromkeys([*special.values(), *_counts(texts), *ALPHABET, *(f"##{letter}" for letter in ALPHABET)])
-    tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.BertProcessing(*((token, vocabulary[token]) for token in ("[SEP]", "[CLS]")))
     return _wrapped(tokenizer, **special)
 
 

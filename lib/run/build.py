@@ -9,6 +9,7 @@ from typing import Any
 import peft
 import torch
 import transformers as hf
+from safetensors import SafetensorError
 from torch import nn
 
 from lib.data.sources import ROOTS_HINT
@@ -59,7 +60,7 @@ def load_tokenizer(cell: Cell) -> Any:
 def _from_hub_or_folder(loader: Any, source: str, options: dict[str, Any]) -> Any:
     try:
         return loader.from_pretrained(source, **options)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         hint = "" if Path(source).is_dir() else f"; {ROOTS_HINT}"
         raise InputError(f"cannot load {source} ({str(error).splitlines()[0]}){hint}") from None
 
@@ -79,16 +80,30 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         model.requires_grad_(False)
         model = peft.get_peft_model(model, lora_config(cell, tokenizer, model))
     built: nn.Module = model.to(device)
+    keep_packing(built)
     return built
+
+
+def keep_packing(model: nn.Module) -> None:
+    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on CPUs with bf16 units.
+
+    After that repacking (bitsandbytes 0.50) the layer can no longer be trained: a run that validates between epochs fails,
+    or goes on with wrong gradients. Without it, evaluation also computes the same on every CPU.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _loaded(cell: Cell, device: torch.device) -> Any:
     source, pin = checkpoint_of(cell.backbone, cell.profile)
     options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **pin}
+    options["ignore_mismatched_sizes"] = True  # reported below, by name
     if cell.quantization:
         options |= {"quantization_config": quantization_config(cell), "device_map": {"": device}}
     model, report = _from_hub_or_folder(architecture(cell.head.architecture), source, options)
-    random = sorted(name for name in report["missing_keys"] if not _within(name, _new_modules(cell)))
+    expected = cell.head.new_modules + cell.head.adapted_modules + cell.head.optional_modules
+    random = sorted(name for name in report["missing_keys"] if not _within(name, expected))
     if random or report["mismatched_keys"]:
         names = random or sorted(str(name) for name, *_ in report["mismatched_keys"])
         raise InputError(
@@ -96,12 +111,6 @@ def _loaded(cell: Cell, device: torch.device) -> Any:
             "they would start from random: this is not the checkpoint for this model"
         )
     return model
-
-
-def _new_modules(cell: Cell) -> tuple[str, ...]:
-    # A cell that adapts its new head (HEAD_EXCEPTIONS) names it among the adapter's targets instead.
-    adapted = cell.recipe.adapter.target_modules if cell.recipe.adapter and not cell.head.new_modules else ()
-    return cell.head.new_modules + adapted + cell.head.optional_modules
 
 
 def _within(name: str, modules: Iterable[str]) -> bool:

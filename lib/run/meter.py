@@ -176,7 +176,7 @@ def weight_tensors(model: nn.Module) -> list[Tensor]:
         state = getattr(parameter, "quant_state", None)
         while state is not None:
             tensors += [value for value in vars(state).values() if isinstance(value, Tensor)]
-            state = state.state2
+            state = getattr(state, "state2", None)
     return tensors
 
 

@@ -9,6 +9,7 @@ import string
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -53,9 +54,11 @@ def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
 
     loaded = {}
     for name in names:
+        if root and not (Path(root) / name / f"{name}.py").is_file():
+            continue  # evaluate would go on and ask the hub for a stranger's module of that name
         try:
             # Two processes on one cache file collide (evaluate issues 382 and 489): keep results in memory.
-            loaded[name] = evaluate.load(f"{root}/{name}" if root else name, keep_in_memory=True)
+            loaded[name] = evaluate.load(str(Path(root) / name) if root else name, keep_in_memory=True)
         except (OSError, ImportError, ValueError):
             continue  # not there, or offline: the built-in one stands in, and the record says so
     return loaded

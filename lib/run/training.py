@@ -16,6 +16,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.heads.base import Batch, Feature, Head, all_tokens, on, real_tokens
 from lib.run.device import resolve_precision
@@ -107,7 +108,9 @@ class Trainer:
     """One cell's training: what `run` needs at hand, made once."""
 
     def __init__(self, cell: Cell, model: nn.Module, head: Head, features: Sequence[Feature], meter: Meter) -> None:
-        """Optimizer, schedule and precision for training `model` on `features`."""
+        """Optimizer, schedule and precision for training `model` on `features`; raises InputError where there are none."""
+        if not features:
+            raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.head, self.features, self.meter = cell, model, head, features, meter
         self.total = planned_updates(cell, len(features))
         self.course = Training(precision=resolve_precision(cell, meter.device))
@@ -191,7 +194,7 @@ class Trainer:
     def _keep_better(self, epoch: int, score: float, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
         self.model.train()
         self.course.epoch_scores.append(score)
-        if best is not None and score <= max(self.course.epoch_scores[:-1]):
+        if best is not None and not score > max(self.course.epoch_scores[:-1]):
             return best
         self.course.chosen_epoch = epoch + 1
         return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}

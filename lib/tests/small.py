@@ -51,6 +51,6 @@ def trainer_of(cell_id: str, rows, head=None, **changes) -> Trainer:
     """A trainer of a quick cell on these rows; `head` is a class to use in place of the cell's own."""
     torch.set_num_threads(1)
     cell = cell_of(cell_id, **changes)
-    head = (head or (lambda *of: head_of(*of)))(cell, tokenizer_of(cell_id))
+    head = (head or head_of)(cell, tokenizer_of(cell_id))
     model = build(cell, tokenizer_of(cell_id), CPU)
     return Trainer(cell, model, head, head.encode(rows, training=True), Meter(device=CPU))

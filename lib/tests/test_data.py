@@ -160,7 +160,7 @@ def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     task = replace(SA, dataset="nobody/nothing_at_all")
-    assert refusal(task, Profile(id="full")).endswith("local folders with --data-root DIR and --checkpoint-root DIR")
+    assert refusal(task, Profile(id="full")).endswith("local folders with --data-root=DIR and --checkpoint-root=DIR")
 
 
 # Splits

@@ -230,7 +230,8 @@ def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales(packed)
 
 
 def test_predicting_on_a_cpu_leaves_the_ledger_of_a_four_bit_layer_as_it_is():
-    trainer = trainer_of("bert_sa_qlora", rows := rows_of("amazon_polarity/train")[:4])
+    trainer = trainer_of("bert_sa_qlora", rows := rows_of("amazon_polarity/train")[:4], max_steps=1)
+    trainer.run(silent())
     before = ledger(trainer.model, None, None)
     with torch.inference_mode():
         trainer.head.predict(trainer.model.eval(), trainer.head.encode(rows, training=False), CPU)
