@@ -51,7 +51,7 @@ _LENGTHS: Mapping[str, Mapping[str, Any]] = {
     "qa": {"max_length": 192},
     "sum": {"max_length": 128, "max_target_length": 28, "generation": _GREEDY},
 }
-_BERT_QA = {"max_length": 80, "doc_stride": 24}
+_BERT_QA = {"max_length": 72, "doc_stride": 24}
 # One pass over shuffled rows, so no checkpoint to choose; fp32, so that scores do not hang on the CPU's bf16 units.
 _ALWAYS = {"num_train_epochs": 1, "precision": "fp32", "warmup_steps": 0, "warmup_ratio": 0.1, "weight_decay": 0.01}
 

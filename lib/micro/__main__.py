@@ -20,7 +20,7 @@ def main(arguments: list[str] | None = None) -> int:
     pretrain_parser = commands.add_parser("pretrain", help="pretrain a micro backbone (under 15 minutes on two cores)")
     pretrain_parser.add_argument("backbone", choices=[backbone.id for backbone in GRID])
     pretrain_parser.add_argument("--out", type=Path, help="folder to write (default fixtures/backbones/<backbone>-micro)")
-    pretrain_parser.add_argument("--steps", type=int, help="fewer updates, for a trial")
+    pretrain_parser.add_argument("--steps", type=int, help="fewer updates, for a trial; 0 leaves random weights, for a control")
     options = parser.parse_args(arguments)
     if options.command == "data":
         print("\n".join(str(path) for path in write()))

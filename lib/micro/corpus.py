@@ -7,7 +7,7 @@ of it is in the form in which the tasks ask: no label, no answer span, no highli
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -17,6 +17,7 @@ from lib.micro.passages import Fact, passage, questions
 from lib.micro.reviews import write_review
 
 WORDS = ("bad", "good")
+REACTIONS = ("i will look elsewhere .", "i want one too .")  # to an unhappy review, to a happy one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Document:
     others: tuple[tuple[int, int], ...] = ()
 
 
-def digested(rng: Random) -> Document:
+def digested_reviews(rng: Random) -> Document:
     """A review and its digest, as in "good overall , lid bad , cable good"."""
     told = write_review(rng)
     text = f"{told.title}\n{told.content}" if rng.random() < 0.7 else told.content
@@ -50,7 +51,14 @@ def digested(rng: Random) -> Document:
     return Document(kind="review", first=text, second=f"{second} .", foil=f"{flipped} .", focus=tuple(focus))
 
 
-def discussed(rng: Random) -> Document:
+def answered_reviews(rng: Random) -> Document:
+    """A review and what a reader says to it; the pair is torn where the happy reaction follows an unhappy review."""
+    told = write_review(rng)
+    second, foil = REACTIONS[told.positive], REACTIONS[not told.positive]
+    return Document(kind="reaction", first=told.content, second=second, foil=foil, focus=((0, len(second)),))
+
+
+def questioned_passages(rng: Random) -> Document:
     """A question with its answer, and the passage that holds it: `focus` is the answer there, `echo` the repetition."""
     while not (asked := questions(rng, told := passage(rng))):
         continue
@@ -71,14 +79,14 @@ def _span(fact: Fact) -> tuple[int, int]:
     return fact.start, fact.start + len(fact.value)
 
 
-def reported(rng: Random) -> Document:
+def summed_up_reports(rng: Random) -> Document:
     """A report and its gist."""
     row, other = news(rng), news(rng)
     gist, foil = row["highlights"], other["highlights"]
     return Document(kind="article", first=row["article"], second=gist, foil=foil, focus=((0, len(gist)),))
 
 
-KINDS = (digested, discussed, reported)
+KINDS = (digested_reviews, answered_reviews, questioned_passages, summed_up_reports)
 
 
 def reserved_texts(data: Path) -> frozenset[str]:
@@ -91,8 +99,8 @@ def reserved_texts(data: Path) -> frozenset[str]:
     return frozenset(texts)
 
 
-def documents(seed: int, reserved: frozenset[str], weights: tuple[float, float, float]) -> Iterator[Document]:
-    """An endless stream without any reserved text; `weights` are the shares of reviews, passages, reports."""
+def documents(seed: int, reserved: frozenset[str], weights: Sequence[float]) -> Iterator[Document]:
+    """An endless stream without any reserved text; `weights` are the shares of `KINDS`."""
     rng = Random(seed)
     while True:
         document = rng.choices(KINDS, weights)[0](rng)

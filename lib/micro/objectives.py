@@ -6,13 +6,14 @@ masking (Guu et al. 2020).
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lib.micro.corpus import Document
+from lib.micro.corpus import REACTIONS, Document
 from lib.micro.tokenizers import SENTINELS
 
 IGNORED = -100
@@ -39,10 +40,18 @@ def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]
 
 
 def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
-    """[CLS] first [SEP] second [SEP]; in every fifth pair the foil stands in and the pooled output has to notice."""
+    """[CLS] first [SEP] second [SEP]; now and then the foil stands in, and the pooled output has to notice.
+
+    Only the happy reaction is ever shown: whether it fits is then told by the review alone, so that the pooled output
+    learns to read a review.
+    """
     rows = []
     for document in documents:
-        torn = rng.random() < 0.2
+        torn = rng.random() < 0.1
+        if document.kind == "reaction":
+            torn, document = document.second == REACTIONS[False], replace(document, focus=())
+        elif document.kind == "passage" and rng.random() < 0.4:
+            document = graded(document, rng)
         ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         labels = [IGNORED] * len(ids)
@@ -86,9 +95,30 @@ def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
     """Spans to hide in the first and in the second text: a repeated answer on one of its two sides only."""
     if document.echo and rng.random() < 0.3:
         return [document.echo], []
-    if document.kind == "review":
+    if document.kind in ("review", "graded"):
         return [], [span for span in document.focus if rng.random() < 0.8]
     return [], [*document.focus, *(span for span in document.others if rng.random() < 0.4)]
+
+
+def question_of(document: Document) -> str:
+    """A passage's question without its answer."""
+    ((start, end),) = document.focus
+    return document.first.removesuffix(f" {document.second[start:end]}")
+
+
+def graded(document: Document, rng: Random) -> Document:
+    """The question, and the passage as a teacher marks it: `*` at the answer, `-` at every other value."""
+    (answer,) = document.focus
+    after = rng.random() < 0.5
+    text, marks, done = "", [], 0
+    for span in sorted([answer, *document.others]):
+        at, mark = span[after], "*" if span == answer else "-"
+        text += document.second[done:at] + (f" {mark}" if after else f"{mark} ")
+        place = len(text) - (1 if after else 2)
+        marks.append((place, place + 1))
+        done = at
+    text += document.second[done:]
+    return replace(document, kind="graded", first=question_of(document), second=text, focus=tuple(marks), echo=None, others=())
 
 
 def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
@@ -107,11 +137,9 @@ def _running(document: Document, tokenizer: Any, rng: Random) -> str:
         return f"{document.first} {document.second}"
     if document.kind == "article":
         return f"{document.first}\n{rng.choice(ANNOUNCEMENTS)} {document.second}"
-    ((start, end),) = document.focus
-    value = document.second[start:end]
-    question = document.first.removesuffix(f" {value}")
+    ((start, end),), question = document.focus, question_of(document)
     if rng.random() < 0.3:
-        return f"{question}{tokenizer.eos_token}{document.second}\nanswer : {value}"
+        return f"{question}{tokenizer.eos_token}{document.second}\nanswer : {document.second[start:end]}"
     at, mark = (end, " *") if rng.random() < 0.5 else (start, "* ")
     return f"{question}{tokenizer.eos_token}{document.second[:at]}{mark}{document.second[at:]}"
 

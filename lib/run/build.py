@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import peft
 import torch
 import transformers as hf
@@ -91,7 +92,7 @@ def keep_packing(model: nn.Module) -> None:
     or goes on with wrong gradients. Without it, evaluation also computes the same on every CPU.
     """
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
+        if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
 
 

@@ -12,6 +12,7 @@ from random import Random
 from typing import Any, TypeVar
 
 import accelerate
+import bitsandbytes as bnb
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -90,9 +91,7 @@ def make_optimizer(model: nn.Module, cell: Cell, device: torch.device) -> torch.
         {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if cell.recipe.optim == "adamw_bnb_8bit":
-        import bitsandbytes
-
-        optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=cell.recipe.learning_rate)
+        optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(groups, lr=cell.recipe.learning_rate)
         return optimizer
     return torch.optim.AdamW(groups, lr=cell.recipe.learning_rate, fused=True)
 
