@@ -156,7 +156,9 @@ def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) 
 
 
 def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int]]:
-    ids, hidden, _ = _pair(document, document.second, tokenizer, rng, (0.04, 3))
+    if document.kind == "passage" and rng.random() < 0.5:
+        document = graded(document, rng)
+    ids, hidden, _ = _pair(document, document.second, tokenizer, rng, (0.03, 3))
     sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
     source: list[int] = []
     target: list[int] = []

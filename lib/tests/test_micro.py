@@ -145,7 +145,7 @@ def test_the_stream_hangs_on_its_seed_only():
 
 def test_documents_come_in_the_shares_asked_for():
     kinds = Counter(document.kind for document in pretraining(SEED, 20_000))
-    wanted = dict(zip(("review", "passage", "article"), WEIGHTS, strict=True))
+    wanted = dict(zip(("review", "reaction", "passage", "article"), WEIGHTS, strict=True))
     assert {kind: count / 20_000 for kind, count in kinds.items()} == pytest.approx(wanted, abs=0.02)
 
 

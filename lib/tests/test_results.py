@@ -331,12 +331,14 @@ def test_a_row_survives_the_way_from_a_worker(benchmark):
 
 TWO_CELLS = """
 import pytest
+from fixtures.pipeline import CELL
 from lib.grid.cells import grid
 from lib.grid.profiles import QUICK_PROFILE
 from lib.results.record import new_record
 
 @pytest.mark.parametrize("number", [1, 0])
-def test_cell(benchmark, number):
+def test_cell(request, benchmark, number):
+    request.node.stash[CELL] = grid(QUICK_PROFILE)[number]
     benchmark.extra_info.update(new_record(grid(QUICK_PROFILE)[number]))
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     assert number, "a miss"
