@@ -20,9 +20,9 @@ def cells(profile):
 
 
 @pytest.mark.parametrize(("profile", "backbone", "task", "method"), [*cells("quick"), *cells("full")])
-def test_finetune(trainer, splits, score, meter, progress, benchmark, record):
+def test_finetune(trainer, validate, splits, score, meter, progress, benchmark, record):
     with meter.phase("train"):
-        training = benchmark.pedantic(trainer.run, args=(progress, lambda: score(splits.validation)), rounds=1)
+        training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
     with meter.phase("evaluate"):
         evaluation = None if training.stopped else score(splits.test)
     missed = record(training, evaluation)
