@@ -1,12 +1,16 @@
 """The suite as a user runs it: one small cell through pytest, with what it leaves behind."""
 
 import json
+import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--train-rows", "48", "--eval-rows", "16")
@@ -44,3 +48,38 @@ def test_validation_chooses_among_epochs(two_epochs):
     assert training["updates"] == 6  # 48 rows in batches of 16, twice
     assert len(training["epoch_scores"]) == 2
     assert training["chosen_epoch"] == 1 + training["epoch_scores"].index(max(training["epoch_scores"]))
+
+
+def test_a_loss_that_is_not_a_number_stops_the_cell_and_keeps_its_row(tmp_path):
+    broken = tmp_path / "bert-micro"
+    shutil.copytree(ROOT / "fixtures" / "backbones" / "bert-micro", broken)
+    weights = load_file(broken / "model.safetensors")
+    weights["bert.pooler.dense.weight"][:] = math.nan
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    code, output, [record] = run(tmp_path, "-m", "quick", "--cells", "bert_sa_sft", f"--checkpoint-root={tmp_path}")
+    assert (code, record["outcome"], record["scores"]) == (1, "stopped", {})
+    assert record["missed"] == ["loss is nan at update 1 of 80 (bert_sa_sft, quick)"]
+    assert record["missed"][0] in output
+
+
+def test_full_without_cuda_is_skipped_with_the_way_out(tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device here, on which full cells run")
+    code, output, records = run(tmp_path, "-m", "full", "--cells", "bert_sa_sft", "-rs")
+    assert (code, records) == (0, [])
+    assert "there is none; --device cpu runs them here, slowly" in output
+
+
+def test_rows_that_cannot_be_used_end_in_a_sentence_that_names_the_row(tmp_path):
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    row = {"id": "r7", "title": "a", "context": "a red car", "question": "what ?"}
+    rows = [row | {"title": str(n), "answers": {"text": ["red"], "answer_start": [3]}} for n in range(20)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "validation.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    shutil.copytree(ROOT / "fixtures" / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
+    roots = (f"--data-root={tmp_path}", f"--checkpoint-root={tmp_path}")
+    code, output, _ = run(tmp_path, "-m", "full", "--cells", "bert_qa_sft", "--device", "cpu", *roots)
+    assert code == 1
+    assert "(id r7): answer 'red' does not stand at answer_start 3, where the context has 'ed '" in output
+    assert "Traceback" not in output
