@@ -191,7 +191,6 @@ class Trainer:
         progress.at(done, self.total, f"loss {fresh[-1]:.3f}  {_rate(self.meter)}")
 
     def _keep_better(self, epoch: int, score: float, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
-        self.model.train()
         self.course.epoch_scores.append(score)
         if best is not None and not score > max(self.course.epoch_scores[:-1]):
             return best
