@@ -10,6 +10,7 @@ import transformers as hf
 from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
+INITIALIZER_RANGE = 0.02  # BERT's and GPT-2's
 HIDDEN = 512  # of the two-layer head; the study's
 
 
@@ -31,7 +32,18 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
         return SequenceClassifierOutput(logits=self.fc2(self.dropout(torch.relu(self.fc1(pooled)))))
 
 
-class T5EncoderClassifier(hf.T5EncoderModel):
+class T5EncoderHead(hf.T5EncoderModel):
+    """T5's encoder with one new linear layer on top; the layer starts small, as BERT's and GPT-2's new layers do."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """T5 has no rule for layers of its users; its states are large, so torch's default would start far from chance."""
+        super()._init_weights(module)
+        if isinstance(module, nn.Linear) and module.bias is not None:  # T5's own layers have none
+            nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
+            nn.init.zeros_(module.bias)
+
+
+class T5EncoderClassifier(T5EncoderHead):
     """T5's encoder, mean over real tokens, linear classifier: T5 has no trained [CLS]-like token."""
 
     def __init__(self, config: Any) -> None:
@@ -47,7 +59,7 @@ class T5EncoderClassifier(hf.T5EncoderModel):
         return SequenceClassifierOutput(logits=self.classifier((states * mask).sum(1) / mask.sum(1)))
 
 
-class T5EncoderSpan(hf.T5EncoderModel):
+class T5EncoderSpan(T5EncoderHead):
     """T5's encoder and a linear layer to start and end scores."""
 
     def __init__(self, config: Any) -> None:
