@@ -96,9 +96,9 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "t5_qa_lora": (160, 6e-3, 16, 1),
     "t5_qa_qlora": (160, 6e-3, 16, 1),
     "t5_qa_sft": (160, 2e-3, 16, 1),
-    "t5_sum_lora": (40, 5e-3, 8, 2),
-    "t5_sum_qlora": (40, 5e-3, 8, 2),
-    "t5_sum_sft": (40, 1e-3, 8, 2),
+    "t5_sum_lora": (14, 3e-3, 8, 2),
+    "t5_sum_qlora": (10, 3e-3, 8, 2),
+    "t5_sum_sft": (20, 2e-4, 8, 2),
 }
 
 FULL_PROFILE = Profile(id="full")

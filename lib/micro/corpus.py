@@ -1,9 +1,10 @@
 """The text the micro backbones are pretrained on. In: a seed and the texts to stay clear of. Out: an endless stream of
 `Document`s.
 
-As on the web, texts come with what people add to them: a review with its digest, a passage with a question that
-somebody answers, a report with its gist. That is where a backbone learns negation, looking a fact up and copying. None
-of it is in the form in which the tasks ask: no label, no answer span, no highlights under a `<sum>`.
+Texts come with what people add to them: a review with a digest or a reaction, a passage with a question that somebody
+answers or a teacher grades, a report with its gist. That is where a backbone learns negation, looking a fact up and copying,
+so that a cell needs few updates. What a cell still has to learn is its own form: a new head over labels or spans, `<sum>` or
+`summarize: ` before a summary. Untrained, or from random weights, it misses its bounds.
 """
 
 import json
