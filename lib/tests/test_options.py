@@ -104,7 +104,8 @@ def test_options_replace_the_recipes_values_in_every_cell():
 
 def test_epochs_lift_the_quick_limit_on_updates():
     recipe = profile_from(given(epochs=2), "quick").recipe("bert_sa_lora")
-    assert (QUICK["bert_sa_lora"][0], recipe.max_steps, recipe.num_train_epochs) == (80, 0, 2)
+    assert QUICK["bert_sa_lora"][0] > 0
+    assert (recipe.max_steps, recipe.num_train_epochs) == (0, 2)
 
 
 def test_roots_and_device_are_the_full_profiles_to_choose(tmp_path):

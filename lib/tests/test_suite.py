@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from lib.grid.profiles import QUICK
+
 ROOT = Path(__file__).parents[2]
 SMALL = ("--train-rows", "48", "--eval-rows", "16")
 
@@ -20,7 +23,9 @@ def run(tmp_path, *options):
     """Exit code, output and the rows of the JSON that a run of the suite writes."""
     path = tmp_path / "run.json"
     command = [sys.executable, "-m", "pytest", f"--benchmark-json={path}", *SMALL, *options]
-    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    # Without the outer session's variables: this one is no worker of it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
     return found.returncode, found.stdout, [row["extra_info"] for row in rows]
 
@@ -58,7 +63,8 @@ def test_a_loss_that_is_not_a_number_stops_the_cell_and_keeps_its_row(tmp_path):
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     code, output, [record] = run(tmp_path, "-m", "quick", "--cells", "bert_sa_sft", f"--checkpoint-root={tmp_path}")
     assert (code, record["outcome"], record["scores"]) == (1, "stopped", {})
-    assert record["missed"] == ["loss is nan at update 1 of 80 (bert_sa_sft, quick)"]
+    steps = QUICK["bert_sa_sft"][0]
+    assert record["missed"] == [f"loss is nan at update 1 of {steps} (bert_sa_sft, quick)"]
     assert record["missed"][0] in output
 
 
