@@ -57,6 +57,7 @@ class Backbone:
         checkpoint: id on the hub, pinned to `revision`; `folder` is its name below a `--checkpoint-root`.
         micro: the folder below `fixtures/backbones` that stands in for it in the quick profile.
         segments: the model tells the two texts apart by token type ids.
+        overflows_fp16: its activations leave fp16's range, on any device.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Backbone:
     micro: str
     wrap: Wrap
     segments: bool
+    overflows_fp16: bool = False
     heads: Mapping[Problem, HeadSpec]
 
     @property
@@ -120,6 +122,7 @@ T5 = Backbone(
     micro="t5-micro",
     wrap=Wrap(before=None, between="eos_token", after="eos_token"),
     segments=False,
+    overflows_fp16=True,
     heads={
         Problem.CLASSIFY: HeadSpec(architecture="T5EncoderClassifier", new_modules=("classifier",)),
         Problem.EXTRACT: HeadSpec(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),

@@ -4,6 +4,7 @@ Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Separated
 one causal sequence, the loss on summary and EOS only. Shapes: B rows, S source tokens, T target tokens.
 """
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -60,13 +61,13 @@ class GenerateHead(Head):
     def _ended(self, ids: list[int]) -> list[int]:
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
+    @abstractmethod
     def prompt(self, features: Sequence[Feature]) -> Batch:
         """What the model sees before it generates."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _skip(self, prompt: Batch) -> int:
         """How many leading tokens of the output are not generated."""
-        raise NotImplementedError
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""

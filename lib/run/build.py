@@ -132,7 +132,7 @@ def lora_config(cell: Cell, tokenizer: Any, model: nn.Module) -> Any:
     """PEFT's config of the recipe's adapter; new modules train in full, a new token by its embedding row."""
     assert cell.recipe.adapter, "only for methods that adapt"
     adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
-    rows = {"wte": [tokenizer.convert_tokens_to_ids(cell.head.new_token)]} if cell.head.new_token else None
+    rows = {embedding_name(model): [tokenizer.convert_tokens_to_ids(cell.head.new_token)]} if cell.head.new_token else None
     return peft.LoraConfig(
         **adapter,
         modules_to_save=list(cell.head.new_modules) or None,
@@ -150,6 +150,13 @@ def checkpoint_fingerprint(cell: Cell) -> str:
     for path in sorted(Path(source).glob("*.safetensors")):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def embedding_name(model: nn.Module) -> str:
+    """The name of the module that holds the input embeddings, as "wte" in GPT-2."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator] # transformers' models have it
+    name: str = next(name for name, module in model.named_modules() if module is embeddings)
+    return name.split(".")[-1]
 
 
 def load_bert_scorer(profile: Profile) -> BertScorer:

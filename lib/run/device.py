@@ -21,7 +21,7 @@ def resolve_device(wish: str | None) -> torch.device:
 def resolve_precision(cell: Cell, device: torch.device) -> str:
     """The recipe's precision, or bf16 in place of fp16 where fp16 does not hold.
 
-    On a CPU fp16 arithmetic is emulated; T5's activations overflow in fp16 on any device.
+    On a CPU fp16 arithmetic is emulated; some backbones overflow in it on any device.
     """
     wish = cell.recipe.precision
-    return "bf16" if wish == "fp16" and (device.type == "cpu" or cell.backbone.id == "t5") else wish
+    return "bf16" if wish == "fp16" and (device.type == "cpu" or cell.backbone.overflows_fp16) else wish

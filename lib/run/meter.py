@@ -181,14 +181,14 @@ def weight_tensors(model: nn.Module) -> list[Tensor]:
 
 
 def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_bytes: int | None) -> dict[str, int | None]:
-    """Exact bytes of weights, gradients and optimizer state, whatever the device."""
+    """Exact bytes of weights, gradients, optimizer state, and a checkpoint of what trains: an adapter, or the whole model."""
     states = optimizer.state.values() if optimizer else ()
     moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
     return {
         "weights_bytes": tensor_bytes(weight_tensors(model)),
         "gradients_bytes": gradient_bytes,
         "optimizer_bytes": tensor_bytes(moments) if optimizer else None,
-        "trainable_weights_bytes": tensor_bytes(p for p in model.parameters() if p.requires_grad),
+        "checkpoint_bytes": tensor_bytes(p for p in model.parameters() if p.requires_grad),
     }
 
 

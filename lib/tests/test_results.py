@@ -49,7 +49,7 @@ MEASURED = {
     "evaluation": {"seconds": 0.5, "loss": 0.4, "metric_sources": {"accuracy": "built-in", "f1": "built-in"}},
     "memory": {
         "phases": {"load": PHASE, "train": PHASE | {"rss_peak_gib": 1.25}, "evaluate": PHASE},
-        "ledger": {"weights_bytes": 4000, "gradients_bytes": 100, "optimizer_bytes": 200, "trainable_weights_bytes": 100},
+        "ledger": {"weights_bytes": 4000, "gradients_bytes": 100, "optimizer_bytes": 200, "checkpoint_bytes": 100},
     },
     "throughput": {
         "train_samples_per_second": 123.4,
