@@ -69,8 +69,8 @@ def _quick(cell_id: str, max_steps: int, learning_rate: float, batch: int, accum
     }
 
 
-# cell: updates, learning rate, batch, accumulation. Found by hand on two cores, with test scores in view; the bounds in benchmarks/thresholds hold
-# for these values.
+# cell: updates, learning rate, batch, accumulation. Found by hand on two cores, with test scores in view; the bounds in
+# benchmarks/thresholds hold for these values.
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "bert_sa_lora": (120, 5e-3, 16, 1),
     "bert_sa_qlora": (160, 6e-3, 16, 1),
