@@ -53,7 +53,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
             table = _named(found, rule, task)
             parts[name] = table, range(len(table)), table.origin
     parts["train"] = train, pool, train.origin
-    rows = {name: _rows(task, *part, _cap(profile, name)) for name, part in parts.items()}
+    rows = {name: _rows(task, *part, profile.cap(task.id, name)) for name, part in parts.items()}
     return Splits(**rows, origins={name: origin for name, (_, _, origin) in parts.items()})
 
 
@@ -81,10 +81,6 @@ def _named(found: Mapping[str, Table], split: str, task: Task) -> Table:
     if not len(found[split]):
         raise InputError(f"{found[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
     return found[split]
-
-
-def _cap(profile: Profile, split: str) -> int | None:
-    return profile.train_rows if split == "train" else profile.eval_rows
 
 
 def _rows(task: Task, table: Table, places: Sequence[int], origin: str, cap: int | None) -> list[Row]:

@@ -1,8 +1,9 @@
 """Backbones and how each solves each kind of problem. To add one, write a `Backbone` and put it into `BACKBONES`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from lib.grid.tasks import Problem
 
@@ -58,6 +59,8 @@ class Backbone:
         micro: the folder below `fixtures/backbones` that stands in for it in the quick profile.
         segments: the model tells the two texts apart by token type ids.
         overflows_fp16: its activations leave fp16's range, on any device.
+        shape: the checkpoint's config, for models of its true size without its weights.
+        special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
     """
 
     id: str
@@ -68,6 +71,9 @@ class Backbone:
     wrap: Wrap
     segments: bool
     overflows_fp16: bool = False
+    shape: Mapping[str, Any] = field(repr=False)
+    special_tokens: Mapping[str, int] = field(repr=False)
+    vocabulary: int
     heads: Mapping[Problem, HeadSpec]
 
     @property
@@ -84,6 +90,19 @@ BERT = Backbone(
     micro="bert-micro",
     wrap=Wrap(before="cls_token", between="sep_token", after="sep_token"),
     segments=True,
+    shape={
+        "model_type": "bert",
+        "vocab_size": 30_522,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "pad_token_id": 0,
+    },
+    special_tokens={"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102},
+    vocabulary=30_522,
     heads={
         Problem.CLASSIFY: HeadSpec(architecture="BertForSequenceClassification", new_modules=("classifier",)),
         Problem.EXTRACT: HeadSpec(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
@@ -105,6 +124,18 @@ GPT2 = Backbone(
     micro="gpt2-micro",
     wrap=Wrap(before=None, between="eos_token", after=None),
     segments=False,
+    shape={
+        "model_type": "gpt2",
+        "vocab_size": 50_257,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "bos_token_id": 50_256,
+        "eos_token_id": 50_256,
+    },
+    special_tokens={"eos_token_id": 50_256},
+    vocabulary=50_257,
     heads={
         Problem.CLASSIFY: HeadSpec(architecture="GPT2ForSequenceClassification", new_modules=("score",)),
         # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
@@ -123,6 +154,24 @@ T5 = Backbone(
     wrap=Wrap(before=None, between="eos_token", after="eos_token"),
     segments=False,
     overflows_fp16=True,
+    shape={
+        "model_type": "t5",
+        "vocab_size": 32_128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_decoder_layers": 6,
+        "num_heads": 8,
+        "feed_forward_proj": "relu",
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    },
+    special_tokens={"pad_token_id": 0, "eos_token_id": 1},
+    vocabulary=32_100,
     heads={
         Problem.CLASSIFY: HeadSpec(architecture="T5EncoderClassifier", new_modules=("classifier",)),
         Problem.EXTRACT: HeadSpec(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),

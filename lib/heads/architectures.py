@@ -78,15 +78,20 @@ class T5EncoderSpan(T5EncoderHead):
 class BertToBert(hf.EncoderDecoderModel):
     """BERT2BERT: two copies of one BERT checkpoint, weights not tied between the halves (Rothe et al. 2020)."""
 
+    checkpoint_class = hf.BertForPreTraining
+
     @classmethod
-    def from_pretrained(cls, checkpoint: Any, *, revision: str = "main", **options: Any) -> Any:
+    def from_pretrained(cls, checkpoint: Any, **options: Any) -> Any:
         """Compose both halves from one BERT checkpoint; return the model and the report on what the checkpoint lacks.
 
         Cross-attention has no pretrained weights: it starts from the same layer's self-attention.
         """
         options.pop("output_loading_info", None)
-        source, report = hf.BertForPreTraining.from_pretrained(
-            checkpoint, revision=revision, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True
+        # On the real device the halves are made of a copy on the CPU, in full precision: quantizing is the last step.
+        which = {name: options.pop(name) for name in ("revision", "config", "state_dict") if name in options}
+        place = {"device_map": options["device_map"]} if "meta" in str(options.get("device_map")) else {}
+        source, report = cls.checkpoint_class.from_pretrained(
+            checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **which, **place
         )
         state = paired_state(source.state_dict())
         lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})

@@ -6,6 +6,7 @@ Shapes: B rows in a batch, L tokens in its longest row.
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import torch
@@ -63,6 +64,10 @@ class Head(ABC):
         """Features in the order of the rows; for training only those that have something to learn."""
 
     @abstractmethod
+    def synthetic(self, rng: Random) -> Feature:
+        """A feature of random ids, as long as the recipe lets any be; needs a `SyntheticTokenizer`."""
+
+    @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
         """One padded training batch, with "labels"."""
 
@@ -81,6 +86,10 @@ class Head(ABC):
     @abstractmethod
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
         """One prediction a row."""
+
+    def restored(self, target: Any, extra: Any) -> tuple[Any, Any]:
+        """A feature's `target` and `extra` after a way through JSON-like storage, which knows lists and mappings only."""
+        return target, extra
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text without special tokens."""

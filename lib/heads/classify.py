@@ -1,6 +1,7 @@
 """Sequence classification. In: rows {label, text columns}. Out: a label and its loss a row."""
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ class ClassifyHead(Head):
             Feature(example=i, input_ids=[*self.before, *self.ids(self.text(row))[:room], *self.after], target=row["label"])
             for i, row in enumerate(rows)
         ]
+
+    def synthetic(self, rng: Random) -> Feature:
+        """A text of `max_length` tokens with either label."""
+        words = self.tokenizer.draw(rng, self.recipe.max_length - len(self.before) - len(self.after))
+        return Feature(example=0, input_ids=[*self.before, *words, *self.after], target=rng.randrange(2))
 
     def text(self, row: Row) -> str:
         """The recipe's columns, joined by a line break; an empty title leaves none behind."""

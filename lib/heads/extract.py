@@ -5,6 +5,7 @@ A feature is: question, separator, a window of the context. Shapes: B windows, L
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lib.heads.base import Batch, Feature, Head, Prediction, on
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
 MAX_QUESTION_TOKENS = 64  # likewise
+SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +60,18 @@ class ExtractHead(Head):
             return [0]
         step = max(1, room - self.recipe.doc_stride)
         return [*range(0, length - room, step), length - room]
+
+    def synthetic(self, rng: Random) -> Feature:
+        """A question, and a window that fills `max_length`, with a one-token answer somewhere in it."""
+        question = [*self.before, *self.tokenizer.draw(rng, SYNTHETIC_QUESTION_TOKENS), *self.between]
+        words = self.tokenizer.draw(rng, self.recipe.max_length - len(question) - len(self.after))
+        window = Window(shift=len(question), offsets=[(i, i + 1) for i in range(len(words))])
+        answer = window.shift + rng.randrange(len(words))
+        return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
+
+    def restored(self, target: Any, extra: Any) -> tuple[Any, Any]:
+        """The answer's two places, and the window."""
+        return tuple(target), Window(shift=extra["shift"], offsets=[(start, end) for start, end in extra["offsets"]])
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B, 2): the answer's first and last token."""

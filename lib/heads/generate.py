@@ -7,6 +7,7 @@ one causal sequence, the loss on summary and EOS only. Shapes: B rows, S source 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
+from random import Random
 from typing import Any
 
 import torch
@@ -37,6 +38,11 @@ class GenerateHead(Head):
         """Target tokens, cut so that the end token survives `max_target_length`."""
         assert self.recipe.max_target_length, "a generating recipe has max_target_length"
         return [*self.ids(self.lead + row["highlights"])[: self.recipe.max_target_length - 1], self.end_id]
+
+    def synthetic_summary(self, rng: Random) -> list[int]:
+        """Target tokens that fill `max_target_length`."""
+        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
+        return [*self.tokenizer.draw(rng, self.recipe.max_target_length - 1), self.end_id]
 
     def targets(self, batch: Batch) -> int:
         """One a target token."""
@@ -90,6 +96,11 @@ class EncoderDecoderHead(GenerateHead):
             for i, row in enumerate(rows)
         ]
 
+    def synthetic(self, rng: Random) -> Feature:
+        """An article and a summary, both at their full length."""
+        words = self.tokenizer.draw(rng, self.recipe.max_length - len(self.before) - len(self.after))
+        return Feature(example=0, input_ids=[*self.before, *words, *self.after], target=self.synthetic_summary(rng))
+
     @property
     def start_id(self) -> int:
         """The decoder's first token: [CLS] for BERT2BERT; T5 starts from its padding token."""
@@ -128,13 +139,29 @@ class SeparatedHead(GenerateHead):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row: its input_ids are article + <sum>, cut in the article so that <sum> and the summary fit."""
-        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
-        separator = self.tokenizer.convert_tokens_to_ids(self.cell.head.new_token)
-        room = self.recipe.max_length - self.recipe.max_target_length - 1
         return [
-            Feature(example=i, input_ids=[*self.ids(row["article"])[:room], separator], target=self.summary(row))
+            Feature(
+                example=i, input_ids=[*self.ids(row["article"])[: self.room], self.separator], target=self.summary(row)
+            )
             for i, row in enumerate(rows)
         ]
+
+    @property
+    def separator(self) -> int:
+        """The id of the head's new token."""
+        token: int = self.tokenizer.convert_tokens_to_ids(self.cell.head.new_token)
+        return token
+
+    @property
+    def room(self) -> int:
+        """How many tokens of the article fit."""
+        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
+        return self.recipe.max_length - self.recipe.max_target_length - 1
+
+    def synthetic(self, rng: Random) -> Feature:
+        """An article and a summary that fill `max_length` together."""
+        prompt = [*self.tokenizer.draw(rng, self.room), self.separator]
+        return Feature(example=0, input_ids=prompt, target=self.synthetic_summary(rng))
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Whole sequences (B, S + T), padded on the right; labels only where summary and EOS stand."""

@@ -19,8 +19,10 @@ from lib.grid.backbones import BERT, Backbone
 from lib.grid.cells import Cell
 from lib.grid.profiles import Profile
 from lib.heads.architectures import architecture
+from lib.heads.synthetic import SyntheticTokenizer
 from lib.run.bertscore import BertScorer
 
+ATTENTION = "sdpa"  # torch's fused attention; all three backbones have it
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
@@ -50,19 +52,22 @@ def _check_folder(folder: Path) -> None:
 
 
 def load_tokenizer(cell: Cell) -> Any:
-    """The checkpoint's tokenizer, with the head's new token."""
-    source, pin = checkpoint_of(cell.backbone, cell.profile)
-    tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
+    """The checkpoint's tokenizer, or its ids alone where weights are random; with the head's new token."""
+    if cell.profile.random_weights:
+        tokenizer: Any = SyntheticTokenizer(cell.backbone)
+    else:
+        source, pin = checkpoint_of(cell.backbone, cell.profile)
+        tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
     if cell.head.new_token:
         tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
     return tokenizer
 
 
-def _from_hub_or_folder(loader: Any, source: str, options: dict[str, Any]) -> Any:
+def _from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
     try:
         return loader.from_pretrained(source, **options)
     except (OSError, SafetensorError) as error:
-        hint = "" if Path(source).is_dir() else f"; {ROOTS_HINT}"
+        hint = "" if source and Path(source).is_dir() else f"; {ROOTS_HINT}"
         raise InputError(f"cannot load {source} ({str(error).splitlines()[0]}){hint}") from None
 
 
@@ -97,11 +102,13 @@ def keep_packing(model: nn.Module) -> None:
 
 
 def _loaded(cell: Cell, device: torch.device) -> Any:
-    source, pin = checkpoint_of(cell.backbone, cell.profile)
-    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True, **pin}
-    options["ignore_mismatched_sizes"] = True  # reported below, by name
+    source, options = _weights(cell, device)
+    options |= {"dtype": torch.float32, "attn_implementation": ATTENTION, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
+    if cell.quantization or device.type == "meta":
+        options["device_map"] = {"": device}
     if cell.quantization:
-        options |= {"quantization_config": quantization_config(cell), "device_map": {"": device}}
+        options["quantization_config"] = quantization_config(cell)
     model, report = _from_hub_or_folder(architecture(cell.head.architecture), source, options)
     expected = cell.head.new_modules + cell.head.adapted_modules + cell.head.optional_modules
     random = sorted(name for name in report["missing_keys"] if not _within(name, expected))
@@ -111,7 +118,19 @@ def _loaded(cell: Cell, device: torch.device) -> Any:
             f"{source} does not hold {len(names)} weights that {cell.head.architecture} needs, {names[0]} among them; "
             "they would start from random: this is not the checkpoint for this model"
         )
+    if device.type == "meta":
+        model.tie_weights()  # tensors without data are loaded one by one, tied or not
     return model
+
+
+def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, Any]]:
+    """What `from_pretrained` reads: a checkpoint, or random weights of its true shape, on `device`."""
+    if not cell.profile.random_weights:
+        return checkpoint_of(cell.backbone, cell.profile)
+    config = hf.AutoConfig.for_model(**cell.backbone.shape)
+    kind = architecture(cell.head.architecture)
+    with device:
+        return None, {"config": config, "state_dict": getattr(kind, "checkpoint_class", kind)(config).state_dict()}
 
 
 def _within(name: str, modules: Iterable[str]) -> bool:
@@ -141,8 +160,10 @@ def lora_config(cell: Cell, tokenizer: Any, model: nn.Module) -> Any:
     )
 
 
-def checkpoint_fingerprint(cell: Cell) -> str:
-    """Sixteen hex digits over the weight files of a local folder, or the hub's pinned revision."""
+def checkpoint_fingerprint(cell: Cell) -> str | None:
+    """Sixteen hex digits over the weight files of a local folder, or the hub's pinned revision; None for random weights."""
+    if cell.profile.random_weights:
+        return None
     source, pin = checkpoint_of(cell.backbone, cell.profile)
     if pin:
         return cell.backbone.revision

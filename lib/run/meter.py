@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 GIB = 2**30
+PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
 
 
@@ -193,10 +194,13 @@ def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_b
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int | float]:
-    """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds."""
-    sizes = {id(p): (_unpacked(p), p.requires_grad) for p in model.parameters()}.values()
-    total = sum(size for size, _ in sizes)
-    trainable = sum(size for size, trains in sizes if trains)
+    """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds.
+
+    What PEFT keeps twice counts once: a head that trains in full has a frozen copy, a trained token a row in the embedding.
+    """
+    named = dict(model.named_parameters())  # tied weights once
+    total = sum(_unpacked(p) for name, p in named.items() if not any(part in name for part in PEFT_TWINS))
+    trainable = sum(p.numel() for p in named.values() if p.requires_grad)
     return {"trainable_params": trainable, "total_params": total, "trainable_percent": 100 * trainable / total}
 
 
