@@ -21,6 +21,7 @@ class Table(Protocol):
 
     origin: str
     names: tuple[str, ...]
+    revision: str | None
 
     def __len__(self) -> int:
         """How many rows."""
@@ -34,6 +35,8 @@ class Table(Protocol):
 
 class ListTable:
     """Rows held in memory."""
+
+    revision = None
 
     def __init__(self, rows: list[Row], origin: str) -> None:
         """Rows and where they came from."""
@@ -57,10 +60,11 @@ class ListTable:
 class DatasetTable:
     """A `datasets.Dataset`, read from its memory map."""
 
-    def __init__(self, dataset: Any, origin: str) -> None:
-        """A data set and where it came from."""
+    def __init__(self, dataset: Any, origin: str, revision: str | None = None) -> None:
+        """A data set, where it came from, and at which commit of the hub."""
         self._dataset = dataset
         self.origin = origin
+        self.revision = revision
         self.names = tuple(dataset.column_names)
 
     def __len__(self) -> int:
@@ -143,6 +147,7 @@ def _parquet(folder: Path, split: str) -> DatasetTable:
 
 
 READERS: dict[str, Callable[[Path, str], Any]] = {".jsonl": _json_lines, ".parquet": _parquet}
+COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
 
 
@@ -154,4 +159,10 @@ def _from_hub(task: Task) -> dict[str, Any]:
     except (OSError, ConnectionError, ValueError) as error:
         cause = str(error).splitlines()[0]
         raise InputError(f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}") from None
-    return {name: DatasetTable(split, f"hub:{task.dataset}/{name}") for name, split in splits.items()}
+    return {name: DatasetTable(split, f"hub:{task.dataset}/{name}", revision_of(split)) for name, split in splits.items()}
+
+
+def revision_of(dataset: Any) -> str | None:
+    """The commit of the hub that a data set was read at: `datasets` names its sources, or the folder of its cache, by it."""
+    places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
+    return next((found.group() for place in places if (found := COMMIT.search(place))), None)

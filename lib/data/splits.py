@@ -22,12 +22,18 @@ SPLIT_SEED = 42  # the study's
 
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """Rows to train on, to choose a checkpoint on, to score on; `origins` says where each came from."""
+    """Rows to train on, to choose a checkpoint on, to score on.
+
+    Attributes:
+        origins: where each split came from.
+        revision: the hub's commit that the rows were read at; None for a local folder.
+    """
 
     train: list[Row]
     validation: list[Row]
     test: list[Row]
     origins: Mapping[str, str]
+    revision: str | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -54,7 +60,8 @@ def load_splits(task: Task, profile: Profile) -> Splits:
             parts[name] = table, range(len(table)), table.origin
     parts["train"] = train, pool, train.origin
     rows = {name: _rows(task, *part, profile.cap(task.id, name)) for name, part in parts.items()}
-    return Splits(**rows, origins={name: origin for name, (_, _, origin) in parts.items()})
+    origins = {name: origin for name, (_, _, origin) in parts.items()}
+    return Splits(**rows, origins=origins, revision=train.revision)
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> list[int]:

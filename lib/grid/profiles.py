@@ -140,11 +140,22 @@ FULL_CAPS: Mapping[str, Caps] = {
 
 CACHE = Path(__file__).parents[2] / ".cache"
 FULL_PROFILE = Profile(id="full", caps=FULL_CAPS, feature_cache=CACHE / "features")
-# Three updates warm up, twenty are measured. On a CPU a full batch of the recipe would take minutes an update.
 FOOTPRINT_PROFILE = Profile(
     id="footprint",
     random_weights=True,
-    overrides={cell_id: {"max_steps": 23, "num_train_epochs": 1} for cell_id in RECIPES},
+    overrides={cell_id: {"max_steps": 20, "num_train_epochs": 1} for cell_id in RECIPES},
+)
+
+
+def _light(recipe: Recipe) -> Mapping[str, Any]:
+    """One row an update and short summaries: on a CPU an update of the recipe's own size would take minutes."""
+    short = {"generation": replace(recipe.generation, max_new_tokens=16, min_length=0)} if recipe.generation else {}
+    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
+    return {"max_steps": 11, "num_train_epochs": 1, **one, **short}
+
+
+FOOTPRINT_CPU_PROFILE = replace(
+    FOOTPRINT_PROFILE, device="cpu", overrides={cell_id: _light(recipe) for cell_id, recipe in RECIPES.items()}
 )
 QUICK_PROFILE = Profile(
     id="quick",

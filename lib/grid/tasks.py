@@ -35,6 +35,7 @@ class Task:
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
         columns: the hub's column names, with the JSON type of each.
+        train_rows: of the hub's train split, for estimates.
         validation: a split's name, or what is carved out of train; the same for `test`.
         main_score: the score that the summary shows; `bounded_scores` are those that thresholds hold.
     """
@@ -45,6 +46,7 @@ class Task:
     dataset: str
     config: str | None
     columns: Mapping[str, type]
+    train_rows: int
     validation: str | Carve
     test: str | Carve
     main_score: str
@@ -63,6 +65,7 @@ SA = Task(
     dataset="fancyzhx/amazon_polarity",
     config=None,
     columns={"label": int, "title": str, "content": str},
+    train_rows=3_600_000,
     validation=Carve(share=0.15, stratify="label"),  # the study splits the labelled pool 70-15-15
     test=Carve(share=0.15, stratify="label"),
     main_score="accuracy",
@@ -75,6 +78,7 @@ QA = Task(
     dataset="rajpurkar/squad",
     config=None,
     columns={"id": str, "title": str, "context": str, "question": str, "answers": dict},
+    train_rows=87_599,
     validation=Carve(share=0.1, group="title"),
     test="validation",  # SQuAD's own test split was never published
     main_score="f1",
@@ -87,6 +91,7 @@ SUM = Task(
     dataset="abisee/cnn_dailymail",
     config="3.0.0",
     columns={"article": str, "highlights": str, "id": str},
+    train_rows=287_113,
     validation="validation",
     test="test",
     main_score="rougeLsum",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lib.data.sources import Row
 from lib.grid.cells import Cell
+from lib.heads.cache import cached_features
 
 IGNORED = -100  # a target that no loss counts (torch's ignore_index)
 Batch = dict[str, Tensor]
@@ -87,9 +88,14 @@ class Head(ABC):
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
         """One prediction a row."""
 
-    def restored(self, target: Any, extra: Any) -> tuple[Any, Any]:
-        """A feature's `target` and `extra` after a way through JSON-like storage, which knows lists and mappings only."""
-        return target, extra
+    def features(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """What `encode` gives, by way of the profile's cache where it has one."""
+        folder = self.cell.profile.feature_cache
+        return cached_features(self, rows, folder, training=training) if folder else self.encode(rows, training=training)
+
+    def restored(self, target: Any, extra: Any) -> dict[str, Any]:
+        """A feature's `target` and `extra` after a way through storage, which knows lists and mappings only."""
+        return {"target": target, "extra": extra}
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text without special tokens."""

@@ -69,9 +69,10 @@ class ExtractHead(Head):
         answer = window.shift + rng.randrange(len(words))
         return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
 
-    def restored(self, target: Any, extra: Any) -> tuple[Any, Any]:
+    def restored(self, target: Any, extra: Any) -> dict[str, Any]:
         """The answer's two places, and the window."""
-        return tuple(target), Window(shift=extra["shift"], offsets=[(start, end) for start, end in extra["offsets"]])
+        window = Window(shift=extra["shift"], offsets=[(start, end) for start, end in extra["offsets"]])
+        return {"target": tuple(target), "extra": window}
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B, 2): the answer's first and last token."""

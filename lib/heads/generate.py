@@ -140,9 +140,7 @@ class SeparatedHead(GenerateHead):
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row: its input_ids are article + <sum>, cut in the article so that <sum> and the summary fit."""
         return [
-            Feature(
-                example=i, input_ids=[*self.ids(row["article"])[: self.room], self.separator], target=self.summary(row)
-            )
+            Feature(example=i, input_ids=[*self.ids(row["article"])[: self.room], self.separator], target=self.summary(row))
             for i, row in enumerate(rows)
         ]
 

@@ -7,8 +7,8 @@ from lib.errors import InputError
 from lib.results.record import Record
 
 
-def read_records(path: Path) -> dict[str, Record]:
-    """Records by cell id; raises InputError where the file is missing, cut off or holds no cells."""
+def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
+    """Records by cell id, all or one profile's; raises InputError where the file is missing, cut off or holds no cells."""
     try:
         found = json.loads(path.read_text())
         records = [row["extra_info"] for row in found["benchmarks"] if "cell" in row["extra_info"]]
@@ -18,4 +18,4 @@ def read_records(path: Path) -> dict[str, Record]:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
     if not records:
         raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
-    return {record["cell"]: record for record in records}
+    return {record["cell"]: record for record in records if profile in (None, record["profile"])}

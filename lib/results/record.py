@@ -7,12 +7,13 @@ import math
 import platform
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from lib.data.splits import SPLIT_SEED
 from lib.grid.cells import Cell
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers")
 
 Record = dict[str, Any]
@@ -30,7 +31,8 @@ def new_record(cell: Cell) -> Record:
         "method": cell.method.id,
         "main_score": cell.task.main_score,
         "recipe": plain(asdict(cell.recipe) | {"quantization": cell.quantization and asdict(cell.quantization)}),
-        "limits": {"train_rows": profile.train_rows, "eval_rows": profile.eval_rows, "own_test": profile.own_test},
+        "limits": {f"{split}_rows": profile.cap(cell.task.id, split) for split in ("train", "validation", "test")}
+        | {"own_test": profile.own_test},
         "seeds": {"seed": profile.seed, "split_seed": SPLIT_SEED},
         "versions": versions(),
         "device": None,
@@ -42,6 +44,7 @@ def new_record(cell: Cell) -> Record:
         "scores": {},
         "memory": None,
         "throughput": None,
+        "flops": None,
         "bounds": {},
         "missed": [],
         "outcome": "unfinished",
@@ -57,6 +60,15 @@ def versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             found[package] = None
     return found
+
+
+def cpu_name() -> str:
+    """The CPU's model name where Linux tells it, its architecture elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def plain(value: Any) -> Any:

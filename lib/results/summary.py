@@ -7,9 +7,38 @@ from lib.results.record import Record
 HEADER = "cell            score        points  bound  train s samples/s  peak GiB trainable  verdict"
 
 
+FOOTPRINT_HEADER = "cell            step ms  p90 ms tokens/s  gen/s  weights  grads optim. activ. MiB  peak GiB  MFU %  verdict"
+MIB = 2**20
+
+
 def rows(records: Iterable[Record]) -> list[tuple[str, str]]:
     """(line, verdict) of every record, in the given order."""
-    return [(_line(record), record["outcome"]) for record in records]
+    return [(_footprint(record) if record["flops"] else _line(record), record["outcome"]) for record in records]
+
+
+def header(records: Sequence[Record]) -> str:
+    """The columns' names: of scores, or of costs alone."""
+    return FOOTPRINT_HEADER if all(record["profile"] == "footprint" for record in records) else HEADER
+
+
+def _footprint(record: Record) -> str:
+    ledger, speed = record["memory"]["ledger"], record["throughput"]
+    sizes = [ledger[f"{name}_bytes"] / MIB for name in ("weights", "gradients", "optimizer", "activations")]
+    steps = [seconds and 1000 * seconds for seconds in (speed["step_seconds_median"], speed["step_seconds_p90"])]
+    cells = (
+        f"{record['cell']:<15}",
+        number(steps[0], 7, 0),
+        number(steps[1], 7, 0),
+        number(speed["train_tokens_per_second"], 8, 0),
+        number(speed["generated_tokens_per_second"], 6, 0),
+        number(sizes[0], 8, 0),
+        *(number(size, 6, 0) for size in sizes[1:3]),
+        number(sizes[3], 10, 0),
+        number(ledger["peak_bytes"] / 2**30, 9, 2),
+        number(record["flops"]["mfu_percent"], 6, 1),
+        f" {verdict(record)}",
+    )
+    return " ".join(cells)
 
 
 def _line(record: Record) -> str:
@@ -18,12 +47,12 @@ def _line(record: Record) -> str:
     parameters = record["parameters"] or {}
     cells = (
         f"{record['cell']:<15} {name:<12}",
-        _number(record["scores"].get(name), 6, 1),
-        _number(record["bounds"].get(name), 6, 1),
-        _number(training.get("seconds"), 8, 1),
-        _number(throughput.get("train_samples_per_second"), 9, 0),
-        _number(peak_gib(record), 9, 2),
-        _number(parameters.get("trainable_percent"), 8, 2) + ("%" if parameters else " "),
+        number(record["scores"].get(name), 6, 1),
+        number(record["bounds"].get(name), 6, 1),
+        number(training.get("seconds"), 8, 1),
+        number(throughput.get("train_samples_per_second"), 9, 0),
+        number(peak_gib(record), 9, 2),
+        number(parameters.get("trainable_percent"), 8, 2) + ("%" if parameters else " "),
         f" {verdict(record)}",
     )
     return " ".join(cells)
@@ -31,7 +60,7 @@ def _line(record: Record) -> str:
 
 def verdict(record: Record) -> str:
     """One or two words: passed, missed a bound, stopped early; a profile without bounds says so."""
-    if record["outcome"] == "passed" and not record["bounds"]:
+    if record["outcome"] == "passed" and not record["bounds"] and not record["flops"]:
         return "no bound yet"
     return str(record["outcome"])
 
@@ -46,7 +75,8 @@ def peak_gib(record: Record) -> float | None:
     return None
 
 
-def _number(value: float | None, width: int, digits: int) -> str:
+def number(value: float | None, width: int, digits: int) -> str:
+    """A right-aligned figure; a dash for what was not measured."""
     return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
 
 

@@ -1,16 +1,19 @@
 """Evaluation. In: a trained model, its head, rows. Out: a prediction a row, and scores in points."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from lib.data.sources import Row
+from lib.errors import InputError
 from lib.grid.tasks import Problem
-from lib.heads.base import Head, Prediction
+from lib.heads.base import Feature, Head, Prediction
+from lib.run.device import out_of_memory
 from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
 
@@ -25,6 +28,7 @@ class Evaluation:
         scores: points, 0 to 100, by metric.
         loss: mean loss in nats a row, where the head computes one.
         seconds: of prediction alone, without encoding and scoring.
+        batch: rows predicted at once at the end; fewer than `EVAL_BATCH` where memory ran out.
         sources: which implementation computed the scores.
     """
 
@@ -33,6 +37,7 @@ class Evaluation:
     loss: float | None
     seconds: float
     samples_per_second: float
+    batch: int
     sources: dict[str, str]
 
 
@@ -40,18 +45,9 @@ def evaluate(
     model: nn.Module, head: Head, rows: Sequence[Row], metrics: Metrics, device: torch.device, progress: Progress
 ) -> Evaluation:
     """Predict every row, longest first, and score against its references."""
-    features = head.encode(rows, training=False)
-    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
-    outcomes: list[Any] = [None] * len(features)
-    model.eval()
-    stage = progress.stage("evaluate")
+    features = head.features(rows, training=False)
     began = time.perf_counter()
-    with torch.inference_mode():
-        for start in range(0, len(order), EVAL_BATCH):
-            chunk = order[start : start + EVAL_BATCH]
-            for i, outcome in zip(chunk, head.predict(model, [features[i] for i in chunk], device), strict=True):
-                outcomes[i] = outcome
-            stage.at(start + len(chunk), len(order))
+    outcomes, batch = predict(model, head, features, device, progress.stage("evaluate"))
     seconds = time.perf_counter() - began
     predictions = head.decode(rows, features, outcomes)
     scores = METRICS[head.cell.task.problem](metrics, rows, [prediction.value for prediction in predictions])
@@ -62,5 +58,49 @@ def evaluate(
         loss=sum(losses) / len(losses) if losses else None,
         seconds=seconds,
         samples_per_second=len(rows) / seconds,
+        batch=batch,
         sources=metrics.sources(Problem(head.cell.task.problem)),
     )
+
+
+def predict(
+    model: nn.Module, head: Head, features: Sequence[Feature], device: torch.device, stage: Progress
+) -> tuple[list[Any], int]:
+    """An outcome a feature, and how many were predicted at once: half as many after each time that memory ran out.
+
+    Raises InputError where not even one fits.
+    """
+    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
+    outcomes: list[Any] = [None] * len(features)
+    model.eval()
+    done, size = 0, EVAL_BATCH
+    with torch.inference_mode():
+        while done < len(order):
+            chunk = order[done : done + size]
+            found = _fitting(partial(head.predict, model, [features[i] for i in chunk], device))
+            if found is None:
+                size = _halved(size, head)
+                continue
+            for i, outcome in zip(chunk, found, strict=True):
+                outcomes[i] = outcome
+            done += len(chunk)
+            stage.at(done, len(order))
+    return outcomes, size
+
+
+def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
+    """What the call returns; None where memory ran out."""
+    try:
+        return call()
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+    return None
+
+
+def _halved(size: int, head: Head) -> int:
+    if size == 1:
+        raise InputError(f"{head.cell.id} does not fit: memory runs out when it predicts one row at a time")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return size // 2

@@ -4,6 +4,7 @@ One loop for every cell. Its unit is the update: one or more micro-batches, one 
 of an update is the mean over all its targets, however they are cut into micro-batches.
 """
 
+import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +18,10 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from lib.errors import InputError
+from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
 from lib.heads.base import Batch, Feature, Head, all_tokens, on, real_tokens
-from lib.run.device import resolve_precision
+from lib.run.device import out_of_memory, resolve_precision
 from lib.run.meter import Meter, ledger, tensor_bytes
 from lib.run.progress import Progress
 
@@ -37,6 +38,8 @@ class Training:
     Attributes:
         losses: mean loss of each update, in nats per target.
         stopped: why training ended early, or None.
+        micro_batch: rows of a forward pass at the end; smaller than the recipe's where memory ran out.
+        fallbacks: a sentence for everything that was done otherwise than the recipe says.
         epoch_scores: validation score after each epoch, where the recipe has several.
         chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
     """
@@ -48,6 +51,8 @@ class Training:
     chosen_epoch: int | None = None
     stopped: str | None = None
     precision: str = "fp32"
+    micro_batch: int = 0
+    fallbacks: list[str] = field(default_factory=list)
     memory: dict[str, int | None] = field(default_factory=dict)
 
 
@@ -103,6 +108,10 @@ def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
     return hf.get_scheduler(recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
 
 
+class DoesNotFit(Exception):
+    """Memory ran out in a forward or backward pass; nothing was updated yet."""
+
+
 class Trainer:
     """One cell's training: what `run` needs at hand, made once."""
 
@@ -112,7 +121,12 @@ class Trainer:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.head, self.features, self.meter = cell, model, head, features, meter
         self.total = planned_updates(cell, len(features))
-        self.course = Training(precision=resolve_precision(cell, meter.device))
+        precision, fallback = resolve_precision(cell, meter.device)
+        self.course = Training(
+            precision=precision,
+            micro_batch=cell.recipe.per_device_train_batch_size,
+            fallbacks=[fallback] if fallback else [],
+        )
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
@@ -127,8 +141,8 @@ class Trainer:
         losses: list[Tensor] = []
         for epoch in range(math.ceil(self.total / updates_per_epoch(self.cell, len(self.features)))):
             self.model.train()
-            for group in islice(self._updates(epoch), self.total - len(losses)):
-                losses.append(self._update(group))
+            for group in islice(self.updates(epoch), self.total - len(losses)):
+                losses.append(self.update(group))
                 self._look(losses, progress)
                 if self.course.stopped:
                     return self.course
@@ -138,17 +152,41 @@ class Trainer:
             self.model.load_state_dict(best, strict=False)
         return self.course
 
-    def _updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
+    def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
         """The epoch's updates, each a list of micro-batches."""
         recipe = self.cell.recipe
         batches = epoch_batches(self.features, recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
         return _chunks(batches, recipe.gradient_accumulation_steps)
 
-    def _update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
-        """One optimizer update on several micro-batches; return the mean loss over all their targets."""
-        batches = [self.head.collate(features) for features in group]
+    def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
+        """One optimizer update on several micro-batches; return the mean loss over all their targets.
+
+        Where memory runs out, the same rows are cut into micro-batches of half the size: the update stays what it was.
+        """
+        while True:
+            cut = [piece for features in group for piece in _chunks(features, self.course.micro_batch)]
+            try:
+                return self._step([self.head.collate(features) for features in cut], sum(map(len, group)))
+            except DoesNotFit as error:
+                cause = str(error)
+            self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
+
+    def _halve(self, cause: str) -> None:
+        size = self.course.micro_batch // 2
+        where = f"update {self.course.updates + 1} of {self.total}"
+        if not size:
+            raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} with one row at a time ({cause})")
+        change = f"micro-batches of {size} in place of {self.course.micro_batch}, accumulated to the same update"
+        self.course.fallbacks.append(f"out of memory at {where}: {change}")
+        self.course.micro_batch = size
+        self.optimizer.zero_grad()
+        gc.collect()
+        if self.meter.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _step(self, batches: Sequence[Batch], samples: int) -> Tensor:
         with self.meter.update(
-            samples=sum(map(len, group)), tokens=sum(map(real_tokens, batches)), padded_tokens=sum(map(all_tokens, batches))
+            samples=samples, tokens=sum(map(real_tokens, batches)), padded_tokens=sum(map(all_tokens, batches))
         ):
             loss = self._backward(batches)
             if self.cell.recipe.max_grad_norm is not None:
@@ -166,11 +204,16 @@ class Trainer:
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
         count = sum(self.head.targets(batch) for batch in batches)
         total = torch.zeros((), device=self.meter.device)
-        for batch in batches:
-            with self.accelerator.autocast():
-                loss = self.head.loss(self.model, on(self.meter.device, batch)) / count
-            self.accelerator.backward(loss)
-            total += loss.detach()
+        try:
+            for batch in batches:
+                with self.accelerator.autocast():
+                    loss = self.head.loss(self.model, on(self.meter.device, batch)) / count
+                self.accelerator.backward(loss)
+                total += loss.detach()
+        except (RuntimeError, MemoryError) as error:
+            if out_of_memory(error):
+                raise DoesNotFit(first_line(error)) from None
+            raise
         return total
 
     def _take_ledger(self) -> None:

@@ -1,0 +1,19 @@
+"""Every cell at its true size: what it takes in memory and time, from random weights and random tokens, without a hub."""
+
+import pytest
+
+from benchmarks.grid import cells
+
+
+@pytest.mark.parametrize(("profile", "backbone", "task", "method"), cells("footprint"))
+def test_footprint(held_bytes, trainer, head, device, meter, progress, benchmark, record):
+    from lib.run.footprint import generation_rate, trace
+
+    with meter.phase("trace"):
+        footprint = trace(trainer, held_bytes)
+    with meter.phase("train"):
+        training = benchmark.pedantic(trainer.run, args=(progress,), rounds=1)
+    with meter.phase("generate"):
+        footprint.generated_tokens_per_second = generation_rate(trainer.model, head, device, progress)
+    missed = record(training, footprint=footprint)
+    assert not missed, "; ".join(missed)

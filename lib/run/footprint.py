@@ -1,0 +1,233 @@
+"""What a cell costs at its true size. In: a trainer over synthetic rows. Out: FLOPs, bytes and rates that need no weights.
+
+Two updates go before the timed ones and warm them up: in the first, FLOPs are counted, in the second, bytes are traced.
+"""
+
+import time
+import weakref
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cache
+from random import Random
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from lib.grid.cells import Cell
+from lib.grid.methods import METHODS
+from lib.grid.tasks import Problem
+from lib.heads.base import Feature, Head
+from lib.run.build import build, load_tokenizer
+from lib.run.evaluation import predict
+from lib.run.meter import parameter_counts, tensor_bytes, weight_tensors
+from lib.run.progress import Progress
+from lib.run.training import Trainer
+
+TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+FP32_BYTES = 4
+MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the square matrices whose product is the device's peak
+REPEATS = {"cpu": 3, "cuda": 20}
+GENERATED_ROWS = {"cpu": 1, "cuda": 64}
+CUDA_ROOM = 0.02  # what an allocator's rounding may add
+WEIGHTS_SHARE = 0.75  # NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third
+ADAPTER_SHARE = 0.05
+
+
+@dataclass(kw_only=True)
+class Footprint:
+    """What the traced updates and the generation measured.
+
+    Attributes:
+        flops_per_step: of one update, forward and backward, matrix products and attention (torch's FlopCounterMode).
+        matmul_flops_per_second: the device's best on large square matrices in the cell's precision.
+        live_bytes: held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU).
+        peak_bytes: the most held during that update.
+        generated_tokens_per_second: of all rows together; None for a task that generates nothing.
+    """
+
+    flops_per_step: int
+    matmul_flops_per_second: float
+    live_bytes: int
+    peak_bytes: int
+    generated_tokens_per_second: float | None = None
+
+
+def synthetic_features(cell: Cell, head: Head) -> list[Feature]:
+    """Features of full length for every update of the profile."""
+    rng = Random(cell.profile.seed)
+    recipe = cell.recipe
+    count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    return [replace(head.synthetic(rng), example=i) for i in range(count)]
+
+
+def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
+    """Two updates of the trainer: one counts FLOPs, one traces bytes over `baseline_bytes`, what the device held before."""
+    group = next(trainer.updates(0))
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on CPUs
+        trainer.update(group)
+    live, peak = _traced_bytes(trainer, group, baseline_bytes)
+    return Footprint(
+        flops_per_step=counter.get_total_flops(),
+        matmul_flops_per_second=matmul_peak(trainer.meter.device, trainer.course.precision),
+        live_bytes=live,
+        peak_bytes=peak,
+    )
+
+
+def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int]:
+    cuda = trainer.meter.device.type == "cuda"
+    held = held_before(trainer)
+    tracer: Any = CudaBytes(trainer.meter.device, baseline) if cuda else TensorBytes(held)
+    seen: list[int] = []
+    hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(tracer.live))
+    with tracer:
+        trainer.update(group)
+    hook.remove()
+    return seen[0], tracer.peak
+
+
+def held_before(trainer: Trainer) -> list[torch.Tensor]:
+    """Weights and optimizer state, as they stand between two updates."""
+    states = trainer.optimizer.state.values()
+    moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+    return [*weight_tensors(trainer.model), *moments]
+
+
+class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of tensors on a CPU, which has no allocator to ask: those given, and all floating ones that operators make.
+
+    Left out are token ids and scalars such as the loss: they are the batch's, not the model's.
+    """
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        """`tensors` are held already."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._known = {t.untyped_storage().data_ptr() for t in tensors}
+        self.live = self.peak = tensor_bytes(tensors)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Count what the operator made."""
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() and leaf.ndim:
+                self._hold(leaf.untyped_storage())
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        pointer, size = storage.data_ptr(), storage.nbytes()
+        if not size or pointer in self._known:
+            return
+        self._known.add(pointer)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._release, pointer, size).atexit = False
+
+    def _release(self, pointer: int, size: int) -> None:
+        self._known.discard(pointer)
+        self.live -= size
+
+
+class CudaBytes(AbstractContextManager["CudaBytes"]):
+    """What torch's allocator holds on a GPU beyond a baseline."""
+
+    def __init__(self, device: torch.device, baseline: int) -> None:
+        """Counts on `device`."""
+        self._device, self._baseline = device, baseline
+
+    def __enter__(self) -> "CudaBytes":
+        """Start a new peak."""
+        torch.cuda.reset_peak_memory_stats(self._device)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to undo."""
+
+    @property
+    def live(self) -> int:
+        """Allocated now."""
+        return torch.cuda.memory_allocated(self._device) - self._baseline
+
+    @property
+    def peak(self) -> int:
+        """The most allocated since entered."""
+        return torch.cuda.max_memory_allocated(self._device) - self._baseline
+
+
+def baseline_bytes(device: torch.device) -> int:
+    """What a GPU holds before a model is on it, cuBLAS's workspaces of forward and backward included; 0 on a CPU."""
+    if device.type != "cuda":
+        return 0
+    matrix = torch.ones(256, 256, device=device, requires_grad=True)
+    (matrix @ matrix).sum().backward()  # type: ignore[no-untyped-call]
+    del matrix
+    return torch.cuda.memory_allocated(device)
+
+
+@cache
+def matmul_peak(device: torch.device, precision: str) -> float:
+    """FLOP/s of the fastest of some products of two large square matrices, 2 n^3 FLOPs each."""
+    side = MATRIX[device.type]
+    matrix = torch.ones(side, side, device=device, dtype=TORCH_TYPES[precision])
+    seconds = []
+    for _ in range(REPEATS[device.type] + 1):  # the first one warms up
+        _wait(device)
+        began = time.perf_counter()
+        torch.mm(matrix, matrix)
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return float(2 * side**3 / min(seconds[1:]))
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def generation_rate(model: nn.Module, head: Head, device: torch.device, progress: Progress) -> float | None:
+    """Tokens a second that the recipe's search gives for full-length articles; None for a task that generates nothing."""
+    if head.cell.task.problem is not Problem.GENERATE:
+        return None
+    rng = Random(head.cell.profile.seed)
+    features = [head.synthetic(rng) for _ in range(GENERATED_ROWS[device.type])]
+    if device.type == "cuda":
+        predict(model, head, features, device, progress.stage("warm up"))
+    _wait(device)
+    began = time.perf_counter()
+    outcomes, _ = predict(model, head, features, device, progress.stage("generate"))
+    _wait(device)
+    return sum(map(len, outcomes)) / (time.perf_counter() - began)
+
+
+def complete(ledger: dict[str, int | None], found: Footprint) -> dict[str, int | None]:
+    """The ledger with its peak; activations are the peak minus the rest."""
+    rest = sum(ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
+    return ledger | {"peak_bytes": found.peak_bytes, "activations_bytes": found.peak_bytes - rest}
+
+
+def unexpected(cell: Cell, ledger: dict[str, int | None], found: Footprint, device: torch.device) -> list[str]:
+    """A sentence for everything that must hold on any machine and does not."""
+    weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
+    booked = weights + gradients + moments
+    sentences = []
+    if abs(found.live_bytes - booked) > (CUDA_ROOM * booked if device.type == "cuda" else 0):
+        sentences.append(f"the ledger holds {booked:,} bytes, the device {found.live_bytes:,}")
+    lora = FP32_BYTES * _parameters(cell, "lora")
+    if cell.quantization and weights >= WEIGHTS_SHARE * lora:
+        sentences.append(f"quantized weights take {weights:,} bytes, LoRA's {lora:,}")
+    full = 3 * FP32_BYTES * _parameters(cell, "sft")  # a gradient and two moments
+    if cell.method.adapts and gradients + moments >= ADAPTER_SHARE * full:
+        sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
+    return [f"{sentence} ({cell.id}, {cell.profile.id})" for sentence in sentences]
+
+
+def _parameters(cell: Cell, method_id: str) -> int:
+    """All parameters of the same cell with another method, counted without building it for real."""
+    twin = replace(cell, method=next(method for method in METHODS if method.id == method_id))
+    model = build(twin, load_tokenizer(twin), torch.device("meta"))
+    return int(parameter_counts(model)["total_params"])
