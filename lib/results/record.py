@@ -4,17 +4,14 @@ It *is* pytest-benchmark's `extra_info`. Scores are points, 0-100; units stand i
 """
 
 import math
-import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 from lib.data.splits import SPLIT_SEED
 from lib.grid.cells import Cell
+from lib.machine import versions
 
 SCHEMA_VERSION = 2
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers")
 
 Record = dict[str, Any]
 
@@ -49,26 +46,6 @@ def new_record(cell: Cell) -> Record:
         "missed": [],
         "outcome": "unfinished",
     }
-
-
-def versions() -> dict[str, str | None]:
-    """Python's and the libraries' versions; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
-
-
-def cpu_name() -> str:
-    """The CPU's model name where Linux tells it, its architecture elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
-from lib.results.record import Record, cpu_name
+from lib.machine import cpu_name
 from lib.run.build import ATTENTION, checkpoint_fingerprint, checkpoint_of
 from lib.run.device import used_by_others_gib
 from lib.run.evaluation import Evaluation
@@ -26,7 +26,7 @@ def measured(
     training: Training,
     evaluation: Evaluation | None = None,
     footprint: Footprint | None = None,
-) -> Record:
+) -> dict[str, Any]:
     """The measured parts of a record; those of a stage that did not run are None."""
     throughput = meter.throughput()
     return {

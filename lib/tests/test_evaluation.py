@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from lib.errors import InputError
 from lib.run.evaluation import EVAL_BATCH, evaluate
 from lib.run.metrics import Metrics
 from lib.tests.small import CPU, head_for, model_of, rows_of, silent
@@ -19,6 +20,31 @@ def test_predictions_come_in_the_order_of_the_rows_however_they_are_batched():
     found = evaluate(Longest(), head, rows, Metrics(), CPU, silent())
     lengths = [len(feature.input_ids) for feature in head.encode(rows, training=False)]
     assert [prediction.value for prediction in found.predictions] == [int(length > 20) for length in lengths]
+
+
+class Narrow(Longest):
+    """The same, with memory for so many rows at once."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, input_ids, attention_mask):
+        if len(input_ids) > self.rows:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(input_ids, attention_mask)
+
+
+def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
+    head, rows = head_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    wide, narrow = (evaluate(model, head, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
+    assert [p.value for p in narrow.predictions] == [p.value for p in wide.predictions]
+    assert (wide.batch, narrow.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
+
+
+def test_one_row_that_cannot_be_predicted_ends_the_cell_in_a_sentence():
+    with pytest.raises(InputError, match="memory runs out when it predicts one row at a time"):
+        evaluate(Narrow(0), head_for("bert_sa_sft"), rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
 
 
 def test_scores_and_losses_are_over_all_rows():

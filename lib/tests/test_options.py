@@ -1,5 +1,6 @@
 """What the command line selects, what it changes, and how it refuses."""
 
+import json
 import os
 import re
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from fixtures.options import changed, profile_from
-from lib.grid.profiles import QUICK, QUICK_PROFILE
+from lib.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
 from lib.grid.recipes import RECIPES
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,30 @@ def test_cells_are_selected_by_id():
     assert sorted(collected("--cells", "bert_sa_lora, t5_qa_sft")) == ["bert_sa_lora", "t5_qa_sft"]
 
 
+@pytest.mark.parametrize("profile", ["full", "footprint"])
+def test_listing_prints_the_cells_of_a_profile_and_runs_nothing(profile):
+    found = collect("--list-cells", "-m", profile, "--cells", "bert_sum_sft,t5_qa_lora").stdout.splitlines()
+    assert found[0] == f"{profile}:"
+    assert [line.split()[0] for line in found[2:-1]] == ["bert_sum_sft", "t5_qa_lora"]
+
+
+def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
+    phase = {"rss_peak_gib": 1.0, "reserved_peak_gib": None}
+    times = {"bert_sa_lora": 20, "bert_sa_sft": 50, "t5_sa_sft": 30}
+    records = [
+        {"cell": cell, "profile": "quick", "outcome": "passed", "device": {"name": "a CPU"}}
+        | {"memory": {"phases": {"train": phase | {"seconds": seconds}}}}
+        for cell, seconds in times.items()
+    ]
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(json.dumps({"benchmarks": [{"extra_info": record} for record in records]}))
+    # 100 s less 15 s for the session: the 50 s cell first, then 30 s; 20 s no longer fit
+    assert collected("--budget", "100s", f"--estimates-from={earlier}") == ["bert_sa_sft", "t5_sa_sft"]
+    answer = collect("--budget", "20s", f"--estimates-from={earlier}")
+    assert "--budget 20s is too short for any of 27 cells; see --list-cells" in answer.stderr + answer.stdout
+    assert answer.returncode == pytest.ExitCode.USAGE_ERROR
+
+
 # Refusals
 
 
@@ -59,8 +84,10 @@ def test_cells_are_selected_by_id():
     ("option", "value", "sentence"),
     [
         ("--cells", "t5_qa_sft,bert_sa_lor", "unknown cell 'bert_sa_lor'; did you mean bert_sa_lora?"),
-        ("--train-rows", "0", "'0' is not a whole number of at least 1"),
-        ("--train-rows", "-3", "'-3' is not a whole number of at least 1"),
+        ("--max-steps", "0", "--max-steps '0' is not a whole number of at least 1"),
+        ("--train-rows", "-3", "--train-rows '-3' is not a whole number of at least 0"),
+        ("--budget", "half an hour", "--budget 'half an hour' is no duration; write it as in 30m, 90s or 1h30m"),
+        ("--estimates-from", "/nope.json", "--estimates-from /nope.json is not a file"),
         ("--learning-rate", "abc", "--learning-rate 'abc' is not a number between 0 and 1"),
         ("--learning-rate", "nan", "--learning-rate 'nan' is not a number between 0 and 1"),
         ("--data-root", "/nope", "--data-root /nope is not a folder"),
@@ -73,11 +100,6 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_sentence(option, value, s
     assert len(lines) == 1
     assert lines[0].startswith("ERROR: ")
     assert sentence in lines[0]
-
-
-@pytest.mark.parametrize("option", ["--train-rows", "--max-steps"])
-def test_a_number_that_cannot_be_used_is_named_with_its_option(option):
-    assert option in collect(option, "0", "--eval-rows", "5").stderr
 
 
 def test_cells_that_name_none_are_refused():
@@ -118,6 +140,21 @@ def test_roots_and_device_are_the_full_profiles_to_choose(tmp_path):
 @pytest.mark.parametrize("limit", ["train_rows", "eval_rows", "max_steps", "epochs", "learning_rate"])
 def test_a_limited_run_is_not_held_to_bounds(limit):
     assert changed(given(**{limit: 1}))
+
+
+def test_no_limit_at_all_is_a_change_of_a_profile_with_caps():
+    assert changed(given(train_rows=0))
+    assert profile_from(given(train_rows=0), "full").cap("sa", "train") is None
+    assert profile_from(given(), "full").cap("sa", "train") == FULL_CAPS["sa"].train
+    assert profile_from(given(eval_rows=7), "full").cap("sa", "validation") == 7
+
+
+def test_a_footprint_without_a_gpu_is_of_one_row_an_update():
+    cpu, gpu = (profile_from(given(), "footprint", cuda=cuda) for cuda in (False, True))
+    assert (cpu.device, gpu.device) == ("cpu", None)
+    assert {cpu.recipe(name).per_device_train_batch_size for name in RECIPES} == {1}
+    assert all(gpu.recipe(name).per_device_train_batch_size == RECIPES[name].per_device_train_batch_size for name in RECIPES)
+    assert profile_from(given(device="cpu"), "footprint", cuda=True) == cpu
 
 
 def test_a_seed_alone_leaves_the_bounds_in_force():

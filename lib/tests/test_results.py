@@ -18,20 +18,29 @@ from lib.errors import InputError
 from lib.grid.cells import grid
 from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from lib.grid.tasks import TASKS
+from lib.machine import PACKAGES, versions
 from lib.results import summary
 from lib.results.bounds import load_bounds, minimum_of, missed
 from lib.results.files import read_records
-from lib.results.record import PACKAGES, new_record, plain, versions
+from lib.results.record import new_record, plain
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "reports" / "schema.json").read_text())
 CELLS = {cell.id: cell for cell in grid(QUICK_PROFILE)}
 PHASE = {"seconds": 1.5, "rss_peak_gib": 0.75, "allocated_peak_gib": None, "reserved_peak_gib": None}
 MEASURED = {
-    "device": {"type": "cpu", "name": "a CPU", "threads": 1},
+    "device": {
+        "type": "cpu",
+        "name": "a CPU",
+        "threads": 1,
+        "attention": "sdpa",
+        "tf32": None,
+        "used_by_others_gib": None,
+    },
     "data": {
         "rows": {"train": 70, "validation": 15, "test": 15},
         "origins": {"train": "train.jsonl", "validation": "15% of train.jsonl", "test": "15% of train.jsonl"},
+        "revision": None,
         "fingerprint": "0123456789abcdef",
     },
     "model": {"checkpoint": "bert-micro", "fingerprint": "f" * 16, "architecture": "BertMLPClassifier"},
@@ -40,13 +49,15 @@ MEASURED = {
         "seconds": 12.25,
         "updates": 2,
         "precision": "fp32",
+        "micro_batch": 16,
+        "fallbacks": [],
         "losses": [0.7, 0.5],
         "final_learning_rate": 5e-5,
         "epoch_scores": [],
         "chosen_epoch": None,
         "stopped": None,
     },
-    "evaluation": {"seconds": 0.5, "loss": 0.4, "metric_sources": {"accuracy": "built-in", "f1": "built-in"}},
+    "evaluation": {"seconds": 0.5, "loss": 0.4, "batch": 64, "metric_sources": {"accuracy": "built-in", "f1": "built-in"}},
     "memory": {
         "phases": {"load": PHASE, "train": PHASE | {"rss_peak_gib": 1.25}, "evaluate": PHASE},
         "ledger": {"weights_bytes": 4000, "gradients_bytes": 100, "optimizer_bytes": 200, "checkpoint_bytes": 100},
@@ -61,6 +72,7 @@ MEASURED = {
         "measured_steps": 77,
         "warmup_steps": 3,
         "eval_samples_per_second": 30.0,
+        "generated_tokens_per_second": None,
     },
     "scores": {"accuracy": 91.04, "f1_macro": 91.0},
     "bounds": {"accuracy": 88.0},
@@ -207,7 +219,7 @@ def test_a_stopped_record_is_as_the_schema_says():
         ({"device": {"type": "cpu", "name": "a CPU"}}, "$.device"),
         ({"memory": {"phases": {"train": {"seconds": 1.0}}, "ledger": {}}}, "$.memory.phases.train"),
         ({"recipe": {"learning_rate": 0.1}}, "$.recipe"),
-        ({"schema_version": 2}, "$.schema_version"),
+        ({"schema_version": 1}, "$.schema_version"),
     ],
 )
 def test_a_record_that_strays_is_told_where(changes, place):
@@ -279,7 +291,53 @@ def test_the_footer_counts_and_names_the_device():
     assert summary.footer(records[2:], 1.0) == "0 of 1 cells passed in 1 s on no device"
 
 
+MIB = 2**20
+FOOTPRINT = {
+    "profile": "footprint",
+    "data": None,
+    "evaluation": None,
+    "scores": {},
+    "bounds": {},
+    "flops": {
+        "flops_per_step": 10**9,
+        "achieved_flops_per_second": 2e10,
+        "matmul_flops_per_second": 8e10,
+        "mfu_percent": 25.0,
+    },
+    "memory": {
+        "phases": {"train": PHASE},
+        "ledger": {
+            "weights_bytes": 400 * MIB,
+            "gradients_bytes": 3 * MIB,
+            "optimizer_bytes": 6 * MIB,
+            "checkpoint_bytes": 3 * MIB,
+            "activations_bytes": 103 * MIB,
+            "peak_bytes": 512 * MIB,
+        },
+    },
+}
+
+
+def test_a_footprint_has_a_table_of_its_own():
+    record = complete(**FOOTPRINT)
+    assert [summary.header([record]), *lines(record)] == [
+        "cell            step ms  p90 ms tokens/s  gen/s  weights  grads optim. activ. MiB  peak GiB  MFU %  verdict",
+        "bert_sa_lora        120     150     4000      -      400      3      6        103      0.50   25.0  passed",
+    ]
+    assert summary.header([record, complete()]) == summary.HEADER
+
+
+def test_a_footprints_record_is_as_the_schema_says():
+    Draft202012Validator(SCHEMA).validate(complete(**FOOTPRINT))
+
+
 # Saved runs
+
+
+def test_one_profile_of_a_saved_run_can_be_asked_for(tmp_path):
+    path = saved(tmp_path / "run.json", complete(), complete(**FOOTPRINT))
+    assert read_records(path, "footprint") == {"bert_sa_lora": complete(**FOOTPRINT)}
+    assert read_records(path, "full") == {}
 
 
 def saved(path, *records):

@@ -4,6 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.errors import InputError
 from lib.heads.base import Feature
 from lib.heads.classify import ClassifyHead
 from lib.run.meter import Meter
@@ -231,6 +232,58 @@ def test_training_ends_at_the_next_look():
 
 def test_a_good_run_stops_for_nothing():
     assert trainer_of("bert_sa_sft", REVIEWS, max_steps=2).run(silent()).stopped is None
+
+
+# Out of memory
+
+
+def crowded(rows: int, error=torch.OutOfMemoryError):
+    """A head for which memory runs out with more than so many rows at once."""
+
+    class Crowded(ClassifyHead):
+        def loss(self, model, batch):
+            if len(batch["labels"]) > rows:
+                raise error("DefaultCPUAllocator: can't allocate memory")
+            return super().loss(model, batch)
+
+    return Crowded
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error):
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    whole = trainer_of("bert_sa_sft", REVIEWS, **settings)
+    parts = trainer_of("bert_sa_sft", REVIEWS, crowded(1, error), **settings)
+    for trainer in (whole, parts):
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    one, other = whole.run(silent()), parts.run(silent())
+    assert other.losses == pytest.approx(one.losses, abs=1e-5)
+    assert (one.micro_batch, other.micro_batch, other.updates) == (4, 1, 2)
+    assert one.fallbacks == []
+    assert other.fallbacks == [
+        "out of memory at update 1 of 2: micro-batches of 2 in place of 4, accumulated to the same update",
+        "out of memory at update 1 of 2: micro-batches of 1 in place of 2, accumulated to the same update",
+    ]
+    assert len(parts.meter.updates) == 2  # what failed is nobody's training time
+
+
+def test_one_row_that_does_not_fit_ends_the_cell_in_a_sentence():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, crowded(0), per_device_train_batch_size=2)
+    with pytest.raises(
+        InputError, match=r"bert_sa_sft does not fit: memory runs out at update 1 of \d+ with one row at a time"
+    ):
+        trainer.run(silent())
+
+
+def test_another_error_is_not_taken_for_lack_of_memory():
+    class Broken(ClassifyHead):
+        def loss(self, model, batch):
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        trainer_of("bert_sa_sft", REVIEWS, Broken).run(silent())
 
 
 # The ledger of a run

@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.errors import InputError
+from lib.grid.cells import grid
+from lib.grid.profiles import FULL_PROFILE
+from lib.run.device import check_idle, out_of_memory, resolve_device, resolve_precision, used_by_others_gib
+from lib.tests.small import CPU
+
+FULL = {cell.id: cell for cell in grid(FULL_PROFILE)}
+CUDA = torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("wish", ["tpu9", "cuda:99", "gpu"])
+def test_a_device_that_is_not_here_is_refused_in_a_sentence(wish):
+    with pytest.raises(InputError, match=f"--device '?{wish}'?"):
+        resolve_device(wish)
+
+
+def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
+    assert resolve_precision(FULL["bert_sa_lora"], CPU) == ("bf16", "bf16 in place of fp16, which a CPU only emulates")
+    assert resolve_precision(FULL["bert_sa_lora"], CUDA) == ("fp16", None)
+
+
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_t5_never_trains_in_fp16(device):
+    assert FULL["t5_sa_lora"].recipe.precision == "fp16"
+    found = resolve_precision(FULL["t5_sa_lora"], device)
+    assert found == ("bf16", "bf16 in place of fp16, in which T5 overflows")
+    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, device)[0] == "fp16"]
+
+
+def test_bf16_becomes_fp32_on_a_gpu_that_has_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+    assert resolve_precision(FULL["bert_sa_qlora"], CUDA)[0] == "fp32"
+    assert resolve_precision(FULL["bert_sa_qlora"], CPU) == ("bf16", None)
+
+
+def test_a_recipes_fp32_stays():
+    cell = replace(FULL["bert_sa_sft"])
+    assert resolve_precision(cell, CPU) == resolve_precision(cell, CUDA) == ("fp32", None)
+
+
+def test_a_gpu_in_use_is_refused_with_by_how_much(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * 2**30)
+    used = used_by_others_gib(CUDA)
+    assert used == 16.0
+    with pytest.raises(InputError, match=r"cuda:0 is in use: 16.0 GiB of it are taken by others; .* --allow-busy-gpu"):
+        check_idle(CUDA, used)
+
+
+def test_an_own_context_and_a_cpu_are_not_taken_for_others():
+    check_idle(CUDA, 0.6)
+    check_idle(CPU, used_by_others_gib(CPU))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("shapes differ"), False),
+        (ValueError("DefaultCPUAllocator"), False),
+    ],
+    ids=str,
+)
+def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
+    assert out_of_memory(error) is is_memory

@@ -1,0 +1,159 @@
+from random import Random
+
+import pytest
+import torch
+
+from lib.grid.cells import CELL_IDS, grid
+from lib.grid.profiles import FOOTPRINT_CPU_PROFILE
+from lib.heads import head_of
+from lib.heads.base import Feature, all_tokens, real_tokens
+from lib.run import footprint
+from lib.run.build import load_tokenizer
+from lib.run.footprint import Footprint, TensorBytes, complete, matmul_peak, synthetic_features, trace, unexpected
+from lib.tests.small import CPU, rows_of, silent, trainer_of
+
+CELLS = {cell.id: cell for cell in grid(FOOTPRINT_CPU_PROFILE)}
+REVIEWS = rows_of("amazon_polarity/train")[:16]
+
+
+def head_for(cell_id):
+    return head_of(CELLS[cell_id], load_tokenizer(CELLS[cell_id]))
+
+
+# Synthetic rows
+
+
+@pytest.mark.parametrize("cell_id", CELL_IDS)
+def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
+    head, recipe = head_for(cell_id), CELLS[cell_id].recipe
+    features = synthetic_features(CELLS[cell_id], head)
+    assert len(features) == recipe.max_steps
+    batch = head.collate(features[:2])
+    separate = "decoder_input_ids" in batch
+    assert real_tokens(batch) == all_tokens(batch) == 2 * (recipe.max_length + (recipe.max_target_length if separate else 0))
+    assert int(batch["input_ids"].max()) < CELLS[cell_id].backbone.vocabulary + 1
+
+
+def test_synthetic_answers_lie_in_the_window():
+    head = head_for("bert_qa_sft")
+    for feature in (head.synthetic(Random(seed)) for seed in range(50)):
+        window = feature.extra
+        assert window.shift <= feature.target[0] == feature.target[1] < window.shift + len(window.offsets)
+        assert feature.input_ids[0] == 101
+        assert feature.input_ids[window.shift - 1] == feature.input_ids[-1] == 102
+
+
+def test_synthetic_words_are_no_special_tokens():
+    tokenizer = load_tokenizer(CELLS["gpt2_sum_lora"])
+    assert tokenizer.convert_tokens_to_ids("<sum>") == 50_257
+    assert len(tokenizer) == 50_258
+    assert not {50_256, 50_257} & set(tokenizer.draw(Random(0), 200_000))
+
+
+# FLOPs
+
+
+def gpt2(cell_id, **changes):
+    trainer = trainer_of(cell_id, REVIEWS, max_steps=4, per_device_train_batch_size=1, gradient_accumulation_steps=1, **changes)
+    trainer.features = [Feature(example=i, input_ids=[5 + i] * 64, target=1) for i in range(4)]
+    return trainer
+
+
+def test_flops_of_an_update_worked_out_from_the_layers():
+    # A layer of micro GPT-2, 64 tokens, 128 wide: c_attn 128 x 384, c_proj 128 x 128, mlp 128 x 512 twice; attention takes
+    # 64 x 64 x 128 twice. Two FLOPs a product; three layers; score is 128 x 2; backward is twice forward.
+    layer = 2 * 64 * (128 * 384 + 128 * 128 + 2 * 128 * 512) + 2 * 2 * 64 * 64 * 128
+    assert trace(gpt2("gpt2_sa_sft"), 0).flops_per_step == 3 * (3 * layer + 2 * 64 * 128 * 2)
+
+
+def test_lora_saves_the_frozen_weights_gradients():
+    lora, full = (trace(gpt2(cell_id), 0).flops_per_step for cell_id in ("gpt2_sa_lora", "gpt2_sa_sft"))
+    assert full / 2 < lora < full * 0.8
+
+
+def test_the_products_peak_is_a_rate():
+    assert 1e8 < matmul_peak(CPU, "fp32") < 1e15
+
+
+# Bytes
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sa_lora", "gpt2_sa_qlora"])
+def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
+    trainer = gpt2(cell_id)
+    found = trace(trainer, 0)
+    ledger = complete(trainer.course.memory, found)
+    rest = ledger["weights_bytes"] + ledger["gradients_bytes"] + ledger["optimizer_bytes"]
+    assert found.live_bytes == rest
+    assert ledger["activations_bytes"] == found.peak_bytes - rest >= 0
+
+
+def test_a_tensor_that_is_kept_is_counted_and_one_that_is_dropped_is_not():
+    weight = torch.zeros(100)
+    with TensorBytes([weight]) as found:
+        assert found.live == 400
+        kept = weight + 1
+        dropped = kept * 2
+        assert (found.live, found.peak) == (1200, 1200)
+        del dropped
+        assert found.live == 800
+        view = kept[:50]
+        ids = torch.arange(1000)
+        assert found.live == 800
+    assert found.peak == 1200
+    assert (len(view), len(ids)) == (50, 1000)
+
+
+def test_a_model_that_hoards_tensors_breaks_the_sum():
+    trainer = gpt2("gpt2_sa_sft")
+    hoard = []
+    trainer.model.score.register_forward_hook(lambda module, args, output: hoard.append(output * 2))
+    found = trace(trainer, 0)
+    [sentence] = unexpected(CELLS["gpt2_sa_sft"], trainer.course.memory, found, CPU)
+    assert sentence.startswith("the ledger holds ")
+    assert found.live_bytes - sum(trainer.course.memory[f"{n}_bytes"] for n in ("weights", "gradients", "optimizer")) == 512
+
+
+# Expectations
+
+
+def expect(cell_id, weights, gradients, moments, extra=0):
+    ledger = {"weights_bytes": weights, "gradients_bytes": gradients, "optimizer_bytes": moments}
+    found = Footprint(
+        flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=weights + gradients + moments + extra, peak_bytes=0
+    )
+    return unexpected(CELLS[cell_id], ledger, found, CPU)
+
+
+def test_what_holds_is_not_mentioned():
+    assert expect("gpt2_sa_qlora", 10**8, 10**6, 2 * 10**6) == []
+    assert expect("gpt2_sa_sft", 5 * 10**8, 5 * 10**8, 10**9) == []
+
+
+def test_a_byte_too_many_is_mentioned():
+    assert expect("gpt2_sa_sft", 100, 10, 20, extra=1) == [
+        "the ledger holds 130 bytes, the device 131 (gpt2_sa_sft, footprint)"
+    ]
+
+
+def test_quantized_weights_as_large_as_plain_ones_are_mentioned():
+    # LoRA's GPT-2 with its score: 124,441,344 + 294,912 parameters of 4 bytes
+    lora = 4 * (124_441_344 + 294_912)
+    assert expect("gpt2_sa_qlora", lora, 0, 0) == [
+        f"quantized weights take {lora:,} bytes, LoRA's {lora:,} (gpt2_sa_qlora, footprint)"
+    ]
+
+
+def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
+    full = 3 * 4 * 124_441_344
+    assert expect("gpt2_sa_lora", 5 * 10**8, full // 20 + 1, 0) == [
+        f"gradients and optimizer take {full // 20 + 1:,} bytes, those of full fine-tuning {full:,} (gpt2_sa_lora, footprint)"
+    ]
+
+
+def test_generation_is_timed_for_summaries_alone(monkeypatch):
+    assert footprint.generation_rate(torch.nn.Module(), head_for("bert_sa_sft"), CPU, silent()) is None
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(footprint, "predict", lambda model, head, features, *_: ([[1] * 16 for _ in features], 64))
+    assert footprint.generation_rate(torch.nn.Module(), head_for("t5_sum_sft"), CPU, silent()) == 8.0
