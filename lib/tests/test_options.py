@@ -73,7 +73,9 @@ def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
     # 100 s less 15 s for the session: the 50 s cell first, then 30 s; 20 s no longer fit
     assert collected("--budget", "100s", f"--estimates-from={earlier}") == ["bert_sa_sft", "t5_sa_sft"]
     answer = collect("--budget", "20s", f"--estimates-from={earlier}")
-    assert "--budget 20s is too short for any of 27 cells; see --list-cells" in answer.stderr + answer.stdout
+    assert (
+        "--budget 20s is too short for any of 27 cells; --list-cells says how long each takes" in answer.stderr + answer.stdout
+    )
     assert answer.returncode == pytest.ExitCode.USAGE_ERROR
 
 
