@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib.errors import InputError
+from lib.errors import InputError, first_line
 from lib.grid.tasks import Task
 
 Row = dict[str, Any]
@@ -156,8 +156,8 @@ def _from_hub(task: Task) -> dict[str, Any]:
 
     try:
         splits = datasets.load_dataset(task.dataset, task.config)
-    except (OSError, ConnectionError, ValueError) as error:
-        cause = str(error).splitlines()[0]
+    except Exception as error:  # the libraries below raise whatever their HTTP client of the year does
+        cause = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}") from None
     return {name: DatasetTable(split, f"hub:{task.dataset}/{name}", revision_of(split)) for name, split in splits.items()}
 
