@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(repos: dict[str, Path]) -> Iterator[ThreadingHTTPServer]:
-    """The address of a hub with these repositories is `server.address`; `asked` are the paths, `revisions` the pins asked for."""
+    """A hub with these repositories at `server.address`; `asked` are the paths and `revisions` the pins asked for."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.repos, server.asked, server.revisions = repos, [], set()
     server.address = f"http://127.0.0.1:{server.server_port}"

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from functools import cache
@@ -269,6 +270,29 @@ def test_a_pickle_is_not_read(copied):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     assert "only pytorch_model.bin, a pickle" in complaint(cell)
+
+
+def test_half_a_weight_file_is_told_from_a_whole_one(copied):
+    folder, cell = copied("bert_sa_sft")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert complaint(cell).startswith(f"cannot load {folder} (")
+
+
+def test_a_missing_shard_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    weights = list(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(weights)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    assert complaint(cell).startswith(f"cannot load {folder} (")
+
+
+def test_a_config_of_another_size_names_a_tensor(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    assert "transformer." in complaint(cell)
 
 
 @pytest.mark.parametrize("cell_id", ["bert_qa_sft", "bert_sum_sft", "bert_sum_lora", "bert_sa_lora", "bert_sa_qlora"])
