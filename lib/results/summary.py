@@ -7,7 +7,7 @@ from lib.results.record import Record
 HEADER = "cell            score        points  bound  train s samples/s  peak GiB trainable  verdict"
 
 
-FOOTPRINT_HEADER = "cell            step ms  p90 ms tokens/s  gen/s  weights  grads optim. activ. MiB  peak GiB  MFU %  verdict"
+FOOTPRINT_HEADER = "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  verdict"
 MIB = 2**20
 
 
@@ -30,12 +30,10 @@ def _footprint(record: Record) -> str:
         number(steps[0], 7, 0),
         number(steps[1], 7, 0),
         number(speed["train_tokens_per_second"], 8, 0),
-        number(speed["generated_tokens_per_second"], 6, 0),
-        number(sizes[0], 8, 0),
-        *(number(size, 6, 0) for size in sizes[1:3]),
-        number(sizes[3], 10, 0),
-        number(ledger["peak_bytes"] / 2**30, 9, 2),
-        number(record["flops"]["mfu_percent"], 6, 1),
+        number(speed["generated_tokens_per_second"], 5, 0),
+        *(number(size, width, 0) for size, width in zip(sizes, (7, 5, 6, 6), strict=True)),
+        number(ledger["peak_bytes"] / MIB, 8, 0),
+        number(record["flops"]["mfu_percent"], 5, 1),
         f" {verdict(record)}",
     )
     return " ".join(cells)

@@ -24,14 +24,14 @@ class BertScorer:
         # bert_score takes layer 9 of bert-base's 12, which correlates best with human judgement: three quarters up.
         self._layer = round(0.75 * encoder.config.num_hidden_layers)
 
-    def scores(self, references: Sequence[str], candidates: Sequence[str]) -> dict[str, float]:
-        """Means over examples; an empty candidate scores 0."""
+    def examples(self, references: Sequence[str], candidates: Sequence[str]) -> dict[str, list[float]]:
+        """Points of each example; an empty candidate scores 0."""
         triples = [
             greedy_match(candidate, reference)
             for candidate, reference in zip(self._embedded(candidates), self._embedded(references), strict=True)
         ]
-        means = torch.tensor(triples, dtype=torch.float64).mean(0) * 100
-        return dict(zip(("bertscore_precision", "bertscore_recall", "bertscore_f1"), means.tolist(), strict=True))
+        names = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
+        return {name: [100 * triple[place] for triple in triples] for place, name in enumerate(names)}
 
     def _embedded(self, texts: Sequence[str]) -> list[Tensor]:
         """Unit vectors (tokens, width) of each text, without special tokens."""

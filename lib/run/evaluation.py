@@ -26,6 +26,8 @@ class Evaluation:
 
     Attributes:
         scores: points, 0 to 100, by metric.
+        examples: points of each row, by metric.
+        features, outcomes: what the model saw, and what it answered before that was decoded.
         loss: mean loss in nats a row, where the head computes one.
         seconds: of prediction alone, without encoding and scoring.
         batch: rows predicted at once at the end; fewer than `EVAL_BATCH` where memory ran out.
@@ -34,6 +36,10 @@ class Evaluation:
 
     predictions: list[Prediction]
     scores: dict[str, float]
+    examples: dict[str, list[float]]
+    rows: Sequence[Row]
+    features: Sequence[Feature]
+    outcomes: Sequence[Any]
     loss: float | None
     seconds: float
     samples_per_second: float
@@ -50,11 +56,15 @@ def evaluate(
     outcomes, batch = predict(model, head, features, device, progress.stage("evaluate"))
     seconds = time.perf_counter() - began
     predictions = head.decode(rows, features, outcomes)
-    scores = METRICS[head.cell.task.problem](metrics, rows, [prediction.value for prediction in predictions])
+    scored = METRICS[head.cell.task.problem](metrics, rows, [prediction.value for prediction in predictions])
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     return Evaluation(
         predictions=predictions,
-        scores=scores,
+        rows=rows,
+        features=features,
+        outcomes=outcomes,
+        scores=scored.scores,
+        examples=scored.examples,
         loss=sum(losses) / len(losses) if losses else None,
         seconds=seconds,
         samples_per_second=len(rows) / seconds,

@@ -18,6 +18,7 @@ from lib.grid.tasks import Problem
 from lib.run.bertscore import BertScorer
 
 Scores = dict[str, float]
+Examples = dict[str, list[float]]  # points of each row, by metric
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
@@ -39,6 +40,19 @@ class Metrics:
         if problem is Problem.GENERATE and self.bert_scorer:
             found["bertscore"] = f"built-in, {self.bert_scorer.name}"
         return found
+
+
+@dataclass(kw_only=True)
+class Scored:
+    """What predictions score.
+
+    Attributes:
+        scores: points over all rows, by metric.
+        examples: points of each row, in order, for the metrics that are a mean over rows; always the built-in ones.
+    """
+
+    scores: Scores
+    examples: Examples
 
 
 BUILT_IN: dict[Problem, dict[str, str]] = {
@@ -67,7 +81,7 @@ def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
 # Classification
 
 
-def classification(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[int]) -> Scores:
+def classification(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
     references = [row["label"] for row in rows]
     scores = classification_scores(references, predicted)
@@ -77,7 +91,8 @@ def classification(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[in
     if "f1" in metrics.loaded:
         found = metrics.loaded["f1"].compute(references=references, predictions=list(predicted), average="macro")
         scores["f1_macro"] = 100 * float(found["f1"])
-    return scores
+    hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
+    return Scored(scores=scores, examples={"accuracy": hits})
 
 
 def classification_scores(references: Sequence[int], predicted: Sequence[int]) -> Scores:
@@ -118,38 +133,46 @@ def token_f1(answer: str, truth: str) -> float:
     return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
 
 
-def squad_scores(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> Scores:
-    """Mean over questions of the best score against any of a question's answers."""
+def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> Examples:
+    """Each question's best score against any of its answers."""
     return {
-        name: 100 * fmean(max(score(answer, truth) for truth in some) for some, answer in zip(truths, answers, strict=True))
+        name: [100 * max(score(answer, truth) for truth in some) for some, answer in zip(truths, answers, strict=True)]
         for name, score in (("exact_match", exact_match), ("f1", token_f1))
     }
 
 
-def extraction(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scores:
+def extraction(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
     """exact_match and f1."""
-    if "squad" in metrics.loaded:
-        found = metrics.loaded["squad"].compute(
-            predictions=[{"id": row["id"], "prediction_text": text} for row, text in zip(rows, predicted, strict=True)],
-            references=[{"id": row["id"], "answers": row["answers"]} for row in rows],
-        )
-        return {name: float(found[name]) for name in ("exact_match", "f1")}
-    return squad_scores([row["answers"]["text"] for row in rows], predicted)
+    examples = squad_examples([row["answers"]["text"] for row in rows], predicted)
+    if "squad" not in metrics.loaded:
+        return Scored(scores=means(examples), examples=examples)
+    found = metrics.loaded["squad"].compute(
+        predictions=[{"id": row["id"], "prediction_text": text} for row, text in zip(rows, predicted, strict=True)],
+        references=[{"id": row["id"], "answers": row["answers"]} for row in rows],
+    )
+    return Scored(scores={name: float(found[name]) for name in examples}, examples=examples)
+
+
+def means(examples: Examples) -> Scores:
+    """The mean over rows of each metric."""
+    return {name: fmean(points) for name, points in examples.items()}
 
 
 # Summarization
 
 
-def summarization(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scores:
+def summarization(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
     """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed) and BERTScore where there is a scorer."""
     references = [row["highlights"] for row in rows]
     lines = [sentence_lines(text) for text in predicted]
+    examples = rouge_examples(references, lines)
+    if metrics.bert_scorer:
+        examples |= metrics.bert_scorer.examples(references, predicted)
+    scores = means(examples)
     if "rouge" in metrics.loaded:
         found = metrics.loaded["rouge"].compute(predictions=lines, references=references, use_stemmer=True)
-        scores = {name: 100 * float(found[name]) for name in ROUGE_TYPES}
-    else:
-        scores = rouge_scores(references, lines)
-    return scores | (metrics.bert_scorer.scores(references, predicted) if metrics.bert_scorer else {})
+        scores |= {name: 100 * float(found[name]) for name in ROUGE_TYPES}
+    return Scored(scores=scores, examples=examples)
 
 
 def sentence_lines(text: str) -> str:
@@ -157,16 +180,16 @@ def sentence_lines(text: str) -> str:
     return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
 
 
-def rouge_scores(references: Sequence[str], predicted: Sequence[str]) -> Scores:
-    """Mean F-measures over examples, with Porter stemming."""
+def rouge_examples(references: Sequence[str], predicted: Sequence[str], types: Sequence[str] = ROUGE_TYPES) -> Examples:
+    """F-measures of each example, with Porter stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    scorer = RougeScorer(list(types), use_stemmer=True)
     pairs = [scorer.score(reference, text) for reference, text in zip(references, predicted, strict=True)]
-    return {name: 100 * fmean(pair[name].fmeasure for pair in pairs) for name in ROUGE_TYPES}
+    return {name: [100 * pair[name].fmeasure for pair in pairs] for name in types}
 
 
-METRICS: dict[Problem, Callable[[Metrics, Sequence[Row], Sequence[Any]], Scores]] = {
+METRICS: dict[Problem, Callable[[Metrics, Sequence[Row], Sequence[Any]], Scored]] = {
     Problem.CLASSIFY: classification,
     Problem.EXTRACT: extraction,
     Problem.GENERATE: summarization,

@@ -13,12 +13,19 @@ from lib.run.metrics import (
     classification_scores,
     exact_match,
     load_evaluate,
+    means,
     normalized,
-    rouge_scores,
+    rouge_examples,
     sentence_lines,
-    squad_scores,
+    squad_examples,
     token_f1,
 )
+
+
+def scored(examples, references, texts):
+    """Scores over all rows, of a function that scores each."""
+    return means(examples(references, texts))
+
 
 SCRIPT = """
 import datasets
@@ -59,16 +66,16 @@ def test_f1_is_over_shared_words():
 
 
 def test_squad_takes_the_best_of_several_answers():
-    assert squad_scores([["the red car", "a car"]], ["car"]) == {"exact_match": 100.0, "f1": 100.0}
+    assert scored(squad_examples, [["the red car", "a car"]], ["car"]) == {"exact_match": 100.0, "f1": 100.0}
 
 
 def test_squad_identity_is_100_and_disjoint_is_0():
-    assert squad_scores([["dover"], ["anna reed"]], ["dover", "anna reed"]) == {"exact_match": 100.0, "f1": 100.0}
-    assert squad_scores([["dover"], ["anna reed"]], ["upton", ""]) == {"exact_match": 0.0, "f1": 0.0}
+    assert scored(squad_examples, [["dover"], ["anna reed"]], ["dover", "anna reed"]) == {"exact_match": 100.0, "f1": 100.0}
+    assert scored(squad_examples, [["dover"], ["anna reed"]], ["upton", ""]) == {"exact_match": 0.0, "f1": 0.0}
 
 
 def test_squad_is_the_mean_over_questions():
-    scores = squad_scores([["dover"], ["anna reed"], ["1950"], ["red bike"]], ["dover", "anna", "1951", "red car"])
+    scores = scored(squad_examples, [["dover"], ["anna reed"], ["1950"], ["red bike"]], ["dover", "anna", "1951", "red car"])
     assert scores == pytest.approx({"exact_match": 25.0, "f1": 100 * (1 + 2 / 3 + 0 + 1 / 2) / 4})
 
 
@@ -112,17 +119,17 @@ def test_classification_equals_scikit_learn(seed):
 
 def test_rouge_by_hand():
     # 6 words each, 5 of them shared; of 5 pairs "the cat", "on the", "the mat"; longest common subsequence without "sat"
-    scores = rouge_scores(["the cat sat on the mat"], ["the cat lay on the mat"])
+    scores = scored(rouge_examples, ["the cat sat on the mat"], ["the cat lay on the mat"])
     assert scores == pytest.approx({"rouge1": 500 / 6, "rouge2": 60.0, "rougeL": 500 / 6, "rougeLsum": 500 / 6})
 
 
 def test_rouge_stems_words():
-    assert rouge_scores(["the cats jumped"], ["the cat jumping"])["rouge1"] == 100.0
+    assert scored(rouge_examples, ["the cats jumped"], ["the cat jumping"])["rouge1"] == 100.0
 
 
 def test_rouge_identity_is_100_and_disjoint_or_empty_is_0():
-    assert set(rouge_scores(["dover bridge falls"], ["dover bridge falls"]).values()) == {100.0}
-    assert set(rouge_scores(["dover bridge falls"] * 2, ["anna sings", ""]).values()) == {0.0}
+    assert set(scored(rouge_examples, ["dover bridge falls"], ["dover bridge falls"]).values()) == {100.0}
+    assert set(scored(rouge_examples, ["dover bridge falls"] * 2, ["anna sings", ""]).values()) == {0.0}
 
 
 def test_rouge_equals_rouge_score():
@@ -131,7 +138,7 @@ def test_rouge_equals_rouge_score():
     scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
     pairs = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]
     wanted = {name: 50 * sum(pair[name].fmeasure for pair in pairs) for name in ROUGE_TYPES}
-    assert rouge_scores(references, texts) == pytest.approx(wanted)
+    assert scored(rouge_examples, references, texts) == pytest.approx(wanted)
 
 
 def test_generated_sentences_become_lines():
@@ -141,9 +148,21 @@ def test_generated_sentences_become_lines():
 
 def test_rouge_lsum_matches_generated_sentences_in_any_order():
     rows = [{"highlights": "fire hits dover .\npolice arrest anna ."}]
-    scores = METRICS[Problem.GENERATE](Metrics(), rows, ["police arrest anna . fire hits dover ."])
+    scores = METRICS[Problem.GENERATE](Metrics(), rows, ["police arrest anna . fire hits dover ."]).scores
     assert scores["rougeLsum"] == 100.0
     assert scores["rougeL"] == 50.0  # in one sequence only one of the two lines can match
+
+
+def test_each_row_keeps_its_own_points():
+    found = METRICS[Problem.CLASSIFY](Metrics(), [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
+    assert found.examples == {"accuracy": [100.0, 0.0, 100.0]}
+    rows = [{"id": n, "answers": {"text": ["red car"], "answer_start": [0]}} for n in "ab"]
+    found = METRICS[Problem.EXTRACT](Metrics(), rows, ["red", "red car"])
+    assert found.examples["exact_match"] == [0.0, 100.0]
+    assert found.examples["f1"] == pytest.approx([200 / 3, 100.0])
+    found = METRICS[Problem.GENERATE](Metrics(), [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
+    assert found.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
+    assert found.scores["rouge1"] == 50.0
 
 
 # Where scores come from
@@ -164,13 +183,13 @@ def test_a_local_metric_script_is_used_and_recorded(offline):
     (offline / "squad" / "squad.py").write_text(SCRIPT)
     metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
     assert metrics.sources(Problem.EXTRACT) == {"squad": "evaluate"}
-    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]) == {"exact_match": 12.5, "f1": 25.0}
+    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
 
 
 def test_an_empty_folder_leaves_the_built_in_metrics_and_says_so(offline):
     metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
     assert metrics.sources(Problem.EXTRACT) == {"squad": "built-in"}
-    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]) == {"exact_match": 100.0, "f1": 100.0}
+    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]).scores == {"exact_match": 100.0, "f1": 100.0}
 
 
 def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monkeypatch):
