@@ -21,15 +21,15 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
     return {cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in cells.items()}
 
 
-def missed(cell: str, profile: str, scores: Mapping[str, float], bounds: Bounds) -> list[str]:
+def missed(scores: Mapping[str, float], bounds: Bounds) -> list[str]:
     """A sentence for every bound that the scores do not reach; a score that is not there reaches nothing."""
     sentences = []
     for metric, minimum in bounds.items():
         score = scores.get(metric)
         if score is None:
-            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f} ({cell}, {profile})")
+            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f}")
         elif not score >= minimum:
-            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f} ({cell}, {profile})")
+            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f}")
     return sentences
 
 

@@ -42,6 +42,7 @@ def new_record(cell: Cell) -> Record:
         "memory": None,
         "throughput": None,
         "flops": None,
+        "audits": [],
         "bounds": {},
         "missed": [],
         "outcome": "unfinished",

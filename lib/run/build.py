@@ -86,19 +86,22 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         model.requires_grad_(False)
         model = peft.get_peft_model(model, lora_config(cell, tokenizer, model))
     built: nn.Module = model.to(device)
-    keep_packing(built)
+    settle_packed_layers(built)
     return built
 
 
-def keep_packing(model: nn.Module) -> None:
-    """Keep bitsandbytes from repacking 4-bit weights at the first evaluation on CPUs with bf16 units.
+def settle_packed_layers(model: nn.Module) -> None:
+    """Do to 4-bit layers before training what bitsandbytes (0.50) would do to them in the middle of it, or keep it from that.
 
-    After that repacking (bitsandbytes 0.50) the layer can no longer be trained: a run that validates between epochs fails,
-    or goes on with wrong gradients. Without it, evaluation also computes the same on every CPU.
+    At the first forward pass it rounds their frozen biases to the type it computes in: done here, frozen stays frozen. At the
+    first evaluation on a CPU with bf16 units it repacks their weights, after which they can no longer be trained: a run that
+    validates between epochs fails, or goes on with wrong gradients. Without that, evaluation also computes alike on every CPU.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(module.compute_dtype)
 
 
 def _loaded(cell: Cell, device: torch.device) -> Any:
@@ -158,6 +161,14 @@ def lora_config(cell: Cell, tokenizer: Any, model: nn.Module) -> Any:
         trainable_token_indices=rows,
         fan_in_fan_out=any(isinstance(module, hf.pytorch_utils.Conv1D) for module in model.modules()),  # GPT-2's layers
     )
+
+
+def weight_files(cell: Cell) -> list[Path]:
+    """The checkpoint's safetensors on this machine, after it was loaded."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    if not pin:
+        return sorted(Path(source).glob("*.safetensors"))
+    return [Path(hf.utils.cached_file(source, "model.safetensors", **pin))]  # all three are of one file
 
 
 def checkpoint_fingerprint(cell: Cell) -> str | None:

@@ -223,7 +223,7 @@ def unexpected(cell: Cell, ledger: dict[str, int | None], found: Footprint, devi
     full = 3 * FP32_BYTES * _parameters(cell, "sft")  # a gradient and two moments
     if cell.method.adapts and gradients + moments >= ADAPTER_SHARE * full:
         sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
-    return [f"{sentence} ({cell.id}, {cell.profile.id})" for sentence in sentences]
+    return sentences
 
 
 def _parameters(cell: Cell, method_id: str) -> int:

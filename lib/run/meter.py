@@ -111,6 +111,10 @@ class Meter:
         """Time spent in updates, warm-up included."""
         return sum(self._durations(self.updates))
 
+    def train_tokens(self) -> int:
+        """Real tokens of all updates."""
+        return sum(update.tokens for update in self.updates)
+
     def throughput(self) -> dict[str, float | int | None]:
         """Rates over the updates after warm-up; None where a run was too short to have any."""
         steady = self.updates[WARMUP_UPDATES:]

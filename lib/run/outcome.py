@@ -34,7 +34,7 @@ def measured(
         "data": splits and data_info(cell, splits),
         "model": model_info(cell),
         "parameters": parameter_counts(model),
-        "training": training_info(training) | {"seconds": meter.train_seconds()},
+        "training": training_info(training) | {"seconds": meter.train_seconds(), "tokens": meter.train_tokens()},
         "evaluation": evaluation and evaluation_info(evaluation),
         "scores": evaluation.scores if evaluation else {},
         "memory": {
@@ -96,6 +96,7 @@ def training_info(training: Training) -> dict[str, Any]:
     """The course of training."""
     return {
         "updates": training.updates,
+        "order": training.order,
         "precision": training.precision,
         "micro_batch": training.micro_batch,
         "fallbacks": training.fallbacks,

@@ -8,6 +8,7 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import islice
 from random import Random
 from typing import Any, TypeVar
@@ -18,17 +19,19 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from lib.data.sources import Row
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
 from lib.heads.base import Batch, Feature, Head, all_tokens, on, real_tokens
 from lib.run.device import out_of_memory, resolve_precision
+from lib.run.fingerprints import model_marks
 from lib.run.meter import Meter, ledger, tensor_bytes
 from lib.run.progress import Progress
 
 T = TypeVar("T")
 BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-Validate = Callable[[], float]  # scores the model on validation rows: higher is better
+Validate = Callable[[], tuple[float, Sequence[Row]]]  # scores the model, higher is better, and says on which rows
 
 
 @dataclass(kw_only=True)
@@ -38,10 +41,13 @@ class Training:
     Attributes:
         losses: mean loss of each update, in nats per target.
         stopped: why training ended early, or None.
+        order: a hash of the rows that updates were made of, in turn; equal for equal order.
         micro_batch: rows of a forward pass at the end; smaller than the recipe's where memory ran out.
         fallbacks: a sentence for everything that was done otherwise than the recipe says.
         epoch_scores: validation score after each epoch, where the recipe has several.
         chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
+        chosen_on: the rows whose score chose it.
+        skipped: updates that fp16 lost to an overflow; the schedule stands still there.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -49,8 +55,11 @@ class Training:
     learning_rates: list[float] = field(default_factory=list)
     epoch_scores: list[float] = field(default_factory=list)
     chosen_epoch: int | None = None
+    chosen_on: Sequence[Row] = ()
+    skipped: list[int] = field(default_factory=list)
     stopped: str | None = None
     precision: str = "fp32"
+    order: str = ""
     micro_batch: int = 0
     fallbacks: list[str] = field(default_factory=list)
     memory: dict[str, int | None] = field(default_factory=dict)
@@ -113,7 +122,13 @@ class DoesNotFit(Exception):
 
 
 class Trainer:
-    """One cell's training: what `run` needs at hand, made once."""
+    """One cell's training: what `run` needs at hand, made once, and what audits look at afterwards.
+
+    Attributes:
+        parameters: the model's, by name; `before` holds their marks before training.
+        reached: names of those that got a gradient.
+        last_group: the micro-batches of the last update.
+    """
 
     def __init__(self, cell: Cell, model: nn.Module, head: Head, features: Sequence[Feature], meter: Meter) -> None:
         """Optimizer, schedule and precision for training `model` on `features`; raises InputError where there are none."""
@@ -132,7 +147,11 @@ class Trainer:
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
         self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(model, cell, meter.device))
         self.schedule = make_schedule(self.optimizer.optimizer, cell, self.total)
-        self.trained = [p for p in model.parameters() if p.requires_grad]
+        self.parameters = dict(model.named_parameters())
+        self.trained = [p for p in self.parameters.values() if p.requires_grad]
+        self.before = model_marks(model)
+        self.reached: set[str] = set()
+        self.last_group: Sequence[Sequence[Feature]] = ()
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
         """Train to the end, or to the first loss that is not a number; keep the best epoch where there are several."""
@@ -147,7 +166,8 @@ class Trainer:
                 if self.course.stopped:
                     return self.course
             if validate and self.cell.recipe.num_train_epochs > 1:
-                best = self._keep_better(epoch, validate(), best)
+                score, self.course.chosen_on = validate()
+                best = self._keep_better(epoch, score, best)
         if best is not None:
             self.model.load_state_dict(best, strict=False)
         return self.course
@@ -164,9 +184,9 @@ class Trainer:
         Where memory runs out, the same rows are cut into micro-batches of half the size: the update stays what it was.
         """
         while True:
-            cut = [piece for features in group for piece in _chunks(features, self.course.micro_batch)]
+            self.last_group = [piece for features in group for piece in _chunks(features, self.course.micro_batch)]
             try:
-                return self._step([self.head.collate(features) for features in cut], sum(map(len, group)))
+                return self._step([self.head.collate(features) for features in self.last_group], sum(map(len, group)))
             except DoesNotFit as error:
                 cause = str(error)
             self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
@@ -193,19 +213,34 @@ class Trainer:
                 self.accelerator.clip_grad_norm_(self.trained, self.cell.recipe.max_grad_norm)
             self.optimizer.step()
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
-            if not self.optimizer.step_was_skipped:  # fp16 overflowed: accelerate lowers its scale and tries on
+            if self.optimizer.step_was_skipped:  # fp16 overflowed: accelerate lowers its scale and tries on
+                self.course.skipped.append(self.course.updates)
+            else:
                 self.schedule.step()
             if not self.course.memory:
                 self._take_ledger()
             self.optimizer.zero_grad()
         self.course.updates += 1
+        examples = [feature.example for features in self.last_group for feature in features]
+        self.course.order = sha256(f"{self.course.order}{examples}".encode()).hexdigest()[:16]
         return loss
 
-    def _backward(self, batches: Sequence[Batch]) -> Tensor:
+    def divisors(self, batches: Sequence[Batch]) -> list[int]:
+        """What each micro-batch's summed loss is divided by: the targets of the whole update."""
         count = sum(self.head.targets(batch) for batch in batches)
+        return [count] * len(batches)
+
+    def mean_loss(self, group: Sequence[Sequence[Feature]]) -> float:
+        """The loss of an update on these micro-batches, weighted as training weights them."""
+        batches = [self.head.collate(features) for features in group]
+        with self.accelerator.autocast():
+            losses = [self.head.loss(self.model, on(self.meter.device, batch)) for batch in batches]
+        return sum(float(loss) / count for loss, count in zip(losses, self.divisors(batches), strict=True))
+
+    def _backward(self, batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=self.meter.device)
         try:
-            for batch in batches:
+            for batch, count in zip(batches, self.divisors(batches), strict=True):
                 with self.accelerator.autocast():
                     loss = self.head.loss(self.model, on(self.meter.device, batch)) / count
                 self.accelerator.backward(loss)
@@ -218,6 +253,7 @@ class Trainer:
 
     def _take_ledger(self) -> None:
         """Once, with gradients and optimizer state both in place; the bytes do not change from update to update."""
+        self.reached = {name for name, p in self.parameters.items() if p.grad is not None}
         gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
         self.course.memory = ledger(self.model, self.optimizer, gradients)
 

@@ -1,0 +1,148 @@
+"""Audits of what was asked, answered and scored."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from random import Random
+from statistics import fmean, stdev
+
+from lib.data.sources import Row
+from lib.grid.backbones import Layout
+from lib.grid.tasks import Problem
+from lib.heads.base import Feature, Head
+from lib.run.audits.left import SAMPLE, Answer, Left, same_letters, sample
+from lib.run.metrics import rouge_examples, squad_examples
+
+ENDED_SHARE = 0.9  # of generated texts that must end by themselves
+POINTS = 1e-6  # what rounding may do to a score
+MORE_THAN_LUCK = 3.0  # standard errors
+
+
+def windows_map_to_examples(left: Left) -> Answer:
+    """A window's tokens are its row's context, and every answer is a piece of its own row's context."""
+    if left.evaluation is None or left.cell.task.problem is not Problem.EXTRACT:
+        return None
+    rows, features = left.evaluation.rows, left.evaluation.features
+    windows = [f for f in sample(features, 2 * SAMPLE) if not _shows(left.head, rows[f.example], f)]
+    strangers = [i for i, p in enumerate(left.evaluation.predictions) if p.value not in rows[i]["context"]]
+    covered = {f.example for f in features} == set(range(len(rows)))
+    if windows or strangers or not covered:
+        return False, f"{len(windows)} windows show another row's context, {len(strangers)} answers are not in their row's"
+    return True, f"{len(features)} windows of {len(rows)} rows"
+
+
+def _shows(head: Head, row: Row, feature: Feature) -> bool:
+    window = feature.extra
+    if not window.offsets:
+        return True
+    text = row["context"][window.offsets[0][0] : window.offsets[-1][1]]
+    tokens = head.tokenizer.decode(feature.input_ids[window.shift : window.shift + len(window.offsets)])
+    return same_letters(tokens, text, head)
+
+
+def prompt_intact_at_inference(left: Left) -> Answer:
+    """What frames the input stands there after truncation: special tokens, the prefix, the separator before the summary."""
+    if left.evaluation is None:
+        return None
+    begin, end = _frame(left)
+    features = left.evaluation.features
+    broken = [f for f in features if f.input_ids[: len(begin)] != begin or f.input_ids[len(f.input_ids) - len(end) :] != end]
+    long = [f for f in features if len(f.input_ids) > left.cell.recipe.max_length]
+    if broken or long:
+        return False, f"{len(broken)} of {len(features)} prompts lack their frame, {len(long)} are too long"
+    return True, f"{len(features)} prompts, {len(begin)} tokens before and {len(end)} behind"
+
+
+def _frame(left: Left) -> tuple[list[int], list[int]]:
+    tokenizer, wrap, head = left.head.tokenizer, left.cell.backbone.wrap, left.cell.head
+    if head.layout is Layout.SEPARATED:
+        return [], [tokenizer.convert_tokens_to_ids(head.new_token)]
+    before, after = ([getattr(tokenizer, f"{name}_id")] if name else [] for name in (wrap.before, wrap.after))
+    prefix = left.cell.recipe.prefix.strip()
+    return before + (tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []), after
+
+
+def generation_not_truncated(left: Left) -> Answer:
+    """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
+    if left.evaluation is None or left.cell.task.problem is not Problem.GENERATE:
+        return None
+    lengths = [len(ids) for ids in left.evaluation.outcomes]
+    ended = fmean(bool(ids) and ids[-1] == left.head.end_id for ids in left.evaluation.outcomes)  # type: ignore[attr-defined]
+    return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
+
+
+def metric_invariants(left: Left) -> Answer:
+    """What holds for these metrics whatever is predicted: on each row, on average, and in the number of rows."""
+    if left.evaluation is None:
+        return None
+    examples, scores = left.evaluation.examples, left.evaluation.scores
+    count = len(left.evaluation.rows)
+    faults = [f"{name} has {len(points)} rows of {count}" for name, points in examples.items() if len(points) != count]
+    faults += [f"{name} of {value:.2f} is no score" for name, value in scores.items() if not 0 <= value <= 100 + POINTS]
+    faults += [
+        f"{name} {scores[name]:.2f} is not the mean {fmean(points):.2f} of its rows"
+        for name, points in examples.items()
+        if not math.isclose(scores[name], fmean(points), abs_tol=0.01)
+    ]
+    faults += [f"{low} is above {high} on row {row}" for low, high in ORDERED for row in above(examples, low, high)]
+    faults += [f"bertscore_f1 is outside precision and recall on row {row}" for row in outside(examples)]
+    if scores.get("rouge2", 0.0) > scores.get("rouge1", 100.0) + POINTS:  # on a row a repeated bigram can break it
+        faults.append("rouge2 is above rouge1 on average")
+    return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
+
+
+ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))
+
+
+def above(examples: dict[str, list[float]], low: str, high: str) -> list[int]:
+    """Rows on which a metric that cannot be the larger one is."""
+    pairs = zip(examples.get(low, ()), examples.get(high, ()), strict=True)
+    return [row for row, (first, second) in enumerate(pairs) if first > second + POINTS]
+
+
+def outside(examples: dict[str, list[float]]) -> list[int]:
+    """Rows on which BERTScore's F1, a harmonic mean, is not between precision and recall."""
+    names = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
+    triples = zip(*(examples.get(name, ()) for name in names), strict=True)
+    return [row for row, (p, f1, r) in enumerate(triples) if not min(p, r) - POINTS <= f1 <= max(p, r) + POINTS]
+
+
+def learned_something(left: Left) -> Answer:
+    """Better than doing without a model, by more than luck: three standard errors of the difference, row by row."""
+    if left.evaluation is None or left.splits is None:
+        return None
+    name, trivial = BASELINES[left.cell.task.problem](left.splits.train, left.evaluation.rows)
+    points = left.evaluation.examples[name]
+    gains = [ours - theirs for ours, theirs in zip(points, trivial, strict=True)]
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+    detail = f"{name} {fmean(points):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
+    return fmean(gains) > MORE_THAN_LUCK * error, detail
+
+
+def majority_class(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+    """Always the label that most training rows have."""
+    most = max((0, 1), key=[row["label"] for row in train].count)
+    return "accuracy", [100.0 * (row["label"] == most) for row in test]
+
+
+def random_span(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+    """As many words as answers have on average, from a random place of the context."""
+    rng = Random(0)
+    length = max(1, round(fmean(len(row["answers"]["text"][0].split()) for row in train)))
+    contexts = [row["context"].split() for row in test]
+    places = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
+    answers = [" ".join(words[place : place + length]) for words, place in zip(contexts, places, strict=True)]
+    return "f1", squad_examples([row["answers"]["text"] for row in test], answers)["f1"]
+
+
+def lead_sentence(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+    """The article's first sentence."""
+    leads = [re.split(r"(?<=[.!?])\s+|\n", row["article"].strip(), maxsplit=1)[0] for row in test]
+    return "rougeL", rouge_examples([row["highlights"] for row in test], leads, ["rougeL"])["rougeL"]
+
+
+BASELINES: dict[Problem, Callable[[Sequence[Row], Sequence[Row]], tuple[str, list[float]]]] = {
+    Problem.CLASSIFY: majority_class,
+    Problem.EXTRACT: random_span,
+    Problem.GENERATE: lead_sentence,
+}

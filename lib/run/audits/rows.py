@@ -1,0 +1,102 @@
+"""Audits of the rows: what the loss counts, and which rows meet which."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from lib.data.sources import Row
+from lib.grid.tasks import Problem
+from lib.heads.base import IGNORED, Feature, Head
+from lib.run.audits.left import SAMPLE, Answer, Left, letters, same_letters, sample, text_of
+
+
+def labels_are_targets(left: Left) -> Answer:
+    """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
+    if left.splits is None:
+        return None
+    features = sample(left.trainer.features)
+    labels = left.head.collate(features)["labels"]
+    check = LABELS[left.cell.task.problem]
+    wrong = [
+        f for f, label in zip(features, labels, strict=True) if not check(left.head, left.splits.train[f.example], f, label)
+    ]
+    return not wrong, f"{len(features) - len(wrong)} of {len(features)} sampled rows" + (
+        f"; row {wrong[0].example} is supervised on something else" if wrong else ""
+    )
+
+
+def _label_is_the_rows(head: Head, row: Row, feature: Feature, label: Tensor) -> bool:
+    return bool(int(label) == row["label"])
+
+
+def _span_is_the_answer(head: Head, row: Row, feature: Feature, label: Tensor) -> bool:
+    first, last = label.tolist()
+    return (first, last) == (0, 0) or same_letters(
+        head.tokenizer.decode(feature.input_ids[first : last + 1]), row["answers"]["text"][0], head
+    )
+
+
+def _summary_is_supervised(head: Head, row: Row, feature: Feature, label: Tensor) -> bool:
+    """The counted labels are the row's highlights and the end token; only a summary that was too long may be cut."""
+    counted = label[label != IGNORED].tolist()
+    cap = head.recipe.max_target_length or 0
+    text, whole = (letters(t) for t in (head.tokenizer.decode(counted[:-1]), row["highlights"]))
+    if counted[-1] != head.end_id or len(counted) > cap:  # type: ignore[attr-defined]
+        return False
+    unknown = getattr(head.tokenizer, "unk_token_id", None) in counted
+    return unknown or text == whole or (len(counted) == cap and whole.startswith(text))
+
+
+LABELS: dict[Problem, Callable[[Head, Row, Feature, Tensor], bool]] = {
+    Problem.CLASSIFY: _label_is_the_rows,
+    Problem.EXTRACT: _span_is_the_answer,
+    Problem.GENERATE: _summary_is_supervised,
+}
+
+
+def answers_at_annotated_start(left: Left) -> Answer:
+    """Labelled spans begin and end where the annotation does; rows whose answer repeats in the context come first."""
+    if left.splits is None or left.cell.task.problem is not Problem.EXTRACT:
+        return None
+    rows = left.splits.train
+    labelled = [f for f in left.trainer.features if f.target != (0, 0)]
+    repeated = [f for f in labelled if _repeats(rows[f.example])]
+    chosen = sample(repeated, 4 * SAMPLE) + sample(labelled)
+    wrong = [f for f in chosen if not _at_start(rows[f.example], f)]
+    return not wrong, f"{len(chosen) - len(wrong)} of {len(chosen)} sampled spans, {len(repeated)} rows repeat their answer" + (
+        f"; row {wrong[0].example} is labelled elsewhere" if wrong else ""
+    )
+
+
+def _repeats(row: Row) -> bool:
+    return bool(row["context"].find(row["answers"]["text"][0]) != row["answers"]["answer_start"][0])
+
+
+def _at_start(row: Row, feature: Feature) -> bool:
+    begin, window = row["answers"]["answer_start"][0], feature.extra
+    end = begin + len(row["answers"]["text"][0])
+    first, last = (window.offsets[place - window.shift] for place in feature.target)
+    return bool(first[0] <= begin < first[1] and last[0] < end <= last[1])
+
+
+def no_leakage(left: Left) -> Answer:
+    """No test row's text is among the training rows."""
+    if left.splits is None:
+        return None
+    key = text_of(left.cell)
+    trained = {key(row) for row in left.splits.train}
+    shared = [i for i, row in enumerate(left.splits.test) if key(row) in trained]
+    if shared:
+        return False, f"{len(shared)} of {len(left.splits.test)} test rows are trained on, row {shared[0]} among them"
+    return True, f"{len(left.splits.test)} test rows, none in train"
+
+
+def selection_apart_from_test(left: Left) -> Answer:
+    """The rows that chose among epochs are none of those that are scored."""
+    chosen = left.trainer.course.chosen_on
+    if left.evaluation is None or not chosen:
+        return None
+    key = text_of(left.cell)
+    scored = {key(row) for row in left.evaluation.rows}
+    shared = sum(key(row) in scored for row in chosen)
+    return not shared, f"{shared} of {len(chosen)} rows that chose the epoch are scored"

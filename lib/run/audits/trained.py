@@ -1,0 +1,96 @@
+"""Audits of what training did: to which weights, at which rate, with which loss."""
+
+import math
+import re
+from collections.abc import Callable
+
+import torch
+
+from lib.grid.cells import Cell
+from lib.run.audits.left import Answer, Left, within
+
+TOLERANCE = 1e-4  # between two ways to compute one loss
+
+
+def base_frozen(left: Left) -> Answer:
+    """What an adapter method freezes has the bits it started with, and nothing but adapters and new parts trains."""
+    if not left.cell.method.adapts:
+        return None
+    head, named = left.cell.head, left.trainer.parameters
+    own = ("lora_", "trainable_tokens_delta")
+    strays = [
+        name
+        for name, p in named.items()
+        if p.requires_grad and not any(part in name for part in own) and not within(name, head.new_modules)
+    ]
+    frozen = [name for name, p in named.items() if not p.requires_grad]
+    changed = [name for name in frozen if left.after[name] != left.trainer.before[name]]
+    if strays or changed:
+        return False, f"{len(strays)} base tensors train, {len(changed)} frozen ones changed: {(strays + changed)[0]}"
+    return True, f"{len(frozen)} frozen tensors unchanged"
+
+
+def weights_moved(left: Left) -> Answer:
+    """Every group of weights that trains has changed: adapters' A and B, each new part, each layer of a full model."""
+    groups: dict[str, list[bool]] = {}
+    for name in left.trainer.reached:
+        groups.setdefault(_group(left, name), []).append(left.after[name] != left.trainer.before[name])
+    unreached = [name for name, p in left.trainer.parameters.items() if p.requires_grad and name not in left.trainer.reached]
+    own = [name for name in unreached if "lora_" in name or within(name, left.cell.head.new_modules)]
+    dead = [name for name in own if not within(name, left.cell.head.optional_modules)]  # BERT2BERT's loss passes its pooler by
+    still = sorted(group for group, moved in groups.items() if not any(moved))
+    if still or dead or not groups:
+        return False, f"unchanged: {', '.join(still) or 'none'}; no gradient: {', '.join(dead[:3]) or 'none'}"
+    return True, f"{len(groups)} groups changed"
+
+
+def _group(left: Left, name: str) -> str:
+    for part in ("lora_A", "lora_B", "trainable_tokens_delta", *left.cell.head.new_modules):
+        if f".{part}." in f".{name}.":
+            return part
+    return re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr]
+
+
+def loss_is_mean_over_accumulation(left: Left) -> Answer:
+    """The last update's rows, weighted as training weights its micro-batches, have the loss that they have in one batch."""
+    group = left.trainer.last_group
+    if len(group) < 2:
+        return None
+    with torch.no_grad():
+        left.model.eval()
+        together = left.trainer.mean_loss([[feature for features in group for feature in features]])
+        apart = left.trainer.mean_loss(group)
+    same = math.isclose(apart, together, rel_tol=TOLERANCE)
+    return same, f"{len(group)} micro-batches: {apart:.6f}, in one batch {together:.6f}"
+
+
+def schedule_counts_updates(left: Left) -> Answer:
+    """Every update had the learning rate that the recipe's schedule has there, counted in updates."""
+    found, total = left.trainer.course.learning_rates, left.trainer.total
+    if left.trainer.course.stopped:
+        return None
+    lost = left.trainer.course.skipped
+    wanted = [learning_rate_at(left.cell, i - sum(update < i for update in lost), total) for i in range(len(found))]
+    odd = [i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)]
+    if odd or not found:
+        return (
+            False,
+            f"update {odd[0] + 1} of {total} had {found[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}" if odd else "no update",
+        )
+    return True, f"{total} updates, the last at {found[-1]:.3g}"
+
+
+def learning_rate_at(cell: Cell, update: int, total: int) -> float:
+    """The recipe's rate at an update, counted from 0: a linear warm-up, then a straight line or half a cosine down to 0."""
+    recipe = cell.recipe
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    if update < warmup:
+        return recipe.learning_rate * update / warmup
+    done = min(1.0, (update - warmup) / max(1, total - warmup))
+    return recipe.learning_rate * DECAYS[recipe.lr_scheduler_type](done)
+
+
+DECAYS: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+}
