@@ -6,57 +6,24 @@ notebooks or reports, the others are the classics of fine-tuning.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
-from lib.data.splits import Splits, load_splits
+from benchmarks.parts import BOUNDS, Parts, changed, healthy, run
 from lib.grid.backbones import HeadSpec
-from lib.grid.cells import Cell, grid
+from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
 from lib.grid.profiles import QUICK_PROFILE
-from lib.grid.tasks import TASKS, Problem
 from lib.heads import head_of
 from lib.heads.base import IGNORED
 from lib.results.audits import across
-from lib.results.bounds import load_bounds, missed
-from lib.results.record import Record, new_record, plain
-from lib.run.audits import Finding, Left, audited
-from lib.run.build import build, load_bert_scorer, load_tokenizer
-from lib.run.evaluation import evaluate
-from lib.run.meter import Meter
+from lib.results.bounds import missed
+from lib.results.record import Record
 from lib.run.metrics import Metrics
-from lib.run.outcome import measured
-from lib.run.progress import Progress
 from lib.run.training import Trainer, make_schedule
-
-CPU = torch.device("cpu")
-TEST_ROWS = 96
-BOUNDS = load_bounds(Path(__file__).parent / "thresholds" / "quick.toml")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What a cell is made of.
-
-    Attributes:
-        cell: the label, and what is audited against.
-        built: what the model is built from; the label itself where nobody meddles.
-        head: makes the head of a cell and a tokenizer.
-        selected_on: the split that chooses among epochs.
-    """
-
-    cell: Cell
-    built: Cell
-    splits: Splits
-    metrics: Metrics
-    head: Callable[[Cell, Any], Any] = head_of
-    trainer: type[Trainer] = Trainer
-    selected_on: str = "validation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,47 +47,6 @@ class Fault:
     settings: dict[str, Any] = field(default_factory=dict)
     sabotage: Callable[[Parts, Path], Parts] = lambda parts, folder: parts
     relabel: Callable[[list[Record]], list[Record]] = list
-
-
-def healthy(cell_id: str, settings: dict[str, Any]) -> Parts:
-    """A quick cell as it should be."""
-    overrides = {**QUICK_PROFILE.overrides, cell_id: {**QUICK_PROFILE.overrides[cell_id], **settings}}
-    cell = next(cell for cell in grid(replace(QUICK_PROFILE, overrides=overrides)) if cell.id == cell_id)
-    splits = quick_splits(cell.task.id)
-    if settings:
-        splits = replace(splits, validation=splits.validation[:TEST_ROWS], test=splits.test[:TEST_ROWS])
-    metrics = Metrics(bert_scorer=bert_scorer() if cell.task.problem is Problem.GENERATE else None)
-    return Parts(cell=cell, built=cell, splits=splits, metrics=metrics)
-
-
-@cache
-def quick_splits(task_id: str) -> Splits:
-    """A task's embedded rows."""
-    return load_splits(next(task for task in TASKS if task.id == task_id), QUICK_PROFILE)
-
-
-bert_scorer = cache(partial(load_bert_scorer, QUICK_PROFILE))
-
-
-def run(parts: Parts) -> tuple[list[Finding], Record]:
-    """Build, train, score, audit; the findings and the record."""
-    torch.set_num_threads(1)
-    tokenizer = load_tokenizer(parts.cell)
-    head = parts.head(parts.cell, tokenizer)
-    model = build(parts.built, tokenizer, CPU)
-    meter, progress = Meter(device=CPU), Progress(parts.cell.id, lambda line: None)
-    trainer = parts.trainer(parts.cell, model, head, head.features(parts.splits.train, training=True), meter)
-    score = partial(evaluate, model, head, metrics=parts.metrics, device=CPU, progress=progress)
-
-    def validate() -> tuple[float, Any]:
-        found = score(getattr(parts.splits, parts.selected_on))
-        return found.scores[parts.cell.task.main_score], found.rows
-
-    training = trainer.run(progress, validate)
-    evaluation = score(parts.splits.test)
-    findings = audited(Left(cell=parts.cell, head=head, trainer=trainer, splits=parts.splits, evaluation=evaluation))
-    found = measured(parts.cell, parts.splits, model, meter, training, evaluation)
-    return findings, new_record(parts.cell) | plain(found)
 
 
 def objections(fault: Fault, folder: Path, *, sabotaged: bool) -> dict[str, str]:
@@ -319,13 +245,7 @@ class Impossible:
 
 def still(parts: Parts, folder: Path) -> Parts:
     """A learning rate that is some orders of magnitude too low, in the recipe itself."""
-    return replace(parts, cell=at_rate(parts.cell, 1e-8), built=at_rate(parts.built, 1e-8))
-
-
-def at_rate(cell: Cell, rate: float) -> Cell:
-    """The cell with another learning rate in its recipe."""
-    overrides = {**cell.profile.overrides, cell.id: {**cell.profile.overrides[cell.id], "learning_rate": rate}}
-    return replace(cell, profile=replace(cell.profile, overrides=overrides))
+    return changed(parts, learning_rate=1e-8)
 
 
 def copied_row(records: list[Record]) -> list[Record]:

@@ -65,8 +65,9 @@ def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:
 
 def invariants(record: Record) -> list[str]:
     """Sentences on scores that no predictions can have."""
-    scores = record["scores"]
-    odd = [f"{name} is {value}" for name, value in scores.items() if not 0 <= value <= 100 + POINTS]
+    scores = {name: value for name, value in record["scores"].items() if value is not None}
+    odd = [f"{name} is not a number" for name in record["scores"].keys() - scores.keys()]
+    odd += [f"{name} is {value}" for name, value in scores.items() if not 0 <= value <= 100 + POINTS]
     odd += [
         f"{low} {scores[low]} is above {high} {scores[high]}"
         for low, high in ORDERED

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from lib.errors import InputError
-from lib.results.record import Record
+from lib.results.record import SCHEMA_VERSION, Record
 
 
 def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
@@ -18,4 +18,9 @@ def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
     if not records:
         raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
+    odd = sorted({str(record.get("schema_version")) for record in records} - {str(SCHEMA_VERSION)})
+    if odd:
+        raise InputError(
+            f"{path} holds records of schema version {odd[0]}, this tunegrid reads {SCHEMA_VERSION}; run its cells again"
+        )
     return {record["cell"]: record for record in records if profile in (None, record["profile"])}

@@ -6,6 +6,7 @@ built, encoded, trained and predicted. Audits over several cells are in `lib.res
 
 from collections.abc import Callable
 
+from lib.errors import first_line
 from lib.run.audits.answers import (
     generation_not_truncated,
     learned_something,
@@ -41,10 +42,13 @@ OUTCOMES: tuple[Callable[[Left], Answer], ...] = (generation_not_truncated, lear
 
 
 def audited(left: Left) -> list[Finding]:
-    """A finding for every audit that has something to look at."""
+    """A finding for every audit that has something to look at; one that cannot look is one that failed."""
     found = []
     for audit in (*AUDITS, *OUTCOMES):
-        answer = audit(left)
+        try:
+            answer = audit(left)
+        except Exception as error:  # a broken run must not keep its own record from being written
+            answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
             found.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1], outcome=audit in OUTCOMES))
     return found

@@ -40,10 +40,10 @@ def _summary_is_supervised(head: Head, row: Row, feature: Feature, label: Tensor
     """The counted labels are the row's highlights and the end token; only a summary that was too long may be cut."""
     counted = label[label != IGNORED].tolist()
     cap = head.recipe.max_target_length or 0
-    text, whole = (letters(t) for t in (head.tokenizer.decode(counted[:-1]), row["highlights"]))
-    if counted[-1] != head.end_id or len(counted) > cap:  # type: ignore[attr-defined]
+    if not counted or counted[-1] != head.end_id or len(counted) > cap:  # type: ignore[attr-defined]
         return False
-    unknown = getattr(head.tokenizer, "unk_token_id", None) in counted
+    text, whole = letters(head.tokenizer.decode(counted[:-1])), letters(row["highlights"])
+    unknown = head.tokenizer.unk_token_id in counted[:-1]
     return unknown or text == whole or (len(counted) == cap and whole.startswith(text))
 
 

@@ -1,0 +1,195 @@
+"""Audits by hand. That each catches its fault in a run is shown by `pytest -m faults`."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from lib.data.splits import Splits
+from lib.grid.cells import CELL_IDS, grid
+from lib.grid.profiles import FULL_PROFILE
+from lib.grid.recipes import RECIPES
+from lib.run.audits import AUDITS, OUTCOMES, Left, answers, audited, rows, trained
+from lib.run.audits.left import letters, same_letters
+from lib.run.fingerprints import marks
+from lib.tests.small import cell_of, head_for, model_of, rows_of, silent, tokenizer_of, trainer_of
+
+REVIEWS = rows_of("amazon_polarity/train")[:16]
+FULL = {cell.id: cell for cell in grid(FULL_PROFILE)}
+
+
+@pytest.fixture(scope="module")
+def left():
+    """A quick cell after four updates; nothing was scored."""
+    trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2)
+    trainer.run(silent())
+    return Left(cell=trainer.cell, head=trainer.head, trainer=trainer)
+
+
+# Marks
+
+
+def test_equal_bits_have_equal_marks_and_one_bit_changes_them():
+    tensor = torch.arange(12.0).reshape(3, 4)
+    changed = tensor.clone()
+    changed[1, 1] = torch.nextafter(changed[1, 1], torch.tensor(100.0))
+    first, same, other = marks([tensor, tensor.clone(), changed])
+    assert first == same != other
+
+
+def test_moving_a_value_to_its_neighbour_changes_the_mark():
+    one, other = marks([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
+    assert one != other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_any_type_can_be_marked(dtype):
+    zeros, ones = marks([torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)])
+    assert zeros == (0, 0) != ones
+
+
+# The run as a whole
+
+
+def test_a_sound_run_passes_what_applies(left):
+    found = audited(left)
+    assert [finding.detail for finding in found if not finding.passed] == []
+    assert {finding.name for finding in found} == {
+        "checkpoint_loaded",
+        "heads_trainable",
+        "adapters_where_declared",
+        "quantized_as_declared",
+        "base_frozen",
+        "weights_moved",
+        "loss_is_mean_over_accumulation",
+        "schedule_counts_updates",
+    }
+
+
+def test_audits_have_names_of_their_own():
+    names = [audit.__name__ for audit in (*AUDITS, *OUTCOMES)]
+    assert len(names) == len(set(names)) == 17
+
+
+def test_auditing_changes_nothing(left):
+    before = marks(left.model.parameters())
+    audited(left)
+    assert marks(left.model.parameters()) == before
+
+
+def test_an_audit_that_cannot_look_has_failed(left):
+    splits = Splits(train=REVIEWS, validation=[], test=[], origins={})
+    found = {finding.name: finding for finding in audited(replace(left, head=None, splits=splits))}
+    assert not found["labels_are_targets"].passed
+    assert found["labels_are_targets"].detail.startswith("could not look: AttributeError: ")
+    assert found["base_frozen"].passed
+
+
+def test_a_frozen_tensor_that_changed_is_named(left):
+    name = next(name for name, p in left.trainer.parameters.items() if not p.requires_grad)
+    marked = {**left.trainer.before, name: (0, 0)}
+    passed, detail = trained.base_frozen(with_marks(left, marked))
+    assert not passed
+    assert detail == f"0 base tensors train, 1 frozen ones changed: {name}"
+
+
+def with_marks(left, before):
+    """The same run, had the weights started with other marks."""
+    found = replace(left)
+    found.trainer.__dict__["before"], kept = before, found.trainer.before
+    vars(found)["after"] = kept | left.after
+    return found
+
+
+def test_a_group_that_stood_still_is_named():
+    trainer = trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0)
+    trainer.run(silent())
+    found = Left(cell=trainer.cell, head=trainer.head, trainer=trainer)
+    assert trained.weights_moved(found)[0]
+    for name, mark in found.after.items():
+        if name.startswith("transformer.h.1"):
+            trainer.before[name] = mark
+    assert trained.weights_moved(found) == (False, "unchanged: transformer.h.1; no gradient: none")
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("cell_id", CELL_IDS)
+def test_every_recipes_schedule_has_a_formula(cell_id):
+    cell, rate = FULL[cell_id], RECIPES[cell_id].learning_rate
+    assert trained.learning_rate_at(cell, 10_000, 10_000) == pytest.approx(0.0, abs=1e-12)
+    assert max(trained.learning_rate_at(cell, update, 10_000) for update in range(0, 10_000, 50)) <= rate
+
+
+def test_rates_by_hand():
+    linear = cell_of("bert_sa_sft", learning_rate=1.0, warmup_steps=2, lr_scheduler_type="linear")
+    assert [trained.learning_rate_at(linear, update, 6) for update in range(7)] == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    cosine = cell_of("bert_sa_sft", learning_rate=1.0, warmup_ratio=0.0, lr_scheduler_type="cosine")
+    assert [trained.learning_rate_at(cosine, update, 4) for update in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
+
+
+# Texts
+
+
+def test_letters_survive_every_tokenizer():
+    assert letters("It's 2.50 - \u00c0B!") == "its250b"
+
+
+def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
+    head = head_for("bert_qa_sft")
+    assert same_letters("reed ,", "Reed", head)
+    assert same_letters(f"anna {head.tokenizer.unk_token}", "anna X", head)
+    assert not same_letters("anna", "anna reed", head)
+
+
+@pytest.mark.parametrize(("cell_id", "folder"), [("gpt2_sum_sft", "cnn_dailymail"), ("t5_sum_sft", "cnn_dailymail")])
+def test_a_summary_one_token_off_is_not_the_target(cell_id, folder):
+    head, row = head_for(cell_id), rows_of(f"{folder}/train")[0]
+    [feature] = head.encode([row], training=True)
+    label = head.collate([feature])["labels"][0]
+    check = rows.LABELS[head.cell.task.problem]
+    assert check(head, row, feature, label)
+    assert not check(head, row, feature, label[:-1])  # no end token
+    assert not check(head, rows_of(f"{folder}/train")[1], feature, label)
+
+
+# Scores
+
+
+def test_rows_on_which_a_metric_is_above_its_better_are_found():
+    assert answers.above({"exact_match": [0.0, 100.0, 0.0], "f1": [50.0, 99.0, 0.0]}, "exact_match", "f1") == [1]
+    assert answers.above({"rouge1": [1.0]}, "exact_match", "f1") == []
+
+
+def test_an_f1_outside_precision_and_recall_is_found():
+    examples = {"bertscore_precision": [50.0, 50.0], "bertscore_f1": [55.0, 61.0], "bertscore_recall": [60.0, 60.0]}
+    assert answers.outside(examples) == [1]
+
+
+def test_the_majority_class_is_of_the_training_rows():
+    train = [{"label": 1}, {"label": 1}, {"label": 0}]
+    assert answers.majority_class(train, [{"label": 0}, {"label": 1}]) == ("accuracy", [0.0, 100.0])
+
+
+def test_a_random_span_is_of_the_answers_length_and_the_same_each_time():
+    answer = {"text": ["red car"], "answer_start": [2]}
+    test = [{"context": "a red car", "answers": answer}] * 6
+    name, points = answers.random_span([{"context": "a red car", "answers": answer}], test)
+    assert name == "f1"
+    # "red car", or "a red", of which an article is left out: F1 2/3
+    assert {round(value, 6) for value in points} == {100.0, round(200 / 3, 6)}
+    assert answers.random_span([{"context": "", "answers": answer}], test)[1] == points
+
+
+def test_the_lead_is_the_first_sentence():
+    row = {"article": "fire hits dover . police come .", "highlights": "fire hits dover"}
+    assert answers.lead_sentence([], [row]) == ("rougeL", [100.0])
+
+
+def test_qlora_keeps_t5s_wo_in_fp32_and_the_audit_knows():
+    from lib.run.audits.built import kept_in_fp32
+
+    assert kept_in_fp32(model_of("t5_sa_qlora")) == {"wo"}
+    assert kept_in_fp32(model_of("bert_sa_qlora")) == set()
+    assert tokenizer_of("t5_sa_qlora").unk_token
