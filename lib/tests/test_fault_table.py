@@ -1,0 +1,25 @@
+"""The fault table is complete, and the README shows it."""
+
+from pathlib import Path
+
+from benchmarks.faults import FAULTS
+from lib.results.audits import across
+from lib.run.audits import AUDITS, OUTCOMES
+from lib.tests.test_results import complete
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+def test_all_19_faults_are_there_once():
+    assert [fault.id for fault in FAULTS] == [f"F{n}" for n in range(1, 20)]
+
+
+def test_every_fault_names_a_check_that_exists():
+    together = {finding["name"] for finding in across([complete()])["bert_sa_lora"]}
+    known = {audit.__name__ for audit in (*AUDITS, *OUTCOMES)} | together | {"threshold"}
+    assert {fault.caught_by for fault in FAULTS} <= known
+
+
+def test_the_readme_shows_the_table():
+    rows = [f"| {fault.id} | {fault.what} | {fault.where} | `{fault.caught_by}` |" for fault in FAULTS]
+    assert "\n".join(rows) in README
