@@ -1,3 +1,3 @@
 """Names the plugins that make the suite; nothing else lives here."""
 
-pytest_plugins = ("fixtures.options", "fixtures.planning", "fixtures.pipeline", "fixtures.results")
+pytest_plugins = tuple(f"fixtures.{stage}" for stage in ("options", "planning", "pipeline", "journal", "results", "gating"))

@@ -1,26 +1,43 @@
-"""Saved runs. In: the path of a pytest-benchmark JSON. Out: its records, by cell."""
+"""Saved runs. In: the path of a pytest-benchmark JSON. Out: its records."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 from lib.errors import InputError
+from lib.results.gates import Run
 from lib.results.record import SCHEMA_VERSION, Record
 
 
-def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
-    """Records by cell id, all or one profile's; raises InputError where the file is missing, cut off or holds no cells."""
+def load(path: Path) -> dict[str, Any]:
+    """A saved run as it stands; raises InputError where the file is missing, cut off or no run."""
     try:
-        found = json.loads(path.read_text())
-        records = [row["extra_info"] for row in found["benchmarks"] if "cell" in row["extra_info"]]
+        found: dict[str, Any] = json.loads(path.read_text())
+        records = [row["extra_info"] for row in found["benchmarks"]]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
+    odd = sorted({str(record.get("schema_version")) for record in records if "cell" in record} - {str(SCHEMA_VERSION)})
+    if odd:
+        hint = f"this tunegrid reads {SCHEMA_VERSION}; run its cells again"
+        raise InputError(f"{path} holds records of schema version {odd[0]}, {hint}")
+    return found
+
+
+def read_list(path: Path) -> list[Record]:
+    """All records of a saved run; raises InputError where it holds no cells."""
+    records = [row["extra_info"] for row in load(path)["benchmarks"] if "cell" in row["extra_info"]]
     if not records:
         raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
-    odd = sorted({str(record.get("schema_version")) for record in records} - {str(SCHEMA_VERSION)})
-    if odd:
-        raise InputError(
-            f"{path} holds records of schema version {odd[0]}, this tunegrid reads {SCHEMA_VERSION}; run its cells again"
-        )
-    return {record["cell"]: record for record in records if profile in (None, record["profile"])}
+    return records
+
+
+def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
+    """Records by cell id, all or one profile's."""
+    return {record["cell"]: record for record in read_list(path) if profile in (None, record["profile"])}
+
+
+def read_run(path: Path) -> Run:
+    """A saved run, to be judged or to judge by."""
+    return Run.of(read_list(path), path)

@@ -39,6 +39,7 @@ def new_record(cell: Cell) -> Record:
         "training": None,
         "evaluation": None,
         "scores": {},
+        "examples": None,
         "memory": None,
         "throughput": None,
         "flops": None,

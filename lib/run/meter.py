@@ -115,7 +115,7 @@ class Meter:
         """Real tokens of all updates."""
         return sum(update.tokens for update in self.updates)
 
-    def throughput(self) -> dict[str, float | int | None]:
+    def throughput(self) -> dict[str, Any]:
         """Rates over the updates after warm-up; None where a run was too short to have any."""
         steady = self.updates[WARMUP_UPDATES:]
         durations = self._durations(steady)
@@ -128,6 +128,7 @@ class Meter:
             "step_seconds_median": statistics.median(durations) if durations else None,
             "step_seconds_p90": statistics.quantiles(durations, n=10)[-1] if len(durations) > 1 else None,
             "padding_share": 1 - tokens / padded if padded else None,
+            "step_seconds": [round(seconds, 5) for seconds in durations],
             "measured_steps": len(steady),
             "warmup_steps": min(WARMUP_UPDATES, len(self.updates)),
         }

@@ -11,7 +11,7 @@ from lib.data.splits import Splits
 from lib.grid.cells import Cell
 from lib.machine import cpu_name
 from lib.run.build import ATTENTION, checkpoint_fingerprint, checkpoint_of
-from lib.run.device import used_by_others_gib
+from lib.run.device import BUSY_GIB, used_by_others_gib
 from lib.run.evaluation import Evaluation
 from lib.run.footprint import Footprint, complete
 from lib.run.meter import Meter, parameter_counts
@@ -53,13 +53,15 @@ def measured(
 def device_info(device: torch.device) -> dict[str, Any]:
     """The device's name, how many threads a CPU run had, and what on a GPU bears on speed and memory."""
     cuda = device.type == "cuda"
+    others = used_by_others_gib(device)
     return {
         "type": device.type,
         "name": torch.cuda.get_device_name(device) if cuda else cpu_name(),
         "threads": None if cuda else torch.get_num_threads(),
         "attention": ATTENTION,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
-        "used_by_others_gib": used_by_others_gib(device),
+        "used_by_others_gib": others,
+        "contended": None if others is None else others > BUSY_GIB,
     }
 
 

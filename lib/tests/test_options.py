@@ -12,6 +12,7 @@ import pytest
 from fixtures.options import changed, profile_from
 from lib.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
 from lib.grid.recipes import RECIPES
+from lib.results.record import SCHEMA_VERSION
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,7 +65,7 @@ def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
     phase = {"rss_peak_gib": 1.0, "reserved_peak_gib": None}
     times = {"bert_sa_lora": 20, "bert_sa_sft": 50, "t5_sa_sft": 30}
     records = [
-        {"cell": cell, "profile": "quick", "outcome": "passed", "device": {"name": "a CPU"}}
+        {"schema_version": SCHEMA_VERSION, "cell": cell, "profile": "quick", "outcome": "passed", "device": {"name": "a CPU"}}
         | {"memory": {"phases": {"train": phase | {"seconds": seconds}}}}
         for cell, seconds in times.items()
     ]

@@ -6,6 +6,7 @@ from lib.errors import InputError
 from lib.grid.cells import grid
 from lib.grid.profiles import FULL_CAPS, FULL_PROFILE, QUICK_PROFILE
 from lib.results.plan import Estimate, estimates, fitting, lines, planned_rows, planned_updates, seconds_of
+from lib.results.record import SCHEMA_VERSION
 
 QUICK = grid(QUICK_PROFILE)
 FULL = {cell.id: cell for cell in grid(FULL_PROFILE)}
@@ -18,6 +19,7 @@ def known(**seconds):
 def saved(path, cell, profile, seconds, rate=None, outcome="passed"):
     phase = {"seconds": seconds, "rss_peak_gib": 0.5, "reserved_peak_gib": None}
     record = {
+        "schema_version": SCHEMA_VERSION,
         "cell": cell,
         "profile": profile,
         "outcome": outcome,

@@ -36,6 +36,7 @@ MEASURED = {
         "attention": "sdpa",
         "tf32": None,
         "used_by_others_gib": None,
+        "contended": None,
     },
     "data": {
         "rows": {"train": 70, "validation": 15, "test": 15},
@@ -71,12 +72,14 @@ MEASURED = {
         "step_seconds_median": 0.12,
         "step_seconds_p90": 0.15,
         "padding_share": 0.1,
+        "step_seconds": [0.12, 0.13],
         "measured_steps": 77,
         "warmup_steps": 3,
         "eval_samples_per_second": 30.0,
         "generated_tokens_per_second": None,
     },
     "scores": {"accuracy": 91.04, "f1_macro": 91.0},
+    "examples": {"file": "0123456789abcdef.parquet", "rows_hash": "0123456789abcdef"},
     "bounds": {"accuracy": 88.0},
     "outcome": "passed",
 }
