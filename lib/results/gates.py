@@ -178,7 +178,7 @@ def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapp
                     low=effect.low,
                     high=effect.high,
                     p=worse[cell],
-                    smallest=max(margin, effect.smallest(len(family))),
+                    smallest=effect.smallest(len(family), margin),
                     detail=f"{lost} rows lost, {won} gained of {effect.rows}; margin {margin:.1f}",
                 )
             )

@@ -14,6 +14,7 @@ from scipy import stats
 
 RESAMPLES = 10_000
 CHUNKS = 20  # resamples are drawn in so many parts, to bound memory
+SMALL = 1000  # rows
 SEED = 0
 ALPHA = 0.05
 POWER = 0.8
@@ -31,6 +32,7 @@ class Effect:
         error: standard error of `points`.
         rows: how many rows were paired.
         flips: rows that lost and rows that gained.
+        jump: how far a row that changes goes, in points: the mean of squares over the mean; 100 where none changed.
     """
 
     points: float
@@ -41,11 +43,20 @@ class Effect:
     error: float
     rows: int
     flips: tuple[int, int]
+    jump: float = 100.0
 
-    def smallest(self, tests: int) -> float:
-        """The smallest drop, in points, that so many tests together would call significant four times in five."""
-        z = stats.norm.ppf(1 - ALPHA / tests) + stats.norm.ppf(POWER)
-        return float(z * max(self.error, 100 / self.rows / 2))
+    def smallest(self, tests: int, margin: float) -> float:
+        """The smallest drop, in points, called worse four times in five: over the margin, and no chance in so many tests.
+
+        A drop is made of rows that fall, as far as rows fall or rise here on average, and brings their noise with it: it is a
+        fixed point (for hits and misses, the sample size formula of Lachin 1992).
+        """
+        alpha, beta = stats.norm.ppf(1 - ALPHA / tests), stats.norm.ppf(POWER)
+        noise, drop = self.rows * self.error**2, 0.0
+        for _ in range(100):
+            noisier = noise + drop * self.jump
+            drop = float(alpha * np.sqrt(noisier) + beta * np.sqrt(max(0.0, noisier - drop**2))) / np.sqrt(self.rows)
+        return float(max(drop, margin + beta * self.error, 100 / self.rows))
 
 
 def paired(old: Sequence[float], new: Sequence[float]) -> Effect:
@@ -58,18 +69,20 @@ def paired(old: Sequence[float], new: Sequence[float]) -> Effect:
     if before.shape != after.shape or not np.isfinite(before).all() or not np.isfinite(after).all():
         raise ValueError("two runs pair only row by row, in numbers")
     gains = after - before
+    means = resampled_means(gains)
     binary = np.isin(before, (0.0, 100.0)).all() and np.isin(after, (0.0, 100.0)).all()
-    p_worse, p_better = mcnemar(gains) if binary else bootstrap_p(gains)
-    low, high = interval(gains)
+    p_worse, p_better = mcnemar(gains) if binary else bootstrap_p(gains, means)
+    low, high = np.percentile(means, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return Effect(
         points=float(gains.mean()),
-        low=low,
-        high=high,
+        low=float(low),
+        high=float(high),
         p_worse=p_worse,
         p_better=p_better,
         error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("inf"),
         rows=len(gains),
         flips=(int((gains < 0).sum()), int((gains > 0).sum())),
+        jump=float((gains**2).sum() / np.abs(gains).sum()) if gains.any() else 100.0,
     )
 
 
@@ -82,37 +95,34 @@ def mcnemar(gains: Array) -> tuple[float, float]:
     return float(worse), float(better)
 
 
-def bootstrap_p(gains: Array) -> tuple[float, float]:
-    """One-sided p-values from resamples of the centred gains (Efron and Tibshirani 1993, chapter 16)."""
+def bootstrap_p(gains: Array, means: Array) -> tuple[float, float]:
+    """One-sided p-values from resampled means, centred as if nothing had changed (Efron and Tibshirani 1993, chapter 16)."""
     if not gains.any():
         return 1.0, 1.0
-    centred = resampled_means(gains - gains.mean())
     mean = gains.mean()
-    return float((1 + (centred <= mean).sum()) / (RESAMPLES + 1)), float((1 + (centred >= mean).sum()) / (RESAMPLES + 1))
-
-
-def interval(gains: Array) -> tuple[float, float]:
-    """The 95 % percentile interval of the mean gain."""
-    low, high = np.percentile(resampled_means(gains), [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
-    return float(low), float(high)
+    centred = means - mean
+    worse, better = int((centred <= mean).sum()), int((centred >= mean).sum())
+    return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
 
 
 def resampled_means(values: Array) -> Array:
     """Means of all resamples."""
-    counts = _draws(len(values))
-    return np.concatenate([part.astype(float) @ values for part in np.split(counts, CHUNKS)]) / len(values)
+    return np.concatenate([part.astype(float, copy=False) @ values for part in _draws(len(values))]) / len(values)
 
 
 @cache
-def _draws(count: int) -> Any:
-    """How often each resample draws each row (resamples, rows): the same for all metrics and cells with so many rows."""
+def _draws(count: int) -> list[Any]:
+    """How often each resample draws each row, in parts (resamples, rows): the same for all metrics and cells of so many."""
     rng = np.random.default_rng(SEED)
     rows = RESAMPLES // CHUNKS
     shifts = np.arange(rows)[:, None] * count
-    parts = [
-        np.bincount((rng.integers(0, count, (rows, count)) + shifts).ravel(), minlength=rows * count) for _ in range(CHUNKS)
+    kind: type[Any] = float if count <= SMALL else np.uint8  # a large test set costs a byte a draw, and a conversion
+    return [
+        np.bincount((rng.integers(0, count, (rows, count)) + shifts).ravel(), minlength=rows * count)
+        .reshape(rows, count)
+        .astype(kind)
+        for _ in range(CHUNKS)
     ]
-    return np.concatenate(parts).astype(np.uint8).reshape(RESAMPLES, count)
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:

@@ -1,0 +1,178 @@
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from lib.results.gates import Verdict, verdict_of
+from lib.results.statistics import RESAMPLES, Effect, holm, mcnemar, paired, resampled_means, slower
+
+RNG = np.random.default_rng(7)
+
+
+def hits(lost, won, both=0, neither=0):
+    """Paired hits and misses, old and new."""
+    old = [100.0] * lost + [0.0] * won + [100.0] * both + [0.0] * neither
+    new = [0.0] * lost + [100.0] * won + [100.0] * both + [0.0] * neither
+    return old, new
+
+
+# McNemar
+
+
+def test_mcnemar_by_hand():
+    # 6 lost, 1 won: of seven tosses at least six heads, (7 + 1) / 128; at least one, 127 / 128
+    assert mcnemar(np.array([-100.0] * 6 + [100.0] + [0.0] * 9)) == pytest.approx((8 / 128, 127 / 128))
+    assert mcnemar(np.zeros(5)) == (1.0, 1.0)
+
+
+def test_hits_and_misses_go_to_mcnemar_and_scores_to_the_bootstrap():
+    assert paired(*hits(6, 1, 20)).p_worse == pytest.approx(8 / 128)
+    graded = paired([50.0, 100.0, 0.0], [50.0, 90.0, 0.0])
+    assert graded.p_worse * (RESAMPLES + 1) == pytest.approx(round(graded.p_worse * (RESAMPLES + 1)))
+
+
+def test_an_effect_is_new_minus_old():
+    effect = paired(*hits(6, 1, both=93))
+    assert effect.points == -5.0
+    assert effect.flips == (6, 1)
+    assert effect.rows == 100
+    assert effect.low < -5.0 < effect.high
+    assert effect.p_better > 0.9
+
+
+def test_the_same_twice_is_no_effect():
+    effect = paired([10.0, 55.0, 90.0], [10.0, 55.0, 90.0])
+    assert (effect.points, effect.low, effect.high, effect.p_worse, effect.p_better, effect.error) == (0, 0, 0, 1, 1, 0)
+
+
+@pytest.mark.parametrize(("old", "new"), [([1.0], [1.0, 2.0]), ([float("nan")], [1.0])])
+def test_what_does_not_pair_is_refused(old, new):
+    with pytest.raises(ValueError, match="pair only row by row, in numbers"):
+        paired(old, new)
+
+
+# The bootstrap
+
+
+def test_the_interval_is_scipys():
+    gains = RNG.normal(1.0, 20.0, 200)
+    ours = paired(np.zeros(200), gains)
+    theirs = bootstrap((gains,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.15)
+    assert ours.error == pytest.approx(gains.std(ddof=1) / 200**0.5)
+
+
+def test_the_same_seed_gives_the_same_interval_and_resamples_have_the_mean():
+    values = RNG.normal(0, 1, 50)
+    assert np.array_equal(resampled_means(values), resampled_means(values))
+    assert resampled_means(np.ones(50)) == pytest.approx(1.0)
+    assert len(resampled_means(values)) == RESAMPLES
+
+
+def test_a_large_test_set_is_resampled_alike():
+    values = RNG.normal(3, 10, 1500)
+    means = resampled_means(values)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.02)
+    assert means.std() == pytest.approx(values.std() / 1500**0.5, rel=0.05)
+
+
+# Holm
+
+
+def test_holm_by_hand():
+    # ordered 0.01, 0.02, 0.04: times 3, 2, 1; never below the one before
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
+    assert holm({"a": 0.6, "b": 0.5}) == {"b": 1.0, "a": 1.0}
+    assert holm({}) == {}
+
+
+# Speed
+
+
+def test_slower_steps_are_told_from_noise():
+    old = RNG.normal(1.0, 0.1, 80)
+    assert slower(old, old * 1.3) < 1e-6
+    assert slower(old, RNG.permutation(old)) > 0.3
+
+
+# What the gate sees, at the sizes of the quick test sets, one of nine cells
+
+
+SIZES = {"accuracy": 512, "exact_match": 384, "f1": 384, "rougeLsum": 192}
+MARGINS = {"accuracy": 1.0, "exact_match": 1.5, "f1": 1.5, "rougeLsum": 1.0}
+CELLS = 9
+
+
+def draw(rng, metric, drop):
+    """Paired points of two runs whose true scores differ by `drop` points; models as the quick cells are."""
+    count = SIZES[metric]
+    if metric == "accuracy":  # 97 %, one row in fifty flips by chance
+        return flips(rng, count, 0.97, 0.01, drop)
+    if metric == "exact_match":  # 65 %, one row in eight flips by chance
+        return flips(rng, count, 0.65, 0.06, drop)
+    if metric == "f1":  # the same rows, of which a third of the misses are half right
+        old, new = flips(rng, count, 0.65, 0.06, drop * 6 / 5)  # a lost row falls to 50 once in three times
+        half = rng.random(count) < 1 / 3
+        return np.where((old == 0) & half, 50.0, old), np.where((new == 0) & half, 50.0, new)
+    old = np.clip(rng.normal(75, 10, count), 0, 100)  # a summary's score moves by some points either way
+    return old, np.clip(old + rng.normal(-drop, 6, count), 0, 100)
+
+
+def flips(rng, count, right, chance, drop):
+    toss = rng.random(count)
+    old = rng.random(count) < right
+    lose, win = (chance + drop / 100) / right, chance / (1 - right)
+    return 100.0 * old, 100.0 * np.where(old, toss >= lose, toss < win)
+
+
+def verdicts(metric, drop, draws):
+    rng = np.random.default_rng(11)
+    found, smallest = [], []
+    for _ in range(draws):
+        effect = paired(*draw(rng, metric, drop))
+        smallest.append(effect.smallest(CELLS, MARGINS[metric]))
+        p_worse, p_better = (min(1.0, CELLS * p) for p in (effect.p_worse, effect.p_better))  # the eight others saw nothing
+        found.append(verdict_of(effect, p_worse, p_better, MARGINS[metric]))
+    return found, float(np.median(smallest))
+
+
+def test_power_and_false_alarms_over_1000_draws_each():
+    began = time.monotonic()
+    for metric in SIZES:
+        dropped, sees = verdicts(metric, 3.0, 1000)
+        power = dropped.count(Verdict.WORSE) / 1000
+        print(
+            f"{metric}: a drop of 3 points is called worse in {power:.0%} of draws; the gate says it sees drops from {sees:.1f}"
+        )
+        assert power >= 0.8 or sees > 3.0
+        alike, _ = verdicts(metric, 0.0, 1000)
+        assert alike.count(Verdict.WORSE) / 1000 <= 0.05
+    assert time.monotonic() - began < 60  # 30 on an idle machine
+
+
+@pytest.mark.parametrize("metric", SIZES)
+def test_a_promised_power_is_kept(metric):
+    """Where the gate says that it sees a drop, it calls it worse four times in five."""
+    _, sees = verdicts(metric, 0.0, 100)
+    found, _ = verdicts(metric, sees, 300)
+    assert found.count(Verdict.WORSE) / 300 >= 0.7  # McNemar's exact test is a little shy
+
+
+def effect(points, low, p=1.0):
+    return Effect(points=points, low=low, high=points + 1, p_worse=p, p_better=1.0, error=0.5, rows=100, flips=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("found", "p_worse", "p_better", "verdict"),
+    [
+        (effect(-3.0, -5.0), 0.01, 1.0, Verdict.WORSE),
+        (effect(-3.0, -5.0), 0.20, 1.0, Verdict.CANNOT_TELL),
+        (effect(-0.5, -0.8), 0.01, 1.0, Verdict.SAME),  # no chance, but within the margin
+        (effect(-0.5, -1.8), 0.01, 1.0, Verdict.CANNOT_TELL),
+        (effect(2.0, 1.0), 1.0, 0.01, Verdict.BETTER),
+        (effect(0.0, -0.4), 1.0, 1.0, Verdict.SAME),
+    ],
+)
+def test_verdicts_by_hand(found, p_worse, p_better, verdict):
+    assert verdict_of(found, p_worse, p_better, margin=1.0) is verdict
