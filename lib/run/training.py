@@ -23,6 +23,7 @@ from lib.data.sources import Row
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
 from lib.heads.base import Batch, Feature, Head, all_tokens, on, real_tokens
+from lib.run.checkpoint import Checkpoints
 from lib.run.device import out_of_memory, resolve_precision
 from lib.run.fingerprints import model_marks
 from lib.run.meter import Meter, ledger, tensor_bytes
@@ -130,11 +131,20 @@ class Trainer:
         last_group: the micro-batches of the last update.
     """
 
-    def __init__(self, cell: Cell, model: nn.Module, head: Head, features: Sequence[Feature], meter: Meter) -> None:
+    def __init__(
+        self,
+        cell: Cell,
+        model: nn.Module,
+        head: Head,
+        features: Sequence[Feature],
+        meter: Meter,
+        checkpoints: Checkpoints | None = None,
+    ) -> None:
         """Optimizer, schedule and precision for training `model` on `features`; raises InputError where there are none."""
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.head, self.features, self.meter = cell, model, head, features, meter
+        self.checkpoints = checkpoints
         self.total = planned_updates(cell, len(features))
         precision, fallback = resolve_precision(cell, meter.device)
         self.course = Training(
@@ -156,18 +166,23 @@ class Trainer:
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
         """Train to the end, or to the first loss that is not a number; keep the best epoch where there are several."""
         hf.set_seed(self.cell.profile.seed)  # dropout: the same whatever happened while the model was built
-        best: dict[str, Tensor] | None = None
-        losses: list[Tensor] = []
-        for epoch in range(math.ceil(self.total / updates_per_epoch(self.cell, len(self.features)))):
+        losses, best = self.checkpoints.restore(self) if self.checkpoints else ([], None)
+        per_epoch = updates_per_epoch(self.cell, len(self.features))
+        for epoch in range(max(0, len(losses) - 1) // per_epoch, math.ceil(self.total / per_epoch)):
             self.model.train()
-            for group in islice(self.updates(epoch), self.total - len(losses)):
+            before = epoch * per_epoch
+            for group in islice(self.updates(epoch), len(losses) - before, self.total - before):
                 losses.append(self.update(group))
                 self._look(losses, progress)
                 if self.course.stopped:
                     return self.course
-            if validate and self.cell.recipe.num_train_epochs > 1:
+                if self.checkpoints:
+                    self.checkpoints.save_if_due(self, losses, best)
+            if validate and self.cell.recipe.num_train_epochs > 1 and len(self.course.epoch_scores) == epoch:
                 score, self.course.chosen_on = validate()
                 best = self._keep_better(epoch, score, best)
+        if self.checkpoints:
+            self.checkpoints.clear()
         if best is not None:
             self.model.load_state_dict(best, strict=False)
         return self.course

@@ -1,0 +1,368 @@
+"""Gates on made-up runs whose verdicts are known."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib import baseline, merge
+from lib import gate as command
+from lib.errors import InputError
+from lib.grid.cells import CELL_IDS
+from lib.grid.tasks import TASKS
+from lib.results import examples
+from lib.results.examples import Examples
+from lib.results.files import read_run
+from lib.results.gates import Run, Verdict, gate, load_margins, seed_margin
+from lib.results.verdicts import as_json, as_markdown, as_text, closing, rows
+from lib.tests.test_results import complete
+
+ROOT = Path(__file__).parents[2]
+ROWS = {"sa": 512, "qa": 384, "sum": 192}
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Examples of these runs stay out of the machine's own store."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def record_of(cell, points=None, seed=0, ids=None, **changes):
+    """A record whose scores are the means of these points, with the points kept."""
+    backbone, task, method = cell.split("_")
+    told = None
+    scores = {}
+    if points is not None:
+        count = len(next(iter(points.values())))
+        kept = Examples(ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=["x"] * count)
+        told = examples.write(kept)
+        scores = {metric: float(np.mean(values)) for metric, values in points.items()}
+    main = next(found for found in TASKS if found.id == task)
+    scores = {metric: 90.0 for metric in main.bounded_scores} | scores
+    base = complete(scores=scores, examples=told, bounds={}, seeds={"seed": seed, "split_seed": 42})
+    names = {"cell": cell, "backbone": backbone, "task": task, "method": method, "main_score": main.main_score}
+    return base | names | changes
+
+
+def hits(count, right, lost=0):
+    return [100.0 if n < right - lost else 0.0 for n in range(count)]
+
+
+def judged(old, new):
+    """Verdicts by quantity."""
+    return {judgement.quantity: judgement for judgement in gate(Run.of([old]), Run.of([new]))}
+
+
+# Quality
+
+
+def test_equal_runs_are_the_same_in_everything():
+    record = record_of("bert_sa_lora", {"accuracy": hits(512, 480)})
+    found = judged(record, record)
+    assert {j.verdict for j in found.values()} == {Verdict.SAME}
+    assert found["accuracy"].effect == 0.0
+    assert set(found) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds"} | {
+        f"{name}_bytes" for name in ("weights", "gradients", "optimizer", "checkpoint")
+    }
+
+
+def test_a_drop_that_is_no_chance_is_worse_with_its_evidence():
+    old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
+    found = judged(old, new)["accuracy"]
+    assert found.verdict is Verdict.WORSE
+    assert found.effect == pytest.approx(-100 * 20 / 512)
+    assert found.p == pytest.approx(0.5**20)  # twenty tosses, all lost; one cell, so Holm adds nothing
+    assert found.low < found.effect < found.high < 0
+    assert found.detail == "20 rows lost, 0 gained of 512; margin 1.0"
+
+
+def test_a_drop_within_the_margin_is_the_same_and_a_gain_is_better():
+    old, four = (record_of("bert_sa_lora", {"accuracy": hits(2000, 1900, lost)}) for lost in (0, 4))
+    assert judged(old, four)["accuracy"].verdict is Verdict.SAME
+    assert (
+        judged(
+            record_of("bert_sa_lora", {"accuracy": hits(512, 480, 20)}), record_of("bert_sa_lora", {"accuracy": hits(512, 480)})
+        )["accuracy"].verdict
+        is Verdict.BETTER
+    )
+
+
+def test_a_small_test_set_cannot_tell_and_says_what_it_would_see():
+    old, new = (record_of("bert_sa_lora", {"accuracy": hits(30, 28, lost)}) for lost in (0, 2))
+    found = judged(old, new)["accuracy"]
+    assert found.verdict is Verdict.CANNOT_TELL
+    assert found.smallest > 10
+
+
+def test_more_cells_make_each_verdict_stricter():
+    """Five lost of five flips: p = 1/32, which holds alone, but not as one of nine."""
+    cells = [name for name in CELL_IDS if "_sa_" in name]
+    good = {name: record_of(name, {"accuracy": hits(512, 480)}) for name in cells}
+    bad = record_of("bert_sa_lora", {"accuracy": hits(512, 480, 5)})
+    margins = load_margins() | {"points": load_margins()["points"] | {"accuracy": 0.5}}
+
+    def verdict(old, new):
+        found = gate(Run.of(old), Run.of(new), margins)
+        return next(j for j in found if (j.cell, j.quantity) == ("bert_sa_lora", "accuracy"))
+
+    assert verdict([good["bert_sa_lora"]], [bad]).verdict is Verdict.WORSE
+    among = verdict(good.values(), [*(good | {"bert_sa_lora": bad}).values()])
+    assert (among.verdict, among.p) == (Verdict.CANNOT_TELL, pytest.approx(9 / 32))
+
+
+def test_without_points_by_row_the_margin_decides_and_says_so():
+    old, close, far = (record_of("t5_qa_sft") | {"scores": {"exact_match": 60.0, "f1": f1}} for f1 in (70.0, 69.0, 68.4))
+    assert judged(old, close)["f1"].verdict is Verdict.SAME
+    found = judged(old, far)["f1"]
+    assert (found.verdict, found.low) == (Verdict.WORSE, None)
+    assert found.detail == "no points by row, by the margin of 1.5 alone"
+
+
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
+    old, new = record_of("t5_qa_sft"), record_of("t5_qa_sft") | {"scores": {"exact_match": 60.0, "f1": score}}
+    assert judged(old, new)["f1"].verdict is Verdict.WORSE
+    assert judged(new, old)["f1"].verdict in (Verdict.CANNOT_TELL, Verdict.WORSE)
+
+
+def test_points_that_are_no_numbers_are_refused():
+    old, new = (record_of("bert_sa_lora", {"accuracy": values}, ids=["a", "b"]) for values in ([1.0, 2.0], [1.0, float("nan")]))
+    with pytest.raises(InputError, match="bert_sa_lora, accuracy: two runs pair only row by row, in numbers"):
+        judged(old, new)
+
+
+def test_other_test_rows_are_refused_with_their_hashes():
+    old, new = (record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"]))
+    hashes = [record["examples"]["rows_hash"] for record in (old, new)]
+    with pytest.raises(InputError, match=rf"scored different test rows \({hashes[0]} and {hashes[1]}\)"):
+        judged(old, new)
+
+
+def test_seeds_of_the_baseline_widen_the_margin():
+    seeds = {seed: record_of("t5_qa_sft") | {"scores": {"f1": f1}} for seed, f1 in enumerate((70.0, 72.0, 74.0))}
+    assert seed_margin(seeds, "f1") == pytest.approx(6.0)  # deviation 2, three of them
+    assert seed_margin({0: seeds[0]}, "f1") == 0.0
+
+
+def test_the_run_is_paired_with_the_baseline_of_its_seed():
+    old = [record_of("bert_sa_lora", {"accuracy": hits(512, right)}, seed=seed) for seed, right in enumerate((400, 480))]
+    new = record_of("bert_sa_lora", {"accuracy": hits(512, 480)}, seed=1)
+    found = next(j for j in gate(Run.of(old), Run.of([new])) if j.quantity == "accuracy")
+    assert found.effect == 0.0
+
+
+# Cells that are missing or new
+
+
+def test_a_missing_cell_fails_and_a_new_one_is_reported():
+    one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
+    found = {
+        (j.cell, j.verdict) for j in gate(Run.of([one, other]), Run.of([one, record_of("gpt2_qa_sft")])) if j.quantity == "cell"
+    }
+    assert found == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
+
+
+def test_runs_without_a_common_cell_are_refused():
+    with pytest.raises(InputError, match="no cell in common"):
+        gate(Run.of([record_of("bert_sa_lora")]), Run.of([record_of("t5_qa_sft")]))
+
+
+# Memory and speed
+
+
+def with_ledger(**sizes):
+    memory = complete()["memory"]
+    return record_of("bert_sa_lora", memory=memory | {"ledger": memory["ledger"] | sizes})
+
+
+def test_one_byte_more_of_weights_is_worse_and_one_less_is_better():
+    same, more, less = (with_ledger(weights_bytes=size) for size in (4000, 4001, 3999))
+    assert judged(same, more)["weights_bytes"].verdict is Verdict.WORSE
+    assert judged(same, less)["weights_bytes"].verdict is Verdict.BETTER
+
+
+def test_a_peak_has_a_tolerance():
+    def with_peak(peak):
+        phase = complete()["memory"]["phases"]["train"]
+        return record_of("bert_sa_lora", memory=complete()["memory"] | {"phases": {"train": phase | {"rss_peak_gib": peak}}})
+
+    margin = load_margins()["memory"]["rss_peak_gib"]
+    assert judged(with_peak(1.0), with_peak(1.0 + margin - 0.01))["rss_peak_gib"].verdict is Verdict.SAME
+    assert judged(with_peak(1.0), with_peak(1.0 + margin + 0.01))["rss_peak_gib"].verdict is Verdict.WORSE
+
+
+def with_steps(seconds, **changes):
+    steps = [seconds * (1 + 0.01 * (n % 7)) for n in range(60)]
+    speed = complete()["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
+    return record_of("bert_sa_lora", throughput=speed, **changes)
+
+
+def test_slower_steps_on_a_like_machine_are_worse():
+    found = judged(with_steps(0.1), with_steps(0.13))["step_seconds"]
+    assert (found.verdict, found.effect) == (Verdict.WORSE, pytest.approx(0.3))
+    assert judged(with_steps(0.1), with_steps(0.105))["step_seconds"].verdict is Verdict.SAME
+    assert judged(with_steps(0.1), with_steps(0.05))["step_seconds"].verdict is Verdict.BETTER
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": complete()["device"] | {"name": "another CPU"}}, "name: a CPU and another CPU"),
+        ({"device": complete()["device"] | {"threads": 2}}, "threads: 1 and 2"),
+        ({"device": complete()["device"] | {"contended": True}}, "measured on a device that others used"),
+        ({"versions": complete()["versions"] | {"torch": "9"}}, f"torch: {complete()['versions']['torch']} and 9"),
+    ],
+)
+def test_speed_is_compared_between_like_machines_only(changes, reason):
+    found = judged(with_steps(0.1), with_steps(0.2, **changes))["step_seconds"]
+    assert (found.verdict, found.detail) == (Verdict.NOT_COMPARABLE, reason)
+
+
+# Words
+
+
+def test_the_answer_is_a_row_a_cell_and_one_closing_line():
+    old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
+    found = gate(Run.of([old]), Run.of([new]))
+    assert rows(found)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
+    assert rows(found)[0][6:] == ("worse", "same", "same")
+    assert closing(found) == "quality of 1 cells: 1 worse; the run is worse than the baseline"
+    text = as_text(found)
+    assert "worse: bert_sa_lora accuracy -3.91 points (20 rows lost, 0 gained of 512; margin 1.0; sees drops from" in text
+    assert max(map(len, text.splitlines()[:2])) <= 105
+    assert as_markdown(found).startswith("**quality of 1 cells: 1 worse")
+    assert {row["verdict"] for row in json.loads(as_json(found))} == {"worse", "same"}
+
+
+# Commands
+
+
+def run_file(path, records, dirty=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = [{"name": r["cell"], "fullname": f"benchmarks::{r['cell']}", "extra_info": r} for r in records]
+    path.write_text(json.dumps({"benchmarks": table, "commit_info": {"dirty": dirty}}))
+    return path
+
+
+def whole_grid(lost=0, seed=0, **changes):
+    """27 cells with points for every row."""
+    rng = np.random.default_rng(5)
+    found = []
+    for place, cell in enumerate(CELL_IDS):
+        task = cell.split("_")[1]
+        metrics = [m for t in TASKS if t.id == task for m in t.bounded_scores if m != "f1_macro"]
+        if task == "sum":
+            points = {metric: list(np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)) for metric in metrics}
+        else:
+            points = {metric: hits(ROWS[task], ROWS[task] - 20, lost if place == 20 else 0) for metric in metrics}
+        losses = complete()["training"] | {"losses": [float(place)]}
+        found.append(record_of(cell, points, seed=seed, training=losses, **changes))
+    return found
+
+
+def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
+    old, new = (run_file(tmp_path / name, whole_grid(lost)) for name, lost in (("old.json", 0), ("new.json", 30)))
+    for path in (old, new):
+        examples.keep_beside([row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]], path)
+    code = "import sys; from lib.gate import main; code = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(code)"
+    began = time.monotonic()
+    answer = subprocess.run([sys.executable, "-c", code, old, new], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert time.monotonic() - began < 8  # 5 on an idle machine
+    assert answer.returncode == 1, answer.stderr
+    assert answer.stdout.splitlines()[-1] == "False"
+    assert "quality of 27 cells: 1 worse, 26 same; the run is worse than the baseline" in answer.stdout
+    assert "no points by row, by the margin" not in "".join(line for line in answer.stdout.splitlines() if "worse:" in line)
+
+
+def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    same = run_file(tmp_path / "same.json", [record_of("bert_sa_lora", {"accuracy": hits(512, 480)})])
+    worse = run_file(tmp_path / "worse.json", [record_of("bert_sa_lora", {"accuracy": hits(512, 480, 20)})])
+    small = [run_file(tmp_path / f"{n}.json", [record_of("bert_sa_lora", {"accuracy": hits(30, 28, n)})]) for n in (0, 2)]
+    assert command.main([str(same), str(same)]) == 0
+    assert command.main([str(same), str(worse)]) == 1
+    assert command.main([*map(str, small)]) == 0
+    assert command.main([*map(str, small), "--strict", "--format", "markdown"]) == 1
+    assert "the run is worse than the baseline" in capsys.readouterr().out
+    assert summary.read_text().count("**quality of 1 cells") == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "does not exist"),
+        ("", "is not a complete pytest-benchmark JSON"),
+        ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
+        ('{"benchmarks": []}', "holds no cells"),
+        (json.dumps({"benchmarks": [{"extra_info": complete() | {"schema_version": 1}}]}), "schema version 1"),
+    ],
+    ids=["absent", "empty", "cut off", "no cells", "older"],
+)
+def test_a_baseline_that_is_none_is_one_sentence(tmp_path, capsys, text, sentence):
+    path, new = tmp_path / "old.json", run_file(tmp_path / "new.json", [record_of("bert_sa_lora")])
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit):
+        command.main([str(path), str(new)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert sentence in error
+
+
+def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
+    runs = [str(run_file(tmp_path / f"{seed}.json", whole_grid(seed=seed))) for seed in (0, 1)]
+    target = tmp_path / "baselines" / "quick.json"
+    assert baseline.main([*runs, str(target)]) == 0
+    assert "bert_sum_lora   rougeLsum    none -> " in capsys.readouterr().out
+    found = read_run(target)
+    assert {cell: sorted(seeds) for cell, seeds in found.records.items()} == {cell: [0, 1] for cell in CELL_IDS}
+    assert all(
+        (target.parent / "examples" / r["examples"]["file"]).is_file() for s in found.records.values() for r in s.values()
+    )
+    assert baseline.main([runs[0], str(target)]) == 0
+    assert "none" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda records: records[:-1], "1 of 27 cells are missing, t5_sa_sft among them"),
+        (lambda records: [records[0] | {"outcome": "missed"}, *records[1:]], "bert_sum_lora did not pass: missed"),
+        (
+            lambda records: [records[0] | {"device": records[0]["device"] | {"contended": True}}, *records[1:]],
+            "bert_sum_lora shared its device",
+        ),
+    ],
+)
+def test_what_is_no_baseline_is_refused(tmp_path, capsys, change, reason):
+    run = run_file(tmp_path / "run.json", change(whole_grid()))
+    with pytest.raises(SystemExit):
+        baseline.main([str(run), str(tmp_path / "to.json")])
+    assert f"cannot be a baseline: {reason}" in capsys.readouterr().err
+    assert not (tmp_path / "to.json").exists()
+
+
+def test_a_dirty_commit_and_a_seed_twice_are_refused(tmp_path, capsys):
+    dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
+    clean = [run_file(tmp_path / f"{name}.json", whole_grid()) for name in "ab"]
+    for arguments, reason in (([dirty], "uncommitted changes"), (clean, "are both of seed 0")):
+        with pytest.raises(SystemExit):
+            baseline.main([*map(str, arguments), str(tmp_path / "to.json")])
+        assert reason in capsys.readouterr().err
+
+
+def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
+    records = whole_grid()
+    first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
+    target = tmp_path / "c" / "c.json"
+    assert merge.main([str(first), str(second), "-o", str(target)]) == 0
+    assert set(read_run(target).records) == set(CELL_IDS)
+    other = run_file(tmp_path / "other.json", [records[0] | {"scores": {"rougeLsum": 1.0}}])
+    with pytest.raises(SystemExit):
+        merge.main([str(first), str(other), "-o", str(target)])
+    assert "bert_sum_lora with seed 0 is in" in capsys.readouterr().err
