@@ -5,7 +5,6 @@ changes. Printed is what changes against the baseline that stood there.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 from lib.errors import InputError
 from lib.grid.cells import CELL_IDS
 from lib.results.examples import keep_beside
-from lib.results.files import load, read_list
+from lib.results.files import load, read_list, save
 from lib.results.record import Record
 
 
@@ -78,8 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     print("\n".join(changes(old, records)))
     for path in options.runs:
         keep_beside(read_list(path), options.to, path)
-    options.to.parent.mkdir(parents=True, exist_ok=True)
-    options.to.write_text(json.dumps(baseline, indent=1) + "\n")
+    save(baseline, options.to)
     print(f"wrote {options.to}: {len(records)} records of {len(options.runs)} runs")
     return 0
 

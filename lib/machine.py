@@ -23,6 +23,12 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def worker() -> tuple[int, int]:
+    """This process's number among pytest's workers, and how many there are; 0 of 1 without workers."""
+    name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
+    return int(name.removeprefix("gw")), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
 def gpus() -> list[dict[str, str]]:
     """Name, memory and driver of each GPU; empty where there is none."""
     fields = ("name", "memory.total", "driver_version")

@@ -4,7 +4,6 @@ Two files that hold the same cell, profile and seed are a conflict, unless they 
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from lib.errors import InputError
 from lib.results.examples import keep_beside
-from lib.results.files import load, read_list
+from lib.results.files import load, read_list, save
 
 
 def merged(paths: Sequence[Path]) -> dict[str, Any]:
@@ -42,8 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     for path in options.runs:
         keep_beside(read_list(path), options.output, path)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(found, indent=1) + "\n")
+    save(found, options.output)
     print(f"wrote {options.output}: {len(found['benchmarks'])} rows of {len(options.runs)} runs")
     return 0
 

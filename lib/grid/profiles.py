@@ -3,6 +3,7 @@
 `QUICK` is the one place where quick recipes differ from the study's.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,6 +12,8 @@ from typing import Any
 from lib.grid.recipes import RECIPES, Generation, Recipe
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
+# Tokenised rows, journals, checkpoints, per-example scores: all of this machine, all can be deleted.
+CACHE = Path(os.environ.get("TUNEGRID_CACHE") or Path(__file__).parents[2] / ".cache")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,6 @@ FULL_CAPS: Mapping[str, Caps] = {
     "sum": Caps(train=50_000, validation=500, test=2_000),
 }
 
-CACHE = Path(__file__).parents[2] / ".cache"
 FULL_PROFILE = Profile(id="full", caps=FULL_CAPS, feature_cache=CACHE / "features")
 FOOTPRINT_PROFILE = Profile(
     id="footprint",

@@ -1,7 +1,6 @@
 """Saved runs by hand. `python -m lib.results finish` makes a run's JSON of the last session's journal, killed or not."""
 
 import argparse
-import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,6 +8,7 @@ from pathlib import Path
 from lib.errors import InputError
 from lib.machine import cpu_name, gpus, versions
 from lib.results.examples import keep_beside
+from lib.results.files import save
 from lib.results.journal import latest, read
 
 OUT = Path(__file__).parents[2] / "reports" / "partial.json"
@@ -26,8 +26,7 @@ def finish(journal: Path, out: Path) -> int:
         "datetime": datetime.now(UTC).isoformat(),
         "version": "journal",
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(run, indent=1) + "\n")
+    save(run, out)
     keep_beside([row["extra_info"] for row in rows], out)
     return len(rows)
 

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
+from lib.grid.profiles import CACHE
 from lib.results.record import Record
 
-STORE = Path(__file__).parents[2] / ".cache" / "examples"
+STORE = CACHE / "examples"
 FOLDER = "examples"
 DIGITS = 4  # of points: enough to tell one token of a hundred
 

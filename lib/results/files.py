@@ -25,6 +25,21 @@ def load(path: Path) -> dict[str, Any]:
     return found
 
 
+def save(run: dict[str, Any], path: Path) -> None:
+    """Write a run with one row a line, so that a diff shows which cells changed; whole, or not at all."""
+    rest = {name: value for name, value in run.items() if name != "benchmarks"}
+    rows = ",\n".join(json.dumps(row) for row in run["benchmarks"])
+    part = path.with_suffix(".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        part.write_text(f'{json.dumps(rest)[:-1]}, "benchmarks": [\n{rows}\n]}}\n')
+        part.replace(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
 def read_list(path: Path) -> list[Record]:
     """All records of a saved run; raises InputError where it holds no cells."""
     records = [row["extra_info"] for row in load(path)["benchmarks"] if "cell" in row["extra_info"]]

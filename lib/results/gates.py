@@ -19,12 +19,14 @@ from lib.errors import InputError
 from lib.grid.tasks import TASKS
 from lib.results.examples import Examples, read
 from lib.results.record import Record
-from lib.results.statistics import ALPHA, Effect, holm, paired, slower
+from lib.results.statistics import ALPHA, Effect, holm, noise_of_training, paired, paired_macro_f1, slower
 
 MARGINS = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "margins.toml"
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 SEED_DEVIATIONS = 3.0
+KINDS = ("quality", "memory", "speed")
+FAILED_BY = ("quality", "memory")  # by default: speed is shown, but a machine with other work on it would fail at random
 ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that bear on speed
 
 
@@ -38,9 +40,6 @@ class Verdict(StrEnum):
     MISSING = "missing"
     NEW = "new"
     NOT_COMPARABLE = "not comparable"
-
-
-FAILING = (Verdict.WORSE, Verdict.MISSING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +133,12 @@ def _quality(old: Run, new: Run, cells: Sequence[str], margins: Mapping[str, flo
         ours, theirs = read(before, old.path), read(after, new.path)
         check_rows(cell, before, after)
         for metric in _bounded(before):
-            if ours and theirs and metric in ours.points and metric in theirs.points:
-                effects[cell, metric] = _effect(cell, metric, ours, theirs)
+            effect = _effect(cell, metric, ours, theirs) if ours and theirs else None
+            if effect:
+                effects[cell, metric] = effect
             else:
-                judged.append(_by_margin(cell, metric, before, after, margins[metric]))
+                margin = max(margins[metric], seed_margin(old.records[cell], metric, len(cells)))
+                judged.append(_by_margin(cell, metric, before, after, margin))
     return judged + _by_tests(old, effects, margins)
 
 
@@ -152,11 +153,18 @@ def check_rows(cell: str, before: Record, after: Record) -> None:
         raise InputError(f"{cell}: the two runs scored different test rows ({hashes[0]} and {hashes[1]}) and cannot be paired")
 
 
-def _effect(cell: str, metric: str, ours: Examples, theirs: Examples) -> Effect:
+def _effect(cell: str, metric: str, ours: Examples, theirs: Examples) -> Effect | None:
+    """The effect on a metric that both have row by row, or that follows from their labels; None for any other."""
     try:
-        return paired(ours.points[metric], theirs.points[metric])
-    except ValueError as error:
+        if metric in ours.points and metric in theirs.points:
+            return paired(ours.points[metric], theirs.points[metric])
+        if metric == "f1_macro":
+            old, new = ([int(label) for label in each.predictions] for each in (ours, theirs))
+            hits = zip(old, ours.points["accuracy"], strict=True)
+            return paired_macro_f1([label if hit else 1 - label for label, hit in hits], old, new)
+    except (ValueError, KeyError) as error:
         raise InputError(f"{cell}, {metric}: {error}") from None
+    return None
 
 
 def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapping[str, float]) -> list[Judgement]:
@@ -166,7 +174,7 @@ def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapp
         worse = holm({cell: effect.p_worse for cell, effect in family.items()})
         better = holm({cell: effect.p_better for cell, effect in family.items()})
         for cell, effect in family.items():
-            margin = max(margins[metric], seed_margin(old.records[cell], metric))
+            margin = max(margins[metric], seed_margin(old.records[cell], metric, len(family)))
             verdict = verdict_of(effect, worse[cell], better[cell], margin)
             lost, won = effect.flips
             judged.append(
@@ -185,10 +193,10 @@ def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapp
     return judged
 
 
-def seed_margin(records: Mapping[int, Record], metric: str) -> float:
-    """What a change of seed alone does to a score: three deviations of the baseline's seeds; 0 where there is one seed."""
-    found = [record["scores"][metric] for record in records.values()]
-    return SEED_DEVIATIONS * stdev(found) if len(found) > 1 else 0.0
+def seed_margin(records: Mapping[int, Record], metric: str, tests: int) -> float:
+    """What chance in training alone does to a score, by the baseline's seeds; 0 where it has one seed."""
+    found = [score for record in records.values() if (score := record["scores"].get(metric)) is not None]
+    return noise_of_training(found, tests)
 
 
 def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float) -> Verdict:
@@ -224,7 +232,7 @@ def _memory(
     for name in PEAKS:
         peaks = [peak for record in seeds.values() if (peak := _peak(record, name)) is not None]
         now = _peak(after, name)
-        if peaks and now is not None and before["device"]["type"] == after["device"]["type"]:
+        if peaks and now is not None and before["device"]["name"] == after["device"]["name"]:
             yield _relative(cell, name, peaks, now, margins[name])
 
 
@@ -271,7 +279,14 @@ def _machines(before: Record, after: Record) -> Iterable[tuple[str, Any, Any]]:
         yield package, before["versions"].get(package), after["versions"].get(package)
 
 
-def exit_code(judged: Sequence[Judgement], *, strict: bool = False) -> int:
-    """1 where anything is worse or missing, with `strict` also where a score cannot be told; 0 otherwise."""
-    failing = (*FAILING, Verdict.CANNOT_TELL) if strict else FAILING
-    return int(any(judgement.verdict in failing for judgement in judged))
+def kind_of(judgement: Judgement) -> str:
+    """quality, memory or speed; a cell that is missing or new counts as quality."""
+    if judgement.quantity == "step_seconds":
+        return "speed"
+    return "memory" if judgement.quantity in (*LEDGER, *PEAKS) else "quality"
+
+
+def failing(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> list[Judgement]:
+    """What of these kinds is worse or missing; with `strict` also what cannot be told."""
+    verdicts = (Verdict.WORSE, Verdict.MISSING, Verdict.CANNOT_TELL) if strict else (Verdict.WORSE, Verdict.MISSING)
+    return [judgement for judgement in judged if kind_of(judgement) in kinds and judgement.verdict in verdicts]

@@ -16,10 +16,11 @@ from typing import Any
 
 from lib.errors import InputError
 from lib.grid.cells import Cell
+from lib.grid.profiles import CACHE
 from lib.machine import versions
 
 ROOT = Path(__file__).parents[2]
-JOURNAL = ROOT / ".cache" / "journal"
+JOURNAL = CACHE / "journal"
 CODE = ("lib", "fixtures", "benchmarks")
 LARGE = 64 * 2**20  # bytes; folders above it are told apart by sizes and times, not by content
 Row = dict[str, Any]

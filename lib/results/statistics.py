@@ -71,10 +71,14 @@ def paired(old: Sequence[float], new: Sequence[float]) -> Effect:
     gains = after - before
     means = resampled_means(gains)
     binary = np.isin(before, (0.0, 100.0)).all() and np.isin(after, (0.0, 100.0)).all()
-    p_worse, p_better = mcnemar(gains) if binary else bootstrap_p(gains, means)
+    points = float(gains.mean())
+    return _effect(points, gains, means, *(mcnemar(gains) if binary else bootstrap_p(points, means)))
+
+
+def _effect(points: float, gains: Array, means: Array, p_worse: float, p_better: float) -> Effect:
     low, high = np.percentile(means, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return Effect(
-        points=float(gains.mean()),
+        points=points,
         low=float(low),
         high=float(high),
         p_worse=p_worse,
@@ -86,6 +90,32 @@ def paired(old: Sequence[float], new: Sequence[float]) -> Effect:
     )
 
 
+def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int]) -> Effect:
+    """The effect on macro F1, which is no mean over rows: it is computed anew on every resample."""
+    truth = np.asarray(labels)
+    before, after = np.asarray(old), np.asarray(new)
+    gains = np.where(after == truth, 100.0, 0.0) - np.where(before == truth, 100.0, 0.0)
+    means = resampled_macro_f1(truth, after) - resampled_macro_f1(truth, before)
+    points = float(macro_f1(truth, after, np.ones((1, len(truth))))[0] - macro_f1(truth, before, np.ones((1, len(truth))))[0])
+    return _effect(points, gains, means, *bootstrap_p(points, means))
+
+
+def macro_f1(truth: Array, guess: Array, draws: Any) -> Array:
+    """Points for each row of `draws`, which says how often each example counts."""
+    scores = []
+    for label in (0, 1):
+        hit = draws @ ((guess == label) & (truth == label)).astype(float)
+        both = draws @ ((guess == label).astype(float) + (truth == label).astype(float))
+        scores.append(np.divide(200 * hit, both, out=np.zeros_like(hit), where=both > 0))
+    found: Array = (scores[0] + scores[1]) / 2
+    return found
+
+
+def resampled_macro_f1(truth: Array, guess: Array) -> Array:
+    """Macro F1 of all resamples."""
+    return np.concatenate([macro_f1(truth, guess, part) for part in _draws(len(truth))])
+
+
 def mcnemar(gains: Array) -> tuple[float, float]:
     """Exact, one-sided p-values that the new run is worse, or better: the flips are tosses of a fair coin if it is neither."""
     lost, won = int((gains < 0).sum()), int((gains > 0).sum())
@@ -95,13 +125,12 @@ def mcnemar(gains: Array) -> tuple[float, float]:
     return float(worse), float(better)
 
 
-def bootstrap_p(gains: Array, means: Array) -> tuple[float, float]:
+def bootstrap_p(points: float, means: Array) -> tuple[float, float]:
     """One-sided p-values from resampled means, centred as if nothing had changed (Efron and Tibshirani 1993, chapter 16)."""
-    if not gains.any():
+    if not means.any():
         return 1.0, 1.0
-    mean = gains.mean()
-    centred = means - mean
-    worse, better = int((centred <= mean).sum()), int((centred >= mean).sum())
+    centred = means - points
+    worse, better = int((centred <= points).sum()), int((centred >= points).sum())
     return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
 
 
@@ -134,6 +163,18 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
         highest = max(highest, min(1.0, (len(ordered) - place) * p_values[key]))
         adjusted[key] = highest
     return adjusted
+
+
+def noise_of_training(scores: Sequence[float], tests: int) -> float:
+    """How far two trainings that differ in chance alone may lie apart, in so many tests together; 0 for fewer than two scores.
+
+    Two draws differ by a deviation times the root of 2; so few seeds tell the deviation only roughly, which Student's t
+    allows for.
+    """
+    if len(scores) < 2:
+        return 0.0
+    deviation = float(np.std(scores, ddof=1))
+    return float(stats.t.ppf(1 - ALPHA / tests, len(scores) - 1) * np.sqrt(2) * deviation)
 
 
 def slower(old: Sequence[float], new: Sequence[float]) -> float:

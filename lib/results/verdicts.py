@@ -5,11 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 from lib.grid.tasks import TASKS
-from lib.results.gates import FAILING, LEDGER, Judgement, Verdict
+from lib.results.gates import FAILED_BY, KINDS, LEDGER, Judgement, Verdict, failing, kind_of
 
-SCORES = tuple(dict.fromkeys(metric for task in TASKS for metric in task.bounded_scores))
 MAIN = {task.id: task.main_score for task in TASKS}
-KINDS = ("quality", "memory", "speed")
 # From the one that weighs most: a group of judgements is as bad as its worst.
 WEIGHT = (
     Verdict.MISSING,
@@ -22,13 +20,6 @@ WEIGHT = (
 )
 COLUMNS = ("cell", "main score", "change", "95 % interval", "p", "sees", *KINDS)
 WIDTHS = (15, 10, 6, 15, 6, 5, 12, 12, 14)
-
-
-def kind_of(judgement: Judgement) -> str:
-    """quality, memory or speed; a cell that is missing or new counts as quality."""
-    if judgement.quantity == "step_seconds":
-        return "speed"
-    return "quality" if judgement.quantity in (*SCORES, "cell") else "memory"
 
 
 def worst(judged: Sequence[Judgement]) -> Verdict | None:
@@ -60,14 +51,13 @@ def _plain(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def closing(judged: Sequence[Judgement]) -> str:
-    """One line: how many of each verdict on quality, and what that means."""
+def closing(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
+    """One line: how many of each verdict on quality, and what the kinds that count say of the run."""
     cells = rows(judged)
     counts = {verdict: sum(row[6] == verdict for row in cells) for verdict in WEIGHT}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    failing = [j for j in judged if j.verdict in FAILING]
-    answer = "worse than the baseline" if failing else "no worse than the baseline, as far as it can be told"
-    return f"quality of {len(cells)} cells: {told}; the run is {answer}"
+    answer = "worse than the baseline" if failing(judged, kinds) else "no worse than the baseline, as far as it can be told"
+    return f"quality of {len(cells)} cells: {told}; by {' and '.join(kinds)} the run is {answer}"
 
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
@@ -90,23 +80,27 @@ def _sentence(judgement: Judgement) -> str:
     return f"{judgement.verdict}: {judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
 
 
-def as_text(judged: Sequence[Judgement]) -> str:
+def as_text(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
     """A table, what is not the same, and one closing line."""
     table = [" ".join(f"{name:<{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)).rstrip()]
     table += [" ".join(f"{cell:<{width}}" for cell, width in zip(row, WIDTHS, strict=True)).rstrip() for row in rows(judged)]
-    return "\n".join([*table, *remarks(judged), closing(judged)])
+    return "\n".join([*table, *remarks(judged), closing(judged, kinds)])
 
 
-def as_markdown(judged: Sequence[Judgement]) -> str:
+def as_markdown(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
     """The same for a pull request or a step summary."""
     table = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     table += [f"| {' | '.join(row)} |" for row in rows(judged)]
-    return "\n".join([f"**{closing(judged)}**", "", *table, "", *(f"* {line}" for line in remarks(judged))])
+    return "\n".join([f"**{closing(judged, kinds)}**", "", *table, "", *(f"* {line}" for line in remarks(judged))])
 
 
-def as_json(judged: Sequence[Judgement]) -> str:
+def as_json(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
     """Every judgement with all its figures."""
     return json.dumps([asdict(judgement) for judgement in judged], indent=1)
 
 
-FORMATS: dict[str, Callable[[Sequence[Judgement]], str]] = {"text": as_text, "markdown": as_markdown, "json": as_json}
+FORMATS: dict[str, Callable[[Sequence[Judgement], Sequence[str]], str]] = {
+    "text": as_text,
+    "markdown": as_markdown,
+    "json": as_json,
+}

@@ -1,16 +1,66 @@
 """Where a cell runs and in which precision. In: a profile's wish and a recipe's. Out: what this machine can do."""
 
+from pathlib import Path
+
 import torch
+from filelock import FileLock, Timeout
 
 from lib.errors import InputError
 from lib.grid.cells import Cell
 
 GIB = 2**30
+LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 
 
-def resolve_device(wish: str | None) -> torch.device:
-    """The wished device, or CUDA where there is one; raises InputError for one that is not here."""
+class Claims:
+    """GPUs that this process holds, one lock file each, by hardware id: two sessions never share one unknowingly.
+
+    Devices are those that the caller lets us see (CUDA_VISIBLE_DEVICES): torch counts no others.
+    """
+
+    def __init__(self, folder: Path = LOCKS) -> None:
+        """Locks lie in `folder`, the same for every checkout of a user."""
+        self._folder = folder
+        self._locks: dict[int, FileLock] = {}
+        self.shared: set[int] = set()
+
+    def take(self, worker: int, wish: int | None = None) -> int:
+        """A device for this worker, its own where one is free; a wished one, or the last resort, is shared if it must be."""
+        count = torch.cuda.device_count()
+        order = [wish] if wish is not None else [(worker + step) % count for step in range(count)]
+        chosen = next((index for index in order if index in self._locks or self._lock(index)), None)
+        if chosen is None:
+            chosen = order[0]
+            self.shared.add(chosen)
+        return chosen
+
+    def _lock(self, index: int) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._folder / f"{torch.cuda.get_device_properties(index).uuid}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        self._locks[index] = lock  # held until the process ends
+        return True
+
+
+CLAIMS = Claims()
+
+
+def contended(device: torch.device, others_gib: float | None) -> bool | None:
+    """Whether somebody else used the GPU at the same time; None for a CPU."""
+    if device.type != "cuda":
+        return None
+    return device.index in CLAIMS.shared or (others_gib or 0.0) > BUSY_GIB
+
+
+def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
+    """The wished device, or CUDA where there is one; raises InputError for one that is not here.
+
+    Of several GPUs each worker takes its own.
+    """
     wish = wish or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(wish)
@@ -19,6 +69,7 @@ def resolve_device(wish: str | None) -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"--device {wish}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda":
+        device = torch.device("cuda", CLAIMS.take(worker, device.index))
         torch.cuda.set_device(device)  # bitsandbytes launches on the current one
         torch.backends.cuda.matmul.allow_tf32 = False  # an fp32 recipe means fp32; torch's default, stated
     return device

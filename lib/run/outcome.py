@@ -11,7 +11,7 @@ from lib.data.splits import Splits
 from lib.grid.cells import Cell
 from lib.machine import cpu_name
 from lib.run.build import ATTENTION, checkpoint_fingerprint, checkpoint_of
-from lib.run.device import BUSY_GIB, used_by_others_gib
+from lib.run.device import contended, used_by_others_gib
 from lib.run.evaluation import Evaluation
 from lib.run.footprint import Footprint, complete
 from lib.run.meter import Meter, parameter_counts
@@ -61,7 +61,7 @@ def device_info(device: torch.device) -> dict[str, Any]:
         "attention": ATTENTION,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
         "used_by_others_gib": others,
-        "contended": None if others is None else others > BUSY_GIB,
+        "contended": contended(device, others),
     }
 
 

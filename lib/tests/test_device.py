@@ -1,4 +1,5 @@
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,7 +7,8 @@ import torch
 from lib.errors import InputError
 from lib.grid.cells import grid
 from lib.grid.profiles import FULL_PROFILE
-from lib.run.device import check_idle, out_of_memory, resolve_device, resolve_precision, used_by_others_gib
+from lib.run import device
+from lib.run.device import Claims, check_idle, out_of_memory, resolve_device, resolve_precision, used_by_others_gib
 from lib.tests.small import CPU
 
 FULL = {cell.id: cell for cell in grid(FULL_PROFILE)}
@@ -24,12 +26,12 @@ def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
     assert resolve_precision(FULL["bert_sa_lora"], CUDA) == ("fp16", None)
 
 
-@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
-def test_t5_never_trains_in_fp16(device):
+@pytest.mark.parametrize("place", [CPU, CUDA], ids=str)
+def test_t5_never_trains_in_fp16(place):
     assert FULL["t5_sa_lora"].recipe.precision == "fp16"
-    found = resolve_precision(FULL["t5_sa_lora"], device)
+    found = resolve_precision(FULL["t5_sa_lora"], place)
     assert found == ("bf16", "bf16 in place of fp16, in which T5 overflows")
-    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, device)[0] == "fp16"]
+    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, place)[0] == "fp16"]
 
 
 def test_bf16_becomes_fp32_on_a_gpu_that_has_none(monkeypatch):
@@ -70,3 +72,43 @@ def test_an_own_context_and_a_cpu_are_not_taken_for_others():
 )
 def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
     assert out_of_memory(error) is is_memory
+
+
+# Several GPUs, several workers
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    """Two GPUs, as far as torch says."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_each_worker_takes_a_gpu_of_its_own(tmp_path):
+    first, second = Claims(tmp_path), Claims(tmp_path)
+    assert (first.take(worker=0), second.take(worker=1)) == (0, 1)
+    assert first.take(worker=0) == 0  # the next cell of the same worker stays
+    assert first.shared == second.shared == set()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_gpu_of_another_session_is_passed_by_and_shared_only_in_need(tmp_path):
+    first, second, third = (Claims(tmp_path) for _ in range(3))
+    assert [claims.take(worker=0) for claims in (first, second, third)] == [0, 1, 0]
+    assert (second.shared, third.shared) == (set(), {0})
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_wished_gpu_is_taken_and_shared_where_it_is_held(tmp_path):
+    first, second = Claims(tmp_path), Claims(tmp_path)
+    assert (first.take(0, wish=1), second.take(0, wish=1)) == (1, 1)
+    assert (first.shared, second.shared) == (set(), {1})
+
+
+def test_sharing_shows_in_the_record(monkeypatch):
+    monkeypatch.setattr(device, "CLAIMS", SimpleNamespace(shared={0}))
+    assert device.contended(CUDA, 0.5) is True
+    assert device.contended(torch.device("cuda:1"), 0.5) is False
+    assert device.contended(torch.device("cuda:1"), 5.0) is True
+    assert device.contended(CPU, None) is None

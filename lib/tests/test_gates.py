@@ -39,7 +39,9 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
     scores = {}
     if points is not None:
         count = len(next(iter(points.values())))
-        kept = Examples(ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=["x"] * count)
+        kept = Examples(
+            ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
+        )
         told = examples.write(kept)
         scores = {metric: float(np.mean(values)) for metric, values in points.items()}
     main = next(found for found in TASKS if found.id == task)
@@ -145,8 +147,10 @@ def test_other_test_rows_are_refused_with_their_hashes():
 
 def test_seeds_of_the_baseline_widen_the_margin():
     seeds = {seed: record_of("t5_qa_sft") | {"scores": {"f1": f1}} for seed, f1 in enumerate((70.0, 72.0, 74.0))}
-    assert seed_margin(seeds, "f1") == pytest.approx(6.0)  # deviation 2, three of them
-    assert seed_margin({0: seeds[0]}, "f1") == 0.0
+    # deviation 2; Student's t with two degrees of freedom is 2.920 at 95 %; two draws differ by the root of 2
+    assert seed_margin(seeds, "f1", 1) == pytest.approx(2.920 * 2**0.5 * 2, abs=0.01)
+    assert seed_margin(seeds, "f1", 9) > seed_margin(seeds, "f1", 1)
+    assert seed_margin({0: seeds[0]}, "f1", 9) == 0.0
 
 
 def test_the_run_is_paired_with_the_baseline_of_its_seed():
@@ -196,6 +200,11 @@ def test_a_peak_has_a_tolerance():
     assert judged(with_peak(1.0), with_peak(1.0 + margin + 0.01))["rss_peak_gib"].verdict is Verdict.WORSE
 
 
+def test_peaks_of_another_machine_are_not_compared():
+    other = record_of("bert_sa_lora", device=complete()["device"] | {"name": "another CPU"})
+    assert "rss_peak_gib" not in judged(record_of("bert_sa_lora"), other)
+
+
 def with_steps(seconds, **changes):
     steps = [seconds * (1 + 0.01 * (n % 7)) for n in range(60)]
     speed = complete()["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
@@ -231,7 +240,7 @@ def test_the_answer_is_a_row_a_cell_and_one_closing_line():
     found = gate(Run.of([old]), Run.of([new]))
     assert rows(found)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
     assert rows(found)[0][6:] == ("worse", "same", "same")
-    assert closing(found) == "quality of 1 cells: 1 worse; the run is worse than the baseline"
+    assert closing(found) == "quality of 1 cells: 1 worse; by quality and memory the run is worse than the baseline"
     text = as_text(found)
     assert "worse: bert_sa_lora accuracy -3.91 points (20 rows lost, 0 gained of 512; margin 1.0; sees drops from" in text
     assert max(map(len, text.splitlines()[:2])) <= 105
@@ -275,7 +284,7 @@ def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
     assert time.monotonic() - began < 8  # 5 on an idle machine
     assert answer.returncode == 1, answer.stderr
     assert answer.stdout.splitlines()[-1] == "False"
-    assert "quality of 27 cells: 1 worse, 26 same; the run is worse than the baseline" in answer.stdout
+    assert "quality of 27 cells: 1 worse, 26 same; by quality and memory the run is worse than the baseline" in answer.stdout
     assert "no points by row, by the margin" not in "".join(line for line in answer.stdout.splitlines() if "worse:" in line)
 
 
@@ -288,9 +297,12 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     assert command.main([str(same), str(same)]) == 0
     assert command.main([str(same), str(worse)]) == 1
     assert command.main([*map(str, small)]) == 0
+    slow = [run_file(tmp_path / f"slow{n}.json", [with_steps(0.1 + n)]) for n in (0, 1)]
+    assert command.main([*map(str, slow)]) == 0
+    assert command.main([*map(str, slow), "--on", "quality,speed"]) == 1
     assert command.main([*map(str, small), "--strict", "--format", "markdown"]) == 1
-    assert "the run is worse than the baseline" in capsys.readouterr().out
-    assert summary.read_text().count("**quality of 1 cells") == 4
+    assert "by quality and memory the run is worse than the baseline" in capsys.readouterr().out
+    assert summary.read_text().count("**quality of 1 cells") == 6
 
 
 @pytest.mark.parametrize(

@@ -377,6 +377,7 @@ def test_a_file_that_holds_no_run_is_refused_in_a_sentence(tmp_path, text, sente
 def test_pytest_benchmarks_session_still_has_the_names_we_lean_on(request):
     names = {"benchmarks", "disabled", "json", "save", "autosave", "quiet", "xdist_warning"}
     assert names <= vars(request.config._benchmarksession).keys()
+    assert callable(request.config._benchmarksession.handle_saving)
 
 
 def test_pytest_benchmarks_row_is_still_made_of_three_things():

@@ -3,9 +3,10 @@ import time
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
 
 from lib.results.gates import Verdict, verdict_of
-from lib.results.statistics import RESAMPLES, Effect, holm, mcnemar, paired, resampled_means, slower
+from lib.results.statistics import RESAMPLES, Effect, holm, macro_f1, mcnemar, paired, paired_macro_f1, resampled_means, slower
 
 RNG = np.random.default_rng(7)
 
@@ -75,6 +76,27 @@ def test_a_large_test_set_is_resampled_alike():
     means = resampled_means(values)
     assert means.mean() == pytest.approx(values.mean(), abs=0.02)
     assert means.std() == pytest.approx(values.std() / 1500**0.5, rel=0.05)
+
+
+# Macro F1
+
+
+def test_macro_f1_is_scikit_learns_on_every_resample():
+    truth, guess = RNG.integers(0, 2, 60), RNG.integers(0, 2, 60)
+    draws = RNG.multinomial(60, np.full(60, 1 / 60), 5)
+    wanted = [100 * f1_score(np.repeat(truth, draw), np.repeat(guess, draw), average="macro") for draw in draws]
+    assert macro_f1(truth, guess, draws) == pytest.approx(wanted)
+
+
+def test_a_drop_of_macro_f1_is_found_and_standing_still_is_none():
+    truth = np.array([0, 1] * 256)
+    good, bad = truth.copy(), truth.copy()
+    bad[:40] = 1 - bad[:40]
+    effect = paired_macro_f1(truth, good, bad)
+    assert effect.points == pytest.approx(-100 * 40 / 512, abs=0.01)
+    assert effect.low < effect.points < effect.high < 0
+    assert effect.p_worse < 0.001
+    assert paired_macro_f1(truth, good, good).p_worse == 1.0
 
 
 # Holm

@@ -1,0 +1,187 @@
+"""Nothing that was finished is lost: not to a kill of the session or of a worker, nor to a full disk."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lib.errors import InputError
+from lib.grid.cells import grid
+from lib.grid.profiles import QUICK_PROFILE
+from lib.results import __main__ as command
+from lib.results.files import read_records
+from lib.results.journal import Journal, content_key, latest, passed, read
+from lib.tests.test_results import complete
+
+ROOT = Path(__file__).parents[2]
+CELLS = ("gpt2_sa_lora", "gpt2_sa_qlora", "gpt2_sa_sft")
+CELL = next(cell for cell in grid(QUICK_PROFILE) if cell.id == "gpt2_sa_lora")
+
+
+def row(cell="gpt2_sa_lora", outcome="passed"):
+    return {"fullname": f"benchmarks::{cell}", "extra_info": complete(cell, outcome=outcome), "stats": {"data": [1.0]}}
+
+
+# Lines
+
+
+def test_rows_are_there_as_soon_as_they_are_written(tmp_path):
+    journal = Journal(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    journal.append("k1", row())
+    assert list(read(journal.path)) == [("k1", row())]
+    assert latest(tmp_path) == journal.path
+
+
+def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
+    journal = Journal(tmp_path)
+    journal.append("k1", row())
+    with journal.path.open("a") as file:
+        file.write('{"key": "k2", "row": {"fulln')
+    assert [key for key, _ in read(journal.path)] == ["k1"]
+
+
+def test_only_what_passed_is_taken_up_and_the_latest_of_it(tmp_path):
+    for name, key, outcome in (("1", "a", "passed"), ("2", "a", "passed"), ("3", "b", "missed")):
+        journal = Journal(tmp_path)
+        journal.path = tmp_path / f"{name}.jsonl"
+        journal.append(key, row(outcome=outcome))
+    assert {key: path.name for key, (_, path) in passed(tmp_path).items()} == {"a": "2.jsonl"}
+
+
+def test_without_a_journal_there_is_nothing_to_finish(tmp_path, capsys):
+    with pytest.raises(InputError, match="no cell has finished here yet"):
+        latest(tmp_path)
+    (tmp_path / "x.jsonl").write_text("")
+    with pytest.raises(SystemExit):
+        command.main(["finish", "--journal", str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "out.json")])
+    assert "holds no finished cell" in capsys.readouterr().err
+
+
+# Keys
+
+
+def test_a_key_stands_for_all_that_decides_the_result(tmp_path):
+    def key(asked=None, **changes):
+        return content_key(replace(CELL, profile=replace(QUICK_PROFILE, **changes)), asked or {})
+
+    overrides = {**QUICK_PROFILE.overrides, CELL.id: {**QUICK_PROFILE.overrides[CELL.id], "learning_rate": 1e-3}}
+    keys = [
+        key(),
+        key(seed=1),
+        key(train_rows=5),
+        key(eval_rows=5),
+        key(overrides=overrides),
+        key(data_root=tmp_path),
+        key(checkpoint_root=tmp_path),
+        key(asked={"evaluate_from": "hub"}),
+        key(device="cuda"),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert key() == keys[0]
+
+
+def test_one_byte_of_data_is_another_key(tmp_path):
+    def key(text):
+        folder = tmp_path / text
+        (folder / "amazon_polarity").mkdir(parents=True)
+        (folder / "amazon_polarity" / "train.jsonl").write_text(text)
+        return content_key(replace(CELL, profile=replace(QUICK_PROFILE, data_root=folder)), {})
+
+    assert key("a") != key("b")
+
+
+# Kills. Each starts pytest on three small cells with a cache of its own.
+
+
+def start(cache, out, *options):
+    command = [sys.executable, "-m", "pytest", "--cells", ",".join(CELLS), f"--benchmark-json={out}", *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment["TUNEGRID_CACHE"] = str(cache)
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finished(cache):
+    return [found for path in sorted((cache / "journal").glob("*.jsonl")) for _, found in read(path)]
+
+
+def wait_for(cache, process, count=1):
+    while len(finished(cache)) < count and process.poll() is None:
+        time.sleep(0.02)
+    assert process.poll() is None, process.stdout.read()
+
+
+def test_a_killed_session_loses_no_finished_cell_and_the_next_one_resumes(tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "run.json"
+    process = start(cache, out)
+    wait_for(cache, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=30)
+    kept = {found["extra_info"]["cell"]: found["extra_info"] for found in finished(cache)}
+    assert kept
+    assert not out.exists()
+    partial = tmp_path / "partial.json"
+    assert command.main(["finish", "--journal", str(latest(cache / "journal")), "-o", str(partial)]) == 0
+    assert read_records(partial) == kept
+    process = start(cache, out, "--resume")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert f"resumed {len(kept)} cells that had passed with all the same: {next(iter(kept))}" in output
+    found = read_records(out)
+    assert set(found) == set(CELLS)
+    assert all(found[cell]["scores"] == record["scores"] for cell, record in kept.items())
+    assert list(cache.rglob("*.part")) == []
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a worker by /proc, which is not here")
+def test_a_killed_worker_loses_its_own_cell_alone(tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "run.json"
+    process = start(cache, out, "-n", "2")
+    wait_for(cache, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[0]), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "crashed" in output
+    saved = read_records(out)
+    assert {found["extra_info"]["cell"] for found in finished(cache)} == set(saved)
+    assert len(saved) >= 2  # of three, one was running on the worker
+
+
+def test_a_full_disk_keeps_the_session_going_and_leaves_no_half_file(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", disk], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small tmpfs")
+    try:
+        cache = tmp_path / "cache"
+        process = start(cache, disk / "run.json")
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert "could not be written (No space left on device); python -m lib.results finish makes it anew" in output
+        assert "Traceback" not in output
+        assert list(disk.iterdir()) == []
+        assert len(finished(cache)) == 3
+        assert command.main(["finish", "--journal", str(latest(cache / "journal")), "-o", str(tmp_path / "run.json")]) == 0
+        assert set(read_records(tmp_path / "run.json")) == set(CELLS)
+    finally:
+        subprocess.run(["umount", disk], check=False)
+
+
+def test_a_journal_without_room_costs_the_journal_not_the_run(tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "run.json"
+    cache.mkdir()
+    (cache / "journal").write_text("a file where the folder should be")
+    process = start(cache, out)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert "the journal could not be written" in output
+    assert set(read_records(out)) == set(CELLS)
+    assert json.loads(out.read_text())["benchmarks"]
