@@ -27,7 +27,7 @@ def run(tmp_path, *options):
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
-    return found.returncode, found.stdout, [row["extra_info"] for row in rows]
+    return found.returncode, found.stdout + found.stderr, [row["extra_info"] for row in rows]
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,97 @@
+"""`--gate` as a user meets it: one cell against a baseline that is the same, better, of other rows, or none."""
+
+import json
+
+import pytest
+
+from lib.results import examples
+from lib.tests.test_suite import run
+
+CELL = "gpt2_sa_lora"
+UNTRAINED = ("-m", "quick", "--cells", CELL, "--learning-rate", "1e-7")  # some of its 16 rows go wrong
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory):
+    """The file of a small run."""
+    folder = tmp_path_factory.mktemp("first")
+    code, output, _ = run(folder, "-m", "quick", "--cells", CELL)
+    assert code == 0, output
+    return folder / "run.json"
+
+
+def changed(path, target, change):
+    """The same file with another record."""
+    found = json.loads(path.read_text())
+    for row in found["benchmarks"]:
+        row["extra_info"] = change(row["extra_info"])
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(found))
+    return target
+
+
+def all_right(record, folder):
+    """A baseline in which every row was right."""
+    kept = examples.read(record, None)
+    pairs = zip(kept.predictions, kept.points["accuracy"], strict=True)
+    labels = [label if hit else str(1 - int(label)) for label, hit in pairs]
+    better = examples.Examples(ids=kept.ids, points={"accuracy": [100.0] * len(kept.ids)}, predictions=labels)
+    return record | {"examples": examples.write(better), "scores": record["scores"] | {"accuracy": 100.0}}
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_the_same_run_again_passes_whatever_the_workers(first, tmp_path, workers):
+    code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, f"--gate={first}", "-n", workers)
+    assert code == 0, output
+    assert "quality of 1 cells: 1 same; by quality and memory the run is no worse than the baseline" in output
+
+
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_worse_run_fails_with_a_table_and_no_traceback(first, tmp_path, workers):
+    baseline = changed(
+        first, tmp_path / "b.json", lambda record: record | {"scores": {"accuracy": 100.0, "f1_macro": 100.0}, "examples": None}
+    )
+    code, output, _ = run(tmp_path, *UNTRAINED, f"--gate={baseline}", "-n", workers)
+    assert code == 1
+    assert f"worse: {CELL} accuracy" in output
+    assert "by the margin of 1.0 alone" in output
+    assert "Traceback" not in output
+
+
+def test_what_a_small_test_set_cannot_tell_warns_and_fails_only_strictly(first, tmp_path):
+    baseline = changed(first, tmp_path / "b.json", lambda record: all_right(record, tmp_path))
+    options = (*UNTRAINED, f"--gate={baseline}", "--resume")
+    code, output, _ = run(tmp_path, *options)
+    assert "cannot tell" in output
+    assert "--gate-strict would fail" in output
+    assert code == 0
+    assert run(tmp_path, *options, "--gate-strict")[0] == 1
+
+
+def test_other_test_rows_are_refused(first, tmp_path):
+    other = {"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16}
+    baseline = changed(first, tmp_path / "b.json", lambda record: record | {"examples": other})
+    code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, f"--gate={baseline}", "--resume")
+    assert code == 1
+    assert "scored different test rows (0000000000000000 and " in output
+
+
+def test_a_baseline_of_another_grid_and_a_run_without_cells(first, tmp_path):
+    baseline = changed(first, tmp_path / "b.json", lambda record: record | {"cell": "t5_qa_sft"})
+    code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, f"--gate={baseline}", "--resume")
+    assert code == 1
+    assert "gate: the two runs have no cell in common" in output
+    code, output, _ = run(tmp_path, f"--gate={first}", "lib/tests/test_progress.py")
+    assert code == 1
+    assert "gate: no cell finished: there is nothing to judge" in output
+
+
+@pytest.mark.parametrize(("text", "sentence"), [(None, "does not exist"), ('{"benchmarks": [', "is not a complete")])
+def test_a_baseline_that_is_none_is_said_before_anything_trains(tmp_path, text, sentence):
+    path = tmp_path / "baseline.json"
+    if text:
+        path.write_text(text)
+    code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, f"--gate={path}")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert sentence in output
+    assert "collected" not in output
