@@ -139,6 +139,16 @@ def test_a_killed_session_loses_no_finished_cell_and_the_next_one_resumes(tmp_pa
     assert list(cache.rglob("*.part")) == []
 
 
+def test_an_interrupted_session_saves_what_is_done(tmp_path):
+    cache, out = tmp_path / "cache", tmp_path / "run.json"
+    process = start(cache, out)
+    wait_for(cache, process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == pytest.ExitCode.INTERRUPTED
+    assert set(read_records(out)) >= {found["extra_info"]["cell"] for found in finished(cache)} > set()
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a worker by /proc, which is not here")
 def test_a_killed_worker_loses_its_own_cell_alone(tmp_path):
     cache, out = tmp_path / "cache", tmp_path / "run.json"
