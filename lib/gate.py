@@ -11,8 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.errors import InputError
-from lib.results.files import read_run
-from lib.results.gates import FAILED_BY, KINDS, Judgement, failing, gate
+from lib.results.gates import FAILED_BY, KINDS, Judgement, failing, gate, read_run
 from lib.results.verdicts import FORMATS, as_markdown
 
 

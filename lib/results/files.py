@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
-from lib.results.gates import Run
 from lib.results.record import SCHEMA_VERSION, Record
 
 
@@ -51,8 +50,3 @@ def read_list(path: Path) -> list[Record]:
 def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
     """Records by cell id, all or one profile's."""
     return {record["cell"]: record for record in read_list(path) if profile in (None, record["profile"])}
-
-
-def read_run(path: Path) -> Run:
-    """A saved run, to be judged or to judge by."""
-    return Run.of(read_list(path), path)

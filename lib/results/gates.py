@@ -18,6 +18,7 @@ from typing import Any
 from lib.errors import InputError
 from lib.grid.tasks import TASKS
 from lib.results.examples import Examples, read
+from lib.results.files import read_list
 from lib.results.record import Record
 from lib.results.statistics import ALPHA, Effect, holm, noise_of_training, paired, paired_macro_f1, slower
 
@@ -79,6 +80,11 @@ class Run:
         for record in records:
             found[record["cell"]][record["seeds"]["seed"]] = record
         return cls(records=dict(found), path=path)
+
+
+def read_run(path: Path) -> Run:
+    """A saved run, to be judged or to judge by."""
+    return Run.of(read_list(path), path)
 
 
 def load_margins(path: Path = MARGINS) -> dict[str, dict[str, float]]:

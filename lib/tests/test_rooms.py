@@ -80,10 +80,10 @@ def test_results_can_be_read_without_torch():
 def test_collecting_the_27_cells_is_quick_and_loads_no_torch():
     code = (
         "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"
-        "print(*{'torch', 'transformers', 'peft', 'datasets'} & sys.modules.keys(), sep='loaded ', end='')"
+        "print(*{'torch', 'transformers', 'peft', 'datasets', 'scipy', 'pyarrow'} & sys.modules.keys(), sep='loaded ', end='')"
     )
     began = time.monotonic()
     lines = run_python("-c", code).stdout.splitlines()
     assert time.monotonic() - began < 3
     assert sum("test_finetune[" in line for line in lines) == 27
-    assert lines[-1].startswith("27/81 tests collected")
+    assert lines[-1].startswith("27/54 tests collected")

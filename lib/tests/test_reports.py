@@ -1,0 +1,45 @@
+"""What is committed under reports/ is as the schema says, and its audits hold."""
+
+import json
+from pathlib import Path
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from lib import audit
+from lib.results import examples
+from lib.results.files import read_list, read_records
+
+REPORTS = Path(__file__).parents[2] / "reports"
+SCHEMA = Draft202012Validator(json.loads((REPORTS / "schema.json").read_text()))
+COMMITTED = [
+    REPORTS / "baselines" / "quick-cpu.json",
+    REPORTS / "study.json",
+    *sorted(REPORTS.glob("*/footprint.json")),
+    *sorted(REPORTS.glob("real-text/*.json")),
+]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
+def test_a_committed_run_is_as_the_schema_says(path):
+    assert [error.message for record in read_list(path) for error in SCHEMA.iter_errors(record)] == []
+
+
+@pytest.mark.parametrize("path", [path for path in COMMITTED if path.name != "study.json"], ids=lambda path: path.stem)
+def test_a_committed_run_has_no_findings(path):
+    assert audit.faults(read_records(path)) == {}
+
+
+def test_the_baselines_points_by_row_are_there_and_have_its_scores():
+    path = REPORTS / "baselines" / "quick-cpu.json"
+    for record in read_list(path):
+        assert (path.parent / "examples" / record["examples"]["file"]).is_file()
+    record = read_list(path)[0]
+    points = examples.read(record, path).points
+    assert all(sum(values) / len(values) == pytest.approx(record["scores"][name], abs=0.01) for name, values in points.items())
+
+
+def test_all_81_controls_missed_a_bound():
+    rows = [row["extra_info"] for row in json.loads((REPORTS / "controls-quick-cpu.json").read_text())["benchmarks"]]
+    assert len({(row["control"], row["of"]) for row in rows}) == 81
+    assert all(row["missed"] for row in rows)
