@@ -23,13 +23,18 @@ def refusals(path: Path) -> Iterator[str]:
     missing = [cell for cell in CELL_IDS if cell not in {record["cell"] for record in records}]
     if missing:
         yield f"{len(missing)} of {len(CELL_IDS)} cells are missing, {missing[0]} among them"
+    profiles = {record["profile"] for record in records}
+    if profiles - {"quick", "full"} or len(profiles) > 1:
+        yield "it is not of one profile that has scores"
     for record in records:
+        if record["profile"] == "quick" and not record["bounds"]:
+            yield f"{record['cell']} was changed or limited from the command line"
         if record["outcome"] != "passed":
             yield f"{record['cell']} did not pass: {record['outcome']}"
         if (record["device"] or {}).get("contended"):
             yield f"{record['cell']} shared its device"
-    if run.get("commit_info", {}).get("dirty"):
-        yield "the commit had uncommitted changes"
+    if run.get("commit_info", {}).get("dirty") is not False:
+        yield "the commit had uncommitted changes, or nobody knows whether it had"
 
 
 def combined(paths: Sequence[Path]) -> dict[str, Any]:
@@ -43,6 +48,11 @@ def combined(paths: Sequence[Path]) -> dict[str, Any]:
             if seed in seen:
                 raise InputError(f"{path} and {seen[seed]} are both of seed {seed}; a baseline takes one run a seed")
             seen[seed] = path
+    alike: dict[str, tuple[Any, ...]] = {}
+    for record in (record for path in paths for record in read_list(path)):
+        facts = (record["recipe"], record["limits"], (record["examples"] or {}).get("rows_hash"))
+        if alike.setdefault(record["cell"], facts) != facts:
+            raise InputError(f"the runs trained or scored {record['cell']} differently: they are no seeds of one thing")
     return runs[0] | {"benchmarks": [row for run in runs for row in run["benchmarks"] if "cell" in row["extra_info"]]}
 
 

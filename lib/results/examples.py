@@ -6,6 +6,7 @@ also kept in `.cache/examples`. Needs no torch.
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def write(examples: Examples) -> dict[str, str]:
     name = f"{_hash(columns)}.parquet"
     if not (STORE / name).is_file():
         STORE.mkdir(parents=True, exist_ok=True)
-        part = STORE / f"{name}.part"
+        part = STORE / f"{name}.{os.getpid()}.part"  # another process may write the same
         try:
             types = {key: pa.float32() for key in points}
             table = pa.table({key: pa.array(values, types.get(key)) for key, values in columns.items()})

@@ -21,6 +21,7 @@ from lib.results.examples import Examples, read
 from lib.results.files import read_list
 from lib.results.record import Record
 from lib.results.statistics import ALPHA, Effect, holm, noise_of_training, paired, paired_macro_f1, slower
+from lib.results.summary import OURS
 
 MARGINS = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "margins.toml"
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
@@ -75,9 +76,13 @@ class Run:
 
     @classmethod
     def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
-        """Records sorted by cell and seed."""
+        """Records sorted by cell and seed, those that did not finish left out; raises InputError for those of two profiles."""
+        finished = [record for record in records if record["outcome"] in ("passed", "missed")]
+        profiles = sorted({record["profile"] for record in finished})
+        if len(profiles) > 1:
+            raise InputError(f"{path or 'the run'} holds cells of {' and '.join(profiles)}: judge one profile at a time")
         found: dict[str, dict[int, Record]] = defaultdict(dict)
-        for record in records:
+        for record in finished:
             found[record["cell"]][record["seeds"]["seed"]] = record
         return cls(records=dict(found), path=path)
 
@@ -100,6 +105,9 @@ def gate(old: Run, new: Run, margins: Mapping[str, Mapping[str, float]] | None =
     """
     margins = margins or load_margins()
     common = [cell for cell in old.records if cell in new.records]
+    several = next((cell for cell in common if len(new.records[cell]) > 1), None)
+    if several:
+        raise InputError(f"the run to judge holds {several} with several seeds: judge one seed at a time")
     if not common:
         raise InputError("the two runs have no cell in common: are they of one profile?")
     judged = _quality(old, new, common, margins["points"])
@@ -181,7 +189,7 @@ def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapp
         better = holm({cell: effect.p_better for cell, effect in family.items()})
         for cell, effect in family.items():
             margin = max(margins[metric], seed_margin(old.records[cell], metric, len(family)))
-            verdict = verdict_of(effect, worse[cell], better[cell], margin)
+            verdict = verdict_of(effect, worse[cell], better[cell], margin, margins[metric])
             lost, won = effect.flips
             judged.append(
                 Judgement(
@@ -205,13 +213,13 @@ def seed_margin(records: Mapping[int, Record], metric: str, tests: int) -> float
     return noise_of_training(found, tests)
 
 
-def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float) -> Verdict:
-    """The verdict on a score; p-values are adjusted."""
+def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, same: float | None = None) -> Verdict:
+    """The verdict on a score; p-values are adjusted. `margin` is for worse, with the seeds' noise; `same` without it."""
     if p_worse < ALPHA and effect.points <= -margin:
         return Verdict.WORSE
     if p_better < ALPHA:
         return Verdict.BETTER
-    return Verdict.SAME if effect.low > -margin else Verdict.CANNOT_TELL
+    return Verdict.SAME if effect.low > -(margin if same is None else same) else Verdict.CANNOT_TELL
 
 
 def _by_margin(cell: str, metric: str, before: Record, after: Record, margin: float) -> Judgement:
@@ -243,7 +251,8 @@ def _memory(
 
 
 def _peak(record: Record, name: str) -> float | None:
-    found = [phase[name] for phase in record["memory"]["phases"].values() if phase.get(name) is not None]
+    phases = record["memory"]["phases"].items()
+    found = [phase[name] for what, phase in phases if what not in OURS and phase.get(name) is not None]
     return max(found) if found else None
 
 
@@ -293,6 +302,6 @@ def kind_of(judgement: Judgement) -> str:
 
 
 def failing(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> list[Judgement]:
-    """What of these kinds is worse or missing; with `strict` also what cannot be told."""
-    verdicts = (Verdict.WORSE, Verdict.MISSING, Verdict.CANNOT_TELL) if strict else (Verdict.WORSE, Verdict.MISSING)
-    return [judgement for judgement in judged if kind_of(judgement) in kinds and judgement.verdict in verdicts]
+    """What of these kinds is worse, and every missing cell; with `strict` also what cannot be told."""
+    verdicts = (Verdict.WORSE, Verdict.CANNOT_TELL) if strict else (Verdict.WORSE,)
+    return [j for j in judged if j.verdict is Verdict.MISSING or (kind_of(j) in kinds and j.verdict in verdicts)]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
+from lib.grid.backbones import BERT
 from lib.grid.cells import Cell
 from lib.grid.profiles import CACHE
-from lib.machine import versions
+from lib.grid.tasks import Problem
+from lib.machine import cpu_name, gpus, versions
 
 ROOT = Path(__file__).parents[2]
 JOURNAL = CACHE / "journal"
@@ -79,6 +81,7 @@ def content_key(cell: Cell, asked: Mapping[str, Any]) -> str:
         "threads": profile.threads,
         "asked": dict(asked),
         "versions": versions(),
+        "machine": [cpu_name(), _gpus()],
         "code": code_digest(),
         "data": folder_digest(profile.data_root and profile.data_root / cell.task.folder),
         "weights": folder_digest(
@@ -86,18 +89,26 @@ def content_key(cell: Cell, asked: Mapping[str, Any]) -> str:
             and profile.checkpoint_root / (cell.backbone.micro if profile.micro else cell.backbone.folder)
         )
         or cell.backbone.revision,
+        "scorer": _scorer_digest(cell),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+_gpus = cache(gpus)
+
+
+def _scorer_digest(cell: Cell) -> str:
+    """Of the BERT that BERTScore takes, where the cell generates."""
+    root, bert = cell.profile.checkpoint_root, BERT.micro if cell.profile.micro else BERT.folder
+    return folder_digest(root / bert) if root and cell.task.problem is Problem.GENERATE else ""
+
+
 @cache
 def code_digest() -> str:
-    """Over every module of the suite but its own tests."""
-    digest = hashlib.sha256()
-    for path in sorted(
-        path for name in CODE for path in ([ROOT / name] if name.endswith(".py") else (ROOT / name).rglob("*.py"))
-    ):
-        if "tests" not in path.parts:
+    """Over every module of the suite but its own tests, and over its bounds."""
+    digest = hashlib.sha256((ROOT / "conftest.py").read_bytes())
+    for path in sorted(path for name in CODE for path in (ROOT / name).rglob("*.*")):
+        if path.suffix in (".py", ".toml") and "tests" not in path.parts:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

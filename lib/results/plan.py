@@ -56,7 +56,11 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimat
 def _finished(path: Path, profile: str) -> dict[str, Record]:
     if not path.is_file():
         return {}
-    return {cell: record for cell, record in read_records(path, profile).items() if record["outcome"] in ("passed", "missed")}
+    try:
+        found = read_records(path, profile)
+    except InputError:  # an interrupted or an older run knows nothing
+        return {}
+    return {cell: record for cell, record in found.items() if record["outcome"] in ("passed", "missed")}
 
 
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:

@@ -9,6 +9,7 @@ HEADER = "cell            score        points  bound  train s samples/s  peak Gi
 
 FOOTPRINT_HEADER = "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  verdict"
 MIB = 2**20
+OURS = ("audit", "trace")  # phases of the suite's own doing, not the cell's
 
 
 def rows(records: Iterable[Record]) -> list[tuple[str, str]]:
@@ -65,9 +66,9 @@ def verdict(record: Record) -> str:
 
 def peak_gib(record: Record) -> float | None:
     """The highest memory peak of all phases: of the GPU where there is one, of the process otherwise."""
-    phases = ((record["memory"] or {}).get("phases") or {}).values()
+    phases = (record["memory"] or {}).get("phases") or {}
     for key in ("reserved_peak_gib", "rss_peak_gib"):
-        found = [phase[key] for phase in phases if phase.get(key) is not None]
+        found = [phase[key] for name, phase in phases.items() if name not in OURS and phase.get(key) is not None]
         if found:
             return float(max(found))
     return None

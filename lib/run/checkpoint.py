@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from lib.errors import first_line
 
 if TYPE_CHECKING:
     from lib.run.training import Trainer
 
-COURSE = ("updates", "learning_rates", "epoch_scores", "chosen_epoch", "skipped", "order", "micro_batch", "fallbacks")
+COURSE = ("updates", "memory", "learning_rates", "epoch_scores", "chosen_epoch", "skipped", "order", "micro_batch", "fallbacks")
 
 
 @dataclass(kw_only=True)
@@ -27,7 +29,7 @@ class Checkpoints:
     """One cell's file.
 
     Attributes:
-        path: appears with the first save and goes when training has ended.
+        path: appears with the first save and goes when the cell has its record.
         every_seconds: between two saves.
         resume: take up what is there; otherwise start anew.
     """
@@ -48,17 +50,23 @@ class Checkpoints:
         state = {
             "course": {name: getattr(trainer.course, name) for name in COURSE},
             "losses": torch.stack(losses).tolist(),
+            "reached": sorted(trainer.reached),
             "optimizer": plain,
             "rates": [group["lr"] for group in trainer.optimizer.optimizer.param_groups],
             "schedule": {k: v for k, v in trainer.schedule.state_dict().items() if k != "lr_lambdas"},
             "scaler": trainer.accelerator.scaler.state_dict() if trainer.accelerator.scaler else None,
         }
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
         kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, part, {"state": json.dumps(state)})
-        part.replace(self.path)
         self.saved_at = time.monotonic()
+        part = self.path.with_suffix(".part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(kept, part, {"state": json.dumps(state)})
+            part.replace(self.path)
+        except (OSError, SafetensorError) as error:  # costs the checkpoint, not the training
+            trainer.course.fallbacks.append(f"no checkpoint at update {trainer.course.updates}: {first_line(error)}")
+        finally:
+            part.unlink(missing_ok=True)
 
     def restore(self, trainer: "Trainer") -> tuple[list[Tensor], dict[str, Tensor] | None]:
         """Put the trainer where the file says it stood; return the losses and the best epoch's weights so far."""
@@ -74,6 +82,7 @@ class Checkpoints:
         for name, value in state["course"].items():
             setattr(trainer.course, name, value)
         trainer.course.losses = state["losses"]
+        trainer.reached = set(state["reached"])
         seen = f"resumed at update {trainer.course.updates} of {trainer.total}; seconds and throughput are of the rest"
         trainer.course.fallbacks.append(seen)
         set_random_states(trainer.meter.device, _named(tensors, "random"))
@@ -82,7 +91,7 @@ class Checkpoints:
         return [torch.tensor(loss, device=device) for loss in state["losses"]], best or None
 
     def clear(self) -> None:
-        """Training has ended: nothing is left to take up."""
+        """The cell is recorded: nothing is left to take up."""
         self.path.unlink(missing_ok=True)
 
 

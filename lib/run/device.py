@@ -30,10 +30,11 @@ class Claims:
         count = torch.cuda.device_count()
         order = [wish] if wish is not None else [(worker + step) % count for step in range(count)]
         chosen = next((index for index in order if index in self._locks or self._lock(index)), None)
-        if chosen is None:
-            chosen = order[0]
-            self.shared.add(chosen)
-        return chosen
+        if chosen is not None:
+            self.shared.discard(chosen)
+            return chosen
+        self.shared.add(order[0])
+        return order[0]
 
     def _lock(self, index: int) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -71,7 +72,7 @@ def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
     if device.type == "cuda":
         device = torch.device("cuda", CLAIMS.take(worker, device.index))
         torch.cuda.set_device(device)  # bitsandbytes launches on the current one
-        torch.backends.cuda.matmul.allow_tf32 = False  # an fp32 recipe means fp32; torch's default, stated
+        torch.set_float32_matmul_precision("highest")  # an fp32 recipe means fp32, not TF32; torch's default, stated
     return device
 
 

@@ -3,6 +3,7 @@
 Two updates go before the timed ones and warm them up: in the first, FLOPs are counted, in the second, bytes are traced.
 """
 
+import math
 import time
 import weakref
 from collections.abc import Sequence
@@ -69,9 +70,12 @@ def synthetic_features(cell: Cell, head: Head) -> list[Feature]:
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     """Two updates of the trainer: one counts FLOPs, one traces bytes over `baseline_bytes`, what the device held before."""
     group = next(trainer.updates(0))
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):  # fused attention is not counted on CPUs
-        trainer.update(group)
-    live, peak = _traced_bytes(trainer, group, baseline_bytes)
+    # Fused attention is not counted on CPUs, bitsandbytes' products nowhere.
+    packed = {torch.ops.bitsandbytes.gemm_4bit: packed_product_flops}
+    with FlopCounterMode(display=False, custom_mapping=packed) as counter, sdpa_kernel(SDPBackend.MATH):
+        first = trainer.update(group)
+    live, peak, second = _traced_bytes(trainer, next(trainer.updates(0)), baseline_bytes)
+    trainer.first_losses = [first, second]
     return Footprint(
         flops_per_step=counter.get_total_flops(),
         matmul_flops_per_second=matmul_peak(trainer.meter.device, trainer.course.precision),
@@ -80,16 +84,21 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     )
 
 
-def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int]:
+def packed_product_flops(a: Sequence[int], packed: Any, shape: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of rows of `a` (..., K) times a 4-bit matrix of `shape` (N, K)."""
+    return 2 * math.prod(a) * shape[0]
+
+
+def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int, torch.Tensor]:
     cuda = trainer.meter.device.type == "cuda"
     held = held_before(trainer)
     tracer: Any = CudaBytes(trainer.meter.device, baseline) if cuda else TensorBytes(held)
     seen: list[int] = []
     hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(tracer.live))
     with tracer:
-        trainer.update(group)
+        loss = trainer.update(group)
     hook.remove()
-    return seen[0], tracer.peak
+    return seen[0], tracer.peak, loss
 
 
 def held_before(trainer: Trainer) -> list[torch.Tensor]:

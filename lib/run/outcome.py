@@ -59,7 +59,7 @@ def device_info(device: torch.device) -> dict[str, Any]:
         "name": torch.cuda.get_device_name(device) if cuda else cpu_name(),
         "threads": None if cuda else torch.get_num_threads(),
         "attention": ATTENTION,
-        "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
+        "tf32": False if cuda else None,  # `resolve_device` switches it off
         "used_by_others_gib": others,
         "contended": contended(device, others),
     }

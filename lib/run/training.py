@@ -129,6 +129,7 @@ class Trainer:
         parameters: the model's, by name; `before` holds their marks before training.
         reached: names of those that got a gradient.
         last_group: the micro-batches of the last update.
+        first_losses: of updates that were made before `run`, which goes on behind them.
     """
 
     def __init__(
@@ -155,18 +156,21 @@ class Trainer:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
-        self.optimizer = self.accelerator.prepare_optimizer(make_optimizer(model, cell, meter.device))
-        self.schedule = make_schedule(self.optimizer.optimizer, cell, self.total)
+        optimizer = make_optimizer(model, cell, meter.device)
+        self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = dict(model.named_parameters())
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.before = model_marks(model)
         self.reached: set[str] = set()
         self.last_group: Sequence[Sequence[Feature]] = ()
+        self.first_losses: list[Tensor] = []
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
         """Train to the end, or to the first loss that is not a number; keep the best epoch where there are several."""
         hf.set_seed(self.cell.profile.seed)  # dropout: the same whatever happened while the model was built
         losses, best = self.checkpoints.restore(self) if self.checkpoints else ([], None)
+        losses = losses or list(self.first_losses)
         per_epoch = updates_per_epoch(self.cell, len(self.features))
         for epoch in range(max(0, len(losses) - 1) // per_epoch, math.ceil(self.total / per_epoch)):
             self.model.train()
@@ -181,8 +185,6 @@ class Trainer:
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.course.epoch_scores) == epoch:
                 score, self.course.chosen_on = validate()
                 best = self._keep_better(epoch, score, best)
-        if self.checkpoints:
-            self.checkpoints.clear()
         if best is not None:
             self.model.load_state_dict(best, strict=False)
         return self.course
@@ -226,9 +228,10 @@ class Trainer:
             loss = self._backward(batches)
             if self.cell.recipe.max_grad_norm is not None:
                 self.accelerator.clip_grad_norm_(self.trained, self.cell.recipe.max_grad_norm)
+            scale = self._scale()
             self.optimizer.step()
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
-            if self.optimizer.step_was_skipped:  # fp16 overflowed: accelerate lowers its scale and tries on
+            if self._scale() < scale:  # fp16 overflowed: the update was lost, and the scale is lower for the next one
                 self.course.skipped.append(self.course.updates)
             else:
                 self.schedule.step()
@@ -239,6 +242,11 @@ class Trainer:
         examples = [feature.example for features in self.last_group for feature in features]
         self.course.order = sha256(f"{self.course.order}{examples}".encode()).hexdigest()[:16]
         return loss
+
+    def _scale(self) -> float:
+        """What fp16 losses are multiplied by. A fused optimizer skips an update inside its kernel, and only this shows it."""
+        scaler = self.accelerator.scaler
+        return float(scaler.get_scale()) if scaler else 1.0
 
     def divisors(self, batches: Sequence[Batch]) -> list[int]:
         """What each micro-batch's summed loss is divided by: the targets of the whole update."""

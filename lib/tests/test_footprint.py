@@ -71,6 +71,20 @@ def test_lora_saves_the_frozen_weights_gradients():
     assert full / 2 < lora < full * 0.8
 
 
+def test_packed_weights_take_the_products_that_plain_ones_take():
+    lora, qlora = (trace(gpt2(cell_id), 0).flops_per_step for cell_id in ("gpt2_sa_lora", "gpt2_sa_qlora"))
+    assert qlora == lora
+
+
+def test_timed_updates_go_on_behind_the_traced_ones():
+    trainer = gpt2("gpt2_sa_sft", lr_scheduler_type="cosine", warmup_ratio=0.0)
+    trainer.features *= 2
+    trace(trainer, 0)
+    course = trainer.run(silent())
+    assert (course.updates, len(course.losses), len(course.learning_rates)) == (4, 4, 4)
+    assert course.learning_rates[-1] == min(course.learning_rates)
+
+
 def test_the_products_peak_is_a_rate():
     assert 1e8 < matmul_peak(CPU, "fp32") < 1e15
 

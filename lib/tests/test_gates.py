@@ -45,7 +45,7 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
         scores = {metric: float(np.mean(values)) for metric, values in points.items()}
     main = next(found for found in TASKS if found.id == task)
     scores = {metric: 90.0 for metric in main.bounded_scores} | scores
-    base = complete(scores=scores, examples=told, bounds={}, seeds={"seed": seed, "split_seed": 42})
+    base = complete(scores=scores, examples=told, bounds={"accuracy": 1.0}, seeds={"seed": seed, "split_seed": 42})
     names = {"cell": cell, "backbone": backbone, "task": task, "method": method, "main_score": main.main_score}
     return base | names | changes
 
@@ -173,6 +173,20 @@ def test_a_missing_cell_fails_and_a_new_one_is_reported():
 def test_runs_without_a_common_cell_are_refused():
     with pytest.raises(InputError, match="no cell in common"):
         gate(Run.of([record_of("bert_sa_lora")]), Run.of([record_of("t5_qa_sft")]))
+
+
+def test_two_profiles_or_several_seeds_to_judge_are_refused():
+    one = record_of("bert_sa_lora")
+    with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
+        Run.of([one, one | {"profile": "full"}])
+    with pytest.raises(InputError, match="holds bert_sa_lora with several seeds"):
+        gate(Run.of([one]), Run.of([one, record_of("bert_sa_lora", seed=1)]))
+
+
+def test_a_cell_that_did_not_finish_is_missing():
+    one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
+    found = gate(Run.of([one, other]), Run.of([one, other | {"outcome": "error", "memory": None}]))
+    assert [j.cell for j in found if j.verdict is Verdict.MISSING] == ["t5_qa_sft"]
 
 
 # Memory and speed
@@ -344,6 +358,8 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
     [
         (lambda records: records[:-1], "1 of 27 cells are missing, t5_sa_sft among them"),
         (lambda records: [records[0] | {"outcome": "missed"}, *records[1:]], "bert_sum_lora did not pass: missed"),
+        (lambda records: [records[0] | {"bounds": {}}, *records[1:]], "bert_sum_lora was changed or limited"),
+        (lambda records: [r | {"profile": "footprint"} for r in records], "it is not of one profile that has scores"),
         (
             lambda records: [records[0] | {"device": records[0]["device"] | {"contended": True}}, *records[1:]],
             "bert_sum_lora shared its device",
@@ -361,7 +377,9 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, change, reason):
 def test_a_dirty_commit_and_a_seed_twice_are_refused(tmp_path, capsys):
     dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
     clean = [run_file(tmp_path / f"{name}.json", whole_grid()) for name in "ab"]
-    for arguments, reason in (([dirty], "uncommitted changes"), (clean, "are both of seed 0")):
+    other = run_file(tmp_path / "other.json", [r | {"recipe": {}, "seeds": {"seed": 1}} for r in whole_grid()])
+    refused = (([dirty], "uncommitted changes"), (clean, "are both of seed 0"), ([clean[0], other], "differently"))
+    for arguments, reason in refused:
         with pytest.raises(SystemExit):
             baseline.main([*map(str, arguments), str(tmp_path / "to.json")])
         assert reason in capsys.readouterr().err

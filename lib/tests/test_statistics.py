@@ -185,6 +185,12 @@ def effect(points, low, p=1.0):
     return Effect(points=points, low=low, high=points + 1, p_worse=p, p_better=1.0, error=0.5, rows=100, flips=(1, 1))
 
 
+def test_a_large_drop_within_the_noise_of_training_is_not_called_the_same():
+    found = effect(-20.0, -25.0, p=0.0001)
+    assert verdict_of(found, 0.0001, 1.0, margin=40.0, same=1.5) is Verdict.CANNOT_TELL
+    assert verdict_of(effect(0.0, 0.0), 1.0, 1.0, margin=40.0, same=1.5) is Verdict.SAME
+
+
 @pytest.mark.parametrize(
     ("found", "p_worse", "p_better", "verdict"),
     [
