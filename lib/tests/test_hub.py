@@ -45,7 +45,7 @@ def run(tmp_path, home, **environment):
     command = [sys.executable, "-m", "pytest", "-m", "full", "--device", "cpu", "--cells", CELL, f"--benchmark-json={path}"]
     command += ["--train-rows", "16", "--eval-rows", "8", "--max-steps", "2", "--epochs", "1"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "HF_"))}
-    kept |= {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", **environment}
+    kept |= {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
     found = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False, timeout=120)
     rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
     return found.returncode, found.stdout, [row["extra_info"] for row in rows]
