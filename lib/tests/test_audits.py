@@ -133,7 +133,7 @@ def test_rates_by_hand():
 
 
 def test_letters_survive_every_tokenizer():
-    assert letters("It's 2.50 - \u00c0B!") == "its250b"
+    assert letters("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
 
 
 def test_tokens_may_reach_beyond_the_text_but_not_miss_it():

@@ -27,7 +27,6 @@ AUDITS: tuple[Callable[[Left], Answer], ...] = (
     adapters_where_declared,
     quantized_as_declared,
     base_frozen,
-    weights_moved,
     loss_is_mean_over_accumulation,
     schedule_counts_updates,
     labels_are_targets,
@@ -38,7 +37,7 @@ AUDITS: tuple[Callable[[Left], Answer], ...] = (
     prompt_intact_at_inference,
     metric_invariants,
 )
-OUTCOMES: tuple[Callable[[Left], Answer], ...] = (generation_not_truncated, learned_something)
+OUTCOMES: tuple[Callable[[Left], Answer], ...] = (weights_moved, generation_not_truncated, learned_something)
 
 
 def audited(left: Left) -> list[Finding]:

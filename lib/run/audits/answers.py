@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean, stdev
 
@@ -10,10 +11,11 @@ from lib.data.sources import Row
 from lib.grid.backbones import Layout
 from lib.grid.tasks import Problem
 from lib.heads.base import Feature, Head
-from lib.run.audits.left import SAMPLE, Answer, Left, same_letters, sample
+from lib.run.audits.left import SAMPLE, Answer, Left, letters, same_letters, sample
 from lib.run.metrics import rouge_examples, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
+ALIKE = 0.9  # of a window's letters
 POINTS = 1e-6  # what rounding may do to a score
 MORE_THAN_LUCK = 3.0  # standard errors
 
@@ -37,7 +39,10 @@ def _shows(head: Head, row: Row, feature: Feature) -> bool:
         return True
     text = row["context"][window.offsets[0][0] : window.offsets[-1][1]]
     tokens = head.tokenizer.decode(feature.input_ids[window.shift : window.shift + len(window.offsets)])
-    return same_letters(tokens, text, head)
+    if same_letters(tokens, text, head):
+        return True
+    # Letters beyond ASCII may be lost to a tokenizer; another row's context has hardly a line in common.
+    return SequenceMatcher(None, letters(tokens), letters(text), autojunk=False).ratio() > ALIKE
 
 
 def prompt_intact_at_inference(left: Left) -> Answer:

@@ -1,6 +1,7 @@
 """What audits look at, and what they say. In: the stages' own objects. Out: `Left`, and a `Finding` an audit."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,8 +81,8 @@ def text_of(cell: Cell) -> Callable[[Row], str]:
 
 
 def letters(text: str) -> str:
-    """A text's letters and digits alone, which survive every tokenizer."""
-    return re.sub(r"[^a-z0-9]", "", text.lower())
+    """A text's letters and digits alone, without accents: what survives every tokenizer."""
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 
 def same_letters(tokens: str, text: str, head: Head) -> bool:
