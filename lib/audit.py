@@ -44,10 +44,20 @@ def page(path: Path, records: Mapping[str, Record], found: Mapping[str, list[str
     lines = [f"# Audit of {path.name}", ""]
     lines += [f"{len(records)} cells, {len(found)} with findings.", ""]
     lines += [f"* `{cell}`: {sentence}" for cell, sentences in found.items() for sentence in sentences]
+    share = audit_share(records)
+    if share is not None:
+        lines += ["", f"Audits took {share:.2f} % of the cells' time."]
     pairs = unlike(records)
     if pairs:
         lines += ["", "Not like for like, which is no fault, but no ranking either:", "", *(f"* {line}" for line in pairs)]
     return "\n".join(lines) + "\n"
+
+
+def audit_share(records: Mapping[str, Record]) -> float | None:
+    """Percent of all phases' seconds that the audits took; None where no phase was timed."""
+    phases = [phases for record in records.values() if (phases := (record["memory"] or {}).get("phases"))]
+    total = sum(phase["seconds"] for found in phases for phase in found.values())
+    return 100 * sum(found["audit"]["seconds"] for found in phases if "audit" in found) / total if total else None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ speed are held to relative margins, speed only between like machines. Needs no t
 import math
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -85,6 +85,10 @@ class Run:
         for record in finished:
             found[record["cell"]][record["seeds"]["seed"]] = record
         return cls(records=dict(found), path=path)
+
+    def only(self, cells: Container[str]) -> "Run":
+        """The same run with these cells alone."""
+        return Run(records={cell: found for cell, found in self.records.items() if cell in cells}, path=self.path)
 
 
 def read_run(path: Path) -> Run:

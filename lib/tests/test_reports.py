@@ -9,6 +9,7 @@ from jsonschema import Draft202012Validator
 from lib import audit
 from lib.results import examples
 from lib.results.files import read_list, read_records
+from lib.results.gates import Run, Verdict, gate, kind_of, seed_margin
 
 REPORTS = Path(__file__).parents[2] / "reports"
 SCHEMA = Draft202012Validator(json.loads((REPORTS / "schema.json").read_text()))
@@ -37,6 +38,23 @@ def test_the_baselines_points_by_row_are_there_and_have_its_scores():
     record = read_list(path)[0]
     points = examples.read(record, path).points
     assert all(sum(values) / len(values) == pytest.approx(record["scores"][name], abs=0.01) for name, values in points.items())
+
+
+def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
+    """Chance in training alone is not called worse; with -s, what it may do to each cell's main score."""
+    path = REPORTS / "baselines" / "quick-cpu.json"
+    records = read_list(path)
+    seeds = sorted({record["seeds"]["seed"] for record in records})
+    judged = []
+    for seed in seeds:
+        apart = [record for record in records if record["seeds"]["seed"] == seed]
+        judged += gate(Run.of([record for record in records if record not in apart], path), Run.of(apart, path))
+    quality = [judgement for judgement in judged if kind_of(judgement) == "quality"]
+    worse = [judgement for judgement in quality if judgement.verdict is Verdict.WORSE]
+    print(f"{len(worse)} of {len(quality)} verdicts are worse")
+    for cell, found in Run.of(records).records.items():
+        print(f"{cell:<15} {seed_margin(found, found[0]['main_score'], 9):.1f} points by chance in training")
+    assert worse == []
 
 
 def test_all_81_controls_missed_a_bound():

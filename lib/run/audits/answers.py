@@ -11,6 +11,7 @@ from lib.data.sources import Row
 from lib.grid.backbones import Layout
 from lib.grid.tasks import Problem
 from lib.heads.base import Feature, Head
+from lib.heads.generate import GenerateHead
 from lib.run.audits.left import SAMPLE, Answer, Left, letters, same_letters, sample
 from lib.run.metrics import rouge_examples, squad_examples
 
@@ -71,8 +72,9 @@ def generation_not_truncated(left: Left) -> Answer:
     """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
     if left.evaluation is None or left.cell.task.problem is not Problem.GENERATE:
         return None
+    assert isinstance(left.head, GenerateHead), "a generating cell has a generating head"
     lengths = [len(ids) for ids in left.evaluation.outcomes]
-    ended = fmean(bool(ids) and ids[-1] == left.head.end_id for ids in left.evaluation.outcomes)  # type: ignore[attr-defined]
+    ended = fmean(bool(ids) and ids[-1] == left.head.end_id for ids in left.evaluation.outcomes)
     return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
 
 

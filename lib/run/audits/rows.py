@@ -7,6 +7,7 @@ from torch import Tensor
 from lib.data.sources import Row
 from lib.grid.tasks import Problem
 from lib.heads.base import IGNORED, Feature, Head
+from lib.heads.generate import GenerateHead
 from lib.run.audits.left import SAMPLE, Answer, Left, letters, same_letters, sample, text_of
 
 
@@ -40,7 +41,8 @@ def _summary_is_supervised(head: Head, row: Row, feature: Feature, label: Tensor
     """The counted labels are the row's highlights and the end token; only a summary that was too long may be cut."""
     counted = label[label != IGNORED].tolist()
     cap = head.recipe.max_target_length or 0
-    if not counted or counted[-1] != head.end_id or len(counted) > cap:  # type: ignore[attr-defined]
+    assert isinstance(head, GenerateHead), "a generating cell has a generating head"
+    if not counted or counted[-1] != head.end_id or len(counted) > cap:
         return False
     text, whole = letters(head.tokenizer.decode(counted[:-1])), letters(row["highlights"])
     unknown = head.tokenizer.unk_token_id in counted[:-1]
