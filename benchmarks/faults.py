@@ -13,15 +13,15 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from benchmarks.parts import BOUNDS, Parts, changed, healthy, run
-from lib.grid.backbones import HeadSpec
+from lib.codecs import codec_of
+from lib.codecs.base import IGNORED
+from lib.grid.backbones import Head
 from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
 from lib.grid.profiles import QUICK_PROFILE
-from lib.heads import head_of
-from lib.heads.base import IGNORED
-from lib.results.audits import across
-from lib.results.bounds import missed
 from lib.results.record import Record
+from lib.results.record_checks import across
+from lib.results.thresholds import missed
 from lib.run.metrics import Metrics
 from lib.run.training import Trainer, make_schedule
 
@@ -74,7 +74,7 @@ def rebuilt(parts: Parts, **changes: Any) -> Parts:
 
 def with_head_spec(parts: Parts, **changes: Any) -> Parts:
     """The model comes from another description of the head."""
-    spec: HeadSpec = replace(parts.cell.head, **changes)
+    spec: Head = replace(parts.cell.head, **changes)
     return rebuilt(parts, backbone=replace(parts.cell.backbone, heads={parts.cell.task.problem: spec}))
 
 
@@ -111,18 +111,18 @@ def names_that_do_not_match(parts: Parts, folder: Path) -> Parts:
 
 
 def heads_with(change: Callable[[type[Any]], type[Any]]) -> Callable[[Parts, Path], Parts]:
-    """A sabotage that derives the head's class."""
+    """A sabotage that derives the codec's class."""
 
     def sabotage(parts: Parts, folder: Path) -> Parts:
-        return replace(parts, head=lambda cell, tokenizer: change(type(head_of(cell, tokenizer)))(cell, tokenizer))
+        return replace(parts, codec=lambda cell, tokenizer: change(type(codec_of(cell, tokenizer)))(cell, tokenizer))
 
     return sabotage
 
 
-def labels_are_the_input(head: type[Any]) -> type[Any]:
+def labels_are_the_input(codec: type[Any]) -> type[Any]:
     """A collator for language models writes its own labels: every token, the article's too."""
 
-    class Overwritten(head):  # type: ignore[misc]
+    class Overwritten(codec):  # type: ignore[misc]
         def collate(self, features: Any) -> Any:
             batch = super().collate(features)
             return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
@@ -130,10 +130,10 @@ def labels_are_the_input(head: type[Any]) -> type[Any]:
     return Overwritten
 
 
-def padding_counts(head: type[Any]) -> type[Any]:
+def padding_counts(codec: type[Any]) -> type[Any]:
     """Labels are padded with the padding token, which the loss then counts."""
 
-    class Padded(head):  # type: ignore[misc]
+    class Padded(codec):  # type: ignore[misc]
         def collate(self, features: Any) -> Any:
             batch = super().collate(features)
             return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == IGNORED, self.pad_id)}
@@ -141,10 +141,10 @@ def padding_counts(head: type[Any]) -> type[Any]:
     return Padded
 
 
-def separator_cut_off(head: type[Any]) -> type[Any]:
+def separator_cut_off(codec: type[Any]) -> type[Any]:
     """At inference the prompt is cut behind the article, and <sum> with it."""
 
-    class Cut(head):  # type: ignore[misc]
+    class Cut(codec):  # type: ignore[misc]
         def encode(self, rows: Any, *, training: bool) -> Any:
             features = super().encode(rows, training=training)
             return features if training else [replace(f, input_ids=f.input_ids[:-1]) for f in features]
@@ -152,10 +152,10 @@ def separator_cut_off(head: type[Any]) -> type[Any]:
     return Cut
 
 
-def windows_taken_for_rows(head: type[Any]) -> type[Any]:
+def windows_taken_for_rows(codec: type[Any]) -> type[Any]:
     """Window i answers row i, though some rows have several windows."""
 
-    class Shifted(head):  # type: ignore[misc]
+    class Shifted(codec):  # type: ignore[misc]
         def encode(self, rows: Any, *, training: bool) -> Any:
             features = super().encode(rows, training=training)
             return features if training else [replace(f, example=min(i, len(rows) - 1)) for i, f in enumerate(features)]
@@ -163,10 +163,10 @@ def windows_taken_for_rows(head: type[Any]) -> type[Any]:
     return Shifted
 
 
-def first_occurrence(head: type[Any]) -> type[Any]:
+def first_occurrence(codec: type[Any]) -> type[Any]:
     """The answer is labelled where its text first occurs."""
 
-    class First(head):  # type: ignore[misc]
+    class First(codec):  # type: ignore[misc]
         def encode(self, rows: Any, *, training: bool) -> Any:
             return super().encode([moved(row) for row in rows] if training else rows, training=training)
 
@@ -181,11 +181,11 @@ def cut_summaries(parts: Parts, folder: Path) -> Parts:
     """Generation stops at a default number of tokens, in the middle of the summary."""
 
     def short(cell: Cell, tokenizer: Any) -> Any:
-        head = head_of(cell, tokenizer)
-        head.recipe = replace(head.recipe, generation=replace(head.recipe.generation, max_new_tokens=7))
-        return head
+        codec = codec_of(cell, tokenizer)
+        codec.recipe = replace(codec.recipe, generation=replace(codec.recipe.generation, max_new_tokens=7))
+        return codec
 
-    return replace(parts, head=short)
+    return replace(parts, codec=short)
 
 
 # Sabotages of rows
@@ -222,7 +222,7 @@ class Summed(Trainer):
 
     def divisors(self, batches: Any) -> list[int]:
         """Its own targets only."""
-        return [self.head.targets(batch) for batch in batches]
+        return [self.codec.targets(batch) for batch in batches]
 
 
 class Stretched(Trainer):

@@ -8,19 +8,19 @@ from typing import Any
 
 import torch
 
+from lib.codecs import codec_of
 from lib.data.splits import Splits, load_splits
 from lib.grid.cells import Cell, grid
 from lib.grid.profiles import QUICK_PROFILE
 from lib.grid.tasks import TASKS, Problem
-from lib.heads import head_of
-from lib.results.bounds import load_bounds
 from lib.results.record import Record, new_record, plain
-from lib.run.audits import Finding, Left, audited
+from lib.results.thresholds import load_bounds
+from lib.run.audits import Evidence, Finding, audited
 from lib.run.build import build, load_bert_scorer, load_tokenizer
 from lib.run.evaluation import evaluate
+from lib.run.measurements import measured
 from lib.run.meter import Meter
 from lib.run.metrics import Metrics
-from lib.run.outcome import measured
 from lib.run.progress import Progress
 from lib.run.training import Trainer
 
@@ -36,7 +36,7 @@ class Parts:
     Attributes:
         cell: the label, and what is audited against.
         built: what the model is built from; the label itself where nobody meddles.
-        head: makes the head of a cell and a tokenizer.
+        codec: makes the codec of a cell and a tokenizer.
         selected_on: the split that chooses among epochs.
     """
 
@@ -44,7 +44,7 @@ class Parts:
     built: Cell
     splits: Splits
     metrics: Metrics
-    head: Callable[[Cell, Any], Any] = head_of
+    codec: Callable[[Cell, Any], Any] = codec_of
     trainer: type[Trainer] = Trainer
     selected_on: str = "validation"
 
@@ -82,11 +82,11 @@ def run(parts: Parts) -> tuple[list[Finding], Record]:
     """Build, train, score, audit; the findings and the record."""
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(parts.cell)
-    head = parts.head(parts.cell, tokenizer)
+    codec = parts.codec(parts.cell, tokenizer)
     model = build(parts.built, tokenizer, CPU)
     meter, progress = Meter(device=CPU), Progress(parts.cell.id, lambda line: None)
-    trainer = parts.trainer(parts.cell, model, head, head.features(parts.splits.train, training=True), meter)
-    score = partial(evaluate, model, head, metrics=parts.metrics, device=CPU, progress=progress)
+    trainer = parts.trainer(parts.cell, model, codec, codec.features(parts.splits.train, training=True), meter)
+    score = partial(evaluate, model, codec, metrics=parts.metrics, device=CPU, progress=progress)
 
     def validate() -> tuple[float, Any]:
         found = score(getattr(parts.splits, parts.selected_on))
@@ -94,6 +94,6 @@ def run(parts: Parts) -> tuple[list[Finding], Record]:
 
     training = trainer.run(progress, validate)
     evaluation = score(parts.splits.test)
-    findings = audited(Left(cell=parts.cell, head=head, trainer=trainer, splits=parts.splits, evaluation=evaluation))
+    findings = audited(Evidence(cell=parts.cell, codec=codec, trainer=trainer, splits=parts.splits, evaluation=evaluation))
     found = measured(parts.cell, parts.splits, model, meter, training, evaluation)
     return findings, new_record(parts.cell) | plain(found)

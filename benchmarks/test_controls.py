@@ -10,7 +10,7 @@ from benchmarks.parts import BOUNDS, Parts, changed, healthy, run
 from lib.grid.backbones import BACKBONES
 from lib.grid.cells import CELL_IDS
 from lib.grid.tasks import Problem
-from lib.results.bounds import missed
+from lib.results.thresholds import missed
 
 pytestmark = pytest.mark.controls
 

@@ -6,7 +6,7 @@ from benchmarks.grid import cells
 
 
 @pytest.mark.parametrize(("profile", "backbone", "task", "method"), cells("footprint"))
-def test_footprint(held_bytes, trainer, head, device, meter, progress, benchmark, record):
+def test_footprint(held_bytes, trainer, codec, device, meter, progress, benchmark, record):
     from lib.run.footprint import generation_rate, trace
 
     with meter.phase("trace"):
@@ -14,6 +14,6 @@ def test_footprint(held_bytes, trainer, head, device, meter, progress, benchmark
     with meter.phase("train"):
         training = benchmark.pedantic(trainer.run, args=(progress,), rounds=1)
     with meter.phase("generate"):
-        footprint.generated_tokens_per_second = generation_rate(trainer.model, head, device, progress)
+        footprint.generated_tokens_per_second = generation_rate(trainer.model, codec, device, progress)
     missed = record(training, footprint=footprint)
     assert not missed, "; ".join(missed)

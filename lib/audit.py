@@ -13,9 +13,9 @@ from pathlib import Path
 import jsonschema
 
 from lib.errors import InputError
-from lib.results.audits import across, failed, invariants, not_numbers, unlike
 from lib.results.files import read_records
 from lib.results.record import Record
+from lib.results.record_checks import across, failed, invariants, not_numbers, unlike
 
 SCHEMA = Path(__file__).parents[1] / "reports" / "schema.json"
 

@@ -13,9 +13,9 @@ from statistics import fmean, stdev
 from lib.errors import InputError
 from lib.grid.cells import CELL_IDS, grid
 from lib.grid.profiles import QUICK_PROFILE
-from lib.results.bounds import minimum_of
 from lib.results.files import read_records
 from lib.results.record import Record
+from lib.results.thresholds import minimum_of
 
 ROOT = Path(__file__).parents[1]
 RUNS = ROOT / ".cache" / "calibrate"

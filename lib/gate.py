@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.errors import InputError
+from lib.results.gate_report import FORMATS, as_markdown
 from lib.results.gates import FAILED_BY, KINDS, Judgement, failing, gate, read_run
-from lib.results.verdicts import FORMATS, as_markdown
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from lib.errors import InputError
 from lib.results.files import read_records
 from lib.results.record import Record
-from lib.results.summary import peak_gib
+from lib.results.run_table import peak_gib
 
 
 def differences(first: Mapping[str, Record], second: Mapping[str, Record]) -> list[str]:

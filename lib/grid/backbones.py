@@ -9,18 +9,18 @@ from lib.grid.tasks import Problem
 
 
 class Layout(StrEnum):
-    """How a generating model sees source and target; `lib.heads.generate` has the code for each."""
+    """How a generating model sees source and target; `lib.codecs.generate` has the code for each."""
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadSpec:
+class Head:
     """What stands on a backbone for one problem.
 
     Attributes:
-        architecture: a class of `lib.heads.architectures`, most of them transformers' own.
+        architecture: a class of `lib.codecs.architectures`, most of them transformers' own.
         new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
         adapted_modules: modules that pretraining never saw, too, but which an adapter trains, over their random start.
         optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.
@@ -74,7 +74,7 @@ class Backbone:
     shape: Mapping[str, Any] = field(repr=False)
     special_tokens: Mapping[str, int] = field(repr=False)
     vocabulary: int
-    heads: Mapping[Problem, HeadSpec]
+    heads: Mapping[Problem, Head]
 
     @property
     def folder(self) -> str:
@@ -104,11 +104,11 @@ BERT = Backbone(
     special_tokens={"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102},
     vocabulary=30_522,
     heads={
-        Problem.CLASSIFY: HeadSpec(architecture="BertForSequenceClassification", new_modules=("classifier",)),
-        Problem.EXTRACT: HeadSpec(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
+        Problem.CLASSIFY: Head(architecture="BertForSequenceClassification", new_modules=("classifier",)),
+        Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
         # Cross-attention is new too, but it starts from the decoder's self-attention (`warm_started`), so it is adapted
         # like the rest: the study's 6,537,216 trainable parameters leave no room for training it in full.
-        Problem.GENERATE: HeadSpec(
+        Problem.GENERATE: Head(
             architecture="BertToBert",
             tied_modules=("predictions.decoder",),
             optional_modules=("pooler", "predictions"),
@@ -137,10 +137,10 @@ GPT2 = Backbone(
     special_tokens={"eos_token_id": 50_256},
     vocabulary=50_257,
     heads={
-        Problem.CLASSIFY: HeadSpec(architecture="GPT2ForSequenceClassification", new_modules=("score",)),
+        Problem.CLASSIFY: Head(architecture="GPT2ForSequenceClassification", new_modules=("score",)),
         # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
-        Problem.EXTRACT: HeadSpec(architecture="GPT2ForQuestionAnswering", new_modules=("qa_outputs",)),
-        Problem.GENERATE: HeadSpec(
+        Problem.EXTRACT: Head(architecture="GPT2ForQuestionAnswering", new_modules=("qa_outputs",)),
+        Problem.GENERATE: Head(
             architecture="GPT2LMHeadModel", tied_modules=("lm_head",), new_token="<sum>", layout=Layout.SEPARATED
         ),
     },
@@ -173,9 +173,9 @@ T5 = Backbone(
     special_tokens={"pad_token_id": 0, "eos_token_id": 1},
     vocabulary=32_100,
     heads={
-        Problem.CLASSIFY: HeadSpec(architecture="T5EncoderClassifier", new_modules=("classifier",)),
-        Problem.EXTRACT: HeadSpec(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),
-        Problem.GENERATE: HeadSpec(
+        Problem.CLASSIFY: Head(architecture="T5EncoderClassifier", new_modules=("classifier",)),
+        Problem.EXTRACT: Head(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),
+        Problem.GENERATE: Head(
             architecture="T5ForConditionalGeneration", tied_modules=("lm_head",), layout=Layout.ENCODER_DECODER
         ),
     },
@@ -184,8 +184,8 @@ T5 = Backbone(
 BACKBONES = (BERT, GPT2, T5)
 
 # A head that belongs to one cell only, by the cell's id.
-HEAD_EXCEPTIONS: Mapping[str, HeadSpec] = {
+HEAD_EXCEPTIONS: Mapping[str, Head] = {
     # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
     # head's own base weights, frozen as they start: there is no new module to train in full.
-    "bert_sa_lora": HeadSpec(architecture="BertMLPClassifier", adapted_modules=("fc1", "fc2")),
+    "bert_sa_lora": Head(architecture="BertMLPClassifier", adapted_modules=("fc1", "fc2")),
 }

@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from itertools import product
 
 from lib.errors import InputError
-from lib.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, Backbone, HeadSpec
+from lib.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, Backbone, Head
 from lib.grid.methods import METHODS, Method, Quantization
 from lib.grid.profiles import Profile
 from lib.grid.recipes import Recipe
@@ -38,7 +38,7 @@ class Cell:
         return self.profile.recipe(self.id)
 
     @property
-    def head(self) -> HeadSpec:
+    def head(self) -> Head:
         """What stands on the backbone here."""
         return HEAD_EXCEPTIONS.get(self.id) or self.backbone.heads[self.task.problem]
 

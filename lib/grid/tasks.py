@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Problem(StrEnum):
-    """The kinds of problem; `lib.heads` has one module for each."""
+    """The kinds of problem; `lib.codecs` has one module for each."""
 
     CLASSIFY = "classify"
     EXTRACT = "extract"

@@ -20,8 +20,8 @@ from lib.grid.tasks import TASKS
 from lib.results.examples import Examples, read
 from lib.results.files import read_list
 from lib.results.record import Record
+from lib.results.run_table import OURS
 from lib.results.statistics import ALPHA, Effect, holm, noise_of_training, paired, paired_macro_f1, slower
-from lib.results.summary import OURS
 
 MARGINS = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "margins.toml"
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")

@@ -13,13 +13,13 @@ import transformers as hf
 from safetensors import SafetensorError
 from torch import nn
 
+from lib.codecs.architectures import architecture
+from lib.codecs.synthetic import SyntheticTokenizer
 from lib.data.sources import ROOTS_HINT
 from lib.errors import InputError
 from lib.grid.backbones import BERT, Backbone
 from lib.grid.cells import Cell
 from lib.grid.profiles import Profile
-from lib.heads.architectures import architecture
-from lib.heads.synthetic import SyntheticTokenizer
 from lib.run.bertscore import BertScorer
 
 ATTENTION = "sdpa"  # torch's fused attention; all three backbones have it
@@ -78,7 +78,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """
     hf.set_seed(cell.profile.seed)
     model = _loaded(cell, device)
-    if model.config.pad_token_id is None:  # GPT-2 finds a row's last real token by it, as the head pads
+    if model.config.pad_token_id is None:  # GPT-2 finds a row's last real token by it, as the codec pads
         model.config.pad_token_id = tokenizer.eos_token_id
     if cell.head.new_token:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)

@@ -1,4 +1,4 @@
-"""Evaluation. In: a trained model, its head, rows. Out: a prediction a row, and scores in points."""
+"""Evaluation. In: a trained model, its codec, rows. Out: a prediction a row, and scores in points."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from lib.codecs.base import Codec, Feature, Prediction
 from lib.data.sources import Row
 from lib.errors import InputError
 from lib.grid.tasks import Problem
-from lib.heads.base import Feature, Head, Prediction
 from lib.run.device import out_of_memory
 from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
@@ -27,8 +27,8 @@ class Evaluation:
     Attributes:
         scores: points, 0 to 100, by metric.
         examples: points of each row, by metric.
-        features, outcomes: what the model saw, and what it answered before that was decoded.
-        loss: mean loss in nats a row, where the head computes one.
+        features, outputs: what the model saw, and what it answered before that was decoded.
+        loss: mean loss in nats a row, where the codec computes one.
         seconds: of prediction alone, without encoding and scoring.
         batch: rows predicted at once at the end; fewer than `EVAL_BATCH` where memory ran out.
         sources: which implementation computed the scores.
@@ -39,7 +39,7 @@ class Evaluation:
     examples: dict[str, list[float]]
     rows: Sequence[Row]
     features: Sequence[Feature]
-    outcomes: Sequence[Any]
+    outputs: Sequence[Any]
     loss: float | None
     seconds: float
     samples_per_second: float
@@ -48,54 +48,54 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, head: Head, rows: Sequence[Row], metrics: Metrics, device: torch.device, progress: Progress
+    model: nn.Module, codec: Codec, rows: Sequence[Row], metrics: Metrics, device: torch.device, progress: Progress
 ) -> Evaluation:
     """Predict every row, longest first, and score against its references."""
-    features = head.features(rows, training=False)
+    features = codec.features(rows, training=False)
     began = time.perf_counter()
-    outcomes, batch = predict(model, head, features, device, progress.stage("evaluate"))
+    outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"))
     seconds = time.perf_counter() - began
-    predictions = head.decode(rows, features, outcomes)
-    scored = METRICS[head.cell.task.problem](metrics, rows, [prediction.value for prediction in predictions])
+    predictions = codec.decode(rows, features, outputs)
+    scored = METRICS[codec.cell.task.problem](metrics, rows, [prediction.value for prediction in predictions])
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     return Evaluation(
         predictions=predictions,
         rows=rows,
         features=features,
-        outcomes=outcomes,
+        outputs=outputs,
         scores=scored.scores,
         examples=scored.examples,
         loss=sum(losses) / len(losses) if losses else None,
         seconds=seconds,
         samples_per_second=len(rows) / seconds,
         batch=batch,
-        sources=metrics.sources(Problem(head.cell.task.problem)),
+        sources=metrics.sources(Problem(codec.cell.task.problem)),
     )
 
 
 def predict(
-    model: nn.Module, head: Head, features: Sequence[Feature], device: torch.device, stage: Progress
+    model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress
 ) -> tuple[list[Any], int]:
-    """An outcome a feature, and how many were predicted at once: half as many after each time that memory ran out.
+    """An output a feature, and how many were predicted at once: half as many after each time that memory ran out.
 
     Raises InputError where not even one fits.
     """
     order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
-    outcomes: list[Any] = [None] * len(features)
+    outputs: list[Any] = [None] * len(features)
     model.eval()
     done, size = 0, EVAL_BATCH
     with torch.inference_mode():
         while done < len(order):
             chunk = order[done : done + size]
-            found = _fitting(partial(head.predict, model, [features[i] for i in chunk], device))
+            found = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
             if found is None:
-                size = _halved(size, head)
+                size = _halved(size, codec)
                 continue
-            for i, outcome in zip(chunk, found, strict=True):
-                outcomes[i] = outcome
+            for i, output in zip(chunk, found, strict=True):
+                outputs[i] = output
             done += len(chunk)
             stage.at(done, len(order))
-    return outcomes, size
+    return outputs, size
 
 
 def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
@@ -108,9 +108,9 @@ def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
     return None
 
 
-def _halved(size: int, head: Head) -> int:
+def _halved(size: int, codec: Codec) -> int:
     if size == 1:
-        raise InputError(f"{head.cell.id} does not fit: memory runs out when it predicts one row at a time")
+        raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     return size // 2

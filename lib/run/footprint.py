@@ -20,10 +20,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from lib.codecs.base import Codec, Feature
 from lib.grid.cells import Cell
 from lib.grid.methods import METHODS
 from lib.grid.tasks import Problem
-from lib.heads.base import Feature, Head
 from lib.run.build import build, load_tokenizer
 from lib.run.evaluation import predict
 from lib.run.meter import parameter_counts, tensor_bytes, weight_tensors
@@ -59,12 +59,12 @@ class Footprint:
     generated_tokens_per_second: float | None = None
 
 
-def synthetic_features(cell: Cell, head: Head) -> list[Feature]:
+def synthetic_features(cell: Cell, codec: Codec) -> list[Feature]:
     """Features of full length for every update of the profile."""
     rng = Random(cell.profile.seed)
     recipe = cell.recipe
     count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    return [replace(head.synthetic(rng), example=i) for i in range(count)]
+    return [replace(codec.synthetic(rng), example=i) for i in range(count)]
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
@@ -111,7 +111,7 @@ def held_before(trainer: Trainer) -> list[torch.Tensor]:
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of tensors on a CPU, which has no allocator to ask: those given, and all floating ones that operators make.
 
-    Left out are token ids and scalars such as the loss: they are the batch's, not the model's.
+    Evidence out are token ids and scalars such as the loss: they are the batch's, not the model's.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -198,19 +198,19 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def generation_rate(model: nn.Module, head: Head, device: torch.device, progress: Progress) -> float | None:
+def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progress: Progress) -> float | None:
     """Tokens a second that the recipe's search gives for full-length articles; None for a task that generates nothing."""
-    if head.cell.task.problem is not Problem.GENERATE:
+    if codec.cell.task.problem is not Problem.GENERATE:
         return None
-    rng = Random(head.cell.profile.seed)
-    features = [head.synthetic(rng) for _ in range(GENERATED_ROWS[device.type])]
+    rng = Random(codec.cell.profile.seed)
+    features = [codec.synthetic(rng) for _ in range(GENERATED_ROWS[device.type])]
     if device.type == "cuda":
-        predict(model, head, features, device, progress.stage("warm up"))
+        predict(model, codec, features, device, progress.stage("warm up"))
     _wait(device)
     began = time.perf_counter()
-    outcomes, _ = predict(model, head, features, device, progress.stage("generate"))
+    outputs, _ = predict(model, codec, features, device, progress.stage("generate"))
     _wait(device)
-    return sum(map(len, outcomes)) / (time.perf_counter() - began)
+    return sum(map(len, outputs)) / (time.perf_counter() - began)
 
 
 def complete(ledger: dict[str, int | None], found: Footprint) -> dict[str, int | None]:

@@ -1,4 +1,4 @@
-"""The training loop. In: a model, a head over its rows, a recipe. Out: a trained model and the course it took.
+"""The training loop. In: a model, a codec over its rows, a recipe. Out: a trained model and the course it took.
 
 One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one schedule step. The loss
 of an update is the mean over all its targets, however they are cut into micro-batches.
@@ -19,10 +19,10 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from lib.codecs.base import Batch, Codec, Feature, all_tokens, on, real_tokens
 from lib.data.sources import Row
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
-from lib.heads.base import Batch, Feature, Head, all_tokens, on, real_tokens
 from lib.run.checkpoint import Checkpoints
 from lib.run.device import out_of_memory, resolve_precision
 from lib.run.fingerprints import model_marks
@@ -136,7 +136,7 @@ class Trainer:
         self,
         cell: Cell,
         model: nn.Module,
-        head: Head,
+        codec: Codec,
         features: Sequence[Feature],
         meter: Meter,
         checkpoints: Checkpoints | None = None,
@@ -144,7 +144,7 @@ class Trainer:
         """Optimizer, schedule and precision for training `model` on `features`; raises InputError where there are none."""
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
-        self.cell, self.model, self.head, self.features, self.meter = cell, model, head, features, meter
+        self.cell, self.model, self.codec, self.features, self.meter = cell, model, codec, features, meter
         self.checkpoints = checkpoints
         self.total = planned_updates(cell, len(features))
         precision, fallback = resolve_precision(cell, meter.device)
@@ -203,7 +203,7 @@ class Trainer:
         while True:
             self.last_group = [piece for features in group for piece in _chunks(features, self.course.micro_batch)]
             try:
-                return self._step([self.head.collate(features) for features in self.last_group], sum(map(len, group)))
+                return self._step([self.codec.collate(features) for features in self.last_group], sum(map(len, group)))
             except DoesNotFit as error:
                 cause = str(error)
             self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
@@ -250,14 +250,14 @@ class Trainer:
 
     def divisors(self, batches: Sequence[Batch]) -> list[int]:
         """What each micro-batch's summed loss is divided by: the targets of the whole update."""
-        count = sum(self.head.targets(batch) for batch in batches)
+        count = sum(self.codec.targets(batch) for batch in batches)
         return [count] * len(batches)
 
     def mean_loss(self, group: Sequence[Sequence[Feature]]) -> float:
         """The loss of an update on these micro-batches, weighted as training weights them."""
-        batches = [self.head.collate(features) for features in group]
+        batches = [self.codec.collate(features) for features in group]
         with self.accelerator.autocast():
-            losses = [self.head.loss(self.model, on(self.meter.device, batch)) for batch in batches]
+            losses = [self.codec.loss(self.model, on(self.meter.device, batch)) for batch in batches]
         return sum(float(loss) / count for loss, count in zip(losses, self.divisors(batches), strict=True))
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
@@ -265,7 +265,7 @@ class Trainer:
         try:
             for batch, count in zip(batches, self.divisors(batches), strict=True):
                 with self.accelerator.autocast():
-                    loss = self.head.loss(self.model, on(self.meter.device, batch)) / count
+                    loss = self.codec.loss(self.model, on(self.meter.device, batch)) / count
                 self.accelerator.backward(loss)
                 total += loss.detach()
         except (RuntimeError, MemoryError) as error:

@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
+from lib.codecs import codec_of
 from lib.grid.cells import Cell, grid
 from lib.grid.profiles import FIXTURES, QUICK_PROFILE
-from lib.heads import head_of
 from lib.run.build import build, load_tokenizer
 from lib.run.meter import Meter
 from lib.run.progress import Progress
@@ -28,8 +28,8 @@ def tokenizer_of(cell_id: str):
     return load_tokenizer(cell_of(cell_id))
 
 
-def head_for(cell_id: str, **changes):
-    return head_of(cell_of(cell_id, **changes), tokenizer_of(cell_id))
+def codec_for(cell_id: str, **changes):
+    return codec_of(cell_of(cell_id, **changes), tokenizer_of(cell_id))
 
 
 def model_of(cell_id: str):
@@ -47,10 +47,10 @@ def silent() -> Progress:
     return Progress("test", lambda line: None)
 
 
-def trainer_of(cell_id: str, rows, head=None, **changes) -> Trainer:
-    """A trainer of a quick cell on these rows; `head` is a class to use in place of the cell's own."""
+def trainer_of(cell_id: str, rows, codec=None, **changes) -> Trainer:
+    """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's own."""
     torch.set_num_threads(1)
     cell = cell_of(cell_id, **changes)
-    head = (head or head_of)(cell, tokenizer_of(cell_id))
+    codec = (codec or codec_of)(cell, tokenizer_of(cell_id))
     model = build(cell, tokenizer_of(cell_id), CPU)
-    return Trainer(cell, model, head, head.encode(rows, training=True), Meter(device=CPU))
+    return Trainer(cell, model, codec, codec.encode(rows, training=True), Meter(device=CPU))

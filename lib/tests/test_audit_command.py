@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from lib import audit
-from lib.results.audits import across, invariants, unlike
 from lib.results.files import read_records
+from lib.results.record_checks import across, invariants, unlike
 from lib.tests.test_results import complete, saved
 
 STUDY = Path(__file__).parents[2] / "reports" / "study.json"

@@ -9,10 +9,10 @@ from lib.data.splits import Splits
 from lib.grid.cells import CELL_IDS, grid
 from lib.grid.profiles import FULL_PROFILE
 from lib.grid.recipes import RECIPES
-from lib.run.audits import AUDITS, OUTCOMES, Left, answers, audited, rows, trained
-from lib.run.audits.left import letters, same_letters
+from lib.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, rows, trained
+from lib.run.audits.evidence import letters, same_letters
 from lib.run.fingerprints import marks
-from lib.tests.small import cell_of, head_for, model_of, rows_of, silent, tokenizer_of, trainer_of
+from lib.tests.small import cell_of, codec_for, model_of, rows_of, silent, tokenizer_of, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]
 FULL = {cell.id: cell for cell in grid(FULL_PROFILE)}
@@ -23,7 +23,7 @@ def left():
     """A quick cell after four updates; nothing was scored."""
     trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2)
     trainer.run(silent())
-    return Left(cell=trainer.cell, head=trainer.head, trainer=trainer)
+    return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
 
 
 # Marks
@@ -51,8 +51,8 @@ def test_any_type_can_be_marked(dtype):
 # The run as a whole
 
 
-def test_a_sound_run_passes_what_applies(left):
-    found = audited(left)
+def test_a_sound_run_passes_what_applies(evidence):
+    found = audited(evidence)
     assert [finding.detail for finding in found if not finding.passed] == []
     assert {finding.name for finding in found} == {
         "checkpoint_loaded",
@@ -67,44 +67,44 @@ def test_a_sound_run_passes_what_applies(left):
 
 
 def test_audits_have_names_of_their_own():
-    names = [audit.__name__ for audit in (*AUDITS, *OUTCOMES)]
+    names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
     assert len(names) == len(set(names)) == 17
 
 
-def test_auditing_changes_nothing(left):
-    before = marks(left.model.parameters())
-    audited(left)
-    assert marks(left.model.parameters()) == before
+def test_auditing_changes_nothing(evidence):
+    before = marks(evidence.model.parameters())
+    audited(evidence)
+    assert marks(evidence.model.parameters()) == before
 
 
-def test_an_audit_that_cannot_look_has_failed(left):
+def test_an_audit_that_cannot_look_has_failed(evidence):
     splits = Splits(train=REVIEWS, validation=[], test=[], origins={})
-    found = {finding.name: finding for finding in audited(replace(left, head=None, splits=splits))}
+    found = {finding.name: finding for finding in audited(replace(evidence, codec=None, splits=splits))}
     assert not found["labels_are_targets"].passed
     assert found["labels_are_targets"].detail.startswith("could not look: AttributeError: ")
     assert found["base_frozen"].passed
 
 
-def test_a_frozen_tensor_that_changed_is_named(left):
-    name = next(name for name, p in left.trainer.parameters.items() if not p.requires_grad)
-    marked = {**left.trainer.before, name: (0, 0)}
-    passed, detail = trained.base_frozen(with_marks(left, marked))
+def test_a_frozen_tensor_that_changed_is_named(evidence):
+    name = next(name for name, p in evidence.trainer.parameters.items() if not p.requires_grad)
+    marked = {**evidence.trainer.before, name: (0, 0)}
+    passed, detail = trained.base_frozen(with_marks(evidence, marked))
     assert not passed
     assert detail == f"0 base tensors train, 1 frozen ones changed: {name}"
 
 
-def with_marks(left, before):
+def with_marks(evidence, before):
     """The same run, had the weights started with other marks."""
-    found = replace(left)
+    found = replace(evidence)
     found.trainer.__dict__["before"], kept = before, found.trainer.before
-    vars(found)["after"] = kept | left.after
+    vars(found)["after"] = kept | evidence.after
     return found
 
 
 def test_a_group_that_stood_still_is_named():
     trainer = trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0)
     trainer.run(silent())
-    found = Left(cell=trainer.cell, head=trainer.head, trainer=trainer)
+    found = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
     assert trained.weights_moved(found)[0]
     for name, mark in found.after.items():
         if name.startswith("transformer.h.1"):
@@ -137,21 +137,21 @@ def test_letters_survive_every_tokenizer():
 
 
 def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
-    head = head_for("bert_qa_sft")
-    assert same_letters("reed ,", "Reed", head)
-    assert same_letters(f"anna {head.tokenizer.unk_token}", "anna X", head)
-    assert not same_letters("anna", "anna reed", head)
+    codec = codec_for("bert_qa_sft")
+    assert same_letters("reed ,", "Reed", codec)
+    assert same_letters(f"anna {codec.tokenizer.unk_token}", "anna X", codec)
+    assert not same_letters("anna", "anna reed", codec)
 
 
 @pytest.mark.parametrize(("cell_id", "folder"), [("gpt2_sum_sft", "cnn_dailymail"), ("t5_sum_sft", "cnn_dailymail")])
 def test_a_summary_one_token_off_is_not_the_target(cell_id, folder):
-    head, row = head_for(cell_id), rows_of(f"{folder}/train")[0]
-    [feature] = head.encode([row], training=True)
-    label = head.collate([feature])["labels"][0]
-    check = rows.LABELS[head.cell.task.problem]
-    assert check(head, row, feature, label)
-    assert not check(head, row, feature, label[:-1])  # no end token
-    assert not check(head, rows_of(f"{folder}/train")[1], feature, label)
+    codec, row = codec_for(cell_id), rows_of(f"{folder}/train")[0]
+    [feature] = codec.encode([row], training=True)
+    label = codec.collate([feature])["labels"][0]
+    check = rows.LABELS[codec.cell.task.problem]
+    assert check(codec, row, feature, label)
+    assert not check(codec, row, feature, label[:-1])  # no end token
+    assert not check(codec, rows_of(f"{folder}/train")[1], feature, label)
 
 
 # Scores

@@ -15,7 +15,7 @@ from lib.grid.cells import CELL_IDS
 from lib.grid.profiles import QUICK_PROFILE
 from lib.run.build import build, checkpoint_fingerprint, load_tokenizer
 from lib.run.meter import parameter_counts
-from lib.tests.small import CPU, cell_of, head_for, model_of, rows_of, tokenizer_of
+from lib.tests.small import CPU, cell_of, codec_for, model_of, rows_of, tokenizer_of
 
 ADAPTED = [cell_id for cell_id in CELL_IDS if not cell_id.endswith("sft")]
 QLORA = [cell_id for cell_id in CELL_IDS if cell_id.endswith("qlora")]
@@ -154,19 +154,19 @@ def test_adapters_heads_and_norms_of_a_quantized_model_stay_in_fp32(cell_id):
 
 @pytest.mark.parametrize("cell_id", ["bert_sa_qlora", "gpt2_sa_qlora", "t5_sa_qlora"])
 def test_a_quantized_model_trains_on_after_an_evaluation_as_if_there_had_been_none(cell_id):
-    head, model = head_for(cell_id), model_of(cell_id)
-    features = head.encode(rows_of("amazon_polarity/train")[:4], training=True)
+    codec, model = codec_for(cell_id), model_of(cell_id)
+    features = codec.encode(rows_of("amazon_polarity/train")[:4], training=True)
     parameter = next(p for name, p in model.named_parameters() if "lora_B" in name)
 
     def gradient():
         torch.manual_seed(0)  # dropout
         model.train().zero_grad()
-        head.loss(model, head.collate(features)).backward()
+        codec.loss(model, codec.collate(features)).backward()
         return parameter.grad.clone()
 
     before = gradient()
     with torch.inference_mode():
-        head.predict(model.eval(), features, CPU)
+        codec.predict(model.eval(), features, CPU)
     torch.testing.assert_close(gradient(), before)
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from lib.codecs import codec_of
+from lib.codecs.cache import cache_key
 from lib.errors import InputError
-from lib.heads import head_of
-from lib.heads.cache import cache_key
 from lib.tests.small import cell_of, rows_of, tokenizer_of
 
 ROOT = Path(__file__).parents[2]
@@ -18,10 +18,10 @@ FOLDERS = {"sa": "amazon_polarity", "qa": "squad", "sum": "cnn_dailymail"}
 CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
 
 
-def head_with(folder, cell_id, **changes):
+def codec_with(folder, cell_id, **changes):
     cell = cell_of(cell_id, **changes)
     cell = replace(cell, profile=replace(cell.profile, feature_cache=folder))
-    return head_of(cell, tokenizer_of(cell_id))
+    return codec_of(cell, tokenizer_of(cell_id))
 
 
 def rows_for(cell_id):
@@ -31,22 +31,22 @@ def rows_for(cell_id):
 @pytest.mark.parametrize("cell_id", CELLS)
 @pytest.mark.parametrize("training", [True, False])
 def test_features_from_the_cache_are_the_encoded_ones(tmp_path, cell_id, training):
-    head, rows = head_with(tmp_path, cell_id), rows_for(cell_id)
-    fresh, again = (head.features(rows, training=training) for _ in range(2))
-    assert fresh == again == head.encode(rows, training=training)
+    codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
+    fresh, again = (codec.features(rows, training=training) for _ in range(2))
+    assert fresh == again == codec.encode(rows, training=training)
     assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
 def test_the_second_time_nothing_is_tokenised(tmp_path, monkeypatch):
-    head, rows = head_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
-    head.features(rows, training=True)
-    monkeypatch.setattr(type(head), "ids", lambda *_: pytest.fail("tokenised again"))
-    assert len(head.features(rows, training=True)) == 20
+    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
+    codec.features(rows, training=True)
+    monkeypatch.setattr(type(codec), "ids", lambda *_: pytest.fail("tokenised again"))
+    assert len(codec.features(rows, training=True)) == 20
 
 
 def test_without_a_folder_nothing_is_written(tmp_path):
-    head = head_with(None, "bert_sa_lora")
-    assert len(head.features(rows_for("bert_sa_lora"), training=True)) == 20
+    codec = codec_with(None, "bert_sa_lora")
+    assert len(codec.features(rows_for("bert_sa_lora"), training=True)) == 20
     assert list(tmp_path.iterdir()) == []
 
 
@@ -54,7 +54,7 @@ def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
     rows = rows_for("gpt2_sa_lora")
 
     def key(cell_id, rows=rows, training=True, **changes):
-        return cache_key(head_with(tmp_path, cell_id, **changes), rows, training=training)
+        return cache_key(codec_with(tmp_path, cell_id, **changes), rows, training=training)
 
     assert key("gpt2_sa_lora") == key("gpt2_sa_qlora") == key("gpt2_sa_sft")
     others = [
@@ -69,11 +69,11 @@ def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
 
 
 def test_a_damaged_file_is_written_again(tmp_path):
-    head, rows = head_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
-    features = head.features(rows, training=True)
+    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
+    features = codec.features(rows, training=True)
     [path] = tmp_path.glob("*.parquet")
     path.write_bytes(path.read_bytes()[:100])
-    assert head.features(rows, training=True) == features
+    assert codec.features(rows, training=True) == features
     assert pq.read_table(path).num_rows == 20
 
 
@@ -81,13 +81,13 @@ FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
 from lib.errors import InputError
-from lib.tests.test_cache import head_with, rows_for
+from lib.tests.test_cache import codec_with, rows_for
 
-head, rows = head_with(Path(sys.argv[1]), "bert_sa_lora"), rows_for("bert_sa_lora")
+codec, rows = codec_with(Path(sys.argv[1]), "bert_sa_lora"), rows_for("bert_sa_lora")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
 try:
-    head.features(rows, training=True)
+    codec.features(rows, training=True)
 except InputError as error:
     print(error)
 """
@@ -103,15 +103,15 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path):
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
-    head = head_with(tmp_path / "file" / "folder", "bert_sa_lora")
+    codec = codec_with(tmp_path / "file" / "folder", "bert_sa_lora")
     with pytest.raises(InputError, match="cannot keep tokenised rows in"):
-        head.features(rows_for("bert_sa_lora"), training=True)
+        codec.features(rows_for("bert_sa_lora"), training=True)
 
 
 def test_two_processes_at_once_get_the_same_features(tmp_path):
     code = (
-        "import hashlib, sys; from pathlib import Path; from lib.tests.test_cache import head_with, rows_for\n"
-        "found = head_with(Path(sys.argv[1]), 'bert_qa_sft').features(rows_for('bert_qa_sft'), training=True)\n"
+        "import hashlib, sys; from pathlib import Path; from lib.tests.test_cache import codec_with, rows_for\n"
+        "found = codec_with(Path(sys.argv[1]), 'bert_qa_sft').features(rows_for('bert_qa_sft'), training=True)\n"
         "print(hashlib.sha256(repr(found).encode()).hexdigest())"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -124,6 +124,6 @@ def test_two_processes_at_once_get_the_same_features(tmp_path):
 
 
 def test_a_stored_row_is_plain(tmp_path):
-    head_with(tmp_path, "bert_qa_sft").features(rows_for("bert_qa_sft"), training=True)
+    codec_with(tmp_path, "bert_qa_sft").features(rows_for("bert_qa_sft"), training=True)
     [path] = tmp_path.glob("*.parquet")
     assert json.dumps(pq.read_table(path).to_pylist())

@@ -4,7 +4,7 @@ import torch
 from lib.errors import InputError
 from lib.run.evaluation import EVAL_BATCH, evaluate
 from lib.run.metrics import Metrics
-from lib.tests.small import CPU, head_for, model_of, rows_of, silent
+from lib.tests.small import CPU, codec_for, model_of, rows_of, silent
 
 
 class Longest(torch.nn.Module):
@@ -16,9 +16,9 @@ class Longest(torch.nn.Module):
 
 
 def test_predictions_come_in_the_order_of_the_rows_however_they_are_batched():
-    head, rows = head_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
-    found = evaluate(Longest(), head, rows, Metrics(), CPU, silent())
-    lengths = [len(feature.input_ids) for feature in head.encode(rows, training=False)]
+    codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    found = evaluate(Longest(), codec, rows, Metrics(), CPU, silent())
+    lengths = [len(feature.input_ids) for feature in codec.encode(rows, training=False)]
     assert [prediction.value for prediction in found.predictions] == [int(length > 20) for length in lengths]
 
 
@@ -36,27 +36,27 @@ class Narrow(Longest):
 
 
 def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
-    head, rows = head_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
-    wide, narrow = (evaluate(model, head, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
+    codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
     assert [p.value for p in narrow.predictions] == [p.value for p in wide.predictions]
     assert (wide.batch, narrow.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
 
 
 def test_one_row_that_cannot_be_predicted_ends_the_cell_in_a_sentence():
     with pytest.raises(InputError, match="memory runs out when it predicts one row at a time"):
-        evaluate(Narrow(0), head_for("bert_sa_sft"), rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
+        evaluate(Narrow(0), codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
 
 
 def test_scores_and_losses_are_over_all_rows():
     rows = [{"label": 0, "content": "poor lamp ."}, {"label": 1, "content": "poor lamp ."}] * 2
-    found = evaluate(Longest(), head_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
+    found = evaluate(Longest(), codec_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
     assert found.scores["accuracy"] == 50.0
     assert found.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
 
 
 def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
     rows = rows_of("squad/validation")[:20]
-    found = evaluate(model_of("bert_qa_sft"), head_for("bert_qa_sft"), rows, Metrics(), CPU, silent())
+    found = evaluate(model_of("bert_qa_sft"), codec_for("bert_qa_sft"), rows, Metrics(), CPU, silent())
     assert len(found.predictions) == 20
     assert found.loss is None
     assert found.samples_per_second == pytest.approx(20 / found.seconds)
@@ -65,6 +65,6 @@ def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
 def test_evaluation_moves_no_weight_and_switches_dropout_off():
     model, rows = model_of("bert_sa_lora"), rows_of("amazon_polarity/train")[:8]
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    one, other = (evaluate(model.train(), head_for("bert_sa_lora"), rows, Metrics(), CPU, silent()) for _ in range(2))
+    one, other = (evaluate(model.train(), codec_for("bert_sa_lora"), rows, Metrics(), CPU, silent()) for _ in range(2))
     assert one.loss == other.loss
     assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

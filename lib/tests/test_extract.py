@@ -4,8 +4,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lib.heads.extract import MAX_ANSWER_TOKENS, Window, best_span, span_text
-from lib.tests.small import CPU, head_for, rows_of
+from lib.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span, span_text
+from lib.tests.small import CPU, codec_for, rows_of
 
 BACKBONES = ("bert", "gpt2", "t5")
 TWICE = {
@@ -29,7 +29,7 @@ def counting(tokens: int, answer: int) -> dict:
 
 def windows(row, **changes):
     """Encoded for BERT, whose question takes 4 tokens here ([CLS] when ? [SEP]) and whose end takes 1."""
-    return head_for("bert_qa_sft", **changes).encode([row], training=False)
+    return codec_for("bert_qa_sft", **changes).encode([row], training=False)
 
 
 def text(row, window):
@@ -47,10 +47,10 @@ class Rising(torch.nn.Module):
 # "dover" is word 15 of the context, counted from 0; the question has 5 words.
 @pytest.mark.parametrize(("backbone", "place"), [("bert", 1 + 5 + 1 + 15), ("gpt2", 5 + 1 + 15), ("t5", 5 + 1 + 15)])
 def test_the_annotated_occurrence_is_the_target_not_the_first(backbone, place):
-    head = head_for(f"{backbone}_qa_sft")
-    [feature] = head.encode([TWICE], training=True)
+    codec = codec_for(f"{backbone}_qa_sft")
+    [feature] = codec.encode([TWICE], training=True)
     assert feature.target == (place, place)
-    assert head.tokenizer.decode([feature.input_ids[place]]).strip() == "dover"
+    assert codec.tokenizer.decode([feature.input_ids[place]]).strip() == "dover"
     assert feature.extra.offsets[15][1] == 69
 
 
@@ -59,27 +59,27 @@ def test_the_annotated_occurrence_is_the_target_not_the_first(backbone, place):
     [("bert", "[CLS]", "[SEP]", "[SEP]"), ("gpt2", "where", "<|endoftext|>", "Ġ."), ("t5", "▁where", "</s>", "</s>")],
 )
 def test_question_separator_context(backbone, start, between, end):
-    head = head_for(f"{backbone}_qa_sft")
-    [feature] = head.encode([TWICE], training=True)
-    tokens = head.tokenizer.convert_ids_to_tokens(feature.input_ids)
+    codec = codec_for(f"{backbone}_qa_sft")
+    [feature] = codec.encode([TWICE], training=True)
+    tokens = codec.tokenizer.convert_ids_to_tokens(feature.input_ids)
     assert (tokens[0], tokens[feature.extra.shift - 1], tokens[-1]) == (start, between, end)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_targets_decode_to_the_answers_of_real_rows(backbone):
-    head = head_for(f"{backbone}_qa_sft")
+    codec = codec_for(f"{backbone}_qa_sft")
     rows = rows_of("squad/train")[:200]
-    for feature in head.encode(rows, training=True):
+    for feature in codec.encode(rows, training=True):
         if feature.target != (0, 0):
             row = rows[feature.example]
             assert span_text(row, *feature.target, feature.extra) == row["answers"]["text"][0]
 
 
 def test_bert_tells_question_and_context_apart_by_segment():
-    head = head_for("bert_qa_sft")
-    batch = head.collate(head.encode([TWICE, TOWN], training=True))
+    codec = codec_for("bert_qa_sft")
+    batch = codec.collate(codec.encode([TWICE, TOWN], training=True))
     assert batch["token_type_ids"][1].tolist() == [0] * 6 + [1] * 5 + [0] * 14  # 25 tokens in the longer one
-    assert "token_type_ids" not in head_for("t5_qa_sft").collate(head_for("t5_qa_sft").encode([TOWN], training=True))
+    assert "token_type_ids" not in codec_for("t5_qa_sft").collate(codec_for("t5_qa_sft").encode([TOWN], training=True))
 
 
 def test_neighbouring_windows_share_the_stride():
@@ -118,23 +118,23 @@ def test_an_answer_cut_by_a_windows_edge_is_not_in_it():
 
 
 def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
-    head = head_for("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
+    codec = codec_for("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
     rows = [counting(12, 11), counting(12, 9)]
-    assert [feature.example for feature in head.encode(rows, training=True)] == [1]
-    assert [feature.example for feature in head.encode(rows, training=False)] == [0, 1]
+    assert [feature.example for feature in codec.encode(rows, training=True)] == [1]
+    assert [feature.example for feature in codec.encode(rows, training=False)] == [0, 1]
 
 
 def test_windows_without_the_answer_train_where_a_sibling_holds_it():
-    head = head_for("bert_qa_sft", max_length=15, doc_stride=4)
-    assert len(head.encode([counting(22, 0)], training=True)) == 3
+    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
+    assert len(codec.encode([counting(22, 0)], training=True)) == 3
 
 
 def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
-    head = head_for("bert_qa_sft", max_length=15, doc_stride=4)
+    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
     rows = [counting(16, 0), counting(16, 15)]
-    a0, a1, b0, b1 = head.encode(rows, training=False)  # each row: years 0-9 and 6-15, context from place 4 on
+    a0, a1, b0, b1 = codec.encode(rows, training=False)  # each row: years 0-9 and 6-15, context from place 4 on
     outcomes = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
-    found = head.decode(rows, [b0, a0, a1, b1], outcomes)
+    found = codec.decode(rows, [b0, a0, a1, b1], outcomes)
     assert [prediction.value for prediction in found] == ["1928 1929", "1927 1928"]
 
 
@@ -152,30 +152,30 @@ def test_best_span_may_have_thirty_tokens_and_no_more():
 
 
 def test_predictions_lie_in_the_context_not_in_separator_or_padding():
-    head = head_for("bert_qa_sft")
-    features = head.encode([TWICE, TOWN], training=False)
+    codec = codec_for("bert_qa_sft")
+    features = codec.encode([TWICE, TOWN], training=False)
     # [CLS] + 5 + [SEP] + 17 words, and [CLS] + 4 + [SEP] + 4 words: the last context tokens are 23 and 9
-    assert head.predict(Rising(), features, CPU) == [(46.0, 23, 23), (18.0, 9, 9)]
+    assert codec.predict(Rising(), features, CPU) == [(46.0, 23, 23), (18.0, 9, 9)]
 
 
 def test_padding_takes_no_part_in_the_loss():
-    head = head_for("bert_qa_sft")
-    long, short = head.encode([TWICE, TOWN], training=True)
-    alone = [float(head.loss(Rising(), head.collate([feature]))) for feature in (long, short)]
-    assert float(head.loss(Rising(), head.collate([long, short]))) == pytest.approx(sum(alone))
+    codec = codec_for("bert_qa_sft")
+    long, short = codec.encode([TWICE, TOWN], training=True)
+    alone = [float(codec.loss(Rising(), codec.collate([feature]))) for feature in (long, short)]
+    assert float(codec.loss(Rising(), codec.collate([long, short]))) == pytest.approx(sum(alone))
 
 
 def test_the_loss_is_the_mean_of_start_and_end_summed_over_windows():
-    head = head_for("t5_qa_sft")
-    batch = head.collate(head.encode([TOWN, TOWN], training=True))
+    codec = codec_for("t5_qa_sft")
+    batch = codec.collate(codec.encode([TOWN, TOWN], training=True))
     even = torch.zeros(batch["input_ids"].shape)
-    assert head.targets(batch) == 2
-    assert float(head.loss(lambda **_: SimpleNamespace(start_logits=even, end_logits=even), batch)) == pytest.approx(
+    assert codec.targets(batch) == 2
+    assert float(codec.loss(lambda **_: SimpleNamespace(start_logits=even, end_logits=even), batch)) == pytest.approx(
         2 * math.log(10)
     )  # 4 + EOS + 4 + EOS
 
 
 def test_spans_read_the_characters_of_the_context():
-    head = head_for("bert_qa_sft")
-    [feature] = head.encode([TWICE], training=False)
-    assert head.decode([TWICE], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"
+    codec = codec_for("bert_qa_sft")
+    [feature] = codec.encode([TWICE], training=False)
+    assert codec.decode([TWICE], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"

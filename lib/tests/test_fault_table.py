@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from benchmarks.faults import FAULTS
-from lib.results.audits import across
-from lib.run.audits import AUDITS, OUTCOMES
+from lib.results.record_checks import across
+from lib.run.audits import AUDITS, OF_LEARNING
 from lib.tests.test_results import complete
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -16,7 +16,7 @@ def test_all_19_faults_are_there_once():
 
 def test_every_fault_names_a_check_that_exists():
     together = {finding["name"] for finding in across([complete()])["bert_sa_lora"]}
-    known = {audit.__name__ for audit in (*AUDITS, *OUTCOMES)} | together | {"threshold"}
+    known = {audit.__name__ for audit in (*AUDITS, *OF_LEARNING)} | together | {"threshold"}
     assert {fault.caught_by for fault in FAULTS} <= known
 
 

@@ -3,10 +3,10 @@ from random import Random
 import pytest
 import torch
 
+from lib.codecs import codec_of
+from lib.codecs.base import Feature, all_tokens, real_tokens
 from lib.grid.cells import CELL_IDS, grid
 from lib.grid.profiles import FOOTPRINT_CPU_PROFILE
-from lib.heads import head_of
-from lib.heads.base import Feature, all_tokens, real_tokens
 from lib.run import footprint
 from lib.run.build import load_tokenizer
 from lib.run.footprint import Footprint, TensorBytes, complete, matmul_peak, synthetic_features, trace, unexpected
@@ -16,8 +16,8 @@ CELLS = {cell.id: cell for cell in grid(FOOTPRINT_CPU_PROFILE)}
 REVIEWS = rows_of("amazon_polarity/train")[:16]
 
 
-def head_for(cell_id):
-    return head_of(CELLS[cell_id], load_tokenizer(CELLS[cell_id]))
+def codec_for(cell_id):
+    return codec_of(CELLS[cell_id], load_tokenizer(CELLS[cell_id]))
 
 
 # Synthetic rows
@@ -25,18 +25,18 @@ def head_for(cell_id):
 
 @pytest.mark.parametrize("cell_id", CELL_IDS)
 def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
-    head, recipe = head_for(cell_id), CELLS[cell_id].recipe
-    features = synthetic_features(CELLS[cell_id], head)
+    codec, recipe = codec_for(cell_id), CELLS[cell_id].recipe
+    features = synthetic_features(CELLS[cell_id], codec)
     assert len(features) == recipe.max_steps
-    batch = head.collate(features[:2])
+    batch = codec.collate(features[:2])
     separate = "decoder_input_ids" in batch
     assert real_tokens(batch) == all_tokens(batch) == 2 * (recipe.max_length + (recipe.max_target_length if separate else 0))
     assert int(batch["input_ids"].max()) < CELLS[cell_id].backbone.vocabulary + 1
 
 
 def test_synthetic_answers_lie_in_the_window():
-    head = head_for("bert_qa_sft")
-    for feature in (head.synthetic(Random(seed)) for seed in range(50)):
+    codec = codec_for("bert_qa_sft")
+    for feature in (codec.synthetic(Random(seed)) for seed in range(50)):
         window = feature.extra
         assert window.shift <= feature.target[0] == feature.target[1] < window.shift + len(window.offsets)
         assert feature.input_ids[0] == 101
@@ -162,8 +162,8 @@ def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
 
 
 def test_generation_is_timed_for_summaries_alone(monkeypatch):
-    assert footprint.generation_rate(torch.nn.Module(), head_for("bert_sa_sft"), CPU, silent()) is None
+    assert footprint.generation_rate(torch.nn.Module(), codec_for("bert_sa_sft"), CPU, silent()) is None
     clock = iter([10.0, 12.0])
     monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(footprint, "predict", lambda model, head, features, *_: ([[1] * 16 for _ in features], 64))
-    assert footprint.generation_rate(torch.nn.Module(), head_for("t5_sum_sft"), CPU, silent()) == 8.0
+    monkeypatch.setattr(footprint, "predict", lambda model, codec, features, *_: ([[1] * 16 for _ in features], 64))
+    assert footprint.generation_rate(torch.nn.Module(), codec_for("t5_sum_sft"), CPU, silent()) == 8.0

@@ -16,8 +16,8 @@ from lib.grid.cells import CELL_IDS
 from lib.grid.tasks import TASKS
 from lib.results import examples
 from lib.results.examples import Examples
+from lib.results.gate_report import as_json, as_markdown, as_text, closing, rows
 from lib.results.gates import Run, Verdict, gate, load_margins, read_run, seed_margin
-from lib.results.verdicts import as_json, as_markdown, as_text, closing, rows
 from lib.tests.test_results import complete
 
 ROOT = Path(__file__).parents[2]

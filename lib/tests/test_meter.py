@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lib.heads.base import all_tokens, real_tokens
+from lib.codecs.base import all_tokens, real_tokens
 from lib.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, peaks, tensor_bytes
-from lib.tests.small import CPU, head_for, rows_of, silent, trainer_of
+from lib.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
 MIB = 2**20
 
@@ -80,16 +80,16 @@ def test_token_rates_count_real_tokens_and_padding_has_a_share_of_its_own():
 
 
 def test_real_tokens_of_a_batch_are_those_under_its_masks():
-    head = head_for("bert_sa_sft")
+    codec = codec_for("bert_sa_sft")
     rows = [{"label": 1, "content": "the lamp is great ."}, {"label": 0, "content": "poor lamp"}]
-    batch = head.collate(head.encode(rows, training=True))
+    batch = codec.collate(codec.encode(rows, training=True))
     assert (real_tokens(batch), all_tokens(batch)) == (7 + 4, 2 * 7)
 
 
 def test_tokens_of_a_separate_target_count_too():
-    head = head_for("t5_sum_sft")
-    [feature] = head.encode([{"article": "tea was served .", "highlights": "tea served ."}], training=True)
-    assert real_tokens(head.collate([feature])) == len(feature.input_ids) + 4  # tea served . </s>
+    codec = codec_for("t5_sum_sft")
+    [feature] = codec.encode([{"article": "tea was served .", "highlights": "tea served ."}], training=True)
+    assert real_tokens(codec.collate([feature])) == len(feature.input_ids) + 4  # tea served . </s>
 
 
 def test_the_median_and_the_ninetieth_percentile_of_updates():
@@ -235,5 +235,5 @@ def test_predicting_on_a_cpu_leaves_the_ledger_of_a_four_bit_layer_as_it_is():
     trainer.run(silent())
     before = ledger(trainer.model, None, None)
     with torch.inference_mode():
-        trainer.head.predict(trainer.model.eval(), trainer.head.encode(rows, training=False), CPU)
+        trainer.codec.predict(trainer.model.eval(), trainer.codec.encode(rows, training=False), CPU)
     assert ledger(trainer.model, None, None) == before

@@ -14,7 +14,7 @@ from lib.grid.tasks import SA, SUM
 from lib.micro.corpus import documents, reserved_texts
 from lib.micro.data import DATA, jsonl, tables
 from lib.micro.pretrain import PLANS, SEED
-from lib.tests.small import head_for, rows_of, tokenizer_of
+from lib.tests.small import codec_for, rows_of, tokenizer_of
 
 SQUAD = ("squad/train", "squad/validation")
 NEWS = ("cnn_dailymail/train", "cnn_dailymail/validation", "cnn_dailymail/test")
@@ -90,18 +90,18 @@ def test_answers_repeat_and_the_annotated_one_is_often_not_the_first():
 def test_some_passages_outgrow_berts_window_and_none_the_others():
     sizes = {b: Counter() for b in ("bert", "gpt2", "t5")}
     for backbone, found in sizes.items():
-        head = head_for(f"{backbone}_qa_sft")
+        codec = codec_for(f"{backbone}_qa_sft")
         for row in rows_of("squad/validation"):
-            found[len(head.encode([row], training=False))] += 1
-            longest = len(head.ids(row["question"])) + len(head.ids(row["context"])) + 2
-            assert backbone == "bert" or longest <= head.recipe.max_length
+            found[len(codec.encode([row], training=False))] += 1
+            longest = len(codec.ids(row["question"])) + len(codec.ids(row["context"])) + 2
+            assert backbone == "bert" or longest <= codec.recipe.max_length
     assert sum(count for windows, count in sizes["bert"].items() if windows > 1) >= 10
     assert set(sizes["gpt2"]) == set(sizes["t5"]) == {1}
 
 
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
 def test_reviews_reports_and_highlights_fit_their_lengths(backbone):
-    sa, summary = head_for(f"{backbone}_sa_sft"), head_for(f"{backbone}_sum_sft")
+    sa, summary = codec_for(f"{backbone}_sa_sft"), codec_for(f"{backbone}_sum_sft")
     assert max(len(sa.ids(sa.text(row))) for row in rows_of("amazon_polarity/train")) <= sa.recipe.max_length - 2
     assert max(len(summary.ids(row["highlights"])) for row in articles()) < summary.recipe.max_target_length
     spent = summary.recipe.max_target_length if backbone == "gpt2" else 4

@@ -1,4 +1,4 @@
-"""Our loop against transformers' own: ten updates on the same batches give the same losses, one cell for each head.
+"""Our loop against transformers' own: ten updates on the same batches give the same losses, one cell for each codec.
 
 transformers computes the loss inside the model here, from labels of its own making; nothing of our heads' losses is shared.
 """
@@ -58,7 +58,7 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
     ours, twin = (without_dropout(trainer_of(cell_id, rows, **settings)) for _ in range(2))
     recipe = ours.cell.recipe
     groups = list(ours.updates(0))[:UPDATES]
-    batches = [theirs(ours.head.collate(features)) for group in groups for features in group]
+    batches = [theirs(ours.codec.collate(features)) for group in groups for features in group]
     options = hf.TrainingArguments(
         output_dir=str(tmp_path),
         max_steps=UPDATES,

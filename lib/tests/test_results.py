@@ -19,10 +19,10 @@ from lib.grid.cells import grid
 from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from lib.grid.tasks import TASKS
 from lib.machine import PACKAGES, versions
-from lib.results import summary
-from lib.results.bounds import load_bounds, minimum_of, missed
+from lib.results import run_table
 from lib.results.files import read_records
 from lib.results.record import new_record, plain
+from lib.results.thresholds import load_bounds, minimum_of, missed
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = json.loads((ROOT / "reports" / "schema.json").read_text())
@@ -239,11 +239,11 @@ def test_a_record_without_a_key_is_refused():
 
 
 def lines(*records):
-    return [line for line, _ in summary.rows(records)]
+    return [line for line, _ in run_table.rows(records)]
 
 
 def test_a_line_stands_under_its_header():
-    assert [summary.HEADER, *lines(complete())] == [
+    assert [run_table.HEADER, *lines(complete())] == [
         "cell            score        points  bound  train s samples/s  peak GiB trainable  verdict",
         "bert_sa_lora    accuracy       91.0   88.0     12.2       123      1.25     2.50%  passed",
     ]
@@ -256,7 +256,7 @@ def test_what_was_not_measured_is_a_dash():
 
 @pytest.mark.parametrize("record", [complete(), new_record(CELLS["gpt2_sum_qlora"])], ids=["complete", "new"])
 def test_figures_end_where_their_headings_end(record):
-    ends = [match.end() for match in re.finditer(r"points|bound|train s|samples/s|peak GiB", summary.HEADER)]
+    ends = [match.end() for match in re.finditer(r"points|bound|train s|samples/s|peak GiB", run_table.HEADER)]
     assert all(re.match(r"\S( |$)", lines(record)[0][end - 1 :]) for end in ends)
 
 
@@ -264,7 +264,7 @@ def test_figures_end_where_their_headings_end(record):
 def test_no_line_is_wider_than_100_columns(cell_id):
     slow = MEASURED["training"] | {"seconds": 123_456.7}
     record = complete(cell_id, training=slow, scores={task.main_score: 100.0 for task in TASKS}, bounds={})
-    assert max(map(len, [summary.HEADER, *lines(record)])) <= 100
+    assert max(map(len, [run_table.HEADER, *lines(record)])) <= 100
 
 
 @pytest.mark.parametrize(
@@ -283,15 +283,15 @@ def test_the_verdict_is_a_word_or_three(changes, word):
 
 def test_the_peak_is_the_gpus_where_there_is_one():
     phases = {"load": PHASE | {"reserved_peak_gib": 3.5}, "train": PHASE | {"reserved_peak_gib": 0.5, "rss_peak_gib": 9.0}}
-    assert summary.peak_gib(complete(memory={"phases": phases, "ledger": {}})) == 3.5
-    assert summary.peak_gib(complete()) == 1.25
-    assert summary.peak_gib(new_record(CELLS["bert_sa_lora"])) is None
+    assert run_table.peak_gib(complete(memory={"phases": phases, "ledger": {}})) == 3.5
+    assert run_table.peak_gib(complete()) == 1.25
+    assert run_table.peak_gib(new_record(CELLS["bert_sa_lora"])) is None
 
 
 def test_the_footer_counts_and_names_the_device():
     records = [complete(), complete(outcome="missed"), new_record(CELLS["t5_qa_sft"])]
-    assert summary.footer(records, 61.7) == "1 of 3 cells passed in 62 s on a CPU"
-    assert summary.footer(records[2:], 1.0) == "0 of 1 cells passed in 1 s on no device"
+    assert run_table.footer(records, 61.7) == "1 of 3 cells passed in 62 s on a CPU"
+    assert run_table.footer(records[2:], 1.0) == "0 of 1 cells passed in 1 s on no device"
 
 
 MIB = 2**20
@@ -323,11 +323,11 @@ FOOTPRINT = {
 
 def test_a_footprint_has_a_table_of_its_own():
     record = complete(**FOOTPRINT)
-    assert [summary.header([record]), *lines(record)] == [
+    assert [run_table.header([record]), *lines(record)] == [
         "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  verdict",
         "bert_sa_lora        120     150     4000     -     400     3      6    103      512  25.0  passed",
     ]
-    assert summary.header([record, complete()]) == summary.HEADER
+    assert run_table.header([record, complete()]) == run_table.HEADER
 
 
 def test_a_footprints_record_is_as_the_schema_says():

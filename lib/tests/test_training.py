@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.codecs.base import Feature
+from lib.codecs.classify import ClassifyCodec
 from lib.errors import InputError
-from lib.heads.base import Feature
-from lib.heads.classify import ClassifyHead
 from lib.run.meter import Meter
 from lib.run.training import Trainer, epoch_batches, make_optimizer, planned_updates
 from lib.tests.small import CPU, cell_of, rows_of, silent, trainer_of
@@ -33,9 +33,9 @@ def trained(trainer: Trainer):
 
 
 def poisoned(at: int):
-    """A head whose loss is not a number from the `at`-th micro-batch on."""
+    """A codec whose loss is not a number from the `at`-th micro-batch on."""
 
-    class Poisoned(ClassifyHead):
+    class Poisoned(ClassifyCodec):
         calls = 0
 
         def loss(self, model, batch):
@@ -70,9 +70,9 @@ def test_the_news_of_these_tests_differ_in_length():
 def test_the_loss_is_the_mean_over_the_targets_of_the_update():
     trainer = trainer_of("gpt2_sum_sft", NEWS, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     with torch.no_grad():
-        batches = [trainer.head.collate([feature]) for feature in trainer.features]
-        total = sum(float(trainer.head.loss(trainer.model.eval(), batch)) for batch in batches)
-    words = sum(trainer.head.targets(batch) for batch in batches)
+        batches = [trainer.codec.collate([feature]) for feature in trainer.features]
+        total = sum(float(trainer.codec.loss(trainer.model.eval(), batch)) for batch in batches)
+    words = sum(trainer.codec.targets(batch) for batch in batches)
     assert trainer.run(silent()).losses == pytest.approx([total / words], rel=1e-5)
 
 
@@ -238,9 +238,9 @@ def test_a_good_run_stops_for_nothing():
 
 
 def crowded(rows: int, error=torch.OutOfMemoryError):
-    """A head for which memory runs out with more than so many rows at once."""
+    """A codec for which memory runs out with more than so many rows at once."""
 
-    class Crowded(ClassifyHead):
+    class Crowded(ClassifyCodec):
         def loss(self, model, batch):
             if len(batch["labels"]) > rows:
                 raise error("DefaultCPUAllocator: can't allocate memory")
@@ -278,7 +278,7 @@ def test_one_row_that_does_not_fit_ends_the_cell_in_a_sentence():
 
 
 def test_another_error_is_not_taken_for_lack_of_memory():
-    class Broken(ClassifyHead):
+    class Broken(ClassifyCodec):
         def loss(self, model, batch):
             raise RuntimeError("shapes differ")
 

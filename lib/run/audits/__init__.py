@@ -1,7 +1,7 @@
 """Audits: did the cell run as labelled? In: what a run leaves behind. Out: a finding for every audit that applies.
 
-Each is a pure function of `Left`, named as in the record; it takes the cell's description for truth and looks at what was
-built, encoded, trained and predicted. Audits over several cells are in `lib.results.audits`.
+Each is a pure function of `Evidence`, named as in the record; it takes the cell's description for truth and looks at what was
+built, encoded, trained and predicted. Audits over several cells are in `lib.results.record_checks`.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from lib.run.audits.answers import (
     windows_map_to_examples,
 )
 from lib.run.audits.built import adapters_where_declared, checkpoint_loaded, heads_trainable, quantized_as_declared
-from lib.run.audits.left import Answer, Finding, Left
+from lib.run.audits.evidence import Answer, Evidence, Finding
 from lib.run.audits.rows import answers_at_annotated_start, labels_are_targets, no_leakage, selection_apart_from_test
 from lib.run.audits.trained import base_frozen, loss_is_mean_over_accumulation, schedule_counts_updates, weights_moved
 
-__all__ = ["AUDITS", "OUTCOMES", "Finding", "Left", "audited"]
+__all__ = ["AUDITS", "OF_LEARNING", "Evidence", "Finding", "audited"]
 
-AUDITS: tuple[Callable[[Left], Answer], ...] = (
+AUDITS: tuple[Callable[[Evidence], Answer], ...] = (
     checkpoint_loaded,
     heads_trainable,
     adapters_where_declared,
@@ -37,17 +37,17 @@ AUDITS: tuple[Callable[[Left], Answer], ...] = (
     prompt_intact_at_inference,
     metric_invariants,
 )
-OUTCOMES: tuple[Callable[[Left], Answer], ...] = (weights_moved, generation_not_truncated, learned_something)
+OF_LEARNING: tuple[Callable[[Evidence], Answer], ...] = (weights_moved, generation_not_truncated, learned_something)
 
 
-def audited(left: Left) -> list[Finding]:
+def audited(evidence: Evidence) -> list[Finding]:
     """A finding for every audit that has something to look at; one that cannot look is one that failed."""
     found = []
-    for audit in (*AUDITS, *OUTCOMES):
+    for audit in (*AUDITS, *OF_LEARNING):
         try:
-            answer = audit(left)
+            answer = audit(evidence)
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
-            found.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1], outcome=audit in OUTCOMES))
+            found.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1], of_learning=audit in OF_LEARNING))
     return found

@@ -7,12 +7,12 @@ from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean, stdev
 
+from lib.codecs.base import Codec, Feature
+from lib.codecs.generate import GenerateCodec
 from lib.data.sources import Row
 from lib.grid.backbones import Layout
 from lib.grid.tasks import Problem
-from lib.heads.base import Feature, Head
-from lib.heads.generate import GenerateHead
-from lib.run.audits.left import SAMPLE, Answer, Left, letters, same_letters, sample
+from lib.run.audits.evidence import SAMPLE, Answer, Evidence, letters, same_letters, sample
 from lib.run.metrics import rouge_examples, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
@@ -21,69 +21,69 @@ POINTS = 1e-6  # what rounding may do to a score
 MORE_THAN_LUCK = 3.0  # standard errors
 
 
-def windows_map_to_examples(left: Left) -> Answer:
+def windows_map_to_examples(evidence: Evidence) -> Answer:
     """A window's tokens are its row's context, and every answer is a piece of its own row's context."""
-    if left.evaluation is None or left.cell.task.problem is not Problem.EXTRACT:
+    if evidence.evaluation is None or evidence.cell.task.problem is not Problem.EXTRACT:
         return None
-    rows, features = left.evaluation.rows, left.evaluation.features
-    windows = [f for f in sample(features, 2 * SAMPLE) if not _shows(left.head, rows[f.example], f)]
-    strangers = [i for i, p in enumerate(left.evaluation.predictions) if p.value not in rows[i]["context"]]
+    rows, features = evidence.evaluation.rows, evidence.evaluation.features
+    windows = [f for f in sample(features, 2 * SAMPLE) if not _shows(evidence.codec, rows[f.example], f)]
+    strangers = [i for i, p in enumerate(evidence.evaluation.predictions) if p.value not in rows[i]["context"]]
     covered = {f.example for f in features} == set(range(len(rows)))
     if windows or strangers or not covered:
         return False, f"{len(windows)} windows show another row's context, {len(strangers)} answers are not in their row's"
     return True, f"{len(features)} windows of {len(rows)} rows"
 
 
-def _shows(head: Head, row: Row, feature: Feature) -> bool:
+def _shows(codec: Codec, row: Row, feature: Feature) -> bool:
     window = feature.extra
     if not window.offsets:
         return True
     text = row["context"][window.offsets[0][0] : window.offsets[-1][1]]
-    tokens = head.tokenizer.decode(feature.input_ids[window.shift : window.shift + len(window.offsets)])
-    if same_letters(tokens, text, head):
+    tokens = codec.tokenizer.decode(feature.input_ids[window.shift : window.shift + len(window.offsets)])
+    if same_letters(tokens, text, codec):
         return True
     # Letters beyond ASCII may be lost to a tokenizer; another row's context has hardly a line in common.
     return SequenceMatcher(None, letters(tokens), letters(text), autojunk=False).ratio() > ALIKE
 
 
-def prompt_intact_at_inference(left: Left) -> Answer:
+def prompt_intact_at_inference(evidence: Evidence) -> Answer:
     """What frames the input stands there after truncation: special tokens, the prefix, the separator before the summary."""
-    if left.evaluation is None:
+    if evidence.evaluation is None:
         return None
-    begin, end = _frame(left)
-    features = left.evaluation.features
+    begin, end = _frame(evidence)
+    features = evidence.evaluation.features
     broken = [f for f in features if f.input_ids[: len(begin)] != begin or f.input_ids[len(f.input_ids) - len(end) :] != end]
-    long = [f for f in features if len(f.input_ids) > left.cell.recipe.max_length]
+    long = [f for f in features if len(f.input_ids) > evidence.cell.recipe.max_length]
     if broken or long:
         return False, f"{len(broken)} of {len(features)} prompts lack their frame, {len(long)} are too long"
     return True, f"{len(features)} prompts, {len(begin)} tokens before and {len(end)} behind"
 
 
-def _frame(left: Left) -> tuple[list[int], list[int]]:
-    tokenizer, wrap, head = left.head.tokenizer, left.cell.backbone.wrap, left.cell.head
+def _frame(evidence: Evidence) -> tuple[list[int], list[int]]:
+    tokenizer, wrap, head = evidence.codec.tokenizer, evidence.cell.backbone.wrap, evidence.cell.head
     if head.layout is Layout.SEPARATED:
         return [], [tokenizer.convert_tokens_to_ids(head.new_token)]
     before, after = ([getattr(tokenizer, f"{name}_id")] if name else [] for name in (wrap.before, wrap.after))
-    prefix = left.cell.recipe.prefix.strip()
+    prefix = evidence.cell.recipe.prefix.strip()
     return before + (tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []), after
 
 
-def generation_not_truncated(left: Left) -> Answer:
+def generation_not_truncated(evidence: Evidence) -> Answer:
     """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
-    if left.evaluation is None or left.cell.task.problem is not Problem.GENERATE:
+    if evidence.evaluation is None or evidence.cell.task.problem is not Problem.GENERATE:
         return None
-    assert isinstance(left.head, GenerateHead), "a generating cell has a generating head"
-    lengths = [len(ids) for ids in left.evaluation.outcomes]
-    ended = fmean(bool(ids) and ids[-1] == left.head.end_id for ids in left.evaluation.outcomes)
+    assert isinstance(evidence.codec, GenerateCodec), "a generating cell has a generating codec"
+    lengths = [len(ids) for ids in evidence.evaluation.outputs]
+    ended = fmean(bool(ids) and ids[-1] == evidence.codec.end_id for ids in evidence.evaluation.outputs)
     return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
 
 
-def metric_invariants(left: Left) -> Answer:
+def metric_invariants(evidence: Evidence) -> Answer:
     """What holds for these metrics whatever is predicted: on each row, on average, and in the number of rows."""
-    if left.evaluation is None:
+    if evidence.evaluation is None:
         return None
-    examples, scores = left.evaluation.examples, left.evaluation.scores
-    count = len(left.evaluation.rows)
+    examples, scores = evidence.evaluation.examples, evidence.evaluation.scores
+    count = len(evidence.evaluation.rows)
     faults = [f"{name} has {len(points)} rows of {count}" for name, points in examples.items() if len(points) != count]
     faults += [f"{name} of {value:.2f} is no score" for name, value in scores.items() if not 0 <= value <= 100 + POINTS]
     faults += [
@@ -114,12 +114,12 @@ def outside(examples: dict[str, list[float]]) -> list[int]:
     return [row for row, (p, f1, r) in enumerate(triples) if not min(p, r) - POINTS <= f1 <= max(p, r) + POINTS]
 
 
-def learned_something(left: Left) -> Answer:
+def learned_something(evidence: Evidence) -> Answer:
     """Better than doing without a model, by more than luck: three standard errors of the difference, row by row."""
-    if left.evaluation is None or left.splits is None:
+    if evidence.evaluation is None or evidence.splits is None:
         return None
-    name, trivial = BASELINES[left.cell.task.problem](left.splits.train, left.evaluation.rows)
-    points = left.evaluation.examples[name]
+    name, trivial = BASELINES[evidence.cell.task.problem](evidence.splits.train, evidence.evaluation.rows)
+    points = evidence.evaluation.examples[name]
     gains = [ours - theirs for ours, theirs in zip(points, trivial, strict=True)]
     error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
     detail = f"{name} {fmean(points):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"

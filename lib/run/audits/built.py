@@ -12,19 +12,19 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lib.run.audits.left import Answer, Left, within
+from lib.run.audits.evidence import Answer, Evidence, within
 from lib.run.build import weight_files
 from lib.run.fingerprints import Mark, marks
 
 
-def checkpoint_loaded(left: Left) -> Answer:
+def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Every pretrained tensor that is stored plainly started as one of the checkpoint's, bit for bit."""
-    if left.cell.profile.random_weights:
+    if evidence.cell.profile.random_weights:
         return None
-    names, stored = checkpoint_marks(tuple(weight_files(left.cell)))
-    lacking = [module for module in left.cell.head.optional_modules if not any(within(name, [module]) for name in names)]
-    started = [name for name in left.trainer.before if _pretrained(left, name) and not within(name, lacking)]
-    random = sorted(name for name in started if left.trainer.before[name] not in stored)
+    names, stored = checkpoint_marks(tuple(weight_files(evidence.cell)))
+    lacking = [module for module in evidence.cell.head.optional_modules if not any(within(name, [module]) for name in names)]
+    started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
+    random = sorted(name for name in started if evidence.trainer.before[name] not in stored)
     if random or not started:
         return False, f"{len(random)} of {len(started)} pretrained tensors are not the checkpoint's: {', '.join(random[:3])}"
     return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
@@ -37,24 +37,24 @@ def checkpoint_marks(files: tuple[Path, ...]) -> tuple[frozenset[str], frozenset
     return frozenset(tensors), frozenset(marks(tensors.values()))
 
 
-def _pretrained(left: Left, name: str) -> bool:
+def _pretrained(evidence: Evidence, name: str) -> bool:
     """Whether a parameter came from the checkpoint as it stands there: not new, not packed, not grown by a token."""
-    head = left.cell.head
-    parameter = left.trainer.parameters[name]
+    head = evidence.cell.head
+    parameter = evidence.trainer.parameters[name]
     if parameter.dtype != torch.float32 or "lora_" in name or "trainable_tokens_delta" in name:
         return False
     if within(name, head.new_modules + head.adapted_modules):
         return False
-    return not (head.new_token and parameter.shape[0] == len(left.head.tokenizer))
+    return not (head.new_token and parameter.shape[0] == len(evidence.codec.tokenizer))
 
 
-def heads_trainable(left: Left) -> Answer:
+def heads_trainable(evidence: Evidence) -> Answer:
     """Every module that pretraining never saw trains: in full, or by an adapter where the study says so."""
-    head, named = left.cell.head, left.trainer.parameters
+    head, named = evidence.cell.head, evidence.trainer.parameters
     trained = {name for name, p in named.items() if p.requires_grad}
     frozen = [module for module in head.new_modules if not any(within(name, [module]) for name in trained)]
-    frozen += [m for m in head.adapted_modules if not any(within(name, [m]) and _is_lora(left, name) for name in trained)]
-    if head.new_token and left.cell.method.adapts and not any("trainable_tokens_delta" in name for name in trained):
+    frozen += [m for m in head.adapted_modules if not any(within(name, [m]) and _is_lora(evidence, name) for name in trained)]
+    if head.new_token and evidence.cell.method.adapts and not any("trainable_tokens_delta" in name for name in trained):
         frozen.append(head.new_token)
     new = [*head.new_modules, *head.adapted_modules, *([head.new_token] if head.new_token else [])]
     return (
@@ -62,18 +62,18 @@ def heads_trainable(left: Left) -> Answer:
     )
 
 
-def _is_lora(left: Left, name: str) -> bool:
-    return "lora_" in name or not left.cell.method.adapts
+def _is_lora(evidence: Evidence, name: str) -> bool:
+    return "lora_" in name or not evidence.cell.method.adapts
 
 
-def adapters_where_declared(left: Left) -> Answer:
+def adapters_where_declared(evidence: Evidence) -> Answer:
     """Adapters sit on the recipe's target modules, on all of them and nowhere else, with its rank and scale."""
-    adapter = left.cell.recipe.adapter
-    layers: dict[str, Any] = {name: m for name, m in left.model.named_modules() if _adapter_rank(m) is not None}
+    adapter = evidence.cell.recipe.adapter
+    layers: dict[str, Any] = {name: m for name, m in evidence.model.named_modules() if _adapter_rank(m) is not None}
     if adapter is None:
         return not layers, f"{len(layers)} adapters in a model that trains in full"
     shapes = {(_adapter_rank(m), m.scaling["default"]) for m in layers.values()}
-    wanted = {name for name in _linear_layers(left.model) if name.rsplit(".", 1)[-1] in adapter.target_modules}
+    wanted = {name for name in _linear_layers(evidence.model) if name.rsplit(".", 1)[-1] in adapter.target_modules}
     if set(layers) != wanted:
         odd = sorted(wanted ^ set(layers))
         return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
@@ -93,16 +93,16 @@ def _linear_layers(model: nn.Module) -> Iterator[str]:
             yield name.removesuffix(".base_layer")
 
 
-def quantized_as_declared(left: Left) -> Answer:
+def quantized_as_declared(evidence: Evidence) -> Answer:
     """QLoRA's base is packed to NF4 with double quantization, every linear layer that may be; other models not at all."""
-    packed = {n: m for n, m in left.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
-    eight = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in left.model.modules())
-    wanted = left.cell.quantization
+    packed = {n: m for n, m in evidence.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    eight = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
+    wanted = evidence.cell.quantization
     if wanted is None:
         return not packed and not eight, f"{len(packed) + eight} quantized layers"
-    kept = {*left.cell.head.new_modules, *left.cell.head.tied_modules, *kept_in_fp32(left.model)}
+    kept = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *kept_in_fp32(evidence.model)}
     plain = [
-        n for n in _linear_layers(left.model) if not within(n, kept) and f"{n}.base_layer" not in packed and n not in packed
+        n for n in _linear_layers(evidence.model) if not within(n, kept) and f"{n}.base_layer" not in packed and n not in packed
     ]
     kinds = {_packing(m) for m in packed.values()}
     right = kinds == {(wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant, 0.5)}

@@ -7,18 +7,18 @@ from collections.abc import Callable
 import torch
 
 from lib.grid.cells import Cell
-from lib.run.audits.left import Answer, Left, within
+from lib.run.audits.evidence import Answer, Evidence, within
 
 # Between two ways to compute one loss: bf16 sums differ by up to a percent, the fault is a factor of at least two.
 TOLERANCE = 0.02
 LEAST = 1e-4  # nats; a loss below it is rounding
 
 
-def base_frozen(left: Left) -> Answer:
+def base_frozen(evidence: Evidence) -> Answer:
     """What an adapter method freezes has the bits it started with, and nothing but adapters and new parts trains."""
-    if not left.cell.method.adapts:
+    if not evidence.cell.method.adapts:
         return None
-    head, named = left.cell.head, left.trainer.parameters
+    head, named = evidence.cell.head, evidence.trainer.parameters
     own = ("lora_", "trainable_tokens_delta")
     strays = [
         name
@@ -26,53 +26,57 @@ def base_frozen(left: Left) -> Answer:
         if p.requires_grad and not any(part in name for part in own) and not within(name, head.new_modules)
     ]
     frozen = [name for name, p in named.items() if not p.requires_grad]
-    changed = [name for name in frozen if left.after[name] != left.trainer.before[name]]
+    changed = [name for name in frozen if evidence.after[name] != evidence.trainer.before[name]]
     if strays or changed:
         return False, f"{len(strays)} base tensors train, {len(changed)} frozen ones changed: {(strays + changed)[0]}"
     return True, f"{len(frozen)} frozen tensors unchanged"
 
 
-def weights_moved(left: Left) -> Answer:
+def weights_moved(evidence: Evidence) -> Answer:
     """Every group of weights that trains has changed: adapters' A and B, each new part, each layer of a full model."""
     groups: dict[str, list[bool]] = {}
-    for name in left.trainer.reached:
-        groups.setdefault(_group(left, name), []).append(left.after[name] != left.trainer.before[name])
-    unreached = [name for name, p in left.trainer.parameters.items() if p.requires_grad and name not in left.trainer.reached]
-    own = [name for name in unreached if "lora_" in name or within(name, left.cell.head.new_modules)]
-    dead = [name for name in own if not within(name, left.cell.head.optional_modules)]  # BERT2BERT's loss passes its pooler by
+    for name in evidence.trainer.reached:
+        groups.setdefault(_group(evidence, name), []).append(evidence.after[name] != evidence.trainer.before[name])
+    unreached = [
+        name for name, p in evidence.trainer.parameters.items() if p.requires_grad and name not in evidence.trainer.reached
+    ]
+    own = [name for name in unreached if "lora_" in name or within(name, evidence.cell.head.new_modules)]
+    dead = [
+        name for name in own if not within(name, evidence.cell.head.optional_modules)
+    ]  # BERT2BERT's loss passes its pooler by
     still = sorted(group for group, moved in groups.items() if not any(moved))
     if still or dead or not groups:
         return False, f"unchanged: {', '.join(still) or 'none'}; no gradient: {', '.join(dead[:3]) or 'none'}"
     return True, f"{len(groups)} groups changed"
 
 
-def _group(left: Left, name: str) -> str:
-    for part in ("lora_A", "lora_B", "trainable_tokens_delta", *left.cell.head.new_modules):
+def _group(evidence: Evidence, name: str) -> str:
+    for part in ("lora_A", "lora_B", "trainable_tokens_delta", *evidence.cell.head.new_modules):
         if f".{part}." in f".{name}.":
             return part
     return re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr]
 
 
-def loss_is_mean_over_accumulation(left: Left) -> Answer:
+def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     """Two micro-batches of the last update, weighted as training weights them, have the loss that their rows have in one."""
-    group = left.trainer.last_group[:2]  # two show it, and fit where training fitted by halving
+    group = evidence.trainer.last_group[:2]  # two show it, and fit where training fitted by halving
     if len(group) < 2:
         return None
     with torch.no_grad():
-        left.model.eval()
-        together = left.trainer.mean_loss([[feature for features in group for feature in features]])
-        apart = left.trainer.mean_loss(group)
+        evidence.model.eval()
+        together = evidence.trainer.mean_loss([[feature for features in group for feature in features]])
+        apart = evidence.trainer.mean_loss(group)
     same = math.isclose(apart, together, rel_tol=TOLERANCE, abs_tol=LEAST)
     return same, f"{len(group)} micro-batches: {apart:.6f}, in one batch {together:.6f}"
 
 
-def schedule_counts_updates(left: Left) -> Answer:
+def schedule_counts_updates(evidence: Evidence) -> Answer:
     """Every update had the learning rate that the recipe's schedule has there, counted in updates."""
-    found, total = left.trainer.course.learning_rates, left.trainer.total
-    if left.trainer.course.stopped:
+    found, total = evidence.trainer.course.learning_rates, evidence.trainer.total
+    if evidence.trainer.course.stopped:
         return None
-    lost = left.trainer.course.skipped
-    wanted = [learning_rate_at(left.cell, i - sum(update < i for update in lost), total) for i in range(len(found))]
+    lost = evidence.trainer.course.skipped
+    wanted = [learning_rate_at(evidence.cell, i - sum(update < i for update in lost), total) for i in range(len(found))]
     odd = [i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)]
     if odd or not found:
         return (

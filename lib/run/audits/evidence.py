@@ -1,4 +1,4 @@
-"""What audits look at, and what they say. In: the stages' own objects. Out: `Left`, and a `Finding` an audit."""
+"""What audits look at, and what they say. In: the stages' own objects. Out: `Evidence`, and a `Finding` an audit."""
 
 import re
 import unicodedata
@@ -9,11 +9,11 @@ from random import Random
 
 from torch import nn
 
+from lib.codecs.base import Codec, Feature
 from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
 from lib.grid.tasks import Problem
-from lib.heads.base import Feature, Head
 from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import Mark, model_marks
 from lib.run.training import Trainer
@@ -22,7 +22,7 @@ SAMPLE = 8  # rows that are decoded again
 
 
 @dataclass(frozen=True, kw_only=True)
-class Left:
+class Evidence:
     """What a cell's run leaves behind.
 
     Attributes:
@@ -31,7 +31,7 @@ class Left:
     """
 
     cell: Cell
-    head: Head
+    codec: Codec
     trainer: Trainer
     splits: Splits | None = None
     evaluation: Evaluation | None = None
@@ -52,13 +52,13 @@ class Finding:
     """What an audit found.
 
     Attributes:
-        outcome: it judges how far training got, not how it was done: a run of a few updates is not held to it.
+        of_learning: it judges how far training got, not how it was done: a run of a few updates is not held to it.
     """
 
     name: str
     passed: bool
     detail: str
-    outcome: bool = False
+    of_learning: bool = False
 
 
 Answer = tuple[bool, str] | None  # passed, detail; None where the audit has nothing to look at
@@ -85,7 +85,7 @@ def letters(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 
-def same_letters(tokens: str, text: str, head: Head) -> bool:
+def same_letters(tokens: str, text: str, codec: Codec) -> bool:
     """Whether decoded tokens are a text, as far as the tokenizer knows its words; a token may reach beyond it."""
-    unknown = head.tokenizer.unk_token
+    unknown = codec.tokenizer.unk_token
     return letters(text) in letters(tokens) or bool(unknown and unknown in tokens)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lib.codecs.base import Batch, Codec, Feature, Prediction, on
 from lib.data.sources import Row
-from lib.heads.base import Batch, Feature, Head, Prediction, on
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
 MAX_QUESTION_TOKENS = 64  # likewise
@@ -28,7 +28,7 @@ class Window:
     offsets: list[tuple[int, int]]
 
 
-class ExtractHead(Head):
+class ExtractCodec(Codec):
     """Windows over long contexts; the annotated answer start decides where the answer is."""
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
@@ -94,10 +94,10 @@ class ExtractHead(Head):
         starts, ends = self._logits(model, on(device, self.collate(features)))
         return [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
 
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """The text of the best span over all of a row's own windows."""
         best: dict[int, tuple[float, int, int, Window]] = {}
-        for feature, (score, first, last) in zip(features, outcomes, strict=True):
+        for feature, (score, first, last) in zip(features, outputs, strict=True):
             if feature.example not in best or score > best[feature.example][0]:
                 best[feature.example] = (score, first, last, feature.extra)
         return [Prediction(value=span_text(row, *best[example][1:])) for example, row in enumerate(rows)]

@@ -5,7 +5,7 @@ import pytest
 from lib.errors import InputError
 from lib.grid.cells import grid
 from lib.grid.profiles import FULL_CAPS, FULL_PROFILE, QUICK_PROFILE
-from lib.results.plan import Estimate, estimates, fitting, lines, planned_rows, planned_updates, seconds_of
+from lib.results.estimates import Estimate, estimates, fitting, lines, planned_rows, planned_updates, seconds_of
 from lib.results.record import SCHEMA_VERSION
 
 QUICK = grid(QUICK_PROFILE)

@@ -1,4 +1,4 @@
-"""Model classes by the names that `HeadSpec.architecture` uses: transformers' own, and four that it has not.
+"""Model classes by the names that `Head.architecture` uses: transformers' own, and four that it has not.
 
 All load with `from_pretrained`, so that quantization and the report on missing weights are transformers' own.
 """

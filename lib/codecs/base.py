@@ -1,4 +1,4 @@
-"""What every head offers, and what they share. In: rows. Out: `Feature`s, batches, predictions.
+"""What every codec offers, and what they share. In: rows. Out: `Feature`s, batches, predictions.
 
 Shapes: B rows in a batch, L tokens in its longest row.
 """
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lib.codecs.cache import cached_features
 from lib.data.sources import Row
 from lib.grid.cells import Cell
-from lib.heads.cache import cached_features
 
 IGNORED = -100  # a target that no loss counts (torch's ignore_index)
 Batch = dict[str, Tensor]
@@ -28,7 +28,7 @@ class Feature:
         example: number of the row it was made from; a long passage gives several.
         input_ids: tokens, special tokens included.
         target: what the loss is taken on; the kind of problem says what that is.
-        extra: what decoding needs, as the head likes.
+        extra: what decoding needs, as the codec likes.
     """
 
     example: int
@@ -39,17 +39,17 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One row's outcome: `value` is a label or a text; `loss` in nats, where evaluation computes one."""
+    """One row's output: `value` is a label or a text; `loss` in nats, where evaluation computes one."""
 
     value: Any
     loss: float | None = None
 
 
-class Head(ABC):
+class Codec(ABC):
     """Text to tensors and back, for one cell."""
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A head for `cell` over `tokenizer`."""
+        """A codec for `cell` over `tokenizer`."""
         self.cell = cell
         self.recipe = cell.recipe
         self.tokenizer = tokenizer
@@ -82,10 +82,10 @@ class Head(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
-        """The model's outcome for each feature; what that is is between `predict` and `decode`."""
+        """The model's output for each feature; what that is is between `predict` and `decode`."""
 
     @abstractmethod
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """One prediction a row."""
 
     def features(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:

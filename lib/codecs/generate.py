@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lib.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, on
 from lib.data.sources import Row
-from lib.heads.base import IGNORED, Batch, Feature, Head, Prediction, on
 
 
-class GenerateHead(Head):
+class GenerateCodec(Codec):
     """What both layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
 
     lead = ""  # goes before the summary's first word
@@ -75,13 +75,13 @@ class GenerateHead(Head):
     def _skip(self, prompt: Batch) -> int:
         """How many leading tokens of the output are not generated."""
 
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
-        texts = self.tokenizer.batch_decode(outcomes, skip_special_tokens=True)
+        texts = self.tokenizer.batch_decode(outputs, skip_special_tokens=True)
         return [Prediction(value=text.strip()) for text in texts]
 
 
-class EncoderDecoderHead(GenerateHead):
+class EncoderDecoderCodec(GenerateCodec):
     """prefix + article + end -> summary + end; the decoder starts from the model's own start token."""
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
@@ -132,7 +132,7 @@ class EncoderDecoderHead(GenerateHead):
         return 1  # the start token
 
 
-class SeparatedHead(GenerateHead):
+class SeparatedCodec(GenerateCodec):
     """article + <sum> + summary + EOS in one sequence."""
 
     lead = " "  # inside a text, GPT-2's pieces carry the space before a word: the first word is to look like any other

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from lib.codecs.base import Batch, Codec, Feature, Prediction, on
 from lib.data.sources import Row
-from lib.heads.base import Batch, Feature, Head, Prediction, on
 
 
-class ClassifyHead(Head):
+class ClassifyCodec(Codec):
     """One text, one label. Padding is on the right; GPT-2 finds the last real token by its pad id."""
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
@@ -52,9 +52,9 @@ class ClassifyHead(Head):
         losses = cross_entropy(logits, batch["labels"], reduction="none")
         return list(zip(logits.argmax(-1).tolist(), losses.tolist(), strict=True))
 
-    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outcomes: Sequence[Any]) -> list[Prediction]:
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
-        return [Prediction(value=label, loss=loss) for label, loss in outcomes]
+        return [Prediction(value=label, loss=loss) for label, loss in outputs]
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:

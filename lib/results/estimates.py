@@ -11,7 +11,7 @@ from lib.grid.cells import Cell
 from lib.grid.tasks import Carve
 from lib.results.files import read_records
 from lib.results.record import Record
-from lib.results.summary import number, peak_gib
+from lib.results.run_table import number, peak_gib
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
 SESSION_SECONDS = 15  # imports and collection, once a process
