@@ -1,10 +1,11 @@
-"""Backbones and how each solves each kind of problem. To add one, write a `Backbone` and put it into `BACKBONES`."""
+"""Backbones and how each solves each kind of problem. In: nothing. Out: the study's three `Backbone`s."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from lib.errors import InputError
 from lib.grid.tasks import Problem
 
 
@@ -13,6 +14,7 @@ class Layout(StrEnum):
 
     ENCODER_DECODER = "encoder_decoder"
     SEPARATED = "separated"  # source + separator + target in one causal sequence
+    CHAT = "chat"  # the tokenizer's chat template: the source is the user's turn, the target the assistant's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +22,16 @@ class Head:
     """What stands on a backbone for one problem.
 
     Attributes:
-        architecture: a class of `lib.codecs.architectures`, most of them transformers' own.
+        architecture: the name of a class of `lib.codecs.architectures` or of transformers, or a class of your own.
         new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
         adapted_modules: modules that pretraining never saw, too, but which an adapter trains, over their random start.
         optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.
         tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves them unquantized.
         new_token: a token added to the vocabulary; its embedding row is trained by every method.
-        layout: for generation only.
+        layout: for generation, or for answers that are generated where another head would point at them.
     """
 
-    architecture: str
+    architecture: str | type[Any]
     new_modules: tuple[str, ...] = ()
     adapted_modules: tuple[str, ...] = ()
     tied_modules: tuple[str, ...] = ()
@@ -55,9 +57,10 @@ class Backbone:
     """A pretrained model family.
 
     Attributes:
-        checkpoint: id on the hub, pinned to `revision`; `folder` is its name below a `--checkpoint-root`.
-        micro: the folder below `fixtures/backbones` that stands in for it in the quick profile.
+        checkpoint: id on the hub, pinned to `revision` (None: the newest); `folder` is its name below a `--checkpoint-root`.
+        micro: the folder below `fixtures/backbones` that stands in for it in the quick profile; None where none does.
         segments: the model tells the two texts apart by token type ids.
+        dtype: in which a frozen base is loaded; what trains is fp32 whatever the base is.
         overflows_fp16: its activations leave fp16's range, on any device.
         shape: the checkpoint's config, for models of its true size without its weights.
         special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
@@ -66,10 +69,11 @@ class Backbone:
     id: str
     name: str
     checkpoint: str
-    revision: str
-    micro: str
+    revision: str | None = None
+    micro: str | None = None
     wrap: Wrap
-    segments: bool
+    segments: bool = False
+    dtype: str = "float32"
     overflows_fp16: bool = False
     shape: Mapping[str, Any] = field(repr=False)
     special_tokens: Mapping[str, int] = field(repr=False)
@@ -80,6 +84,19 @@ class Backbone:
     def folder(self) -> str:
         """The checkpoint's name without its owner."""
         return self.checkpoint.split("/")[-1]
+
+    def head(self, problem: Problem) -> Head | None:
+        """What stands on it for a kind of problem; None where nothing is declared."""
+        return self.heads.get(problem)
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a generating head has no layout."""
+        head = self.heads.get(Problem.GENERATE)
+        if head and head.layout is None:
+            raise InputError(
+                f"backbone {self.id!r}: its head for {Problem.GENERATE} has no layout; give one of "
+                f"{', '.join(f'Layout.{layout.name}' for layout in Layout)}"
+            )
 
 
 BERT = Backbone(
@@ -123,7 +140,6 @@ GPT2 = Backbone(
     revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
     micro="gpt2-micro",
     wrap=Wrap(before=None, between="eos_token", after=None),
-    segments=False,
     shape={
         "model_type": "gpt2",
         "vocab_size": 50_257,
@@ -152,7 +168,6 @@ T5 = Backbone(
     revision="df1b051c49625cf57a3d0d8d3863ed4d13564fe4",
     micro="t5-micro",
     wrap=Wrap(before=None, between="eos_token", after="eos_token"),
-    segments=False,
     overflows_fp16=True,
     shape={
         "model_type": "t5",

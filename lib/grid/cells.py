@@ -1,31 +1,46 @@
-"""Cells: the product of backbones, tasks and methods at one profile. In: a `Profile`. Out: 27 `Cell`s."""
+"""Cells and the grid they come from. In: backbones, tasks, methods, recipes. Out: `Cell`s at a `Profile`.
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+The grid is sparse: a cell exists where there is a recipe for its backbone, task and method. The study's 27 are one declared
+set (`study`); users add to it with `pytest_tunegrid_grid`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
+from typing import Any
 
 from lib.errors import InputError
 from lib.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, Backbone, Head
 from lib.grid.methods import METHODS, Method, Quantization
-from lib.grid.profiles import Profile
-from lib.grid.recipes import Recipe
-from lib.grid.tasks import TASKS, Task
+from lib.grid.optimizers import OPTIMIZERS, OptimizerFactory
+from lib.grid.profiles import Profile, quick_changes
+from lib.grid.recipes import RECIPES, Recipe
+from lib.grid.tasks import TASKS, Problem, Task
+
+NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
+# Heaviest problems first, so that parallel workers do not end on a long cell.
+ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """One backbone fine-tuned on one task with one method."""
+    """One backbone fine-tuned on one task with one method, at one profile.
+
+    Attributes:
+        recipe: how it trains here, the profile's changes included.
+        head: what stands on the backbone.
+        optimizer: makes the recipe's optimizer.
+    """
 
     backbone: Backbone
     task: Task
     method: Method
+    recipe: Recipe
+    head: Head
+    optimizer: OptimizerFactory
     profile: Profile
-
-    def __post_init__(self) -> None:
-        """Raises ValueError where method and recipe disagree on adapters."""
-        if self.method.adapts != (self.recipe.adapter is not None):
-            raise ValueError(f"{self.id}: method {self.method.id} and the recipe's adapter {self.recipe.adapter} disagree")
 
     @property
     def id(self) -> str:
@@ -33,39 +48,170 @@ class Cell:
         return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
 
     @property
-    def recipe(self) -> Recipe:
-        """How this cell trains at this profile."""
-        return self.profile.recipe(self.id)
-
-    @property
-    def head(self) -> Head:
-        """What stands on the backbone here."""
-        return HEAD_EXCEPTIONS.get(self.id) or self.backbone.heads[self.task.problem]
-
-    @property
     def quantization(self) -> Quantization | None:
         """How the base is stored."""
         return self.method.quantization
 
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The columns that are read as the first text."""
+        return self.recipe.text or self.task.text
 
-# Heaviest problems first, so that parallel workers do not end on a long cell.
-CELL_IDS = tuple(f"{b.id}_{t.id}_{m.id}" for t, b, m in product(reversed(TASKS), BACKBONES, METHODS))
+
+@dataclass(kw_only=True)
+class Grid:
+    """What may be combined, and the recipes that say which combinations exist.
+
+    Attributes:
+        recipes: by cell id; `quick` are the fields that make them quick ones, for cells that have a micro backbone.
+        heads: of cells whose head is not the backbone's own.
+    """
+
+    backbones: dict[str, Backbone] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    methods: dict[str, Method] = field(default_factory=dict)
+    optimizers: dict[str, OptimizerFactory] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    quick: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
+
+    def add_backbone(self, backbone: Backbone, *, like: str | None = None, **changes: Any) -> None:
+        """A backbone; `like` another one, it gets that one's recipes, with `changes`. Raises InputError for a known name."""
+        _add(self.backbones, "backbone", backbone.id, backbone)
+        self._add_like(0, backbone.id, like, changes)
+
+    def add_task(self, task: Task, *, like: str | None = None, **changes: Any) -> None:
+        """A task; `like` another one, it gets that one's recipes, with `changes`. Raises InputError for a known name."""
+        _add(self.tasks, "task", task.id, task)
+        self._add_like(1, task.id, like, changes)
+
+    def add_method(self, method: Method, *, like: str | None = None, **changes: Any) -> None:
+        """A method; `like` another one, it gets that one's recipes, with `changes`. Raises InputError for a known name."""
+        _add(self.methods, "method", method.id, method)
+        self._add_like(2, method.id, like, changes)
+
+    def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
+        """An optimizer under the name that `Recipe.optim` and `--optim` take. Raises InputError for a known name."""
+        if name in self.optimizers:
+            raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
+        self.optimizers[name] = make
+
+    def add_recipe(
+        self, cell_id: str, recipe: Recipe, *, quick: Mapping[str, Any] | None = None, head: Head | None = None
+    ) -> None:
+        """A cell's recipe; with `quick` it runs with -m quick, too. A recipe that stood there is replaced.
+
+        Raises InputError where the id names no backbone, task or method of the grid.
+        """
+        self._parts(cell_id)
+        self.recipes[cell_id] = recipe
+        if quick is not None:
+            self.quick[cell_id] = quick
+        if head is not None:
+            self.heads[cell_id] = head
+
+    def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any]) -> None:
+        """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts."""
+        known = (self.backbones, self.tasks, self.methods)[place]
+        if like is not None and like not in known:
+            raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
+        for old in [cell_id for cell_id in self.recipes if cell_id.split("_")[place] == like]:
+            parts = old.split("_")
+            new = "_".join([*parts[:place], name, *parts[place + 1 :]])
+            self.recipes[new] = _changed(new, self.recipes[old], {"trainable_params": None, "total_params": None, **changes})
+            if old in self.heads:
+                self.heads[new] = self.heads[old]
+            if old in self.quick and self._parts(new)[0].micro and place != 1:  # micro rows are of the study's tasks
+                self.quick[new] = self.quick[old]
+
+    def ids(self, profile: Profile) -> tuple[str, ...]:
+        """The cells that exist at a profile, heaviest problems first."""
+        return tuple(cell_id for cell_id in self._all_ids() if cell_id in (self.quick if profile.micro else self.recipes))
+
+    def _all_ids(self) -> Iterable[str]:
+        """Every combination, whether it exists or not: by task, then backbone, then method."""
+        tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
+        for task, backbone, method in product(tasks, self.backbones.values(), self.methods.values()):
+            yield f"{backbone.id}_{task.id}_{method.id}"
+
+    def cells(self, profile: Profile) -> tuple[Cell, ...]:
+        """Every cell at a profile, in the order of `ids`."""
+        return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
+
+    def cell(self, cell_id: str, profile: Profile) -> Cell:
+        """One cell; raises InputError where it does not exist, or its recipe cannot be followed, with the reason."""
+        backbone, task, method = self._parts(cell_id)
+        if cell_id not in self.recipes:
+            raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe")
+        head = self.heads.get(cell_id) or backbone.head(task.problem)
+        if head is None:
+            raise InputError(f"{cell_id}: backbone {backbone.id!r} declares no head for {task.problem}, which the task needs")
+        recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
+        try:
+            method.check(recipe)
+            optimizer = self.optimizer(recipe.optim)
+        except InputError as error:
+            raise InputError(f"{cell_id}: {error}") from None
+        if reason := method.unsupported(head):
+            raise InputError(f"{cell_id}: {reason}")
+        return Cell(backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizer=optimizer, profile=profile)
+
+    def optimizer(self, name: str) -> OptimizerFactory:
+        """The optimizer of this name; raises InputError for an unknown one."""
+        if name not in self.optimizers:
+            raise InputError(f"unknown optimizer {name!r}; known are {', '.join(sorted(self.optimizers))}")
+        return self.optimizers[name]
+
+    def _parts(self, cell_id: str) -> tuple[Backbone, Task, Method]:
+        names = cell_id.split("_")
+        tables: tuple[Mapping[str, Any], ...] = (self.backbones, self.tasks, self.methods)
+        if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
+            near = get_close_matches(cell_id, [*self.recipes], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ";"
+            raise InputError(f"unknown cell {cell_id!r}{hint} `pytest --list-cells` lists all {len(self.recipes)}")
+        backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
+        return backbone, task, method
+
+    def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
+        """The same ids; raises InputError for one that does not exist, with the nearest that does."""
+        cell_ids = tuple(cell_ids)
+        for cell_id in cell_ids:
+            self._parts(cell_id)
+            if cell_id not in self.recipes:
+                raise InputError(
+                    f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe"
+                )
+        return cell_ids
 
 
-def grid(profile: Profile) -> tuple[Cell, ...]:
-    """Every cell at one profile, in the order of `CELL_IDS`."""
-    return tuple(
-        Cell(backbone=backbone, task=task, method=method, profile=profile)
-        for task, backbone, method in product(reversed(TASKS), BACKBONES, METHODS)
+def _add(known: dict[str, Any], kind: str, name: str, entry: Any) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(f"{kind} {name!r}: an id has lower-case letters and digits only, since underscores divide a cell's id")
+    if name in known:
+        raise InputError(f"{kind} {name!r} is in the grid already; give yours another id")
+    known[name] = entry
+
+
+def _changed(cell_id: str, recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    try:
+        return replace(recipe, **changes)
+    except TypeError:
+        unknown = sorted(set(changes) - set(vars(recipe)))
+        raise InputError(f"{cell_id}: a recipe has no field {unknown[0]!r}") from None
+
+
+def study() -> Grid:
+    """The grid of the study: 27 cells."""
+    return Grid(
+        backbones={backbone.id: backbone for backbone in BACKBONES},
+        tasks={task.id: task for task in TASKS},
+        methods={method.id: method for method in METHODS},
+        optimizers=dict(OPTIMIZERS),
+        recipes=dict(RECIPES),
+        quick={cell_id: quick_changes(cell_id) for cell_id in RECIPES},
+        heads=dict(HEAD_EXCEPTIONS),
     )
 
 
-def checked_ids(ids: Iterable[str]) -> tuple[str, ...]:
-    """The same ids; raises InputError for an unknown one, with the nearest known."""
-    ids = tuple(ids)
-    for name in ids:
-        if name not in CELL_IDS:
-            near = get_close_matches(name, CELL_IDS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ";"
-            raise InputError(f"unknown cell {name!r}{hint} `pytest --collect-only -q -m quick` lists all {len(CELL_IDS)}")
-    return ids
+STUDY = study()
+STUDY_IDS = STUDY.ids(Profile(id="full"))

@@ -1,6 +1,6 @@
 """Profiles: at what size the grid runs. `full` is the study; `quick` is the same grid on micro backbones and micro data.
 
-`QUICK` is the one place where quick recipes differ from the study's.
+In: a recipe. Out: the recipe at that size. `QUICK` is the one place where the study's recipes become quick ones.
 """
 
 import os
@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lib.grid.recipes import RECIPES, Generation, Recipe
+from lib.errors import InputError
+from lib.grid.recipes import Generation, Recipe
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 # Tokenised rows, journals, checkpoints, per-example scores: all of this machine, all can be deleted.
@@ -34,7 +35,9 @@ class Profile:
         micro: load `Backbone.micro` in place of the true checkpoint.
         random_weights: build the true checkpoint's shape without its weights, and take token ids without text.
         caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
-        overrides: recipe fields by cell id.
+        max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
+        one_row: one row an update and short texts, where an update of the recipe's own size would take minutes.
+        changes: recipe fields that the command line sets, for every cell.
         threads: torch threads a process; None shares the cores among the workers.
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
         feature_cache: folder for tokenised rows; None tokenises every time.
@@ -46,7 +49,9 @@ class Profile:
     micro: bool = False
     random_weights: bool = False
     caps: Mapping[str, Caps] = field(default_factory=dict)
-    overrides: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    max_steps: int | None = None
+    one_row: bool = False
+    changes: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     seed: int = 0
     train_rows: int | None = None
@@ -63,9 +68,23 @@ class Profile:
             return found
         return wish or None
 
-    def recipe(self, cell_id: str) -> Recipe:
-        """The study's recipe with this profile's changes."""
-        return replace(RECIPES[cell_id], **self.overrides.get(cell_id, {}))
+    def adjusted(self, cell_id: str, recipe: Recipe, quick: Mapping[str, Any] | None) -> Recipe:
+        """A cell's recipe at this profile; `quick` are the fields that make it a quick one.
+
+        Raises InputError where the profile is of micro backbones and the cell has no quick recipe.
+        """
+        if self.micro:
+            if quick is None:
+                raise InputError(f"{cell_id} has no quick recipe, so it runs with -m full and -m footprint only")
+            recipe = replace(recipe, **quick)
+        if self.max_steps is not None:
+            recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
+        return replace(_light(recipe) if self.one_row else recipe, **self.changes)
+
+
+def _light(recipe: Recipe) -> Recipe:
+    short = replace(recipe.generation, max_new_tokens=16, min_length=0) if recipe.generation else None
+    return replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=short)
 
 
 # Lengths fit the micro-world (tokens, special tokens included): reviews reach 60, passages 150, reports 90. BERT's window
@@ -81,8 +100,10 @@ _BERT_QA = {"max_length": 72, "doc_stride": 24}
 _ALWAYS = {"num_train_epochs": 1, "precision": "fp32", "warmup_steps": 0, "warmup_ratio": 0.1, "weight_decay": 0.01}
 
 
-def _quick(cell_id: str, max_steps: int, learning_rate: float, batch: int, accumulation: int) -> Mapping[str, Any]:
+def quick_changes(cell_id: str) -> Mapping[str, Any]:
+    """The fields that make one of the study's recipes a quick one."""
     backbone, task, _ = cell_id.split("_")
+    max_steps, learning_rate, batch, accumulation = QUICK[cell_id]
     return {
         **_ALWAYS,
         **_LENGTHS[task],
@@ -143,29 +164,13 @@ FULL_CAPS: Mapping[str, Caps] = {
 
 FULL_PROFILE = Profile(id="full", caps=FULL_CAPS, feature_cache=CACHE / "features")
 # Two updates are traced and a third warms up; twenty are measured (ten on a CPU).
-FOOTPRINT_PROFILE = Profile(
-    id="footprint",
-    random_weights=True,
-    overrides={cell_id: {"max_steps": 23, "num_train_epochs": 1} for cell_id in RECIPES},
-)
-
-
-def _light(recipe: Recipe) -> Mapping[str, Any]:
-    """One row an update and short summaries: on a CPU an update of the recipe's own size would take minutes."""
-    short = {"generation": replace(recipe.generation, max_new_tokens=16, min_length=0)} if recipe.generation else {}
-    one = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1}
-    return {"max_steps": 13, "num_train_epochs": 1, **one, **short}
-
-
-FOOTPRINT_CPU_PROFILE = replace(
-    FOOTPRINT_PROFILE, device="cpu", overrides={cell_id: _light(recipe) for cell_id, recipe in RECIPES.items()}
-)
+FOOTPRINT_PROFILE = Profile(id="footprint", random_weights=True, max_steps=23)
+FOOTPRINT_CPU_PROFILE = replace(FOOTPRINT_PROFILE, device="cpu", max_steps=13, one_row=True)
 QUICK_PROFILE = Profile(
     id="quick",
     data_root=FIXTURES / "data",
     checkpoint_root=FIXTURES / "backbones",
     micro=True,
-    overrides={cell_id: _quick(cell_id, *row) for cell_id, row in QUICK.items()},
     threads=1,  # one thread or two change rounding, hence scores; workers use the other cores
     device="cpu",  # the same scores on a machine with a GPU
 )

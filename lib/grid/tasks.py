@@ -1,8 +1,10 @@
-"""Tasks: a data set, how it is split, and the kind of problem it poses. To add one, write a `Task`, put it into `TASKS`."""
+"""Tasks: a data set, how it is split, and the kind of problem it poses. In: nothing. Out: the study's three `Task`s."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+
+from lib.errors import InputError
 
 
 class Problem(StrEnum):
@@ -35,22 +37,42 @@ class Task:
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
         columns: the hub's column names, with the JSON type of each.
-        train_rows: of the hub's train split, for estimates.
+        text: columns that are read, joined by a line break; `Recipe.text` may choose others.
+        text_pair: columns of the second text: a hypothesis, the passage behind a question.
+        target: the column that is learned.
+        labels: names of the classes, in the order of their numbers; for classification only.
+        train_rows: of the hub's train split, for estimates; None is not known.
         validation: a split's name, or what is carved out of train; the same for `test`.
-        main_score: the score that the summary shows; `bounded_scores` are those that thresholds hold.
+        own_test: a split that `--own-test` scores on, where `test` is carved out of train.
+        main_score: the score that the run table shows; `bounded_scores` are those that thresholds and gates hold.
     """
 
     id: str
     name: str
     problem: Problem
     dataset: str
-    config: str | None
+    config: str | None = None
     columns: Mapping[str, type]
-    train_rows: int
+    text: tuple[str, ...]
+    text_pair: tuple[str, ...] = ()
+    target: str
+    labels: tuple[str, ...] = ()
+    train_rows: int | None = None
     validation: str | Carve
     test: str | Carve
+    own_test: str | None = None
     main_score: str
     bounded_scores: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Raises InputError where the entry contradicts itself."""
+        for column in (*self.text, *self.text_pair, self.target):
+            if column not in self.columns:
+                raise InputError(f"task {self.id!r} reads column {column!r}, which is not among its columns")
+        if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
+            raise InputError(f"task {self.id!r}: a classification needs the names of at least two labels, another task none")
+        if self.main_score not in self.bounded_scores:
+            raise InputError(f"task {self.id!r}: main_score {self.main_score!r} is not among its bounded_scores")
 
     @property
     def folder(self) -> str:
@@ -65,9 +87,13 @@ SA = Task(
     dataset="fancyzhx/amazon_polarity",
     config=None,
     columns={"label": int, "title": str, "content": str},
+    text=("title", "content"),
+    target="label",
+    labels=("negative", "positive"),
     train_rows=3_600_000,
     validation=Carve(share=0.15, stratify="label"),  # the study splits the labelled pool 70-15-15
     test=Carve(share=0.15, stratify="label"),
+    own_test="test",
     main_score="accuracy",
     bounded_scores=("accuracy", "f1_macro"),
 )
@@ -78,6 +104,9 @@ QA = Task(
     dataset="rajpurkar/squad",
     config=None,
     columns={"id": str, "title": str, "context": str, "question": str, "answers": dict},
+    text=("question",),
+    text_pair=("context",),
+    target="answers",
     train_rows=87_599,
     validation=Carve(share=0.1, group="title"),
     test="validation",  # SQuAD's own test split was never published
@@ -91,6 +120,8 @@ SUM = Task(
     dataset="abisee/cnn_dailymail",
     config="3.0.0",
     columns={"article": str, "highlights": str, "id": str},
+    text=("article",),
+    target="highlights",
     train_rows=287_113,
     validation="validation",
     test="test",

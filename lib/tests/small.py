@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from lib.codecs import codec_of
-from lib.grid.cells import Cell, grid
+from lib.grid.cells import STUDY, Cell
 from lib.grid.profiles import FIXTURES, QUICK_PROFILE
 from lib.run.build import build, load_tokenizer
 from lib.run.meter import Meter
@@ -19,8 +19,8 @@ CPU = torch.device("cpu")
 
 def cell_of(cell_id: str, **changes) -> Cell:
     """A quick cell whose recipe differs by `changes`."""
-    overrides = {**QUICK_PROFILE.overrides, cell_id: {**QUICK_PROFILE.overrides[cell_id], **changes}}
-    return next(cell for cell in grid(replace(QUICK_PROFILE, overrides=overrides)) if cell.id == cell_id)
+    cell = STUDY.cell(cell_id, QUICK_PROFILE)
+    return replace(cell, recipe=replace(cell.recipe, **changes))
 
 
 @cache
