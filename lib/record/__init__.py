@@ -1,0 +1,17 @@
+"""One cell's record, typed. In: a `Cell`, or a saved record of any version. Out: a `Record`, its JSON, its schema. No torch."""
+
+from lib.record.reading import from_json, to_json
+from lib.record.record import SCHEMA_VERSION, AuditFinding, ExamplesRecord, Record, Status, new_record
+from lib.record.schema import schema
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AuditFinding",
+    "ExamplesRecord",
+    "Record",
+    "Status",
+    "from_json",
+    "new_record",
+    "schema",
+    "to_json",
+]

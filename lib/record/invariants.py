@@ -1,0 +1,31 @@
+"""What holds for scores whatever is predicted. In: scores, or the points of rows. Out: what cannot be, as sentences."""
+
+from collections.abc import Mapping
+
+POINTS = 1e-6  # what rounding may do to a score
+ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))  # on each row the first is at most the second
+ORDERED_MEANS = (*ORDERED, ("rouge2", "rouge1"))  # on average only: a repeated bigram can break it on a row
+BERTSCORE = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
+
+
+def impossible(scores: Mapping[str, float | None]) -> list[str]:
+    """Sentences on means over rows that no predictions can have."""
+    numbers = {name: score for name, score in scores.items() if score is not None}
+    sentences = [f"{name} is not a number" for name, score in scores.items() if score is None]
+    sentences += [f"{name} is {score}" for name, score in numbers.items() if not 0 <= score <= 100 + POINTS]
+    sentences += [
+        f"{low} {numbers[low]} is above {high} {numbers[high]}"
+        for low, high in ORDERED_MEANS
+        if low in numbers and high in numbers and numbers[low] > numbers[high] + POINTS
+    ]
+    return sentences + _impossible_bertscore(numbers)
+
+
+def _impossible_bertscore(scores: Mapping[str, float]) -> list[str]:
+    """F1 is a harmonic mean, so on each row, and on average, it is at most the arithmetic one."""
+    if not all(name in scores for name in BERTSCORE):
+        return []
+    precision, f1, recall = (scores[name] for name in BERTSCORE)
+    if f1 <= (precision + recall) / 2 + POINTS:
+        return []
+    return [f"bertscore_f1 {f1} is above the mean of precision {precision} and recall {recall}"]
