@@ -3,6 +3,7 @@
 `from_notebook` and `ours` name the fields that the study's text leaves open: read off its notebooks, or chosen here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -66,6 +67,14 @@ class Recipe:
     total_params: int | None = None
     from_notebook: tuple[str, ...] = field(default=(), repr=False)
     ours: tuple[str, ...] = field(default=(), repr=False)
+
+    def updates_per_epoch(self, features: int) -> int:
+        """Updates that one pass over the features takes; the last one may have fewer micro-batches."""
+        return math.ceil(math.ceil(features / self.per_device_train_batch_size) / self.gradient_accumulation_steps)
+
+    def planned_updates(self, features: int) -> int:
+        """Updates in all: `max_steps`, or the epochs' worth."""
+        return self.max_steps or self.num_train_epochs * self.updates_per_epoch(features)
 
 
 CONTENT = ("content",)

@@ -1,1 +1,1 @@
-"""What a run leaves behind. In: plain figures. Out: a record, its verdict against bounds, a summary. Needs no torch."""
+"""Saved results. In: records. Out: their status, a table, verdicts of a gate, estimates. Needs no torch."""

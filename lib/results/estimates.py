@@ -1,6 +1,5 @@
-"""How long and how large will it be? In: records of earlier runs. Out: estimates a cell, and the cells that fit a budget."""
+"""How long does a cell take, and how much memory? In: records of earlier runs. Out: estimates by cell; what fits a budget."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +8,25 @@ from pathlib import Path
 from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.tasks import Carve
+from lib.record import Record
 from lib.results.files import read_records
-from lib.results.record import Record
-from lib.results.run_table import number, peak_gib
+from lib.results.run_table import peak_gib
+from lib.results.table import Column, number
+from lib.results.table import lines as table_lines
 
 UNITS = {"h": 3600, "m": 60, "s": 1}
+LONGER_UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 SESSION_SECONDS = 15  # imports and collection, once a process
-HEADER = "cell            updates     batch  precision  tokens  est. min  est. GiB  from"
+COLUMNS = (
+    Column(title="cell", width=15),
+    Column(title="updates", width=7, right=True),
+    Column(title="batch", width=9, right=True),
+    Column(title="precision", width=9, gap=2),
+    Column(title="tokens", width=7, right=True),
+    Column(title="est. time", width=9, right=True, gap=2),
+    Column(title="est. GiB", width=8, right=True, gap=2),
+    Column(title="from", gap=2),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,83 +45,111 @@ def seconds_of(text: str, option: str = "--budget") -> float:
     return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
 
 
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that reads best: 42 s, 1.5 min, 5.3 h, 4.6 days; a dash where nothing is known."""
+    if seconds is None:
+        return "-"
+    length, unit = next(((length, unit) for length, unit in LONGER_UNITS if seconds >= length), (1, "s"))
+    return f"{seconds:.0f} s" if unit == "s" else f"{seconds / length:.1f} {unit}"
+
+
 def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimate]:
-    """The first saved run that knows a cell says what it takes; a footprint of it says what training will take at least."""
-    found: dict[str, Estimate] = {}
+    """By cell, what the first saved run that contains it says; in the same file, a run goes before a footprint."""
+    known: dict[str, Estimate] = {}
     for path in paths:
-        for cell in cells:
-            record = _finished(path, cell.profile.id).get(cell.id)
-            if record and cell.id not in found:
-                phases = record["memory"]["phases"].values()
-                seconds = sum(phase["seconds"] for phase in phases)
-                found[cell.id] = Estimate(
-                    seconds=seconds, gib=peak_gib(record), source=f"{path.name}, {record['device']['name']}"
-                )
-        for cell in cells:
-            record = _finished(path, "footprint").get(cell.id)
-            if record and cell.id not in found:
-                found[cell.id] = _from_footprint(cell, record, path)
-    return found
+        for profile in dict.fromkeys(cell.profile.id for cell in cells):
+            runs, footprints = _finished(path, profile), _finished(path, "footprint")
+            for cell in (cell for cell in cells if cell.profile.id == profile and cell.id not in known):
+                if cell.id in runs:
+                    known[cell.id] = _from_run(runs[cell.id], path)
+                elif cell.id in footprints:
+                    known[cell.id] = _from_footprint(cell, footprints[cell.id], path)
+    return known
 
 
 def _finished(path: Path, profile: str) -> dict[str, Record]:
     if not path.is_file():
         return {}
     try:
-        found = read_records(path, profile)
-    except InputError:  # an interrupted or an older run knows nothing
+        records = read_records(path, profile)
+    except InputError:  # a run that was cut off, or that cannot be read any more, says nothing
         return {}
-    return {cell: record for cell, record in found.items() if record["outcome"] in ("passed", "missed")}
+    return {cell: record for cell, record in records.items() if record.finished}
+
+
+def _from_run(record: Record, path: Path) -> Estimate:
+    seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
+    device = f", {record.device.name}" if record.device else ""
+    return Estimate(seconds=seconds, gib=peak_gib(record), source=f"{path.name}{device}")
 
 
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
-    rate = record["throughput"]["train_samples_per_second"]
-    seconds = planned_rows(cell) * cell.recipe.num_train_epochs / rate if rate and cell.profile.id == "full" else None
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=f"{path.parent.name}/{path.name}, training alone")
+    """Training alone, at the footprint's rows a second.
+
+    A footprint on a CPU has one row an update. An update of the recipe's size costs less time a row and more memory; by how
+    much was not measured, so nothing is scaled, and the source says so.
+    """
+    rate = record.throughput.train_samples_per_second if record.throughput else None
+    rows = planned_rows(cell)
+    seconds = rows * cell.recipe.num_train_epochs / rate if rows and rate and cell.profile.id == "full" else None
+    source = f"{path.parent.name}/{path.name}, training alone"
+    measured, planned = record.recipe.rows_per_update, _rows_per_update(cell)
+    if measured != planned:
+        source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
+    return Estimate(seconds=seconds, gib=peak_gib(record), source=source)
 
 
-def planned_rows(cell: Cell) -> int:
-    """Rows that a full cell trains on: what the splits leave of the hub's train split, under the cap."""
+def _rows_per_update(cell: Cell) -> int:
+    return cell.recipe.per_device_train_batch_size * cell.recipe.gradient_accumulation_steps
+
+
+def planned_rows(cell: Cell) -> int | None:
+    """Rows that a full cell trains on: what the splits leave of train, under the cap; None where the task does not say."""
+    if cell.task.train_rows is None:
+        return None
     aside = sum(rule.share for rule in (cell.task.validation, cell.task.test) if isinstance(rule, Carve))
     rows = round(cell.task.train_rows * (1 - aside))
     return min(rows, cell.profile.cap(cell.task.id, "train") or rows)
 
 
-def planned_updates(cell: Cell) -> int:
-    """Updates of a full cell, one feature a row; long passages give some more."""
-    recipe = cell.recipe
-    rows = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    return recipe.max_steps or recipe.num_train_epochs * math.ceil(planned_rows(cell) / rows)
+def planned_updates(cell: Cell) -> int | None:
+    """Updates of a full cell, one feature a row; long passages give some more. None where the rows are not known."""
+    rows = planned_rows(cell)
+    return cell.recipe.max_steps or (None if rows is None else cell.recipe.planned_updates(rows))
 
 
 def fitting(wanted: Sequence[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
     """The cells that fit into the budget of all workers together, longest first; a cell never measured does not fit."""
     left = workers * (budget_seconds - SESSION_SECONDS)
     chosen = []
-    seconds = {cell: found.seconds for cell in wanted if (found := known.get(cell)) and found.seconds is not None}
-    for cell in sorted(seconds, key=lambda cell: -seconds[cell]):
-        if seconds[cell] <= min(left, budget_seconds - SESSION_SECONDS):
+    seconds = {cell: known[cell].seconds for cell in wanted if cell in known}
+    times = {cell: time for cell, time in seconds.items() if time is not None}
+    for cell in sorted(times, key=lambda cell: -times[cell]):
+        if times[cell] <= min(left, budget_seconds - SESSION_SECONDS):
             chosen.append(cell)
-            left -= seconds[cell]
+            left -= times[cell]
     return chosen
 
 
 def lines(cells: Sequence[Cell], known: Mapping[str, Estimate]) -> list[str]:
     """The grid as a table, with a closing line for the sum."""
-    table = [HEADER, *(_line(cell, known.get(cell.id, Estimate())) for cell in cells)]
-    seconds = [found.seconds for cell in cells if (found := known.get(cell.id)) and found.seconds is not None]
+    estimated = [known.get(cell.id, Estimate()) for cell in cells]
+    times = [estimate.seconds for estimate in estimated if estimate.seconds is not None]
     return [
-        *table,
-        f"{len(cells)} cells, {sum(seconds) / 60:.0f} min one after the other for the {len(seconds)} with an estimate",
+        *table_lines(COLUMNS, [_cells(cell, estimate) for cell, estimate in zip(cells, estimated, strict=True)]),
+        f"{len(cells)} cells, {duration(sum(times))} one after the other for the {len(times)} with an estimate",
     ]
 
 
-def _line(cell: Cell, estimate: Estimate) -> str:
-    recipe = cell.recipe
-    batch = f"{recipe.per_device_train_batch_size} x {recipe.gradient_accumulation_steps}"
-    minutes = None if estimate.seconds is None else estimate.seconds / 60
-    length = f"{recipe.max_length}" + (f"+{recipe.max_target_length}" if recipe.max_target_length else "")
+def _cells(cell: Cell, estimate: Estimate) -> tuple[str, ...]:
+    recipe, updates = cell.recipe, planned_updates(cell)
     return (
-        f"{cell.id:<15} {planned_updates(cell):>7,} {batch:>9}  {recipe.precision:<9} {length:>7}  "
-        f"{number(minutes, 8, 1)}  {number(estimate.gib, 8, 2)}  {estimate.source}"
+        cell.id,
+        "-" if updates is None else f"{updates:,}",
+        f"{recipe.per_device_train_batch_size} x {recipe.gradient_accumulation_steps}",
+        recipe.precision,
+        f"{recipe.max_length}" + (f"+{recipe.max_target_length}" if recipe.max_target_length else ""),
+        duration(estimate.seconds),
+        number(estimate.gib, 2),
+        estimate.source,
     )

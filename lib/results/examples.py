@@ -1,7 +1,7 @@
-"""Per-example scores beside a saved run. In: points and predictions of each row. Out: a small Parquet file, named by its hash.
+"""Scores of single test rows, stored next to a saved run. In: points and predictions of each row. Out: a small Parquet file.
 
-A record lists its file under `examples`. The file lies in a folder `examples` next to the run's JSON; runs of this machine are
-also kept in `.cache/examples`. Needs no torch.
+The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
+run's JSON. Runs of this machine are also kept in `.cache/examples`. Needs no torch.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from typing import Any
 
 from lib.errors import InputError
 from lib.grid.profiles import CACHE
-from lib.results.record import Record
+from lib.record import ExamplesRecord, Record
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
@@ -51,8 +51,8 @@ def _hash(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write(examples: Examples) -> dict[str, str]:
-    """Store the examples; return what the record says of them: the file's name, and the hash of the test rows."""
+def write(examples: Examples) -> ExamplesRecord:
+    """Store the examples; return what the record says of them. Raises InputError where the disk has no room."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -73,30 +73,35 @@ def write(examples: Examples) -> dict[str, str]:
             ) from None
         finally:
             part.unlink(missing_ok=True)
-    return {"file": name, "rows_hash": examples.rows_hash}
+    return ExamplesRecord(file=name, rows_hash=examples.rows_hash)
 
 
 def read(record: Record, run: Path | None) -> Examples | None:
-    """A record's examples, from beside its run's file or from this machine's store; None where neither has them."""
+    """A record's examples, from the folder next to its run or from this machine's store; None where neither has them."""
     import pyarrow.parquet as pq
 
-    told = record.get("examples")
-    path = next((place for place in _places(told["file"], run) if place.is_file()), None) if told else None
+    path = _path_of(record, run)
     if path is None:
         return None
     columns = pq.read_table(path).to_pydict()
     return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), points=columns)
 
 
-def _places(name: str, run: Path | None) -> Iterable[Path]:
-    return (*((run.parent / FOLDER / name,) if run else ()), STORE / name)
+def _path_of(record: Record, run: Path | None) -> Path | None:
+    if record.examples is None:
+        return None
+    name = record.examples.file
+    places = (*((run.parent / FOLDER / name,) if run else ()), STORE / name)
+    return next((place for place in places if place.is_file()), None)
 
 
 def keep_beside(records: Iterable[Record], run: Path, source: Path | None = None) -> None:
-    """Copy the examples of these records next to a run's file; those that nobody has are left out."""
+    """Copy the examples of these records to the folder next to a run; `source` is the run they came from.
+
+    Examples that are in neither place are left out.
+    """
     for record in records:
-        told = record.get("examples")
-        found = next((place for place in _places(told["file"], source) if place.is_file()), None) if told else None
-        if told and found and found != run.parent / FOLDER / told["file"]:
+        path = _path_of(record, source)
+        if path and path != run.parent / FOLDER / path.name:
             (run.parent / FOLDER).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(found, run.parent / FOLDER / told["file"])
+            shutil.copyfile(path, run.parent / FOLDER / path.name)

@@ -1,27 +1,33 @@
-"""Saved runs. In: the path of a pytest-benchmark JSON. Out: its records."""
+"""Saved runs. In: the path of a pytest-benchmark JSON. Out: its records, or its rows."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
-from lib.results.record import SCHEMA_VERSION, Record
+from lib.record import Record, from_json, to_json
+
+Row = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A saved run as it stands; raises InputError where the file is missing, cut off or no run."""
+    """A saved run as it is; raises InputError where the file is missing, cut off or no run."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
-        records = [row["extra_info"] for row in found["benchmarks"]]
+        run: dict[str, Any] = json.loads(path.read_text())
+        rows = [dict(row["extra_info"]) for row in run["benchmarks"]]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
-    odd = sorted({str(record.get("schema_version")) for record in records if "cell" in record} - {str(SCHEMA_VERSION)})
-    if odd:
-        hint = f"this tunegrid reads {SCHEMA_VERSION}; run its cells again"
-        raise InputError(f"{path} holds records of schema version {odd[0]}, {hint}")
-    return found
+    if not any(is_cell(row) for row in rows):
+        raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
+    return run
+
+
+def is_cell(extra_info: Mapping[str, Any]) -> bool:
+    """Whether a row's `extra_info` is a cell's record; other benchmarks have rows, too."""
+    return "cell" in extra_info
 
 
 def save(run: dict[str, Any], path: Path) -> None:
@@ -40,13 +46,21 @@ def save(run: dict[str, Any], path: Path) -> None:
 
 
 def read_list(path: Path) -> list[Record]:
-    """All records of a saved run; raises InputError where it holds no cells."""
-    records = [row["extra_info"] for row in load(path)["benchmarks"] if "cell" in row["extra_info"]]
-    if not records:
-        raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
-    return records
+    """All records of a saved run, in the current version; raises InputError where it holds no cells, or one is not sound."""
+    return [record for _, record in read_rows(path)]
+
+
+def read_rows(path: Path) -> list[tuple[Row, Record]]:
+    """The rows of a saved run's cells, each with its record; raises InputError as `read_list` does."""
+    return [current(row, str(path)) for row in load(path)["benchmarks"] if is_cell(row["extra_info"])]
+
+
+def current(row: Row, source: str) -> tuple[Row, Record]:
+    """A cell's row with its record in the current version, and that record; raises InputError where it is not sound."""
+    record = from_json(row["extra_info"], source)
+    return row | {"extra_info": to_json(record)}, record
 
 
 def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
     """Records by cell id, all or one profile's."""
-    return {record["cell"]: record for record in read_list(path) if profile in (None, record["profile"])}
+    return {record.cell: record for record in read_list(path) if profile in (None, record.profile)}

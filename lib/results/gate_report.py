@@ -1,14 +1,15 @@
 """A gate's answer in words. In: judgements. Out: text, Markdown or JSON."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 
-from lib.grid.tasks import TASKS
 from lib.results.gates import FAILED_BY, KINDS, LEDGER, Judgement, Verdict, failing, kind_of
+from lib.results.table import Column, lines, number, signed
 
-MAIN = {task.id: task.main_score for task in TASKS}
-# From the one that weighs most: a group of judgements is as bad as its worst.
+# The gravest first: a group of judgements is as bad as its worst.
 WEIGHT = (
     Verdict.MISSING,
     Verdict.WORSE,
@@ -18,12 +19,19 @@ WEIGHT = (
     Verdict.SAME,
     Verdict.NOT_COMPARABLE,
 )
-COLUMNS = ("cell", "main score", "change", "95 % interval", "p", "sees", *KINDS)
-WIDTHS = (15, 10, 6, 15, 6, 5, 12, 12, 14)
+COLUMNS = (
+    Column(title="cell", width=15),
+    Column(title="main score", width=10),
+    Column(title="change", width=6),
+    Column(title="95 % interval", width=15),
+    Column(title="p", width=6),
+    Column(title="sees", width=5),
+    *(Column(title=kind, width=12) for kind in KINDS),
+)
 
 
 def worst(judged: Sequence[Judgement]) -> Verdict | None:
-    """The verdict that weighs most."""
+    """The gravest verdict."""
     return min((j.verdict for j in judged), key=WEIGHT.index, default=None)
 
 
@@ -32,7 +40,7 @@ def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
     table = []
     for cell in dict.fromkeys(judgement.cell for judgement in judged):
         own = [judgement for judgement in judged if judgement.cell == cell]
-        name = MAIN[cell.split("_")[1]]
+        name = own[0].main_score
         main = next((j for j in own if j.quantity == name), own[0])
         table.append((cell, name, *_figures(main), *(str(worst([j for j in own if kind_of(j) == k]) or "-") for k in KINDS)))
     return table
@@ -40,32 +48,25 @@ def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
 
 def _figures(main: Judgement) -> tuple[str, ...]:
     interval = "-" if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
-    return (_signed(main.effect), interval, _plain(main.p, 3), _plain(main.smallest, 1))
-
-
-def _signed(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.1f}"
-
-
-def _plain(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return (signed(main.effect, 1), interval, number(main.p, 3), number(main.smallest, 1))
 
 
 def closing(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
     """One line: how many of each verdict on quality, and what the kinds that count say of the run."""
     cells = rows(judged)
-    counts = {verdict: sum(row[6] == verdict for row in cells) for verdict in WEIGHT}
+    quality = len(COLUMNS) - len(KINDS)
+    counts = {verdict: sum(row[quality] == verdict for row in cells) for verdict in WEIGHT}
     told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     answer = "worse than the baseline" if failing(judged, kinds) else "no worse than the baseline, as far as it can be told"
     return f"quality of {len(cells)} cells: {told}; by {' and '.join(kinds)} the run is {answer}"
 
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
-    """A sentence for every judgement that is not `same`, the gravest first; why speed was not compared is said once."""
+    """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare speed comes once."""
     told = [j for j in judged if j.verdict not in (Verdict.SAME, Verdict.NOT_COMPARABLE)]
-    lines = [_sentence(judgement) for judgement in sorted(told, key=lambda j: WEIGHT.index(j.verdict))]
+    sentences = [_sentence(judgement) for judgement in sorted(told, key=lambda j: WEIGHT.index(j.verdict))]
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
-    return lines + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
+    return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 
 
 def _sentence(judgement: Judgement) -> str:
@@ -82,14 +83,12 @@ def _sentence(judgement: Judgement) -> str:
 
 def as_text(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
     """A table, what is not the same, and one closing line."""
-    table = [" ".join(f"{name:<{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)).rstrip()]
-    table += [" ".join(f"{cell:<{width}}" for cell, width in zip(row, WIDTHS, strict=True)).rstrip() for row in rows(judged)]
-    return "\n".join([*table, *remarks(judged), closing(judged, kinds)])
+    return "\n".join([*lines(COLUMNS, rows(judged)), *remarks(judged), closing(judged, kinds)])
 
 
 def as_markdown(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
     """The same for a pull request or a step summary."""
-    table = [f"| {' | '.join(COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    table = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     table += [f"| {' | '.join(row)} |" for row in rows(judged)]
     return "\n".join([f"**{closing(judged, kinds)}**", "", *table, "", *(f"* {line}" for line in remarks(judged))])
 
@@ -104,3 +103,11 @@ FORMATS: dict[str, Callable[[Sequence[Judgement], Sequence[str]], str]] = {
     "markdown": as_markdown,
     "json": as_json,
 }
+
+
+def write_step_summary(judged: Sequence[Judgement], kinds: Sequence[str]) -> None:
+    """Append the verdicts to GitHub's step summary, where there is one."""
+    target = os.environ.get("GITHUB_STEP_SUMMARY")
+    if target:
+        with Path(target).open("a", encoding="utf-8") as file:
+            file.write(as_markdown(judged, kinds) + "\n")

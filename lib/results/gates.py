@@ -1,14 +1,14 @@
-"""Is a run worse than a baseline? In: records and per-example points of both. Out: a verdict a cell and quantity.
+"""Is a run worse than a baseline? In: records and per-example points of both. Out: a verdict for each cell and quantity.
 
-*worse*: a drop that is no chance (Holm over the cells) and as large as the margin. *better*: a gain that is no chance.
-*same*: the interval lies above the margin's drop. *cannot tell*: the test set is too small to say any of these. Memory and
-speed are held to relative margins, speed only between like machines. Needs no torch.
+*worse*: a significant drop (Holm over the cells) of at least the margin. *better*: a significant gain. *same*: the interval is
+above the margin's drop. *cannot tell*: the test set is too small for any of these. Memory and speed have relative margins; speed
+is compared between like machines only. Needs no torch.
 """
 
 import math
 import tomllib
 from collections import defaultdict
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -16,11 +16,9 @@ from statistics import fmean, stdev
 from typing import Any
 
 from lib.errors import InputError
-from lib.grid.tasks import TASKS
+from lib.record import Record
 from lib.results.examples import Examples, read
 from lib.results.files import read_list
-from lib.results.record import Record
-from lib.results.run_table import OURS
 from lib.results.statistics import ALPHA, Effect, holm, noise_of_training, paired, paired_macro_f1, slower
 
 MARGINS = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "margins.toml"
@@ -28,8 +26,9 @@ LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_byt
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 SEED_DEVIATIONS = 3.0
 KINDS = ("quality", "memory", "speed")
-FAILED_BY = ("quality", "memory")  # by default: speed is shown, but a machine with other work on it would fail at random
-ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that bear on speed
+FAILED_BY = ("quality", "memory")  # by default; on a machine with other work, speed would fail at random
+ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
+Seeds = Mapping[int | None, Record]  # a cell's records by seed
 
 
 class Verdict(StrEnum):
@@ -49,6 +48,7 @@ class Judgement:
     """One verdict with its evidence.
 
     Attributes:
+        main_score: the name of the cell's main score.
         quantity: a score, a memory figure or step_seconds; "cell" where the whole cell is missing or new.
         effect: new minus old, in points or as a share; None where nothing was compared.
         low, high: the effect's 95 % interval; p: of being worse, adjusted over the cells.
@@ -57,6 +57,7 @@ class Judgement:
     """
 
     cell: str
+    main_score: str
     quantity: str
     verdict: Verdict
     effect: float | None = None
@@ -69,30 +70,30 @@ class Judgement:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A saved run: records by cell and seed, and where its file lies, beside which examples are."""
+    """A saved run: records by cell and seed, and the file's path; examples are stored next to it."""
 
-    records: Mapping[str, Mapping[int, Record]]
+    records: Mapping[str, Seeds]
     path: Path | None = None
 
     @classmethod
     def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
-        """Records sorted by cell and seed, those that did not finish left out; raises InputError for those of two profiles."""
-        finished = [record for record in records if record["outcome"] in ("passed", "missed")]
-        profiles = sorted({record["profile"] for record in finished})
+        """The records that finished, by cell and seed; raises InputError where they are of two profiles."""
+        finished = [record for record in records if record.finished]
+        profiles = sorted({record.profile for record in finished})
         if len(profiles) > 1:
             raise InputError(f"{path or 'the run'} holds cells of {' and '.join(profiles)}: judge one profile at a time")
-        found: dict[str, dict[int, Record]] = defaultdict(dict)
+        by_cell: dict[str, dict[int | None, Record]] = defaultdict(dict)
         for record in finished:
-            found[record["cell"]][record["seeds"]["seed"]] = record
-        return cls(records=dict(found), path=path)
+            by_cell[record.cell][record.seeds.seed] = record
+        return cls(records=dict(by_cell), path=path)
 
     def only(self, cells: Container[str]) -> "Run":
         """The same run with these cells alone."""
-        return Run(records={cell: found for cell, found in self.records.items() if cell in cells}, path=self.path)
+        return Run(records={cell: seeds for cell, seeds in self.records.items() if cell in cells}, path=self.path)
 
 
 def read_run(path: Path) -> Run:
-    """A saved run, to be judged or to judge by."""
+    """A saved run, to judge or to judge by."""
     return Run.of(read_list(path), path)
 
 
@@ -117,23 +118,26 @@ def gate(old: Run, new: Run, margins: Mapping[str, Mapping[str, float]] | None =
     judged = _quality(old, new, common, margins["points"])
     for cell in common:
         before, after = _pair(old.records[cell], new.records[cell])
-        judged += _memory(cell, old.records[cell], before, after, margins["memory"])
-        judged.append(_speed(cell, old.records[cell], before, after, margins["speed"]["step_seconds"]))
-    judged += [
-        Judgement(cell=cell, quantity="cell", verdict=Verdict.MISSING, detail="in the baseline, not in this run")
-        for cell in old.records
-        if cell not in new.records
-    ]
-    judged += [
-        Judgement(cell=cell, quantity="cell", verdict=Verdict.NEW, detail="not in the baseline")
-        for cell in new.records
-        if cell not in old.records
-    ]
+        judged += _memory(old.records[cell], before, after, margins["memory"])
+        judged.append(_speed(old.records[cell], before, after, margins["speed"]["step_seconds"]))
+    judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
+    judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
     order = {cell: place for place, cell in enumerate([*old.records, *new.records])}
     return sorted(judged, key=lambda judgement: order[judgement.cell])
 
 
-def _pair(before: Mapping[int, Record], after: Mapping[int, Record]) -> tuple[Record, Record]:
+def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:
+    """A verdict on every cell that only one run has."""
+    for cell, seeds in run.records.items():
+        if cell not in other.records:
+            yield _judgement(next(iter(seeds.values())), "cell", verdict, detail=detail)
+
+
+def _judgement(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
+    return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
+
+
+def _pair(before: Seeds, after: Seeds) -> tuple[Record, Record]:
     """Records of one seed where both have one, else of the first of each."""
     shared = [seed for seed in after if seed in before]
     new = shared[0] if shared else next(iter(after))
@@ -148,40 +152,45 @@ def _quality(old: Run, new: Run, cells: Sequence[str], margins: Mapping[str, flo
     judged = []
     for cell in cells:
         before, after = _pair(old.records[cell], new.records[cell])
-        ours, theirs = read(before, old.path), read(after, new.path)
-        check_rows(cell, before, after)
-        for metric in _bounded(before):
-            effect = _effect(cell, metric, ours, theirs) if ours and theirs else None
+        old_examples, new_examples = read(before, old.path), read(after, new.path)
+        check_rows(before, after)
+        for metric in before.bounded_scores:
+            effect = _effect(before, metric, old_examples, new_examples) if old_examples and new_examples else None
             if effect:
                 effects[cell, metric] = effect
             else:
-                margin = max(margins[metric], seed_margin(old.records[cell], metric, len(cells)))
-                judged.append(_by_margin(cell, metric, before, after, margin))
+                margin = max(_margin(margins, metric), seed_margin(old.records[cell], metric, len(cells)))
+                judged.append(_by_margin(metric, before, after, margin))
     return judged + _by_tests(old, effects, margins)
 
 
-def _bounded(record: Record) -> tuple[str, ...]:
-    return next(task.bounded_scores for task in TASKS if task.id == record["task"])
+def _margin(margins: Mapping[str, float], metric: str) -> float:
+    if metric not in margins:
+        raise InputError(f"{MARGINS.name} has no margin for {metric}; add one under [points]")
+    return margins[metric]
 
 
-def check_rows(cell: str, before: Record, after: Record) -> None:
+def check_rows(before: Record, after: Record) -> None:
     """Raises InputError where two records were scored on different test rows."""
-    hashes = [(record.get("examples") or {}).get("rows_hash") for record in (before, after)]
-    if all(hashes) and hashes[0] != hashes[1]:
-        raise InputError(f"{cell}: the two runs scored different test rows ({hashes[0]} and {hashes[1]}) and cannot be paired")
+    if before.examples and after.examples and before.examples.rows_hash != after.examples.rows_hash:
+        hashes = f"{before.examples.rows_hash} and {after.examples.rows_hash}"
+        raise InputError(f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired")
 
 
-def _effect(cell: str, metric: str, ours: Examples, theirs: Examples) -> Effect | None:
-    """The effect on a metric that both have row by row, or that follows from their labels; None for any other."""
+def _effect(record: Record, metric: str, old: Examples, new: Examples) -> Effect | None:
+    """The effect on a metric that both have row by row, or that follows from their labels; None for any other.
+
+    Of a missed row, the examples do not hold the true label. With two classes it is the other one; with more it is not known.
+    """
     try:
-        if metric in ours.points and metric in theirs.points:
-            return paired(ours.points[metric], theirs.points[metric])
-        if metric == "f1_macro":
-            old, new = ([int(label) for label in each.predictions] for each in (ours, theirs))
-            hits = zip(old, ours.points["accuracy"], strict=True)
-            return paired_macro_f1([label if hit else 1 - label for label, hit in hits], old, new)
+        if metric in old.points and metric in new.points:
+            return paired(old.points[metric], new.points[metric])
+        if metric == "f1_macro" and len(record.labels) == 2:
+            before, after = ([int(label) for label in examples.predictions] for examples in (old, new))
+            hits = zip(before, old.points["accuracy"], strict=True)
+            return paired_macro_f1([label if hit else 1 - label for label, hit in hits], before, after)
     except (ValueError, KeyError) as error:
-        raise InputError(f"{cell}, {metric}: {error}") from None
+        raise InputError(f"{record.cell}, {metric}: {error}") from None
     return None
 
 
@@ -192,14 +201,14 @@ def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapp
         worse = holm({cell: effect.p_worse for cell, effect in family.items()})
         better = holm({cell: effect.p_better for cell, effect in family.items()})
         for cell, effect in family.items():
-            margin = max(margins[metric], seed_margin(old.records[cell], metric, len(family)))
-            verdict = verdict_of(effect, worse[cell], better[cell], margin, margins[metric])
+            same = _margin(margins, metric)
+            margin = max(same, seed_margin(old.records[cell], metric, len(family)))
             lost, won = effect.flips
             judged.append(
-                Judgement(
-                    cell=cell,
-                    quantity=metric,
-                    verdict=verdict,
+                _judgement(
+                    next(iter(old.records[cell].values())),
+                    metric,
+                    verdict_of(effect, worse[cell], better[cell], margin, same),
                     effect=effect.points,
                     low=effect.low,
                     high=effect.high,
@@ -211,10 +220,10 @@ def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapp
     return judged
 
 
-def seed_margin(records: Mapping[int, Record], metric: str, tests: int) -> float:
-    """What chance in training alone does to a score, by the baseline's seeds; 0 where it has one seed."""
-    found = [score for record in records.values() if (score := record["scores"].get(metric)) is not None]
-    return noise_of_training(found, tests)
+def seed_margin(records: Seeds, metric: str, tests: int) -> float:
+    """By how much training noise alone changes a score, from the baseline's seeds; 0 where it has one seed."""
+    scores = [score for record in records.values() if (score := record.scores.get(metric)) is not None]
+    return noise_of_training(scores, tests)
 
 
 def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, same: float | None = None) -> Verdict:
@@ -226,80 +235,89 @@ def verdict_of(effect: Effect, p_worse: float, p_better: float, margin: float, s
     return Verdict.SAME if effect.low > -(margin if same is None else same) else Verdict.CANNOT_TELL
 
 
-def _by_margin(cell: str, metric: str, before: Record, after: Record, margin: float) -> Judgement:
-    """Where there are no points of each row: the margin alone."""
-    old, new = before["scores"].get(metric), after["scores"].get(metric)
+def _by_margin(metric: str, before: Record, after: Record, margin: float) -> Judgement:
+    """Where single rows have no points: by the margin alone."""
+    old, new = before.scores.get(metric), after.scores.get(metric)
     if old is None or new is None or not math.isfinite(old) or not math.isfinite(new):
         verdict = Verdict.CANNOT_TELL if old is None else Verdict.WORSE
-        return Judgement(cell=cell, quantity=metric, verdict=verdict, detail=f"{old} and {new}: not two numbers")
+        return _judgement(before, metric, verdict, detail=f"{old} and {new}: not two numbers")
     verdict = Verdict.WORSE if new - old <= -margin else Verdict.BETTER if new - old >= margin else Verdict.SAME
     detail = f"no points by row, by the margin of {margin:.1f} alone"
-    return Judgement(cell=cell, quantity=metric, verdict=verdict, effect=new - old, detail=detail)
+    return _judgement(before, metric, verdict, effect=new - old, detail=detail)
 
 
 # Memory and speed
 
 
-def _memory(
-    cell: str, seeds: Mapping[int, Record], before: Record, after: Record, margins: Mapping[str, float]
-) -> Iterable[Judgement]:
-    old, new = (record["memory"]["ledger"] for record in (before, after))
+def _memory(seeds: Seeds, before: Record, after: Record, margins: Mapping[str, float]) -> Iterator[Judgement]:
+    if not before.memory or not after.memory:
+        return
     for name in LEDGER:
-        if old.get(name) and new.get(name) is not None:
-            yield _relative(cell, name, [old[name]], new[name], margins["ledger"])
+        old, new = (getattr(memory.ledger, name) for memory in (before.memory, after.memory))
+        if old and new is not None:
+            yield _relative(before, name, [old], new, margins["ledger"])
+    if not before.device or not after.device or before.device.name != after.device.name:
+        return
     for name in PEAKS:
-        peaks = [peak for record in seeds.values() if (peak := _peak(record, name)) is not None]
-        now = _peak(after, name)
-        if peaks and now is not None and before["device"]["name"] == after["device"]["name"]:
-            yield _relative(cell, name, peaks, now, margins[name])
+        peaks = [peak for seed in seeds.values() if seed.memory and (peak := seed.memory.peak(name)) is not None]
+        now = after.memory.peak(name)
+        if peaks and now is not None:
+            yield _relative(before, name, peaks, now, margins[name])
 
 
-def _peak(record: Record, name: str) -> float | None:
-    phases = record["memory"]["phases"].items()
-    found = [phase[name] for what, phase in phases if what not in OURS and phase.get(name) is not None]
-    return max(found) if found else None
-
-
-def _relative(cell: str, name: str, old: Sequence[float], new: float, margin: float) -> Judgement:
-    """Against the largest of the baseline's figures; less by more than the margin than the smallest is better."""
+def _relative(record: Record, name: str, old: Sequence[float], new: float, margin: float) -> Judgement:
+    """Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by more than the margin."""
     share = new / max(old) - 1
     verdict = Verdict.WORSE if share > margin else Verdict.BETTER if new / min(old) - 1 < -margin else Verdict.SAME
-    return Judgement(cell=cell, quantity=name, verdict=verdict, effect=share, detail=f"margin {margin:.0%}")
+    return _judgement(record, name, verdict, effect=share, detail=f"margin {margin:.0%}")
 
 
-def _speed(cell: str, seeds: Mapping[int, Record], before: Record, after: Record, margin: float) -> Judgement:
+def _speed(seeds: Seeds, before: Record, after: Record, margin: float) -> Judgement:
     reason = unlike_machines(before, after)
-    old, new = (record["throughput"].get("step_seconds") or [] for record in (before, after))
-    if reason or not old or not new:
+    old, new = (record.throughput.step_seconds if record.throughput else [] for record in (before, after))
+    medians = [median for record in seeds.values() if (median := _median_step(record)) is not None]
+    now = _median_step(after)
+    if reason or not old or not new or not medians or now is None:
         detail = reason or "too few steps were measured"
-        return Judgement(cell=cell, quantity="step_seconds", verdict=Verdict.NOT_COMPARABLE, detail=detail)
-    medians = [record["throughput"]["step_seconds_median"] for record in seeds.values()]
+        return _judgement(before, "step_seconds", Verdict.NOT_COMPARABLE, detail=detail)
     spread = SEED_DEVIATIONS * stdev(medians) / fmean(medians) if len(medians) > 1 else 0.0
     margin = max(margin, spread)
-    share = after["throughput"]["step_seconds_median"] / fmean(medians) - 1
+    share = now / fmean(medians) - 1
     p = slower(old, new)
     verdict = Verdict.WORSE if share > margin and p < ALPHA else Verdict.BETTER if share < -margin else Verdict.SAME
-    return Judgement(cell=cell, quantity="step_seconds", verdict=verdict, effect=share, p=p, detail=f"margin {margin:.0%}")
+    return _judgement(before, "step_seconds", verdict, effect=share, p=p, detail=f"margin {margin:.0%}")
+
+
+def _median_step(record: Record) -> float | None:
+    return record.throughput.step_seconds_median if record.throughput else None
 
 
 def unlike_machines(before: Record, after: Record) -> str:
     """Why the speed of two records cannot be compared; empty where it can."""
-    for what, old, new in _machines(before, after):
+    if not before.device or not after.device:
+        return "a run does not name its device"
+    facts = [("name", before.device.name, after.device.name), ("threads", before.device.threads, after.device.threads)]
+    facts += [(package, before.versions.get(package), after.versions.get(package)) for package in ALIKE]
+    for what, old, new in facts:
         if old != new:
             return f"{what}: {old} and {new}"
-    contended = [record["device"].get("contended") for record in (before, after)]
-    return "measured on a device that others used" if any(contended) else ""
+    return "measured on a device that others used" if before.device.contended or after.device.contended else ""
 
 
-def _machines(before: Record, after: Record) -> Iterable[tuple[str, Any, Any]]:
-    for name in ("name", "threads"):
-        yield name, before["device"][name], after["device"][name]
-    for package in ALIKE:
-        yield package, before["versions"].get(package), after["versions"].get(package)
+# What counts
+
+
+def kinds_of(text: str) -> tuple[str, ...]:
+    """Kinds of figures, divided by commas; raises InputError for a name that is none."""
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InputError(f"{kind!r} is no kind of figure; give some of {','.join(KINDS)}")
+    return kinds
 
 
 def kind_of(judgement: Judgement) -> str:
-    """quality, memory or speed; a cell that is missing or new counts as quality."""
+    """The kind of figure; a cell that is missing or new counts as quality."""
     if judgement.quantity == "step_seconds":
         return "speed"
     return "memory" if judgement.quantity in (*LEDGER, *PEAKS) else "quality"

@@ -1,14 +1,15 @@
 """Finished cells on disk as they end. In: rows of pytest-benchmark's JSON. Out: `.cache/journal/*.jsonl`, one row a line.
 
-A session that is killed has lost nothing that was finished: `python -m lib.results finish` makes a run's JSON of the journal,
-`pytest --resume` takes what passed from it, where all that decides a cell's result is the same. Needs no torch.
+A killed session loses no finished cell: `python -m lib finish` makes a run's JSON from the journal. `pytest --resume` takes
+the cells that passed from it, if everything that decides their results is the same. Needs no torch.
 """
 
 import hashlib
+import inspect
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from pathlib import Path
@@ -20,16 +21,17 @@ from lib.grid.cells import Cell
 from lib.grid.profiles import CACHE
 from lib.grid.tasks import Problem
 from lib.machine import cpu_name, gpus, versions
+from lib.results.files import Row
 
 ROOT = Path(__file__).parents[2]
 JOURNAL = CACHE / "journal"
 CODE = ("lib", "fixtures", "benchmarks")
-LARGE = 64 * 2**20  # bytes; folders above it are told apart by sizes and times, not by content
-Row = dict[str, Any]
+LARGE = 64 * 2**20  # bytes; larger folders are compared by sizes and times, not by content
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 class Journal:
-    """One session's lines; the file appears with the first."""
+    """One session's lines; the first one creates the file."""
 
     def __init__(self, folder: Path = JOURNAL) -> None:
         """A file of its own for each session."""
@@ -45,35 +47,39 @@ class Journal:
 
 
 def read(path: Path) -> Iterator[tuple[str, Row]]:
-    """Keys and rows of a journal; a last line that a kill cut off is left out."""
+    """Keys and rows of a journal; a last line that was cut off is left out."""
     for line in path.read_text(encoding="utf-8").split("\n"):
         try:
-            found = json.loads(line)
-            yield found["key"], found["row"]
+            entry = json.loads(line)
+            yield entry["key"], entry["row"]
         except (ValueError, KeyError, TypeError):
             continue
 
 
 def passed(folder: Path = JOURNAL) -> dict[str, tuple[Row, Path]]:
     """Rows of cells that passed, by key, with the journal that holds them; the latest where there are several."""
-    found = {}
+    rows = {}
     for path in sorted(folder.glob("*.jsonl")):
-        found.update({key: (row, path) for key, row in read(path) if row["extra_info"]["outcome"] == "passed"})
-    return found
+        rows.update({key: (row, path) for key, row in read(path) if row["extra_info"].get("status") == "passed"})
+    return rows
 
 
-def content_key(cell: Cell, asked: Mapping[str, Any]) -> str:
+def content_key(cell: Cell, asked: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
     """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, versions.
 
-    `asked` is what the command line adds, as the source of metrics.
+    Args:
+        cell: at its profile.
+        asked: what the command line adds, as the source of metrics.
+        grid_files: the user's, which add to the grid.
     """
     profile = cell.profile
+    weights = cell.backbone.micro if profile.micro else cell.backbone.folder
     parts = {
         "cell": cell.id,
         "profile": profile.id,
-        "recipe": asdict(cell.recipe),
-        "head": asdict(cell.head),
-        "quantization": cell.quantization and asdict(cell.quantization),
+        "parts": [_text(part) for part in (cell.recipe, cell.head, cell.method, cell.task, cell.backbone)],
+        "backbone": [dict(cell.backbone.shape), dict(cell.backbone.special_tokens)],
+        "optimizer": _text(cell.optimizer),
         "rows": [profile.cap(cell.task.id, split) for split in ("train", "validation", "test")],
         "own_test": profile.own_test,
         "seed": profile.seed,
@@ -83,29 +89,48 @@ def content_key(cell: Cell, asked: Mapping[str, Any]) -> str:
         "versions": versions(),
         "machine": [cpu_name(), _gpus()],
         "code": code_digest(),
+        "sources": source_digests(cell),
+        "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for path in grid_files],
         "data": folder_digest(profile.data_root and profile.data_root / cell.task.folder),
-        "weights": folder_digest(
-            profile.checkpoint_root
-            and profile.checkpoint_root / (cell.backbone.micro if profile.micro else cell.backbone.folder)
-        )
+        "weights": folder_digest(profile.checkpoint_root / weights if profile.checkpoint_root and weights else None)
         or cell.backbone.revision,
         "scorer": _scorer_digest(cell),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
+def _text(part: object) -> str:
+    """A part's fields as text, without the addresses in memory that functions show."""
+    return ADDRESS.sub("", repr(part))
+
+
+def source_digests(cell: Cell) -> list[str]:
+    """Of the files that define the cell's method, optimizer and architecture, which may be a user's."""
+    things = (type(cell.method), getattr(cell.optimizer, "func", cell.optimizer), cell.head.architecture)
+    paths = {path for thing in things if (path := _source_of(thing))}
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)]
+
+
+def _source_of(thing: Any) -> Path | None:
+    try:
+        path = Path(inspect.getsourcefile(thing) or "")
+    except TypeError:  # a name, or an object that no file defines
+        return None
+    return path if path.is_file() else None
+
+
 _gpus = cache(gpus)
 
 
 def _scorer_digest(cell: Cell) -> str:
-    """Of the BERT that BERTScore takes, where the cell generates."""
+    """Of the BERT that computes BERTScore, where the cell generates text."""
     root, bert = cell.profile.checkpoint_root, BERT.micro if cell.profile.micro else BERT.folder
-    return folder_digest(root / bert) if root and cell.task.problem is Problem.GENERATE else ""
+    return folder_digest(root / bert) if root and bert and cell.task.problem is Problem.GENERATE else ""
 
 
 @cache
 def code_digest() -> str:
-    """Over every module of the suite but its own tests, and over its bounds."""
+    """Over every module of the suite except its tests, and over its thresholds."""
     digest = hashlib.sha256((ROOT / "conftest.py").read_bytes())
     for path in sorted(path for name in CODE for path in (ROOT / name).rglob("*.*")):
         if path.suffix in (".py", ".toml") and "tests" not in path.parts:
@@ -115,7 +140,7 @@ def code_digest() -> str:
 
 @cache
 def folder_digest(folder: Path | None) -> str:
-    """Over a folder's files: their content, or where they are large, sizes and times; empty for none."""
+    """Over a folder's files: their content, or sizes and times of large folders; empty for no folder."""
     if folder is None or not folder.is_dir():
         return ""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -129,7 +154,7 @@ def folder_digest(folder: Path | None) -> str:
 
 def latest(folder: Path = JOURNAL) -> Path:
     """The newest journal; raises InputError where there is none."""
-    found = sorted(folder.glob("*.jsonl"))
-    if not found:
+    journals = sorted(folder.glob("*.jsonl"))
+    if not journals:
         raise InputError(f"no journal in {folder}: no cell has finished here yet")
-    return found[-1]
+    return journals[-1]

@@ -5,93 +5,70 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
-from lib.grid.backbones import HEAD_EXCEPTIONS
-from lib.results.record import Record
+from lib.record import AuditFinding, Record
+from lib.record.invariants import impossible
 
-POINTS = 1e-6  # what rounding may do to a mean
-ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"), ("rouge2", "rouge1"))
-Finding = dict[str, str | bool]
-Findings = dict[str, list[Finding]]  # by cell
+Findings = dict[str, list[AuditFinding]]  # by cell
 
 
 def across(records: Sequence[Record]) -> Findings:
-    """Audits over the cells of one profile together: a finding of each for every cell that it concerns."""
-    found: Findings = defaultdict(list)
-    for profile in dict.fromkeys(record["profile"] for record in records):
-        cells = {record["cell"]: record for record in records if record["profile"] == profile}
+    """Audits over the cells of each profile together: one finding an audit for every cell that it concerns."""
+    findings: Findings = defaultdict(list)
+    for profile in dict.fromkeys(record.profile for record in records):
+        cells = {record.cell: record for record in records if record.profile == profile}
         for audit in (distinct_results, same_rows_in_triple):
             for cell, fault in audit(cells).items():
-                detail = fault or "none other"
-                found[cell].append({"name": audit.__name__, "passed": not fault, "detail": detail})
-    return dict(found)
+                findings[cell].append(AuditFinding(name=audit.__name__, passed=not fault, detail=fault or "none other"))
+    return dict(findings)
 
 
 def distinct_results(records: Mapping[str, Record]) -> dict[str, str]:
     """By cell: which other cell has the same results to the last digit; empty where none has."""
-    scored = {cell: outcome for cell, record in records.items() if (outcome := _results(record))}
-    faults = dict.fromkeys(scored, "")
-    for one, other in combinations(scored, 2):
-        if scored[one] == scored[other]:
+    results = {cell: figures for cell, record in records.items() if (figures := _results(record))}
+    faults = dict.fromkeys(results, "")
+    for one, other in combinations(results, 2):
+        if results[one] == results[other]:
             faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
     return faults
 
 
 def _results(record: Record) -> tuple[object, ...]:
-    """All that two honest cells cannot share: every score and every loss."""
-    training, evaluation = record["training"] or {}, record["evaluation"] or {}
-    if not record["scores"]:
+    """Figures that two honest cells cannot share: every score and every loss."""
+    if not record.scores:
         return ()
-    return tuple(sorted(record["scores"].items())), tuple(training.get("losses", ())), evaluation.get("loss")
+    losses = tuple(record.training.losses) if record.training else ()
+    return tuple(sorted(record.scores.items())), losses, record.evaluation and record.evaluation.loss
 
 
 def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:
     """By cell: whose rows differ from its own among the methods of one backbone and task; empty where none do."""
     faults = {}
     for cells in triples(records).values():
-        prints = {cell: records[cell]["data"]["fingerprint"] for cell in cells if records[cell]["data"]}
-        for cell, own in prints.items():
-            others = [other for other, mark in prints.items() if mark != own]
+        fingerprints = {cell: data.fingerprint for cell in cells if (data := records[cell].data)}
+        for cell, own in fingerprints.items():
+            others = [other for other, fingerprint in fingerprints.items() if fingerprint != own]
             faults[cell] = f"other rows than {', '.join(others)}" if others else ""
     return faults
 
 
 def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:
     """Cells by backbone and task."""
-    found: dict[str, list[str]] = defaultdict(list)
+    cells_by_pair: dict[str, list[str]] = defaultdict(list)
     for cell, record in records.items():
-        found[f"{record['backbone']}_{record['task']}"].append(cell)
-    return found
+        cells_by_pair[f"{record.backbone}_{record.task}"].append(cell)
+    return cells_by_pair
 
 
 def invariants(record: Record) -> list[str]:
     """Sentences on scores that no predictions can have."""
-    scores = {name: value for name, value in record["scores"].items() if value is not None}
-    odd = [f"{name} is not a number" for name in record["scores"].keys() - scores.keys()]
-    odd += [f"{name} is {value}" for name, value in scores.items() if not 0 <= value <= 100 + POINTS]
-    odd += [
-        f"{low} {scores[low]} is above {high} {scores[high]}"
-        for low, high in ORDERED
-        if low in scores and high in scores and scores[low] > scores[high] + POINTS
-    ]
-    return odd + _bertscore(scores)
-
-
-def _bertscore(scores: Mapping[str, float]) -> list[str]:
-    """Each row's F1 is a harmonic mean, so the mean of F1s cannot be above the mean of either by more than both allow."""
-    names = ("bertscore_precision", "bertscore_f1", "bertscore_recall")
-    if not all(name in scores for name in names):
-        return []
-    precision, f1, recall = (scores[name] for name in names)
-    if f1 <= (precision + recall) / 2 + POINTS:  # a harmonic mean is at most the arithmetic one, on each row and on average
-        return []
-    return [f"bertscore_f1 {f1} is above the mean of precision {precision} and recall {recall}"]
+    return impossible(record.scores)
 
 
 SHARED: tuple[tuple[str, Callable[[Record], object]], ...] = (
-    ("updates", lambda record: record["training"]["updates"]),
-    ("real tokens", lambda record: record["training"]["tokens"]),
-    ("order of rows", lambda record: record["training"]["order"]),
-    ("test rows", lambda record: record["data"] and record["data"]["fingerprint"]),
+    ("updates", lambda record: record.training and record.training.updates),
+    ("real tokens", lambda record: record.training and record.training.tokens),
+    ("order of rows", lambda record: record.training and record.training.order),
+    ("test rows", lambda record: record.data and record.data.fingerprint),
 )
 
 
@@ -99,22 +76,26 @@ def unlike(records: Mapping[str, Record]) -> list[str]:
     """A line for every pair of methods that is not like for like, with what differs."""
     lines = []
     for cells in triples(records).values():
-        for one, other in combinations([cell for cell in cells if records[cell]["training"]], 2):
-            differ = [name for name, value in SHARED if value(records[one]) != value(records[other])]
-            differ += [f"{cell} adapts its head alone" for cell in (one, other) if cell in HEAD_EXCEPTIONS]
-            if differ:
-                lines.append(f"{one} and {other}: {', '.join(differ)}")
+        for one, other in combinations([cell for cell in cells if records[cell].training], 2):
+            differences = [name for name, value in SHARED if value(records[one]) != value(records[other])]
+            differences += [f"{cell} adapts its head alone" for cell in (one, other) if adapts_head_alone(records[cell])]
+            if differences:
+                lines.append(f"{one} and {other}: {', '.join(differences)}")
     return lines
+
+
+def adapts_head_alone(record: Record) -> bool:
+    """Whether every layer that carries an adapter is one that pretraining never saw."""
+    targets = set((record.recipe.adapter or {}).get("target_modules") or ())
+    return bool(targets) and record.model is not None and targets <= set(record.model.adapted_modules)
 
 
 def failed(record: Record) -> Iterable[str]:
     """Sentences on the audits that a record says it failed."""
-    for finding in record["audits"]:
-        if not finding["passed"]:
-            yield f"audit {finding['name']}: {finding['detail']}"
+    return (f"audit {finding.name}: {finding.detail}" for finding in record.audits if not finding.passed)
 
 
 def not_numbers(record: Record) -> list[str]:
-    """Sentences on losses or scores that are not numbers."""
-    losses = (record["training"] or {}).get("losses", ())
+    """Sentences on losses that are not numbers."""
+    losses = record.training.losses if record.training else ()
     return ["a loss is not a number"] if any(loss is None or not math.isfinite(loss) for loss in losses) else []

@@ -2,85 +2,104 @@
 
 from collections.abc import Iterable, Sequence
 
-from lib.results.record import Record
+from lib.record import Record, Status
+from lib.results.table import Column, lines, number
 
-HEADER = "cell            score        points  bound  train s samples/s  peak GiB trainable  verdict"
-
-
-FOOTPRINT_HEADER = "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  verdict"
 MIB = 2**20
-OURS = ("audit", "trace")  # phases of the suite's own doing, not the cell's
+SCORES = (
+    Column(title="cell", width=15),
+    Column(title="score", width=12),
+    Column(title="points", width=6, right=True),
+    Column(title="bound", width=6, right=True),
+    Column(title="train s", width=8, right=True),
+    Column(title="samples/s", width=9, right=True),
+    Column(title="peak GiB", width=9, right=True),
+    Column(title="trainable", width=9, right=True),
+    Column(title="verdict", gap=2),
+)
+COSTS = (
+    Column(title="cell", width=15),
+    Column(title="step ms", width=7, right=True),
+    Column(title="p90 ms", width=7, right=True),
+    Column(title="tokens/s", width=8, right=True),
+    Column(title="gen/s", width=5, right=True),
+    Column(title="weights", width=7, right=True),
+    Column(title="grads", width=5, right=True),
+    Column(title="optim.", width=6, right=True),
+    Column(title="activ.", width=6, right=True),
+    Column(title="MiB peak", width=8, right=True),
+    Column(title="MFU %", width=5, right=True),
+    Column(title="verdict", gap=2),
+)
 
 
-def rows(records: Iterable[Record]) -> list[tuple[str, str]]:
-    """(line, verdict) of every record, in the given order."""
-    return [(_footprint(record) if record["flops"] else _line(record), record["outcome"]) for record in records]
+def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
+    """A line and the status of every record, in the given order; footprints have columns of their own."""
+    scores = iter(lines(SCORES, [_scores(record) for record in records if not record.flops])[1:])
+    costs = iter(lines(COSTS, [_costs(record) for record in records if record.flops])[1:])
+    return [(next(costs if record.flops else scores), record.status) for record in records]
 
 
 def header(records: Sequence[Record]) -> str:
-    """The columns' names: of scores, or of costs alone."""
-    return FOOTPRINT_HEADER if all(record["profile"] == "footprint" for record in records) else HEADER
+    """The columns' names: of scores, or of costs where all records are footprints."""
+    if all(record.profile == "footprint" for record in records):
+        return lines(COSTS, [_costs(record) for record in records if record.flops])[0]
+    return lines(SCORES, [_scores(record) for record in records if not record.flops])[0]
 
 
-def _footprint(record: Record) -> str:
-    ledger, speed = record["memory"]["ledger"], record["throughput"]
-    sizes = [ledger[f"{name}_bytes"] / MIB for name in ("weights", "gradients", "optimizer", "activations")]
-    steps = [seconds and 1000 * seconds for seconds in (speed["step_seconds_median"], speed["step_seconds_p90"])]
-    cells = (
-        f"{record['cell']:<15}",
-        number(steps[0], 7, 0),
-        number(steps[1], 7, 0),
-        number(speed["train_tokens_per_second"], 8, 0),
-        number(speed["generated_tokens_per_second"], 5, 0),
-        *(number(size, width, 0) for size, width in zip(sizes, (7, 5, 6, 6), strict=True)),
-        number(ledger["peak_bytes"] / MIB, 8, 0),
-        number(record["flops"]["mfu_percent"], 5, 1),
-        f" {verdict(record)}",
+def _costs(record: Record) -> tuple[str, ...]:
+    speed, flops = record.throughput, record.flops
+    steps = (speed.step_seconds_median, speed.step_seconds_p90) if speed else (None, None)
+    sizes: tuple[int | None, ...] = (None,) * 5
+    if record.memory:
+        ledger = record.memory.ledger
+        parts = (ledger.weights_bytes, ledger.gradients_bytes, ledger.optimizer_bytes)
+        sizes = (*parts, ledger.activations_bytes, ledger.peak_bytes)
+    return (
+        record.cell,
+        *(number(None if seconds is None else 1000 * seconds, 0) for seconds in steps),
+        number(speed.train_tokens_per_second if speed else None, 0),
+        number(speed.generated_tokens_per_second if speed else None, 0),
+        *(number(None if size is None else size / MIB, 0) for size in sizes),
+        number(flops.mfu_percent if flops else None, 1),
+        verdict(record),
     )
-    return " ".join(cells)
 
 
-def _line(record: Record) -> str:
-    name = record["main_score"]
-    training, throughput = record["training"] or {}, record["throughput"] or {}
-    parameters = record["parameters"] or {}
-    cells = (
-        f"{record['cell']:<15} {name:<12}",
-        number(record["scores"].get(name), 6, 1),
-        number(record["bounds"].get(name), 6, 1),
-        number(training.get("seconds"), 8, 1),
-        number(throughput.get("train_samples_per_second"), 9, 0),
-        number(peak_gib(record), 9, 2),
-        number(parameters.get("trainable_percent"), 8, 2) + ("%" if parameters else " "),
-        f" {verdict(record)}",
+def _scores(record: Record) -> tuple[str, ...]:
+    training, speed = record.training, record.throughput
+    trainable = record.parameters.trainable_percent if record.parameters else None
+    return (
+        record.cell,
+        record.main_score,
+        number(record.scores.get(record.main_score), 1),
+        number(record.bounds.get(record.main_score), 1),
+        number(training.seconds if training else None, 1),
+        number(speed.train_samples_per_second if speed else None, 0),
+        number(peak_gib(record), 2),
+        number(trainable, 2) + (" " if trainable is None else "%"),
+        verdict(record),
     )
-    return " ".join(cells)
 
 
 def verdict(record: Record) -> str:
-    """One or two words: passed, missed a bound, stopped early; a profile without bounds says so."""
-    if record["outcome"] == "passed" and not record["bounds"] and not record["flops"]:
+    """The status in one to three words; a cell that passed without any bound says so."""
+    if record.status == "passed" and not record.bounds and not record.flops:
         return "no bound yet"
-    return str(record["outcome"])
+    return record.status
 
 
 def peak_gib(record: Record) -> float | None:
-    """The highest memory peak of all phases: of the GPU where there is one, of the process otherwise."""
-    phases = (record["memory"] or {}).get("phases") or {}
-    for key in ("reserved_peak_gib", "rss_peak_gib"):
-        found = [phase[key] for name, phase in phases.items() if name not in OURS and phase.get(key) is not None]
-        if found:
-            return float(max(found))
-    return None
+    """The highest memory peak of the cell's phases: of the GPU where there is one, else of the process."""
+    if record.memory is None:
+        return None
+    peak = record.memory.peak("reserved_peak_gib")
+    return record.memory.peak("rss_peak_gib") if peak is None else peak
 
 
-def number(value: float | None, width: int, digits: int) -> str:
-    """A right-aligned figure; a dash for what was not measured."""
-    return f"{'-':>{width}}" if value is None else f"{value:>{width}.{digits}f}"
-
-
-def footer(records: Sequence[Record], wall_seconds: float) -> str:
+def footer(records: Iterable[Record], wall_seconds: float) -> str:
     """One closing line: how many cells, how many passed, how long it took, on what."""
-    passed = sum(record["outcome"] == "passed" for record in records)
-    devices = sorted({record["device"]["name"] for record in records if record["device"]})
+    records = list(records)
+    passed = sum(record.status == "passed" for record in records)
+    devices = sorted({record.device.name for record in records if record.device})
     return f"{passed} of {len(records)} cells passed in {wall_seconds:.0f} s on {', '.join(devices) or 'no device'}"

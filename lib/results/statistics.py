@@ -30,9 +30,9 @@ class Effect:
         low, high: of the 95 % interval.
         p_worse, p_better: one-sided.
         error: standard error of `points`.
-        rows: how many rows were paired.
-        flips: rows that lost and rows that gained.
-        jump: how far a row that changes goes, in points: the mean of squares over the mean; 100 where none changed.
+        rows: how many were paired.
+        flips: rows that lost points, and rows that gained some.
+        jump: by how many points a changed row moves: the mean of squares over the mean; 100 where none changed.
     """
 
     points: float
@@ -46,10 +46,10 @@ class Effect:
     jump: float = 100.0
 
     def smallest(self, tests: int, margin: float) -> float:
-        """The smallest drop, in points, called worse four times in five: over the margin, and no chance in so many tests.
+        """The smallest drop, in points, that is called worse four times in five: significant in so many tests, over the margin.
 
-        A drop is made of rows that fall, as far as rows fall or rise here on average, and brings their noise with it: it is a
-        fixed point (for hits and misses, the sample size formula of Lachin 1992).
+        Larger drops add variance, so it is solved iteratively: each row that changes moves by `jump` points (for hits and
+        misses this is the sample size formula of Lachin 1992).
         """
         alpha, beta = stats.norm.ppf(1 - ALPHA / tests), stats.norm.ppf(POWER)
         noise, drop = self.rows * self.error**2, 0.0
@@ -90,38 +90,40 @@ def _effect(points: float, gains: Array, means: Array, p_worse: float, p_better:
     )
 
 
-def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int]) -> Effect:
-    """The effect on macro F1, which is no mean over rows: it is computed anew on every resample.
+def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int], classes: int = 2) -> Effect:
+    """The effect on macro F1, which is not a mean over rows: it is computed anew on every resample.
 
-    It rests on the same flips as accuracy, so it is never surer than McNemar's exact test of those.
+    It depends on the same flips as accuracy, so its p-values are never below those of McNemar's exact test.
+    `labels` are the true ones, from 0 to `classes` - 1.
     """
     truth = np.asarray(labels)
     before, after = np.asarray(old), np.asarray(new)
     gains = np.where(after == truth, 100.0, 0.0) - np.where(before == truth, 100.0, 0.0)
-    means = resampled_macro_f1(truth, after) - resampled_macro_f1(truth, before)
-    points = float(macro_f1(truth, after, np.ones((1, len(truth))))[0] - macro_f1(truth, before, np.ones((1, len(truth))))[0])
+    means = resampled_macro_f1(truth, after, classes) - resampled_macro_f1(truth, before, classes)
+    once = np.ones((1, len(truth)))
+    points = float(macro_f1(truth, after, once, classes)[0] - macro_f1(truth, before, once, classes)[0])
     worse, better = (max(pair) for pair in zip(bootstrap_p(points, means), mcnemar(gains), strict=True))
     return _effect(points, gains, means, worse, better)
 
 
-def macro_f1(truth: Array, guess: Array, draws: Any) -> Array:
-    """Points for each row of `draws`, which says how often each example counts."""
-    scores = []
-    for label in (0, 1):
+def macro_f1(truth: Array, guess: Array, draws: Any, classes: int = 2) -> Array:
+    """Points for each row of `draws`, which says how often each example counts; a class that never occurs scores 0."""
+    scores: list[Array] = []
+    for label in range(classes):
         hit = draws @ ((guess == label) & (truth == label)).astype(float)
         both = draws @ ((guess == label).astype(float) + (truth == label).astype(float))
         scores.append(np.divide(200 * hit, both, out=np.zeros_like(hit), where=both > 0))
-    found: Array = (scores[0] + scores[1]) / 2
-    return found
+    total: Array = sum(scores[1:], scores[0])
+    return total / classes
 
 
-def resampled_macro_f1(truth: Array, guess: Array) -> Array:
+def resampled_macro_f1(truth: Array, guess: Array, classes: int = 2) -> Array:
     """Macro F1 of all resamples."""
-    return np.concatenate([macro_f1(truth, guess, part) for part in _draws(len(truth))])
+    return np.concatenate([macro_f1(truth, guess, part, classes) for part in _draws(len(truth))])
 
 
 def mcnemar(gains: Array) -> tuple[float, float]:
-    """Exact, one-sided p-values that the new run is worse, or better: the flips are tosses of a fair coin if it is neither."""
+    """Exact, one-sided p-values of being worse and of being better. Under no change each flip is a fair coin's toss."""
     lost, won = int((gains < 0).sum()), int((gains > 0).sum())
     if not lost + won:
         return 1.0, 1.0
@@ -130,7 +132,7 @@ def mcnemar(gains: Array) -> tuple[float, float]:
 
 
 def bootstrap_p(points: float, means: Array) -> tuple[float, float]:
-    """One-sided p-values from resampled means, centred as if nothing had changed (Efron and Tibshirani 1993, chapter 16)."""
+    """One-sided p-values from resampled means, centred on no change (Efron and Tibshirani 1993, chapter 16)."""
     if not means.any():
         return 1.0, 1.0
     centred = means - points
@@ -145,11 +147,11 @@ def resampled_means(values: Array) -> Array:
 
 @cache
 def _draws(count: int) -> list[Any]:
-    """How often each resample draws each row, in parts (resamples, rows): the same for all metrics and cells of so many."""
+    """How often each resample draws each row, in parts of shape (resamples, rows); the same draws for equal numbers of rows."""
     rng = np.random.default_rng(SEED)
     rows = RESAMPLES // CHUNKS
     shifts = np.arange(rows)[:, None] * count
-    kind: type[Any] = float if count <= SMALL else np.uint8  # a large test set costs a byte a draw, and a conversion
+    kind: type[Any] = float if count <= SMALL else np.uint8  # bytes save memory and cost a conversion
     return [
         np.bincount((rng.integers(0, count, (rows, count)) + shifts).ravel(), minlength=rows * count)
         .reshape(rows, count)
@@ -159,7 +161,7 @@ def _draws(count: int) -> list[Any]:
 
 
 def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
-    """Adjusted p-values by key (Holm 1979): the chance of any false alarm among them is held, not of each."""
+    """Adjusted p-values by key (Holm 1979): they bound the chance of any false alarm among all tests."""
     ordered = sorted(p_values, key=lambda key: p_values[key])
     adjusted: dict[Any, float] = {}
     highest = 0.0
@@ -170,10 +172,10 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
 
 
 def noise_of_training(scores: Sequence[float], tests: int) -> float:
-    """How far two trainings that differ in chance alone may lie apart, in so many tests together; 0 for fewer than two scores.
+    """How far apart two trainings can score that differ in their seed alone, over so many tests; 0 for fewer than two scores.
 
-    Two draws differ by a deviation times the root of 2; so few seeds tell the deviation only roughly, which Student's t
-    allows for.
+    The difference of two draws has the deviation of one times the root of 2. A few seeds give only a rough deviation; Student's
+    t accounts for that.
     """
     if len(scores) < 2:
         return 0.0
@@ -182,5 +184,5 @@ def noise_of_training(scores: Sequence[float], tests: int) -> float:
 
 
 def slower(old: Sequence[float], new: Sequence[float]) -> float:
-    """One-sided p-value that steps of the new run take longer (Mann and Whitney 1947)."""
+    """One-sided p-value of the new run's steps taking longer (Mann and Whitney 1947)."""
     return float(stats.mannwhitneyu(new, old, alternative="greater").pvalue)

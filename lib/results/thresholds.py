@@ -7,14 +7,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 DEVIATIONS = 3.0
-# Five seeds tell a standard deviation only roughly, and another CPU rounds differently: never less room than this.
+# Five seeds give only a rough standard deviation, and another CPU rounds differently: the room is never smaller than this.
 LEAST_ROOM = 1.0  # points
 
 Bounds = Mapping[str, float]
 
 
 def load_bounds(path: Path) -> dict[str, Bounds]:
-    """Minimum points by metric, by cell id; empty where nobody has measured any yet."""
+    """Minimum points by metric, by cell id; empty where none have been measured yet."""
     if not path.is_file():
         return {}
     cells = tomllib.loads(path.read_text())["cells"]
@@ -22,7 +22,7 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
 
 
 def missed(scores: Mapping[str, float], bounds: Bounds) -> list[str]:
-    """A sentence for every bound that the scores do not reach; a score that is not there reaches nothing."""
+    """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
     sentences = []
     for metric, minimum in bounds.items():
         score = scores.get(metric)
@@ -36,4 +36,4 @@ def missed(scores: Mapping[str, float], bounds: Bounds) -> list[str]:
 def minimum_of(scores: Sequence[float]) -> float:
     """Mean - 3 sd of at least two seeds' scores, at least `LEAST_ROOM` below the mean; rounded down to 0.1 points."""
     room = max(DEVIATIONS * stdev(scores), LEAST_ROOM)
-    return math.floor(round((fmean(scores) - room) * 10, 6)) / 10  # the inner rounding undoes binary fractions: 2.3 is not 2.2
+    return math.floor(round((fmean(scores) - room) * 10, 6)) / 10  # the inner rounding keeps 2.3 from becoming 2.2

@@ -1,0 +1,45 @@
+"""Aligned text tables. In: columns and cells. Out: lines."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column.
+
+    Attributes:
+        width: the least, in characters; longer cells widen the column.
+        right: aligned to the right, as figures are.
+        gap: blanks before it.
+    """
+
+    title: str
+    width: int = 0
+    right: bool = False
+    gap: int = 1
+
+
+def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The titles, then a line a row."""
+    table = [[column.title for column in columns], *rows]
+    widths = [max(column.width, *map(len, cells)) for column, cells in zip(columns, zip(*table, strict=True), strict=True)]
+    return [_line(columns, widths, cells) for cells in table]
+
+
+def _line(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str]) -> str:
+    padded = [
+        " " * column.gap + (cell.rjust(width) if column.right else cell.ljust(width))
+        for column, width, cell in zip(columns, widths, cells, strict=True)
+    ]
+    return "".join(padded)[columns[0].gap :].rstrip()
+
+
+def number(value: float | None, digits: int) -> str:
+    """A figure; a dash where nothing was measured."""
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int) -> str:
+    """A change with its sign; a dash where nothing was compared."""
+    return "-" if value is None else f"{value:+.{digits}f}"
