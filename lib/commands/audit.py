@@ -1,78 +1,82 @@
-"""Re-checks a saved run without torch: `python -m lib.audit reports/run.json` lists what cannot be; exit 1 where there is any.
+"""Re-check a saved run without torch: `python -m lib audit RUN.json` lists what cannot be; exit code 1 if there is anything.
 
 Checked are the schema, scores that contradict each other, results that two cells share, rows that differ within a triple,
 and the audits that each cell recorded when it ran.
 """
 
 import argparse
-import json
-import sys
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-
-import jsonschema
+from typing import Any
 
 from lib.errors import InputError
-from lib.results.files import read_records
-from lib.results.record import Record
+from lib.record import AuditFinding, Record
+from lib.record.reading import checked
+from lib.results.files import is_cell, load
 from lib.results.record_checks import across, failed, invariants, not_numbers, unlike
 
-SCHEMA = Path(__file__).parents[1] / "reports" / "schema.json"
+
+def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Record], dict[str, list[str]]]:
+    """The records that can be read, and sentences by cell; cells without any are left out. Each seed is compared by itself.
+
+    Raises:
+        InputError: where a record's schema version cannot be read.
+    """
+    records: list[Record] = []
+    sentences: dict[str, list[str]] = defaultdict(list)
+    for data in saved:
+        record, faults = checked(data, source)
+        sentences[str(data["cell"])] += [f"schema: {fault}" for fault in faults]
+        if record is not None:
+            records.append(record)
+    for seed in dict.fromkeys(record.seeds.seed for record in records):
+        of_seed = [record for record in records if record.seeds.seed == seed]
+        together = across(of_seed)
+        for record in of_seed:
+            sentences[record.cell] += faults_of(record, together.get(record.cell, ()))
+    return records, {cell: told for cell, told in sentences.items() if told}
 
 
-def faults(records: Mapping[str, Record]) -> dict[str, list[str]]:
-    """Sentences by cell; cells without any are left out."""
-    validator = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    together = across(list(records.values()))
-    found = {}
-    for cell, record in records.items():
-        sentences = [f"schema: {error.json_path} {error.message}" for error in validator.iter_errors(record)]
-        sentences += [*invariants(record), *not_numbers(record), *failed(record)]
-        known = {finding["name"] for finding in record["audits"]}
-        sentences += [
-            f"{finding['name']}: {finding['detail']}"
-            for finding in together.get(cell, [])
-            if not finding["passed"] and finding["name"] not in known
-        ]
-        if sentences:
-            found[cell] = sentences
-    return found
+def faults_of(record: Record, together: Sequence[AuditFinding]) -> list[str]:
+    """Sentences on one record; `together` is what its cell shows beside others, which the record may know already."""
+    known = {finding.name for finding in record.audits}
+    fresh = [finding for finding in together if not finding.passed and finding.name not in known]
+    sentences = [*invariants(record), *not_numbers(record), *failed(record)]
+    return sentences + [f"{finding.name}: {finding.detail}" for finding in fresh]
 
 
-def page(path: Path, records: Mapping[str, Record], found: Mapping[str, list[str]]) -> str:
+def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence[str]]) -> str:
     """The findings in Markdown."""
+    cells = {record.cell: record for record in records}
     lines = [f"# Audit of {path.name}", ""]
-    lines += [f"{len(records)} cells, {len(found)} with findings.", ""]
-    lines += [f"* `{cell}`: {sentence}" for cell, sentences in found.items() for sentence in sentences]
-    share = audit_share(records)
+    lines += [f"{len(cells.keys() | sentences.keys())} cells, {len(sentences)} with findings.", ""]
+    lines += [f"* `{cell}`: {sentence}" for cell, told in sentences.items() for sentence in told]
+    share = audit_share(cells.values())
     if share is not None:
         lines += ["", f"Audits took {share:.2f} % of the cells' time."]
-    pairs = unlike(records)
+    pairs = unlike(cells)
     if pairs:
         lines += ["", "Not like for like, which is no fault, but no ranking either:", "", *(f"* {line}" for line in pairs)]
     return "\n".join(lines) + "\n"
 
 
-def audit_share(records: Mapping[str, Record]) -> float | None:
+def audit_share(records: Iterable[Record]) -> float | None:
     """Percent of all phases' seconds that the audits took; None where no phase was timed."""
-    phases = [phases for record in records.values() if (phases := (record["memory"] or {}).get("phases"))]
-    total = sum(phase["seconds"] for found in phases for phase in found.values())
-    return 100 * sum(found["audit"]["seconds"] for found in phases if "audit" in found) / total if total else None
+    phases = [(name, phase) for record in records if record.memory for name, phase in record.memory.phases.items()]
+    total = sum(phase.seconds for _, phase in phases)
+    return 100 * sum(phase.seconds for name, phase in phases if name == "audit") / total if total else None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the page; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lib.audit", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lib audit", description=__doc__)
     parser.add_argument("run", type=Path, metavar="RUN.json")
     options = parser.parse_args(arguments)
     try:
-        records = read_records(options.run)
+        rows = load(options.run)["benchmarks"]
+        records, sentences = audited([row["extra_info"] for row in rows if is_cell(row["extra_info"])], str(options.run))
     except InputError as error:
         parser.error(str(error))
-    found = faults(records)
-    print(page(options.run, records, found), end="")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(page(options.run, records, sentences), end="")
+    return 1 if sentences else 0

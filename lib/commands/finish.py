@@ -1,43 +1,40 @@
-"""Saved runs by hand. `python -m lib.results finish` makes a run's JSON of the last session's journal, killed or not."""
+"""Make a run's JSON from the journal of the last session, even if it was killed: `python -m lib finish`."""
 
 import argparse
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lib.errors import InputError
 from lib.machine import cpu_name, gpus, versions
 from lib.results.examples import keep_beside
-from lib.results.files import save
+from lib.results.files import current, save
 from lib.results.journal import latest, read
 
 OUT = Path(__file__).parents[2] / "reports" / "partial.json"
 
 
 def finish(journal: Path, out: Path) -> int:
-    """Write the journal's rows as a run; return how many cells it has."""
-    rows = [row for _, row in read(journal)]
-    if not rows:
+    """Write the journal's rows as a run; return how many cells it has. Raises InputError where it has none."""
+    cells = [current(row, str(journal)) for _, row in read(journal)]
+    if not cells:
         raise InputError(f"{journal} holds no finished cell")
     run = {
         "machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}},
         "commit_info": {"dirty": None},  # a journal does not know
-        "benchmarks": sorted(rows, key=lambda row: row["fullname"]),
+        "benchmarks": sorted((row for row, _ in cells), key=lambda row: str(row["fullname"])),
         "datetime": datetime.now(UTC).isoformat(),
         "version": "journal",
     }
     save(run, out)
-    keep_beside([row["extra_info"] for row in rows], out)
-    return len(rows)
+    keep_beside([record for _, record in cells], out)
+    return len(cells)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lib.results", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("finish", help="make a run's JSON of a journal")
-    command.add_argument("--journal", type=Path, metavar="FILE", help="default: the newest in .cache/journal")
-    command.add_argument("-o", "--output", type=Path, default=OUT, metavar="OUT.json", help="default: reports/partial.json")
+    """Write the run; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lib finish", description=__doc__)
+    parser.add_argument("--journal", type=Path, metavar="FILE", help="default: the newest in .cache/journal")
+    parser.add_argument("-o", "--output", type=Path, default=OUT, metavar="OUT.json", help="default: reports/partial.json")
     options = parser.parse_args(arguments)
     try:
         journal = options.journal or latest()
@@ -46,7 +43,3 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     print(f"wrote {options.output}: {count} finished cells of {journal.name}")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,13 +1,12 @@
-"""Do two runs have the same scores? `python -m lib.scores A.json B.json` lists every difference; exit 1 where there is one."""
+"""Do two runs have the same scores? `python -m lib scores A.json B.json` lists every difference; exit code 1 if any."""
 
 import argparse
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from lib.errors import InputError
+from lib.record import Record
 from lib.results.files import read_records
-from lib.results.record import Record
 from lib.results.run_table import peak_gib
 
 
@@ -15,7 +14,7 @@ def differences(first: Mapping[str, Record], second: Mapping[str, Record]) -> li
     """A line for every cell that only one run has, and for every score that is not the same to the last digit."""
     lines = [f"{cell}: only in one of the two" for cell in sorted(first.keys() ^ second.keys())]
     for cell in sorted(first.keys() & second.keys()):
-        ours, theirs = first[cell]["scores"], second[cell]["scores"]
+        ours, theirs = first[cell].scores, second[cell].scores
         lines += [
             f"{cell}: {name} {ours.get(name)} and {theirs.get(name)}"
             for name in sorted(ours.keys() | theirs.keys())
@@ -26,7 +25,7 @@ def differences(first: Mapping[str, Record], second: Mapping[str, Record]) -> li
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the comparison; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m lib.scores", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m lib scores", description=__doc__)
     parser.add_argument("first", type=Path, metavar="A.json")
     parser.add_argument("second", type=Path, metavar="B.json")
     options = parser.parse_args(arguments)
@@ -35,11 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         parser.error(str(error))
     lines = differences(first, second)
-    count = sum(len(record["scores"]) for record in first.values())
+    count = sum(len(record.scores) for record in first.values())
     peak = max((peak_gib(record) or 0.0 for record in (*first.values(), *second.values())), default=0.0)
     print("\n".join(lines) if lines else f"identical: {count} scores of {len(first)} cells; highest memory peak {peak:.2f} GiB")
     return 1 if lines else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

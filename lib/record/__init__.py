@@ -1,7 +1,9 @@
 """One cell's record, typed. In: a `Cell`, or a saved record of any version. Out: a `Record`, its JSON, its schema. No torch."""
 
+from lib.record.parts import AuditFinding, ExamplesRecord
+from lib.record.plain import plain
 from lib.record.reading import from_json, to_json
-from lib.record.record import SCHEMA_VERSION, AuditFinding, ExamplesRecord, Record, Status, new_record
+from lib.record.record import SCHEMA_VERSION, Record, Status, new_record
 from lib.record.schema import schema
 
 __all__ = [
@@ -12,6 +14,7 @@ __all__ = [
     "Status",
     "from_json",
     "new_record",
+    "plain",
     "schema",
     "to_json",
 ]

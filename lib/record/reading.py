@@ -38,17 +38,14 @@ def from_json(data: Mapping[str, Any], source: str = "") -> Record:
     Raises:
         InputError: one sentence with the file, the cell, the field and what is wrong with it.
     """
-    try:
-        record, faults = checked(data)
-    except InputError as error:
-        raise InputError(f"{_place(data, source)}: {error}") from None
+    record, faults = checked(data, source)
     if record is None or faults:
         more = f" (and {len(faults) - 1} more: python -m lib audit lists them)" if len(faults) > 1 else ""
         raise InputError(f"{_place(data, source)}: {faults[0]}{more}")
     return record
 
 
-def checked(data: Mapping[str, Any]) -> tuple[Record | None, list[str]]:
+def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, list[str]]:
     """The record, where its fields can be read, and a sentence for everything that is wrong with it.
 
     Raises:
@@ -56,6 +53,8 @@ def checked(data: Mapping[str, Any]) -> tuple[Record | None, list[str]]:
     """
     try:
         record = adapter().validate_json(json.dumps(migrated(dict(data))))
+    except InputError as error:
+        raise InputError(f"{_place(data, source)}: {error}") from None
     except ValidationError as error:
         return None, [_sentence(fault) for fault in error.errors(include_url=False)]
     return record, list(contradictions(record))

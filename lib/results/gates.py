@@ -1,8 +1,8 @@
 """Is a run worse than a baseline? In: records and per-example points of both. Out: a verdict for each cell and quantity.
 
-*worse*: a significant drop (Holm over the cells) of at least the margin. *better*: a significant gain. *same*: the interval is
-above the margin's drop. *cannot tell*: the test set is too small for any of these. Memory and speed have relative margins; speed
-is compared between like machines only. Needs no torch.
+*worse*: a significant drop (Holm over the cells) of at least the margin. *better*: a significant gain. *same*: the interval
+is above the margin's drop. *cannot tell*: the test set is too small for any of these. Memory and speed have relative margins;
+speed is compared between like machines only. Needs no torch.
 """
 
 import math

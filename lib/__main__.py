@@ -1,0 +1,41 @@
+"""Commands on saved runs: `python -m lib NAME ...`; `python -m lib NAME --help` describes one."""
+
+import sys
+from difflib import get_close_matches
+from importlib import import_module
+
+COMMANDS = {
+    "gate": "is a run worse than another? a verdict for every cell",
+    "audit": "re-check a saved run: impossible scores, copied results, failed audits",
+    "scores": "list every difference between the scores of two runs",
+    "merge": "make one run of the runs of a CI matrix",
+    "baseline": "make a baseline of complete, clean, passed runs, one a seed",
+    "calibrate": "train the quick grid with several seeds and write its thresholds",
+    "finish": "make a run's JSON from the journal of a session that was killed",
+    "schema": "write reports/schema.json from the record's classes",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return its exit code, 2 for one that does not exist."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help"):
+        print(usage())
+        return 0
+    if name not in COMMANDS:
+        near = get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else "python -m lib lists them all"
+        print(f"python -m lib: unknown command {name!r}; {hint}", file=sys.stderr)
+        return 2
+    code: int = import_module(f"lib.commands.{name}").main(rest)
+    return code
+
+
+def usage() -> str:
+    """Every command with what it does."""
+    lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: python -m lib COMMAND ...", "", *lines, "", "python -m lib COMMAND --help describes one."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
