@@ -107,7 +107,7 @@ def training_record(training: Training, meter: Meter) -> TrainingRecord:
         tokens=meter.train_tokens(),
         updates=training.updates,
         order=training.order,
-        precision=training.precision,  # type: ignore[arg-type]  # one of the three, by `usable_precision`
+        precision=training.precision,  # type: ignore[arg-type]  # one of the three, by `resolve_precision`
         micro_batch=training.micro_batch,
         fallbacks=list(training.fallbacks),
         losses=list(training.losses),
