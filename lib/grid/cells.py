@@ -126,7 +126,20 @@ class Grid:
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""
-        return tuple(cell_id for cell_id in self._all_ids() if cell_id in (self.quick if profile.micro else self.recipes))
+        existing = self.quick if profile.micro else self.recipes
+        return tuple(cell_id for cell_id in self._all_ids() if cell_id in existing and self.reason_against(cell_id) is None)
+
+    def reason_against(self, cell_id: str) -> str | None:
+        """Why a cell cannot be built, whatever its recipe; None where it can."""
+        backbone, task, method = self._parts(cell_id)
+        head = self._head(cell_id)
+        if head is None:
+            return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
+        return method.unsupported(head)
+
+    def _head(self, cell_id: str) -> Head | None:
+        backbone, task, _ = self._parts(cell_id)
+        return self.heads.get(cell_id) or backbone.heads.get(task.problem)
 
     def _all_ids(self) -> Iterable[str]:
         """Every combination, whether it exists or not: by task, then backbone, then method."""
@@ -143,17 +156,15 @@ class Grid:
         backbone, task, method = self._parts(cell_id)
         if cell_id not in self.recipes:
             raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe")
-        head = self.heads.get(cell_id) or backbone.head(task.problem)
-        if head is None:
-            raise InputError(f"{cell_id}: backbone {backbone.id!r} declares no head for {task.problem}, which the task needs")
+        head, reason = self._head(cell_id), self.reason_against(cell_id)
+        if head is None or reason:
+            raise InputError(f"{cell_id}: {reason}")
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             method.check(recipe)
             optimizer = self.optimizer(recipe.optim)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        if reason := method.unsupported(head):
-            raise InputError(f"{cell_id}: {reason}")
         return Cell(backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizer=optimizer, profile=profile)
 
     def optimizer(self, name: str) -> OptimizerFactory:
