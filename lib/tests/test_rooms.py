@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 LIB = ROOT / "lib"
 # Each may import from itself and to its left.
 ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "commands", "micro")
+LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
 
 def modules(room):

@@ -141,7 +141,13 @@ def test_a_comparison_prints_pytest_benchmarks_table(tmp_path):
 
 
 def test_own_test_rows_are_for_tasks_that_have_the_choice(tmp_path):
-    roots = (f"--data-root={ROOT / 'fixtures' / 'data'}", f"--checkpoint-root={tmp_path}", "--device", "cpu", "--own-test")
+    for name in ("amazon_polarity", "squad"):
+        shutil.copytree(ROOT / "fixtures" / "data" / name, tmp_path / name)
+    reviews = tmp_path / "amazon_polarity"
+    lines = (reviews / "train.jsonl").read_text().splitlines(keepends=True)
+    (reviews / "test.jsonl").write_text("".join(lines[:100]))
+    (reviews / "train.jsonl").write_text("".join(lines[100:]))
+    roots = (f"--data-root={tmp_path}", f"--checkpoint-root={tmp_path}", "--device", "cpu", "--own-test")
     shutil.copytree(ROOT / "fixtures" / "backbones" / "gpt2-micro", tmp_path / "gpt2")
     options = ("-m", "full", "--cells", "gpt2_qa_lora,gpt2_sa_lora", "--max-steps", "2", *roots)
     code, output, records = run(tmp_path, *options)
