@@ -1,18 +1,19 @@
 """Controls: a run that cannot have learned its task must miss a threshold, in every cell. If one passes, the bound is blunt."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from random import Random
 
 import pytest
 
-from benchmarks.parts import BOUNDS, Parts, changed, healthy, run
+from fixtures.session import session_of
 from lib.grid.backbones import BACKBONES
-from lib.grid.cells import CELL_IDS
+from lib.grid.cells import STUDY_IDS
 from lib.grid.tasks import Problem
 from lib.results.thresholds import missed
 
 pytestmark = pytest.mark.controls
+
+CONTROLS = ("random_weights", "learning_rate_0", "shuffled_labels")
 
 
 @pytest.fixture(scope="session")
@@ -26,21 +27,26 @@ def untrained(tmp_path_factory):
     return root
 
 
-def random_weights(parts: Parts, root) -> Parts:
-    """The recipe from scratch."""
-    profile = replace(parts.cell.profile, checkpoint_root=root)
-    return replace(parts, built=replace(parts.built, profile=profile))
+@pytest.fixture
+def cell(request, cell_id, control):
+    """The quick cell, which one control gives updates that move nothing."""
+    session = session_of(request.config)
+    cell = session.grid.cell(cell_id, session.profile("quick"))
+    return replace(cell, recipe=replace(cell.recipe, learning_rate=0.0)) if control == "learning_rate_0" else cell
 
 
-def learning_rate_0(parts: Parts, root) -> Parts:
-    """Updates that move nothing."""
-    return changed(parts, learning_rate=0.0)
+@pytest.fixture
+def built_cell(cell, control, untrained):
+    """The model, which one control builds from scratch."""
+    return replace(cell, profile=replace(cell.profile, checkpoint_root=untrained)) if control == "random_weights" else cell
 
 
-def shuffled_labels(parts: Parts, root) -> Parts:
-    """Targets that have nothing to do with their inputs."""
-    rows = SHUFFLES[parts.cell.task.problem](parts.splits.train, Random(0))
-    return replace(parts, splits=replace(parts.splits, train=rows))
+@pytest.fixture
+def splits(splits, cell, control):
+    """The rows, whose targets one control deals out anew: they have nothing to do with their inputs."""
+    if control != "shuffled_labels":
+        return splits
+    return replace(splits, train=SHUFFLES[cell.task.problem](splits.train, Random(0)))
 
 
 def dealt_out(column):
@@ -64,22 +70,20 @@ def some_word(context, rng):
     return {"text": [words[place]], "answer_start": [len(" ".join(words[:place])) + bool(place)]}
 
 
-SHUFFLES: dict[Problem, Callable] = {
+SHUFFLES = {
     Problem.CLASSIFY: dealt_out("label"),
     Problem.EXTRACT: other_spans,
     Problem.GENERATE: dealt_out("highlights"),
 }
 
 
-CONTROLS = {control.__name__: control for control in (random_weights, learning_rate_0, shuffled_labels)}
-
-
-@pytest.mark.parametrize("cell_id", CELL_IDS)
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
 @pytest.mark.parametrize("control", CONTROLS)
-def test_a_control_misses_a_threshold(cell_id, control, untrained, benchmark):
+def test_a_control_misses_a_threshold(cell_id, control, bounds, trainer, validate, splits, score, progress, benchmark, record):
     benchmark.group = f"controls {control}"
-    parts = CONTROLS[control](healthy(cell_id, {}), untrained)
-    _, record = benchmark.pedantic(run, args=(parts,), rounds=1)
-    below = missed(record["scores"], BOUNDS[cell_id])
-    benchmark.extra_info.update(control=control, of=cell_id, scores=record["scores"], bounds=BOUNDS[cell_id], missed=below)
-    assert below, f"{cell_id} reaches every bound with {control}: {record['scores']}"
+    training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
+    record(training, score(splits.test))
+    scores = record.record.scores
+    below = missed(scores, bounds)
+    benchmark.extra_info.update(control=control, of=cell_id, scores=scores, bounds=bounds, missed=below)
+    assert below, f"{cell_id} reaches every bound with {control}: {scores}"

@@ -2,10 +2,8 @@
 
 import pytest
 
-from benchmarks.grid import cells
 
-
-@pytest.mark.parametrize(("profile", "backbone", "task", "method"), [*cells("quick"), *cells("full")])
+@pytest.mark.cells("quick", "full")
 def test_finetune(trainer, validate, splits, score, meter, progress, benchmark, record):
     with meter.phase("train"):
         training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)

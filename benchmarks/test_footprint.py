@@ -2,10 +2,8 @@
 
 import pytest
 
-from benchmarks.grid import cells
 
-
-@pytest.mark.parametrize(("profile", "backbone", "task", "method"), cells("footprint"))
+@pytest.mark.cells("footprint")
 def test_footprint(held_bytes, trainer, codec, device, meter, progress, benchmark, record):
     from lib.run.footprint import generation_rate, trace
 

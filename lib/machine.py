@@ -34,18 +34,18 @@ def gpus() -> list[dict[str, str]]:
     fields = ("name", "memory.total", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        table = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
     except (OSError, subprocess.SubprocessError):
         return []
-    return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in found.splitlines()]
+    return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in table.splitlines()]
 
 
 def versions() -> dict[str, str | None]:
     """Python's and the libraries' versions; None for one that is not installed."""
-    found: dict[str, str | None] = {"python": platform.python_version()}
+    installed: dict[str, str | None] = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = None
-    return found
+            installed[package] = None
+    return installed

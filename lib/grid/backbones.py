@@ -85,10 +85,6 @@ class Backbone:
         """The checkpoint's name without its owner."""
         return self.checkpoint.split("/")[-1]
 
-    def head(self, problem: Problem) -> Head | None:
-        """What stands on it for a kind of problem; None where nothing is declared."""
-        return self.heads.get(problem)
-
     def __post_init__(self) -> None:
         """Raises InputError where a generating head has no layout."""
         head = self.heads.get(Problem.GENERATE)

@@ -75,20 +75,33 @@ class Grid:
     quick: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
 
-    def add_backbone(self, backbone: Backbone, *, like: str | None = None, **changes: Any) -> None:
-        """A backbone; `like` another one, it gets that one's recipes, with `changes`. Raises InputError for a known name."""
+    def add_backbone(
+        self, backbone: Backbone, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
+        """A backbone; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+
+        Raises InputError for a name that is known already, and for a field that a recipe does not have.
+        """
         _add(self.backbones, "backbone", backbone.id, backbone)
-        self._add_like(0, backbone.id, like, changes)
+        self._add_like(0, backbone.id, like, changes, quick or {})
 
-    def add_task(self, task: Task, *, like: str | None = None, **changes: Any) -> None:
-        """A task; `like` another one, it gets that one's recipes, with `changes`. Raises InputError for a known name."""
+    def add_task(self, task: Task, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        """A task; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+
+        Raises InputError for a name that is known already, and for a field that a recipe does not have.
+        """
         _add(self.tasks, "task", task.id, task)
-        self._add_like(1, task.id, like, changes)
+        self._add_like(1, task.id, like, changes, quick or {})
 
-    def add_method(self, method: Method, *, like: str | None = None, **changes: Any) -> None:
-        """A method; `like` another one, it gets that one's recipes, with `changes`. Raises InputError for a known name."""
+    def add_method(
+        self, method: Method, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
+        """A method; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+
+        Raises InputError for a name that is known already, and for a field that a recipe does not have.
+        """
         _add(self.methods, "method", method.id, method)
-        self._add_like(2, method.id, like, changes)
+        self._add_like(2, method.id, like, changes, quick or {})
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
         """An optimizer under the name that `Recipe.optim` and `--optim` take. Raises InputError for a known name."""
@@ -110,7 +123,7 @@ class Grid:
         if head is not None:
             self.heads[cell_id] = head
 
-    def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any]) -> None:
+    def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
         """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts."""
         known = (self.backbones, self.tasks, self.methods)[place]
         if like is not None and like not in known:
@@ -122,11 +135,24 @@ class Grid:
             if old in self.heads:
                 self.heads[new] = self.heads[old]
             if old in self.quick and self._parts(new)[0].micro and place != 1:  # micro rows are of the study's tasks
-                self.quick[new] = self.quick[old]
+                self.quick[new] = {**self.quick[old], **quick}
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""
-        return tuple(cell_id for cell_id in self._all_ids() if cell_id in (self.quick if profile.micro else self.recipes))
+        existing = self.quick if profile.micro else self.recipes
+        return tuple(cell_id for cell_id in self._all_ids() if cell_id in existing and self.reason_against(cell_id) is None)
+
+    def reason_against(self, cell_id: str) -> str | None:
+        """Why a cell cannot be built, whatever its recipe; None where it can."""
+        backbone, task, method = self._parts(cell_id)
+        head = self._head(cell_id)
+        if head is None:
+            return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
+        return method.unsupported(head)
+
+    def _head(self, cell_id: str) -> Head | None:
+        backbone, task, _ = self._parts(cell_id)
+        return self.heads.get(cell_id) or backbone.heads.get(task.problem)
 
     def _all_ids(self) -> Iterable[str]:
         """Every combination, whether it exists or not: by task, then backbone, then method."""
@@ -143,17 +169,15 @@ class Grid:
         backbone, task, method = self._parts(cell_id)
         if cell_id not in self.recipes:
             raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe")
-        head = self.heads.get(cell_id) or backbone.head(task.problem)
-        if head is None:
-            raise InputError(f"{cell_id}: backbone {backbone.id!r} declares no head for {task.problem}, which the task needs")
+        head, reason = self._head(cell_id), self.reason_against(cell_id)
+        if head is None or reason:
+            raise InputError(f"{cell_id}: {reason}")
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             method.check(recipe)
             optimizer = self.optimizer(recipe.optim)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        if reason := method.unsupported(head):
-            raise InputError(f"{cell_id}: {reason}")
         return Cell(backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizer=optimizer, profile=profile)
 
     def optimizer(self, name: str) -> OptimizerFactory:
@@ -168,7 +192,7 @@ class Grid:
         if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
             near = get_close_matches(cell_id, [*self.recipes], n=1)
             hint = f"; did you mean {near[0]}?" if near else ";"
-            raise InputError(f"unknown cell {cell_id!r}{hint} `pytest --list-cells` lists all {len(self.recipes)}")
+            raise InputError(f"unknown cell {cell_id!r}{hint} `pytest -m full --list-cells` lists all {len(self.recipes)}")
         backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
         return backbone, task, method
 

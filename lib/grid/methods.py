@@ -120,12 +120,23 @@ class Method:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapting(Method):
-    """A frozen base with an adapter of PEFT; a subclass gives `peft_config` and `targets`."""
+    """A frozen base with an adapter of PEFT; a subclass gives `peft_config` and `targets`.
+
+    Attributes:
+        trains_token_rows: its PEFT config takes `trainable_token_indices`, which a head with a new token needs.
+    """
 
     adapts: ClassVar[bool] = True
+    trains_token_rows: ClassVar[bool] = False
 
     def check(self, recipe: Recipe) -> None:
         """Any recipe will do: the adapter is the method's own."""
+
+    def unsupported(self, head: Head) -> str | None:
+        """A head with a new token needs a method that can train the token's row."""
+        if head.new_token and not self.trains_token_rows:
+            return f"method {self.id!r} cannot train the embedding row of the new token {head.new_token}"
+        return None
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config for this cell."""
@@ -153,6 +164,7 @@ class Adapting(Method):
 class Lora(Adapting):
     """LoRA (Hu et al. 2021); `options` are the `LoraConfig` fields that make a variant of it, as {"use_dora": True}."""
 
+    trains_token_rows: ClassVar[bool] = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, recipe: Recipe) -> None:

@@ -64,8 +64,8 @@ class Profile:
         """At most so many rows of a split; None takes all."""
         wish = self.train_rows if split == "train" else self.eval_rows
         if wish is None:
-            found: int | None = getattr(self.caps.get(task_id, Caps()), split)
-            return found
+            cap: int | None = getattr(self.caps.get(task_id, Caps()), split)
+            return cap
         return wish or None
 
     def adjusted(self, cell_id: str, recipe: Recipe, quick: Mapping[str, Any] | None) -> Recipe:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.grid.cells import CELL_IDS
+from lib.grid.cells import STUDY_IDS
 
 ROOT = Path(__file__).parents[2]
 ROOTS = {"--checkpoint-root": "TUNEGRID_CHECKPOINT_ROOT", "--data-root": "TUNEGRID_DATA_ROOT"}
@@ -25,7 +25,7 @@ def test_all_27_full_cells_run_through_on_local_folders(tmp_path):
     answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stdout
     records = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
-    assert {record["cell"] for record in records} == set(CELL_IDS)
-    assert {record["outcome"] for record in records} == {"passed"}
+    assert {record["cell"] for record in records} == set(STUDY_IDS)
+    assert {record["status"] for record in records} == {"passed"}
     assert answer.stdout.count("no bound yet") == 27
     assert all(record["training"]["updates"] == 4 and record["scores"] for record in records)

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from fixtures.options import changed, profile_from
+from fixtures.options import changes_recipes, profile_from
+from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
 from lib.grid.recipes import RECIPES
-from lib.results.record import SCHEMA_VERSION
+from lib.tests.test_results import complete
 
 ROOT = Path(__file__).parents[2]
 
@@ -62,13 +63,11 @@ def test_listing_prints_the_cells_of_a_profile_and_runs_nothing(profile):
 
 
 def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
-    phase = {"rss_peak_gib": 1.0, "reserved_peak_gib": None}
-    times = {"bert_sa_lora": 20, "bert_sa_sft": 50, "t5_sa_sft": 30}
-    records = [
-        {"schema_version": SCHEMA_VERSION, "cell": cell, "profile": "quick", "outcome": "passed", "device": {"name": "a CPU"}}
-        | {"memory": {"phases": {"train": phase | {"seconds": seconds}}}}
-        for cell, seconds in times.items()
-    ]
+    times = {"bert_sa_lora": 20.0, "bert_sa_sft": 50.0, "t5_sa_sft": 30.0}
+    records = [complete(cell) for cell in times]
+    for record in records:
+        phase = record["memory"]["phases"]["train"]
+        record["memory"]["phases"] = {"train": phase | {"seconds": times[record["cell"]]}}
     earlier = tmp_path / "earlier.json"
     earlier.write_text(json.dumps({"benchmarks": [{"extra_info": record} for record in records]}))
     # 100 s less 15 s for the session: the 50 s cell first, then 30 s; 20 s no longer fit
@@ -89,6 +88,11 @@ def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
         ("--cells", "t5_qa_sft,bert_sa_lor", "unknown cell 'bert_sa_lor'; did you mean bert_sa_lora?"),
         ("--max-steps", "0", "--max-steps '0' is not a whole number of at least 1"),
         ("--train-rows", "-3", "--train-rows '-3' is not a whole number of at least 0"),
+        ("--seed", "-3", "--seed '-3' is not a whole number from 0 to 4294967295"),
+        ("--seed", "4294967296", "--seed '4294967296' is not a whole number from 0 to 4294967295"),
+        ("--device", "mps", "--device 'mps': memory and time are measured rightly on cpu, cuda and cuda:N only"),
+        ("--optim", "adamw", "unknown optimizer 'adamw'; known are adamw_bnb_8bit, adamw_torch"),
+        ("--grid", "/nope.py", "--grid /nope.py is not a Python file"),
         ("--budget", "half an hour", "--budget 'half an hour' is no duration; write it as in 30m, 90s or 1h30m"),
         ("--estimates-from", "/nope.json", "--estimates-from /nope.json is not a file"),
         ("--learning-rate", "abc", "--learning-rate 'abc' is not a number between 0 and 1"),
@@ -105,6 +109,10 @@ def test_a_value_that_cannot_be_used_is_refused_in_one_sentence(option, value, s
     assert sentence in lines[0]
 
 
+def test_pytest_without_its_cache_plugin_still_starts():
+    assert len(collected("-p", "no:cacheprovider")) == 27
+
+
 def test_cells_that_name_none_are_refused():
     assert collect("--cells", ",").returncode == pytest.ExitCode.USAGE_ERROR
 
@@ -118,17 +126,22 @@ def given(**options):
     return {"--seed": 0, "--own-test": False, **named}.get
 
 
+def recipe_of(cell_id, profile):
+    return STUDY.cell(cell_id, profile).recipe
+
+
 def test_without_options_quick_is_itself():
-    assert [profile_from(given(), "quick").recipe(name) for name in RECIPES] == [QUICK_PROFILE.recipe(n) for n in RECIPES]
+    assert STUDY.cells(profile_from(given(), "quick")) == STUDY.cells(QUICK_PROFILE)
 
 
 def test_options_replace_the_recipes_values_in_every_cell():
     profile = profile_from(given(max_steps=7, learning_rate=1e-5), "quick")
-    assert {(profile.recipe(name).max_steps, profile.recipe(name).learning_rate) for name in RECIPES} == {(7, 1e-5)}
+    recipes = [cell.recipe for cell in STUDY.cells(profile)]
+    assert {(recipe.max_steps, recipe.learning_rate) for recipe in recipes} == {(7, 1e-5)}
 
 
 def test_epochs_lift_the_quick_limit_on_updates():
-    recipe = profile_from(given(epochs=2), "quick").recipe("bert_sa_lora")
+    recipe = recipe_of("bert_sa_lora", profile_from(given(epochs=2), "quick"))
     assert QUICK["bert_sa_lora"][0] > 0
     assert (recipe.max_steps, recipe.num_train_epochs) == (0, 2)
 
@@ -140,13 +153,13 @@ def test_roots_and_device_are_the_full_profiles_to_choose(tmp_path):
     assert (full.data_root, full.checkpoint_root, full.device, full.own_test) == (tmp_path, tmp_path, "cuda:1", True)
 
 
-@pytest.mark.parametrize("limit", ["train_rows", "eval_rows", "max_steps", "epochs", "learning_rate"])
+@pytest.mark.parametrize("limit", ["train_rows", "eval_rows", "max_steps", "epochs", "learning_rate", "optim"])
 def test_a_limited_run_is_not_held_to_bounds(limit):
-    assert changed(given(**{limit: 1}))
+    assert changes_recipes(given(**{limit: 1}))
 
 
 def test_no_limit_at_all_is_a_change_of_a_profile_with_caps():
-    assert changed(given(train_rows=0))
+    assert changes_recipes(given(train_rows=0))
     assert profile_from(given(train_rows=0), "full").cap("sa", "train") is None
     assert profile_from(given(), "full").cap("sa", "train") == FULL_CAPS["sa"].train
     assert profile_from(given(eval_rows=7), "full").cap("sa", "validation") == 7
@@ -155,10 +168,11 @@ def test_no_limit_at_all_is_a_change_of_a_profile_with_caps():
 def test_a_footprint_without_a_gpu_is_of_one_row_an_update():
     cpu, gpu = (profile_from(given(), "footprint", cuda=cuda) for cuda in (False, True))
     assert (cpu.device, gpu.device) == ("cpu", None)
-    assert {cpu.recipe(name).per_device_train_batch_size for name in RECIPES} == {1}
-    assert all(gpu.recipe(name).per_device_train_batch_size == RECIPES[name].per_device_train_batch_size for name in RECIPES)
+    assert {recipe_of(name, cpu).per_device_train_batch_size for name in STUDY_IDS} == {1}
+    sizes = {name: recipe_of(name, gpu).per_device_train_batch_size for name in STUDY_IDS}
+    assert sizes == {name: RECIPES[name].per_device_train_batch_size for name in STUDY_IDS}
     assert profile_from(given(device="cpu"), "footprint", cuda=True) == cpu
 
 
 def test_a_seed_alone_leaves_the_bounds_in_force():
-    assert not changed(given(seed=3))
+    assert not changes_recipes(given(seed=3))

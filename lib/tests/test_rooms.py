@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import time
@@ -9,21 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from lib.grid.backbones import BACKBONES
-from lib.grid.methods import METHODS
-
 ROOT = Path(__file__).parents[2]
 LIB = ROOT / "lib"
-ROOMS = (
-    "errors",
-    "machine",
-    "grid",
-    "data",
-    "codecs",
-    "run",
-    "results",
-    "micro",
-)  # each may import from itself and to its left
+# Each may import from itself and to its left.
+ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "commands", "micro")
 LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
 
@@ -63,9 +53,42 @@ def test_lib_knows_nothing_of_pytest_and_its_plugins(room):
     assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", "conftest", ""} == set()
 
 
-def test_results_take_plain_figures_from_nobody_that_runs():
-    names = {name for path in modules("results") for name in imported(path)}
+@pytest.mark.parametrize("room", ["record", "results"])
+def test_results_take_plain_figures_from_nobody_that_runs(room):
+    names = {name for path in modules(room) for name in imported(path)}
     assert not [name for name in names if name.startswith(("lib.codecs", "lib.run", "torch", "transformers", "peft"))]
+
+
+def dependencies():
+    """Which modules of lib each module imports, at its top or inside functions."""
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in LIB.rglob("*.py")
+    }
+    for module, path in names.items():
+        if "tests" not in path.parts:
+            told = {name if name in names else name.rpartition(".")[0] for name in imported(path)}
+            yield module, {name for name in told if name in names and name != module}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = dict(dependencies())
+    while leaves := [module for module, needs in graph.items() if not needs & graph.keys()]:
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
+    assert graph == {}
+
+
+LONG = {"lib/grid/recipes.py": "the 27 recipes, a table"}
+
+
+def test_modules_that_are_no_tables_stay_under_350_lines():
+    folders = (LIB, ROOT / "fixtures", ROOT / "benchmarks")
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for f in folders for path in f.rglob("*.py")}
+    long = {name for name, length in lengths.items() if length > 350 and "tests" not in name}
+    assert long == LONG.keys()
+
+
+def test_no_module_but_the_methods_knows_the_names_of_an_adapters_parameters():
+    assert [path.name for path in (LIB / "run").rglob("*.py") if re.search(r"\"(lora|ia3)_", path.read_text())] == []
 
 
 def test_only_the_grid_and_the_plans_of_micro_list_backbones_or_methods():
@@ -82,7 +105,7 @@ def literals(path):
 
 
 def test_results_can_be_read_without_torch():
-    code = "import sys, lib.results.run_table, lib.results.thresholds, lib.results.record; sys.exit('torch' in sys.modules)"
+    code = "import sys, lib.results.run_table, lib.results.gates, lib.record; sys.exit('torch' in sys.modules)"
     assert run_python("-c", code).returncode == 0
 
 

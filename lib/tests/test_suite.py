@@ -8,9 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import jsonschema
 import pytest
 import torch
+from lib.record import from_json, to_json
 from safetensors.torch import load_file, save_file
 
 from lib.grid.profiles import QUICK
@@ -19,12 +19,12 @@ ROOT = Path(__file__).parents[2]
 SMALL = ("--train-rows", "48", "--eval-rows", "16")
 
 
-def run(tmp_path, *options):
+def run(tmp_path, *options, **variables):
     """Exit code, output and the rows of the JSON that a run of the suite writes."""
     path = tmp_path / "run.json"
     command = [sys.executable, "-m", "pytest", f"--benchmark-json={path}", *SMALL, *options]
     # Without the outer session's variables: this one is no worker of it.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
     found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
     return found.returncode, found.stdout + found.stderr, [row["extra_info"] for row in rows]
@@ -37,13 +37,13 @@ def two_epochs(tmp_path_factory):
 
 def test_a_run_that_the_command_line_bounds_is_held_to_no_bound(two_epochs):
     code, output, [record] = two_epochs
-    assert (code, record["outcome"], record["bounds"]) == (0, "passed", {})
+    assert (code, record["status"], record["bounds"]) == (0, "passed", {})
     assert "no bound yet" in output
 
 
-def test_the_row_fits_the_schema_and_is_plain_json(two_epochs):
+def test_the_row_is_read_back_as_it_was_written(two_epochs):
     _, _, [record] = two_epochs
-    jsonschema.validate(record, json.loads((ROOT / "reports" / "schema.json").read_text()))
+    assert to_json(from_json(record)) == record
     assert "UNSERIALIZABLE" not in json.dumps(record)
 
 
@@ -62,7 +62,7 @@ def test_a_loss_that_is_not_a_number_stops_the_cell_and_keeps_its_row(tmp_path):
     weights["bert.pooler.dense.weight"][:] = math.nan
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     code, output, [record] = run(tmp_path, "-m", "quick", "--cells", "bert_sa_sft", f"--checkpoint-root={tmp_path}")
-    assert (code, record["outcome"], record["scores"]) == (1, "stopped", {})
+    assert (code, record["status"], record["scores"]) == (1, "stopped", {})
     steps = QUICK["bert_sa_sft"][0]
     assert record["missed"] == [f"loss is nan at update 1 of {steps} (bert_sa_sft, quick)"]
     assert record["missed"][0] in output
@@ -89,3 +89,68 @@ def test_rows_that_cannot_be_used_end_in_a_sentence_that_names_the_row(tmp_path)
     assert code == 1
     assert "(id r7): answer 'red' does not stand at answer_start 3, where the context has 'ed '" in output
     assert "Traceback" not in output
+
+
+COUNT = """
+from lib.grid.methods import Method
+
+class Counting(Method):
+    def after_step(self, model, update):
+        print("step", update)
+
+def pytest_tunegrid_grid(grid):
+    grid.add_method(Counting(id="counting", name="counting"), like="sft")
+"""
+
+
+@pytest.mark.parametrize("way", ["file", "plugin"])
+def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
+    (tmp_path / "counting_methods.py").write_text(COUNT)
+    given = (f"--grid={tmp_path / 'counting_methods.py'}",) if way == "file" else ("-p", "counting_methods")
+    options = ("-m", "quick", "--cells", "gpt2_sa_counting", "--max-steps", "2", "-s", "-n", "2" if way == "file" else "0")
+    code, output, [record] = run(tmp_path, *given, *options, PYTHONPATH=str(tmp_path))
+    assert (code, record["status"], record["method"]) == (0, "passed", "counting"), output
+    assert way == "file" or "step 0\nstep 1" in output
+    assert "gpt2_sa_counting" in output
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("import nothing_of_this_name", "mine.py, line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("x = 1\ny = (", "mine.py, line 2: SyntaxError: '(' was never closed"),
+        ("def grid(grid): pass", "mine.py has no function pytest_tunegrid_grid(grid), which adds to the grid"),
+        (
+            COUNT + '    grid.add_method(Method(id="lora", name="x"))',
+            "method 'lora' is in the grid already; give yours another id",
+        ),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, text, sentence):
+    (tmp_path / "mine.py").write_text(text)
+    code, output, _ = run(tmp_path, f"--grid={tmp_path / 'mine.py'}", "-m", "quick")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert sentence in output
+    assert "Traceback" not in output
+
+
+def test_a_comparison_prints_pytest_benchmarks_table(tmp_path):
+    cells = ("-m", "quick", "--cells", "gpt2_sa_lora", "--max-steps", "2", f"--benchmark-storage=file://{tmp_path}")
+    assert "(0001_first)" not in run(tmp_path, *cells, "--benchmark-save=first")[1]
+    assert "(0001_first)" in run(tmp_path, *cells, "--benchmark-compare")[1]
+
+
+def test_own_test_rows_are_for_tasks_that_have_the_choice(tmp_path):
+    for name in ("amazon_polarity", "squad"):
+        shutil.copytree(ROOT / "fixtures" / "data" / name, tmp_path / name)
+    reviews = tmp_path / "amazon_polarity"
+    lines = (reviews / "train.jsonl").read_text().splitlines(keepends=True)
+    (reviews / "test.jsonl").write_text("".join(lines[:100]))
+    (reviews / "train.jsonl").write_text("".join(lines[100:]))
+    roots = (f"--data-root={tmp_path}", f"--checkpoint-root={tmp_path}", "--device", "cpu", "--own-test")
+    shutil.copytree(ROOT / "fixtures" / "backbones" / "gpt2-micro", tmp_path / "gpt2")
+    options = ("-m", "full", "--cells", "gpt2_qa_lora,gpt2_sa_lora", "--max-steps", "2", *roots)
+    code, output, records = run(tmp_path, *options)
+    assert code == 0, output
+    origins = {record["cell"]: record["data"]["origins"]["test"] for record in records}
+    assert origins == {"gpt2_qa_lora": "squad/validation.jsonl", "gpt2_sa_lora": "amazon_polarity/test.jsonl"}

@@ -1,0 +1,181 @@
+"""How each fault breaks its noun. In: the sound value that a fixture gives, and a folder for files. Out: the broken one."""
+
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from lib.record import Record
+from safetensors.torch import load_file, save_file
+
+from lib.codecs.base import IGNORED, Codec
+from lib.data.splits import Splits, load_splits
+from lib.grid.cells import Cell
+from lib.grid.methods import Quantization
+from lib.grid.profiles import QUICK_PROFILE
+from lib.grid.tasks import SA
+from lib.run.metrics import Metrics
+from lib.run.training import Trainer, make_schedule
+
+# What is built
+
+
+def frozen_head(cell: Cell, folder: Path) -> Cell:
+    """Nobody says that the classifier is new, so it stays as it was drawn."""
+    return replace(cell, head=replace(cell.head, new_modules=(), optional_modules=cell.head.new_modules))
+
+
+def unquantized(cell: Cell, folder: Path) -> Cell:
+    """The quantization does not reach the model."""
+    return replace(cell, method=replace(cell.method, quantization=None))
+
+
+def fp4(cell: Cell, folder: Path) -> Cell:
+    """Bitsandbytes' default type in place of NF4."""
+    default = Quantization(bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
+    return replace(cell, method=replace(cell.method, quantization=default))
+
+
+def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
+    """A checkpoint whose tensors have other names, and a loader that lets them start from random."""
+    source = QUICK_PROFILE.checkpoint_root / cell.backbone.micro
+    target = folder / cell.backbone.micro
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(source / "model.safetensors")
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"})
+    loose = replace(cell.head, optional_modules=("transformer",))
+    return replace(cell, head=loose, profile=replace(cell.profile, checkpoint_root=folder))
+
+
+def still(cell: Cell, folder: Path) -> Cell:
+    """A learning rate that is some orders of magnitude too low, in the recipe itself."""
+    return replace(cell, recipe=replace(cell.recipe, learning_rate=1e-8))
+
+
+# Text and tensors
+
+
+def labels_are_the_input(codec: Codec, folder: Path) -> Codec:
+    """A collator for language models writes its own labels: every token, the article's too."""
+
+    class Overwritten(type(codec)):
+        def collate(self, features: Any) -> Any:
+            batch = super().collate(features)
+            return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
+
+    return Overwritten(codec.cell, codec.tokenizer)
+
+
+def padding_counts(codec: Codec, folder: Path) -> Codec:
+    """Labels are padded with the padding token, which the loss then counts."""
+
+    class Padded(type(codec)):
+        def collate(self, features: Any) -> Any:
+            batch = super().collate(features)
+            return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == IGNORED, self.pad_id)}
+
+    return Padded(codec.cell, codec.tokenizer)
+
+
+def separator_cut_off(codec: Codec, folder: Path) -> Codec:
+    """At inference the prompt is cut behind the article, and <sum> with it."""
+
+    class Cut(type(codec)):
+        def encode(self, rows: Any, *, training: bool) -> Any:
+            features = super().encode(rows, training=training)
+            return features if training else [replace(f, input_ids=f.input_ids[:-1]) for f in features]
+
+    return Cut(codec.cell, codec.tokenizer)
+
+
+def windows_taken_for_rows(codec: Codec, folder: Path) -> Codec:
+    """Window i answers row i, though some rows have several windows."""
+
+    class Shifted(type(codec)):
+        def encode(self, rows: Any, *, training: bool) -> Any:
+            features = super().encode(rows, training=training)
+            return features if training else [replace(f, example=min(i, len(rows) - 1)) for i, f in enumerate(features)]
+
+    return Shifted(codec.cell, codec.tokenizer)
+
+
+def first_occurrence(codec: Codec, folder: Path) -> Codec:
+    """The answer is labelled where its text first occurs."""
+
+    class First(type(codec)):
+        def encode(self, rows: Any, *, training: bool) -> Any:
+            return super().encode([moved(row) for row in rows] if training else rows, training=training)
+
+    def moved(row: Any) -> Any:
+        texts = row["answers"]["text"]
+        return row | {"answers": {"text": texts, "answer_start": [row["context"].find(text) for text in texts]}}
+
+    return First(codec.cell, codec.tokenizer)
+
+
+def cut_summaries(codec: Codec, folder: Path) -> Codec:
+    """Generation stops at a default number of tokens, in the middle of the summary."""
+    codec.recipe = replace(codec.recipe, generation=replace(codec.recipe.generation, max_new_tokens=7))
+    return codec
+
+
+# Rows
+
+
+def chosen_on_test(rows: list[Any], splits: Splits) -> list[Any]:
+    """The epoch is chosen on the rows it is then scored on."""
+    return splits.test
+
+
+def shuffled_labels(splits: Splits, folder: Path) -> Splits:
+    """Labels are dealt out again among the training rows."""
+    labels = [row["label"] for row in splits.train]
+    Random(0).shuffle(labels)
+    return replace(splits, train=[row | {"label": label} for row, label in zip(splits.train, labels, strict=True)])
+
+
+def tested_rows_trained_on(splits: Splits, folder: Path) -> Splits:
+    """Some test rows stand in train."""
+    return replace(splits, train=[*splits.train, *splits.test[:5]])
+
+
+# Training and scoring
+
+
+def summed(trainer: Trainer, folder: Path) -> Trainer:
+    """Each micro-batch's mean counts in full, so that the update's loss is their sum."""
+    trainer.divisors = lambda batches: [trainer.codec.targets(batch) for batch in batches]
+    return trainer
+
+
+def stretched(trainer: Trainer, folder: Path) -> Trainer:
+    """The schedule is made for as many steps as there are micro-batches."""
+    steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
+    trainer.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
+    return trainer
+
+
+def impossible_numbers(metrics: Metrics, folder: Path) -> Metrics:
+    """A metric in which more answers match exactly than match at all."""
+
+    class Impossible:
+        def compute(self, **_: Any) -> dict[str, float]:
+            return {"exact_match": 62.6, "f1": 62.1}
+
+    return replace(metrics, loaded={"squad": Impossible()})
+
+
+# Saved records
+
+
+def fewer_rows(first: Record, second: Record) -> None:
+    """The second method of a triple trains on fewer rows."""
+    splits = load_splits(SA, QUICK_PROFILE)
+    second.data.fingerprint = replace(splits, train=splits.train[:500]).fingerprint
+
+
+def copied_row(first: Record, second: Record) -> None:
+    """The first cell's results stand in the second cell's row too."""
+    second.scores, second.training, second.evaluation = first.scores, first.training, first.evaluation
