@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from lib.grid.cells import Cell
 
+TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
+PROMPTS = "prompt_encoder"  # and for learned prompts, which have no tuner with a prefix
 Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at
 
 
@@ -152,7 +154,7 @@ class Adapting(Method):
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
         """PEFT names them by the tuner's prefix; a new token's row is one of them, too."""
-        prefixes = (getattr(model.base_model, "prefix", "prompt_encoder"), "trainable_tokens_delta")
+        prefixes = (getattr(model.base_model, "prefix", PROMPTS), TOKEN_ROWS)
         return frozenset(name for name, _ in model.named_parameters() if any(prefix in name for prefix in prefixes))
 
     def group_of(self, name: str) -> str:

@@ -1,17 +1,14 @@
 """Load, quantize, adapt. In: a `Cell` and a device. Out: a tokenizer, and a model in which exactly the right things train."""
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
-import peft
 import torch
 import transformers as hf
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
 from lib.codecs.architectures import architecture
 from lib.codecs.synthetic import SyntheticTokenizer
@@ -19,21 +16,24 @@ from lib.data.sources import ROOTS_HINT
 from lib.errors import InputError
 from lib.grid.backbones import BERT, Backbone
 from lib.grid.cells import Cell
+from lib.grid.methods import Base
+from lib.grid.names import within
 from lib.grid.profiles import Profile
+from lib.grid.tasks import Problem
 from lib.run.bertscore import BertScorer
 
-ATTENTION = "sdpa"  # torch's fused attention; all three backbones have it
+ATTENTION = "sdpa"  # torch's fused attention
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
 
 
 def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision.
+    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision where there is one.
 
     Raises InputError where a local folder is missing or lacks a config, a tokenizer or safetensors weights.
     """
     if profile.checkpoint_root is None:
-        return backbone.checkpoint, {"revision": backbone.revision}
-    folder = profile.checkpoint_root / (backbone.micro if profile.micro else backbone.folder)
+        return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}
+    folder = profile.checkpoint_root / ((profile.micro and backbone.micro) or backbone.folder)
     _check_folder(folder)
     return str(folder), {}
 
@@ -72,26 +72,69 @@ def _from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]
 
 
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
-    """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`, in fp32 but for NF4.
+    """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`.
 
-    Raises InputError where the checkpoint leaves pretrained tensors random.
+    Everything is fp32 but NF4 weights, and a frozen base that its backbone declares in bf16.
+
+    Raises:
+        InputError: where the checkpoint leaves pretrained tensors random, or the recipe's precision does not fit the base.
     """
+    _check_precision(cell)
     hf.set_seed(cell.profile.seed)
     model = _loaded(cell, device)
     if model.config.pad_token_id is None:  # GPT-2 finds a row's last real token by it, as the codec pads
         model.config.pad_token_id = tokenizer.eos_token_id
     if cell.head.new_token:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    if cell.method.adapts:
-        model.requires_grad_(False)
-        model = peft.get_peft_model(model, lora_config(cell, tokenizer, model))
-    built: nn.Module = model.to(device)
+    adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))
+    if base_type(cell) is not torch.float32:
+        train_in_fp32(adapted)
+    built: nn.Module = adapted.to(device)
     settle_packed_layers(built)
     return built
 
 
+def base_type(cell: Cell) -> torch.dtype:
+    """The type that a base is loaded in: the backbone's where it stays frozen, fp32 where it trains."""
+    dtype: torch.dtype = getattr(torch, cell.backbone.dtype) if cell.method.adapts else torch.float32
+    return dtype
+
+
+def _check_precision(cell: Cell) -> None:
+    if base_type(cell) is not torch.float32 and cell.recipe.precision == "fp32":
+        raise InputError(
+            f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, which an fp32 recipe cannot "
+            'train over; give the recipe precision="bf16" or the backbone dtype="float32"'
+        )
+
+
+def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
+    """What a PEFT config must be told about the loaded model; a new token trains by its embedding row."""
+    token = cell.head.new_token
+    rows = {embedding_name(model): [tokenizer.convert_tokens_to_ids(token)]} if token else None
+    return Base(
+        modules_to_save=list(cell.head.new_modules) or None,
+        trainable_token_indices=rows,
+        fan_in_fan_out=any(isinstance(module, hf.pytorch_utils.Conv1D) for module in model.modules()),  # GPT-2's layers
+    )
+
+
+def train_in_fp32(model: nn.Module) -> None:
+    """Cast what trains to fp32; a module of such weights casts its inputs, which a base of another type hands it."""
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype is not torch.float32]
+        for parameter in own:
+            parameter.data = parameter.data.float()
+        if own:
+            module.register_forward_pre_hook(_inputs_in_fp32)
+
+
+def _inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
 def settle_packed_layers(model: nn.Module) -> None:
-    """Do to 4-bit layers before training what bitsandbytes (0.50) would do to them in the middle of it, or keep it from that.
+    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
 
     At the first forward pass it rounds their frozen biases to the type it computes in: done here, frozen stays frozen. At the
     first evaluation on a CPU with bf16 units it repacks their weights, after which they can no longer be trained: a run that
@@ -106,38 +149,41 @@ def settle_packed_layers(model: nn.Module) -> None:
 
 def _loaded(cell: Cell, device: torch.device) -> Any:
     source, options = _weights(cell, device)
-    options |= {"dtype": torch.float32, "attn_implementation": ATTENTION, "use_safetensors": True}
+    options |= {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
     if cell.quantization or device.type == "meta":
         options["device_map"] = {"": device}
     if cell.quantization:
         options["quantization_config"] = quantization_config(cell)
     model, report = _from_hub_or_folder(architecture(cell.head.architecture), source, options)
+    _check_loaded(cell, source, report)
+    if device.type == "meta":
+        model.tie_weights()  # tensors without data are loaded one by one, tied or not
+    return model
+
+
+def _check_loaded(cell: Cell, source: str | None, report: Any) -> None:
+    """Raises InputError where weights would start from random that pretraining should have left."""
     expected = cell.head.new_modules + cell.head.adapted_modules + cell.head.optional_modules
-    random = sorted(name for name in report["missing_keys"] if not _within(name, expected))
+    random = sorted(name for name in report["missing_keys"] if not within(name, expected))
     if random or report["mismatched_keys"]:
         names = random or sorted(str(name) for name, *_ in report["mismatched_keys"])
         raise InputError(
             f"{source} does not hold {len(names)} weights that {cell.head.architecture} needs, {names[0]} among them; "
             "they would start from random: this is not the checkpoint for this model"
         )
-    if device.type == "meta":
-        model.tie_weights()  # tensors without data are loaded one by one, tied or not
-    return model
 
 
 def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, Any]]:
     """What `from_pretrained` reads: a checkpoint, or random weights of its true shape, on `device`."""
+    labels = {"num_labels": len(cell.task.labels)} if cell.task.problem is Problem.CLASSIFY else {}
     if not cell.profile.random_weights:
-        return checkpoint_of(cell.backbone, cell.profile)
-    config = hf.AutoConfig.for_model(**cell.backbone.shape)
+        source, options = checkpoint_of(cell.backbone, cell.profile)
+        return source, options | labels
+    config = hf.AutoConfig.for_model(**cell.backbone.shape, **labels)
     kind = architecture(cell.head.architecture)
     with device:
         return None, {"config": config, "state_dict": getattr(kind, "checkpoint_class", kind)(config).state_dict()}
-
-
-def _within(name: str, modules: Iterable[str]) -> bool:
-    return any(f".{module}." in f".{name}." for module in modules)
 
 
 def quantization_config(cell: Cell) -> Any:
@@ -148,40 +194,6 @@ def quantization_config(cell: Cell) -> Any:
         llm_int8_skip_modules=[*cell.head.new_modules, *cell.head.tied_modules] or None,
         **asdict(cell.quantization),
     )
-
-
-def lora_config(cell: Cell, tokenizer: Any, model: nn.Module) -> Any:
-    """PEFT's config of the recipe's adapter; new modules train in full, a new token by its embedding row."""
-    assert cell.recipe.adapter, "only for methods that adapt"
-    adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
-    rows = {embedding_name(model): [tokenizer.convert_tokens_to_ids(cell.head.new_token)]} if cell.head.new_token else None
-    return peft.LoraConfig(
-        **adapter,
-        modules_to_save=list(cell.head.new_modules) or None,
-        trainable_token_indices=rows,
-        fan_in_fan_out=any(isinstance(module, hf.pytorch_utils.Conv1D) for module in model.modules()),  # GPT-2's layers
-    )
-
-
-def weight_files(cell: Cell) -> list[Path]:
-    """The checkpoint's safetensors on this machine, after it was loaded."""
-    source, pin = checkpoint_of(cell.backbone, cell.profile)
-    if not pin:
-        return sorted(Path(source).glob("*.safetensors"))
-    return [Path(hf.utils.cached_file(source, "model.safetensors", **pin))]  # all three are of one file
-
-
-def checkpoint_fingerprint(cell: Cell) -> str | None:
-    """Sixteen hex digits over the weight files of a local folder, or the hub's pinned revision; None for random weights."""
-    if cell.profile.random_weights:
-        return None
-    source, pin = checkpoint_of(cell.backbone, cell.profile)
-    if pin:
-        return cell.backbone.revision
-    digest = hashlib.sha256()
-    for path in sorted(Path(source).glob("*.safetensors")):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def embedding_name(model: nn.Module) -> str:

@@ -10,6 +10,7 @@ from lib.grid.cells import Cell
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
+MEASURED = ("cpu", "cuda")
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 
 
@@ -67,6 +68,8 @@ def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
         device = torch.device(wish)
     except RuntimeError:
         raise InputError(f"--device {wish!r} is no device; say cpu, cuda or cuda:N") from None
+    if device.type not in MEASURED:
+        raise InputError(f"--device {wish}: memory and time are measured rightly on cpu, cuda and cuda:N only")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"--device {wish}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda":

@@ -22,8 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.codecs.base import Codec, Feature
 from lib.grid.cells import Cell
-from lib.grid.methods import METHODS
-from lib.grid.tasks import Problem
+from lib.grid.methods import SFT, Method
 from lib.run.build import build, load_tokenizer
 from lib.run.evaluation import predict
 from lib.run.meter import parameter_counts, tensor_bytes, weight_tensors
@@ -75,7 +74,7 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     with FlopCounterMode(display=False, custom_mapping=packed) as counter, sdpa_kernel(SDPBackend.MATH):
         first = trainer.update(group)
     live, peak, second = _traced_bytes(trainer, next(trainer.updates(0)), baseline_bytes)
-    trainer.first_losses = [first, second]
+    trainer.losses = [first, second]
     return Footprint(
         flops_per_step=counter.get_total_flops(),
         matmul_flops_per_second=matmul_peak(trainer.meter.device, trainer.course.precision),
@@ -200,7 +199,7 @@ def _wait(device: torch.device) -> None:
 
 def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progress: Progress) -> float | None:
     """Tokens a second that the recipe's search gives for full-length articles; None for a task that generates nothing."""
-    if codec.cell.task.problem is not Problem.GENERATE:
+    if not codec.generates:
         return None
     rng = Random(codec.cell.profile.seed)
     features = [codec.synthetic(rng) for _ in range(GENERATED_ROWS[device.type])]
@@ -219,24 +218,41 @@ def complete(ledger: dict[str, int | None], found: Footprint) -> dict[str, int |
     return ledger | {"peak_bytes": found.peak_bytes, "activations_bytes": found.peak_bytes - rest}
 
 
-def unexpected(cell: Cell, ledger: dict[str, int | None], found: Footprint, device: torch.device) -> list[str]:
+def unexpected(trainer: Trainer, traced: Footprint) -> list[str]:
     """A sentence for everything that must hold on any machine and does not."""
+    ledger = trainer.course.memory
     weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
-    booked = weights + gradients + moments
+    booked, cuda = weights + gradients + moments, trainer.meter.device.type == "cuda"
+    sentences = wrong_counts(trainer)
+    if abs(traced.live_bytes - booked) > (CUDA_ROOM * booked if cuda else 0):
+        sentences.append(f"the ledger holds {booked:,} bytes, the device {traced.live_bytes:,}")
+    return sentences + wrong_savings(trainer.cell, weights, gradients + moments)
+
+
+def wrong_counts(trainer: Trainer) -> list[str]:
+    """A sentence where other than the recipe's number of parameters trains; the row of a new token is not counted there."""
+    cell = trainer.cell
+    row = trainer.model.get_input_embeddings().weight.shape[-1] if cell.head.new_token and cell.method.adapts else 0  # type: ignore[operator]
+    trained = int(parameter_counts(trainer.model)["trainable_params"]) - row
+    if cell.recipe.trainable_params in (None, trained):
+        return []
+    return [f"{trained:,} parameters train, the recipe says {cell.recipe.trainable_params:,}"]
+
+
+def wrong_savings(cell: Cell, weight_bytes: int, training_bytes: int) -> list[str]:
+    """Sentences where quantized weights, or an adapter's gradients and moments, take more than such a method may."""
     sentences = []
-    if abs(found.live_bytes - booked) > (CUDA_ROOM * booked if device.type == "cuda" else 0):
-        sentences.append(f"the ledger holds {booked:,} bytes, the device {found.live_bytes:,}")
-    lora = FP32_BYTES * _parameters(cell, "lora")
-    if cell.quantization and weights >= WEIGHTS_SHARE * lora:
-        sentences.append(f"quantized weights take {weights:,} bytes, LoRA's {lora:,}")
-    full = 3 * FP32_BYTES * _parameters(cell, "sft")  # a gradient and two moments
-    if cell.method.adapts and gradients + moments >= ADAPTER_SHARE * full:
-        sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
+    plain = FP32_BYTES * _parameters(cell, replace(cell.method, quantization=None))
+    if cell.quantization and weight_bytes >= WEIGHTS_SHARE * plain:
+        sentences.append(f"quantized weights take {weight_bytes:,} bytes, plain ones {plain:,}")
+    full = 3 * FP32_BYTES * _parameters(cell, SFT)  # a gradient and two moments
+    if cell.method.adapts and training_bytes >= ADAPTER_SHARE * full:
+        sentences.append(f"gradients and optimizer take {training_bytes:,} bytes, those of full fine-tuning {full:,}")
     return sentences
 
 
-def _parameters(cell: Cell, method_id: str) -> int:
+def _parameters(cell: Cell, method: Method) -> int:
     """All parameters of the same cell with another method, counted without building it for real."""
-    twin = replace(cell, method=next(method for method in METHODS if method.id == method_id))
-    model = build(twin, load_tokenizer(twin), torch.device("meta"))
-    return int(parameter_counts(model)["total_params"])
+    recipe = cell.recipe if method.adapts else replace(cell.recipe, adapter=None)
+    twin = replace(cell, method=method, recipe=recipe)
+    return int(parameter_counts(build(twin, load_tokenizer(twin), torch.device("meta")))["total_params"])

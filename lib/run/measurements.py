@@ -24,12 +24,13 @@ from lib.record.parts import (
     TrainingRecord,
 )
 from lib.record.record import Record, architecture_name
-from lib.run.build import ATTENTION, checkpoint_fingerprint, checkpoint_of
+from lib.run.build import ATTENTION, checkpoint_of
 from lib.run.device import contended, used_by_others_gib
 from lib.run.evaluation import Evaluation
 from lib.run.footprint import Footprint, complete
 from lib.run.meter import Meter, parameter_counts
 from lib.run.training import Training
+from lib.run.weights import checkpoint_fingerprint
 
 
 def measured(

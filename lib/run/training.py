@@ -1,4 +1,4 @@
-"""The training loop. In: a model, a codec over its rows, a recipe. Out: a trained model and the course it took.
+"""The training loop. In: a model, a codec and its features, a recipe. Out: a trained model and the course it took.
 
 One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one schedule step. The loss
 of an update is the mean over all its targets, however they are cut into micro-batches.
@@ -7,14 +7,13 @@ of an update is the mean over all its targets, however they are cut into micro-b
 import gc
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import islice
 from random import Random
 from typing import Any, TypeVar
 
 import accelerate
-import bitsandbytes as bnb
 import torch
 import transformers as hf
 from torch import Tensor, nn
@@ -23,7 +22,6 @@ from lib.codecs.base import Batch, Codec, Feature, all_tokens, on, real_tokens
 from lib.data.sources import Row
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
-from lib.run.checkpoint import Checkpoints
 from lib.run.device import out_of_memory, resolve_precision
 from lib.run.fingerprints import model_marks
 from lib.run.meter import Meter, ledger, tensor_bytes
@@ -32,6 +30,8 @@ from lib.run.progress import Progress
 T = TypeVar("T")
 BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
+# What of the course belongs to a trainer's state; losses are kept apart, and `chosen_on` are rows.
+COURSE = ("updates", "memory", "learning_rates", "epoch_scores", "chosen_epoch", "skipped", "order", "micro_batch", "fallbacks")
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # scores the model, higher is better, and says on which rows
 
 
@@ -69,7 +69,7 @@ class Training:
 def epoch_batches(features: Sequence[Feature], size: int, seed: int, epoch: int) -> list[list[Feature]]:
     """One epoch in batches of like length: shuffle, sort within buckets, shuffle the batches.
 
-    The order hangs on the seed and the epoch only: all methods of a triple see the same.
+    The order depends on the seed and the epoch only: all methods of a triple see the same.
     """
     rng = Random(f"{seed}-{epoch}")
     shuffled = rng.sample(list(features), len(features))
@@ -84,31 +84,6 @@ def epoch_batches(features: Sequence[Feature], size: int, seed: int, epoch: int)
 
 def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def planned_updates(cell: Cell, features: int) -> int:
-    """Updates in all: `max_steps`, or the epochs' worth; the last update of an epoch may have fewer micro-batches."""
-    recipe = cell.recipe
-    return recipe.max_steps or recipe.num_train_epochs * updates_per_epoch(cell, features)
-
-
-def updates_per_epoch(cell: Cell, features: int) -> int:
-    """Updates that one pass over the features takes."""
-    recipe = cell.recipe
-    return math.ceil(math.ceil(features / recipe.per_device_train_batch_size) / recipe.gradient_accumulation_steps)
-
-
-def make_optimizer(model: nn.Module, cell: Cell, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over what trains: torch's fused one, or bitsandbytes' with 8-bit moments. Biases and norms do not decay."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for _, p in named if p.ndim > 1], "weight_decay": cell.recipe.weight_decay},
-        {"params": [p for _, p in named if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if cell.recipe.optim == "adamw_bnb_8bit":
-        optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(groups, lr=cell.recipe.learning_rate)
-        return optimizer
-    return torch.optim.AdamW(groups, lr=cell.recipe.learning_rate, fused=True)
 
 
 def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
@@ -129,24 +104,17 @@ class Trainer:
         parameters: the model's, by name; `before` holds their marks before training.
         reached: names of those that got a gradient.
         last_group: the micro-batches of the last update.
-        first_losses: of updates that were made before `run`, which goes on behind them.
+        losses: of the updates so far; those made before `run` count.
+        best: weights of the best epoch so far, where there are several.
+        after_update: called after each update that another one follows, as to save the trainer's state.
     """
 
-    def __init__(
-        self,
-        cell: Cell,
-        model: nn.Module,
-        codec: Codec,
-        features: Sequence[Feature],
-        meter: Meter,
-        checkpoints: Checkpoints | None = None,
-    ) -> None:
+    def __init__(self, cell: Cell, model: nn.Module, codec: Codec, features: Sequence[Feature], meter: Meter) -> None:
         """Optimizer, schedule and precision for training `model` on `features`; raises InputError where there are none."""
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter = cell, model, codec, features, meter
-        self.checkpoints = checkpoints
-        self.total = planned_updates(cell, len(features))
+        self.total = cell.recipe.planned_updates(len(features))
         precision, fallback = resolve_precision(cell, meter.device)
         self.course = Training(
             precision=precision,
@@ -156,7 +124,7 @@ class Trainer:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
-        optimizer = make_optimizer(model, cell, meter.device)
+        optimizer = cell.method.make_optimizer(model, cell)
         self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.parameters = dict(model.named_parameters())
@@ -164,30 +132,76 @@ class Trainer:
         self.before = model_marks(model)
         self.reached: set[str] = set()
         self.last_group: Sequence[Sequence[Feature]] = ()
-        self.first_losses: list[Tensor] = []
+        self.losses: list[Tensor] = []
+        self.best: dict[str, Tensor] | None = None
+        self.after_update: Callable[[Trainer], None] = lambda trainer: None
+        self._random_states: dict[str, Tensor] | None = None
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
         """Train to the end, or to the first loss that is not a number; keep the best epoch where there are several."""
         hf.set_seed(self.cell.profile.seed)  # dropout: the same whatever happened while the model was built
-        losses, best = self.checkpoints.restore(self) if self.checkpoints else ([], None)
-        losses = losses or list(self.first_losses)
-        per_epoch = updates_per_epoch(self.cell, len(self.features))
-        for epoch in range(max(0, len(losses) - 1) // per_epoch, math.ceil(self.total / per_epoch)):
-            self.model.train()
-            before = epoch * per_epoch
-            for group in islice(self.updates(epoch), len(losses) - before, self.total - before):
-                losses.append(self.update(group))
-                self._look(losses, progress)
-                if self.course.stopped:
-                    return self.course
-                if self.checkpoints:
-                    self.checkpoints.save_if_due(self, losses, best)
+        if self._random_states:
+            set_random_states(self.meter.device, self._random_states)
+        per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
+        for epoch in range(max(0, len(self.losses) - 1) // per_epoch, math.ceil(self.total / per_epoch)):
+            self._train_epoch(epoch, epoch * per_epoch, progress)
+            if self.course.stopped:
+                return self.course
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.course.epoch_scores) == epoch:
                 score, self.course.chosen_on = validate()
-                best = self._keep_better(epoch, score, best)
-        if best is not None:
-            self.model.load_state_dict(best, strict=False)
+                self._keep_better(epoch, score)
+        if self.best is not None:
+            self.model.load_state_dict(self.best, strict=False)
         return self.course
+
+    def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
+        """The rest of an epoch that `before` updates precede."""
+        self.model.train()
+        for group in islice(self.updates(epoch), len(self.losses) - before, self.total - before):
+            self.losses.append(self.update(group))
+            self._look(progress)
+            if self.course.stopped:
+                return
+            self.after_update(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next update depends on, and the course so far: nested mappings of tensors and plain values."""
+        scaler = self.accelerator.scaler
+        return {
+            "weights": {name: p.detach() for name, p in self.parameters.items() if p.requires_grad},
+            "best": self.best or {},
+            "losses": torch.stack(self.losses).tolist() if self.losses else [],
+            "course": {name: getattr(self.course, name) for name in COURSE},
+            "reached": sorted(self.reached),
+            "optimizer": self.optimizer.optimizer.state_dict()["state"],
+            "learning_rates": [group["lr"] for group in self.optimizer.optimizer.param_groups],
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
+            "scaler": scaler.state_dict() if scaler else {},
+            "random": random_states(self.meter.device),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Stand where the state stood; `run` goes on from there, to the same weights, bit for bit on a CPU."""
+        device = self.meter.device
+        with torch.no_grad():
+            for name, tensor in state["weights"].items():
+                self.parameters[name].copy_(tensor)
+        optimizer = self.optimizer.optimizer
+        groups = optimizer.state_dict()["param_groups"]
+        for group, rate in zip(groups, state["learning_rates"], strict=True):
+            group["lr"] = rate
+        moments = {int(number): entry for number, entry in state.get("optimizer", {}).items()}
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
+        if self.accelerator.scaler and state.get("scaler"):
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.course = replace(self.course, **state["course"], losses=list(state["losses"]))
+        self.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
+        self.best = {name: tensor.to(device) for name, tensor in state.get("best", {}).items()} or None
+        self.reached = set(state["reached"])
+        self._random_states = state["random"]
+        seen = f"resumed at update {self.course.updates} of {self.total}; seconds and throughput are of the rest"
+        self.course.fallbacks = [*self.course.fallbacks, seen]
 
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
         """The epoch's updates, each a list of micro-batches."""
@@ -230,10 +244,12 @@ class Trainer:
                 self.accelerator.clip_grad_norm_(self.trained, self.cell.recipe.max_grad_norm)
             scale = self._scale()
             self.optimizer.step()
+            lost = self._scale() < scale  # fp16 overflowed: the update was lost, and the scale is lower for the next one
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
-            if self._scale() < scale:  # fp16 overflowed: the update was lost, and the scale is lower for the next one
+            if lost:
                 self.course.skipped.append(self.course.updates)
             else:
+                self.cell.method.after_step(self.model, self.course.updates)
                 self.schedule.step()
             if not self.course.memory:
                 self._take_ledger()
@@ -280,27 +296,40 @@ class Trainer:
         gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
         self.course.memory = ledger(self.model, self.optimizer, gradients)
 
-    def _look(self, losses: list[Tensor], progress: Progress) -> None:
+    def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""
-        done = len(losses)
+        done = len(self.losses)
         if done % CHECK_EVERY and done != self.total:
             return
-        fresh = torch.stack(losses[len(self.course.losses) :]).tolist()
+        fresh = torch.stack(self.losses[len(self.course.losses) :]).tolist()
         self.course.losses += fresh
         bad = next((i for i, loss in enumerate(self.course.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.course.stopped = f"loss is {self.course.losses[bad]} at update {bad + 1} of {self.total}"
         progress.at(done, self.total, f"loss {fresh[-1]:.3f}  {_rate(self.meter)}")
 
-    def _keep_better(self, epoch: int, score: float, best: dict[str, Tensor] | None) -> dict[str, Tensor] | None:
+    def _keep_better(self, epoch: int, score: float) -> None:
+        """Keep the epoch's weights where they score higher than those of every epoch before."""
         self.course.epoch_scores.append(score)
-        if best is not None and not score > max(self.course.epoch_scores[:-1]):
-            return best
-        self.course.chosen_epoch = epoch + 1
-        return {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
+        if self.best is None or score > max(self.course.epoch_scores[:-1]):
+            self.course.chosen_epoch = epoch + 1
+            self.best = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 def _rate(meter: Meter) -> str:
     last = meter.updates[-CHECK_EVERY:]
     seconds = sum(meter.clock.seconds(update.began, update.ended) for update in last)
     return f"{sum(update.samples for update in last) / seconds:.0f} samples/s" if seconds else ""
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """The states of the random generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
+    """Let the random generators go on from there."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -24,11 +24,13 @@ class Cut(Exception):
     """Training ends here."""
 
 
-def trainer_for(cell_id, path, resume, cut_at=None, epochs=1):
+def trainer_for(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0):
     rows = rows_of(ROWS[cell_id.split("_")[1]])[:24]
     settings = {"max_steps": UPDATES, "num_train_epochs": epochs, "per_device_train_batch_size": 4}
     trainer = trainer_of(cell_id, rows, **settings)
-    trainer.checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume)
+    checkpoints = Checkpoints(path=path, every_seconds=every_seconds, resume=resume)
+    checkpoints.restore(trainer)
+    trainer.after_update = checkpoints.save_if_due
     if cut_at is not None:
         update = trainer.update
 
@@ -43,8 +45,8 @@ def trainer_for(cell_id, path, resume, cut_at=None, epochs=1):
 
 def scores():
     """Validation that likes the second epoch best."""
-    found = iter([1.0, 3.0, 2.0, 2.0])
-    return lambda: (next(found), [])
+    points = iter([1.0, 3.0, 2.0, 2.0])
+    return lambda: (next(points), [])
 
 
 def weights(trainer):
@@ -67,7 +69,7 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, c
     assert (again.updates, again.order) == (course.updates, course.order)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
     assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput are of the rest"]
-    resumed.checkpoints.clear()
+    Checkpoints(path=path, every_seconds=0.0).clear()
     assert not path.exists()
 
 
@@ -94,11 +96,40 @@ def test_without_resume_a_file_is_not_taken_up(tmp_path):
 
 
 def test_nothing_is_saved_before_its_time(tmp_path):
-    trainer = trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False, cut_at=4)
-    trainer.checkpoints.every_seconds = 600
+    trainer = trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False, cut_at=4, every_seconds=600.0)
     with pytest.raises(Cut):
         trainer.run(silent())
     assert list(tmp_path.iterdir()) == []
+
+
+class State:
+    """Anything that can say its state."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_a_state_comes_back_as_it_was_but_for_keys_that_are_no_text(tmp_path):
+    path = tmp_path / "state.safetensors"
+    state = {"a.b": {0: {"step": torch.ones(2), "rate": 0.5}}, "none": {}, "list": [1, 2], "no": None}
+    Checkpoints(path=path, every_seconds=0.0).save_if_due(State(state))
+    target = State()
+    Checkpoints(path=path, every_seconds=0.0, resume=True).restore(target)
+    assert torch.equal(target.state["a.b"]["0"].pop("step"), torch.ones(2))
+    assert target.state == {"a.b": {"0": {"rate": 0.5}}, "none": {}, "list": [1, 2], "no": None}
+
+
+def test_a_file_that_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    checkpoints = Checkpoints(path=tmp_path / "folder" / "state.safetensors", every_seconds=0.0)
+    checkpoints.save_if_due(State({"tensor": torch.ones(1)}))
+    assert "File exists" in checkpoints.trouble
 
 
 KILLED = """
@@ -117,7 +148,7 @@ save_file(weights(trainer), sys.argv[2])
 def updates_in(path):
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["state"])["course"]["updates"]
+            return json.loads(file.metadata()["plain"])["course/updates"]
     except Exception:
         return 0
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from lib.grid.backbones import BACKBONES
+from lib.grid.methods import METHODS
+
 ROOT = Path(__file__).parents[2]
 LIB = ROOT / "lib"
 # Each may import from itself and to its left.

@@ -1,7 +1,7 @@
 """Audits: did the cell run as labelled? In: what a run leaves behind. Out: a finding for every audit that applies.
 
-Each is a pure function of `Evidence`, named as in the record; it takes the cell's description for truth and looks at what was
-built, encoded, trained and predicted. Audits over several cells are in `lib.results.record_checks`.
+Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
+was built, encoded, trained and predicted. Audits over several cells are in `lib.results.record_checks`.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,13 @@ from lib.run.audits.answers import (
 from lib.run.audits.built import adapters_where_declared, checkpoint_loaded, heads_trainable, quantized_as_declared
 from lib.run.audits.evidence import Answer, Evidence, Finding
 from lib.run.audits.rows import answers_at_annotated_start, labels_are_targets, no_leakage, selection_apart_from_test
-from lib.run.audits.trained import base_frozen, loss_is_mean_over_accumulation, schedule_counts_updates, weights_moved
+from lib.run.audits.trained import (
+    base_frozen,
+    loss_is_mean_over_accumulation,
+    schedule_counts_updates,
+    variant_applied,
+    weights_moved,
+)
 
 __all__ = ["AUDITS", "OF_LEARNING", "Evidence", "Finding", "audited"]
 
@@ -27,6 +33,7 @@ AUDITS: tuple[Callable[[Evidence], Answer], ...] = (
     adapters_where_declared,
     quantized_as_declared,
     base_frozen,
+    variant_applied,
     loss_is_mean_over_accumulation,
     schedule_counts_updates,
     labels_are_targets,
@@ -42,12 +49,12 @@ OF_LEARNING: tuple[Callable[[Evidence], Answer], ...] = (weights_moved, generati
 
 def audited(evidence: Evidence) -> list[Finding]:
     """A finding for every audit that has something to look at; one that cannot look is one that failed."""
-    found = []
+    findings = []
     for audit in (*AUDITS, *OF_LEARNING):
         try:
             answer = audit(evidence)
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
-            found.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1], of_learning=audit in OF_LEARNING))
-    return found
+            findings.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1], of_learning=audit in OF_LEARNING))
+    return findings

@@ -8,21 +8,25 @@ from typing import Any
 
 import bitsandbytes as bnb
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lib.grid.methods import TOKEN_ROWS
 from lib.grid.names import within
 from lib.run.audits.evidence import Answer, Evidence
-from lib.run.build import weight_files
+from lib.run.build import base_type
 from lib.run.fingerprints import Mark, marks
+from lib.run.weights import weight_files
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Every pretrained tensor that is stored plainly started as one of the checkpoint's, bit for bit."""
     if evidence.cell.profile.random_weights:
         return None
-    names, stored = checkpoint_marks(tuple(weight_files(evidence.cell)))
+    names, stored = checkpoint_marks(tuple(weight_files(evidence.cell)), base_type(evidence.cell))
     lacking = [module for module in evidence.cell.head.optional_modules if not any(within(name, [module]) for name in names)]
     started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
     random = sorted(name for name in started if evidence.trainer.before[name] not in stored)
@@ -32,17 +36,16 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
 
 
 @cache
-def checkpoint_marks(files: tuple[Path, ...]) -> tuple[frozenset[str], frozenset[Mark]]:
-    """Names and marks, as fp32, of all tensors of a checkpoint."""
-    tensors = {name: tensor.float() for path in files for name, tensor in load_file(path).items()}
+def checkpoint_marks(files: tuple[Path, ...], dtype: torch.dtype) -> tuple[frozenset[str], frozenset[Mark]]:
+    """Names of all tensors of a checkpoint, and their marks in the type that the model loads them in."""
+    tensors = {name: tensor.to(dtype) for path in files for name, tensor in load_file(path).items()}
     return frozenset(tensors), frozenset(marks(tensors.values()))
 
 
 def _pretrained(evidence: Evidence, name: str) -> bool:
     """Whether a parameter came from the checkpoint as it stands there: not new, not packed, not grown by a token."""
-    head = evidence.cell.head
-    parameter = evidence.trainer.parameters[name]
-    if parameter.dtype != torch.float32 or "lora_" in name or "trainable_tokens_delta" in name:
+    head, parameter = evidence.cell.head, evidence.trainer.parameters[name]
+    if parameter.dtype is not base_type(evidence.cell) or name in evidence.own:
         return False
     if within(name, head.new_modules + head.adapted_modules):
         return False
@@ -51,51 +54,58 @@ def _pretrained(evidence: Evidence, name: str) -> bool:
 
 def heads_trainable(evidence: Evidence) -> Answer:
     """Every module that pretraining never saw trains: in full, or by an adapter where the study says so."""
-    head, named = evidence.cell.head, evidence.trainer.parameters
-    trained = {name for name, p in named.items() if p.requires_grad}
+    head, adapts = evidence.cell.head, evidence.cell.method.adapts
+    trained = {name for name, p in evidence.trainer.parameters.items() if p.requires_grad}
+    adapted = trained & evidence.own if adapts else trained
     frozen = [module for module in head.new_modules if not any(within(name, [module]) for name in trained)]
-    frozen += [m for m in head.adapted_modules if not any(within(name, [m]) and _is_lora(evidence, name) for name in trained)]
-    if head.new_token and evidence.cell.method.adapts and not any("trainable_tokens_delta" in name for name in trained):
+    frozen += [module for module in head.adapted_modules if not any(within(name, [module]) for name in adapted)]
+    if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
         frozen.append(head.new_token)
     new = [*head.new_modules, *head.adapted_modules, *([head.new_token] if head.new_token else [])]
-    return (
-        (False, f"frozen at their random start: {', '.join(frozen)}") if frozen else (True, f"{', '.join(new) or 'none new'}")
-    )
-
-
-def _is_lora(evidence: Evidence, name: str) -> bool:
-    return "lora_" in name or not evidence.cell.method.adapts
+    if frozen:
+        return False, f"frozen at their random start: {', '.join(frozen)}"
+    return True, ", ".join(new) or "none new"
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
-    """Adapters sit on the recipe's target modules, on all of them and nowhere else, with its rank and scale."""
-    adapter = evidence.cell.recipe.adapter
-    layers: dict[str, Any] = {name: m for name, m in evidence.model.named_modules() if _adapter_rank(m) is not None}
-    if adapter is None:
-        return not layers, f"{len(layers)} adapters in a model that trains in full"
-    shapes = {(_adapter_rank(m), m.scaling["default"]) for m in layers.values()}
-    wanted = {name for name in _linear_layers(evidence.model) if name.rsplit(".", 1)[-1] in adapter.target_modules}
+    """Adapters sit on the method's target layers, on all of them and nowhere else, as the method declares them."""
+    method, cell = evidence.cell.method, evidence.cell
+    layers = {name: module for name, module in evidence.model.named_modules() if _is_adapted(module)}
+    targets = method.targets(cell)
+    if not targets:
+        return not layers, f"{len(layers)} adapters in a model that has no target layers"
+    wanted = {name for name in _linear_layers(evidence.model) if _ends_in(name, targets)}
     if set(layers) != wanted:
         odd = sorted(wanted ^ set(layers))
         return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
-    right = shapes == {(adapter.r, adapter.lora_alpha / adapter.r)}
-    return right, f"{len(layers)} of rank and scale {sorted(shapes)}"
+    facts = {method.layer_facts(layer) for layer in layers.values()}
+    return facts == {method.declared_facts(cell)}, f"{len(layers)} of rank and scale {sorted(facts)}" if facts != {()} else (
+        f"{len(layers)} layers"
+    )
 
 
-def _adapter_rank(module: Any) -> int | None:
-    found = getattr(module, "lora_A", {})
-    return int(found["default"].weight.shape[0]) if "default" in found else None
+def _is_adapted(module: nn.Module) -> bool:
+    """Whether PEFT's tuner wraps this layer; the trained rows of an embedding are no adapter of a layer."""
+    return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
+
+
+def _ends_in(name: str, targets: tuple[str, ...]) -> bool:
+    """PEFT's own rule for target modules."""
+    return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
 def _linear_layers(model: nn.Module) -> Iterator[str]:
-    """Names of linear layers, under the adapter's name where one wraps them."""
+    """Names of the base's linear layers, under the adapter's name where one wraps them."""
+    wrapped = [name for name, module in model.named_modules() if _is_adapted(module)]
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D) and "lora_" not in name:  # Linear4bit is a Linear
-            yield name.removesuffix(".base_layer")
+        if name in wrapped:
+            yield name
+        elif isinstance(module, nn.Linear | Conv1D) and not any(name.startswith(f"{layer}.") for layer in wrapped):
+            yield name  # Linear4bit is a Linear
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """QLoRA's base is packed to NF4 with double quantization, every linear layer that may be; other models not at all."""
+    """A quantized base is packed as the method declares, every linear layer that may be; other models not at all."""
     packed = {n: m for n, m in evidence.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
     eight = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
     wanted = evidence.cell.quantization

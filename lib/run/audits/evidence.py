@@ -38,6 +38,11 @@ class Evidence:
         """Marks of the weights after training."""
         return model_marks(self.model)
 
+    @cached_property
+    def own(self) -> frozenset[str]:
+        """Names of the parameters that the cell's method added."""
+        return self.cell.method.own_parameters(self.model)
+
     @property
     def model(self) -> nn.Module:
         """The model after training."""

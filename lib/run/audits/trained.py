@@ -16,16 +16,11 @@ LEAST = 1e-4  # nats; a loss below it is rounding
 
 
 def base_frozen(evidence: Evidence) -> Answer:
-    """What an adapter method freezes has the bits it started with, and nothing but adapters and new parts trains."""
+    """Frozen weights are bit-identical, and nothing but adapters and new parts trains."""
     if not evidence.cell.method.adapts:
         return None
-    head, named = evidence.cell.head, evidence.trainer.parameters
-    own = ("lora_", "trainable_tokens_delta")
-    strays = [
-        name
-        for name, p in named.items()
-        if p.requires_grad and not any(part in name for part in own) and not within(name, head.new_modules)
-    ]
+    named, new = evidence.trainer.parameters, evidence.cell.head.new_modules
+    strays = [name for name, p in named.items() if p.requires_grad and name not in evidence.own and not within(name, new)]
     frozen = [name for name, p in named.items() if not p.requires_grad]
     changed = [name for name in frozen if evidence.after[name] != evidence.trainer.before[name]]
     if strays or changed:
@@ -34,17 +29,14 @@ def base_frozen(evidence: Evidence) -> Answer:
 
 
 def weights_moved(evidence: Evidence) -> Answer:
-    """Every group of weights that trains has changed: adapters' A and B, each new part, each layer of a full model."""
+    """Every group of weights that trains has changed: each of the method's own, each new part, each layer of a full model."""
+    trainer, head = evidence.trainer, evidence.cell.head
     groups: dict[str, list[bool]] = {}
-    for name in evidence.trainer.reached:
-        groups.setdefault(_group(evidence, name), []).append(evidence.after[name] != evidence.trainer.before[name])
-    unreached = [
-        name for name, p in evidence.trainer.parameters.items() if p.requires_grad and name not in evidence.trainer.reached
-    ]
-    own = [name for name in unreached if "lora_" in name or within(name, evidence.cell.head.new_modules)]
-    dead = [
-        name for name in own if not within(name, evidence.cell.head.optional_modules)
-    ]  # BERT2BERT's loss passes its pooler by
+    for name in trainer.reached:
+        groups.setdefault(_group(evidence, name), []).append(evidence.after[name] != trainer.before[name])
+    unreached = [name for name, p in trainer.parameters.items() if p.requires_grad and name not in trainer.reached]
+    own = [name for name in unreached if name in evidence.own or within(name, head.new_modules)]
+    dead = [name for name in own if not within(name, head.optional_modules)]  # BERT2BERT's loss does not use its pooler
     still = sorted(group for group, moved in groups.items() if not any(moved))
     if still or dead or not groups:
         return False, f"unchanged: {', '.join(still) or 'none'}; no gradient: {', '.join(dead[:3]) or 'none'}"
@@ -52,10 +44,15 @@ def weights_moved(evidence: Evidence) -> Answer:
 
 
 def _group(evidence: Evidence, name: str) -> str:
-    for part in ("lora_A", "lora_B", "trainable_tokens_delta", *evidence.cell.head.new_modules):
-        if f".{part}." in f".{name}.":
-            return part
-    return re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr]
+    if name in evidence.own:
+        return evidence.cell.method.group_of(name)
+    new = next((module for module in evidence.cell.head.new_modules if within(name, [module])), None)
+    return new or re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr]
+
+
+def variant_applied(evidence: Evidence) -> Answer:
+    """What the method itself says must hold afterwards, and no other method shows."""
+    return evidence.cell.method.holds_after(evidence)
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
@@ -73,18 +70,18 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
     """Every update had the learning rate that the recipe's schedule has there, counted in updates."""
-    found, total = evidence.trainer.course.learning_rates, evidence.trainer.total
+    rates, total = evidence.trainer.course.learning_rates, evidence.trainer.total
     if evidence.trainer.course.stopped:
         return None
     lost = evidence.trainer.course.skipped
-    wanted = [learning_rate_at(evidence.cell, i - sum(update < i for update in lost), total) for i in range(len(found))]
-    odd = [i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)]
-    if odd or not found:
+    wanted = [learning_rate_at(evidence.cell, i - sum(update < i for update in lost), total) for i in range(len(rates))]
+    odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)]
+    if odd or not rates:
         return (
             False,
-            f"update {odd[0] + 1} of {total} had {found[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}" if odd else "no update",
+            f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}" if odd else "no update",
         )
-    return True, f"{total} updates, the last at {found[-1]:.3g}"
+    return True, f"{total} updates, the last at {rates[-1]:.3g}"
 
 
 def learning_rate_at(cell: Cell, update: int, total: int) -> float:
