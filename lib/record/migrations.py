@@ -35,7 +35,7 @@ def from_version_2(data: Json) -> Json:
             f"a record of schema version 2 is of the study's backbones and tasks, but this one is of "
             f"{data.get('backbone')!r} and {data.get('task')!r}"
         )
-    head = STUDY.heads.get(data.get("cell", "")) or backbone.head(task.problem)
+    head = STUDY.heads.get(data.get("cell", "")) or backbone.heads.get(task.problem)
     new = {
         "schema_version": 3,
         "bounded_scores": list(task.bounded_scores),
