@@ -1,14 +1,17 @@
-"""Model classes by the names that `Head.architecture` uses: transformers' own, and four that it has not.
+"""Model classes by the names that `Head.architecture` uses: transformers' own, and four that it does not have.
 
 All load with `from_pretrained`, so that quantization and the report on missing weights are transformers' own.
 """
 
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 import transformers as hf
 from torch import Tensor, nn
 from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
+
+from lib.errors import InputError
 
 INITIALIZER_RANGE = 0.02  # BERT's and GPT-2's
 HIDDEN = 512  # of the two-layer head; the study's
@@ -27,16 +30,16 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
-        """Logits (B, 2) of ids (B, L)."""
+        """Logits (B, labels) of ids (B, L)."""
         pooled = self.bert(input_ids, attention_mask=attention_mask).pooler_output
         return SequenceClassifierOutput(logits=self.fc2(self.dropout(torch.relu(self.fc1(pooled)))))
 
 
 class T5EncoderHead(hf.T5EncoderModel):
-    """T5's encoder with one new linear layer on top; the layer starts small, as BERT's and GPT-2's new layers do."""
+    """T5's encoder with one new linear layer on top, which starts with small weights, as BERT's and GPT-2's do."""
 
     def _init_weights(self, module: nn.Module) -> None:
-        """T5 has no rule for layers of its users; its states are large, so torch's default would start far from chance."""
+        """T5 has no rule for added layers; with its large states, torch's default would start far from chance."""
         super()._init_weights(module)
         if isinstance(module, nn.Linear) and module.bias is not None:  # T5's own layers have none
             nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
@@ -53,7 +56,7 @@ class T5EncoderClassifier(T5EncoderHead):
         self.post_init()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
-        """Logits (B, 2) of ids (B, L)."""
+        """Logits (B, labels) of ids (B, L)."""
         states = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         mask = attention_mask.unsqueeze(-1).to(states.dtype)
         return SequenceClassifierOutput(logits=self.classifier((states * mask).sum(1) / mask.sum(1)))
@@ -84,10 +87,10 @@ class BertToBert(hf.EncoderDecoderModel):
     def from_pretrained(cls, checkpoint: Any, **options: Any) -> Any:
         """Compose both halves from one BERT checkpoint; return the model and the report on what the checkpoint lacks.
 
-        Cross-attention has no pretrained weights: it starts from the same layer's self-attention.
+        Cross-attention has no pretrained weights: it starts from the self-attention of its layer.
         """
         options.pop("output_loading_info", None)
-        # On the real device the halves are made of a copy on the CPU, in full precision: quantizing is the last step.
+        # Both halves are copied on the CPU in full precision; quantizing comes last, when the model is loaded from them.
         which = {name: options.pop(name) for name in ("revision", "config", "state_dict") if name in options}
         place = {"device_map": options["device_map"]} if "meta" in str(options.get("device_map")) else {}
         source, report = cls.checkpoint_class.from_pretrained(
@@ -110,7 +113,7 @@ def paired_config(config: Any) -> Any:
 
 
 def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Both halves' weights out of a `BertForPreTraining`'s."""
+    """The weights of both halves, from those of one `BertForPreTraining`."""
     state = {}
     for name, tensor in bert.items():
         if name.startswith("bert."):
@@ -122,6 +125,18 @@ def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in state.items()}
 
 
-def architecture(name: str) -> Any:
-    """The class of this name, ours or transformers'."""
-    return globals().get(name) or getattr(hf, name)
+OWN: dict[str, type[Any]] = {
+    kind.__name__: kind for kind in (BertMLPClassifier, T5EncoderClassifier, T5EncoderSpan, BertToBert)
+}
+
+
+def architecture(name: str | type[Any]) -> Any:
+    """The class of this name, ours or transformers'; a class stands for itself. Raises InputError for an unknown name."""
+    if isinstance(name, type):
+        return name
+    kind = OWN.get(name) or getattr(hf, name, None)
+    if not isinstance(kind, type):
+        near = get_close_matches(name, [*OWN, *dir(hf)], n=1)
+        hint = f"did you mean {near[0]}?" if near else "give a class of transformers by name, or a class of your own"
+        raise InputError(f"unknown architecture {name!r}; {hint}")
+    return kind

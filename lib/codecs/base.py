@@ -1,4 +1,4 @@
-"""What every codec offers, and what they share. In: rows. Out: `Feature`s, batches, predictions.
+"""What every codec offers, and what codecs share. In: rows. Out: `Feature`s, batches, predictions.
 
 Shapes: B rows in a batch, L tokens in its longest row.
 """
@@ -7,16 +7,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from lib.codecs.cache import cached_features
+from lib.data.columns import joined
 from lib.data.sources import Row
+from lib.errors import InputError
 from lib.grid.cells import Cell
 
-IGNORED = -100  # a target that no loss counts (torch's ignore_index)
+IGNORED = -100  # a label that no loss counts (torch's ignore_index)
 Batch = dict[str, Tensor]
 
 
@@ -25,10 +26,10 @@ class Feature:
     """One model input.
 
     Attributes:
-        example: number of the row it was made from; a long passage gives several.
+        example: number of the row it was made from; a long passage gives several features.
         input_ids: tokens, special tokens included.
-        target: what the loss is taken on; the kind of problem says what that is.
-        extra: what decoding needs, as the codec likes.
+        target: what the loss is taken on: a label, a span, or tokens.
+        extra: what else the codec needs to collate and decode.
     """
 
     example: int
@@ -39,34 +40,85 @@ class Feature:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """One row's output: `value` is a label or a text; `loss` in nats, where evaluation computes one."""
+    """One row's output: `value` is a label or a text; `loss` in nats, None where the codec computes none."""
 
     value: Any
     loss: float | None = None
 
 
 class Codec(ABC):
-    """Text to tensors and back, for one cell."""
+    """Text to tensors and back, for one cell.
+
+    Attributes:
+        generates: outputs are generated token ids; `ended` tells whether one is complete.
+        extracts: outputs are spans of the row's context; features are windows of it.
+        before, after: tokens that stand around every input, however much of the text is cut.
+        between: tokens between two texts.
+    """
+
+    generates: ClassVar[bool] = False
+    extracts: ClassVar[bool] = False
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A codec for `cell` over `tokenizer`."""
+        """A codec for `cell` over `tokenizer`; raises InputError where the two, or the recipe's lengths, do not fit."""
         self.cell = cell
+        self.task = cell.task
         self.recipe = cell.recipe
         self.tokenizer = tokenizer
-        wrap = cell.backbone.wrap
-        self.before, self.between, self.after = (
-            [getattr(tokenizer, f"{name}_id")] if name else [] for name in (wrap.before, wrap.between, wrap.after)
-        )
-        # GPT-2 has no padding token; padding is masked out, so that any token will do.
+        self.between = self.special(cell.backbone.wrap.between)
+        self.before, self.after = self.around()
+        # GPT-2 has no padding token; padding is masked out, so any token will do.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._check()
+
+    def _check(self) -> None:
+        if strangers := [column for column in self.cell.text if column not in self.task.columns]:
+            columns = ", ".join(self.task.columns)
+            raise InputError(f"{self.cell.id} reads column {strangers[0]!r}, but {self.task.folder} has {columns}")
+        if self.room < 1:
+            raise InputError(
+                f"{self.cell.id}: max_length {self.recipe.max_length} leaves no room for the text; give the recipe a larger one"
+            )
+
+    def special(self, name: str | None) -> list[int]:
+        """The special token of this name, as "sep_token"; none for None. Raises InputError where the tokenizer lacks it."""
+        if name is None:
+            return []
+        token = getattr(self.tokenizer, f"{name}_id", None)
+        if token is None:
+            raise InputError(f"backbone {self.cell.backbone.id!r} puts {name} around its texts, but its tokenizer has none")
+        return [token]
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """`before` and `after`: by default what the backbone wraps its texts in."""
+        wrap = self.cell.backbone.wrap
+        return self.special(wrap.before), self.special(wrap.after)
+
+    @property
+    def room(self) -> int:
+        """How many tokens of text fit into `max_length`."""
+        return self.recipe.max_length - len(self.before) - len(self.after)
+
+    def text(self, row: Row) -> str:
+        """What a row is read by: the recipe's prefix and the cell's columns."""
+        return self.recipe.prefix + joined(row, self.cell.text)
+
+    def framed(self, tokens: Sequence[int]) -> list[int]:
+        """An input: the tokens, cut on the right to the room there is, between `before` and `after`."""
+        return [*self.before, *tokens[: self.room], *self.after]
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Tokens that every input begins and ends with, the recipe's prefix included."""
+        prefix = self.recipe.prefix.strip()
+        return [*self.before, *(self.ids(prefix) if prefix else [])], self.after
 
     @abstractmethod
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """Features in the order of the rows; for training only those that have something to learn."""
+        """Features in the order of the rows; for training, only those that have something to learn."""
 
     @abstractmethod
     def synthetic(self, rng: Random) -> Feature:
-        """A feature of random ids, as long as the recipe lets any be; needs a `SyntheticTokenizer`."""
+        """A feature of random ids, as long as the recipe lets one be; needs a `SyntheticTokenizer`."""
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> Batch:
@@ -82,19 +134,30 @@ class Codec(ABC):
 
     @abstractmethod
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
-        """The model's output for each feature; what that is is between `predict` and `decode`."""
+        """The model's output for each feature, as `decode` takes it."""
 
     @abstractmethod
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """One prediction a row."""
 
-    def features(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """What `encode` gives, by way of the profile's cache where it has one."""
-        folder = self.cell.profile.feature_cache
-        return cached_features(self, rows, folder, training=training) if folder else self.encode(rows, training=training)
+    @abstractmethod
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """Whether a collated label is the row's target: nothing of the prompt, nothing of the padding, no other row's."""
+
+    def ended(self, output: Any) -> bool:
+        """Whether an output is complete; generation that stopped at its limit of tokens is not."""
+        return True
+
+    def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
+        """A window's tokens decoded, and the piece of the context that they must say; None for what is not a window."""
+        return None
+
+    def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """The characters of the first and last token of a labelled span; None where no span is labelled."""
+        return None
 
     def restored(self, target: Any, extra: Any) -> dict[str, Any]:
-        """A feature's `target` and `extra` after a way through storage, which knows lists and mappings only."""
+        """A feature's `target` and `extra` as they were before storage, which knows lists and mappings only."""
         return {"target": target, "extra": extra}
 
     def ids(self, text: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Sequence classification. In: rows {label, text columns}. Out: a label and its loss a row."""
+"""Sequence classification. In: rows with one text or two, and a label. Out: a label and its loss a row."""
 
 from collections.abc import Sequence
 from random import Random
@@ -9,32 +9,53 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib.codecs.base import Batch, Codec, Feature, Prediction, on
+from lib.data.columns import joined
 from lib.data.sources import Row
 
 
 class ClassifyCodec(Codec):
-    """One text, one label. Padding is on the right; GPT-2 finds the last real token by its pad id."""
+    """One label for one text, or for a pair of texts: `before` text `between` second text `after`.
+
+    Padding is on the right; decoders such as GPT-2 find the last real token by its pad id.
+    """
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a row, cut on the right to `max_length`."""
-        room = self.recipe.max_length - len(self.before) - len(self.after)
+        """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
+        if self.task.text_pair:
+            return [self._of_two(i, self.ids(self.text(row)), self._second(row), row) for i, row in enumerate(rows)]
         return [
-            Feature(example=i, input_ids=[*self.before, *self.ids(self.text(row))[:room], *self.after], target=row["label"])
+            Feature(example=i, input_ids=self.framed(self.ids(self.text(row))), target=row[self.task.target])
             for i, row in enumerate(rows)
         ]
 
-    def synthetic(self, rng: Random) -> Feature:
-        """A text of `max_length` tokens with either label."""
-        words = self.tokenizer.draw(rng, self.recipe.max_length - len(self.before) - len(self.after))
-        return Feature(example=0, input_ids=[*self.before, *words, *self.after], target=rng.randrange(2))
+    def _second(self, row: Row) -> list[int]:
+        return self.ids(joined(row, self.task.text_pair))
 
-    def text(self, row: Row) -> str:
-        """The recipe's columns, joined by a line break; an empty title leaves none behind."""
-        return "\n".join(row[column] for column in self.recipe.text if row[column])
+    def _of_two(self, example: int, first: Sequence[int], second: Sequence[int], row: Row) -> Feature:
+        """`extra` is where the second text begins."""
+        kept, other = longest_first(len(first), len(second), self.room)
+        start = [*self.before, *first[:kept], *self.between]
+        ids = [*start, *second[:other], *self.after]
+        return Feature(example=example, input_ids=ids, target=row[self.task.target], extra=len(start))
+
+    @property
+    def room(self) -> int:
+        """Tokens of text that fit; two texts have a separator between them."""
+        return super().room - (len(self.between) if self.task.text_pair else 0)
+
+    def synthetic(self, rng: Random) -> Feature:
+        """`max_length` tokens with any label; of two texts, both are equally long."""
+        words = self.tokenizer.draw(rng, self.room)
+        label = rng.randrange(len(self.task.labels))
+        if self.task.text_pair:
+            half = self.room // 2
+            return self._of_two(0, words[:half], words[half:], {self.task.target: label})
+        return Feature(example=0, input_ids=self.framed(words), target=label)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B)."""
-        batch = self.inputs([feature.input_ids for feature in features])
+        segments = [feature.extra for feature in features] if self.task.text_pair else None
+        batch = self.inputs([feature.input_ids for feature in features], segments=segments)
         return {**batch, "labels": torch.tensor([feature.target for feature in features])}
 
     def targets(self, batch: Batch) -> int:
@@ -42,7 +63,7 @@ class ClassifyCodec(Codec):
         return len(batch["labels"])
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, summed."""
+        """Cross-entropy, summed over rows."""
         return cross_entropy(self._logits(model, batch), batch["labels"], reduction="sum")
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
@@ -56,7 +77,24 @@ class ClassifyCodec(Codec):
         """Features and rows are one to one."""
         return [Prediction(value=label, loss=loss) for label, loss in outputs]
 
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """The label is the row's."""
+        return bool(int(label) == row[self.task.target])
+
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> Tensor:
+        """Logits (B, labels)."""
         logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
         return logits.float()
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept, as `truncation="longest_first"` of tokenizers keeps them.
+
+    The longer text is cut down to the shorter one's length, then both are cut alike; of an odd room, the longer text, or
+    else the second one, has the larger half.
+    """
+    short, long = sorted((first, second))
+    if short + long > room:
+        short, long = (short, room - short) if room - short >= short else (room // 2, room - room // 2)
+    return (short, long) if first <= second else (long, short)

@@ -1,4 +1,4 @@
-"""Extractive question answering. In: SQuAD rows. Out: the best span's text a row.
+"""Extractive question answering. In: rows with a question, a context and annotated answers. Out: the best span's text a row.
 
 A feature is: question, separator, a window of the context. Shapes: B windows, L tokens.
 """
@@ -6,14 +6,17 @@ A feature is: question, separator, a window of the context. Shapes: B windows, L
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib.codecs.base import Batch, Codec, Feature, Prediction, on
+from lib.codecs.letters import same_letters
+from lib.data.columns import answer_span, answer_texts, context
 from lib.data.sources import Row
+from lib.errors import InputError
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
 MAX_QUESTION_TOKENS = 64  # likewise
@@ -22,7 +25,12 @@ SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Where a feature's context stands: its first token's place in the feature, and each token's character span."""
+    """Which piece of the context a feature holds.
+
+    Attributes:
+        shift: the place of the context's first token in the feature.
+        offsets: each token's first and last character in the context; the last one is exclusive.
+    """
 
     shift: int
     offsets: list[tuple[int, int]]
@@ -31,8 +39,10 @@ class Window:
 class ExtractCodec(Codec):
     """Windows over long contexts; the annotated answer start decides where the answer is."""
 
+    extracts: ClassVar[bool] = True
+
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a window. In training, rows whose answer no window holds have nothing to learn and are left out."""
+        """One feature a window. In training, a row whose answer is in no window teaches nothing and is left out."""
         features = []
         for example, row in enumerate(rows):
             windows = list(self._windows(example, row))
@@ -41,28 +51,33 @@ class ExtractCodec(Codec):
         return features
 
     def _windows(self, example: int, row: Row) -> Iterator[Feature]:
-        question = [*self.before, *self.ids(row["question"])[:MAX_QUESTION_TOKENS], *self.between]
-        encoding = self.tokenizer(row["context"], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        question = [*self.before, *self.ids(self.text(row))[:MAX_QUESTION_TOKENS], *self.between]
+        encoding = self.tokenizer(context(self.task, row), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
         room = self.recipe.max_length - len(question) - len(self.after)
+        if room < 1:
+            raise InputError(
+                f"{self.cell.id}: a question of {len(question)} tokens leaves no room for its context in max_length "
+                f"{self.recipe.max_length}; give the recipe a larger one"
+            )
         for start in self._starts(len(tokens), room):
             window = Window(shift=len(question), offsets=offsets[start : start + room])
             yield Feature(
                 example=example,
                 input_ids=[*question, *tokens[start : start + room], *self.after],
-                target=answer_span(row, window),
+                target=token_span(answer_span(self.task, row), window),
                 extra=window,
             )
 
     def _starts(self, length: int, room: int) -> list[int]:
-        """Where windows begin: neighbours share `doc_stride` tokens, and the last one reaches the end."""
+        """Where windows begin: neighbours share `doc_stride` tokens, and the last window reaches the end."""
         if self.recipe.doc_stride is None or length <= room:
             return [0]
         step = max(1, room - self.recipe.doc_stride)
         return [*range(0, length - room, step), length - room]
 
     def synthetic(self, rng: Random) -> Feature:
-        """A question, and a window that fills `max_length`, with a one-token answer somewhere in it."""
+        """A question and a window that fill `max_length`; one token of the window is the answer."""
         question = [*self.before, *self.tokenizer.draw(rng, SYNTHETIC_QUESTION_TOKENS), *self.between]
         words = self.tokenizer.draw(rng, self.recipe.max_length - len(question) - len(self.after))
         window = Window(shift=len(question), offsets=[(i, i + 1) for i in range(len(words))])
@@ -100,7 +115,30 @@ class ExtractCodec(Codec):
         for feature, (score, first, last) in zip(features, outputs, strict=True):
             if feature.example not in best or score > best[feature.example][0]:
                 best[feature.example] = (score, first, last, feature.extra)
-        return [Prediction(value=span_text(row, *best[example][1:])) for example, row in enumerate(rows)]
+        texts = [context(self.task, row) for row in rows]
+        return [Prediction(value=span_text(text, *best[example][1:])) for example, text in enumerate(texts)]
+
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """The labelled tokens say the row's first answer; (0, 0) labels a window without it."""
+        first, last = label.tolist()
+        tokens = self.tokenizer.decode(feature.input_ids[first : last + 1])
+        answer = answer_texts(self.task, row)[0]
+        return (first, last) == (0, 0) or same_letters(tokens, answer, self.tokenizer.unk_token)
+
+    def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
+        """The context's tokens in this feature, and the characters they came from; None for an empty context."""
+        shift, offsets = feature.extra.shift, feature.extra.offsets
+        if not offsets:
+            return None
+        tokens = self.tokenizer.decode(feature.input_ids[shift : shift + len(offsets)])
+        return tokens, context(self.task, row)[offsets[0][0] : offsets[-1][1]]
+
+    def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Characters of the answer's first and last token; None for a window without the answer."""
+        if feature.target == (0, 0):
+            return None
+        first, last = (feature.extra.offsets[place - feature.extra.shift] for place in feature.target)
+        return first, last
 
     @staticmethod
     def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -111,13 +149,9 @@ class ExtractCodec(Codec):
         return starts, ends
 
 
-def answer_span(row: Row, window: Window) -> tuple[int, int]:
-    """First and last token of the annotated answer, or (0, 0) where the window does not hold all of it.
-
-    Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD v1.1).
-    """
-    begin = row["answers"]["answer_start"][0]
-    end = begin + len(row["answers"]["text"][0])
+def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
+    """Places of the first and last token of these characters, or (0, 0) where the window does not hold all of them."""
+    begin, end = characters
     inside = [i for i, (start, stop) in enumerate(window.offsets) if start < end and stop > begin]
     if not inside or window.offsets[inside[0]][0] > begin or window.offsets[inside[-1]][1] < end:
         return 0, 0
@@ -125,15 +159,15 @@ def answer_span(row: Row, window: Window) -> tuple[int, int]:
 
 
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
-    """The best-scored pair of all with first <= last, within the length limit and within the context.
+    """The pair with the highest score that has first <= last and lies within the length limit and the context.
 
     Args:
         starts: scores (L) of being the first token.
         ends: scores (L) of being the last.
-        window: where the context stands; the question cannot hold the answer.
+        window: where the context is; the question cannot hold the answer.
 
     Returns:
-        The sum of both scores, and the two tokens' places in the feature.
+        The sum of both scores, and the places of the two tokens in the feature.
     """
     span = slice(window.shift, window.shift + len(window.offsets))
     pairs = starts[span].unsqueeze(1) + ends[span].unsqueeze(0)
@@ -143,7 +177,6 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
     return float(score), window.shift + first, window.shift + last
 
 
-def span_text(row: Row, first: int, last: int, window: Window) -> str:
-    """The characters from the first to the last token."""
-    text: str = row["context"][window.offsets[first - window.shift][0] : window.offsets[last - window.shift][1]]
-    return text.strip()
+def span_text(text: str, first: int, last: int, window: Window) -> str:
+    """The characters of a context from the first to the last token."""
+    return text[window.offsets[first - window.shift][0] : window.offsets[last - window.shift][1]].strip()

@@ -1,48 +1,94 @@
-"""Summarization. In: rows {article, highlights}. Out: a generated summary a row.
+"""Generated text. In: rows with a text and its target. Out: a generated text a row.
 
-Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Separated (GPT-2): article + <sum> + summary + EOS in
-one causal sequence, the loss on summary and EOS only. Shapes: B rows, S source tokens, T target tokens.
+Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Causal: source and target in one sequence, the loss
+on the target only; `SeparatedCodec` (GPT-2) puts a new token between the two, `lib.codecs.chat` a chat template around
+them. Shapes: B rows, S source tokens, T target tokens.
 """
 
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
 from random import Random
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, on
+from lib.codecs.letters import letters
 from lib.data.sources import Row
+from lib.errors import InputError
+from lib.grid.cells import Cell
+from lib.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
-    """What both layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
+    """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
 
-    lead = ""  # goes before the summary's first word
+    generates: ClassVar[bool] = True
+
+    def __init__(self, cell: Cell, tokenizer: Any) -> None:
+        """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate."""
+        for name in ("generation", "max_target_length"):
+            if not getattr(cell.recipe, name):
+                raise InputError(f"{cell.id} generates text, so its recipe needs {name}")
+        super().__init__(cell, tokenizer)
+
+    @property
+    def generation(self) -> Generation:
+        """The recipe's search."""
+        assert self.recipe.generation, "checked by __init__"
+        return self.recipe.generation
+
+    @property
+    def max_target_length(self) -> int:
+        """Tokens of a target, its end token included."""
+        assert self.recipe.max_target_length, "checked by __init__"
+        return self.recipe.max_target_length
+
+    @property
+    def lead(self) -> str:
+        """What goes before the target's first word."""
+        return ""
 
     @property
     def start_id(self) -> int | None:
-        """The decoder's first token; None where the prompt itself goes on."""
+        """The decoder's first token; None where generation continues the prompt."""
         return None
 
     @property
     def end_id(self) -> int:
-        """The token that ends a summary: EOS, or [SEP] for a model without one."""
-        token: int = self.tokenizer.sep_token_id if self.tokenizer.eos_token_id is None else self.tokenizer.eos_token_id
+        """The token that ends a target: EOS, or [SEP] for a model without one. Raises InputError where there is neither."""
+        token: int | None = self.tokenizer.eos_token_id
+        if token is None:
+            token = self.tokenizer.sep_token_id
+        if token is None:
+            raise InputError(f"{self.cell.id} generates text, but its tokenizer has neither an eos_token nor a sep_token")
         return token
 
-    def summary(self, row: Row) -> list[int]:
-        """Target tokens, cut so that the end token survives `max_target_length`."""
-        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
-        return [*self.ids(self.lead + row["highlights"])[: self.recipe.max_target_length - 1], self.end_id]
+    def target_text(self, row: Row) -> str:
+        """The text to learn."""
+        text: str = row[self.task.target]
+        return text
 
-    def synthetic_summary(self, rng: Random) -> list[int]:
-        """Target tokens that fill `max_target_length`."""
-        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
-        return [*self.tokenizer.draw(rng, self.recipe.max_target_length - 1), self.end_id]
+    def target(self, row: Row) -> list[int]:
+        """Target tokens, cut so that the end token survives `max_target_length`."""
+        return [*self.ids(self.lead + self.target_text(row))[: self.max_target_length - 1], self.end_id]
+
+    def source(self, row: Row) -> list[int]:
+        """Input tokens: the text, cut to its room, between what stands around it."""
+        return self.framed(self.ids(self.text(row)))
+
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """One feature a row: its input_ids are the source, its target the target's tokens."""
+        return [Feature(example=i, input_ids=self.source(row), target=self.target(row)) for i, row in enumerate(rows)]
+
+    def synthetic(self, rng: Random) -> Feature:
+        """A source and a target, both at their full length."""
+        source = self.framed(self.tokenizer.draw(rng, self.room))
+        target = [*self.tokenizer.draw(rng, self.max_target_length - 1), self.end_id]
+        return Feature(example=0, input_ids=source, target=target)
 
     def targets(self, batch: Batch) -> int:
         """One a target token."""
@@ -51,20 +97,23 @@ class GenerateCodec(Codec):
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
         prompt = on(device, self.prompt(features))
-        generation = self.recipe.generation
-        assert generation, "a generating recipe says how to generate"
         output = model.generate(  # type: ignore[operator]
             **prompt,
-            **asdict(generation),
+            **self.search(),
             do_sample=False,
+            repetition_penalty=1.0,  # a checkpoint may bring one of its own; the recipe says how to generate
             use_cache=True,
             pad_token_id=self.pad_id,
             eos_token_id=self.end_id,
             decoder_start_token_id=self.start_id,
         )
-        return [self._ended(row) for row in output[:, self._skip(prompt) :].tolist()]
+        return [self._until_end(row) for row in output[:, self._skip(prompt) :].tolist()]
 
-    def _ended(self, ids: list[int]) -> list[int]:
+    def search(self) -> dict[str, Any]:
+        """The recipe's search in the terms of `generate`."""
+        return asdict(self.generation)
+
+    def _until_end(self, ids: list[int]) -> list[int]:
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
     @abstractmethod
@@ -77,29 +126,26 @@ class GenerateCodec(Codec):
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
-        texts = self.tokenizer.batch_decode(outputs, skip_special_tokens=True)
+        words = [ids[:-1] if self.ended(ids) else ids for ids in outputs]
+        texts = self.tokenizer.batch_decode(words, skip_special_tokens=True)
         return [Prediction(value=text.strip()) for text in texts]
+
+    def ended(self, output: Any) -> bool:
+        """Whether the end token was generated."""
+        return bool(output) and output[-1] == self.end_id
+
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """The counted labels are the row's target and the end token; only a target that was too long may be cut."""
+        counted = label[label != IGNORED].tolist()
+        if not self.ended(counted) or len(counted) > self.max_target_length:
+            return False
+        text, whole = letters(self.tokenizer.decode(counted[:-1])), letters(self.target_text(row))
+        unknown = self.tokenizer.unk_token_id in counted[:-1]
+        return unknown or text == whole or (len(counted) == self.max_target_length and whole.startswith(text))
 
 
 class EncoderDecoderCodec(GenerateCodec):
-    """prefix + article + end -> summary + end; the decoder starts from the model's own start token."""
-
-    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a row; the article is cut so that its end token survives `max_length`."""
-        room = self.recipe.max_length - len(self.before) - len(self.after)
-        return [
-            Feature(
-                example=i,
-                input_ids=[*self.before, *self.ids(self.recipe.prefix + row["article"])[:room], *self.after],
-                target=self.summary(row),
-            )
-            for i, row in enumerate(rows)
-        ]
-
-    def synthetic(self, rng: Random) -> Feature:
-        """An article and a summary, both at their full length."""
-        words = self.tokenizer.draw(rng, self.recipe.max_length - len(self.before) - len(self.after))
-        return Feature(example=0, input_ids=[*self.before, *words, *self.after], target=self.synthetic_summary(rng))
+    """prefix + source + end -> target + end; the decoder starts from the model's own start token."""
 
     @property
     def start_id(self) -> int:
@@ -108,7 +154,7 @@ class EncoderDecoderCodec(GenerateCodec):
         return token
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Source (B, S), decoder inputs and labels (B, T): inputs are the labels moved right behind the start token."""
+        """Source (B, S), decoder inputs and labels (B, T): inputs are the labels shifted right, behind the start token."""
         longest = max(len(feature.target) for feature in features)
         shifted = self.inputs([[self.start_id, *feature.target[:-1]] for feature in features])
         labels = [feature.target + [IGNORED] * (longest - len(feature.target)) for feature in features]
@@ -132,37 +178,16 @@ class EncoderDecoderCodec(GenerateCodec):
         return 1  # the start token
 
 
-class SeparatedCodec(GenerateCodec):
-    """article + <sum> + summary + EOS in one sequence."""
-
-    lead = " "  # inside a text, GPT-2's pieces carry the space before a word: the first word is to look like any other
-
-    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a row: its input_ids are article + <sum>, cut in the article so that <sum> and the summary fit."""
-        return [
-            Feature(example=i, input_ids=[*self.ids(row["article"])[: self.room], self.separator], target=self.summary(row))
-            for i, row in enumerate(rows)
-        ]
-
-    @property
-    def separator(self) -> int:
-        """The id of the head's new token."""
-        token: int = self.tokenizer.convert_tokens_to_ids(self.cell.head.new_token)
-        return token
+class CausalCodec(GenerateCodec):
+    """Source and target in one sequence, which fits `max_length` as a whole."""
 
     @property
     def room(self) -> int:
-        """How many tokens of the article fit."""
-        assert self.recipe.max_target_length, "a generating recipe has max_target_length"
-        return self.recipe.max_length - self.recipe.max_target_length - 1
-
-    def synthetic(self, rng: Random) -> Feature:
-        """An article and a summary that fill `max_length` together."""
-        prompt = [*self.tokenizer.draw(rng, self.room), self.separator]
-        return Feature(example=0, input_ids=prompt, target=self.synthetic_summary(rng))
+        """How many tokens of the source fit beside the longest target."""
+        return super().room - self.max_target_length
 
     def collate(self, features: Sequence[Feature]) -> Batch:
-        """Whole sequences (B, S + T), padded on the right; labels only where summary and EOS stand."""
+        """Whole sequences (B, S + T), padded on the right; labels only where the target and its end token stand."""
         batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for row, feature in enumerate(features):
@@ -177,9 +202,31 @@ class SeparatedCodec(GenerateCodec):
             logits[:, :-1].float().flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
         )
 
+    def search(self) -> dict[str, Any]:
+        """The recipe's search; a causal model counts the prompt in `min_length`, but not in `min_new_tokens`."""
+        search = super().search()
+        shortest = search.pop("min_length")
+        return search | ({"min_new_tokens": shortest} if shortest else {})
+
     def prompt(self, features: Sequence[Feature]) -> Batch:
-        """Article + <sum>, padded on the left: generation goes on from the last token."""
+        """The source, padded on the left: generation goes on from the last token."""
         return self.inputs([feature.input_ids for feature in features], left=True)
 
     def _skip(self, prompt: Batch) -> int:
         return prompt["input_ids"].shape[1]
+
+
+class SeparatedCodec(CausalCodec):
+    """source + the head's new token + target + EOS in one sequence."""
+
+    @property
+    def lead(self) -> str:
+        """A space: inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word."""
+        return " "
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """The separator stands behind the source. Raises InputError where the head has none."""
+        before, _ = super().around()
+        if self.cell.head.new_token is None:
+            raise InputError(f"{self.cell.id}: layout separated needs a new_token in the head, to stand behind the source")
+        return before, [self.tokenizer.convert_tokens_to_ids(self.cell.head.new_token)]

@@ -1,4 +1,4 @@
-"""Token ids without text. In: a backbone. Out: what stands in for its tokenizer where there is no checkpoint."""
+"""Token ids without text. In: a backbone. Out: a stand-in for its tokenizer, where there is no checkpoint."""
 
 from random import Random
 
@@ -6,7 +6,7 @@ from lib.grid.backbones import Backbone
 
 
 class SyntheticTokenizer:
-    """The ids of a backbone's true tokenizer, special ones by name, and no words: heads and `build` ask it for nothing else."""
+    """The ids of a backbone's true tokenizer, special ones by name, but no words: `Codec.synthetic` needs none."""
 
     pad_token_id: int | None = None
     eos_token_id: int | None = None
@@ -34,10 +34,10 @@ class SyntheticTokenizer:
         return self._added[token]
 
     def draw(self, rng: Random, count: int) -> list[int]:
-        """So many ids of words."""
-        found: list[int] = []
-        while len(found) < count:
+        """So many random ids, special ones left out."""
+        words: list[int] = []
+        while len(words) < count:
             token = rng.randrange(self._size)
             if token not in self._special:
-                found.append(token)
-        return found
+                words.append(token)
+        return words

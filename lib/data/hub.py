@@ -1,4 +1,4 @@
-"""Is the hub there? In: nothing. Out: the libraries set to their caches where it is not, before they try for minutes."""
+"""Can the hub be reached? In: nothing. Out: if not, the libraries are set to their caches, before they try for minutes."""
 
 import os
 import socket
@@ -10,9 +10,9 @@ SECONDS = 5.0
 
 @cache
 def prefer_cache_if_unreachable() -> bool:
-    """Whether the hub can be reached; if not, HF_HUB_OFFLINE is set for this process: cached files load, others fail at once.
+    """Whether the hub can be reached. If not, set HF_HUB_OFFLINE for this process: cached files load, others fail at once.
 
-    Call it before huggingface_hub is imported, which reads the variable once. Behind a proxy the libraries find out.
+    Call it before huggingface_hub is imported, which reads the variable once. Behind a proxy, it is not checked.
     """
     if os.environ.get("HF_HUB_OFFLINE") or any(name.lower() == "https_proxy" for name in os.environ):
         return True

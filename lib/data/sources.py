@@ -83,15 +83,15 @@ class DatasetTable:
 
 def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
     """Every split by name; raises InputError where a folder, file or column is missing, or the hub cannot be reached."""
-    found = _from_hub(task) if root is None else _from_folder(task, root)
-    for split, table in found.items():
+    by_name = _from_hub(task) if root is None else _from_folder(task, root)
+    for split, table in by_name.items():
         missing = [name for name in task.columns if name not in table.names]
         if len(table) and missing:
             raise InputError(
                 f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.columns)} "
                 f"and split {split!r} has {', '.join(table.names)}"
             )
-    return found
+    return by_name
 
 
 def _from_folder(task: Task, root: Path) -> dict[str, Any]:
@@ -102,14 +102,14 @@ def _from_folder(task: Task, root: Path) -> dict[str, Any]:
         raise InputError(f"no folder {task.folder!r} below --data-root {root} ({inside}); rows of {task.dataset} go there")
     if (folder / "dataset_dict.json").is_file():
         return _saved(folder)
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
         split = SHARD.sub("", path.stem)
-        if path.suffix in READERS and split not in found:
-            found[split] = READERS[path.suffix](folder, split)
-    if not found:
+        if path.suffix in READERS and split not in by_name:
+            by_name[split] = READERS[path.suffix](folder, split)
+    if not by_name:
         raise InputError(f"{folder} holds no .jsonl, no .parquet and no dataset_dict.json; one file a split, as in train.jsonl")
-    return found
+    return by_name
 
 
 def _saved(folder: Path) -> dict[str, Any]:
@@ -163,6 +163,6 @@ def _from_hub(task: Task) -> dict[str, Any]:
 
 
 def revision_of(dataset: Any) -> str | None:
-    """The commit of the hub that a data set was read at: `datasets` names its sources, or the folder of its cache, by it."""
+    """The hub's commit that a data set was read at; `datasets` has it in the addresses of the sources or of its cache."""
     places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
-    return next((found.group() for place in places if (found := COMMIT.search(place))), None)
+    return next((commit.group() for place in places if (commit := COMMIT.search(place))), None)

@@ -1,6 +1,6 @@
 """Train, validation and test rows. In: a `Task` and a `Profile`. Out: `Splits`, the same for every method and backbone.
 
-A split's rows hang on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
+A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from lib.data.hygiene import check_column, check_rows
+from lib.data.hygiene import check_column, check_rows, check_task
 from lib.data.sources import Row, Table, tables
 from lib.errors import InputError
 from lib.grid.profiles import Profile
@@ -45,18 +45,23 @@ class Splits:
 
 
 def load_splits(task: Task, profile: Profile) -> Splits:
-    """Rows of all three splits, capped and checked; raises InputError for anything that cannot be used."""
-    found = tables(task, profile.data_root)
-    train = _named(found, "train", task)
+    """Rows of all three splits, capped and checked; raises InputError for anything that cannot be used.
+
+    With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
+    """
+    check_task(task)
+    by_name = tables(task, profile.data_root)
+    train = _named(by_name, "train", task)
     pool: Sequence[int] = range(len(train))
     parts: dict[str, tuple[Table, Sequence[int], str]] = {}
-    for name, rule in (("validation", task.validation), ("test", "test" if profile.own_test else task.test)):
+    test = task.own_test if profile.own_test and task.own_test else task.test
+    for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
             aside = carve(task, train, pool, rule)
             pool = sorted(set(pool) - set(aside))
             parts[name] = train, aside, f"{rule.share:.0%} of {train.origin}"
         else:
-            table = _named(found, rule, task)
+            table = _named(by_name, rule, task)
             parts[name] = table, range(len(table)), table.origin
     parts["train"] = train, pool, train.origin
     rows = {name: _rows(task, *part, profile.cap(task.id, name)) for name, part in parts.items()}
@@ -82,12 +87,12 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> list[in
     return sorted(i for value, places in sorted(strata.items()) for i in rng.sample(places, round(rule.share * sizes[value])))
 
 
-def _named(found: Mapping[str, Table], split: str, task: Task) -> Table:
-    if split not in found:
-        raise InputError(f"{task.folder} has no split {split!r}, only {', '.join(sorted(found))}; one file or folder a split")
-    if not len(found[split]):
-        raise InputError(f"{found[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
-    return found[split]
+def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
+    if split not in by_name:
+        raise InputError(f"{task.folder} has no split {split!r}, only {', '.join(sorted(by_name))}; one file or folder a split")
+    if not len(by_name[split]):
+        raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
+    return by_name[split]
 
 
 def _rows(task: Task, table: Table, places: Sequence[int], origin: str, cap: int | None) -> list[Row]:

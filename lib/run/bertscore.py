@@ -1,7 +1,7 @@
 """BERTScore (Zhang et al. 2020) with any BERT encoder. In: references and candidates. Out: precision, recall, F1 in points.
 
-No idf weights and no rescaling, as `bert_score`'s defaults; its default encoder is not loaded, so scores compare only among
-runs that name the same encoder.
+No idf weights and no rescaling, as `bert_score`'s defaults. The encoder is not that package's default: compare scores only
+among runs that name the same encoder.
 """
 
 from collections.abc import Sequence

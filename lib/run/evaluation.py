@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 from lib.codecs.base import Codec, Feature, Prediction
+from lib.codecs.cache import features_of
 from lib.data.sources import Row
 from lib.errors import InputError
-from lib.grid.tasks import Problem
 from lib.run.device import out_of_memory
 from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
 
-EVAL_BATCH = 64  # rows; large, since no gradients are kept and sorted rows waste little on padding
+EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
 
 
 @dataclass(kw_only=True)
@@ -27,10 +27,10 @@ class Evaluation:
     Attributes:
         scores: points, 0 to 100, by metric.
         examples: points of each row, by metric.
-        features, outputs: what the model saw, and what it answered before that was decoded.
-        loss: mean loss in nats a row, where the codec computes one.
+        features, outputs: what the model read, and what it answered, before decoding.
+        loss: mean loss in nats a row, None where the codec computes none.
         seconds: of prediction alone, without encoding and scoring.
-        batch: rows predicted at once at the end; fewer than `EVAL_BATCH` where memory ran out.
+        batch: features predicted at once at the end; fewer than `EVAL_BATCH` where memory ran out.
         sources: which implementation computed the scores.
     """
 
@@ -50,13 +50,13 @@ class Evaluation:
 def evaluate(
     model: nn.Module, codec: Codec, rows: Sequence[Row], metrics: Metrics, device: torch.device, progress: Progress
 ) -> Evaluation:
-    """Predict every row, longest first, and score against its references."""
-    features = codec.features(rows, training=False)
+    """Predict every row, the longest ones first, and score the predictions against the rows."""
+    features = features_of(codec, rows, training=False)
     began = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"))
     seconds = time.perf_counter() - began
     predictions = codec.decode(rows, features, outputs)
-    scored = METRICS[codec.cell.task.problem](metrics, rows, [prediction.value for prediction in predictions])
+    scored = METRICS[codec.task.problem](metrics, codec.task, rows, [prediction.value for prediction in predictions])
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     return Evaluation(
         predictions=predictions,
@@ -69,14 +69,14 @@ def evaluate(
         seconds=seconds,
         samples_per_second=len(rows) / seconds,
         batch=batch,
-        sources=metrics.sources(Problem(codec.cell.task.problem)),
+        sources=metrics.sources(codec.task),
     )
 
 
 def predict(
     model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress
 ) -> tuple[list[Any], int]:
-    """An output a feature, and how many were predicted at once: half as many after each time that memory ran out.
+    """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved.
 
     Raises InputError where not even one fits.
     """
@@ -87,11 +87,11 @@ def predict(
     with torch.inference_mode():
         while done < len(order):
             chunk = order[done : done + size]
-            found = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
-            if found is None:
+            answers = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
+            if answers is None:
                 size = _halved(size, codec)
                 continue
-            for i, output in zip(chunk, found, strict=True):
+            for i, output in zip(chunk, answers, strict=True):
                 outputs[i] = output
             done += len(chunk)
             stage.at(done, len(order))

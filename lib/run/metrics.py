@@ -1,4 +1,4 @@
-"""Scores, in points from 0 to 100. In: rows (the references) and predictions in their order. Out: points by metric.
+"""Scores, in points from 0 to 100. In: a task, its rows (the references), predictions in their order. Out: points by metric.
 
 Built-in implementations equal the field's: SQuAD v1.1's official script, `rouge_score`, scikit-learn. `evaluate`'s own
 scripts come from the hub at run time, so they are used only where asked for and loadable; `Metrics.sources` says which.
@@ -13,8 +13,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from lib.data.columns import answer_texts
 from lib.data.sources import Row
-from lib.grid.tasks import Problem
+from lib.grid.tasks import Problem, Task
 from lib.run.bertscore import BertScorer
 
 Scores = dict[str, float]
@@ -27,19 +28,24 @@ class Metrics:
     """Implementations at hand.
 
     Attributes:
-        loaded: `evaluate` modules by name; the built-in one stands in for a name that is absent.
-        bert_scorer: computes BERTScore; None leaves those scores out.
+        loaded: `evaluate` modules by name; where a name is absent, the built-in implementation is used.
+        bert_scorer: computes BERTScore for the tasks that need it; None leaves those scores out.
     """
 
     loaded: dict[str, Any] = field(default_factory=dict)
     bert_scorer: BertScorer | None = None
 
-    def sources(self, problem: Problem) -> dict[str, str]:
+    def sources(self, task: Task) -> dict[str, str]:
         """Implementation by metric family, for the record."""
-        found = {name: "evaluate" if name in self.loaded else own for name, own in BUILT_IN[problem].items()}
-        if problem is Problem.GENERATE and self.bert_scorer:
-            found["bertscore"] = f"built-in, {self.bert_scorer.name}"
-        return found
+        names = {name: "evaluate" if name in self.loaded else own for name, own in BUILT_IN[task.problem].items()}
+        if self.bert_scorer and needs_bertscore(task):
+            names["bertscore"] = f"built-in, {self.bert_scorer.name}"
+        return names
+
+
+def needs_bertscore(task: Task) -> bool:
+    """Whether a BERTScore is among the scores that thresholds and gates hold: only then is its encoder loaded."""
+    return any(name.startswith("bertscore_") for name in task.bounded_scores)
 
 
 @dataclass(kw_only=True)
@@ -48,7 +54,7 @@ class Scored:
 
     Attributes:
         scores: points over all rows, by metric.
-        examples: points of each row, in order, for the metrics that are a mean over rows; always the built-in ones.
+        examples: points of each row, in order, for metrics that are a mean over rows; always by the built-in implementation.
     """
 
     scores: Scores
@@ -69,42 +75,45 @@ def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
     loaded = {}
     for name in names:
         if root and not (Path(root) / name / f"{name}.py").is_file():
-            continue  # evaluate would go on and ask the hub for a stranger's module of that name
+            continue  # else evaluate asks the hub for a stranger's module of that name
         try:
             # Two processes on one cache file collide (evaluate issues 382 and 489): keep results in memory.
             loaded[name] = evaluate.load(str(Path(root) / name) if root else name, keep_in_memory=True)
         except (OSError, ImportError, ValueError):
-            continue  # not there, or offline: the built-in one stands in, and the record says so
+            continue  # not there, or offline: the built-in one is used, and the record says so
     return loaded
 
 
 # Classification
 
 
-def classification(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
+def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
-    references = [row["label"] for row in rows]
-    scores = classification_scores(references, predicted)
+    references, count = [row[task.target] for row in rows], len(task.labels)
+    scores = classification_scores(references, predicted, count)
+    given = {"references": references, "predictions": list(predicted)}
     if "accuracy" in metrics.loaded:
-        found = metrics.loaded["accuracy"].compute(references=references, predictions=list(predicted))
-        scores["accuracy"] = 100 * float(found["accuracy"])
+        scores["accuracy"] = 100 * float(metrics.loaded["accuracy"].compute(**given)["accuracy"])
     if "f1" in metrics.loaded:
-        found = metrics.loaded["f1"].compute(references=references, predictions=list(predicted), average="macro")
-        scores["f1_macro"] = 100 * float(found["f1"])
+        f1 = metrics.loaded["f1"].compute(**given, average="macro", labels=list(range(count)))["f1"]
+        scores["f1_macro"] = 100 * float(f1)
     hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
     return Scored(scores=scores, examples={"accuracy": hits})
 
 
-def classification_scores(references: Sequence[int], predicted: Sequence[int]) -> Scores:
-    """As scikit-learn: a class that nobody predicted has precision 0."""
+def classification_scores(references: Sequence[int], predicted: Sequence[int], count: int) -> Scores:
+    """Scores over `count` classes, numbered from 0. As in scikit-learn, a class that nobody predicted has precision 0."""
     pairs = Counter(zip(references, predicted, strict=True))
-    scores = {"accuracy": 100 * sum(pairs[label, label] for label in (0, 1)) / len(references)}
-    for label in (0, 1):
-        hit, miss, false = pairs[label, label], pairs[label, 1 - label], pairs[1 - label, label]
-        scores[f"precision_{label}"] = _percent(hit, hit + false)
-        scores[f"recall_{label}"] = _percent(hit, hit + miss)
-        scores[f"f1_{label}"] = _percent(2 * hit, 2 * hit + miss + false)
-    scores["f1_macro"] = (scores["f1_0"] + scores["f1_1"]) / 2
+    classes = range(count)
+    scores = {"accuracy": 100 * sum(pairs[label, label] for label in classes) / len(references)}
+    for label in classes:
+        hits = pairs[label, label]
+        misses = sum(pairs[label, other] for other in classes) - hits
+        false_alarms = sum(pairs[other, label] for other in classes) - hits
+        scores[f"precision_{label}"] = _percent(hits, hits + false_alarms)
+        scores[f"recall_{label}"] = _percent(hits, hits + misses)
+        scores[f"f1_{label}"] = _percent(2 * hits, 2 * hits + misses + false_alarms)
+    scores["f1_macro"] = sum(scores[f"f1_{label}"] for label in classes) / count
     return scores
 
 
@@ -141,16 +150,16 @@ def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> E
     }
 
 
-def extraction(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
-    """exact_match and f1."""
-    examples = squad_examples([row["answers"]["text"] for row in rows], predicted)
+def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
+    """exact_match and f1, of spans and of generated answers alike."""
+    examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
     if "squad" not in metrics.loaded:
         return Scored(scores=means(examples), examples=examples)
-    found = metrics.loaded["squad"].compute(
-        predictions=[{"id": row["id"], "prediction_text": text} for row, text in zip(rows, predicted, strict=True)],
-        references=[{"id": row["id"], "answers": row["answers"]} for row in rows],
+    scores = metrics.loaded["squad"].compute(
+        predictions=[{"id": str(i), "prediction_text": text} for i, text in enumerate(predicted)],
+        references=[{"id": str(i), "answers": row[task.target]} for i, row in enumerate(rows)],
     )
-    return Scored(scores={name: float(found[name]) for name in examples}, examples=examples)
+    return Scored(scores={name: float(scores[name]) for name in examples}, examples=examples)
 
 
 def means(examples: Examples) -> Scores:
@@ -158,20 +167,20 @@ def means(examples: Examples) -> Scores:
     return {name: fmean(points) for name, points in examples.items()}
 
 
-# Summarization
+# Generation
 
 
-def summarization(metrics: Metrics, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
-    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed) and BERTScore where there is a scorer."""
-    references = [row["highlights"] for row in rows]
+def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
+    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), and BERTScore where the task needs it and there is a scorer."""
+    references = [row[task.target] for row in rows]
     lines = [sentence_lines(text) for text in predicted]
     examples = rouge_examples(references, lines)
-    if metrics.bert_scorer:
+    if metrics.bert_scorer and needs_bertscore(task):
         examples |= metrics.bert_scorer.examples(references, predicted)
     scores = means(examples)
     if "rouge" in metrics.loaded:
-        found = metrics.loaded["rouge"].compute(predictions=lines, references=references, use_stemmer=True)
-        scores |= {name: 100 * float(found[name]) for name in ROUGE_TYPES}
+        rouge = metrics.loaded["rouge"].compute(predictions=lines, references=references, use_stemmer=True)
+        scores |= {name: 100 * float(rouge[name]) for name in ROUGE_TYPES}
     return Scored(scores=scores, examples=examples)
 
 
@@ -189,8 +198,8 @@ def rouge_examples(references: Sequence[str], predicted: Sequence[str], types: S
     return {name: [100 * pair[name].fmeasure for pair in pairs] for name in types}
 
 
-METRICS: dict[Problem, Callable[[Metrics, Sequence[Row], Sequence[Any]], Scored]] = {
+METRICS: dict[Problem, Callable[[Metrics, Task, Sequence[Row], Sequence[Any]], Scored]] = {
     Problem.CLASSIFY: classification,
     Problem.EXTRACT: extraction,
-    Problem.GENERATE: summarization,
+    Problem.GENERATE: generation,
 }

@@ -8,11 +8,11 @@ from random import Random
 from statistics import fmean, stdev
 
 from lib.codecs.base import Codec, Feature
-from lib.codecs.generate import GenerateCodec
+from lib.codecs.letters import letters, same_letters
+from lib.data.columns import answer_texts, context, joined
 from lib.data.sources import Row
-from lib.grid.backbones import Layout
-from lib.grid.tasks import Problem
-from lib.run.audits.evidence import SAMPLE, Answer, Evidence, letters, same_letters, sample
+from lib.grid.tasks import Problem, Task
+from lib.run.audits.evidence import SAMPLE, Answer, Evidence, sample
 from lib.run.metrics import rouge_examples, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
@@ -23,11 +23,12 @@ MORE_THAN_LUCK = 3.0  # standard errors
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
     """A window's tokens are its row's context, and every answer is a piece of its own row's context."""
-    if evidence.evaluation is None or evidence.cell.task.problem is not Problem.EXTRACT:
+    if evidence.evaluation is None or not evidence.codec.extracts:
         return None
     rows, features = evidence.evaluation.rows, evidence.evaluation.features
     windows = [f for f in sample(features, 2 * SAMPLE) if not _shows(evidence.codec, rows[f.example], f)]
-    strangers = [i for i, p in enumerate(evidence.evaluation.predictions) if p.value not in rows[i]["context"]]
+    contexts = [context(evidence.cell.task, row) for row in rows]
+    strangers = [p for p, text in zip(evidence.evaluation.predictions, contexts, strict=True) if p.value not in text]
     covered = {f.example for f in features} == set(range(len(rows)))
     if windows or strangers or not covered:
         return False, f"{len(windows)} windows show another row's context, {len(strangers)} answers are not in their row's"
@@ -35,22 +36,21 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 
 
 def _shows(codec: Codec, row: Row, feature: Feature) -> bool:
-    window = feature.extra
-    if not window.offsets:
+    window = codec.window(row, feature)
+    if window is None:
         return True
-    text = row["context"][window.offsets[0][0] : window.offsets[-1][1]]
-    tokens = codec.tokenizer.decode(feature.input_ids[window.shift : window.shift + len(window.offsets)])
-    if same_letters(tokens, text, codec):
+    tokens, text = window
+    if same_letters(tokens, text, codec.tokenizer.unk_token):
         return True
-    # Letters beyond ASCII may be lost to a tokenizer; another row's context has hardly a line in common.
+    # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
     return SequenceMatcher(None, letters(tokens), letters(text), autojunk=False).ratio() > ALIKE
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
-    """What frames the input stands there after truncation: special tokens, the prefix, the separator before the summary."""
+    """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template."""
     if evidence.evaluation is None:
         return None
-    begin, end = _frame(evidence)
+    begin, end = evidence.codec.frame()
     features = evidence.evaluation.features
     broken = [f for f in features if f.input_ids[: len(begin)] != begin or f.input_ids[len(f.input_ids) - len(end) :] != end]
     long = [f for f in features if len(f.input_ids) > evidence.cell.recipe.max_length]
@@ -59,27 +59,17 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
     return True, f"{len(features)} prompts, {len(begin)} tokens before and {len(end)} behind"
 
 
-def _frame(evidence: Evidence) -> tuple[list[int], list[int]]:
-    tokenizer, wrap, head = evidence.codec.tokenizer, evidence.cell.backbone.wrap, evidence.cell.head
-    if head.layout is Layout.SEPARATED:
-        return [], [tokenizer.convert_tokens_to_ids(head.new_token)]
-    before, after = ([getattr(tokenizer, f"{name}_id")] if name else [] for name in (wrap.before, wrap.after))
-    prefix = evidence.cell.recipe.prefix.strip()
-    return before + (tokenizer(prefix, add_special_tokens=False)["input_ids"] if prefix else []), after
-
-
 def generation_not_truncated(evidence: Evidence) -> Answer:
     """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
-    if evidence.evaluation is None or evidence.cell.task.problem is not Problem.GENERATE:
+    if evidence.evaluation is None or not evidence.codec.generates:
         return None
-    assert isinstance(evidence.codec, GenerateCodec), "a generating cell has a generating codec"
     lengths = [len(ids) for ids in evidence.evaluation.outputs]
-    ended = fmean(bool(ids) and ids[-1] == evidence.codec.end_id for ids in evidence.evaluation.outputs)
+    ended = fmean(map(evidence.codec.ended, evidence.evaluation.outputs))
     return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """What holds for these metrics whatever is predicted: on each row, on average, and in the number of rows."""
+    """What these metrics satisfy whatever is predicted: on each row, on average, and in the number of rows."""
     if evidence.evaluation is None:
         return None
     examples, scores = evidence.evaluation.examples, evidence.evaluation.scores
@@ -93,7 +83,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
     ]
     faults += [f"{low} is above {high} on row {row}" for low, high in ORDERED for row in above(examples, low, high)]
     faults += [f"bertscore_f1 is outside precision and recall on row {row}" for row in outside(examples)]
-    if scores.get("rouge2", 0.0) > scores.get("rouge1", 100.0) + POINTS:  # on a row a repeated bigram can break it
+    if scores.get("rouge2", 0.0) > scores.get("rouge1", 100.0) + POINTS:  # on one row, a repeated bigram can do that
         faults.append("rouge2 is above rouge1 on average")
     return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
 
@@ -102,7 +92,7 @@ ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))
 
 
 def above(examples: dict[str, list[float]], low: str, high: str) -> list[int]:
-    """Rows on which a metric that cannot be the larger one is."""
+    """Rows on which `low` is above `high`, which it cannot be."""
     pairs = zip(examples.get(low, ()), examples.get(high, ()), strict=True)
     return [row for row, (first, second) in enumerate(pairs) if first > second + POINTS]
 
@@ -115,10 +105,11 @@ def outside(examples: dict[str, list[float]]) -> list[int]:
 
 
 def learned_something(evidence: Evidence) -> Answer:
-    """Better than doing without a model, by more than luck: three standard errors of the difference, row by row."""
+    """Better than no model at all, by more than luck: three standard errors of the difference, row by row."""
     if evidence.evaluation is None or evidence.splits is None:
         return None
-    name, trivial = BASELINES[evidence.cell.task.problem](evidence.splits.train, evidence.evaluation.rows)
+    task = evidence.cell.task
+    name, trivial = BASELINES[task.problem](task, evidence.splits.train, evidence.evaluation.rows)
     points = evidence.evaluation.examples[name]
     gains = [ours - theirs for ours, theirs in zip(points, trivial, strict=True)]
     error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
@@ -126,29 +117,30 @@ def learned_something(evidence: Evidence) -> Answer:
     return fmean(gains) > MORE_THAN_LUCK * error, detail
 
 
-def majority_class(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def majority_class(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
     """Always the label that most training rows have."""
-    most = max((0, 1), key=[row["label"] for row in train].count)
-    return "accuracy", [100.0 * (row["label"] == most) for row in test]
+    most = max(range(len(task.labels)), key=[row[task.target] for row in train].count)
+    return "accuracy", [100.0 * (row[task.target] == most) for row in test]
 
 
-def random_span(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
     """As many words as answers have on average, from a random place of the context."""
     rng = Random(0)
-    length = max(1, round(fmean(len(row["answers"]["text"][0].split()) for row in train)))
-    contexts = [row["context"].split() for row in test]
+    length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
+    contexts = [context(task, row).split() for row in test]
     places = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
     answers = [" ".join(words[place : place + length]) for words, place in zip(contexts, places, strict=True)]
-    return "f1", squad_examples([row["answers"]["text"] for row in test], answers)["f1"]
+    return "f1", squad_examples([answer_texts(task, row) for row in test], answers)["f1"]
 
 
-def lead_sentence(train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
-    """The article's first sentence."""
-    leads = [re.split(r"(?<=[.!?])\s+|\n", row["article"].strip(), maxsplit=1)[0] for row in test]
-    return "rougeL", rouge_examples([row["highlights"] for row in test], leads, ["rougeL"])["rougeL"]
+def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+    """The first sentence of the text."""
+    leads = [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
+    return "rougeL", rouge_examples([row[task.target] for row in test], leads, ["rougeL"])["rougeL"]
 
 
-BASELINES: dict[Problem, Callable[[Sequence[Row], Sequence[Row]], tuple[str, list[float]]]] = {
+# By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
+BASELINES: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], tuple[str, list[float]]]] = {
     Problem.CLASSIFY: majority_class,
     Problem.EXTRACT: random_span,
     Problem.GENERATE: lead_sentence,

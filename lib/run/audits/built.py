@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lib.run.audits.evidence import Answer, Evidence, within
+from lib.grid.names import within
+from lib.run.audits.evidence import Answer, Evidence
 from lib.run.build import weight_files
 from lib.run.fingerprints import Mark, marks
 

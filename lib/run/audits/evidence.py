@@ -1,8 +1,6 @@
 """What audits look at, and what they say. In: the stages' own objects. Out: `Evidence`, and a `Finding` an audit."""
 
-import re
-import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -13,7 +11,6 @@ from lib.codecs.base import Codec, Feature
 from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
-from lib.grid.tasks import Problem
 from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import Mark, model_marks
 from lib.run.training import Trainer
@@ -52,7 +49,7 @@ class Finding:
     """What an audit found.
 
     Attributes:
-        of_learning: it judges how far training got, not how it was done: a run of a few updates is not held to it.
+        of_learning: it judges how far training got, not how it was done; a run of a few updates may fail it.
     """
 
     name: str
@@ -64,28 +61,12 @@ class Finding:
 Answer = tuple[bool, str] | None  # passed, detail; None where the audit has nothing to look at
 
 
-def within(name: str, modules: Iterable[str]) -> bool:
-    """Whether a parameter or layer belongs to one of these modules."""
-    return any(f".{module}." in f".{name}." for module in modules)
-
-
 def sample(features: Sequence[Feature], count: int = SAMPLE) -> list[Feature]:
     """The same few each time."""
     return list(features) if len(features) <= count else Random(0).sample(list(features), count)
 
 
 def text_of(cell: Cell) -> Callable[[Row], str]:
-    """What makes a row the row it is: the text that its cell reads."""
-    columns = cell.recipe.text or {Problem.EXTRACT: ("question", "context"), Problem.GENERATE: ("article",)}[cell.task.problem]
+    """The text that identifies a row, as a function of it: all columns that its cell reads."""
+    columns = (*cell.text, *cell.task.text_pair)
     return lambda row: " ".join(" ".join(row[name] for name in columns).lower().split())
-
-
-def letters(text: str) -> str:
-    """A text's letters and digits alone, without accents: what survives every tokenizer."""
-    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
-
-
-def same_letters(tokens: str, text: str, codec: Codec) -> bool:
-    """Whether decoded tokens are a text, as far as the tokenizer knows its words; a token may reach beyond it."""
-    unknown = codec.tokenizer.unk_token
-    return letters(text) in letters(tokens) or bool(unknown and unknown in tokens)

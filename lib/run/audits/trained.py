@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 
 from lib.grid.cells import Cell
-from lib.run.audits.evidence import Answer, Evidence, within
+from lib.grid.names import within
+from lib.run.audits.evidence import Answer, Evidence
 
 # Between two ways to compute one loss: bf16 sums differ by up to a percent, the fault is a factor of at least two.
 TOLERANCE = 0.02

@@ -1,0 +1,14 @@
+"""Texts compared as far as tokenizers keep them. In: decoded tokens and a text. Out: whether they say the same."""
+
+import re
+import unicodedata
+
+
+def letters(text: str) -> str:
+    """A text's ASCII letters and digits, lower case and without accents: what every tokenizer keeps."""
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
+
+
+def same_letters(tokens: str, text: str, unknown: str | None) -> bool:
+    """Whether decoded tokens hold a text. They may reach beyond it, and an `unknown` token may stand for any part of it."""
+    return letters(text) in letters(tokens) or bool(unknown and unknown in tokens)

@@ -1,0 +1,32 @@
+"""What a row says, read by its task's columns. In: a row, and a task or column names. Out: texts and answers."""
+
+from collections.abc import Sequence
+
+from lib.data.sources import Row
+from lib.grid.tasks import Task
+
+
+def joined(row: Row, columns: Sequence[str]) -> str:
+    """The columns' texts, joined by a line break; an empty text leaves no line break behind."""
+    return "\n".join(row[column] for column in columns if row[column])
+
+
+def context(task: Task, row: Row) -> str:
+    """The text that holds an extraction task's answers."""
+    text: str = row[task.text_pair[0]]
+    return text
+
+
+def answer_texts(task: Task, row: Row) -> list[str]:
+    """Every annotated answer of an extraction task, the first one first."""
+    texts: list[str] = row[task.target]["text"]
+    return texts
+
+
+def answer_span(task: Task, row: Row) -> tuple[int, int]:
+    """Where the first annotated answer begins and ends in the context, in characters; the end is exclusive.
+
+    Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD v1.1).
+    """
+    start: int = row[task.target]["answer_start"][0]
+    return start, start + len(answer_texts(task, row)[0])
