@@ -103,7 +103,7 @@ def load_margins(path: Path = MARGINS) -> dict[str, dict[str, float]]:
 
 
 def gate(old: Run, new: Run, margins: Mapping[str, Mapping[str, float]] | None = None) -> list[Judgement]:
-    """Every verdict, in the order of the baseline's cells.
+    """Every verdict: missing cells first, then cells in the order of the run to judge.
 
     Raises:
         InputError: where the two have no cell in common, or scored different test rows.
@@ -122,8 +122,8 @@ def gate(old: Run, new: Run, margins: Mapping[str, Mapping[str, float]] | None =
         judged.append(_speed(old.records[cell], before, after, margins["speed"]["step_seconds"]))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
-    order = {cell: place for place, cell in enumerate([*old.records, *new.records])}
-    return sorted(judged, key=lambda judgement: order[judgement.cell])
+    order = [*(cell for cell in old.records if cell not in new.records), *new.records]
+    return sorted(judged, key=lambda judgement: order.index(judgement.cell))
 
 
 def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:

@@ -21,7 +21,7 @@ def load_bounds(path: Path) -> dict[str, Bounds]:
     return {cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in cells.items()}
 
 
-def missed(scores: Mapping[str, float], bounds: Bounds) -> list[str]:
+def missed(scores: Mapping[str, float | None], bounds: Bounds) -> list[str]:
     """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
     sentences = []
     for metric, minimum in bounds.items():

@@ -5,24 +5,66 @@ import tomllib
 
 import pytest
 
-from lib import calibrate, scores
+from lib import __main__ as command
+from lib.commands import calibrate, schema, scores
 from lib.data import hub
 from lib.errors import InputError
-from lib.grid.cells import grid
+from lib.grid.cells import STUDY
 from lib.grid.profiles import QUICK_PROFILE
+from lib.record import new_record, to_json
 from lib.results.files import read_records
-from lib.results.record import new_record
+from lib.tests.test_record import MEASURED
 
 
 def saved(path, points, cells=27):
     """A pytest-benchmark file whose first cells all score `points`."""
     records = []
-    for cell in grid(QUICK_PROFILE)[:cells]:
-        device = {"type": "cpu", "name": "a CPU", "threads": 1}
-        found = {"scores": dict.fromkeys(cell.task.bounded_scores, points), "device": device}
-        records.append(new_record(cell) | found)
+    for cell in STUDY.cells(QUICK_PROFILE)[:cells]:
+        measured = {"scores": dict.fromkeys(cell.task.bounded_scores, points), "device": MEASURED["device"]}
+        records.append(to_json(new_record(cell)) | measured)
     path.write_text(json.dumps({"benchmarks": [{"extra_info": record} for record in records]}))
     return path
+
+
+# python -m lib
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:-2]] == list(command.COMMANDS)
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_an_unknown_command_is_one_sentence(capsys):
+    assert command.main(["gaet", "a.json"]) == 2
+    assert capsys.readouterr().err == "python -m lib: unknown command 'gaet'; did you mean gate?\n"
+    assert command.main(["retrain"]) == 2
+    assert capsys.readouterr().err == "python -m lib: unknown command 'retrain'; python -m lib lists them all\n"
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_every_command_describes_itself(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([name, "--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m lib {name}")
+
+
+def test_a_commands_code_is_handed_on(tmp_path):
+    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.0)
+    assert command.main(["scores", str(first), str(first)]) == 0
+    assert command.main(["scores", str(first), str(second)]) == 1
+
+
+def test_the_schema_goes_where_it_is_wanted(tmp_path, capsys):
+    assert schema.main(["-o", str(tmp_path / "schema.json")]) == 0
+    assert json.loads((tmp_path / "schema.json").read_text())["title"] == "Record"
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'schema.json'}\n"
+
+
+# Scores and bounds
 
 
 def test_equal_scores_are_called_identical(tmp_path, capsys):
@@ -62,10 +104,20 @@ def test_a_bound_is_three_deviations_below_the_mean(tmp_path):
     assert len(written["cells"]) == 27
 
 
-def test_a_run_without_a_cell_calibrates_nothing(tmp_path):
+def test_the_evidence_names_device_seeds_and_versions(tmp_path):
+    evidence = tomllib.loads(calibrate.toml(runs_of(tmp_path, 88.0, 90.0)))["evidence"]
+    assert (evidence["device"], evidence["seeds"]) == ("a CPU, 1 thread a process", [0, 0])
+    assert evidence["versions"]["python"].startswith("3.")
+
+
+@pytest.mark.parametrize(
+    ("cell", "sentence"),
+    [("gpt2_sa_sft", "gpt2_sa_sft left no accuracy"), ("bert_sum_lora", "bert_sum_lora is missing in one of the runs")],
+)
+def test_a_run_without_a_cell_calibrates_nothing(tmp_path, cell, sentence):
     runs = runs_of(tmp_path, 88.0, 90.0)
-    del runs[1]["gpt2_sa_sft"]
-    with pytest.raises(InputError, match="gpt2_sa_sft left no accuracy"):
+    del runs[1][cell]
+    with pytest.raises(InputError, match=sentence):
         calibrate.toml(runs)
 
 

@@ -4,24 +4,27 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lib import baseline, merge
-from lib import gate as command
+from lib.commands import baseline, merge
+from lib.commands import gate as command
 from lib.errors import InputError
-from lib.grid.cells import CELL_IDS
+from lib.grid.cells import STUDY_IDS
 from lib.grid.tasks import TASKS
+from lib.record import from_json, plain, to_json
 from lib.results import examples
 from lib.results.examples import Examples
 from lib.results.gate_report import as_json, as_markdown, as_text, closing, rows
 from lib.results.gates import Run, Verdict, gate, load_margins, read_run, seed_margin
-from lib.tests.test_results import complete
+from lib.tests.test_record import MEASURED, complete, complete_json
 
 ROOT = Path(__file__).parents[2]
 ROWS = {"sa": 512, "qa": 384, "sum": 192}
+VERSIONS = complete().versions
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +36,6 @@ def store(tmp_path, monkeypatch):
 
 def record_of(cell, points=None, seed=0, ids=None, **changes):
     """A record whose scores are the means of these points, with the points kept."""
-    backbone, task, method = cell.split("_")
     told = None
     scores = {}
     if points is not None:
@@ -41,13 +43,12 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
         kept = Examples(
             ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
         )
-        told = examples.write(kept)
-        scores = {metric: float(np.mean(values)) for metric, values in points.items()}
-    main = next(found for found in TASKS if found.id == task)
-    scores = {metric: 90.0 for metric in main.bounded_scores} | scores
-    base = complete(scores=scores, examples=told, bounds={"accuracy": 1.0}, seeds={"seed": seed, "split_seed": 42})
-    names = {"cell": cell, "backbone": backbone, "task": task, "method": method, "main_score": main.main_score}
-    return base | names | changes
+        told = vars(examples.write(kept))
+        scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
+    task = next(task for task in TASKS if task.id == cell.split("_")[1])
+    scores = {metric: 90.0 for metric in task.bounded_scores} | scores
+    kept = {"scores": scores, "examples": told, "bounds": {"accuracy": 1.0}, "seeds": {"seed": seed, "split_seed": 42}}
+    return complete(cell, **kept | changes)
 
 
 def hits(count, right, lost=0):
@@ -102,7 +103,7 @@ def test_a_small_test_set_cannot_tell_and_says_what_it_would_see():
 
 def test_more_cells_make_each_verdict_stricter():
     """Five lost of five flips: p = 1/32, which holds alone, but not as one of nine."""
-    cells = [name for name in CELL_IDS if "_sa_" in name]
+    cells = [name for name in STUDY_IDS if "_sa_" in name]
     good = {name: record_of(name, {"accuracy": hits(512, 480)}) for name in cells}
     bad = record_of("bert_sa_lora", {"accuracy": hits(512, 480, 5)})
     margins = load_margins() | {"points": load_margins()["points"] | {"accuracy": 0.5}}
@@ -117,7 +118,7 @@ def test_more_cells_make_each_verdict_stricter():
 
 
 def test_without_points_by_row_the_margin_decides_and_says_so():
-    old, close, far = (record_of("t5_qa_sft") | {"scores": {"exact_match": 60.0, "f1": f1}} for f1 in (70.0, 69.0, 68.4))
+    old, close, far = (record_of("t5_qa_sft", scores={"exact_match": 60.0, "f1": f1}) for f1 in (70.0, 69.0, 68.4))
     assert judged(old, close)["f1"].verdict is Verdict.SAME
     found = judged(old, far)["f1"]
     assert (found.verdict, found.low) == (Verdict.WORSE, None)
@@ -126,9 +127,25 @@ def test_without_points_by_row_the_margin_decides_and_says_so():
 
 @pytest.mark.parametrize("score", [None, float("nan")])
 def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
-    old, new = record_of("t5_qa_sft"), record_of("t5_qa_sft") | {"scores": {"exact_match": 60.0, "f1": score}}
+    old, new = record_of("t5_qa_sft"), record_of("t5_qa_sft")
+    new.scores = {"exact_match": 60.0, "f1": score}
     assert judged(old, new)["f1"].verdict is Verdict.WORSE
     assert judged(new, old)["f1"].verdict in (Verdict.CANNOT_TELL, Verdict.WORSE)
+
+
+def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_does_not():
+    points = {"accuracy": hits(512, 480)}
+    two, three = record_of("bert_sa_lora", points), record_of("bert_sa_lora", points, labels=["yes", "perhaps", "no"])
+    assert judged(two, two)["f1_macro"].p == 1.0
+    found = judged(three, three)["f1_macro"]
+    assert (found.verdict, found.p) == (Verdict.SAME, None)
+    assert found.detail == "no points by row, by the margin of 1.0 alone"
+
+
+def test_a_score_without_a_margin_is_one_sentence():
+    record = record_of("bert_sa_lora", bounded_scores=["accuracy", "mcc"])
+    with pytest.raises(InputError, match=r"margins.toml has no margin for mcc; add one under \[points\]"):
+        judged(record, record)
 
 
 def test_points_that_are_no_numbers_are_refused():
@@ -139,13 +156,13 @@ def test_points_that_are_no_numbers_are_refused():
 
 def test_other_test_rows_are_refused_with_their_hashes():
     old, new = (record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"]))
-    hashes = [record["examples"]["rows_hash"] for record in (old, new)]
+    hashes = [record.examples.rows_hash for record in (old, new)]
     with pytest.raises(InputError, match=rf"scored different test rows \({hashes[0]} and {hashes[1]}\)"):
         judged(old, new)
 
 
 def test_seeds_of_the_baseline_widen_the_margin():
-    seeds = {seed: record_of("t5_qa_sft") | {"scores": {"f1": f1}} for seed, f1 in enumerate((70.0, 72.0, 74.0))}
+    seeds = {seed: record_of("t5_qa_sft", scores={"f1": f1}) for seed, f1 in enumerate((70.0, 72.0, 74.0))}
     # deviation 2; Student's t with two degrees of freedom is 2.920 at 95 %; two draws differ by the root of 2
     assert seed_margin(seeds, "f1", 1) == pytest.approx(2.920 * 2**0.5 * 2, abs=0.01)
     assert seed_margin(seeds, "f1", 9) > seed_margin(seeds, "f1", 1)
@@ -178,14 +195,15 @@ def test_runs_without_a_common_cell_are_refused():
 def test_two_profiles_or_several_seeds_to_judge_are_refused():
     one = record_of("bert_sa_lora")
     with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
-        Run.of([one, one | {"profile": "full"}])
+        Run.of([one, record_of("bert_sa_lora", profile="full")])
     with pytest.raises(InputError, match="holds bert_sa_lora with several seeds"):
         gate(Run.of([one]), Run.of([one, record_of("bert_sa_lora", seed=1)]))
 
 
 def test_a_cell_that_did_not_finish_is_missing():
     one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
-    found = gate(Run.of([one, other]), Run.of([one, other | {"outcome": "error", "memory": None}]))
+    failed = record_of("t5_qa_sft", status="error", memory=None)
+    found = gate(Run.of([one, other]), Run.of([one, failed]))
     assert [j.cell for j in found if j.verdict is Verdict.MISSING] == ["t5_qa_sft"]
 
 
@@ -193,7 +211,7 @@ def test_a_cell_that_did_not_finish_is_missing():
 
 
 def with_ledger(**sizes):
-    memory = complete()["memory"]
+    memory = MEASURED["memory"]
     return record_of("bert_sa_lora", memory=memory | {"ledger": memory["ledger"] | sizes})
 
 
@@ -205,8 +223,8 @@ def test_one_byte_more_of_weights_is_worse_and_one_less_is_better():
 
 def test_a_peak_has_a_tolerance():
     def with_peak(peak):
-        phase = complete()["memory"]["phases"]["train"]
-        return record_of("bert_sa_lora", memory=complete()["memory"] | {"phases": {"train": phase | {"rss_peak_gib": peak}}})
+        phase = MEASURED["memory"]["phases"]["train"]
+        return record_of("bert_sa_lora", memory=MEASURED["memory"] | {"phases": {"train": phase | {"rss_peak_gib": peak}}})
 
     margin = load_margins()["memory"]["rss_peak_gib"]
     assert judged(with_peak(1.0), with_peak(1.0 + margin - 0.01))["rss_peak_gib"].verdict is Verdict.SAME
@@ -214,13 +232,13 @@ def test_a_peak_has_a_tolerance():
 
 
 def test_peaks_of_another_machine_are_not_compared():
-    other = record_of("bert_sa_lora", device=complete()["device"] | {"name": "another CPU"})
+    other = record_of("bert_sa_lora", device=MEASURED["device"] | {"name": "another CPU"})
     assert "rss_peak_gib" not in judged(record_of("bert_sa_lora"), other)
 
 
 def with_steps(seconds, **changes):
     steps = [seconds * (1 + 0.01 * (n % 7)) for n in range(60)]
-    speed = complete()["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
+    speed = MEASURED["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
     return record_of("bert_sa_lora", throughput=speed, **changes)
 
 
@@ -234,10 +252,10 @@ def test_slower_steps_on_a_like_machine_are_worse():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"device": complete()["device"] | {"name": "another CPU"}}, "name: a CPU and another CPU"),
-        ({"device": complete()["device"] | {"threads": 2}}, "threads: 1 and 2"),
-        ({"device": complete()["device"] | {"contended": True}}, "measured on a device that others used"),
-        ({"versions": complete()["versions"] | {"torch": "9"}}, f"torch: {complete()['versions']['torch']} and 9"),
+        ({"device": MEASURED["device"] | {"name": "another CPU"}}, "name: a CPU and another CPU"),
+        ({"device": MEASURED["device"] | {"threads": 2}}, "threads: 1 and 2"),
+        ({"device": MEASURED["device"] | {"contended": True}}, "measured on a device that others used"),
+        ({"versions": VERSIONS | {"torch": "9"}}, f"torch: {VERSIONS['torch']} and 9"),
     ],
 )
 def test_speed_is_compared_between_like_machines_only(changes, reason):
@@ -256,7 +274,10 @@ def test_the_answer_is_a_row_a_cell_and_one_closing_line():
     assert closing(found) == "quality of 1 cells: 1 worse; by quality and memory the run is worse than the baseline"
     text = as_text(found)
     assert "worse: bert_sa_lora accuracy -3.91 points (20 rows lost, 0 gained of 512; margin 1.0; sees drops from" in text
-    assert max(map(len, text.splitlines()[:2])) <= 105
+    assert text.splitlines()[:2] == [
+        "cell            main score change 95 % interval   p      sees  quality      memory       speed",
+        "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.8   worse        same         same",
+    ]
     assert as_markdown(found).startswith("**quality of 1 cells: 1 worse")
     assert {row["verdict"] for row in json.loads(as_json(found))} == {"worse", "same"}
 
@@ -266,7 +287,7 @@ def test_the_answer_is_a_row_a_cell_and_one_closing_line():
 
 def run_file(path, records, dirty=False):
     path.parent.mkdir(parents=True, exist_ok=True)
-    table = [{"name": r["cell"], "fullname": f"benchmarks::{r['cell']}", "extra_info": r} for r in records]
+    table = [{"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)} for r in records]
     path.write_text(json.dumps({"benchmarks": table, "commit_info": {"dirty": dirty}}))
     return path
 
@@ -275,14 +296,14 @@ def whole_grid(lost=0, seed=0, **changes):
     """27 cells with points for every row."""
     rng = np.random.default_rng(5)
     found = []
-    for place, cell in enumerate(CELL_IDS):
+    for place, cell in enumerate(STUDY_IDS):
         task = cell.split("_")[1]
         metrics = [m for t in TASKS if t.id == task for m in t.bounded_scores if m != "f1_macro"]
         if task == "sum":
             points = {metric: list(np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)) for metric in metrics}
         else:
             points = {metric: hits(ROWS[task], ROWS[task] - 20, lost if place == 20 else 0) for metric in metrics}
-        losses = complete()["training"] | {"losses": [float(place)]}
+        losses = MEASURED["training"] | {"losses": [float(place)]}
         found.append(record_of(cell, points, seed=seed, training=losses, **changes))
     return found
 
@@ -290,8 +311,11 @@ def whole_grid(lost=0, seed=0, **changes):
 def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
     old, new = (run_file(tmp_path / name, whole_grid(lost)) for name, lost in (("old.json", 0), ("new.json", 30)))
     for path in (old, new):
-        examples.keep_beside([row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]], path)
-    code = "import sys; from lib.gate import main; code = main(sys.argv[1:]); print('torch' in sys.modules); sys.exit(code)"
+        examples.keep_beside([from_json(row["extra_info"]) for row in json.loads(path.read_text())["benchmarks"]], path)
+    code = (
+        "import sys; from lib.commands.gate import main; code = main(sys.argv[1:]);"
+        "print('torch' in sys.modules); sys.exit(code)"
+    )
     began = time.monotonic()
     answer = subprocess.run([sys.executable, "-c", code, old, new], cwd=ROOT, capture_output=True, text=True, check=False)
     assert time.monotonic() - began < 8  # 5 on an idle machine
@@ -299,6 +323,12 @@ def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
     assert answer.stdout.splitlines()[-1] == "False"
     assert "quality of 27 cells: 1 worse, 26 same; by quality and memory the run is worse than the baseline" in answer.stdout
     assert "no points by row, by the margin" not in "".join(line for line in answer.stdout.splitlines() if "worse:" in line)
+
+
+def test_a_missing_cells_row_names_its_main_score():
+    one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
+    found = gate(Run.of([one, other]), Run.of([one]))
+    assert rows(found)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "missing", "-", "-")
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
@@ -325,7 +355,7 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
         ("", "is not a complete pytest-benchmark JSON"),
         ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
         ('{"benchmarks": []}', "holds no cells"),
-        (json.dumps({"benchmarks": [{"extra_info": complete() | {"schema_version": 1}}]}), "schema version 1"),
+        (json.dumps({"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}), "schema version 1"),
     ],
     ids=["absent", "empty", "cut off", "no cells", "older"],
 )
@@ -345,10 +375,8 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
     assert baseline.main([*runs, str(target)]) == 0
     assert "bert_sum_lora   rougeLsum    none -> " in capsys.readouterr().out
     found = read_run(target)
-    assert {cell: sorted(seeds) for cell, seeds in found.records.items()} == {cell: [0, 1] for cell in CELL_IDS}
-    assert all(
-        (target.parent / "examples" / r["examples"]["file"]).is_file() for s in found.records.values() for r in s.values()
-    )
+    assert {cell: sorted(seeds) for cell, seeds in found.records.items()} == {cell: [0, 1] for cell in STUDY_IDS}
+    assert all((target.parent / "examples" / r.examples.file).is_file() for s in found.records.values() for r in s.values())
     assert baseline.main([runs[0], str(target)]) == 0
     assert "none" not in capsys.readouterr().out
 
@@ -357,11 +385,14 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
     ("change", "reason"),
     [
         (lambda records: records[:-1], "1 of 27 cells are missing, t5_sa_sft among them"),
-        (lambda records: [records[0] | {"outcome": "missed"}, *records[1:]], "bert_sum_lora did not pass: missed"),
-        (lambda records: [records[0] | {"bounds": {}}, *records[1:]], "bert_sum_lora was changed or limited"),
-        (lambda records: [r | {"profile": "footprint"} for r in records], "it is not of one profile that has scores"),
         (
-            lambda records: [records[0] | {"device": records[0]["device"] | {"contended": True}}, *records[1:]],
+            lambda records: [replace(records[0], status="missed", missed=["why"]), *records[1:]],
+            "bert_sum_lora did not pass: missed",
+        ),
+        (lambda records: [replace(records[0], bounds={}), *records[1:]], "bert_sum_lora was changed or limited"),
+        (lambda records: [replace(r, profile="other") for r in records], "it is not of one profile that has scores"),
+        (
+            lambda records: [replace(records[0], device=replace(records[0].device, contended=True)), *records[1:]],
             "bert_sum_lora shared its device",
         ),
     ],
@@ -377,7 +408,8 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, change, reason):
 def test_a_dirty_commit_and_a_seed_twice_are_refused(tmp_path, capsys):
     dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
     clean = [run_file(tmp_path / f"{name}.json", whole_grid()) for name in "ab"]
-    other = run_file(tmp_path / "other.json", [r | {"recipe": {}, "seeds": {"seed": 1}} for r in whole_grid()])
+    apart = [replace(r, recipe=replace(r.recipe, max_steps=9)) for r in whole_grid(seed=1)]
+    other = run_file(tmp_path / "other.json", apart)
     refused = (([dirty], "uncommitted changes"), (clean, "are both of seed 0"), ([clean[0], other], "differently"))
     for arguments, reason in refused:
         with pytest.raises(SystemExit):
@@ -390,8 +422,26 @@ def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
     first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
     target = tmp_path / "c" / "c.json"
     assert merge.main([str(first), str(second), "-o", str(target)]) == 0
-    assert set(read_run(target).records) == set(CELL_IDS)
-    other = run_file(tmp_path / "other.json", [records[0] | {"scores": {"rougeLsum": 1.0}}])
+    assert set(read_run(target).records) == set(STUDY_IDS)
+    other = run_file(tmp_path / "other.json", [replace(records[0], scores={"rougeLsum": 1.0})])
     with pytest.raises(SystemExit):
         merge.main([str(first), str(other), "-o", str(target)])
     assert "bert_sum_lora with seed 0 is in" in capsys.readouterr().err
+
+
+def test_merging_writes_the_current_version_and_keeps_other_rows(tmp_path, capsys):
+    study = ROOT / "reports" / "study.json"
+    odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
+    first = run_file(tmp_path / "a.json", [record_of("bert_sa_lora")])
+    first.write_text(
+        json.dumps(json.loads(first.read_text()) | {"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]})
+    )
+    assert merge.main([str(first), str(study), "-o", str(tmp_path / "c.json")]) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
+    assert odd in rows
+    assert {row["extra_info"].get("schema_version") for row in rows} == {3, None}
+
+
+def test_a_full_baseline_may_be_of_a_users_own_cells(tmp_path):
+    run = run_file(tmp_path / "run.json", [record_of("bert_sa_lora", profile="full")])
+    assert baseline.main([str(run), str(tmp_path / "to.json")]) == 0

@@ -12,21 +12,24 @@ from pathlib import Path
 
 import pytest
 
+from lib.commands import finish
 from lib.errors import InputError
-from lib.grid.cells import grid
+from lib.grid.backbones import Head
+from lib.grid.cells import STUDY
+from lib.grid.methods import Lora
 from lib.grid.profiles import QUICK_PROFILE
-from lib.results import __main__ as command
+from lib.record import from_json
 from lib.results.files import read_records
-from lib.results.journal import Journal, content_key, latest, passed, read
-from lib.tests.test_results import complete
+from lib.results.journal import Journal, content_key, latest, passed, read, source_digests
+from lib.tests.test_record import complete_json
 
 ROOT = Path(__file__).parents[2]
 CELLS = ("gpt2_sa_lora", "gpt2_sa_qlora", "gpt2_sa_sft")
-CELL = next(cell for cell in grid(QUICK_PROFILE) if cell.id == "gpt2_sa_lora")
+CELL = STUDY.cell("gpt2_sa_lora", QUICK_PROFILE)
 
 
-def row(cell="gpt2_sa_lora", outcome="passed"):
-    return {"fullname": f"benchmarks::{cell}", "extra_info": complete(cell, outcome=outcome), "stats": {"data": [1.0]}}
+def row(cell="gpt2_sa_lora", status="passed"):
+    return {"fullname": f"benchmarks::{cell}", "extra_info": complete_json(cell, status=status), "stats": {"data": [1.0]}}
 
 
 # Lines
@@ -49,10 +52,10 @@ def test_a_line_that_a_kill_cut_off_is_left_out(tmp_path):
 
 
 def test_only_what_passed_is_taken_up_and_the_latest_of_it(tmp_path):
-    for name, key, outcome in (("1", "a", "passed"), ("2", "a", "passed"), ("3", "b", "missed")):
+    for name, key, status in (("1", "a", "passed"), ("2", "a", "passed"), ("3", "b", "missed")):
         journal = Journal(tmp_path)
         journal.path = tmp_path / f"{name}.jsonl"
-        journal.append(key, row(outcome=outcome))
+        journal.append(key, row(status=status))
     assert {key: path.name for key, (_, path) in passed(tmp_path).items()} == {"a": "2.jsonl"}
 
 
@@ -61,7 +64,7 @@ def test_without_a_journal_there_is_nothing_to_finish(tmp_path, capsys):
         latest(tmp_path)
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(SystemExit):
-        command.main(["finish", "--journal", str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "out.json")])
+        finish.main(["--journal", str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "out.json")])
     assert "holds no finished cell" in capsys.readouterr().err
 
 
@@ -70,15 +73,14 @@ def test_without_a_journal_there_is_nothing_to_finish(tmp_path, capsys):
 
 def test_a_key_stands_for_all_that_decides_the_result(tmp_path):
     def key(asked=None, **changes):
-        return content_key(replace(CELL, profile=replace(QUICK_PROFILE, **changes)), asked or {})
+        return content_key(STUDY.cell(CELL.id, replace(QUICK_PROFILE, **changes)), asked or {})
 
-    overrides = {**QUICK_PROFILE.overrides, CELL.id: {**QUICK_PROFILE.overrides[CELL.id], "learning_rate": 1e-3}}
     keys = [
         key(),
         key(seed=1),
         key(train_rows=5),
         key(eval_rows=5),
-        key(overrides=overrides),
+        key(changes={"learning_rate": 1e-3}),
         key(data_root=tmp_path),
         key(checkpoint_root=tmp_path),
         key(asked={"evaluate_from": "hub"}),
@@ -88,12 +90,55 @@ def test_a_key_stands_for_all_that_decides_the_result(tmp_path):
     assert key() == keys[0]
 
 
+def test_a_key_stands_for_every_part_of_the_cell(tmp_path):
+    file = tmp_path / "grid.py"
+    file.write_text("one = 1")
+    keys = [
+        content_key(CELL, {}),
+        content_key(replace(CELL, head=replace(CELL.head, new_modules=())), {}),
+        content_key(replace(CELL, method=replace(CELL.method, options={"use_dora": True})), {}),
+        content_key(replace(CELL, task=replace(CELL.task, text=("content",))), {}),
+        content_key(replace(CELL, backbone=replace(CELL.backbone, shape=dict(CELL.backbone.shape) | {"n_embd": 4})), {}),
+        content_key(replace(CELL, optimizer=STUDY.optimizers["adamw_bnb_8bit"]), {}),
+        content_key(CELL, {}, [file]),
+    ]
+    file.write_text("one = 2")
+    keys.append(content_key(CELL, {}, [file]))
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_files_of_a_users_classes_bear_on_the_key(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in ("class Mine(Lora): pass", "class Mine(Lora): adapts = True"):
+        (tmp_path / "users_method.py").write_text(f"from lib.grid.methods import Lora\n{text}\n")
+    from users_method import Mine
+
+    cell = replace(CELL, method=Mine(id="mine", name="mine"), head=Head(architecture=Mine))
+    before = source_digests(cell)
+    (tmp_path / "users_method.py").write_text("class Mine: pass\n")
+    assert len(before) == 2  # the method's and architecture's file, the optimizer's
+    assert set(source_digests(cell)) - set(before)
+
+
+def test_a_key_is_the_same_in_every_process():
+    """What has no text of its own, as a function, shows its address; the key must not."""
+    cells = [replace(CELL, method=Lora(id="mine", name="mine", options={"init": make()})) for _ in range(2)]
+    assert content_key(cells[0], {}) == content_key(cells[1], {})
+
+
+def make():
+    def init():
+        return None
+
+    return init
+
+
 def test_one_byte_of_data_is_another_key(tmp_path):
     def key(text):
         folder = tmp_path / text
         (folder / "amazon_polarity").mkdir(parents=True)
         (folder / "amazon_polarity" / "train.jsonl").write_text(text)
-        return content_key(replace(CELL, profile=replace(QUICK_PROFILE, data_root=folder)), {})
+        return content_key(STUDY.cell(CELL.id, replace(QUICK_PROFILE, data_root=folder)), {})
 
     assert key("a") != key("b")
 
@@ -136,15 +181,15 @@ def test_a_killed_session_loses_no_finished_cell_and_the_next_one_resumes(tmp_pa
     assert kept
     assert not out.exists()
     partial = tmp_path / "partial.json"
-    assert command.main(["finish", "--journal", str(latest(cache / "journal")), "-o", str(partial)]) == 0
-    assert read_records(partial) == kept
+    assert finish.main(["--journal", str(latest(cache / "journal")), "-o", str(partial)]) == 0
+    assert read_records(partial) == {cell: from_json(record) for cell, record in kept.items()}
     process = start(cache, out, "--resume")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert f"resumed {len(kept)} cells that had passed with all the same: {next(iter(kept))}" in output
     found = read_records(out)
     assert set(found) == set(CELLS)
-    assert all(found[cell]["scores"] == record["scores"] for cell, record in kept.items())
+    assert all(found[cell].scores == record["scores"] for cell, record in kept.items())
     assert list(cache.rglob("*.part")) == []
 
 
@@ -184,11 +229,11 @@ def test_a_full_disk_keeps_the_session_going_and_leaves_no_half_file(tmp_path):
         process = start(cache, disk / "run.json")
         output, _ = process.communicate(timeout=120)
         assert process.returncode != 0
-        assert "could not be written (No space left on device); python -m lib.results finish makes it anew" in output
+        assert "could not be written (No space left on device); python -m lib finish makes it anew" in output
         assert "Traceback" not in output
         assert list(disk.iterdir()) == []
         assert len(finished(cache)) == 3
-        assert command.main(["finish", "--journal", str(latest(cache / "journal")), "-o", str(tmp_path / "run.json")]) == 0
+        assert finish.main(["--journal", str(latest(cache / "journal")), "-o", str(tmp_path / "run.json")]) == 0
         assert set(read_records(tmp_path / "run.json")) == set(CELLS)
     finally:
         subprocess.run(["umount", disk], check=False)

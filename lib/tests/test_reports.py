@@ -1,4 +1,4 @@
-"""What is committed under reports/ is as the schema says, and its audits hold."""
+"""What is committed under reports/ is read, whatever its version, is as the schema says, and its audits hold."""
 
 import json
 from pathlib import Path
@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 from jsonschema import Draft202012Validator
 
-from lib import audit
+from lib.commands import audit
+from lib.record import to_json
 from lib.results import examples
-from lib.results.files import read_list, read_records
+from lib.results.files import read_list
 from lib.results.gates import Run, Verdict, gate, kind_of, seed_margin
 
 REPORTS = Path(__file__).parents[2] / "reports"
@@ -23,37 +24,54 @@ COMMITTED = [
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
 def test_a_committed_run_is_as_the_schema_says(path):
-    assert [error.message for record in read_list(path) for error in SCHEMA.iter_errors(record)] == []
+    records = read_list(path)
+    assert len(records) == len(rows_of(path))
+    assert [error.message for record in records for error in SCHEMA.iter_errors(to_json(record))] == []
+
+
+def rows_of(path):
+    """What the rows of a file hold, as it is."""
+    return [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
+def test_migrating_a_committed_run_changes_no_figure(path):
+    for data, record in zip(rows_of(path), read_list(path), strict=True):
+        now = to_json(record)
+        assert all(
+            now[name] == data[name] for name in ("recipe", "scores", "training", "throughput", "audits", "bounds", "seeds")
+        )
+        assert now["status"] == data.get("outcome", data.get("status"))
 
 
 @pytest.mark.parametrize("path", [path for path in COMMITTED if path.name != "study.json"], ids=lambda path: path.stem)
 def test_a_committed_run_has_no_findings(path):
-    assert audit.faults(read_records(path)) == {}
+    assert audit.audited(rows_of(path), path.name)[1] == {}
 
 
 def test_the_baselines_points_by_row_are_there_and_have_its_scores():
     path = REPORTS / "baselines" / "quick-cpu.json"
     for record in read_list(path):
-        assert (path.parent / "examples" / record["examples"]["file"]).is_file()
+        assert (path.parent / "examples" / record.examples.file).is_file()
     record = read_list(path)[0]
     points = examples.read(record, path).points
-    assert all(sum(values) / len(values) == pytest.approx(record["scores"][name], abs=0.01) for name, values in points.items())
+    assert all(sum(values) / len(values) == pytest.approx(record.scores[name], abs=0.01) for name, values in points.items())
 
 
 def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
-    """Chance in training alone is not called worse; with -s, what it may do to each cell's main score."""
+    """Training noise alone is not called worse; -s prints by how much it may change each cell's main score."""
     path = REPORTS / "baselines" / "quick-cpu.json"
     records = read_list(path)
-    seeds = sorted({record["seeds"]["seed"] for record in records})
+    seeds = sorted({record.seeds.seed for record in records})
     judged = []
     for seed in seeds:
-        apart = [record for record in records if record["seeds"]["seed"] == seed]
+        apart = [record for record in records if record.seeds.seed == seed]
         judged += gate(Run.of([record for record in records if record not in apart], path), Run.of(apart, path))
     quality = [judgement for judgement in judged if kind_of(judgement) == "quality"]
     worse = [judgement for judgement in quality if judgement.verdict is Verdict.WORSE]
     print(f"{len(worse)} of {len(quality)} verdicts are worse")
     for cell, found in Run.of(records).records.items():
-        print(f"{cell:<15} {seed_margin(found, found[0]['main_score'], 9):.1f} points by chance in training")
+        print(f"{cell:<15} {seed_margin(found, found[0].main_score, 9):.1f} points of training noise")
     assert worse == []
 
 

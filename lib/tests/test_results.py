@@ -212,29 +212,25 @@ def test_a_row_survives_the_way_from_a_worker(benchmark):
 
 TWO_CELLS = """
 import pytest
-from fixtures.pipeline import CELL
-from lib.grid.cells import STUDY
-from lib.grid.profiles import QUICK_PROFILE
-from lib.record import new_record, to_json
 
-@pytest.mark.parametrize("number", [1, 0])
-def test_cell(request, benchmark, number):
-    request.node.stash[CELL] = STUDY.cells(QUICK_PROFILE)[number]
-    benchmark.extra_info.update(to_json(new_record(STUDY.cells(QUICK_PROFILE)[number])))
+@pytest.mark.cells("quick")
+def test_cell(profile, backbone, task, method, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
-    assert number, "a miss"
+    assert method == "lora", "a miss"
 """
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_rows_reach_one_file_misses_too_whatever_the_number_of_workers(tmp_path, workers):
     (tmp_path / "test_two.py").write_text(TWO_CELLS)
-    options = ["-p", "fixtures.options", "-p", "fixtures.results", "-n", workers, "--benchmark-json=rows/new.json"]
+    plugins = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "results")]
+    options = [*plugins, "--cells=bert_sum_lora,bert_sum_qlora", "-n", workers, "--benchmark-json=rows/new.json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", *options, "test_two.py"]
     path = {"PYTHONPATH": str(ROOT)}
     run = subprocess.run(command, cwd=tmp_path, env=environment | path, capture_output=True, text=True, check=False)
     rows = json.loads((tmp_path / "rows" / "new.json").read_text())["benchmarks"]
     assert [row["extra_info"]["cell"] for row in rows] == ["bert_sum_lora", "bert_sum_qlora"]
-    assert [row["name"] for row in rows] == ["test_cell[0]", "test_cell[1]"]
+    assert [row["extra_info"]["status"] for row in rows] == ["unfinished", "error"]
+    assert [row["name"] for row in rows] == ["test_cell[bert_sum_lora]", "test_cell[bert_sum_qlora]"]
     assert "0 of 2 cells passed" in run.stdout

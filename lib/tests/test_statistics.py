@@ -88,6 +88,14 @@ def test_macro_f1_is_scikit_learns_on_every_resample():
     assert macro_f1(truth, guess, draws) == pytest.approx(wanted)
 
 
+def test_macro_f1_has_as_many_classes_as_it_is_told():
+    truth, guess = RNG.integers(0, 4, 90), RNG.integers(0, 4, 90)
+    wanted = 100 * f1_score(truth, guess, average="macro")
+    assert macro_f1(truth, guess, np.ones((1, 90)), classes=4) == pytest.approx([wanted])
+    effect = paired_macro_f1(truth, truth, guess, classes=4)
+    assert effect.points == pytest.approx(wanted - 100)
+
+
 def test_a_drop_of_macro_f1_is_found_and_standing_still_is_none():
     truth = np.array([0, 1] * 256)
     good, bad = truth.copy(), truth.copy()

@@ -1,0 +1,76 @@
+"""Measurements become the record's parts, whose figures follow from what the stages left behind."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from lib.data.splits import Splits
+from lib.grid.cells import STUDY
+from lib.grid.profiles import FOOTPRINT_PROFILE, QUICK_PROFILE
+from lib.run.footprint import Footprint
+from lib.run.measurements import data_record, device_record, flops_record, memory_record, model_record, throughput_record
+from lib.run.meter import Meter
+from lib.run.training import Training
+
+CPU = torch.device("cpu")
+LEDGER = {"weights_bytes": 100, "gradients_bytes": 10, "optimizer_bytes": 20, "checkpoint_bytes": 10}
+FOOTPRINT = Footprint(flops_per_step=3_000, matmul_flops_per_second=5_000.0, live_bytes=130, peak_bytes=180)
+
+
+def test_mfu_is_what_an_update_achieves_of_the_devices_best():
+    flops = flops_record(FOOTPRINT, 2.0)
+    assert (flops.achieved_flops_per_second, flops.mfu_percent) == (1_500.0, 30.0)
+    assert (flops_record(FOOTPRINT, None).achieved_flops_per_second, flops_record(FOOTPRINT, None).mfu_percent) == (None, None)
+
+
+def test_a_footprints_ledger_has_its_peak_and_what_is_left_for_activations():
+    training, meter = Training(memory=LEDGER), Meter(device=CPU)
+    assert memory_record(training, meter, None).ledger.peak_bytes is None
+    ledger = memory_record(training, meter, FOOTPRINT).ledger
+    assert (ledger.weights_bytes, ledger.peak_bytes, ledger.activations_bytes) == (100, 180, 50)
+
+
+def test_a_training_that_stopped_at_once_has_an_empty_ledger_and_no_rates():
+    meter = Meter(device=CPU)
+    with meter.phase("train"):
+        pass
+    memory = memory_record(Training(stopped="loss is nan"), meter, None)
+    assert set(vars(memory.ledger).values()) == {None}
+    assert list(memory.phases) == ["train"]
+    speed = throughput_record(meter, None, None)
+    assert (speed.train_samples_per_second, speed.step_seconds, speed.measured_steps) == (None, [], 0)
+
+
+def test_origins_do_not_name_the_folder_that_holds_the_data():
+    root = Path("/data")
+    origins = {"train": "/data/squad/train.jsonl", "validation": "10% of /data/squad/train.jsonl", "test": "hub"}
+    rows = [{"id": "a"}]
+    splits = Splits(train=rows * 3, validation=rows, test=[], origins=origins, revision=None)
+    data = data_record(STUDY.cell("t5_qa_sft", replace(QUICK_PROFILE, data_root=root)), splits)
+    assert vars(data.origins) == {"train": "squad/train.jsonl", "validation": "10% of squad/train.jsonl", "test": "hub"}
+    assert vars(data.rows) == {"train": 3, "validation": 1, "test": 0}
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "profile", "checkpoint", "adapted"),
+    [
+        ("bert_sa_lora", QUICK_PROFILE, "bert-micro", ["fc1", "fc2"]),
+        ("gpt2_sa_lora", FOOTPRINT_PROFILE, "random weights, shape of openai-community/gpt2", []),
+    ],
+)
+def test_a_model_is_its_checkpoint_and_its_head(cell_id, profile, checkpoint, adapted):
+    model = model_record(STUDY.cell(cell_id, profile))
+    assert (model.checkpoint, model.adapted_modules) == (checkpoint, adapted)
+
+
+def test_a_class_given_as_a_head_is_named():
+    cell = STUDY.cell("gpt2_sa_lora", FOOTPRINT_PROFILE)
+    assert model_record(replace(cell, head=replace(cell.head, architecture=torch.nn.Linear))).architecture == "Linear"
+
+
+def test_a_cpu_is_not_contended_and_has_threads():
+    device = device_record(CPU)
+    assert (device.type, device.tf32, device.contended) == ("cpu", None, None)
+    assert device.threads == torch.get_num_threads()
