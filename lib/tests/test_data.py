@@ -9,7 +9,7 @@ from lib.data.hygiene import check_rows
 from lib.data.sources import tables
 from lib.data.splits import load_splits
 from lib.errors import InputError
-from lib.grid.cells import grid
+from lib.grid.cells import STUDY
 from lib.grid.profiles import QUICK_PROFILE, Profile
 from lib.grid.tasks import QA, SA, SUM
 
@@ -228,7 +228,7 @@ def test_a_cap_above_the_number_of_rows_takes_all(tmp_path):
 
 def test_the_three_methods_and_any_seed_see_the_same_rows(tmp_path):
     profile = put(tmp_path, SA, train=reviews(20, 20))
-    cells = [cell for seed in (0, 1) for cell in grid(replace(profile, seed=seed)) if cell.task is SA]
+    cells = [cell for seed in (0, 1) for cell in STUDY.cells(replace(profile, seed=seed)) if cell.task is SA]
     assert len({load_splits(cell.task, cell.profile).fingerprint for cell in cells}) == 1
     assert {cell.method.id for cell in cells} == {"lora", "qlora", "sft"}
 
@@ -261,14 +261,18 @@ def test_an_answer_that_is_not_where_it_says_names_the_row(tmp_path):
 
 
 def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
-    with pytest.raises(InputError, match="reviews, row 7: label 2 is neither"):
+    with pytest.raises(InputError, match="reviews, row 7: column 'label' holds 2, which is no label"):
         check_rows(SA, [REVIEW, REVIEW | {"label": 2}], [3, 7], "reviews")
 
 
 @pytest.mark.parametrize(
     ("task", "row", "fault"),
     [
-        (SA, REVIEW | {"label": -1}, "label -1 is neither 0 (negative) nor 1 (positive)"),
+        (
+            SA,
+            REVIEW | {"label": -1},
+            "column 'label' holds -1, which is no label of the task: it has 0 (negative), 1 (positive)",
+        ),
         (SA, REVIEW | {"label": "1"}, "column 'label' holds '1', not a whole number"),
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lib.codecs.base import IGNORED
-from lib.grid.profiles import Generation
+from lib.grid.recipes import Generation
 from lib.tests.small import CPU, codec_for, model_of
 
 FIRE = {"article": "shops in dover opened late . the bridge in dover came down .", "highlights": "dover bridge collapses ."}
@@ -137,8 +137,8 @@ def test_t5_reads_prefix_and_article_as_one_text():
 
 def test_bert_sources_stand_between_cls_and_sep_whatever_is_cut():
     codec = codec_for("bert_sum_sft", max_length=8)
-    found = tokens(codec, codec.encode([LONG], training=False)[0].input_ids)
-    assert found == ["[CLS]", "tea", "was", "served", "in", "the", "hall", "[SEP]"]
+    source = tokens(codec, codec.encode([LONG], training=False)[0].input_ids)
+    assert source == ["[CLS]", "tea", "was", "served", "in", "the", "hall", "[SEP]"]
 
 
 @pytest.mark.parametrize("beams", [1, 3])

@@ -5,7 +5,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from lib.grid.tasks import Problem
+from lib.grid.tasks import QA, SA, SUM, Problem
 from lib.run.metrics import (
     METRICS,
     ROUGE_TYPES,
@@ -83,7 +83,7 @@ def test_squad_is_the_mean_over_questions():
 
 
 def test_classification_by_hand():
-    scores = classification_scores([1, 1, 1, 0, 0], [1, 1, 0, 0, 1])
+    scores = classification_scores([1, 1, 1, 0, 0], [1, 1, 0, 0, 1], 2)
     assert scores == pytest.approx(
         {
             "accuracy": 60.0,
@@ -99,7 +99,7 @@ def test_classification_by_hand():
 
 
 def test_a_class_nobody_predicted_scores_0():
-    scores = classification_scores([1, 0], [1, 1])
+    scores = classification_scores([1, 0], [1, 1], 2)
     assert (scores["precision_0"], scores["recall_0"], scores["f1_0"]) == (0.0, 0.0, 0.0)
     assert scores["f1_macro"] == pytest.approx(100 / 3)  # class 1: precision 1/2, recall 1
 
@@ -111,7 +111,7 @@ def test_classification_equals_scikit_learn(seed):
     wanted = {"accuracy": accuracy_score(truth, guess), "f1_macro": f1_score(truth, guess, average="macro")}
     for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
         wanted |= {f"{name}_{label}": score(truth, guess, pos_label=label) for label in (0, 1)}
-    assert classification_scores(truth, guess) == pytest.approx({name: 100 * value for name, value in wanted.items()})
+    assert classification_scores(truth, guess, 2) == pytest.approx({name: 100 * value for name, value in wanted.items()})
 
 
 # ROUGE
@@ -148,19 +148,19 @@ def test_generated_sentences_become_lines():
 
 def test_rouge_lsum_matches_generated_sentences_in_any_order():
     rows = [{"highlights": "fire hits dover .\npolice arrest anna ."}]
-    scores = METRICS[Problem.GENERATE](Metrics(), rows, ["police arrest anna . fire hits dover ."]).scores
+    scores = METRICS[Problem.GENERATE](Metrics(), SUM, rows, ["police arrest anna . fire hits dover ."]).scores
     assert scores["rougeLsum"] == 100.0
     assert scores["rougeL"] == 50.0  # in one sequence only one of the two lines can match
 
 
 def test_each_row_keeps_its_own_points():
-    found = METRICS[Problem.CLASSIFY](Metrics(), [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
+    found = METRICS[Problem.CLASSIFY](Metrics(), SA, [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
     assert found.examples == {"accuracy": [100.0, 0.0, 100.0]}
     rows = [{"id": n, "answers": {"text": ["red car"], "answer_start": [0]}} for n in "ab"]
-    found = METRICS[Problem.EXTRACT](Metrics(), rows, ["red", "red car"])
+    found = METRICS[Problem.EXTRACT](Metrics(), QA, rows, ["red", "red car"])
     assert found.examples["exact_match"] == [0.0, 100.0]
     assert found.examples["f1"] == pytest.approx([200 / 3, 100.0])
-    found = METRICS[Problem.GENERATE](Metrics(), [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
+    found = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
     assert found.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
     assert found.scores["rouge1"] == 50.0
 
@@ -182,14 +182,14 @@ def test_a_local_metric_script_is_used_and_recorded(offline):
     (offline / "squad").mkdir()
     (offline / "squad" / "squad.py").write_text(SCRIPT)
     metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
-    assert metrics.sources(Problem.EXTRACT) == {"squad": "evaluate"}
-    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
+    assert metrics.sources(QA) == {"squad": "evaluate"}
+    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
 
 
 def test_an_empty_folder_leaves_the_built_in_metrics_and_says_so(offline):
     metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
-    assert metrics.sources(Problem.EXTRACT) == {"squad": "built-in"}
-    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]).scores == {"exact_match": 100.0, "f1": 100.0}
+    assert metrics.sources(QA) == {"squad": "built-in"}
+    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 100.0, "f1": 100.0}
 
 
 def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monkeypatch):
@@ -201,5 +201,5 @@ def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monk
 
 
 def test_built_in_sources_are_named():
-    assert Metrics().sources(Problem.CLASSIFY) == {"accuracy": "built-in", "f1": "built-in"}
-    assert Metrics().sources(Problem.GENERATE) == {"rouge": "rouge_score"}
+    assert Metrics().sources(SA) == {"accuracy": "built-in", "f1": "built-in"}
+    assert Metrics().sources(SUM) == {"rouge": "rouge_score"}
