@@ -19,7 +19,7 @@ SOURCE, TARGET = "@source@", "@target@"  # stand for the two turns while the tem
 # Some templates insert today's date, and training must not depend on the day. They take it as `date_string`, or ask for it
 # with `strftime_now`, which a macro of this name replaces.
 DAY = date(2025, 1, 1)
-_DIRECTIVES = "".join(f".replace('{name}', '{DAY.strftime(name)}')" for name in ("%d", "%m", "%b", "%B", "%a", "%A", "%y", "%Y"))
+_DIRECTIVES = "".join(f".replace('%{name}', '{DAY.strftime(f'%{name}')}')" for name in "dmbBaAyY")
 FIXED_DAY = "{% macro strftime_now(format) %}{{ format" + _DIRECTIVES + " }}{% endmacro +%}"
 SYNTHETIC_BEFORE, SYNTHETIC_AFTER = 25, 5  # about what SmolLM2's template has, its default system prompt included
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 
 import evaluate
@@ -14,6 +15,7 @@ from lib.run.metrics import (
     exact_match,
     load_evaluate,
     means,
+    needs_bertscore,
     normalized,
     rouge_examples,
     sentence_lines,
@@ -104,14 +106,28 @@ def test_a_class_nobody_predicted_scores_0():
     assert scores["f1_macro"] == pytest.approx(100 / 3)  # class 1: precision 1/2, recall 1
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_classification_equals_scikit_learn(seed):
+def test_three_classes_by_hand():
+    scores = classification_scores([0, 0, 1, 2, 2], [0, 1, 1, 2, 0], 3)
+    assert scores["accuracy"] == 60.0
+    assert [scores[f"precision_{label}"] for label in range(3)] == [50.0, 50.0, 100.0]
+    assert [scores[f"recall_{label}"] for label in range(3)] == [50.0, 100.0, 50.0]
+    assert [scores[f"f1_{label}"] for label in range(3)] == pytest.approx([50.0, 200 / 3, 200 / 3])
+    assert scores["f1_macro"] == pytest.approx((50 + 2 * 200 / 3) / 3)
+
+
+def test_a_class_that_no_row_has_counts_in_the_macro_average():
+    assert classification_scores([0, 1], [0, 1], 4)["f1_macro"] == 50.0
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_classification_equals_scikit_learn(seed, count):
     rng = Random(seed)
-    truth, guess = ([rng.randrange(2) for _ in range(57)] for _ in range(2))
+    truth, guess = ([rng.randrange(count) for _ in range(57)] for _ in range(2))
     wanted = {"accuracy": accuracy_score(truth, guess), "f1_macro": f1_score(truth, guess, average="macro")}
     for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-        wanted |= {f"{name}_{label}": score(truth, guess, pos_label=label) for label in (0, 1)}
-    assert classification_scores(truth, guess, 2) == pytest.approx({name: 100 * value for name, value in wanted.items()})
+        wanted |= {f"{name}_{label}": value for label, value in enumerate(score(truth, guess, average=None))}
+    assert classification_scores(truth, guess, count) == pytest.approx({name: 100 * value for name, value in wanted.items()})
 
 
 # ROUGE
@@ -154,15 +170,44 @@ def test_rouge_lsum_matches_generated_sentences_in_any_order():
 
 
 def test_each_row_keeps_its_own_points():
-    found = METRICS[Problem.CLASSIFY](Metrics(), SA, [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
-    assert found.examples == {"accuracy": [100.0, 0.0, 100.0]}
+    result = METRICS[Problem.CLASSIFY](Metrics(), SA, [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
+    assert result.examples == {"accuracy": [100.0, 0.0, 100.0]}
     rows = [{"id": n, "answers": {"text": ["red car"], "answer_start": [0]}} for n in "ab"]
-    found = METRICS[Problem.EXTRACT](Metrics(), QA, rows, ["red", "red car"])
-    assert found.examples["exact_match"] == [0.0, 100.0]
-    assert found.examples["f1"] == pytest.approx([200 / 3, 100.0])
-    found = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
-    assert found.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
-    assert found.scores["rouge1"] == 50.0
+    result = METRICS[Problem.EXTRACT](Metrics(), QA, rows, ["red", "red car"])
+    assert result.examples["exact_match"] == [0.0, 100.0]
+    assert result.examples["f1"] == pytest.approx([200 / 3, 100.0])
+    result = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
+    assert result.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
+    assert result.scores["rouge1"] == 50.0
+
+
+def test_metrics_read_the_columns_of_their_task():
+    task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
+    rows = [{"spans": {"text": ["red car"], "answer_start": [0]}}]
+    assert METRICS[Problem.EXTRACT](Metrics(), task, rows, ["red car"]).scores == {"exact_match": 100.0, "f1": 100.0}
+    task = replace(SA, columns={"verdict": int, "body": str}, text=("body",), target="verdict", labels=("no", "hm", "yes"))
+    assert METRICS[Problem.CLASSIFY](Metrics(), task, [{"verdict": 2}], [2]).scores["recall_2"] == 100.0
+    task = replace(SUM, columns={"body": str, "gist": str}, text=("body",), target="gist")
+    assert METRICS[Problem.GENERATE](Metrics(), task, [{"gist": "a fire"}], ["a fire"]).scores["rougeL"] == 100.0
+
+
+class Perfect:
+    """A BERTScore that is always full."""
+
+    name = "perfect"
+
+    def examples(self, references, candidates):
+        return {"bertscore_f1": [100.0] * len(references)}
+
+
+def test_bertscore_is_computed_only_for_a_task_that_is_held_to_it():
+    metrics, rows = Metrics(bert_scorer=Perfect()), [{"highlights": "a fire"}]
+    rouge_only = replace(SUM, bounded_scores=ROUGE_TYPES)
+    assert (needs_bertscore(SUM), needs_bertscore(rouge_only), needs_bertscore(QA)) == (True, False, False)
+    assert set(METRICS[Problem.GENERATE](metrics, SUM, rows, ["a fire"]).scores) == {*ROUGE_TYPES, "bertscore_f1"}
+    assert set(METRICS[Problem.GENERATE](metrics, rouge_only, rows, ["a fire"]).scores) == set(ROUGE_TYPES)
+    assert metrics.sources(SUM) == {"rouge": "rouge_score", "bertscore": "built-in, perfect"}
+    assert metrics.sources(rouge_only) == {"rouge": "rouge_score"}
 
 
 # Where scores come from
