@@ -82,10 +82,10 @@ def stored(tmp_path_factory):
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_every_kind_of_file_gives_the_same_rows(stored, kind):
-    found = tables(QA, stored[kind])
-    assert found["train"].take(range(12)) == questions(4)
-    assert found["validation"].take([2, 0]) == [questions(1)[2], questions(1)[0]]
-    assert list(found["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
+    by_name = tables(QA, stored[kind])
+    assert by_name["train"].take(range(12)) == questions(4)
+    assert by_name["validation"].take([2, 0]) == [questions(1)[2], questions(1)[0]]
+    assert list(by_name["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
 
 
 @pytest.mark.usefixtures("own_cache")
