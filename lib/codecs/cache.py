@@ -23,7 +23,7 @@ from lib.errors import InputError
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels")
-TOKEN_NAMES = ("before", "between", "after", "end_id", "lead")  # of a codec; a chat template is in `before` and `after`
+TOKEN_NAMES = ("before", "between", "after", "lead", "end_id", "template")  # of a codec, where it has them
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(columns.__file__)]
 
 
@@ -56,7 +56,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
         [getattr(codec.task, name) for name in TASK_FIELDS],
         [getattr(codec, name, None) for name in TOKEN_NAMES],
     ]
-    digest = hashlib.sha256(json.dumps(decisive).encode())
+    digest = hashlib.sha256(json.dumps(decisive, default=repr).encode())
     digest.update(codec.tokenizer.backend_tokenizer.to_str().encode())
     for path in CODE:
         digest.update(path.read_bytes())

@@ -16,9 +16,11 @@ from lib.data.sources import Row
 from lib.errors import InputError, first_line
 
 SOURCE, TARGET = "@source@", "@target@"  # stand for the two turns while the template is rendered
-# Some templates insert today's date, or a request to think aloud: training must not depend on the day, and the target
-# follows the prompt at once.
+# Some templates insert today's date, and training must not depend on the day. They take it as `date_string`, or ask for it
+# with `strftime_now`, which a macro of this name replaces.
 DAY = date(2025, 1, 1)
+_DIRECTIVES = "".join(f".replace('%{name}', '{DAY.strftime(f'%{name}')}')" for name in "dmbBaAyY")
+FIXED_DAY = "{% macro strftime_now(format) %}{{ format" + _DIRECTIVES + " }}{% endmacro +%}"
 SYNTHETIC_BEFORE, SYNTHETIC_AFTER = 25, 5  # about what SmolLM2's template has, its default system prompt included
 
 
@@ -66,13 +68,14 @@ class ChatCodec(CausalCodec):
         """The user's turn and, where given, the assistant's; without it, the template up to where the assistant begins."""
         messages = [{"role": role, "content": turn} for role, turn in zip(("user", "assistant"), turns, strict=False)]
         try:
+            template: str = self.tokenizer.get_chat_template()
             rendered: str = self.tokenizer.apply_chat_template(
                 messages,
+                chat_template=(FIXED_DAY if "strftime_now" in template else "") + template,
                 tokenize=False,
                 add_generation_prompt=len(turns) == 1,
                 date_string=DAY.strftime("%d %b %Y"),
-                strftime_now=DAY.strftime,
-                enable_thinking=False,
+                enable_thinking=False,  # the target follows the prompt at once
             )
         except Exception as error:  # no template, or one that refuses: jinja raises what it likes
             raise InputError(

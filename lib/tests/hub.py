@@ -30,8 +30,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
         for repo, folder in self.server.repos.items():
             if self.path.startswith(f"/api/{self.api(repo)}/paths-info/"):
-                found = [self.entry(folder, folder / name) for name in body["paths"] if (folder / name).is_file()]
-                return self.reply(200, json.dumps(found).encode())
+                entries = [self.entry(folder, folder / name) for name in body["paths"] if (folder / name).is_file()]
+                return self.reply(200, json.dumps(entries).encode())
         return self.reply(404, b"")
 
     def answer(self, *, send):
@@ -48,8 +48,8 @@ class Handler(BaseHTTPRequestHandler):
                     place = folder.joinpath(*rest[2:])
                     if not place.is_dir():
                         return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-                    found = place.rglob("*") if "recursive=True" in self.path else place.iterdir()
-                    return self.reply(200, json.dumps([self.entry(folder, file) for file in sorted(found)]).encode())
+                    files = place.rglob("*") if "recursive=True" in self.path else place.iterdir()
+                    return self.reply(200, json.dumps([self.entry(folder, file) for file in sorted(files)]).encode())
                 names = [{"rfilename": str(file.relative_to(folder))} for file in sorted(folder.rglob("*")) if file.is_file()]
                 info = {"id": repo.removeprefix("datasets/"), "sha": COMMIT, "siblings": names, "private": False, "tags": []}
                 return self.reply(200, json.dumps(info).encode())

@@ -5,21 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.codecs.letters import letters, same_letters
 from lib.data.splits import Splits
-from lib.grid.cells import CELL_IDS, grid
+from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_PROFILE
 from lib.grid.recipes import RECIPES
-from lib.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, rows, trained
-from lib.run.audits.evidence import letters, same_letters
+from lib.grid.tasks import QA, SA, SUM
+from lib.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, trained
+from lib.run.audits.evidence import text_of
 from lib.run.fingerprints import marks
 from lib.tests.small import cell_of, codec_for, model_of, rows_of, silent, tokenizer_of, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]
-FULL = {cell.id: cell for cell in grid(FULL_PROFILE)}
+FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 
 
 @pytest.fixture(scope="module")
-def left():
+def evidence():
     """A quick cell after four updates; nothing was scored."""
     trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2)
     trainer.run(silent())
@@ -115,7 +117,7 @@ def test_a_group_that_stood_still_is_named():
 # Schedules
 
 
-@pytest.mark.parametrize("cell_id", CELL_IDS)
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_every_recipes_schedule_has_a_formula(cell_id):
     cell, rate = FULL[cell_id], RECIPES[cell_id].learning_rate
     assert trained.learning_rate_at(cell, 10_000, 10_000) == pytest.approx(0.0, abs=1e-12)
@@ -137,21 +139,64 @@ def test_letters_survive_every_tokenizer():
 
 
 def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
-    codec = codec_for("bert_qa_sft")
-    assert same_letters("reed ,", "Reed", codec)
-    assert same_letters(f"anna {codec.tokenizer.unk_token}", "anna X", codec)
-    assert not same_letters("anna", "anna reed", codec)
+    assert same_letters("reed ,", "Reed", "[UNK]")
+    assert same_letters("anna [UNK]", "anna X", "[UNK]")
+    assert not same_letters("anna", "anna reed", "[UNK]")
+    assert not same_letters("anna", "anna reed", None)
 
 
-@pytest.mark.parametrize(("cell_id", "folder"), [("gpt2_sum_sft", "cnn_dailymail"), ("t5_sum_sft", "cnn_dailymail")])
-def test_a_summary_one_token_off_is_not_the_target(cell_id, folder):
-    codec, row = codec_for(cell_id), rows_of(f"{folder}/train")[0]
+def test_a_row_is_identified_by_all_that_its_cell_reads():
+    review = {"title": "My  Lamp", "content": "It is GREAT ."}
+    assert text_of(cell_of("gpt2_sa_lora"))(review) == "my lamp it is great ."
+    assert text_of(cell_of("bert_sa_lora"))(review) == "it is great ."
+    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == "who ? anna ."
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])
+def test_a_summary_one_token_off_is_not_the_target(cell_id):
+    codec, (row, other) = codec_for(cell_id), rows_of("cnn_dailymail/train")[:2]
     [feature] = codec.encode([row], training=True)
     label = codec.collate([feature])["labels"][0]
-    check = rows.LABELS[codec.cell.task.problem]
-    assert check(codec, row, feature, label)
-    assert not check(codec, row, feature, label[:-1])  # no end token
-    assert not check(codec, rows_of(f"{folder}/train")[1], feature, label)
+    assert codec.label_is_target(row, feature, label)
+    assert not codec.label_is_target(row, feature, label[:-1])  # no end token
+    assert not codec.label_is_target(other, feature, label)
+
+
+def test_a_span_one_word_off_is_not_the_target():
+    codec, row = codec_for("bert_qa_sft"), rows_of("squad/train")[0]
+    [feature] = [f for f in codec.encode([row], training=True) if f.target != (0, 0)]
+    first, last = feature.target
+    assert codec.label_is_target(row, feature, torch.tensor([first, last]))
+    assert not codec.label_is_target(row, feature, torch.tensor([last + 1, last + 1]))
+    assert codec.label_is_target(row, feature, torch.tensor([0, 0]))  # a window without the answer
+
+
+def test_a_label_is_the_target_of_its_own_row_only():
+    codec = codec_for("bert_sa_sft")
+    [feature] = codec.encode(REVIEWS[:1], training=True)
+    label = REVIEWS[0]["label"]
+    assert codec.label_is_target(REVIEWS[0], feature, torch.tensor(label))
+    assert not codec.label_is_target(REVIEWS[0], feature, torch.tensor(1 - label))
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "begin", "end"),
+    [
+        ("bert_sa_sft", ["[CLS]"], ["[SEP]"]),
+        ("gpt2_sa_sft", [], []),
+        ("gpt2_sum_sft", [], ["<sum>"]),
+        ("t5_qa_sft", [], ["</s>"]),
+    ],
+)
+def test_a_prompts_frame_by_hand(cell_id, begin, end):
+    codec = codec_for(cell_id)
+    assert [codec.tokenizer.convert_ids_to_tokens(ids) for ids in codec.frame()] == [begin, end]
+
+
+def test_a_prefix_belongs_to_the_frame():
+    codec = codec_for("t5_sum_sft")
+    begin, _ = codec.frame()
+    assert codec.tokenizer.decode(begin) == "summarize:"
 
 
 # Scores
@@ -169,22 +214,28 @@ def test_an_f1_outside_precision_and_recall_is_found():
 
 def test_the_majority_class_is_of_the_training_rows():
     train = [{"label": 1}, {"label": 1}, {"label": 0}]
-    assert answers.majority_class(train, [{"label": 0}, {"label": 1}]) == ("accuracy", [0.0, 100.0])
+    assert answers.majority_class(SA, train, [{"label": 0}, {"label": 1}]) == ("accuracy", [0.0, 100.0])
+
+
+def test_the_majority_class_may_be_any_of_the_tasks_labels_in_any_column():
+    task = replace(SA, columns={**SA.columns, "verdict": int}, target="verdict", labels=("no", "perhaps", "yes"))
+    train = [{"verdict": 2}, {"verdict": 0}, {"verdict": 2}]
+    assert answers.majority_class(task, train, [{"verdict": 2}, {"verdict": 1}]) == ("accuracy", [100.0, 0.0])
 
 
 def test_a_random_span_is_of_the_answers_length_and_the_same_each_time():
     answer = {"text": ["red car"], "answer_start": [2]}
     test = [{"context": "a red car", "answers": answer}] * 6
-    name, points = answers.random_span([{"context": "a red car", "answers": answer}], test)
+    name, points = answers.random_span(QA, [{"context": "a red car", "answers": answer}], test)
     assert name == "f1"
     # "red car", or "a red", of which an article is left out: F1 2/3
     assert {round(value, 6) for value in points} == {100.0, round(200 / 3, 6)}
-    assert answers.random_span([{"context": "", "answers": answer}], test)[1] == points
+    assert answers.random_span(QA, [{"context": "", "answers": answer}], test)[1] == points
 
 
 def test_the_lead_is_the_first_sentence():
     row = {"article": "fire hits dover . police come .", "highlights": "fire hits dover"}
-    assert answers.lead_sentence([], [row]) == ("rougeL", [100.0])
+    assert answers.lead_sentence(SUM, [], [row]) == ("rougeL", [100.0])
 
 
 def test_qlora_keeps_t5s_wo_in_fp32_and_the_audit_knows():

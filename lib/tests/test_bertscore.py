@@ -22,13 +22,13 @@ EAST, NORTH, BETWEEN = [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]
 
 def test_greedy_match_by_hand():
     # candidate east; reference north and between. Cosines 0 and 0.6: precision 0.6, recall (0 + 0.6) / 2.
-    found = greedy_match(torch.tensor([EAST]), torch.tensor([NORTH, BETWEEN]))
-    assert found == pytest.approx((0.6, 0.3, 0.4))  # F1 = 2 * 0.6 * 0.3 / 0.9
+    matched = greedy_match(torch.tensor([EAST]), torch.tensor([NORTH, BETWEEN]))
+    assert matched == pytest.approx((0.6, 0.3, 0.4))  # F1 = 2 * 0.6 * 0.3 / 0.9
 
 
 def test_greedy_match_takes_each_tokens_best_partner():
-    found = greedy_match(torch.tensor([EAST, NORTH]), torch.tensor([NORTH, EAST, NORTH]))
-    assert found == pytest.approx((1.0, 1.0, 1.0))
+    matched = greedy_match(torch.tensor([EAST, NORTH]), torch.tensor([NORTH, EAST, NORTH]))
+    assert matched == pytest.approx((1.0, 1.0, 1.0))
 
 
 def test_swapping_the_texts_swaps_precision_and_recall():

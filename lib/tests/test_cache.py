@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lib.codecs import codec_of
-from lib.codecs.cache import cache_key
+from lib.codecs.cache import cache_key, features_of
 from lib.errors import InputError
 from lib.tests.small import cell_of, rows_of, tokenizer_of
 
@@ -18,9 +18,9 @@ FOLDERS = {"sa": "amazon_polarity", "qa": "squad", "sum": "cnn_dailymail"}
 CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
 
 
-def codec_with(folder, cell_id, **changes):
+def codec_with(folder, cell_id, task=None, **changes):
     cell = cell_of(cell_id, **changes)
-    cell = replace(cell, profile=replace(cell.profile, feature_cache=folder))
+    cell = replace(cell, profile=replace(cell.profile, feature_cache=folder), task=replace(cell.task, **task or {}))
     return codec_of(cell, tokenizer_of(cell_id))
 
 
@@ -32,21 +32,21 @@ def rows_for(cell_id):
 @pytest.mark.parametrize("training", [True, False])
 def test_features_from_the_cache_are_the_encoded_ones(tmp_path, cell_id, training):
     codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
-    fresh, again = (codec.features(rows, training=training) for _ in range(2))
+    fresh, again = (features_of(codec, rows, training=training) for _ in range(2))
     assert fresh == again == codec.encode(rows, training=training)
     assert len(list(tmp_path.glob("*.parquet"))) == 1
 
 
 def test_the_second_time_nothing_is_tokenised(tmp_path, monkeypatch):
     codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
-    codec.features(rows, training=True)
+    features_of(codec, rows, training=True)
     monkeypatch.setattr(type(codec), "ids", lambda *_: pytest.fail("tokenised again"))
-    assert len(codec.features(rows, training=True)) == 20
+    assert len(features_of(codec, rows, training=True)) == 20
 
 
 def test_without_a_folder_nothing_is_written(tmp_path):
     codec = codec_with(None, "bert_sa_lora")
-    assert len(codec.features(rows_for("bert_sa_lora"), training=True)) == 20
+    assert len(features_of(codec, rows_for("bert_sa_lora"), training=True)) == 20
     assert list(tmp_path.iterdir()) == []
 
 
@@ -62,24 +62,28 @@ def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
         key("gpt2_sa_lora", training=False),
         key("gpt2_sa_lora", max_length=63),
         key("gpt2_sa_lora", text=("content",)),
+        key("gpt2_sa_lora", prefix="review: "),
+        key("gpt2_sa_lora", task={"text_pair": ("title",)}),
+        key("gpt2_sa_lora", task={"labels": ("bad", "fair", "good")}),
         key("gpt2_sa_lora", rows=rows[1:]),
         key("gpt2_sa_lora", rows=[rows[0] | {"content": "another"}, *rows[1:]]),
     ]
-    assert len({key("gpt2_sa_lora"), *others}) == 7
+    assert len({key("gpt2_sa_lora"), *others}) == 10
 
 
 def test_a_damaged_file_is_written_again(tmp_path):
     codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
-    features = codec.features(rows, training=True)
+    features = features_of(codec, rows, training=True)
     [path] = tmp_path.glob("*.parquet")
     path.write_bytes(path.read_bytes()[:100])
-    assert codec.features(rows, training=True) == features
+    assert features_of(codec, rows, training=True) == features
     assert pq.read_table(path).num_rows == 20
 
 
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
+from lib.codecs.cache import features_of
 from lib.errors import InputError
 from lib.tests.test_cache import codec_with, rows_for
 
@@ -87,7 +91,7 @@ codec, rows = codec_with(Path(sys.argv[1]), "bert_sa_lora"), rows_for("bert_sa_l
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
 try:
-    codec.features(rows, training=True)
+    features_of(codec, rows, training=True)
 except InputError as error:
     print(error)
 """
@@ -105,14 +109,15 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
     (tmp_path / "file").write_text("")
     codec = codec_with(tmp_path / "file" / "folder", "bert_sa_lora")
     with pytest.raises(InputError, match="cannot keep tokenised rows in"):
-        codec.features(rows_for("bert_sa_lora"), training=True)
+        features_of(codec, rows_for("bert_sa_lora"), training=True)
 
 
 def test_two_processes_at_once_get_the_same_features(tmp_path):
     code = (
-        "import hashlib, sys; from pathlib import Path; from lib.tests.test_cache import codec_with, rows_for\n"
-        "found = codec_with(Path(sys.argv[1]), 'bert_qa_sft').features(rows_for('bert_qa_sft'), training=True)\n"
-        "print(hashlib.sha256(repr(found).encode()).hexdigest())"
+        "import hashlib, sys; from pathlib import Path; from lib.tests.test_cache import codec_with, features_of, rows_for\n"
+        "codec = codec_with(Path(sys.argv[1]), 'bert_qa_sft')\n"
+        "features = features_of(codec, rows_for('bert_qa_sft'), training=True)\n"
+        "print(hashlib.sha256(repr(features).encode()).hexdigest())"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, tmp_path]
@@ -124,6 +129,6 @@ def test_two_processes_at_once_get_the_same_features(tmp_path):
 
 
 def test_a_stored_row_is_plain(tmp_path):
-    codec_with(tmp_path, "bert_qa_sft").features(rows_for("bert_qa_sft"), training=True)
+    features_of(codec_with(tmp_path, "bert_qa_sft"), rows_for("bert_qa_sft"), training=True)
     [path] = tmp_path.glob("*.parquet")
     assert json.dumps(pq.read_table(path).to_pylist())

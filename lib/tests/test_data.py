@@ -9,9 +9,9 @@ from lib.data.hygiene import check_rows
 from lib.data.sources import tables
 from lib.data.splits import load_splits
 from lib.errors import InputError
-from lib.grid.cells import grid
+from lib.grid.cells import STUDY
 from lib.grid.profiles import QUICK_PROFILE, Profile
-from lib.grid.tasks import QA, SA, SUM
+from lib.grid.tasks import QA, SA, SUM, Carve, Problem, Task
 
 
 def reviews(negative, positive):
@@ -82,10 +82,10 @@ def stored(tmp_path_factory):
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_every_kind_of_file_gives_the_same_rows(stored, kind):
-    found = tables(QA, stored[kind])
-    assert found["train"].take(range(12)) == questions(4)
-    assert found["validation"].take([2, 0]) == [questions(1)[2], questions(1)[0]]
-    assert list(found["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
+    by_name = tables(QA, stored[kind])
+    assert by_name["train"].take(range(12)) == questions(4)
+    assert by_name["validation"].take([2, 0]) == [questions(1)[2], questions(1)[0]]
+    assert list(by_name["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -208,6 +208,13 @@ def test_own_test_scores_on_the_data_sets_own_rows_and_leaves_them_out_of_train(
     assert splits.test == reviews(2, 2)
 
 
+def test_own_test_leaves_a_task_without_the_choice_as_it_is(tmp_path):
+    profile = put(tmp_path, QA, train=questions(20), validation=questions(2))
+    usual, own = (load_splits(QA, replace(profile, own_test=asked)) for asked in (False, True))
+    assert own.test == questions(2)
+    assert own.fingerprint == usual.fingerprint
+
+
 def test_own_test_without_such_a_split_is_refused(tmp_path):
     profile = replace(put(tmp_path, SA, train=reviews(40, 20)), own_test=True)
     assert "has no split 'test', only train" in refusal(SA, profile)
@@ -228,7 +235,7 @@ def test_a_cap_above_the_number_of_rows_takes_all(tmp_path):
 
 def test_the_three_methods_and_any_seed_see_the_same_rows(tmp_path):
     profile = put(tmp_path, SA, train=reviews(20, 20))
-    cells = [cell for seed in (0, 1) for cell in grid(replace(profile, seed=seed)) if cell.task is SA]
+    cells = [cell for seed in (0, 1) for cell in STUDY.cells(replace(profile, seed=seed)) if cell.task is SA]
     assert len({load_splits(cell.task, cell.profile).fingerprint for cell in cells}) == 1
     assert {cell.method.id for cell in cells} == {"lora", "qlora", "sft"}
 
@@ -249,6 +256,74 @@ def test_no_embedded_test_text_is_trained_on(task, text):
     assert not validated & learned
 
 
+# Any task: its own columns, labels and splits
+
+NLI = Task(
+    id="nli",
+    name="inference",
+    problem=Problem.CLASSIFY,
+    dataset="somebody/nli",
+    columns={"premise": str, "hypothesis": str, "gold": int},
+    text=("premise",),
+    text_pair=("hypothesis",),
+    target="gold",
+    labels=("entailment", "neutral", "contradiction"),
+    validation=Carve(share=0.2, stratify="gold"),
+    test="matched",
+    main_score="accuracy",
+    bounded_scores=("accuracy",),
+)
+
+
+def pairs(each):
+    return [{"premise": f"p {i}", "hypothesis": f"h {i}", "gold": i % 3} for i in range(3 * each)]
+
+
+def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
+    splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=pairs(1)))
+    counts = [[sum(row["gold"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
+    assert counts == [[8, 8, 8], [2, 2, 2], [1, 1, 1]]
+
+
+def test_a_label_beyond_the_tasks_own_is_named_with_those_it_has(tmp_path):
+    sentence = refusal(NLI, put(tmp_path, NLI, train=pairs(10), matched=[pairs(1)[0] | {"gold": -1}]))
+    assert sentence.endswith(
+        "matched.jsonl, row 0: column 'gold' holds -1, which is no label of the task: "
+        "it has 0 (entailment), 1 (neutral), 2 (contradiction)"
+    )
+
+
+def test_of_many_labels_the_first_and_the_last_are_named():
+    task = replace(NLI, labels=tuple("abcdefgh"))
+    with pytest.raises(InputError, match=r"it has 0 \(a\), 1 \(b\), .* 5 \(f\), \.\.\. 7 \(h\)$"):
+        check_rows(task, [pairs(1)[0] | {"gold": 8}], [0], "rows")
+
+
+def test_questions_and_summaries_may_have_columns_of_other_names():
+    asked = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
+    row = {"ask": "what?", "page": "a red car", "spans": {"text": ["red"], "answer_start": [3]}}
+    with pytest.raises(InputError, match="answer 'red' does not stand at answer_start 3, where the context has 'ed '"):
+        check_rows(asked, [row], [0], "rows")
+    brief = replace(SUM, columns={"head": str, "body": str, "gist": str}, text=("head", "body"), target="gist")
+    check_rows(brief, [{"head": "", "body": "b", "gist": "g"}], [0], "rows")
+    with pytest.raises(InputError, match="'head' and 'body' are empty"):
+        check_rows(brief, [{"head": "", "body": " ", "gist": "g"}], [0], "rows")
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        (replace(QA, text_pair=()), "task 'qa': text_pair must name one column, the text that holds the answers"),
+        (replace(SUM, text_pair=("id",)), "task 'sum': generation reads one text; name all its columns in `text`"),
+        (replace(NLI, target="premise", text=("hypothesis",)), "task 'nli': for classify, column 'premise' must hold a whole"),
+        (replace(NLI, text=("gold",), target="premise"), "task 'nli': for classify, column 'gold' must hold a text"),
+        (replace(NLI, test=Carve(share=0.1, group="genre")), "task 'nli' is split by column 'genre', which is not among"),
+    ],
+)
+def test_a_task_that_its_problem_cannot_use_is_refused(tmp_path, task, sentence):
+    assert refusal(task, Profile(id="full", data_root=tmp_path)).startswith(sentence)
+
+
 # Hygiene
 
 
@@ -261,14 +336,18 @@ def test_an_answer_that_is_not_where_it_says_names_the_row(tmp_path):
 
 
 def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
-    with pytest.raises(InputError, match="reviews, row 7: label 2 is neither"):
+    with pytest.raises(InputError, match="reviews, row 7: column 'label' holds 2, which is no label"):
         check_rows(SA, [REVIEW, REVIEW | {"label": 2}], [3, 7], "reviews")
 
 
 @pytest.mark.parametrize(
     ("task", "row", "fault"),
     [
-        (SA, REVIEW | {"label": -1}, "label -1 is neither 0 (negative) nor 1 (positive)"),
+        (
+            SA,
+            REVIEW | {"label": -1},
+            "column 'label' holds -1, which is no label of the task: it has 0 (negative), 1 (positive)",
+        ),
         (SA, REVIEW | {"label": "1"}, "column 'label' holds '1', not a whole number"),
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),

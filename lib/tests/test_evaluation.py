@@ -17,9 +17,9 @@ class Longest(torch.nn.Module):
 
 def test_predictions_come_in_the_order_of_the_rows_however_they_are_batched():
     codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
-    found = evaluate(Longest(), codec, rows, Metrics(), CPU, silent())
+    evaluation = evaluate(Longest(), codec, rows, Metrics(), CPU, silent())
     lengths = [len(feature.input_ids) for feature in codec.encode(rows, training=False)]
-    assert [prediction.value for prediction in found.predictions] == [int(length > 20) for length in lengths]
+    assert [prediction.value for prediction in evaluation.predictions] == [int(length > 20) for length in lengths]
 
 
 class Narrow(Longest):
@@ -49,17 +49,17 @@ def test_one_row_that_cannot_be_predicted_ends_the_cell_in_a_sentence():
 
 def test_scores_and_losses_are_over_all_rows():
     rows = [{"label": 0, "content": "poor lamp ."}, {"label": 1, "content": "poor lamp ."}] * 2
-    found = evaluate(Longest(), codec_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
-    assert found.scores["accuracy"] == 50.0
-    assert found.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
+    evaluation = evaluate(Longest(), codec_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
+    assert evaluation.scores["accuracy"] == 50.0
+    assert evaluation.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
 
 
 def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
     rows = rows_of("squad/validation")[:20]
-    found = evaluate(model_of("bert_qa_sft"), codec_for("bert_qa_sft"), rows, Metrics(), CPU, silent())
-    assert len(found.predictions) == 20
-    assert found.loss is None
-    assert found.samples_per_second == pytest.approx(20 / found.seconds)
+    evaluation = evaluate(model_of("bert_qa_sft"), codec_for("bert_qa_sft"), rows, Metrics(), CPU, silent())
+    assert len(evaluation.predictions) == 20
+    assert evaluation.loss is None
+    assert evaluation.samples_per_second == pytest.approx(20 / evaluation.seconds)
 
 
 def test_evaluation_moves_no_weight_and_switches_dropout_off():

@@ -1,11 +1,15 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lib.codecs import codec_of
 from lib.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span, span_text
-from lib.tests.small import CPU, codec_for, rows_of
+from lib.errors import InputError
+from lib.grid.tasks import QA
+from lib.tests.small import CPU, cell_of, codec_for, rows_of, tokenizer_of
 
 BACKBONES = ("bert", "gpt2", "t5")
 TWICE = {
@@ -72,7 +76,7 @@ def test_targets_decode_to_the_answers_of_real_rows(backbone):
     for feature in codec.encode(rows, training=True):
         if feature.target != (0, 0):
             row = rows[feature.example]
-            assert span_text(row, *feature.target, feature.extra) == row["answers"]["text"][0]
+            assert span_text(row["context"], *feature.target, feature.extra) == row["answers"]["text"][0]
 
 
 def test_bert_tells_question_and_context_apart_by_segment():
@@ -84,15 +88,15 @@ def test_bert_tells_question_and_context_apart_by_segment():
 
 def test_neighbouring_windows_share_the_stride():
     row = counting(22, 0)
-    found = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]  # 10 of context in each
-    assert [(part[0], part[-1]) for part in found] == [("1921", "1930"), ("1927", "1936"), ("1933", "1942")]
+    parts = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]  # 10 of context in each
+    assert [(part[0], part[-1]) for part in parts] == [("1921", "1930"), ("1927", "1936"), ("1933", "1942")]
 
 
 def test_the_last_window_reaches_the_end_and_none_is_shorter():
     row = counting(24, 0)
-    found = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]
-    assert [len(part) for part in found] == [10, 10, 10, 10]
-    assert (found[-1][0], found[-1][-1]) == ("1935", "1944")
+    parts = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]
+    assert [len(part) for part in parts] == [10, 10, 10, 10]
+    assert (parts[-1][0], parts[-1][-1]) == ("1935", "1944")
 
 
 def test_every_context_token_is_in_some_window():
@@ -133,9 +137,9 @@ def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
     codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
     rows = [counting(16, 0), counting(16, 15)]
     a0, a1, b0, b1 = codec.encode(rows, training=False)  # each row: years 0-9 and 6-15, context from place 4 on
-    outcomes = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
-    found = codec.decode(rows, [b0, a0, a1, b1], outcomes)
-    assert [prediction.value for prediction in found] == ["1928 1929", "1927 1928"]
+    outputs = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
+    predictions = codec.decode(rows, [b0, a0, a1, b1], outputs)
+    assert [prediction.value for prediction in predictions] == ["1928 1929", "1927 1928"]
 
 
 def test_best_span_is_the_best_allowed_pair():
@@ -179,3 +183,32 @@ def test_spans_read_the_characters_of_the_context():
     codec = codec_for("bert_qa_sft")
     [feature] = codec.encode([TWICE], training=False)
     assert codec.decode([TWICE], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"
+
+
+def test_any_columns_may_hold_question_context_and_answers():
+    columns = {"ask": str, "passage": str, "spans": dict}
+    task = replace(QA, columns=columns, text=("ask",), text_pair=("passage",), target="spans")
+    codec = codec_of(replace(cell_of("bert_qa_sft"), task=task), tokenizer_of("bert_qa_sft"))
+    row = {"ask": TWICE["question"], "passage": TWICE["context"], "spans": TWICE["answers"]}
+    [feature] = codec.encode([row], training=True)
+    [wanted] = codec_for("bert_qa_sft").encode([TWICE], training=True)
+    assert feature == wanted
+    assert codec.decode([row], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"
+
+
+def test_a_question_that_fills_the_whole_length_is_refused():
+    with pytest.raises(InputError, match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"):
+        codec_for("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
+
+
+def test_labelled_tokens_are_where_the_answer_stands():
+    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
+    first, _, last = codec.encode([counting(22, 0)], training=True)
+    assert codec.labelled_tokens(first) == ((0, 4), (0, 4))  # "1921"
+    assert codec.labelled_tokens(last) is None
+
+
+def test_a_window_says_its_piece_of_the_context():
+    codec, row = codec_for("bert_qa_sft", max_length=15, doc_stride=4), counting(12, 0)
+    _, last = codec.encode([row], training=False)
+    assert codec.window(row, last) == ("1923 1924 1925 1926 1927 1928 1929 1930 1931 1932",) * 2

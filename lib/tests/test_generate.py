@@ -1,12 +1,16 @@
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from lib.codecs import codec_of
 from lib.codecs.base import IGNORED
-from lib.grid.profiles import Generation
-from lib.tests.small import CPU, codec_for, model_of
+from lib.errors import InputError
+from lib.grid.recipes import Generation
+from lib.grid.tasks import SUM
+from lib.tests.small import CPU, cell_of, codec_for, model_of, tokenizer_of
 
 FIRE = {"article": "shops in dover opened late . the bridge in dover came down .", "highlights": "dover bridge collapses ."}
 GIFT = {"article": "tea was served in the hall .", "highlights": "fire hits dover bridge .\npolice arrest anna reed ."}
@@ -137,8 +141,8 @@ def test_t5_reads_prefix_and_article_as_one_text():
 
 def test_bert_sources_stand_between_cls_and_sep_whatever_is_cut():
     codec = codec_for("bert_sum_sft", max_length=8)
-    found = tokens(codec, codec.encode([LONG], training=False)[0].input_ids)
-    assert found == ["[CLS]", "tea", "was", "served", "in", "the", "hall", "[SEP]"]
+    source = tokens(codec, codec.encode([LONG], training=False)[0].input_ids)
+    assert source == ["[CLS]", "tea", "was", "served", "in", "the", "hall", "[SEP]"]
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -168,3 +172,32 @@ def test_summaries_are_text_without_special_tokens():
     codec = codec_for("t5_sum_sft")
     features = codec.encode([FIRE], training=True)
     assert codec.decode([FIRE], features, [features[0].target])[0].value == "dover bridge collapses ."
+
+
+@pytest.mark.parametrize("backbone", LAYOUTS)
+def test_any_columns_may_hold_text_and_target(backbone):
+    columns = {"head": str, "body": str, "gist": str}
+    task, cell_id = replace(SUM, columns=columns, text=("head", "body"), target="gist"), f"{backbone}_sum_sft"
+    codec = codec_of(replace(cell_of(cell_id), task=task), tokenizer_of(cell_id))
+    [feature] = codec.encode([{"head": "dover", "body": FIRE["article"], "gist": FIRE["highlights"]}], training=True)
+    [wanted] = codec_for(cell_id).encode([FIRE | {"article": "dover\n" + FIRE["article"]}], training=True)
+    assert feature == wanted
+
+
+def test_gpt2_reads_a_prefix_too():
+    codec = codec_for("gpt2_sum_sft", prefix="dover . ")
+    [feature] = codec.encode([GIFT], training=True)
+    assert tokens(codec, feature.input_ids[:3]) == ["dover", "Ġ.", "Ġtea"]
+    assert tokens(codec, codec.frame()[0]) == ["dover", "Ġ."]
+
+
+def test_a_length_that_leaves_no_room_beside_the_summary_is_refused():
+    with pytest.raises(InputError, match="gpt2_sum_sft: max_length 29 leaves no room for the text"):
+        codec_for("gpt2_sum_sft", max_length=29, max_target_length=28)
+
+
+@pytest.mark.parametrize("backbone", LAYOUTS)
+def test_an_output_that_stopped_at_the_limit_has_not_ended(backbone):
+    codec = codec_for(f"{backbone}_sum_sft")
+    word = codec.ids("dover")
+    assert [codec.ended(output) for output in ([*word, codec.end_id], word, [])] == [True, False, False]

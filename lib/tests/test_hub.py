@@ -46,9 +46,9 @@ def run(tmp_path, home, **environment):
     command += ["--train-rows", "16", "--eval-rows", "8", "--max-steps", "2", "--epochs", "1"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "HF_"))}
     kept |= {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
-    found = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False, timeout=120)
+    answer = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False, timeout=120)
     rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
-    return found.returncode, found.stdout, [row["extra_info"] for row in rows]
+    return answer.returncode, answer.stdout, [row["extra_info"] for row in rows]
 
 
 def test_a_cell_runs_from_the_hub_at_its_pinned_revision(hub, home, tmp_path):

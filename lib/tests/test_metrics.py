@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 
 import evaluate
@@ -5,7 +6,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
 
-from lib.grid.tasks import Problem
+from lib.grid.tasks import QA, SA, SUM, Problem
 from lib.run.metrics import (
     METRICS,
     ROUGE_TYPES,
@@ -14,6 +15,7 @@ from lib.run.metrics import (
     exact_match,
     load_evaluate,
     means,
+    needs_bertscore,
     normalized,
     rouge_examples,
     sentence_lines,
@@ -83,7 +85,7 @@ def test_squad_is_the_mean_over_questions():
 
 
 def test_classification_by_hand():
-    scores = classification_scores([1, 1, 1, 0, 0], [1, 1, 0, 0, 1])
+    scores = classification_scores([1, 1, 1, 0, 0], [1, 1, 0, 0, 1], 2)
     assert scores == pytest.approx(
         {
             "accuracy": 60.0,
@@ -99,19 +101,33 @@ def test_classification_by_hand():
 
 
 def test_a_class_nobody_predicted_scores_0():
-    scores = classification_scores([1, 0], [1, 1])
+    scores = classification_scores([1, 0], [1, 1], 2)
     assert (scores["precision_0"], scores["recall_0"], scores["f1_0"]) == (0.0, 0.0, 0.0)
     assert scores["f1_macro"] == pytest.approx(100 / 3)  # class 1: precision 1/2, recall 1
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_classification_equals_scikit_learn(seed):
+def test_three_classes_by_hand():
+    scores = classification_scores([0, 0, 1, 2, 2], [0, 1, 1, 2, 0], 3)
+    assert scores["accuracy"] == 60.0
+    assert [scores[f"precision_{label}"] for label in range(3)] == [50.0, 50.0, 100.0]
+    assert [scores[f"recall_{label}"] for label in range(3)] == [50.0, 100.0, 50.0]
+    assert [scores[f"f1_{label}"] for label in range(3)] == pytest.approx([50.0, 200 / 3, 200 / 3])
+    assert scores["f1_macro"] == pytest.approx((50 + 2 * 200 / 3) / 3)
+
+
+def test_a_class_that_no_row_has_counts_in_the_macro_average():
+    assert classification_scores([0, 1], [0, 1], 4)["f1_macro"] == 50.0
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_classification_equals_scikit_learn(seed, count):
     rng = Random(seed)
-    truth, guess = ([rng.randrange(2) for _ in range(57)] for _ in range(2))
+    truth, guess = ([rng.randrange(count) for _ in range(57)] for _ in range(2))
     wanted = {"accuracy": accuracy_score(truth, guess), "f1_macro": f1_score(truth, guess, average="macro")}
     for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
-        wanted |= {f"{name}_{label}": score(truth, guess, pos_label=label) for label in (0, 1)}
-    assert classification_scores(truth, guess) == pytest.approx({name: 100 * value for name, value in wanted.items()})
+        wanted |= {f"{name}_{label}": value for label, value in enumerate(score(truth, guess, average=None))}
+    assert classification_scores(truth, guess, count) == pytest.approx({name: 100 * value for name, value in wanted.items()})
 
 
 # ROUGE
@@ -148,21 +164,50 @@ def test_generated_sentences_become_lines():
 
 def test_rouge_lsum_matches_generated_sentences_in_any_order():
     rows = [{"highlights": "fire hits dover .\npolice arrest anna ."}]
-    scores = METRICS[Problem.GENERATE](Metrics(), rows, ["police arrest anna . fire hits dover ."]).scores
+    scores = METRICS[Problem.GENERATE](Metrics(), SUM, rows, ["police arrest anna . fire hits dover ."]).scores
     assert scores["rougeLsum"] == 100.0
     assert scores["rougeL"] == 50.0  # in one sequence only one of the two lines can match
 
 
 def test_each_row_keeps_its_own_points():
-    found = METRICS[Problem.CLASSIFY](Metrics(), [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
-    assert found.examples == {"accuracy": [100.0, 0.0, 100.0]}
+    result = METRICS[Problem.CLASSIFY](Metrics(), SA, [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
+    assert result.examples == {"accuracy": [100.0, 0.0, 100.0]}
     rows = [{"id": n, "answers": {"text": ["red car"], "answer_start": [0]}} for n in "ab"]
-    found = METRICS[Problem.EXTRACT](Metrics(), rows, ["red", "red car"])
-    assert found.examples["exact_match"] == [0.0, 100.0]
-    assert found.examples["f1"] == pytest.approx([200 / 3, 100.0])
-    found = METRICS[Problem.GENERATE](Metrics(), [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
-    assert found.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
-    assert found.scores["rouge1"] == 50.0
+    result = METRICS[Problem.EXTRACT](Metrics(), QA, rows, ["red", "red car"])
+    assert result.examples["exact_match"] == [0.0, 100.0]
+    assert result.examples["f1"] == pytest.approx([200 / 3, 100.0])
+    result = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
+    assert result.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
+    assert result.scores["rouge1"] == 50.0
+
+
+def test_metrics_read_the_columns_of_their_task():
+    task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
+    rows = [{"spans": {"text": ["red car"], "answer_start": [0]}}]
+    assert METRICS[Problem.EXTRACT](Metrics(), task, rows, ["red car"]).scores == {"exact_match": 100.0, "f1": 100.0}
+    task = replace(SA, columns={"verdict": int, "body": str}, text=("body",), target="verdict", labels=("no", "hm", "yes"))
+    assert METRICS[Problem.CLASSIFY](Metrics(), task, [{"verdict": 2}], [2]).scores["recall_2"] == 100.0
+    task = replace(SUM, columns={"body": str, "gist": str}, text=("body",), target="gist")
+    assert METRICS[Problem.GENERATE](Metrics(), task, [{"gist": "a fire"}], ["a fire"]).scores["rougeL"] == 100.0
+
+
+class Perfect:
+    """A BERTScore that is always full."""
+
+    name = "perfect"
+
+    def examples(self, references, candidates):
+        return {"bertscore_f1": [100.0] * len(references)}
+
+
+def test_bertscore_is_computed_only_for_a_task_that_is_held_to_it():
+    metrics, rows = Metrics(bert_scorer=Perfect()), [{"highlights": "a fire"}]
+    rouge_only = replace(SUM, bounded_scores=ROUGE_TYPES)
+    assert (needs_bertscore(SUM), needs_bertscore(rouge_only), needs_bertscore(QA)) == (True, False, False)
+    assert set(METRICS[Problem.GENERATE](metrics, SUM, rows, ["a fire"]).scores) == {*ROUGE_TYPES, "bertscore_f1"}
+    assert set(METRICS[Problem.GENERATE](metrics, rouge_only, rows, ["a fire"]).scores) == set(ROUGE_TYPES)
+    assert metrics.sources(SUM) == {"rouge": "rouge_score", "bertscore": "built-in, perfect"}
+    assert metrics.sources(rouge_only) == {"rouge": "rouge_score"}
 
 
 # Where scores come from
@@ -182,14 +227,14 @@ def test_a_local_metric_script_is_used_and_recorded(offline):
     (offline / "squad").mkdir()
     (offline / "squad" / "squad.py").write_text(SCRIPT)
     metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
-    assert metrics.sources(Problem.EXTRACT) == {"squad": "evaluate"}
-    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
+    assert metrics.sources(QA) == {"squad": "evaluate"}
+    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
 
 
 def test_an_empty_folder_leaves_the_built_in_metrics_and_says_so(offline):
     metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
-    assert metrics.sources(Problem.EXTRACT) == {"squad": "built-in"}
-    assert METRICS[Problem.EXTRACT](metrics, QUESTION, ["dover"]).scores == {"exact_match": 100.0, "f1": 100.0}
+    assert metrics.sources(QA) == {"squad": "built-in"}
+    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 100.0, "f1": 100.0}
 
 
 def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monkeypatch):
@@ -201,5 +246,5 @@ def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monk
 
 
 def test_built_in_sources_are_named():
-    assert Metrics().sources(Problem.CLASSIFY) == {"accuracy": "built-in", "f1": "built-in"}
-    assert Metrics().sources(Problem.GENERATE) == {"rouge": "rouge_score"}
+    assert Metrics().sources(SA) == {"accuracy": "built-in", "f1": "built-in"}
+    assert Metrics().sources(SUM) == {"rouge": "rouge_score"}
