@@ -82,8 +82,8 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     _check_precision(cell)
     hf.set_seed(cell.profile.seed)
     model = _loaded(cell, device)
-    if model.config.pad_token_id is None:  # GPT-2 finds a row's last real token by it, as the codec pads
-        model.config.pad_token_id = tokenizer.eos_token_id
+    # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
+    model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     if cell.head.new_token:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))

@@ -12,12 +12,12 @@ from lib.codecs.letters import letters, same_letters
 from lib.data.columns import answer_texts, context, joined
 from lib.data.sources import Row
 from lib.grid.tasks import Problem, Task
+from lib.record.invariants import ORDERED, POINTS
 from lib.run.audits.evidence import SAMPLE, Answer, Evidence, sample
 from lib.run.metrics import rouge_examples, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
-POINTS = 1e-6  # what rounding may do to a score
 MORE_THAN_LUCK = 3.0  # standard errors
 
 
@@ -86,9 +86,6 @@ def metric_invariants(evidence: Evidence) -> Answer:
     if scores.get("rouge2", 0.0) > scores.get("rouge1", 100.0) + POINTS:  # on one row, a repeated bigram can do that
         faults.append("rouge2 is above rouge1 on average")
     return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
-
-
-ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))
 
 
 def above(examples: dict[str, list[float]], low: str, high: str) -> list[int]:
