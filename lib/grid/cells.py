@@ -31,7 +31,7 @@ class Cell:
     Attributes:
         recipe: how it trains here, the profile's changes included.
         head: what stands on the backbone.
-        optimizer: makes the recipe's optimizer.
+        optimizers: those that recipes may name.
     """
 
     backbone: Backbone
@@ -39,13 +39,18 @@ class Cell:
     method: Method
     recipe: Recipe
     head: Head
-    optimizer: OptimizerFactory
+    optimizers: Mapping[str, OptimizerFactory]
     profile: Profile
 
     @property
     def id(self) -> str:
         """The study's name, as in `bert_sa_lora`."""
         return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
+
+    @property
+    def optimizer(self) -> OptimizerFactory:
+        """Makes the recipe's optimizer."""
+        return self.optimizers[self.recipe.optim]
 
     @property
     def quantization(self) -> Quantization | None:
@@ -175,10 +180,10 @@ class Grid:
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             method.check(recipe)
-            optimizer = self.optimizer(recipe.optim)
+            self.optimizer(recipe.optim)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        return Cell(backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizer=optimizer, profile=profile)
+        return Cell(backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile)
 
     def optimizer(self, name: str) -> OptimizerFactory:
         """The optimizer of this name; raises InputError for an unknown one."""

@@ -7,22 +7,45 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lib.errors import InputError
-from lib.grid.backbones import Head
-from lib.grid.optimizers import ParameterGroups
+from lib.grid.backbones import Backbone, Head
+from lib.grid.optimizers import OptimizerFactory, ParameterGroups
 from lib.grid.recipes import Recipe
+from lib.grid.tasks import Task
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from lib.grid.cells import Cell
-
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
 PROMPTS = "prompt_encoder"  # and for learned prompts, which have no tuner with a prefix
 Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at
+
+
+class Setting(Protocol):
+    """What a method may ask of the cell that it trains; a `Cell` is one."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The pretrained model."""
+
+    @property
+    def task(self) -> Task:
+        """What is learned."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+
+    @property
+    def head(self) -> Head:
+        """What stands on the backbone."""
+
+    @property
+    def optimizer(self) -> OptimizerFactory:
+        """Makes the recipe's optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +99,11 @@ class Method:
         """What the record says of the adapter; None where there is none."""
         return None
 
-    def targets(self, cell: "Cell") -> tuple[str, ...]:
+    def targets(self, cell: Setting) -> tuple[str, ...]:
         """Ends of the names of layers that must carry an adapter."""
         return ()
 
-    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: Setting, base: Base) -> "nn.Module":
         """The model with what the method adds; only what shall train requires gradients."""
         return model
 
@@ -92,7 +115,7 @@ class Method:
         """Which group one of the method's own parameters belongs to, as "lora_A": each group must move."""
         return name
 
-    def declared_facts(self, cell: "Cell") -> tuple[Any, ...]:
+    def declared_facts(self, cell: Setting) -> tuple[Any, ...]:
         """What every adapted layer must show, in the terms of `layer_facts`."""
         return ()
 
@@ -100,7 +123,7 @@ class Method:
         """What an adapted layer shows, as rank and scale."""
         return ()
 
-    def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
+    def parameter_groups(self, model: "nn.Module", cell: Setting) -> ParameterGroups:
         """What trains, in groups for the optimizer. Biases and norms do not decay. The first group has the recipe's rate."""
         trained = [p for p in model.parameters() if p.requires_grad]
         return [
@@ -108,7 +131,7 @@ class Method:
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
 
-    def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
+    def make_optimizer(self, model: "nn.Module", cell: Setting) -> "torch.optim.Optimizer":
         """The recipe's optimizer over the method's groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
@@ -140,11 +163,11 @@ class Adapting(Method):
             return f"method {self.id!r} cannot train the embedding row of the new token {head.new_token}"
         return None
 
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
+    def peft_config(self, cell: Setting, base: Base) -> Any:
         """PEFT's config for this cell."""
         raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config`")
 
-    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: Setting, base: Base) -> "nn.Module":
         """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""
         import peft
 
@@ -179,12 +202,12 @@ class Lora(Adapting):
         assert recipe.adapter, "checked by `check`"
         return asdict(recipe.adapter) | dict(self.options)
 
-    def targets(self, cell: "Cell") -> tuple[str, ...]:
+    def targets(self, cell: Setting) -> tuple[str, ...]:
         """The recipe's."""
         assert cell.recipe.adapter, "checked by `check`"
         return cell.recipe.adapter.target_modules
 
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
+    def peft_config(self, cell: Setting, base: Base) -> Any:
         """The recipe's adapter with the variant's options."""
         import peft
 
@@ -192,7 +215,7 @@ class Lora(Adapting):
         adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
         return peft.LoraConfig(**adapter, **self.options, **vars(base))
 
-    def declared_facts(self, cell: "Cell") -> tuple[Any, ...]:
+    def declared_facts(self, cell: Setting) -> tuple[Any, ...]:
         """Rank, and scale: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
         assert cell.recipe.adapter, "checked by `check`"
         rank, alpha = cell.recipe.adapter.r, cell.recipe.adapter.lora_alpha

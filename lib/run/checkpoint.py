@@ -6,6 +6,7 @@ Tensors are stored as they are, plain values as JSON beside them, each under the
 import json
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -61,7 +62,8 @@ class Checkpoints:
         except (OSError, SafetensorError) as error:
             self.trouble = str(error).splitlines()[0]
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     def restore(self, target: Stateful) -> None:
         """Put the target where the file says it stood; without a file, or without `resume`, leave it as it is."""

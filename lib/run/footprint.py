@@ -221,33 +221,42 @@ def complete(ledger: dict[str, int | None], found: Footprint) -> dict[str, int |
 def unexpected(trainer: Trainer, traced: Footprint) -> list[str]:
     """A sentence for everything that must hold on any machine and does not."""
     ledger = trainer.course.memory
-    weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
-    booked, cuda = weights + gradients + moments, trainer.meter.device.type == "cuda"
-    sentences = wrong_counts(trainer)
-    if abs(traced.live_bytes - booked) > (CUDA_ROOM * booked if cuda else 0):
-        sentences.append(f"the ledger holds {booked:,} bytes, the device {traced.live_bytes:,}")
-    return sentences + wrong_savings(trainer.cell, weights, gradients + moments)
+    return [
+        *wrong_counts(trainer.cell, trainer.model),
+        *wrong_bytes(ledger, traced, trainer.meter.device),
+        *wrong_savings(trainer.cell, ledger),
+    ]
 
 
-def wrong_counts(trainer: Trainer) -> list[str]:
+def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
     """A sentence where other than the recipe's number of parameters trains; the row of a new token is not counted there."""
-    cell = trainer.cell
-    row = trainer.model.get_input_embeddings().weight.shape[-1] if cell.head.new_token and cell.method.adapts else 0  # type: ignore[operator]
-    trained = int(parameter_counts(trainer.model)["trainable_params"]) - row
+    row = cell.head.new_token and cell.method.adapts
+    width = model.get_input_embeddings().weight.shape[-1] if row else 0  # type: ignore[operator]
+    trained = int(parameter_counts(model)["trainable_params"]) - width
     if cell.recipe.trainable_params in (None, trained):
         return []
     return [f"{trained:,} parameters train, the recipe says {cell.recipe.trainable_params:,}"]
 
 
-def wrong_savings(cell: Cell, weight_bytes: int, training_bytes: int) -> list[str]:
+def wrong_bytes(ledger: dict[str, int | None], traced: Footprint, device: torch.device) -> list[str]:
+    """A sentence where the device holds other tensors than the ledger books."""
+    booked = sum(ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
+    room = CUDA_ROOM * booked if device.type == "cuda" else 0
+    if abs(traced.live_bytes - booked) <= room:
+        return []
+    return [f"the ledger holds {booked:,} bytes, the device {traced.live_bytes:,}"]
+
+
+def wrong_savings(cell: Cell, ledger: dict[str, int | None]) -> list[str]:
     """Sentences where quantized weights, or an adapter's gradients and moments, take more than such a method may."""
+    weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
     sentences = []
-    plain = FP32_BYTES * _parameters(cell, replace(cell.method, quantization=None))
-    if cell.quantization and weight_bytes >= WEIGHTS_SHARE * plain:
-        sentences.append(f"quantized weights take {weight_bytes:,} bytes, plain ones {plain:,}")
-    full = 3 * FP32_BYTES * _parameters(cell, SFT)  # a gradient and two moments
-    if cell.method.adapts and training_bytes >= ADAPTER_SHARE * full:
-        sentences.append(f"gradients and optimizer take {training_bytes:,} bytes, those of full fine-tuning {full:,}")
+    plain = FP32_BYTES * _parameters(cell, replace(cell.method, quantization=None)) if cell.quantization else 0
+    if cell.quantization and weights >= WEIGHTS_SHARE * plain:
+        sentences.append(f"quantized weights take {weights:,} bytes, plain ones {plain:,}")
+    full = 3 * FP32_BYTES * _parameters(cell, SFT) if cell.method.adapts else 0  # a gradient and two moments
+    if cell.method.adapts and gradients + moments >= ADAPTER_SHARE * full:
+        sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
     return sentences
 
 

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -5,14 +6,24 @@ import torch
 
 from lib.codecs import codec_of
 from lib.codecs.base import Feature, all_tokens, real_tokens
-from lib.grid.cells import CELL_IDS, grid
+from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FOOTPRINT_CPU_PROFILE
 from lib.run import footprint
-from lib.run.build import load_tokenizer
-from lib.run.footprint import Footprint, TensorBytes, complete, matmul_peak, synthetic_features, trace, unexpected
+from lib.run.build import build, load_tokenizer
+from lib.run.footprint import (
+    Footprint,
+    TensorBytes,
+    complete,
+    matmul_peak,
+    synthetic_features,
+    trace,
+    wrong_bytes,
+    wrong_counts,
+    wrong_savings,
+)
 from lib.tests.small import CPU, rows_of, silent, trainer_of
 
-CELLS = {cell.id: cell for cell in grid(FOOTPRINT_CPU_PROFILE)}
+CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}
 REVIEWS = rows_of("amazon_polarity/train")[:16]
 
 
@@ -23,7 +34,7 @@ def codec_for(cell_id):
 # Synthetic rows
 
 
-@pytest.mark.parametrize("cell_id", CELL_IDS)
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
     codec, recipe = codec_for(cell_id), CELLS[cell_id].recipe
     features = synthetic_features(CELLS[cell_id], codec)
@@ -123,7 +134,7 @@ def test_a_model_that_hoards_tensors_breaks_the_sum():
     hoard = []
     trainer.model.score.register_forward_hook(lambda module, args, output: hoard.append(output * 2))
     found = trace(trainer, 0)
-    [sentence] = unexpected(CELLS["gpt2_sa_sft"], trainer.course.memory, found, CPU)
+    [sentence] = wrong_bytes(trainer.course.memory, found, CPU)
     assert sentence.startswith("the ledger holds ")
     assert found.live_bytes - sum(trainer.course.memory[f"{n}_bytes"] for n in ("weights", "gradients", "optimizer")) == 512
 
@@ -136,7 +147,7 @@ def expect(cell_id, weights, gradients, moments, extra=0):
     found = Footprint(
         flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=weights + gradients + moments + extra, peak_bytes=0
     )
-    return unexpected(CELLS[cell_id], ledger, found, CPU)
+    return wrong_bytes(ledger, found, CPU) + wrong_savings(CELLS[cell_id], ledger)
 
 
 def test_what_holds_is_not_mentioned():
@@ -151,7 +162,7 @@ def test_a_byte_too_many_is_mentioned():
 def test_quantized_weights_as_large_as_plain_ones_are_mentioned():
     # LoRA's GPT-2 with its score: 124,441,344 + 294,912 parameters of 4 bytes
     lora = 4 * (124_441_344 + 294_912)
-    assert expect("gpt2_sa_qlora", lora, 0, 0) == [f"quantized weights take {lora:,} bytes, LoRA's {lora:,}"]
+    assert expect("gpt2_sa_qlora", lora, 0, 0) == [f"quantized weights take {lora:,} bytes, plain ones {lora:,}"]
 
 
 def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
@@ -159,6 +170,20 @@ def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
     assert expect("gpt2_sa_lora", 5 * 10**8, full // 20 + 1, 0) == [
         f"gradients and optimizer take {full // 20 + 1:,} bytes, those of full fine-tuning {full:,}"
     ]
+
+
+def test_other_counts_than_the_recipes_are_mentioned():
+    cell = CELLS["bert_sa_sft"]
+    model = build(cell, load_tokenizer(cell), torch.device("meta"))
+    assert wrong_counts(cell, model) == []
+    other = replace(cell, recipe=replace(cell.recipe, trainable_params=109_483_779))
+    assert wrong_counts(other, model) == ["109,483,778 parameters train, the recipe says 109,483,779"]
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sum_lora", "bert_sum_qlora"])
+def test_the_row_of_a_new_token_is_not_counted_by_the_study(cell_id):
+    cell = CELLS[cell_id]
+    assert wrong_counts(cell, build(cell, load_tokenizer(cell), torch.device("meta"))) == []
 
 
 def test_generation_is_timed_for_summaries_alone(monkeypatch):
