@@ -11,15 +11,16 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lib.errors import InputError
-from lib.grid.cells import CELL_IDS
+from lib.grid.cells import STUDY_IDS
 from lib.grid.profiles import QUICK_PROFILE
-from lib.run.build import build, checkpoint_fingerprint, load_tokenizer
+from lib.run.build import build, load_tokenizer
 from lib.run.meter import parameter_counts
+from lib.run.weights import checkpoint_fingerprint, weight_files
 from lib.tests.small import CPU, cell_of, codec_for, model_of, rows_of, tokenizer_of
 
-ADAPTED = [cell_id for cell_id in CELL_IDS if not cell_id.endswith("sft")]
-QLORA = [cell_id for cell_id in CELL_IDS if cell_id.endswith("qlora")]
-SFT = [cell_id for cell_id in CELL_IDS if cell_id.endswith("sft")]
+ADAPTED = [cell_id for cell_id in STUDY_IDS if not cell_id.endswith("sft")]
+QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
+SFT = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("sft")]
 
 model_once = cache(model_of)  # for tests that only look
 

@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from lib.errors import InputError
-from lib.grid.cells import grid
+from lib.grid.cells import STUDY
 from lib.grid.profiles import FULL_PROFILE
 from lib.run import device
 from lib.run.device import Claims, check_idle, out_of_memory, resolve_device, resolve_precision, used_by_others_gib
 from lib.tests.small import CPU
 
-FULL = {cell.id: cell for cell in grid(FULL_PROFILE)}
+FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 CUDA = torch.device("cuda:0")
 
 

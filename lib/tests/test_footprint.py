@@ -5,14 +5,14 @@ import torch
 
 from lib.codecs import codec_of
 from lib.codecs.base import Feature, all_tokens, real_tokens
-from lib.grid.cells import CELL_IDS, grid
+from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FOOTPRINT_CPU_PROFILE
 from lib.run import footprint
 from lib.run.build import load_tokenizer
 from lib.run.footprint import Footprint, TensorBytes, complete, matmul_peak, synthetic_features, trace, unexpected
 from lib.tests.small import CPU, rows_of, silent, trainer_of
 
-CELLS = {cell.id: cell for cell in grid(FOOTPRINT_CPU_PROFILE)}
+CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}
 REVIEWS = rows_of("amazon_polarity/train")[:16]
 
 
@@ -23,7 +23,7 @@ def codec_for(cell_id):
 # Synthetic rows
 
 
-@pytest.mark.parametrize("cell_id", CELL_IDS)
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
     codec, recipe = codec_for(cell_id), CELLS[cell_id].recipe
     features = synthetic_features(CELLS[cell_id], codec)

@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from lib.grid.backbones import BACKBONES
-from lib.grid.cells import CELL_IDS, grid
+from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FOOTPRINT_PROFILE
 from lib.grid.recipes import RECIPES
 from lib.run.build import build, load_tokenizer
 from lib.run.meter import parameter_counts
 
-CELLS = {cell.id: cell for cell in grid(FOOTPRINT_PROFILE)}
-QLORA = [cell_id for cell_id in CELL_IDS if cell_id.endswith("qlora")]
+CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_PROFILE)}
+QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
 META = torch.device("meta")
 SUM_ROW = 768  # the embedding of <sum>, which GPT-2's adapters train beside what the study counted
 # What the study gives no figure for. T5's encoder is 35,330,816: the embedding 32,128 x 512, six layers of
@@ -42,14 +42,14 @@ def forget():
     model_of.cache_clear()
 
 
-@pytest.mark.parametrize("cell_id", CELL_IDS)
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_trainable_parameters_are_the_recipes(cell_id):
     expected = UNSAID.get(cell_id) or RECIPES[cell_id].trainable_params
     extra = SUM_ROW if cell_id in ("gpt2_sum_lora", "gpt2_sum_qlora") else 0
     assert parameter_counts(model_of(cell_id))["trainable_params"] == expected + extra
 
 
-@pytest.mark.parametrize("cell_id", CELL_IDS)
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_total_parameters_are_the_bases_and_the_adapters(cell_id):
     counts = parameter_counts(model_of(cell_id))
     if RECIPES[cell_id].total_params is not None:
@@ -64,7 +64,7 @@ def test_total_parameters_are_the_bases_and_the_adapters(cell_id):
 
 
 def test_no_weight_is_held_in_memory():
-    assert {p.device.type for cell_id in CELL_IDS for p in model_of(cell_id).parameters()} == {"meta"}
+    assert {p.device.type for cell_id in STUDY_IDS for p in model_of(cell_id).parameters()} == {"meta"}
 
 
 @pytest.mark.parametrize("cell_id", QLORA)

@@ -8,8 +8,8 @@ from lib.codecs.base import Feature
 from lib.codecs.classify import ClassifyCodec
 from lib.errors import InputError
 from lib.run.meter import Meter
-from lib.run.training import Trainer, epoch_batches, make_optimizer, planned_updates
-from lib.tests.small import CPU, cell_of, rows_of, silent, trainer_of
+from lib.run.training import Trainer, epoch_batches
+from lib.tests.small import cell_of, rows_of, silent, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 # Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
@@ -117,8 +117,8 @@ def test_a_warm_up_share_is_of_the_updates():
 def test_epochs_are_counted_in_updates_and_the_last_may_be_smaller():
     recipe = {"max_steps": 0, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
     # 17 rows: 5 micro-batches, 3 updates an epoch
-    assert planned_updates(cell_of("bert_sa_sft", **recipe), 17) == 9
-    assert planned_updates(cell_of("bert_sa_sft", **recipe | {"max_steps": 7}), 17) == 7
+    assert cell_of("bert_sa_sft", **recipe).recipe.planned_updates(17) == 9
+    assert cell_of("bert_sa_sft", **recipe | {"max_steps": 7}).recipe.planned_updates(17) == 7
 
 
 def test_training_takes_the_planned_updates():
@@ -177,7 +177,7 @@ def test_a_full_update_moves_every_parameter_that_the_loss_reaches():
 
 def test_biases_and_norms_do_not_decay():
     trainer = trainer_of("bert_sa_sft", REVIEWS)
-    decaying, still = make_optimizer(trainer.model, trainer.cell, CPU).param_groups
+    decaying, still = trainer.cell.method.make_optimizer(trainer.model, trainer.cell).param_groups
     assert (decaying["weight_decay"], still["weight_decay"]) == (0.01, 0.0)
     assert {p.ndim for p in still["params"]} == {1}
     assert len(decaying["params"]) + len(still["params"]) == len(list(trainer.model.parameters()))
