@@ -183,7 +183,9 @@ class Grid:
             self.optimizer(recipe.optim)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        return Cell(backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile)
+        return Cell(
+            backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile
+        )
 
     def optimizer(self, name: str) -> OptimizerFactory:
         """The optimizer of this name; raises InputError for an unknown one."""

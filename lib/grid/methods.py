@@ -1,4 +1,4 @@
-"""Methods: what of a model trains, and over which base. In: a cell and its model. Out: the model with what the method adds.
+"""Methods: which weights train, over which base. In: a cell and its model. Out: the model with what the method adds.
 
 A method owns all that sets it apart; builders, trainers and audits ask it. `Method` itself is full fine-tuning, `Adapting` is
 any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are imported when a model is at hand.
@@ -6,6 +6,7 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 
 import math
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -20,12 +21,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
-PROMPTS = "prompt_encoder"  # and for learned prompts, which have no tuner with a prefix
 Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at
 
 
-class Setting(Protocol):
-    """What a method may ask of the cell that it trains; a `Cell` is one."""
+class CellLike(Protocol):
+    """What a method reads of a `lib.grid.cells.Cell`, which itself has a method."""
 
     @property
     def backbone(self) -> Backbone:
@@ -33,15 +33,15 @@ class Setting(Protocol):
 
     @property
     def task(self) -> Task:
-        """What is learned."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """How it is trained."""
+        """The data set and its question."""
 
     @property
     def head(self) -> Head:
         """What stands on the backbone."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the cell trains."""
 
     @property
     def optimizer(self) -> OptimizerFactory:
@@ -77,7 +77,7 @@ class Method:
     """A way to fine-tune: every parameter trains, unless a subclass says otherwise.
 
     Attributes:
-        adapts: the base is frozen; only what the method adds trains, and the head's new modules.
+        adapts: the base is frozen; only what the method adds and the head's new modules train.
         quantization: how the frozen base is stored; None keeps it as loaded.
     """
 
@@ -99,47 +99,62 @@ class Method:
         """What the record says of the adapter; None where there is none."""
         return None
 
-    def targets(self, cell: Setting) -> tuple[str, ...]:
+    def targets(self, cell: CellLike) -> tuple[str, ...]:
         """Ends of the names of layers that must carry an adapter."""
         return ()
 
-    def adapted(self, model: "nn.Module", cell: Setting, base: Base) -> "nn.Module":
-        """The model with what the method adds; only what shall train requires gradients."""
+    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+        """The model with what the method adds. Only the parameters that train require gradients."""
         return model
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
-        """Names of the parameters that the method added."""
+        """Names of the parameters that the method added, frozen ones included."""
         return frozenset()
 
     def group_of(self, name: str) -> str:
-        """Which group one of the method's own parameters belongs to, as "lora_A": each group must move."""
+        """The group of one of the method's own parameters, as "lora_A". Audits want every group to move."""
         return name
 
-    def declared_facts(self, cell: Setting) -> tuple[Any, ...]:
-        """What every adapted layer must show, in the terms of `layer_facts`."""
+    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+        """What `layer_facts` must return for every adapted layer."""
         return ()
 
-    def layer_facts(self, layer: Any) -> tuple[Any, ...]:
-        """What an adapted layer shows, as rank and scale."""
+    def layer_facts(self, layer: Any) -> tuple[str, ...]:
+        """Facts of an adapted layer, as "rank 8" and "scale 2"."""
         return ()
 
-    def parameter_groups(self, model: "nn.Module", cell: Setting) -> ParameterGroups:
-        """What trains, in groups for the optimizer. Biases and norms do not decay. The first group has the recipe's rate."""
+    def rewritten(self, cell: CellLike) -> tuple[str, ...]:
+        """Ends of the names of layers whose pretrained weights the method replaces before training, as PiSSA does."""
+        return ()
+
+    def parameter_groups(self, model: "nn.Module", cell: CellLike) -> ParameterGroups:
+        """The parameters that train, in groups. Biases and norms do not decay. The first group has the recipe's rate."""
         trained = [p for p in model.parameters() if p.requires_grad]
         return [
             {"params": [p for p in trained if p.ndim > 1], "weight_decay": cell.recipe.weight_decay},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
 
-    def make_optimizer(self, model: "nn.Module", cell: Setting) -> "torch.optim.Optimizer":
+    def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
         """The recipe's optimizer over the method's groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
+    def penalty(self, model: "nn.Module") -> "torch.Tensor | None":
+        """A term that each update's loss gets on top, as AdaLoRA's; None for no such term."""
+        return None
+
     def after_step(self, model: "nn.Module", update: int) -> None:
-        """Called after every optimizer step, gradients still in place; `update` counts from 0."""
+        """Called after every optimizer step, before gradients are cleared; `update` counts from 0."""
+
+    def state_dict(self, model: "nn.Module") -> dict[str, Any]:
+        """What `after_step` keeps between updates and a resumed run needs: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, model: "nn.Module", state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
 
     def holds_after(self, evidence: Any) -> Answer:
-        """Whether the trained model shows that it was this method and no other; `evidence` is what audits see."""
+        """Whether the trained model shows that this method trained it; `evidence` is what audits see."""
         return None
 
 
@@ -163,11 +178,11 @@ class Adapting(Method):
             return f"method {self.id!r} cannot train the embedding row of the new token {head.new_token}"
         return None
 
-    def peft_config(self, cell: Setting, base: Base) -> Any:
-        """PEFT's config for this cell."""
+    def peft_config(self, cell: CellLike, base: Base) -> Any:
+        """PEFT's config for this cell. Raises InputError where a subclass does not give one."""
         raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config`")
 
-    def adapted(self, model: "nn.Module", cell: Setting, base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
         """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""
         import peft
 
@@ -176,18 +191,40 @@ class Adapting(Method):
         return adapted
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
-        """PEFT names them by the tuner's prefix; a new token's row is one of them, too."""
-        prefixes = (getattr(model.base_model, "prefix", PROMPTS), TOKEN_ROWS)
-        return frozenset(name for name, _ in model.named_parameters() if any(prefix in name for prefix in prefixes))
+        """All that PEFT's layers and models hold beside the modules they wrap; the row of a new token is one of them."""
+        from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+        owners = {name for name, module in model.named_modules() if isinstance(module, PeftModel | BaseTuner | BaseTunerLayer)}
+        return frozenset(name for name, _ in model.named_parameters() if _member(name, owners) not in WRAPPED)
 
     def group_of(self, name: str) -> str:
-        """The part of the name behind the adapted layer: lora_A, ia3_l, trainable_tokens_delta."""
-        return name.removesuffix(".weight").split(".")[-2]
+        """The part of the name before the adapter's own: lora_A, ia3_l, trainable_tokens_delta, prompt_encoder."""
+        return name.partition(".default")[0].split(".")[-1]
+
+
+WRAPPED = (None, "base_model", "model", "base_layer")  # under these names PEFT keeps what it wraps
+
+
+def _member(name: str, owners: AbstractSet[str]) -> str | None:
+    """Under which attribute of its innermost owner a parameter is; None where it has no owner."""
+    parts = name.split(".")
+    inside = [i for i in range(len(parts)) if ".".join(parts[:i]) in owners]
+    return parts[inside[-1]] if inside else None
+
+
+# Parameters that a variant adds to every adapted layer; an option that leaves no such trace is held to PEFT's config only.
+TRACES = {"use_dora": "lora_magnitude_vector"}
+REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_lora_weights`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Adapting):
-    """LoRA (Hu et al. 2021); `options` are the `LoraConfig` fields that make a variant of it, as {"use_dora": True}."""
+    """LoRA (Hu et al. 2021) and its variants.
+
+    Attributes:
+        options: the `LoraConfig` fields that make a variant, as {"use_dora": True}.
+    """
 
     trains_token_rows: ClassVar[bool] = True
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -202,12 +239,12 @@ class Lora(Adapting):
         assert recipe.adapter, "checked by `check`"
         return asdict(recipe.adapter) | dict(self.options)
 
-    def targets(self, cell: Setting) -> tuple[str, ...]:
-        """The recipe's."""
+    def targets(self, cell: CellLike) -> tuple[str, ...]:
+        """The recipe's target modules."""
         assert cell.recipe.adapter, "checked by `check`"
         return cell.recipe.adapter.target_modules
 
-    def peft_config(self, cell: Setting, base: Base) -> Any:
+    def peft_config(self, cell: CellLike, base: Base) -> Any:
         """The recipe's adapter with the variant's options."""
         import peft
 
@@ -215,15 +252,33 @@ class Lora(Adapting):
         adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
         return peft.LoraConfig(**adapter, **self.options, **vars(base))
 
-    def declared_facts(self, cell: Setting) -> tuple[Any, ...]:
+    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
         """Rank, and scale: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
         assert cell.recipe.adapter, "checked by `check`"
         rank, alpha = cell.recipe.adapter.r, cell.recipe.adapter.lora_alpha
-        return rank, alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
+        return f"rank {rank}", f"scale {alpha / (math.sqrt(rank) if self.options.get('use_rslora') else rank):g}"
 
-    def layer_facts(self, layer: Any) -> tuple[Any, ...]:
+    def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Rank and scale."""
-        return int(layer.lora_A["default"].weight.shape[0]), layer.scaling["default"]
+        return f"rank {layer.lora_A['default'].weight.shape[0]}", f"scale {layer.scaling['default']:g}"
+
+    def rewritten(self, cell: CellLike) -> tuple[str, ...]:
+        """The recipe's target modules, where PiSSA or its like subtracts the adapter's start from the pretrained weights."""
+        return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """PEFT was given the variant's options, and a variant that adds parameters added them; None for plain LoRA."""
+        if not self.options:
+            return None
+        config = getattr(evidence.model, "peft_config", {}).get("default")
+        groups = {self.group_of(name) for name in self.own_parameters(evidence.model)}
+        faults = [
+            f"{name} is {getattr(config, name, None)!r}, not {value!r}"
+            for name, value in self.options.items()
+            if getattr(config, name, None) != value
+        ]
+        faults += [f"no {TRACES[name]}" for name in self.options if name in TRACES and TRACES[name] not in groups]
+        return not faults, "; ".join(faults) or f"{', '.join(self.options)}; {', '.join(sorted(groups))}"
 
 
 # NF4 with double quantization is what QLoRA was published with (Dettmers et al. 2023); bitsandbytes' own default is FP4.

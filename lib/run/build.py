@@ -1,4 +1,4 @@
-"""Load, quantize, adapt. In: a `Cell` and a device. Out: a tokenizer, and a model in which exactly the right things train."""
+"""Load, quantize, adapt. In: a `Cell` and a device. Out: a tokenizer, and a model in which only the right weights train."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +23,8 @@ from lib.grid.tasks import Problem
 from lib.run.bertscore import BertScorer
 
 ATTENTION = "sdpa"  # torch's fused attention
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
@@ -52,7 +53,7 @@ def _check_folder(folder: Path) -> None:
 
 
 def load_tokenizer(cell: Cell) -> Any:
-    """The checkpoint's tokenizer, or its ids alone where weights are random; with the head's new token."""
+    """The checkpoint's tokenizer, or only its ids where weights are random; with the head's new token."""
     if cell.profile.random_weights:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
@@ -74,12 +75,12 @@ def _from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`.
 
-    Everything is fp32 but NF4 weights, and a frozen base that its backbone declares in bf16.
+    Weights that train are fp32. Frozen ones are fp32, NF4, or bf16 where the backbone says so.
 
     Raises:
         InputError: where the checkpoint leaves pretrained tensors random, or the recipe's precision does not fit the base.
     """
-    _check_precision(cell)
+    _check_type(cell)
     hf.set_seed(cell.profile.seed)
     model = _loaded(cell, device)
     # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
@@ -90,17 +91,20 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     if base_type(cell) is not torch.float32:
         train_in_fp32(adapted)
     built: nn.Module = adapted.to(device)
-    settle_packed_layers(built)
+    keep_packed_layers(built)
     return built
 
 
 def base_type(cell: Cell) -> torch.dtype:
     """The type that a base is loaded in: the backbone's where it stays frozen, fp32 where it trains."""
-    dtype: torch.dtype = getattr(torch, cell.backbone.dtype) if cell.method.adapts else torch.float32
-    return dtype
+    return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
 
 
-def _check_precision(cell: Cell) -> None:
+def _check_type(cell: Cell) -> None:
+    """Raises InputError for a dtype that we do not know, and for an fp32 recipe over a base in bf16."""
+    if cell.backbone.dtype not in BASE_TYPES:
+        known = ", ".join(BASE_TYPES)
+        raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {known}")
     if base_type(cell) is not torch.float32 and cell.recipe.precision == "fp32":
         raise InputError(
             f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, which an fp32 recipe cannot "
@@ -109,7 +113,7 @@ def _check_precision(cell: Cell) -> None:
 
 
 def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
-    """What a PEFT config must be told about the loaded model; a new token trains by its embedding row."""
+    """What a PEFT config must be told about the loaded model. Of a new token, its row of the embedding trains."""
     token = cell.head.new_token
     rows = {embedding_name(model): [tokenizer.convert_tokens_to_ids(token)]} if token else None
     return Base(
@@ -120,7 +124,7 @@ def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
 
 
 def train_in_fp32(model: nn.Module) -> None:
-    """Cast what trains to fp32; a module of such weights casts its inputs, which a base of another type hands it."""
+    """Cast weights that train to fp32. Their modules then cast their inputs, which a base in another type computes."""
     for module in model.modules():
         own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype is not torch.float32]
         for parameter in own:
@@ -133,12 +137,13 @@ def _inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ..
     return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
 
-def settle_packed_layers(model: nn.Module) -> None:
+def keep_packed_layers(model: nn.Module) -> None:
     """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
 
-    At the first forward pass it rounds their frozen biases to the type it computes in: done here, frozen stays frozen. At the
-    first evaluation on a CPU with bf16 units it repacks their weights, after which they can no longer be trained: a run that
-    validates between epochs fails, or goes on with wrong gradients. Without that, evaluation also computes alike on every CPU.
+    At the first forward pass it rounds their frozen biases to the type it computes in. This is done here, so that frozen
+    weights stay bit-identical. At the first evaluation on a CPU with bf16 units it repacks their weights, which then cannot
+    be trained: a run that validates between epochs fails, or goes on with wrong gradients. This is switched off; evaluation
+    then also computes alike on every CPU.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -163,14 +168,14 @@ def _loaded(cell: Cell, device: torch.device) -> Any:
 
 
 def _check_loaded(cell: Cell, source: str | None, report: Any) -> None:
-    """Raises InputError where weights would start from random that pretraining should have left."""
-    expected = cell.head.new_modules + cell.head.adapted_modules + cell.head.optional_modules
-    random = sorted(name for name in report["missing_keys"] if not within(name, expected))
-    if random or report["mismatched_keys"]:
-        names = random or sorted(str(name) for name, *_ in report["mismatched_keys"])
+    """Raises InputError where a pretrained tensor is missing or has another shape, so that it would start from random."""
+    new = cell.head.new_modules + cell.head.adapted_modules
+    missing = sorted(name for name in report["missing_keys"] if not within(name, new + cell.head.optional_modules))
+    misshapen = sorted(str(name) for name, *_ in report["mismatched_keys"] if not within(str(name), new))
+    if names := missing or misshapen:
         raise InputError(
-            f"{source} does not hold {len(names)} weights that {cell.head.architecture} needs, {names[0]} among them; "
-            "they would start from random: this is not the checkpoint for this model"
+            f"{source} does not hold {len(names)} weights that {architecture(cell.head.architecture).__name__} needs, "
+            f"{names[0]} among them; they would start from random: this is not the checkpoint for this model"
         )
 
 
@@ -187,7 +192,7 @@ def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, An
 
 
 def quantization_config(cell: Cell) -> Any:
-    """Bitsandbytes' 4-bit config; new modules, and output layers tied to the embeddings, stay as they are."""
+    """Bitsandbytes' 4-bit config. New modules, and output layers tied to the embeddings, are not quantized."""
     assert cell.quantization, "only for methods that quantize"
     return hf.BitsAndBytesConfig(
         load_in_4bit=True,

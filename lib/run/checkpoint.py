@@ -15,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from lib.errors import first_line
+
 SLASH = "/"  # between the keys of a path: names of parameters have dots
 
 
@@ -25,7 +27,7 @@ class Stateful(Protocol):
         """Nested mappings of tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where the state stood."""
+        """Go on from this state."""
 
 
 @dataclass(kw_only=True)
@@ -33,10 +35,10 @@ class Checkpoints:
     """One training's file.
 
     Attributes:
-        path: the file appears with the first save and goes when the cell has its record.
+        path: the file; written at the first save, removed when the cell has its record.
         every_seconds: between two saves.
-        resume: take up what is there; otherwise start anew.
-        trouble: why the last save failed, or None; it costs the checkpoint, not the training.
+        resume: go on from the file if it is there; otherwise start anew.
+        trouble: why the last save failed, or None; training goes on.
     """
 
     path: Path
@@ -46,7 +48,7 @@ class Checkpoints:
     trouble: str | None = None
 
     def save_if_due(self, source: Stateful) -> None:
-        """Write the file where its time has come: whole, or not at all."""
+        """Write the file if it is time: whole, or not at all."""
         if time.monotonic() - self.saved_at < self.every_seconds:
             return
         leaves = dict(_leaves(source.state_dict()))
@@ -59,14 +61,14 @@ class Checkpoints:
             save_file(tensors, part, {"plain": json.dumps(plain)})
             part.replace(self.path)
             self.trouble = None
-        except (OSError, SafetensorError) as error:
-            self.trouble = str(error).splitlines()[0]
+        except (OSError, SafetensorError, TypeError) as error:  # TypeError: an optimizer's value that JSON does not know
+            self.trouble = first_line(error)
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
     def restore(self, target: Stateful) -> None:
-        """Put the target where the file says it stood; without a file, or without `resume`, leave it as it is."""
+        """Load the file's state into the target; without a file, or without `resume`, do nothing."""
         if not (self.resume and self.path.is_file()):
             return
         with safe_open(self.path, "pt") as file:
@@ -75,7 +77,7 @@ class Checkpoints:
         target.load_state_dict(_tree(leaves))
 
     def clear(self) -> None:
-        """Remove the file: the cell is recorded, nothing is left to take up."""
+        """Remove the file: the cell is recorded."""
         self.path.unlink(missing_ok=True)
 
 

@@ -1,4 +1,4 @@
-"""Where a cell runs and in which precision. In: a profile's wish and a recipe's. Out: what this machine can do."""
+"""Where a cell runs and in which precision. In: the wishes of a profile and a recipe. Out: what this machine can do."""
 
 from pathlib import Path
 
@@ -10,24 +10,24 @@ from lib.grid.cells import Cell
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
-MEASURED = ("cpu", "cuda")
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
+MEASURED = ("cpu", "cuda")
 
 
 class Claims:
-    """GPUs that this process holds, one lock file each, by hardware id: two sessions never share one unknowingly.
+    """GPUs that this process holds, one lock file each, by hardware id, so that sessions know when they share one.
 
-    Devices are those that the caller lets us see (CUDA_VISIBLE_DEVICES): torch counts no others.
+    Only GPUs in CUDA_VISIBLE_DEVICES count: torch sees no others.
     """
 
     def __init__(self, folder: Path = LOCKS) -> None:
-        """Locks lie in `folder`, the same for every checkout of a user."""
+        """`folder` holds the lock files; it is the same for every checkout of a user."""
         self._folder = folder
         self._locks: dict[int, FileLock] = {}
         self.shared: set[int] = set()
 
     def take(self, worker: int, wish: int | None = None) -> int:
-        """A device for this worker, its own where one is free; a wished one, or the last resort, is shared if it must be."""
+        """A device for this worker: a free one if there is one. A wished device is shared if somebody holds it."""
         count = torch.cuda.device_count()
         order = [wish] if wish is not None else [(worker + step) % count for step in range(count)]
         chosen = next((index for index in order if index in self._locks or self._lock(index)), None)
@@ -52,16 +52,16 @@ CLAIMS = Claims()
 
 
 def contended(device: torch.device, others_gib: float | None) -> bool | None:
-    """Whether somebody else used the GPU at the same time; None for a CPU."""
+    """Whether somebody else used the GPU at the same time; None on a CPU."""
     if device.type != "cuda":
         return None
     return device.index in CLAIMS.shared or (others_gib or 0.0) > BUSY_GIB
 
 
 def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
-    """The wished device, or CUDA where there is one; raises InputError for one that is not here.
+    """The wished device, or else CUDA where there is one; each worker takes a GPU of its own.
 
-    Of several GPUs each worker takes its own.
+    Raises InputError for a device that is not here, and for one that we cannot measure.
     """
     wish = wish or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -69,7 +69,10 @@ def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
     except RuntimeError:
         raise InputError(f"--device {wish!r} is no device; say cpu, cuda or cuda:N") from None
     if device.type not in MEASURED:
-        raise InputError(f"--device {wish}: memory and time are measured rightly on cpu, cuda and cuda:N only")
+        raise InputError(
+            f"--device {wish}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong figures; "
+            "say cpu, cuda or cuda:N"
+        )
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise InputError(f"--device {wish}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda":
@@ -80,9 +83,9 @@ def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None]:
-    """The recipe's precision or the nearest that holds here, and a sentence where the two differ.
+    """The recipe's precision, or the nearest one that works here with a sentence that says so.
 
-    On a CPU fp16 arithmetic is emulated; some backbones overflow in it on any device; older GPUs have no bf16 units.
+    A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
     """
     wish = cell.recipe.precision
     if wish == "fp16" and cell.backbone.overflows_fp16:
@@ -103,7 +106,7 @@ def used_by_others_gib(device: torch.device) -> float | None:
 
 
 def check_idle(device: torch.device, used_gib: float | None) -> None:
-    """Raises InputError where others hold memory on the device: neither room nor speed would be the cell's own."""
+    """Raises InputError where others use the device: the cell's memory and speed would not be its own."""
     if used_gib is not None and used_gib > BUSY_GIB:
         raise InputError(
             f"{device} is in use: {used_gib:.1f} GiB of it are taken by others; free it, choose another with --device, "

@@ -1,4 +1,4 @@
-"""Marks of weights, to tell whether they changed and where they came from. In: tensors. Out: pairs of whole numbers."""
+"""Marks of weights: whether a weight changed, and from which checkpoint it is. In: tensors. Out: pairs of integers."""
 
 from collections.abc import Iterable
 
@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 Mark = tuple[int, int]
+INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other size is read byte by byte
 
 
 def marks(tensors: Iterable[Tensor]) -> list[Mark]:
     """A mark of each tensor: the sums of all its bits taken as integers, and of every other one; equal bits, equal marks.
 
-    Not a cryptographic hash: it tells training from standing still, and does so where the tensor is, without copying it.
+    A mark is no cryptographic hash. It tells trained weights from unchanged ones, on the tensor's device, without a copy.
     """
     sums = [_sums(tensor) for tensor in tensors]
     pairs: list[list[int]] = torch.stack(sums).tolist() if sums else []
@@ -20,7 +21,7 @@ def marks(tensors: Iterable[Tensor]) -> list[Mark]:
 
 def _sums(tensor: Tensor) -> Tensor:
     bits = tensor.detach().reshape(-1)
-    bits = bits.view(torch.int32) if bits.element_size() == 4 else bits.view(torch.uint8)
+    bits = bits.view(INTEGERS.get(bits.element_size(), torch.uint8))
     return torch.stack([bits.sum(dtype=torch.int64), bits[::2].sum(dtype=torch.int64)])
 
 

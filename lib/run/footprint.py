@@ -22,8 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lib.codecs.base import Codec, Feature
 from lib.grid.cells import Cell
-from lib.grid.methods import SFT, Method
-from lib.run.build import build, load_tokenizer
+from lib.grid.methods import SFT, TOKEN_ROWS, Method
+from lib.run.build import base_type, build, load_tokenizer
 from lib.run.evaluation import predict
 from lib.run.meter import parameter_counts, tensor_bytes, weight_tensors
 from lib.run.progress import Progress
@@ -34,14 +34,14 @@ FP32_BYTES = 4
 MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the square matrices whose product is the device's peak
 REPEATS = {"cpu": 3, "cuda": 20}
 GENERATED_ROWS = {"cpu": 1, "cuda": 64}
-CUDA_ROOM = 0.02  # what an allocator's rounding may add
+CUDA_ROOM = 0.02  # the share that an allocator's rounding may add
 WEIGHTS_SHARE = 0.75  # NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third
 ADAPTER_SHARE = 0.05
 
 
 @dataclass(kw_only=True)
 class Footprint:
-    """What the traced updates and the generation measured.
+    """Measurements of the traced updates and of the generation.
 
     Attributes:
         flops_per_step: of one update, forward and backward, matrix products and attention (torch's FlopCounterMode).
@@ -67,7 +67,7 @@ def synthetic_features(cell: Cell, codec: Codec) -> list[Feature]:
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
-    """Two updates of the trainer: one counts FLOPs, one traces bytes over `baseline_bytes`, what the device held before."""
+    """Two updates of the trainer: one counts FLOPs, one traces bytes beyond `baseline_bytes`, held before the model was."""
     group = next(trainer.updates(0))
     # Fused attention is not counted on CPUs, bitsandbytes' products nowhere.
     packed = {torch.ops.bitsandbytes.gemm_4bit: packed_product_flops}
@@ -108,9 +108,9 @@ def held_before(trainer: Trainer) -> list[torch.Tensor]:
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of tensors on a CPU, which has no allocator to ask: those given, and all floating ones that operators make.
+    """Bytes of tensors on a CPU, whose allocator cannot be asked: given ones, and all floating ones that operators make.
 
-    Evidence out are token ids and scalars such as the loss: they are the batch's, not the model's.
+    Token ids and scalars such as the loss are left out: they belong to the batch, not to the model.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -198,7 +198,7 @@ def _wait(device: torch.device) -> None:
 
 
 def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progress: Progress) -> float | None:
-    """Tokens a second that the recipe's search gives for full-length articles; None for a task that generates nothing."""
+    """Generated tokens a second, by the recipe's search on full-length inputs; None for a codec that generates nothing."""
     if not codec.generates:
         return None
     rng = Random(codec.cell.profile.seed)
@@ -212,56 +212,55 @@ def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progre
     return sum(map(len, outputs)) / (time.perf_counter() - began)
 
 
-def complete(ledger: dict[str, int | None], found: Footprint) -> dict[str, int | None]:
-    """The ledger with its peak; activations are the peak minus the rest."""
+def complete(ledger: dict[str, int | None], footprint: Footprint) -> dict[str, int | None]:
+    """The ledger with the peak; activations are the peak minus the rest."""
     rest = sum(ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
-    return ledger | {"peak_bytes": found.peak_bytes, "activations_bytes": found.peak_bytes - rest}
+    return ledger | {"peak_bytes": footprint.peak_bytes, "activations_bytes": footprint.peak_bytes - rest}
 
 
-def unexpected(trainer: Trainer, traced: Footprint) -> list[str]:
-    """A sentence for everything that must hold on any machine and does not."""
+def unexpected(trainer: Trainer, footprint: Footprint) -> list[str]:
+    """A sentence for every expectation that must hold on any machine and does not."""
     ledger = trainer.course.memory
     return [
         *wrong_counts(trainer.cell, trainer.model),
-        *wrong_bytes(ledger, traced, trainer.meter.device),
+        *wrong_bytes(ledger, footprint, trainer.meter.device),
         *wrong_savings(trainer.cell, ledger),
     ]
 
 
 def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
-    """A sentence where other than the recipe's number of parameters trains; the row of a new token is not counted there."""
-    row = cell.head.new_token and cell.method.adapts
-    width = model.get_input_embeddings().weight.shape[-1] if row else 0  # type: ignore[operator]
-    trained = int(parameter_counts(model)["trainable_params"]) - width
-    if cell.recipe.trainable_params in (None, trained):
-        return []
-    return [f"{trained:,} parameters train, the recipe says {cell.recipe.trainable_params:,}"]
+    """A sentence if the recipe expects another number of trainable parameters; it does not count the row of a new token."""
+    expected = cell.recipe.trainable_params
+    trained = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and TOKEN_ROWS not in name)
+    return [] if expected in (None, trained) else [f"{trained:,} parameters train, the recipe says {expected:,}"]
 
 
-def wrong_bytes(ledger: dict[str, int | None], traced: Footprint, device: torch.device) -> list[str]:
+def wrong_bytes(ledger: dict[str, int | None], footprint: Footprint, device: torch.device) -> list[str]:
     """A sentence where the device holds other tensors than the ledger books."""
     booked = sum(ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
     room = CUDA_ROOM * booked if device.type == "cuda" else 0
-    if abs(traced.live_bytes - booked) <= room:
+    if abs(footprint.live_bytes - booked) <= room:
         return []
-    return [f"the ledger holds {booked:,} bytes, the device {traced.live_bytes:,}"]
+    return [f"the ledger holds {booked:,} bytes, the device {footprint.live_bytes:,}"]
 
 
 def wrong_savings(cell: Cell, ledger: dict[str, int | None]) -> list[str]:
-    """Sentences where quantized weights, or an adapter's gradients and moments, take more than such a method may."""
+    """A sentence where quantized weights, or an adapter's gradients and moments, are not much smaller than without it."""
     weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
     sentences = []
-    plain = FP32_BYTES * _parameters(cell, replace(cell.method, quantization=None)) if cell.quantization else 0
-    if cell.quantization and weights >= WEIGHTS_SHARE * plain:
-        sentences.append(f"quantized weights take {weights:,} bytes, plain ones {plain:,}")
-    full = 3 * FP32_BYTES * _parameters(cell, SFT) if cell.method.adapts else 0  # a gradient and two moments
-    if cell.method.adapts and gradients + moments >= ADAPTER_SHARE * full:
-        sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
+    if cell.quantization:
+        plain = base_type(cell).itemsize * _parameters(cell, replace(cell.method, quantization=None))
+        if weights >= WEIGHTS_SHARE * plain:
+            sentences.append(f"quantized weights take {weights:,} bytes, unquantized ones {plain:,}")
+    if cell.method.adapts:
+        full = 3 * FP32_BYTES * _parameters(cell, SFT)  # a gradient and two moments
+        if gradients + moments >= ADAPTER_SHARE * full:
+            sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
     return sentences
 
 
 def _parameters(cell: Cell, method: Method) -> int:
-    """All parameters of the same cell with another method, counted without building it for real."""
+    """The number of parameters of the same cell with another method, counted on the meta device."""
     recipe = cell.recipe if method.adapts else replace(cell.recipe, adapter=None)
     twin = replace(cell, method=method, recipe=recipe)
     return int(parameter_counts(build(twin, load_tokenizer(twin), torch.device("meta")))["total_params"])

@@ -1,4 +1,4 @@
-"""The training loop. In: a model, a codec and its features, a recipe. Out: a trained model and the course it took.
+"""The training loop. In: a model, a codec and its features, a recipe. Out: a trained model, and the course of its training.
 
 One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one schedule step. The loss
 of an update is the mean over all its targets, however they are cut into micro-batches.
@@ -6,7 +6,7 @@ of an update is the mean over all its targets, however they are cut into micro-b
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import islice
@@ -30,9 +30,10 @@ from lib.run.progress import Progress
 T = TypeVar("T")
 BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-# What of the course belongs to a trainer's state; losses are kept apart, and `chosen_on` are rows.
+SCHEDULES = tuple(kind.value for kind in hf.SchedulerType)
+# The fields of `Training` in a trainer's state. Losses are kept apart; the rows of `chosen_on` are not kept.
 COURSE = ("updates", "memory", "learning_rates", "epoch_scores", "chosen_epoch", "skipped", "order", "micro_batch", "fallbacks")
-Validate = Callable[[], tuple[float, Sequence[Row]]]  # scores the model, higher is better, and says on which rows
+Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
 @dataclass(kw_only=True)
@@ -42,13 +43,13 @@ class Training:
     Attributes:
         losses: mean loss of each update, in nats per target.
         stopped: why training ended early, or None.
-        order: a hash of the rows that updates were made of, in turn; equal for equal order.
+        order: a hash of the rows of each update, in order; equal orders have equal hashes.
         micro_batch: rows of a forward pass at the end; smaller than the recipe's where memory ran out.
-        fallbacks: a sentence for everything that was done otherwise than the recipe says.
+        fallbacks: a sentence for every deviation from the recipe.
         epoch_scores: validation score after each epoch, where the recipe has several.
         chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
         chosen_on: the rows whose score chose it.
-        skipped: updates that fp16 lost to an overflow; the schedule stands still there.
+        skipped: updates that fp16 lost to an overflow; the schedule does not advance there.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -87,26 +88,28 @@ def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
 
 
 def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
-    """The recipe's schedule, counted in updates."""
+    """The recipe's schedule, counted in updates. Raises InputError for an unknown one."""
     recipe = cell.recipe
+    if recipe.lr_scheduler_type not in SCHEDULES:
+        raise InputError(f"{cell.id}: unknown schedule {recipe.lr_scheduler_type!r}; known are {', '.join(sorted(SCHEDULES))}")
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * updates)
     return hf.get_scheduler(recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
 
 
 class DoesNotFit(Exception):
-    """Memory ran out in a forward or backward pass; nothing was updated yet."""
+    """Memory ran out in a forward or backward pass; no weight has changed yet."""
 
 
 class Trainer:
-    """One cell's training: what `run` needs at hand, made once, and what audits look at afterwards.
+    """One cell's training: made before it runs; audits look at it afterwards.
 
     Attributes:
         parameters: the model's, by name; `before` holds their marks before training.
-        reached: names of those that got a gradient.
+        reached: names of parameters that got a gradient.
         last_group: the micro-batches of the last update.
-        losses: of the updates so far; those made before `run` count.
-        best: weights of the best epoch so far, where there are several.
-        after_update: called after each update that another one follows, as to save the trainer's state.
+        losses: mean loss of each update so far; `run` does not repeat updates that were made before it.
+        best: weights of the best epoch so far; None where no epoch was scored yet.
+        after_update: called after each update with this trainer, for example to save its state.
     """
 
     def __init__(self, cell: Cell, model: nn.Module, codec: Codec, features: Sequence[Feature], meter: Meter) -> None:
@@ -138,7 +141,7 @@ class Trainer:
         self._random_states: dict[str, Tensor] | None = None
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
-        """Train to the end, or to the first loss that is not a number; keep the best epoch where there are several."""
+        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights."""
         hf.set_seed(self.cell.profile.seed)  # dropout: the same whatever happened while the model was built
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
@@ -174,27 +177,27 @@ class Trainer:
             "course": {name: getattr(self.course, name) for name in COURSE},
             "reached": sorted(self.reached),
             "optimizer": self.optimizer.optimizer.state_dict()["state"],
-            "learning_rates": [group["lr"] for group in self.optimizer.optimizer.param_groups],
+            "groups": {str(i): _settings(group) for i, group in enumerate(self.optimizer.optimizer.param_groups)},
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
             "scaler": scaler.state_dict() if scaler else {},
+            "method": self.cell.method.state_dict(self.model),
             "random": random_states(self.meter.device),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Stand where the state stood; `run` goes on from there, to the same weights, bit for bit on a CPU."""
+        """Take over a `state_dict`; `run` goes on from there, to the same weights, bit for bit on a CPU."""
         device = self.meter.device
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 self.parameters[name].copy_(tensor)
         optimizer = self.optimizer.optimizer
-        groups = optimizer.state_dict()["param_groups"]
-        for group, rate in zip(groups, state["learning_rates"], strict=True):
-            group["lr"] = rate
+        groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
         moments = {int(number): entry for number, entry in state.get("optimizer", {}).items()}
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self.accelerator.scaler and state.get("scaler"):
             self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.cell.method.load_state_dict(self.model, state.get("method", {}))
         self.course = replace(self.course, **state["course"], losses=list(state["losses"]))
         self.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
         self.best = {name: tensor.to(device) for name, tensor in state.get("best", {}).items()} or None
@@ -260,12 +263,12 @@ class Trainer:
         return loss
 
     def _scale(self) -> float:
-        """What fp16 losses are multiplied by. A fused optimizer skips an update inside its kernel, and only this shows it."""
+        """The factor of fp16 losses. Where a fused optimizer skips an update inside its kernel, only the factor shows it."""
         scaler = self.accelerator.scaler
         return float(scaler.get_scale()) if scaler else 1.0
 
     def divisors(self, batches: Sequence[Batch]) -> list[int]:
-        """What each micro-batch's summed loss is divided by: the targets of the whole update."""
+        """The divisor of each micro-batch's summed loss: the targets of the whole update."""
         count = sum(self.codec.targets(batch) for batch in batches)
         return [count] * len(batches)
 
@@ -284,6 +287,9 @@ class Trainer:
                     loss = self.codec.loss(self.model, on(self.meter.device, batch)) / count
                 self.accelerator.backward(loss)
                 total += loss.detach()
+            penalty = self.cell.method.penalty(self.model)
+            if penalty is not None:
+                self.accelerator.backward(penalty)
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
                 raise DoesNotFit(first_line(error)) from None
@@ -291,7 +297,7 @@ class Trainer:
         return total
 
     def _take_ledger(self) -> None:
-        """Once, with gradients and optimizer state both in place; the bytes do not change from update to update."""
+        """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
         self.reached = {name for name, p in self.parameters.items() if p.grad is not None}
         gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
         self.course.memory = ledger(self.model, self.optimizer, gradients)
@@ -316,6 +322,11 @@ class Trainer:
             self.best = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
 
 
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer's group holds beside its parameters: rates, and for some optimizers state of their own."""
+    return {name: value for name, value in group.items() if name != "params"}
+
+
 def _rate(meter: Meter) -> str:
     last = meter.updates[-CHECK_EVERY:]
     seconds = sum(meter.clock.seconds(update.began, update.ended) for update in last)
@@ -323,13 +334,13 @@ def _rate(meter: Meter) -> str:
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
-    """The states of the random generators that dropout draws from."""
+    """RNG states, on which dropout depends."""
     states = {"cpu": torch.get_rng_state()}
     return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
 
 
 def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Let the random generators go on from there."""
+    """Set the RNGs to these states."""
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)

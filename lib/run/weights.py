@@ -1,27 +1,37 @@
-"""The weight files behind a model. In: a `Cell` whose checkpoint was loaded. Out: its safetensors here, and what names them."""
+"""The weight files of a checkpoint. In: a `Cell` whose model was loaded. Out: their paths on this machine, a fingerprint."""
 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import transformers as hf
 
 from lib.grid.cells import Cell
 from lib.run.build import checkpoint_of
 
-INDEX = "model.safetensors.index.json"  # of weights in several files
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
 SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")  # how the hub's cache names a commit
 
 
 def weight_files(cell: Cell) -> list[Path]:
-    """The checkpoint's safetensors on this machine, after it was loaded."""
+    """The safetensors that transformers loads: one file, or else all that the index names."""
     source, pin = checkpoint_of(cell.backbone, cell.profile)
-    if cell.profile.checkpoint_root is not None:
-        return sorted(Path(source).glob("*.safetensors"))
-    index = hf.utils.cached_file(source, INDEX, _raise_exceptions_for_missing_entries=False, **pin)
-    names = sorted(set(json.loads(Path(index).read_text())["weight_map"].values())) if index else ["model.safetensors"]
-    return [Path(hf.utils.cached_file(source, name, **pin)) for name in names]
+    whole = _file(source, WEIGHTS, pin)
+    if whole:
+        return [whole]
+    index = _file(source, INDEX, pin)
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else []
+    return [path for path in (_file(source, name, pin) for name in names) if path]
+
+
+def _file(source: str, name: str, pin: Mapping[str, Any]) -> Path | None:
+    """A file of a local folder, or of the hub's cache; None where there is none."""
+    path = hf.utils.cached_file(source, name, _raise_exceptions_for_missing_entries=False, **pin)
+    return Path(path) if path else None
 
 
 def checkpoint_fingerprint(cell: Cell) -> str | None:
@@ -29,7 +39,7 @@ def checkpoint_fingerprint(cell: Cell) -> str | None:
     if cell.profile.random_weights:
         return None
     if cell.profile.checkpoint_root is None:
-        return cell.backbone.revision or _commit(weight_files(cell)[0])
+        return cell.backbone.revision or next((commit for path in weight_files(cell) if (commit := _commit(path))), None)
     digest = hashlib.sha256()
     for path in weight_files(cell):
         digest.update(path.read_bytes())
@@ -37,6 +47,6 @@ def checkpoint_fingerprint(cell: Cell) -> str | None:
 
 
 def _commit(path: Path) -> str | None:
-    """The commit of the hub that a cached file is of; None where its path does not say."""
+    """The hub's commit of a cached file; None where its path does not tell."""
     match = SNAPSHOT.search(str(path))
     return match.group(1) if match else None

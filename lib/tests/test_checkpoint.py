@@ -129,7 +129,7 @@ def test_a_file_that_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
     (tmp_path / "folder").write_text("a file where the folder should be")
     checkpoints = Checkpoints(path=tmp_path / "folder" / "state.safetensors", every_seconds=0.0)
     checkpoints.save_if_due(State({"tensor": torch.ones(1)}))
-    assert "folder" in checkpoints.trouble
+    assert "Not a directory" in checkpoints.trouble or "File exists" in checkpoints.trouble
 
 
 KILLED = """

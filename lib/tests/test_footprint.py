@@ -162,7 +162,7 @@ def test_a_byte_too_many_is_mentioned():
 def test_quantized_weights_as_large_as_plain_ones_are_mentioned():
     # LoRA's GPT-2 with its score: 124,441,344 + 294,912 parameters of 4 bytes
     lora = 4 * (124_441_344 + 294_912)
-    assert expect("gpt2_sa_qlora", lora, 0, 0) == [f"quantized weights take {lora:,} bytes, plain ones {lora:,}"]
+    assert expect("gpt2_sa_qlora", lora, 0, 0) == [f"quantized weights take {lora:,} bytes, unquantized ones {lora:,}"]
 
 
 def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():

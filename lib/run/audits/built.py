@@ -23,7 +23,7 @@ from lib.run.weights import weight_files
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
-    """Every pretrained tensor that is stored plainly started as one of the checkpoint's, bit for bit."""
+    """Every pretrained tensor that is neither packed nor rewritten started as one of the checkpoint's, bit for bit."""
     if evidence.cell.profile.random_weights:
         return None
     names, stored = checkpoint_marks(tuple(weight_files(evidence.cell)), base_type(evidence.cell))
@@ -43,11 +43,11 @@ def checkpoint_marks(files: tuple[Path, ...], dtype: torch.dtype) -> tuple[froze
 
 
 def _pretrained(evidence: Evidence, name: str) -> bool:
-    """Whether a parameter came from the checkpoint as it stands there: not new, not packed, not grown by a token."""
+    """Whether a parameter should be a tensor of the checkpoint: not new, packed, rewritten or grown by a token."""
     head, parameter = evidence.cell.head, evidence.trainer.parameters[name]
     if parameter.dtype is not base_type(evidence.cell) or name in evidence.own:
         return False
-    if within(name, head.new_modules + head.adapted_modules):
+    if within(name, head.new_modules + head.adapted_modules) or within(name, evidence.cell.method.rewritten(evidence.cell)):
         return False
     return not (head.new_token and parameter.shape[0] == len(evidence.codec.tokenizer))
 
@@ -68,58 +68,60 @@ def heads_trainable(evidence: Evidence) -> Answer:
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:
-    """Adapters sit on the method's target layers, on all of them and nowhere else, as the method declares them."""
+    """Adapters are on all of the method's target layers and nowhere else, and have the declared facts."""
     method, cell = evidence.cell.method, evidence.cell
     layers = {name: module for name, module in evidence.model.named_modules() if _is_adapted(module)}
     targets = method.targets(cell)
     if not targets:
-        return not layers, f"{len(layers)} adapters in a model that has no target layers"
-    wanted = {name for name in _linear_layers(evidence.model) if _ends_in(name, targets)}
+        kind = "has no target layers" if method.adapts else "trains in full"
+        return not layers, f"{len(layers)} adapters in a model that {kind}"
+    new = cell.head.new_modules  # PEFT never adapts what it trains in full
+    wanted = {name for name, _ in _base_layers(evidence.model) if _ends_in(name, targets) and not within(name, new)}
     if set(layers) != wanted:
         odd = sorted(wanted ^ set(layers))
-        return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
-    facts = {method.layer_facts(layer) for layer in layers.values()}
-    return facts == {method.declared_facts(cell)}, f"{len(layers)} of rank and scale {sorted(facts)}" if facts != {()} else (
-        f"{len(layers)} layers"
-    )
+        named = f", {odd[0]} among the differences" if odd else ""
+        return False, f"{len(layers)} adapters where {len(wanted)} layers are targets{named}"
+    shown, declared = {method.layer_facts(layer) for layer in layers.values()}, method.declared_facts(cell)
+    detail = f"{len(layers)} adapters: {' and '.join(', '.join(facts) for facts in sorted(shown)) or 'none'}"
+    return shown == {declared}, detail if shown == {declared} else f"{detail}; declared: {', '.join(declared)}"
 
 
 def _is_adapted(module: nn.Module) -> bool:
-    """Whether PEFT's tuner wraps this layer; the trained rows of an embedding are no adapter of a layer."""
+    """Whether PEFT's tuner wraps this layer. The trained rows of an embedding do not count as an adapter."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
 
 
 def _ends_in(name: str, targets: tuple[str, ...]) -> bool:
-    """PEFT's own rule for target modules."""
+    """PEFT's rule for target modules."""
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
-def _linear_layers(model: nn.Module) -> Iterator[str]:
-    """Names of the base's linear layers, under the adapter's name where one wraps them."""
-    wrapped = [name for name, module in model.named_modules() if _is_adapted(module)]
+def _base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The base's modules by name, taken out of the adapters around them; what an adapter adds is left out."""
+    adapter: str | None = None
     for name, module in model.named_modules():
-        if name in wrapped:
-            yield name
-        elif isinstance(module, nn.Linear | Conv1D) and not any(name.startswith(f"{layer}.") for layer in wrapped):
-            yield name  # Linear4bit is a Linear
+        if adapter is not None and name.startswith(adapter):
+            continue
+        adapter = f"{name}." if _is_adapted(module) else None
+        yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """A quantized base is packed as the method declares, every linear layer that may be; other models not at all."""
-    packed = {n: m for n, m in evidence.model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    """A quantized base is packed as the method declares, all linear layers that may be; no other model has packed layers."""
+    packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     eight = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
     wanted = evidence.cell.quantization
     if wanted is None:
         return not packed and not eight, f"{len(packed) + eight} quantized layers"
     kept = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *kept_in_fp32(evidence.model)}
-    plain = [
-        n for n in _linear_layers(evidence.model) if not within(n, kept) and f"{n}.base_layer" not in packed and n not in packed
-    ]
-    kinds = {_packing(m) for m in packed.values()}
+    linear = [(name, layer) for name, layer in _base_layers(evidence.model) if isinstance(layer, nn.Linear | Conv1D)]
+    plain = [name for name, layer in linear if not within(name, kept) and not isinstance(layer, bnb.nn.Linear4bit)]
+    kinds = {_packing(layer) for layer in packed}
     right = kinds == {(wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant, 0.5)}
     if eight or plain or not right:
         return False, f"{len(packed)} packed as {sorted(kinds)}, {eight} to 8 bits, {len(plain)} left plain {plain[:2]}"
-    return True, f"{len(packed)} layers, NF4 with double quantization, half a byte a weight"
+    double = "double" if wanted.bnb_4bit_use_double_quant else "single"
+    return True, f"{len(packed)} layers, {wanted.bnb_4bit_quant_type.upper()} with {double} quantization, half a byte a weight"
 
 
 def kept_in_fp32(model: nn.Module) -> set[str]:

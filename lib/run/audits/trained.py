@@ -51,12 +51,12 @@ def _group(evidence: Evidence, name: str) -> str:
 
 
 def variant_applied(evidence: Evidence) -> Answer:
-    """What the method itself says must hold afterwards, and no other method shows."""
+    """What the method itself says of the trained model: that it trained it, and no other method."""
     return evidence.cell.method.holds_after(evidence)
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
-    """Two micro-batches of the last update, weighted as training weights them, have the loss that their rows have in one."""
+    """Two micro-batches of the last update, weighted as in training, have the loss of their rows in one batch."""
     group = evidence.trainer.last_group[:2]  # two show it, and fit where training fitted by halving
     if len(group) < 2:
         return None
@@ -69,9 +69,9 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """Every update had the learning rate that the recipe's schedule has there, counted in updates."""
+    """Every update had the learning rate of the recipe's schedule, counted in updates."""
     rates, total = evidence.trainer.course.learning_rates, evidence.trainer.total
-    if evidence.trainer.course.stopped:
+    if evidence.trainer.course.stopped or evidence.cell.recipe.lr_scheduler_type not in DECAYS:
         return None
     lost = evidence.trainer.course.skipped
     wanted = [learning_rate_at(evidence.cell, i - sum(update < i for update in lost), total) for i in range(len(rates))]
@@ -85,16 +85,21 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
 
 
 def learning_rate_at(cell: Cell, update: int, total: int) -> float:
-    """The recipe's rate at an update, counted from 0: a linear warm-up, then a straight line or half a cosine down to 0."""
+    """The recipe's rate at an update, counted from 0: a linear warm-up, then the decay of `DECAYS`."""
     recipe = cell.recipe
     warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+    if recipe.lr_scheduler_type == "constant":  # transformers' has no warm-up
+        warmup = 0
     if update < warmup:
         return recipe.learning_rate * update / warmup
     done = min(1.0, (update - warmup) / max(1, total - warmup))
     return recipe.learning_rate * DECAYS[recipe.lr_scheduler_type](done)
 
 
+# The share of the peak rate that is left after a share of the updates. Other schedules are not audited.
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "constant": lambda done: 1.0,
+    "constant_with_warmup": lambda done: 1.0,
 }
