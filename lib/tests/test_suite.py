@@ -44,6 +44,7 @@ def test_a_run_that_the_command_line_bounds_is_held_to_no_bound(two_epochs):
 def test_the_row_is_read_back_as_it_was_written(two_epochs):
     _, _, [record] = two_epochs
     assert to_json(from_json(record)) == record
+    assert {"checkpoint_loaded", "quantized_as_declared", "base_frozen"} <= {finding["name"] for finding in record["audits"]}
     assert "UNSERIALIZABLE" not in json.dumps(record)
 
 
