@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lib.record import Record
 from safetensors.torch import load_file, save_file
 
 from lib.codecs.base import IGNORED, Codec
@@ -14,6 +13,7 @@ from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
 from lib.grid.profiles import QUICK_PROFILE
 from lib.grid.tasks import SA
+from lib.record import Record
 from lib.run.metrics import Metrics
 from lib.run.training import Trainer, make_schedule
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lib.record import from_json, to_json
 from safetensors.torch import load_file, save_file
 
 from lib.grid.profiles import QUICK
+from lib.record import from_json, to_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--train-rows", "48", "--eval-rows", "16")
