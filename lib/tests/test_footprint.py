@@ -1,4 +1,6 @@
+from dataclasses import replace
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -6,10 +8,20 @@ import torch
 from lib.codecs import codec_of
 from lib.codecs.base import Feature, all_tokens, real_tokens
 from lib.grid.cells import STUDY, STUDY_IDS
+from lib.grid.methods import Lora
 from lib.grid.profiles import FOOTPRINT_CPU_PROFILE
 from lib.run import footprint
 from lib.run.build import load_tokenizer
-from lib.run.footprint import Footprint, TensorBytes, complete, matmul_peak, synthetic_features, trace, unexpected
+from lib.run.footprint import (
+    Footprint,
+    TensorBytes,
+    complete,
+    matmul_peak,
+    synthetic_features,
+    trace,
+    unexpected,
+    wrong_savings,
+)
 from lib.tests.small import CPU, rows_of, silent, trainer_of
 
 CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}
@@ -95,26 +107,26 @@ def test_the_products_peak_is_a_rate():
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sa_lora", "gpt2_sa_qlora"])
 def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
     trainer = gpt2(cell_id)
-    found = trace(trainer, 0)
-    ledger = complete(trainer.course.memory, found)
+    footprint = trace(trainer, 0)
+    ledger = complete(trainer.course.memory, footprint)
     rest = ledger["weights_bytes"] + ledger["gradients_bytes"] + ledger["optimizer_bytes"]
-    assert found.live_bytes == rest
-    assert ledger["activations_bytes"] == found.peak_bytes - rest >= 0
+    assert footprint.live_bytes == rest
+    assert ledger["activations_bytes"] == footprint.peak_bytes - rest >= 0
 
 
 def test_a_tensor_that_is_kept_is_counted_and_one_that_is_dropped_is_not():
     weight = torch.zeros(100)
-    with TensorBytes([weight]) as found:
-        assert found.live == 400
+    with TensorBytes([weight]) as counted:
+        assert counted.live == 400
         kept = weight + 1
         dropped = kept * 2
-        assert (found.live, found.peak) == (1200, 1200)
+        assert (counted.live, counted.peak) == (1200, 1200)
         del dropped
-        assert found.live == 800
+        assert counted.live == 800
         view = kept[:50]
         ids = torch.arange(1000)
-        assert found.live == 800
-    assert found.peak == 1200
+        assert counted.live == 800
+    assert counted.peak == 1200
     assert (len(view), len(ids)) == (50, 1000)
 
 
@@ -122,21 +134,31 @@ def test_a_model_that_hoards_tensors_breaks_the_sum():
     trainer = gpt2("gpt2_sa_sft")
     hoard = []
     trainer.model.score.register_forward_hook(lambda module, args, output: hoard.append(output * 2))
-    found = trace(trainer, 0)
-    [sentence] = unexpected(CELLS["gpt2_sa_sft"], trainer.course.memory, found, CPU)
+    footprint = trace(trainer, 0)
+    trainer.cell = replace(trainer.cell, recipe=replace(trainer.cell.recipe, trainable_params=None))  # of the true size
+    [sentence] = unexpected(trainer, footprint)
     assert sentence.startswith("the ledger holds ")
-    assert found.live_bytes - sum(trainer.course.memory[f"{n}_bytes"] for n in ("weights", "gradients", "optimizer")) == 512
+    booked = sum(trainer.course.memory[f"{name}_bytes"] for name in ("weights", "gradients", "optimizer"))
+    assert footprint.live_bytes - booked == 512
 
 
 # Expectations
 
 
-def expect(cell_id, weights, gradients, moments, extra=0):
-    ledger = {"weights_bytes": weights, "gradients_bytes": gradients, "optimizer_bytes": moments}
-    found = Footprint(
-        flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=weights + gradients + moments + extra, peak_bytes=0
+def expect(cell_id, weights, gradients, moments, extra=0, trained=None, rows=0):
+    """What is unexpected of a cell of its true size with these bytes, `trained` parameters and rows of new tokens."""
+    trained = CELLS[cell_id].recipe.trainable_params if trained is None else trained
+    sizes = {"weight": trained, "embedding.trainable_tokens_delta.default": rows}
+    trainer = SimpleNamespace(
+        cell=CELLS[cell_id],
+        meter=SimpleNamespace(device=CPU),
+        course=SimpleNamespace(
+            memory={"weights_bytes": weights, "gradients_bytes": gradients, "optimizer_bytes": moments, "checkpoint_bytes": 0}
+        ),
+        parameters={name: torch.nn.Parameter(torch.empty(size, device="meta")) for name, size in sizes.items()},
     )
-    return unexpected(CELLS[cell_id], ledger, found, CPU)
+    live = weights + gradients + moments + extra
+    return unexpected(trainer, Footprint(flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=live, peak_bytes=0))
 
 
 def test_what_holds_is_not_mentioned():
@@ -148,10 +170,22 @@ def test_a_byte_too_many_is_mentioned():
     assert expect("gpt2_sa_sft", 100, 10, 20, extra=1) == ["the ledger holds 130 bytes, the device 131"]
 
 
+def test_another_number_of_trained_parameters_is_mentioned_but_not_a_new_tokens_row():
+    assert expect("gpt2_sum_lora", 0, 0, 0, trained=294_912, rows=768) == []
+    assert expect("gpt2_sum_lora", 0, 0, 0, trained=294_913) == ["294,913 parameters train, the recipe says 294,912"]
+
+
 def test_quantized_weights_as_large_as_plain_ones_are_mentioned():
-    # LoRA's GPT-2 with its score: 124,441,344 + 294,912 parameters of 4 bytes
-    lora = 4 * (124_441_344 + 294_912)
-    assert expect("gpt2_sa_qlora", lora, 0, 0) == [f"quantized weights take {lora:,} bytes, LoRA's {lora:,}"]
+    # the same adapter over GPT-2 with its score, unquantized: 124,441,344 + 294,912 parameters of 4 bytes
+    plain = 4 * (124_441_344 + 294_912)
+    assert expect("gpt2_sa_qlora", plain, 0, 0) == [f"quantized weights take {plain:,} bytes, unquantized ones {plain:,}"]
+
+
+def test_over_a_base_in_bf16_unquantized_weights_take_two_bytes():
+    cell = CELLS["gpt2_sa_qlora"]
+    cell = replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=replace(cell.recipe, precision="bf16"))
+    plain = 2 * (124_441_344 + 294_912)
+    assert wrong_savings(cell, plain, 0) == [f"quantized weights take {plain:,} bytes, unquantized ones {plain:,}"]
 
 
 def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
@@ -159,6 +193,12 @@ def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
     assert expect("gpt2_sa_lora", 5 * 10**8, full // 20 + 1, 0) == [
         f"gradients and optimizer take {full // 20 + 1:,} bytes, those of full fine-tuning {full:,}"
     ]
+
+
+def test_a_method_of_a_users_own_is_held_against_full_fine_tuning_too():
+    mine = replace(CELLS["gpt2_sa_lora"], method=Lora(id="dora", name="DoRA", options={"use_dora": True}))
+    assert wrong_savings(mine, 0, 3 * 4 * 124_441_344 // 20 + 1) != []
+    assert wrong_savings(mine, 0, 10**6) == []
 
 
 def test_generation_is_timed_for_summaries_alone(monkeypatch):
