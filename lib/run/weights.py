@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint. In: a `Cell` whose model was loaded. Out: their paths on this machine, a fingerprint."""
+"""The weight files of a checkpoint. In: a `Cell` whose model was loaded. Out: their paths here, and a fingerprint."""
 
 import hashlib
 import json

@@ -165,6 +165,14 @@ def test_quantized_weights_as_large_as_plain_ones_are_mentioned():
     assert expect("gpt2_sa_qlora", lora, 0, 0) == [f"quantized weights take {lora:,} bytes, unquantized ones {lora:,}"]
 
 
+def test_over_a_base_in_bf16_unquantized_weights_take_two_bytes():
+    cell = CELLS["gpt2_sa_qlora"]
+    cell = replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=replace(cell.recipe, precision="bf16"))
+    plain = 2 * (124_441_344 + 294_912)
+    ledger = {"weights_bytes": plain, "gradients_bytes": 0, "optimizer_bytes": 0}
+    assert wrong_savings(cell, ledger) == [f"quantized weights take {plain:,} bytes, unquantized ones {plain:,}"]
+
+
 def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
     full = 3 * 4 * 124_441_344
     assert expect("gpt2_sa_lora", 5 * 10**8, full // 20 + 1, 0) == [
