@@ -5,7 +5,6 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from lib.record import Record
 from safetensors.torch import load_file, save_file
 
 from lib.codecs.base import IGNORED, Codec
@@ -14,6 +13,7 @@ from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
 from lib.grid.profiles import QUICK_PROFILE
 from lib.grid.tasks import SA
+from lib.record import Record
 from lib.run.metrics import Metrics
 from lib.run.training import Trainer, make_schedule
 
@@ -137,7 +137,7 @@ def shuffled_labels(splits: Splits, folder: Path) -> Splits:
 
 
 def tested_rows_trained_on(splits: Splits, folder: Path) -> Splits:
-    """Some test rows stand in train."""
+    """Some test rows are in train, too."""
     return replace(splits, train=[*splits.train, *splits.test[:5]])
 
 
@@ -177,5 +177,5 @@ def fewer_rows(first: Record, second: Record) -> None:
 
 
 def copied_row(first: Record, second: Record) -> None:
-    """The first cell's results stand in the second cell's row too."""
+    """The second cell's row has the first cell's results."""
     second.scores, second.training, second.evaluation = first.scores, first.training, first.evaluation

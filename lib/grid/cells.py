@@ -31,7 +31,7 @@ class Cell:
     Attributes:
         recipe: how it trains here, the profile's changes included.
         head: what stands on the backbone.
-        optimizer: makes the recipe's optimizer.
+        optimizers: those that recipes may name.
     """
 
     backbone: Backbone
@@ -39,13 +39,18 @@ class Cell:
     method: Method
     recipe: Recipe
     head: Head
-    optimizer: OptimizerFactory
+    optimizers: Mapping[str, OptimizerFactory]
     profile: Profile
 
     @property
     def id(self) -> str:
         """The study's name, as in `bert_sa_lora`."""
         return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
+
+    @property
+    def optimizer(self) -> OptimizerFactory:
+        """Makes the recipe's optimizer."""
+        return self.optimizers[self.recipe.optim]
 
     @property
     def quantization(self) -> Quantization | None:
@@ -166,19 +171,18 @@ class Grid:
 
     def cell(self, cell_id: str, profile: Profile) -> Cell:
         """One cell; raises InputError where it does not exist, or its recipe cannot be followed, with the reason."""
+        self._check_exists(cell_id)
         backbone, task, method = self._parts(cell_id)
-        if cell_id not in self.recipes:
-            raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe")
-        head, reason = self._head(cell_id), self.reason_against(cell_id)
-        if head is None or reason:
-            raise InputError(f"{cell_id}: {reason}")
+        head = self.heads.get(cell_id) or backbone.heads[task.problem]
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             method.check(recipe)
-            optimizer = self.optimizer(recipe.optim)
+            self.optimizer(recipe.optim)
         except InputError as error:
             raise InputError(f"{cell_id}: {error}") from None
-        return Cell(backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizer=optimizer, profile=profile)
+        return Cell(
+            backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile
+        )
 
     def optimizer(self, name: str) -> OptimizerFactory:
         """The optimizer of this name; raises InputError for an unknown one."""
@@ -200,12 +204,16 @@ class Grid:
         """The same ids; raises InputError for one that does not exist, with the nearest that does."""
         cell_ids = tuple(cell_ids)
         for cell_id in cell_ids:
-            self._parts(cell_id)
-            if cell_id not in self.recipes:
-                raise InputError(
-                    f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe"
-                )
+            self._check_exists(cell_id)
         return cell_ids
+
+    def _check_exists(self, cell_id: str) -> None:
+        """Raises InputError where a cell has no recipe, or cannot be built, with the reason."""
+        self._parts(cell_id)
+        if cell_id not in self.recipes:
+            raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe")
+        if reason := self.reason_against(cell_id):
+            raise InputError(f"{cell_id}: {reason}")
 
 
 def _add(known: dict[str, Any], kind: str, name: str, entry: Any) -> None:

@@ -31,7 +31,7 @@ class Profile:
     """Where text and checkpoints come from, and what replaces the study's values.
 
     Attributes:
-        data_root, checkpoint_root: folders that stand in for the hub; None goes to the hub.
+        data_root, checkpoint_root: folders in place of the hub; None goes to the hub.
         micro: load `Backbone.micro` in place of the true checkpoint.
         random_weights: build the true checkpoint's shape without its weights, and take token ids without text.
         caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
@@ -96,7 +96,7 @@ _LENGTHS: Mapping[str, Mapping[str, Any]] = {
     "sum": {"max_length": 128, "max_target_length": 28, "generation": _GREEDY},
 }
 _BERT_QA = {"max_length": 72, "doc_stride": 24}
-# One pass over shuffled rows, so no checkpoint to choose; fp32, so that scores do not hang on the CPU's bf16 units.
+# One pass over shuffled rows, so no checkpoint to choose; fp32, so that scores do not depend on the CPU's bf16 units.
 _ALWAYS = {"num_train_epochs": 1, "precision": "fp32", "warmup_steps": 0, "warmup_ratio": 0.1, "weight_decay": 0.01}
 
 

@@ -17,7 +17,7 @@ from lib.micro.corpus import REACTIONS, Document
 from lib.micro.tokenizers import SENTINELS
 
 IGNORED = -100
-# How a gist is announced in running text: several ways, so that what follows hangs on none of them.
+# How a gist is announced in running text: several ways, so that what follows depends on none of them.
 ANNOUNCEMENTS = ("in short :", "gist :", "to sum up :", "the news in brief :", "highlights :")
 Batch = dict[str, Tensor]
 Spans = Sequence[tuple[int, int]]

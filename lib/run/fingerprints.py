@@ -1,4 +1,4 @@
-"""Marks of weights: did a weight change, and which checkpoint is it from? In: tensors. Out: pairs of integers."""
+"""Marks of weights: whether a weight changed, and from which checkpoint it is. In: tensors. Out: pairs of integers."""
 
 from collections.abc import Iterable
 

@@ -1,6 +1,6 @@
-"""What a cell costs at its true size. In: a trainer over synthetic rows. Out: FLOPs, bytes and rates that need no weights.
+"""What a cell costs at its true size. In: a trainer over synthetic rows. Out: FLOPs, bytes and rates. No checkpoint is needed.
 
-Two updates go before the timed ones and warm them up: in the first, FLOPs are counted, in the second, bytes are traced.
+Two updates precede the timed ones and warm up the device: the first counts FLOPs, the second traces bytes.
 """
 
 import math
@@ -92,16 +92,16 @@ def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int
     cuda = trainer.meter.device.type == "cuda"
     held = held_before(trainer)
     tracer: Any = CudaBytes(trainer.meter.device, baseline) if cuda else TensorBytes(held)
-    seen: list[int] = []
-    hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(tracer.live))
+    live: list[int] = []
+    hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: live.append(tracer.live))
     with tracer:
         loss = trainer.update(group)
     hook.remove()
-    return seen[0], tracer.peak, loss
+    return live[0], tracer.peak, loss
 
 
 def held_before(trainer: Trainer) -> list[torch.Tensor]:
-    """Weights and optimizer state, as they stand between two updates."""
+    """Weights and optimizer state between two updates."""
     states = trainer.optimizer.state.values()
     moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
     return [*weight_tensors(trainer.model), *moments]
@@ -168,7 +168,7 @@ class CudaBytes(AbstractContextManager["CudaBytes"]):
 
 
 def baseline_bytes(device: torch.device) -> int:
-    """What a GPU holds before a model is on it, cuBLAS's workspaces of forward and backward included; 0 on a CPU."""
+    """Bytes that a GPU holds before a model is on it, cuBLAS's workspaces included; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     matrix = torch.ones(256, 256, device=device, requires_grad=True)
@@ -179,7 +179,7 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of the fastest of some products of two large square matrices, 2 n^3 FLOPs each."""
+    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each."""
     side = MATRIX[device.type]
     matrix = torch.ones(side, side, device=device, dtype=TORCH_TYPES[precision])
     seconds = []
@@ -221,32 +221,41 @@ def complete(ledger: dict[str, int | None], footprint: Footprint) -> dict[str, i
 def unexpected(trainer: Trainer, footprint: Footprint) -> list[str]:
     """A sentence for every expectation that must hold on any machine and does not."""
     ledger = trainer.course.memory
-    weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
-    booked, cuda = weights + gradients + moments, trainer.meter.device.type == "cuda"
-    sentences = wrong_counts(trainer)
-    if abs(footprint.live_bytes - booked) > (CUDA_ROOM * booked if cuda else 0):
-        sentences.append(f"the ledger holds {booked:,} bytes, the device {footprint.live_bytes:,}")
-    return sentences + wrong_savings(trainer.cell, weights, gradients + moments)
+    return [
+        *wrong_counts(trainer.cell, trainer.model),
+        *wrong_bytes(ledger, footprint, trainer.meter.device),
+        *wrong_savings(trainer.cell, ledger),
+    ]
 
 
-def wrong_counts(trainer: Trainer) -> list[str]:
+def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
     """A sentence if the recipe expects another number of trainable parameters; it does not count the row of a new token."""
-    expected = trainer.cell.recipe.trainable_params
-    trained = sum(p.numel() for name, p in trainer.parameters.items() if p.requires_grad and TOKEN_ROWS not in name)
+    expected = cell.recipe.trainable_params
+    trained = sum(p.numel() for name, p in model.named_parameters() if p.requires_grad and TOKEN_ROWS not in name)
     return [] if expected in (None, trained) else [f"{trained:,} parameters train, the recipe says {expected:,}"]
 
 
-def wrong_savings(cell: Cell, weight_bytes: int, training_bytes: int) -> list[str]:
+def wrong_bytes(ledger: dict[str, int | None], footprint: Footprint, device: torch.device) -> list[str]:
+    """A sentence where the device holds other tensors than the ledger books."""
+    booked = sum(ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
+    room = CUDA_ROOM * booked if device.type == "cuda" else 0
+    if abs(footprint.live_bytes - booked) <= room:
+        return []
+    return [f"the ledger holds {booked:,} bytes, the device {footprint.live_bytes:,}"]
+
+
+def wrong_savings(cell: Cell, ledger: dict[str, int | None]) -> list[str]:
     """A sentence where quantized weights, or an adapter's gradients and moments, are not much smaller than without it."""
+    weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
     sentences = []
     if cell.quantization:
         plain = base_type(cell).itemsize * _parameters(cell, replace(cell.method, quantization=None))
-        if weight_bytes >= WEIGHTS_SHARE * plain:
-            sentences.append(f"quantized weights take {weight_bytes:,} bytes, unquantized ones {plain:,}")
+        if weights >= WEIGHTS_SHARE * plain:
+            sentences.append(f"quantized weights take {weights:,} bytes, unquantized ones {plain:,}")
     if cell.method.adapts:
         full = 3 * FP32_BYTES * _parameters(cell, SFT)  # a gradient and two moments
-        if training_bytes >= ADAPTER_SHARE * full:
-            sentences.append(f"gradients and optimizer take {training_bytes:,} bytes, those of full fine-tuning {full:,}")
+        if gradients + moments >= ADAPTER_SHARE * full:
+            sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
     return sentences
 
 

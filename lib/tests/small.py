@@ -20,8 +20,7 @@ CPU = torch.device("cpu")
 def cell_of(cell_id: str, **changes) -> Cell:
     """A quick cell whose recipe differs by `changes`."""
     cell = STUDY.cell(cell_id, QUICK_PROFILE)
-    recipe = replace(cell.recipe, **changes)
-    return replace(cell, recipe=recipe, optimizer=STUDY.optimizer(recipe.optim))
+    return replace(cell, recipe=replace(cell.recipe, **changes))
 
 
 @cache

@@ -2,12 +2,10 @@
 
 from pathlib import Path
 
-from lib.record import from_json
-
 from benchmarks.faults import FAULTS
 from lib.results.record_checks import across
 from lib.run.audits import AUDITS, OF_LEARNING
-from lib.tests.test_results import complete
+from lib.tests.test_record import complete
 
 PAGE = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text()
 
@@ -17,7 +15,7 @@ def test_all_19_faults_are_there_once():
 
 
 def test_every_fault_names_a_check_that_exists():
-    together = {finding.name for finding in across([from_json(complete())])["bert_sa_lora"]}
+    together = {finding.name for finding in across([complete()])["bert_sa_lora"]}
     known = {audit.__name__ for audit in (*AUDITS, *OF_LEARNING)} | together | {"threshold"}
     assert {fault.caught_by for fault in FAULTS} <= known
 

@@ -16,7 +16,9 @@ LIMITS = ("--train-rows", "32", "--eval-rows", "8", "--max-steps", "4")
 MISSING = [name for name in ROOTS.values() if name not in os.environ]
 
 
-@pytest.mark.skipif(bool(MISSING), reason=f"needs {' and '.join(MISSING)}: folders as the README's CPU paragraph describes")
+@pytest.mark.skipif(
+    bool(MISSING), reason=f"needs {' and '.join(MISSING)}: folders as benchmarks/README.md describes under 'On a CPU'"
+)
 def test_all_27_full_cells_run_through_on_local_folders(tmp_path):
     path = tmp_path / "full.json"
     command = [sys.executable, "-m", "pytest", "-m", "full", "--device", "cpu", *LIMITS, f"--benchmark-json={path}"]

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lib.record import from_json
 from lib.results import examples
 from lib.tests.test_suite import run
 
@@ -32,11 +33,11 @@ def changed(path, target, change):
 
 def all_right(record, folder):
     """A baseline in which every row was right."""
-    kept = examples.read(record, None)
+    kept = examples.read(from_json(record), None)
     pairs = zip(kept.predictions, kept.points["accuracy"], strict=True)
     labels = [label if hit else str(1 - int(label)) for label, hit in pairs]
     better = examples.Examples(ids=kept.ids, points={"accuracy": [100.0] * len(kept.ids)}, predictions=labels)
-    return record | {"examples": examples.write(better), "scores": record["scores"] | {"accuracy": 100.0}}
+    return record | {"examples": vars(examples.write(better)), "scores": record["scores"] | {"accuracy": 100.0}}
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

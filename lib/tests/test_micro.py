@@ -138,7 +138,7 @@ def test_no_fine_tuning_text_is_pretrained_on():
     assert seen & reserved == set()
 
 
-def test_the_stream_hangs_on_its_seed_only():
+def test_the_stream_depends_on_its_seed_only():
     assert pretraining(SEED, 20_000)[:50] == list(islice(documents(SEED, reserved_texts(DATA), WEIGHTS), 50))
     assert pretraining(SEED, 20_000)[:50] != list(islice(documents(SEED + 1, reserved_texts(DATA), WEIGHTS), 50))
 

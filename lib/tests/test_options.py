@@ -13,7 +13,7 @@ from fixtures.options import changes_recipes, profile_from
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
 from lib.grid.recipes import RECIPES
-from lib.tests.test_results import complete
+from lib.tests.test_record import complete_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -64,10 +64,10 @@ def test_listing_prints_the_cells_of_a_profile_and_runs_nothing(profile):
 
 def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
     times = {"bert_sa_lora": 20.0, "bert_sa_sft": 50.0, "t5_sa_sft": 30.0}
-    records = [complete(cell) for cell in times]
+    records = [complete_json(cell) for cell in times]
     for record in records:
-        phase = record["memory"]["phases"]["train"]
-        record["memory"]["phases"] = {"train": phase | {"seconds": times[record["cell"]]}}
+        phase = record["memory"]["phases"]["train"] | {"seconds": times[record["cell"]]}
+        record["memory"] = record["memory"] | {"phases": {"train": phase}}
     earlier = tmp_path / "earlier.json"
     earlier.write_text(json.dumps({"benchmarks": [{"extra_info": record} for record in records]}))
     # 100 s less 15 s for the session: the 50 s cell first, then 30 s; 20 s no longer fit

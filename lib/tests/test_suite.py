@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lib.record import from_json, to_json
 from safetensors.torch import load_file, save_file
 
 from lib.grid.profiles import QUICK
+from lib.record import from_json, to_json
 
 ROOT = Path(__file__).parents[2]
 SMALL = ("--train-rows", "48", "--eval-rows", "16")
@@ -44,6 +44,7 @@ def test_a_run_that_the_command_line_bounds_is_held_to_no_bound(two_epochs):
 def test_the_row_is_read_back_as_it_was_written(two_epochs):
     _, _, [record] = two_epochs
     assert to_json(from_json(record)) == record
+    assert {"checkpoint_loaded", "quantized_as_declared", "base_frozen"} <= {finding["name"] for finding in record["audits"]}
     assert "UNSERIALIZABLE" not in json.dumps(record)
 
 
@@ -103,6 +104,15 @@ def pytest_tunegrid_grid(grid):
 """
 
 
+LARGE = """
+from dataclasses import replace
+from lib.grid.backbones import BERT
+
+def pytest_tunegrid_grid(grid):
+    grid.add_backbone(replace(BERT, id="bertlarge", micro=None), like="bert")
+"""
+
+
 @pytest.mark.parametrize("way", ["file", "plugin"])
 def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
     (tmp_path / "counting_methods.py").write_text(COUNT)
@@ -120,6 +130,7 @@ def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
         ("import nothing_of_this_name", "mine.py, line 1: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
         ("x = 1\ny = (", "mine.py, line 2: SyntaxError: '(' was never closed"),
         ("def grid(grid): pass", "mine.py has no function pytest_tunegrid_grid(grid), which adds to the grid"),
+        (LARGE, "bertlarge_sa_sft has no quick recipe, so it runs with -m full and -m footprint only"),
         (
             COUNT + '    grid.add_method(Method(id="lora", name="x"))',
             "method 'lora' is in the grid already; give yours another id",
@@ -128,7 +139,7 @@ def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
 )
 def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, text, sentence):
     (tmp_path / "mine.py").write_text(text)
-    code, output, _ = run(tmp_path, f"--grid={tmp_path / 'mine.py'}", "-m", "quick")
+    code, output, _ = run(tmp_path, f"--grid={tmp_path / 'mine.py'}", "-m", "quick", "--cells", "bertlarge_sa_sft")
     assert code == pytest.ExitCode.USAGE_ERROR
     assert sentence in output
     assert "Traceback" not in output

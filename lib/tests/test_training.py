@@ -137,7 +137,7 @@ def test_an_epoch_covers_every_feature_once():
     assert sorted(map(len, batches)) == [3] + [4] * 25
 
 
-def test_the_order_hangs_on_seed_and_epoch_only():
+def test_the_order_depends_on_seed_and_epoch_only():
     def order(seed, epoch):
         return [[f.example for f in batch] for batch in epoch_batches(features(60), 4, seed, epoch)]
 
