@@ -96,7 +96,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
 
 
 def base_type(cell: Cell) -> torch.dtype:
-    """The type that a base is loaded in: the backbone's where it stays frozen, fp32 where it trains."""
+    """The type in which a base is loaded: the backbone's if it is frozen, fp32 if it trains."""
     return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
 
 
@@ -180,7 +180,7 @@ def _check_loaded(cell: Cell, source: str | None, report: Any) -> None:
 
 
 def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, Any]]:
-    """What `from_pretrained` reads: a checkpoint, or random weights of its true shape, on `device`."""
+    """The source and options for `from_pretrained`: a checkpoint, or random weights of its true shape on `device`."""
     labels = {"num_labels": len(cell.task.labels)} if cell.task.problem is Problem.CLASSIFY else {}
     if not cell.profile.random_weights:
         source, options = checkpoint_of(cell.backbone, cell.profile)

@@ -1,6 +1,6 @@
-"""What a cell costs at its true size. In: a trainer over synthetic rows. Out: FLOPs, bytes and rates that need no weights.
+"""What a cell costs at its true size. In: a trainer over synthetic rows. Out: FLOPs, bytes and rates. No checkpoint is needed.
 
-Two updates go before the timed ones and warm them up: in the first, FLOPs are counted, in the second, bytes are traced.
+Two updates precede the timed ones and warm up the device: the first counts FLOPs, the second traces bytes.
 """
 
 import math
@@ -92,16 +92,16 @@ def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int
     cuda = trainer.meter.device.type == "cuda"
     held = held_before(trainer)
     tracer: Any = CudaBytes(trainer.meter.device, baseline) if cuda else TensorBytes(held)
-    seen: list[int] = []
-    hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: seen.append(tracer.live))
+    live: list[int] = []
+    hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: live.append(tracer.live))
     with tracer:
         loss = trainer.update(group)
     hook.remove()
-    return seen[0], tracer.peak, loss
+    return live[0], tracer.peak, loss
 
 
 def held_before(trainer: Trainer) -> list[torch.Tensor]:
-    """Weights and optimizer state, as they stand between two updates."""
+    """Weights and optimizer state between two updates."""
     states = trainer.optimizer.state.values()
     moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
     return [*weight_tensors(trainer.model), *moments]
@@ -168,7 +168,7 @@ class CudaBytes(AbstractContextManager["CudaBytes"]):
 
 
 def baseline_bytes(device: torch.device) -> int:
-    """What a GPU holds before a model is on it, cuBLAS's workspaces of forward and backward included; 0 on a CPU."""
+    """Bytes that a GPU holds before a model is on it, cuBLAS's workspaces included; 0 on a CPU."""
     if device.type != "cuda":
         return 0
     matrix = torch.ones(256, 256, device=device, requires_grad=True)
@@ -179,7 +179,7 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of the fastest of some products of two large square matrices, 2 n^3 FLOPs each."""
+    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each."""
     side = MATRIX[device.type]
     matrix = torch.ones(side, side, device=device, dtype=TORCH_TYPES[precision])
     seconds = []

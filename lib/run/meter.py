@@ -32,7 +32,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """Host time: right where work is done when a call returns."""
+    """Host time: exact where a call returns only when its work is done."""
 
     def mark(self) -> float:
         """Now, in seconds."""
@@ -44,7 +44,7 @@ class WallClock:
 
 
 class CudaClock:
-    """CUDA events: they mark when the device gets there, without making the host wait."""
+    """CUDA events: they mark when the device reaches a point, and the host does not wait."""
 
     def mark(self) -> Any:
         """An event on the current stream."""
@@ -60,7 +60,7 @@ class CudaClock:
 
 @dataclass(kw_only=True)
 class Update:
-    """One optimizer update: its moments, and how much went in."""
+    """One optimizer update: when it began and ended, and the size of its batch."""
 
     began: Any
     ended: Any
@@ -85,7 +85,7 @@ class Meter:
 
     @contextmanager
     def update(self, *, samples: int, tokens: int, padded_tokens: int) -> Iterator[None]:
-        """Times one update; what happens between updates (validation, encoding) is nobody's training time."""
+        """Times one update. Validation and encoding, between updates, are not training time."""
         began = self.clock.mark()
         yield
         self.updates.append(
@@ -94,7 +94,7 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Wall seconds and memory peaks of one phase; a name that comes again adds its time and keeps the higher peak."""
+        """Wall seconds and memory peaks of one phase. A repeated phase adds its seconds and keeps the higher peak."""
         reset_peaks(self.device)
         began = time.perf_counter()
         try:

@@ -113,7 +113,7 @@ class Trainer:
     """
 
     def __init__(self, cell: Cell, model: nn.Module, codec: Codec, features: Sequence[Feature], meter: Meter) -> None:
-        """Optimizer, schedule and precision for training `model` on `features`; raises InputError where there are none."""
+        """Make optimizer, schedule and precision for training `model` on `features`; raises InputError without features."""
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter = cell, model, codec, features, meter
@@ -158,7 +158,7 @@ class Trainer:
         return self.course
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
-        """The rest of an epoch that `before` updates precede."""
+        """Train the rest of an epoch, which began after `before` updates."""
         self.model.train()
         for group in islice(self.updates(epoch), len(self.losses) - before, self.total - before):
             self.losses.append(self.update(group))
@@ -168,7 +168,7 @@ class Trainer:
             self.after_update(self)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next update depends on, and the course so far: nested mappings of tensors and plain values."""
+        """All that the next update depends on, and the course so far, as nested mappings of tensors and plain values."""
         scaler = self.accelerator.scaler
         return {
             "weights": {name: p.detach() for name, p in self.parameters.items() if p.requires_grad},
@@ -203,8 +203,8 @@ class Trainer:
         self.best = {name: tensor.to(device) for name, tensor in state.get("best", {}).items()} or None
         self.reached = set(state["reached"])
         self._random_states = state["random"]
-        seen = f"resumed at update {self.course.updates} of {self.total}; seconds and throughput are of the rest"
-        self.course.fallbacks = [*self.course.fallbacks, seen]
+        resumed = f"resumed at update {self.course.updates} of {self.total}; seconds and throughput are of the rest"
+        self.course.fallbacks = [*self.course.fallbacks, resumed]
 
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
         """The epoch's updates, each a list of micro-batches."""
@@ -215,7 +215,7 @@ class Trainer:
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
         """One optimizer update on several micro-batches; return the mean loss over all their targets.
 
-        Where memory runs out, the same rows are cut into micro-batches of half the size: the update stays what it was.
+        Where memory runs out, the same rows are cut into micro-batches of half the size, accumulated to the same update.
         """
         while True:
             self.last_group = [piece for features in group for piece in _chunks(features, self.course.micro_batch)]
@@ -273,7 +273,7 @@ class Trainer:
         return [count] * len(batches)
 
     def mean_loss(self, group: Sequence[Sequence[Feature]]) -> float:
-        """The loss of an update on these micro-batches, weighted as training weights them."""
+        """The loss of an update on these micro-batches, weighted as in training."""
         batches = [self.codec.collate(features) for features in group]
         with self.accelerator.autocast():
             losses = [self.codec.loss(self.model, on(self.meter.device, batch)) for batch in batches]

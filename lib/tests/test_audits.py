@@ -44,6 +44,11 @@ def test_moving_a_value_to_its_neighbour_changes_the_mark():
     assert one != other
 
 
+def test_two_bytes_that_trade_places_change_the_mark_of_a_bf16_tensor():
+    one, other = (torch.tensor(bits, dtype=torch.int16).view(torch.bfloat16) for bits in ([0x0102, 0], [0x0002, 0x0100]))
+    assert marks([one]) != marks([other])  # read byte by byte, both would sum up to 3, and to 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
 def test_any_type_can_be_marked(dtype):
     zeros, ones = marks([torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)])

@@ -6,17 +6,22 @@ from functools import cache
 import bitsandbytes as bnb
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from lib.codecs import codec_of
 from lib.errors import InputError
-from lib.grid.cells import STUDY_IDS
-from lib.grid.profiles import QUICK_PROFILE
+from lib.grid.cells import STUDY, STUDY_IDS
+from lib.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from lib.run.audits import Evidence, audited
+from lib.run.audits.built import checkpoint_marks
 from lib.run.build import build, load_tokenizer
-from lib.run.meter import parameter_counts
-from lib.run.weights import checkpoint_fingerprint
-from lib.tests.small import CPU, cell_of, codec_for, model_of, rows_of, tokenizer_of
+from lib.run.meter import Meter, parameter_counts
+from lib.run.training import Trainer
+from lib.run.weights import checkpoint_fingerprint, weight_files
+from lib.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tokenizer_of
 
 ADAPTED = [cell_id for cell_id in STUDY_IDS if not cell_id.endswith("sft")]
 QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
@@ -37,8 +42,8 @@ def trainable(model) -> list[str]:
 
 def layers(model, *kinds) -> dict[str, nn.Module]:
     """Base layers of these classes by their name in the checkpoint."""
-    found = {name: module for name, module in model.named_modules() if type(module) in kinds and "lora_" not in name}
-    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): module for name, module in found.items()}
+    chosen = {name: module for name, module in model.named_modules() if type(module) in kinds and "lora_" not in name}
+    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): module for name, module in chosen.items()}
 
 
 # What trains
@@ -350,9 +355,184 @@ def test_an_encoder_without_pooler_and_output_head_will_do_for_bert2bert(copied)
     assert build(cell, load_tokenizer(cell), CPU)
 
 
+def in_two_files(folder):
+    """The same weights in two files and an index, as save_pretrained writes large ones."""
+    weights = load_file(folder / "model.safetensors")
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for file in set(files.values()):
+        save_file({name: tensor for name, tensor in weights.items() if files[name] == file}, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    whole = checkpoint_fingerprint(cell)
+    in_two_files(folder)
+    save_file({"another": torch.zeros(1)}, folder / "adapter_model.safetensors")  # no part of the model
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert [path.name for path in weight_files(cell)] == names
+    built, plain = build(cell, load_tokenizer(cell), CPU), model_once("gpt2_sa_sft")
+    assert all(torch.equal(p, built.get_parameter(name)) for name, p in plain.named_parameters())
+    before = checkpoint_fingerprint(cell)
+    second = load_file(folder / names[1])
+    save_file({name: tensor + 1 for name, tensor in second.items()}, folder / names[1], {"format": "pt"})
+    assert len({whole, before, checkpoint_fingerprint(cell)}) == 3
+
+
+def test_one_file_goes_before_an_index_as_in_transformers(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    assert [path.name for path in weight_files(cell)] == ["model.safetensors"]
+
+
 def test_the_fingerprint_changes_with_the_weights(copied):
     folder, cell = copied("bert_sa_sft")
     before = checkpoint_fingerprint(cell)
     rewrite(folder, lambda weights: {name: tensor + 1 for name, tensor in weights.items()})
     assert len(before) == 16
     assert checkpoint_fingerprint(cell) != before
+
+
+# Revisions on the hub
+
+
+@pytest.fixture
+def cached_hub(monkeypatch, tmp_path):
+    """A hub whose cache has one file a name, under a commit, for whatever revision is asked."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def cached_file(source, name, revision=None, **_):
+        asked.append((source, name, revision))
+        path = tmp_path / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return str(path)
+
+    monkeypatch.setattr(hf.utils, "cached_file", cached_file)
+    return commit, asked
+
+
+def test_the_hubs_commit_is_the_pinned_one_or_that_of_the_newest_files(cached_hub):
+    commit, asked = cached_hub
+    cell = STUDY.cell("bert_sa_sft", FULL_PROFILE)
+    assert checkpoint_fingerprint(cell) == cell.backbone.revision
+    newest = replace(cell, backbone=replace(cell.backbone, revision=None))
+    assert checkpoint_fingerprint(newest) == commit
+    assert asked == [("google-bert/bert-base-uncased", "model.safetensors", None)]
+
+
+# Labels
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_sa_lora", "gpt2_sa_qlora", "t5_sa_lora"])
+@pytest.mark.parametrize("profile", [QUICK_PROFILE, FOOTPRINT_PROFILE], ids=["quick", "true size"])
+def test_a_classifier_has_as_many_outputs_as_its_task_has_labels(cell_id, profile):
+    cell = STUDY.cell(cell_id, profile)
+    three = replace(cell, task=replace(cell.task, labels=("no", "maybe", "yes")))
+    device = torch.device("meta" if profile.random_weights else "cpu")
+    for labels, chosen in ((2, cell), (3, three)):
+        model = build(chosen, load_tokenizer(chosen), device)
+        assert model.config.num_labels == labels
+        ends = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and f".{name}".endswith(OUTPUTS)]
+        assert {layer.out_features for layer in ends} == {labels}
+
+
+OUTPUTS = (".classifier", ".score", ".fc2", ".modules_to_save.default", ".fc2.base_layer")
+
+
+def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    rewrite(folder, lambda weights: weights | {"score.weight": torch.zeros(5, 128)})
+    assert build(cell, load_tokenizer(cell), CPU).score.weight.shape == (2, 128)
+
+
+def test_what_pads_is_what_the_model_takes_for_padding():
+    for cell_id in ("gpt2_sa_sft", "bert_sum_sft", "t5_sum_sft"):
+        assert model_once(cell_id).config.pad_token_id == codec_for(cell_id).pad_id
+
+
+# A base in bf16
+
+
+def in_bf16(cell, **changes):
+    recipe = replace(cell.recipe, **{"precision": "bf16", "max_steps": 3, "per_device_train_batch_size": 4} | changes)
+    return replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=recipe)
+
+
+def tiny_llama(folder):
+    """A Llama of two layers, saved in bf16 in several files, with GPT-2's tokenizer, and the cell that reads it."""
+    cell = cell_of("gpt2_sa_lora")
+    target = folder / "gpt2-micro"
+    shutil.copytree(QUICK_PROFILE.checkpoint_root / "gpt2-micro", target)
+    (target / "model.safetensors").unlink()
+    hf.set_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = hf.LlamaConfig(vocab_size=len(load_tokenizer(cell)), num_key_value_heads=2, **size)
+    hf.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target, max_shard_size="100KB")
+    head = replace(cell.head, architecture="LlamaForSequenceClassification")
+    adapter = replace(cell.recipe.adapter, target_modules=("q_proj", "v_proj"))
+    profile = replace(cell.profile, checkpoint_root=folder)
+    return replace(cell, head=head, profile=profile, recipe=replace(cell.recipe, adapter=adapter))
+
+
+def trained(cell):
+    """A few updates on reviews, and what they leave behind."""
+    tokenizer = load_tokenizer(cell)
+    codec = codec_of(cell, tokenizer)
+    features = codec.encode(rows_of("amazon_polarity/train")[:16], training=True)
+    trainer = Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU))
+    trainer.run(silent())
+    with torch.inference_mode():
+        trainer.codec.predict(trainer.model.eval(), features, CPU)  # outside of autocast, as evaluation does it
+    return Evidence(cell=cell, codec=codec, trainer=trainer)
+
+
+def types(evidence) -> dict[bool, set[torch.dtype]]:
+    """The types of what trains, and of what is frozen."""
+    parameters = evidence.trainer.parameters.values()
+    return {trains: {p.dtype for p in parameters if p.requires_grad is trains} for trains in (True, False)}
+
+
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("backbone", ["bert", "llama"])
+def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp_path):
+    cell = tiny_llama(tmp_path) if backbone == "llama" else cell_of("bert_sa_qlora", optim="adamw_torch")
+    evidence = trained(in_bf16(replace(cell, method=STUDY.methods[method]), warmup_ratio=0.0, learning_rate=1e-2))
+    frozen = {torch.bfloat16, torch.uint8} if method == "qlora" else {torch.bfloat16}
+    assert types(evidence) == {True: {torch.float32}, False: frozen}
+    assert [finding for finding in audited(evidence) if not finding.passed] == []
+    assert len({round(loss, 4) for loss in evidence.trainer.course.losses}) == 3
+
+
+def test_full_fine_tuning_is_in_fp32_whatever_the_checkpoint_is_in(tmp_path):
+    cell = tiny_llama(tmp_path)
+    sft = replace(cell, method=STUDY.methods["sft"], recipe=replace(cell.recipe, adapter=None))
+    evidence = trained(in_bf16(sft, warmup_ratio=0.0))
+    assert types(evidence) == {True: {torch.float32}, False: set()}
+    assert [finding for finding in audited(evidence) if not finding.passed] == []
+
+
+def test_another_checkpoint_is_told_from_the_right_one_in_bf16_too(tmp_path):
+    cell = in_bf16(tiny_llama(tmp_path), warmup_ratio=0.0)
+    evidence = trained(cell)
+    shard = weight_files(cell)[0]
+    save_file({name: tensor * 2 for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
+    checkpoint_marks.cache_clear()  # the files had the same names
+    failed = {finding.name for finding in audited(evidence) if not finding.passed}
+    checkpoint_marks.cache_clear()
+    assert failed == {"checkpoint_loaded"}
+
+
+def test_an_fp32_recipe_over_a_bf16_base_is_refused_with_the_way_out():
+    assert complaint(in_bf16(cell_of("bert_sa_qlora"), precision="fp32")) == (
+        "bert_sa_qlora: the base of BERT is loaded in bfloat16, which an fp32 recipe cannot train over; "
+        'give the recipe precision="bf16" or the backbone dtype="float32"'
+    )
+
+
+def test_an_unknown_type_is_refused():
+    cell = cell_of("bert_sa_qlora")
+    other = replace(cell, backbone=replace(cell.backbone, dtype="bf16"))
+    assert complaint(other) == "backbone 'bert' has unknown dtype 'bf16'; known are float32, bfloat16"

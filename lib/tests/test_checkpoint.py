@@ -132,6 +132,23 @@ def test_a_file_that_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
     assert "Not a directory" in checkpoints.trouble or "File exists" in checkpoints.trouble
 
 
+def test_an_optimizers_own_state_is_resumed_beside_its_moments(tmp_path):
+    first, second = (trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False) for _ in range(2))
+    first.optimizer.optimizer.param_groups[1]["estimate"] = 0.25  # as Prodigy keeps its step size
+    path = tmp_path / "state.safetensors"
+    Checkpoints(path=path, every_seconds=0.0).save_if_due(first)
+    Checkpoints(path=path, every_seconds=0.0, resume=True).restore(second)
+    assert second.optimizer.optimizer.param_groups[1]["estimate"] == 0.25
+    assert len(second.optimizer.optimizer.param_groups[1]["params"]) == len(first.optimizer.optimizer.param_groups[1]["params"])
+
+
+def test_a_state_that_is_not_plain_costs_the_checkpoint_alone(tmp_path):
+    checkpoints = Checkpoints(path=tmp_path / "state.safetensors", every_seconds=0.0)
+    checkpoints.save_if_due(State({"function": print}))
+    assert checkpoints.trouble == "Object of type builtin_function_or_method is not JSON serializable"
+    assert list(tmp_path.iterdir()) == []
+
+
 KILLED = """
 import sys
 from pathlib import Path

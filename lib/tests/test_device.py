@@ -21,6 +21,12 @@ def test_a_device_that_is_not_here_is_refused_in_a_sentence(wish):
         resolve_device(wish)
 
 
+@pytest.mark.parametrize("wish", ["mps", "xpu:1", "meta"])
+def test_a_device_whose_memory_and_time_we_cannot_measure_is_refused_by_name(wish):
+    with pytest.raises(InputError, match=f"^--device {wish}: time and memory are measured on cpu and cuda only"):
+        resolve_device(wish)
+
+
 def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
     assert resolve_precision(FULL["bert_sa_lora"], CPU) == ("bf16", "bf16 in place of fp16, which a CPU only emulates")
     assert resolve_precision(FULL["bert_sa_lora"], CUDA) == ("fp16", None)
@@ -29,8 +35,8 @@ def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
 @pytest.mark.parametrize("place", [CPU, CUDA], ids=str)
 def test_t5_never_trains_in_fp16(place):
     assert FULL["t5_sa_lora"].recipe.precision == "fp16"
-    found = resolve_precision(FULL["t5_sa_lora"], place)
-    assert found == ("bf16", "bf16 in place of fp16, in which T5 overflows")
+    answer = resolve_precision(FULL["t5_sa_lora"], place)
+    assert answer == ("bf16", "bf16 in place of fp16, in which T5 overflows")
     assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, place)[0] == "fp16"]
 
 

@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -207,6 +208,32 @@ def test_one_epoch_leaves_nothing_to_choose():
     trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=1)
     course = trainer.run(silent(), lambda: pytest.fail("validated in vain"))
     assert (course.chosen_epoch, course.epoch_scores) == (None, [])
+
+
+# State
+
+
+def test_a_trainer_goes_on_from_another_ones_state():
+    settings = {"max_steps": 6, "num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    points = [2.0, 1.0]
+    whole = trainer_of("gpt2_sum_lora", NEWS, **settings)
+    states = []
+    whole.after_update = lambda trainer: states.append(copy.deepcopy(trainer.state_dict()))
+    course = whole.run(silent(), lambda: (points[len(whole.course.epoch_scores)], NEWS))
+    resumed = trainer_of("gpt2_sum_lora", NEWS, **settings)
+    resumed.load_state_dict(states[4])  # after the fifth of six updates, the first of the second epoch
+    again = resumed.run(silent(), lambda: (points[len(resumed.course.epoch_scores)], NEWS))
+    assert len(states) == 6
+    assert (again.losses, again.order, again.chosen_epoch) == (course.losses, course.order, 1)
+    assert all(torch.equal(p, whole.parameters[name]) for name, p in resumed.parameters.items())
+
+
+def test_updates_made_before_the_run_are_not_made_again():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=3, per_device_train_batch_size=4)
+    first = next(trainer.updates(0))
+    trainer.losses.append(trainer.update(first))
+    course = trainer.run(silent())
+    assert (course.updates, len(course.losses), course.losses[0]) == (3, 3, float(trainer.losses[0]))
 
 
 # Losses that are not numbers

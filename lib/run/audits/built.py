@@ -53,7 +53,7 @@ def _pretrained(evidence: Evidence, name: str) -> bool:
 
 
 def heads_trainable(evidence: Evidence) -> Answer:
-    """Every module that pretraining never saw trains: in full, or by an adapter where the study says so."""
+    """Every module that pretraining never saw trains: in full, or by an adapter where the head says so."""
     head, adapts = evidence.cell.head, evidence.cell.method.adapts
     trained = {name for name, p in evidence.trainer.parameters.items() if p.requires_grad}
     adapted = trained & evidence.own if adapts else trained
@@ -125,7 +125,7 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
 
 
 def kept_in_fp32(model: nn.Module) -> set[str]:
-    """What transformers keeps in fp32 whatever it is asked for: T5's wo."""
+    """Layers that transformers keeps in fp32 whatever type is asked for, as T5's wo."""
     return {name for m in model.modules() for name in getattr(m, "_keep_in_fp32_modules", None) or ()}
 
 
