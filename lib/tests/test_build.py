@@ -37,8 +37,8 @@ def trainable(model) -> list[str]:
 
 def layers(model, *kinds) -> dict[str, nn.Module]:
     """Base layers of these classes by their name in the checkpoint."""
-    found = {name: module for name, module in model.named_modules() if type(module) in kinds and "lora_" not in name}
-    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): module for name, module in found.items()}
+    by_name = {name: module for name, module in model.named_modules() if type(module) in kinds and "lora_" not in name}
+    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): module for name, module in by_name.items()}
 
 
 # What trains
@@ -129,7 +129,7 @@ def test_the_new_row_is_read_and_written_by_the_same_weights():
 @pytest.mark.parametrize("cell_id", QLORA)
 def test_every_base_layer_is_nf4_with_double_quantization_but_heads_and_tied_outputs(cell_id):
     head = cell_of(cell_id).head
-    # transformers keeps T5's wo in fp32 whatever is asked for: its inputs overflow in half precision
+    # transformers keeps T5's wo in fp32 whatever type is requested: its inputs overflow in half precision
     kept = [*head.new_modules, *head.tied_modules, *(["wo"] if cell_id.startswith("t5") else [])]
     plain = layers(model_once(cell_id), nn.Linear, Conv1D)
     packed = layers(model_once(cell_id), bnb.nn.Linear4bit)

@@ -29,8 +29,8 @@ def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
 @pytest.mark.parametrize("place", [CPU, CUDA], ids=str)
 def test_t5_never_trains_in_fp16(place):
     assert FULL["t5_sa_lora"].recipe.precision == "fp16"
-    found = resolve_precision(FULL["t5_sa_lora"], place)
-    assert found == ("bf16", "bf16 in place of fp16, in which T5 overflows")
+    precision_and_reason = resolve_precision(FULL["t5_sa_lora"], place)
+    assert precision_and_reason == ("bf16", "bf16 in place of fp16, in which T5 overflows")
     assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, place)[0] == "fp16"]
 
 
@@ -79,7 +79,7 @@ def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """Two GPUs, as far as torch says."""
+    """torch reports two GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
 
@@ -88,7 +88,7 @@ def two_gpus(monkeypatch):
 def test_each_worker_takes_a_gpu_of_its_own(tmp_path):
     first, second = Claims(tmp_path), Claims(tmp_path)
     assert (first.take(worker=0), second.take(worker=1)) == (0, 1)
-    assert first.take(worker=0) == 0  # the next cell of the same worker stays
+    assert first.take(worker=0) == 0  # the next cell of the same worker stays on it
     assert first.shared == second.shared == set()
 
 
