@@ -31,7 +31,7 @@ class BertMLPClassifier(hf.BertPreTrainedModel):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
         """Logits (B, labels) of ids (B, L)."""
-        pooled = self.bert(input_ids, attention_mask=attention_mask).pooler_output
+        pooled = self.bert(input_ids, attention_mask=attention_mask, **rest).pooler_output
         return SequenceClassifierOutput(logits=self.fc2(self.dropout(torch.relu(self.fc1(pooled)))))
 
 

@@ -149,7 +149,9 @@ class EncoderDecoderCodec(GenerateCodec):
 
     @property
     def start_id(self) -> int:
-        """The decoder's first token: [CLS] for BERT2BERT; T5 starts from its padding token."""
+        """The decoder's first token: the head's, else [CLS] as in BERT2BERT, else the padding token, as T5's."""
+        if self.cell.head.start_token:
+            return self.special(self.cell.head.start_token)[0]
         token: int = self.tokenizer.pad_token_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id
         return token
 

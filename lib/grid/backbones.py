@@ -17,6 +17,14 @@ class Layout(StrEnum):
     CHAT = "chat"  # the tokenizer's chat template: the source is the user's turn, the target the assistant's
 
 
+# The layouts that a head may have for a kind of problem; None points or classifies, and generates nothing.
+LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
+    Problem.CLASSIFY: (None,),
+    Problem.EXTRACT: (None, Layout.CHAT),
+    Problem.GENERATE: (Layout.ENCODER_DECODER, Layout.SEPARATED, Layout.CHAT),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Head:
     """What stands on a backbone for one problem.
@@ -29,6 +37,7 @@ class Head:
         tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves them unquantized.
         new_token: a token added to the vocabulary; its embedding row is trained by every method.
         layout: for generation, or for answers that are generated where another head would point at them.
+        start_token: the decoder's first token, by its tokenizer attribute without `_id`; None: cls_token, else pad_token.
     """
 
     architecture: str | type[Any]
@@ -38,6 +47,7 @@ class Head:
     optional_modules: tuple[str, ...] = ()
     new_token: str | None = None
     layout: Layout | None = None
+    start_token: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

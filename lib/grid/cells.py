@@ -12,7 +12,7 @@ from itertools import product
 from typing import Any
 
 from lib.errors import InputError
-from lib.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, Backbone, Head
+from lib.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
 from lib.grid.methods import METHODS, Method, Quantization
 from lib.grid.optimizers import OPTIMIZERS, OptimizerFactory
 from lib.grid.profiles import Profile, quick_changes
@@ -122,8 +122,11 @@ class Grid:
         Raises InputError where the id names no backbone, task or method of the grid.
         """
         self._parts(cell_id)
+        if not isinstance(recipe, Recipe):
+            raise InputError(f"{cell_id}: {recipe!r} is not a Recipe")
         self.recipes[cell_id] = recipe
         if quick is not None:
+            _changed(cell_id, recipe, quick)
             self.quick[cell_id] = quick
         if head is not None:
             self.heads[cell_id] = head
@@ -131,6 +134,8 @@ class Grid:
     def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
         """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts."""
         known = (self.backbones, self.tasks, self.methods)[place]
+        if like is None and (changes or quick):
+            raise InputError(f"{name!r}: {', '.join([*changes, *quick])} would change copied recipes; say of which with like=")
         if like is not None and like not in known:
             raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
         for old in [cell_id for cell_id in self.recipes if cell_id.split("_")[place] == like]:
@@ -140,6 +145,7 @@ class Grid:
             if old in self.heads:
                 self.heads[new] = self.heads[old]
             if old in self.quick and self._parts(new)[0].micro and place != 1:  # micro rows are of the study's tasks
+                _changed(new, self.recipes[new], quick)
                 self.quick[new] = {**self.quick[old], **quick}
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
@@ -153,6 +159,9 @@ class Grid:
         head = self._head(cell_id)
         if head is None:
             return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
+        if head.layout not in LAYOUTS[task.problem]:
+            known = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
+            return f"a head of layout {head.layout} cannot {task.problem}; its layout must be one of {known}"
         return method.unsupported(head)
 
     def _head(self, cell_id: str) -> Head | None:
@@ -173,7 +182,8 @@ class Grid:
         """One cell; raises InputError where it does not exist, or its recipe cannot be followed, with the reason."""
         self._check_exists(cell_id)
         backbone, task, method = self._parts(cell_id)
-        head = self.heads.get(cell_id) or backbone.heads[task.problem]
+        head = self._head(cell_id)
+        assert head, "checked by `_check_exists`"
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
             method.check(recipe)

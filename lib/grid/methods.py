@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
-from lib.errors import InputError
+from lib.errors import InputError, first_line
 from lib.grid.backbones import Backbone, Head
 from lib.grid.optimizers import OptimizerFactory, ParameterGroups
 from lib.grid.recipes import Recipe
@@ -85,6 +85,7 @@ class Method:
     name: str
     quantization: Quantization | None = None
     adapts: ClassVar[bool] = False
+    largest_share: ClassVar[float] = 0.05  # of full fine-tuning's gradients and moments, for a method that adapts
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError where a recipe does not fit the method."""
@@ -187,7 +188,10 @@ class Adapting(Method):
         import peft
 
         model.requires_grad_(False)
-        adapted: nn.Module = peft.get_peft_model(model, self.peft_config(cell, base))
+        try:
+            adapted: nn.Module = peft.get_peft_model(model, self.peft_config(cell, base))
+        except (TypeError, ValueError) as error:  # an option that PEFT does not know, a target that the model does not have
+            raise InputError(f"method {self.id!r}: PEFT refuses its config ({first_line(error)})") from None
         return adapted
 
     def own_parameters(self, model: "nn.Module") -> frozenset[str]:
@@ -267,12 +271,14 @@ class Lora(Adapting):
         return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
 
     def holds_after(self, evidence: Any) -> Answer:
-        """PEFT was given the variant's options, and a variant that adds parameters added them; None for plain LoRA."""
-        if not self.options:
+        """PEFT has the variant's options and no other variant's parameters; None for plain LoRA that is plain."""
+        groups = {self.group_of(name) for name in self.own_parameters(evidence.model)}
+        foreign = sorted({trace for option, trace in TRACES.items() if option not in self.options} & groups)
+        if not self.options and not foreign:
             return None
         config = getattr(evidence.model, "peft_config", {}).get("default")
-        groups = {self.group_of(name) for name in self.own_parameters(evidence.model)}
-        faults = [
+        faults = [f"{trace} is there" for trace in foreign]
+        faults += [
             f"{name} is {getattr(config, name, None)!r}, not {value!r}"
             for name, value in self.options.items()
             if getattr(config, name, None) != value

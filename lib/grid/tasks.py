@@ -30,6 +30,19 @@ class Carve:
     group: str | None = None
 
 
+def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
+    """The scores that a kind of problem has; a classification has some for each label."""
+    by_label = (f"{name}_{label}" for label in range(labels) for name in ("precision", "recall", "f1"))
+    return {
+        Problem.CLASSIFY: ("accuracy", "f1_macro", *by_label),
+        Problem.EXTRACT: ("exact_match", "f1"),
+        Problem.GENERATE: (
+            *("rouge1", "rouge2", "rougeL", "rougeLsum"),
+            *("bertscore_precision", "bertscore_recall", "bertscore_f1"),
+        ),
+    }[problem]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A data set with a question.
@@ -70,9 +83,15 @@ class Task:
             if column not in self.columns:
                 raise InputError(f"task {self.id!r} reads column {column!r}, which is not among its columns")
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
-            raise InputError(f"task {self.id!r}: a classification needs the names of at least two labels, another task none")
+            raise InputError(f"task {self.id!r}: only a classification names labels, and at least two")
         if self.main_score not in self.bounded_scores:
             raise InputError(f"task {self.id!r}: main_score {self.main_score!r} is not among its bounded_scores")
+        known = score_names(self.problem, len(self.labels))
+        for name in self.bounded_scores:
+            if name not in known:
+                raise InputError(f"task {self.id!r}: unknown score {name!r}; a task to {self.problem} has {', '.join(known)}")
+        if self.problem is Problem.EXTRACT and not self.text_pair:
+            raise InputError(f"task {self.id!r}: a task to extract needs text_pair, the columns that hold the answer")
 
     @property
     def folder(self) -> str:

@@ -103,7 +103,7 @@ def new_record(cell: Cell) -> Record:
             train_rows=profile.cap(cell.task.id, "train"),
             validation_rows=profile.cap(cell.task.id, "validation"),
             test_rows=profile.cap(cell.task.id, "test"),
-            own_test=profile.own_test,
+            own_test=profile.own_test and cell.task.own_test is not None,
         ),
         seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED),
         versions=versions(),

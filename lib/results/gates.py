@@ -114,7 +114,7 @@ def gate(old: Run, new: Run, margins: Mapping[str, Mapping[str, float]] | None =
     if several:
         raise InputError(f"the run to judge holds {several} with several seeds: judge one seed at a time")
     if not common:
-        raise InputError("the two runs have no cell in common: are they of one profile?")
+        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records), 'cell')}")
     judged = _quality(old, new, common, margins["points"])
     for cell in common:
         before, after = _pair(old.records[cell], new.records[cell])
@@ -165,9 +165,7 @@ def _quality(old: Run, new: Run, cells: Sequence[str], margins: Mapping[str, flo
 
 
 def _margin(margins: Mapping[str, float], metric: str) -> float:
-    if metric not in margins:
-        raise InputError(f"{MARGINS.name} has no margin for {metric}; add one under [points]")
-    return margins[metric]
+    return margins.get(metric, margins["other"])
 
 
 def check_rows(before: Record, after: Record) -> None:

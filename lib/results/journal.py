@@ -85,7 +85,7 @@ def content_key(cell: Cell, asked: Mapping[str, Any], grid_files: Sequence[Path]
         "seed": profile.seed,
         "device": profile.device,
         "threads": profile.threads,
-        "asked": dict(asked),
+        "asked": {name: [value, folder_digest(Path(value)) if value else ""] for name, value in asked.items()},
         "versions": versions(),
         "machine": [cpu_name(), _gpus()],
         "code": code_digest(),
@@ -106,7 +106,8 @@ def _text(part: object) -> str:
 
 def source_digests(cell: Cell) -> list[str]:
     """Of the files that define the cell's method, optimizer and architecture, which may be a user's."""
-    things = (type(cell.method), getattr(cell.optimizer, "func", cell.optimizer), cell.head.architecture)
+    optimizer = getattr(cell.optimizer, "func", cell.optimizer)
+    things = (*type(cell.method).__mro__, optimizer, cell.head.architecture)
     paths = {path for thing in things if (path := _source_of(thing))}
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)]
 

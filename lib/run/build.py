@@ -21,6 +21,7 @@ from lib.grid.names import within
 from lib.grid.profiles import Profile
 from lib.grid.tasks import Problem
 from lib.run.bertscore import BertScorer
+from lib.run.device import resolve_precision
 
 ATTENTION = "sdpa"  # torch's fused attention
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
@@ -80,7 +81,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     Raises:
         InputError: where the checkpoint leaves pretrained tensors random, or the recipe's precision does not fit the base.
     """
-    _check_type(cell)
+    _check_type(cell, device)
     hf.set_seed(cell.profile.seed)
     model = _loaded(cell, device)
     # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
@@ -100,15 +101,17 @@ def base_type(cell: Cell) -> torch.dtype:
     return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
 
 
-def _check_type(cell: Cell) -> None:
-    """Raises InputError for a dtype that we do not know, and for an fp32 recipe over a base in bf16."""
+def _check_type(cell: Cell, device: torch.device) -> None:
+    """Raises InputError for a dtype that we do not know, and for training in fp32 over a base in bf16."""
     if cell.backbone.dtype not in BASE_TYPES:
         known = ", ".join(BASE_TYPES)
         raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {known}")
-    if base_type(cell) is not torch.float32 and cell.recipe.precision == "fp32":
+    precision, fallback = resolve_precision(cell, device)
+    if base_type(cell) is not torch.float32 and precision == "fp32":
+        cause = fallback or 'the recipe says fp32; give it precision="bf16"'
         raise InputError(
-            f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, which an fp32 recipe cannot "
-            'train over; give the recipe precision="bf16" or the backbone dtype="float32"'
+            f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, over which nothing trains in "
+            f'fp32 ({cause}, or the backbone dtype="float32")'
         )
 
 

@@ -36,7 +36,6 @@ REPEATS = {"cpu": 3, "cuda": 20}
 GENERATED_ROWS = {"cpu": 1, "cuda": 64}
 CUDA_ROOM = 0.02  # the share that an allocator's rounding may add
 WEIGHTS_SHARE = 0.75  # NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third
-ADAPTER_SHARE = 0.05
 
 
 @dataclass(kw_only=True)
@@ -254,7 +253,7 @@ def wrong_savings(cell: Cell, ledger: dict[str, int | None]) -> list[str]:
             sentences.append(f"quantized weights take {weights:,} bytes, unquantized ones {plain:,}")
     if cell.method.adapts:
         full = 3 * FP32_BYTES * _parameters(cell, SFT)  # a gradient and two moments
-        if gradients + moments >= ADAPTER_SHARE * full:
+        if gradients + moments >= cell.method.largest_share * full:
             sentences.append(f"gradients and optimizer take {gradients + moments:,} bytes, those of full fine-tuning {full:,}")
     return sentences
 

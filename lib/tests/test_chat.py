@@ -17,9 +17,8 @@ from lib.codecs.cache import cache_key
 from lib.codecs.synthetic import SyntheticTokenizer
 from lib.errors import InputError
 from lib.grid.backbones import Backbone, Head, Layout, Wrap
-from lib.grid.cells import Cell
+from lib.grid.cells import STUDY, Cell
 from lib.grid.methods import SFT
-from lib.grid.optimizers import adamw_torch
 from lib.grid.profiles import Profile
 from lib.grid.recipes import Generation, Recipe
 from lib.grid.tasks import QA, SA, SUM, Problem
@@ -95,7 +94,7 @@ def chat_cell(task, **changes):
         method=SFT,
         recipe=replace(recipe, **changes),
         head=LLAMA.heads[task.problem],
-        optimizer=adamw_torch,
+        optimizers=STUDY.optimizers,
         profile=Profile(id="full"),
     )
 

@@ -142,10 +142,13 @@ def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_does_not():
     assert judgement.detail == "no points by row, by the margin of 1.0 alone"
 
 
-def test_a_score_without_a_margin_is_one_sentence():
-    record = record_of("bert_sa_lora", bounded_scores=["accuracy", "mcc"])
-    with pytest.raises(InputError, match=r"margins.toml has no margin for mcc; add one under \[points\]"):
-        judged(record, record)
+def test_a_score_without_a_margin_of_its_own_takes_the_one_for_others():
+    old, new = (
+        record_of("bert_sa_lora", bounded_scores=["accuracy", "recall_1"], scores={"accuracy": 90.0, "recall_1": points})
+        for points in (90.0, 90.0 - load_margins()["points"]["other"] + 0.1)
+    )
+    judgement = judged(old, new)["recall_1"]
+    assert (judgement.verdict, judgement.detail) == (Verdict.SAME, "no points by row, by the margin of 2.0 alone")
 
 
 def test_points_that_are_no_numbers_are_refused():

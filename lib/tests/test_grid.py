@@ -202,9 +202,19 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "'x' cannot be like 'lorra', which is not in the"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "bert_sa_x: a recipe has no field 'lr'"),
         (lambda grid: grid.add_recipe("bert_nli_lora", RECIPES["bert_sa_lora"]), "unknown cell 'bert_nli_lora'; did you mean"),
-        (lambda grid: replace(SA, labels=("one",)), "task 'sa': a classification needs the names of at least two labels"),
+        (lambda grid: replace(SA, labels=("one",)), "task 'sa': only a classification names labels, and at least two"),
         (lambda grid: replace(SA, text=("body",)), "task 'sa' reads column 'body', which is not among its columns"),
         (lambda grid: replace(SA, main_score="f1"), "task 'sa': main_score 'f1' is not among its bounded_scores"),
+        (
+            lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)),
+            "task 'sa': unknown score 'acuracy'; a task to classify has accuracy, f1_macro, precision_0, recall_0, f1_0",
+        ),
+        (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "'x': learning_rate would change copied"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "bert_sa_lora: 'text' is not a Recipe"),
+        (
+            lambda grid: grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_lora"], quick={"lr": 1}),
+            "bert_sa_lora: a recipe has no field 'lr'",
+        ),
         (
             lambda grid: replace(BERT, heads={Problem.GENERATE: Head(architecture="BertToBert")}),
             "backbone 'bert': its head for generate has no layout; give one of Layout.ENCODER_DECODER, Layout.SEPARATED",

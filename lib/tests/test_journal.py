@@ -99,7 +99,7 @@ def test_a_key_stands_for_every_part_of_the_cell(tmp_path):
         content_key(replace(CELL, method=replace(CELL.method, options={"use_dora": True})), {}),
         content_key(replace(CELL, task=replace(CELL.task, text=("content",))), {}),
         content_key(replace(CELL, backbone=replace(CELL.backbone, shape=dict(CELL.backbone.shape) | {"n_embd": 4})), {}),
-        content_key(replace(CELL, optimizer=STUDY.optimizers["adamw_bnb_8bit"]), {}),
+        content_key(replace(CELL, optimizers={"adamw_torch": STUDY.optimizers["adamw_bnb_8bit"]}), {}),
         content_key(CELL, {}, [file]),
     ]
     file.write_text("one = 2")

@@ -82,7 +82,8 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
         named = f", {odd[0]} among the differences" if odd else ""
         return False, f"{len(layers)} adapters where {len(wanted)} layers are targets{named}"
     shown, declared = {method.layer_facts(layer) for layer in layers.values()}, method.declared_facts(cell)
-    detail = f"{len(layers)} adapters: {' and '.join(', '.join(facts) for facts in sorted(shown)) or 'none'}"
+    facts = " and ".join(", ".join(some) for some in sorted(shown) if some)
+    detail = f"{len(layers)} adapters{f': {facts}' if facts else ''}"
     return shown == {declared}, detail if shown == {declared} else f"{detail}; declared: {', '.join(declared)}"
 
 

@@ -9,6 +9,7 @@ import torch
 from lib.grid.cells import Cell
 from lib.grid.names import within
 from lib.run.audits.evidence import Answer, Evidence
+from lib.run.training import make_schedule
 
 # Between two ways to compute one loss: bf16 sums differ by up to a percent, the fault is a factor of at least two.
 TOLERANCE = 0.02
@@ -71,10 +72,15 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 def schedule_counts_updates(evidence: Evidence) -> Answer:
     """Every update had the learning rate of the recipe's schedule, counted in updates."""
     rates, total = evidence.trainer.course.learning_rates, evidence.trainer.total
-    if evidence.trainer.course.stopped or evidence.cell.recipe.lr_scheduler_type not in DECAYS:
+    if evidence.trainer.course.stopped:
         return None
     lost = evidence.trainer.course.skipped
-    wanted = [learning_rate_at(evidence.cell, i - sum(update < i for update in lost), total) for i in range(len(rates))]
+    places = [i - sum(update < i for update in lost) for i in range(len(rates))]
+    if evidence.cell.recipe.lr_scheduler_type in DECAYS:
+        wanted = [learning_rate_at(evidence.cell, place, total) for place in places]
+    else:
+        planned = rates_of_transformers(evidence.cell, total)
+        wanted = [planned[place] for place in places]
     odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)]
     if odd or not rates:
         return (
@@ -82,6 +88,17 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
             f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}" if odd else "no update",
         )
     return True, f"{total} updates, the last at {rates[-1]:.3g}"
+
+
+def rates_of_transformers(cell: Cell, total: int) -> list[float]:
+    """The rates of a schedule that has no formula here, from transformers' own, made anew for `total` updates."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cell.recipe.learning_rate)
+    schedule, rates = make_schedule(optimizer, cell, total), []
+    for _ in range(total):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    return rates
 
 
 def learning_rate_at(cell: Cell, update: int, total: int) -> float:
@@ -96,7 +113,7 @@ def learning_rate_at(cell: Cell, update: int, total: int) -> float:
     return recipe.learning_rate * DECAYS[recipe.lr_scheduler_type](done)
 
 
-# The share of the peak rate that is left after a share of the updates. Other schedules are not audited.
+# The share of the peak rate that is left after a share of the updates.
 DECAYS: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1 - done,
     "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
