@@ -32,7 +32,7 @@ def refusals(path: Path) -> Iterator[str]:
     profiles = {record.profile for record in records}
     missing = [cell for cell in STUDY_IDS if cell not in {record.cell for record in records}]
     if missing and profiles != {"full"}:
-        yield f"{len(missing)} of {len(STUDY_IDS)} cells are missing, {missing[0]} among them"
+        yield f"a baseline needs the study's cells; {len(missing)} of {len(STUDY_IDS)} are missing, {missing[0]} among them"
     if profiles - {"quick", "full"} or len(profiles) > 1:
         yield "it is not of one profile that has scores"
     for record in records:

@@ -30,11 +30,13 @@ class Examples:
         ids: a hash of each test row, in order.
         points: 0 to 100 for each row, by metric.
         predictions: text or label of each row.
+        references: the true label of each row, where points and predictions do not tell it: with more than two labels.
     """
 
     ids: Sequence[str]
     points: Mapping[str, Sequence[float]]
     predictions: Sequence[str]
+    references: Sequence[str] | None = None
 
     @property
     def rows_hash(self) -> str:
@@ -58,6 +60,8 @@ def write(examples: Examples) -> ExamplesRecord:
 
     points = {name: [round(value, DIGITS) for value in values] for name, values in examples.points.items()}
     columns = {"id": list(examples.ids), **points, "prediction": list(examples.predictions)}
+    if examples.references is not None:
+        columns["reference"] = list(examples.references)
     name = f"{_hash(columns)}.parquet"
     if not (STORE / name).is_file():
         STORE.mkdir(parents=True, exist_ok=True)
@@ -84,7 +88,8 @@ def read(record: Record, run: Path | None) -> Examples | None:
     if path is None:
         return None
     columns = pq.read_table(path).to_pydict()
-    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), points=columns)
+    references = columns.pop("reference", None)
+    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
 
 
 def _path_of(record: Record, run: Path | None) -> Path | None:

@@ -178,18 +178,26 @@ def check_rows(before: Record, after: Record) -> None:
 def _effect(record: Record, metric: str, old: Examples, new: Examples) -> Effect | None:
     """The effect on a metric that both have row by row, or that follows from their labels; None for any other.
 
-    Of a missed row, the examples do not hold the true label. With two classes it is the other one; with more it is not known.
+    Of a missed row, the true label is the other one of two; with more labels, the examples hold it.
     """
     try:
         if metric in old.points and metric in new.points:
             return paired(old.points[metric], new.points[metric])
-        if metric == "f1_macro" and len(record.labels) == 2:
+        if metric == "f1_macro" and (truth := _true_labels(record, old)) is not None:
             before, after = ([int(label) for label in examples.predictions] for examples in (old, new))
-            hits = zip(before, old.points["accuracy"], strict=True)
-            return paired_macro_f1([label if hit else 1 - label for label, hit in hits], before, after)
+            return paired_macro_f1(truth, before, after, len(record.labels))
     except (ValueError, KeyError) as error:
         raise InputError(f"{record.cell}, {metric}: {error}") from None
     return None
+
+
+def _true_labels(record: Record, examples: Examples) -> list[int] | None:
+    if examples.references is not None:
+        return [int(label) for label in examples.references]
+    if len(record.labels) != 2:
+        return None  # saved before references were
+    hits = zip(examples.predictions, examples.points["accuracy"], strict=True)
+    return [int(label) if hit else 1 - int(label) for label, hit in hits]
 
 
 def _by_tests(old: Run, effects: Mapping[tuple[str, str], Effect], margins: Mapping[str, float]) -> list[Judgement]:

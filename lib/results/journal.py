@@ -108,7 +108,7 @@ def source_digests(cell: Cell) -> list[str]:
     """Of the files that define the cell's method, optimizer and architecture, which may be a user's."""
     optimizer = getattr(cell.optimizer, "func", cell.optimizer)
     things = (*type(cell.method).__mro__, optimizer, cell.head.architecture)
-    paths = {path for thing in things if (path := _source_of(thing))}
+    paths = {path for thing in things if (path := _source_of(thing)) and not path.is_relative_to(ROOT / "lib")}  # in `code`
     return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)]
 
 

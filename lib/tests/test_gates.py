@@ -142,6 +142,24 @@ def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_does_not():
     assert judgement.detail == "no points by row, by the margin of 1.0 alone"
 
 
+def test_macro_f1_of_three_classes_is_tested_where_the_true_labels_were_kept():
+    def with_labels(wrong):
+        record = record_of("bert_sa_lora", labels=["yes", "perhaps", "no"])
+        truth = [str(row % 3) for row in range(300)]
+        guesses = [str((row + (row < wrong)) % 3) for row in range(300)]
+        points = [100.0 * (a == b) for a, b in zip(truth, guesses, strict=True)]
+        kept = Examples(
+            ids=[str(row) for row in range(300)], points={"accuracy": points}, predictions=guesses, references=truth
+        )
+        record.examples = examples.write(kept)
+        return record
+
+    judgement = judged(with_labels(0), with_labels(60))["f1_macro"]
+    assert judgement.effect == pytest.approx(-20.0)  # each class: 80 right of 100, 20 taken for it wrongly
+    assert judgement.verdict is Verdict.WORSE
+    assert judgement.p is not None
+
+
 def test_a_score_without_a_margin_of_its_own_takes_the_one_for_others():
     old, new = (
         record_of("bert_sa_lora", bounded_scores=["accuracy", "recall_1"], scores={"accuracy": 90.0, "recall_1": points})
@@ -387,7 +405,7 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        (lambda records: records[:-1], "1 of 27 cells are missing, t5_sa_sft among them"),
+        (lambda records: records[:-1], "a baseline needs the study's cells; 1 of 27 are missing, t5_sa_sft among them"),
         (
             lambda records: [replace(records[0], status="missed", missed=["why"]), *records[1:]],
             "bert_sum_lora did not pass: missed",

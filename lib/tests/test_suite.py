@@ -131,6 +131,12 @@ def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
         ("x = 1\ny = (", "mine.py, line 2: SyntaxError: '(' was never closed"),
         ("def grid(grid): pass", "mine.py has no function pytest_tunegrid_grid(grid), which adds to the grid"),
         (LARGE, "bertlarge_sa_sft has no quick recipe, so it runs with -m full and -m footprint only"),
+        ("def pytest_tunegrid_grid(g, h): pass", "mine.py: TypeError: pytest_tunegrid_grid() missing 1 required positional"),
+        ("def pytest_tunegrid_grid(grid):\n    1 / 0", "mine.py, line 2: ZeroDivisionError: division by zero"),
+        (
+            COUNT.replace('like="sft"', 'like="sft", quick={"precision": "tf32"}'),
+            "bert_sum_counting: recipe.precision is \"tf32\", but it should be 'fp32', 'fp16' or 'bf16'",
+        ),
         (
             COUNT + '    grid.add_method(Method(id="lora", name="x"))',
             "method 'lora' is in the grid already; give yours another id",
@@ -165,3 +171,38 @@ def test_own_test_rows_are_for_tasks_that_have_the_choice(tmp_path):
     assert code == 0, output
     origins = {record["cell"]: record["data"]["origins"]["test"] for record in records}
     assert origins == {"gpt2_qa_lora": "squad/validation.jsonl", "gpt2_sa_lora": "amazon_polarity/test.jsonl"}
+
+
+def test_a_later_file_may_build_on_an_earlier_one(tmp_path):
+    (tmp_path / "first.py").write_text(COUNT)
+    second = COUNT.replace('id="counting", name="counting"', 'id="again", name="again"').replace(
+        'like="sft"', 'like="counting"'
+    )
+    (tmp_path / "second.py").write_text(second)
+    files = [f"--grid={tmp_path / name}.py" for name in ("first", "second", "first")]
+    code, output, _ = run(tmp_path, *files, "--list-cells")
+    assert code == 0, output
+    assert "gpt2_sa_again" in output
+    assert "36 cells" not in output  # 27, and nine of each
+
+
+def test_a_record_that_cannot_be_kept_fails_its_cell_and_no_other(tmp_path):
+    broken = """
+def pytest_runtest_setup(item):
+    from lib.run import evaluation
+    if not hasattr(evaluation, "sound"):
+        evaluation.sound, evaluation.evaluate = evaluation.evaluate, negative
+
+def negative(model, codec, *rest, **options):
+    from lib.run import evaluation
+    result = evaluation.sound(model, codec, *rest, **options)
+    if codec.cell.id == "gpt2_sa_lora":
+        result.scores["accuracy"] = -1.0
+    return result
+"""
+    (tmp_path / "broken.py").write_text(broken)
+    options = ("-m", "quick", "--cells", "gpt2_sa_lora,gpt2_sa_qlora", "--max-steps", "2", "-p", "broken")
+    code, output, records = run(tmp_path, *options, PYTHONPATH=str(tmp_path))
+    assert code == 1
+    assert {record["cell"]: record["status"] for record in records} == {"gpt2_sa_lora": "error", "gpt2_sa_qlora": "passed"}
+    assert "its record cannot be kept" in output
