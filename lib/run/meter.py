@@ -104,8 +104,8 @@ class Meter:
                 torch.cuda.synchronize(self.device)
             before = self.phases.get(name, {})
             seconds = time.perf_counter() - began + (before.get("seconds") or 0.0)
-            found = peaks(self.device)
-            self.phases[name] = {"seconds": seconds, **{key: _higher(found[key], before.get(key)) for key in found}}
+            highest = peaks(self.device)
+            self.phases[name] = {"seconds": seconds, **{key: _higher(highest[key], before.get(key)) for key in highest}}
 
     def train_seconds(self) -> float:
         """Time spent in updates, warm-up included."""

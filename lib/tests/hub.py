@@ -12,12 +12,12 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves `server.repos`: folders by the path under which the hub has them, as in "datasets/rajpurkar/squad"."""
+    """Serves the folders of `server.repos`; a key is the path on the hub, as in "datasets/rajpurkar/squad"."""
 
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
-        """Quiet; what was asked for is kept by the server."""
+        """Prints nothing; the server keeps the paths that were requested."""
 
     def do_HEAD(self):
         self.answer(send=False)
@@ -26,7 +26,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(send=True)
 
     def do_POST(self):
-        """paths-info: which of the asked-for files there are."""
+        """paths-info: which of the requested files exist."""
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
         for repo, folder in self.server.repos.items():
             if self.path.startswith(f"/api/{self.api(repo)}/paths-info/"):
@@ -84,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(repos: dict[str, Path]) -> Iterator[ThreadingHTTPServer]:
-    """A hub with these repositories at `server.address`; `asked` are the paths and `revisions` the pins asked for."""
+    """A hub with these repositories at `server.address`; `asked` are the requested paths, `revisions` the pins."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.repos, server.asked, server.revisions = repos, [], set()
     server.address = f"http://127.0.0.1:{server.server_port}"

@@ -1,4 +1,4 @@
-"""Small real things for the tests of heads and runs: quick cells with other settings, rows, tokenizers, untrained models."""
+"""Small real objects for the tests of heads and runs: quick cells with other settings, rows, tokenizers, untrained models."""
 
 import json
 from dataclasses import replace

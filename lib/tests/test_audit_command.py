@@ -21,8 +21,8 @@ def cell(name, score, losses=(0.5,), **changes):
 
 
 def failed(*records):
-    found = across(records)
-    return {name: [f.name for f in findings if not f.passed] for name, findings in found.items()}
+    by_cell = across(records)
+    return {name: [f.name for f in findings if not f.passed] for name, findings in by_cell.items()}
 
 
 def test_a_score_alone_may_be_shared_a_whole_course_may_not():
@@ -68,8 +68,8 @@ def test_it_finds_the_studys_impossible_numbers_and_copied_rows(capsys):
     assert audit.main([str(STUDY)]) == 1
     page = capsys.readouterr().out
     assert page == STUDY.with_name("study-findings.md").read_text()
-    _, found = audit.audited([row["extra_info"] for row in json.loads(STUDY.read_text())["benchmarks"]], "study.json")
-    impossible = {cell for cell, sentences in found.items() if "bertscore" in sentences[0]}
+    _, findings = audit.audited([row["extra_info"] for row in json.loads(STUDY.read_text())["benchmarks"]], "study.json")
+    impossible = {cell for cell, sentences in findings.items() if "bertscore" in sentences[0]}
     assert impossible == {"bert_sum_lora", "bert_sum_qlora", "bert_sum_sft"}  # F13
     assert "`bert_qa_lora`: distinct_results: the results are those of bert_qa_sft" in page  # F14
     assert "`t5_sum_lora`: distinct_results: the results are those of t5_sum_sft" in page  # F14
@@ -84,8 +84,8 @@ def test_a_sound_run_has_no_findings(tmp_path, capsys):
 def test_a_failed_audit_and_a_broken_schema_are_findings(tmp_path):
     finding = {"name": "weights_moved", "passed": False, "detail": "unchanged: lora_B"}
     broken = complete_json("t5_qa_sft", seeds={"seed": 0})
-    records, found = audit.audited([complete_json(audits=[finding]), broken], "run.json")
-    assert found == {
+    records, findings = audit.audited([complete_json(audits=[finding]), broken], "run.json")
+    assert findings == {
         "bert_sa_lora": ["audit weights_moved: unchanged: lora_B"],
         "t5_qa_sft": ["schema: seeds.split_seed is missing"],
     }

@@ -59,9 +59,9 @@ def test_any_type_can_be_marked(dtype):
 
 
 def test_a_sound_run_passes_what_applies(evidence):
-    found = audited(evidence)
-    assert [finding.detail for finding in found if not finding.passed] == []
-    assert {finding.name for finding in found} == {
+    findings = audited(evidence)
+    assert [finding.detail for finding in findings if not finding.passed] == []
+    assert {finding.name for finding in findings} == {
         "checkpoint_loaded",
         "heads_trainable",
         "adapters_where_declared",
@@ -86,10 +86,10 @@ def test_auditing_changes_nothing(evidence):
 
 def test_an_audit_that_cannot_look_has_failed(evidence):
     splits = Splits(train=REVIEWS, validation=[], test=[], origins={})
-    found = {finding.name: finding for finding in audited(replace(evidence, codec=None, splits=splits))}
-    assert not found["labels_are_targets"].passed
-    assert found["labels_are_targets"].detail.startswith("could not look: AttributeError: ")
-    assert found["base_frozen"].passed
+    findings = {finding.name: finding for finding in audited(replace(evidence, codec=None, splits=splits))}
+    assert not findings["labels_are_targets"].passed
+    assert findings["labels_are_targets"].detail.startswith("could not look: AttributeError: ")
+    assert findings["base_frozen"].passed
 
 
 def test_a_frozen_tensor_that_changed_is_named(evidence):
@@ -101,22 +101,22 @@ def test_a_frozen_tensor_that_changed_is_named(evidence):
 
 
 def with_marks(evidence, before):
-    """The same run, had the weights started with other marks."""
-    found = replace(evidence)
-    found.trainer.__dict__["before"], kept = before, found.trainer.before
-    vars(found)["after"] = kept | evidence.after
-    return found
+    """The same run as if its weights had started with other marks."""
+    altered = replace(evidence)
+    altered.trainer.__dict__["before"], kept = before, altered.trainer.before
+    vars(altered)["after"] = kept | evidence.after
+    return altered
 
 
 def test_a_group_that_stood_still_is_named():
     trainer = trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0)
     trainer.run(silent())
-    found = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
-    assert trained.weights_moved(found)[0]
-    for name, mark in found.after.items():
+    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    assert trained.weights_moved(evidence)[0]
+    for name, mark in evidence.after.items():
         if name.startswith("transformer.h.1"):
             trainer.before[name] = mark
-    assert trained.weights_moved(found) == (False, "unchanged: transformer.h.1; no gradient: none")
+    assert trained.weights_moved(evidence) == (False, "unchanged: transformer.h.1; no gradient: none")
 
 
 # Schedules

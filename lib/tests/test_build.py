@@ -134,7 +134,7 @@ def test_the_new_row_is_read_and_written_by_the_same_weights():
 @pytest.mark.parametrize("cell_id", QLORA)
 def test_every_base_layer_is_nf4_with_double_quantization_but_heads_and_tied_outputs(cell_id):
     head = cell_of(cell_id).head
-    # transformers keeps T5's wo in fp32 whatever is asked for: its inputs overflow in half precision
+    # transformers keeps T5's wo in fp32 whatever type is requested: its inputs overflow in half precision
     kept = [*head.new_modules, *head.tied_modules, *(["wo"] if cell_id.startswith("t5") else [])]
     plain = layers(model_once(cell_id), nn.Linear, Conv1D)
     packed = layers(model_once(cell_id), bnb.nn.Linear4bit)

@@ -319,7 +319,7 @@ def test_generated_answers_are_scored_as_answers():
     evaluation = evaluate(model_for(codec), codec, [BORN] * 3, Metrics(), CPU, silent())
     assert set(evaluation.scores) == {"exact_match", "f1"}
     assert [codec.ended(ids) for ids in evaluation.outputs] == [ids[-1] == codec.end_id for ids in evaluation.outputs]
-    # The same, had the model known the answer:
+    # The same as if the model had known the answer:
     [feature] = codec.encode([BORN], training=True)
     assert codec.decode([BORN], [feature], [feature.target])[0].value == "upton"
 

@@ -44,7 +44,7 @@ def trainer_for(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0)
 
 
 def scores():
-    """Validation that likes the second epoch best."""
+    """A validation in which the second epoch scores best."""
     points = iter([1.0, 3.0, 2.0, 2.0])
     return lambda: (next(points), [])
 
@@ -103,7 +103,7 @@ def test_nothing_is_saved_before_its_time(tmp_path):
 
 
 class State:
-    """Anything that can say its state."""
+    """An object with a state to save and restore."""
 
     def __init__(self, state=None):
         self.state = state

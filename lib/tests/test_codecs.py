@@ -66,4 +66,4 @@ def test_an_unknown_architecture_is_refused_with_the_nearest():
     with pytest.raises(InputError, match="unknown architecture 'zzz'; give a class of transformers by name"):
         architecture("zzz")
     with pytest.raises(InputError, match="unknown architecture 'pipeline'"):
-        architecture("pipeline")  # there is something of this name, but no class
+        architecture("pipeline")  # something has this name, but it is not a class

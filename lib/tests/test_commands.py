@@ -99,8 +99,8 @@ def runs_of(tmp_path, *points):
 def test_a_bound_is_three_deviations_below_the_mean(tmp_path):
     written = tomllib.loads(calibrate.toml(runs_of(tmp_path, 88.0, 90.0, 92.0)))
     # mean 90, sd 2, hence 84
-    found = {"minimum": 84.0, "mean": 90.0, "sd": 2.0, "scores": [88.0, 90.0, 92.0]}
-    assert written["cells"]["t5_qa_lora"]["exact_match"] == found
+    bound = {"minimum": 84.0, "mean": 90.0, "sd": 2.0, "scores": [88.0, 90.0, 92.0]}
+    assert written["cells"]["t5_qa_lora"]["exact_match"] == bound
     assert len(written["cells"]) == 27
 
 
@@ -129,7 +129,7 @@ def test_one_seed_is_refused(capsys):
 
 def test_an_unreachable_hub_switches_the_libraries_to_their_caches(monkeypatch):
     for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy"):
-        monkeypatch.setenv(name, "")  # so that whatever stood there, or nothing, comes back afterwards
+        monkeypatch.setenv(name, "")  # so that its old value, if any, is restored afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
     assert not hub.prefer_cache_if_unreachable.__wrapped__()

@@ -33,7 +33,7 @@ ARTICLE = {"id": "a", "article": "A dog ran.", "highlights": "Dog ran."}
 
 
 def put(root, task, **splits):
-    """Writes JSON lines, a file a split; returns the profile that reads them."""
+    """Writes each split as a file of JSON lines; returns the profile that reads them."""
     folder = root / task.folder
     folder.mkdir(exist_ok=True)
     for split, rows in splits.items():
@@ -43,7 +43,7 @@ def put(root, task, **splits):
 
 
 def refusal(task, profile):
-    """The one sentence with which unusable rows are refused."""
+    """The one sentence that refuses unusable rows."""
     with pytest.raises(InputError) as caught:
         load_splits(task, profile)
     assert "\n" not in str(caught.value)
@@ -55,7 +55,7 @@ def refusal(task, profile):
 
 @pytest.fixture
 def own_cache(tmp_path_factory, monkeypatch):
-    """`datasets` copies the Parquet files it reads: into a folder of the test's own."""
+    """`datasets` copies the Parquet files that it reads; here they go to a folder of the test's own."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
 
 
@@ -210,7 +210,7 @@ def test_own_test_scores_on_the_data_sets_own_rows_and_leaves_them_out_of_train(
 
 def test_own_test_leaves_a_task_without_the_choice_as_it_is(tmp_path):
     profile = put(tmp_path, QA, train=questions(20), validation=questions(2))
-    usual, own = (load_splits(QA, replace(profile, own_test=asked)) for asked in (False, True))
+    usual, own = (load_splits(QA, replace(profile, own_test=own_test)) for own_test in (False, True))
     assert own.test == questions(2)
     assert own.fingerprint == usual.fingerprint
 
@@ -300,10 +300,10 @@ def test_of_many_labels_the_first_and_the_last_are_named():
 
 
 def test_questions_and_summaries_may_have_columns_of_other_names():
-    asked = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
+    task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
     row = {"ask": "what?", "page": "a red car", "spans": {"text": ["red"], "answer_start": [3]}}
     with pytest.raises(InputError, match="answer 'red' does not stand at answer_start 3, where the context has 'ed '"):
-        check_rows(asked, [row], [0], "rows")
+        check_rows(task, [row], [0], "rows")
     brief = replace(SUM, columns={"head": str, "body": str, "gist": str}, text=("head", "body"), target="gist")
     check_rows(brief, [{"head": "", "body": "b", "gist": "g"}], [0], "rows")
     with pytest.raises(InputError, match="'head' and 'body' are empty"):

@@ -85,7 +85,7 @@ def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
 
 @pytest.fixture
 def two_gpus(monkeypatch):
-    """Two GPUs, as far as torch says."""
+    """torch reports two GPUs."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
 
@@ -94,7 +94,7 @@ def two_gpus(monkeypatch):
 def test_each_worker_takes_a_gpu_of_its_own(tmp_path):
     first, second = Claims(tmp_path), Claims(tmp_path)
     assert (first.take(worker=0), second.take(worker=1)) == (0, 1)
-    assert first.take(worker=0) == 0  # the next cell of the same worker stays
+    assert first.take(worker=0) == 0  # the next cell of the same worker stays on it
     assert first.shared == second.shared == set()
 
 

@@ -18,15 +18,15 @@ def known(**seconds):
 
 
 def saved(path, cell, profile, seconds, status="passed"):
-    """A run of one cell: two phases of so many seconds."""
+    """A run of one cell: two phases of `seconds` each."""
     phases = {"load": PHASE | {"seconds": seconds}, "train": PHASE | {"seconds": seconds, "rss_peak_gib": 1.5}}
-    told = {"missed": ["why"]} if status == "stopped" else {}
-    record = complete(cell, profile=profile, status=status, memory=MEASURED["memory"] | {"phases": phases}, **told)
+    missed = {"missed": ["why"]} if status == "stopped" else {}
+    record = complete(cell, profile=profile, status=status, memory=MEASURED["memory"] | {"phases": phases}, **missed)
     return test_results.saved(path, record)
 
 
 def footprint(path, cell, rate, **recipe):
-    """A footprint of one cell at so many rows a second."""
+    """A footprint of one cell at `rate` rows a second."""
     speed = MEASURED["throughput"] | {"train_samples_per_second": rate}
     changed = complete_json(cell)["recipe"] | recipe
     path.parent.mkdir(exist_ok=True)
@@ -75,16 +75,16 @@ def test_another_profile_or_a_cell_that_did_not_finish_says_nothing(tmp_path, pr
 def test_a_footprint_says_how_long_a_full_training_takes(tmp_path):
     cell = FULL["bert_sum_lora"]  # batches of 8
     path = footprint(tmp_path / "h100" / "footprint.json", cell.id, 100.0, per_device_train_batch_size=8)
-    found = estimates([cell], [path])[cell.id]
-    assert found.seconds == FULL_CAPS["sum"].train * 3 / 100  # three epochs at 100 rows a second
-    assert found.source == "h100/footprint.json, training alone"
+    estimate = estimates([cell], [path])[cell.id]
+    assert estimate.seconds == FULL_CAPS["sum"].train * 3 / 100  # three epochs at 100 rows a second
+    assert estimate.source == "h100/footprint.json, training alone"
     assert estimates(QUICK, [path])[cell.id].seconds is None
 
 
 def test_a_footprint_of_other_batches_says_that_nothing_was_scaled(tmp_path):
     path = footprint(tmp_path / "cpu" / "footprint.json", "bert_sum_lora", 2.0, per_device_train_batch_size=1)
-    found = estimates([FULL["bert_sum_lora"]], [path])["bert_sum_lora"]
-    assert found.source == "cpu/footprint.json, training alone, at 1 row an update: not scaled to 8"
+    estimate = estimates([FULL["bert_sum_lora"]], [path])["bert_sum_lora"]
+    assert estimate.source == "cpu/footprint.json, training alone, at 1 row an update: not scaled to 8"
 
 
 def test_in_one_file_a_run_goes_before_a_footprint(tmp_path):

@@ -23,7 +23,7 @@ def test_predictions_come_in_the_order_of_the_rows_however_they_are_batched():
 
 
 class Narrow(Longest):
-    """The same, with memory for so many rows at once."""
+    """The same, with memory for `rows` rows at once."""
 
     def __init__(self, rows):
         super().__init__()

@@ -39,7 +39,7 @@ def test_the_page_shows_every_example_within_its_number_of_lines():
 
 
 def records_of(folder, example, cells, *options):
-    """What cells of an example leave behind, by cell."""
+    """The records that the cells of an example leave, by cell."""
     path, out = folder / example, folder / "run.json"
     path.write_text(EXAMPLES[example])
     command = [sys.executable, "-m", "pytest", f"--grid={path}", f"--cells={','.join(cells)}", f"--benchmark-json={out}"]
@@ -55,7 +55,7 @@ def records_of(folder, example, cells, *options):
 
 
 def full(folder):
-    """Options of a full run on what `folder` holds."""
+    """Options of a full run on the checkpoints and data in `folder`."""
     return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
 
 
@@ -122,7 +122,7 @@ def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):
 
 
 def tiny_llama(folder, text):
-    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as its users save them."""
+    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as users save them."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]

@@ -25,14 +25,14 @@ TOWN = {
 
 
 def counting(tokens: int, answer: int) -> dict:
-    """A context of `tokens` years, each a word of its own, asked for the one at place `answer`."""
+    """A context of `tokens` years, each one word; the answer is the year at place `answer`."""
     years = [str(1921 + i) for i in range(tokens)]
     start = len(" ".join(years[:answer])) + (answer > 0)
     return {"context": " ".join(years), "question": "when ?", "answers": {"text": [years[answer]], "answer_start": [start]}}
 
 
 def windows(row, **changes):
-    """Encoded for BERT, whose question takes 4 tokens here ([CLS] when ? [SEP]) and whose end takes 1."""
+    """The row encoded for BERT: the question takes 4 tokens here ([CLS] when ? [SEP]) and the end takes 1."""
     return codec_for("bert_qa_sft", **changes).encode([row], training=False)
 
 
@@ -41,7 +41,7 @@ def text(row, window):
 
 
 class Rising(torch.nn.Module):
-    """Scores grow with the place: the best span, if nothing forbids it, is the last token, padding or not."""
+    """Scores grow with the place: if nothing forbids it, the best span is the last token, padding or not."""
 
     def forward(self, input_ids, **rest):
         scores = torch.arange(input_ids.shape[1]).expand(input_ids.shape).float()

@@ -106,26 +106,26 @@ def test_the_products_peak_is_a_rate():
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sa_lora", "gpt2_sa_qlora"])
 def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
     trainer = gpt2(cell_id)
-    found = trace(trainer, 0)
-    ledger = complete(trainer.course.memory, found)
+    traced = trace(trainer, 0)
+    ledger = complete(trainer.course.memory, traced)
     rest = ledger["weights_bytes"] + ledger["gradients_bytes"] + ledger["optimizer_bytes"]
-    assert found.live_bytes == rest
-    assert ledger["activations_bytes"] == found.peak_bytes - rest >= 0
+    assert traced.live_bytes == rest
+    assert ledger["activations_bytes"] == traced.peak_bytes - rest >= 0
 
 
 def test_a_tensor_that_is_kept_is_counted_and_one_that_is_dropped_is_not():
     weight = torch.zeros(100)
-    with TensorBytes([weight]) as found:
-        assert found.live == 400
+    with TensorBytes([weight]) as counter:
+        assert counter.live == 400
         kept = weight + 1
         dropped = kept * 2
-        assert (found.live, found.peak) == (1200, 1200)
+        assert (counter.live, counter.peak) == (1200, 1200)
         del dropped
-        assert found.live == 800
+        assert counter.live == 800
         view = kept[:50]
         ids = torch.arange(1000)
-        assert found.live == 800
-    assert found.peak == 1200
+        assert counter.live == 800
+    assert counter.peak == 1200
     assert (len(view), len(ids)) == (50, 1000)
 
 
@@ -133,10 +133,10 @@ def test_a_model_that_hoards_tensors_breaks_the_sum():
     trainer = gpt2("gpt2_sa_sft")
     hoard = []
     trainer.model.score.register_forward_hook(lambda module, args, output: hoard.append(output * 2))
-    found = trace(trainer, 0)
-    [sentence] = wrong_bytes(trainer.course.memory, found, CPU)
+    traced = trace(trainer, 0)
+    [sentence] = wrong_bytes(trainer.course.memory, traced, CPU)
     assert sentence.startswith("the ledger holds ")
-    assert found.live_bytes - sum(trainer.course.memory[f"{n}_bytes"] for n in ("weights", "gradients", "optimizer")) == 512
+    assert traced.live_bytes - sum(trainer.course.memory[f"{n}_bytes"] for n in ("weights", "gradients", "optimizer")) == 512
 
 
 # Expectations
@@ -144,10 +144,10 @@ def test_a_model_that_hoards_tensors_breaks_the_sum():
 
 def expect(cell_id, weights, gradients, moments, extra=0):
     ledger = {"weights_bytes": weights, "gradients_bytes": gradients, "optimizer_bytes": moments}
-    found = Footprint(
+    traced = Footprint(
         flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=weights + gradients + moments + extra, peak_bytes=0
     )
-    return wrong_bytes(ledger, found, CPU) + wrong_savings(CELLS[cell_id], ledger)
+    return wrong_bytes(ledger, traced, CPU) + wrong_savings(CELLS[cell_id], ledger)
 
 
 def test_what_holds_is_not_mentioned():

@@ -36,19 +36,19 @@ def store(tmp_path, monkeypatch):
 
 def record_of(cell, points=None, seed=0, ids=None, **changes):
     """A record whose scores are the means of these points, with the points kept."""
-    told = None
+    reference = None
     scores = {}
     if points is not None:
         count = len(next(iter(points.values())))
-        kept = Examples(
+        by_row = Examples(
             ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
         )
-        told = vars(examples.write(kept))
+        reference = vars(examples.write(by_row))
         scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     scores = {metric: 90.0 for metric in task.bounded_scores} | scores
-    kept = {"scores": scores, "examples": told, "bounds": {"accuracy": 1.0}, "seeds": {"seed": seed, "split_seed": 42}}
-    return complete(cell, **kept | changes)
+    parts = {"scores": scores, "examples": reference, "bounds": {"accuracy": 1.0}, "seeds": {"seed": seed, "split_seed": 42}}
+    return complete(cell, **parts | changes)
 
 
 def hits(count, right, lost=0):
@@ -65,22 +65,22 @@ def judged(old, new):
 
 def test_equal_runs_are_the_same_in_everything():
     record = record_of("bert_sa_lora", {"accuracy": hits(512, 480)})
-    found = judged(record, record)
-    assert {j.verdict for j in found.values()} == {Verdict.SAME}
-    assert found["accuracy"].effect == 0.0
-    assert set(found) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds"} | {
+    judgements = judged(record, record)
+    assert {j.verdict for j in judgements.values()} == {Verdict.SAME}
+    assert judgements["accuracy"].effect == 0.0
+    assert set(judgements) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds"} | {
         f"{name}_bytes" for name in ("weights", "gradients", "optimizer", "checkpoint")
     }
 
 
 def test_a_drop_that_is_no_chance_is_worse_with_its_evidence():
     old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
-    found = judged(old, new)["accuracy"]
-    assert found.verdict is Verdict.WORSE
-    assert found.effect == pytest.approx(-100 * 20 / 512)
-    assert found.p == pytest.approx(0.5**20)  # twenty tosses, all lost; one cell, so Holm adds nothing
-    assert found.low < found.effect < found.high < 0
-    assert found.detail == "20 rows lost, 0 gained of 512; margin 1.0"
+    judgement = judged(old, new)["accuracy"]
+    assert judgement.verdict is Verdict.WORSE
+    assert judgement.effect == pytest.approx(-100 * 20 / 512)
+    assert judgement.p == pytest.approx(0.5**20)  # twenty tosses, all lost; one cell, so Holm adds nothing
+    assert judgement.low < judgement.effect < judgement.high < 0
+    assert judgement.detail == "20 rows lost, 0 gained of 512; margin 1.0"
 
 
 def test_a_drop_within_the_margin_is_the_same_and_a_gain_is_better():
@@ -96,21 +96,21 @@ def test_a_drop_within_the_margin_is_the_same_and_a_gain_is_better():
 
 def test_a_small_test_set_cannot_tell_and_says_what_it_would_see():
     old, new = (record_of("bert_sa_lora", {"accuracy": hits(30, 28, lost)}) for lost in (0, 2))
-    found = judged(old, new)["accuracy"]
-    assert found.verdict is Verdict.CANNOT_TELL
-    assert found.smallest > 10
+    judgement = judged(old, new)["accuracy"]
+    assert judgement.verdict is Verdict.CANNOT_TELL
+    assert judgement.smallest > 10
 
 
 def test_more_cells_make_each_verdict_stricter():
-    """Five lost of five flips: p = 1/32, which holds alone, but not as one of nine."""
+    """All of five changed rows are lost: p = 1/32 is enough for one cell alone, but not for one of nine."""
     cells = [name for name in STUDY_IDS if "_sa_" in name]
     good = {name: record_of(name, {"accuracy": hits(512, 480)}) for name in cells}
     bad = record_of("bert_sa_lora", {"accuracy": hits(512, 480, 5)})
     margins = load_margins() | {"points": load_margins()["points"] | {"accuracy": 0.5}}
 
     def verdict(old, new):
-        found = gate(Run.of(old), Run.of(new), margins)
-        return next(j for j in found if (j.cell, j.quantity) == ("bert_sa_lora", "accuracy"))
+        judgements = gate(Run.of(old), Run.of(new), margins)
+        return next(j for j in judgements if (j.cell, j.quantity) == ("bert_sa_lora", "accuracy"))
 
     assert verdict([good["bert_sa_lora"]], [bad]).verdict is Verdict.WORSE
     among = verdict(good.values(), [*(good | {"bert_sa_lora": bad}).values()])
@@ -120,9 +120,9 @@ def test_more_cells_make_each_verdict_stricter():
 def test_without_points_by_row_the_margin_decides_and_says_so():
     old, close, far = (record_of("t5_qa_sft", scores={"exact_match": 60.0, "f1": f1}) for f1 in (70.0, 69.0, 68.4))
     assert judged(old, close)["f1"].verdict is Verdict.SAME
-    found = judged(old, far)["f1"]
-    assert (found.verdict, found.low) == (Verdict.WORSE, None)
-    assert found.detail == "no points by row, by the margin of 1.5 alone"
+    judgement = judged(old, far)["f1"]
+    assert (judgement.verdict, judgement.low) == (Verdict.WORSE, None)
+    assert judgement.detail == "no points by row, by the margin of 1.5 alone"
 
 
 @pytest.mark.parametrize("score", [None, float("nan")])
@@ -137,9 +137,9 @@ def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_does_not():
     points = {"accuracy": hits(512, 480)}
     two, three = record_of("bert_sa_lora", points), record_of("bert_sa_lora", points, labels=["yes", "perhaps", "no"])
     assert judged(two, two)["f1_macro"].p == 1.0
-    found = judged(three, three)["f1_macro"]
-    assert (found.verdict, found.p) == (Verdict.SAME, None)
-    assert found.detail == "no points by row, by the margin of 1.0 alone"
+    judgement = judged(three, three)["f1_macro"]
+    assert (judgement.verdict, judgement.p) == (Verdict.SAME, None)
+    assert judgement.detail == "no points by row, by the margin of 1.0 alone"
 
 
 def test_a_score_without_a_margin_is_one_sentence():
@@ -172,8 +172,8 @@ def test_seeds_of_the_baseline_widen_the_margin():
 def test_the_run_is_paired_with_the_baseline_of_its_seed():
     old = [record_of("bert_sa_lora", {"accuracy": hits(512, right)}, seed=seed) for seed, right in enumerate((400, 480))]
     new = record_of("bert_sa_lora", {"accuracy": hits(512, 480)}, seed=1)
-    found = next(j for j in gate(Run.of(old), Run.of([new])) if j.quantity == "accuracy")
-    assert found.effect == 0.0
+    judgement = next(j for j in gate(Run.of(old), Run.of([new])) if j.quantity == "accuracy")
+    assert judgement.effect == 0.0
 
 
 # Cells that are missing or new
@@ -181,10 +181,10 @@ def test_the_run_is_paired_with_the_baseline_of_its_seed():
 
 def test_a_missing_cell_fails_and_a_new_one_is_reported():
     one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
-    found = {
+    verdicts = {
         (j.cell, j.verdict) for j in gate(Run.of([one, other]), Run.of([one, record_of("gpt2_qa_sft")])) if j.quantity == "cell"
     }
-    assert found == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
+    assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
 
 
 def test_runs_without_a_common_cell_are_refused():
@@ -203,8 +203,8 @@ def test_two_profiles_or_several_seeds_to_judge_are_refused():
 def test_a_cell_that_did_not_finish_is_missing():
     one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
     failed = record_of("t5_qa_sft", status="error", memory=None)
-    found = gate(Run.of([one, other]), Run.of([one, failed]))
-    assert [j.cell for j in found if j.verdict is Verdict.MISSING] == ["t5_qa_sft"]
+    judgements = gate(Run.of([one, other]), Run.of([one, failed]))
+    assert [j.cell for j in judgements if j.verdict is Verdict.MISSING] == ["t5_qa_sft"]
 
 
 # Memory and speed
@@ -243,8 +243,8 @@ def with_steps(seconds, **changes):
 
 
 def test_slower_steps_on_a_like_machine_are_worse():
-    found = judged(with_steps(0.1), with_steps(0.13))["step_seconds"]
-    assert (found.verdict, found.effect) == (Verdict.WORSE, pytest.approx(0.3))
+    judgement = judged(with_steps(0.1), with_steps(0.13))["step_seconds"]
+    assert (judgement.verdict, judgement.effect) == (Verdict.WORSE, pytest.approx(0.3))
     assert judged(with_steps(0.1), with_steps(0.105))["step_seconds"].verdict is Verdict.SAME
     assert judged(with_steps(0.1), with_steps(0.05))["step_seconds"].verdict is Verdict.BETTER
 
@@ -259,8 +259,8 @@ def test_slower_steps_on_a_like_machine_are_worse():
     ],
 )
 def test_speed_is_compared_between_like_machines_only(changes, reason):
-    found = judged(with_steps(0.1), with_steps(0.2, **changes))["step_seconds"]
-    assert (found.verdict, found.detail) == (Verdict.NOT_COMPARABLE, reason)
+    judgement = judged(with_steps(0.1), with_steps(0.2, **changes))["step_seconds"]
+    assert (judgement.verdict, judgement.detail) == (Verdict.NOT_COMPARABLE, reason)
 
 
 # Words
@@ -268,18 +268,18 @@ def test_speed_is_compared_between_like_machines_only(changes, reason):
 
 def test_the_answer_is_a_row_a_cell_and_one_closing_line():
     old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
-    found = gate(Run.of([old]), Run.of([new]))
-    assert rows(found)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
-    assert rows(found)[0][6:] == ("worse", "same", "same")
-    assert closing(found) == "quality of 1 cells: 1 worse; by quality and memory the run is worse than the baseline"
-    text = as_text(found)
+    judgements = gate(Run.of([old]), Run.of([new]))
+    assert rows(judgements)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
+    assert rows(judgements)[0][6:] == ("worse", "same", "same")
+    assert closing(judgements) == "quality of 1 cells: 1 worse; by quality and memory the run is worse than the baseline"
+    text = as_text(judgements)
     assert "worse: bert_sa_lora accuracy -3.91 points (20 rows lost, 0 gained of 512; margin 1.0; sees drops from" in text
     assert text.splitlines()[:2] == [
         "cell            main score change 95 % interval   p      sees  quality      memory       speed",
         "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.8   worse        same         same",
     ]
-    assert as_markdown(found).startswith("**quality of 1 cells: 1 worse")
-    assert {row["verdict"] for row in json.loads(as_json(found))} == {"worse", "same"}
+    assert as_markdown(judgements).startswith("**quality of 1 cells: 1 worse")
+    assert {row["verdict"] for row in json.loads(as_json(judgements))} == {"worse", "same"}
 
 
 # Commands
@@ -295,7 +295,7 @@ def run_file(path, records, dirty=False):
 def whole_grid(lost=0, seed=0, **changes):
     """27 cells with points for every row."""
     rng = np.random.default_rng(5)
-    found = []
+    records = []
     for place, cell in enumerate(STUDY_IDS):
         task = cell.split("_")[1]
         metrics = [m for t in TASKS if t.id == task for m in t.bounded_scores if m != "f1_macro"]
@@ -304,8 +304,8 @@ def whole_grid(lost=0, seed=0, **changes):
         else:
             points = {metric: hits(ROWS[task], ROWS[task] - 20, lost if place == 20 else 0) for metric in metrics}
         losses = MEASURED["training"] | {"losses": [float(place)]}
-        found.append(record_of(cell, points, seed=seed, training=losses, **changes))
-    return found
+        records.append(record_of(cell, points, seed=seed, training=losses, **changes))
+    return records
 
 
 def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
@@ -327,8 +327,8 @@ def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
 
 def test_a_missing_cells_row_names_its_main_score():
     one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
-    found = gate(Run.of([one, other]), Run.of([one]))
-    assert rows(found)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "missing", "-", "-")
+    judgements = gate(Run.of([one, other]), Run.of([one]))
+    assert rows(judgements)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "missing", "-", "-")
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
@@ -374,9 +374,9 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
     target = tmp_path / "baselines" / "quick.json"
     assert baseline.main([*runs, str(target)]) == 0
     assert "bert_sum_lora   rougeLsum    none -> " in capsys.readouterr().out
-    found = read_run(target)
-    assert {cell: sorted(seeds) for cell, seeds in found.records.items()} == {cell: [0, 1] for cell in STUDY_IDS}
-    assert all((target.parent / "examples" / r.examples.file).is_file() for s in found.records.values() for r in s.values())
+    saved = read_run(target)
+    assert {cell: sorted(seeds) for cell, seeds in saved.records.items()} == {cell: [0, 1] for cell in STUDY_IDS}
+    assert all((target.parent / "examples" / r.examples.file).is_file() for s in saved.records.values() for r in s.values())
     assert baseline.main([runs[0], str(target)]) == 0
     assert "none" not in capsys.readouterr().out
 

@@ -23,11 +23,11 @@ def first(tmp_path_factory):
 
 def changed(path, target, change):
     """The same file with another record."""
-    found = json.loads(path.read_text())
-    for row in found["benchmarks"]:
+    content = json.loads(path.read_text())
+    for row in content["benchmarks"]:
         row["extra_info"] = change(row["extra_info"])
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps(found))
+    target.write_text(json.dumps(content))
     return target
 
 

@@ -19,7 +19,7 @@ LAYOUTS = ("bert", "gpt2", "t5")
 
 
 class Oracle(torch.nn.Module):
-    """Knows every next token of the batch it was shown, and says so with all its weight."""
+    """Gives all its weight to the true next token, at every place of the batch it was shown."""
 
     def __init__(self, answers, vocabulary):
         super().__init__()
@@ -34,7 +34,7 @@ def tokens(codec, ids):
 
 
 def only(model, token: int):
-    """The same model, whose output layer prefers one token whatever it has read."""
+    """The same model with an output layer that prefers one token whatever it has read."""
     old = model.get_output_embeddings()
     new = torch.nn.Linear(old.in_features, old.out_features)
     torch.nn.init.zeros_(new.weight)

@@ -17,7 +17,7 @@ from lib.grid.tasks import SA, TASKS, Problem
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 SPECIFICATION = Path(__file__).parents[3] / "shared" / "spec" / "cells.json"
 
-# The study's words for what libraries call otherwise.
+# The study's words for what libraries call something else.
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
 REMARKS = {"head", "reported", "trust", "note", "from_notebook", "ours"}
 COMPARED = {
@@ -34,42 +34,42 @@ def specification():
     return json.loads(SPECIFICATION.read_text())
 
 
-def as_recipe(told):
-    """The study's words for one cell as `Recipe` fields; what it leaves out takes the value that means "none"."""
+def as_recipe(words):
+    """The study's words for one cell as `Recipe` fields; a word that is missing takes the value that means "none"."""
     return {
-        "adapter": told["adapter"] and as_adapter(told["adapter"]),
-        "optim": OPTIMIZERS[told["optimizer"]],
-        "learning_rate": told["lr"],
-        "weight_decay": told["weight_decay"],
-        "lr_scheduler_type": told["schedule"],
-        "warmup_ratio": told.get("warmup_ratio", 0.0),
-        "warmup_steps": told.get("warmup_steps", 0),
-        "num_train_epochs": told["epochs"],
+        "adapter": words["adapter"] and as_adapter(words["adapter"]),
+        "optim": OPTIMIZERS[words["optimizer"]],
+        "learning_rate": words["lr"],
+        "weight_decay": words["weight_decay"],
+        "lr_scheduler_type": words["schedule"],
+        "warmup_ratio": words.get("warmup_ratio", 0.0),
+        "warmup_steps": words.get("warmup_steps", 0),
+        "num_train_epochs": words["epochs"],
         "max_steps": 0,
-        "per_device_train_batch_size": told["batch"],
-        "gradient_accumulation_steps": told["accumulation"],
-        "max_grad_norm": told["clip"],
-        "precision": told["precision"],
-        "max_length": told["max_length"],
-        "doc_stride": told.get("stride"),
-        "max_target_length": told.get("target_length"),
-        "text": tuple(told["text"].split("+")) if "text" in told else (),
-        "prefix": told.get("prefix", ""),
-        "generation": as_generation(told["generation"]) if "generation" in told else None,
-        "trainable_params": told.get("trainable"),
-        "total_params": told.get("total"),
+        "per_device_train_batch_size": words["batch"],
+        "gradient_accumulation_steps": words["accumulation"],
+        "max_grad_norm": words["clip"],
+        "precision": words["precision"],
+        "max_length": words["max_length"],
+        "doc_stride": words.get("stride"),
+        "max_target_length": words.get("target_length"),
+        "text": tuple(words["text"].split("+")) if "text" in words else (),
+        "prefix": words.get("prefix", ""),
+        "generation": as_generation(words["generation"]) if "generation" in words else None,
+        "trainable_params": words.get("trainable"),
+        "total_params": words.get("total"),
     }
 
 
-def as_adapter(told):
+def as_adapter(words):
     names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
-    return {names[key]: tuple(value) if key == "targets" else value for key, value in told.items()}
+    return {names[key]: tuple(value) if key == "targets" else value for key, value in words.items()}
 
 
-def as_generation(told):
+def as_generation(words):
     names = {"beams": "num_beams", "max_length": "max_new_tokens", "no_repeat_ngram": "no_repeat_ngram_size"}
-    unsaid = {"min_length": 0, "length_penalty": 1.0}
-    return unsaid | {names.get(key, key): value for key, value in told.items()}
+    defaults = {"min_length": 0, "length_penalty": 1.0}
+    return defaults | {names.get(key, key): value for key, value in words.items()}
 
 
 def test_27_cells_each_with_its_own_id():
@@ -93,13 +93,13 @@ def test_recipes_and_quick_rows_cover_the_grid_and_nothing_else():
 
 def test_the_study_says_nothing_that_is_not_compared(specification):
     assert set(specification) == set(STUDY_IDS)
-    assert {key for told in specification.values() for key in told} == COMPARED | REMARKS
+    assert {key for words in specification.values() for key in words} == COMPARED | REMARKS
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_a_recipe_is_the_studys(specification, cell_id):
-    found = asdict(FULL[cell_id].recipe)
-    assert {name: found[name] for name in found if name not in ("from_notebook", "ours")} == as_recipe(specification[cell_id])
+    recipe = asdict(FULL[cell_id].recipe)
+    assert {name: recipe[name] for name in recipe if name not in ("from_notebook", "ours")} == as_recipe(specification[cell_id])
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
@@ -242,11 +242,11 @@ def test_a_backbone_without_a_head_for_a_problem_has_no_cells_of_it(grid):
 
 
 def test_an_optimizer_of_ones_own_is_known_by_its_name(grid):
-    made = []
-    grid.add_optimizer("mine", lambda groups, learning_rate: made.append(learning_rate))
+    rates = []
+    grid.add_optimizer("mine", lambda groups, learning_rate: rates.append(learning_rate))
     grid.add_recipe("bert_sa_sft", replace(RECIPES["bert_sa_sft"], optim="mine"))
     grid.cell("bert_sa_sft", FULL_PROFILE).optimizer([], 0.5)
-    assert made == [0.5]
+    assert rates == [0.5]
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)

@@ -1,4 +1,4 @@
-"""The full profile from the hub, proven against one on this machine; and from its cache when that is gone."""
+"""The full profile from a hub on this machine, and from the cache when that hub is gone."""
 
 import json
 import os
@@ -20,7 +20,7 @@ CELL = "bert_sa_qlora"
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory):
-    """bert-micro in bert-base-uncased's place, and some reviews as the hub stores them: Parquet shards."""
+    """bert-micro in place of bert-base-uncased, and some reviews in Parquet shards, as the hub stores them."""
     import datasets
 
     root = tmp_path_factory.mktemp("hub")

@@ -1,4 +1,4 @@
-"""Nothing that was finished is lost: not to a kill of the session or of a worker, nor to a full disk."""
+"""A finished cell is not lost, even if the session or a worker is killed or the disk is full."""
 
 import json
 import os
@@ -121,7 +121,7 @@ def test_the_files_of_a_users_classes_bear_on_the_key(tmp_path, monkeypatch):
 
 
 def test_a_key_is_the_same_in_every_process():
-    """What has no text of its own, as a function, shows its address; the key must not."""
+    """A value without a text of its own, such as a function, shows its address; the key must not."""
     cells = [replace(CELL, method=Lora(id="mine", name="mine", options={"init": make()})) for _ in range(2)]
     assert content_key(cells[0], {}) == content_key(cells[1], {})
 
@@ -162,7 +162,7 @@ def start(cache, out, *options):
 
 
 def finished(cache):
-    return [found for path in sorted((cache / "journal").glob("*.jsonl")) for _, found in read(path)]
+    return [row for path in sorted((cache / "journal").glob("*.jsonl")) for _, row in read(path)]
 
 
 def wait_for(cache, process, count=1):
@@ -177,7 +177,7 @@ def test_a_killed_session_loses_no_finished_cell_and_the_next_one_resumes(tmp_pa
     wait_for(cache, process)
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
-    kept = {found["extra_info"]["cell"]: found["extra_info"] for found in finished(cache)}
+    kept = {row["extra_info"]["cell"]: row["extra_info"] for row in finished(cache)}
     assert kept
     assert not out.exists()
     partial = tmp_path / "partial.json"
@@ -187,9 +187,9 @@ def test_a_killed_session_loses_no_finished_cell_and_the_next_one_resumes(tmp_pa
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert f"resumed {len(kept)} cells that had passed with all the same: {next(iter(kept))}" in output
-    found = read_records(out)
-    assert set(found) == set(CELLS)
-    assert all(found[cell].scores == record["scores"] for cell, record in kept.items())
+    records = read_records(out)
+    assert set(records) == set(CELLS)
+    assert all(records[cell].scores == record["scores"] for cell, record in kept.items())
     assert list(cache.rglob("*.part")) == []
 
 
@@ -200,7 +200,7 @@ def test_an_interrupted_session_saves_what_is_done(tmp_path):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == pytest.ExitCode.INTERRUPTED
-    assert set(read_records(out)) >= {found["extra_info"]["cell"] for found in finished(cache)} > set()
+    assert set(read_records(out)) >= {row["extra_info"]["cell"] for row in finished(cache)} > set()
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds a worker by /proc, which is not here")
@@ -214,7 +214,7 @@ def test_a_killed_worker_loses_its_own_cell_alone(tmp_path):
     assert process.returncode == 1
     assert "crashed" in output
     saved = read_records(out)
-    assert {found["extra_info"]["cell"] for found in finished(cache)} == set(saved)
+    assert {row["extra_info"]["cell"] for row in finished(cache)} == set(saved)
     assert len(saved) >= 2  # of three, one was running on the worker
 
 

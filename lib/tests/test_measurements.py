@@ -1,4 +1,4 @@
-"""Measurements become the record's parts, whose figures follow from what the stages left behind."""
+"""Measurements become the record's parts; their figures follow from what the stages measured."""
 
 from dataclasses import replace
 from pathlib import Path

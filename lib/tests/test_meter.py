@@ -16,7 +16,7 @@ MIB = 2**20
 
 
 class HandClock:
-    """Moves only when told."""
+    """A clock that only the test moves."""
 
     now = 0.0
 
@@ -67,16 +67,16 @@ def test_validation_and_encoding_between_updates_are_not_training_time():
 
 def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     meter = measured([9.0, 9.0, 9.0, 1.0, 1.0], samples=4)
-    found = meter.throughput()
-    assert (found["train_samples_per_second"], found["train_steps_per_second"]) == (4.0, 1.0)
-    assert (found["warmup_steps"], found["measured_steps"]) == (3, 2)
+    throughput = meter.throughput()
+    assert (throughput["train_samples_per_second"], throughput["train_steps_per_second"]) == (4.0, 1.0)
+    assert (throughput["warmup_steps"], throughput["measured_steps"]) == (3, 2)
     assert meter.train_seconds() == 29.0
 
 
 def test_token_rates_count_real_tokens_and_padding_has_a_share_of_its_own():
-    found = measured([0.5] * 5, tokens=30, padded_tokens=40).throughput()
-    assert found["train_tokens_per_second"] == 60.0
-    assert found["padding_share"] == 0.25
+    throughput = measured([0.5] * 5, tokens=30, padded_tokens=40).throughput()
+    assert throughput["train_tokens_per_second"] == 60.0
+    assert throughput["padding_share"] == 0.25
 
 
 def test_real_tokens_of_a_batch_are_those_under_its_masks():
@@ -93,15 +93,15 @@ def test_tokens_of_a_separate_target_count_too():
 
 
 def test_the_median_and_the_ninetieth_percentile_of_updates():
-    found = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
-    assert (found["step_seconds_median"], found["step_seconds_p90"]) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
+    steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
+    assert (steps["step_seconds_median"], steps["step_seconds_p90"]) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
 
 
 def test_a_run_too_short_to_measure_says_so_with_none():
-    found = measured([1.0] * WARMUP_UPDATES).throughput()
-    assert found["train_samples_per_second"] is None
-    assert found["step_seconds_median"] is None
-    assert found["measured_steps"] == 0
+    throughput = measured([1.0] * WARMUP_UPDATES).throughput()
+    assert throughput["train_samples_per_second"] is None
+    assert throughput["step_seconds_median"] is None
+    assert throughput["measured_steps"] == 0
 
 
 def test_an_update_holds_nothing_that_waits_or_cleans_up():
@@ -118,7 +118,7 @@ def test_an_update_holds_nothing_that_waits_or_cleans_up():
     trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:24], max_steps=3, per_device_train_batch_size=8)
     trainer.meter = Watched(device=CPU)
     collections = []
-    gc.disable()  # what is collected now was asked for
+    gc.disable()  # from here on, only an explicit call collects
     gc.callbacks.append(lambda phase, info: collections.append(phase))
     try:
         trainer.run(silent())
@@ -171,8 +171,8 @@ def test_a_phase_that_fails_is_measured_all_the_same():
 
 
 def test_what_a_cpu_cannot_measure_is_none():
-    found = peaks(CPU)
-    assert (found["allocated_peak_gib"], found["reserved_peak_gib"]) == (None, None)
+    cpu_peaks = peaks(CPU)
+    assert (cpu_peaks["allocated_peak_gib"], cpu_peaks["reserved_peak_gib"]) == (None, None)
 
 
 def test_the_ledger_of_a_linear_layer_is_exact():
@@ -191,9 +191,9 @@ def test_the_ledger_of_a_linear_layer_is_exact():
 def test_frozen_weights_are_weights_but_not_trainable_ones():
     layer = nn.Linear(3, 2)
     layer.weight.requires_grad_(False)
-    found = ledger(layer, None, None)
-    assert (found["weights_bytes"], found["checkpoint_bytes"]) == (32, 8)
-    assert (found["gradients_bytes"], found["optimizer_bytes"]) == (None, None)
+    sizes = ledger(layer, None, None)
+    assert (sizes["weights_bytes"], sizes["checkpoint_bytes"]) == (32, 8)
+    assert (sizes["gradients_bytes"], sizes["optimizer_bytes"]) == (None, None)
 
 
 def test_tied_weights_and_views_count_once():

@@ -25,7 +25,7 @@ from lib.run.metrics import (
 
 
 def scored(examples, references, texts):
-    """Scores over all rows, of a function that scores each."""
+    """Scores over all rows from a function that scores each row."""
     return means(examples(references, texts))
 
 
@@ -192,7 +192,7 @@ def test_metrics_read_the_columns_of_their_task():
 
 
 class Perfect:
-    """A BERTScore that is always full."""
+    """A BERTScore that is always 100."""
 
     name = "perfect"
 
@@ -238,11 +238,11 @@ def test_an_empty_folder_leaves_the_built_in_metrics_and_says_so(offline):
 
 
 def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monkeypatch):
-    asked = []
+    loaded_paths = []
     monkeypatch.chdir(offline)
-    monkeypatch.setattr(evaluate, "load", lambda path, **_: asked.append(path))
+    monkeypatch.setattr(evaluate, "load", lambda path, **_: loaded_paths.append(path))
     load_evaluate(["squad"], "metrics")  # "metrics/squad" is somebody's module on the hub
-    assert asked == []
+    assert loaded_paths == []
 
 
 def test_built_in_sources_are_named():

@@ -44,7 +44,7 @@ def texts():
 
 
 def starts(row) -> list[int]:
-    """Where the answer stands in the context as words of its own."""
+    """Every place where the answer stands in the context as whole words."""
     text, answer = f" {row['context']} ", f" {row['answers']['text'][0]} "
     return [i for i in range(len(text)) if text.startswith(answer, i)]
 
@@ -53,10 +53,10 @@ def starts(row) -> list[int]:
 
 
 def test_the_files_are_what_the_generator_writes_byte_for_byte():
-    made = {f"{name}.jsonl": jsonl(rows).encode() for name, rows in tables().items()}
-    kept = {str(path.relative_to(DATA)): path.read_bytes() for path in DATA.glob("*/*.jsonl")}
-    assert made.keys() == kept.keys()
-    assert [name for name in made if made[name] != kept[name]] == []
+    generated = {f"{name}.jsonl": jsonl(rows).encode() for name, rows in tables().items()}
+    committed = {str(path.relative_to(DATA)): path.read_bytes() for path in DATA.glob("*/*.jsonl")}
+    assert generated.keys() == committed.keys()
+    assert [name for name in generated if generated[name] != committed[name]] == []
 
 
 def test_counting_words_does_not_solve_the_reviews():
@@ -89,10 +89,10 @@ def test_answers_repeat_and_the_annotated_one_is_often_not_the_first():
 
 def test_some_passages_outgrow_berts_window_and_none_the_others():
     sizes = {b: Counter() for b in ("bert", "gpt2", "t5")}
-    for backbone, found in sizes.items():
+    for backbone, counts in sizes.items():
         codec = codec_for(f"{backbone}_qa_sft")
         for row in rows_of("squad/validation"):
-            found[len(codec.encode([row], training=False))] += 1
+            counts[len(codec.encode([row], training=False))] += 1
             longest = len(codec.ids(row["question"])) + len(codec.ids(row["context"])) + 2
             assert backbone == "bert" or longest <= codec.recipe.max_length
     assert sum(count for windows, count in sizes["bert"].items() if windows > 1) >= 10
@@ -122,8 +122,8 @@ def test_the_lead_sentence_says_little_of_the_highlights():
 
 def test_no_text_is_in_two_splits():
     for names, key in ((SQUAD, "context"), (NEWS, "article")):
-        seen = [{row[key] for row in rows_of(name)} for name in names]
-        assert len(set.union(*seen)) == sum(map(len, seen))
+        splits = [{row[key] for row in rows_of(name)} for name in names]
+        assert len(set.union(*splits)) == sum(map(len, splits))
 
 
 # The text that backbones are pretrained on
@@ -133,9 +133,9 @@ def test_no_fine_tuning_text_is_pretrained_on():
     reserved = {text for row in rows_of("amazon_polarity/train") for text in (row["content"],)}
     reserved |= {row["context"] for row in questions()} | {row["article"] for row in articles()}
     assert len(pretraining(SEED, 20_000)) == 20_000
-    seen = {text for document in pretraining(SEED, 20_000) for text in (document.first, document.second, document.foil)}
-    seen |= {text.split("\n")[-1] for text in seen}  # a review without its title
-    assert seen & reserved == set()
+    pretrained = {text for document in pretraining(SEED, 20_000) for text in (document.first, document.second, document.foil)}
+    pretrained |= {text.split("\n")[-1] for text in pretrained}  # a review without its title
+    assert pretrained & reserved == set()
 
 
 def test_the_stream_depends_on_its_seed_only():
@@ -167,8 +167,8 @@ def test_reserved_texts_are_those_of_all_files():
 @pytest.mark.parametrize(("cell_id", "unknown"), [("bert_sa_sft", "[UNK]"), ("t5_sa_sft", "<unk>")])
 def test_no_word_of_the_rows_is_unknown(cell_id, unknown):
     tokenizer = tokenizer_of(cell_id)
-    found = {i for ids in tokenizer(texts(), add_special_tokens=False)["input_ids"] for i in ids}
-    assert tokenizer.convert_tokens_to_ids(unknown) not in found
+    used_ids = {i for ids in tokenizer(texts(), add_special_tokens=False)["input_ids"] for i in ids}
+    assert tokenizer.convert_tokens_to_ids(unknown) not in used_ids
 
 
 def test_gpt2_reads_the_rows_at_about_a_token_a_word():

@@ -57,9 +57,9 @@ def test_cells_are_selected_by_id():
 
 @pytest.mark.parametrize("profile", ["full", "footprint"])
 def test_listing_prints_the_cells_of_a_profile_and_runs_nothing(profile):
-    found = collect("--list-cells", "-m", profile, "--cells", "bert_sum_sft,t5_qa_lora").stdout.splitlines()
-    assert found[0] == f"{profile}:"
-    assert [line.split()[0] for line in found[2:-1]] == ["bert_sum_sft", "t5_qa_lora"]
+    listing = collect("--list-cells", "-m", profile, "--cells", "bert_sum_sft,t5_qa_lora").stdout.splitlines()
+    assert listing[0] == f"{profile}:"
+    assert [line.split()[0] for line in listing[2:-1]] == ["bert_sum_sft", "t5_qa_lora"]
 
 
 def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
@@ -120,7 +120,7 @@ def test_cells_that_name_none_are_refused():
 # The profile they make
 
 
-def given(**options):
+def option_values(**options):
     """What `config.getoption` answers: these values, and the defaults."""
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     return {"--seed": 0, "--own-test": False, **named}.get
@@ -131,23 +131,23 @@ def recipe_of(cell_id, profile):
 
 
 def test_without_options_quick_is_itself():
-    assert STUDY.cells(profile_from(given(), "quick")) == STUDY.cells(QUICK_PROFILE)
+    assert STUDY.cells(profile_from(option_values(), "quick")) == STUDY.cells(QUICK_PROFILE)
 
 
 def test_options_replace_the_recipes_values_in_every_cell():
-    profile = profile_from(given(max_steps=7, learning_rate=1e-5), "quick")
+    profile = profile_from(option_values(max_steps=7, learning_rate=1e-5), "quick")
     recipes = [cell.recipe for cell in STUDY.cells(profile)]
     assert {(recipe.max_steps, recipe.learning_rate) for recipe in recipes} == {(7, 1e-5)}
 
 
 def test_epochs_lift_the_quick_limit_on_updates():
-    recipe = recipe_of("bert_sa_lora", profile_from(given(epochs=2), "quick"))
+    recipe = recipe_of("bert_sa_lora", profile_from(option_values(epochs=2), "quick"))
     assert QUICK["bert_sa_lora"][0] > 0
     assert (recipe.max_steps, recipe.num_train_epochs) == (0, 2)
 
 
 def test_roots_and_device_are_the_full_profiles_to_choose(tmp_path):
-    option = given(data_root=tmp_path, checkpoint_root=tmp_path, device="cuda:1", own_test=True)
+    option = option_values(data_root=tmp_path, checkpoint_root=tmp_path, device="cuda:1", own_test=True)
     quick, full = (profile_from(option, name) for name in ("quick", "full"))
     assert (quick.data_root, quick.device, quick.own_test) == (QUICK_PROFILE.data_root, "cpu", False)
     assert (full.data_root, full.checkpoint_root, full.device, full.own_test) == (tmp_path, tmp_path, "cuda:1", True)
@@ -155,24 +155,24 @@ def test_roots_and_device_are_the_full_profiles_to_choose(tmp_path):
 
 @pytest.mark.parametrize("limit", ["train_rows", "eval_rows", "max_steps", "epochs", "learning_rate", "optim"])
 def test_a_limited_run_is_not_held_to_bounds(limit):
-    assert changes_recipes(given(**{limit: 1}))
+    assert changes_recipes(option_values(**{limit: 1}))
 
 
 def test_no_limit_at_all_is_a_change_of_a_profile_with_caps():
-    assert changes_recipes(given(train_rows=0))
-    assert profile_from(given(train_rows=0), "full").cap("sa", "train") is None
-    assert profile_from(given(), "full").cap("sa", "train") == FULL_CAPS["sa"].train
-    assert profile_from(given(eval_rows=7), "full").cap("sa", "validation") == 7
+    assert changes_recipes(option_values(train_rows=0))
+    assert profile_from(option_values(train_rows=0), "full").cap("sa", "train") is None
+    assert profile_from(option_values(), "full").cap("sa", "train") == FULL_CAPS["sa"].train
+    assert profile_from(option_values(eval_rows=7), "full").cap("sa", "validation") == 7
 
 
 def test_a_footprint_without_a_gpu_is_of_one_row_an_update():
-    cpu, gpu = (profile_from(given(), "footprint", cuda=cuda) for cuda in (False, True))
+    cpu, gpu = (profile_from(option_values(), "footprint", cuda=cuda) for cuda in (False, True))
     assert (cpu.device, gpu.device) == ("cpu", None)
     assert {recipe_of(name, cpu).per_device_train_batch_size for name in STUDY_IDS} == {1}
     sizes = {name: recipe_of(name, gpu).per_device_train_batch_size for name in STUDY_IDS}
     assert sizes == {name: RECIPES[name].per_device_train_batch_size for name in STUDY_IDS}
-    assert profile_from(given(device="cpu"), "footprint", cuda=True) == cpu
+    assert profile_from(option_values(device="cpu"), "footprint", cuda=True) == cpu
 
 
 def test_a_seed_alone_leaves_the_bounds_in_force():
-    assert not changes_recipes(given(seed=3))
+    assert not changes_recipes(option_values(seed=3))

@@ -1,6 +1,6 @@
 """Our loop against transformers' own: ten updates on the same batches give the same losses, one cell for each codec.
 
-transformers computes the loss inside the model here, from labels of its own making; nothing of our heads' losses is shared.
+transformers computes the loss inside the model here, from labels that it makes; it shares nothing with our heads' losses.
 """
 
 import pytest
@@ -15,7 +15,7 @@ ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymai
 
 
 def theirs(batch):
-    """Our batch under the names of transformers' models, with what they make their loss of."""
+    """Our batch under the names that transformers' models use, with the labels for their loss."""
     inputs = {name: tensor for name, tensor in batch.items() if name not in ("labels", "decoder_attention_mask")}
     if batch["labels"].ndim == 2 and batch["labels"].shape[1] == 2:
         starts, ends = batch["labels"].unbind(1)
@@ -77,12 +77,12 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
     peer = Recording(batches, model=twin.model, args=options, train_dataset=batches)
     peer.train()
     parts = [peer.losses[i : i + accumulation] for i in range(0, len(peer.losses), accumulation)]
-    # Told how many targets the update has, their language models divide by that; those for question answering do not,
-    # though the trainer takes it for granted: with accumulation it would train on the sum (transformers 5.24).
+    # The trainer passes the number of targets in the update. Language models divide by it; models for question answering
+    # do not, though the trainer expects it: with accumulation it would train on the sum (transformers 5.24).
     return ours.run(silent()).losses, [sum(part) for part in parts]
 
 
-# Question answering goes row by row: transformers lets padding be an answer, we do not, so batches must have none.
+# Question answering goes row by row: transformers lets padding be an answer and we do not, so batches must have none.
 @pytest.mark.filterwarnings("ignore:Version v4.12.0 introduces:FutureWarning")  # transformers on its own encoder-decoder
 @pytest.mark.parametrize(
     ("cell_id", "batch", "accumulation"),

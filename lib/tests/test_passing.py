@@ -33,8 +33,8 @@ BELOW = "f1 1.0 is below 2.0"
     ids=str,
 )
 def test_a_cell_passes_where_nothing_is_wrong(changes, status, sentences):
-    asked = {"stopped": None, "findings": [], "below": [], "unexpected": [], "limited": False}
-    assert judged(**asked | changes) == (status, sentences)
+    nothing_wrong = {"stopped": None, "findings": [], "below": [], "unexpected": [], "limited": False}
+    assert judged(**nothing_wrong | changes) == (status, sentences)
 
 
 def scored(cell, score, **changes):

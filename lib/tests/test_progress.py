@@ -12,15 +12,15 @@ def watch():
 
 
 def written_at(watch, seconds):
-    """After which of these seconds there was a line."""
+    """Those of these seconds at which a line was written."""
     state, lines, progress = watch
-    found = []
+    line_seconds = []
     for second in seconds:
         state["now"] = 100.0 + second
         before = len(lines)
         progress.at(1 + second, 1000)
-        found += [second] * (len(lines) - before)
-    return found
+        line_seconds += [second] * (len(lines) - before)
+    return line_seconds
 
 
 def test_nothing_under_five_seconds_then_a_line_then_one_every_fifteen(watch):

@@ -1,4 +1,4 @@
-"""Records are typed, plain as JSON and sound; older versions migrate; the schema is the classes'."""
+"""Records are typed, plain as JSON and sound; older versions migrate; the schema follows from the classes."""
 
 import json
 import re
@@ -150,9 +150,9 @@ def complete(cell_id="bert_sa_lora", **changes) -> Record:
     ids=repr,
 )
 def test_a_value_becomes_what_json_can_hold(value, expected):
-    found = plain(value)
-    assert found == expected
-    assert type(found) is type(expected)
+    converted = plain(value)
+    assert converted == expected
+    assert type(converted) is type(expected)
 
 
 def test_a_torch_scalar_becomes_a_number():
@@ -170,9 +170,9 @@ def test_a_value_without_a_plain_form_is_refused(value):
 
 
 def test_versions_name_python_and_every_library_that_matters():
-    found = versions()
-    assert found.keys() == {"python", *PACKAGES}
-    assert found["python"].startswith("3.")
+    library_versions = versions()
+    assert library_versions.keys() == {"python", *PACKAGES}
+    assert library_versions["python"].startswith("3.")
 
 
 # Types
@@ -227,8 +227,8 @@ def test_a_complete_record_is_sound(data):
 
 def test_a_stopped_record_is_sound():
     stopped = MEASURED["training"] | {"losses": [0.7, None], "stopped": "loss is nan at update 2 of 80"}
-    told = {"status": "stopped", "missed": ["loss is nan at update 2 of 80"]}
-    assert from_json(complete_json(training=stopped, evaluation=None, scores={}, **told)).training.losses == [0.7, None]
+    outcome = {"status": "stopped", "missed": ["loss is nan at update 2 of 80"]}
+    assert from_json(complete_json(training=stopped, evaluation=None, scores={}, **outcome)).training.losses == [0.7, None]
 
 
 STRAYS = [
@@ -336,7 +336,7 @@ def test_contradictions_are_about_the_status():
     ]
 
 
-# Scores that cannot be
+# Impossible scores
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What is committed under reports/ is read, whatever its version, is as the schema says, and its audits hold."""
+"""Runs committed under reports/ can be read in any version, follow the schema and pass their audits."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def test_a_committed_run_is_as_the_schema_says(path):
 
 
 def rows_of(path):
-    """What the rows of a file hold, as it is."""
+    """The records in a file, as they are stored."""
     return [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
 
 
@@ -70,8 +70,8 @@ def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
     quality = [judgement for judgement in judged if kind_of(judgement) == "quality"]
     worse = [judgement for judgement in quality if judgement.verdict is Verdict.WORSE]
     print(f"{len(worse)} of {len(quality)} verdicts are worse")
-    for cell, found in Run.of(records).records.items():
-        print(f"{cell:<15} {seed_margin(found, found[0].main_score, 9):.1f} points of training noise")
+    for cell, by_seed in Run.of(records).records.items():
+        print(f"{cell:<15} {seed_margin(by_seed, by_seed[0].main_score, 9):.1f} points of training noise")
     assert worse == []
 
 

@@ -1,4 +1,4 @@
-"""Bounds speak in sentences, the table after a run is aligned, rows of parallel workers reach one file."""
+"""Bounds speak in sentences, the table after a run is aligned, and rows of parallel workers reach one file."""
 
 import inspect
 import json
@@ -54,7 +54,7 @@ def test_every_bound_missed_is_told():
     [
         ([90.0, 91.0, 92.0], 88.0),  # mean 91, sd 1: three of them off
         ([70.0, 74.0], 63.5),  # mean 72, sd sqrt(8) = 2.828: 72 - 8.485 = 63.515
-        ([88.3, 88.3], 87.3),  # sd 0: a point off all the same
+        ([88.3, 88.3], 87.3),  # sd 0: still a point off
         ([80.0, 80.1, 80.2], 79.1),  # 3 x 0.1 is less than a point
         ([90.05, 90.05], 89.0),  # 89.05, rounded down
     ],
@@ -161,7 +161,7 @@ def test_one_profile_of_a_saved_run_can_be_asked_for(tmp_path):
 
 
 def saved(path, *records):
-    """A run's file with these records, or with what another benchmark left."""
+    """A run's file with these records, or with the rows of another benchmark."""
     table = [{"extra_info": to_json(record) if isinstance(record, Record) else record} for record in records]
     path.write_text(json.dumps({"benchmarks": table}))
     return path
@@ -190,7 +190,7 @@ def test_a_file_that_holds_no_run_is_refused_in_a_sentence(tmp_path, text, sente
         read_records(path)
 
 
-# What we lean on in pytest-benchmark
+# What we rely on in pytest-benchmark
 
 
 def test_pytest_benchmarks_session_still_has_the_names_we_lean_on(request):

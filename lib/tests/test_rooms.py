@@ -15,7 +15,7 @@ from lib.grid.methods import METHODS
 
 ROOT = Path(__file__).parents[2]
 LIB = ROOT / "lib"
-# Each may import from itself and to its left.
+# Each may import from itself and from those to its left.
 ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "commands", "micro")
 LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
@@ -39,8 +39,8 @@ def run_python(*arguments):
 
 
 def test_lib_has_these_rooms_and_no_other():
-    found = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
-    assert found == {*ROOMS, "tests"} - {"errors", "machine"}
+    folders = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
+    assert folders == {*ROOMS, "tests"} - {"errors", "machine"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -69,8 +69,8 @@ def dependencies():
     }
     for module, path in names.items():
         if "tests" not in path.parts:
-            told = {name if name in names else name.rpartition(".")[0] for name in imported(path)}
-            yield module, {name for name in told if name in names and name != module}
+            needed = {name if name in names else name.rpartition(".")[0] for name in imported(path)}
+            yield module, {name for name in needed if name in names and name != module}
 
 
 def test_no_modules_import_each_other_in_a_circle():

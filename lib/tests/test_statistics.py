@@ -158,13 +158,13 @@ def flips(rng, count, right, chance, drop):
 
 def verdicts(metric, drop, draws):
     rng = np.random.default_rng(11)
-    found, smallest = [], []
+    outcomes, smallest = [], []
     for _ in range(draws):
         effect = paired(*draw(rng, metric, drop))
         smallest.append(effect.smallest(CELLS, MARGINS[metric]))
         p_worse, p_better = (min(1.0, CELLS * p) for p in (effect.p_worse, effect.p_better))  # the eight others saw nothing
-        found.append(verdict_of(effect, p_worse, p_better, MARGINS[metric]))
-    return found, float(np.median(smallest))
+        outcomes.append(verdict_of(effect, p_worse, p_better, MARGINS[metric]))
+    return outcomes, float(np.median(smallest))
 
 
 def test_power_and_false_alarms_over_1000_draws_each():
@@ -183,10 +183,10 @@ def test_power_and_false_alarms_over_1000_draws_each():
 
 @pytest.mark.parametrize("metric", SIZES)
 def test_a_promised_power_is_kept(metric):
-    """Where the gate says that it sees a drop, it calls it worse four times in five."""
+    """Where the gate says that it sees a drop, it calls the drop worse four times in five."""
     _, sees = verdicts(metric, 0.0, 100)
-    found, _ = verdicts(metric, sees, 300)
-    assert found.count(Verdict.WORSE) / 300 >= 0.7  # McNemar's exact test is a little shy
+    outcomes, _ = verdicts(metric, sees, 300)
+    assert outcomes.count(Verdict.WORSE) / 300 >= 0.7  # McNemar's exact test is a little conservative
 
 
 def effect(points, low, p=1.0):
@@ -194,13 +194,13 @@ def effect(points, low, p=1.0):
 
 
 def test_a_large_drop_within_the_noise_of_training_is_not_called_the_same():
-    found = effect(-20.0, -25.0, p=0.0001)
-    assert verdict_of(found, 0.0001, 1.0, margin=40.0, same=1.5) is Verdict.CANNOT_TELL
+    drop = effect(-20.0, -25.0, p=0.0001)
+    assert verdict_of(drop, 0.0001, 1.0, margin=40.0, same=1.5) is Verdict.CANNOT_TELL
     assert verdict_of(effect(0.0, 0.0), 1.0, 1.0, margin=40.0, same=1.5) is Verdict.SAME
 
 
 @pytest.mark.parametrize(
-    ("found", "p_worse", "p_better", "verdict"),
+    ("change", "p_worse", "p_better", "verdict"),
     [
         (effect(-3.0, -5.0), 0.01, 1.0, Verdict.WORSE),
         (effect(-3.0, -5.0), 0.20, 1.0, Verdict.CANNOT_TELL),
@@ -210,5 +210,5 @@ def test_a_large_drop_within_the_noise_of_training_is_not_called_the_same():
         (effect(0.0, -0.4), 1.0, 1.0, Verdict.SAME),
     ],
 )
-def test_verdicts_by_hand(found, p_worse, p_better, verdict):
-    assert verdict_of(found, p_worse, p_better, margin=1.0) is verdict
+def test_verdicts_by_hand(change, p_worse, p_better, verdict):
+    assert verdict_of(change, p_worse, p_better, margin=1.0) is verdict

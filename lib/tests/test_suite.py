@@ -23,11 +23,11 @@ def run(tmp_path, *options, **variables):
     """Exit code, output and the rows of the JSON that a run of the suite writes."""
     path = tmp_path / "run.json"
     command = [sys.executable, "-m", "pytest", f"--benchmark-json={path}", *SMALL, *options]
-    # Without the outer session's variables: this one is no worker of it.
+    # Without the outer session's variables: this session is not one of its workers.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
-    found = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
     rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
-    return found.returncode, found.stdout + found.stderr, [row["extra_info"] for row in rows]
+    return answer.returncode, answer.stdout + answer.stderr, [row["extra_info"] for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -116,9 +116,9 @@ def pytest_tunegrid_grid(grid):
 @pytest.mark.parametrize("way", ["file", "plugin"])
 def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
     (tmp_path / "counting_methods.py").write_text(COUNT)
-    given = (f"--grid={tmp_path / 'counting_methods.py'}",) if way == "file" else ("-p", "counting_methods")
+    source = (f"--grid={tmp_path / 'counting_methods.py'}",) if way == "file" else ("-p", "counting_methods")
     options = ("-m", "quick", "--cells", "gpt2_sa_counting", "--max-steps", "2", "-s", "-n", "2" if way == "file" else "0")
-    code, output, [record] = run(tmp_path, *given, *options, PYTHONPATH=str(tmp_path))
+    code, output, [record] = run(tmp_path, *source, *options, PYTHONPATH=str(tmp_path))
     assert (code, record["status"], record["method"]) == (0, "passed", "counting"), output
     assert way == "file" or "step 0\nstep 1" in output
     assert "gpt2_sa_counting" in output

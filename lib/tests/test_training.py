@@ -24,13 +24,13 @@ def features(count: int) -> list[Feature]:
 
 def trained(trainer: Trainer):
     """The course of a training and the gradients that its last update saw."""
-    seen = {}
+    gradients = {}
 
     def keep(*_):
-        seen.update({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
+        gradients.update({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
 
     trainer.optimizer.optimizer.register_step_pre_hook(keep)
-    return trainer.run(silent()), seen
+    return trainer.run(silent()), gradients
 
 
 def poisoned(at: int):
@@ -265,7 +265,7 @@ def test_a_good_run_stops_for_nothing():
 
 
 def crowded(rows: int, error=torch.OutOfMemoryError):
-    """A codec for which memory runs out with more than so many rows at once."""
+    """A codec for which memory runs out with more than `rows` rows at once."""
 
     class Crowded(ClassifyCodec):
         def loss(self, model, batch):
@@ -293,7 +293,7 @@ def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error)
         "out of memory at update 1 of 2: micro-batches of 2 in place of 4, accumulated to the same update",
         "out of memory at update 1 of 2: micro-batches of 1 in place of 2, accumulated to the same update",
     ]
-    assert len(parts.meter.updates) == 2  # what failed is nobody's training time
+    assert len(parts.meter.updates) == 2  # failed updates are not training time
 
 
 def test_one_row_that_does_not_fit_ends_the_cell_in_a_sentence():
