@@ -6,7 +6,7 @@ The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lib.record import Record
@@ -37,15 +37,22 @@ def compared(old: Record, new: Record, tolerances: Tolerances, updates: int = 10
     before, after = losses(old), losses(new)
     if old.training and new.training and old.training.order != new.training.order:
         return Verdict.CHANGED, "rows: the same rows in another order, or in other batches"
+    verdict, detail = curves(before, after, tolerances[arithmetic(old)], updates)
+    return _by_predictions(old, new) if verdict is Verdict.EQUAL else (verdict, detail)
+
+
+def curves(
+    before: Sequence[float], after: Sequence[float], tolerance: Mapping[str, float], updates: int
+) -> tuple[Verdict, str]:
+    """The verdict on two curves of losses, and the first stage that changed: forward, or backward and optimizer."""
     gaps = [abs(a - b) for a, b in zip(before[:updates], after[:updates], strict=False)]
-    tolerance = tolerances[arithmetic(old)]
     if gaps[0] > tolerance["first"]:
         return Verdict.CHANGED, f"forward: the loss of update 1 is {after[0]:.6g}, it was {before[0]:.6g}"
     late = next((i for i, gap in enumerate(gaps) if i and gap > tolerance["later"]), None)
     if late is not None:
         return Verdict.CHANGED, f"backward or optimizer: losses part by {gaps[late]:.1e} at update {late + 1}, not at update 1"
-    if before == after:
-        return _by_predictions(old, new)
+    if list(before) == list(after):
+        return Verdict.EQUAL, "all losses are equal"
     return Verdict.ROUNDING, f"losses of the first {len(gaps)} updates differ by at most {max(gaps):.1e}"
 
 
