@@ -6,6 +6,7 @@ from importlib import import_module
 
 COMMANDS = {
     "gate": "is a run worse than another? a verdict for every cell",
+    "numerics": "did the arithmetic of training change? a verdict for every cell",
     "audit": "re-check a saved run: impossible scores, copied results, failed audits",
     "scores": "list every difference between the scores of two runs",
     "merge": "make one run of the runs of a CI matrix",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib.errors import InputError
 from lib.results.gate_report import FORMATS, write_step_summary
-from lib.results.gates import FAILED_BY, failing, gate, kinds_of, read_run
+from lib.results.gates import FAILED_BY, KINDS, failing, gate, kinds_of, read_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
     parser.add_argument("--format", choices=FORMATS, default="text")
     parser.add_argument("--strict", action="store_true", help="exit 1 also where a score cannot be told")
-    parser.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help="of quality,memory,speed: what counts")
+    parser.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(KINDS)}: what counts")
     options = parser.parse_args(arguments)
     try:
         kinds = kinds_of(options.on)

@@ -6,19 +6,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lib.results.gates import FAILED_BY, KINDS, LEDGER, Judgement, Verdict, failing, kind_of
+from lib.results.gates import FAILED_BY, KINDS, LEDGER, failing, kind_of
+from lib.results.judgements import Judgement, Verdict
 from lib.results.table import Column, lines, number, signed
 
 # The gravest first: a group of judgements is as bad as its worst.
 WEIGHT = (
     Verdict.MISSING,
     Verdict.WORSE,
+    Verdict.CHANGED,
     Verdict.CANNOT_TELL,
     Verdict.NEW,
     Verdict.BETTER,
+    Verdict.ROUNDING,
     Verdict.SAME,
+    Verdict.EQUAL,
     Verdict.NOT_COMPARABLE,
 )
+# Not worth a sentence of their own.
+QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)
 COLUMNS = (
     Column(title="cell", width=15),
     Column(title="main score", width=10),
@@ -52,18 +58,23 @@ def _figures(main: Judgement) -> tuple[str, ...]:
 
 
 def closing(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
-    """One line: how many of each verdict on quality, and what the kinds that count say of the run."""
+    """One line: how many of each verdict on numerics and quality, and what the kinds that count say of the run."""
     cells = rows(judged)
-    quality = len(COLUMNS) - len(KINDS)
-    counts = {verdict: sum(row[quality] == verdict for row in cells) for verdict in WEIGHT}
-    told = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     answer = "worse than the baseline" if failing(judged, kinds) else "no worse than the baseline, as far as it can be told"
-    return f"quality of {len(cells)} cells: {told}; by {' and '.join(kinds)} the run is {answer}"
+    counts = f"numerics of {len(cells)} cells: {_counts(cells, 'numerics')}; quality: {_counts(cells, 'quality')}"
+    return f"{counts}; by {' and '.join(kinds)} the run is {answer}"
+
+
+def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
+    """How many cells have each verdict on one kind of figure, the gravest first."""
+    place = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
+    counts = {verdict: sum(row[place] == verdict for row in cells) for verdict in WEIGHT}
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "none"
 
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
-    """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare speed comes once."""
-    told = [j for j in judged if j.verdict not in (Verdict.SAME, Verdict.NOT_COMPARABLE)]
+    """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
+    told = [j for j in judged if j.verdict not in QUIET]
     sentences = [_sentence(judgement) for judgement in sorted(told, key=lambda j: WEIGHT.index(j.verdict))]
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]

@@ -2,15 +2,14 @@
 
 *worse*: a significant drop (Holm over the cells) of at least the margin. *better*: a significant gain. *same*: the interval
 is above the margin's drop. *cannot tell*: the test set is too small for any of these. Memory and speed have relative margins;
-speed is compared between like machines only. Needs no torch.
+speed is compared between like machines only. Before all that, `lib.results.numerics` compares the first losses. Needs no torch.
 """
 
 import math
 import tomllib
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -19,53 +18,21 @@ from lib.errors import InputError
 from lib.record import Record
 from lib.results.examples import Examples, read
 from lib.results.files import read_list
+from lib.results.judgements import Judgement, Verdict
+from lib.results.numerics import compared, load_tolerances
 from lib.results.statistics import ALPHA, Effect, holm, noise_of_training, paired, paired_macro_f1, slower
 
 MARGINS = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "margins.toml"
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 SEED_DEVIATIONS = 3.0
-KINDS = ("quality", "memory", "speed")
-FAILED_BY = ("quality", "memory")  # by default; on a machine with other work, speed would fail at random
+KINDS = ("numerics", "quality", "memory", "speed")
+# By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
+FAILED_BY = ("quality", "memory")
+# Shown, never failed by: a process's resident set depends on the cells that it ran before.
+SHOWN = ("rss_peak_gib",)
 ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
 Seeds = Mapping[int | None, Record]  # a cell's records by seed
-
-
-class Verdict(StrEnum):
-    """What a gate says."""
-
-    BETTER = "better"
-    SAME = "same"
-    WORSE = "worse"
-    CANNOT_TELL = "cannot tell"
-    MISSING = "missing"
-    NEW = "new"
-    NOT_COMPARABLE = "not comparable"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """One verdict with its evidence.
-
-    Attributes:
-        main_score: the name of the cell's main score.
-        quantity: a score, a memory figure or step_seconds; "cell" where the whole cell is missing or new.
-        effect: new minus old, in points or as a share; None where nothing was compared.
-        low, high: the effect's 95 % interval; p: of being worse, adjusted over the cells.
-        smallest: the smallest drop that this test set would show four times in five.
-        detail: what else a reader needs, as why there is no interval.
-    """
-
-    cell: str
-    main_score: str
-    quantity: str
-    verdict: Verdict
-    effect: float | None = None
-    low: float | None = None
-    high: float | None = None
-    p: float | None = None
-    smallest: float | None = None
-    detail: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +83,11 @@ def gate(old: Run, new: Run, margins: Mapping[str, Mapping[str, float]] | None =
     if not common:
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records), 'cell')}")
     judged = _quality(old, new, common, margins["points"])
+    tolerances = load_tolerances()
     for cell in common:
         before, after = _pair(old.records[cell], new.records[cell])
+        verdict, detail = compared(before, after, tolerances)
+        judged.append(_judgement(before, "numerics", verdict, detail=detail))
         judged += _memory(old.records[cell], before, after, margins["memory"])
         judged.append(_speed(old.records[cell], before, after, margins["speed"]["step_seconds"]))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
@@ -261,7 +231,9 @@ def _memory(seeds: Seeds, before: Record, after: Record, margins: Mapping[str, f
     for name in LEDGER:
         old, new = (getattr(memory.ledger, name) for memory in (before.memory, after.memory))
         if old and new is not None:
-            yield _relative(before, name, [old], new, margins["ledger"])
+            judgement = _relative(before, name, [old], new, margins["ledger"])
+            # Fewer bytes of tensors are no gain that training brings: something is no longer there, or no longer in fp32.
+            yield replace(judgement, verdict=Verdict.CHANGED) if judgement.verdict is Verdict.BETTER else judgement
     if not before.device or not after.device or before.device.name != after.device.name:
         return
     for name in PEAKS:
@@ -324,12 +296,18 @@ def kinds_of(text: str) -> tuple[str, ...]:
 
 def kind_of(judgement: Judgement) -> str:
     """The kind of figure; a cell that is missing or new counts as quality."""
-    if judgement.quantity == "step_seconds":
-        return "speed"
+    if judgement.quantity in ("numerics", "step_seconds"):
+        return {"numerics": "numerics", "step_seconds": "speed"}[judgement.quantity]
     return "memory" if judgement.quantity in (*LEDGER, *PEAKS) else "quality"
 
 
 def failing(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> list[Judgement]:
-    """What of these kinds is worse, and every missing cell; with `strict` also what cannot be told."""
+    """What of these kinds is worse, or of numerics changed, and every missing cell; with `strict` also what cannot be told."""
     verdicts = (Verdict.WORSE, Verdict.CANNOT_TELL) if strict else (Verdict.WORSE,)
-    return [j for j in judged if j.verdict is Verdict.MISSING or (kind_of(j) in kinds and j.verdict in verdicts)]
+    return [
+        j
+        for j in judged
+        if j.verdict is Verdict.MISSING
+        or (kind_of(j) in kinds and j.verdict in verdicts and j.quantity not in SHOWN)
+        or ("numerics" in kinds and j.verdict is Verdict.CHANGED)
+    ]

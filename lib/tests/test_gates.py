@@ -66,6 +66,7 @@ def judged(old, new):
 def test_equal_runs_are_the_same_in_everything():
     record = record_of("bert_sa_lora", {"accuracy": hits(512, 480)})
     judgements = judged(record, record)
+    assert judgements.pop("numerics").verdict is Verdict.EQUAL
     assert {j.verdict for j in judgements.values()} == {Verdict.SAME}
     assert judgements["accuracy"].effect == 0.0
     assert set(judgements) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds"} | {
@@ -236,10 +237,10 @@ def with_ledger(**sizes):
     return record_of("bert_sa_lora", memory=memory | {"ledger": memory["ledger"] | sizes})
 
 
-def test_one_byte_more_of_weights_is_worse_and_one_less_is_better():
+def test_one_byte_more_of_weights_is_worse_and_one_less_is_changed():
     same, more, less = (with_ledger(weights_bytes=size) for size in (4000, 4001, 3999))
     assert judged(same, more)["weights_bytes"].verdict is Verdict.WORSE
-    assert judged(same, less)["weights_bytes"].verdict is Verdict.BETTER
+    assert judged(same, less)["weights_bytes"].verdict is Verdict.CHANGED
 
 
 def test_a_peak_has_a_tolerance():
@@ -291,16 +292,17 @@ def test_the_answer_is_a_row_a_cell_and_one_closing_line():
     old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
     judgements = gate(Run.of([old]), Run.of([new]))
     assert rows(judgements)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
-    assert rows(judgements)[0][6:] == ("worse", "same", "same")
-    assert closing(judgements) == "quality of 1 cells: 1 worse; by quality and memory the run is worse than the baseline"
+    assert rows(judgements)[0][6:] == ("changed", "worse", "same", "same")
+    counts = "numerics of 1 cells: 1 changed; quality: 1 worse"
+    assert closing(judgements) == f"{counts}; by quality and memory the run is worse than the baseline"
     text = as_text(judgements)
     assert "worse: bert_sa_lora accuracy -3.91 points (20 rows lost, 0 gained of 512; margin 1.0; sees drops from" in text
     assert text.splitlines()[:2] == [
-        "cell            main score change 95 % interval   p      sees  quality      memory       speed",
-        "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.8   worse        same         same",
+        "cell            main score change 95 % interval   p      sees  numerics     quality      memory       speed",
+        "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.8   changed      worse        same         same",
     ]
-    assert as_markdown(judgements).startswith("**quality of 1 cells: 1 worse")
-    assert {row["verdict"] for row in json.loads(as_json(judgements))} == {"worse", "same"}
+    assert as_markdown(judgements).startswith("**numerics of 1 cells: 1 changed; quality: 1 worse")
+    assert {row["verdict"] for row in json.loads(as_json(judgements))} == {"worse", "same", "changed"}
 
 
 # Commands
@@ -342,14 +344,14 @@ def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
     assert time.monotonic() - began < 8  # 5 on an idle machine
     assert answer.returncode == 1, answer.stderr
     assert answer.stdout.splitlines()[-1] == "False"
-    assert "quality of 27 cells: 1 worse, 26 same; by quality and memory the run is worse than the baseline" in answer.stdout
+    assert "quality: 1 worse, 26 same; by quality and memory the run is worse than the baseline" in answer.stdout
     assert "no points by row, by the margin" not in "".join(line for line in answer.stdout.splitlines() if "worse:" in line)
 
 
 def test_a_missing_cells_row_names_its_main_score():
     one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
     judgements = gate(Run.of([one, other]), Run.of([one]))
-    assert rows(judgements)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "missing", "-", "-")
+    assert rows(judgements)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "-", "missing", "-", "-")
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
@@ -366,7 +368,7 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     assert command.main([*map(str, slow), "--on", "quality,speed"]) == 1
     assert command.main([*map(str, small), "--strict", "--format", "markdown"]) == 1
     assert "by quality and memory the run is worse than the baseline" in capsys.readouterr().out
-    assert summary.read_text().count("**quality of 1 cells") == 6
+    assert summary.read_text().count("**numerics of 1 cells") == 6
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,9 @@ def all_right(record, folder):
 def test_the_same_run_again_passes_whatever_the_workers(first, tmp_path, workers):
     code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, f"--gate={first}", "-n", workers)
     assert code == 0, output
-    assert "quality of 1 cells: 1 same; by quality and memory the run is no worse than the baseline" in output
+    assert (
+        "numerics of 1 cells: 1 equal; quality: 1 same; by quality and memory the run is no worse than the baseline" in output
+    )
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])

@@ -1,0 +1,45 @@
+"""Did the arithmetic of training change between two runs? `python -m lib numerics A.json B.json` says, cell by cell.
+
+*equal*: all losses and predictions are. *rounding*: the losses of the first ten updates lie within measured tolerances.
+*changed*: they do not, and the first stage is named that changed. Exit code 1 if any cell changed.
+"""
+
+import argparse
+from pathlib import Path
+
+from lib.errors import InputError
+from lib.results.gates import read_run
+from lib.results.judgements import Verdict
+from lib.results.numerics import compared, load_tolerances
+from lib.results.table import Column, lines
+
+COLUMNS = (Column(title="cell", width=15), Column(title="numerics", width=14), Column(title="what"))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print the verdicts; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lib numerics", description=__doc__)
+    parser.add_argument("old", type=Path, metavar="A.json")
+    parser.add_argument("new", type=Path, metavar="B.json")
+    options = parser.parse_args(arguments)
+    try:
+        rows = list(verdicts(options.old, options.new))
+    except InputError as error:
+        parser.error(str(error))
+    print(*lines(COLUMNS, rows), sep="\n")
+    return int(any(row[1] == Verdict.CHANGED for row in rows))
+
+
+def verdicts(old_path: Path, new_path: Path) -> list[tuple[str, str, str]]:
+    """A row for every cell and seed that both runs have; raises InputError where they have none in common."""
+    old, new, tolerances = read_run(old_path), read_run(new_path), load_tolerances()
+    pairs = [
+        (before, after)
+        for cell, seeds in new.records.items()
+        for seed, after in seeds.items()
+        if (before := old.records.get(cell, {}).get(seed)) is not None
+    ]
+    if not pairs:
+        raise InputError("the two runs have no cell of one seed in common")
+    answers = [(before.cell, *compared(before, after, tolerances)) for before, after in pairs]
+    return [(cell, str(verdict), what) for cell, verdict, what in answers]

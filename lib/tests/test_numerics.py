@@ -1,0 +1,153 @@
+"""Two trainings of one seed are held to each other by their first losses."""
+
+import json
+
+import pytest
+
+from lib.commands.numerics import main
+from lib.record import to_json
+from lib.results.gates import Run, failing, gate, kind_of
+from lib.results.judgements import Verdict
+from lib.results.numerics import arithmetic, compared, load_tolerances
+from lib.tests.test_record import complete
+
+TOLERANCES = {"fp32": {"first": 1e-6, "later": 1e-5}, "nf4 fp32": {"first": 1e-3, "later": 1e-2}}
+LOSSES = [0.7, 0.5, 0.4, 0.3]
+
+
+def record(losses=LOSSES, cell="bert_sa_sft", **changes):
+    """A finished record with these losses; `changes` are fields of its training."""
+    made = complete(cell)
+    made.training = type(made.training)(**(vars(made.training) | {"losses": list(losses), "updates": len(losses)} | changes))
+    return made
+
+
+def moved(place, gap):
+    return [loss + gap * (i == place) for i, loss in enumerate(LOSSES)]
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict", "words"),
+    [
+        (LOSSES, Verdict.EQUAL, "all losses are equal"),
+        (moved(0, 9e-7), Verdict.ROUNDING, "differ by at most 9.0e-07"),
+        (moved(0, 1.1e-6), Verdict.CHANGED, "forward: the loss of update 1 is 0.700001, it was 0.7"),
+        (moved(2, 9e-6), Verdict.ROUNDING, "losses of the first 4 updates differ by at most 9.0e-06"),
+        (moved(2, 1.1e-5), Verdict.CHANGED, "backward or optimizer: losses part by 1.1e-05 at update 3, not at update 1"),
+    ],
+)
+def test_the_first_stage_that_changed_is_named(losses, verdict, words):
+    answer, detail = compared(record(), record(losses), TOLERANCES)
+    assert answer is verdict
+    assert words in detail
+
+
+def test_updates_after_the_tenth_may_part():
+    old = record([0.1] * 11)
+    assert compared(old, record([0.1] * 10 + [0.9]), TOLERANCES)[0] is Verdict.ROUNDING
+    assert compared(old, record([0.1] * 9 + [0.9, 0.1]), TOLERANCES)[0] is Verdict.CHANGED
+
+
+def test_over_a_quantized_base_rounding_is_larger():
+    old, new = (record(losses, cell="bert_sa_qlora") for losses in (LOSSES, moved(0, 9e-4)))
+    assert arithmetic(old) == "nf4 fp32"
+    assert compared(old, new, TOLERANCES)[0] is Verdict.ROUNDING
+
+
+def test_equal_losses_with_other_predictions_are_the_evaluations_doing():
+    old, new = record(), record()
+    old.examples.file, new.examples.file = "0" * 16 + ".parquet", "1" * 16 + ".parquet"
+    assert compared(old, new, TOLERANCES) == (
+        Verdict.CHANGED,
+        "evaluation: all losses are equal, predictions or their points are not",
+    )
+
+
+def test_another_order_of_the_rows_is_a_change():
+    answer, detail = compared(record(), record(order="f" * 16), TOLERANCES)
+    assert (answer, detail.split(":")[0]) == (Verdict.CHANGED, "rows")
+
+
+def other_seed(new):
+    new.seeds.seed = 7
+
+
+def other_rate(new):
+    new.recipe.learning_rate = 0.5
+
+
+def other_rows(new):
+    new.data.fingerprint = "f" * 16
+
+
+def no_losses(new):
+    new.training.losses = [0.1, None]
+
+
+def other_precision(new):
+    new.training.precision = "bf16"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (other_seed, "no run of the same seed"),
+        (other_rate, "other recipes or limits"),
+        (other_rows, "other rows"),
+        (no_losses, "a run without losses"),
+        (other_precision, "no tolerance was measured for bf16 after fp32"),
+    ],
+)
+def test_what_cannot_be_held_to_each_other_says_why(change, reason):
+    new = record()
+    change(new)
+    assert compared(record(), new, TOLERANCES) == (Verdict.NOT_COMPARABLE, reason)
+
+
+def test_the_measured_tolerances_hold_twice_what_a_second_cpu_did():
+    tolerances = load_tolerances()
+    assert tolerances["fp32"]["first"] >= 2 * 4.8e-7
+    assert tolerances["fp32"]["later"] >= 2 * 9.5e-7
+    assert tolerances["nf4 fp32"]["first"] >= 2 * 6.4e-4
+    assert tolerances["nf4 fp32"]["later"] >= 2 * 1.8e-3
+
+
+def judged(new):
+    return gate(Run.of([record()]), Run.of([new]))
+
+
+def test_the_gate_shows_numerics_and_fails_by_them_only_where_asked():
+    judgements = judged(record(moved(0, 0.1)))
+    [numerics] = [judgement for judgement in judgements if kind_of(judgement) == "numerics"]
+    assert numerics.verdict is Verdict.CHANGED
+    assert failing(judgements, ("quality", "memory")) == []
+    assert failing(judgements, ("numerics",)) == [numerics]
+
+
+def test_fewer_bytes_of_tensors_are_a_change_and_a_larger_resident_set_fails_nothing():
+    new = record()
+    new.memory.ledger.gradients_bytes -= 1
+    for phase in new.memory.phases.values():
+        phase.rss_peak_gib *= 9
+    verdicts = {judgement.quantity: judgement.verdict for judgement in judged(new)}
+    assert verdicts["gradients_bytes"] is Verdict.CHANGED
+    assert verdicts["rss_peak_gib"] is Verdict.WORSE
+    assert failing(judged(new), ("quality", "memory")) == []
+
+
+def test_the_command_compares_seed_by_seed(capsys):
+    baseline = "reports/baselines/quick-cpu.json"
+    assert main([baseline, baseline]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 5 * 27
+    assert all("equal" in line for line in lines[1:])
+
+
+def test_the_command_refuses_runs_without_a_common_cell(capsys, tmp_path):
+    other = record()
+    other.seeds.seed = 99
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"benchmarks": [{"name": "x", "extra_info": to_json(other)}]}))
+    with pytest.raises(SystemExit):
+        main(["reports/baselines/quick-cpu.json", str(path)])
+    assert "the two runs have no cell of one seed in common" in capsys.readouterr().err
