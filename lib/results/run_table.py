@@ -1,4 +1,4 @@
-"""The table after a run. In: records. Out: lines of at most 100 columns, each with its verdict."""
+"""The table after a run. In: records. Out: lines of at most 100 columns, each with its status."""
 
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +15,7 @@ SCORES = (
     Column(title="samples/s", width=9, right=True),
     Column(title="peak GiB", width=9, right=True),
     Column(title="trainable", width=9, right=True),
-    Column(title="verdict", gap=2),
+    Column(title="status", gap=2),
 )
 COSTS = (
     Column(title="cell", width=15),
@@ -29,7 +29,7 @@ COSTS = (
     Column(title="activ.", width=6, right=True),
     Column(title="MiB peak", width=8, right=True),
     Column(title="MFU %", width=5, right=True),
-    Column(title="verdict", gap=2),
+    Column(title="status", gap=2),
 )
 
 
@@ -62,7 +62,7 @@ def _costs(record: Record) -> tuple[str, ...]:
         number(speed.generated_tokens_per_second if speed else None, 0),
         *(number(None if size is None else size / MIB, 0) for size in sizes),
         number(flops.mfu_percent if flops else None, 1),
-        verdict(record),
+        status_word(record),
     )
 
 
@@ -78,11 +78,11 @@ def _scores(record: Record) -> tuple[str, ...]:
         number(speed.train_samples_per_second if speed else None, 0),
         number(peak_gib(record), 2),
         number(trainable, 2) + (" " if trainable is None else "%"),
-        verdict(record),
+        status_word(record),
     )
 
 
-def verdict(record: Record) -> str:
+def status_word(record: Record) -> str:
     """The status in one to three words; a cell that passed without any bound says so."""
     if record.status == "passed" and not record.bounds and not record.flops:
         return "no bound yet"

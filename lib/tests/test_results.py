@@ -77,9 +77,9 @@ def test_nobody_has_measured_bounds_yet(tmp_path):
 
 
 def test_a_longer_id_widens_its_column():
-    columns = (Column(title="cell", width=4), Column(title="f1", width=4, right=True), Column(title="verdict", gap=2))
+    columns = (Column(title="cell", width=4), Column(title="f1", width=4, right=True), Column(title="status", gap=2))
     assert table_lines(columns, [("short", "1.0", "passed"), ("a_longer_id", "88.0", "")]) == [
-        "cell          f1  verdict",
+        "cell          f1  status",
         "short        1.0  passed",
         "a_longer_id 88.0",
     ]
@@ -91,7 +91,7 @@ def lines(*records):
 
 def test_a_line_stands_under_its_header():
     assert [run_table.header([complete()]), *lines(complete())] == [
-        "cell            score        points  bound  train s samples/s  peak GiB trainable  verdict",
+        "cell            score        points  bound  train s samples/s  peak GiB trainable  status",
         "bert_sa_lora    accuracy       91.0   88.0     12.2       123      1.25     2.50%  passed",
     ]
 
@@ -145,7 +145,7 @@ def test_the_footer_counts_and_names_the_device():
 def test_a_footprint_has_a_table_of_its_own():
     record = complete(**FOOTPRINT)
     assert [run_table.header([record]), *lines(record)] == [
-        "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  verdict",
+        "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  status",
         "bert_sa_lora        120     150     4000     -     400     3      6    103      512  25.0  passed",
     ]
     assert run_table.header([record, complete()]) == run_table.header([complete()])
