@@ -90,8 +90,6 @@ class Task:
         for name in self.bounded_scores:
             if name not in known:
                 raise InputError(f"task {self.id!r}: unknown score {name!r}; a task to {self.problem} has {', '.join(known)}")
-        if self.problem is Problem.EXTRACT and not self.text_pair:
-            raise InputError(f"task {self.id!r}: a task to extract needs text_pair, the columns that hold the answer")
 
     @property
     def folder(self) -> str:

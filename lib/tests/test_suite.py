@@ -104,6 +104,13 @@ def pytest_tunegrid_grid(grid):
 """
 
 
+TASK = """
+from dataclasses import replace
+from lib.grid.tasks import SA
+
+def pytest_tunegrid_grid(grid):
+    grid.add_task(replace(SA, id="stars", text=("content",), target="title"), like="sa")
+"""
 LARGE = """
 from dataclasses import replace
 from lib.grid.backbones import BERT
@@ -131,6 +138,7 @@ def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
         ("x = 1\ny = (", "mine.py, line 2: SyntaxError: '(' was never closed"),
         ("def grid(grid): pass", "mine.py has no function pytest_tunegrid_grid(grid), which adds to the grid"),
         (LARGE, "bertlarge_sa_sft has no quick recipe, so it runs with -m full and -m footprint only"),
+        (TASK, "task 'stars': for classify, column 'title' must hold a whole number"),
         ("def pytest_tunegrid_grid(g, h): pass", "mine.py: TypeError: pytest_tunegrid_grid() missing 1 required positional"),
         ("def pytest_tunegrid_grid(grid):\n    1 / 0", "mine.py, line 2: ZeroDivisionError: division by zero"),
         (
