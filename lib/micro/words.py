@@ -37,7 +37,6 @@ JOBS = tuple(
     "teacher doctor farmer lawyer painter pilot baker sailor miner tailor nurse clerk printer carpenter judge poet".split()
 )
 SUBJECTS = tuple("physics music law history chemistry medicine botany geology drama french latin algebra".split())
-THINGS = tuple("boat farm horse piano violin garden cottage orchard camera truck".split())
 BUILDINGS = tuple("museum theatre library school hospital bakery brewery chapel hotel mill bank tower market factory".split())
 BUILDING_NAMES = tuple("royal old grand north south river castle garden hill lake summer winter iron silver".split())
 

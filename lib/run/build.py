@@ -108,10 +108,10 @@ def _check_type(cell: Cell, device: torch.device) -> None:
         raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {known}")
     precision, fallback = resolve_precision(cell, device)
     if base_type(cell) is not torch.float32 and precision == "fp32":
-        cause = fallback or 'the recipe says fp32; give it precision="bf16"'
+        cause, way_out = (fallback, "") if fallback else ("the recipe says fp32", 'the recipe precision="bf16" or ')
         raise InputError(
             f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, over which nothing trains in "
-            f'fp32 ({cause}, or the backbone dtype="float32")'
+            f'fp32 ({cause}); give {way_out}the backbone dtype="float32"'
         )
 
 

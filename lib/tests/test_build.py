@@ -528,7 +528,7 @@ def test_another_checkpoint_is_told_from_the_right_one_in_bf16_too(tmp_path):
 def test_an_fp32_recipe_over_a_bf16_base_is_refused_with_the_way_out():
     assert complaint(in_bf16(cell_of("bert_sa_qlora"), precision="fp32")) == (
         "bert_sa_qlora: the base of BERT is loaded in bfloat16, over which nothing trains in fp32 "
-        '(the recipe says fp32; give it precision="bf16", or the backbone dtype="float32")'
+        '(the recipe says fp32); give the recipe precision="bf16" or the backbone dtype="float32"'
     )
 
 

@@ -7,6 +7,7 @@ was built, encoded, trained and predicted. Audits over several cells are in `lib
 from collections.abc import Callable
 
 from lib.errors import first_line
+from lib.grid.methods import Answer
 from lib.run.audits.answers import (
     generation_not_truncated,
     learned_something,
@@ -15,7 +16,7 @@ from lib.run.audits.answers import (
     windows_map_to_examples,
 )
 from lib.run.audits.built import adapters_where_declared, checkpoint_loaded, heads_trainable, quantized_as_declared
-from lib.run.audits.evidence import Answer, Evidence, Finding
+from lib.run.audits.evidence import Evidence, Finding
 from lib.run.audits.rows import answers_at_annotated_start, labels_are_targets, no_leakage, selection_apart_from_test
 from lib.run.audits.trained import (
     base_frozen,

@@ -11,9 +11,10 @@ from lib.codecs.base import Codec, Feature
 from lib.codecs.letters import letters, same_letters
 from lib.data.columns import answer_texts, context, joined
 from lib.data.sources import Row
+from lib.grid.methods import Answer
 from lib.grid.tasks import Problem, Task
 from lib.record.invariants import ORDERED, POINTS, impossible
-from lib.run.audits.evidence import SAMPLE, Answer, Evidence, sample
+from lib.run.audits.evidence import SAMPLE, Evidence, sample
 from lib.run.metrics import rouge_examples, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves

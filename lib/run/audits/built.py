@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lib.grid.methods import TOKEN_ROWS
+from lib.grid.methods import TOKEN_ROWS, Answer
 from lib.grid.names import within
-from lib.run.audits.evidence import Answer, Evidence
+from lib.run.audits.evidence import Evidence
 from lib.run.build import base_type
 from lib.run.fingerprints import Mark, marks
 from lib.run.weights import weight_files

@@ -63,9 +63,6 @@ class Finding:
     of_learning: bool = False
 
 
-Answer = tuple[bool, str] | None  # passed, detail; None where the audit has nothing to look at
-
-
 def sample(features: Sequence[Feature], count: int = SAMPLE) -> list[Feature]:
     """The same few each time."""
     return list(features) if len(features) <= count else Random(0).sample(list(features), count)

@@ -3,7 +3,8 @@
 from lib.codecs.base import Codec, Feature
 from lib.data.columns import answer_span, answer_texts, context
 from lib.data.sources import Row
-from lib.run.audits.evidence import SAMPLE, Answer, Evidence, sample, text_of
+from lib.grid.methods import Answer
+from lib.run.audits.evidence import SAMPLE, Evidence, sample, text_of
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 
 from lib.grid.cells import Cell
+from lib.grid.methods import Answer
 from lib.grid.names import within
-from lib.run.audits.evidence import Answer, Evidence
+from lib.run.audits.evidence import Evidence
 from lib.run.training import make_schedule
 
 # Between two ways to compute one loss: bf16 sums differ by up to a percent, the fault is a factor of at least two.
