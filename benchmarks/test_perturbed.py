@@ -14,14 +14,13 @@ from fixtures.session import session_of
 from lib.grid.cells import STUDY_IDS
 from lib.results.judgements import Verdict
 from lib.results.numerics import curves, load_tolerances
-from lib.run.build import build
+from lib.run.build import build, perturb
 from lib.run.meter import Meter
 from lib.run.training import Trainer
 
 pytestmark = pytest.mark.perturbed
 
 UPDATES = 10
-NOISE = 1e-6  # relative: a few last bits of fp32
 
 
 @pytest.fixture
@@ -59,23 +58,10 @@ def first_losses(trainer):
     return [float(trainer.update(group)) for group in islice(trainer.updates(0), UPDATES)]
 
 
-def noise(draw):
-    """Weights times 1 + 1e-6 x normal noise; packed weights stay."""
-
-    def change(trainer):
-        generator = torch.Generator().manual_seed(draw)
-        with torch.no_grad():
-            for parameter in trainer.parameters.values():
-                if parameter.dtype is torch.float32:
-                    parameter.mul_(1 + NOISE * torch.randn(parameter.shape, generator=generator))
-
-    return change
-
-
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 @pytest.mark.parametrize("draw", [1, 2, 3])
 def test_noise_in_the_last_digits_is_rounding(cell_id, draw, deviation):
-    verdict, detail = deviation(noise(draw))
+    verdict, detail = deviation(lambda trainer: perturb(trainer.model, draw))
     assert verdict in (Verdict.EQUAL, Verdict.ROUNDING), detail
 
 

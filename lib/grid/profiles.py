@@ -40,6 +40,7 @@ class Profile:
         changes: recipe fields that the command line sets, for every cell.
         threads: torch threads a process; None shares the cores among the workers.
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
+        perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
         feature_cache: folder for tokenised rows; None tokenises every time.
     """
 
@@ -54,6 +55,7 @@ class Profile:
     changes: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     seed: int = 0
+    perturbation: int | None = None
     train_rows: int | None = None
     eval_rows: int | None = None
     own_test: bool = False

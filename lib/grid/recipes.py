@@ -41,6 +41,7 @@ class Recipe:
         max_steps: updates; 0 trains `num_train_epochs` epochs.
         max_grad_norm: None does not clip.
         precision: "fp32", "fp16" or "bf16", where the device can.
+        gradient_checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
         trainable_params, total_params: expected at full size; None where the study gives no figure.
     """
 
@@ -57,6 +58,7 @@ class Recipe:
     gradient_accumulation_steps: int = 1
     max_grad_norm: float | None = 1.0
     precision: str
+    gradient_checkpointing: bool = False
     max_length: int
     doc_stride: int | None = None
     max_target_length: int | None = None

@@ -50,8 +50,19 @@ def from_version_2(data: Json) -> Json:
     return kept | new
 
 
+def from_version_3(data: Json) -> Json:
+    """No run was perturbed yet, and no recipe computed its activations twice."""
+    recipe, seeds = data.get("recipe"), data.get("seeds")
+    new: Json = {"schema_version": 4}
+    if isinstance(recipe, dict):
+        new["recipe"] = {"gradient_checkpointing": False} | recipe
+    if isinstance(seeds, dict):
+        new["seeds"] = {"perturbation": None} | seeds
+    return data | new
+
+
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes", "activations_bytes", "peak_bytes")
-MIGRATIONS: Mapping[int, Callable[[Json], Json]] = {1: refuse_version_1, 2: from_version_2}
+MIGRATIONS: Mapping[int, Callable[[Json], Json]] = {1: refuse_version_1, 2: from_version_2, 3: from_version_3}
 
 
 def migrated(data: Json) -> Json:

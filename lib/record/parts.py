@@ -63,6 +63,7 @@ class RecipeRecord(Part):
     gradient_accumulation_steps: Positive
     max_grad_norm: Annotated[Amount | None, Field(description="null: no clipping")]
     precision: Precision
+    gradient_checkpointing: bool
     max_length: Positive
     doc_stride: Positive | None
     max_target_length: Positive | None
@@ -97,6 +98,9 @@ class Seeds(Part):
 
     seed: Annotated[int | None, Field(description="of weights, dropout and the order of rows; null: not known")]
     split_seed: int
+    perturbation: Annotated[
+        Count | None, Field(description="draw of the noise that moved the start in its last digits; null: none did")
+    ]
 
 
 @dataclass(kw_only=True)

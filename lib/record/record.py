@@ -37,7 +37,7 @@ from lib.record.parts import (
 )
 from lib.record.plain import plain
 
-SCHEMA_VERSION: Final = 3
+SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "stopped", "error", "reported"]
 
 
@@ -48,7 +48,7 @@ class Record(Part):
     Scores are points from 0 to 100. Units are part of the names. Null means not measured.
     """
 
-    schema_version: Annotated[Literal[3], Field(description="`SCHEMA_VERSION` of the code that wrote it")]
+    schema_version: Annotated[Literal[4], Field(description="`SCHEMA_VERSION` of the code that wrote it")]
     cell: Annotated[str, Field(pattern="^[a-z0-9]+_[a-z0-9]+_[a-z0-9]+$")]
     profile: Id
     backbone: Id
@@ -105,7 +105,7 @@ def new_record(cell: Cell) -> Record:
             test_rows=profile.cap(cell.task.id, "test"),
             own_test=profile.own_test and cell.task.own_test is not None,
         ),
-        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED),
+        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
         versions=versions(),
         device=None,
         data=None,

@@ -83,6 +83,7 @@ def content_key(cell: Cell, asked: Mapping[str, Any], grid_files: Sequence[Path]
         "rows": [profile.cap(cell.task.id, split) for split in ("train", "validation", "test")],
         "own_test": profile.own_test,
         "seed": profile.seed,
+        "perturbation": profile.perturbation,
         "device": profile.device,
         "threads": profile.threads,
         "asked": {name: [value, folder_digest(Path(value)) if value else ""] for name, value in asked.items()},

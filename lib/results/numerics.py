@@ -80,7 +80,7 @@ def arithmetic(record: Record) -> str:
 
 def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
     """Why the losses of two records cannot be held to each other; empty where they can."""
-    if old.seeds != new.seeds:
+    if (old.seeds.seed, old.seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed):
         return "no run of the same seed"
     if old.recipe != new.recipe or old.limits != new.limits:
         return "other recipes or limits"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lib.codecs.architectures import architecture
 from lib.codecs.synthetic import SyntheticTokenizer
 from lib.data.sources import ROOTS_HINT
-from lib.errors import InputError
+from lib.errors import InputError, first_line
 from lib.grid.backbones import BERT, Backbone
 from lib.grid.cells import Cell
 from lib.grid.methods import Base
@@ -23,6 +23,7 @@ from lib.grid.tasks import Problem
 from lib.run.bertscore import BertScorer
 from lib.run.device import resolve_precision
 
+PERTURBATION = 1e-6  # relative: a few last bits of fp32
 ATTENTION = "sdpa"  # torch's fused attention
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -93,7 +94,32 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         train_in_fp32(adapted)
     built: nn.Module = adapted.to(device)
     keep_packed_layers(built)
+    if cell.recipe.gradient_checkpointing:
+        checkpoint_activations(built)
+    if cell.profile.perturbation is not None:
+        perturb(built, cell.profile.perturbation)
     return built
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Compute activations again in the backward pass. Raises InputError where transformers cannot do it for this model."""
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"the recipe asks for gradient_checkpointing, which this model lacks ({first_line(error)})") from None
+
+
+def perturb(model: nn.Module, draw: int) -> None:
+    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader.
+
+    Packed weights stay: a last digit less would move some of them by a whole level.
+    """
+    generator = torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+                parameter.mul_(1 + PERTURBATION * noise)
 
 
 def base_type(cell: Cell) -> torch.dtype:

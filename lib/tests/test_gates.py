@@ -47,7 +47,12 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
         scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     scores = {metric: 90.0 for metric in task.bounded_scores} | scores
-    parts = {"scores": scores, "examples": reference, "bounds": {"accuracy": 1.0}, "seeds": {"seed": seed, "split_seed": 42}}
+    parts = {
+        "scores": scores,
+        "examples": reference,
+        "bounds": {"accuracy": 1.0},
+        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
+    }
     return complete(cell, **parts | changes)
 
 
@@ -462,7 +467,7 @@ def test_merging_writes_the_current_version_and_keeps_other_rows(tmp_path, capsy
     assert merge.main([str(first), str(study), "-o", str(tmp_path / "c.json")]) == 0
     rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
     assert odd in rows
-    assert {row["extra_info"].get("schema_version") for row in rows} == {3, None}
+    assert {row["extra_info"].get("schema_version") for row in rows} == {4, None}
 
 
 def test_a_full_baseline_may_be_of_a_users_own_cells(tmp_path):

@@ -245,10 +245,10 @@ STRAYS = [
     ({"device": MEASURED["device"] | {"threads": True}}, "device.threads is true, but it should be a valid integer"),
     ({"memory": MEASURED["memory"] | {"phases": {"train": {"seconds": 1.0}}}}, "memory.phases.train.rss_peak_gib is missing"),
     ({"recipe": {"learning_rate": 0.1}}, "recipe.adapter is missing"),
-    ({"seeds": {"split_seed": 42}}, "seeds.seed is missing"),
+    ({"seeds": {"split_seed": 42, "perturbation": None}}, "seeds.seed is missing"),
     ({"schema_version": 1}, "a record of schema version 1 does not say how many tokens it trained on"),
-    ({"schema_version": 4}, "schema version 4 is newer than 3, which this tunegrid reads; update it"),
-    ({"schema_version": "3"}, "its schema_version is '3'; this tunegrid reads 2 to 3"),
+    ({"schema_version": 5}, "schema version 5 is newer than 4, which this tunegrid reads; update it"),
+    ({"schema_version": "3"}, "its schema_version is '3'; this tunegrid reads 2 to 4"),
 ]
 
 
@@ -261,9 +261,9 @@ def test_a_record_that_strays_is_refused_in_a_sentence(changes, sentence):
 
 def test_several_faults_are_counted_and_listed():
     data = complete_json(seeds={})
-    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 1 more: python -m lib audit lists them\)"):
+    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more: python -m lib audit lists them\)"):
         from_json(data)
-    assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing"]
+    assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing", "seeds.perturbation is missing"]
 
 
 # Versions

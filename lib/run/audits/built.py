@@ -24,7 +24,7 @@ from lib.run.weights import weight_files
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Every pretrained tensor that is neither packed nor rewritten started as one of the checkpoint's, bit for bit."""
-    if evidence.cell.profile.random_weights:
+    if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
         return None
     names, stored = checkpoint_marks(tuple(weight_files(evidence.cell)), base_type(evidence.cell))
     lacking = [module for module in evidence.cell.head.optional_modules if not any(within(name, [module]) for name in names)]
