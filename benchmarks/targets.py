@@ -1,4 +1,4 @@
-"""Training rows whose targets have nothing to do with their inputs. In: rows, a seeded rng. Out: the same rows, targets dealt out anew."""
+"""Training rows with targets that are not theirs. In: rows and a seed. Out: the same rows, targets dealt out anew."""
 
 from collections.abc import Callable, Mapping
 from random import Random

@@ -1,4 +1,4 @@
-"""Real degradations of the quick cells, for the gate to see: some wrong targets, half the learning rate, a tenth of the updates missing.
+"""Real degradations of the quick cells, for the gate to see: wrong targets, half the rate, a tenth of the updates lost.
 
 `pytest -m degraded -n auto -k rate_halved --benchmark-json=FILE` leaves a run like any other, which `python -m lib gate` judges
 by a baseline; `python -m lib sees` does both for all of them.
