@@ -83,7 +83,7 @@ BUGS = (
     _bug(
         6,
         "transformers",
-        "t5_sum_lora",
+        "t5_sum_qlora",
         attention.bias_forgets_the_cache,
         "T5's relative bias forgets the cache's length in cached decoding",
         "huggingface/candle#899, huggingface/transformers#44602",
@@ -203,7 +203,7 @@ BUGS = (
     _bug(
         36,
         "accelerate",
-        "gpt2_sa_lora",
+        "gpt2_qa_lora",
         updates.norm_without_clipping,
         "clip_grad_norm_ does not clip",
         "huggingface/accelerate#641",
