@@ -63,7 +63,7 @@ def gpt2_options_are_ignored(monkeypatch: Any) -> None:
 
 def _after_init(monkeypatch: Any, kind: type, change: Any) -> None:
     """Change every module of a class when it has been made."""
-    init = kind.__init__  # type: ignore[misc]
+    init = kind.__init__
 
     def changed(self: Any, *args: Any, **options: Any) -> None:
         init(self, *args, **options)

@@ -1,6 +1,7 @@
 """Each patch of the table bites: the patched library gives another answer on a small input, and the former one afterwards."""
 
 from functools import partial
+from pathlib import Path
 
 import accelerate
 import bitsandbytes as bnb
@@ -20,6 +21,7 @@ from lib.run.device import resolve_precision
 from lib.tests.small import CPU, cell_of, rows_of, silent, tokenizer_of, trainer_of
 
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
+PAGE = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text()
 SENTENCE = "a fox slept in the sun ."
 
 
@@ -182,6 +184,11 @@ def test_every_bug_of_the_list_is_in_the_table_once():
     ids = sorted(bug.id for bug in (*BUGS, *INEXPRESSIBLE))
     assert ids == [f"B{number:02}" for number in range(2, 56, 2)]
     assert set(PROBES) == {bug.id for bug in BUGS} - {"B52"}
+
+
+def test_the_page_shows_what_cannot_be_put_back():
+    shown = [line for line in PAGE.splitlines() if line.startswith("| B")]
+    assert [line.split(" | ")[0].removeprefix("| ") for line in shown] == [bug.id for bug in INEXPRESSIBLE]
 
 
 def test_every_cell_of_the_table_is_one_of_the_study():
