@@ -11,7 +11,7 @@ import pytest
 from benchmarks.library_bugs import BUGS, HARMLESS
 from fixtures.session import session_of
 from lib.errors import InputError
-from lib.results.gates import FAILED_BY, Run, gate, kind_of, read_run
+from lib.results.gates import FAILED_BY, Run, failing, gate, read_run
 from lib.results.judgements import Verdict
 from lib.results.thresholds import missed
 
@@ -45,7 +45,7 @@ def objecting(record, bounds):
     sentences = {
         "bound": missed(record.scores, bounds),
         "audit": [f"{finding.name}: {finding.detail}" for finding in record.audits if not finding.passed],
-        "gate": [f"{j.quantity}: {j.detail}" for j in judged if j.verdict is Verdict.WORSE and kind_of(j) in FAILED_BY],
+        "gate": [f"{j.quantity}: {j.detail}" for j in failing(judged, FAILED_BY)],
         "numerics": [f"{j.quantity}: {j.detail}" for j in judged if j.verdict is Verdict.CHANGED],
     }
     sentences["gate"] += [refusal] if refusal else []
