@@ -115,7 +115,7 @@ BUGS = (
     _bug(
         14,
         "transformers",
-        "bert_sa_sft",
+        "bert_sum_lora",
         loading.gelu_is_approximated,
         '"gelu" resolves to the tanh approximation',
         "huggingface/transformers#2807, PaddlePaddle/PaddleFleet#363",
