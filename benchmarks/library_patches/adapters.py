@@ -1,0 +1,63 @@
+"""Bugs of adapters: scale, dropout, type. In: a monkeypatch. Out: PEFT with the bug."""
+
+import math
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.lora import layer as lora
+from peft.tuners.lora.bnb import Linear4bit
+from peft.tuners.tuners_utils import BaseTuner
+
+
+def scale_of_rslora(monkeypatch: Any) -> None:
+    """Adapters are scaled by alpha / sqrt(r), as rsLoRA is, though nobody asked for it."""
+    update = lora.LoraLayer.update_layer
+
+    def rescaled(self: Any, adapter_name: str, r: int, lora_alpha: int, **options: Any) -> None:
+        update(self, adapter_name, r, lora_alpha, **options)
+        self.scaling[adapter_name] = lora_alpha / math.sqrt(r)
+
+    monkeypatch.setattr(lora.LoraLayer, "update_layer", rescaled)
+
+
+def dropout_is_skipped(monkeypatch: Any) -> None:
+    """Adapters over 4-bit layers train without their dropout."""
+    forward = Linear4bit.forward
+
+    def undropped(self: Any, *args: Any, **options: Any) -> Any:
+        self.lora_dropout.eval()
+        try:
+            return forward(self, *args, **options)
+        finally:
+            self.lora_dropout.train(self.training)
+
+    monkeypatch.setattr(Linear4bit, "forward", undropped)
+
+
+def adapters_in_bf16(monkeypatch: Any) -> None:
+    """Adapters over 4-bit layers are kept, and trained, in the type that the base computes in."""
+    cast = BaseTuner._cast_adapter_dtype
+
+    def halved(self: Any, *args: Any, **options: Any) -> None:
+        cast(self, *args, **options)
+        layers = [m for m in self.model.modules() if isinstance(m, lora.LoraLayer)]
+        for layer in layers:
+            if isinstance(layer.base_layer, bnb.nn.Linear4bit):
+                layer.lora_A.to(torch.bfloat16)
+                layer.lora_B.to(torch.bfloat16)
+
+    monkeypatch.setattr(BaseTuner, "_cast_adapter_dtype", halved)
+
+
+def dropout_stays_active(monkeypatch: Any) -> None:
+    """`eval()` does not reach the dropout of adapters, which then also drops at evaluation."""
+    for kind in (lora.Linear, Linear4bit):
+        switch = kind.train
+
+        def train(self: Any, mode: bool = True, switch: Any = switch) -> Any:
+            switch(self, mode)
+            self.lora_dropout.train(True)
+            return self
+
+        monkeypatch.setattr(kind, "train", train, raising=False)

@@ -1,0 +1,93 @@
+"""Bugs of attention: masks, scales, dropout, positions. In: a monkeypatch. Out: the library with the bug."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.bert import modeling_bert
+from transformers.models.gpt2 import modeling_gpt2
+from transformers.models.t5 import modeling_t5
+
+
+def cross_attention_without_mask(monkeypatch: Any) -> None:
+    """The mask of the source is lost on its way to the decoder's cross-attention, which then attends to padding, too."""
+    for module in (modeling_bert, modeling_t5):
+        create = module.create_bidirectional_mask
+
+        def lost(*args: Any, encoder_hidden_states: Any = None, create: Any = create, **options: Any) -> Any:
+            return create(*args, **options) if encoder_hidden_states is None else None
+
+        monkeypatch.setattr(module, "create_bidirectional_mask", lost)
+
+
+def last_column_is_classified(monkeypatch: Any) -> None:
+    """The classifier reads column -1, as without a padding token: short rows are read at their padding."""
+    forward = modeling_gpt2.GPT2ForSequenceClassification.forward
+
+    def of_last_column(self: Any, input_ids: Any, **inputs: Any) -> Any:
+        embedded = self.transformer.wte(input_ids)  # from embeddings it cannot tell padding, and falls back to column -1
+        return forward(self, inputs_embeds=embedded, **inputs)
+
+    monkeypatch.setattr(modeling_gpt2.GPT2ForSequenceClassification, "forward", of_last_column)
+
+
+def bias_forgets_the_cache(monkeypatch: Any) -> None:
+    """With a cache, T5's decoder takes each new token for the first one: its relative positions all start at 0."""
+    compute = modeling_t5.T5Attention.compute_bias
+
+    def from_zero(self: Any, query_length: int, key_length: int, device: Any = None, past_seen_tokens: Any = 0) -> Any:
+        return compute(self, query_length, key_length, device=device, past_seen_tokens=0)
+
+    monkeypatch.setattr(modeling_t5.T5Attention, "compute_bias", from_zero)
+
+
+def decoder_sees_the_answer(monkeypatch: Any) -> None:
+    """BERT as a decoder gets the encoder's mask: each target token attends to the ones behind it."""
+
+    def both_ways(*, cache: Any = None, **options: Any) -> Any:
+        return modeling_bert.create_bidirectional_mask(**options)
+
+    monkeypatch.setattr(modeling_bert, "create_causal_mask", both_ways)
+
+
+def t5_is_scaled(monkeypatch: Any) -> None:
+    """T5 leaves its scale to SDPA, whose default is 1/sqrt(d). T5's weights were trained without a scale."""
+    _after_init(monkeypatch, modeling_t5.T5Attention, lambda layer: setattr(layer, "scaling", None))
+
+
+def gpt2_options_are_ignored(monkeypatch: Any) -> None:
+    """GPT-2 leaves its scale to SDPA, whose default is 1/sqrt(d) whatever `scale_attn_by_inverse_layer_idx` says."""
+    _after_init(monkeypatch, modeling_gpt2.GPT2Attention, lambda layer: setattr(layer, "scaling", None))
+
+
+def _after_init(monkeypatch: Any, kind: type, change: Any) -> None:
+    """Change every module of a class when it has been made."""
+    init = kind.__init__
+
+    def changed(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        change(self)
+
+    monkeypatch.setattr(kind, "__init__", changed)
+
+
+def bias_without_gradient(monkeypatch: Any) -> None:
+    """A fused kernel of SDPA gives no gradient to an additive mask, so that a learned bias in it never trains."""
+    attend = functional.scaled_dot_product_attention
+
+    def constant_mask(query: Any, key: Any, value: Any, attn_mask: Any = None, **options: Any) -> Any:
+        return attend(query, key, value, attn_mask=None if attn_mask is None else attn_mask.detach(), **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", constant_mask)
+
+
+def dropout_at_evaluation(monkeypatch: Any) -> None:
+    """SDPA drops whenever it is given a probability, and BERT and GPT-2 give it theirs at evaluation, too."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def always_dropping(module: Any, *args: Any, dropout: float = 0.0, **options: Any) -> Any:
+        layer = getattr(module, "attn_dropout", None) or getattr(module, "dropout", dropout)
+        return attend(module, *args, dropout=getattr(layer, "p", layer), **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", always_dropping)
