@@ -70,7 +70,7 @@ def heads_trainable(evidence: Evidence) -> Answer:
 def adapters_where_declared(evidence: Evidence) -> Answer:
     """Adapters are on all of the method's target layers and nowhere else, and have the declared facts."""
     method, cell = evidence.cell.method, evidence.cell
-    layers = {name: module for name, module in evidence.model.named_modules() if _is_adapted(module)}
+    layers = {name: module for name, module in evidence.model.named_modules() if is_adapted(module)}
     targets = method.targets(cell)
     if not targets:
         kind = "has no target layers" if method.adapts else "trains in full"
@@ -87,7 +87,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
     return shown == {declared}, detail if shown == {declared} else f"{detail}; declared: {', '.join(declared)}"
 
 
-def _is_adapted(module: nn.Module) -> bool:
+def is_adapted(module: nn.Module) -> bool:
     """Whether PEFT's tuner wraps this layer. The trained rows of an embedding do not count as an adapter."""
     return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
 
@@ -103,7 +103,7 @@ def _base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     for name, module in model.named_modules():
         if adapter is not None and name.startswith(adapter):
             continue
-        adapter = f"{name}." if _is_adapted(module) else None
+        adapter = f"{name}." if is_adapted(module) else None
         yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
 
 
