@@ -125,7 +125,7 @@ class Method:
         return ()
 
     def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
-        """What an adapted layer must add to its base's output for these inputs, dropout aside; None: the method does not say."""
+        """What an adapted layer must add to its base's output, without dropout; None where the method does not say."""
         return None
 
     def rewritten(self, cell: CellLike) -> tuple[str, ...]:
@@ -276,10 +276,15 @@ class Lora(Adapting):
         """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants."""
         from torch import nn
 
-        if set(self.options) - SAME_PRODUCT or "default" not in layer.lora_A or not isinstance(layer.lora_A["default"], nn.Linear):
+        if (
+            set(self.options) - SAME_PRODUCT
+            or "default" not in layer.lora_A
+            or not isinstance(layer.lora_A["default"], nn.Linear)
+        ):
             return None
         a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
-        return self._scale(cell) * (inputs.float() @ a.T @ b.T)
+        product: torch.Tensor = inputs.float() @ a.T @ b.T
+        return self._scale(cell) * product
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Rank and scale."""

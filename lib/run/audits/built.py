@@ -124,7 +124,7 @@ def _base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantized_as_declared(evidence: Evidence) -> Answer:
-    """A quantized base is packed as the method declares, all linear layers that may be; no other model has packed layers."""
+    """A quantized base is packed as the method declares, exactly the linear layers that may be; no other model has any."""
     packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
     eight = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
     wanted = evidence.cell.quantization
@@ -132,13 +132,18 @@ def quantized_as_declared(evidence: Evidence) -> Answer:
         return not packed and not eight, f"{len(packed) + eight} quantized layers"
     kept = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *kept_in_fp32(evidence.model)}
     linear = [(name, layer) for name, layer in _base_layers(evidence.model) if isinstance(layer, nn.Linear | Conv1D)]
-    plain = [name for name, layer in linear if not within(name, kept) and not isinstance(layer, bnb.nn.Linear4bit)]
+    odd = [name for name, layer in linear if within(name, kept) == isinstance(layer, bnb.nn.Linear4bit)]
     kinds = {_packing(layer) for layer in packed}
     right = kinds == {(wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant, 0.5, BLOCK)}
-    if eight or plain or not right:
-        return False, f"{len(packed)} packed as {sorted(kinds)}, {eight} to 8 bits, {len(plain)} left plain {plain[:2]}"
-    double = "double" if wanted.bnb_4bit_use_double_quant else "single"
-    return True, f"{len(packed)} layers, {wanted.bnb_4bit_quant_type.upper()} with {double} quantization, blocks of {BLOCK}, half a byte a weight"
+    if eight or odd or not right:
+        return (
+            False,
+            f"{len(packed)} packed as {sorted(kinds)}, {eight} to 8 bits, {len(odd)} wrongly packed or left plain {odd[:2]}",
+        )
+    kind = (
+        f"{wanted.bnb_4bit_quant_type.upper()} with {'double' if wanted.bnb_4bit_use_double_quant else 'single'} quantization"
+    )
+    return True, f"{len(packed)} layers, {kind}, half a byte a weight, blocks of {BLOCK}"
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
@@ -152,7 +157,9 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
     sampled = Random(0).sample(sorted(packed), min(LAYERS, len(packed)))
     gaps = {name: _rounding_gap(packed[name].weight, name, cell) for name in sampled}
     odd = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
-    return not odd, f"{len(gaps)} of {len(packed)} layers" + (f"; other weights than the checkpoint's: {', '.join(odd[:2])}" if odd else "")
+    return not odd, f"{len(gaps)} of {len(packed)} layers" + (
+        f"; other weights than the checkpoint's: {', '.join(odd[:2])}" if odd else ""
+    )
 
 
 def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
@@ -165,10 +172,21 @@ def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
 
 def _of_name(name: str, files: list[Path]) -> list[Tensor]:
     """The checkpoint's matrices whose names have the most last parts in common with a layer's."""
-    stored = [(key, path) for path in files for key in safe_open(path, "pt").keys() if key.endswith(".weight")]
+    stored = [(key, path) for path in files for key in _keys(path) if key.endswith(".weight")]
     common = [_common_end(key.removesuffix(".weight"), name) for key, _ in stored]
-    best = [one for one, length in zip(stored, common, strict=True) if length == max(common)]
-    return [tensor for key, path in best if (tensor := safe_open(path, "pt").get_tensor(key)).ndim == 2]
+    alike = [one for one, length in zip(stored, common, strict=True) if length == max(common)]
+    return [tensor for key, path in alike if (tensor := _read(path, key)).ndim == 2]
+
+
+def _keys(path: Path) -> list[str]:
+    with safe_open(path, "pt") as file:
+        return list(file.keys())
+
+
+def _read(path: Path, key: str) -> Tensor:
+    with safe_open(path, "pt") as file:
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
 
 
 def _common_end(one: str, other: str) -> int:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lib.grid.methods import Answer
 from lib.run.audits.evidence import Evidence
-from lib.run.audits.probing import few_rows, logits_of, undisturbed
+from lib.run.audits.probing import hooked, logits_of, undisturbed
 
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
@@ -42,15 +42,16 @@ def dropout_drops(evidence: Evidence) -> Answer:
     declared = declared_dropouts(evidence.model)
     if not declared:
         return None
-    with torch.no_grad(), undisturbed(evidence, training=True):
+    with torch.no_grad(), undisturbed(evidence.trainer, training=True):
         shares, called = _dropped(evidence)
-        odd = [one.name for one in declared if one.holder in shares and not _as_declared(one.rate, *shares[one.holder])]
+        modules = [one for one in declared if one.holder in shares]
+        odd = [one.name for one in modules if not _as_declared(one.rate, *shares[one.holder])]
         rest = [one for one in declared if one.holder not in shares and one.user in called]
         kinds = {_kind(one.name): [other for other in rest if _kind(other.name) == _kind(one.name)] for one in rest}
         idle = [kind for kind, members in kinds.items() if not _has_effect(evidence, declared, members)]
     if odd or idle:
         return False, f"{len(odd)} drop another share than declared {odd[:2]}, without effect: {', '.join(idle) or 'none'}"
-    return True, f"{len(shares)} drop what they declare, {len(rest)} by their effect"
+    return True, f"{len(modules)} drop what they declare, {len(rest)} by their effect"
 
 
 def declared_dropouts(model: nn.Module) -> list[Declared]:
@@ -90,12 +91,8 @@ def _dropped(evidence: Evidence) -> tuple[dict[nn.Module, tuple[int, int]], set[
             values = inputs[0] != 0
             shares[module] = int(((output == 0) & values).sum()), int(values.sum())
 
-    handles = [module.register_forward_hook(look) for module in evidence.model.modules()]
-    try:
-        logits_of(evidence, few_rows(evidence))
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooked(evidence.model.modules(), look):
+        logits_of(evidence.trainer, evidence.asked.rows)
     return shares, called
 
 
@@ -106,7 +103,7 @@ def _as_declared(rate: float, lost: int, values: int) -> bool:
 def _has_effect(evidence: Evidence, declared: Iterable[Declared], members: Iterable[Declared]) -> bool:
     """Whether two passes differ when of all dropouts only these are on."""
     with _only(declared, members):
-        first, second = (logits_of(evidence, few_rows(evidence))[0] for _ in range(2))
+        first, second = (logits_of(evidence.trainer, evidence.asked.rows)[0] for _ in range(2))
     return any(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 

@@ -62,7 +62,8 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
             said = codec.tokenizer.decode([token])
-            wrong += PARTIAL not in said and token != codec.tokenizer.unk_token_id and letters(said) != letters(text[start:end])
+            comparable = PARTIAL not in said and token != codec.tokenizer.unk_token_id
+            wrong += comparable and letters(said) != letters(text[start:end])
             count += 1
     return not wrong, f"{count - wrong} of {count} tokens"
 

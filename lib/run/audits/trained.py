@@ -72,10 +72,14 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design."""
     trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
     low = [f"{name} is {_type(p)}" for name, p in trained.items() if p.dtype is not torch.float32]
-    moments = {name: _moments(evidence.trainer.optimizer, p) for name, p in trained.items()}
-    types = {tensor.dtype for kept in moments.values() for tensor in kept.values()}
-    if types - {torch.float32} and types - moment_types(evidence):
-        low += [f"{key} of {name} is {_type(m)}" for name, kept in moments.items() for key, m in kept.items() if m.dtype is not torch.float32]
+    moments = {
+        f"{key} of {name}": moment
+        for name, p in trained.items()
+        for key, moment in _moments(evidence.trainer.optimizer, p).items()
+        if moment.dtype is not torch.float32
+    }
+    if moments and not {moment.dtype for moment in moments.values()} <= moment_types(evidence):
+        low += [f"{name} is {_type(moment)}" for name, moment in moments.items()]
     return not low, f"{len(low)} tensors in other types: {low[0]}" if low else f"{len(trained)} tensors and their moments"
 
 
@@ -119,7 +123,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """Every update had the learning rate of the recipe's schedule, counted in updates; other groups' rates are in proportion."""
+    """Every update had the learning rate of the recipe's schedule, counted in updates; all groups' rates are in proportion."""
     course, total = evidence.trainer.course, evidence.trainer.total
     if course.stopped:
         return None
@@ -151,11 +155,9 @@ def stray_groups(evidence: Evidence, rates: Sequence[float]) -> list[int]:
     starts = [group.get("initial_lr") for group in evidence.trainer.optimizer.param_groups]
     if not starts or not starts[0]:
         return []  # a schedule without a factor, as reduce_lr_on_plateau
-    return [
-        place
-        for place, start in enumerate(starts)
-        if not all(_same_rate(row[place], rate * start / starts[0]) for row, rate in zip(evidence.trainer.course.group_rates, rates, strict=True))
-    ]
+    updates = list(zip(evidence.trainer.course.group_rates, rates, strict=True))
+    factors = [start / starts[0] for start in starts]
+    return [i for i, factor in enumerate(factors) if not all(_same_rate(row[i], rate * factor) for row, rate in updates)]
 
 
 def _same_rate(one: float, other: float) -> bool:
