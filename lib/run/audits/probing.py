@@ -51,7 +51,7 @@ def asked(trainer: Trainer) -> Asked:
     small = _smallest(list(trained.values()))
     summed = [torch.zeros_like(p) for p in small]
     answer = Asked(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
-    with undisturbed(trainer), trainer.accelerator.autocast():
+    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
         for row in rows:
             with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
                 logits = logits_of(trainer, [row])[0]
