@@ -11,7 +11,7 @@ from transformers.cache_utils import EncoderDecoderCache
 from lib.data.splits import Splits
 from lib.run.audits import Evidence, arithmetic, built, dropout, generated, rows, trained
 from lib.run.audits.probing import cut, distance, gradients_of
-from lib.tests.small import cell_of, rows_of, silent, trainer_of
+from lib.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 
@@ -130,6 +130,7 @@ def test_lora_adds_scale_times_b_a_x(cell_id):
 
 def test_an_adapter_that_is_switched_off_adds_something_else():
     evidence = evidence_of("gpt2_sa_lora")
+    assert evidence.asked.together
     with evidence.model.disable_adapter():
         passed, detail = arithmetic.adapters_add_as_declared(evidence)
     assert not passed
@@ -341,8 +342,6 @@ def test_offsets_show_their_tokens():
 
 
 def test_a_row_with_letters_beyond_ascii_is_no_fault():
-    from lib.tests.small import codec_for
-
     row = {"question": "Who?", "context": "Éva saw 東京 🎉 and Łódź.", "answers": {"text": ["Éva"], "answer_start": [0]}}
     for cell_id in ("bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"):
         codec = codec_for(cell_id)

@@ -64,7 +64,7 @@ def _remembered(evidence: Evidence, parameter: Tensor) -> bool:
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
     """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
-    trainer = evidence.trainer
+    trainer, rows = evidence.trainer, evidence.asked.rows[:1]
     names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
     owners = {layer.get_base_layer(): layer for layer in names}
     base: dict[nn.Module, Tensor] = {}
@@ -78,7 +78,7 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
             gaps.update({names[module]: gap} if gap is not None else {})
 
     with torch.no_grad(), undisturbed(trainer), hooked([*owners, *names], look):
-        logits_of(trainer, evidence.asked.rows[:1])
+        logits_of(trainer, rows)
     if not gaps:
         return None
     wrong = [name for name, gap in gaps.items() if gap > 1]

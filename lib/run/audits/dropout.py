@@ -82,6 +82,7 @@ def _kind(name: str) -> str:
 
 def _dropped(evidence: Evidence) -> tuple[dict[nn.Module, tuple[int, int]], set[nn.Module]]:
     """Of one pass: how many values each dropout lost of how many it got, and all modules that were called."""
+    rows = evidence.asked.rows
     shares: dict[nn.Module, tuple[int, int]] = {}
     called: set[nn.Module] = set()
 
@@ -92,7 +93,7 @@ def _dropped(evidence: Evidence) -> tuple[dict[nn.Module, tuple[int, int]], set[
             shares[module] = int(((output == 0) & values).sum()), int(values.sum())
 
     with hooked(evidence.model.modules(), look):
-        logits_of(evidence.trainer, evidence.asked.rows)
+        logits_of(evidence.trainer, rows)
     return shares, called
 
 
@@ -102,8 +103,9 @@ def _as_declared(rate: float, lost: int, values: int) -> bool:
 
 def _has_effect(evidence: Evidence, declared: Iterable[Declared], members: Iterable[Declared]) -> bool:
     """Whether two passes differ when of all dropouts only these are on."""
+    rows = evidence.asked.rows
     with _only(declared, members):
-        first, second = (logits_of(evidence.trainer, evidence.asked.rows)[0] for _ in range(2))
+        first, second = (logits_of(evidence.trainer, rows)[0] for _ in range(2))
     return any(not torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
