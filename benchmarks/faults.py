@@ -349,6 +349,15 @@ FAULTS = (
         breaks="codec",
         sabotage=sabotage.late_offsets,
     ),
+    Fault(
+        id="F33",
+        what="a checkpoint's own repetition penalty",
+        where="generic",
+        caught_by="greedy_texts_are_the_models",
+        cell="t5_sum_lora",
+        breaks="codec",
+        sabotage=sabotage.repetition_punished,
+    ),
 )
 CELL_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, Fault))
 RECORD_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, RecordFault))

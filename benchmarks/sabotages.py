@@ -143,6 +143,16 @@ def unshifted(codec: Codec, folder: Path) -> Codec:
     return Unshifted(codec.cell, codec.tokenizer)
 
 
+def repetition_punished(codec: Codec, folder: Path) -> Codec:
+    """The search takes a setting from the checkpoint's files that the recipe does not have."""
+
+    class Punished(type(codec)):
+        def generate(self, *inputs: Any, **options: Any) -> Any:
+            return super().generate(*inputs, **options | {"repetition_penalty": 2.0})
+
+    return Punished(codec.cell, codec.tokenizer)
+
+
 def late_offsets(codec: Codec, folder: Path) -> Codec:
     """The first token of a context is said to begin one character late, as if a space stood before it."""
 

@@ -30,7 +30,7 @@ from lib.run.audits.built import (
 )
 from lib.run.audits.dropout import dropout_drops
 from lib.run.audits.evidence import Evidence, Finding
-from lib.run.audits.generated import cache_changes_nothing, decoder_sees_no_future
+from lib.run.audits.generated import cache_changes_nothing, decoder_sees_no_future, greedy_texts_are_the_models
 from lib.run.audits.rows import (
     answers_at_annotated_start,
     labels_are_targets,
@@ -69,6 +69,7 @@ AUDITS: tuple[Callable[[Evidence], Answer], ...] = (
     dropout_drops,
     cache_changes_nothing,
     decoder_sees_no_future,
+    greedy_texts_are_the_models,
     labels_are_targets,
     answers_at_annotated_start,
     offsets_show_their_tokens,
