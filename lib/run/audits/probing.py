@@ -3,9 +3,10 @@
 Asking leaves modes, random numbers and gradients as they were.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -17,9 +18,9 @@ from lib.run.training import Trainer, random_states, set_random_states
 
 AMONG = 32  # training rows, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
-# Measured on the 27 quick cells, a row alone against the same row in a batch, and a search with a cache against one pass:
-FINE = 1e-4  # fp32: logits differ by at most MEASURED_FINE
-COARSE = 0.1  # NF4 computes in bf16: by at most MEASURED_COARSE; bf16 keeps 8 bits, 4e-3, and layers add up
+# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 (8 bits,
+# 4e-3), 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
+FINE, COARSE = 1e-4, 0.1
 
 Shapes = list[torch.Size]  # of one row's logits
 
@@ -48,27 +49,26 @@ class Asked:
 def asked(trainer: Trainer) -> Asked:
     """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
     rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    small = _smallest(list(trained.values()))
-    summed = [torch.zeros_like(p) for p in small]
+    small = _smallest(trained)
+    summed = [torch.zeros_like(trained[name]) for name in small]
     answer = Asked(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
     with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
         for row in rows:
             with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
                 logits = logits_of(trainer, [row])[0]
-            answer.alone.append([one.detach() for one in logits])
             if not logits:
                 return answer
+            answer.alone.append([one.detach() for one in logits])
             gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
-            chosen = [gradient for name, gradient in gradients.items() if any(trained[name] is p for p in small)]
-            summed = [total + gradient for total, gradient in zip(summed, chosen, strict=True)]
+            summed = [total + gradients[name] for total, name in zip(summed, small, strict=True)]
         fits = trainer.course.micro_batch >= len(rows)
         with torch.set_grad_enabled(fits):
             logits = logits_of(trainer, rows)[0]
         answer.together = [one.detach() for one in logits]
         if fits:
-            batch = gradients_of(logits, [_shapes(one) for one in answer.alone], small)
-            answer.gap = _gap(batch, summed)
+            shapes = [_shapes(one) for one in answer.alone]
+            answer.gap = _gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
     return answer
 
 
@@ -78,11 +78,11 @@ def few_rows(trainer: Trainer) -> list[Feature]:
     return [ordered[0], ordered[-1]] if len(ordered) > 1 else ordered
 
 
-def _smallest(parameters: Sequence[Tensor]) -> list[Tensor]:
-    """As many parameters as fit into `MOST_VALUES`, the smallest ones, in their own order."""
-    sizes = sorted(p.numel() for p in parameters)
-    largest = max((size for i, size in enumerate(sizes) if sum(sizes[: i + 1]) <= MOST_VALUES), default=0)
-    return [p for p in parameters if p.numel() <= largest]
+def _smallest(trained: Mapping[str, Tensor]) -> list[str]:
+    """The names of the smallest tensors, as many as fit into `MOST_VALUES`."""
+    names = sorted(trained, key=lambda name: trained[name].numel())
+    sizes = accumulate(trained[name].numel() for name in names)
+    return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
 
 
 def _shapes(logits: Sequence[Tensor]) -> Shapes:
