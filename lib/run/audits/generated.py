@@ -11,7 +11,7 @@ from lib.codecs.generate import GenerateCodec
 from lib.grid.methods import Answer
 from lib.grid.recipes import Generation
 from lib.run.audits.evidence import Evidence
-from lib.run.audits.probing import AMONG, allowance, distance, target_logits, undisturbed
+from lib.run.audits.probing import AMONG, allowance, distance, of_targets, target_logits, undisturbed
 
 TOKENS = 4  # generated in a search beyond the recipe's minimum
 BEAMS = 3  # all are looked at: the first one may never change its place, and then needs no reordered cache
@@ -89,13 +89,14 @@ def _searched(output: Any) -> Tensor:
 
 def decoder_sees_no_future(evidence: Evidence) -> Answer:
     """Another token in the middle of a target leaves that token's own logits and all earlier ones as they were."""
-    rows = [row for row in evidence.asked.rows if len(row.target) > 1] if evidence.codec.generates else []
-    if not rows:
+    rows = evidence.asked.rows if evidence.codec.generates else []
+    if not rows or min(len(row.target) for row in rows) < 2:
         return None
     middles = [len(row.target) // 2 for row in rows]
     others = [replace(row, target=_with_other(row.target, i)) for row, i in zip(rows, middles, strict=True)]
+    before = of_targets(evidence.asked.together[0], evidence.codec.collate(rows))
     with torch.no_grad(), undisturbed(evidence.trainer), evidence.trainer.accelerator.autocast():
-        before, after = target_logits(evidence.trainer, rows), target_logits(evidence.trainer, others)
+        after = target_logits(evidence.trainer, others)
     apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))
     return apart <= allowance(evidence.trainer), f"earlier logits differ by {apart:.1e} of the largest"
 

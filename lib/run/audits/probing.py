@@ -18,8 +18,8 @@ from lib.run.training import Trainer, random_states, set_random_states
 
 AMONG = 32  # training rows, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
-# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 (8 bits,
-# 4e-3), 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
+# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
+# so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
 
 Shapes = list[torch.Size]  # of one row's logits
@@ -156,10 +156,15 @@ def logits_of(trainer: Trainer, features: Sequence[Feature]) -> tuple[list[Tenso
 def target_logits(trainer: Trainer, features: Sequence[Feature]) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
     [logits], batch = logits_of(trainer, features)
+    return of_targets(logits, batch)
+
+
+def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
+    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
     labels = batch["labels"]
     if "decoder_input_ids" not in batch:  # one sequence: a token is predicted at the place before it
         logits, labels = logits[:, :-1], labels[:, 1:]
-    return [row[mask].float() for row, mask in zip(logits, labels != IGNORED, strict=True)]
+    return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
