@@ -28,7 +28,7 @@ class Fault:
 
     id: str
     what: str
-    where: str
+    where: str = "generic"
     caught_by: str
     cell: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -186,7 +186,6 @@ FAULTS = (
     Fault(
         id="F15",
         what="learning rate far off: training that never moves",
-        where="generic",
         caught_by="threshold",
         cell="gpt2_sa_lora",
         breaks="cell",
@@ -195,7 +194,6 @@ FAULTS = (
     Fault(
         id="F16",
         what="training labels shuffled against inputs",
-        where="generic",
         caught_by="learned_something",
         cell="gpt2_sa_lora",
         breaks="splits",
@@ -204,7 +202,6 @@ FAULTS = (
     Fault(
         id="F17",
         what="padding counted in the loss",
-        where="generic",
         caught_by="labels_are_targets",
         cell="t5_sum_sft",
         breaks="codec",
@@ -213,7 +210,6 @@ FAULTS = (
     Fault(
         id="F18",
         what="test rows in train",
-        where="generic",
         caught_by="no_leakage",
         cell="gpt2_sa_lora",
         breaks="splits",
@@ -222,7 +218,6 @@ FAULTS = (
     Fault(
         id="F19",
         what="the checkpoint's weights silently not loaded",
-        where="generic",
         caught_by="checkpoint_loaded",
         cell="gpt2_sa_lora",
         breaks="built_cell",
@@ -231,7 +226,6 @@ FAULTS = (
     Fault(
         id="F20",
         what="padding taken for text: no attention mask",
-        where="generic",
         caught_by="rows_alone_as_in_batch",
         cell="t5_sum_lora",
         breaks="codec",
@@ -240,7 +234,6 @@ FAULTS = (
     Fault(
         id="F21",
         what="dropout still at work in evaluation",
-        where="generic",
         caught_by="predicting_twice_is_the_same",
         cell="t5_sum_lora",
         breaks="model",
@@ -249,7 +242,6 @@ FAULTS = (
     Fault(
         id="F22",
         what="positions counted anew behind a cache",
-        where="generic",
         caught_by="cache_changes_nothing",
         cell="gpt2_sum_lora",
         settings=FEW,
@@ -259,7 +251,6 @@ FAULTS = (
     Fault(
         id="F23",
         what="the adapter's scale applied twice",
-        where="generic",
         caught_by="adapters_add_as_declared",
         cell="gpt2_sa_lora",
         breaks="model",
@@ -268,7 +259,6 @@ FAULTS = (
     Fault(
         id="F24",
         what="adapters that skip their dropout",
-        where="generic",
         caught_by="dropout_drops",
         cell="gpt2_sa_lora",
         breaks="model",
@@ -277,7 +267,6 @@ FAULTS = (
     Fault(
         id="F25",
         what="biases of position cut off from the gradient",
-        where="generic",
         caught_by="gradients_reach",
         cell="t5_sum_sft",
         breaks="model",
@@ -286,7 +275,6 @@ FAULTS = (
     Fault(
         id="F26",
         what="gradients clipped at another bound",
-        where="generic",
         caught_by="gradients_clipped",
         cell="gpt2_sa_lora",
         breaks="trainer",
@@ -295,7 +283,6 @@ FAULTS = (
     Fault(
         id="F27",
         what="biases and norms left out of the schedule",
-        where="generic",
         caught_by="schedule_counts_updates",
         cell="t5_sum_sft",
         breaks="trainer",
@@ -304,7 +291,6 @@ FAULTS = (
     Fault(
         id="F28",
         what="adapters trained in bf16",
-        where="generic",
         caught_by="trains_in_fp32",
         cell="t5_sum_lora",
         breaks="model",
@@ -313,7 +299,6 @@ FAULTS = (
     Fault(
         id="F29",
         what="the decoder reads the token it should predict",
-        where="generic",
         caught_by="decoder_sees_no_future",
         cell="t5_sum_lora",
         breaks="codec",
@@ -322,7 +307,6 @@ FAULTS = (
     Fault(
         id="F30",
         what="a base packed from one that was packed before",
-        where="generic",
         caught_by="packed_from_checkpoint",
         cell="gpt2_sum_qlora",
         settings=FEW,
@@ -332,7 +316,6 @@ FAULTS = (
     Fault(
         id="F31",
         what="NF4 in blocks of 128",
-        where="generic",
         caught_by="quantized_as_declared",
         cell="gpt2_sum_qlora",
         settings=FEW,
@@ -342,7 +325,6 @@ FAULTS = (
     Fault(
         id="F32",
         what="characters of first tokens one late",
-        where="generic",
         caught_by="offsets_show_their_tokens",
         cell="gpt2_qa_lora",
         settings=FEW,
@@ -352,7 +334,6 @@ FAULTS = (
     Fault(
         id="F33",
         what="a checkpoint's own repetition penalty",
-        where="generic",
         caught_by="greedy_texts_are_the_models",
         cell="t5_sum_lora",
         breaks="codec",
