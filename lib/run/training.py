@@ -32,8 +32,10 @@ BUCKET = 20  # batches sorted by length together: wide enough to save padding, n
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 SCHEDULES = tuple(kind.value for kind in hf.SchedulerType)
 # The fields of `Training` in a trainer's state. Losses are kept apart; the rows of `chosen_on` are not kept.
-COURSE = """updates memory learning_rates group_rates gradient_norms clipped_norm epoch_scores chosen_epoch skipped order
-micro_batch fallbacks""".split()
+COURSE = (
+    "updates", "memory", "learning_rates", "group_rates", "gradient_norms", "clipped_norm", "epoch_scores", "chosen_epoch",
+    "skipped", "order", "micro_batch", "fallbacks",
+)  # fmt: skip
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
