@@ -2,7 +2,7 @@
 
 A fault breaks one noun of the pipeline (`benchmarks/sabotages.py` says how); the cell's label stays. Faults over several cells
 break saved records. F1 to F14, F17 and F19 stood in the study's own notebooks or reports, the others are the classics of
-fine-tuning.
+fine-tuning; F20 and later happen in a line of a model, a collator or a loop, and no score tells them.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Fault:
 
     id: str
     what: str
-    where: str
+    where: str = "generic"
     caught_by: str
     cell: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -186,7 +186,6 @@ FAULTS = (
     Fault(
         id="F15",
         what="learning rate far off: training that never moves",
-        where="generic",
         caught_by="threshold",
         cell="gpt2_sa_lora",
         breaks="cell",
@@ -195,7 +194,6 @@ FAULTS = (
     Fault(
         id="F16",
         what="training labels shuffled against inputs",
-        where="generic",
         caught_by="learned_something",
         cell="gpt2_sa_lora",
         breaks="splits",
@@ -204,7 +202,6 @@ FAULTS = (
     Fault(
         id="F17",
         what="padding counted in the loss",
-        where="generic",
         caught_by="labels_are_targets",
         cell="t5_sum_sft",
         breaks="codec",
@@ -213,7 +210,6 @@ FAULTS = (
     Fault(
         id="F18",
         what="test rows in train",
-        where="generic",
         caught_by="no_leakage",
         cell="gpt2_sa_lora",
         breaks="splits",
@@ -222,11 +218,126 @@ FAULTS = (
     Fault(
         id="F19",
         what="the checkpoint's weights silently not loaded",
-        where="generic",
         caught_by="checkpoint_loaded",
         cell="gpt2_sa_lora",
         breaks="built_cell",
         sabotage=sabotage.names_that_do_not_match,
+    ),
+    Fault(
+        id="F20",
+        what="padding taken for text: no attention mask",
+        caught_by="rows_alone_as_in_batch",
+        cell="t5_sum_lora",
+        breaks="codec",
+        sabotage=sabotage.padding_attended,
+    ),
+    Fault(
+        id="F21",
+        what="dropout still at work in evaluation",
+        caught_by="predicting_twice_is_the_same",
+        cell="t5_sum_lora",
+        breaks="model",
+        sabotage=sabotage.never_in_evaluation,
+    ),
+    Fault(
+        id="F22",
+        what="positions counted anew behind a cache",
+        caught_by="cache_changes_nothing",
+        cell="gpt2_sum_lora",
+        settings=FEW,
+        breaks="model",
+        sabotage=sabotage.positions_from_zero,
+    ),
+    Fault(
+        id="F23",
+        what="the adapter's scale applied twice",
+        caught_by="adapters_add_as_declared",
+        cell="gpt2_sa_lora",
+        breaks="model",
+        sabotage=sabotage.scaled_twice,
+    ),
+    Fault(
+        id="F24",
+        what="adapters that skip their dropout",
+        caught_by="dropout_drops",
+        cell="gpt2_sa_lora",
+        breaks="model",
+        sabotage=sabotage.dropout_skipped,
+    ),
+    Fault(
+        id="F25",
+        what="biases of position cut off from the gradient",
+        caught_by="gradients_reach",
+        cell="t5_sum_sft",
+        breaks="model",
+        sabotage=sabotage.detached_positions,
+    ),
+    Fault(
+        id="F26",
+        what="gradients clipped at another bound",
+        caught_by="gradients_clipped",
+        cell="gpt2_sa_lora",
+        breaks="trainer",
+        sabotage=sabotage.hardly_clipped,
+    ),
+    Fault(
+        id="F27",
+        what="biases and norms left out of the schedule",
+        caught_by="schedule_counts_updates",
+        cell="t5_sum_sft",
+        breaks="trainer",
+        sabotage=sabotage.one_group_scheduled,
+    ),
+    Fault(
+        id="F28",
+        what="adapters trained in bf16",
+        caught_by="trains_in_fp32",
+        cell="t5_sum_lora",
+        breaks="model",
+        sabotage=sabotage.adapters_in_bf16,
+    ),
+    Fault(
+        id="F29",
+        what="the decoder reads the token it should predict",
+        caught_by="decoder_sees_no_future",
+        cell="t5_sum_lora",
+        breaks="codec",
+        sabotage=sabotage.unshifted,
+    ),
+    Fault(
+        id="F30",
+        what="a base packed from one that was packed before",
+        caught_by="packed_from_checkpoint",
+        cell="gpt2_sum_qlora",
+        settings=FEW,
+        breaks="model",
+        sabotage=sabotage.packed_twice,
+    ),
+    Fault(
+        id="F31",
+        what="NF4 in blocks of 128",
+        caught_by="quantized_as_declared",
+        cell="gpt2_sum_qlora",
+        settings=FEW,
+        breaks="model",
+        sabotage=sabotage.large_blocks,
+    ),
+    Fault(
+        id="F32",
+        what="characters of first tokens one late",
+        caught_by="offsets_show_their_tokens",
+        cell="gpt2_qa_lora",
+        settings=FEW,
+        breaks="codec",
+        sabotage=sabotage.late_offsets,
+    ),
+    Fault(
+        id="F33",
+        what="a checkpoint's own repetition penalty",
+        caught_by="greedy_texts_are_the_models",
+        cell="t5_sum_lora",
+        breaks="codec",
+        sabotage=sabotage.repetition_punished,
     ),
 )
 CELL_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, Fault))

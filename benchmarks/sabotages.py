@@ -1,11 +1,16 @@
 """How each fault breaks its noun. In: the sound value that a fixture gives, and a folder for files. Out: the broken one."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import bitsandbytes as bnb
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from lib.codecs.base import IGNORED, Codec
 from lib.data.splits import Splits, load_splits
@@ -115,10 +120,135 @@ def first_occurrence(codec: Codec, folder: Path) -> Codec:
     return First(codec.cell, codec.tokenizer)
 
 
+def padding_attended(codec: Codec, folder: Path) -> Codec:
+    """Every place of a batch is attended to, padding too."""
+
+    class Attended(type(codec)):
+        def inputs(self, *rows: Any, **options: Any) -> Any:
+            batch = super().inputs(*rows, **options)
+            return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+
+    return Attended(codec.cell, codec.tokenizer)
+
+
+def unshifted(codec: Codec, folder: Path) -> Codec:
+    """The decoder's inputs are the labels, not the labels shifted right."""
+
+    class Unshifted(type(codec)):
+        def collate(self, features: Any) -> Any:
+            batch = super().collate(features)
+            labels = batch["labels"]
+            return {**batch, "decoder_input_ids": labels.masked_fill(labels == IGNORED, self.pad_id)}
+
+    return Unshifted(codec.cell, codec.tokenizer)
+
+
+def repetition_punished(codec: Codec, folder: Path) -> Codec:
+    """The search takes a setting from the checkpoint's files that the recipe does not have."""
+
+    class Punished(type(codec)):
+        def generate(self, *inputs: Any, **options: Any) -> Any:
+            return super().generate(*inputs, **options | {"repetition_penalty": 2.0})
+
+    return Punished(codec.cell, codec.tokenizer)
+
+
+def late_offsets(codec: Codec, folder: Path) -> Codec:
+    """The first token of a context is said to begin one character late, as if a space stood before it."""
+
+    class Late(type(codec)):
+        def encode(self, rows: Any, *, training: bool) -> Any:
+            features = super().encode(rows, training=training)
+            return [replace(f, extra=replace(f.extra, offsets=late(f.extra.offsets))) for f in features]
+
+    def late(offsets: Any) -> Any:
+        return [(start + (start == 0), end) for start, end in offsets]
+
+    return Late(codec.cell, codec.tokenizer)
+
+
 def cut_summaries(codec: Codec, folder: Path) -> Codec:
     """Generation stops at a default number of tokens, in the middle of the summary."""
     codec.recipe = replace(codec.recipe, generation=replace(codec.recipe.generation, max_new_tokens=7))
     return codec
+
+
+# What the model computes
+
+
+def never_in_evaluation(model: nn.Module, folder: Path) -> nn.Module:
+    """Adapters drop in evaluation as in training."""
+    for dropout in adapter_dropouts(model):
+        dropout.forward = partial(nn.functional.dropout, p=dropout.p)
+    return model
+
+
+def dropout_skipped(model: nn.Module, folder: Path) -> nn.Module:
+    """Adapters have a dropout, and do without it."""
+    for dropout in adapter_dropouts(model):
+        dropout.forward = lambda states: states
+    return model
+
+
+def adapter_dropouts(model: nn.Module) -> list[nn.Dropout]:
+    """The dropouts of LoRA's layers."""
+    return [module for name, module in model.named_modules() if "lora_dropout" in name and isinstance(module, nn.Dropout)]
+
+
+def positions_from_zero(model: nn.Module, folder: Path) -> nn.Module:
+    """A token behind a cache gets the position of a first one."""
+
+    def restarted(positions: nn.Embedding, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (torch.zeros_like(inputs[0]),) if inputs[0].shape[1] == 1 else inputs
+
+    model.get_base_model().transformer.wpe.register_forward_pre_hook(restarted)
+    return model
+
+
+def scaled_twice(model: nn.Module, folder: Path) -> nn.Module:
+    """B is scaled, and so is the product that it is in: its scale stays as declared."""
+    for name, module in model.named_modules():
+        if name.endswith("lora_B.default"):
+            module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+def detached_positions(model: nn.Module, folder: Path) -> nn.Module:
+    """T5's relative biases take part in the forward pass alone."""
+    for name, module in model.named_modules():
+        if name.endswith("relative_attention_bias"):
+            module.register_forward_hook(lambda module, inputs, output: output.detach())
+    return model
+
+
+def adapters_in_bf16(model: nn.Module, folder: Path) -> nn.Module:
+    """What trains has the type that a quantized base computes in."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.bfloat16()
+    return model
+
+
+def packed_twice(model: nn.Module, folder: Path) -> nn.Module:
+    """Packed layers come from a copy of the checkpoint that was saved in FP4."""
+    return repacked(model, lambda weight: bnb.functional.dequantize_fp4(*bnb.functional.quantize_fp4(weight)), blocksize=64)
+
+
+def large_blocks(model: nn.Module, folder: Path) -> nn.Module:
+    """Twice as many weights share a scale."""
+    return repacked(model, lambda weight: weight, blocksize=128)
+
+
+def repacked(model: nn.Module, altered: Callable[[Tensor], Tensor], blocksize: int) -> nn.Module:
+    """The model with its packed layers unpacked, altered and packed again."""
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            plain = altered(bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state))
+            layer.weight.data, layer.weight.quant_state = bnb.functional.quantize_4bit(
+                plain, blocksize=blocksize, compress_statistics=True, quant_type="nf4"
+            )
+            layer.quant_state = layer.weight.quant_state
+    return model
 
 
 # Rows
@@ -154,6 +284,18 @@ def stretched(trainer: Trainer, folder: Path) -> Trainer:
     """The schedule is made for as many steps as there are micro-batches."""
     steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
     trainer.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
+    return trainer
+
+
+def hardly_clipped(trainer: Trainer, folder: Path) -> Trainer:
+    """Gradients are clipped at a bound that they hardly reach."""
+    trainer.cell = replace(trainer.cell, recipe=replace(trainer.cell.recipe, max_grad_norm=100.0))
+    return trainer
+
+
+def one_group_scheduled(trainer: Trainer, folder: Path) -> Trainer:
+    """The schedule moves the first group of parameters; the second one keeps its rate."""
+    trainer.schedule.lr_lambdas[1] = lambda update: 1.0
     return trainer
 
 

@@ -66,6 +66,11 @@ def codec(codec, broken):
 
 
 @pytest.fixture
+def model(model, broken):
+    return broken("model", model)
+
+
+@pytest.fixture
 def trainer(trainer, broken):
     return broken("trainer", trainer)
 

@@ -96,24 +96,32 @@ class GenerateCodec(Codec):
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
+        return [self.until_end(row) for row in self.generate(model, features, device).tolist()]
+
+    def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
+        """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace what it is given."""
         prompt = on(device, self.prompt(features))
-        output = model.generate(  # type: ignore[operator]
-            **prompt,
+        search = {
             **self.search(),
-            do_sample=False,
-            repetition_penalty=1.0,  # a checkpoint may bring one of its own; the recipe says how to generate
-            use_cache=True,
-            pad_token_id=self.pad_id,
-            eos_token_id=self.end_id,
-            decoder_start_token_id=self.start_id,
-        )
-        return [self._until_end(row) for row in output[:, self._skip(prompt) :].tolist()]
+            "do_sample": False,
+            "repetition_penalty": 1.0,  # a checkpoint may bring one of its own; the recipe says how to generate
+            "use_cache": True,
+            "pad_token_id": self.pad_id,
+            "eos_token_id": self.end_id,
+            "decoder_start_token_id": self.start_id,
+        }
+        output = model.generate(**prompt, **search | options)  # type: ignore[operator]
+        if isinstance(output, Tensor):
+            return output[:, self._skip(prompt) :]
+        output.sequences = output.sequences[:, self._skip(prompt) :]
+        return output
 
     def search(self) -> dict[str, Any]:
         """The recipe's search in the terms of `generate`."""
         return asdict(self.generation)
 
-    def _until_end(self, ids: list[int]) -> list[int]:
+    def until_end(self, ids: list[int]) -> list[int]:
+        """The ids up to the first end token, which they keep."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
 
     @abstractmethod

@@ -124,6 +124,10 @@ class Method:
         """Facts of an adapted layer, as "rank 8" and "scale 2"."""
         return ()
 
+    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+        """What an adapted layer must add to its base's output, without dropout; None where the method does not say."""
+        return None
+
     def rewritten(self, cell: CellLike) -> tuple[str, ...]:
         """Ends of the names of layers whose pretrained weights the method replaces before training, as PiSSA does."""
         return ()
@@ -219,6 +223,7 @@ def _member(name: str, owners: AbstractSet[str]) -> str | None:
 
 # Parameters that a variant adds to every adapted layer; an option that leaves no such trace is held to PEFT's config only.
 TRACES = {"use_dora": "lora_magnitude_vector"}
+SAME_PRODUCT = {"use_rslora", "init_lora_weights"}  # options that leave what a layer computes as it is
 REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_lora_weights`
 
 
@@ -257,10 +262,29 @@ class Lora(Adapting):
         return peft.LoraConfig(**adapter, **self.options, **vars(base))
 
     def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
-        """Rank, and scale: alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
+        """Rank and scale."""
         assert cell.recipe.adapter, "checked by `check`"
-        rank, alpha = cell.recipe.adapter.r, cell.recipe.adapter.lora_alpha
-        return f"rank {rank}", f"scale {alpha / (math.sqrt(rank) if self.options.get('use_rslora') else rank):g}"
+        return f"rank {cell.recipe.adapter.r}", f"scale {self._scale(cell):g}"
+
+    def _scale(self, cell: CellLike) -> float:
+        """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
+        assert cell.recipe.adapter, "checked by `check`"
+        rank = cell.recipe.adapter.r
+        return cell.recipe.adapter.lora_alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
+
+    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+        """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants."""
+        from torch import nn
+
+        if (
+            set(self.options) - SAME_PRODUCT
+            or "default" not in layer.lora_A
+            or not isinstance(layer.lora_A["default"], nn.Linear)
+        ):
+            return None
+        a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
+        product: torch.Tensor = inputs.float() @ a.T @ b.T
+        return self._scale(cell) * product
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Rank and scale."""

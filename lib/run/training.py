@@ -32,7 +32,10 @@ BUCKET = 20  # batches sorted by length together: wide enough to save padding, n
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 SCHEDULES = tuple(kind.value for kind in hf.SchedulerType)
 # The fields of `Training` in a trainer's state. Losses are kept apart; the rows of `chosen_on` are not kept.
-COURSE = ("updates", "memory", "learning_rates", "epoch_scores", "chosen_epoch", "skipped", "order", "micro_batch", "fallbacks")
+COURSE = (
+    "updates", "memory", "learning_rates", "group_rates", "gradient_norms", "clipped_norm", "epoch_scores", "chosen_epoch",
+    "skipped", "order", "micro_batch", "fallbacks",
+)  # fmt: skip
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
@@ -50,11 +53,17 @@ class Training:
         chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
         chosen_on: the rows whose score chose it.
         skipped: updates that fp16 lost to an overflow; the schedule does not advance there.
+        group_rates: the learning rate of every parameter group in each update.
+        gradient_norms: total norm of the gradients before clipping in each update; None where the recipe does not clip.
+        clipped_norm: the same after clipping, in the first update.
     """
 
     losses: list[float] = field(default_factory=list)
     updates: int = 0
     learning_rates: list[float] = field(default_factory=list)
+    group_rates: list[list[float]] = field(default_factory=list)
+    gradient_norms: list[float | None] = field(default_factory=list)
+    clipped_norm: float | None = None
     epoch_scores: list[float] = field(default_factory=list)
     chosen_epoch: int | None = None
     chosen_on: Sequence[Row] = ()
@@ -243,12 +252,12 @@ class Trainer:
             samples=samples, tokens=sum(map(real_tokens, batches)), padded_tokens=sum(map(all_tokens, batches))
         ):
             loss = self._backward(batches)
-            if self.cell.recipe.max_grad_norm is not None:
-                self.accelerator.clip_grad_norm_(self.trained, self.cell.recipe.max_grad_norm)
+            self._clip()
             scale = self._scale()
             self.optimizer.step()
             lost = self._scale() < scale  # fp16 overflowed: the update was lost, and the scale is lower for the next one
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
+            self.course.group_rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
             if lost:
                 self.course.skipped.append(self.course.updates)
             else:
@@ -261,6 +270,14 @@ class Trainer:
         examples = [feature.example for features in self.last_group for feature in features]
         self.course.order = sha256(f"{self.course.order}{examples}".encode()).hexdigest()[:16]
         return loss
+
+    def _clip(self) -> None:
+        norm = self.cell.recipe.max_grad_norm
+        before = None if norm is None else float(self.accelerator.clip_grad_norm_(self.trained, norm))
+        self.course.gradient_norms.append(before)
+        if before is not None and not self.course.updates:
+            gradients = [p.grad for p in self.trained if p.grad is not None]
+            self.course.clipped_norm = float(nn.utils.get_total_norm(gradients))
 
     def _scale(self) -> float:
         """The factor of fp16 losses. Where a fused optimizer skips an update inside its kernel, only the factor shows it."""

@@ -70,12 +70,19 @@ def test_a_sound_run_passes_what_applies(evidence):
         "weights_moved",
         "loss_is_mean_over_accumulation",
         "schedule_counts_updates",
+        "trains_in_fp32",
+        "gradients_clipped",
+        "predicting_twice_is_the_same",
+        "rows_alone_as_in_batch",
+        "gradients_reach",
+        "adapters_add_as_declared",
+        "dropout_drops",
     }
 
 
 def test_audits_have_names_of_their_own():
     names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
-    assert len(names) == len(set(names)) == 18
+    assert len(names) == len(set(names)) == 30
 
 
 def test_auditing_changes_nothing(evidence):

@@ -163,7 +163,8 @@ def test_rslora_has_another_scale():
 
 
 @pytest.mark.parametrize(
-    ("declared", "objecting"), [(DORA, {"variant_applied"}), (RSLORA, {"variant_applied", "adapters_where_declared"})]
+    ("declared", "objecting"),
+    [(DORA, {"variant_applied"}), (RSLORA, {"variant_applied", "adapters_where_declared", "adapters_add_as_declared"})],
 )
 def test_plain_lora_is_not_taken_for_a_variant(declared, objecting):
     evidence, _ = trained(declared, built=LORA)

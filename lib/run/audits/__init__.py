@@ -15,13 +15,35 @@ from lib.run.audits.answers import (
     prompt_intact_at_inference,
     windows_map_to_examples,
 )
-from lib.run.audits.built import adapters_where_declared, checkpoint_loaded, heads_trainable, quantized_as_declared
+from lib.run.audits.arithmetic import (
+    adapters_add_as_declared,
+    gradients_reach,
+    predicting_twice_is_the_same,
+    rows_alone_as_in_batch,
+)
+from lib.run.audits.built import (
+    adapters_where_declared,
+    checkpoint_loaded,
+    heads_trainable,
+    packed_from_checkpoint,
+    quantized_as_declared,
+)
+from lib.run.audits.dropout import dropout_drops
 from lib.run.audits.evidence import Evidence, Finding
-from lib.run.audits.rows import answers_at_annotated_start, labels_are_targets, no_leakage, selection_apart_from_test
+from lib.run.audits.generated import cache_changes_nothing, decoder_sees_no_future, greedy_texts_are_the_models
+from lib.run.audits.rows import (
+    answers_at_annotated_start,
+    labels_are_targets,
+    no_leakage,
+    offsets_show_their_tokens,
+    selection_apart_from_test,
+)
 from lib.run.audits.trained import (
     base_frozen,
+    gradients_clipped,
     loss_is_mean_over_accumulation,
     schedule_counts_updates,
+    trains_in_fp32,
     variant_applied,
     weights_moved,
 )
@@ -33,12 +55,24 @@ AUDITS: tuple[Callable[[Evidence], Answer], ...] = (
     heads_trainable,
     adapters_where_declared,
     quantized_as_declared,
+    packed_from_checkpoint,
     base_frozen,
     variant_applied,
+    trains_in_fp32,
+    gradients_clipped,
     loss_is_mean_over_accumulation,
     schedule_counts_updates,
+    predicting_twice_is_the_same,
+    rows_alone_as_in_batch,
+    gradients_reach,
+    adapters_add_as_declared,
+    dropout_drops,
+    cache_changes_nothing,
+    decoder_sees_no_future,
+    greedy_texts_are_the_models,
     labels_are_targets,
     answers_at_annotated_start,
+    offsets_show_their_tokens,
     no_leakage,
     selection_apart_from_test,
     windows_map_to_examples,

@@ -11,6 +11,7 @@ from lib.codecs.base import Codec, Feature
 from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
+from lib.run.audits.probing import Asked, asked
 from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import Mark, model_marks
 from lib.run.training import Trainer
@@ -42,6 +43,11 @@ class Evidence:
     def own(self) -> frozenset[str]:
         """Names of the parameters that the cell's method added."""
         return self.cell.method.own_parameters(self.model)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What the trained model answers to a few training rows."""
+        return asked(self.trainer)
 
     @property
     def model(self) -> nn.Module:

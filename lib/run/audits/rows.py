@@ -1,6 +1,7 @@
 """Audits of the rows: what the loss counts, and which rows are in which split."""
 
 from lib.codecs.base import Codec, Feature
+from lib.codecs.letters import letters
 from lib.data.columns import answer_span, answer_texts, context
 from lib.data.sources import Row
 from lib.grid.methods import Answer
@@ -46,6 +47,22 @@ def _at_start(codec: Codec, row: Row, feature: Feature) -> bool:
         return False
     (first, last), (begin, end) = tokens, answer_span(codec.task, row)
     return first[0] <= begin < first[1] and last[0] < end <= last[1]
+
+
+def offsets_show_their_tokens(evidence: Evidence) -> Answer:
+    """The characters from which a token is said to come are its own."""
+    codec = evidence.codec
+    if evidence.splits is None or not codec.extracts:
+        return None
+    rows, wrong, count = evidence.splits.train, 0, 0
+    for feature in sample(evidence.trainer.features):
+        text, extra = context(codec.task, rows[feature.example]), feature.extra
+        tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
+        for token, (start, end) in zip(tokens, extra.offsets, strict=True):
+            if text[start:end].isascii() and token != codec.tokenizer.unk_token_id:  # a token may be a part of another letter
+                wrong += letters(codec.tokenizer.decode([token])) != letters(text[start:end])
+                count += 1
+    return not wrong, f"{count - wrong} of {count} tokens"
 
 
 def no_leakage(evidence: Evidence) -> Answer:

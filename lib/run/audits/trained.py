@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -15,6 +16,7 @@ from lib.run.training import make_schedule
 # Between two ways to compute one loss: bf16 sums differ by up to a percent, the fault is a factor of at least two.
 TOLERANCE = 0.02
 LEAST = 1e-4  # nats; a loss below it is rounding
+CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 
 
 def base_frozen(evidence: Evidence) -> Answer:
@@ -52,6 +54,56 @@ def _group(evidence: Evidence, name: str) -> str:
     return new or re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr]
 
 
+def gradients_clipped(evidence: Evidence) -> Answer:
+    """The first update's gradients have, after clipping, the smaller one of their own norm and the recipe's bound."""
+    bound, course = evidence.cell.recipe.max_grad_norm, evidence.trainer.course
+    if bound is None or not course.updates:
+        return None
+    before = course.gradient_norms[0] if course.gradient_norms else None
+    if before is None or course.clipped_norm is None:
+        return False, f"nothing was clipped, where the bound is {bound:g}"
+    if not math.isfinite(before):  # fp16 lost the update to an overflow
+        return None
+    right = math.isclose(course.clipped_norm, min(before, bound), rel_tol=CLIPPED)
+    return right, f"{before:.3g} before, {course.clipped_norm:.3g} after, bound {bound:g}"
+
+
+def trains_in_fp32(evidence: Evidence) -> Answer:
+    """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design."""
+    trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
+    low = [f"{name} is {_type(p)}" for name, p in trained.items() if p.dtype is not torch.float32]
+    moments = {
+        f"{key} of {name}": moment
+        for name, p in trained.items()
+        for key, moment in _moments(evidence.trainer.optimizer, p).items()
+        if moment.dtype is not torch.float32
+    }
+    if moments and not {moment.dtype for moment in moments.values()} <= moment_types(evidence):
+        low += [f"{name} is {_type(moment)}" for name, moment in moments.items()]
+    return not low, f"{len(low)} tensors in other types: {low[0]}" if low else f"{len(trained)} tensors and their moments"
+
+
+def _type(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an optimizer keeps for each value of a parameter."""
+    state = optimizer.state.get(parameter, {})
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and value.shape == parameter.shape}
+
+
+def moment_types(evidence: Evidence) -> set[torch.dtype]:
+    """The types of moments that the same optimizer keeps for a large fp32 weight alone; none where the method made its own."""
+    weight = torch.zeros(64, 128, device=evidence.trainer.meter.device, requires_grad=True)  # large enough to be packed
+    weight.grad = torch.ones_like(weight)
+    lone = evidence.cell.optimizer([{"params": [weight]}], evidence.cell.recipe.learning_rate)
+    if type(lone) is not type(evidence.trainer.optimizer.optimizer):
+        return {m.dtype for p in evidence.trainer.trained for m in _moments(evidence.trainer.optimizer, p).values()}
+    lone.step()
+    return {torch.float32, *(moment.dtype for moment in _moments(lone, weight).values())}
+
+
 def variant_applied(evidence: Evidence) -> Answer:
     """What the method itself says of the trained model: that it trained it, and no other method."""
     return evidence.cell.method.holds_after(evidence)
@@ -71,24 +123,45 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """Every update had the learning rate of the recipe's schedule, counted in updates."""
-    rates, total = evidence.trainer.course.learning_rates, evidence.trainer.total
-    if evidence.trainer.course.stopped:
+    """Every update had the learning rate of the recipe's schedule, counted in updates; all groups' rates are in proportion."""
+    course, total = evidence.trainer.course, evidence.trainer.total
+    if course.stopped:
         return None
-    lost = evidence.trainer.course.skipped
-    places = [i - sum(update < i for update in lost) for i in range(len(rates))]
-    if evidence.cell.recipe.lr_scheduler_type in DECAYS:
-        wanted = [learning_rate_at(evidence.cell, place, total) for place in places]
-    else:
-        planned = rates_of_transformers(evidence.cell, total)
-        wanted = [planned[place] for place in places]
-    odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-12)]
-    if odd or not rates:
-        return (
-            False,
-            f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}" if odd else "no update",
-        )
+    rates = course.learning_rates
+    if not rates:
+        return False, "no update"
+    wanted = wanted_rates(evidence)
+    odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not _same_rate(a, b)]
+    if odd:
+        return False, f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}"
+    strays = stray_groups(evidence, rates)
+    if strays:
+        return False, f"parameter group {strays[0] + 1} does not follow the schedule"
     return True, f"{total} updates, the last at {rates[-1]:.3g}"
+
+
+def wanted_rates(evidence: Evidence) -> list[float]:
+    """The recipe's rate at each update that was made; one that fp16 lost does not count."""
+    course, total = evidence.trainer.course, evidence.trainer.total
+    places = [i - sum(update < i for update in course.skipped) for i in range(len(course.learning_rates))]
+    if evidence.cell.recipe.lr_scheduler_type in DECAYS:
+        return [learning_rate_at(evidence.cell, place, total) for place in places]
+    planned = rates_of_transformers(evidence.cell, total)
+    return [planned[place] for place in places]
+
+
+def stray_groups(evidence: Evidence, rates: Sequence[float]) -> list[int]:
+    """Parameter groups whose rate was not, in every update, as many times the first group's as at their start."""
+    starts = [group.get("initial_lr") for group in evidence.trainer.optimizer.param_groups]
+    if not starts or not starts[0]:
+        return []  # a schedule without a factor, as reduce_lr_on_plateau
+    updates = list(zip(evidence.trainer.course.group_rates, rates, strict=True))
+    factors = [start / starts[0] for start in starts]
+    return [i for i, factor in enumerate(factors) if not all(_same_rate(row[i], rate * factor) for row, rate in updates)]
+
+
+def _same_rate(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
 
 
 def rates_of_transformers(cell: Cell, total: int) -> list[float]:

@@ -1,0 +1,94 @@
+"""Audits of what the trained model computes: forward and backward, alone and in a batch, with an adapter and without."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.grid.methods import Answer
+from lib.grid.names import within
+from lib.run.audits.built import is_adapted
+from lib.run.audits.evidence import Evidence
+from lib.run.audits.probing import allowance, cut, distance, hooked, logits_of, undisturbed
+
+ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
+
+
+def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
+    """In evaluation mode nothing is random: another pass over the same batch gives the same bits."""
+    trainer, first = evidence.trainer, evidence.asked.together
+    if not first:
+        return None
+    with torch.set_grad_enabled(evidence.asked.gap is not None), undisturbed(trainer), trainer.accelerator.autocast():
+        second, _ = logits_of(trainer, evidence.asked.rows)
+    apart = max(distance(one, other.detach()) for one, other in zip(first, second, strict=True))
+    return not apart, f"logits differ by {apart:.1e} of the largest" if apart else "bit for bit"
+
+
+def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
+    """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
+    asked = evidence.asked
+    if not asked.together:
+        return None
+    apart = max(
+        distance(cut(batch[i], one[0].shape), one[0])
+        for i, row in enumerate(asked.alone)
+        for batch, one in zip(asked.together, row, strict=True)
+    )
+    right = max(apart, asked.gap or 0.0) <= allowance(evidence.trainer)
+    return right, f"logits differ by {apart:.1e} of the largest, gradients by {asked.gap or 0:.1e} of their norm"
+
+
+def gradients_reach(evidence: Evidence) -> Answer:
+    """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
+    if not evidence.asked.together:
+        return None
+    head = evidence.cell.head
+    trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
+    dead = [name for name, p in trained.items() if name not in evidence.asked.reached and not _remembered(evidence, p)]
+    used = {name for name, module in evidence.model.named_modules() if module in evidence.asked.called}
+    missing = [
+        name for name in dead if name.rpartition(".")[0] in used or name in evidence.own or within(name, head.new_modules)
+    ]
+    missing = [name for name in missing if not within(name, head.optional_modules)]  # BERT2BERT's loss does not use its pooler
+    got = f"{len(trained) - len(dead)} of {len(trained)} tensors"
+    return not missing, f"{got}; none for {', '.join(missing[:3])}" if missing else got
+
+
+def _remembered(evidence: Evidence, parameter: Tensor) -> bool:
+    """Whether the optimizer's state shows a gradient of this parameter; the maps of packed moments show none."""
+    state: dict[str, Any] = evidence.trainer.optimizer.state.get(parameter, {})
+    kept = [value for name, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in name]
+    return any(bool(value.any()) for value in kept if value.is_floating_point())
+
+
+def adapters_add_as_declared(evidence: Evidence) -> Answer:
+    """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
+    trainer, rows = evidence.trainer, evidence.asked.rows[:1]
+    names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
+    owners = {layer.get_base_layer(): layer for layer in names}
+    base: dict[nn.Module, Tensor] = {}
+    gaps: dict[str, float] = {}
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if module in owners:
+            base[owners[module]] = output
+        elif module in base:
+            gap = _gap(evidence, module, inputs[0], base.pop(module), output)
+            gaps.update({names[module]: gap} if gap is not None else {})
+
+    with torch.no_grad(), undisturbed(trainer), hooked([*owners, *names], look):
+        logits_of(trainer, rows)
+    if not gaps:
+        return None
+    wrong = [name for name, gap in gaps.items() if gap > 1]
+    return not wrong, f"{len(gaps)} layers" + (f"; {len(wrong)} add something else, {wrong[0]} among them" if wrong else "")
+
+
+def _gap(evidence: Evidence, layer: Any, inputs: Tensor, base: Tensor, output: Tensor) -> float | None:
+    """How far a layer's output is from its base's and what it should add, in units of what rounding allows."""
+    expected = evidence.cell.method.contribution(layer, evidence.cell, inputs)
+    if expected is None:
+        return None
+    allowed = ADDED * expected.norm() + 4 * torch.finfo(output.dtype).eps * output.float().norm()
+    return float((output.float() - base.float() - expected).norm() / allowed)

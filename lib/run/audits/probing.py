@@ -1,0 +1,179 @@
+"""A trained model asked again. In: a trainer after training. Out: logits of a few rows alone and in a batch, and gradients.
+
+Asking leaves modes, random numbers and gradients as they were.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.codecs.base import IGNORED, Batch, Feature, on
+from lib.run.build import base_type
+from lib.run.training import Trainer, random_states, set_random_states
+
+AMONG = 32  # training rows, of which the shortest and the longest are asked about
+MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
+# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
+# so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
+FINE, COARSE = 1e-4, 0.1
+
+Shapes = list[torch.Size]  # of one row's logits
+
+
+@dataclass(kw_only=True)
+class Asked:
+    """What a trained model answers in evaluation mode, in the precision of training.
+
+    Attributes:
+        rows: a short and a long one; side by side they have padding.
+        alone: logits of each row alone, each (1, ...); none where the model's output names none.
+        together: logits of their batch, each (B, ...).
+        reached: names of the parameters that get a gradient other than zero from a row.
+        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None where it may not fit.
+        called: the modules that the model used.
+    """
+
+    rows: list[Feature]
+    alone: list[list[Tensor]]
+    together: list[Tensor]
+    reached: set[str]
+    gap: float | None
+    called: set[nn.Module]
+
+
+def asked(trainer: Trainer) -> Asked:
+    """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
+    rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
+    small = _smallest(trained)
+    summed = [torch.zeros_like(trained[name]) for name in small]
+    answer = Asked(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
+    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+        for row in rows:
+            with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
+                logits = logits_of(trainer, [row])[0]
+            if not logits:
+                return answer
+            answer.alone.append([one.detach() for one in logits])
+            gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
+            answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
+            summed = [total + gradients[name] for total, name in zip(summed, small, strict=True)]
+        fits = trainer.course.micro_batch >= len(rows)
+        with torch.set_grad_enabled(fits):
+            logits = logits_of(trainer, rows)[0]
+        answer.together = [one.detach() for one in logits]
+        if fits:
+            shapes = [_shapes(one) for one in answer.alone]
+            answer.gap = _gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+    return answer
+
+
+def few_rows(trainer: Trainer) -> list[Feature]:
+    """The shortest and the longest of the first training rows."""
+    ordered = sorted(trainer.features[:AMONG], key=lambda feature: len(feature.input_ids))
+    return [ordered[0], ordered[-1]] if len(ordered) > 1 else ordered
+
+
+def _smallest(trained: Mapping[str, Tensor]) -> list[str]:
+    """The names of the smallest tensors, as many as fit into `MOST_VALUES`."""
+    names = sorted(trained, key=lambda name: trained[name].numel())
+    sizes = accumulate(trained[name].numel() for name in names)
+    return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
+
+
+def _shapes(logits: Sequence[Tensor]) -> Shapes:
+    return [one.shape[1:] for one in logits]
+
+
+def _gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    norm = float(nn.utils.get_total_norm(theirs))
+    rest = [one - other for one, other in zip(ours, theirs, strict=True)]
+    return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
+
+
+def gradients_of(logits: Sequence[Tensor], shapes: Sequence[Shapes], parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Gradients of a fixed sum of logits (B, ...), of which row i fills `shapes[i]`; zeros where there is none.
+
+    Unlike those of a loss, they do not vanish where a model is sure.
+    """
+    parts = [(batch[i], shape) for i, row in enumerate(shapes) for batch, shape in zip(logits, row, strict=True)]
+    total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in parts]).sum()
+    parameters = list(parameters)
+    taken = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
+
+
+def cut(row: Tensor, shape: torch.Size) -> Tensor:
+    """What of a padded row (...) is there when the row is alone."""
+    return row[tuple(map(slice, shape))]
+
+
+def _waves(row: Tensor) -> Tensor:
+    """Each value times a weight between -1 and 1 that depends on its place alone."""
+    places = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
+    return row.float() * torch.cos(places).reshape(row.shape)
+
+
+@contextmanager
+def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
+    """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
+    modes = {module: module.training for module in trainer.model.modules()}
+    states = random_states(trainer.meter.device)
+    trainer.model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        set_random_states(trainer.meter.device, states)
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
+    """Call `look` with each of these modules, its inputs and its output, whenever the model uses it."""
+    handles = [module.register_forward_hook(look) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def logits_of(trainer: Trainer, features: Sequence[Feature]) -> tuple[list[Tensor], Batch]:
+    """What the model answers to a training batch, each (B, ...), and the batch; no logits where its output names none."""
+    batch = on(trainer.meter.device, trainer.codec.collate(features))
+    outputs: list[Any] = []
+    with hooked([trainer.model], lambda module, inputs, output: outputs.append(output)):
+        trainer.codec.loss(trainer.model, batch)
+    named = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
+    return [logits for logits in named if logits is not None], batch
+
+
+def target_logits(trainer: Trainer, features: Sequence[Feature]) -> list[Tensor]:
+    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
+    [logits], batch = logits_of(trainer, features)
+    return of_targets(logits, batch)
+
+
+def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
+    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
+    labels = batch["labels"]
+    if "decoder_input_ids" not in batch:  # one sequence: a token is predicted at the place before it
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference of two tensors, in units of the largest value."""
+    scale = max(float(ours.abs().max()), float(theirs.abs().max()))
+    return float((ours.float() - theirs.float()).abs().max()) / scale if scale else 0.0
+
+
+def allowance(trainer: Trainer) -> float:
+    """How far apart rounding may take two ways to compute the same, in units of the largest value."""
+    plain = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    return FINE if plain and trainer.course.precision == "fp32" else COARSE
