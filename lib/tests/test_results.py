@@ -214,7 +214,7 @@ TWO_CELLS = """
 import pytest
 
 @pytest.mark.cells("quick")
-def test_cell(profile, backbone, task, method, benchmark):
+def test_cell(profile, backbone, task, method, seed, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     assert method == "lora", "a miss"
 """
