@@ -142,9 +142,10 @@ def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], seeds: int = 1) 
     """The grid as a table, with a closing line for the sum over all cells and seeds."""
     estimated = [known.get(cell.id, Estimate()) for cell in cells]
     times = [estimate.seconds for estimate in estimated if estimate.seconds is not None]
+    counts = f"{len(cells)} cells" + (f" with {seeds} seeds each" if seeds > 1 else "")
     return [
         *table_lines(COLUMNS, [_cells(cell, estimate) for cell, estimate in zip(cells, estimated, strict=True)]),
-        f"{len(cells)} cells{f' with {seeds} seeds each' if seeds > 1 else ''}, {duration(seeds * sum(times))} one after the other for the {len(times)} with an estimate",
+        f"{counts}, {duration(seeds * sum(times))} one after the other for the {len(times)} with an estimate",
     ]
 
 
