@@ -200,8 +200,10 @@ def test_methods_are_like_for_like_within_a_seed():
 def test_commands_take_a_file_of_several_seeds(together, tmp_path, capsys):
     folder, _ = together
     path = folder / "run.json"
-    assert audit.main([str(path)]) == 0
-    assert "2 cells, 0 with findings." in capsys.readouterr().out
+    assert audit.main([str(path)]) == 1  # so few updates teach nothing
+    assert re.findall(r"`(\w+)`: audit learned_something: .* \(seed (\d)\)$", capsys.readouterr().out, re.MULTILINE) == [
+        tuple(name.split("-seed")) for name in IDS
+    ]
     assert scores.main([str(path), str(path)]) == 0
     assert "identical: 8 scores of 2 cells" in capsys.readouterr().out
     assert numerics.main([str(path), str(path)]) == 0
