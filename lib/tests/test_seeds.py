@@ -205,7 +205,7 @@ def test_commands_take_a_file_of_several_seeds(together, tmp_path, capsys):
         tuple(name.split("-seed")) for name in IDS
     ]
     assert scores.main([str(path), str(path)]) == 0
-    assert "identical: 8 scores of 2 cells" in capsys.readouterr().out
+    assert "identical: 32 scores of 2 cells" in capsys.readouterr().out
     assert numerics.main([str(path), str(path)]) == 0
     assert capsys.readouterr().out.count("equal") >= 4
     assert finish.finish(latest(folder / "cache" / "journal"), tmp_path / "finished.json") == 4
