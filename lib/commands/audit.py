@@ -14,7 +14,7 @@ from lib.errors import InputError
 from lib.record import AuditFinding, Record
 from lib.record.reading import checked
 from lib.results.files import is_cell, load
-from lib.results.record_checks import across, failed, invariants, not_numbers, unlike
+from lib.results.record_checks import across, failed, invariants, not_numbers, unlike_pairs
 
 
 def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Record], dict[str, list[str]]]:
@@ -30,11 +30,13 @@ def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Recor
         sentences[str(data["cell"])] += [f"schema: {fault}" for fault in faults]
         if record is not None:
             records.append(record)
-    for seed in dict.fromkeys(record.seeds.seed for record in records):
+    seeds = dict.fromkeys(record.seeds.seed for record in records)
+    for seed in seeds:
         of_seed = [record for record in records if record.seeds.seed == seed]
         together = across(of_seed)
+        suffix = f" (seed {seed})" if len(seeds) > 1 else ""
         for record in of_seed:
-            sentences[record.cell] += faults_of(record, together.get(record.cell, ()))
+            sentences[record.cell] += [fault + suffix for fault in faults_of(record, together.get(record.cell, ()))]
     return records, {cell: told for cell, told in sentences.items() if told}
 
 
@@ -48,14 +50,14 @@ def faults_of(record: Record, together: Sequence[AuditFinding]) -> list[str]:
 
 def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence[str]]) -> str:
     """The findings in Markdown."""
-    cells = {record.cell: record for record in records}
+    cells = {record.cell for record in records}
     lines = [f"# Audit of {path.name}", ""]
-    lines += [f"{len(cells.keys() | sentences.keys())} cells, {len(sentences)} with findings.", ""]
+    lines += [f"{len(cells | sentences.keys())} cells, {len(sentences)} with findings.", ""]
     lines += [f"* `{cell}`: {sentence}" for cell, told in sentences.items() for sentence in told]
-    share = audit_share(cells.values())
+    share = audit_share(records)
     if share is not None:
         lines += ["", f"Audits took {share:.2f} % of the cells' time."]
-    pairs = unlike(cells)
+    pairs = unlike_pairs(records)
     if pairs:
         lines += ["", "Not like for like, which is no fault, but no ranking either:", "", *(f"* {line}" for line in pairs)]
     return "\n".join(lines) + "\n"

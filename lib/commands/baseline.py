@@ -1,7 +1,8 @@
-"""Make a baseline: `python -m lib baseline RUN.json [RUN.json ...] TO.json` takes complete, clean, passed runs, one a seed.
+"""Make a baseline: `python -m lib baseline RUN.json [RUN.json ...] TO.json` takes complete, clean, passed runs.
 
-A run is refused if a cell failed, stopped or is missing, if it shared its device, or if its commit had uncommitted changes. It
-prints what changes against the baseline that it replaces.
+A run has one seed or several (`--seeds 0-4`), and no seed is in two runs. A run is refused if a cell failed, stopped or is
+missing for a seed, if it started perturbed, if it shared its device, or if its commit had uncommitted changes. It prints what
+changes against the baseline that it replaces.
 """
 
 import argparse
@@ -30,16 +31,22 @@ def refusals(path: Path) -> Iterator[str]:
     """Why a run is no baseline."""
     run, records = load(path), read_list(path)
     profiles = {record.profile for record in records}
-    missing = [cell for cell in STUDY_IDS if cell not in {record.cell for record in records}]
-    if missing and profiles != {"full"}:
-        yield f"a baseline needs the study's cells; {len(missing)} of {len(STUDY_IDS)} are missing, {missing[0]} among them"
+    for seed in dict.fromkeys(record.seeds.seed for record in records):
+        cells = {record.cell for record in records if record.seeds.seed == seed}
+        missing = [cell for cell in STUDY_IDS if cell not in cells]
+        if missing and profiles != {"full"}:
+            count = f"{len(missing)} of {len(STUDY_IDS)}"
+            yield f"a baseline needs the study's cells; {count} are missing, {missing[0]} among them (seed {seed})"
     if profiles - {"quick", "full"} or len(profiles) > 1:
         yield "it is not of one profile that has scores"
     for record in records:
         if record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds:
             yield f"{record.cell} was changed or limited from the command line"
         if record.status != "passed":
-            yield f"{record.cell} did not pass: {record.status}"
+            yield f"{record.cell} did not pass: {record.status} (seed {record.seeds.seed})"
+        if record.seeds.perturbation is not None:
+            draw = record.seeds.perturbation
+            yield f"{record.cell} started perturbed (--perturb {draw}), which measures what rounding does"
         if record.device and record.device.contended:
             yield f"{record.cell} shared its device"
     if run.get("commit_info", {}).get("dirty") is not False:
@@ -69,7 +76,7 @@ def _check_seeds(records_by_path: dict[Path, list[Record]]) -> None:
     for path, records in records_by_path.items():
         for seed in {record.seeds.seed for record in records}:
             if seed in path_by_seed:
-                raise InputError(f"{path} and {path_by_seed[seed]} are both of seed {seed}; a baseline takes one run a seed")
+                raise InputError(f"{path} and {path_by_seed[seed]} are both of seed {seed}; a baseline takes each seed once")
             path_by_seed[seed] = path
 
 

@@ -18,11 +18,11 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
     rows: dict[tuple[str, int | None], tuple[Row, Path]] = {}
     for path in paths:
         for row in load(path)["benchmarks"]:
-            seed = None
+            seed, name = None, row.get("fullname", row["name"])
             if is_cell(row["extra_info"]):
                 row, record = current(row, str(path))
                 seed = record.seeds.seed
-            name = row.get("fullname", row["name"])
+                name = name.replace(f"-seed{seed}]", "]")  # with --seeds, a test's id says it
             if (name, seed) in rows and rows[name, seed][0]["extra_info"] != row["extra_info"]:
                 raise InputError(f"{name} with seed {seed} is in {rows[name, seed][1]} and in {path}, with different results")
             rows.setdefault((name, seed), (row, path))

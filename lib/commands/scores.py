@@ -1,13 +1,19 @@
 """Do two runs have the same scores? `python -m lib scores A.json B.json` lists every difference; exit code 1 if any."""
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lib.errors import InputError
 from lib.record import Record
-from lib.results.files import read_records
+from lib.results.files import read_list
 from lib.results.run_table import peak_gib
+
+
+def named(records: Sequence[Record]) -> dict[str, Record]:
+    """Records by cell, and by seed where a cell has several."""
+    several = len({record.seeds.seed for record in records}) > 1
+    return {record.cell + (f" seed {record.seeds.seed}" if several else ""): record for record in records}
 
 
 def differences(first: Mapping[str, Record], second: Mapping[str, Record]) -> list[str]:
@@ -30,11 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("second", type=Path, metavar="B.json")
     options = parser.parse_args(arguments)
     try:
-        first, second = read_records(options.first), read_records(options.second)
+        first, second = named(read_list(options.first)), named(read_list(options.second))
     except InputError as error:
         parser.error(str(error))
     lines = differences(first, second)
-    count = sum(len(record.scores) for record in first.values())
+    count, cells = sum(len(record.scores) for record in first.values()), len({record.cell for record in first.values()})
     peak = max((peak_gib(record) or 0.0 for record in (*first.values(), *second.values())), default=0.0)
-    print("\n".join(lines) if lines else f"identical: {count} scores of {len(first)} cells; highest memory peak {peak:.2f} GiB")
+    print("\n".join(lines) if lines else f"identical: {count} scores of {cells} cells; highest memory peak {peak:.2f} GiB")
     return 1 if lines else 0

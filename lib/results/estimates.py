@@ -9,7 +9,7 @@ from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.tasks import Carve
 from lib.record import Record
-from lib.results.files import read_records
+from lib.results.files import read_list
 from lib.results.run_table import peak_gib
 from lib.results.table import Column, number
 from lib.results.table import lines as table_lines
@@ -61,7 +61,7 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimat
             runs, footprints = _finished(path, profile), _finished(path, "footprint")
             for cell in (cell for cell in cells if cell.profile.id == profile and cell.id not in known):
                 if cell.id in runs:
-                    known[cell.id] = _from_run(runs[cell.id], path)
+                    known[cell.id] = from_run(runs[cell.id], path.name)
                 elif cell.id in footprints:
                     known[cell.id] = _from_footprint(cell, footprints[cell.id], path)
     return known
@@ -71,16 +71,17 @@ def _finished(path: Path, profile: str) -> dict[str, Record]:
     if not path.is_file():
         return {}
     try:
-        records = read_records(path, profile)
+        records = read_list(path)
     except InputError:  # a run that was cut off, or that cannot be read any more, says nothing
         return {}
-    return {cell: record for cell, record in records.items() if record.finished}
+    return {record.cell: record for record in records if record.profile == profile and record.finished}
 
 
-def _from_run(record: Record, path: Path) -> Estimate:
+def from_run(record: Record, source: str) -> Estimate:
+    """All phases of a cell that has run; `source` is that run's name."""
     seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
     device = f", {record.device.name}" if record.device else ""
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=f"{path.name}{device}")
+    return Estimate(seconds=seconds, gib=peak_gib(record), source=f"{source}{device}")
 
 
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
@@ -120,24 +121,31 @@ def planned_updates(cell: Cell) -> int | None:
 
 def fitting(wanted: Sequence[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
     """The cells that fit into the budget of all workers together, longest first; a cell never measured does not fit."""
-    left = workers * (budget_seconds - SESSION_SECONDS)
+    times = {cell: known[cell].seconds or 0.0 for cell in wanted if cell in known}
+    return affordable(sorted(times, key=lambda cell: -times[cell]), known, budget_seconds, workers)
+
+
+def affordable(ordered: Iterable[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
+    """The cells that fit, the first ones before the others; no cell is cut, and a cell never measured does not fit."""
+    longest = budget_seconds - SESSION_SECONDS
+    left = workers * longest
     chosen = []
-    seconds = {cell: known[cell].seconds for cell in wanted if cell in known}
-    times = {cell: time for cell, time in seconds.items() if time is not None}
-    for cell in sorted(times, key=lambda cell: -times[cell]):
-        if times[cell] <= min(left, budget_seconds - SESSION_SECONDS):
+    for cell in ordered:
+        seconds = known[cell].seconds if cell in known else None
+        if seconds is not None and seconds <= min(left, longest):
             chosen.append(cell)
-            left -= times[cell]
+            left -= seconds
     return chosen
 
 
-def lines(cells: Sequence[Cell], known: Mapping[str, Estimate]) -> list[str]:
-    """The grid as a table, with a closing line for the sum."""
+def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], seeds: int = 1) -> list[str]:
+    """The grid as a table, with a closing line for the sum over all cells and seeds."""
     estimated = [known.get(cell.id, Estimate()) for cell in cells]
     times = [estimate.seconds for estimate in estimated if estimate.seconds is not None]
+    counts = f"{len(cells)} cells" + (f" with {seeds} seeds each" if seeds > 1 else "")
     return [
         *table_lines(COLUMNS, [_cells(cell, estimate) for cell, estimate in zip(cells, estimated, strict=True)]),
-        f"{len(cells)} cells, {duration(sum(times))} one after the other for the {len(times)} with an estimate",
+        f"{counts}, {duration(seeds * sum(times))} one after the other for the {len(times)} with an estimate",
     ]
 
 

@@ -52,19 +52,19 @@ def judged(
 
 
 def located(record: Record, sentence: str) -> str:
-    """The sentence with the cell and the profile that it is about."""
-    return f"{sentence} ({record.cell}, {record.profile})"
+    """The sentence with the cell, the profile and the seed that it is about."""
+    return f"{sentence} ({record.cell}, {record.profile}, seed {record.seeds.seed})"
 
 
 def audit_together(records: Sequence[Record]) -> list[Record]:
     """Add what only the cells together show to their records' audits; return those that a fault turned to `missed`.
 
-    Only records that finished are compared, each profile's by themselves.
+    Only records that finished are compared, those of each profile and seed by themselves.
     """
     finished = [record for record in records if record.finished]
     faulty = []
-    for profile in dict.fromkeys(record.profile for record in finished):
-        alike = [record for record in finished if record.profile == profile]
+    for run in dict.fromkeys((record.profile, record.seeds.seed) for record in finished):
+        alike = [record for record in finished if (record.profile, record.seeds.seed) == run]
         findings_by_cell = across(alike)
         for record in alike:
             findings = findings_by_cell.get(record.cell, [])

@@ -84,6 +84,13 @@ def unlike(records: Mapping[str, Record]) -> list[str]:
     return lines
 
 
+def unlike_pairs(records: Sequence[Record]) -> list[str]:
+    """The lines of `unlike`, each profile and seed by itself; each line once."""
+    runs = dict.fromkeys((record.profile, record.seeds.seed) for record in records)
+    by_run = ({r.cell: r for r in records if (r.profile, r.seeds.seed) == run} for run in runs)
+    return list(dict.fromkeys(line for cells in by_run for line in unlike(cells)))
+
+
 def adapts_head_alone(record: Record) -> bool:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
     targets = set((record.recipe.adapter or {}).get("target_modules") or ())

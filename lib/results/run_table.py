@@ -1,6 +1,7 @@
-"""The table after a run. In: records. Out: lines of at most 100 columns, each with its status."""
+"""The table after a run. In: records. Out: lines of at most 100 columns, each with its status; one a cell, over its seeds."""
 
 from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
 
 from lib.record import Record, Status
 from lib.results.table import Column, lines, number
@@ -16,6 +17,15 @@ SCORES = (
     Column(title="peak GiB", width=9, right=True),
     Column(title="trainable", width=9, right=True),
     Column(title="status", gap=2),
+)
+# Where cells ran with several seeds: the deviation and the lowest score take the place of speed and size.
+SPREADS = (
+    *SCORES[:2],
+    Column(title="seeds", width=5, right=True),
+    Column(title="mean", width=6, right=True),
+    Column(title="sd", width=5, right=True),
+    Column(title="lowest", width=6, right=True),
+    *(column for column in SCORES[2:] if column.title in ("bound", "train s", "peak GiB", "status")),
 )
 COSTS = (
     Column(title="cell", width=15),
@@ -34,17 +44,38 @@ COSTS = (
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
-    """A line and the status of every record, in the given order; footprints have columns of their own."""
-    scores = iter(lines(SCORES, [_scores(record) for record in records if not record.flops])[1:])
-    costs = iter(lines(COSTS, [_costs(record) for record in records if record.flops])[1:])
-    return [(next(costs if record.flops else scores), record.status) for record in records]
+    """A line and the status of every cell, in the order of the records; a footprint has columns and a line of its own."""
+    cells = by_cell(record for record in records if not record.flops)
+    footprints = [record for record in records if record.flops]
+    scored = zip(_score_lines(cells)[1:], map(status_of, cells), strict=True)
+    costs = lines(COSTS, [_costs(record) for record in footprints])[1:]
+    return [*scored, *zip(costs, (record.status for record in footprints), strict=True)]
+
+
+def by_cell(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of each profile's cells: one a seed."""
+    cells: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        cells.setdefault((record.profile, record.cell), []).append(record)
+    return list(cells.values())
+
+
+def _score_lines(cells: Sequence[Sequence[Record]]) -> list[str]:
+    if any(len(seeds) > 1 for seeds in cells):
+        return lines(SPREADS, [_spread(seeds) for seeds in cells])
+    return lines(SCORES, [_scores(record) for seeds in cells for record in seeds])
+
+
+def status_of(seeds: Sequence[Record]) -> Status:
+    """A cell's status: passed where it passed with every seed, else the first other one."""
+    return next((record.status for record in seeds if record.status != "passed"), "passed")
 
 
 def header(records: Sequence[Record]) -> str:
     """The columns' names: of scores, or of costs where all records are footprints."""
     if all(record.profile == "footprint" for record in records):
         return lines(COSTS, [_costs(record) for record in records if record.flops])[0]
-    return lines(SCORES, [_scores(record) for record in records if not record.flops])[0]
+    return _score_lines(by_cell(record for record in records if not record.flops))[0]
 
 
 def _costs(record: Record) -> tuple[str, ...]:
@@ -82,6 +113,28 @@ def _scores(record: Record) -> tuple[str, ...]:
     )
 
 
+def _spread(seeds: Sequence[Record]) -> tuple[str, ...]:
+    """A cell over its seeds: mean, deviation and lowest of the main score, seconds a seed, the highest peak."""
+    first = seeds[0]
+    scores = [score for record in seeds if (score := record.scores.get(first.main_score)) is not None]
+    seconds = [record.training.seconds for record in seeds if record.training]
+    peaks = [peak for record in seeds if (peak := peak_gib(record)) is not None]
+    passed = sum(record.status == "passed" for record in seeds)
+    alike = len({record.status for record in seeds}) == 1
+    return (
+        first.cell,
+        first.main_score,
+        f"{len(seeds)}",
+        number(fmean(scores) if scores else None, 1),
+        number(stdev(scores) if len(scores) > 1 else None, 2),
+        number(min(scores, default=None), 1),
+        number(first.bounds.get(first.main_score), 1),
+        number(fmean(seconds) if seconds else None, 1),
+        number(max(peaks, default=None), 2),
+        status_word(first) if alike else f"{passed} of {len(seeds)} passed",
+    )
+
+
 def status_word(record: Record) -> str:
     """The status in one to three words; a cell that passed without any bound says so."""
     if record.status == "passed" and not record.bounds and not record.flops:
@@ -98,8 +151,11 @@ def peak_gib(record: Record) -> float | None:
 
 
 def footer(records: Iterable[Record], wall_seconds: float) -> str:
-    """One closing line: how many cells, how many passed, how long it took, on what."""
+    """One closing line: how many cells, how many passed, how long it took, on what; and whether the runs were perturbed."""
     records = list(records)
-    passed = sum(record.status == "passed" for record in records)
-    devices = sorted({record.device.name for record in records if record.device})
-    return f"{passed} of {len(records)} cells passed in {wall_seconds:.0f} s on {', '.join(devices) or 'no device'}"
+    passed, cells = sum(record.status == "passed" for record in records), len(by_cell(records))
+    what = "cells" if cells == len(records) else f"runs of {cells} cells"
+    devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
+    draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
+    note = f"; starts perturbed by draw {', '.join(draws)}: this is no baseline" if draws else ""
+    return f"{passed} of {len(records)} {what} passed in {wall_seconds:.0f} s on {devices}{note}"

@@ -123,7 +123,7 @@ def test_cells_that_name_none_are_refused():
 def option_values(**options):
     """What `config.getoption` answers: these values, and the defaults."""
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return {"--seed": 0, "--own-test": False, **named}.get
+    return {"--own-test": False, **named}.get
 
 
 def recipe_of(cell_id, profile):

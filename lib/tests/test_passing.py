@@ -45,7 +45,7 @@ def test_copied_results_turn_both_cells_to_missed():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
     assert audit_together(records) == records[:2]
     assert [record.status for record in records] == ["missed", "missed", "passed"]
-    assert records[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick)"]
+    assert records[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
     assert [(f.name, f.passed) for f in records[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
     assert [f.passed for f in records[2].audits] == [True, True]
 
@@ -65,8 +65,8 @@ def test_a_fault_is_added_to_what_a_cell_missed_already():
     other = MEASURED["data"] | {"fingerprint": "f" * 16}
     records = [scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW]), scored("t5_sa_sft", 8.0, data=other)]
     assert audit_together(records) == records
-    assert records[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick)"]
+    assert records[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
 
 def test_a_sentence_names_its_cell_and_profile():
-    assert located(complete("t5_qa_sft"), BELOW) == "f1 1.0 is below 2.0 (t5_qa_sft, quick)"
+    assert located(complete("t5_qa_sft"), BELOW) == "f1 1.0 is below 2.0 (t5_qa_sft, quick, seed 0)"

@@ -137,7 +137,7 @@ def test_the_peak_is_the_gpus_where_there_is_one():
 
 
 def test_the_footer_counts_and_names_the_device():
-    records = [complete(), complete(status="missed"), new_record(CELLS["t5_qa_sft"])]
+    records = [complete(), complete("bert_sa_sft", status="missed"), new_record(CELLS["t5_qa_sft"])]
     assert run_table.footer(records, 61.7) == "1 of 3 cells passed in 62 s on a CPU"
     assert run_table.footer(records[2:], 1.0) == "0 of 1 cells passed in 1 s on no device"
 
@@ -214,7 +214,7 @@ TWO_CELLS = """
 import pytest
 
 @pytest.mark.cells("quick")
-def test_cell(profile, backbone, task, method, benchmark):
+def test_cell(profile, backbone, task, method, seed, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     assert method == "lora", "a miss"
 """

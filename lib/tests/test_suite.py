@@ -65,7 +65,7 @@ def test_a_loss_that_is_not_a_number_stops_the_cell_and_keeps_its_row(tmp_path):
     code, output, [record] = run(tmp_path, "-m", "quick", "--cells", "bert_sa_sft", f"--checkpoint-root={tmp_path}")
     assert (code, record["status"], record["scores"]) == (1, "stopped", {})
     steps = QUICK["bert_sa_sft"][0]
-    assert record["missed"] == [f"loss is nan at update 1 of {steps} (bert_sa_sft, quick)"]
+    assert record["missed"] == [f"loss is nan at update 1 of {steps} (bert_sa_sft, quick, seed 0)"]
     assert record["missed"][0] in output
 
 
