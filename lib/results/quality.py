@@ -17,7 +17,7 @@ from lib.results.costs import Seeds
 from lib.results.examples import Examples, read
 from lib.results.judgements import Judgement, Verdict, judgement_of
 from lib.results.looks import share_of_alpha
-from lib.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, mean_score, resolution, same_start
+from lib.results.noise import PERTURBED, SEEDS, Deviation, Key, Noise, deviation, mean_score, resolution, same_start
 from lib.results.numerics import Tolerances
 from lib.results.statistics import (
     ALPHA,
@@ -34,7 +34,6 @@ from lib.results.statistics import (
 )
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
-Key = tuple[str, str]  # cell and score
 WORDS = {PERTURBED: "of one seed, perturbed", SEEDS: "between seeds"}
 
 

@@ -1,8 +1,8 @@
 """Is one run worse than another? In: scores or paired points of two runs. Out: effects with intervals and p-values.
 
 Points are 0-100; an effect is new minus old. Where training noise is known, a t-test holds the difference of mean scores to it:
-the test rows are the same in both runs, so they add no error of their own. Where it is not known, single rows are compared: hits
-and misses by McNemar's exact test, graded scores by a paired bootstrap. Needs numpy and scipy, no torch.
+the test rows are the same in both runs, so they add no error of their own. Where it is not known, single rows are compared:
+hits and misses by McNemar's exact test, graded scores by a paired bootstrap. Needs numpy and scipy, no torch.
 """
 
 from abc import ABC, abstractmethod
@@ -20,6 +20,7 @@ SMALL = 1000  # rows
 SEED = 0
 ALPHA = 0.05
 POWER = 0.8
+LEAST_CHANCE = 1e-15  # of one p-value: below it, the tangent is infinite
 MOST_CHANCE = 0.95  # of one p-value in a combination: a gain in one score must not outweigh a loss in another
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -266,8 +267,8 @@ def cauchy(p_values: Sequence[float]) -> float:
     """One p-value for all: small if any is, whatever their dependence (the Cauchy combination test; Liu and Xie 2020)."""
     if not p_values:
         return 1.0
-    bounded = np.minimum(np.asarray(p_values, float), MOST_CHANCE)
-    return float(stats.cauchy.sf(np.mean(stats.cauchy.isf(np.maximum(bounded, 1e-300)))))
+    bounded = np.clip(np.asarray(p_values, float), LEAST_CHANCE, MOST_CHANCE)
+    return float(np.arctan2(1, np.mean(1 / np.tan(np.pi * bounded))) / np.pi)
 
 
 def slower(old: Sequence[float], new: Sequence[float]) -> float:
