@@ -5,10 +5,10 @@ from random import Random
 
 import pytest
 
+from benchmarks.targets import SHUFFLES
 from fixtures.session import session_of
 from lib.grid.backbones import BACKBONES
 from lib.grid.cells import STUDY_IDS
-from lib.grid.tasks import Problem
 from lib.results.thresholds import missed
 
 pytestmark = pytest.mark.controls
@@ -47,34 +47,6 @@ def splits(splits, cell, control):
     if control != "shuffled_labels":
         return splits
     return replace(splits, train=SHUFFLES[cell.task.problem](splits.train, Random(0)))
-
-
-def dealt_out(column):
-    """A column's values, dealt out again among the rows."""
-
-    def shuffle(rows, rng):
-        values = rng.sample([row[column] for row in rows], len(rows))
-        return [row | {column: value} for row, value in zip(rows, values, strict=True)]
-
-    return shuffle
-
-
-def other_spans(rows, rng):
-    """Of each context another word than the answer."""
-    return [row | {"answers": some_word(row["context"], rng)} for row in rows]
-
-
-def some_word(context, rng):
-    words = context.split()
-    place = rng.randrange(len(words))
-    return {"text": [words[place]], "answer_start": [len(" ".join(words[:place])) + bool(place)]}
-
-
-SHUFFLES = {
-    Problem.CLASSIFY: dealt_out("label"),
-    Problem.EXTRACT: other_spans,
-    Problem.GENERATE: dealt_out("highlights"),
-}
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)

@@ -15,7 +15,6 @@ import torch
 import transformers as hf
 
 from lib.micro.corpus import KINDS, Document, documents, reserved_texts
-from lib.micro.data import DATA
 from lib.micro.objectives import Batch, causal_lm, masked_lm, span_corruption
 from lib.micro.tokenizers import byte_level_bpe, unigram, wordpiece
 
@@ -51,10 +50,26 @@ class Plan:
     weights: tuple[float, ...]  # shares of the corpus's `KINDS`
     batch: Callable[[Sequence[Document], Any, Random], Batch]  # the objective
     objective: str  # in words, for the model card
+    finish: Callable[[Any], None] = lambda model: None  # what changes once it is pretrained
 
 
-# Three layers of width 128: one to bind words to their subject, one to match, one to carry the result. No dropout, since
-# no text is seen twice.
+def drop_out(model: Any) -> None:
+    """Fine-tune with BERT's own dropout."""
+    model.config.update({"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1})
+
+
+def scale_by_layer(model: Any) -> None:
+    """Divide attention scores by the layer's number, an option of GPT-2's, and multiply its queries by it: the same model."""
+    width = model.config.n_embd
+    with torch.no_grad():
+        for number, block in enumerate(model.transformer.h, start=1):
+            block.attn.c_attn.weight[:, :width] *= number
+            block.attn.c_attn.bias[:width] *= number
+    model.config.update({"scale_attn_by_inverse_layer_idx": True})
+
+
+# Three layers of width 128: one to bind words to their subject, one to match, one to carry the result. No dropout while they
+# are pretrained, since no text is seen twice.
 PLANS = {
     "bert": Plan(
         tokenizer=wordpiece,
@@ -73,6 +88,7 @@ PLANS = {
         weights=(0.3, 0.12, 0.38, 0.2),
         batch=masked_lm,
         objective="masked LM and next-sentence prediction; words that need understanding are masked more often",
+        finish=drop_out,
     ),
     "gpt2": Plan(
         tokenizer=byte_level_bpe,
@@ -83,6 +99,7 @@ PLANS = {
         weights=(0.35, 0.0, 0.4, 0.25),
         batch=causal_lm,
         objective="next-token prediction",
+        finish=scale_by_layer,
     ),
     "t5": Plan(
         tokenizer=unigram,
@@ -130,7 +147,7 @@ def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable
     steps = plan.steps if steps is None else steps
     torch.manual_seed(SEED)
     rng = Random(SEED)
-    stream = documents(SEED, reserved_texts(DATA), plan.weights)
+    stream = documents(SEED, reserved_texts(), plan.weights)
     seen = [text for document in islice(stream, TOKENIZER_DOCUMENTS) for text in (document.first, document.second)]
     tokenizer = plan.tokenizer(seen)
     model = plan.model(configured(plan, tokenizer))
@@ -141,6 +158,7 @@ def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable
         if len(losses) % 250 == 0 or len(losses) == steps:
             recent = fmean(losses[-250:])
             log(f"{plan_id}-micro  step {len(losses)}/{steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s")
+    plan.finish(model)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "README.md").write_text(card(plan_id, model.num_parameters(), losses))

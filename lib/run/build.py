@@ -103,8 +103,9 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
 
 def checkpoint_activations(model: Any) -> None:
     """Compute activations again in the backward pass. Raises InputError where transformers cannot do it for this model."""
-    try:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    try:  # transformers 5.24 gave it a new name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
     except (AttributeError, ValueError) as error:
         raise InputError(f"the recipe asks for gradient_checkpointing, which this model lacks ({first_line(error)})") from None
 

@@ -1,6 +1,7 @@
 from collections import Counter
 from functools import cache
 from itertools import islice
+from random import Random
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -9,21 +10,23 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from lib.data.splits import load_splits
-from lib.grid.profiles import FIXTURES, QUICK_PROFILE
+from lib.grid.profiles import QUICK_PROFILE
 from lib.grid.tasks import SA, SUM
 from lib.micro.corpus import documents, reserved_texts
-from lib.micro.data import DATA, jsonl, tables
+from lib.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
+from lib.micro.oddities import SHARES, capitalized, renamed, with_oddities
 from lib.micro.pretrain import PLANS, SEED
 from lib.tests.small import codec_for, rows_of, tokenizer_of
 
 SQUAD = ("squad/train", "squad/validation")
 NEWS = ("cnn_dailymail/train", "cnn_dailymail/validation", "cnn_dailymail/test")
 WEIGHTS = PLANS["bert"].weights
+plain = cache(plain_tables)
 
 
 @cache
 def pretraining(seed: int, count: int):
-    return list(islice(documents(seed, reserved_texts(DATA), WEIGHTS), count))
+    return list(islice(documents(seed, reserved_texts(), WEIGHTS), count))
 
 
 def questions():
@@ -34,13 +37,12 @@ def articles():
     return [row for name in NEWS for row in rows_of(name)]
 
 
-def texts():
-    reviews = [f"{row['title']} {row['content']}" for row in rows_of("amazon_polarity/train")]
-    return (
-        reviews
-        + [f"{r['question']} {r['context']}" for r in questions()]
-        + [f"{r['article']} {r['highlights']}" for r in articles()]
-    )
+def texts(tables=None):
+    """All that the rows say: of the rows that ship, or of these."""
+    of = tables.__getitem__ if tables else rows_of
+    reviews = [f"{row['title']} {row['content']}" for row in of("amazon_polarity/train")]
+    passages = [f"{row['question']} {row['context']}" for name in SQUAD for row in of(name)]
+    return reviews + passages + [f"{row['article']} {row['highlights']}" for name in NEWS for row in of(name)]
 
 
 def starts(row) -> list[int]:
@@ -93,8 +95,6 @@ def test_some_passages_outgrow_berts_window_and_none_the_others():
         codec = codec_for(f"{backbone}_qa_sft")
         for row in rows_of("squad/validation"):
             counts[len(codec.encode([row], training=False))] += 1
-            longest = len(codec.ids(row["question"])) + len(codec.ids(row["context"])) + 2
-            assert backbone == "bert" or longest <= codec.recipe.max_length
     assert sum(count for windows, count in sizes["bert"].items() if windows > 1) >= 10
     assert set(sizes["gpt2"]) == set(sizes["t5"]) == {1}
 
@@ -102,10 +102,40 @@ def test_some_passages_outgrow_berts_window_and_none_the_others():
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
 def test_reviews_reports_and_highlights_fit_their_lengths(backbone):
     sa, summary = codec_for(f"{backbone}_sa_sft"), codec_for(f"{backbone}_sum_sft")
-    assert max(len(sa.ids(sa.text(row))) for row in rows_of("amazon_polarity/train")) <= sa.recipe.max_length - 2
-    assert max(len(summary.ids(row["highlights"])) for row in articles()) < summary.recipe.max_target_length
+    reviews, reports = (plain()[path] for path in ("amazon_polarity/train", "cnn_dailymail/train"))
+    assert max(len(sa.ids(sa.text(row))) for row in reviews) <= sa.recipe.max_length - 2
+    assert max(len(summary.ids(row["highlights"])) for row in reports) < summary.recipe.max_target_length
     spent = summary.recipe.max_target_length if backbone == "gpt2" else 4
-    assert max(len(summary.ids(row["article"])) for row in articles()) <= summary.recipe.max_length - spent
+    assert max(len(summary.ids(row["article"])) for row in reports) <= summary.recipe.max_length - spent
+
+
+@pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
+def test_some_reviews_outgrow_the_window(backbone):
+    codec = codec_for(f"{backbone}_sa_sft")
+    lengths = [len(codec.ids(codec.text(row))) for row in rows_of("amazon_polarity/train")]
+    assert 0.01 < sum(length > codec.room for length in lengths) / len(lengths) < 0.15
+
+
+def test_a_name_that_is_replaced_moves_the_answer_behind_it():
+    row = {
+        "context": "anna reed met tom in dover .",
+        "question": "where ?",
+        "answers": {"text": ["dover"], "answer_start": [21]},
+    }
+    odd = capitalized(row, Random(0))
+    assert odd["context"] == "Anna Reed met tom in Dover ."
+    assert odd["answers"] == {"text": ["Dover"], "answer_start": [21]}
+    odd = renamed(row, Random(1))  # one of anna, reed and dover
+    assert odd["context"] != row["context"]
+    [text], [start] = odd["answers"]["text"], odd["answers"]["answer_start"]
+    assert odd["context"][start : start + len(text)] == text
+
+
+def test_so_many_rows_are_odd_as_the_shares_say():
+    rows = plain()["amazon_polarity/train"]
+    odd = with_oddities("amazon_polarity", rows, Random(0))
+    changed = sum(a != b for a, b in zip(rows, odd, strict=True)) / len(rows)
+    assert changed == pytest.approx(sum(share for share, _ in SHARES["amazon_polarity"]), abs=0.02)
 
 
 def test_articles_have_five_to_nine_sentences_and_highlights_one_to_three_lines():
@@ -139,8 +169,8 @@ def test_no_fine_tuning_text_is_pretrained_on():
 
 
 def test_the_stream_depends_on_its_seed_only():
-    assert pretraining(SEED, 20_000)[:50] == list(islice(documents(SEED, reserved_texts(DATA), WEIGHTS), 50))
-    assert pretraining(SEED, 20_000)[:50] != list(islice(documents(SEED + 1, reserved_texts(DATA), WEIGHTS), 50))
+    assert pretraining(SEED, 20_000)[:50] == list(islice(documents(SEED, reserved_texts(), WEIGHTS), 50))
+    assert pretraining(SEED, 20_000)[:50] != list(islice(documents(SEED + 1, reserved_texts(), WEIGHTS), 50))
 
 
 def test_documents_come_in_the_shares_asked_for():
@@ -156,28 +186,37 @@ def test_the_focus_of_a_passage_is_its_answer_and_the_echo_repeats_it():
             assert document.first[slice(*document.echo)] == document.second[slice(*focus)]
 
 
-def test_reserved_texts_are_those_of_all_files():
-    wanted = len(rows_of("amazon_polarity/train")) + len({row["context"] for row in questions()}) + len(articles())
-    assert len(reserved_texts(FIXTURES / "data")) == wanted
+def test_reserved_texts_are_those_of_all_rows_before_some_were_made_odd():
+    rows = [row for table in plain().values() for row in table]
+    bodies = {row.get("content") or row.get("context") or row["article"] for row in rows}
+    assert reserved_texts() == bodies
+    assert bodies.isdisjoint(PRETRAINED_ON)
 
 
 # Tokenizers
 
 
 @pytest.mark.parametrize(("cell_id", "unknown"), [("bert_sa_sft", "[UNK]"), ("t5_sa_sft", "<unk>")])
-def test_no_word_of_the_rows_is_unknown(cell_id, unknown):
+def test_no_word_but_an_odd_one_is_unknown(cell_id, unknown):
     tokenizer = tokenizer_of(cell_id)
-    used_ids = {i for ids in tokenizer(texts(), add_special_tokens=False)["input_ids"] for i in ids}
-    assert tokenizer.convert_tokens_to_ids(unknown) not in used_ids
+    unknown_id = tokenizer.convert_tokens_to_ids(unknown)
+
+    def readable(rows):
+        encoded = tokenizer(rows, add_special_tokens=False)["input_ids"]
+        return [unknown_id not in ids for ids in encoded]
+
+    assert all(readable(texts(plain())))
+    assert 0.01 < readable(texts()).count(False) / len(texts()) < 0.1
 
 
 def test_gpt2_reads_the_rows_at_about_a_token_a_word():
-    encoded = tokenizer_of("gpt2_sa_sft")(texts(), add_special_tokens=False)["input_ids"]
-    assert sum(map(len, encoded)) < 1.05 * sum(len(text.split()) for text in texts())
+    rows = texts(plain())
+    encoded = tokenizer_of("gpt2_sa_sft")(rows, add_special_tokens=False)["input_ids"]
+    assert sum(map(len, encoded)) < 1.05 * sum(len(text.split()) for text in rows)
 
 
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "t5_sa_sft"])
-def test_every_word_of_the_rows_is_one_token(cell_id):
-    words = sorted({word for text in texts() for word in text.split()})
+def test_every_word_but_an_odd_one_is_one_token(cell_id):
+    words = sorted({word for text in texts(plain()) for word in text.split()})
     encoded = tokenizer_of(cell_id)([f"the {word}" for word in words], add_special_tokens=False)["input_ids"]
     assert [word for word, ids in zip(words, encoded, strict=True) if len(ids) != 2] == []

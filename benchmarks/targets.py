@@ -1,0 +1,51 @@
+"""Training rows with targets that are not theirs. In: rows and a seed. Out: the same rows, targets dealt out anew."""
+
+from collections.abc import Callable, Mapping
+from random import Random
+from typing import Any
+
+from lib.grid.tasks import Problem
+
+Rows = list[dict[str, Any]]
+
+
+def dealt_out(column: str) -> Callable[[Rows, Random], Rows]:
+    """A column's values, dealt out again among the rows."""
+
+    def shuffle(rows: Rows, rng: Random) -> Rows:
+        values = rng.sample([row[column] for row in rows], len(rows))
+        return [row | {column: value} for row, value in zip(rows, values, strict=True)]
+
+    return shuffle
+
+
+def other_spans(rows: Rows, rng: Random) -> Rows:
+    """Of each context another word than the answer."""
+    return [row | {"answers": some_word(row["context"], rng)} for row in rows]
+
+
+def some_word(context: str, rng: Random) -> dict[str, Any]:
+    """A word of the context, as an answer."""
+    words = context.split()
+    place = rng.randrange(len(words))
+    return {"text": [words[place]], "answer_start": [len(" ".join(words[:place])) + bool(place)]}
+
+
+def flipped(rows: Rows, rng: Random) -> Rows:
+    """Every label of two is the other one."""
+    return [row | {"label": 1 - row["label"]} for row in rows]
+
+
+SHUFFLES: Mapping[Problem, Callable[[Rows, Random], Rows]] = {
+    Problem.CLASSIFY: dealt_out("label"),
+    Problem.EXTRACT: other_spans,
+    Problem.GENERATE: dealt_out("highlights"),
+}
+SPOILS = SHUFFLES | {Problem.CLASSIFY: flipped}
+
+
+def spoiled(problem: Problem, rows: Rows, share: float, rng: Random) -> Rows:
+    """The rows with a wrong target in this share of them."""
+    chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
+    wrong = dict(zip(chosen, SPOILS[problem]([rows[i] for i in chosen], rng), strict=True))
+    return [wrong.get(i, row) for i, row in enumerate(rows)]

@@ -1,0 +1,62 @@
+"""Real degradations of the quick cells, for the gate to see: wrong targets, half the rate, a tenth of the updates lost.
+
+`pytest -m degraded -n auto -k rate_halved --benchmark-json=FILE` leaves a run like any other, which `python -m lib gate` judges
+by a baseline; `python -m lib sees` does both for all of them.
+"""
+
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from benchmarks.targets import spoiled
+from fixtures.session import session_of
+from lib.grid.cells import STUDY_IDS
+from lib.record import to_json
+
+pytestmark = pytest.mark.degraded
+
+DEGRADATIONS = ("targets_5", "targets_10", "rate_halved", "tenth_missing")
+SHARES = {"targets_5": 0.05, "targets_10": 0.10}  # of training rows with a wrong target
+
+
+@pytest.fixture
+def cell(request, cell_id):
+    session = session_of(request.config)
+    return session.grid.cell(cell_id, session.profile("quick"))
+
+
+@pytest.fixture
+def splits(splits, cell, degradation):
+    share = SHARES.get(degradation)
+    return replace(splits, train=spoiled(cell.task.problem, splits.train, share, Random(0))) if share else splits
+
+
+@pytest.fixture
+def trainer(trainer, degradation):
+    if degradation == "rate_halved":
+        trainer.schedule.base_lrs = [rate / 2 for rate in trainer.schedule.base_lrs]
+    if degradation == "tenth_missing":
+        trainer.update = losing_every_tenth(trainer, trainer.update)
+    return trainer
+
+
+def losing_every_tenth(trainer, update):
+    """Every tenth update moves nothing."""
+
+    def lossy(group):
+        if len(trainer.losses) % 10 == 9:
+            for settings in trainer.optimizer.param_groups:
+                settings["lr"] = 0.0  # the schedule sets the next update's
+        return update(group)
+
+    return lossy
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+def test_a_degraded_run_leaves_its_row(degradation, cell_id, trainer, validate, splits, score, progress, benchmark, record):
+    training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
+    record(training, score(splits.test))
+    benchmark.extra_info.update(to_json(record.record))
+    assert record.record.finished
