@@ -1,7 +1,7 @@
 """What does the gate see? `python -m lib power` prints the smallest drop of each cell that it calls worse four times in five.
 
 It also simulates whole runs of equal quality, with calibrations of their own, and prints how many of them the gate calls worse:
-with runs of the same seed as the baseline's, with runs of other seeds, and with looks at more and more seeds. It trains nothing.
+runs of the baseline's seeds, runs of other seeds, and runs that get more seeds look by look. It trains nothing.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lib.errors import InputError
 from lib.results.gates import load_margins
-from lib.results.noise import NOISE, PERTURBED, SEEDS, Noise, load_noise
+from lib.results.noise import NOISE, PERTURBED, SEEDS, Key, Noise, load_noise
 from lib.results.power import Setting, smallest, worse_cells
 from lib.results.table import Column, lines, number
 
@@ -50,6 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _noise(setting: Setting, key: Key) -> str:
+    own = setting.estimates.get(key)
+    return number(own.sd if own else None, 2)
+
+
 def drops(noise: Noise, margins: dict[str, float]) -> list[str]:
     """The table, and in how many cells the goal is reached."""
     settings = {
@@ -63,7 +68,7 @@ def drops(noise: Noise, margins: dict[str, float]) -> list[str]:
         (
             cell,
             metric,
-            *(number(settings[kind, 1].truth.get((cell, metric)), 2) for kind in (PERTURBED, SEEDS)),
+            *(_noise(settings[kind, 1], (cell, metric)) for kind in (PERTURBED, SEEDS)),
             *(number(seen[key].get(cell), 1) for key in seen),
         )
         for cell, metric in mains.items()

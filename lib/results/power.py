@@ -1,7 +1,7 @@
 """What does the gate see, and how often is it wrong? In: calibrated noise. Out: smallest drops, and simulated false alarms.
 
-A simulated run draws everything that chance decides: the calibration itself, the baseline, and the runs to judge, look by look.
-The gate's own decision (`lib.results.quality.decide`) judges it.
+A simulated run draws everything that chance decides: how large the noise really is, its calibration, the baseline, and the runs
+to judge, look by look. The gate's own decision (`lib.results.quality.decide`) judges it.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ class Setting:
     """What is simulated: noise, margins, and the number of runs to judge.
 
     Attributes:
-        noise: calibrated; its deviations, moderated, are taken for the truth.
+        noise: calibrated.
         margins: the drop that is no regression yet, by score.
         kind: of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds.
         seeds: of the run to judge.
@@ -45,24 +45,19 @@ class Setting:
     drops: Mapping[str, float] | None = None
 
     @cached_property
-    def truth(self) -> dict[Key, float]:
-        """The true deviation of every score."""
-        return {key: own.sd for key, own in estimates(self.noise.measured[self.kind], self.noise.rows).items()}
+    def estimates(self) -> dict[Key, Deviation]:
+        """What the calibration says of every score."""
+        return estimates(self.noise.measured[self.kind], self.noise.rows)
 
     @cached_property
     def mains(self) -> dict[str, str]:
-        """The main score of every cell."""
-        return main_scores(self.truth)
+        """The main score of every cell of the study that was calibrated."""
+        mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
+        return {cell: metric for cell, metric in self.estimates if mains.get(cell) == metric}
 
     def factor(self, seeds: int) -> float:
         """The error of the difference of means, for a deviation of 1."""
         return sqrt(1 / seeds + 1 / (seeds if self.kind == PERTURBED else BASELINE_SEEDS))
-
-
-def main_scores(keys: Mapping[Key, object]) -> dict[str, str]:
-    """The main score of every cell of the study among these."""
-    mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
-    return {cell: mains[cell] for cell, metric in keys if mains.get(cell) == metric}
 
 
 def estimates(measured: Mapping[Key, Deviation], rows: Mapping[str, int]) -> dict[Key, Deviation]:
@@ -76,10 +71,9 @@ def estimates(measured: Mapping[Key, Deviation], rows: Mapping[str, int]) -> dic
 
 def smallest(setting: Setting) -> dict[str, float]:
     """The smallest drop of each cell's main score that is called worse four times in five, in points."""
-    noise = estimates(setting.noise.measured[setting.kind], setting.noise.rows)
     alpha = MAIN_ALPHA / len(setting.mains) * share_of_alpha(1, setting.looks)
     return {
-        cell: effect(setting, (cell, metric), 0.0, setting.seeds, noise[cell, metric]).smallest(
+        cell: effect(setting, (cell, metric), 0.0, setting.seeds, setting.estimates[cell, metric]).smallest(
             alpha, margin_of(setting.margins, metric)
         )
         for cell, metric in setting.mains.items()
@@ -102,12 +96,13 @@ def worse_cells(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
 
 
 def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
-    noise = _calibrated(setting, rng)
-    gaps = _gaps(setting, rng)
+    truth = _truth(setting, rng)
+    noise = _calibrated(setting, truth, rng)
+    gaps = _gaps(setting, truth, rng)
     seeds = dict.fromkeys(setting.mains, setting.seeds)
     worse: set[str] = set()
     for look in range(1, setting.looks + 1):
-        effects = {key: effect(setting, key, gaps[key][seeds[key[0]] - 1], seeds[key[0]], noise[key]) for key in setting.truth}
+        effects = {key: effect(setting, key, gaps[key][seeds[key[0]] - 1], seeds[key[0]], noise[key]) for key in truth}
         decisions = decide(effects, setting.mains, setting.margins, share_of_alpha(look, setting.looks))
         worse |= {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
         judged = [
@@ -119,23 +114,31 @@ def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     return worse
 
 
-def _calibrated(setting: Setting, rng: np.random.Generator) -> dict[Key, Deviation]:
+def _truth(setting: Setting, rng: np.random.Generator) -> dict[Key, float]:
+    """True deviations, as the real calibration leaves them open: a cell's is off by as much for all its scores."""
+    factors: dict[str, float] = {}
+    for (cell, _), own in setting.estimates.items():
+        factors.setdefault(cell, sqrt(own.df / rng.chisquare(own.df)))
+    return {key: own.sd * factors[key[0]] for key, own in setting.estimates.items()}
+
+
+def _calibrated(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Deviation]:
     """A calibration of the true deviations, with as many degrees of freedom as the real one."""
     measured = {
-        key: Deviation(sd=setting.truth[key] * sqrt(rng.chisquare(own.df) / own.df), df=own.df)
+        key: Deviation(sd=truth[key] * sqrt(rng.chisquare(own.df) / own.df), df=own.df)
         for key, own in setting.noise.measured[setting.kind].items()
     }
     return estimates(measured, setting.noise.rows)
 
 
-def _gaps(setting: Setting, rng: np.random.Generator) -> dict[Key, Array]:
+def _gaps(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Array]:
     """New minus old mean of every score, after 1 to `seeds + looks - 1` seeds."""
     count = setting.seeds + setting.looks - 1
     baseline = count if setting.kind == PERTURBED else BASELINE_SEEDS
     gaps = {}
     for cell, common in ((cell, rng.normal(size=count + baseline)) for cell in setting.mains):
         drop = (setting.drops or {}).get(cell, 0.0)
-        for key, sd in setting.truth.items():
+        for key, sd in truth.items():
             if key[0] == cell:
                 scores = sd * (sqrt(COMMON) * common + sqrt(1 - COMMON) * rng.normal(size=count + baseline))
                 gaps[key] = _means(scores[:count]) - drop - _reference(setting, scores[count:])
