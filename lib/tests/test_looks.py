@@ -10,7 +10,8 @@ from lib.results.looks import chance_to_tell, promising, share_of_alpha
 def untold(cell, effect, error=1.0, seeds=1, **changes):
     """A judgement with a 95 % interval of two standard errors and a margin of one point; worse from three standard errors."""
     evidence = {"low": effect - 2 * error, "error": error, "critical": 3.0, "margin": 1.0, "seeds": seeds, "effect": effect}
-    return Judgement(cell=cell, main_score="f1", quantity="f1", verdict=Verdict.CANNOT_TELL, **evidence | changes)
+    names = {"cell": cell, "main_score": "f1", "quantity": "f1", "verdict": Verdict.CANNOT_TELL}
+    return Judgement(**names | evidence | changes)
 
 
 def test_shares_of_all_looks_make_one():

@@ -46,7 +46,7 @@ def test_cells_of_a_kind_that_differ_by_chance_alone_share_their_deviation():
     own = [(rng.chisquare(4) / 4) ** 0.5 for _ in range(9)]
     measured = cells_of("qa", own)
     moved = [pooled(measured, ROWS)[cell.rpartition("_")[0], "f1"].by_cell[cell] for cell, _ in measured]
-    assert np.std([each.sd for each in moved]) < 0.7 * np.std(own)
+    assert np.std([each.sd for each in moved]) < 0.8 * np.std(own)
     assert all(each.df == 4 + 4 - 2 for each in moved)  # the prior counts as much as the cell, less its two parameters
 
 
@@ -104,9 +104,9 @@ def test_a_broken_file_is_one_sentence(tmp_path, text):
 
 def test_noise_holds_for_its_profile_and_test_set_only():
     record = complete("bert_qa_lora")
-    noise = Noise(profile="quick", rows={"qa": record.data.rows.test}, measured={"seeds": cells_of("qa", [1.0] * 9)})
-    assert noise.of("seeds", record, "f1").sd == pytest.approx(1.0, rel=0.3)
-    assert noise.of("seeds", replace(record, cell="bert_qa_dora"), "f1").sd == pytest.approx(1.0, rel=0.5)
+    noise = Noise(profile="quick", rows={"qa": record.data.rows.test}, measured={"seeds": cells_of("qa", [4.0] * 9)})
+    assert noise.of("seeds", record, "f1").sd == pytest.approx(4.0, rel=0.3)
+    assert noise.of("seeds", replace(record, cell="bert_qa_dora"), "f1").sd == pytest.approx(4.0, rel=0.5)
     assert noise.of("seeds", replace(record, cell="roberta_qa_lora"), "f1") is None
     assert noise.of("perturbed", record, "f1") is None
     assert noise.of("seeds", record, "exact_match") is None
