@@ -11,7 +11,8 @@ COMMANDS = {
     "scores": "list every difference between the scores of two runs",
     "merge": "make one run of the runs of a CI matrix",
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
-    "calibrate": "train the quick grid with several seeds and write its thresholds",
+    "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",
+    "power": "what the gate sees, and how often it is wrong: simulated",
     "finish": "make a run's JSON from the journal of a session that was killed",
     "schema": "write reports/schema.json from the record's classes",
 }

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from lib.results.gates import FAILED_BY, KINDS, LEDGER, failing, kind_of
+from lib.results.costs import LEDGER
+from lib.results.gates import FAILED_BY, KINDS, failing, kind_of
 from lib.results.judgements import Judgement, Verdict
 from lib.results.table import Column, lines, number, signed
 

@@ -1,7 +1,10 @@
-"""The words of a gate. In: nothing. Out: `Verdict`, what a gate says; `Judgement`, one verdict with its evidence."""
+"""The words of a gate. Out: `Verdict`, what a gate says; `Judgement`, one verdict with its evidence."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
+
+from lib.record import Record
 
 
 class Verdict(StrEnum):
@@ -27,8 +30,13 @@ class Judgement:
         main_score: the name of the cell's main score.
         quantity: a score, a memory figure, step_seconds or numerics; "cell" where the whole cell is missing or new.
         effect: new minus old, in points or as a share; None where nothing was compared.
-        low, high: the effect's 95 % interval; p: of being worse, adjusted over the cells.
-        smallest: the smallest drop that this test set would show four times in five.
+        low, high: the effect's 95 % interval.
+        p: of being worse; of a main score adjusted over cells and looks.
+        smallest: the smallest drop that would be called worse four times in five.
+        error: the effect's standard error by training noise; None where single rows were compared.
+        critical: how many standard errors a drop must have to be worse.
+        margin: the drop that is no regression yet, in points.
+        seeds: how many runs of the cell were judged.
         detail: what else a reader needs, as why there is no interval.
     """
 
@@ -41,4 +49,13 @@ class Judgement:
     high: float | None = None
     p: float | None = None
     smallest: float | None = None
+    error: float | None = None
+    critical: float | None = None
+    margin: float | None = None
+    seeds: int = 1
     detail: str = ""
+
+
+def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
+    """A verdict on one figure of a cell's record."""
+    return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)

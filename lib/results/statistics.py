@@ -1,16 +1,18 @@
-"""Is one run worse than another, row by row? In: paired points of two runs. Out: effects with intervals and p-values.
+"""Is one run worse than another? In: scores or paired points of two runs. Out: effects with intervals and p-values.
 
-Points are 0-100; an effect is new minus old. Hits and misses are compared by McNemar's exact test, graded scores by a paired
-bootstrap. Needs numpy and scipy, no torch.
+Points are 0-100; an effect is new minus old. Where training noise is known, a t-test holds the difference of mean scores to it:
+the test rows are the same in both runs, so they add no error of their own. Where it is not known, single rows are compared:
+hits and misses by McNemar's exact test, graded scores by a paired bootstrap. Needs numpy and scipy, no torch.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
 
 RESAMPLES = 10_000
 CHUNKS = 20  # resamples are drawn in so many parts, to bound memory
@@ -18,11 +20,13 @@ SMALL = 1000  # rows
 SEED = 0
 ALPHA = 0.05
 POWER = 0.8
+LEAST_CHANCE = 1e-15  # of one p-value: below it, the tangent is infinite
+MOST_CHANCE = 0.95  # of one p-value in a combination: a gain in one score must not outweigh a loss in another
 Array = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effect:
+class Effect(ABC):
     """How two runs differ on the same rows.
 
     Attributes:
@@ -32,7 +36,6 @@ class Effect:
         error: standard error of `points`.
         rows: how many were paired.
         flips: rows that lost points, and rows that gained some.
-        jump: by how many points a changed row moves: the mean of squares over the mean; 100 where none changed.
     """
 
     points: float
@@ -43,57 +46,125 @@ class Effect:
     error: float
     rows: int
     flips: tuple[int, int]
+
+    @abstractmethod
+    def smallest(self, alpha: float, margin: float) -> float:
+        """The smallest drop, in points, that is called worse four times in five: significant at `alpha`, and of the margin."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingEffect(Effect):
+    """An effect held to training noise of `df` degrees of freedom."""
+
+    df: float
+
+    def critical(self, alpha: float) -> float:
+        """How many standard errors a drop must have to be significant."""
+        return float(special.stdtrit(self.df, 1 - alpha))
+
+    def smallest(self, alpha: float, margin: float) -> float:
+        """As `Effect.smallest`: the drop that must be seen, and what noise takes from a true one of five times in four."""
+        seen = max(self.critical(alpha) * self.error, margin)
+        return float(max(seen + special.ndtri(POWER) * self.error, 100 / self.rows))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowEffect(Effect):
+    """An effect held to the rows' own changes.
+
+    Attributes:
+        jump: by how many points a changed row moves: the mean of squares over the mean; 100 where none changed.
+    """
+
     jump: float = 100.0
 
-    def smallest(self, tests: int, margin: float) -> float:
-        """The smallest drop, in points, that is called worse four times in five: significant in so many tests, over the margin.
+    def smallest(self, alpha: float, margin: float) -> float:
+        """As `Effect.smallest`.
 
         Larger drops add variance, so it is solved iteratively: each row that changes moves by `jump` points (for hits and
         misses this is the sample size formula of Lachin 1992).
         """
-        alpha, beta = stats.norm.ppf(1 - ALPHA / tests), stats.norm.ppf(POWER)
+        quantile, beta = special.ndtri(1 - alpha), special.ndtri(POWER)
         noise, drop = self.rows * self.error**2, 0.0
         for _ in range(100):
             noisier = noise + drop * self.jump
-            drop = float(alpha * np.sqrt(noisier) + beta * np.sqrt(max(0.0, noisier - drop**2))) / np.sqrt(self.rows)
+            drop = float(quantile * np.sqrt(noisier) + beta * np.sqrt(max(0.0, noisier - drop**2))) / np.sqrt(self.rows)
         return float(max(drop, margin + beta * self.error, 100 / self.rows))
 
 
-def paired(old: Sequence[float], new: Sequence[float]) -> Effect:
+def by_training(points: float, error: float, df: float, *, rows: int, flips: tuple[int, int]) -> TrainingEffect:
+    """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908)."""
+    reach = float(special.stdtrit(df, 1 - ALPHA / 2)) * error
+    return TrainingEffect(
+        points=points,
+        low=points - reach,
+        high=points + reach,
+        p_worse=float(special.stdtr(df, points / error)),
+        p_better=float(special.stdtr(df, -points / error)),
+        error=error,
+        rows=rows,
+        flips=flips,
+        df=df,
+    )
+
+
+def row_deviation(gains: Sequence[Array]) -> float:
+    """A run's deviation in points by single rows alone, from the paired gains of like runs: at least this much is noise.
+
+    Without a change, rows gain and lose alike, so the side that moved less tells the noise of both: twice its squares is the
+    variance of a difference of two runs. Rows that a change makes worse, or better, do not count.
+    """
+    sides = [[(np.maximum(sign * each, 0) ** 2).sum() / len(each) ** 2 for each in gains] for sign in (1, -1)]
+    return float(min(np.mean(side) for side in sides) ** 0.5)
+
+
+def paired(old: Sequence[float], new: Sequence[float]) -> RowEffect:
     """The effect on one metric; hits and misses (all 0 or 100) go to McNemar's test, anything else to the bootstrap.
 
     Raises:
         ValueError: where the two differ in length, or a point is not a number.
     """
-    before, after = np.asarray(old, float), np.asarray(new, float)
-    if before.shape != after.shape or not np.isfinite(before).all() or not np.isfinite(after).all():
-        raise ValueError("two runs pair only row by row, in numbers")
-    gains = after - before
+    gains = gains_of(old, new)
     means = resampled_means(gains)
-    binary = np.isin(before, (0.0, 100.0)).all() and np.isin(after, (0.0, 100.0)).all()
+    binary = all(np.isin(points, (0.0, 100.0)).all() for points in (old, new))
     points = float(gains.mean())
     return _effect(points, gains, means, *(mcnemar(gains) if binary else bootstrap_p(points, means)))
 
 
-def _effect(points: float, gains: Array, means: Array, p_worse: float, p_better: float) -> Effect:
+def gains_of(old: Sequence[float], new: Sequence[float]) -> Array:
+    """New minus old points of each row; raises ValueError where the two differ in length, or a point is not a number."""
+    before, after = np.asarray(old, float), np.asarray(new, float)
+    if before.shape != after.shape or not np.isfinite(before).all() or not np.isfinite(after).all():
+        raise ValueError("two runs pair only row by row, in numbers")
+    gains: Array = after - before
+    return gains
+
+
+def _effect(points: float, gains: Array, means: Array, p_worse: float, p_better: float) -> RowEffect:
     low, high = np.percentile(means, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
-    return Effect(
+    lost, won = int((gains < 0).sum()), int((gains > 0).sum())
+    unseen = 100 * unseen_share(len(gains))
+    return RowEffect(
         points=points,
-        low=float(low),
-        high=float(high),
+        low=float(low) if lost else min(float(low), points - unseen),
+        high=float(high) if won else max(float(high), points + unseen),
         p_worse=p_worse,
         p_better=p_better,
         error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("inf"),
         rows=len(gains),
-        flips=(int((gains < 0).sum()), int((gains > 0).sum())),
+        flips=(lost, won),
         jump=float((gains**2).sum() / np.abs(gains).sum()) if gains.any() else 100.0,
     )
 
 
-def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int], classes: int = 2) -> Effect:
-    """The effect on macro F1, which is not a mean over rows: it is computed anew on every resample.
+def unseen_share(rows: int) -> float:
+    """The largest share of rows that may flip where none of so many did, at 95 % (the rule of three; Hanley 1983)."""
+    return float(1 - ALPHA ** (1 / rows))
 
-    It depends on the same flips as accuracy, so its p-values are never below those of McNemar's exact test.
+
+def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int], classes: int = 2) -> RowEffect:
+    """The effect on macro F1, which is not a mean over rows: its interval comes from resamples, its p-values from permutations.
+
     `labels` are the true ones, from 0 to `classes` - 1.
     """
     truth = np.asarray(labels)
@@ -102,8 +173,23 @@ def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int
     means = resampled_macro_f1(truth, after, classes) - resampled_macro_f1(truth, before, classes)
     once = np.ones((1, len(truth)))
     points = float(macro_f1(truth, after, once, classes)[0] - macro_f1(truth, before, once, classes)[0])
-    worse, better = (max(pair) for pair in zip(bootstrap_p(points, means), mcnemar(gains), strict=True))
-    return _effect(points, gains, means, worse, better)
+    return _effect(points, gains, means, *_permuted_macro_f1(truth, before, after, points, classes))
+
+
+def _permuted_macro_f1(truth: Array, before: Array, after: Array, points: float, classes: int) -> tuple[float, float]:
+    """One-sided p-values: without a change, which of a row's two answers is the new one is a coin's toss (Fisher 1935)."""
+    apart = before != after
+    swapped = np.random.default_rng(SEED).integers(0, 2, (RESAMPLES, int(apart.sum()))).astype(float)
+    change = np.zeros(RESAMPLES)
+    for label in range(classes):
+        own = truth == label
+        old, new = ((1.0 * (guess == label) * own, 1.0 * (guess == label) + own) for guess in (before, after))
+        hits, both = (swapped @ (first - second)[apart] for first, second in zip(old, new, strict=True))
+        change += _f1(new[0].sum() + hits, new[1].sum() + both) - _f1(old[0].sum() - hits, old[1].sum() - both)
+    change /= classes
+    rounding = 1e-9  # the observed change, summed in another order
+    worse, better = int((change <= points + rounding).sum()), int((change >= points - rounding).sum())
+    return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
 
 
 def macro_f1(truth: Array, guess: Array, draws: Any, classes: int = 2) -> Array:
@@ -112,9 +198,15 @@ def macro_f1(truth: Array, guess: Array, draws: Any, classes: int = 2) -> Array:
     for label in range(classes):
         hit = draws @ ((guess == label) & (truth == label)).astype(float)
         both = draws @ ((guess == label).astype(float) + (truth == label).astype(float))
-        scores.append(np.divide(200 * hit, both, out=np.zeros_like(hit), where=both > 0))
+        scores.append(_f1(hit, both))
     total: Array = sum(scores[1:], scores[0])
     return total / classes
+
+
+def _f1(hit: Array, both: Array) -> Array:
+    """F1 points of one class: rows rightly taken for it, and rows taken for it plus rows of it; 0 where there are none."""
+    score: Array = np.divide(200 * hit, both, out=np.zeros_like(hit), where=both > 0)
+    return score
 
 
 def resampled_macro_f1(truth: Array, guess: Array, classes: int = 2) -> Array:
@@ -171,16 +263,12 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     return adjusted
 
 
-def noise_of_training(scores: Sequence[float], tests: int) -> float:
-    """How far apart two trainings can score that differ in their seed alone, over so many tests; 0 for fewer than two scores.
-
-    The difference of two draws has the deviation of one times the root of 2. A few seeds give only a rough deviation; Student's
-    t accounts for that.
-    """
-    if len(scores) < 2:
-        return 0.0
-    deviation = float(np.std(scores, ddof=1))
-    return float(stats.t.ppf(1 - ALPHA / tests, len(scores) - 1) * np.sqrt(2) * deviation)
+def cauchy(p_values: Sequence[float]) -> float:
+    """One p-value for all: small if any is, whatever their dependence (the Cauchy combination test; Liu and Xie 2020)."""
+    if not p_values:
+        return 1.0
+    bounded = np.clip(np.asarray(p_values, float), LEAST_CHANCE, MOST_CHANCE)
+    return float(np.arctan2(1, np.mean(1 / np.tan(np.pi * bounded))) / np.pi)
 
 
 def slower(old: Sequence[float], new: Sequence[float]) -> float:

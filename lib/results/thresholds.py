@@ -1,14 +1,8 @@
 """Bounds a cell must meet. In: `benchmarks/thresholds/*.toml` and scores. Out: what a run missed, as sentences."""
 
-import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from statistics import fmean, stdev
-
-DEVIATIONS = 3.0
-# Five seeds give only a rough standard deviation, and another CPU rounds differently: the room is never smaller than this.
-LEAST_ROOM = 1.0  # points
 
 Bounds = Mapping[str, float]
 
@@ -31,9 +25,3 @@ def missed(scores: Mapping[str, float | None], bounds: Bounds) -> list[str]:
         elif not score >= minimum:
             sentences.append(f"{metric} {score:.1f} is below {minimum:.1f}")
     return sentences
-
-
-def minimum_of(scores: Sequence[float]) -> float:
-    """Mean - 3 sd of at least two seeds' scores, at least `LEAST_ROOM` below the mean; rounded down to 0.1 points."""
-    room = max(DEVIATIONS * stdev(scores), LEAST_ROOM)
-    return math.floor(round((fmean(scores) - room) * 10, 6)) / 10  # the inner rounding keeps 2.3 from becoming 2.2

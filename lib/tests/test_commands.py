@@ -1,18 +1,15 @@
 """The commands: what they print, and how they refuse."""
 
 import json
-import tomllib
 
 import pytest
 
 from lib import __main__ as command
-from lib.commands import calibrate, schema, scores
+from lib.commands import schema, scores
 from lib.data import hub
-from lib.errors import InputError
 from lib.grid.cells import STUDY
 from lib.grid.profiles import QUICK_PROFILE
 from lib.record import new_record, to_json
-from lib.results.files import read_records
 from lib.tests.test_record import MEASURED
 
 
@@ -90,41 +87,6 @@ def test_a_missing_file_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         scores.main([str(tmp_path / "none.json"), str(tmp_path / "none.json")])
     assert "does not exist" in capsys.readouterr().err
-
-
-def runs_of(tmp_path, *points):
-    return [read_records(saved(tmp_path / f"{n}.json", score)) for n, score in enumerate(points)]
-
-
-def test_a_bound_is_three_deviations_below_the_mean(tmp_path):
-    written = tomllib.loads(calibrate.toml(runs_of(tmp_path, 88.0, 90.0, 92.0)))
-    # mean 90, sd 2, hence 84
-    bound = {"minimum": 84.0, "mean": 90.0, "sd": 2.0, "scores": [88.0, 90.0, 92.0]}
-    assert written["cells"]["t5_qa_lora"]["exact_match"] == bound
-    assert len(written["cells"]) == 27
-
-
-def test_the_evidence_names_device_seeds_and_versions(tmp_path):
-    evidence = tomllib.loads(calibrate.toml(runs_of(tmp_path, 88.0, 90.0)))["evidence"]
-    assert (evidence["device"], evidence["seeds"]) == ("a CPU, 1 thread a process", [0, 0])
-    assert evidence["versions"]["python"].startswith("3.")
-
-
-@pytest.mark.parametrize(
-    ("cell", "sentence"),
-    [("gpt2_sa_sft", "gpt2_sa_sft left no accuracy"), ("bert_sum_lora", "bert_sum_lora is missing in one of the runs")],
-)
-def test_a_run_without_a_cell_calibrates_nothing(tmp_path, cell, sentence):
-    runs = runs_of(tmp_path, 88.0, 90.0)
-    del runs[1][cell]
-    with pytest.raises(InputError, match=sentence):
-        calibrate.toml(runs)
-
-
-def test_one_seed_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        calibrate.main(["--seeds", "1"])
-    assert "at least 2 seeds" in capsys.readouterr().err
 
 
 def test_an_unreachable_hub_switches_the_libraries_to_their_caches(monkeypatch):

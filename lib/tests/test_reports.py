@@ -10,7 +10,8 @@ from lib.commands import audit
 from lib.record import to_json
 from lib.results import examples
 from lib.results.files import read_list
-from lib.results.gates import Run, Verdict, gate, kind_of, seed_margin
+from lib.results.gates import Run, gate, kind_of
+from lib.results.judgements import Verdict
 
 REPORTS = Path(__file__).parents[2] / "reports"
 SCHEMA = Draft202012Validator(json.loads((REPORTS / "schema.json").read_text()))
@@ -59,7 +60,7 @@ def test_the_baselines_points_by_row_are_there_and_have_its_scores():
 
 
 def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
-    """Training noise alone is not called worse; -s prints by how much it may change each cell's main score."""
+    """Training noise alone is not called worse."""
     path = REPORTS / "baselines" / "quick-cpu.json"
     records = read_list(path)
     seeds = sorted({record.seeds.seed for record in records})
@@ -70,8 +71,6 @@ def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
     quality = [judgement for judgement in judged if kind_of(judgement) == "quality"]
     worse = [judgement for judgement in quality if judgement.verdict is Verdict.WORSE]
     print(f"{len(worse)} of {len(quality)} verdicts are worse")
-    for cell, by_seed in Run.of(records).records.items():
-        print(f"{cell:<15} {seed_margin(by_seed, by_seed[0].main_score, 9):.1f} points of training noise")
     assert worse == []
 
 

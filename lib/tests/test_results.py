@@ -19,7 +19,7 @@ from lib.results import run_table
 from lib.results.files import read_records
 from lib.results.table import Column
 from lib.results.table import lines as table_lines
-from lib.results.thresholds import load_bounds, minimum_of, missed
+from lib.results.thresholds import load_bounds, missed
 from lib.tests.test_record import CELLS, FOOTPRINT, MEASURED, PHASE, complete
 
 ROOT = Path(__file__).parents[2]
@@ -47,20 +47,6 @@ def test_a_score_that_is_not_a_number_reaches_nothing():
 
 def test_every_bound_missed_is_told():
     assert len(missed({"f1": 1.0, "exact_match": 1.0}, {"f1": 2.0, "exact_match": 2.0})) == 2
-
-
-@pytest.mark.parametrize(
-    ("scores", "minimum"),
-    [
-        ([90.0, 91.0, 92.0], 88.0),  # mean 91, sd 1: three of them off
-        ([70.0, 74.0], 63.5),  # mean 72, sd sqrt(8) = 2.828: 72 - 8.485 = 63.515
-        ([88.3, 88.3], 87.3),  # sd 0: still a point off
-        ([80.0, 80.1, 80.2], 79.1),  # 3 x 0.1 is less than a point
-        ([90.05, 90.05], 89.0),  # 89.05, rounded down
-    ],
-)
-def test_a_bound_is_three_deviations_below_the_mean_and_at_least_a_point(scores, minimum):
-    assert minimum_of(scores) == minimum
 
 
 def test_bounds_are_read_without_their_evidence(tmp_path):

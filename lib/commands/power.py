@@ -1,0 +1,81 @@
+"""What does the gate see? `python -m lib power` prints the smallest drop of each cell that it calls worse four times in five.
+
+It also simulates whole runs of equal quality, with calibrations of their own, and prints how many of them the gate calls worse:
+runs of the baseline's seeds, runs of other seeds, and runs that get more seeds look by look. It trains nothing.
+"""
+
+import argparse
+from pathlib import Path
+
+from lib.errors import InputError
+from lib.results.gates import load_margins
+from lib.results.noise import NOISE, PERTURBED, SEEDS, Key, Noise, load_noise
+from lib.results.power import Setting, smallest, worse_cells
+from lib.results.table import Column, lines, number
+
+GOAL = 2.0  # points
+COLUMNS = (
+    Column(title="cell", width=15),
+    Column(title="main score", width=10),
+    Column(title="noise: same seed", right=True),
+    Column(title="between seeds", right=True),
+    Column(title="sees, same seed: 1 run", right=True),
+    Column(title="3 runs", right=True),
+    Column(title="other seeds: 1 run", right=True),
+    Column(title="3 runs", right=True),
+)
+WORDS = {PERTURBED: "same seeds", SEEDS: "other seeds"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Print both; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lib power", description=__doc__)
+    parser.add_argument("--noise", type=Path, default=NOISE, metavar="FILE", help="calibrated noise (default: the suite's)")
+    parser.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated runs a figure (default 1000)")
+    parser.add_argument("--looks", type=int, default=5, metavar="N", help="looks at most (default 5)")
+    options = parser.parse_args(arguments)
+    try:
+        noise = load_noise(options.noise)
+    except InputError as error:
+        parser.error(str(error))
+    kinds = [kind for kind, measured in noise.measured.items() if measured]
+    if not kinds:
+        parser.error(f"{options.noise} holds no noise; `python -m lib calibrate` measures it")
+    margins = load_margins()["points"]
+    print(*drops(noise, margins), sep="\n")
+    for kind in kinds:
+        for looks in dict.fromkeys((1, options.looks)):
+            alarms = sum(map(bool, worse_cells(Setting(noise=noise, margins=margins, kind=kind, looks=looks), options.runs)))
+            print(f"{alarms} of {options.runs} equal runs of {WORDS[kind]} are called worse, with {looks} looks", flush=True)
+    return 0
+
+
+def _noise(setting: Setting, key: Key) -> str:
+    own = setting.estimates.get(key)
+    return number(own.sd if own else None, 2)
+
+
+def drops(noise: Noise, margins: dict[str, float]) -> list[str]:
+    """The table, and in how many cells the goal is reached."""
+    settings = {
+        (kind, seeds): Setting(noise=noise, margins=margins, kind=kind, seeds=seeds)
+        for kind in (PERTURBED, SEEDS)
+        for seeds in (1, 3)
+    }
+    seen = {key: smallest(setting) for key, setting in settings.items()}
+    mains = settings[SEEDS, 1].mains
+    rows = [
+        (
+            cell,
+            metric,
+            *(_noise(settings[kind, 1], (cell, metric)) for kind in (PERTURBED, SEEDS)),
+            *(number(seen[key].get(cell), 1) for key in seen),
+        )
+        for cell, metric in mains.items()
+    ]
+    reached = [
+        f"{WORDS[kind]}, {seeds} {'run' if seeds == 1 else 'runs'}: at most {GOAL:.0f} points in "
+        f"{sum(drop <= GOAL for drop in smallest_drops.values())} of {len(smallest_drops)} cells"
+        for (kind, seeds), smallest_drops in seen.items()
+    ]
+    return [*lines(COLUMNS, rows), *reached]

@@ -1,0 +1,197 @@
+"""What runs of the quick grid say of bounds and noise. In: records of seeds, and of perturbed starts. Out: two TOML files.
+
+Scores are points, 0-100. A run of the grid is its records by cell.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from statistics import fmean, stdev
+
+from scipy import special
+
+from lib.errors import InputError
+from lib.record import Record
+from lib.results.noise import PERTURBED, SEEDS, Deviation, Key, deviation, kind_of_cell, pooled
+
+HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
+CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
+LEAST_ROOM = 1.0  # points; another CPU rounds differently
+Grid = Mapping[str, Record]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """The least score of a healthy run.
+
+    Attributes:
+        minimum: points, rounded down to a tenth.
+        healthy: the least that is safe for a healthy run; above it, `minimum` is there for the controls' sake.
+    """
+
+    minimum: float
+    healthy: float
+
+    @property
+    def blunt(self) -> bool:
+        """Whether training noise is too large for a bound that both healthy runs reach and controls miss by far."""
+        return self.minimum > self.healthy
+
+
+def bound_of(scores: Sequence[float], noise: Deviation, bounds: int, control: float | None = None) -> Bound:
+    """The bound of one score.
+
+    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n); Student's t bounds it at `HEALTHY_MISSES`, shared
+    by all bounds (Bonferroni).
+
+    Args:
+        scores: of healthy runs, one a seed.
+        noise: the deviation between seeds, moderated.
+        bounds: how many bounds a run must meet.
+        control: the best score of a control, which has learned nothing of the task.
+    """
+    mean = fmean(scores)
+    quantile = float(special.stdtrit(noise.df, 1 - HEALTHY_MISSES / bounds))
+    healthy = mean - max(quantile * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
+    sharp = -math.inf if control is None else mean - CONTROL_SHARE * (mean - control)
+    # The inner rounding keeps 2.3 from becoming 2.2.
+    floor = math.floor(round(max(healthy, sharp) * 10, 6)) / 10
+    return Bound(minimum=floor, healthy=math.floor(round(healthy * 10, 6)) / 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """Runs of one grid.
+
+    Attributes:
+        seeds: runs that differ in their seed.
+        perturbed: by seed, that seed's run and its runs from perturbed starts.
+        controls: the best score of all controls, by cell and score.
+    """
+
+    seeds: Sequence[Grid]
+    perturbed: Mapping[int, Sequence[Grid]] = field(default_factory=dict)
+    controls: Mapping[Key, float] = field(default_factory=dict)
+
+    def scores(self, cell: str, metric: str) -> list[float]:
+        """One score, by seed; raises InputError where a run lacks it."""
+        return [score_of(grid, cell, metric) for grid in self.seeds]
+
+    def tested(self) -> Iterator[Key]:
+        """Every cell and bounded score."""
+        for cell, record in self.seeds[0].items():
+            yield from ((cell, metric) for metric in record.bounded_scores)
+
+    def rows(self) -> dict[str, int]:
+        """Test rows by task; raises InputError where a record does not say."""
+        rows = {}
+        for record in self.seeds[0].values():
+            if record.data is None:
+                raise InputError(f"{record.cell} does not say which rows it was scored on; calibrate from complete runs only")
+            rows[record.task] = record.data.rows.test
+        return rows
+
+    def measured(self, kind: str) -> dict[Key, Deviation]:
+        """The deviation of one kind by cell and score, of those that have one."""
+        deviations = {}
+        for cell, metric in self.tested():
+            groups = (
+                [self.scores(cell, metric)]
+                if kind == SEEDS
+                else [[score_of(grid, cell, metric) for grid in grids] for grids in self.perturbed.values()]
+            )
+            if own := deviation(groups):
+                deviations[cell, metric] = own
+        return deviations
+
+    def bounds(self) -> dict[Key, Bound]:
+        """Every bound, from noise between seeds."""
+        measured = self.measured(SEEDS)
+        pools = pooled(measured, self.rows())
+        return {
+            (cell, metric): bound_of(
+                self.scores(cell, metric),
+                pools[kind_of_cell(cell), metric].by_cell[cell],
+                len(measured),
+                self.controls.get((cell, metric)),
+            )
+            for cell, metric in measured
+        }
+
+
+def score_of(grid: Grid, cell: str, metric: str) -> float:
+    """One score of a finished cell; raises InputError where the run has none."""
+    score = grid[cell].scores.get(metric) if cell in grid else None
+    if score is None:
+        raise InputError(f"{cell} left no {metric} in one of the runs; calibrate from complete runs only")
+    return score
+
+
+# Files
+
+
+def thresholds_toml(calibration: Calibration) -> str:
+    """The file of bounds."""
+    lines = [
+        "# Written by `python -m lib calibrate`. Scores are points, 0-100. A healthy run of the whole grid misses any minimum",
+        "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds (noise.toml,",
+        "# pooled over the cells of a kind). But no bound lies more than a third of the way from the mean to `control`, the",
+        "# best score of a run that learned nothing.",
+        *evidence(calibration),
+    ]
+    for (cell, metric), bound in calibration.bounds().items():
+        lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
+        lines.append(_bound_line(metric, bound, calibration.scores(cell, metric), calibration.controls.get((cell, metric))))
+    return "\n".join(lines) + "\n"
+
+
+def _bound_line(metric: str, bound: Bound, scores: Sequence[float], control: float | None) -> str:
+    shown = ", ".join(f"{score:.2f}" for score in scores)
+    reached = "" if control is None else f", control = {control:.2f}"
+    return (
+        f"{metric} = {{ minimum = {bound.minimum:.1f}, mean = {fmean(scores):.2f}, "
+        f"sd = {stdev(scores):.2f}, scores = [{shown}]{reached} }}"
+    )
+
+
+def noise_toml(calibration: Calibration) -> str:
+    """The file of training noise: deviations as measured; they are pooled where they are read."""
+    measured = {kind: calibration.measured(kind) for kind in (SEEDS, PERTURBED)}
+    lines = [
+        "# Written by `python -m lib calibrate`. Standard deviations of scores, in points, with their degrees of freedom:",
+        "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
+        *evidence(calibration),
+        f"perturbed_seeds = {list(calibration.perturbed)}",
+        f"runs_a_perturbed_seed = {[len(grids) for grids in calibration.perturbed.values()]}",
+        "",
+        "# Test rows by task.",
+        "[rows]",
+        *(f"{task} = {rows}" for task, rows in calibration.rows().items()),
+    ]
+    for cell, metric in calibration.tested():
+        lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
+        kinds = [
+            f"{kind} = {{ sd = {own[cell, metric].sd:.3f}, df = {own[cell, metric].df:.0f} }}"
+            for kind, own in measured.items()
+            if (cell, metric) in own
+        ]
+        lines.append(f"{metric} = {{ {', '.join(kinds)} }}")
+    return "\n".join(lines) + "\n"
+
+
+def evidence(calibration: Calibration) -> list[str]:
+    """Where the figures come from: device, date, seeds, versions. Raises InputError where a run lacks a cell of the first."""
+    firsts = [next(iter(grid.values()), None) for grid in calibration.seeds]
+    first = firsts[0]
+    if first is None or first.device is None:
+        raise InputError("the first run does not name its device; calibrate from complete runs only")
+    packages = ", ".join(f'{name} = "{version}"' for name, version in first.versions.items() if version)
+    return [
+        "[evidence]",
+        f'profile = "{first.profile}"',
+        f'date = "{date.today()}"',
+        f'device = "{first.device.name}, {first.device.threads} thread a process"',
+        f"seeds = {[record.seeds.seed for record in firsts if record]}",
+        f"versions = {{ {packages} }}",
+    ]

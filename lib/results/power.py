@@ -1,0 +1,170 @@
+"""What does the gate see, and how often is it wrong? In: calibrated noise. Out: smallest drops, and simulated false alarms.
+
+A simulated run draws everything that chance decides: how large the noise really is, its calibration, the baseline, and the runs
+to judge, look by look. The gate's own decision (`lib.results.quality.decide`) judges it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+
+import numpy as np
+
+from lib.grid.cells import STUDY
+from lib.grid.profiles import QUICK_PROFILE
+from lib.results.judgements import Judgement, Verdict
+from lib.results.looks import promising, share_of_alpha
+from lib.results.noise import PERTURBED, Deviation, Key, Noise, kind_of_cell, pooled
+from lib.results.quality import MAIN_ALPHA, decide, margin_of
+from lib.results.statistics import Array, TrainingEffect, by_training
+
+COMMON = 0.9  # correlation of one cell's scores: they rest on the same rows
+BASELINE_SEEDS = 5
+BATCH = 9  # cells that get another seed at a look
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is simulated: noise, margins, and the number of runs to judge.
+
+    Attributes:
+        noise: calibrated.
+        margins: the drop that is no regression yet, by score.
+        kind: of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds.
+        seeds: of the run to judge.
+        looks: at most; each look after the first gives some cells another seed.
+        drops: true drops of main scores, by cell; none by default.
+    """
+
+    noise: Noise
+    margins: Mapping[str, float]
+    kind: str
+    seeds: int = 1
+    looks: int = 1
+    drops: Mapping[str, float] | None = None
+
+    @cached_property
+    def estimates(self) -> dict[Key, Deviation]:
+        """What the calibration says of every score."""
+        return estimates(self.noise.measured[self.kind], self.noise.rows)
+
+    @cached_property
+    def mains(self) -> dict[str, str]:
+        """The main score of every cell of the study that was calibrated."""
+        mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
+        return {cell: metric for cell, metric in self.estimates if mains.get(cell) == metric}
+
+    def factor(self, seeds: int) -> float:
+        """The error of the difference of means, for a deviation of 1."""
+        return sqrt(1 / seeds + 1 / (seeds if self.kind == PERTURBED else BASELINE_SEEDS))
+
+
+def estimates(measured: Mapping[Key, Deviation], rows: Mapping[str, int]) -> dict[Key, Deviation]:
+    """Moderated deviations by cell and score."""
+    pools = pooled(measured, rows)
+    return {(cell, metric): pools[kind_of_cell(cell), metric].by_cell[cell] for cell, metric in measured}
+
+
+# Smallest drops
+
+
+def smallest(setting: Setting) -> dict[str, float]:
+    """The smallest drop of each cell's main score that is called worse four times in five, in points."""
+    alpha = MAIN_ALPHA / len(setting.mains) * share_of_alpha(1, setting.looks)
+    return {
+        cell: effect(setting, (cell, metric), 0.0, setting.seeds, setting.estimates[cell, metric]).smallest(
+            alpha, margin_of(setting.margins, metric)
+        )
+        for cell, metric in setting.mains.items()
+    }
+
+
+def effect(setting: Setting, key: Key, points: float, seeds: int, noise: Deviation) -> TrainingEffect:
+    """A change of so many points, as the gate would see it."""
+    rows = setting.noise.rows[key[0].split("_")[1]]
+    return by_training(points, noise.sd * setting.factor(seeds), noise.df, rows=rows, flips=(0, 0))
+
+
+# Simulated runs
+
+
+def worse_cells(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
+    """The cells that each simulated run's gate calls worse, at any look."""
+    rng = np.random.default_rng(seed)
+    return [_judged(setting, rng) for _ in range(runs)]
+
+
+def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
+    truth = _truth(setting, rng)
+    noise = _calibrated(setting, truth, rng)
+    gaps = _gaps(setting, truth, rng)
+    seeds = dict.fromkeys(setting.mains, setting.seeds)
+    worse: set[str] = set()
+    for look in range(1, setting.looks + 1):
+        effects = {key: effect(setting, key, gaps[key][seeds[key[0]] - 1], seeds[key[0]], noise[key]) for key in truth}
+        decisions = decide(effects, setting.mains, setting.margins, share_of_alpha(look, setting.looks))
+        worse |= {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
+        judged = [
+            _judgement(setting, cell, metric, effects[cell, metric], decisions[cell, metric].verdict, seeds[cell])
+            for cell, metric in setting.mains.items()
+        ]
+        for cell in promising(judged)[:BATCH]:
+            seeds[cell] += 1
+    return worse
+
+
+def _truth(setting: Setting, rng: np.random.Generator) -> dict[Key, float]:
+    """True deviations, as the real calibration leaves them open: a cell's is off by as much for all its scores."""
+    factors: dict[str, float] = {}
+    for (cell, _), own in setting.estimates.items():
+        factors.setdefault(cell, sqrt(own.df / rng.chisquare(own.df)))
+    return {key: own.sd * factors[key[0]] for key, own in setting.estimates.items()}
+
+
+def _calibrated(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Deviation]:
+    """A calibration of the true deviations, with as many degrees of freedom as the real one."""
+    measured = {
+        key: Deviation(sd=truth[key] * sqrt(rng.chisquare(own.df) / own.df), df=own.df)
+        for key, own in setting.noise.measured[setting.kind].items()
+    }
+    return estimates(measured, setting.noise.rows)
+
+
+def _gaps(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Array]:
+    """New minus old mean of every score, after 1 to `seeds + looks - 1` seeds."""
+    count = setting.seeds + setting.looks - 1
+    baseline = count if setting.kind == PERTURBED else BASELINE_SEEDS
+    gaps = {}
+    for cell, common in ((cell, rng.normal(size=count + baseline)) for cell in setting.mains):
+        drop = (setting.drops or {}).get(cell, 0.0)
+        for key, sd in truth.items():
+            if key[0] == cell:
+                scores = sd * (sqrt(COMMON) * common + sqrt(1 - COMMON) * rng.normal(size=count + baseline))
+                gaps[key] = _means(scores[:count]) - drop - _reference(setting, scores[count:])
+    return gaps
+
+
+def _means(scores: Array) -> Array:
+    """Means of the first, the first two, and so on."""
+    means: Array = np.cumsum(scores) / np.arange(1, len(scores) + 1)
+    return means
+
+
+def _reference(setting: Setting, baseline: Array) -> Array | float:
+    return _means(baseline) if setting.kind == PERTURBED else float(baseline.mean())
+
+
+def _judgement(setting: Setting, cell: str, metric: str, seen: TrainingEffect, verdict: Verdict, seeds: int) -> Judgement:
+    return Judgement(
+        cell=cell,
+        main_score=metric,
+        quantity=metric,
+        verdict=verdict,
+        effect=seen.points,
+        low=seen.low,
+        error=seen.error,
+        critical=seen.critical(MAIN_ALPHA / len(setting.mains) / setting.looks),
+        margin=margin_of(setting.margins, metric),
+        seeds=seeds,
+    )

@@ -1,0 +1,143 @@
+"""Training noise: deviations pooled over cells, and which kind separates two runs."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import special
+
+from lib.errors import InputError
+from lib.results.noise import Deviation, Noise, deviation, inverse_trigamma, load_noise, pooled, resolution, same_start
+from lib.tests.test_record import MEASURED, complete
+
+TOLERANCES = {"fp32": {"first": 1e-5, "later": 1e-4}}
+ROWS = {"qa": 500, "sa": 500, "sum": 500}
+METHODS = ("lora", "qlora", "sft")
+
+
+def cells_of(task, deviations, df=4):
+    """Deviations of nine cells, three a backbone."""
+    cells = [f"{backbone}_{task}_{method}" for backbone in ("bert", "gpt2", "t5") for method in METHODS]
+    return {(cell, "f1"): Deviation(sd=sd, df=df) for cell, sd in zip(cells, deviations, strict=True)}
+
+
+# Deviations
+
+
+def test_deviations_are_pooled_within_seeds():
+    # seed 0: 1, 3 (variance 2, 1 degree); seed 1: 10, 10, 13 (variance 3, 2 degrees): (2 + 6) / 3
+    assert deviation([[1.0, 3.0], [10.0, 10.0, 13.0]]) == Deviation(sd=pytest.approx((8 / 3) ** 0.5), df=3)
+    assert deviation([[5.0], [9.0]]) is None
+
+
+def test_a_cell_that_never_flipped_a_row_has_half_a_rows_noise():
+    assert resolution(500) == 0.1
+    pools = pooled(cells_of("qa", [0.0] * 9), ROWS)
+    assert pools["bert_qa", "f1"].by_cell["bert_qa_lora"].sd == pytest.approx(0.1, rel=0.3)
+
+
+@pytest.mark.parametrize("value", [1e-8, 0.01, 0.5, 3.0, 500.0])
+def test_trigamma_is_inverted(value):
+    assert special.polygamma(1, inverse_trigamma(value)) == pytest.approx(value, rel=1e-6)
+
+
+def test_cells_of_a_kind_that_differ_by_chance_alone_share_their_deviation():
+    rng = np.random.default_rng(0)
+    own = [(rng.chisquare(4) / 4) ** 0.5 for _ in range(9)]
+    measured = cells_of("qa", own)
+    moved = [pooled(measured, ROWS)[cell.rpartition("_")[0], "f1"].by_cell[cell] for cell, _ in measured]
+    assert np.std([each.sd for each in moved]) < 0.8 * np.std(own)
+    assert all(each.df == 4 + 4 - 2 for each in moved)  # the prior counts as much as the cell, less its two parameters
+
+
+def test_a_prior_belongs_to_one_backbone_and_task():
+    pools = pooled(cells_of("qa", [0.3, 0.4, 0.5, 0.3, 0.4, 0.5, 4.0, 5.0, 6.0]), ROWS)
+    assert pools["bert_qa", "f1"].prior.sd < 0.6
+    assert pools["t5_qa", "f1"].prior.sd > 4.0
+
+
+def test_where_cells_of_a_kind_differ_widely_the_prior_counts_little():
+    pools = pooled(cells_of("qa", [0.2, 2.0, 20.0] * 3), ROWS)
+    moved = pools["bert_qa", "f1"].by_cell
+    assert moved["bert_qa_sft"].sd == pytest.approx(20.0, rel=0.15)
+    assert moved["bert_qa_sft"].df == 4
+
+
+def test_moderated_deviations_make_intervals_that_hold():
+    """True variances of a kind differ as the model says; five runs each. A t interval covers what it promises."""
+    rng = np.random.default_rng(1)
+    outside = draws = 0
+    for _ in range(150):
+        truth = (5 / rng.chisquare(5, 9)) ** 0.5
+        measured = cells_of("qa", truth * (rng.chisquare(4, 9) / 4) ** 0.5)
+        pools = pooled(measured, ROWS)
+        for sd, (cell, _) in zip(truth, measured, strict=True):
+            own = pools[cell.rpartition("_")[0], "f1"].by_cell[cell]
+            outside += abs(rng.normal(0, sd)) > special.stdtrit(own.df, 0.995) * own.sd
+            draws += 1
+    assert 0.002 < outside / draws < 0.02  # 0.01 is promised
+
+
+# The file
+
+
+def test_the_committed_noise_is_read():
+    noise = load_noise()
+    assert noise.profile == "quick"
+    assert all(own.sd > 0 and own.df >= 1 for pool in noise.pools["seeds"].values() for own in pool.by_cell.values())
+
+
+def test_no_file_is_no_noise(tmp_path):
+    assert load_noise(tmp_path / "noise.toml") == Noise()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[cells", "[rows]\nqa = 5\n", '[rows]\n[evidence]\nprofile = "quick"\n[cells.a_qa_b]\nf1 = {seeds = {sd = 1, df = 4}}\n'],
+)
+def test_a_broken_file_is_one_sentence(tmp_path, text):
+    path = tmp_path / "noise.toml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"holds no noise .*; `python -m lib calibrate` writes it"):
+        load_noise(path)
+
+
+def test_noise_holds_for_its_profile_and_test_set_only():
+    record = complete("bert_qa_lora")
+    noise = Noise(profile="quick", rows={"qa": record.data.rows.test}, measured={"seeds": cells_of("qa", [4.0] * 9)})
+    assert noise.of("seeds", record, "f1").sd == pytest.approx(4.0, rel=0.3)
+    assert noise.of("seeds", replace(record, cell="bert_qa_dora"), "f1").sd == pytest.approx(4.0, rel=0.5)
+    assert noise.of("seeds", replace(record, cell="roberta_qa_lora"), "f1") is None
+    assert noise.of("perturbed", record, "f1") is None
+    assert noise.of("seeds", record, "exact_match") is None
+    assert noise.of("seeds", replace(record, profile="full"), "f1") is None
+    assert replace(noise, rows={"qa": 7}).of("seeds", record, "f1") is None
+
+
+# Which kind
+
+
+def started(loss=1.0, seed=0, order="a" * 16):
+    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
+    return complete("bert_sa_lora", seeds=seeds, training=MEASURED["training"] | {"losses": [loss, 0.5], "order": order})
+
+
+@pytest.mark.parametrize(
+    ("other", "same"),
+    [
+        (started(), True),
+        (started(loss=1.0 + 9e-6), True),
+        (started(loss=1.0 + 2e-5), False),
+        (started(seed=1), False),
+        (started(order="b" * 16), False),
+        (replace(started(), training=None), False),
+    ],
+    ids=["equal", "rounding", "another loss", "another seed", "another order", "no training"],
+)
+def test_runs_start_alike_with_one_seed_order_and_first_loss(other, same):
+    assert same_start(started(), other, TOLERANCES) is same
+
+
+def test_without_a_tolerance_or_an_order_nothing_starts_alike():
+    assert not same_start(started(), started(), {})
+    assert not same_start(started(order=""), started(order=""), TOLERANCES)

@@ -1,0 +1,208 @@
+"""Bounds and noise as `calibrate` derives them from runs."""
+
+import json
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lib.commands import calibrate
+from lib.commands.calibrate import Training, blunt, calibration, planned, read_controls
+from lib.errors import InputError
+from lib.grid.cells import STUDY_IDS
+from lib.grid.tasks import TASKS
+from lib.record import to_json
+from lib.results.calibration import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
+from lib.results.noise import Deviation, load_noise, pooled
+from lib.results.thresholds import load_bounds
+from lib.tests.test_record import complete
+
+MANY = 1e6  # degrees of freedom: Student's t is normal
+
+
+# One bound
+
+
+def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean():
+    # 2 % over two bounds: the normal quantile of 99 % is 2.326; sd 3, two seeds: 3 * sqrt(1 + 1 / 2) = 3.674; 90 - 8.547
+    bound = bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY), 2)
+    assert (bound.minimum, bound.healthy, bound.blunt) == (81.4, 81.4, False)
+    # four degrees of freedom: 3.747 in place of 2.326; 90 - 13.77
+    assert bound_of([89.0, 91.0], Deviation(sd=3.0, df=4), 2).minimum == 76.2
+
+
+def test_a_bound_leaves_a_point_for_other_processors():
+    assert bound_of([90.0] * 3, Deviation(sd=0.01, df=MANY), 2).minimum == 89.0
+
+
+def test_a_bound_lies_no_further_than_a_third_of_the_way_to_a_control():
+    # a third of the way from 90 to 81 is 87, above the 81.4 that a healthy run needs
+    bound = bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY), 2, control=81.0)
+    assert (bound.minimum, bound.healthy, bound.blunt) == (87.0, 81.4, True)
+    assert not bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY), 2, control=30.0).blunt
+
+
+def test_a_healthy_run_misses_any_bound_in_two_per_cent_at_most():
+    """Simulated: 27 cells whose noise differs within their kinds, calibrated with five seeds, and a run of another seed."""
+    rng = np.random.default_rng(2)
+    rows = {"sa": 2000, "qa": 2000, "sum": 2000}
+    missed = 0
+    for _ in range(300):
+        truth = {(cell, "f1"): (6 / rng.chisquare(6)) ** 0.5 * 2 for cell in STUDY_IDS}
+        scores = {key: rng.normal(80, sd, 6) for key, sd in truth.items()}
+        pools = pooled({key: Deviation(sd=float(own[:5].std(ddof=1)), df=4) for key, own in scores.items()}, rows)
+        bounds = {
+            (cell, name): bound_of(own[:5], pools[cell.rpartition("_")[0], name].by_cell[cell], len(truth))
+            for (cell, name), own in scores.items()
+        }
+        missed += any(own[5] < bounds[key].minimum for key, own in scores.items())
+    print(f"{missed} of 300 healthy runs miss a bound")
+    assert missed / 300 <= HEALTHY_MISSES + 0.01  # three runs more, for chance
+
+
+# Whole calibrations
+
+
+def grid(seed, score=90.0, draw=None):
+    """Every cell of the study, with one score for all, on a test set of 500 rows."""
+    records = {}
+    for cell in STUDY_IDS:
+        task = next(task for task in TASKS if task.id == cell.split("_")[1])
+        record = complete(
+            cell,
+            scores=dict.fromkeys(task.bounded_scores, score),
+            bounded_scores=list(task.bounded_scores),
+            main_score=task.main_score,
+            seeds={"seed": seed, "split_seed": 42, "perturbation": draw},
+        )
+        records[cell] = replace(record, data=replace(record.data, rows=replace(record.data.rows, test=500)))
+    return records
+
+
+def runs():
+    """Seeds 0 and 1, and two draws of seed 0."""
+    made = [(Training(seed=0), grid(0, 88.0)), (Training(seed=1), grid(1, 92.0))]
+    return [*made, *((Training(seed=0, draw=draw), grid(0, 88.0 + draw, draw)) for draw in (1, 2))]
+
+
+def test_five_seeds_and_three_draws_on_three_of_them_are_planned():
+    plan = planned(5, 3, 3)
+    assert len(plan) == 14
+    assert [training.path.name for training in plan[:2]] == ["seed-0.json", "seed-1.json"]
+    assert plan[-1].path.name == "seed-2-draw-2.json"
+
+
+def test_both_kinds_of_noise_are_measured(tmp_path):
+    path = tmp_path / "noise.toml"
+    path.write_text(noise_toml(calibration(runs(), {})))
+    written = tomllib.loads(path.read_text())
+    # 88 and 92 between seeds; 88, 89 and 90 at seed 0, its run without a draw among them
+    assert written["cells"]["bert_qa_lora"]["f1"] == {"seeds": {"sd": 2.828, "df": 1}, "perturbed": {"sd": 1.0, "df": 2}}
+    assert written["rows"] == {"sum": 500, "qa": 500, "sa": 500}
+    assert (written["evidence"]["seeds"], written["evidence"]["perturbed_seeds"]) == ([0, 1], [0])
+    assert load_noise(path).of("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.0, rel=0.2)
+
+
+def test_bounds_keep_their_evidence(tmp_path):
+    path = tmp_path / "quick.toml"
+    controls = {(cell, "f1"): 60.0 for cell in STUDY_IDS}
+    measured = calibration(runs(), controls)
+    path.write_text(thresholds_toml(measured))
+    entry = tomllib.loads(path.read_text())["cells"]["t5_qa_sft"]["f1"]
+    assert entry == {"minimum": 80.0, "mean": 90.0, "sd": 2.83, "scores": [88.0, 92.0], "control": 60.0}
+    assert load_bounds(path)["t5_qa_sft"]["f1"] == 80.0
+    assert len(load_bounds(path)) == 27
+    told = blunt(measured)
+    assert len(told) == 9  # f1, of questions only
+    assert told[0].startswith("blunt: bert_qa_lora f1 80.0; a healthy run needs ")
+
+
+def test_a_run_that_lacks_a_score_calibrates_nothing():
+    made = runs()
+    made[1][1]["gpt2_sa_sft"].scores["accuracy"] = None
+    with pytest.raises(InputError, match="gpt2_sa_sft left no accuracy in one of the runs"):
+        thresholds_toml(calibration(made, {}))
+    with pytest.raises(InputError, match="does not name its device"):
+        thresholds_toml(Calibration(seeds=[{"a_sa_b": replace(made[0][1]["gpt2_sa_sft"], device=None)}]))
+
+
+# Controls
+
+
+def controls_file(path, rows):
+    path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
+    return path
+
+
+def test_the_best_control_counts(tmp_path):
+    rows = [
+        {"control": str(score), "of": "bert_qa_lora", "scores": {"f1": score, "exact_match": None}} for score in (3.0, 9.0, 5.0)
+    ]
+    best = read_controls(controls_file(tmp_path / "c.json", rows))
+    assert best == {("bert_qa_lora", "f1"): 9.0, ("bert_qa_lora", "exact_match"): 0.0}
+
+
+@pytest.mark.parametrize("text", ["", '{"benchmarks": [{"extra_info": {"cell": "a"}}]}'])
+def test_a_file_without_controls_is_one_sentence(tmp_path, text):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=r"holds no controls .*`pytest -m controls --benchmark-json="):
+        read_controls(path)
+
+
+def test_the_committed_controls_are_read():
+    best = read_controls(Path(__file__).parents[2] / "reports" / "controls-quick-cpu.json")
+    assert {cell for cell, _ in best} == set(STUDY_IDS)
+
+
+# The command
+
+
+@pytest.fixture
+def workplace(tmp_path, monkeypatch):
+    """Runs and thresholds of the command, in a folder of their own; what it would train is noted."""
+    started = []
+
+    def train(training, workers):
+        started.append(training.path.name)
+        save(training)
+
+    monkeypatch.setattr(calibrate, "RUNS", tmp_path)
+    monkeypatch.setattr(calibrate, "THRESHOLDS", tmp_path)
+    monkeypatch.setattr(Training, "run", train)
+    return started
+
+
+def save(training, **changes):
+    score = 90.0 + training.seed + (0.1 * training.draw if training.draw else 0.0)
+    rows = [to_json(replace(record, **changes)) for record in grid(training.seed, score, training.draw).values()]
+    training.path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
+
+
+def test_the_command_trains_what_is_missing_and_writes_both_files(workplace, tmp_path, capsys):
+    save(Training(seed=0))
+    save(Training(seed=1, draw=0))
+    assert calibrate.main(["--seeds", "2", "--perturbed-seeds", "2", "--draws", "2", "--reuse"]) == 0
+    assert workplace == ["seed-1.json", "seed-0-draw-0.json", "seed-0-draw-1.json", "seed-1-draw-1.json"]
+    output = capsys.readouterr().out
+    assert "1 of 6: reuses seed-0.json" in output
+    assert "wrote quick.toml and noise.toml from 6 runs" in output
+    assert load_noise(tmp_path / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df >= 4
+    assert len(load_bounds(tmp_path / "quick.toml")) == 27
+
+
+def test_a_reused_run_of_another_seed_is_refused(workplace, capsys):
+    save(Training(seed=0))
+    Training(seed=0).path.rename(Training(seed=1).path)
+    with pytest.raises(SystemExit):
+        calibrate.main(["--seeds", "2", "--perturbed-seeds", "0", "--reuse"])
+    assert "is of another seed or draw than its name says" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--seeds", "2", "--perturbed-seeds", "3"]])
+def test_too_few_seeds_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit):
+        calibrate.main(arguments)
+    assert "at least 2 seeds" in capsys.readouterr().err
