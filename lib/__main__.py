@@ -13,6 +13,8 @@ COMMANDS = {
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
     "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",
     "power": "what the gate sees, and how often it is wrong: simulated",
+    "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",
+    "silence": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
     "finish": "make a run's JSON from the journal of a session that was killed",
     "schema": "write reports/schema.json from the record's classes",
 }

@@ -7,81 +7,31 @@ benchmarks/thresholds/quick.toml, what a healthy run reaches, and noise.toml, wh
 
 import argparse
 import json
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
+from lib.commands.grid_runs import ROOT, GridRun, train_missing
 from lib.errors import InputError
-from lib.grid.cells import STUDY_IDS
-from lib.record import Record
-from lib.results.calibration import Calibration, Grid, noise_toml, score_of, thresholds_toml
-from lib.results.files import read_records
+from lib.results.calibration import Calibration, Grid, noise_toml, thresholds_toml
 from lib.results.noise import Key
 
-ROOT = Path(__file__).parents[2]
 RUNS = ROOT / ".cache" / "calibrate"
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """One run of the quick grid: its seed, and the draw that moves its start; None moves nothing."""
-
-    seed: int
-    draw: int | None = None
-
-    @property
-    def path(self) -> Path:
-        """Where its JSON is kept."""
-        return RUNS / (f"seed-{self.seed}.json" if self.draw is None else f"seed-{self.seed}-draw-{self.draw}.json")
-
-    def run(self, workers: str) -> None:
-        """Train it. A cell that misses an old bound still has its row."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        perturb = [] if self.draw is None else ["--perturb", str(self.draw)]
-        command = [sys.executable, "-m", "pytest", "-q", "-m", "quick", "-n", workers, "--seed", str(self.seed), *perturb]
-        subprocess.run([*command, f"--benchmark-json={self.path}"], cwd=ROOT, check=False)
+def planned(seeds: int, perturbed: int, draws: int) -> list[GridRun]:
+    """A run a seed, then so many draws for each of the perturbed seeds, 0 and up."""
+    plain = [GridRun(folder=RUNS, seed=seed) for seed in range(seeds)]
+    return plain + [GridRun(folder=RUNS, seed=seed, draw=1 + draw) for seed in range(perturbed) for draw in range(draws)]
 
 
-def planned(seeds: int, perturbed: int, draws: int) -> list[Training]:
-    """A training a seed, then so many draws for each of the perturbed seeds, 0 and up."""
-    plain = [Training(seed=seed) for seed in range(seeds)]
-    return plain + [Training(seed=seed, draw=draw) for seed in range(perturbed) for draw in range(draws)]
-
-
-def grids(plan: Sequence[Training], workers: str, *, reuse: bool) -> Iterator[tuple[Training, Grid]]:
-    """The study's records of every training, trained where they are not there to be reused."""
-    for place, training in enumerate(plan, start=1):
-        kept = reuse and training.path.is_file()
-        print(f"{place} of {len(plan)}: {'reuses' if kept else 'trains'} {training.path.name}", flush=True)
-        if not kept:
-            training.run(workers)
-        yield training, study(read_records(training.path), training)
-
-
-def study(records: Grid, training: Training) -> dict[str, Record]:
-    """The study's cells, in order; raises InputError where one is missing or the file is of another training."""
-    for cell in STUDY_IDS:
-        if cell not in records:
-            raise InputError(f"{cell} is missing in {training.path}; calibrate from complete runs only")
-        seeds = records[cell].seeds
-        if (seeds.seed, seeds.perturbation) != (training.seed, training.draw):
-            raise InputError(f"{training.path} is of another seed or draw than its name says; remove it, or leave out --reuse")
-        for metric in records[cell].bounded_scores:
-            score_of(records, cell, metric)
-    return {cell: records[cell] for cell in STUDY_IDS}
-
-
-def calibration(runs: Sequence[tuple[Training, Grid]], controls: dict[Key, float]) -> Calibration:
+def calibration(runs: Sequence[tuple[GridRun, Grid]], controls: dict[Key, float]) -> Calibration:
     """Runs by what they are for: a perturbed seed's run without a draw is one more draw."""
-    perturbed: dict[int, list[Grid]] = {training.seed: [] for training, _ in runs if training.draw is not None}
-    for training, grid in runs:
-        if training.seed in perturbed:
-            perturbed[training.seed].append(grid)
-    return Calibration(seeds=[grid for training, grid in runs if training.draw is None], perturbed=perturbed, controls=controls)
+    perturbed: dict[int, list[Grid]] = {run.seed: [] for run, _ in runs if run.draw is not None}
+    for run, grid in runs:
+        if run.seed in perturbed:
+            perturbed[run.seed].append(grid)
+    return Calibration(seeds=[grid for run, grid in runs if run.draw is None], perturbed=perturbed, controls=controls)
 
 
 def read_controls(path: Path) -> dict[Key, float]:
@@ -123,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         controls = read_controls(options.controls) if options.controls else {}
         plan = planned(options.seeds, options.perturbed_seeds, options.draws)
-        measured = calibration(list(grids(plan, options.workers, reuse=options.reuse)), controls)
+        train_missing(plan, options.workers, reuse=options.reuse)
+        measured = calibration([(run, run.grid()) for run in plan], controls)
         texts = {"quick.toml": thresholds_toml(measured), "noise.toml": noise_toml(measured)}
     except InputError as error:
         parser.error(str(error))

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from lib.commands import calibrate
-from lib.commands.calibrate import Training, blunt, calibration, planned, read_controls
+from lib.commands.calibrate import blunt, calibration, planned, read_controls
+from lib.commands.grid_runs import GridRun
 from lib.errors import InputError
 from lib.grid.cells import STUDY_IDS
 from lib.grid.tasks import TASKS
@@ -81,10 +82,14 @@ def grid(seed, score=90.0, draw=None):
     return records
 
 
+def grid_run(seed, draw=None):
+    return GridRun(folder=calibrate.RUNS, seed=seed, draw=draw)
+
+
 def runs():
     """Seeds 0 and 1, and two draws of seed 0."""
-    made = [(Training(seed=0), grid(0, 88.0)), (Training(seed=1), grid(1, 92.0))]
-    return [*made, *((Training(seed=0, draw=draw), grid(0, 88.0 + draw, draw)) for draw in (1, 2))]
+    made = [(grid_run(0), grid(0, 88.0)), (grid_run(1), grid(1, 92.0))]
+    return [*made, *((grid_run(0, draw), grid(0, 88.0 + draw, draw)) for draw in (1, 2))]
 
 
 def test_five_seeds_and_three_draws_on_three_of_them_are_planned():
@@ -171,7 +176,7 @@ def workplace(tmp_path, monkeypatch):
 
     monkeypatch.setattr(calibrate, "RUNS", tmp_path)
     monkeypatch.setattr(calibrate, "THRESHOLDS", tmp_path)
-    monkeypatch.setattr(Training, "run", train)
+    monkeypatch.setattr(GridRun, "train", train)
     return started
 
 
@@ -182,10 +187,10 @@ def save(training, **changes):
 
 
 def test_the_command_trains_what_is_missing_and_writes_both_files(workplace, tmp_path, capsys):
-    save(Training(seed=0))
-    save(Training(seed=1, draw=0))
+    save(grid_run(0))
+    save(grid_run(1, 1))
     assert calibrate.main(["--seeds", "2", "--perturbed-seeds", "2", "--draws", "2", "--reuse"]) == 0
-    assert workplace == ["seed-1.json", "seed-0-draw-0.json", "seed-0-draw-1.json", "seed-1-draw-1.json"]
+    assert workplace == ["seed-1.json", "seed-0-draw-1.json", "seed-0-draw-2.json", "seed-1-draw-2.json"]
     output = capsys.readouterr().out
     assert "1 of 6: reuses seed-0.json" in output
     assert "wrote quick.toml and noise.toml from 6 runs" in output
@@ -194,8 +199,8 @@ def test_the_command_trains_what_is_missing_and_writes_both_files(workplace, tmp
 
 
 def test_a_reused_run_of_another_seed_is_refused(workplace, capsys):
-    save(Training(seed=0))
-    Training(seed=0).path.rename(Training(seed=1).path)
+    save(grid_run(0))
+    grid_run(0).path.rename(grid_run(1).path)
     with pytest.raises(SystemExit):
         calibrate.main(["--seeds", "2", "--perturbed-seeds", "0", "--reuse"])
     assert "is of another seed or draw than its name says" in capsys.readouterr().err

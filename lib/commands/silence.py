@@ -1,0 +1,109 @@
+"""Does the suite cry wolf? `python -m lib silence` trains healthy runs of the quick grid and counts those that anything calls.
+
+Twenty start perturbed in their last digits at seed 0, twenty have fresh seeds (100 to 119). Each is held to the bounds and
+judged by the committed baseline. On two cores this takes about an hour and a half; runs are kept in .cache/silence, and --reuse
+takes those that are there. Exit code 1 if more than one run in twenty fails.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lib.commands.grid_runs import ROOT, GridRun, train_missing
+from lib.errors import InputError
+from lib.record import Record
+from lib.results.gates import FAILED_BY, Run, failing, gate, read_run
+from lib.results.judgements import Judgement, Verdict
+from lib.results.table import Column, lines
+from lib.results.thresholds import Bounds, load_bounds, missed
+
+RUNS = ROOT / ".cache" / "silence"
+BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+FIRST_SEED, FIRST_DRAW = 100, 11  # calibration has seeds 0 to 4 and draws 1 to 3
+ALLOWED = 0.05  # of all runs
+COLUMNS = (
+    Column(title="run", width=16),
+    Column(title="bounds and audits missed", width=24, right=True),
+    Column(title="gate: worse", width=11, right=True),
+    Column(title="cannot tell", width=11, right=True),
+    Column(title="numerics changed", width=16, right=True),
+    Column(title="fails"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdicts:
+    """What is said of one healthy run.
+
+    Attributes:
+        missed: sentences on bounds and audits.
+        failing: judgements that fail the gate.
+        untold: scores that the gate cannot tell; `changed`: cells whose numerics changed.
+    """
+
+    name: str
+    missed: Sequence[str]
+    failing: Sequence[Judgement]
+    untold: int
+    changed: int
+
+    @property
+    def fails(self) -> bool:
+        """Whether anything calls the run."""
+        return bool(self.missed or self.failing)
+
+
+def objections(record: Record, bounds: Bounds) -> list[str]:
+    """Bounds that a record misses, those of today, and audits that failed when it ran."""
+    failed = [f"audit {finding.name}: {finding.detail}" for finding in record.audits if not finding.passed]
+    return [f"{record.cell} {sentence}" for sentence in (*missed(record.scores, bounds), *failed)]
+
+
+def verdicts(run: GridRun, baseline: Run, bounds: Mapping[str, Bounds]) -> Verdicts:
+    """Bounds, audits and the gate on one run; raises InputError where it is not complete."""
+    records = run.grid()
+    judged = gate(baseline, Run.of(records.values(), run.path))
+    return Verdicts(
+        name=run.path.stem,
+        missed=[sentence for record in records.values() for sentence in objections(record, bounds.get(record.cell, {}))],
+        failing=failing(judged, FAILED_BY),
+        untold=sum(j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score for j in judged),
+        changed=sum(j.verdict is Verdict.CHANGED and j.quantity == "numerics" for j in judged),
+    )
+
+
+def page(judged: Sequence[Verdicts]) -> Iterable[str]:
+    """A row a run, what fails in words, and the count."""
+    rows = [
+        (v.name, str(len(v.missed)), str(len(v.failing)), str(v.untold), str(v.changed), "yes" if v.fails else "-")
+        for v in judged
+    ]
+    yield from lines(COLUMNS, rows)
+    for verdict in judged:
+        yield from (f"{verdict.name}: {sentence}" for sentence in verdict.missed)
+        yield from (f"{verdict.name}: {j.verdict}: {j.cell} {j.quantity} ({j.detail})" for j in verdict.failing)
+    yield f"{sum(verdict.fails for verdict in judged)} of {len(judged)} healthy runs fail"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Train, judge, print; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m lib silence", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="of each kind (default 20)")
+    parser.add_argument(
+        "--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: reports/baselines/quick-cpu.json"
+    )
+    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--reuse", action="store_true", help="take runs that are in .cache/silence; train the others")
+    options = parser.parse_args(arguments)
+    plan = [GridRun(folder=RUNS, seed=0, draw=FIRST_DRAW + n) for n in range(options.runs)]
+    plan += [GridRun(folder=RUNS, seed=FIRST_SEED + n) for n in range(options.runs)]
+    try:
+        baseline = read_run(options.baseline)
+        train_missing(plan, options.workers, reuse=options.reuse)
+        judged = [verdicts(run, baseline, load_bounds(BOUNDS)) for run in plan]
+    except InputError as error:
+        parser.error(str(error))
+    print(*page(judged), sep="\n")
+    return int(sum(verdict.fails for verdict in judged) > ALLOWED * len(judged))
