@@ -31,6 +31,13 @@ def changed(path, target, change):
     return target
 
 
+def lighter(record):
+    """The same record with half of the weights."""
+    memory = record["memory"]
+    ledger = memory["ledger"] | {"weights_bytes": memory["ledger"]["weights_bytes"] // 2}
+    return record | {"memory": memory | {"ledger": ledger}}
+
+
 def all_right(record, folder):
     """A baseline in which every row was right."""
     kept = examples.read(from_json(record), None)
@@ -44,20 +51,16 @@ def all_right(record, folder):
 def test_the_same_run_again_passes_whatever_the_workers(first, tmp_path, workers):
     code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, f"--gate={first}", "-n", workers)
     assert code == 0, output
-    assert (
-        "numerics of 1 cells: 1 equal; quality: 1 same; by quality and memory the run is no worse than the baseline" in output
-    )
+    # identical, and too few rows to tell: of sixteen without a flip, one in six may flip
+    assert "quality: 1 cannot tell; by quality and memory the run is no worse than the baseline" in output
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_worse_run_fails_with_a_table_and_no_traceback(first, tmp_path, workers):
-    baseline = changed(
-        first, tmp_path / "b.json", lambda record: record | {"scores": {"accuracy": 100.0, "f1_macro": 100.0}, "examples": None}
-    )
-    code, output, _ = run(tmp_path, *UNTRAINED, f"--gate={baseline}", "-n", workers)
+    baseline = changed(first, tmp_path / "b.json", lighter)
+    code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, f"--gate={baseline}", "-n", workers)
     assert code == 1
-    assert f"worse: {CELL} accuracy" in output
-    assert "by the margin of 1.0 alone" in output
+    assert f"worse: {CELL} weights_bytes" in output
     assert "Traceback" not in output
 
 
