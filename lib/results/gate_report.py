@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lib.results.costs import LEDGER
-from lib.results.gates import FAILED_BY, KINDS, failing, kind_of
+from lib.results.gates import FAILED_BY, KINDS, decides, failing, kind_of
 from lib.results.judgements import Judgement, Verdict
 from lib.results.table import Column, lines, number, signed
 
@@ -46,7 +46,7 @@ def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
     """A row a cell: its main score's change, and one verdict on each kind of figure."""
     table = []
     for cell in dict.fromkeys(judgement.cell for judgement in judged):
-        own = [judgement for judgement in judged if judgement.cell == cell]
+        own = [judgement for judgement in judged if judgement.cell == cell and decides(judgement)]
         name = own[0].main_score
         main = next((j for j in own if j.quantity == name), own[0])
         table.append((cell, name, *_figures(main), *(str(worst([j for j in own if kind_of(j) == k]) or "-") for k in KINDS)))
@@ -75,7 +75,7 @@ def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
     """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
-    told = [j for j in judged if j.verdict not in QUIET]
+    told = [j for j in judged if j.verdict not in QUIET and decides(j)]
     sentences = [_sentence(judgement) for judgement in sorted(told, key=lambda j: WEIGHT.index(j.verdict))]
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]

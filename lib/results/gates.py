@@ -143,6 +143,12 @@ def kind_of(judgement: Judgement) -> str:
     return "memory" if judgement.quantity in (*LEDGER, *PEAKS) else "quality"
 
 
+def decides(judgement: Judgement) -> bool:
+    """Whether a cell's answer rests on it: other scores than the main one are shown, and count only where they are worse."""
+    is_other_score = kind_of(judgement) == "quality" and judgement.quantity not in ("cell", judgement.main_score)
+    return not is_other_score or judgement.verdict is Verdict.WORSE
+
+
 def failing(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> list[Judgement]:
     """What of these kinds is worse, or of numerics changed, and every missing cell; with `strict` also untold main scores."""
     return [
@@ -150,6 +156,6 @@ def failing(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool =
         for j in judged
         if j.verdict is Verdict.MISSING
         or (kind_of(j) in kinds and j.verdict is Verdict.WORSE and j.quantity not in SHOWN)
-        or (strict and "quality" in kinds and j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score)
+        or (strict and "quality" in kinds and j.verdict is Verdict.CANNOT_TELL and decides(j))
         or ("numerics" in kinds and j.verdict is Verdict.CHANGED)
     ]

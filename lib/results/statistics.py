@@ -85,7 +85,7 @@ class RowEffect(Effect):
         misses this is the sample size formula of Lachin 1992).
         """
         quantile, beta = special.ndtri(1 - alpha), special.ndtri(POWER)
-        noise, drop = self.rows * self.error**2, 0.0
+        noise, drop = self.rows * self.error**2, 100 / self.rows
         for _ in range(100):
             noisier = noise + drop * self.jump
             drop = float(quantile * np.sqrt(noisier) + beta * np.sqrt(max(0.0, noisier - drop**2))) / np.sqrt(self.rows)

@@ -23,7 +23,7 @@ from lib.results.gates import Run, Verdict, gate, load_margins, read_run
 from lib.tests.test_record import MEASURED, complete, complete_json
 
 ROOT = Path(__file__).parents[2]
-ROWS = {"sa": 512, "qa": 384, "sum": 192}
+ROWS = {"sa": 512, "qa": 384, "sum": 400}
 VERSIONS = complete().versions
 
 

@@ -71,7 +71,7 @@ def test_the_smallest_drop_is_called_worse_four_times_in_five(kind, seeds):
 
 
 def test_the_smallest_drop_by_hand():
-    # 27 cells share 4.5 %: the normal quantile of 1 - 0.045 / 27 is 2.935; with 0.842 for power, times sqrt 2 for two runs: 5.341
+    # 27 cells share 4.5 %: the normal quantile of 1 - 0.045 / 27 is 2.935; plus 0.842 for power, times sqrt 2 for two runs
     noise = made_up(10**6, 10**6)
     setting = Setting(noise=noise, margins=MARGINS, kind=PERTURBED)
     sd = setting.estimates["t5_qa_sft", "f1"].sd

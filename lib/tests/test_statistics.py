@@ -11,6 +11,7 @@ from lib.results.statistics import (
     ALPHA,
     RESAMPLES,
     RowEffect,
+    by_training,
     holm,
     macro_f1,
     mcnemar,
@@ -127,6 +128,43 @@ def test_a_drop_of_macro_f1_is_found_and_standing_still_is_none():
     assert effect.low < effect.points < effect.high < 0
     assert effect.p_worse < 0.001
     assert paired_macro_f1(truth, good, good).p_worse == 1.0
+
+
+def test_losing_a_rare_class_is_told_at_equal_accuracy():
+    # 20 of 200 rows are of class 1. Old: all of these right, 20 others taken for them: F1 of 2 x 20 / 60 and 2 x 160 / 340.
+    # New: nothing is ever taken for class 1: F1 of 0 and 2 x 180 / 380.
+    truth = np.array([1] * 20 + [0] * 180)
+    old = np.array([1] * 40 + [0] * 160)
+    effect = paired_macro_f1(truth, old, np.zeros(200, int))
+    assert effect.points == pytest.approx((0 + 100 * 360 / 380 - 100 * 40 / 60 - 100 * 320 / 340) / 2)
+    assert effect.flips == (20, 20)
+    assert effect.p_worse < 0.001
+    assert effect.p_better > 0.999
+
+
+def test_equal_runs_on_unbalanced_labels_are_called_worse_in_one_of_twenty():
+    rng = np.random.default_rng(3)
+    truth = (rng.random(300) < 0.1).astype(int)
+    worse = 0
+    for _ in range(300):
+        old, new = (np.where(rng.random(300) < 0.12, 1 - truth, truth) for _ in range(2))
+        worse += paired_macro_f1(truth, old, new).p_worse < 0.05
+    assert 0.02 < worse / 300 < 0.085
+
+
+# Training noise
+
+
+def test_a_change_is_held_to_training_noise_by_students_t():
+    # with 4 degrees of freedom, t of -2.776 has 2.5 % below it, and 2.776 bounds the 95 % interval
+    effect = by_training(-2.776, 1.0, 4, rows=500, flips=(3, 1))
+    assert effect.p_worse == pytest.approx(0.025, abs=1e-4)
+    assert effect.p_better == pytest.approx(0.975, abs=1e-4)
+    assert (effect.low, effect.high) == pytest.approx((-5.552, 0.0), abs=1e-3)
+    assert effect.critical(0.025) == pytest.approx(2.776, abs=1e-3)
+    # 2.776 errors must be seen, and noise takes 0.842 of them from a true drop one time in five
+    assert effect.smallest(0.025, 1.0) == pytest.approx(3.618, abs=1e-3)
+    assert effect.smallest(0.025, 10.0) == pytest.approx(10.842, abs=1e-3)
 
 
 # Holm

@@ -96,7 +96,7 @@ def test_five_seeds_and_three_draws_on_three_of_them_are_planned():
     plan = planned(5, 3, 3)
     assert len(plan) == 14
     assert [training.path.name for training in plan[:2]] == ["seed-0.json", "seed-1.json"]
-    assert plan[-1].path.name == "seed-2-draw-2.json"
+    assert plan[-1].path.name == "seed-2-draw-3.json"
 
 
 def test_both_kinds_of_noise_are_measured(tmp_path):
