@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lib.grid.profiles import QUICK_PROFILE
-from lib.run.bertscore import BATCH, greedy_match
+from lib.run.bertscore import BATCH, Embedded, greedy_match
 from lib.run.build import load_bert_scorer
 from lib.run.metrics import means
 
@@ -17,28 +17,63 @@ def scored(scorer, references, candidates):
     return means(scorer.examples(references, candidates))
 
 
+NAMES = ["bertscore_precision", "bertscore_recall", "bertscore_f1"]
 EAST, NORTH, BETWEEN = [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]
+
+
+def text(*vectors, framed=0):
+    """A text of these tokens; the first `framed` of them do not count."""
+    counted = torch.tensor([place >= framed for place in range(len(vectors))], dtype=torch.bool)
+    return Embedded(vectors=torch.tensor(vectors).reshape(len(vectors), 2), counted=counted)
 
 
 def test_greedy_match_by_hand():
     # candidate east; reference north and between. Cosines 0 and 0.6: precision 0.6, recall (0 + 0.6) / 2.
-    matched = greedy_match(torch.tensor([EAST]), torch.tensor([NORTH, BETWEEN]))
+    matched = greedy_match(text(EAST), text(NORTH, BETWEEN))
     assert matched == pytest.approx((0.6, 0.3, 0.4))  # F1 = 2 * 0.6 * 0.3 / 0.9
 
 
 def test_greedy_match_takes_each_tokens_best_partner():
-    matched = greedy_match(torch.tensor([EAST, NORTH]), torch.tensor([NORTH, EAST, NORTH]))
+    matched = greedy_match(text(EAST, NORTH), text(NORTH, EAST, NORTH))
     assert matched == pytest.approx((1.0, 1.0, 1.0))
 
 
 def test_swapping_the_texts_swaps_precision_and_recall():
-    one, other = torch.tensor([EAST]), torch.tensor([NORTH, BETWEEN])
+    one, other = text(EAST), text(NORTH, BETWEEN)
     assert greedy_match(other, one) == pytest.approx((0.3, 0.6, 0.4))
 
 
 def test_nothing_matches_nothing():
-    assert greedy_match(torch.zeros(0, 2), torch.tensor([EAST])) == (0.0, 0.0, 0.0)
-    assert greedy_match(torch.tensor([EAST]), torch.tensor([NORTH])) == (0.0, 0.0, 0.0)
+    assert greedy_match(text(), text(EAST)) == (0.0, 0.0, 0.0)
+    assert greedy_match(text(EAST), text(NORTH)) == (0.0, 0.0, 0.0)
+
+
+def test_a_token_that_does_not_count_is_a_partner_all_the_same():
+    # candidate [CLS] = north, and east, which counts; reference [CLS] = east, and north. East finds the reference's [CLS]: 1.
+    assert greedy_match(text(NORTH, EAST, framed=1), text(EAST, NORTH, framed=1)) == pytest.approx((1.0, 1.0, 1.0))
+
+
+LONG = " ".join(["police arrest anna reed in upton ."] * 60)  # longer than the encoder's window of 256
+# Points of bert_score 0.3.13 on the micro BERT's layer 2 with a window of 256: precision, recall, F1.
+BERT_SCORES = {
+    ("fire hits dover bridge .", "flood closes dover bridge ."): (94.4298, 94.4298, 94.4298),
+    ("Étienne opens café 日本 ☃ .", "etienne closes cafe ☃ !"): (93.7896, 91.4581, 92.6092),
+    ("☃ 日", "fire hits ☃"): (58.9437, 61.6241, 60.2541),
+    ("anna reed missing .", "police arrest anna reed in upton and carry her away ."): (45.8024, 63.2902, 53.1446),
+    (f"{LONG} fire hits dover bridge .", "flood closes bridge ."): (56.0952, 48.1959, 51.8464),
+    ("fire hits dover bridge .", ""): (0.0, 0.0, 0.0),
+    ("", "fire hits"): (0.0, 0.0, 0.0),
+    ("", ""): (0.0, 0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("texts", BERT_SCORES, ids=lambda texts: texts[0][:12])
+def test_scores_are_those_of_the_bert_score_package(scorer, texts):
+    reference, candidate = texts
+    points = scorer.examples([reference], [candidate])
+    assert [points[name][0] for name in sorted(points, key=NAMES.index)] == pytest.approx(
+        BERT_SCORES[texts], abs=1e-2
+    )  # 1e-4 of 1
 
 
 def test_identical_texts_score_100(scorer):
