@@ -51,13 +51,15 @@ def from_version_2(data: Json) -> Json:
 
 
 def from_version_3(data: Json) -> Json:
-    """No run was perturbed yet, and no recipe computed its activations twice."""
-    recipe, seeds = data.get("recipe"), data.get("seeds")
+    """No run was perturbed yet, no recipe computed its activations twice, and nobody looked at the first update."""
+    recipe, seeds, training = data.get("recipe"), data.get("seeds"), data.get("training")
     new: Json = {"schema_version": 4}
     if isinstance(recipe, dict):
         new["recipe"] = {"gradient_checkpointing": False} | recipe
     if isinstance(seeds, dict):
         new["seeds"] = {"perturbation": None} | seeds
+    if isinstance(training, dict):
+        new["training"] = dict.fromkeys(("gradient_norm", "clipped_norm", "first_step")) | training
     return data | new
 
 

@@ -171,6 +171,26 @@ class Parameters(Part):
     trainable_percent: Annotated[float, Field(ge=0, le=100)]
 
 
+Figures = Annotated[dict[str, float | None], Field(description="by group of parameters; null: no finite number")]
+
+
+@dataclass(kw_only=True)
+class FirstStep(Part):
+    """Figures that tell a change without statistics: before training, and of the first update."""
+
+    tokens: Annotated[Hash, Field(description="hash of the training features' token ids and targets")]
+    types: Annotated[dict[str, str], Field(description="how each group's weights are stored")]
+    weights: Annotated[Figures, Field(description="norms before training")]
+    stream: Annotated[Hash, Field(description="hash of numbers and of a dropout mask drawn from a fixed seed")]
+    drawn: Annotated[Hash, Field(description="hash of the generator's state after the first update")]
+    probe_loss: Annotated[float | None, Field(description="nats a target, of a few rows without dropout")]
+    probe_gradients: Annotated[Figures, Field(description="norms of the gradients of that loss")]
+    gradients: Annotated[Figures, Field(description="norms of the first update's gradients, after clipping")]
+    moved: Annotated[Figures, Field(description="norms of what the first three updates changed, over sampled values")]
+    generated: Annotated[Hash | None, Field(description="hash of token ids that the untrained model generates")]
+    metrics: Annotated[dict[str, Points | None], Field(description="scores of fixed answers")]
+
+
 @dataclass(kw_only=True)
 class TrainingRecord(Part):
     """The course of training."""
@@ -187,6 +207,9 @@ class TrainingRecord(Part):
     fallbacks: Annotated[list[str], Field(description="where training departed from the recipe, and why")]
     order: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on")]
     tokens: Annotated[int, Field(ge=0, description="real tokens, over all updates")]
+    gradient_norm: Annotated[Amount | None, Field(description="of the first update, before clipping; null: no clipping")]
+    clipped_norm: Annotated[Amount | None, Field(description="the same after clipping")]
+    first_step: Annotated[FirstStep | None, Field(description="null: not taken, as in footprints")]
 
 
 @dataclass(kw_only=True)

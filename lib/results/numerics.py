@@ -1,59 +1,224 @@
 """Did the arithmetic of training change? In: two records of a cell, of one seed. Out: equal, rounding or changed, and where.
 
-Two trainings on the same rows, in the same order and from the same seed have the same losses, but for rounding. Their first
+Two trainings on the same rows, in the same order and from the same seed have the same figures, but for rounding. The first
 updates show a change before any score does, and need no statistics: later updates amplify rounding, the first ten hardly.
-The tolerances are measured (`benchmarks/thresholds/numerics.toml`).
+`STAGES` go through a run in the order of its flow, and the first one that changed is named. The tolerances are measured
+(`benchmarks/thresholds/numerics.toml`).
 """
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from lib.record import Record
+from lib.record.parts import FirstStep, TrainingRecord
 from lib.results.judgements import Verdict
 
 TOLERANCES = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "numerics.toml"
-Tolerances = Mapping[str, Mapping[str, float]]  # by arithmetic: `first` update, `later` ones, in nats
+# By arithmetic. Nats: loss of the `first` update, of `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`.
+Tolerances = Mapping[str, Mapping[str, float]]
+UPDATES = 10
+BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
+FINE = "fp32"  # the arithmetic in which a search for text does not depend on rounding
+SMALL = 1e-3
+SCORED = 0.01  # points that scores of fixed answers may differ by: another BERTScore encoder's last digits
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
-    """How far losses may lie apart and still be rounding, by arithmetic."""
+    """How far figures may lie apart and still be rounding, by arithmetic."""
     tables: Mapping[str, Mapping[str, float]] = tomllib.loads(path.read_text())
     return {name: table for name, table in tables.items() if name != "evidence"}
 
 
-def compared(old: Record, new: Record, tolerances: Tolerances, updates: int = 10) -> tuple[Verdict, str]:
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """What a stage compares.
+
+    Attributes:
+        old, new: how both trained.
+        before, after: figures of the first step; None where a record has none.
+        tolerance: of their arithmetic.
+        fine: whether it is exact enough for generated ids to be compared.
+    """
+
+    old: TrainingRecord
+    new: TrainingRecord
+    tolerance: Mapping[str, float]
+    fine: bool
+
+    @property
+    def steps(self) -> tuple[FirstStep, FirstStep] | None:
+        """The figures of both first steps, where both have them."""
+        return (self.old.first_step, self.new.first_step) if self.old.first_step and self.new.first_step else None
+
+    def furthest(self, figure: str) -> tuple[float, str]:
+        """How far the groups' figures lie apart at most, as a share, and which group by which factor.
+
+        A group far smaller than the largest is held to the largest: what is zero but for rounding has no digits to compare.
+        """
+        if self.steps is None:
+            return 0.0, ""
+        before, after = (getattr(step, figure) for step in self.steps)
+        known = [value for value in (*before.values(), *after.values()) if value is not None]
+        least = SMALL * max(known, default=0.0)
+        gaps = {group: _gap(before.get(group), after.get(group), least) for group in before | after}
+        worst = max(gaps, key=lambda group: gaps[group], default="")
+        return gaps.get(worst, 0.0), f"{worst} {_factor(before.get(worst), after.get(worst))}"
+
+    def changed(self, figure: str) -> str:
+        """The group that lies furthest apart, and its factor; empty where all are within the tolerance."""
+        gap, group = self.furthest(figure)
+        return group if gap > self.tolerance[figure] else ""
+
+
+def _gap(before: float | None, after: float | None, least: float) -> float:
+    if before is None or after is None:
+        return 0.0 if before == after else float("inf")
+    scale = max(before, after, least)
+    return abs(before - after) / scale if scale else 0.0
+
+
+def _factor(before: float | None, after: float | None) -> str:
+    return f"x {after / before:.4g}" if before and after is not None else f"{_shown(after)}, before {_shown(before)}"
+
+
+# Stages, in the order of the flow. Each says what changed; nothing where nothing did.
+
+
+def tokens(pair: Pair) -> str:
+    """Token ids and targets of the training rows."""
+    return "token ids or targets of the training rows are others" if _differ(pair, "tokens") else ""
+
+
+def order(pair: Pair) -> str:
+    """Which rows come in which update."""
+    return "the same rows in another order, or in other batches" if pair.old.order != pair.new.order else ""
+
+
+def types(pair: Pair) -> str:
+    """How weights are stored."""
+    if pair.steps is None:
+        return ""
+    before, after = (step.types for step in pair.steps)
+    other = [group for group in before | after if before.get(group) != after.get(group)]
+    return f"weights of {other[0]} are {after.get(other[0])}, they were {before.get(other[0])}" if other else ""
+
+
+def weights(pair: Pair) -> str:
+    """The weights that training starts from."""
+    changed = pair.changed("weights")
+    return f"weights before training, {changed}" if changed else ""
+
+
+def forward(pair: Pair) -> str:
+    """The loss of a few rows, without dropout."""
+    if pair.steps is None:
+        return ""
+    before, after = (step.probe_loss for step in pair.steps)
+    apart = before is None or after is None or abs(before - after) > pair.tolerance["first"]
+    return f"the loss before training is {_shown(after)}, it was {_shown(before)}" if apart and before != after else ""
+
+
+def backward(pair: Pair) -> str:
+    """The gradients of that loss."""
+    changed = pair.changed("probe_gradients")
+    return f"gradients of {changed} before training, forward equal" if changed else ""
+
+
+def random_numbers(pair: Pair) -> str:
+    """What the generator gives, and how much of it the first update draws."""
+    if _differ(pair, "stream"):
+        return "the generator gives others from the same seed; arithmetic without dropout is equal"
+    return "the first update draws others; arithmetic without dropout is equal" if _differ(pair, "drawn") else ""
+
+
+def dropout(pair: Pair) -> str:
+    """The loss of the first update, with dropout."""
+    before, after = pair.old.losses[0], pair.new.losses[0]
+    apart = before is None or after is None or abs(before - after) > pair.tolerance["first"]
+    return f"the loss of update 1 is {_shown(after)}, it was {_shown(before)}" if apart else ""
+
+
+def gradients(pair: Pair) -> str:
+    """The gradients of the first update."""
+    changed = pair.changed("gradients")
+    return f"gradients of {changed} at update 1, forward equal" if changed else ""
+
+
+def optimizer(pair: Pair) -> str:
+    """How far the first three updates moved the weights."""
+    changed = pair.changed("moved")
+    return f"{changed} moved by update 3, first gradients equal" if changed else ""
+
+
+def later_updates(pair: Pair) -> str:
+    """The losses of the updates that follow."""
+    gaps = loss_gaps(pair)
+    late = next((i for i, gap in enumerate(gaps) if i and gap > pair.tolerance["later"]), None)
+    return f"losses part by {gaps[late]:.1e} at update {late + 1}, not at update 1" if late is not None else ""
+
+
+def generation(pair: Pair) -> str:
+    """Texts by the untrained model."""
+    return "the untrained model generates another text" if pair.fine and _differ(pair, "generated") else ""
+
+
+def scoring(pair: Pair) -> str:
+    """Scores of answers that no model gave."""
+    if pair.steps is None:
+        return ""
+    before, after = (step.metrics for step in pair.steps)
+    other = [name for name in before | after if abs((before.get(name) or 0) - (after.get(name) or 0)) > SCORED]
+    return (
+        f"{other[0]} of fixed answers is {_shown(after.get(other[0]))}, it was {_shown(before.get(other[0]))}" if other else ""
+    )
+
+
+STAGES: Mapping[str, Callable[[Pair], str]] = {
+    "text": tokens,
+    "rows": order,
+    "loading": types,
+    "start": weights,
+    "forward": forward,
+    "backward without dropout": backward,
+    "random numbers": random_numbers,
+    "forward with dropout": dropout,
+    "backward": gradients,
+    "optimizer": optimizer,
+    "backward or optimizer": later_updates,
+    "generation": generation,
+    "scoring": scoring,
+}
+
+
+def changes(pair: Pair) -> Iterator[str]:
+    """A sentence's part for every stage that changed, in the order of the flow."""
+    yield from (f"{name}: {change}" for name, stage in STAGES.items() if (change := stage(pair)))
+
+
+def compared(old: Record, new: Record, tolerances: Tolerances) -> tuple[Verdict, str]:
     """The verdict on two records of a cell, and a sentence's part that names the first stage that changed.
 
     Args:
         old: the baseline's record.
         new: the record to judge.
-        tolerances: by arithmetic, in nats.
-        updates: how many are compared, from the first on.
+        tolerances: by arithmetic.
     """
     reason = not_comparable(old, new, tolerances)
-    if reason:
+    if reason or not old.training or not new.training:
         return Verdict.NOT_COMPARABLE, reason
-    before, after = losses(old), losses(new)
-    if old.training and new.training and old.training.order != new.training.order:
-        return Verdict.CHANGED, "rows: the same rows in another order, or in other batches"
-    verdict, detail = curves(before, after, tolerances[arithmetic(old)], updates)
-    return _by_predictions(old, new) if verdict is Verdict.EQUAL else (verdict, detail)
-
-
-def curves(
-    before: Sequence[float], after: Sequence[float], tolerance: Mapping[str, float], updates: int
-) -> tuple[Verdict, str]:
-    """The verdict on two curves of losses, and the first stage that changed: forward, or backward and optimizer."""
-    gaps = [abs(a - b) for a, b in zip(before[:updates], after[:updates], strict=False)]
-    if gaps[0] > tolerance["first"]:
-        return Verdict.CHANGED, f"forward: the loss of update 1 is {after[0]:.6g}, it was {before[0]:.6g}"
-    late = next((i for i, gap in enumerate(gaps) if i and gap > tolerance["later"]), None)
-    if late is not None:
-        return Verdict.CHANGED, f"backward or optimizer: losses part by {gaps[late]:.1e} at update {late + 1}, not at update 1"
-    if list(before) == list(after):
-        return Verdict.EQUAL, "all losses are equal"
-    return Verdict.ROUNDING, f"losses of the first {len(gaps)} updates differ by at most {max(gaps):.1e}"
+    kind = arithmetic(old)
+    pair = Pair(old=old.training, new=new.training, tolerance=tolerances[kind], fine=kind == FINE)
+    change = next(changes(pair), "")
+    if change:
+        return Verdict.CHANGED, change
+    if losses(old) != losses(new):
+        return (
+            Verdict.ROUNDING,
+            f"losses of the first {len(loss_gaps(pair))} updates differ by at most {max(loss_gaps(pair)):.1e}",
+        )
+    return _by_predictions(old, new)
 
 
 def _by_predictions(old: Record, new: Record) -> tuple[Verdict, str]:
@@ -62,6 +227,20 @@ def _by_predictions(old: Record, new: Record) -> tuple[Verdict, str]:
     if all(files) and files[0] != files[1]:
         return Verdict.CHANGED, "evaluation: all losses are equal, predictions or their points are not"
     return Verdict.EQUAL, "all losses are equal"
+
+
+def _differ(pair: Pair, figure: str) -> bool:
+    return pair.steps is not None and getattr(pair.steps[0], figure) != getattr(pair.steps[1], figure)
+
+
+def loss_gaps(pair: Pair) -> Sequence[float]:
+    """How far the losses of the first updates lie apart, in nats."""
+    both = zip(pair.old.losses[:UPDATES], pair.new.losses[:UPDATES], strict=False)
+    return [abs((before or 0.0) - (after or 0.0)) for before, after in both]
+
+
+def _shown(value: float | None) -> str:
+    return "no number" if value is None else f"{value:.6g}"
 
 
 def losses(record: Record) -> list[float]:
@@ -79,7 +258,7 @@ def arithmetic(record: Record) -> str:
 
 
 def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
-    """Why the losses of two records cannot be held to each other; empty where they can."""
+    """Why the figures of two records cannot be held to each other; empty where they can."""
     if (old.seeds.seed, old.seeds.split_seed) != (new.seeds.seed, new.seeds.split_seed):
         return "no run of the same seed"
     if old.recipe != new.recipe or old.limits != new.limits:

@@ -1,6 +1,9 @@
 """A cell's measurements, written into its record. In: what the stages left behind. Out: the record's measured parts."""
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,6 +15,7 @@ from lib.record.parts import (
     DataRecord,
     DeviceRecord,
     EvaluationRecord,
+    FirstStep,
     Flops,
     Ledger,
     Memory,
@@ -106,6 +110,9 @@ def training_record(training: Training, meter: Meter) -> TrainingRecord:
     return TrainingRecord(
         seconds=meter.train_seconds(),
         tokens=meter.train_tokens(),
+        gradient_norm=_known(training.gradient_norms[0]) if training.gradient_norms else None,
+        clipped_norm=_known(training.clipped_norm),
+        first_step=first_step_record(training.first_step),
         updates=training.updates,
         order=training.order,
         precision=training.precision,  # type: ignore[arg-type]  # one of the three, by `resolve_precision`
@@ -117,6 +124,15 @@ def training_record(training: Training, meter: Meter) -> TrainingRecord:
         chosen_epoch=training.chosen_epoch,
         stopped=training.stopped,
     )
+
+
+def first_step_record(figures: Mapping[str, Any]) -> FirstStep | None:
+    """The figures of the first step; None where they were not all taken."""
+    return FirstStep(**figures) if set(figures) == set(FirstStep.__annotations__) else None
+
+
+def _known(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
 def evaluation_record(evaluation: Evaluation) -> EvaluationRecord:

@@ -24,17 +24,19 @@ from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
 from lib.run.device import out_of_memory, resolve_precision
 from lib.run.fingerprints import model_marks
+from lib.run.groups import digest, grouped, moved, norms, sampled
 from lib.run.meter import Meter, ledger, tensor_bytes
 from lib.run.progress import Progress
 
 T = TypeVar("T")
 BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
+MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 SCHEDULES = tuple(kind.value for kind in hf.SchedulerType)
 # The fields of `Training` in a trainer's state. Losses are kept apart; the rows of `chosen_on` are not kept.
 COURSE = (
     "updates", "memory", "learning_rates", "group_rates", "gradient_norms", "clipped_norm", "epoch_scores", "chosen_epoch",
-    "skipped", "order", "micro_batch", "fallbacks",
+    "skipped", "order", "micro_batch", "fallbacks", "first_step",
 )  # fmt: skip
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
@@ -56,6 +58,7 @@ class Training:
         group_rates: the learning rate of every parameter group in each update.
         gradient_norms: total norm of the gradients before clipping in each update; None where the recipe does not clip.
         clipped_norm: the same after clipping, in the first update.
+        first_step: figures that tell a change without statistics: `lib.run.probe`'s, and those of the first update.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -74,6 +77,7 @@ class Training:
     micro_batch: int = 0
     fallbacks: list[str] = field(default_factory=list)
     memory: dict[str, int | None] = field(default_factory=dict)
+    first_step: dict[str, Any] = field(default_factory=dict)
 
 
 def epoch_batches(features: Sequence[Feature], size: int, seed: int, epoch: int) -> list[list[Feature]]:
@@ -147,6 +151,7 @@ class Trainer:
         self.losses: list[Tensor] = []
         self.best: dict[str, Tensor] | None = None
         self.after_update: Callable[[Trainer], None] = lambda trainer: None
+        self._start: dict[str, Tensor] = {}
         self._random_states: dict[str, Tensor] | None = None
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
@@ -254,6 +259,8 @@ class Trainer:
             loss = self._backward(batches)
             self._clip()
             scale = self._scale()
+            if not self.course.updates:
+                self._see_gradients()
             self.optimizer.step()
             lost = self._scale() < scale  # fp16 overflowed: the update was lost, and the scale is lower for the next one
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
@@ -267,6 +274,8 @@ class Trainer:
                 self._take_ledger()
             self.optimizer.zero_grad()
         self.course.updates += 1
+        if self._start and self.course.updates in (MOVED, self.total):
+            self._see_moved()
         examples = [feature.example for features in self.last_group for feature in features]
         self.course.order = sha256(f"{self.course.order}{examples}".encode()).hexdigest()[:16]
         return loss
@@ -278,6 +287,25 @@ class Trainer:
         if before is not None and not self.course.updates:
             gradients = [p.grad for p in self.trained if p.grad is not None]
             self.course.clipped_norm = float(nn.utils.get_total_norm(gradients))
+
+    def _with_gradient(self) -> dict[str, Tensor]:
+        """The parameters that the update moves, by name."""
+        return {name: p for name, p in self.parameters.items() if p.grad is not None}
+
+    def _see_gradients(self) -> None:
+        """Gradients of the first update by group, after clipping; and the weights that movement is measured from."""
+        present = self._with_gradient()
+        gradients = {name: p.grad for name, p in present.items() if p.grad is not None}
+        self.course.first_step |= {
+            "gradients": norms(grouped(self.cell, self.model, present), gradients),
+            "drawn": digest(random_states(self.meter.device)["cpu"].tolist()),
+        }
+        self._start = sampled(present)
+
+    def _see_moved(self) -> None:
+        """How far each group moved in the first updates."""
+        self.course.first_step["moved"] = moved(self.cell, self.model, self._start, self.parameters)
+        self._start = {}
 
     def _scale(self) -> float:
         """The factor of fp16 losses. Where a fused optimizer skips an update inside its kernel, only the factor shows it."""

@@ -1,0 +1,81 @@
+"""Groups of parameters, and figures by group. In: a cell's model. Out: norms by group, as "encoder 1 attention" or "lora_B"."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from typing import Any
+
+from torch import Tensor, nn
+
+from lib.grid.cells import Cell
+from lib.grid.names import within
+
+SAMPLED = 4096  # values of a tensor that tell how far it moved
+DIGITS = 9  # of a figure: more than fp32 has
+KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; the first that fits
+    ("norm|\\.ln_", "norms"),
+    ("relative_attention_bias", "biases of position"),
+    ("crossattention|encdecattention", "cross-attention"),
+    ("attention|attn", "attention"),
+    ("embed|\\.wte|\\.wpe|shared\\.", "embeddings"),
+    ("lm_head|\\.cls\\.", "output"),
+)
+WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for all layers
+Figures = dict[str, float | None]  # by group; None for what is no finite number
+
+
+def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:
+    """The group that a parameter belongs to; `own` are the names of the parameters that the method added."""
+    if within(name, cell.head.new_modules):
+        return "head"
+    if name in own:
+        return cell.method.group_of(name)
+    lower = f".{name.lower()}"
+    kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower)), None)
+    layer = re.search(r"\.(\d+)\.", name)
+    if kind in WHOLE or layer is None:
+        return kind or "rest"
+    return f"{_stack(lower)} {layer[1]} {kind or 'MLP'}"
+
+
+def _stack(lower: str) -> str:
+    return next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
+
+
+def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by group, in the order of the model."""
+    own = cell.method.own_parameters(model)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[group_of(name, cell, own)].append(name)
+    return dict(groups)
+
+
+def norms(groups: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor]) -> Figures:
+    """The norm of each group's tensors; groups without one are left out."""
+    present = {group: [tensors[name].float() for name in names if name in tensors] for group, names in groups.items()}
+    return {group: figure(nn.utils.get_total_norm(some)) for group, some in present.items() if some}
+
+
+def figure(value: Any) -> float | None:
+    """A number for the record; None for one that is infinite or none."""
+    number = float(value)
+    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits."""
+    return sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def sampled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
+    return {name: p.detach().reshape(-1)[:: max(1, p.numel() // SAMPLED)].float().clone() for name, p in parameters.items()}
+
+
+def moved(cell: Cell, model: nn.Module, before: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Figures:
+    """How far each group moved: the norm of the change of its sampled values."""
+    after = sampled({name: parameters[name] for name in before})
+    return norms(grouped(cell, model, before), {name: after[name] - start for name, start in before.items()})
