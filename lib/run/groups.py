@@ -1,4 +1,4 @@
-"""Groups of parameters, and figures by group. In: a cell's model. Out: norms by group, as "encoder 1 attention" or "lora_B"."""
+"""Groups of parameters, and figures by group. In: a cell's model. Out: norms by group, as of "layer 1 attention" or "head"."""
 
 import math
 import re

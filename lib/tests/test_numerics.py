@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import replace
 
 import pytest
 
@@ -13,7 +14,8 @@ from lib.results.numerics import TOLERANCES as TOLERANCES_FILE
 from lib.results.numerics import arithmetic, compared, load_tolerances
 from lib.tests.test_record import complete
 
-TOLERANCES = {"fp32": {"first": 1e-6, "later": 1e-5}, "nf4 fp32": {"first": 1e-3, "later": 1e-2}}
+BY_GROUP = {"weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2}
+TOLERANCES = {"fp32": {"first": 1e-6, "later": 1e-5} | BY_GROUP, "nf4 fp32": {"first": 1e-3, "later": 1e-2} | BY_GROUP}
 LOSSES = [0.7, 0.5, 0.4, 0.3]
 
 
@@ -33,7 +35,7 @@ def moved(place, gap):
     [
         (LOSSES, Verdict.EQUAL, "all losses are equal"),
         (moved(0, 9e-7), Verdict.ROUNDING, "differ by at most 9.0e-07"),
-        (moved(0, 1.1e-6), Verdict.CHANGED, "forward: the loss of update 1 is 0.700001, it was 0.7"),
+        (moved(0, 1.1e-6), Verdict.CHANGED, "forward with dropout: the loss of update 1 is 0.700001, it was 0.7"),
         (moved(2, 9e-6), Verdict.ROUNDING, "losses of the first 4 updates differ by at most 9.0e-06"),
         (moved(2, 1.1e-5), Verdict.CHANGED, "backward or optimizer: losses part by 1.1e-05 at update 3, not at update 1"),
     ],
@@ -42,6 +44,77 @@ def test_the_first_stage_that_changed_is_named(losses, verdict, words):
     answer, detail = compared(record(), record(losses), TOLERANCES)
     assert answer is verdict
     assert words in detail
+
+
+def with_step(cell="bert_sa_sft", **figures):
+    """A record whose first step has these figures in place of the complete one's."""
+    made = record(cell=cell)
+    made.training.first_step = replace(made.training.first_step, **figures)
+    return made
+
+
+ATTENTION = "layer 0 attention"  # as in `complete`
+
+
+@pytest.mark.parametrize(
+    ("figures", "words"),
+    [
+        ({"tokens": "f" * 16}, "text: token ids or targets of the training rows are others"),
+        (
+            {"types": {ATTENTION: "bfloat16", "head": "float32"}},
+            f"loading: weights of {ATTENTION} are bfloat16, they were float32",
+        ),
+        ({"weights": {ATTENTION: 10.01, "head": 1.0}}, f"start: weights before training, {ATTENTION} x 1.001"),
+        ({"probe_loss": 0.8}, "forward: the loss before training is 0.8, it was 0.7"),
+        (
+            {"probe_gradients": {ATTENTION: 0.4, "head": 2.0}},
+            f"backward without dropout: gradients of {ATTENTION} x 2 before training, forward equal",
+        ),
+        ({"stream": "f" * 16}, "random numbers: the generator gives others from the same seed"),
+        ({"drawn": "f" * 16}, "random numbers: the first update draws others"),
+        ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, forward equal"),
+        ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
+        ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
+        ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
+        ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
+    ],
+)
+def test_figures_of_the_first_step_name_the_stage(figures, words):
+    answer, detail = compared(record(), with_step(**figures), TOLERANCES)
+    assert answer is Verdict.CHANGED
+    assert detail.startswith(words)
+
+
+def test_the_first_stage_of_several_is_named():
+    new = with_step(moved={ATTENTION: 1.0, "head": 1.0}, probe_loss=0.8, metrics={})
+    assert compared(record(), new, TOLERANCES)[1].startswith("forward: ")
+
+
+def test_figures_within_their_tolerance_are_rounding():
+    new = with_step(weights={ATTENTION: 10.0005, "head": 1.0}, moved={ATTENTION: 0.01009, "head": 0.05})
+    new.training.losses[0] += 1e-7
+    assert compared(record(), new, TOLERANCES)[0] is Verdict.ROUNDING
+
+
+def test_what_is_zero_but_for_rounding_is_held_to_the_largest_group():
+    # 1e-9 in place of 0 is no change beside a group of 2.0; 0.01 is: more than a thousandth of a thousandth of it.
+    old = with_step(probe_gradients={"lora_A": 0.0, "head": 2.0})
+    near, far = (with_step(probe_gradients={"lora_A": value, "head": 2.0}) for value in (1e-9, 0.01))
+    assert compared(old, near, TOLERANCES)[0] is Verdict.EQUAL
+    assert compared(old, far, TOLERANCES)[1] == (
+        "backward without dropout: gradients of lora_A 0.01, before 0 before training, forward equal"
+    )
+
+
+def test_over_a_quantized_base_another_text_may_be_rounding():
+    old, new = (with_step("bert_sa_qlora", generated=hash) for hash in ("0" * 16, "f" * 16))
+    assert compared(old, new, TOLERANCES)[0] is Verdict.EQUAL
+
+
+def test_records_without_figures_of_the_first_step_are_held_to_their_losses():
+    old = record(first_step=None)
+    assert compared(old, record(), TOLERANCES)[0] is Verdict.EQUAL
+    assert compared(old, record(moved(0, 1.1e-6)), TOLERANCES)[0] is Verdict.CHANGED
 
 
 def test_updates_after_the_tenth_may_part():

@@ -25,6 +25,19 @@ from lib.record.rules import contradictions
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
 PHASE = {"seconds": 1.5, "rss_peak_gib": 0.75, "allocated_peak_gib": None, "reserved_peak_gib": None}
+FIRST_STEP = {
+    "tokens": "0" * 16,
+    "types": {"layer 0 attention": "float32", "head": "float32"},
+    "weights": {"layer 0 attention": 10.0, "head": 1.0},
+    "stream": "1" * 16,
+    "drawn": "2" * 16,
+    "probe_loss": 0.7,
+    "probe_gradients": {"layer 0 attention": 0.2, "head": 2.0},
+    "gradients": {"layer 0 attention": 0.1, "head": 1.0},
+    "moved": {"layer 0 attention": 0.01, "head": 0.05},
+    "generated": None,
+    "metrics": {"accuracy": 50.0, "f1_macro": 50.0},
+}
 MEASURED = {
     "device": {
         "type": "cpu",
@@ -54,6 +67,9 @@ MEASURED = {
         "precision": "fp32",
         "order": "0123456789abcdef",
         "tokens": 5000,
+        "gradient_norm": 2.5,
+        "clipped_norm": 1.0,
+        "first_step": FIRST_STEP,
         "micro_batch": 16,
         "fallbacks": [],
         "losses": [0.7, 0.5],
