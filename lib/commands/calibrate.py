@@ -7,7 +7,7 @@ benchmarks/thresholds/quick.toml, what a healthy run reaches, and noise.toml, wh
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lib.commands.grid_runs import ROOT, GridRun, train_missing
@@ -20,18 +20,17 @@ THRESHOLDS = ROOT / "benchmarks" / "thresholds"
 
 
 def planned(seeds: int, perturbed: int, draws: int) -> list[GridRun]:
-    """A run a seed, then so many draws for each of the perturbed seeds, 0 and up."""
-    plain = [GridRun(folder=RUNS, seed=seed) for seed in range(seeds)]
-    return plain + [GridRun(folder=RUNS, seed=seed, draw=1 + draw) for seed in range(perturbed) for draw in range(draws)]
+    """One session of all seeds, then one a draw with the perturbed seeds, 0 and up."""
+    plain = GridRun(folder=RUNS, seeds=range(seeds))
+    return [plain, *(GridRun(folder=RUNS, seeds=range(perturbed), draw=1 + draw) for draw in range(draws) if perturbed)]
 
 
-def calibration(runs: Sequence[tuple[GridRun, Grid]], controls: dict[Key, float]) -> Calibration:
+def calibration(runs: Sequence[tuple[GridRun, Mapping[int, Grid]]], controls: dict[Key, float]) -> Calibration:
     """Runs by what they are for: a perturbed seed's run without a draw is one more draw."""
-    perturbed: dict[int, list[Grid]] = {run.seed: [] for run, _ in runs if run.draw is not None}
-    for run, grid in runs:
-        if run.seed in perturbed:
-            perturbed[run.seed].append(grid)
-    return Calibration(seeds=[grid for run, grid in runs if run.draw is None], perturbed=perturbed, controls=controls)
+    drawn = {seed for run, _ in runs if run.draw is not None for seed in run.seeds}
+    perturbed = {seed: [grids[seed] for _, grids in runs if seed in grids] for seed in sorted(drawn)}
+    seeds = [grid for run, grids in runs if run.draw is None for grid in grids.values()]
+    return Calibration(seeds=seeds, perturbed=perturbed, controls=controls)
 
 
 def read_controls(path: Path) -> dict[Key, float]:
@@ -74,11 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
         controls = read_controls(options.controls) if options.controls else {}
         plan = planned(options.seeds, options.perturbed_seeds, options.draws)
         train_missing(plan, options.workers, reuse=options.reuse)
-        measured = calibration([(run, run.grid()) for run in plan], controls)
+        measured = calibration([(run, run.grids()) for run in plan], controls)
         texts = {"quick.toml": thresholds_toml(measured), "noise.toml": noise_toml(measured)}
     except InputError as error:
         parser.error(str(error))
     for name, text in texts.items():
         (THRESHOLDS / name).write_text(text)
-    print(*blunt(measured), f"wrote {' and '.join(texts)} from {len(plan)} runs", sep="\n")
+    runs = sum(len(run.seeds) for run in plan)
+    print(*blunt(measured), f"wrote {' and '.join(texts)} from {runs} runs of the grid", sep="\n")
     return 0

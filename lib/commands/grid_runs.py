@@ -9,7 +9,7 @@ from pathlib import Path
 from lib.errors import InputError
 from lib.grid.cells import STUDY_IDS
 from lib.record import Record
-from lib.results.files import read_records
+from lib.results.files import read_list
 
 ROOT = Path(__file__).parents[2]
 Grid = Mapping[str, Record]
@@ -17,38 +17,39 @@ Grid = Mapping[str, Record]
 
 @dataclass(frozen=True, kw_only=True)
 class GridRun:
-    """One run of the quick grid.
+    """One session of the quick grid: every cell with each of some seeds.
 
     Attributes:
         folder: where its JSON is kept.
-        seed: of initialisation, dropout and the order of rows.
+        seeds: of initialisation, dropout and the order of rows.
         draw: of the noise that moves the start; None moves nothing.
     """
 
     folder: Path
-    seed: int
+    seeds: Sequence[int]
     draw: int | None = None
 
     @property
     def path(self) -> Path:
         """Its JSON."""
-        return self.folder / (f"seed-{self.seed}.json" if self.draw is None else f"seed-{self.seed}-draw-{self.draw}.json")
+        seeds = f"seeds-{self.seeds[0]}-{self.seeds[-1]}"
+        return self.folder / (f"{seeds}.json" if self.draw is None else f"{seeds}-draw-{self.draw}.json")
 
     def train(self, workers: str) -> None:
         """Train it. A cell that misses a bound still has its row."""
         perturb = [] if self.draw is None else ["--perturb", str(self.draw)]
-        train(self.path, workers, "-m", "quick", "--seed", str(self.seed), *perturb)
+        train(self.path, workers, "-m", "quick", "--seeds", ",".join(map(str, self.seeds)), *perturb)
 
-    def grid(self) -> Grid:
-        """The study's records; raises InputError where one is missing or the file is of another run."""
-        records = read_records(self.path)
-        for cell in STUDY_IDS:
-            if cell not in records:
-                raise InputError(f"{cell} is missing in {self.path}; complete runs only")
-            seeds = records[cell].seeds
-            if (seeds.seed, seeds.perturbation) != (self.seed, self.draw):
-                raise InputError(f"{self.path} is of another seed or draw than its name says; remove it, or leave out --reuse")
-        return {cell: records[cell] for cell in STUDY_IDS}
+    def grids(self) -> dict[int, Grid]:
+        """The study's records by seed; raises InputError where one is missing or the file is of another run."""
+        records = {(record.seeds.seed, record.cell): record for record in read_list(self.path)}
+        if {(r.seeds.seed, r.seeds.perturbation) for r in records.values()} != {(seed, self.draw) for seed in self.seeds}:
+            raise InputError(f"{self.path} is of other seeds or draws than its name says; remove it, or leave out --reuse")
+        for seed in self.seeds:
+            for cell in STUDY_IDS:
+                if (seed, cell) not in records:
+                    raise InputError(f"{cell} of seed {seed} is missing in {self.path}; complete runs only")
+        return {seed: {cell: records[seed, cell] for cell in STUDY_IDS} for seed in self.seeds}
 
 
 def train_missing(plan: Sequence[GridRun], workers: str, *, reuse: bool) -> None:

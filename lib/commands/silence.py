@@ -1,8 +1,8 @@
 """Does the suite cry wolf? `python -m lib silence` trains healthy runs of the quick grid and counts those that anything calls.
 
-Twenty start perturbed in their last digits at seed 0, twenty have fresh seeds (100 to 119). Each is held to the bounds and
-judged by the committed baseline. On two cores this takes about an hour and a half; runs are kept in .cache/silence, and --reuse
-takes those that are there. Exit code 1 if more than one run in twenty fails.
+Twenty have the seeds 0 to 4 and starts moved in their last digits, twenty have fresh seeds (100 to 119). Each is held to the
+bounds and judged by the committed baseline. On two cores this takes about an hour and a half; sessions of five runs are kept in
+.cache/silence, and --reuse takes those that are there. Exit code 1 if more than one run in twenty fails.
 """
 
 import argparse
@@ -22,6 +22,7 @@ RUNS = ROOT / ".cache" / "silence"
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 FIRST_SEED, FIRST_DRAW = 100, 11  # calibration has seeds 0 to 4 and draws 1 to 3
+SESSION = 5  # seeds
 ALLOWED = 0.05  # of all runs
 COLUMNS = (
     Column(title="run", width=16),
@@ -61,13 +62,28 @@ def objections(record: Record, bounds: Bounds) -> list[str]:
     return [f"{record.cell} {sentence}" for sentence in (*missed(record.scores, bounds), *failed)]
 
 
-def verdicts(run: GridRun, baseline: Run, bounds: Mapping[str, Bounds]) -> Verdicts:
-    """Bounds, audits and the gate on one run; raises InputError where it is not complete."""
-    records = run.grid()
-    judged = gate(baseline, Run.of(records.values(), run.path))
+def planned(sessions: int) -> list[GridRun]:
+    """So many sessions of each kind, in turn."""
+    kinds = [
+        (
+            GridRun(folder=RUNS, seeds=range(SESSION), draw=FIRST_DRAW + n),
+            GridRun(folder=RUNS, seeds=range(FIRST_SEED + SESSION * n, FIRST_SEED + SESSION * (n + 1))),
+        )
+        for n in range(sessions)
+    ]
+    return [run for pair in kinds for run in pair]
+
+
+def verdicts(run: GridRun, baseline: Run, bounds: Mapping[str, Bounds]) -> list[Verdicts]:
+    """Bounds, audits and the gate on each seed of a session; raises InputError where it is not complete."""
+    return [_verdicts(run, seed, list(grid.values()), baseline, bounds) for seed, grid in run.grids().items()]
+
+
+def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run, bounds: Mapping[str, Bounds]) -> Verdicts:
+    judged = gate(baseline, Run.of(records, run.path))
     return Verdicts(
-        name=run.path.stem,
-        missed=[sentence for record in records.values() for sentence in objections(record, bounds.get(record.cell, {}))],
+        name=f"seed {seed}" if run.draw is None else f"seed {seed} draw {run.draw}",
+        missed=[sentence for record in records for sentence in objections(record, bounds.get(record.cell, {}))],
         failing=failing(judged, FAILED_BY),
         untold=sum(j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score for j in judged),
         changed=sum(j.verdict is Verdict.CHANGED and j.quantity == "numerics" for j in judged),
@@ -90,19 +106,18 @@ def page(judged: Sequence[Verdicts]) -> Iterable[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Train, judge, print; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib silence", description=__doc__)
-    parser.add_argument("--runs", type=int, default=20, metavar="N", help="of each kind (default 20)")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="of each kind, in fives (default 20)")
     parser.add_argument(
         "--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: reports/baselines/quick-cpu.json"
     )
     parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
     parser.add_argument("--reuse", action="store_true", help="take runs that are in .cache/silence; train the others")
     options = parser.parse_args(arguments)
-    plan = [GridRun(folder=RUNS, seed=0, draw=FIRST_DRAW + n) for n in range(options.runs)]
-    plan += [GridRun(folder=RUNS, seed=FIRST_SEED + n) for n in range(options.runs)]
+    plan = planned(-(-options.runs // SESSION))
     try:
         baseline = read_run(options.baseline)
         train_missing(plan, options.workers, reuse=options.reuse)
-        judged = [verdicts(run, baseline, load_bounds(BOUNDS)) for run in plan]
+        judged = [verdict for run in plan for verdict in verdicts(run, baseline, load_bounds(BOUNDS))]
     except InputError as error:
         parser.error(str(error))
     print(*page(judged), sep="\n")

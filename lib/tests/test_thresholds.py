@@ -82,21 +82,19 @@ def grid(seed, score=90.0, draw=None):
     return records
 
 
-def grid_run(seed, draw=None):
-    return GridRun(folder=calibrate.RUNS, seed=seed, draw=draw)
+def grid_run(seeds, draw=None):
+    return GridRun(folder=calibrate.RUNS, seeds=range(seeds), draw=draw)
 
 
 def runs():
     """Seeds 0 and 1, and two draws of seed 0."""
-    made = [(grid_run(0), grid(0, 88.0)), (grid_run(1), grid(1, 92.0))]
-    return [*made, *((grid_run(0, draw), grid(0, 88.0 + draw, draw)) for draw in (1, 2))]
+    made = (grid_run(2), {0: grid(0, 88.0), 1: grid(1, 92.0)})
+    return [made, *((grid_run(1, draw), {0: grid(0, 88.0 + draw, draw)}) for draw in (1, 2))]
 
 
 def test_five_seeds_and_three_draws_on_three_of_them_are_planned():
-    plan = planned(5, 3, 3)
-    assert len(plan) == 14
-    assert [training.path.name for training in plan[:2]] == ["seed-0.json", "seed-1.json"]
-    assert plan[-1].path.name == "seed-2-draw-3.json"
+    names = [training.path.name for training in planned(5, 3, 3)]
+    assert names == ["seeds-0-4.json", "seeds-0-2-draw-1.json", "seeds-0-2-draw-2.json", "seeds-0-2-draw-3.json"]
 
 
 def test_both_kinds_of_noise_are_measured(tmp_path):
@@ -126,11 +124,11 @@ def test_bounds_keep_their_evidence(tmp_path):
 
 def test_a_run_that_lacks_a_score_calibrates_nothing():
     made = runs()
-    made[1][1]["gpt2_sa_sft"].scores["accuracy"] = None
+    made[0][1][1]["gpt2_sa_sft"].scores["accuracy"] = None
     with pytest.raises(InputError, match="gpt2_sa_sft left no accuracy in one of the runs"):
         thresholds_toml(calibration(made, {}))
     with pytest.raises(InputError, match="does not name its device"):
-        thresholds_toml(Calibration(seeds=[{"a_sa_b": replace(made[0][1]["gpt2_sa_sft"], device=None)}]))
+        thresholds_toml(Calibration(seeds=[{"a_sa_b": replace(made[0][1][0]["gpt2_sa_sft"], device=None)}]))
 
 
 # Controls
@@ -181,29 +179,31 @@ def workplace(tmp_path, monkeypatch):
 
 
 def save(training, **changes):
-    score = 90.0 + training.seed + (0.1 * training.draw if training.draw else 0.0)
-    rows = [to_json(replace(record, **changes)) for record in grid(training.seed, score, training.draw).values()]
+    rows = []
+    for seed in training.seeds:
+        score = 90.0 + seed + (0.1 * training.draw if training.draw else 0.0)
+        rows += [to_json(replace(record, **changes)) for record in grid(seed, score, training.draw).values()]
     training.path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
 
 
 def test_the_command_trains_what_is_missing_and_writes_both_files(workplace, tmp_path, capsys):
-    save(grid_run(0))
-    save(grid_run(1, 1))
+    save(grid_run(2))
+    save(grid_run(2, 1))
     assert calibrate.main(["--seeds", "2", "--perturbed-seeds", "2", "--draws", "2", "--reuse"]) == 0
-    assert workplace == ["seed-1.json", "seed-0-draw-1.json", "seed-0-draw-2.json", "seed-1-draw-2.json"]
+    assert workplace == ["seeds-0-1-draw-2.json"]
     output = capsys.readouterr().out
-    assert "1 of 6: reuses seed-0.json" in output
-    assert "wrote quick.toml and noise.toml from 6 runs" in output
+    assert "1 of 3: reuses seeds-0-1.json" in output
+    assert "wrote quick.toml and noise.toml from 6 runs of the grid" in output
     assert load_noise(tmp_path / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df >= 4
     assert len(load_bounds(tmp_path / "quick.toml")) == 27
 
 
-def test_a_reused_run_of_another_seed_is_refused(workplace, capsys):
-    save(grid_run(0))
-    grid_run(0).path.rename(grid_run(1).path)
+def test_a_reused_run_of_other_seeds_is_refused(workplace, capsys):
+    save(grid_run(3))
+    grid_run(3).path.rename(grid_run(2).path)
     with pytest.raises(SystemExit):
         calibrate.main(["--seeds", "2", "--perturbed-seeds", "0", "--reuse"])
-    assert "is of another seed or draw than its name says" in capsys.readouterr().err
+    assert "is of other seeds or draws than its name says" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--seeds", "2", "--perturbed-seeds", "3"]])
