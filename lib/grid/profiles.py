@@ -130,7 +130,7 @@ def quick_changes(cell_id: str) -> Mapping[str, Any]:
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "bert_sa_lora": (120, 5e-3, 16, 1),
     "bert_sa_qlora": (160, 6e-3, 16, 1),
-    "bert_sa_sft": (160, 5e-4, 16, 1),
+    "bert_sa_sft": (260, 7e-4, 16, 1),
     "bert_qa_lora": (100, 2e-3, 16, 1),
     "bert_qa_qlora": (100, 2e-3, 16, 1),
     "bert_qa_sft": (120, 5e-4, 16, 1),
