@@ -146,7 +146,7 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "gpt2_sum_lora": (60, 2e-3, 8, 2),
     "gpt2_sum_qlora": (60, 2e-3, 8, 2),
     "gpt2_sum_sft": (60, 1e-3, 8, 2),
-    "t5_sa_lora": (240, 4e-3, 16, 1),
+    "t5_sa_lora": (320, 4e-3, 16, 1),
     "t5_sa_qlora": (240, 4e-3, 16, 1),
     "t5_sa_sft": (120, 2e-3, 16, 1),
     "t5_qa_lora": (130, 4e-3, 32, 1),
