@@ -1,5 +1,6 @@
 """Audits that ask the trained model again, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
 
+from copy import copy
 from dataclasses import replace
 from functools import cache
 
@@ -267,6 +268,17 @@ def test_every_group_follows_the_schedule():
     )
 
 
+def test_a_training_that_ends_early_does_not_pass_for_the_planned_one():
+    evidence = evidence_of("gpt2_sa_sft", steps=8)
+    course = evidence.trainer.course
+    assert trained.schedule_counts_updates(evidence)[0]
+    cut = {"learning_rates": course.learning_rates[:2], "group_rates": course.group_rates[:2], "updates": 2}
+    assert trained.schedule_counts_updates(altered(evidence, **cut)) == (
+        False,
+        "2 updates with 2 rates, where the recipe plans 8",
+    )
+
+
 def test_what_trains_in_bf16_is_named():
     evidence = evidence_of("gpt2_sa_lora")
     assert trained.trains_in_fp32(evidence)[0]
@@ -328,6 +340,21 @@ def test_two_layers_that_traded_places_are_named():
     built.LAYERS = kept
     assert not passed
     assert "SelfAttention.q (" in detail
+
+
+# Targets
+
+
+def test_one_answer_in_three_labelled_as_in_no_window_is_caught():
+    evidence = replace(shared("gpt2_qa_sft"), splits=Splits(train=rows_of(ROWS["qa"])[:24], validation=[], test=[], origins={}))
+    assert rows.answers_at_annotated_start(evidence)[0]
+    features = [replace(f, target=(0, 0)) if i % 3 == 1 else f for i, f in enumerate(evidence.trainer.features)]
+    trainer = copy(evidence.trainer)
+    trainer.features = features
+    passed, detail = rows.answers_at_annotated_start(replace(evidence, trainer=trainer))
+    assert not passed
+    assert detail.endswith("; 8 windows hold an answer that is not labelled, of row 1 first")
+    assert not rows.labels_are_targets(replace(evidence, trainer=trainer))[0]
 
 
 # Characters of tokens

@@ -362,5 +362,10 @@ def test_scores_that_can_be_are_not():
     assert impossible(fine | {"bertscore_precision": 50.0, "bertscore_f1": 54.5, "bertscore_recall": 60.0}) == []
 
 
+def test_answers_without_a_word_may_match_exactly_and_share_nothing():
+    assert impossible({"exact_match": 90.0, "f1": 89.9}, empty_answers=0.1) == []
+    assert impossible({"exact_match": 90.0, "f1": 89.8}, empty_answers=0.1) == ["exact_match 90.0 is above f1 89.8"]
+
+
 def test_a_bigram_may_repeat_on_a_row_but_not_on_average():
     assert set(ORDERED_MEANS) - set(ORDERED) == {("rouge2", "rouge1")}

@@ -123,13 +123,13 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """Every update had the learning rate of the recipe's schedule, counted in updates; all groups' rates are in proportion."""
-    course, total = evidence.trainer.course, evidence.trainer.total
+    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion."""
+    course, total = evidence.trainer.course, planned_updates(evidence)
     if course.stopped:
         return None
     rates = course.learning_rates
-    if not rates:
-        return False, "no update"
+    if not course.updates == len(rates) == total:
+        return False, f"{course.updates} updates with {len(rates)} rates, where the recipe plans {total}"
     wanted = wanted_rates(evidence)
     odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not _same_rate(a, b)]
     if odd:
@@ -140,9 +140,14 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     return True, f"{total} updates, the last at {rates[-1]:.3g}"
 
 
+def planned_updates(evidence: Evidence) -> int:
+    """The recipe's number of updates over the rows that train, whatever the trainer says."""
+    return evidence.cell.recipe.planned_updates(len(evidence.trainer.features))
+
+
 def wanted_rates(evidence: Evidence) -> list[float]:
     """The recipe's rate at each update that was made; one that fp16 lost does not count."""
-    course, total = evidence.trainer.course, evidence.trainer.total
+    course, total = evidence.trainer.course, planned_updates(evidence)
     places = [i - sum(update < i for update in course.skipped) for i in range(len(course.learning_rates))]
     if evidence.cell.recipe.lr_scheduler_type in DECAYS:
         return [learning_rate_at(evidence.cell, place, total) for place in places]
