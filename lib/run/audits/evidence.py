@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from lib.codecs.base import Codec
+from lib.data.columns import identity
 from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
@@ -79,4 +80,4 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
 def text_of(cell: Cell) -> Callable[[Row], str]:
     """The text that identifies a row, as a function of it: all columns that its cell reads."""
     columns = (*cell.text, *cell.task.text_pair)
-    return lambda row: " ".join(" ".join(row[name] for name in columns).lower().split())
+    return lambda row: identity(row, columns)
