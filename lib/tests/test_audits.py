@@ -12,7 +12,7 @@ from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_PROFILE
 from lib.grid.recipes import RECIPES
 from lib.grid.tasks import QA, SA, SUM
-from lib.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, trained
+from lib.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, audited_before, trained
 from lib.run.audits.evidence import text_of
 from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import marks
@@ -86,6 +86,20 @@ def test_a_sound_run_passes_what_applies(evidence):
 def test_audits_have_names_of_their_own():
     names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
     assert len(names) == len(set(names)) == 30
+
+
+def test_what_is_known_before_training_is_not_asked_again(evidence):
+    early = audited_before(evidence)
+    assert [finding.name for finding in early] == [
+        "checkpoint_loaded",
+        "heads_trainable",
+        "adapters_where_declared",
+        "quantized_as_declared",
+    ]
+    told = [replace(finding, detail="told before") for finding in early]
+    whole = audited(evidence, told)
+    assert [finding.name for finding in whole] == [finding.name for finding in audited(evidence)]
+    assert [finding for finding in whole if finding.detail == "told before"] == told
 
 
 def test_auditing_changes_nothing(evidence):

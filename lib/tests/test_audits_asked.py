@@ -287,6 +287,38 @@ def test_a_training_that_ends_early_does_not_pass_for_the_planned_one():
     )
 
 
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sum_lora", "t5_sum_qlora"])
+def test_accumulated_gradients_are_those_of_one_batch(cell_id):
+    evidence = shared(cell_id)
+    state = torch.get_rng_state()
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert passed, detail
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in evidence.model.parameters())
+
+
+def test_gradients_cleared_between_micro_batches_are_caught(monkeypatch):
+    evidence = shared("gpt2_sum_lora")
+    accelerator = evidence.trainer.accelerator
+    backward = accelerator.backward
+
+    def cleared(loss):
+        evidence.trainer.optimizer.zero_grad()
+        backward(loss)
+
+    monkeypatch.setattr(accelerator, "backward", cleared)
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert not passed, detail
+
+
+def test_a_mean_of_micro_batch_means_is_caught(monkeypatch):
+    evidence = shared("gpt2_sa_sft")  # three rows and one
+    targets = evidence.codec.targets
+    monkeypatch.setattr(evidence.trainer, "divisors", lambda batches: [len(batches) * targets(b) for b in batches])
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert not passed, detail
+
+
 def test_what_trains_in_bf16_is_named():
     evidence = evidence_of("gpt2_sa_lora")
     assert trained.trains_in_fp32(evidence)[0]

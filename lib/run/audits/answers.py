@@ -122,9 +122,9 @@ def empty_answers(task: Task, evaluation: Evaluation) -> set[int]:
 
 
 def _other_points(task: Task, evaluation: Evaluation) -> list[str]:
-    """Sentences on rows that score otherwise when their prediction is scored again, each by itself."""
+    """Sentences on rows that score otherwise when their prediction is scored again, by itself; of texts, on some rows."""
     faults, values = [], [prediction.value for prediction in evaluation.predictions]
-    for i in sorted(sample(range(len(values)), 2 * SAMPLE)):
+    for i in sorted(sample(range(len(values)), 2 * SAMPLE if task.problem is Problem.GENERATE else len(values))):
         for name, [points] in ALONE[task.problem](task, evaluation.rows[i], values[i]).items():
             there = evaluation.examples[name][i]
             if not math.isclose(there, points, abs_tol=0.01):
