@@ -17,7 +17,9 @@ STUDY = Path(__file__).parents[2] / "reports" / "study.json"
 
 
 def cell(name, score, losses=(0.5,), **changes):
-    return complete(name, scores={"accuracy": score}, training=MEASURED["training"] | {"losses": list(losses)}, **changes)
+    evaluation = MEASURED["evaluation"] | {"loss": losses[-1]}
+    training = MEASURED["training"] | {"losses": list(losses)}
+    return complete(name, scores={"accuracy": score}, training=training, evaluation=evaluation, **changes)
 
 
 def failed(*records):
@@ -40,9 +42,7 @@ FILE = {"file": "a" * 16 + ".parquet", "rows_hash": "b" * 16}
 
 
 def predicted(name, score, losses, file=FILE, audits=LEARNED):
-    changes = {"data": TEST_ROWS, "examples": file, "audits": audits}
-    evaluation = MEASURED["evaluation"] | {"loss": losses[-1]}
-    return cell(name, score, losses, evaluation=evaluation, **changes)
+    return cell(name, score, losses, data=TEST_ROWS, examples=file, audits=audits)
 
 
 def test_copied_predictions_are_caught_beside_the_cells_own_losses():

@@ -40,6 +40,7 @@ MEASURED = {
         "origins": {"train": "train.jsonl", "validation": "15% of train.jsonl", "test": "15% of train.jsonl"},
         "revision": None,
         "fingerprint": "0123456789abcdef",
+        "dropped": {"train": 3, "validation": 1},
     },
     "model": {
         "checkpoint": "bert-micro",
@@ -334,6 +335,12 @@ def test_contradictions_are_about_the_status():
         "data is null, but the status is 'passed'",
         "evaluation is null, but the status is 'passed'",
     ]
+
+
+def test_a_record_from_before_copies_were_dropped_does_not_say_how_many():
+    data = {name: value for name, value in MEASURED["data"].items() if name != "dropped"}
+    assert from_json(complete_json(data=data)).data.dropped is None
+    Draft202012Validator(schema()).validate(complete_json(data=data))
 
 
 # Impossible scores

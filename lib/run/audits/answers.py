@@ -41,15 +41,20 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 
 
 def _strangers(codec: Codec, evaluation: Evaluation) -> list[int]:
-    """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span."""
+    """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span.
+
+    Answers beyond ASCII are left out: a token may be a part of such a letter.
+    """
     best: dict[int, tuple[float, str | None]] = {}
     for feature, output in zip(evaluation.features, evaluation.outputs, strict=True):
         if feature.example not in best or output[0] > best[feature.example][0]:
             best[feature.example] = output[0], codec.pointed_at(feature, output)
+    answers = {row: str(evaluation.predictions[row].value) for row in best}
+    unknown = codec.tokenizer.unk_token
     return [
         row
         for row, (_, tokens) in best.items()
-        if tokens is not None and not _alike(tokens, str(evaluation.predictions[row].value), codec.tokenizer.unk_token)
+        if tokens is not None and answers[row].isascii() and not same_letters(tokens, answers[row], unknown)
     ]
 
 
@@ -57,12 +62,8 @@ def _shows(codec: Codec, row: Row, feature: Feature) -> bool:
     window = codec.window(row, feature)
     if window is None:
         return True
-    return _alike(*window, codec.tokenizer.unk_token)
-
-
-def _alike(tokens: str, text: str, unknown: str | None) -> bool:
-    """Whether decoded tokens are a text, as far as a tokenizer keeps it."""
-    if same_letters(tokens, text, unknown):
+    tokens, text = window
+    if same_letters(tokens, text, codec.tokenizer.unk_token):
         return True
     # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
     return SequenceMatcher(None, letters(tokens), letters(text), autojunk=False).ratio() > ALIKE
