@@ -105,7 +105,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
         for name, points in examples.items()
         if not math.isclose(scores[name], fmean(points), abs_tol=0.01)
     ]
-    faults += _other_points(evidence.cell.task, evaluation)
+    faults += [] if faults else _other_points(evidence.cell.task, evaluation)
     faults += [
         f"{low} is above {high} on row {row}"
         for low, high in ORDERED

@@ -18,7 +18,7 @@ from lib.run.training import Trainer, make_schedule
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
 TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
-LEAST = 1e-4  # nats; the gradient of a loss below it is rounding
+LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 
 
