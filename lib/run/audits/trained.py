@@ -113,8 +113,10 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
-    """Gradients accumulated over two micro-batches of the last update are those of the mean loss of their rows in one batch."""
+    """Gradients accumulated over two micro-batches of an update are those of the mean loss of their rows in one batch."""
     trainer, group = evidence.trainer, evidence.trainer.last_group
+    if len(group) < 2 and evidence.cell.recipe.gradient_accumulation_steps > 1:
+        group = next(iter(trainer.updates(0)))  # an epoch may end with a part of an update
     if len(group) < 2:
         return None
     # Few rows show it, and fit where training fitted; of unequal number, so that a mean of means is another mean.
