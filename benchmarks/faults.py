@@ -1,14 +1,15 @@
 """The fault table: faults that really happened. Each names the audit, or the threshold, that must catch it.
 
-A fault breaks one noun of the pipeline (`benchmarks/sabotages.py` says how); the cell's label stays. Faults over several cells
-break saved records. F1 to F14, F17 and F19 stood in the study's own notebooks or reports, the others are the classics of
-fine-tuning; F20 and later happen in a line of a model, a collator or a loop, and no score tells them.
+A fault breaks one noun of the pipeline (`sabotages.py` and `course_sabotages.py` say how); the cell's label stays. Faults over
+several cells break saved records. F1 to F14, F17 and F19 stood in the study's own notebooks or reports, the others are the
+classics of fine-tuning; F20 and later happen in a line of a model, a collator or a loop, and hardly a score tells them.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from benchmarks import course_sabotages as course
 from benchmarks import sabotages as sabotage
 
 
@@ -137,16 +138,17 @@ FAULTS = (
         cell="gpt2_sa_sft",
         settings={"num_train_epochs": 2},
         breaks="validation_rows",
-        sabotage=sabotage.chosen_on_test,
+        sabotage=course.chosen_on_test,
     ),
     Fault(
         id="F10",
         what="micro-batch losses summed, not averaged",
         where="gpt2_sa, gpt2_qa (lora, qlora)",
         caught_by="loss_is_mean_over_accumulation",
-        cell="gpt2_sa_lora",
+        cell="gpt2_qa_lora",
+        settings=FEW,
         breaks="trainer",
-        sabotage=sabotage.summed,
+        sabotage=course.summed,
     ),
     Fault(
         id="F11",
@@ -155,7 +157,7 @@ FAULTS = (
         caught_by="schedule_counts_updates",
         cell="gpt2_sa_qlora",
         breaks="trainer",
-        sabotage=sabotage.stretched,
+        sabotage=course.stretched,
     ),
     RecordFault(
         id="F12",
@@ -163,7 +165,7 @@ FAULTS = (
         where="bert_sum, gpt2_qa, gpt2_sum",
         caught_by="same_rows_in_triple",
         cells=("gpt2_sa_sft", "gpt2_sa_lora"),
-        sabotage=sabotage.fewer_rows,
+        sabotage=course.fewer_rows,
     ),
     Fault(
         id="F13",
@@ -173,7 +175,7 @@ FAULTS = (
         cell="gpt2_qa_lora",
         settings=FEW,
         breaks="metrics",
-        sabotage=sabotage.impossible_numbers,
+        sabotage=course.impossible_numbers,
     ),
     RecordFault(
         id="F14",
@@ -181,7 +183,7 @@ FAULTS = (
         where="bert_qa_lora = bert_qa_sft, t5_sum_lora = t5_sum_sft",
         caught_by="distinct_results",
         cells=("gpt2_sa_sft", "gpt2_sa_lora"),
-        sabotage=sabotage.copied_row,
+        sabotage=course.copied_row,
     ),
     Fault(
         id="F15",
@@ -197,7 +199,7 @@ FAULTS = (
         caught_by="learned_something",
         cell="gpt2_sa_lora",
         breaks="splits",
-        sabotage=sabotage.shuffled_labels,
+        sabotage=course.shuffled_labels,
     ),
     Fault(
         id="F17",
@@ -213,7 +215,7 @@ FAULTS = (
         caught_by="no_leakage",
         cell="gpt2_sa_lora",
         breaks="splits",
-        sabotage=sabotage.tested_rows_trained_on,
+        sabotage=course.tested_rows_trained_on,
     ),
     Fault(
         id="F19",
@@ -278,7 +280,7 @@ FAULTS = (
         caught_by="gradients_clipped",
         cell="gpt2_sa_lora",
         breaks="trainer",
-        sabotage=sabotage.hardly_clipped,
+        sabotage=course.hardly_clipped,
     ),
     Fault(
         id="F27",
@@ -286,7 +288,7 @@ FAULTS = (
         caught_by="schedule_counts_updates",
         cell="t5_sum_sft",
         breaks="trainer",
-        sabotage=sabotage.one_group_scheduled,
+        sabotage=course.one_group_scheduled,
     ),
     Fault(
         id="F28",
@@ -338,6 +340,83 @@ FAULTS = (
         cell="t5_sum_lora",
         breaks="codec",
         sabotage=sabotage.repetition_punished,
+    ),
+    Fault(
+        id="F34",
+        what="training that ends after a quarter of its updates",
+        caught_by="schedule_counts_updates",
+        cell="gpt2_sa_lora",
+        breaks="trainer",
+        sabotage=course.cut_short,
+    ),
+    Fault(
+        id="F35",
+        what="gradients cleared between micro-batches",
+        caught_by="loss_is_mean_over_accumulation",
+        cell="t5_sum_lora",
+        breaks="trainer",
+        sabotage=course.zeroed_between,
+    ),
+    Fault(
+        id="F36",
+        what="two layers of the checkpoint trade places",
+        caught_by="checkpoint_loaded",
+        cell="gpt2_sa_lora",
+        breaks="built_cell",
+        sabotage=sabotage.layers_swapped,
+    ),
+    Fault(
+        id="F37",
+        what="the same two layers, packed to NF4",
+        caught_by="packed_from_checkpoint",
+        cell="gpt2_sum_qlora",
+        settings=FEW,
+        breaks="built_cell",
+        sabotage=sabotage.layers_swapped,
+    ),
+    Fault(
+        id="F38",
+        what="one answer in three labelled as in no window",
+        caught_by="answers_at_annotated_start",
+        cell="gpt2_qa_lora",
+        settings=FEW,
+        breaks="codec",
+        sabotage=sabotage.answers_unlabelled,
+    ),
+    Fault(
+        id="F39",
+        what="a collator that labels no window with its answer",
+        caught_by="labels_are_targets",
+        cell="gpt2_qa_lora",
+        settings=FEW,
+        breaks="codec",
+        sabotage=sabotage.spans_collated_away,
+    ),
+    Fault(
+        id="F40",
+        what="answers cut out of another place of their context",
+        caught_by="windows_map_to_examples",
+        cell="gpt2_qa_lora",
+        settings=FEW,
+        breaks="codec",
+        sabotage=sabotage.answers_from_elsewhere,
+    ),
+    Fault(
+        id="F41",
+        what="each row with the points of the row before it",
+        caught_by="metric_invariants",
+        cell="gpt2_qa_lora",
+        settings=FEW,
+        breaks="score",
+        sabotage=course.points_of_neighbours,
+    ),
+    RecordFault(
+        id="F42",
+        what="copied scores beside the cell's own losses",
+        where="generic",
+        caught_by="distinct_results",
+        cells=("gpt2_sum_sft", "gpt2_sum_lora"),
+        sabotage=course.copied_scores,
     ),
 )
 CELL_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, Fault))

@@ -1,10 +1,10 @@
-"""How each fault breaks its noun. In: the sound value that a fixture gives, and a folder for files. Out: the broken one."""
+"""How faults break what is built, encoded and computed. In: a sound value, and a folder for files. Out: the broken one."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import bitsandbytes as bnb
@@ -13,14 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lib.codecs.base import IGNORED, Codec
-from lib.data.splits import Splits, load_splits
 from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
 from lib.grid.profiles import QUICK_PROFILE
-from lib.grid.tasks import SA
-from lib.record import Record
-from lib.run.metrics import Metrics
-from lib.run.training import Trainer, make_schedule
 
 # What is built
 
@@ -52,6 +47,20 @@ def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
     save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"})
     loose = replace(cell.head, optional_modules=("transformer",))
     return replace(cell, head=loose, profile=replace(cell.profile, checkpoint_root=folder))
+
+
+def layers_swapped(cell: Cell, folder: Path) -> Cell:
+    """A checkpoint in which the first two layers have traded their weights."""
+    source = QUICK_PROFILE.checkpoint_root / cell.backbone.micro
+    target = folder / cell.backbone.micro
+    target.mkdir()
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    tensors = load_file(source / "model.safetensors")
+    other = {".h.0.": ".h.1.", ".h.1.": ".h.0."}
+    renamed = {re.sub(r"\.h\.[01]\.", lambda match: other[match.group()], name): tensor for name, tensor in tensors.items()}
+    save_file(renamed, target / "model.safetensors", {"format": "pt"})
+    return replace(cell, profile=replace(cell.profile, checkpoint_root=folder))
 
 
 def still(cell: Cell, folder: Path) -> Cell:
@@ -118,6 +127,43 @@ def first_occurrence(codec: Codec, folder: Path) -> Codec:
         return row | {"answers": {"text": texts, "answer_start": [row["context"].find(text) for text in texts]}}
 
     return First(codec.cell, codec.tokenizer)
+
+
+def answers_unlabelled(codec: Codec, folder: Path) -> Codec:
+    """One answer in three is labelled as in none of its row's windows, though one holds it."""
+
+    class Unlabelled(type(codec)):
+        def encode(self, rows: Any, *, training: bool) -> Any:
+            features = super().encode(rows, training=training)
+            return [replace(f, target=(0, 0)) if training and f.example % 3 == 0 else f for f in features]
+
+    return Unlabelled(codec.cell, codec.tokenizer)
+
+
+def spans_collated_away(codec: Codec, folder: Path) -> Codec:
+    """The collator labels every window as one without its answer."""
+
+    class Collated(type(codec)):
+        def collate(self, features: Any) -> Any:
+            batch = super().collate(features)
+            return {**batch, "labels": torch.zeros_like(batch["labels"])}
+
+    return Collated(codec.cell, codec.tokenizer)
+
+
+def answers_from_elsewhere(codec: Codec, folder: Path) -> Codec:
+    """An answer is cut out of its own row's context, at the place of the next row's span."""
+
+    class Elsewhere(type(codec)):
+        def decode(self, rows: Any, features: Any, outputs: Any) -> Any:
+            moved = [*outputs[1:], outputs[0]]
+            return super().decode(rows, features, [within(f.extra, *output) for f, output in zip(features, moved, strict=True)])
+
+    def within(window: Any, score: float, first: int, last: int) -> tuple[float, int, int]:
+        end = window.shift + len(window.offsets) - 1
+        return score, min(first, end), min(last, end)
+
+    return Elsewhere(codec.cell, codec.tokenizer)
 
 
 def padding_attended(codec: Codec, folder: Path) -> Codec:
@@ -249,75 +295,3 @@ def repacked(model: nn.Module, altered: Callable[[Tensor], Tensor], blocksize: i
             )
             layer.quant_state = layer.weight.quant_state
     return model
-
-
-# Rows
-
-
-def chosen_on_test(rows: list[Any], splits: Splits) -> list[Any]:
-    """The epoch is chosen on the rows it is then scored on."""
-    return splits.test
-
-
-def shuffled_labels(splits: Splits, folder: Path) -> Splits:
-    """Labels are dealt out again among the training rows."""
-    labels = [row["label"] for row in splits.train]
-    Random(0).shuffle(labels)
-    return replace(splits, train=[row | {"label": label} for row, label in zip(splits.train, labels, strict=True)])
-
-
-def tested_rows_trained_on(splits: Splits, folder: Path) -> Splits:
-    """Some test rows are in train, too."""
-    return replace(splits, train=[*splits.train, *splits.test[:5]])
-
-
-# Training and scoring
-
-
-def summed(trainer: Trainer, folder: Path) -> Trainer:
-    """Each micro-batch's mean counts in full, so that the update's loss is their sum."""
-    trainer.divisors = lambda batches: [trainer.codec.targets(batch) for batch in batches]
-    return trainer
-
-
-def stretched(trainer: Trainer, folder: Path) -> Trainer:
-    """The schedule is made for as many steps as there are micro-batches."""
-    steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
-    trainer.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
-    return trainer
-
-
-def hardly_clipped(trainer: Trainer, folder: Path) -> Trainer:
-    """Gradients are clipped at a bound that they hardly reach."""
-    trainer.cell = replace(trainer.cell, recipe=replace(trainer.cell.recipe, max_grad_norm=100.0))
-    return trainer
-
-
-def one_group_scheduled(trainer: Trainer, folder: Path) -> Trainer:
-    """The schedule moves the first group of parameters; the second one keeps its rate."""
-    trainer.schedule.lr_lambdas[1] = lambda update: 1.0
-    return trainer
-
-
-def impossible_numbers(metrics: Metrics, folder: Path) -> Metrics:
-    """A metric in which more answers match exactly than match at all."""
-
-    class Impossible:
-        def compute(self, **_: Any) -> dict[str, float]:
-            return {"exact_match": 62.6, "f1": 62.1}
-
-    return replace(metrics, loaded={"squad": Impossible()})
-
-
-# Saved records
-
-
-def fewer_rows(first: Record, second: Record) -> None:
-    """The second method of a triple trains on fewer rows."""
-    splits = load_splits(SA, QUICK_PROFILE)
-    second.data.fingerprint = replace(splits, train=splits.train[:500]).fingerprint
-
-
-def copied_row(first: Record, second: Record) -> None:
-    """The second cell's row has the first cell's results."""
-    second.scores, second.training, second.evaluation = first.scores, first.training, first.evaluation

@@ -81,6 +81,11 @@ def metrics(metrics, broken):
 
 
 @pytest.fixture
+def score(score, broken):
+    return broken("score", score)
+
+
+@pytest.fixture
 def bounds(bounds, fault):
     return {} if fault.settings else bounds
 

@@ -156,6 +156,14 @@ class Codec(ABC):
         """The characters of the first and last token of a labelled span; None where no span is labelled."""
         return None
 
+    def holds_answer(self, row: Row, feature: Feature) -> bool:
+        """Whether a feature holds all characters of its row's answer, by the annotation; no for what does not extract."""
+        return False
+
+    def pointed_at(self, feature: Feature, output: Any) -> str | None:
+        """The tokens of a feature that an output points at, decoded; None where outputs do not point."""
+        return None
+
     def restored(self, target: Any, extra: Any) -> dict[str, Any]:
         """A feature's `target` and `extra` as they were before storage, which knows lists and mappings only."""
         return {"target": target, "extra": extra}

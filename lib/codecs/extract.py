@@ -119,11 +119,23 @@ class ExtractCodec(Codec):
         return [Prediction(value=span_text(text, *best[example][1:])) for example, text in enumerate(texts)]
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
-        """The labelled tokens say the row's first answer; (0, 0) labels a window without it."""
+        """The labelled tokens say the row's first answer; (0, 0) labels a window without it, and no other."""
         first, last = label.tolist()
+        if (first, last) == (0, 0):
+            return not self.holds_answer(row, feature)
         tokens = self.tokenizer.decode(feature.input_ids[first : last + 1])
-        answer = answer_texts(self.task, row)[0]
-        return (first, last) == (0, 0) or same_letters(tokens, answer, self.tokenizer.unk_token)
+        return same_letters(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
+
+    def holds_answer(self, row: Row, feature: Feature) -> bool:
+        """Whether a window begins at or before the annotated answer, and ends at or behind it."""
+        offsets, (begin, end) = feature.extra.offsets, answer_span(self.task, row)
+        return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
+
+    def pointed_at(self, feature: Feature, output: Any) -> str | None:
+        """The span's tokens, by their places alone: the characters they came from have no say."""
+        _, first, last = output
+        text: str = self.tokenizer.decode(feature.input_ids[first : last + 1])
+        return text
 
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
         """The context's tokens in this feature, and the characters they came from; None for an empty context."""

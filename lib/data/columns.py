@@ -11,6 +11,11 @@ def joined(row: Row, columns: Sequence[str]) -> str:
     return "\n".join(row[column] for column in columns if row[column])
 
 
+def identity(row: Row, columns: Sequence[str]) -> str:
+    """What a row says in some columns, whatever its case and white space: two rows of one identity are one text."""
+    return " ".join(" ".join(row[column] for column in columns).lower().split())
+
+
 def context(task: Task, row: Row) -> str:
     """The text that holds an extraction task's answers."""
     text: str = row[task.text_pair[0]]

@@ -7,10 +7,11 @@ import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from lib.data.columns import identity
 from lib.data.hygiene import check_column, check_rows, check_task
 from lib.data.sources import Row, Table, tables
 from lib.errors import InputError
@@ -27,6 +28,7 @@ class Splits:
     Attributes:
         origins: where each split came from.
         revision: the hub's commit that the rows were read at; None for a local folder.
+        dropped: how many rows were left out of a split because the same text stands in one that scores it.
     """
 
     train: list[Row]
@@ -34,6 +36,7 @@ class Splits:
     test: list[Row]
     origins: Mapping[str, str]
     revision: str | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -45,8 +48,9 @@ class Splits:
 
 
 def load_splits(task: Task, profile: Profile) -> Splits:
-    """Rows of all three splits, capped and checked; raises InputError for anything that cannot be used.
+    """Rows of all three splits, capped, checked and without copies; raises InputError for anything that cannot be used.
 
+    A text that stands in test is dropped from train and validation, one that stands in validation from train.
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
@@ -66,7 +70,22 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     parts["train"] = train, pool, train.origin
     rows = {name: _rows(task, *part, profile.cap(task.id, name)) for name, part in parts.items()}
     origins = {name: origin for name, (_, _, origin) in parts.items()}
-    return Splits(**rows, origins=origins, revision=train.revision)
+    apart = {
+        "validation": _without(task, rows["validation"], rows["test"]),
+        "train": _without(task, rows["train"], [*rows["validation"], *rows["test"]]),
+    }
+    for name, kept in apart.items():
+        if not kept:
+            raise InputError(f"{origins[name]}: no rows to use; each stands in a split that scores, too, so give other files")
+    dropped = {name: len(rows[name]) - len(kept) for name, kept in apart.items()}
+    return Splits(**rows | apart, origins=origins, revision=train.revision, dropped=dropped)
+
+
+def _without(task: Task, rows: list[Row], scoring: Sequence[Row]) -> list[Row]:
+    """The rows whose text is in none of those that score: real data sets hold some texts twice."""
+    columns = task.identity or (*task.text, *task.text_pair)
+    taken = {identity(row, columns) for row in scoring}
+    return [row for row in rows if identity(row, columns) not in taken]
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> list[int]:

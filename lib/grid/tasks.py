@@ -52,6 +52,8 @@ class Task:
         columns: the hub's column names, with the JSON type of each.
         text: columns that are read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, the passage behind a question.
+        identity: columns that tell whether two rows are one; empty: all that is read. A row that stands in a split which
+            scores is dropped from train.
         target: the column that is learned.
         labels: names of the classes, in the order of their numbers; for classification only.
         train_rows: of the hub's train split, for estimates; None is not known.
@@ -68,6 +70,7 @@ class Task:
     columns: Mapping[str, type]
     text: tuple[str, ...]
     text_pair: tuple[str, ...] = ()
+    identity: tuple[str, ...] = ()
     target: str
     labels: tuple[str, ...] = ()
     train_rows: int | None = None
@@ -79,7 +82,7 @@ class Task:
 
     def __post_init__(self) -> None:
         """Raises InputError where the entry contradicts itself."""
-        for column in (*self.text, *self.text_pair, self.target):
+        for column in (*self.text, *self.text_pair, *self.identity, self.target):
             if column not in self.columns:
                 raise InputError(f"task {self.id!r} reads column {column!r}, which is not among its columns")
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
@@ -105,6 +108,7 @@ SA = Task(
     config=None,
     columns={"label": int, "title": str, "content": str},
     text=("title", "content"),
+    identity=("content",),  # the study's BERT does not read the title
     target="label",
     labels=("negative", "positive"),
     train_rows=3_600_000,

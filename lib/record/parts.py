@@ -129,6 +129,14 @@ class SplitRows(Part):
 
 
 @dataclass(kw_only=True)
+class Dropped(Part):
+    """Rows left out of a split because the same text stands in one that scores it."""
+
+    train: Count
+    validation: Count
+
+
+@dataclass(kw_only=True)
 class Origins(Part):
     """Where each split came from."""
 
@@ -147,6 +155,9 @@ class DataRecord(Part):
     revision: Annotated[
         Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None, Field(description="the hub's commit; null for a local folder")
     ]
+    dropped: Annotated[
+        Dropped | None, Field(description="rows left out as copies of rows that score; null: the run did not look for any")
+    ] = None
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from lib.machine import cpu_name
 from lib.record.parts import (
     DataRecord,
     DeviceRecord,
+    Dropped,
     EvaluationRecord,
     FirstStep,
     Flops,
@@ -87,6 +88,7 @@ def data_record(cell: Cell, splits: Splits) -> DataRecord:
         origins=Origins(**{split: origin.replace(below, "") for split, origin in splits.origins.items()}),
         revision=splits.revision,
         fingerprint=splits.fingerprint,
+        dropped=Dropped(**splits.dropped) if splits.dropped else None,
     )
 
 

@@ -6,7 +6,7 @@ of an update is the mean over all its targets, however they are cut into micro-b
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import islice
@@ -155,7 +155,12 @@ class Trainer:
         self._random_states: dict[str, Tensor] | None = None
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
-        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights."""
+        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
+
+        A course that was stopped before it began makes no update.
+        """
+        if self.course.stopped:
+            return self.course
         hf.set_seed(self.cell.profile.seed)  # dropout: the same whatever happened while the model was built
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
@@ -317,12 +322,14 @@ class Trainer:
         count = sum(self.codec.targets(batch) for batch in batches)
         return [count] * len(batches)
 
-    def mean_loss(self, group: Sequence[Sequence[Feature]]) -> float:
-        """The loss of an update on these micro-batches, weighted as in training."""
-        batches = [self.codec.collate(features) for features in group]
-        with self.accelerator.autocast():
-            losses = [self.codec.loss(self.model, on(self.meter.device, batch)) for batch in batches]
-        return sum(float(loss) / count for loss, count in zip(losses, self.divisors(batches), strict=True))
+    def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> list[Tensor]:
+        """The gradients that an update on these micro-batches would have, of some parameters; nothing is applied or kept."""
+        self.optimizer.zero_grad()
+        self._backward([self.codec.collate(features) for features in group])
+        wanted = [self.parameters[name] for name in names]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad / self._scale() for p in wanted]
+        self.optimizer.zero_grad()
+        return gradients
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
         total = torch.zeros((), device=self.meter.device)

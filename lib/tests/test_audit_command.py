@@ -17,7 +17,9 @@ STUDY = Path(__file__).parents[2] / "reports" / "study.json"
 
 
 def cell(name, score, losses=(0.5,), **changes):
-    return complete(name, scores={"accuracy": score}, training=MEASURED["training"] | {"losses": list(losses)}, **changes)
+    evaluation = MEASURED["evaluation"] | {"loss": losses[-1]}
+    training = MEASURED["training"] | {"losses": list(losses)}
+    return complete(name, scores={"accuracy": score}, training=training, evaluation=evaluation, **changes)
 
 
 def failed(*records):
@@ -32,6 +34,38 @@ def test_a_score_alone_may_be_shared_a_whole_course_may_not():
     }
     copied = failed(cell("t5_sa_lora", 99.0), cell("t5_sa_sft", 99.0))
     assert copied == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
+
+
+LEARNED = [{"name": "learned_something", "passed": True, "detail": ""}]
+TEST_ROWS = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 300}}
+FILE = {"file": "a" * 16 + ".parquet", "rows_hash": "b" * 16}
+
+
+def predicted(name, score, losses, file=FILE, audits=LEARNED):
+    return cell(name, score, losses, data=TEST_ROWS, examples=file, audits=audits)
+
+
+def test_copied_predictions_are_caught_beside_the_cells_own_losses():
+    one, copied = predicted("t5_sa_lora", 90.0, [0.5, 0.2]), predicted("t5_sa_sft", 90.0, [0.5, 0.3])  # 30 rows are wrong
+    assert failed(one, copied) == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
+    own = predicted("t5_sa_sft", 90.0, [0.5, 0.3], FILE | {"file": "c" * 16 + ".parquet"})
+    assert failed(one, own)["t5_sa_sft"] == []
+
+
+@pytest.mark.parametrize("score", [100.0, 98.0])  # 6 rows of 300
+def test_two_healthy_cells_may_be_wrong_on_the_same_few_rows(score):
+    pair = predicted("t5_sa_lora", score, [0.5, 0.2]), predicted("t5_sa_sft", score, [0.5, 0.3])
+    assert failed(*pair) == {"t5_sa_lora": [], "t5_sa_sft": []}
+
+
+def test_two_cells_that_learned_nothing_may_predict_the_same():
+    pair = predicted("t5_sa_lora", 50.0, [0.5, 0.2], audits=[]), predicted("t5_sa_sft", 50.0, [0.5, 0.3], audits=[])
+    assert failed(*pair) == {"t5_sa_lora": [], "t5_sa_sft": []}
+
+
+def test_scores_and_the_loss_of_evaluation_are_copied_even_where_training_was_not():
+    pair = [predicted("t5_sa_lora", 100.0, [0.5, 0.2]), predicted("t5_sa_sft", 100.0, [0.4, 0.2])]
+    assert failed(*pair) == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
 
 
 def test_rows_are_compared_within_a_triple_only():

@@ -5,15 +5,18 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.codecs.base import Prediction
 from lib.codecs.letters import letters, same_letters
 from lib.data.splits import Splits
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_PROFILE
 from lib.grid.recipes import RECIPES
 from lib.grid.tasks import QA, SA, SUM
-from lib.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, trained
+from lib.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, audited_before, trained
 from lib.run.audits.evidence import text_of
+from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import marks
+from lib.run.metrics import METRICS, Metrics
 from lib.tests.small import cell_of, codec_for, model_of, rows_of, silent, tokenizer_of, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]
@@ -83,6 +86,20 @@ def test_a_sound_run_passes_what_applies(evidence):
 def test_audits_have_names_of_their_own():
     names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
     assert len(names) == len(set(names)) == 30
+
+
+def test_what_is_known_before_training_is_not_asked_again(evidence):
+    early = audited_before(evidence)
+    assert [finding.name for finding in early] == [
+        "checkpoint_loaded",
+        "heads_trainable",
+        "adapters_where_declared",
+        "quantized_as_declared",
+    ]
+    told = [replace(finding, detail="told before") for finding in early]
+    whole = audited(evidence, told)
+    assert [finding.name for finding in whole] == [finding.name for finding in audited(evidence)]
+    assert [finding for finding in whole if finding.detail == "told before"] == told
 
 
 def test_auditing_changes_nothing(evidence):
@@ -180,7 +197,17 @@ def test_a_span_one_word_off_is_not_the_target():
     first, last = feature.target
     assert codec.label_is_target(row, feature, torch.tensor([first, last]))
     assert not codec.label_is_target(row, feature, torch.tensor([last + 1, last + 1]))
-    assert codec.label_is_target(row, feature, torch.tensor([0, 0]))  # a window without the answer
+    assert not codec.label_is_target(row, feature, torch.tensor([0, 0]))  # its window holds the answer
+
+
+def test_only_a_window_without_its_answer_may_be_labelled_with_none():
+    codec = codec_for("bert_qa_sft", max_length=24, doc_stride=4)
+    row = next(row for row in rows_of("squad/train") if len(codec.encode([row], training=True)) > 2)
+    features = codec.encode([row], training=True)
+    held = [codec.holds_answer(row, feature) for feature in features]
+    assert 0 < sum(held) < len(held)
+    assert held == [feature.target != (0, 0) for feature in features]
+    assert [codec.label_is_target(row, feature, torch.tensor([0, 0])) for feature in features] == [not one for one in held]
 
 
 def test_a_label_is_the_target_of_its_own_row_only():
@@ -212,6 +239,70 @@ def test_a_prefix_belongs_to_the_frame():
 
 
 # Scores
+
+
+def evaluated(cell_id, rows, values, metrics=None):
+    """An evaluation in which a cell's model predicted these values, scored by the suite's own metrics."""
+    cell = cell_of(cell_id)
+    scored = METRICS[cell.task.problem](metrics or Metrics(), cell.task, rows, values)
+    predictions = [Prediction(value=value) for value in values]
+    nothing = {
+        "features": [],
+        "outputs": [],
+        "loss": None,
+        "seconds": 1.0,
+        "samples_per_second": 1.0,
+        "batch": 1,
+        "sources": {},
+    }
+    return Evaluation(predictions=predictions, rows=rows, scores=scored.scores, examples=scored.examples, **nothing)
+
+
+def invariants(cell_id, evaluation):
+    return answers.metric_invariants(Evidence(cell=cell_of(cell_id), codec=None, trainer=None, evaluation=evaluation))
+
+
+THE = {"context": "the a", "question": "", "answers": {"text": ["the"], "answer_start": [0]}}
+RED = {"context": "a red car", "question": "", "answers": {"text": ["red"], "answer_start": [2]}}
+
+
+def test_an_article_for_an_article_is_an_exact_match_without_f1():
+    evaluation = evaluated("bert_qa_sft", [THE, RED], ["a", "red"])  # both articles normalize to nothing
+    assert evaluation.examples == {"exact_match": [100.0, 100.0], "f1": [0.0, 100.0]}
+    assert invariants("bert_qa_sft", evaluation) == (True, "2 rows, 2 metrics")
+
+
+def test_an_exact_match_above_f1_is_still_impossible_where_the_answer_has_a_word():
+    evaluation = evaluated("bert_qa_sft", [THE, RED], ["a", "red"])
+    evaluation.examples["f1"][1], evaluation.scores["f1"] = 0.0, 0.0
+    assert invariants("bert_qa_sft", evaluation) == (False, "exact_match 100.0 is above f1 0.0")
+
+
+def test_points_that_are_another_rows_are_found_though_their_mean_is_right():
+    evaluation = evaluated("bert_sa_sft", [{"label": 0}, {"label": 1}, {"label": 1}], [0, 0, 1])
+    assert invariants("bert_sa_sft", evaluation) == (True, "3 rows, 1 metrics")
+    evaluation.examples["accuracy"] = [100.0, 100.0, 0.0]
+    assert invariants("bert_sa_sft", evaluation) == (False, "accuracy of row 1 is 100.00, but its prediction scores 0.00")
+
+
+def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_context():
+    codec, rows = codec_for("bert_qa_sft"), rows_of("squad/train")[:12]
+    features = codec.encode(rows, training=False)
+    outputs = [(float(feature.target != (0, 0)), *feature.target) for feature in features]
+    outputs = [
+        (s, f.extra.shift, f.extra.shift) if not s else (s, a, b) for (s, a, b), f in zip(outputs, features, strict=True)
+    ]
+    predictions = codec.decode(rows, features, outputs)
+    evaluation = evaluated("bert_qa_sft", rows, [prediction.value for prediction in predictions])
+    evaluation.features, evaluation.outputs = features, outputs
+    evidence = Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation)
+    assert answers.windows_map_to_examples(evidence)[0]
+    said = letters(predictions[3].value)
+    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if letters(w) not in said))
+    assert answers.windows_map_to_examples(evidence) == (
+        False,
+        "0 windows show another row's context, 1 answers are not what was pointed at, row 3 among them",
+    )
 
 
 def test_rows_on_which_a_metric_is_above_its_better_are_found():

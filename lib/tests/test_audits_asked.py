@@ -1,5 +1,6 @@
 """Audits that ask the trained model again, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
 
+from copy import copy
 from dataclasses import replace
 from functools import cache
 
@@ -9,8 +10,10 @@ from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 
 from lib.data.splits import Splits
-from lib.run.audits import Evidence, arithmetic, built, dropout, generated, rows, trained
+from lib.grid.cells import STUDY_IDS
+from lib.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, trained
 from lib.run.audits.probing import cut, distance, gradients_of
+from lib.run.weights import weight_files
 from lib.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
@@ -20,6 +23,12 @@ def evidence_of(cell_id, steps=4, **changes):
     """A quick cell after some updates on a few rows."""
     trainer = trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:24], max_steps=steps, **changes)
     trainer.run(silent())
+    return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+
+
+def untrained(cell_id):
+    """A quick cell before its first update."""
+    trainer = trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:2])
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
 
 
@@ -267,6 +276,49 @@ def test_every_group_follows_the_schedule():
     )
 
 
+def test_a_training_that_ends_early_does_not_pass_for_the_planned_one():
+    evidence = evidence_of("gpt2_sa_sft", steps=8)
+    course = evidence.trainer.course
+    assert trained.schedule_counts_updates(evidence)[0]
+    cut = {"learning_rates": course.learning_rates[:2], "group_rates": course.group_rates[:2], "updates": 2}
+    assert trained.schedule_counts_updates(altered(evidence, **cut)) == (
+        False,
+        "2 updates with 2 rates, where the recipe plans 8",
+    )
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sum_lora", "t5_sum_qlora"])
+def test_accumulated_gradients_are_those_of_one_batch(cell_id):
+    evidence = shared(cell_id)
+    state = torch.get_rng_state()
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert passed, detail
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in evidence.model.parameters())
+
+
+def test_gradients_cleared_between_micro_batches_are_caught(monkeypatch):
+    evidence = shared("gpt2_sum_lora")
+    accelerator = evidence.trainer.accelerator
+    backward = accelerator.backward
+
+    def cleared(loss):
+        evidence.trainer.optimizer.zero_grad()
+        backward(loss)
+
+    monkeypatch.setattr(accelerator, "backward", cleared)
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert not passed, detail
+
+
+def test_a_mean_of_micro_batch_means_is_caught(monkeypatch):
+    evidence = shared("gpt2_sa_sft")  # three rows and one
+    targets = evidence.codec.targets
+    monkeypatch.setattr(evidence.trainer, "divisors", lambda batches: [len(batches) * targets(b) for b in batches])
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert not passed, detail
+
+
 def test_what_trains_in_bf16_is_named():
     evidence = evidence_of("gpt2_sa_lora")
     assert trained.trains_in_fp32(evidence)[0]
@@ -299,23 +351,38 @@ def test_nf4_by_hand():
     weight = torch.zeros(2, 64)
     weight[0, :3] = torch.tensor([2.0, 1.0, -1.2])  # 1.0 / 2 lies below 0.5017, the middle of 0.4407 and 0.5626
     weight[1, 0] = -1.0
-    rounded = built.nf4(weight)
+    rounded = checkpoint.nf4(weight)
     assert rounded[0, :3].tolist() == pytest.approx([2.0, 2 * 0.44070983, -2 * 0.52507305])  # -0.6: nearer to -0.525
     assert rounded[1, 0] == -1.0
     assert not rounded[0, 3:].any()
     assert not rounded[1, 1:].any()
 
 
-def test_a_layer_is_found_by_the_end_of_its_name():
-    name = "base_model.model.bert.encoder.layer.1.attention.self.query"
-    assert built._common_end("bert.encoder.layer.1.attention.self.query", name) == 7
-    assert built._common_end("bert.encoder.layer.2.attention.self.query", name) == 3
+def test_a_tensor_is_found_by_the_end_of_its_name():
+    files = tuple(weight_files(cell_of("bert_sa_lora")))
+    query = "bert.encoder.layer.1.attention.self.query.weight"
+    assert checkpoint.namesakes(f"base_model.model.{query.replace('query', 'query.base_layer')}", files) == [query]
+    assert checkpoint.namesakes(f"decoder.{query.replace('attention', 'crossattention')}", files) == [query]
+    assert checkpoint.namesakes("a.stranger", files) == []
 
 
-@pytest.mark.parametrize("cell_id", ["bert_sum_qlora", "gpt2_sa_qlora", "t5_sum_qlora"])
-def test_packed_weights_are_the_checkpoints(cell_id):
-    passed, detail = built.packed_from_checkpoint(shared(cell_id))
-    assert passed, detail
+def test_two_layers_that_traded_places_are_not_the_checkpoints_of_their_names():
+    evidence = evidence_of("gpt2_sa_lora", steps=1)
+    assert checkpoint.checkpoint_loaded(evidence)[0]
+    before = evidence.trainer.before
+    for name in [name for name in before if ".h.0." in name]:
+        before[name], before[name.replace(".h.0.", ".h.1.")] = before[name.replace(".h.0.", ".h.1.")], before[name]
+    passed, detail = checkpoint.checkpoint_loaded(evidence)
+    assert not passed
+    assert "are not the checkpoint's of their name: base_model.model.transformer.h.0." in detail
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_every_cells_weights_are_those_of_their_names(cell_id):
+    evidence = untrained(cell_id)
+    assert checkpoint.checkpoint_loaded(evidence)[0], checkpoint.checkpoint_loaded(evidence)
+    packed = checkpoint.packed_from_checkpoint(evidence)
+    assert (packed is not None and packed[0]) == (evidence.cell.quantization is not None), packed
 
 
 def test_two_layers_that_traded_places_are_named():
@@ -323,11 +390,25 @@ def test_two_layers_that_traded_places_are_named():
     layers = {name: m for name, m in evidence.model.named_modules() if name.endswith(("SelfAttention.q.base_layer",))}
     first, second = list(layers.values())[:2]
     first.weight, second.weight = second.weight, first.weight
-    built.LAYERS, kept = len(built.NF4_LEVELS) * 4, built.LAYERS  # all layers
-    passed, detail = built.packed_from_checkpoint(evidence)
-    built.LAYERS = kept
+    passed, detail = checkpoint.packed_from_checkpoint(evidence)
     assert not passed
+    assert "; 2 have other weights than the checkpoint's of their name: " in detail
     assert "SelfAttention.q (" in detail
+
+
+# Targets
+
+
+def test_one_answer_in_three_labelled_as_in_no_window_is_caught():
+    evidence = replace(shared("gpt2_qa_sft"), splits=Splits(train=rows_of(ROWS["qa"])[:24], validation=[], test=[], origins={}))
+    assert rows.answers_at_annotated_start(evidence)[0]
+    features = [replace(f, target=(0, 0)) if i % 3 == 1 else f for i, f in enumerate(evidence.trainer.features)]
+    trainer = copy(evidence.trainer)
+    trainer.features = features
+    passed, detail = rows.answers_at_annotated_start(replace(evidence, trainer=trainer))
+    assert not passed
+    assert detail.endswith("; 8 windows hold an answer that is not labelled, of row 1 first")
+    assert not rows.labels_are_targets(replace(evidence, trainer=trainer))[0]
 
 
 # Characters of tokens

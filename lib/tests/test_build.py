@@ -16,7 +16,7 @@ from lib.errors import InputError
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from lib.run.audits import Evidence, audited
-from lib.run.audits.built import checkpoint_marks
+from lib.run.audits.checkpoint import checkpoint_marks
 from lib.run.build import build, load_tokenizer
 from lib.run.meter import Meter, parameter_counts
 from lib.run.training import Trainer

@@ -19,11 +19,11 @@ def reviews(negative, positive):
     return [{"label": label, "title": f"title {i}", "content": f"review {i}"} for i, label in enumerate(labels)]
 
 
-def questions(titles, each=3):
+def questions(titles, each=3, first=0):
     answers = {"text": ["red car"], "answer_start": [2]}
     return [
-        {"id": f"{t}-{i}", "title": f"title {t}", "context": "a red car", "question": f"what {i}?", "answers": answers}
-        for t in range(titles)
+        {"id": f"{t}-{i}", "title": f"title {t}", "context": "a red car", "question": f"what {t}-{i}?", "answers": answers}
+        for t in range(first, first + titles)
         for i in range(each)
     ]
 
@@ -65,16 +65,19 @@ def stored(tmp_path_factory):
     import datasets
 
     roots = {kind: tmp_path_factory.mktemp(kind) for kind in ("jsonl", "parquet", "saved")}
-    put(roots["jsonl"], QA, train=questions(4), validation=questions(1))
+    put(roots["jsonl"], QA, train=questions(4), validation=questions(1, first=50))
     parquet = roots["parquet"] / QA.folder
     parquet.mkdir()
     for name, rows in (
         ("train-00000-of-00002", questions(4)[:7]),
         ("train-00001-of-00002", questions(4)[7:]),
-        ("validation", questions(1)),
+        ("validation", questions(1, first=50)),
     ):
         datasets.Dataset.from_list(rows).to_parquet(parquet / f"{name}.parquet")
-    splits = {"train": datasets.Dataset.from_list(questions(4)), "validation": datasets.Dataset.from_list(questions(1))}
+    splits = {
+        "train": datasets.Dataset.from_list(questions(4)),
+        "validation": datasets.Dataset.from_list(questions(1, first=50)),
+    }
     datasets.DatasetDict(splits).save_to_disk(roots["saved"] / QA.folder)
     return roots
 
@@ -84,7 +87,7 @@ def stored(tmp_path_factory):
 def test_every_kind_of_file_gives_the_same_rows(stored, kind):
     by_name = tables(QA, stored[kind])
     assert by_name["train"].take(range(12)) == questions(4)
-    assert by_name["validation"].take([2, 0]) == [questions(1)[2], questions(1)[0]]
+    assert by_name["validation"].take([2, 0]) == questions(1, first=50)[2::-2]
     assert list(by_name["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
 
 
@@ -134,7 +137,7 @@ def test_an_empty_split_is_refused(tmp_path):
 
 
 def test_an_empty_train_split_is_refused_before_anything_is_carved_out_of_it(tmp_path):
-    assert "no rows to use" in refusal(QA, put(tmp_path, QA, train="", validation=questions(1)))
+    assert "no rows to use" in refusal(QA, put(tmp_path, QA, train="", validation=questions(1, first=50)))
 
 
 def test_too_few_rows_to_carve_from_are_refused(tmp_path):
@@ -183,16 +186,46 @@ def test_no_review_is_lost_or_in_two_splits(tmp_path):
 
 
 def test_questions_about_one_article_stay_on_one_side(tmp_path):
-    splits = load_splits(QA, put(tmp_path, QA, train=questions(20), validation=questions(2)))
+    splits = load_splits(QA, put(tmp_path, QA, train=questions(20), validation=questions(2, first=50)))
     learned, held = ({row["title"] for row in rows} for rows in (splits.train, splits.validation))
     assert (len(learned), len(held), learned & held) == (18, 2, set())
-    assert splits.test == questions(2)
+    assert splits.test == questions(2, first=50)
 
 
 def test_summaries_keep_the_hubs_splits(tmp_path):
-    rows = [ARTICLE | {"id": str(i)} for i in range(3)]
+    rows = [ARTICLE | {"id": str(i), "article": f"Dog {i} ran."} for i in range(3)]
     splits = load_splits(SUM, put(tmp_path, SUM, train=rows[:1], validation=rows[1:2], test=rows[2:]))
     assert parts(splits) == (rows[:1], rows[1:2], rows[2:])
+
+
+def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
+    def articles(*texts):
+        return [ARTICLE | {"article": text} for text in texts]
+
+    splits = load_splits(
+        SUM,
+        put(tmp_path, SUM, train=articles("a", "B  b", "c", "c"), validation=articles("b b", "d"), test=articles("d", "a")),
+    )
+    assert [[row["article"] for row in rows] for rows in parts(splits)] == [["c", "c"], ["b b"], ["d", "a"]]
+    assert splits.dropped == {"train": 2, "validation": 1}
+
+
+def test_a_review_under_another_title_is_a_copy_too(tmp_path):
+    own = [row | {"title": "again"} for row in reviews(2, 2)]
+    splits = load_splits(SA, replace(put(tmp_path, SA, train=reviews(40, 20), test=own), own_test=True))
+    assert not {row["content"] for row in own} & {row["content"] for row in [*splits.train, *splits.validation]}
+    assert sum(splits.dropped.values()) == 4
+
+
+def test_a_train_split_that_is_the_test_split_is_refused(tmp_path):
+    rows = [ARTICLE]
+    sentence = refusal(SUM, put(tmp_path, SUM, train=rows, validation=[ARTICLE | {"article": "b"}], test=rows))
+    assert sentence.endswith("train.jsonl: no rows to use; each stands in a split that scores, too, so give other files")
+
+
+def test_no_row_of_the_micro_world_stands_in_two_splits():
+    dropped = [load_splits(task, QUICK_PROFILE).dropped for task in (SA, QA, SUM)]
+    assert dropped == [{"train": 0, "validation": 0}] * 3
 
 
 def test_a_split_says_where_it_came_from(tmp_path):
@@ -202,16 +235,17 @@ def test_a_split_says_where_it_came_from(tmp_path):
 
 
 def test_own_test_scores_on_the_data_sets_own_rows_and_leaves_them_out_of_train(tmp_path):
-    profile = replace(put(tmp_path, SA, train=reviews(40, 20), test=reviews(2, 2)), own_test=True)
+    own = [row | {"content": f"own {row['content']}"} for row in reviews(2, 2)]
+    profile = replace(put(tmp_path, SA, train=reviews(40, 20), test=own), own_test=True)
     splits = load_splits(SA, profile)
     assert [len(rows) for rows in parts(splits)] == [51, 9, 4]
-    assert splits.test == reviews(2, 2)
+    assert splits.test == own
 
 
 def test_own_test_leaves_a_task_without_the_choice_as_it_is(tmp_path):
-    profile = put(tmp_path, QA, train=questions(20), validation=questions(2))
+    profile = put(tmp_path, QA, train=questions(20), validation=questions(2, first=50))
     usual, own = (load_splits(QA, replace(profile, own_test=own_test)) for own_test in (False, True))
-    assert own.test == questions(2)
+    assert own.test == questions(2, first=50)
     assert own.fingerprint == usual.fingerprint
 
 
@@ -280,7 +314,8 @@ def pairs(each):
 
 
 def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
-    splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=pairs(1)))
+    matched = [row | {"premise": f"other {row['premise']}"} for row in pairs(1)]
+    splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=matched))
     counts = [[sum(row["gold"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
     assert counts == [[8, 8, 8], [2, 2, 2], [1, 1, 1]]
 
@@ -392,7 +427,7 @@ def test_one_odd_row_among_many_is_refused_in_a_sentence(tmp_path, row):
 
 def test_a_null_title_among_many_is_refused_in_a_sentence(tmp_path):
     rows = [*questions(10), QUESTION | {"title": None}]
-    assert "train.jsonl" in refusal(QA, put(tmp_path, QA, train=rows, validation=questions(1)))
+    assert "train.jsonl" in refusal(QA, put(tmp_path, QA, train=rows, validation=questions(1, first=50)))
 
 
 def test_a_file_that_is_not_utf_8_is_refused_in_a_sentence(tmp_path):

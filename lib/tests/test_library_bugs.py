@@ -34,7 +34,7 @@ def outputs(cell_id):
 def evaluated(trainer, group):
     trainer.model.eval()
     with torch.no_grad():
-        return trainer.mean_loss(group)
+        return sum(float(trainer.codec.loss(trainer.model, trainer.codec.collate(features))) for features in group)
 
 
 def losses(cell_id, updates=3):

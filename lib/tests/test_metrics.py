@@ -185,7 +185,9 @@ def test_metrics_read_the_columns_of_their_task():
     task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
     rows = [{"spans": {"text": ["red car"], "answer_start": [0]}}]
     assert METRICS[Problem.EXTRACT](Metrics(), task, rows, ["red car"]).scores == {"exact_match": 100.0, "f1": 100.0}
-    task = replace(SA, columns={"verdict": int, "body": str}, text=("body",), target="verdict", labels=("no", "hm", "yes"))
+    task = replace(
+        SA, columns={"verdict": int, "body": str}, text=("body",), identity=(), target="verdict", labels=("no", "hm", "yes")
+    )
     assert METRICS[Problem.CLASSIFY](Metrics(), task, [{"verdict": 2}], [2]).scores["recall_2"] == 100.0
     task = replace(SUM, columns={"body": str, "gist": str}, text=("body",), target="gist")
     assert METRICS[Problem.GENERATE](Metrics(), task, [{"gist": "a fire"}], ["a fire"]).scores["rougeL"] == 100.0

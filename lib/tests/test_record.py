@@ -53,6 +53,7 @@ MEASURED = {
         "origins": {"train": "train.jsonl", "validation": "15% of train.jsonl", "test": "15% of train.jsonl"},
         "revision": None,
         "fingerprint": "0123456789abcdef",
+        "dropped": {"train": 3, "validation": 1},
     },
     "model": {
         "checkpoint": "bert-micro",
@@ -352,6 +353,12 @@ def test_contradictions_are_about_the_status():
     ]
 
 
+def test_a_record_from_before_copies_were_dropped_does_not_say_how_many():
+    data = {name: value for name, value in MEASURED["data"].items() if name != "dropped"}
+    assert from_json(complete_json(data=data)).data.dropped is None
+    Draft202012Validator(schema()).validate(complete_json(data=data))
+
+
 # Impossible scores
 
 
@@ -376,6 +383,11 @@ def test_scores_that_cannot_be_are_told(scores, sentence):
 def test_scores_that_can_be_are_not():
     fine = {"exact_match": 62.1, "f1": 62.1, "rouge1": 30.0, "rouge2": 10.0, "rougeL": 30.0}
     assert impossible(fine | {"bertscore_precision": 50.0, "bertscore_f1": 54.5, "bertscore_recall": 60.0}) == []
+
+
+def test_answers_without_a_word_may_match_exactly_and_share_nothing():
+    assert impossible({"exact_match": 90.0, "f1": 89.9}, empty_answers=0.1) == []
+    assert impossible({"exact_match": 90.0, "f1": 89.8}, empty_answers=0.1) == ["exact_match 90.0 is above f1 89.8"]
 
 
 def test_a_bigram_may_repeat_on_a_row_but_not_on_average():

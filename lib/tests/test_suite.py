@@ -92,6 +92,31 @@ def test_rows_that_cannot_be_used_end_in_a_sentence_that_names_the_row(tmp_path)
     assert "Traceback" not in output
 
 
+WRONG = """
+from lib.grid.methods import Lora
+
+class Wrong(Lora):
+    def declared_facts(self, cell):
+        return ("rank 99",)
+
+def pytest_tunegrid_grid(grid):
+    grid.add_method(Wrong(id="wrong", name="wrong"), like="lora")
+"""
+
+
+def test_a_full_cell_that_is_wrong_from_the_start_does_not_train_and_keeps_its_row(tmp_path):
+    (tmp_path / "wrong.py").write_text(WRONG)
+    shutil.copytree(ROOT / "fixtures" / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
+    roots = (f"--data-root={ROOT / 'fixtures' / 'data'}", f"--checkpoint-root={tmp_path}", f"--grid={tmp_path / 'wrong.py'}")
+    code, output, [record] = run(tmp_path, "-m", "full", "--cells", "bert_qa_wrong", "--device", "cpu", *roots)
+    assert (code, record["status"], record["training"]["updates"], record["evaluation"]) == (1, "stopped", 0, None)
+    [sentence] = record["missed"]
+    assert sentence.startswith("not trained, audit adapters_where_declared: ")
+    assert sentence.endswith("; declared: rank 99 (bert_qa_wrong, full, seed 0)")
+    assert sentence in output
+    assert [f["name"] for f in record["audits"] if not f["passed"]] == ["adapters_where_declared"]
+
+
 COUNT = """
 from lib.grid.methods import Method
 

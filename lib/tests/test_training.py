@@ -337,3 +337,10 @@ def test_a_meter_is_given_every_sample():
     trainer.run(silent())
     assert [update.samples for update in trainer.meter.updates].count(3) == 2
     assert sum(update.samples for update in trainer.meter.updates) == 7
+
+
+def test_a_course_that_was_stopped_before_it_began_makes_no_update():
+    trainer = trainer_of("bert_sa_lora", REVIEWS[:16], max_steps=2)
+    trainer.course.stopped = "audit heads_trainable: frozen"
+    course = trainer.run(silent())
+    assert (course.stopped, course.updates, trainer.losses) == ("audit heads_trainable: frozen", 0, [])

@@ -1,10 +1,11 @@
 """Audits: did the cell run as labelled? In: what a run leaves behind. Out: a finding for every audit that applies.
 
 Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
-was built, encoded, trained and predicted. Audits over several cells are in `lib.results.record_checks`.
+was built, encoded, trained and predicted. Those `BEFORE` look before training, so that a cell which is wrong from the start is
+known in seconds; all others look at the trained model. Audits over several cells are in `lib.results.record_checks`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 from lib.errors import first_line
 from lib.grid.methods import Answer
@@ -23,11 +24,10 @@ from lib.run.audits.arithmetic import (
 )
 from lib.run.audits.built import (
     adapters_where_declared,
-    checkpoint_loaded,
     heads_trainable,
-    packed_from_checkpoint,
     quantized_as_declared,
 )
+from lib.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
 from lib.run.audits.dropout import dropout_drops
 from lib.run.audits.evidence import Evidence, Finding
 from lib.run.audits.generated import cache_changes_nothing, decoder_sees_no_future, greedy_texts_are_the_models
@@ -48,9 +48,21 @@ from lib.run.audits.trained import (
     weights_moved,
 )
 
-__all__ = ["AUDITS", "OF_LEARNING", "Evidence", "Finding", "audited"]
+__all__ = ["AUDITS", "BEFORE", "OF_LEARNING", "Evidence", "Finding", "audited", "audited_before"]
 
-AUDITS: tuple[Callable[[Evidence], Answer], ...] = (
+Audit = Callable[[Evidence], Answer]
+BEFORE: tuple[Audit, ...] = (
+    checkpoint_loaded,
+    heads_trainable,
+    adapters_where_declared,
+    quantized_as_declared,
+    packed_from_checkpoint,
+    labels_are_targets,
+    answers_at_annotated_start,
+    offsets_show_their_tokens,
+    no_leakage,
+)
+AUDITS: tuple[Audit, ...] = (  # in the record's order
     checkpoint_loaded,
     heads_trainable,
     adapters_where_declared,
@@ -79,13 +91,26 @@ AUDITS: tuple[Callable[[Evidence], Answer], ...] = (
     prompt_intact_at_inference,
     metric_invariants,
 )
-OF_LEARNING: tuple[Callable[[Evidence], Answer], ...] = (weights_moved, generation_not_truncated, learned_something)
+OF_LEARNING: tuple[Audit, ...] = (weights_moved, generation_not_truncated, learned_something)
+ORDER = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
 
 
-def audited(evidence: Evidence) -> list[Finding]:
+def audited_before(evidence: Evidence) -> list[Finding]:
+    """Findings of the audits that can look before training."""
+    return _findings(evidence, BEFORE)
+
+
+def audited(evidence: Evidence, before: Sequence[Finding] | None = None) -> list[Finding]:
+    """Findings of all audits, in the record's order; `before` has those of `audited_before`, asked here if absent."""
+    early = audited_before(evidence) if before is None else before
+    late = _findings(evidence, [audit for audit in (*AUDITS, *OF_LEARNING) if audit not in BEFORE])
+    return sorted([*early, *late], key=lambda finding: ORDER.index(finding.name))
+
+
+def _findings(evidence: Evidence, audits: Iterable[Audit]) -> list[Finding]:
     """A finding for every audit that has something to look at; one that cannot look is one that failed."""
     findings = []
-    for audit in (*AUDITS, *OF_LEARNING):
+    for audit in audits:
         try:
             answer = audit(evidence)
         except Exception as error:  # a broken run must not keep its own record from being written

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 from random import Random
 from statistics import fmean, stdev
+from typing import Any
 
 from lib.codecs.base import Codec, Feature
 from lib.codecs.letters import letters, same_letters
@@ -15,7 +16,8 @@ from lib.grid.methods import Answer
 from lib.grid.tasks import Problem, Task
 from lib.record.invariants import ORDERED, POINTS, impossible
 from lib.run.audits.evidence import SAMPLE, Evidence, sample
-from lib.run.metrics import rouge_examples, squad_examples
+from lib.run.evaluation import Evaluation
+from lib.run.metrics import Examples, normalized, rouge_examples, sentence_lines, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
@@ -23,17 +25,37 @@ MORE_THAN_LUCK = 3.0  # standard errors
 
 
 def windows_map_to_examples(evidence: Evidence) -> Answer:
-    """A window's tokens are its row's context, and every answer is a piece of its own row's context."""
+    """A window's tokens are its row's context, and every answer is what the best of its own row's windows points at."""
     if evidence.evaluation is None or not evidence.codec.extracts:
         return None
     rows, features = evidence.evaluation.rows, evidence.evaluation.features
     windows = [f for f in sample(features, 2 * SAMPLE) if not _shows(evidence.codec, rows[f.example], f)]
-    contexts = [context(evidence.cell.task, row) for row in rows]
-    strangers = [p for p, text in zip(evidence.evaluation.predictions, contexts, strict=True) if p.value not in text]
+    strangers = _strangers(evidence.codec, evidence.evaluation)
     covered = {f.example for f in features} == set(range(len(rows)))
     if windows or strangers or not covered:
-        return False, f"{len(windows)} windows show another row's context, {len(strangers)} answers are not in their row's"
+        return False, (
+            f"{len(windows)} windows show another row's context, {len(strangers)} answers are not what was pointed at"
+            + (f", row {strangers[0]} among them" if strangers else "")
+        )
     return True, f"{len(features)} windows of {len(rows)} rows"
+
+
+def _strangers(codec: Codec, evaluation: Evaluation) -> list[int]:
+    """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span.
+
+    Answers beyond ASCII are left out: a token may be a part of such a letter.
+    """
+    best: dict[int, tuple[float, str | None]] = {}
+    for feature, output in zip(evaluation.features, evaluation.outputs, strict=True):
+        if feature.example not in best or output[0] > best[feature.example][0]:
+            best[feature.example] = output[0], codec.pointed_at(feature, output)
+    answers = {row: str(evaluation.predictions[row].value) for row in best}
+    unknown = codec.tokenizer.unk_token
+    return [
+        row
+        for row, (_, tokens) in best.items()
+        if tokens is not None and answers[row].isascii() and not same_letters(tokens, answers[row], unknown)
+    ]
 
 
 def _shows(codec: Codec, row: Row, feature: Feature) -> bool:
@@ -70,21 +92,53 @@ def generation_not_truncated(evidence: Evidence) -> Answer:
 
 
 def metric_invariants(evidence: Evidence) -> Answer:
-    """What these metrics satisfy whatever is predicted: on each row, on average, and in the number of rows."""
-    if evidence.evaluation is None:
+    """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number."""
+    evaluation = evidence.evaluation
+    if evaluation is None:
         return None
-    examples, scores = evidence.evaluation.examples, evidence.evaluation.scores
-    count = len(evidence.evaluation.rows)
+    examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     faults = [f"{name} has {len(points)} rows of {count}" for name, points in examples.items() if len(points) != count]
-    faults += impossible(scores)
+    empty = empty_answers(evidence.cell.task, evaluation) if "exact_match" in examples else set()
+    faults += impossible(scores, empty_answers=100 * len(empty) / count)
     faults += [
         f"{name} {scores[name]:.2f} is not the mean {fmean(points):.2f} of its rows"
         for name, points in examples.items()
         if not math.isclose(scores[name], fmean(points), abs_tol=0.01)
     ]
-    faults += [f"{low} is above {high} on row {row}" for low, high in ORDERED for row in above(examples, low, high)]
+    faults += [] if faults else _other_points(evidence.cell.task, evaluation)
+    faults += [
+        f"{low} is above {high} on row {row}"
+        for low, high in ORDERED
+        for row in above(examples, low, high)
+        if low != "exact_match" or row not in empty
+    ]
     faults += [f"bertscore_f1 is outside precision and recall on row {row}" for row in outside(examples)]
     return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
+
+
+def empty_answers(task: Task, evaluation: Evaluation) -> set[int]:
+    """Rows whose answer and one of its truths normalize to nothing, as "a" and "the": EM 100 and F1 0 by SQuAD v1.1's rules."""
+    pairs = enumerate(zip(evaluation.predictions, evaluation.rows, strict=True))
+    return {i for i, (p, row) in pairs if not normalized(str(p.value)) and not all(map(normalized, answer_texts(task, row)))}
+
+
+def _other_points(task: Task, evaluation: Evaluation) -> list[str]:
+    """Sentences on rows that score otherwise when their prediction is scored again, by itself; of texts, on some rows."""
+    faults, values = [], [prediction.value for prediction in evaluation.predictions]
+    for i in sorted(sample(range(len(values)), 2 * SAMPLE if task.problem is Problem.GENERATE else len(values))):
+        for name, [points] in ALONE[task.problem](task, evaluation.rows[i], values[i]).items():
+            there = evaluation.examples[name][i]
+            if not math.isclose(there, points, abs_tol=0.01):
+                faults.append(f"{name} of row {i} is {there:.2f}, but its prediction scores {points:.2f}")
+    return faults
+
+
+# The points of one row by itself. BERTScore is left out: its encoder is gone by now.
+ALONE: dict[Problem, Callable[[Task, Row, Any], Examples]] = {
+    Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
+    Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
+    Problem.GENERATE: lambda task, row, value: rouge_examples([row[task.target]], [sentence_lines(value)]),
+}
 
 
 def above(examples: dict[str, list[float]], low: str, high: str) -> list[int]:

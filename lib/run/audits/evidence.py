@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
+from typing import TypeVar
 
 from torch import nn
 
-from lib.codecs.base import Codec, Feature
+from lib.codecs.base import Codec
+from lib.data.columns import identity
 from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
@@ -16,6 +18,7 @@ from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import Mark, model_marks
 from lib.run.training import Trainer
 
+T = TypeVar("T")
 SAMPLE = 8  # rows that are decoded again
 
 
@@ -69,12 +72,12 @@ class Finding:
     of_learning: bool = False
 
 
-def sample(features: Sequence[Feature], count: int = SAMPLE) -> list[Feature]:
+def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
     """The same few each time."""
-    return list(features) if len(features) <= count else Random(0).sample(list(features), count)
+    return list(items) if len(items) <= count else Random(0).sample(list(items), count)
 
 
 def text_of(cell: Cell) -> Callable[[Row], str]:
     """The text that identifies a row, as a function of it: all columns that its cell reads."""
     columns = (*cell.text, *cell.task.text_pair)
-    return lambda row: " ".join(" ".join(row[name] for name in columns).lower().split())
+    return lambda row: identity(row, columns)

@@ -49,7 +49,7 @@ class Asked:
 def asked(trainer: Trainer) -> Asked:
     """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
     rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    small = _smallest(trained)
+    small = smallest(trained)
     summed = [torch.zeros_like(trained[name]) for name in small]
     answer = Asked(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
     with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
@@ -68,7 +68,7 @@ def asked(trainer: Trainer) -> Asked:
         answer.together = [one.detach() for one in logits]
         if fits:
             shapes = [_shapes(one) for one in answer.alone]
-            answer.gap = _gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+            answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
     return answer
 
 
@@ -78,7 +78,7 @@ def few_rows(trainer: Trainer) -> list[Feature]:
     return [ordered[0], ordered[-1]] if len(ordered) > 1 else ordered
 
 
-def _smallest(trained: Mapping[str, Tensor]) -> list[str]:
+def smallest(trained: Mapping[str, Tensor]) -> list[str]:
     """The names of the smallest tensors, as many as fit into `MOST_VALUES`."""
     names = sorted(trained, key=lambda name: trained[name].numel())
     sizes = accumulate(trained[name].numel() for name in names)
@@ -89,7 +89,8 @@ def _shapes(logits: Sequence[Tensor]) -> Shapes:
     return [one.shape[1:] for one in logits]
 
 
-def _gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """How far some gradients are from others, in units of the norm of the others."""
     norm = float(nn.utils.get_total_norm(theirs))
     rest = [one - other for one, other in zip(ours, theirs, strict=True)]
     return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
@@ -173,7 +174,12 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).abs().max()) / scale if scale else 0.0
 
 
+def is_plain(trainer: Trainer) -> bool:
+    """Whether all is computed in fp32."""
+    plain = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    return plain and trainer.course.precision == "fp32"
+
+
 def allowance(trainer: Trainer) -> float:
     """How far apart rounding may take two ways to compute the same, in units of the largest value."""
-    plain = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return FINE if plain and trainer.course.precision == "fp32" else COARSE
+    return FINE if is_plain(trainer) else COARSE

@@ -22,18 +22,25 @@ def labels_are_targets(evidence: Evidence) -> Answer:
 
 
 def answers_at_annotated_start(evidence: Evidence) -> Answer:
-    """Labelled spans begin and end where the annotation does; rows whose answer repeats in the context come first."""
+    """Labelled spans begin and end where the annotation does, and every window that holds its answer has one.
+
+    Of labelled spans some are looked at, those first whose answer repeats in the context; of the others, all.
+    """
     codec = evidence.codec
     if evidence.splits is None or not codec.extracts:
         return None
-    rows = evidence.splits.train
-    labelled = [feature for feature in evidence.trainer.features if codec.labelled_tokens(feature)]
+    rows, features = evidence.splits.train, evidence.trainer.features
+    labelled = [feature for feature in features if codec.labelled_tokens(feature)]
+    unlabelled = [f for f in features if not codec.labelled_tokens(f) and codec.holds_answer(rows[f.example], f)]
     repeated = [feature for feature in labelled if _repeats(codec, rows[feature.example])]
     chosen = sample(repeated, 4 * SAMPLE) + sample(labelled)
     wrong = [feature for feature in chosen if not _at_start(codec, rows[feature.example], feature)]
-    return not wrong, f"{len(chosen) - len(wrong)} of {len(chosen)} sampled spans, {len(repeated)} rows repeat their answer" + (
-        f"; row {wrong[0].example} is labelled elsewhere" if wrong else ""
-    )
+    detail = f"{len(chosen) - len(wrong)} of {len(chosen)} sampled spans, {len(repeated)} rows repeat their answer"
+    if wrong:
+        detail += f"; row {wrong[0].example} is labelled elsewhere"
+    if unlabelled:
+        detail += f"; {len(unlabelled)} windows hold an answer that is not labelled, of row {unlabelled[0].example} first"
+    return not wrong and not unlabelled and bool(labelled), detail
 
 
 def _repeats(codec: Codec, row: Row) -> bool:
@@ -59,8 +66,9 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
         text, extra = context(codec.task, rows[feature.example]), feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
-            if text[start:end].isascii() and token != codec.tokenizer.unk_token_id:  # a token may be a part of another letter
-                wrong += letters(codec.tokenizer.decode([token])) != letters(text[start:end])
+            said = letters(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
+            if said and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
+                wrong += said != letters(text[start:end])
                 count += 1
     return not wrong, f"{count - wrong} of {count} tokens"
 

@@ -7,15 +7,18 @@ from typing import Any
 
 import torch
 
+from lib.codecs.base import Feature, on
 from lib.grid.cells import Cell
 from lib.grid.methods import Answer
 from lib.grid.names import within
 from lib.run.audits.evidence import Evidence
-from lib.run.training import make_schedule
+from lib.run.audits.probing import is_plain, relative_gap, smallest, undisturbed
+from lib.run.training import Trainer, make_schedule
 
-# Between two ways to compute one loss: bf16 sums differ by up to a percent, the fault is a factor of at least two.
-TOLERANCE = 0.02
-LEAST = 1e-4  # nats; a loss below it is rounding
+# Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
+# bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
+TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
+LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
 CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
 
 
@@ -110,26 +113,54 @@ def variant_applied(evidence: Evidence) -> Answer:
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
-    """Two micro-batches of the last update, weighted as in training, have the loss of their rows in one batch."""
-    group = evidence.trainer.last_group[:2]  # two show it, and fit where training fitted by halving
+    """Gradients accumulated over two micro-batches of an update are those of the mean loss of their rows in one batch."""
+    trainer, group = evidence.trainer, evidence.trainer.last_group
+    if len(group) < 2 and evidence.cell.recipe.gradient_accumulation_steps > 1:
+        group = next(iter(trainer.updates(0)))  # an epoch may end with a part of an update
     if len(group) < 2:
         return None
-    with torch.no_grad():
-        evidence.model.eval()
-        together = evidence.trainer.mean_loss([[feature for features in group for feature in features]])
-        apart = evidence.trainer.mean_loss(group)
-    same = math.isclose(apart, together, rel_tol=TOLERANCE, abs_tol=LEAST)
-    return same, f"{len(group)} micro-batches: {apart:.6f}, in one batch {together:.6f}"
+    # Few rows show it, and fit where training fitted; of unequal number, so that a mean of means is another mean.
+    few = [group[0][:3], group[1][:1]]
+    names = smallest({name: p for name, p in trainer.parameters.items() if p.requires_grad})
+    with torch.enable_grad(), undisturbed(trainer):
+        apart = trainer.accumulated(few, names)
+        loss, together = in_one_batch(trainer, [feature for features in few for feature in features], names)
+    if loss < LEAST:
+        return None
+    gap = relative_gap(apart, together)
+    same = gap <= (TOLERANCE if is_plain(trainer) else COARSE_TOLERANCE)
+    return same, f"2 micro-batches: gradients differ by {gap:.1e} of those in one batch, where the loss is {loss:.6f}"
+
+
+def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
+    """The mean loss of some rows, and its gradients; in several batches only where training never held so many rows."""
+    size, parameters = trainer.course.micro_batch, [trainer.parameters[name] for name in names]
+    batches = [trainer.codec.collate(features[start : start + size]) for start in range(0, len(features), size)]
+    count = sum(trainer.codec.targets(batch) for batch in batches)
+    total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
+    for batch in batches:
+        with trainer.accelerator.autocast():
+            loss = trainer.codec.loss(trainer.model, on(trainer.meter.device, batch)) / count
+        gradients = _added(gradients, torch.autograd.grad(loss, parameters, allow_unused=True))
+        total += float(loss.detach())
+    penalty = trainer.cell.method.penalty(trainer.model)
+    if penalty is not None:
+        gradients = _added(gradients, torch.autograd.grad(penalty, parameters, allow_unused=True))
+    return total, gradients
+
+
+def _added(sums: Sequence[torch.Tensor], more: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    return [one if other is None else one + other for one, other in zip(sums, more, strict=True)]
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """Every update had the learning rate of the recipe's schedule, counted in updates; all groups' rates are in proportion."""
-    course, total = evidence.trainer.course, evidence.trainer.total
+    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion."""
+    course, total = evidence.trainer.course, planned_updates(evidence)
     if course.stopped:
         return None
     rates = course.learning_rates
-    if not rates:
-        return False, "no update"
+    if not course.updates == len(rates) == total:
+        return False, f"{course.updates} updates with {len(rates)} rates, where the recipe plans {total}"
     wanted = wanted_rates(evidence)
     odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not _same_rate(a, b)]
     if odd:
@@ -140,9 +171,14 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     return True, f"{total} updates, the last at {rates[-1]:.3g}"
 
 
+def planned_updates(evidence: Evidence) -> int:
+    """The recipe's number of updates over the rows that train, whatever the trainer says."""
+    return evidence.cell.recipe.planned_updates(len(evidence.trainer.features))
+
+
 def wanted_rates(evidence: Evidence) -> list[float]:
     """The recipe's rate at each update that was made; one that fp16 lost does not count."""
-    course, total = evidence.trainer.course, evidence.trainer.total
+    course, total = evidence.trainer.course, planned_updates(evidence)
     places = [i - sum(update < i for update in course.skipped) for i in range(len(course.learning_rates))]
     if evidence.cell.recipe.lr_scheduler_type in DECAYS:
         return [learning_rate_at(evidence.cell, place, total) for place in places]

@@ -1,0 +1,124 @@
+"""How faults break rows, training, scoring and saved records. In: a sound value, and a folder. Out: the broken value."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from torch import Tensor
+
+from lib.data.splits import Splits, load_splits
+from lib.grid.profiles import QUICK_PROFILE
+from lib.grid.tasks import SA
+from lib.record import Record
+from lib.run.evaluation import Evaluation
+from lib.run.metrics import Metrics
+from lib.run.training import Trainer, make_schedule
+
+# Rows
+
+
+def chosen_on_test(rows: list[Any], splits: Splits) -> list[Any]:
+    """The epoch is chosen on the rows it is then scored on."""
+    return splits.test
+
+
+def shuffled_labels(splits: Splits, folder: Path) -> Splits:
+    """Labels are dealt out again among the training rows."""
+    labels = [row["label"] for row in splits.train]
+    Random(0).shuffle(labels)
+    return replace(splits, train=[row | {"label": label} for row, label in zip(splits.train, labels, strict=True)])
+
+
+def tested_rows_trained_on(splits: Splits, folder: Path) -> Splits:
+    """Some test rows are in train, too."""
+    return replace(splits, train=[*splits.train, *splits.test[:5]])
+
+
+# Training and scoring
+
+
+def summed(trainer: Trainer, folder: Path) -> Trainer:
+    """Each micro-batch's mean counts in full, so that the update's loss is their sum."""
+    trainer.divisors = lambda batches: [trainer.codec.targets(batch) for batch in batches]
+    return trainer
+
+
+def stretched(trainer: Trainer, folder: Path) -> Trainer:
+    """The schedule is made for as many steps as there are micro-batches."""
+    steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
+    trainer.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
+    return trainer
+
+
+def cut_short(trainer: Trainer, folder: Path) -> Trainer:
+    """The loop ends after a quarter of its updates, and says nothing."""
+    updates = trainer.updates
+    trainer.updates = lambda epoch: islice(updates(epoch), trainer.total // 4)
+    return trainer
+
+
+def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
+    """Gradients are cleared before every micro-batch, so that an update has those of its last one."""
+    backward = trainer.accelerator.backward
+
+    def cleared(loss: Tensor) -> None:
+        trainer.optimizer.zero_grad()
+        backward(loss)
+
+    trainer.accelerator.backward = cleared
+    return trainer
+
+
+def hardly_clipped(trainer: Trainer, folder: Path) -> Trainer:
+    """Gradients are clipped at a bound that they hardly reach."""
+    trainer.cell = replace(trainer.cell, recipe=replace(trainer.cell.recipe, max_grad_norm=100.0))
+    return trainer
+
+
+def one_group_scheduled(trainer: Trainer, folder: Path) -> Trainer:
+    """The schedule moves the first group of parameters; the second one keeps its rate."""
+    trainer.schedule.lr_lambdas[1] = lambda update: 1.0
+    return trainer
+
+
+def impossible_numbers(metrics: Metrics, folder: Path) -> Metrics:
+    """A metric in which more answers match exactly than match at all."""
+
+    class Impossible:
+        def compute(self, **_: Any) -> dict[str, float]:
+            return {"exact_match": 62.6, "f1": 62.1}
+
+    return replace(metrics, loaded={"squad": Impossible()})
+
+
+def points_of_neighbours(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
+    """Every row has the points of the row before it; their mean is right."""
+
+    def shifted(rows: Any) -> Evaluation:
+        evaluation = score(rows)
+        evaluation.examples = {name: [points[-1], *points[:-1]] for name, points in evaluation.examples.items()}
+        return evaluation
+
+    return shifted
+
+
+# Saved records
+
+
+def fewer_rows(first: Record, second: Record) -> None:
+    """The second method of a triple trains on fewer rows."""
+    splits = load_splits(SA, QUICK_PROFILE)
+    second.data.fingerprint = replace(splits, train=splits.train[:500]).fingerprint
+
+
+def copied_row(first: Record, second: Record) -> None:
+    """The second cell's row has the first cell's results."""
+    second.scores, second.training, second.evaluation = first.scores, first.training, first.evaluation
+
+
+def copied_scores(first: Record, second: Record) -> None:
+    """The second cell has the first one's scores and predictions, and the course of its own training."""
+    second.scores, second.examples = first.scores, first.examples
