@@ -20,7 +20,8 @@ from lib.grid.profiles import QUICK_PROFILE
 from lib.grid.tasks import SA
 from lib.record import Record
 from lib.run.metrics import Metrics
-from lib.run.training import Trainer, make_schedule
+from lib.run.schedule import make_schedule
+from lib.run.training import Trainer
 
 # What is built
 

@@ -11,7 +11,7 @@ from lib.grid.cells import Cell
 from lib.grid.methods import Answer
 from lib.grid.names import within
 from lib.run.audits.evidence import Evidence
-from lib.run.training import make_schedule
+from lib.run.schedule import make_schedule
 
 # Between two ways to compute one loss: bf16 sums differ by up to a percent, the fault is a factor of at least two.
 TOLERANCE = 0.02
