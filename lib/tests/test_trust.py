@@ -1,6 +1,6 @@
 """The logic of `pytest -m gpu`, with figures made by hand: what is right passes, what is wrong is said."""
 
-from fixtures.gpu_summary import line
+from fixtures.gpu_summary import is_check, line
 from lib.run.trust import clocks_differ, ladder_broken, left_behind, not_shared, not_smaller, skips_miscounted
 
 GIB = 2**30
@@ -41,6 +41,11 @@ def test_the_second_process_on_a_gpu_knows_that_it_is_the_second():
     assert not_shared(own=False, other=True) == []
     assert not_shared(own=False, other=False) == ["a process does not see that another one holds its GPU"]
     assert not_shared(own=True, other=True) == ["a process that came first takes itself for a guest"]
+
+
+def test_another_test_with_the_word_in_its_name_is_no_check():
+    assert is_check("benchmarks/test_gpu.py::test_lost_updates_are_counted")
+    assert not is_check("lib/tests/test_device.py::test_a_device_that_is_not_here_is_refused_in_a_sentence[gpu]")
 
 
 def test_the_checks_end_in_one_line():
