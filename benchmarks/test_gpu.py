@@ -214,11 +214,11 @@ def test_nf4_takes_less_than_lora_and_lora_less_than_full_fine_tuning(trainer_of
 
     def check():
         peaks = {}
-        for method in ("qlora", "lora", "sft"):
-            trainer = train(trainer_of(f"gpt2_sa_{method}", precision="bf16", per_device_train_batch_size=2), 2)
+        for cell_id in ("gpt2_sa_qlora", "gpt2_sa_lora", "gpt2_sa_sft"):
+            trainer = train(trainer_of(cell_id, precision="bf16", per_device_train_batch_size=2), 2)
             torch.cuda.reset_peak_memory_stats(device)
             trainer.update(next(trainer.updates(0)))
-            peaks[method] = torch.cuda.max_memory_allocated(device)
+            peaks[cell_id] = torch.cuda.max_memory_allocated(device)
             del trainer
             free_memory(device)
         return not_smaller(peaks), peaks

@@ -17,12 +17,14 @@ models = []
 
 @pytest.hookimpl(wrapper=True)
 def pytest_fixture_setup(fixturedef, request):
-    if fixturedef.argname == "device" and models:
-        print("alive:", [name for name, model in models if model() is not None], "of", len(models))
     value = yield
     if fixturedef.argname == "model":
         models.append((request.node.name, weakref.ref(value)))
     return value
+
+def pytest_runtest_logreport(report):
+    if report.when == "teardown":
+        print("alive:", [name for name, model in models if model() is not None], "of", len(models))
 """
 KILLER = """
 import os, signal, sys
@@ -53,6 +55,7 @@ def test_a_cells_model_is_gone_before_the_next_one_loads(together):
     code, output, records = together
     assert (code, len(records)) == (0, 2), output
     assert "alive: [] of 1" in output
+    assert "alive: [] of 2" in output
 
 
 def test_an_isolated_cell_has_the_same_scores_in_the_same_file(together, apart):
