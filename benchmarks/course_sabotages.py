@@ -15,7 +15,8 @@ from lib.grid.tasks import SA
 from lib.record import Record
 from lib.run.evaluation import Evaluation
 from lib.run.metrics import Metrics
-from lib.run.training import Trainer, make_schedule
+from lib.run.schedule import make_schedule
+from lib.run.training import Trainer
 
 # Rows
 

@@ -40,6 +40,12 @@ def gpus() -> list[dict[str, str]]:
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in table.splitlines()]
 
 
+def visible_gpus() -> int:
+    """How many GPUs torch will see: those that CUDA_VISIBLE_DEVICES leaves."""
+    present, visible = len(gpus()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if visible is None else min(present, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
+
+
 def versions() -> dict[str, str | None]:
     """Python's and the libraries' versions; None for one that is not installed."""
     installed: dict[str, str | None] = {"python": platform.python_version()}

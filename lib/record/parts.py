@@ -224,6 +224,15 @@ class TrainingRecord(Part):
 
 
 @dataclass(kw_only=True)
+class GeneratedRecord(Part):
+    """Tokens of the generated texts, the end token included."""
+
+    mean: Amount
+    median: Amount
+    longest: Count
+
+
+@dataclass(kw_only=True)
 class EvaluationRecord(Part):
     """How the test rows were predicted and scored."""
 
@@ -231,6 +240,13 @@ class EvaluationRecord(Part):
     loss: Amount | None
     batch: Positive | None
     metric_sources: Annotated[dict[str, str], Field(description="which implementation computed the scores")]
+    precision: Annotated[
+        Precision | None,
+        Field(description="of prediction, without autocast: a packed or bf16 base computes in its own type; null: not known"),
+    ] = None
+    generated_tokens: Annotated[
+        GeneratedRecord | None, Field(description="null: the cell generates nothing, or an older run did not count")
+    ] = None
 
 
 @dataclass(kw_only=True)

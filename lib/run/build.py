@@ -21,7 +21,7 @@ from lib.grid.names import within
 from lib.grid.profiles import Profile
 from lib.grid.tasks import Problem
 from lib.run.bertscore import BertScorer
-from lib.run.device import resolve_precision
+from lib.run.device import resolve_precision, resolve_quantization
 
 PERTURBATION = 1e-6  # relative: a few last bits of fp32
 ATTENTION = "sdpa"  # torch's fused attention
@@ -189,7 +189,7 @@ def _loaded(cell: Cell, device: torch.device) -> Any:
     if cell.quantization or device.type == "meta":
         options["device_map"] = {"": device}
     if cell.quantization:
-        options["quantization_config"] = quantization_config(cell)
+        options["quantization_config"] = quantization_config(cell, device)
     model, report = _from_hub_or_folder(architecture(cell.head.architecture), source, options)
     _check_loaded(cell, source, report)
     if device.type == "meta":
@@ -221,13 +221,14 @@ def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, An
         return None, {"config": config, "state_dict": getattr(kind, "checkpoint_class", kind)(config).state_dict()}
 
 
-def quantization_config(cell: Cell) -> Any:
+def quantization_config(cell: Cell, device: torch.device) -> Any:
     """Bitsandbytes' 4-bit config. New modules, and output layers tied to the embeddings, are not quantized."""
-    assert cell.quantization, "only for methods that quantize"
+    quantization, _ = resolve_quantization(cell, device)
+    assert quantization, "only for methods that quantize"
     return hf.BitsAndBytesConfig(
         load_in_4bit=True,
         llm_int8_skip_modules=[*cell.head.new_modules, *cell.head.tied_modules] or None,
-        **asdict(cell.quantization),
+        **asdict(quantization),
     )
 
 

@@ -1,17 +1,25 @@
 """Where a cell runs and in which precision. In: the wishes of a profile and a recipe. Out: what this machine can do."""
 
+import gc
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from torch import Tensor
 
 from lib.errors import InputError
 from lib.grid.cells import Cell
+from lib.grid.methods import Quantization
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
+LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 MEASURED = ("cpu", "cuda")
+COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
+# How libraries say that memory ran out: torch's allocators on a CPU, the CUDA runtime outside them, cuBLAS's handles.
+NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Claims:
@@ -30,12 +38,20 @@ class Claims:
         """A device for this worker: a free one if there is one. A wished device is shared if somebody holds it."""
         count = torch.cuda.device_count()
         order = [wish] if wish is not None else [(worker + step) % count for step in range(count)]
+        order.sort(key=lambda index: index not in self._locks)  # what it holds already comes first
         chosen = next((index for index in order if index in self._locks or self._lock(index)), None)
         if chosen is not None:
             self.shared.discard(chosen)
             return chosen
         self.shared.add(order[0])
         return order[0]
+
+    def release(self) -> None:
+        """Let others have what this process holds, and forget what it shared."""
+        for lock in self._locks.values():
+            lock.release()
+        self._locks.clear()
+        self.shared.clear()
 
     def _lock(self, index: int) -> bool:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -44,7 +60,7 @@ class Claims:
             lock.acquire(timeout=0)
         except Timeout:
             return False
-        self._locks[index] = lock  # held until the process ends
+        self._locks[index] = lock  # held until released, or the process ends
         return True
 
 
@@ -88,13 +104,31 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None
     A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
     """
     wish = cell.recipe.precision
-    if wish == "fp16" and cell.backbone.overflows_fp16:
-        return "bf16", f"bf16 in place of fp16, in which {cell.backbone.name} overflows"
-    if wish == "fp16" and device.type == "cpu":
+    if wish == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
         return "bf16", "bf16 in place of fp16, which a CPU only emulates"
-    if wish == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return "fp32", "fp32 in place of bf16, for which this GPU has no units"
-    return wish, None
+    overflow = f"in which {cell.backbone.name} overflows" if wish == "fp16" and cell.backbone.overflows_fp16 else ""
+    if (wish == "bf16" or overflow) and not has_bf16_units(device):
+        cause = f"fp16, {overflow}, and of bf16" if overflow else "bf16"
+        return "fp32", f"fp32 in place of {cause}, for which this GPU has no units"
+    return ("bf16", f"bf16 in place of fp16, {overflow}") if overflow else (wish, None)
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 is fast and complete here. GPUs before Ampere (V100, T4, RTX 20) only emulate it; a CPU does it right."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization | None, str | None]:
+    """How the cell's base is stored here, and a sentence where it computes in another type than the method declares.
+
+    Without bf16 units it computes in the precision of training.
+    """
+    wish = cell.quantization
+    if wish is None or wish.bnb_4bit_compute_dtype != "bfloat16" or has_bf16_units(device):
+        return wish, None
+    kind = COMPUTE_TYPES[resolve_precision(cell, device)[0]]
+    change = f"the packed base computes in {kind} in place of bfloat16, for which this GPU has no units"
+    return replace(wish, bnb_4bit_compute_dtype=kind), change
 
 
 def used_by_others_gib(device: torch.device) -> float | None:
@@ -118,4 +152,34 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more: reference cycles first, then the blocks that torch keeps on a GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def check_empty(device: torch.device) -> None:
+    """Raises InputError where an earlier cell's tensors are still on the GPU: they would stand in this cell's peaks."""
+    left = torch.cuda.memory_allocated(device) / GIB if device.type == "cuda" else 0.0
+    if left > LEFT_GIB:
+        raise InputError(
+            f"{device} still holds {left:.1f} GiB of an earlier cell, which would count as this one's; "
+            "--isolate runs each cell in a process of its own"
+        )
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """RNG states, on which dropout depends."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
+    """Set the RNGs to these states."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

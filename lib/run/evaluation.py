@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -13,10 +13,11 @@ from lib.codecs.base import Codec, Feature, Prediction
 from lib.codecs.cache import features_of
 from lib.data.sources import Row
 from lib.errors import InputError
-from lib.run.device import out_of_memory
+from lib.run.device import free_memory, out_of_memory
 from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
 
+EVAL_PRECISION: Literal["fp32"] = "fp32"  # no recipe of the study says that its notebook scored in another one
 EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
 
 
@@ -32,6 +33,7 @@ class Evaluation:
         seconds: of prediction alone, without encoding and scoring.
         batch: features predicted at once at the end; fewer than `EVAL_BATCH` where memory ran out.
         sources: which implementation computed the scores.
+        generated: tokens of each generated text, the end token included; None for a codec that generates nothing.
     """
 
     predictions: list[Prediction]
@@ -45,6 +47,7 @@ class Evaluation:
     samples_per_second: float
     batch: int
     sources: dict[str, str]
+    generated: list[int] | None = None
 
 
 def evaluate(
@@ -70,6 +73,7 @@ def evaluate(
         samples_per_second=len(rows) / seconds,
         batch=batch,
         sources=metrics.sources(codec.task),
+        generated=[len(output) for output in outputs] if codec.generates else None,
     )
 
 
@@ -89,7 +93,7 @@ def predict(
             chunk = order[done : done + size]
             answers = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
             if answers is None:
-                size = _halved(size, codec)
+                size = _halved(size, codec, device)
                 continue
             for i, output in zip(chunk, answers, strict=True):
                 outputs[i] = output
@@ -108,9 +112,8 @@ def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
     return None
 
 
-def _halved(size: int, codec: Codec) -> int:
+def _halved(size: int, codec: Codec, device: torch.device) -> int:
     if size == 1:
         raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    free_memory(device)
     return size // 2

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from lib.codecs.base import Codec, Feature
 from lib.grid.cells import Cell
 from lib.grid.methods import SFT, TOKEN_ROWS, Method
 from lib.run.build import base_type, build, load_tokenizer
+from lib.run.device import free_memory
 from lib.run.evaluation import predict
 from lib.run.meter import parameter_counts, tensor_bytes, weight_tensors
 from lib.run.progress import Progress
@@ -68,9 +68,7 @@ def synthetic_features(cell: Cell, codec: Codec) -> list[Feature]:
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     """Two updates of the trainer: one counts FLOPs, one traces bytes beyond `baseline_bytes`, held before the model was."""
     group = next(trainer.updates(0))
-    # Fused attention is not counted on CPUs, bitsandbytes' products nowhere.
-    packed = {torch.ops.bitsandbytes.gemm_4bit: packed_product_flops}
-    with FlopCounterMode(display=False, custom_mapping=packed) as counter, sdpa_kernel(SDPBackend.MATH):
+    with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
         first = trainer.update(group)
     live, peak, second = _traced_bytes(trainer, next(trainer.updates(0)), baseline_bytes)
     trainer.losses = [first, second]
@@ -80,6 +78,30 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
         live_bytes=live,
         peak_bytes=peak,
     )
+
+
+def uncounted() -> dict[Any, Any]:
+    """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device.
+
+    Attention stays fused: unfused, it would take memory that training never takes. Its backward pass counts as twice the
+    forward one on every device; that a kernel computes the scores once more is its own affair.
+    """
+    mapping: dict[Any, Any] = {torch.ops.bitsandbytes.gemm_4bit: packed_product_flops}
+    for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu"):
+        name = f"_scaled_dot_product_{kernel}"
+        mapping[getattr(torch.ops.aten, name)] = attention_flops
+        mapping[getattr(torch.ops.aten, f"{name}_backward")] = attention_backward_flops
+    return mapping
+
+
+def attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
+    """FLOPs of attention: scores of queries and keys, and their product with the values."""
+    return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
+
+
+def attention_backward_flops(gradient: Any, query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """FLOPs of its backward pass: each of the two products has two gradients."""
+    return 2 * attention_flops(query, key, value)
 
 
 def packed_product_flops(a: Sequence[int], packed: Any, shape: Sequence[int], *_: Any, **__: Any) -> int:
@@ -178,9 +200,13 @@ def baseline_bytes(device: torch.device) -> int:
 
 @cache
 def matmul_peak(device: torch.device, precision: str) -> float:
-    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each."""
+    """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each.
+
+    Of random numbers: a GPU multiplies ones with less power, hence at a higher clock than it holds in training.
+    """
     side = MATRIX[device.type]
-    matrix = torch.ones(side, side, device=device, dtype=TORCH_TYPES[precision])
+    generator = torch.Generator(device).manual_seed(0)  # the trainer's own random numbers stay as they are
+    matrix = torch.randn(side, side, generator=generator, device=device, dtype=TORCH_TYPES[precision])
     seconds = []
     for _ in range(REPEATS[device.type] + 1):  # the first one warms up
         _wait(device)
@@ -188,6 +214,8 @@ def matmul_peak(device: torch.device, precision: str) -> float:
         torch.mm(matrix, matrix)
         _wait(device)
         seconds.append(time.perf_counter() - began)
+    del matrix
+    free_memory(device)  # or it would stay reserved, in the first cell's peaks alone
     return float(2 * side**3 / min(seconds[1:]))
 
 

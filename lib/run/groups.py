@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lib.grid.cells import Cell
 from lib.grid.names import within
 
-SAMPLED = 4096  # values of a tensor that tell how far it moved
 DIGITS = 9  # of a figure: more than fp32 has
 KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; the first that fits
     ("norm|\\.ln_", "norms"),
@@ -68,14 +67,3 @@ def figure(value: Any) -> float | None:
 def digest(value: Any) -> str:
     """Sixteen hex digits."""
     return sha256(repr(value).encode()).hexdigest()[:16]
-
-
-def sampled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
-    return {name: p.detach().reshape(-1)[:: max(1, p.numel() // SAMPLED)].float().clone() for name, p in parameters.items()}
-
-
-def moved(cell: Cell, model: nn.Module, before: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Figures:
-    """How far each group moved: the norm of the change of its sampled values."""
-    after = sampled({name: parameters[name] for name in before})
-    return norms(grouped(cell, model, before), {name: after[name] - start for name, start in before.items()})

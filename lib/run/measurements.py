@@ -1,6 +1,7 @@
 """A cell's measurements, written into its record. In: what the stages left behind. Out: the record's measured parts."""
 
 import math
+import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from lib.record.parts import (
     EvaluationRecord,
     FirstStep,
     Flops,
+    GeneratedRecord,
     Ledger,
     Memory,
     ModelRecord,
@@ -30,11 +32,11 @@ from lib.record.parts import (
 )
 from lib.record.record import Record, architecture_name
 from lib.run.build import ATTENTION, checkpoint_of
+from lib.run.course import Training
 from lib.run.device import contended, used_by_others_gib
-from lib.run.evaluation import Evaluation
+from lib.run.evaluation import EVAL_PRECISION, Evaluation
 from lib.run.footprint import Footprint, complete
 from lib.run.meter import Meter, parameter_counts
-from lib.run.training import Training
 from lib.run.weights import checkpoint_fingerprint
 
 
@@ -140,8 +142,18 @@ def _known(value: float | None) -> float | None:
 def evaluation_record(evaluation: Evaluation) -> EvaluationRecord:
     """How the test rows were predicted and scored."""
     return EvaluationRecord(
-        seconds=evaluation.seconds, loss=evaluation.loss, batch=evaluation.batch, metric_sources=dict(evaluation.sources)
+        seconds=evaluation.seconds,
+        loss=evaluation.loss,
+        batch=evaluation.batch,
+        metric_sources=dict(evaluation.sources),
+        precision=EVAL_PRECISION,
+        generated_tokens=generated_record(evaluation.generated) if evaluation.generated else None,
     )
+
+
+def generated_record(lengths: list[int]) -> GeneratedRecord:
+    """How long the generated texts are."""
+    return GeneratedRecord(mean=statistics.fmean(lengths), median=float(statistics.median(lengths)), longest=max(lengths))
 
 
 def memory_record(training: Training, meter: Meter, footprint: Footprint | None) -> Memory:
@@ -152,11 +164,14 @@ def memory_record(training: Training, meter: Meter, footprint: Footprint | None)
 
 
 def throughput_record(meter: Meter, evaluation: Evaluation | None, footprint: Footprint | None) -> Throughput:
-    """Rates of training, of prediction and of generation."""
+    """Rates of training, of prediction and of generation: in a footprint on full-length inputs, otherwise on the test rows."""
+    generated = footprint.generated_tokens_per_second if footprint else None
+    if evaluation and evaluation.generated:
+        generated = sum(evaluation.generated) / evaluation.seconds
     return Throughput(
         **meter.throughput(),
         eval_samples_per_second=evaluation.samples_per_second if evaluation else None,
-        generated_tokens_per_second=footprint.generated_tokens_per_second if footprint else None,
+        generated_tokens_per_second=generated,
     )
 
 

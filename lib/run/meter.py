@@ -63,10 +63,10 @@ class Update:
     """One optimizer update: when it began and ended, and the size of its batch."""
 
     began: Any
-    ended: Any
+    ended: Any = None
     samples: int
-    tokens: int
-    padded_tokens: int
+    tokens: int = 0
+    padded_tokens: int = 0
 
 
 @dataclass(kw_only=True)
@@ -77,6 +77,8 @@ class Meter:
     clock: Clock = field(default_factory=WallClock)
     updates: list[Update] = field(default_factory=list)
     phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
+    _began: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         """On CUDA, time is read from the device."""
@@ -84,28 +86,53 @@ class Meter:
             self.clock = CudaClock()
 
     @contextmanager
-    def update(self, *, samples: int, tokens: int, padded_tokens: int) -> Iterator[None]:
-        """Times one update. Validation and encoding, between updates, are not training time."""
-        began = self.clock.mark()
-        yield
-        self.updates.append(
-            Update(began=began, ended=self.clock.mark(), samples=samples, tokens=tokens, padded_tokens=padded_tokens)
-        )
+    def update(self, *, samples: int, tokens: int = 0, padded_tokens: int = 0) -> Iterator[Update]:
+        """Times one update, collating included. Validation and encoding, between updates, are not training time.
+
+        What is only known inside, as tokens, can be set on what it yields. A failed update does not count.
+        """
+        update = Update(began=self.clock.mark(), samples=samples, tokens=tokens, padded_tokens=padded_tokens)
+        yield update
+        update.ended = self.clock.mark()
+        self.updates.append(update)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Wall seconds and memory peaks of one phase. A repeated phase adds its seconds and keeps the higher peak."""
-        reset_peaks(self.device)
-        began = time.perf_counter()
+        """Wall seconds and memory peaks of one phase. A repeated phase adds its seconds and keeps the higher peak.
+
+        A phase inside another interrupts it: every moment, and every peak, belongs to one phase alone.
+        """
+        self._close()
+        self._open.append(name)
+        self._start()
         try:
             yield
         finally:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            before = self.phases.get(name, {})
-            seconds = time.perf_counter() - began + (before.get("seconds") or 0.0)
-            highest = peaks(self.device)
-            self.phases[name] = {"seconds": seconds, **{key: _higher(highest[key], before.get(key)) for key in highest}}
+            self._close()
+            self._open.pop()
+            self._start()
+
+    def _start(self) -> None:
+        """The innermost open phase begins, or goes on."""
+        if self._open:
+            reset_peaks(self.device)
+            self._began = time.perf_counter()
+
+    def _close(self) -> None:
+        """The innermost open phase ends, or pauses."""
+        if not self._open:
+            return
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        before = self.phases.get(self._open[-1], {})
+        seconds = time.perf_counter() - self._began + (before.get("seconds") or 0.0)
+        highest = peaks(self.device)
+        self.phases[self._open[-1]] = {"seconds": seconds, **{key: _higher(highest[key], before.get(key)) for key in highest}}
+
+    def recent_rate(self, count: int) -> str:
+        """Samples a second over the last updates, for the progress line; empty where they took no time."""
+        seconds = sum(self._durations(self.updates[-count:]))
+        return f"{sum(update.samples for update in self.updates[-count:]) / seconds:.0f} samples/s" if seconds else ""
 
     def train_seconds(self) -> float:
         """Time spent in updates, warm-up included."""
@@ -143,11 +170,15 @@ def _higher(now: float | None, before: float | None) -> float | None:
 
 
 def reset_peaks(device: torch.device) -> None:
-    """Start a new high-water mark: of this process, where the kernel lets us, and of the device."""
+    """Start a new high-water mark: of this process, where the kernel lets us, and of the device.
+
+    Blocks that torch only keeps for later are given back first: they are reserved, but by what was before.
+    """
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, see proc(5)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
 
 

@@ -4,14 +4,12 @@ One loop for every cell. Its unit is the update: one or more micro-batches, one 
 of an update is the mean over all its targets, however they are cut into micro-batches.
 """
 
-import gc
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
-from random import Random
-from typing import Any, TypeVar
+from typing import Any
 
 import accelerate
 import torch
@@ -22,91 +20,19 @@ from lib.codecs.base import Batch, Codec, Feature, all_tokens, on, real_tokens
 from lib.data.sources import Row
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
-from lib.run.device import out_of_memory, resolve_precision
+from lib.grid.methods import Method
+from lib.run.course import COURSE, Training
+from lib.run.device import free_memory, out_of_memory, random_states, resolve_precision, resolve_quantization, set_random_states
 from lib.run.fingerprints import model_marks
-from lib.run.groups import digest, grouped, moved, norms, sampled
+from lib.run.first_updates import MOVED, FirstUpdates
 from lib.run.meter import Meter, ledger, tensor_bytes
+from lib.run.order import chunks, epoch_batches
 from lib.run.progress import Progress
+from lib.run.scale import LossScale
+from lib.run.schedule import make_schedule
 
-T = TypeVar("T")
-BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
-MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-SCHEDULES = tuple(kind.value for kind in hf.SchedulerType)
-# The fields of `Training` in a trainer's state. Losses are kept apart; the rows of `chosen_on` are not kept.
-COURSE = (
-    "updates", "memory", "learning_rates", "group_rates", "gradient_norms", "clipped_norm", "epoch_scores", "chosen_epoch",
-    "skipped", "order", "micro_batch", "fallbacks", "first_step",
-)  # fmt: skip
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
-
-
-@dataclass(kw_only=True)
-class Training:
-    """The course of one training.
-
-    Attributes:
-        losses: mean loss of each update, in nats per target.
-        stopped: why training ended early, or None.
-        order: a hash of the rows of each update, in order; equal orders have equal hashes.
-        micro_batch: rows of a forward pass at the end; smaller than the recipe's where memory ran out.
-        fallbacks: a sentence for every deviation from the recipe.
-        epoch_scores: validation score after each epoch, where the recipe has several.
-        chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
-        chosen_on: the rows whose score chose it.
-        skipped: updates that fp16 lost to an overflow; the schedule does not advance there.
-        group_rates: the learning rate of every parameter group in each update.
-        gradient_norms: total norm of the gradients before clipping in each update; None where the recipe does not clip.
-        clipped_norm: the same after clipping, in the first update.
-        first_step: figures that tell a change without statistics: `lib.run.probe`'s, and those of the first update.
-    """
-
-    losses: list[float] = field(default_factory=list)
-    updates: int = 0
-    learning_rates: list[float] = field(default_factory=list)
-    group_rates: list[list[float]] = field(default_factory=list)
-    gradient_norms: list[float | None] = field(default_factory=list)
-    clipped_norm: float | None = None
-    epoch_scores: list[float] = field(default_factory=list)
-    chosen_epoch: int | None = None
-    chosen_on: Sequence[Row] = ()
-    skipped: list[int] = field(default_factory=list)
-    stopped: str | None = None
-    precision: str = "fp32"
-    order: str = ""
-    micro_batch: int = 0
-    fallbacks: list[str] = field(default_factory=list)
-    memory: dict[str, int | None] = field(default_factory=dict)
-    first_step: dict[str, Any] = field(default_factory=dict)
-
-
-def epoch_batches(features: Sequence[Feature], size: int, seed: int, epoch: int) -> list[list[Feature]]:
-    """One epoch in batches of like length: shuffle, sort within buckets, shuffle the batches.
-
-    The order depends on the seed and the epoch only: all methods of a triple see the same.
-    """
-    rng = Random(f"{seed}-{epoch}")
-    shuffled = rng.sample(list(features), len(features))
-    batches = [
-        list(batch)
-        for start in range(0, len(shuffled), size * BUCKET)
-        for batch in _chunks(sorted(shuffled[start : start + size * BUCKET], key=lambda f: len(f.input_ids)), size)
-    ]
-    rng.shuffle(batches)
-    return batches
-
-
-def _chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (items[start : start + size] for start in range(0, len(items), size))
-
-
-def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
-    """The recipe's schedule, counted in updates. Raises InputError for an unknown one."""
-    recipe = cell.recipe
-    if recipe.lr_scheduler_type not in SCHEDULES:
-        raise InputError(f"{cell.id}: unknown schedule {recipe.lr_scheduler_type!r}; known are {', '.join(sorted(SCHEDULES))}")
-    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * updates)
-    return hf.get_scheduler(recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
 
 
 class DoesNotFit(Exception):
@@ -121,7 +47,7 @@ class Trainer:
         reached: names of parameters that got a gradient.
         last_group: the micro-batches of the last update.
         losses: mean loss of each update so far; `run` does not repeat updates that were made before it.
-        best: weights of the best epoch so far; None where no epoch was scored yet.
+        best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
         after_update: called after each update with this trainer, for example to save its state.
     """
 
@@ -132,10 +58,11 @@ class Trainer:
         self.cell, self.model, self.codec, self.features, self.meter = cell, model, codec, features, meter
         self.total = cell.recipe.planned_updates(len(features))
         precision, fallback = resolve_precision(cell, meter.device)
+        _, compute_fallback = resolve_quantization(cell, meter.device)
         self.course = Training(
             precision=precision,
             micro_batch=cell.recipe.per_device_train_batch_size,
-            fallbacks=[fallback] if fallback else [],
+            fallbacks=[sentence for sentence in (fallback, compute_fallback) if sentence],
         )
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
@@ -143,6 +70,7 @@ class Trainer:
         optimizer = cell.method.make_optimizer(model, cell)
         self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.loss_scale = LossScale(self.accelerator.scaler)
         self.parameters = dict(model.named_parameters())
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.before = model_marks(model)
@@ -151,8 +79,11 @@ class Trainer:
         self.losses: list[Tensor] = []
         self.best: dict[str, Tensor] | None = None
         self.after_update: Callable[[Trainer], None] = lambda trainer: None
-        self._start: dict[str, Tensor] = {}
+        self._first = FirstUpdates(cell, model, self.parameters)
         self._random_states: dict[str, Tensor] | None = None
+        self._unsettled: int | None = None  # the update of which is not known yet whether fp16 lost it
+        self._norms: list[Tensor] = []  # of gradients before and after clipping, which are still on the device
+        self._clipped: Tensor | None = None
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
@@ -170,10 +101,13 @@ class Trainer:
             if self.course.stopped:
                 return self.course
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.course.epoch_scores) == epoch:
-                score, self.course.chosen_on = validate()
-                self._keep_better(epoch, score)
+                with self.meter.phase("validate"):
+                    score, self.course.chosen_on = validate()
+                with self.meter.phase("keep_best"):
+                    self._keep_better(epoch, score)
         if self.best is not None:
-            self.model.load_state_dict(self.best, strict=False)
+            with self.meter.phase("keep_best"):
+                self.model.load_state_dict(self.best, strict=False)
         return self.course
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
@@ -188,6 +122,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on, and the course so far, as nested mappings of tensors and plain values."""
+        self._fetch()
         scaler = self.accelerator.scaler
         return {
             "weights": {name: p.detach() for name, p in self.parameters.items() if p.requires_grad},
@@ -196,7 +131,9 @@ class Trainer:
             "course": {name: getattr(self.course, name) for name in COURSE},
             "reached": sorted(self.reached),
             "optimizer": self.optimizer.optimizer.state_dict()["state"],
-            "groups": {str(i): _settings(group) for i, group in enumerate(self.optimizer.optimizer.param_groups)},
+            "groups": {
+                str(i): {k: v for k, v in g.items() if k != "params"} for i, g in enumerate(self.optimizer.param_groups)
+            },
             "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
             "scaler": scaler.state_dict() if scaler else {},
             "method": self.cell.method.state_dict(self.model),
@@ -219,7 +156,7 @@ class Trainer:
         self.cell.method.load_state_dict(self.model, state.get("method", {}))
         self.course = replace(self.course, **state["course"], losses=list(state["losses"]))
         self.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
-        self.best = {name: tensor.to(device) for name, tensor in state.get("best", {}).items()} or None
+        self.best = dict(state.get("best", {})) or None
         self.reached = set(state["reached"])
         self._random_states = state["random"]
         resumed = f"resumed at update {self.course.updates} of {self.total}; seconds and throughput are of the rest"
@@ -229,7 +166,7 @@ class Trainer:
         """The epoch's updates, each a list of micro-batches."""
         recipe = self.cell.recipe
         batches = epoch_batches(self.features, recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
-        return _chunks(batches, recipe.gradient_accumulation_steps)
+        return chunks(batches, recipe.gradient_accumulation_steps)
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
         """One optimizer update on several micro-batches; return the mean loss over all their targets.
@@ -237,9 +174,9 @@ class Trainer:
         Where memory runs out, the same rows are cut into micro-batches of half the size, accumulated to the same update.
         """
         while True:
-            self.last_group = [piece for features in group for piece in _chunks(features, self.course.micro_batch)]
+            self.last_group = [piece for features in group for piece in chunks(features, self.course.micro_batch)]
             try:
-                return self._step([self.codec.collate(features) for features in self.last_group], sum(map(len, group)))
+                return self._step(sum(map(len, group)))
             except DoesNotFit as error:
                 cause = str(error)
             self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
@@ -253,69 +190,76 @@ class Trainer:
         self.course.fallbacks.append(f"out of memory at {where}: {change}")
         self.course.micro_batch = size
         self.optimizer.zero_grad()
-        gc.collect()
-        if self.meter.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory(self.meter.device)
 
-    def _step(self, batches: Sequence[Batch], samples: int) -> Tensor:
-        with self.meter.update(
-            samples=samples, tokens=sum(map(real_tokens, batches)), padded_tokens=sum(map(all_tokens, batches))
-        ):
+    def _step(self, samples: int) -> Tensor:
+        with self.meter.update(samples=samples) as update:
+            batches = [self.codec.collate(features) for features in self.last_group]
+            update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
             loss = self._backward(batches)
-            self._clip()
-            scale = self._scale()
-            if not self.course.updates:
-                self._see_gradients()
-            self.optimizer.step()
-            lost = self._scale() < scale  # fp16 overflowed: the update was lost, and the scale is lower for the next one
+            try:
+                self._clip()
+                self._settle()
+                if not self.course.updates:
+                    self.course.first_step |= self._first.gradients(self.meter.device)
+                self.loss_scale.before_step()
+                self.optimizer.step()
+            except (RuntimeError, MemoryError) as error:
+                if out_of_memory(error):  # activations are gone by now: fewer rows at once would not help
+                    cause = f"in the optimizer's step of update {self.course.updates + 1} ({first_line(error)})"
+                    raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
+                raise
+            self.loss_scale.after_step()
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
             self.course.group_rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
-            if lost:
-                self.course.skipped.append(self.course.updates)
-            else:
-                self.cell.method.after_step(self.model, self.course.updates)
-                self.schedule.step()
+            self._unsettled = self.course.updates
+            if not self._settles_late():
+                self._settle()
             if not self.course.memory:
                 self._take_ledger()
             self.optimizer.zero_grad()
         self.course.updates += 1
-        if self._start and self.course.updates in (MOVED, self.total):
-            self._see_moved()
+        if self.course.updates in (MOVED, self.total):
+            self.course.first_step |= self._first.moved()
         examples = [feature.example for features in self.last_group for feature in features]
         self.course.order = sha256(f"{self.course.order}{examples}".encode()).hexdigest()[:16]
         return loss
 
     def _clip(self) -> None:
         norm = self.cell.recipe.max_grad_norm
-        before = None if norm is None else float(self.accelerator.clip_grad_norm_(self.trained, norm))
-        self.course.gradient_norms.append(before)
-        if before is not None and not self.course.updates:
-            gradients = [p.grad for p in self.trained if p.grad is not None]
-            self.course.clipped_norm = float(nn.utils.get_total_norm(gradients))
+        if norm is None:
+            self.course.gradient_norms.append(None)
+            return
+        self._norms.append(self.accelerator.clip_grad_norm_(self.trained, norm))
+        if not self.course.updates:
+            self._clipped = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
 
-    def _with_gradient(self) -> dict[str, Tensor]:
-        """The parameters that the update moves, by name."""
-        return {name: p for name, p in self.parameters.items() if p.grad is not None}
+    def _settles_late(self) -> bool:
+        """Whether an update is settled when the next one is about to step: in fp16, so that no device waits for its host.
 
-    def _see_gradients(self) -> None:
-        """Gradients of the first update by group, after clipping; and the weights that movement is measured from."""
-        present = self._with_gradient()
-        gradients = {name: p.grad for name, p in present.items() if p.grad is not None}
-        self.course.first_step |= {
-            "gradients": norms(grouped(self.cell, self.model, present), gradients),
-            "drawn": digest(random_states(self.meter.device)["cpu"].tolist()),
-        }
-        self._start = sampled(present)
+        What a method does after a step needs the gradients of that step, so it cannot wait.
+        """
+        return self.loss_scale.scaler is not None and type(self.cell.method).after_step is Method.after_step
 
-    def _see_moved(self) -> None:
-        """How far each group moved in the first updates."""
-        self.course.first_step["moved"] = moved(self.cell, self.model, self._start, self.parameters)
-        self._start = {}
+    def _settle(self) -> None:
+        """Advance the schedule past the last update, unless fp16 lost it."""
+        update, self._unsettled = self._unsettled, None
+        if update is None:
+            return
+        if self.loss_scale.lost():
+            self.course.skipped.append(update)
+        else:
+            self.cell.method.after_step(self.model, update)
+            self.schedule.step()
 
-    def _scale(self) -> float:
-        """The factor of fp16 losses. Where a fused optimizer skips an update inside its kernel, only the factor shows it."""
-        scaler = self.accelerator.scaler
-        return float(scaler.get_scale()) if scaler else 1.0
+    def _fetch(self) -> None:
+        """Bring what updates left on the device to the host."""
+        self._settle()
+        if self._norms:
+            self.course.gradient_norms += torch.stack(self._norms).tolist()
+            self._norms = []
+        if self._clipped is not None:
+            self.course.clipped_norm, self._clipped = float(self._clipped), None
 
     def divisors(self, batches: Sequence[Batch]) -> list[int]:
         """The divisor of each micro-batch's summed loss: the targets of the whole update."""
@@ -327,7 +271,7 @@ class Trainer:
         self.optimizer.zero_grad()
         self._backward([self.codec.collate(features) for features in group])
         wanted = [self.parameters[name] for name in names]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad / self._scale() for p in wanted]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor for p in wanted]
         self.optimizer.zero_grad()
         return gradients
 
@@ -359,40 +303,18 @@ class Trainer:
         done = len(self.losses)
         if done % CHECK_EVERY and done != self.total:
             return
+        self._fetch()
         fresh = torch.stack(self.losses[len(self.course.losses) :]).tolist()
         self.course.losses += fresh
         bad = next((i for i, loss in enumerate(self.course.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.course.stopped = f"loss is {self.course.losses[bad]} at update {bad + 1} of {self.total}"
-        progress.at(done, self.total, f"loss {fresh[-1]:.3f}  {_rate(self.meter)}")
+        progress.at(done, self.total, f"loss {fresh[-1]:.3f}  {self.meter.recent_rate(CHECK_EVERY)}")
 
     def _keep_better(self, epoch: int, score: float) -> None:
         """Keep the epoch's weights where they score higher than those of every epoch before."""
         self.course.epoch_scores.append(score)
         if self.best is None or score > max(self.course.epoch_scores[:-1]):
             self.course.chosen_epoch = epoch + 1
-            self.best = {name: p.detach().clone() for name, p in self.model.named_parameters() if p.requires_grad}
-
-
-def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
-    """What an optimizer's group holds beside its parameters: rates, and for some optimizers state of their own."""
-    return {name: value for name, value in group.items() if name != "params"}
-
-
-def _rate(meter: Meter) -> str:
-    last = meter.updates[-CHECK_EVERY:]
-    seconds = sum(meter.clock.seconds(update.began, update.ended) for update in last)
-    return f"{sum(update.samples for update in last) / seconds:.0f} samples/s" if seconds else ""
-
-
-def random_states(device: torch.device) -> dict[str, Tensor]:
-    """RNG states, on which dropout depends."""
-    states = {"cpu": torch.get_rng_state()}
-    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
-
-
-def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
-    """Set the RNGs to these states."""
-    torch.set_rng_state(states["cpu"])
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
+            # On the host: on the device it would stand in the peaks of all that follows.
+            self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters() if p.requires_grad}

@@ -423,7 +423,11 @@ def test_offsets_show_their_tokens():
 
 
 def test_a_row_with_letters_beyond_ascii_is_no_fault():
-    row = {"question": "Who?", "context": "Éva saw 東京 🎉 and Łódź with O'Neill.", "answers": {"text": ["Éva"], "answer_start": [0]}}
+    row = {
+        "question": "Who?",
+        "context": "Éva saw 東京 🎉 and Łódź with O'Neill.",
+        "answers": {"text": ["Éva"], "answer_start": [0]},
+    }
     for cell_id in ("bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"):
         codec = codec_for(cell_id)
         trainer = trainer_of(cell_id, [row], max_steps=1)

@@ -1,3 +1,4 @@
+import weakref
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,7 +9,18 @@ from lib.errors import InputError
 from lib.grid.cells import STUDY
 from lib.grid.profiles import FULL_PROFILE
 from lib.run import device
-from lib.run.device import Claims, check_idle, out_of_memory, resolve_device, resolve_precision, used_by_others_gib
+from lib.run.build import quantization_config
+from lib.run.device import (
+    Claims,
+    check_empty,
+    check_idle,
+    free_memory,
+    out_of_memory,
+    resolve_device,
+    resolve_precision,
+    resolve_quantization,
+    used_by_others_gib,
+)
 from lib.tests.small import CPU
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -32,6 +44,19 @@ def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
     assert resolve_precision(FULL["bert_sa_lora"], CUDA) == ("fp16", None)
 
 
+@pytest.fixture
+def turing(monkeypatch):
+    """A GPU without bf16 units, as T4, V100 and RTX 20."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
+
+
+@pytest.fixture
+def ampere(monkeypatch):
+    """A GPU with bf16 units."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+
+
+@pytest.mark.usefixtures("ampere")
 @pytest.mark.parametrize("place", [CPU, CUDA], ids=str)
 def test_t5_never_trains_in_fp16(place):
     assert FULL["t5_sa_lora"].recipe.precision == "fp16"
@@ -40,10 +65,36 @@ def test_t5_never_trains_in_fp16(place):
     assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, place)[0] == "fp16"]
 
 
-def test_bf16_becomes_fp32_on_a_gpu_that_has_none(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-    assert resolve_precision(FULL["bert_sa_qlora"], CUDA)[0] == "fp32"
+@pytest.mark.usefixtures("turing")
+def test_bf16_becomes_fp32_on_a_gpu_that_has_none():
+    assert resolve_precision(FULL["bert_sa_qlora"], CUDA) == ("fp32", "fp32 in place of bf16, for which this GPU has no units")
     assert resolve_precision(FULL["bert_sa_qlora"], CPU) == ("bf16", None)
+    assert resolve_precision(FULL["bert_sa_lora"], CUDA) == ("fp16", None)
+
+
+@pytest.mark.usefixtures("turing")
+def test_t5_trains_in_fp32_where_bf16_has_no_units():
+    sentence = "fp32 in place of fp16, in which T5 overflows, and of bf16, for which this GPU has no units"
+    assert resolve_precision(FULL["t5_sa_lora"], CUDA) == ("fp32", sentence)
+    assert resolve_precision(FULL["t5_sa_lora"], CPU)[0] == "bf16"
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("fp16", "float16"), ("bf16", "float32"), ("fp32", "float32")])
+@pytest.mark.usefixtures("turing")
+def test_packed_weights_compute_in_the_precision_of_training_where_bf16_has_no_units(precision, kind):
+    cell = FULL["bert_sa_qlora"]
+    cell = replace(cell, recipe=replace(cell.recipe, precision=precision))
+    quantization, sentence = resolve_quantization(cell, CUDA)
+    assert quantization.bnb_4bit_compute_dtype == kind
+    assert sentence == f"the packed base computes in {kind} in place of bfloat16, for which this GPU has no units"
+    assert quantization_config(cell, CUDA).bnb_4bit_compute_dtype is getattr(torch, kind)
+
+
+@pytest.mark.usefixtures("ampere")
+def test_packed_weights_compute_as_declared_elsewhere():
+    for cell_id in ("bert_sa_qlora", "bert_sa_sft"):
+        for place in (CPU, CUDA):
+            assert resolve_quantization(FULL[cell_id], place) == (FULL[cell_id].quantization, None)
 
 
 def test_a_recipes_fp32_stays():
@@ -70,6 +121,9 @@ def test_an_own_context_and_a_cpu_are_not_taken_for_others():
     [
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
         (RuntimeError("shapes differ"), False),
         (ValueError("DefaultCPUAllocator"), False),
@@ -99,6 +153,15 @@ def test_each_worker_takes_a_gpu_of_its_own(tmp_path):
 
 
 @pytest.mark.usefixtures("two_gpus")
+def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path):
+    other, own = Claims(tmp_path), Claims(tmp_path)
+    assert (other.take(worker=1), own.take(worker=1)) == (1, 0)
+    other.release()
+    assert own.take(worker=1) == 0
+    assert Claims(tmp_path).take(worker=1) == 1  # nobody holds it
+
+
+@pytest.mark.usefixtures("two_gpus")
 def test_a_gpu_of_another_session_is_passed_by_and_shared_only_in_need(tmp_path):
     first, second, third = (Claims(tmp_path) for _ in range(3))
     assert [claims.take(worker=0) for claims in (first, second, third)] == [0, 1, 0]
@@ -118,3 +181,24 @@ def test_sharing_shows_in_the_record(monkeypatch):
     assert device.contended(torch.device("cuda:1"), 0.5) is False
     assert device.contended(torch.device("cuda:1"), 5.0) is True
     assert device.contended(CPU, None) is None
+
+
+# What a cell leaves behind
+
+
+def test_what_an_earlier_cell_left_on_a_gpu_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(1.4 * 2**30))
+    with pytest.raises(InputError, match=r"cuda:0 still holds 1.4 GiB of an earlier cell, .* --isolate"):
+        check_empty(CUDA)
+    check_empty(CPU)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 32 * 2**20)  # a workspace of cuBLAS
+    check_empty(CUDA)
+
+
+def test_reference_cycles_are_freed():
+    cycle = torch.nn.Linear(2, 2)
+    cycle.itself = [cycle]
+    alive = weakref.ref(cycle)
+    del cycle
+    free_memory(CPU)
+    assert alive() is None

@@ -3,7 +3,7 @@ import torch
 
 from lib.errors import InputError
 from lib.run.evaluation import EVAL_BATCH, evaluate
-from lib.run.metrics import Metrics
+from lib.run.metrics import Metrics, Scored
 from lib.tests.small import CPU, codec_for, model_of, rows_of, silent
 
 
@@ -60,6 +60,13 @@ def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
     assert len(evaluation.predictions) == 20
     assert evaluation.loss is None
     assert evaluation.samples_per_second == pytest.approx(20 / evaluation.seconds)
+
+
+def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
+    codec, rows = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")[:2]
+    monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
+    monkeypatch.setattr("lib.run.evaluation.METRICS", {codec.task.problem: lambda *_: Scored(scores={}, examples={})})
+    assert sorted(evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent()).generated) == [2, 3]
 
 
 def test_evaluation_moves_no_weight_and_switches_dropout_off():

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from lib.run.groups import figure, group_of, norms, sampled
+from lib.run.first_updates import sampled
+from lib.run.groups import figure, group_of, norms
 from lib.run.metrics import Metrics
 from lib.run.probe import fixed_answers, probed, spoiled
 from lib.tests.small import cell_of, rows_of, silent, trainer_of

@@ -3,6 +3,7 @@ from random import Random
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.codecs import codec_of
 from lib.codecs.base import Feature, all_tokens, real_tokens
@@ -17,6 +18,7 @@ from lib.run.footprint import (
     matmul_peak,
     synthetic_features,
     trace,
+    uncounted,
     wrong_bytes,
     wrong_counts,
     wrong_savings,
@@ -87,6 +89,34 @@ def test_packed_weights_take_the_products_that_plain_ones_take():
     assert qlora == lora
 
 
+def test_fused_attention_counts_alike_on_every_device():
+    # Two rows, 4 heads, 5 queries and 7 keys of 8 values: two products of 2 x 4 x 5 x 7 x 8, two FLOPs each.
+    query, key = (2, 4, 5, 8), (2, 4, 7, 8)
+    forward = 2 * (2 * 2 * 4 * 5 * 7 * 8)
+    aten = torch.ops.aten
+    for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu"):
+        ahead, back = (getattr(aten, f"_scaled_dot_product_{kernel}{end}") for end in ("", "_backward"))
+        assert uncounted()[ahead](query, key, key, None, 0.0) == forward
+        assert uncounted()[back](query, query, key, key) == 2 * forward
+
+
+def test_the_trace_leaves_attention_as_training_has_it(monkeypatch):
+    trainer, kernels = gpt2("gpt2_sa_sft"), []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            kernels.append(func.overloadpacket)
+            return func(*args, **(kwargs or {}))
+
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with Seen():
+        trace(trainer, 0)
+    assert torch.ops.aten._scaled_dot_product_flash_attention_for_cpu in kernels
+    assert not {torch.ops.aten._softmax, torch.ops.aten._safe_softmax}.intersection(kernels)
+
+
 def test_timed_updates_go_on_behind_the_traced_ones():
     trainer = gpt2("gpt2_sa_sft", lr_scheduler_type="cosine", warmup_ratio=0.0)
     trainer.features *= 2
@@ -94,6 +124,16 @@ def test_timed_updates_go_on_behind_the_traced_ones():
     course = trainer.run(silent())
     assert (course.updates, len(course.losses), len(course.learning_rates)) == (4, 4, 4)
     assert course.learning_rates[-1] == min(course.learning_rates)
+
+
+def test_the_products_peak_is_of_random_numbers(monkeypatch):
+    matrices, multiply = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda one, other: (matrices.append(one), multiply(one, other))[1])
+    monkeypatch.setitem(footprint.MATRIX, "cpu", 64)
+    states = torch.get_rng_state()
+    matmul_peak.__wrapped__(CPU, "fp32")
+    assert matrices[0].std() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(torch.get_rng_state(), states)
 
 
 def test_the_products_peak_is_a_rate():

@@ -65,6 +65,20 @@ def test_validation_and_encoding_between_updates_are_not_training_time():
     assert meter.throughput()["train_samples_per_second"] == 2.0
 
 
+def test_collating_is_training_time():
+    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:8], max_steps=2, per_device_train_batch_size=4)
+    trainer.meter = Meter(device=CPU, clock=(clock := HandClock()))
+    collate = trainer.codec.collate
+
+    def slow(features):
+        clock.now += 1.0
+        return collate(features)
+
+    trainer.codec.collate = slow
+    trainer.run(silent())
+    assert trainer.meter.train_seconds() == 2.0
+
+
 def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     meter = measured([9.0, 9.0, 9.0, 1.0, 1.0], samples=4)
     throughput = meter.throughput()
@@ -110,9 +124,9 @@ def test_an_update_holds_nothing_that_waits_or_cleans_up():
     class Watched(Meter):
         @contextmanager
         def update(self, **amounts):
-            with super().update(**amounts):
+            with super().update(**amounts) as update:
                 sys.setprofile(lambda frame, event, arg: calls.add(getattr(arg, "__name__", frame.f_code.co_name)))
-                yield
+                yield update
                 sys.setprofile(None)
 
     trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:24], max_steps=3, per_device_train_batch_size=8)
@@ -161,6 +175,20 @@ def test_a_phase_that_comes_again_adds_time_and_keeps_the_higher_peak(resettable
         time.sleep(0.02)
     assert meter.phases["train"]["rss_peak_gib"] == first
     assert 0.04 <= meter.phases["train"]["seconds"] < 2
+
+
+def test_a_phase_inside_another_interrupts_it(resettable):
+    meter = Meter(device=CPU)
+    with meter.phase("train"):
+        time.sleep(0.05)
+        with meter.phase("validate"):
+            torch.ones(256 * MIB // 4).sum()
+            time.sleep(0.2)
+        time.sleep(0.05)
+    train, validate = meter.phases["train"], meter.phases["validate"]
+    assert validate["rss_peak_gib"] - train["rss_peak_gib"] == pytest.approx(0.25, abs=0.05)
+    assert validate["seconds"] >= 0.2
+    assert 0.1 <= train["seconds"] < 0.2
 
 
 def test_a_phase_that_fails_is_measured_all_the_same():

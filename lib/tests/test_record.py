@@ -79,7 +79,14 @@ MEASURED = {
         "chosen_epoch": None,
         "stopped": None,
     },
-    "evaluation": {"seconds": 0.5, "loss": 0.4, "batch": 64, "metric_sources": {"accuracy": "built-in", "f1": "built-in"}},
+    "evaluation": {
+        "seconds": 0.5,
+        "loss": 0.4,
+        "batch": 64,
+        "metric_sources": {"accuracy": "built-in", "f1": "built-in"},
+        "precision": "fp32",
+        "generated_tokens": None,
+    },
     "memory": {
         "phases": {"load": PHASE, "train": PHASE | {"rss_peak_gib": 1.25}, "evaluate": PHASE},
         "ledger": {
@@ -392,3 +399,10 @@ def test_answers_without_a_word_may_match_exactly_and_share_nothing():
 
 def test_a_bigram_may_repeat_on_a_row_but_not_on_average():
     assert set(ORDERED_MEANS) - set(ORDERED) == {("rouge2", "rouge1")}
+
+
+def test_an_evaluation_without_its_precision_and_lengths_is_read_as_not_known():
+    data = complete_json()
+    older = {name: value for name, value in data["evaluation"].items() if name not in ("precision", "generated_tokens")}
+    evaluation = from_json(data | {"evaluation": older}).evaluation
+    assert (evaluation.precision, evaluation.generated_tokens) == (None, None)

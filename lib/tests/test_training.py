@@ -1,15 +1,21 @@
 import copy
 import math
+import time
 from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lib.codecs.base import Feature
 from lib.codecs.classify import ClassifyCodec
 from lib.errors import InputError
 from lib.run.meter import Meter
-from lib.run.training import Trainer, epoch_batches
+from lib.run.order import epoch_batches
+from lib.run.scale import LossScale
+from lib.run.training import Trainer
 from lib.tests.small import cell_of, rows_of, silent, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
@@ -166,6 +172,91 @@ def test_two_runs_are_identical():
     assert one.losses == other.losses
 
 
+# fp16
+
+
+def overflowing(*updates):
+    """A codec whose gradients overflow in these updates, counted from 0; its losses are finite."""
+
+    class Overflowing(ClassifyCodec):
+        calls = 0
+
+        def loss(self, model, batch):
+            loss = super().loss(model, batch)
+            if self.calls in updates:
+                loss.register_hook(lambda gradient: gradient * math.inf)
+            self.calls += 1
+            return loss
+
+    return Overflowing
+
+
+def scaled(codec, **changes):
+    """A trainer that scales its losses as in fp16. Its optimizer is fused and skips a lost step by itself, as on a GPU."""
+    settings = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "max_grad_norm": None,
+        "warmup_ratio": 0.0,
+        "learning_rate": 6e-4,
+    }
+    trainer = trainer_of("bert_sa_sft", REVIEWS, codec, **settings | changes)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.accelerator.scaler = scaler
+    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.loss_scale = LossScale(scaler)
+    return trainer
+
+
+def test_the_schedule_does_not_advance_on_updates_that_fp16_lost():
+    course = scaled(overflowing(0, 3, 4, 5)).run(silent())
+    assert course.skipped == [0, 3, 4, 5]
+    assert [rate * 1e4 for rate in course.learning_rates] == pytest.approx([6, 6, 5, 4, 4, 4])
+    assert (course.updates, course.stopped) == (6, None)
+
+
+def test_a_lost_update_moves_no_weight_and_the_next_one_does():
+    trainer = scaled(overflowing(1))
+    weights = []
+    trainer.after_update = lambda trainer: weights.append(trainer.trained[0].detach().clone())
+    trainer.run(silent())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+
+
+class Fetches(TorchDispatchMode):
+    """Counts values that the host asks for, each of which makes it wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
+    trainer = scaled(overflowing(1), max_grad_norm=1.0)
+    fetches, clip, after = Fetches(), trainer._clip, trainer.loss_scale.after_step
+    monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
+    monkeypatch.setattr(trainer, "_clip", lambda: (fetches.__enter__(), clip()))
+    monkeypatch.setattr(trainer.loss_scale, "after_step", lambda: (after(), fetches.__exit__(None, None, None)))
+    for group in islice(trainer.updates(0), 3):
+        trainer.update(group)
+    assert fetches.count == 0
+
+
+def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there_was_one():
+    trainer, calls = scaled(overflowing(1)), []
+
+    class Counting(type(trainer.cell.method)):
+        def after_step(self, model, update):
+            calls.append((update, all(p.grad is not None for p in trainer.trained if p.requires_grad)))
+
+    trainer.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
+    trainer.run(silent())
+    assert [update for update, _ in calls] == [0, 2, 3, 4, 5]
+
+
 # What trains, and what is kept
 
 
@@ -197,6 +288,23 @@ def test_the_best_epochs_weights_are_kept(cell_id):
     assert (course.epoch_scores, course.chosen_epoch) == ([1.0, 3.0, 2.0], 2)
     assert all(torch.equal(p, kept[1][name]) for name, p in trainer.model.named_parameters())
     assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
+
+
+def test_validation_and_the_copy_of_the_best_weights_are_phases_of_their_own():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=2)
+
+    def validate():
+        time.sleep(0.2)
+        return 1.0, REVIEWS
+
+    with trainer.meter.phase("train"):
+        began = time.perf_counter()
+        trainer.run(silent(), validate)
+        seconds = time.perf_counter() - began
+    phases = {name: phase["seconds"] for name, phase in trainer.meter.phases.items()}
+    assert phases.keys() == {"train", "validate", "keep_best"}
+    assert phases["validate"] >= 0.4
+    assert sum(phases.values()) == pytest.approx(seconds, abs=0.1)
 
 
 def test_the_earlier_of_two_equal_epochs_is_kept():
@@ -300,6 +408,19 @@ def test_one_row_that_does_not_fit_ends_the_cell_in_a_sentence():
     trainer = trainer_of("bert_sa_sft", REVIEWS, crowded(0), per_device_train_batch_size=2)
     with pytest.raises(
         InputError, match=r"bert_sa_sft does not fit: memory runs out at update 1 of \d+ with one row at a time"
+    ):
+        trainer.run(silent())
+
+
+def test_memory_that_runs_out_in_the_step_ends_the_cell_in_a_sentence(monkeypatch):
+    trainer = trainer_of("bert_sa_sft", REVIEWS)
+
+    def step(*_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(trainer.optimizer, "step", step)
+    with pytest.raises(
+        InputError, match=r"bert_sa_sft does not fit: memory runs out in the optimizer's step of update 1 \(CUDA"
     ):
         trainer.run(silent())
 

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from lib.codecs.base import IGNORED, Batch, Feature, on
 from lib.run.build import base_type
-from lib.run.training import Trainer, random_states, set_random_states
+from lib.run.device import random_states, set_random_states
+from lib.run.training import Trainer
 
 AMONG = 32  # training rows, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32

@@ -13,7 +13,8 @@ from lib.grid.methods import Answer
 from lib.grid.names import within
 from lib.run.audits.evidence import Evidence
 from lib.run.audits.probing import is_plain, relative_gap, smallest, undisturbed
-from lib.run.training import Trainer, make_schedule
+from lib.run.schedule import make_schedule
+from lib.run.training import Trainer
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
