@@ -138,6 +138,12 @@ def affordable(ordered: Iterable[str], known: Mapping[str, Estimate], budget_sec
     return chosen
 
 
+def seconds_left(estimated: Sequence[float | None], spent: Sequence[float], workers: int) -> float | None:
+    """Of tests that have not ended, with what each has taken so far; None where one was never measured."""
+    left = [max(0.0, seconds - used) for seconds, used in zip(estimated, spent, strict=True) if seconds is not None]
+    return None if len(left) < len(estimated) else max(sum(left) / workers, max(left, default=0.0))
+
+
 def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], seeds: int = 1) -> list[str]:
     """The grid as a table, with a closing line for the sum over all cells and seeds."""
     estimated = [known.get(cell.id, Estimate()) for cell in cells]

@@ -1,35 +1,80 @@
-"""A line now and then while something takes long. In: how far it is. Out: lines to a writer; none under five seconds."""
+"""Where a training stands, for whoever waits. In: how far it is. Out: standings, told to a listener; a log's lines of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
-FIRST_SECONDS = 5.0
-EVERY_SECONDS = 15.0
+TELL_SECONDS = 0.25  # between standings told; a person sees no more
+FIRST_SECONDS = 5.0  # of a stage, before it has a line in a log
+EVERY_SECONDS = 15.0  # between its lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """Where one training stands.
+
+    Attributes:
+        name: the cell, or the test.
+        seconds: what the stage has taken so far.
+    """
+
+    name: str
+    stage: str = "load"
+    done: int = 0
+    total: int = 0
+    detail: str = ""
+    seconds: float = 0.0
+
+    @property
+    def line(self) -> str:
+        """As a log shows it: `bert_sa_sft  train 40/80  loss 0.310  85 samples/s  7 s left`."""
+        left = self.seconds / self.done * (self.total - self.done)
+        return (
+            f"{self.name}  {self.stage} {self.done}/{self.total}  {self.detail}{'  ' if self.detail else ''}{left:.0f} s left"
+        )
 
 
 class Progress:
-    """Says where one cell stands: `bert_sa_sft  train 40/80  loss 0.310  85 samples/s  7 s left`.
-
-    Whole lines, no carriage returns, so that a CI log reads like a terminal.
-    """
+    """Tells where one training stands, a few times a second at most."""
 
     def __init__(
-        self, title: str, write: Callable[[str], None], now: Callable[[], float] = time.monotonic, stage: str = "train"
+        self, name: str, tell: Callable[[Standing], None], now: Callable[[], float] = time.monotonic, stage: str = "train"
     ) -> None:
-        """Lines go to `write`; `now` is the clock; the stage's time counts from here."""
-        self._title, self._write, self._now, self._stage = title, write, now, stage
+        """Standings go to `tell`; `now` is the clock; the stage's time counts from here."""
+        self._name, self._tell, self._now, self._stage = name, tell, now, stage
         self._began = now()
-        self._next = self._began + FIRST_SECONDS
+        self._next = self._began
 
     def stage(self, name: str) -> "Progress":
         """The same for another stage, which begins now."""
-        return Progress(self._title, self._write, self._now, name)
+        return Progress(self._name, self._tell, self._now, name)
 
     def at(self, done: int, total: int, detail: str = "") -> None:
-        """Report `done` of `total`; writes only when it is time."""
+        """Report `done` of `total`; tells only when it is time."""
         now = self._now()
-        if now < self._next or done >= total:
+        if now < self._next:
             return
-        self._next = now + EVERY_SECONDS
-        left = (now - self._began) / done * (total - done)
-        self._write(f"{self._title}  {self._stage} {done}/{total}  {detail}{'  ' if detail else ''}{left:.0f} s left")
+        self._next = now + TELL_SECONDS
+        seconds = now - self._began
+        self._tell(Standing(name=self._name, stage=self._stage, done=done, total=total, detail=detail, seconds=seconds))
+
+
+class Rhythm:
+    """When a log says where trainings stand: no line under five seconds, then one every fifteen."""
+
+    def __init__(self) -> None:
+        """No line was written yet."""
+        self._next: dict[tuple[str, str], float] = {}
+
+    def due(self, standings: Iterable[Standing]) -> list[str]:
+        """The lines that it is time for."""
+        return [standing.line for standing in standings if self._is_due(standing)]
+
+    def _is_due(self, standing: Standing) -> bool:
+        key = (standing.name, standing.stage)
+        if standing.seconds < self._next.get(key, 0.0) - EVERY_SECONDS:  # the stage began anew, as after another epoch
+            del self._next[key]
+        if not 0 < standing.done < standing.total or standing.seconds < self._next.get(key, FIRST_SECONDS):
+            return False
+        self._next[key] = standing.seconds + EVERY_SECONDS
+        return True
