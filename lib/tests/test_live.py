@@ -101,7 +101,7 @@ def shown(lines, name):
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_in_a_pipe_each_line_is_whole(trainings, workers):
     lines = piped(trainings, "-n", workers)
-    assert len([line for line in lines if LINE.fullmatch(line)]) >= 5
+    assert len([line for line in lines if LINE.fullmatch(line)]) >= 5, "\n".join(lines)
     assert [line for line in lines if "samples/s" in line and "progress.at" not in line and not LINE.fullmatch(line)] == []
     dots = [line for line in lines if DOTS.fullmatch(line)]
     assert sorted("".join(re.sub(r"test_trains.py|[^.F]", "", line) for line in dots)) == ["."] * 2 + ["F"]
