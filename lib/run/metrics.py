@@ -179,8 +179,11 @@ def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
         examples |= metrics.bert_scorer.examples(references, predicted)
     scores = means(examples)
     if "rouge" in metrics.loaded:
-        rouge = metrics.loaded["rouge"].compute(predictions=lines, references=references, use_stemmer=True)
-        scores |= {name: 100 * float(rouge[name]) for name in ROUGE_TYPES}
+        # Its aggregator takes the median of resamples without a seed, which is not the mean.
+        rouge = metrics.loaded["rouge"].compute(
+            predictions=lines, references=references, use_stemmer=True, use_aggregator=False
+        )
+        scores |= {name: 100 * fmean(map(float, rouge[name])) for name in ROUGE_TYPES}
     return Scored(scores=scores, examples=examples)
 
 
