@@ -4,6 +4,7 @@ Built-in implementations equal the field's: SQuAD v1.1's official script, `rouge
 scripts come from the hub at run time, so they are used only where asked for and loadable; `Metrics.sources` says which.
 """
 
+import inspect
 import re
 import string
 from collections import Counter
@@ -82,6 +83,12 @@ def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
         except (OSError, ImportError, ValueError):
             continue  # not there, or offline: the built-in one is used, and the record says so
     return loaded
+
+
+def script_hashes(names: Sequence[str], root: str | None) -> dict[str, str]:
+    """By name, the hash that `evaluate` gives the code of a module that it loads, what that imports included."""
+    loaded = load_evaluate(names, root)
+    return {name: Path(inspect.getfile(type(module))).parent.name for name, module in loaded.items()}
 
 
 # Classification
