@@ -49,11 +49,11 @@ class Journal:
 
 def read(path: Path) -> Iterator[tuple[str, Row]]:
     """Keys and rows of a journal; a last line that was cut off is left out."""
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
-            yield entry["key"], entry["row"]
-        except (ValueError, KeyError, TypeError):
+            yield str(entry["key"]), entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
 
 
