@@ -83,13 +83,17 @@ def write(examples: Examples) -> ExamplesRecord:
 def read(record: Record, run: Path | None) -> Examples | None:
     """A record's examples, from the folder next to its run or from this machine's store; None where neither has them."""
     import pyarrow.parquet as pq
+    from pyarrow.lib import ArrowException
 
     path = _path_of(record, run)
     if path is None:
         return None
-    columns = pq.read_table(path).to_pydict()
-    references = columns.pop("reference", None)
-    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
+    try:
+        columns = pq.read_table(path).to_pydict()
+        references = columns.pop("reference", None)
+        return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
+    except (OSError, ArrowException, KeyError) as error:
+        raise InputError(f"{path} does not hold points and predictions of rows ({type(error).__name__}); remove it") from None
 
 
 def _path_of(record: Record, run: Path | None) -> Path | None:
