@@ -25,7 +25,8 @@ class Scale:
 
     def ticks(self, most: int = 5) -> list[float]:
         """Round figures inside the axis."""
-        return log_ticks(self.low, self.high, most) if self.log else linear_ticks(self.low, self.high, most)
+        magnitudes = self.log and self.high > 8 * self.low  # a log axis of less than that looks almost linear
+        return log_ticks(self.low, self.high, most) if magnitudes else linear_ticks(self.low, self.high, most)
 
 
 def linear_ticks(low: float, high: float, most: int) -> list[float]:
@@ -108,7 +109,9 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter
     x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
     y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
     best = front(dots)
-    labels = placed([(x(dot.cost), y(dot.score), dot) for dot in [*best, *(d for d in dots if d not in best)]], width, height)
+    ordered = [*best, *(dot for dot in dots if dot not in best)]
+    whiskers = [(x(dot.cost) - 1, y(dot.high), x(dot.cost) + 1, y(dot.low)) for dot in dots]
+    labels = placed([(x(dot.cost), y(dot.score), dot) for dot in ordered], whiskers, (width, height))
     marks = [
         Mark(
             dot=dot,
@@ -136,26 +139,31 @@ CHARACTER, LINE = 5.6, 11.0  # pixels of a label's letter and line
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-def placed(dots: Sequence[tuple[float, float, Dot]], width: int, height: int) -> dict[str, tuple[float, float, str]]:
-    """A place beside its dot for each label that covers no dot and no other label; the first dots choose first."""
-    taken: list[Box] = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in dots]
+def placed(
+    dots: Sequence[tuple[float, float, Dot]], lines: Sequence[Box], size: tuple[int, int]
+) -> dict[str, tuple[float, float, str]]:
+    """A place beside its dot for each label that covers no dot, line or other label; the first dots choose first."""
+    taken: list[Box] = [*((x - 5, y - 5, x + 5, y + 5) for x, y, _ in dots), *lines]
     places: dict[str, tuple[float, float, str]] = {}
     for x, y, dot in dots:
         length = CHARACTER * len(dot.name)
         for left, base, anchor in _around(x, y, length):
             box = (left, base - LINE + 2, left + length, base + 2)
-            inside = box[0] >= 38 and box[2] <= width and box[1] >= 2 and box[3] <= height - 34
-            if inside and not any(_overlap(box, other) for other in taken):
+            if _inside(box, size) and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
                 places[dot.name] = (round(left if anchor == "start" else left + length, 1), round(base, 1), anchor)
                 break
     return places
 
 
+def _inside(box: Box, size: tuple[int, int]) -> bool:
+    return box[0] >= 38 and box[2] <= size[0] and box[1] >= 2 and box[3] <= size[1] - 34
+
+
 def _around(x: float, y: float, length: float) -> list[tuple[float, float, str]]:
     """Places to try: right, left, above, below; the left end, the base line, and where the text is anchored."""
     right, left = (x + 8, "start"), (x - 8 - length, "end")
-    return [(end, y + shift, anchor) for shift in (4, -7, 14) for end, anchor in (right, left)]
+    return [(end, y + shift, anchor) for shift in (4, -6, 13, -16, 23) for end, anchor in (right, left)]
 
 
 def _overlap(one: Box, other: Box) -> bool:

@@ -12,10 +12,11 @@ from markupsafe import Markup
 from lib.errors import InputError
 from lib.page.charts import stacked
 from lib.page.cells import LEDGER
-from lib.page.verdict import change
+from lib.page.verdict import change, minus
 from lib.page.view import RATE, Page
 from lib.results.estimates import duration
-from lib.results.table import number, signed
+from lib.results.table import number
+from lib.results.table import signed as with_sign
 
 FOLDER = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -39,6 +40,11 @@ def tick(figure: float) -> str:
     """A figure on an axis."""
     scale, unit = next(((10**power, unit) for power, unit in ((9, "G"), (6, "M"), (3, "k")) if figure >= 10**power), (1, ""))
     return f"{figure / scale:.6g}{unit}"
+
+
+def signed(value: float | None) -> str:
+    """A difference with its sign."""
+    return "–" if value is None else minus(with_sign(value, 1))
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -1,5 +1,6 @@
 """The answer in a sentence. In: cells with their judgements. Out: did it pass, what got worse, where."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -85,7 +86,7 @@ def _answer(cells: Sequence[Cell], worse: Sequence[str]) -> tuple[str, str]:
         return "reported", f"Reported: {_count(len(cells), 'result')} as published; nothing was run here."
     bad = [cell for cell in cells if cell.status != "passed"]
     if bad:
-        return "failed", f"Failed: {len(bad)} of {_count(len(cells), 'cell')} {_why(bad)}."
+        return "failed", f"Failed: {_why(bad, len(cells))}."
     bounds = "reached every bound" if any(cell.above is not None for cell in cells) else "ran to the end, without bounds,"
     all_of = "the one cell" if len(cells) == 1 else f"all {len(cells)} cells"
     if worse:
@@ -98,14 +99,14 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _why(bad: Sequence[Cell]) -> str:
-    """What the bad cells have in common, in the words of their status."""
+def _why(bad: Sequence[Cell], total: int) -> str:
+    """How many cells went wrong in which way."""
     unfinished = [cell for cell in bad if cell.status != "missed"]
     audits = [cell for cell in bad if cell.status == "missed" and cell.failed_audits]
     bounds = len(bad) - len(unfinished) - len(audits)
     parts = [(bounds, "missed a bound"), (len(audits), "failed an audit"), (len(unfinished), "did not finish")]
-    told = [(count, what) for count, what in parts if count]
-    return told[0][1] if len(told) == 1 else "did not pass: " + ", ".join(f"{count} {what}" for count, what in told)
+    (count, what), *others = [(count, what) for count, what in parts if count]
+    return ", ".join([f"{count} of {_count(total, 'cell')} {what}", *(f"{count} {what}" for count, what in others)])
 
 
 def _gate(baseline: str, judged: Sequence[Judgement], failing: Sequence[Judgement], remarks: Sequence[str]) -> str:
@@ -130,14 +131,25 @@ def change(judgement: Judgement) -> str:
     if judgement.effect is None:
         return judgement.detail
     if kind_of(judgement) != "quality":
-        return f"{judgement.quantity.replace('_', ' ')} {100 * judgement.effect:+.1f} %"
+        return minus(f"{judgement.quantity.replace('_', ' ')} {100 * judgement.effect:+.1f} %")
     low, high = judgement.low, judgement.high
     interval = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f})"
-    return f"{judgement.quantity} {judgement.effect:+.1f} points{interval}"
+    return minus(f"{judgement.quantity} {judgement.effect:+.1f} points{interval}")
+
+
+def minus(figures: str) -> str:
+    """The text with a minus sign before its negative figures, which a hyphen is not."""
+    return re.sub(r"(?<![\w-])-(?=\d)", "−", figures)
 
 
 def _missed(cells: Sequence[Cell]) -> list[Item]:
     """A line a cell that did not pass: those that did not finish, then those furthest below their bound."""
     bad = [cell for cell in cells if cell.status not in ("passed", "reported")]
     ordered = sorted(bad, key=lambda cell: (cell.status == "missed", 0.0 if cell.above is None else cell.above))
-    return [Item(cell=cell.id, verdict=cell.status, sentence="; ".join(cell.sentences) or cell.status) for cell in ordered]
+    return [Item(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]
+
+
+def _short(sentences: Sequence[str]) -> str:
+    """The first sentence, and how many there are more."""
+    more = f"; {len(sentences) - 1} more" if len(sentences) > 1 else ""
+    return f"{sentences[0]}{more}" if sentences else "it never came to an end"

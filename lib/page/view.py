@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from lib.page import charts
-from lib.page.cells import CellView, cell_view
+from lib.page.cells import LEDGER, CellView, cell_view
 from lib.page.history import Story, story_of
 from lib.page.runs import PageRun, judged
 from lib.page.study import Comparison, compared
@@ -92,6 +92,11 @@ class Page:
     def footprint(self) -> bool:
         """Whether cells were measured, not scored."""
         return self.run.profile == "footprint"
+
+    @property
+    def ledger_places(self) -> list[int]:
+        """The places of `LEDGER` that any cell has a figure for."""
+        return [place for place in range(len(LEDGER)) if any(cell.ledger[place] is not None for cell in self.cells)]
 
     def longest(self, name: str) -> float:
         """The largest figure of a kind of bars."""
