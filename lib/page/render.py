@@ -87,7 +87,7 @@ def html(page: Page) -> str:
 
 def write(page: Page, path: Path) -> int:
     """Write the page; return its bytes. Raises InputError where the place cannot be written."""
-    content = html(page).encode(errors="replace")  # half a surrogate pair, as broken data sets hold them, is no text
+    content = html(page).encode()
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
