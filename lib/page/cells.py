@@ -191,9 +191,7 @@ class CellView:
         return " ".join(["pytest -m", first.profile, *filter(None, options)])
 
 
-def cell_view(
-    run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], limit: int
-) -> CellView:
+def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], limit: int) -> CellView:
     """A cell of a run, with at most `limit` of its test rows."""
     records = run.by_cell[cell]
     old = baseline.by_cell.get(cell, []) if baseline else []

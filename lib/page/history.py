@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from lib.page import charts
 from lib.page.runs import PageRun, judged
@@ -36,13 +37,11 @@ def story_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement])
     if not older:
         return None
     runs = [*sorted(older, key=lambda one: one.when), run]
-    pairs = list(zip(runs, runs[1:], strict=False))
+    pairs = list(pairwise(runs))
     answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
     cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
     steps = {
-        cell: [
-            (one.score(cell), _verdict(answers[place - 1][0], cell) if place else None) for place, one in enumerate(runs)
-        ]
+        cell: [(one.score(cell), _verdict(answers[place - 1][0], cell) if place else None) for place, one in enumerate(runs)]
         for cell in cells
     }
     return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, told in answers for remark in told)))

@@ -10,8 +10,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from lib.errors import InputError
-from lib.page.charts import stacked
 from lib.page.cells import LEDGER
+from lib.page.charts import stacked
 from lib.page.verdict import change, minus
 from lib.page.view import RATE, Page
 from lib.results.estimates import duration
@@ -67,7 +67,15 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"size": size, "tick": tick, "figure": figure, "signed": signed, "duration": duration, "change": change, "ms": milliseconds}
+    env.filters |= {
+        "size": size,
+        "tick": tick,
+        "figure": figure,
+        "signed": signed,
+        "duration": duration,
+        "change": change,
+        "ms": milliseconds,
+    }
     env.globals |= {
         "MARKS": MARKS,
         "LEDGER": LEDGER,

@@ -1,4 +1,4 @@
-"""Test rows of a cell, old beside new. In: records with their examples. Out: the rows worth reading first, and how many are left out."""
+"""Test rows of a cell, old beside new. In: records with their examples. Out: the rows worth reading first, and their number."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -94,9 +94,7 @@ def _older(new: Record, old: Record | None, path: Path | None) -> tuple[Examples
     return before, [] if before else [f"the older run's rows are not here: examples/{old.examples.file} is missing beside it"]
 
 
-def _row(
-    place: int, record: Record, after: Examples, before: Examples | None, texts: Texts | None, metric: str
-) -> ScoredRow:
+def _row(place: int, record: Record, after: Examples, before: Examples | None, texts: Texts | None, metric: str) -> ScoredRow:
     points = after.points[metric][place]
     known = texts.references[place] if texts else after.references[place] if after.references else None
     return ScoredRow(
@@ -133,7 +131,8 @@ def _first(rows: Sequence[ScoredRow], lost: list[ScoredRow], gained: list[Scored
 
 
 def _cut(row: ScoredRow) -> ScoredRow:
-    return replace(row, **{name: _short(getattr(row, name)) for name in ("input", "reference", "old", "new")})
+    input_, reference, old = (_short(text) for text in (row.input, row.reference, row.old))
+    return replace(row, input=input_, reference=reference, old=old, new=_short(row.new) or "")
 
 
 def _short(text: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""The runs that a page shows. In: paths of saved runs, or a session's records. Out: `PageRun`s, and the gate's verdicts on them."""
+"""The runs that a page shows. In: paths of saved runs, or a session's records. Out: `PageRun`s, and the gate's verdicts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -22,7 +22,11 @@ def _circumstances(record: Record) -> list[tuple[str, Any]]:
     data, model, device, training = record.data, record.model, record.device, record.training
     parts: list[tuple[str, Any]] = [("seeds", asdict(record.seeds)), ("at most", asdict(record.limits))]
     if training:
-        parts += [("trained in", training.precision), ("rows a forward pass", training.micro_batch), ("tokens", training.tokens)]
+        parts += [
+            ("trained in", training.precision),
+            ("rows a forward pass", training.micro_batch),
+            ("tokens", training.tokens),
+        ]
     if data:
         parts += [("rows", asdict(data.rows)), ("rows from", asdict(data.origins)), ("data fingerprint", data.fingerprint)]
         parts += [("data revision", data.revision)]

@@ -1,4 +1,4 @@
-"""A run of the full profile beside what the study published. In: a run. Out: figures side by side, and what is wrong with the study's."""
+"""A run of the full profile beside what the study published. In: a run. Out: figures side by side, findings on the study's."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

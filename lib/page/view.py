@@ -1,6 +1,6 @@
 """What a page says, as plain data. In: a run, older runs, the gate's judgements. Out: a `Page` that templates print."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +14,12 @@ from lib.results.gates import FAILED_BY, failing
 from lib.results.judgements import Judgement, Verdict
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
+RATE = "train_samples_per_second"
+LENGTHS: dict[str, Callable[[CellView], float]] = {
+    "ledger": lambda cell: sum(count or 0 for count in cell.ledger),
+    "peaks": lambda cell: sum(added for _, _, added in cell.peaks),
+    "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
+}
 COSTS = ("trainable bytes", "peak GiB", "train seconds")
 
 
@@ -100,15 +106,7 @@ class Page:
 
     def longest(self, name: str) -> float:
         """The largest figure of a kind of bars."""
-        figures = {
-            "ledger": lambda cell: sum(figure or 0 for figure in cell.ledger),
-            "peaks": lambda cell: sum(step for _, _, step in cell.peaks),
-            "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
-        }[name]
-        return max((figures(cell) for cell in self.cells), default=0.0)
-
-
-RATE = "train_samples_per_second"
+        return max((LENGTHS[name](cell) for cell in self.cells), default=0.0)
 
 
 def page_of(

@@ -1,8 +1,8 @@
 """Scores of single test rows, stored next to a saved run. In: points and predictions of each row. Out: a small Parquet file.
 
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
-run's JSON, with one more file a task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this machine
-are also kept in `.cache/examples`. Needs no torch.
+run's JSON, with one more file a task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this
+machine are also kept in `.cache/examples`. Needs no torch.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ def _hash(content: Any) -> str:
 def write(examples: Examples) -> ExamplesRecord:
     """Store the examples; return what the record says of them. Raises InputError where the disk has no room."""
     points = {name: [round(value, DIGITS) for value in values] for name, values in examples.points.items()}
-    columns = {"id": list(examples.ids), **points, "prediction": list(examples.predictions)}
+    columns: dict[str, list[Any]] = {"id": list(examples.ids), **points, "prediction": list(examples.predictions)}
     if examples.references is not None:
         columns["reference"] = list(examples.references)
     name = f"{_hash(columns)}.parquet"

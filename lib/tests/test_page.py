@@ -2,6 +2,8 @@
 
 import json
 import re
+from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +23,7 @@ from lib.tests import pages
 from lib.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
 from lib.tests.test_record import complete
 
-ROOT = command.Path(__file__).parents[2]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,10 @@ def test_a_run_that_reaches_its_bounds_but_got_worse_has_not_passed():
     loose = {"bounds": {"accuracy": 1.0}}
     page = page_of(run_of([record_of(right=8, **loose)]), [run_of([record_of(right=39, **loose)], "b.json", "2026-11-01")])
     assert page.head.state == "failed"
-    assert page.head.answer == "Worse: 1 cell got worse than before, though the one cell reached every bound and passed every audit."
+    assert (
+        page.head.answer
+        == "Worse: 1 cell got worse than before, though the one cell reached every bound and passed every audit."
+    )
 
 
 def test_a_run_without_cells_and_a_published_one_pass_nothing():
@@ -96,9 +101,7 @@ def test_seeds_are_one_cell_with_an_interval():
 
 def test_a_cell_says_how_to_run_just_it():
     own = complete(limits={"train_rows": None, "validation_rows": None, "test_rows": None, "own_test": True}, profile="full")
-    assert page_of(run_of([own])).cells[0].command == (
-        "pytest -m full --cells=bert_sa_lora --seed=0 --own-test --device=cpu"
-    )
+    assert page_of(run_of([own])).cells[0].command == ("pytest -m full --cells=bert_sa_lora --seed=0 --own-test --device=cpu")
     [cell] = page_of(run_of([pages.foreign("net1", "sa", "dora", 36)])).cells
     assert cell.command == "pytest -m quick --grid=FILE.py --cells=net1_sa_dora --seed=0"
 
@@ -213,7 +216,7 @@ def test_labels_cover_neither_dots_nor_each_other():
     places = charts.placed(crowd, [], (340, 250))
     assert 1 <= len(places) < 30  # those without a place are left to the table
     spans = sorted((y, x if anchor == "start" else x - 5.6 * 6) for x, y, anchor in places.values())
-    assert all(b[0] - a[0] >= 8 or b[1] - a[1] >= 5.6 * 6 for a, b in zip(spans, spans[1:], strict=False))
+    assert all(b[0] - a[0] >= 8 or b[1] - a[1] >= 5.6 * 6 for a, b in pairwise(spans))
 
 
 def test_a_bars_parts_follow_each_other_in_percent_of_the_longest():

@@ -159,7 +159,8 @@ def test_charts_and_their_labels_do_not_overlap(opened, name):
     overlaps = """() => {
       const boxes = (root, what) => [...root.querySelectorAll(what)].map(element => element.getBoundingClientRect());
       const count = (boxes, slack) => boxes.reduce((sum, a, place) => sum + boxes.slice(place + 1).filter(b =>
-        a.left + slack < b.right && b.left + slack < a.right && a.top + slack < b.bottom && b.top + slack < a.bottom).length, 0);
+        a.left + slack < b.right && b.left + slack < a.right &&
+        a.top + slack < b.bottom && b.top + slack < a.bottom).length, 0);
       const labels = [...document.querySelectorAll('svg.chart')].map(svg => count(boxes(svg, 'text.label, text.axis'), 1));
       return [count(boxes(document, '.figures svg, .multiples figure'), 0), ...labels];
     }"""
@@ -212,7 +213,9 @@ def axe():
         if shutil.which("npm") is None:
             pytest.skip("no npm, which fetches axe-core: the accessibility check is left out")
         CACHE.mkdir(parents=True, exist_ok=True)
-        packed = subprocess.run(["npm", "pack", AXE, "--silent"], cwd=CACHE, capture_output=True, text=True, check=False, timeout=60)
+        packed = subprocess.run(
+            ["npm", "pack", AXE, "--silent"], cwd=CACHE, capture_output=True, text=True, check=False, timeout=60
+        )
         if packed.returncode:
             pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
         with tarfile.open(CACHE / packed.stdout.split()[-1]) as archive:
@@ -220,7 +223,9 @@ def axe():
     return script.read_text()
 
 
-@pytest.mark.parametrize(("name", "scheme"), [("one_cell", "light"), ("one_cell", "dark"), ("empty", "light"), ("failing", "dark")])
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("one_cell", "light"), ("one_cell", "dark"), ("empty", "light"), ("failing", "dark")]
+)
 def test_axe_has_no_serious_finding(opened, axe, name, scheme):
     page = opened(name, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('article:first-of-type details').forEach(details => details.open = true)")
