@@ -122,7 +122,7 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter
             on_front=dot in best,
             label=labels.get(dot.name),
         )
-        for dot in dots
+        for dot in [*(d for d in dots if d not in best), *best]  # the front on top
     ]
     return Scatter(width=width, height=height, x=x, y=y, marks=marks, front=" ".join(_steps(best, x, y)))
 
@@ -163,7 +163,7 @@ def _inside(box: Box, size: tuple[int, int]) -> bool:
 def _around(x: float, y: float, length: float) -> list[tuple[float, float, str]]:
     """Places to try: right, left, above, below; the left end, the base line, and where the text is anchored."""
     right, left = (x + 8, "start"), (x - 8 - length, "end")
-    return [(end, y + shift, anchor) for shift in (4, -6, 13, -16, 23) for end, anchor in (right, left)]
+    return [(end, y + shift, anchor) for shift in (4, -6, 13) for end, anchor in (right, left)]
 
 
 def _overlap(one: Box, other: Box) -> bool:
