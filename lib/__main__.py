@@ -9,6 +9,8 @@ COMMANDS = {
     "numerics": "did the arithmetic of training change? a verdict for every cell",
     "audit": "re-check a saved run: impossible scores, copied results, failed audits",
     "scores": "list every difference between the scores of two runs",
+    "page": "a run as one HTML file, beside older runs",
+    "export": "runs as one table, for pandas or DuckDB",
     "merge": "make one run of the runs of a CI matrix",
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
     "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",
