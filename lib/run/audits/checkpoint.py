@@ -130,8 +130,16 @@ def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
     files = tuple(weight_files(cell))
     stored = [_read(places(files)[other], other) for other in namesakes(f"{name}.weight", files)]
     matrices = [one for tensor in stored if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == ours.shape]
-    rows = [matrix[:ROWS].to(base_type(cell)).float() for matrix in matrices]
-    return float(min(((ours[:ROWS] - nf4(one)).norm() / one.norm() for one in rows), default=math.inf))
+    least = math.inf
+    for matrix in matrices:
+        least = min(least, _gap(ours[:ROWS], matrix[:ROWS].to(base_type(cell)).float()))
+        if least <= ROUNDED:
+            break  # the other way round it is another matrix
+    return least
+
+
+def _gap(ours: Tensor, stored: Tensor) -> float:
+    return float((ours - nf4(stored)).norm() / stored.norm())
 
 
 def _read(path: Path, key: str) -> Tensor:
