@@ -27,6 +27,8 @@ def write_table(columns: Columns, path: Path) -> None:
         writers[path.suffix](pa.table(columns), path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+    except (OverflowError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot hold these figures ({error}); python -m lib audit checks a run") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -95,7 +95,10 @@ def html(page: Page) -> str:
 
 def write(page: Page, path: Path) -> int:
     """Write the page; return its bytes. Raises InputError where the place cannot be written."""
-    content = html(page).encode()
+    try:
+        content = html(page).encode(errors="replace")  # a file's date or name may hold half a character
+    except OverflowError:
+        raise InputError(f"{page.run.name} holds a figure that is too large to draw; python -m lib audit checks it") from None
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

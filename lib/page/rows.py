@@ -58,7 +58,7 @@ class RowSample:
 def sampled(new: Record, path: Path | None, old: Record | None, old_path: Path | None, limit: int) -> RowSample:
     """At most `limit` rows of a record, beside those of the older one where it scored the same rows."""
     after = read(new, path)
-    if after is None:
+    if after is None or not after.points:
         return RowSample(missing=[_no_examples(new)])
     before, missing = _older(new, old, old_path)
     texts = read_texts(new, path)
@@ -110,12 +110,12 @@ def _row(place: int, record: Record, after: Examples, before: Examples | None, t
 
 def _label(record: Record, text: str) -> str:
     """The name of a class, where the text is its number."""
-    return record.labels[int(text)] if text.isdecimal() and int(text) < len(record.labels) else text
+    return {str(number): name for number, name in enumerate(record.labels)}.get(text, text)
 
 
 def _deduced(record: Record, prediction: str, points: float) -> str | None:
     """Of two classes, points and prediction tell the true one."""
-    if len(record.labels) != 2 or not prediction.isdecimal():
+    if len(record.labels) != 2 or prediction not in ("0", "1"):
         return None
     return record.labels[int(prediction) if points else 1 - int(prediction)]
 

@@ -62,8 +62,9 @@ def read_page_run(path: Path, profile: str | None = None) -> PageRun:
     """A saved run; raises InputError, in one sentence, where the file cannot be read."""
     run = load(path)
     records = [current(row, str(path))[1] for row in run["benchmarks"] if is_cell(row["extra_info"])]
-    commit: Any = (run.get("commit_info") or {}).get("id") or ""
-    page = PageRun(name=path.name, records=records, path=path, when=str(run.get("datetime") or ""), commit=str(commit)[:10])
+    commit: Any = run.get("commit_info")
+    commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
+    page = PageRun(name=path.name, records=records, path=path, when=str(run.get("datetime") or ""), commit=commit)
     return of_profile(page, profile)
 
 

@@ -104,6 +104,11 @@ class Page:
         """The places of `LEDGER` that any cell has a figure for."""
         return [place for place in range(len(LEDGER)) if any(cell.ledger[place] is not None for cell in self.cells)]
 
+    @property
+    def phases(self) -> list[str]:
+        """The phases that any cell has a peak of, in their order."""
+        return list(dict.fromkeys(name for cell in self.cells for name, _, _ in cell.peaks))
+
     def longest(self, name: str) -> float:
         """The largest figure of a kind of bars."""
         return max((LENGTHS[name](cell) for cell in self.cells), default=0.0)

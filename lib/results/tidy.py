@@ -25,12 +25,15 @@ def figures(runs: Runs) -> Columns:
 
 
 def leaves(name: str, content: Any) -> Iterator[tuple[str, float]]:
-    """Every number in a part of a record; no lists, and nothing for what was not measured."""
+    """Every number in a part of a record; no lists, nothing for what was not measured. Raises InputError for one too large."""
     if isinstance(content, dict):
         for key, item in content.items():
             yield from leaves(f"{name}.{key}", item)
     elif isinstance(content, int | float) and not isinstance(content, bool):
-        yield name, float(content)
+        try:
+            yield name, float(content)
+        except OverflowError:
+            raise InputError(f"{name} is too large a figure for a table; python -m lib audit checks a run") from None
 
 
 def rows_of(runs: Runs) -> tuple[Columns, list[str]]:

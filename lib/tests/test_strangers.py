@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lib.commands import audit, baseline, finish, gate, merge, numerics
+from lib.commands import audit, baseline, export, finish, gate, merge, numerics, page
 from lib.errors import InputError
 from lib.record import SCHEMA_VERSION, from_json
 from lib.results import examples
@@ -24,7 +24,7 @@ VALUES = [
     *("", "x", "../lib/gate.py", "/etc/passwd", "a\nb", "\x1b[2J\x00", "\ud800", "|`<b>*_[](x)"),
     *("0123456789abcdef.parquet", "é" * 500, [], [None], [[1, [2]]], ["x", 3], {}, {"x": None}, {"cell": "x"}),
 ]
-EXPECTED = re.compile(r"in/a\.json|out/c\.json|out/examples/[0-9a-f]{16}\.parquet")
+EXPECTED = re.compile(r"in/a\.json|out/c\.(json|html|parquet|csv)|out/examples/[0-9a-f]{16}\.parquet")
 
 
 def run_of(cell="bert_sa_lora"):
@@ -49,7 +49,7 @@ def parent_of(run, path):
     return run
 
 
-COMMANDS = ("audit", "baseline", "finish", "gate", "merge", "numerics")
+COMMANDS = ("audit", "baseline", "export", "export --rows", "finish", "gate", "merge", "numerics", "page")
 TEXT = json.dumps(run_of())
 PLACES = list(places_in(json.loads(TEXT)))
 
@@ -71,7 +71,7 @@ def mutated(seed):
                 value = parent.pop(path[-1])
                 if change == "misname" and isinstance(parent, dict):
                     parent[random.choice(["", "x", "../x", "cell"])] = value
-        except (KeyError, IndexError, TypeError):
+        except (AttributeError, KeyError, IndexError, TypeError):
             continue  # an earlier change took that place away
     text = json.dumps(run)
     if random.random() < 0.1:
@@ -99,10 +99,13 @@ def command_of(name, world):
     return {
         "audit": lambda: audit.main([path]),
         "baseline": lambda: baseline.main([path, out]),
+        "export": lambda: export.main([path, "-o", str(world / "out" / "c.csv")]),
+        "export --rows": lambda: export.main([path, "--rows", "-o", str(world / "out" / "c.parquet")]),
         "finish": lambda: finish.main(["--journal", path, "-o", out]),
         "gate": lambda: gate.main([sound, path, "--format=markdown"]),
         "merge": lambda: merge.main([sound, path, "-o", out]),
         "numerics": lambda: numerics.main([path, sound]),
+        "page": lambda: page.main([path, sound, "-o", str(world / "out" / "c.html")]),
     }[name]
 
 
