@@ -3,10 +3,12 @@
 import json
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 from filelock import FileLock
 
+import fixtures.journal as plugin
 from lib.commands import cache as command
 from lib.errors import InputError
 from lib.results.cache import bytes_of, listing, prune
@@ -107,3 +109,13 @@ def test_sizes_have_binary_units():
     assert (bytes_of("500MiB"), bytes_of("1.5GiB")) == (500 * 2**20, 3 * 2**29)
     with pytest.raises(InputError, match="no size"):
         bytes_of("5GB")
+
+
+@pytest.mark.parametrize(("records", "is_worker", "prunes"), [({"a": 1}, False, 1), ({"a": 1}, True, 0), ({}, False, 0)])
+def test_a_session_that_ran_cells_prunes_at_its_end_and_its_workers_do_not(records, is_worker, prunes, monkeypatch):
+    calls = []
+    session = SimpleNamespace(records=records, is_worker=is_worker)
+    monkeypatch.setattr(plugin, "session_of", lambda config: session)
+    monkeypatch.setattr(plugin, "prune", lambda: calls.append("pruned"))
+    plugin.pytest_unconfigure(config=None)
+    assert len(calls) == prunes
