@@ -54,6 +54,7 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
         "gradient_accumulation_steps": accumulation,
         "learning_rate": 1e-3,
         "warmup_ratio": 0.2,
+        "precision": "fp32",
     }
     ours, twin = (without_dropout(trainer_of(cell_id, rows, **settings)) for _ in range(2))
     recipe = ours.cell.recipe
