@@ -20,6 +20,9 @@ from packaging.version import InvalidVersion, Version
 
 from lib.errors import InputError
 
+# Nothing but the package; its modules are compiled as they are imported, which is a part of them.
+PIP_OPTIONS = ("--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check")
+
 
 class Subject(Protocol):
     """What has versions.
@@ -121,19 +124,21 @@ class Commits:
 
 
 def python_with(subject: Subject, version: str, folder: Path) -> Path:
-    """A Python that has this version; raises InputError where it cannot be installed."""
+    """A Python that has this version, installed where it is not yet; raises InputError where it cannot be."""
     paths = {name: Path(sysconfig.get_path(name, "venv", {"base": str(folder)})) for name in ("scripts", "purelib")}
-    python = paths["scripts"] / "python"
+    python, link = paths["scripts"] / "python", paths["purelib"] / "tunegrid-shared.pth"
+    if link.is_file():  # it is written last
+        return python
     # Without pip, which takes seconds to unpack: ours installs into it.
     venv.EnvBuilder(clear=True, symlinks=os.name != "nt").create(folder)
     with subject.source(version) as source:
-        command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", *PIP_OPTIONS]
         output_of([*command, *subject.options, source], f"{subject.name} {version} cannot be installed")
     # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads editable
     # installations, too; what it adds comes after the environment's own packages.
     shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     lines = [f"import site; site.addsitedir({path!r})\n" for path in shared]
-    (paths["purelib"] / "tunegrid-shared.pth").write_text("".join(lines))
+    link.write_text("".join(lines))
     return python
 
 

@@ -128,7 +128,7 @@ shutil.copy(folder / f"{planted.ROWS}.json", out)
 
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch):
-    """A command in place of the suite, which copies the run that was saved for what the installed version holds; and its log."""
+    """A command in place of the suite, which copies a run saved for what the installed version holds; and its log."""
     monkeypatch.setattr(bisect, "RUNS", tmp_path / "bisect")
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     for right in (GOOD, BAD):
@@ -261,15 +261,15 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
     (repo / "backend.py").write_text(BACKEND)
     (repo / "pyproject.toml").write_text(PYPROJECT)
     commits = []
-    for rows in (GOOD, GOOD, BAD, BAD):
+    for rows in (GOOD, BAD, BAD):
         (repo / "rows.txt").write_text(str(rows))
         git(repo, "add", ".")
         git(repo, "commit", "--quiet", "--allow-empty", "-m", f"{rows}")
         commits.append(git(repo, "rev-parse", "--short", "HEAD"))
     (repo / "rows.txt").write_text("12")  # what is not committed is neither tried nor touched
-    code, lines = bisected(capsys, command, "--repo", repo, "--find-links", tmp_path, good="HEAD~3", bad="HEAD")
-    assert (code, lines[-1]) == (0, f"{repo} {commits[2]} is the first that is worse; {commits[1]} is not")
-    assert len(log.read_text().split()) == 5  # the good end twice, the bad end, two steps
+    code, lines = bisected(capsys, command, "--repo", repo, "--find-links", tmp_path, good="HEAD~2", bad="HEAD")
+    assert (code, lines[-1]) == (0, f"{repo} {commits[1]} is the first that is worse; {commits[0]} is not")
+    assert len(log.read_text().split()) == 4  # the good end twice, the bad end, one step
     assert git(repo, "status", "--short") == "M rows.txt"
     assert git(repo, "worktree", "list").count("\n") == 0
     code, lines = bisected(capsys, command, "--repo", repo, good="HEAD", bad="HEAD~1")
