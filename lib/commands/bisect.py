@@ -49,7 +49,7 @@ class Steps:
     def run(self, version: str, name: str = "run") -> Run:
         """A version's run; `name` tells a second one from the first. Raises InputError where it cannot be had."""
         path = self._folder / version / f"{name}.json"
-        if f"{version} {name}" not in self._state["measured"]:
+        if f"{version} {name}" not in self._state["measured"] or not path.is_file():
             began = time.monotonic()
             self._measure(version, path)
             self._state["skipped"].pop(version, None)

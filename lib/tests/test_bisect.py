@@ -137,6 +137,19 @@ def stand_in(tmp_path, monkeypatch):
     return lambda python, out: [str(python), "-c", STAND_IN, str(log), str(tmp_path), str(out)], log
 
 
+@pytest.fixture
+def saved(tmp_path, stand_in, monkeypatch):
+    """A command that needs no environment: it copies the run that is saved for each version; and what is saved."""
+    monkeypatch.setattr(bisect, "python_with", lambda subject, version, folder: folder.parent.mkdir(exist_ok=True))
+    rows = {"1.0": GOOD, "1.0 again": GOOD, "1.1": GOOD, "1.7": BAD}
+
+    def command(_, out):
+        version = out.parent.name + (" again" if out.stem == "again" else "")
+        return ["cp", str(tmp_path / f"{rows[version]}.json"), str(out)]
+
+    return command, rows
+
+
 def bisected(capsys, command, *options, good="planted==1.0", bad="planted==1.7"):
     """Exit code and lines of a bisection."""
     try:
@@ -165,21 +178,22 @@ def test_a_planted_regression_among_eight_releases_takes_three_steps_and_is_not_
     assert len(log.read_text().split()) == 6  # all came from disk
 
 
-def test_a_stopped_bisection_goes_on_where_it_was(tmp_path, stand_in, capsys, monkeypatch):
-    command, log = stand_in
-    for version, rows in (("1.0", GOOD), ("1.1", GOOD), ("1.7", BAD)):
-        wheel(tmp_path, version, rows)
+def test_a_stopped_bisection_goes_on_where_it_was(saved, capsys):
+    command, _ = saved
+    measured = []
 
     def stopped(python, out):
-        if "1.1" in str(out):
+        if out.parent.name == "1.1" and measured.count(out.parent.name) == 0:
+            measured.append("1.1")
             raise KeyboardInterrupt
+        measured.append(f"{out.parent.name} {out.stem}")
         return command(python, out)
 
-    code, lines = bisected(capsys, stopped, "--find-links", tmp_path)
+    code, lines = bisected(capsys, stopped, "--versions", "1.1")
     assert (code, lines[-1].split(";")[0]) == (130, "stopped")
-    code, lines = bisected(capsys, command, "--find-links", tmp_path)
+    code, lines = bisected(capsys, stopped, "--versions", "1.1")
     assert (code, lines[-1]) == (0, "planted 1.7 is the first that is worse; 1.1 is not")
-    assert log.read_text().split() == ["1.0", "1.0", "1.7", "1.1"]
+    assert measured == ["1.0 run", "1.0 again", "1.7 run", "1.1", "1.1 run"]
 
 
 def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_path, stand_in, capsys):
@@ -198,26 +212,28 @@ def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_pa
     assert json.loads(state.read_text())["skipped"].keys() == {"1.1", "1.2"}
 
 
-def test_a_bad_end_that_is_not_worse_is_one_sentence(tmp_path, stand_in, capsys):
-    command, _ = stand_in
-    for version in ("1.0", "1.7"):
-        wheel(tmp_path, version, GOOD)
-    code, lines = bisected(capsys, command, "--find-links", tmp_path)
+def test_a_bad_end_that_is_not_worse_is_one_sentence(saved, capsys):
+    command, rows = saved
+    rows["1.7"] = GOOD
+    code, lines = bisected(capsys, command, "--versions", "1.1")
     assert code == 2
     assert "1.7 is not worse than 1.0: numerics of 1 cells" in lines[-1]
     assert "--by numerics sees changes" in lines[-1]
 
 
-def test_a_good_end_that_is_worse_than_itself_is_one_sentence(tmp_path, stand_in, capsys):
-    for version in ("1.0", "1.7"):
-        wheel(tmp_path, version, GOOD)
-
-    def worse_the_second_time(python, out):
-        return ["cp", str(tmp_path / (f"{BAD if 'again' in out.name else GOOD}.json")), str(out)]
-
-    code, lines = bisected(capsys, worse_the_second_time, "--find-links", tmp_path)
+def test_a_good_end_that_is_worse_than_itself_is_one_sentence(saved, capsys):
+    command, rows = saved
+    rows["1.0 again"] = BAD
+    code, lines = bisected(capsys, command, "--versions", "1.1")
     assert code == 2
     assert "1.0 is called worse than itself, so nothing can be told: worse: bert_sa_lora accuracy" in lines[-1]
+
+
+def test_only_the_kinds_that_are_asked_for_count(saved, capsys):
+    code, lines = bisected(capsys, saved[0], "--versions", "1.1", "--by", "memory")
+    assert code == 2
+    assert "1.7 is not worse than 1.0" in lines[-1]
+    assert "quality: 1 worse; by memory the run is no worse" in lines[-1]
 
 
 def test_releases_that_cannot_be_listed_are_one_sentence(tmp_path, stand_in, capsys):

@@ -252,7 +252,7 @@ def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, lib
 
 
 def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
-    """With real commands, on two cells of each part of the committed baseline."""
+    """With real commands, on a cell of each part, of the committed baseline."""
     baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
     saved = json.loads(baseline.read_text())
     cells = []
@@ -260,7 +260,7 @@ def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
         folder = machine.folder / "parts" / f"tunegrid-part-{part['part']}"
         folder.mkdir(parents=True)
         (folder / "examples").symlink_to(baseline.parent / "examples")
-        chosen = part["cells"].split(",")[-2:]
+        chosen = part["cells"].split(",")[-1:]
         rows = [row for row in saved["benchmarks"] if row["extra_info"]["cell"] in chosen]
         rows = [row for row in rows if row["extra_info"]["seeds"]["seed"] == 0]
         for name in ("before", "after"):
@@ -273,7 +273,7 @@ def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
     run = machine.folder / "run"
     assert sorted(record.cell for record in read_list(run / "after.json")) == sorted(cells)
     assert len(list((run / "examples").iterdir())) == len(cells)
-    assert "6 equal" in summary.read_text()
+    assert "3 equal" in summary.read_text()
     assert (run / "page.html").stat().st_size > 10_000
 
 
