@@ -94,7 +94,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
     if not failing(judged, kinds):
         advice = "more seeds (-- --seeds 0-2) see smaller drops, and --by numerics sees changes before them"
         raise InputError(f"{bad} is not worse than {good}: {closing(judged, kinds)}; {advice}")
-    say(f"{bad} is worse: {remarks(failing(judged, kinds))[0]}")
+    say(f"{bad}: {remarks(failing(judged, kinds))[0]}")
 
     def answer(version: str, steps_left: int) -> Answer:
         say(f"tries {version}; at most {steps_left} step{'s' if steps_left > 1 else ''} left")
@@ -104,7 +104,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
             steps.skip(version, str(error))
             say(f"skips {version}: {error}")
             return Answer.SKIPPED
-        say(f"{version} is worse: {remarks(worse)[0]}" if worse else f"{version} is not worse")
+        say(f"{version}: {remarks(worse)[0]}" if worse else f"{version} is not worse")
         return Answer.BAD if worse else Answer.GOOD
 
     return bisection(candidates, answer)
