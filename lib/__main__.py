@@ -12,6 +12,7 @@ COMMANDS = {
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",
     "merge": "make one run of the runs of a CI matrix",
+    "bisect": "find the release of a library, or the commit, that made cells worse",
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
     "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",
     "power": "what the gate sees, and how often it is wrong: simulated",
