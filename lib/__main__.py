@@ -9,13 +9,17 @@ COMMANDS = {
     "numerics": "did the arithmetic of training change? a verdict for every cell",
     "audit": "re-check a saved run: impossible scores, copied results, failed audits",
     "scores": "list every difference between the scores of two runs",
+    "page": "a run as one HTML file, beside older runs",
+    "export": "runs as one table, for pandas or DuckDB",
     "merge": "make one run of the runs of a CI matrix",
+    "bisect": "find the release of a library, or the commit, that made cells worse",
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
     "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",
     "power": "what the gate sees, and how often it is wrong: simulated",
     "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",
     "silence": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
     "finish": "make a run's JSON from the journal of a session that was killed",
+    "cache": "what this machine keeps between runs, by kind and size; --prune removes the oldest",
     "schema": "write reports/schema.json from the record's classes",
 }
 

@@ -6,7 +6,10 @@ import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers")
+PACKAGES = (
+    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
+    *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
+)
 
 
 def cpu_name() -> str:
@@ -27,6 +30,21 @@ def worker() -> tuple[int, int]:
     """This process's number among pytest's workers, and how many there are; 0 of 1 without workers."""
     name = os.environ.get("PYTEST_XDIST_WORKER", "gw0")
     return int(name.removeprefix("gw")), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+
+
+def thread_share(wish: int | None) -> int:
+    """Threads of this process: as wished, or its share of the cores."""
+    return wish or max(1, usable_cores() // worker()[1])
+
+
+def announce_threads(count: int) -> None:
+    """Tell torch how many threads this process has; it listens once, when it is imported."""
+    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+
+
+def hides_gpus() -> bool:
+    """Whether CUDA_VISIBLE_DEVICES hides every GPU from this process."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
 
 
 def gpus() -> list[dict[str, str]]:

@@ -5,6 +5,7 @@ and the audits that each cell recorded when it ran.
 """
 
 import argparse
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lib.record import AuditFinding, Record
 from lib.record.reading import checked
 from lib.results.files import is_cell, load
 from lib.results.record_checks import across, failed, invariants, not_numbers, unlike_pairs
+from lib.results.table import markdown
 
 
 def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Record], dict[str, list[str]]]:
@@ -51,16 +53,26 @@ def faults_of(record: Record, together: Sequence[AuditFinding]) -> list[str]:
 def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence[str]]) -> str:
     """The findings in Markdown."""
     cells = {record.cell for record in records}
-    lines = [f"# Audit of {path.name}", ""]
+    lines = [f"# Audit of {markdown(path.name)}", ""]
     lines += [f"{len(cells | sentences.keys())} cells, {len(sentences)} with findings.", ""]
-    lines += [f"* `{cell}`: {sentence}" for cell, told in sentences.items() for sentence in told]
+    lines += [f"* {_name(cell)}: {markdown(sentence)}" for cell, told in sentences.items() for sentence in told]
     share = audit_share(records)
     if share is not None:
         lines += ["", f"Audits took {share:.2f} % of the cells' time."]
     pairs = unlike_pairs(records)
     if pairs:
-        lines += ["", "Not like for like, which is no fault, but no ranking either:", "", *(f"* {line}" for line in pairs)]
+        lines += [
+            "",
+            "Not like for like, which is no fault, but no ranking either:",
+            "",
+            *(f"* {markdown(line)}" for line in pairs),
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _name(cell: str) -> str:
+    """A cell's id as code, or whatever stands in its place, escaped."""
+    return f"`{cell}`" if re.fullmatch(r"\w+", cell) else markdown(cell)
 
 
 def audit_share(records: Iterable[Record]) -> float | None:

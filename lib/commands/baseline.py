@@ -49,7 +49,8 @@ def refusals(path: Path) -> Iterator[str]:
             yield f"{record.cell} started perturbed (--perturb {draw}), which measures what rounding does"
         if record.device and record.device.contended:
             yield f"{record.cell} shared its device"
-    if run.get("commit_info", {}).get("dirty") is not False:
+    commit = run.get("commit_info")
+    if not isinstance(commit, dict) or commit.get("dirty") is not False:
         yield "the commit had uncommitted changes, or nobody knows whether it had"
 
 

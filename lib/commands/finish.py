@@ -21,7 +21,7 @@ def finish(journal: Path, out: Path) -> int:
     run = {
         "machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}},
         "commit_info": {"dirty": None},  # a journal does not know
-        "benchmarks": sorted((row for row, _ in cells), key=lambda row: str(row["fullname"])),
+        "benchmarks": sorted((row for row, _ in cells), key=lambda row: str(row.get("fullname"))),
         "datetime": datetime.now(UTC).isoformat(),
         "version": "journal",
     }

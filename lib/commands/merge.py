@@ -18,7 +18,7 @@ def merged(paths: Sequence[Path]) -> dict[str, Any]:
     rows: dict[tuple[str, int | None], tuple[Row, Path]] = {}
     for path in paths:
         for row in load(path)["benchmarks"]:
-            seed, name = None, row.get("fullname", row["name"])
+            seed, name = None, str(row.get("fullname") or row.get("name"))
             if is_cell(row["extra_info"]):
                 row, record = current(row, str(path))
                 seed = record.seeds.seed

@@ -1,4 +1,7 @@
-"""Can the hub be reached? In: nothing. Out: if not, the libraries are set to their caches, before they try for minutes."""
+"""The hub before anything is read. In: nothing, or a data set's name. Out: can it be reached; which commit would be read.
+
+Where it cannot be reached, the libraries are set to their caches, before they try for minutes.
+"""
 
 import os
 import socket
@@ -23,3 +26,16 @@ def prefer_cache_if_unreachable() -> bool:
         os.environ["HF_HUB_OFFLINE"] = "1"
         return False
     return True
+
+
+@cache
+def commit_of(dataset: str, config: str | None) -> str | None:
+    """The commit at which the hub's data set would be read now, from its cache if the hub cannot be reached; None: nowhere."""
+    prefer_cache_if_unreachable()
+    import datasets
+
+    try:
+        commit: str | None = datasets.load_dataset_builder(dataset, config).hash
+    except Exception:  # whatever their HTTP client raises: reading the rows will say it
+        return None
+    return commit

@@ -29,13 +29,13 @@ def from_version_2(data: Json) -> Json:
     Raises:
         InputError: where the study has no such task or cell.
     """
-    task, backbone = STUDY.tasks.get(data.get("task", "")), STUDY.backbones.get(data.get("backbone", ""))
+    task, backbone = STUDY.tasks.get(str(data.get("task"))), STUDY.backbones.get(str(data.get("backbone")))
     if task is None or backbone is None:
         raise InputError(
             f"a record of schema version 2 is of the study's backbones and tasks, but this one is of "
             f"{data.get('backbone')!r} and {data.get('task')!r}"
         )
-    head = STUDY.heads.get(data.get("cell", "")) or backbone.heads.get(task.problem)
+    head = STUDY.heads.get(str(data.get("cell"))) or backbone.heads.get(task.problem)
     new = {
         "schema_version": 3,
         "bounded_scores": list(task.bounded_scores),

@@ -61,7 +61,8 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
 
 
 def _place(data: Mapping[str, Any], source: str) -> str:
-    cell = str(data.get("cell", "a record without a cell"))
+    cell = data.get("cell", "a record without a cell")
+    cell = cell if isinstance(cell, str) and cell.isprintable() else _short(cell)
     return f"{source}, {cell}" if source else cell
 
 

@@ -1,7 +1,8 @@
 """Scores of single test rows, stored next to a saved run. In: points and predictions of each row. Out: a small Parquet file.
 
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
-run's JSON. Runs of this machine are also kept in `.cache/examples`. Needs no torch.
+run's JSON, with one more file a task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this
+machine are also kept in `.cache/examples`. Needs no torch.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from lib.record import ExamplesRecord, Record
 STORE = CACHE / "examples"
 FOLDER = "examples"
 DIGITS = 4  # of points: enough to tell one token of a hundred
+LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +46,19 @@ class Examples:
         return _hash(list(self.ids))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What the test rows say, for people to read: all cells of a task share one file.
+
+    Attributes:
+        inputs: what the model was given, of each row, in the order of its examples.
+        references: what it should have answered.
+    """
+
+    inputs: Sequence[str]
+    references: Sequence[str]
+
+
 def row_id(row: Mapping[str, Any]) -> str:
     """Twelve hex digits of a row's content."""
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
@@ -55,58 +70,88 @@ def _hash(content: Any) -> str:
 
 def write(examples: Examples) -> ExamplesRecord:
     """Store the examples; return what the record says of them. Raises InputError where the disk has no room."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     points = {name: [round(value, DIGITS) for value in values] for name, values in examples.points.items()}
-    columns = {"id": list(examples.ids), **points, "prediction": list(examples.predictions)}
+    columns: dict[str, list[Any]] = {"id": list(examples.ids), **points, "prediction": list(examples.predictions)}
     if examples.references is not None:
         columns["reference"] = list(examples.references)
     name = f"{_hash(columns)}.parquet"
-    if not (STORE / name).is_file():
-        STORE.mkdir(parents=True, exist_ok=True)
-        part = STORE / f"{name}.{os.getpid()}.part"  # another process may write the same
-        try:
-            types = {key: pa.float32() for key in points}
-            table = pa.table({key: pa.array(values, types.get(key)) for key, values in columns.items()})
-            pq.write_table(table, part, compression="zstd")
-            part.replace(STORE / name)
-        except OSError as error:
-            raise InputError(
-                f"cannot keep per-example scores in {STORE} ({error.strerror or error}); make room there"
-            ) from None
-        finally:
-            part.unlink(missing_ok=True)
+    _keep(name, columns, {key: "float32" for key in points})
     return ExamplesRecord(file=name, rows_hash=examples.rows_hash)
+
+
+def _keep(name: str, columns: Mapping[str, Sequence[Any]], types: Mapping[str, str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if (STORE / name).is_file():
+        return
+    STORE.mkdir(parents=True, exist_ok=True)
+    part = STORE / f"{name}.{os.getpid()}.part"  # another process may write the same
+    try:
+        table = pa.table({key: pa.array(values, types.get(key)) for key, values in columns.items()})
+        pq.write_table(table, part, compression="zstd")
+        part.replace(STORE / name)
+    except OSError as error:
+        raise InputError(f"cannot keep per-example scores in {STORE} ({error.strerror or error}); make room there") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_texts(rows_hash: str, texts: Texts) -> None:
+    """Store what the rows of this hash say, each text cut to its first characters."""
+    columns = {"input": texts.inputs, "reference": texts.references}
+    _keep(_texts_name(rows_hash), {name: [_cut(text) for text in column] for name, column in columns.items()}, {})
+
+
+def _texts_name(rows_hash: str) -> str:
+    return f"rows-{rows_hash}.parquet"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+
+
+def read_texts(record: Record, run: Path | None) -> Texts | None:
+    """What a record's test rows say; None where neither the run nor this machine has kept it, as before tunegrid 0.6."""
+    import pyarrow.parquet as pq
+
+    path = _place(_texts_name(record.examples.rows_hash), run) if record.examples else None
+    if path is None:
+        return None
+    columns = pq.read_table(path).to_pydict()
+    return Texts(inputs=columns["input"], references=columns["reference"])
 
 
 def read(record: Record, run: Path | None) -> Examples | None:
     """A record's examples, from the folder next to its run or from this machine's store; None where neither has them."""
     import pyarrow.parquet as pq
+    from pyarrow.lib import ArrowException
 
-    path = _path_of(record, run)
+    path = _place(record.examples.file, run) if record.examples else None
     if path is None:
         return None
-    columns = pq.read_table(path).to_pydict()
-    references = columns.pop("reference", None)
-    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
+    try:
+        columns = pq.read_table(path).to_pydict()
+        references = columns.pop("reference", None)
+        return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
+    except (OSError, ArrowException, KeyError) as error:
+        raise InputError(f"{path} does not hold points and predictions of rows ({type(error).__name__}); remove it") from None
 
 
-def _path_of(record: Record, run: Path | None) -> Path | None:
-    if record.examples is None:
-        return None
-    name = record.examples.file
+def _place(name: str, run: Path | None) -> Path | None:
     places = (*((run.parent / FOLDER / name,) if run else ()), STORE / name)
     return next((place for place in places if place.is_file()), None)
 
 
 def keep_beside(records: Iterable[Record], run: Path, source: Path | None = None) -> None:
-    """Copy the examples of these records to the folder next to a run; `source` is the run they came from.
+    """Copy the examples of these records, and what their rows say, to the folder next to a run.
 
-    Examples that are in neither place are left out.
+    `source` is the run they came from. What is in neither place is left out.
     """
-    for record in records:
-        path = _path_of(record, source)
-        if path and path != run.parent / FOLDER / path.name:
-            (run.parent / FOLDER).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, run.parent / FOLDER / path.name)
+    kept = [record.examples for record in records if record.examples]
+    folder = run.parent / FOLDER
+    for name in dict.fromkeys(name for one in kept for name in (one.file, _texts_name(one.rows_hash))):
+        path = _place(name, source)
+        if path and path != folder / name:
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)

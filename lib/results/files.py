@@ -15,10 +15,10 @@ def load(path: Path) -> dict[str, Any]:
     """A saved run as it is; raises InputError where the file is missing, cut off or no run."""
     try:
         run: dict[str, Any] = json.loads(path.read_text())
-        rows = [dict(row["extra_info"]) for row in run["benchmarks"]]
+        rows = [row["extra_info"] | {} for row in run["benchmarks"]]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
     if not any(is_cell(row) for row in rows):
         raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")

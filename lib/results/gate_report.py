@@ -9,7 +9,7 @@ from pathlib import Path
 from lib.results.costs import LEDGER
 from lib.results.gates import FAILED_BY, KINDS, decides, failing, kind_of
 from lib.results.judgements import Judgement, Verdict
-from lib.results.table import Column, lines, number, signed
+from lib.results.table import Column, lines, markdown, number, signed
 
 # The gravest first: a group of judgements is as bad as its worst.
 WEIGHT = (
@@ -101,8 +101,9 @@ def as_text(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> st
 def as_markdown(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
     """The same for a pull request or a step summary."""
     table = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    table += [f"| {' | '.join(row)} |" for row in rows(judged)]
-    return "\n".join([f"**{closing(judged, kinds)}**", "", *table, "", *(f"* {line}" for line in remarks(judged))])
+    table += [f"| {' | '.join(map(markdown, row))} |" for row in rows(judged)]
+    sentences = [f"* {markdown(line)}" for line in remarks(judged)]
+    return "\n".join([f"**{markdown(closing(judged, kinds))}**", "", *table, "", *sentences])
 
 
 def as_json(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:

@@ -4,6 +4,7 @@ A killed session loses no finished cell: `python -m lib finish` makes a run's JS
 the cells that passed from it, if everything that decides their results is the same. Needs no torch.
 """
 
+import ast
 import hashlib
 import inspect
 import json
@@ -48,11 +49,11 @@ class Journal:
 
 def read(path: Path) -> Iterator[tuple[str, Row]]:
     """Keys and rows of a journal; a last line that was cut off is left out."""
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
-            yield entry["key"], entry["row"]
-        except (ValueError, KeyError, TypeError):
+            yield str(entry["key"]), entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
 
 
@@ -64,12 +65,12 @@ def passed(folder: Path = JOURNAL) -> dict[str, tuple[Row, Path]]:
     return rows
 
 
-def content_key(cell: Cell, asked: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
+def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
     """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, versions.
 
     Args:
         cell: at its profile.
-        asked: what the command line adds, as the source of metrics.
+        circumstances: what the session adds: the device, its threads, the hub's commit, the source of metrics.
         grid_files: the user's, which add to the grid.
     """
     profile = cell.profile
@@ -84,14 +85,12 @@ def content_key(cell: Cell, asked: Mapping[str, Any], grid_files: Sequence[Path]
         "own_test": profile.own_test,
         "seed": profile.seed,
         "perturbation": profile.perturbation,
-        "device": profile.device,
-        "threads": profile.threads,
-        "asked": {name: [value, folder_digest(Path(value)) if value else ""] for name, value in asked.items()},
+        "circumstances": circumstances,
         "versions": versions(),
         "machine": [cpu_name(), _gpus()],
         "code": code_digest(),
         "sources": source_digests(cell),
-        "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for path in grid_files],
+        "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
         "data": folder_digest(profile.data_root and profile.data_root / cell.task.folder),
         "weights": folder_digest(profile.checkpoint_root / weights if profile.checkpoint_root and weights else None)
         or cell.backbone.revision,
@@ -121,6 +120,30 @@ def _source_of(thing: Any) -> Path | None:
     return path if path.is_file() else None
 
 
+def with_own_imports(file: Path) -> list[Path]:
+    """A user's file and the modules of its own folder that it imports, in turn; of a package every module.
+
+    Imports are read, not run, so that every process gives the same answer. What belongs to the suite is in `code_digest`.
+    """
+    known, waiting = [file], [file]
+    while waiting:
+        for name in _imported(waiting.pop()):
+            package, module = file.parent / name, file.parent / f"{name}.py"
+            new = sorted(package.rglob("*.py")) if package.is_dir() else [module] if module.is_file() else []
+            new = [] if package in (ROOT / part for part in CODE) else [path for path in new if path not in known]
+            known += new
+            waiting += new
+    return known
+
+
+def _imported(file: Path) -> set[str]:
+    """First names of what a file imports, inside functions too."""
+    nodes = list(ast.walk(ast.parse(file.read_bytes())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names}
+
+
 _gpus = cache(gpus)
 
 
@@ -135,7 +158,7 @@ def code_digest() -> str:
     """Over every module of the suite except its tests, and over its thresholds."""
     digest = hashlib.sha256((ROOT / "conftest.py").read_bytes())
     for path in sorted(path for name in CODE for path in (ROOT / name).rglob("*.*")):
-        if path.suffix in (".py", ".toml") and "tests" not in path.parts:
+        if path.suffix in (".py", ".toml") and "tests" not in path.relative_to(ROOT).parts:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """Aligned text tables. In: columns and cells. Out: lines."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -33,6 +34,14 @@ def _line(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str]
         for column, width, cell in zip(columns, widths, cells, strict=True)
     ]
     return "".join(padded)[columns[0].gap :].rstrip()
+
+
+MARKUP = re.compile(r"[\\`*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+
+
+def markdown(text: str) -> str:
+    """Text as Markdown that shows it: without effect as markup, on one line."""
+    return MARKUP.sub(r"\\\g<0>", "".join(letter if letter.isprintable() else " " for letter in text))
 
 
 def number(value: float | None, digits: int) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
+from lib.machine import cpu_name
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
@@ -96,6 +97,19 @@ def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
         torch.cuda.set_device(device)  # bitsandbytes launches on the current one
         torch.set_float32_matmul_precision("highest")  # an fp32 recipe means fp32, not TF32; torch's default, stated
     return device
+
+
+def device_names(wish: str | None) -> list[str]:
+    """What a wish may mean in this process: the CPU, the GPU of that number, or every GPU that torch sees.
+
+    No GPU is claimed. Where cards differ, `--device cuda:N` names one.
+    """
+    wish = wish or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wish == "cpu":
+        return ["cpu", cpu_name()]
+    count, index = torch.cuda.device_count(), torch.device(wish).index
+    places = range(count) if index is None else [place for place in (index,) if place < count]
+    return ["cuda", *sorted({torch.cuda.get_device_name(place) for place in places})]
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ Built-in implementations equal the field's: SQuAD v1.1's official script, `rouge
 scripts come from the hub at run time, so they are used only where asked for and loadable; `Metrics.sources` says which.
 """
 
+import inspect
 import re
 import string
 from collections import Counter
@@ -82,6 +83,12 @@ def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
         except (OSError, ImportError, ValueError):
             continue  # not there, or offline: the built-in one is used, and the record says so
     return loaded
+
+
+def script_hashes(names: Sequence[str], root: str | None) -> dict[str, str]:
+    """By name, the hash that `evaluate` gives the code of a module that it loads, what that imports included."""
+    loaded = load_evaluate(names, root)
+    return {name: Path(inspect.getfile(type(module))).parent.name for name, module in loaded.items()}
 
 
 # Classification
@@ -179,8 +186,11 @@ def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
         examples |= metrics.bert_scorer.examples(references, predicted)
     scores = means(examples)
     if "rouge" in metrics.loaded:
-        rouge = metrics.loaded["rouge"].compute(predictions=lines, references=references, use_stemmer=True)
-        scores |= {name: 100 * float(rouge[name]) for name in ROUGE_TYPES}
+        # Its aggregator takes the median of resamples without a seed, which is not the mean.
+        rouge = metrics.loaded["rouge"].compute(
+            predictions=lines, references=references, use_stemmer=True, use_aggregator=False
+        )
+        scores |= {name: 100 * fmean(map(float, rouge[name])) for name in ROUGE_TYPES}
     return Scored(scores=scores, examples=examples)
 
 

@@ -96,10 +96,13 @@ def test_the_study_says_nothing_that_is_not_compared(specification):
     assert {key for words in specification.values() for key in words} == COMPARED | REMARKS
 
 
+OURS = ("from_notebook", "ours", "gradient_checkpointing")  # fields that the study does not have
+
+
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_a_recipe_is_the_studys(specification, cell_id):
     recipe = asdict(FULL[cell_id].recipe)
-    assert {name: recipe[name] for name in recipe if name not in ("from_notebook", "ours")} == as_recipe(specification[cell_id])
+    assert {name: recipe[name] for name in recipe if name not in OURS} == as_recipe(specification[cell_id])
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
@@ -270,9 +273,10 @@ def test_quick_keeps_the_adapter_and_the_optimizer_of_the_study(cell_id):
     assert (quick.adapter, quick.optim, quick.text, quick.prefix) == (full.adapter, full.optim, full.text, full.prefix)
 
 
-def test_quick_trains_by_updates_once_over_the_rows_in_fp32():
+def test_quick_trains_by_updates_once_over_the_rows_and_in_fp32_but_for_one_cell():
     recipes = {cell.id: cell.recipe for cell in STUDY.cells(QUICK_PROFILE)}
-    assert {(recipe.num_train_epochs, recipe.precision) for recipe in recipes.values()} == {(1, "fp32")}
+    assert {recipe.num_train_epochs for recipe in recipes.values()} == {1}
+    assert [cell_id for cell_id, recipe in recipes.items() if recipe.precision != "fp32"] == ["gpt2_sa_lora"]
     assert all(recipe.max_steps == QUICK[cell_id][0] > 0 for cell_id, recipe in recipes.items())
 
 

@@ -9,18 +9,29 @@ import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
+import datasets
+import evaluate
 import pytest
+import torch
 
+import fixtures.session as session_module
+from fixtures.session import Session, metrics_of
 from lib.commands import finish
+from lib.data import hub
 from lib.errors import InputError
 from lib.grid.backbones import Head
 from lib.grid.cells import STUDY
 from lib.grid.methods import Lora
-from lib.grid.profiles import QUICK_PROFILE
+from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from lib.grid.tasks import Problem
+from lib.machine import versions
 from lib.record import from_json
+from lib.results import journal
 from lib.results.files import read_records
-from lib.results.journal import Journal, content_key, latest, passed, read, source_digests
+from lib.results.journal import Journal, code_digest, content_key, latest, passed, read, source_digests, with_own_imports
+from lib.tests.test_metrics import SCRIPT
 from lib.tests.test_record import complete_json
 
 ROOT = Path(__file__).parents[2]
@@ -72,8 +83,8 @@ def test_without_a_journal_there_is_nothing_to_finish(tmp_path, capsys):
 
 
 def test_a_key_stands_for_all_that_decides_the_result(tmp_path):
-    def key(asked=None, **changes):
-        return content_key(STUDY.cell(CELL.id, replace(QUICK_PROFILE, **changes)), asked or {})
+    def key(circumstances=None, **changes):
+        return content_key(STUDY.cell(CELL.id, replace(QUICK_PROFILE, **changes)), circumstances or {})
 
     keys = [
         key(),
@@ -83,8 +94,9 @@ def test_a_key_stands_for_all_that_decides_the_result(tmp_path):
         key(changes={"learning_rate": 1e-3}),
         key(data_root=tmp_path),
         key(checkpoint_root=tmp_path),
-        key(asked={"evaluate_from": "hub"}),
-        key(device="cuda"),
+        key({"evaluate_from": "hub"}),
+        key({"devices": ["cpu", "EPYC"]}),
+        key({"devices": ["cuda", "H100"]}),
     ]
     assert len(set(keys)) == len(keys)
     assert key() == keys[0]
@@ -105,6 +117,145 @@ def test_a_key_stands_for_every_part_of_the_cell(tmp_path):
     file.write_text("one = 2")
     keys.append(content_key(CELL, {}, [file]))
     assert len(set(keys)) == len(keys)
+
+
+def test_what_a_grid_file_imports_from_its_own_folder_bears_on_the_key(tmp_path):
+    file = tmp_path / "grid.py"
+    (tmp_path / "parts").mkdir()
+    texts = {
+        "grid.py": "import json, near\ndef late():\n    from parts import of\nimport os.path",
+        "near.py": "from far.away import thing",
+        "far.py": "",
+        "parts/of.py": "from . import other",
+        "parts/other.py": "",
+        "stranger.py": "",
+    }
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    assert {str(path.relative_to(tmp_path)) for path in with_own_imports(file)} == texts.keys() - {"stranger.py"}
+    before = content_key(CELL, {}, [file])
+    (tmp_path / "stranger.py").write_text("1")
+    assert content_key(CELL, {}, [file]) == before
+    (tmp_path / "far.py").write_text("1")
+    assert content_key(CELL, {}, [file]) != before
+
+
+def test_the_suites_own_modules_are_no_modules_of_a_grid_file_in_its_root():
+    assert with_own_imports(ROOT / "conftest.py") == [ROOT / "conftest.py"]
+
+
+def test_a_parent_folder_named_tests_leaves_no_code_out(tmp_path, monkeypatch):
+    root = tmp_path / "tests" / "tunegrid"
+    (root / "lib" / "tests").mkdir(parents=True)
+    (root / "conftest.py").write_text("")
+    monkeypatch.setattr(journal, "ROOT", root)
+    digests = [code_digest.__wrapped__()]
+    for name in ("lib/tests/test_a.py", "lib/a.py"):
+        (root / name).write_text("1")
+        digests.append(code_digest.__wrapped__())
+    assert digests[0] == digests[1] != digests[2]
+
+
+@pytest.mark.parametrize("package", ["numpy", "scipy", "rouge_score", "nltk"])
+def test_another_version_of_what_scores_is_another_key(package, monkeypatch):
+    before = content_key(CELL, {})
+    monkeypatch.setattr(journal, "versions", lambda: versions() | {package: "another"})
+    assert versions()[package]
+    assert content_key(CELL, {}) != before
+
+
+# What a session adds
+
+
+@pytest.fixture
+def keys(request, monkeypatch):
+    """Keys of a session of its own, for cells of the full profile, as on a machine without the hub."""
+    monkeypatch.setattr(session_module, "commit_of", lambda dataset, config: "a" * 40)
+    session = Session(request.config)
+
+    def key(cell_id="bert_sa_lora", **changes):
+        return session.key_of(STUDY.cell(cell_id, replace(FULL_PROFILE, **changes)))
+
+    return key
+
+
+def see_gpus(monkeypatch, *names):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(names))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(names))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda place: names[place])
+
+
+def test_rows_of_the_cpu_are_not_taken_on_a_gpu_nor_those_of_another_gpu(keys, monkeypatch):
+    see_gpus(monkeypatch)  # as with CUDA_VISIBLE_DEVICES=
+    cpu = keys()
+    see_gpus(monkeypatch, "H100", "A100")
+    either, second, on_cpu = keys(), keys(device="cuda:1"), keys(device="cpu")
+    see_gpus(monkeypatch, "A100")
+    assert cpu == on_cpu
+    assert len({cpu, either, second}) == 3
+    assert keys() == second  # the same card under another number
+
+
+def test_a_footprint_with_every_gpu_hidden_is_the_cpus(request, monkeypatch):
+    monkeypatch.setattr(session_module, "gpus", lambda: [{"name": "H100"}])
+    assert Session(request.config).profile("footprint").device is None
+    for hidden in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert Session(request.config).profile("footprint").device == "cpu"
+
+
+def test_threads_bear_on_the_key_on_a_cpu_alone(keys, monkeypatch):
+    assert keys(device="cpu", threads=1) != keys(device="cpu", threads=2)
+    see_gpus(monkeypatch, "H100")
+    assert keys(threads=1) == keys(threads=2)
+
+
+def test_rows_of_another_commit_of_the_hub_are_not_taken(keys, monkeypatch, tmp_path):
+    first = keys()
+    monkeypatch.setattr(session_module, "commit_of", lambda dataset, config: "b" * 40)
+    assert keys() != first
+    folder = keys(data_root=tmp_path)
+    monkeypatch.setattr(session_module, "commit_of", lambda dataset, config: None)
+    assert keys(data_root=tmp_path) == folder
+
+
+def test_the_commit_of_a_data_set_is_known_before_its_rows_are_read(monkeypatch):
+    monkeypatch.setattr(hub, "prefer_cache_if_unreachable", lambda: True)
+    asked = []
+
+    def builder(*arguments):
+        asked.append(arguments)
+        if arguments == ("nobody/nothing", None):
+            raise ConnectionError
+        return SimpleNamespace(hash="c" * 40)
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", builder)
+    assert hub.commit_of.__wrapped__("cnn_dailymail", "3.0.0") == "c" * 40
+    assert hub.commit_of.__wrapped__("nobody/nothing", None) is None
+    assert asked[0] == ("cnn_dailymail", "3.0.0")
+
+
+def test_another_metric_script_is_another_key(tmp_path):
+    def source(text):
+        folder = tmp_path / text
+        (folder / "squad").mkdir(parents=True)
+        (folder / "squad" / "squad.py").write_text(text)
+        return metrics_of(str(folder), Problem.EXTRACT)[1]
+
+    assert source("1") != source("2")
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_metrics_of_the_hub_are_known_by_the_hash_of_their_code(tmp_path, monkeypatch):
+    (tmp_path / "squad.py").write_text(SCRIPT)
+    load = evaluate.load
+    monkeypatch.setattr(evaluate, "load", lambda name, **options: load(str(tmp_path / f"{name}.py"), **options))
+    hashes = []
+    for text in (SCRIPT, SCRIPT, SCRIPT + "# other code\n"):
+        (tmp_path / "squad.py").write_text(text)
+        hashes.append(metrics_of.__wrapped__("hub", Problem.EXTRACT))
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert len(hashes[0][1]["squad"]) == 64
 
 
 def test_the_files_of_a_users_classes_bear_on_the_key(tmp_path, monkeypatch):

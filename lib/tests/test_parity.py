@@ -54,6 +54,7 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
         "gradient_accumulation_steps": accumulation,
         "learning_rate": 1e-3,
         "warmup_ratio": 0.2,
+        "precision": "fp32",
     }
     ours, twin = (without_dropout(trainer_of(cell_id, rows, **settings)) for _ in range(2))
     recipe = ours.cell.recipe
@@ -77,8 +78,8 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
     peer = Recording(batches, model=twin.model, args=options, train_dataset=batches)
     peer.train()
     parts = [peer.losses[i : i + accumulation] for i in range(0, len(peer.losses), accumulation)]
-    # The trainer passes the number of targets in the update. Language models divide by it; models for question answering
-    # do not, though the trainer expects it: with accumulation it would train on the sum (transformers 5.24).
+    # The trainer passes the number of targets in the update. Language models divide by it; models that classify average over
+    # their own rows, though the trainer expects it of them, too: with accumulation it trains on the sum (reports/upstream).
     return ours.run(silent()).losses, [sum(part) for part in parts]
 
 

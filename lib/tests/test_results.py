@@ -180,9 +180,10 @@ def test_a_file_that_holds_no_run_is_refused_in_a_sentence(tmp_path, text, sente
 
 
 def test_pytest_benchmarks_session_still_has_the_names_we_lean_on(request):
-    names = {"benchmarks", "disabled", "json", "save", "autosave", "quiet", "xdist_warning"}
+    names = {"benchmarks", "disabled", "json", "save", "autosave", "quiet", "xdist_warning", "storage"}
     assert names <= vars(request.config._benchmarksession).keys()
     assert callable(request.config._benchmarksession.handle_saving)
+    assert isinstance(request.config._benchmarksession.storage.path, Path)
 
 
 def test_pytest_benchmarks_row_is_still_made_of_three_things():
@@ -194,6 +195,40 @@ def test_a_row_survives_the_way_from_a_worker(benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=3, iterations=2)
     row = json.loads(json.dumps(benchmark.stats.as_dict()))
     assert json.loads(json.dumps(rebuilt(row).as_dict())) == row
+
+
+WITH_EXAMPLES = """
+import pytest
+from fixtures.session import session_of
+from lib.results.examples import Examples, write
+
+@pytest.mark.cells("quick")
+def test_cell(request, profile, backbone, task, method, seed, benchmark):
+    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
+    from lib.record import new_record
+    run = session_of(request.config).run_of(request.node)
+    run.record = new_record(run.cell)
+    run.record.examples = write(Examples(ids=["a"], points={"accuracy": [100.0]}, predictions=["1"]))
+"""
+
+
+def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
+    """What --benchmark-save wrote before stays without them."""
+    (tmp_path / "test_one.py").write_text(WITH_EXAMPLES)
+    plugins = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "results")]
+    options = [*plugins, "--cells=bert_sa_lora", "--benchmark-json=rows/new.json", "--benchmark-save=h100", "test_one.py"]
+    options += ["--benchmark-storage=file://./saved"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(ROOT), "TUNEGRID_CACHE": str(tmp_path / "cache")}
+    older = tmp_path / "saved" / "older" / "0001_a.json"
+    older.parent.mkdir(parents=True)
+    older.write_text("{}")
+    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    stored = next(path for path in (tmp_path / "saved").rglob("*_h100.json"))
+    for path in (tmp_path / "rows" / "new.json", stored):
+        record = read_records(path)["bert_sa_lora"]
+        assert (path.parent / "examples" / record.examples.file).is_file()
+    assert not (older.parent / "examples").exists()
 
 
 TWO_CELLS = """

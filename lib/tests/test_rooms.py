@@ -16,7 +16,7 @@ from lib.grid.methods import METHODS
 ROOT = Path(__file__).parents[2]
 LIB = ROOT / "lib"
 # Each may import from itself and from those to its left.
-ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "commands", "micro")
+ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "micro")
 LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
 
@@ -56,10 +56,15 @@ def test_lib_knows_nothing_of_pytest_and_its_plugins(room):
     assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", "conftest", ""} == set()
 
 
-@pytest.mark.parametrize("room", ["record", "results"])
+@pytest.mark.parametrize("room", ["record", "results", "page"])
 def test_results_take_plain_figures_from_nobody_that_runs(room):
     names = {name for path in modules(room) for name in imported(path)}
     assert not [name for name in names if name.startswith(("lib.codecs", "lib.run", "torch", "transformers", "peft"))]
+
+
+def test_the_page_knows_records_and_results_only():
+    rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("lib.")}
+    assert rooms == {"errors", "grid", "record", "results", "page"}
 
 
 def dependencies():
@@ -108,7 +113,7 @@ def literals(path):
 
 
 def test_results_can_be_read_without_torch():
-    code = "import sys, lib.results.run_table, lib.results.gates, lib.record; sys.exit('torch' in sys.modules)"
+    code = "import sys, lib.results.run_table, lib.results.gates, lib.record, lib.page.render; sys.exit('torch' in sys.modules)"
     assert run_python("-c", code).returncode == 0
 
 

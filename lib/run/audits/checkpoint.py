@@ -117,7 +117,8 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
         return None
     new = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewritten(cell))
     packed = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not within(name, new)}
-    gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in packed.items()}
+    whole = {name: layer for name, layer in packed.items() if layer.in_features % BLOCK == 0}  # rows of whole blocks
+    gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in whole.items()}
     odd = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
     return not odd, f"{len(gaps)} layers" + (
         f"; {len(odd)} have other weights than the checkpoint's of their name: {', '.join(odd[:2])}" if odd else ""
@@ -130,8 +131,16 @@ def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
     files = tuple(weight_files(cell))
     stored = [_read(places(files)[other], other) for other in namesakes(f"{name}.weight", files)]
     matrices = [one for tensor in stored if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == ours.shape]
-    rows = [matrix[:ROWS].to(base_type(cell)).float() for matrix in matrices]
-    return float(min(((ours[:ROWS] - nf4(one)).norm() / one.norm() for one in rows), default=math.inf))
+    least = math.inf
+    for matrix in matrices:
+        least = min(least, _gap(ours[:ROWS], matrix[:ROWS].to(base_type(cell)).float()))
+        if least <= ROUNDED:
+            break  # the other way round it is another matrix
+    return least
+
+
+def _gap(ours: Tensor, stored: Tensor) -> float:
+    return float((ours - nf4(stored)).norm() / stored.norm())
 
 
 def _read(path: Path, key: str) -> Tensor:

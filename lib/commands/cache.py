@@ -1,0 +1,29 @@
+"""What this machine keeps between runs: `python -m lib cache` prints kinds and sizes, `--prune` removes the oldest.
+
+Tokenised rows go first, then per-example scores, then checkpoints of cells that finished; never journals, checkpoints that
+--resume may take up, or what a running session wrote. A session prunes to 5 GiB by itself at its end.
+"""
+
+import argparse
+
+from lib.errors import InputError
+from lib.grid.profiles import CACHE
+from lib.results.cache import BOUND_BYTES, bytes_of, prune, shown
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prune where asked, print what is there; return 0."""
+    parser = argparse.ArgumentParser(prog="python -m lib cache", description=__doc__)
+    parser.add_argument("--prune", action="store_true", help="remove the oldest files")
+    parser.add_argument("--keep", metavar="SIZE", help="with --prune: at most so much stays, as in 500MiB or 2GiB (5GiB)")
+    options = parser.parse_args(arguments)
+    if options.keep and not options.prune:
+        parser.error("--keep says how much --prune leaves: give both")
+    try:
+        keep = bytes_of(options.keep) if options.keep else BOUND_BYTES
+        if options.prune:
+            print(f"removed {prune(keep, CACHE) / 2**20:.1f} MiB")
+    except InputError as error:
+        parser.error(str(error))
+    print(*shown(CACHE), sep="\n")
+    return 0

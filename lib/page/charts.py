@@ -1,0 +1,256 @@
+"""Charts as geometry. In: figures. Out: coordinates that the templates draw as SVG. A chart knows no record."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+POINTS_A_CURVE = 120  # more cannot be told apart at the width of a chart
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scale:
+    """Figures on an axis of pixels; `log` for figures that span magnitudes."""
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def __call__(self, figure: float) -> float:
+        """The pixel of a figure."""
+        low, high, figure = (math.log10(value) if self.log else value for value in (self.low, self.high, figure))
+        share = (figure - low) / (high - low) if high > low else 0.5
+        return round(self.start + share * (self.end - self.start), 1)
+
+    def ticks(self, most: int = 5) -> list[float]:
+        """Round figures inside the axis."""
+        magnitudes = self.log and self.high > 8 * self.low  # a log axis of less than that looks almost linear
+        return log_ticks(self.low, self.high, most) if magnitudes else linear_ticks(self.low, self.high, most)
+
+
+def linear_ticks(low: float, high: float, most: int) -> list[float]:
+    """At most so many multiples of 1, 2 or 5 times a power of ten."""
+    if high <= low:
+        return [low]
+    power = 10 ** math.floor(math.log10((high - low) / most))
+    step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most)
+    first = math.ceil(low / step - 1e-9)
+    return [round(step * place, 10) for place in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float, most: int) -> list[float]:
+    """Powers of ten; with their double and fivefold, where that still leaves at most so many."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [factor * 10.0**exponent for exponent in exponents for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= most:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / most)]
+
+
+# Quality against cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dot:
+    """A cell in a chart of quality against cost, as figures."""
+
+    name: str
+    shape: str
+    cost: float
+    score: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A dot as it is drawn; `label` has a place only where it covers nothing."""
+
+    dot: Dot
+    x: float
+    y: float
+    top: float
+    bottom: float
+    on_front: bool
+    label: tuple[float, float, str] | None  # x, y, anchor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scatter:
+    """A chart of quality against cost."""
+
+    width: int
+    height: int
+    x: Scale
+    y: Scale
+    marks: Sequence[Mark]
+    front: str  # a polyline's points
+
+
+def front(dots: Iterable[Dot]) -> list[Dot]:
+    """The Pareto front: those that no other dot beats in cost without losing quality, the cheapest first."""
+    best: list[Dot] = []
+    for dot in sorted(dots, key=lambda dot: (dot.cost, -dot.score)):
+        if not best or dot.score > best[-1].score:
+            best.append(dot)
+    return best
+
+
+def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter | None:
+    """Quality over cost, which is on a logarithmic axis; None where nothing was measured."""
+    dots = [dot for dot in dots if dot.cost > 0]
+    if not dots:
+        return None
+    costs, lows, highs = [dot.cost for dot in dots], [dot.low for dot in dots], [dot.high for dot in dots]
+    pad = max(1.0, 0.08 * (max(highs) - min(lows)))
+    x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
+    y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
+    best = front(dots)
+    ordered = [*best, *(dot for dot in dots if dot not in best)]
+    whiskers = [(x(dot.cost) - 1, y(dot.high), x(dot.cost) + 1, y(dot.low)) for dot in dots]
+    labels = placed([(x(dot.cost), y(dot.score), dot) for dot in ordered], whiskers, (width, height))
+    marks = [
+        Mark(
+            dot=dot,
+            x=x(dot.cost),
+            y=y(dot.score),
+            top=y(dot.high),
+            bottom=y(dot.low),
+            on_front=dot in best,
+            label=labels.get(dot.name),
+        )
+        for dot in [*(d for d in dots if d not in best), *best]  # the front on top
+    ]
+    return Scatter(width=width, height=height, x=x, y=y, marks=marks, front=" ".join(_steps(best, x, y)))
+
+
+def _steps(best: Sequence[Dot], x: Scale, y: Scale) -> Iterable[str]:
+    """The front as stairs: nothing between two of its dots was measured."""
+    for place, dot in enumerate(best):
+        if place:
+            yield f"{x(dot.cost)},{y(best[place - 1].score)}"
+        yield f"{x(dot.cost)},{y(dot.score)}"
+
+
+CHARACTER, LINE = 5.6, 11.0  # pixels of a label's letter and line
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+
+def placed(
+    dots: Sequence[tuple[float, float, Dot]], lines: Sequence[Box], size: tuple[int, int]
+) -> dict[str, tuple[float, float, str]]:
+    """A place beside its dot for each label that covers no dot, line or other label; the first dots choose first."""
+    taken: list[Box] = [*((x - 5, y - 5, x + 5, y + 5) for x, y, _ in dots), *lines]
+    places: dict[str, tuple[float, float, str]] = {}
+    for x, y, dot in dots:
+        length = CHARACTER * len(dot.name)
+        for left, base, anchor in _around(x, y, length):
+            box = (left, base - LINE + 2, left + length, base + 2)
+            if _inside(box, size) and not any(_overlap(box, other) for other in taken):
+                taken.append(box)
+                places[dot.name] = (round(left if anchor == "start" else left + length, 1), round(base, 1), anchor)
+                break
+    return places
+
+
+def _inside(box: Box, size: tuple[int, int]) -> bool:
+    return box[0] >= 38 and box[2] <= size[0] and box[1] >= 2 and box[3] <= size[1] - 34
+
+
+def _around(x: float, y: float, length: float) -> list[tuple[float, float, str]]:
+    """Places to try: right, left, above, below; the left end, the base line, and where the text is anchored."""
+    right, left = (x + 8, "start"), (x - 8 - length, "end")
+    return [(end, y + shift, anchor) for shift in (4, -6, 13) for end, anchor in (right, left)]
+
+
+def _overlap(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+# Bars
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segment:
+    """A part of a stacked bar, in percent of the longest bar."""
+
+    start: float
+    width: float
+    kind: int
+
+
+def stacked(figures: Sequence[float | None], longest: float) -> list[Segment]:
+    """A bar's parts, one after the other; parts of no size are left out."""
+    segments, start = [], 0.0
+    for kind, figure in enumerate(figures):
+        width = 100 * (figure or 0.0) / longest if longest else 0.0
+        if width > 0:
+            segments.append(Segment(start=round(start, 2), width=round(width, 2), kind=kind))
+        start += width
+    return segments
+
+
+# Curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Losses of a run, and of an older one behind it, as paths on common axes."""
+
+    width: int
+    height: int
+    new: str
+    old: str
+    y: Scale
+    x: Scale
+
+
+def curve(new: Sequence[float | None], old: Sequence[float | None], width: int, height: int, left: int = 0) -> Curve | None:
+    """Losses by update; None where there are fewer than two."""
+    numbers = [loss for loss in (*new, *old) if loss is not None]
+    if len([loss for loss in new if loss is not None]) < 2:
+        return None
+    low, high = min(numbers), max(numbers)
+    y = Scale(low=min(0.0, low) if low < 0.5 * high else low, high=high, start=height - 4 - (14 if left else 0), end=4)
+    x = Scale(low=1, high=max(len(new), len(old)), start=left + 2, end=width - 4)
+    return Curve(width=width, height=height, new=_path(new, x, y), old=_path(old, x, y), x=x, y=y)
+
+
+def thinned(losses: Sequence[float | None], most: int = POINTS_A_CURVE) -> list[tuple[float, float]]:
+    """Update and loss; of more updates than `most`, means over equal stretches of them."""
+    stretch = math.ceil(len(losses) / most) or 1
+    points = []
+    for first in range(0, len(losses), stretch):
+        part = [loss for loss in losses[first : first + stretch] if loss is not None]
+        if part:
+            points.append((first + (stretch + 1) / 2, sum(part) / len(part)))
+    return points
+
+
+def _path(losses: Sequence[float | None], x: Scale, y: Scale) -> str:
+    points = [(min(update, x.high), loss) for update, loss in thinned(losses)]
+    return "M" + " ".join(f"{x(update):g} {y(loss):g}" for update, loss in points) if points else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spark:
+    """A cell's scores over runs: a line, and a dot a run."""
+
+    line: str
+    dots: Sequence[tuple[float, float, int]]  # x, y, which run
+
+
+def spark(scores: Sequence[float | None], width: int = 120, height: int = 28) -> Spark | None:
+    """A line through the runs that have the cell, at least one point high; None where fewer than two have it."""
+    known = [(place, score) for place, score in enumerate(scores) if score is not None]
+    if len(known) < 2:
+        return None
+    middle = (min(score for _, score in known) + max(score for _, score in known)) / 2
+    half = max(0.5, max(abs(score - middle) for _, score in known))
+    x = Scale(low=0, high=len(scores) - 1, start=6, end=width - 6)
+    y = Scale(low=middle - half, high=middle + half, start=height - 6, end=6)
+    dots = [(x(place), y(score), place) for place, score in known]
+    return Spark(line=" ".join(f"{dot_x:g},{dot_y:g}" for dot_x, dot_y, _ in dots), dots=dots)

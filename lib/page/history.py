@@ -1,0 +1,52 @@
+"""Several runs in the order of time. In: runs. Out: each cell's score in each of them, with the gate's verdict at each step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from lib.page import charts
+from lib.page.runs import PageRun, judged
+from lib.results.gate_report import worst
+from lib.results.gates import decides, kind_of
+from lib.results.judgements import Judgement, Verdict
+
+Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the run before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """Scores over runs.
+
+    Attributes:
+        runs: the oldest first.
+        steps: by cell, one a run.
+        remarks: what could not be compared.
+    """
+
+    runs: Sequence[PageRun]
+    steps: Mapping[str, Sequence[Step]]
+    remarks: Sequence[str]
+
+    def spark(self, cell: str) -> charts.Spark | None:
+        """A small line of a cell's scores."""
+        return charts.spark([score for score, _ in self.steps[cell]])
+
+
+def story_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement]) -> Story | None:
+    """The history that ends with this run; None without older runs. `known` judges it by the first of them."""
+    if not older:
+        return None
+    runs = [*sorted(older, key=lambda one: one.when), run]
+    pairs = list(pairwise(runs))
+    answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
+    cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
+    steps = {
+        cell: [(one.score(cell), _verdict(answers[place - 1][0], cell) if place else None) for place, one in enumerate(runs)]
+        for cell in cells
+    }
+    return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, told in answers for remark in told)))
+
+
+def _verdict(judgements: Sequence[Judgement], cell: str) -> Verdict | None:
+    own = [j for j in judgements if j.cell == cell and decides(j) and kind_of(j) == "quality"]
+    return worst(own)

@@ -1,0 +1,63 @@
+"""Faults that we work around are still there; once a release mends one, its test says what to drop."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.machine import versions
+
+ROOT = Path(__file__).parents[2]
+FAULTY, MENDED, CANNOT_SHOW = 1, 0, 2
+REPACKING = "support_avx512bf16_for_cpu in keep_packed_layers (lib/run/build.py)"
+FAULTS = {
+    "bitsandbytes_repacking": ("bitsandbytes", REPACKING, "after one evaluation, training"),
+    "bitsandbytes_biases": (
+        "bitsandbytes",
+        "module.bias in keep_packed_layers (lib/run/build.py)",
+        "the frozen bias was torch.float32",
+    ),
+    "transformers_accumulation": (
+        "transformers",
+        "the limit to an accumulation of 1 in lib/tests/test_parity.py",
+        "BertForSequenceClassification: gradient",
+    ),
+}
+
+
+def verdict(code, output, library, workaround, sign):
+    """None where the fault shows; else the sentence to fail or skip with. A crash is not the fault."""
+    if code == FAULTY and sign in output:
+        return None
+    if code == MENDED:
+        return f"mended in {library} {versions()[library]}: drop our workaround, {workaround}"
+    if code == CANNOT_SHOW:
+        return output.splitlines()[-1]
+    return f"the script itself failed: {output}"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_we_work_around_is_still_there(name):
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")} | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "reports" / "upstream" / f"{name}.py")]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    sentence = verdict(run.returncode, run.stdout + (run.stderr if run.returncode > CANNOT_SHOW else ""), *FAULTS[name])
+    if run.returncode == CANNOT_SHOW:
+        pytest.skip(f"{name}: {sentence}")
+    assert sentence is None, sentence or run.stderr
+
+
+def test_a_mended_fault_a_machine_without_it_and_a_crash_are_told_apart():
+    fault = FAULTS["bitsandbytes_repacking"]
+    assert verdict(1, "after one evaluation, training raises", *fault) is None
+    assert verdict(0, "", *fault) == f"mended in bitsandbytes {versions()['bitsandbytes']}: drop our workaround, {REPACKING}"
+    assert verdict(2, "bitsandbytes 1\nthis CPU has no AVX512-bf16", *fault) == "this CPU has no AVX512-bf16"
+    assert verdict(1, "Traceback", *fault) == "the script itself failed: Traceback"
+
+
+def test_every_script_has_its_report():
+    folder = ROOT / "reports" / "upstream"
+    assert {path.stem for path in folder.glob("*.py")} == FAULTS.keys()
+    assert all(f"[{name}.py]({name}.py)" in (folder / "README.md").read_text() for name in FAULTS)
