@@ -3,6 +3,7 @@
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -66,10 +67,13 @@ def visible_gpus() -> int:
 
 def versions() -> dict[str, str | None]:
     """Python's and the libraries' versions; None for one that is not installed."""
-    installed: dict[str, str | None] = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            installed[package] = version(package)
-        except PackageNotFoundError:
-            installed[package] = None
-    return installed
+    return {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
+
+
+@cache
+def _version(package: str) -> str | None:
+    """Read once: every record names all of them."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
