@@ -21,7 +21,7 @@ INSTALLING = ("pip", "python3", "source", ".ci/run")  # what needs a network, or
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 JUDGED_NOTHING = 1  # a gate over tests that were only collected
 COLLECT = """
-import contextlib, io, json, sys
+import contextlib, gc, io, json, sys
 import pytest
 
 answers = []
@@ -29,6 +29,7 @@ for arguments in json.load(sys.stdin):
     with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(text):
         code = int(pytest.main(["--collect-only", "-q", *arguments]))
     answers.append([code, text.getvalue()])
+    gc.freeze()  # pytest collects garbage five times a session, and the fault table has imported torch
 json.dump(answers, sys.stdout)
 """
 
@@ -96,7 +97,7 @@ def collected(command_lines):
 
 
 def test_the_pages_pytest_commands_collect(stand_ins):
-    wanted = [words[1:] for words in commands() if words[0] == "pytest"]
+    wanted = [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in commands() if words[0] == "pytest")]
     own, suite = [[words for words in wanted if any("lib/tests" in word for word in words) is mine] for mine in (True, False)]
     paths = [word for words in own for word in words if not word.startswith("-")]
     assert [path for path in paths if path != "auto" and not (ROOT / path).exists()] == []
@@ -105,7 +106,7 @@ def test_the_pages_pytest_commands_collect(stand_ins):
     failed = [(words, text) for words, (code, text) in zip(asked, answers, strict=True) if code not in (0, JUDGED_NOTHING)]
     assert failed == []
     assert all(re.search(r"\d tests? collected", text) for _, text in answers)
-    assert len(asked) >= 25
+    assert len(asked) >= 20
 
 
 def test_the_pages_commands_on_saved_runs_parse(monkeypatch):
