@@ -42,10 +42,15 @@ class Change:
 
 @dataclass(frozen=True, kw_only=True)
 class Bug(Change):
-    """A bug of a released library, or of a port of it; `source` names where it was."""
+    """A bug of a released library, or of a port of it; `source` names where it was.
+
+    Attributes:
+        refusal: the words in which reading the rows refuses to go on; empty where the cell trains.
+    """
 
     library: str
     source: str
+    refusal: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,6 +269,7 @@ BUGS = (
         "select returns other rows than asked for",
         "huggingface/datasets#3459, #7127",
         setting=harmless.rows_in_parquet,
+        refusal="no rows to use; each stands in a split that scores",
     ),
 )
 

@@ -1,6 +1,7 @@
 """How faults break what is built, encoded and computed. In: a sound value, and a folder for files. Out: the broken one."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -36,30 +37,26 @@ def fp4(cell: Cell, folder: Path) -> Cell:
     return replace(cell, method=replace(cell.method, quantization=default))
 
 
+def copied_checkpoint(cell: Cell, folder: Path) -> tuple[Path, dict[str, Tensor]]:
+    """A copy of the cell's micro backbone in `folder`: its file of weights, and the tensors in it."""
+    target = shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder / cell.backbone.micro)
+    return target / "model.safetensors", load_file(target / "model.safetensors")
+
+
 def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
     """A checkpoint whose tensors have other names, and a loader that lets them start from random."""
-    source = QUICK_PROFILE.checkpoint_root / cell.backbone.micro
-    target = folder / cell.backbone.micro
-    target.mkdir()
-    for path in source.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(source / "model.safetensors")
-    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, target / "model.safetensors", {"format": "pt"})
+    weights, tensors = copied_checkpoint(cell, folder)
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
     loose = replace(cell.head, optional_modules=("transformer",))
     return replace(cell, head=loose, profile=replace(cell.profile, checkpoint_root=folder))
 
 
 def layers_swapped(cell: Cell, folder: Path) -> Cell:
     """A checkpoint in which the first two layers have traded their weights."""
-    source = QUICK_PROFILE.checkpoint_root / cell.backbone.micro
-    target = folder / cell.backbone.micro
-    target.mkdir()
-    for path in source.iterdir():
-        (target / path.name).write_bytes(path.read_bytes())
-    tensors = load_file(source / "model.safetensors")
+    weights, tensors = copied_checkpoint(cell, folder)
     other = {".h.0.": ".h.1.", ".h.1.": ".h.0."}
     renamed = {re.sub(r"\.h\.[01]\.", lambda match: other[match.group()], name): tensor for name, tensor in tensors.items()}
-    save_file(renamed, target / "model.safetensors", {"format": "pt"})
+    save_file(renamed, weights, {"format": "pt"})
     return replace(cell, profile=replace(cell.profile, checkpoint_root=folder))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.library_bugs import BUGS, HARMLESS
 from fixtures.session import session_of
+from lib.data.splits import load_splits
 from lib.errors import InputError
 from lib.results.gates import FAILED_BY, Run, failing, gate, read_run
 from lib.results.judgements import Verdict
@@ -67,7 +68,13 @@ def cases(changes):
     return [pytest.param(change, cell, id=f"{change.id}-{cell}") for change in changes for cell in change.cells]
 
 
-@pytest.mark.parametrize(("change", "cell_id"), cases(BUGS))
+@pytest.mark.parametrize(("change", "cell_id"), cases(bug for bug in BUGS if bug.refusal))
+def test_a_bug_of_rows_is_refused_before_training(change, cell):
+    with pytest.raises(InputError, match=change.refusal):
+        load_splits(cell.task, cell.profile)
+
+
+@pytest.mark.parametrize(("change", "cell_id"), cases(bug for bug in BUGS if not bug.refusal))
 def test_a_bug_is_named(change, objections):
     assert objections, f"{change.id}, {change.library}: {change.what}: not named by bound, audit, gate or numerics"
 

@@ -32,7 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib power", description=__doc__)
     parser.add_argument("--noise", type=Path, default=NOISE, metavar="FILE", help="calibrated noise (default: the suite's)")
     parser.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated runs a figure (default 1000)")
-    parser.add_argument("--looks", type=int, default=5, metavar="N", help="looks at most (default 5)")
+    parser.add_argument("--looks", type=int, default=4, metavar="N", help="looks at most (default 4, as --gate-budget has)")
     options = parser.parse_args(arguments)
     try:
         noise = load_noise(options.noise)

@@ -21,7 +21,7 @@ Tolerances = Mapping[str, Mapping[str, float]]
 UPDATES = 10
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE = "fp32"  # the arithmetic in which a search for text does not depend on rounding
-SMALL = 1e-3
+SMALL = 1e-3  # of the largest group: what is smaller has no digits to compare
 SCORED = 0.01  # points that scores of fixed answers may differ by: another BERTScore encoder's last digits
 
 
@@ -37,7 +37,6 @@ class Pair:
 
     Attributes:
         old, new: how both trained.
-        before, after: figures of the first step; None where a record has none.
         tolerance: of their arithmetic.
         fine: whether it is exact enough for generated ids to be compared.
     """
@@ -169,10 +168,16 @@ def scoring(pair: Pair) -> str:
     if pair.steps is None:
         return ""
     before, after = (step.metrics for step in pair.steps)
-    other = [name for name in before | after if abs((before.get(name) or 0) - (after.get(name) or 0)) > SCORED]
+    other = [name for name in before | after if _points_apart(before.get(name), after.get(name))]
     return (
         f"{other[0]} of fixed answers is {_shown(after.get(other[0]))}, it was {_shown(before.get(other[0]))}" if other else ""
     )
+
+
+def _points_apart(before: float | None, after: float | None) -> bool:
+    if before is None or after is None:
+        return before is not after
+    return abs(before - after) > SCORED
 
 
 STAGES: Mapping[str, Callable[[Pair], str]] = {

@@ -27,8 +27,8 @@ class FirstUpdates:
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         self._start = sampled({name: self._parameters[name] for name in gradients})
         return {
-            "gradients": norms(grouped(self._cell, self._model, gradients), gradients),
-            "drawn": digest(random_states(device)["cpu"].tolist()),
+            "gradients": norms(grouped(self._cell, self._model, gradients), gradients.get),
+            "drawn": digest([state.tolist() for state in random_states(device).values()]),
         }
 
     def moved(self) -> dict[str, Any]:
@@ -37,7 +37,7 @@ class FirstUpdates:
             return {}
         now = sampled({name: self._parameters[name] for name in self._start})
         change = {name: now[name] - start for name, start in self._start.items()}
-        return {"moved": norms(grouped(self._cell, self._model, change), change)}
+        return {"moved": norms(grouped(self._cell, self._model, change), change.get)}
 
 
 def sampled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -3,10 +3,11 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lib.grid.cells import Cell
@@ -52,10 +53,17 @@ def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, lis
     return dict(groups)
 
 
-def norms(groups: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor]) -> Figures:
-    """The norm of each group's tensors; groups without one are left out."""
-    present = {group: [tensors[name].float() for name in names if name in tensors] for group, names in groups.items()}
-    return {group: figure(nn.utils.get_total_norm(some)) for group, some in present.items() if some}
+def norms(groups: Mapping[str, Sequence[str]], tensor_of: Callable[[str], Tensor | None]) -> Figures:
+    """The norm of each group's tensors; groups without one are left out.
+
+    Tensors are asked for one by one: unpacked all at once, those of a packed base would take several times its memory.
+    """
+    figures: Figures = {}
+    for group, names in groups.items():
+        known = [float(tensor.norm(dtype=torch.float32)) for name in names if (tensor := tensor_of(name)) is not None]
+        if known:
+            figures[group] = figure(math.hypot(*known))
+    return figures
 
 
 def figure(value: Any) -> float | None:

@@ -40,11 +40,14 @@ def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str,
     """
     with undisturbed(trainer):
         loss, gradients = _differentiated(trainer)
+        groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         return {
             "tokens": digest([(feature.input_ids, feature.target) for feature in trainer.features]),
-            "types": types(trainer),
-            "weights": norms(grouped(trainer.cell, trainer.model, trainer.parameters), _unpacked(trainer.parameters)),
-            "stream": _stream(),
+            "types": types(groups, trainer.parameters),
+            "weights": norms(
+                grouped(trainer.cell, trainer.model, trainer.parameters), lambda name: _numbers(trainer.parameters[name])
+            ),
+            "stream": _stream(trainer.meter.device),
             "probe_loss": loss,
             "probe_gradients": gradients,
             "generated": _generated(trainer),
@@ -52,10 +55,9 @@ def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str,
         }
 
 
-def types(trainer: Trainer) -> dict[str, str]:
+def types(groups: Mapping[str, Sequence[str]], parameters: Mapping[str, Tensor]) -> dict[str, str]:
     """How each group's weights are stored, as "float32" or "nf4 in blocks of 64"."""
-    groups = grouped(trainer.cell, trainer.model, trainer.parameters)
-    return {group: ", ".join(sorted({_type(trainer.parameters[name]) for name in names})) for group, names in groups.items()}
+    return {group: ", ".join(sorted({_type(parameters[name]) for name in names})) for group, names in groups.items()}
 
 
 def _type(parameter: Tensor) -> str:
@@ -65,21 +67,18 @@ def _type(parameter: Tensor) -> str:
     return f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
 
 
-def _unpacked(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights as numbers, packed ones too."""
-    return {name: _numbers(p) for name, p in parameters.items()}
-
-
 def _numbers(parameter: Tensor) -> Tensor:
+    """A weight as numbers, if it is packed, too."""
     state = getattr(parameter, "quant_state", None)
     return parameter.detach() if state is None else bnb.functional.dequantize_4bit(parameter.data, state)
 
 
-def _stream() -> str:
+def _stream(device: torch.device) -> str:
     """What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask."""
     torch.manual_seed(0)
-    numbers = [*torch.rand(DRAWS).tolist(), *torch.randn(DRAWS).tolist()]
-    return digest(([round(number, 5) for number in numbers], torch.dropout(torch.ones(DRAWS), 0.5, True).tolist()))
+    numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
+    mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
+    return digest(([round(number, 5) for number in numbers], mask))
 
 
 def _differentiated(trainer: Trainer) -> tuple[float | None, Figures]:
@@ -90,7 +89,7 @@ def _differentiated(trainer: Trainer) -> tuple[float | None, Figures]:
         loss = trainer.codec.loss(trainer.model, batch) / trainer.codec.targets(batch)
     gradients = torch.autograd.grad(loss, [trainer.parameters[name] for name in names], allow_unused=True)
     known = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
-    return figure(loss.detach()), norms(grouped(trainer.cell, trainer.model, names), known)
+    return figure(loss.detach()), norms(grouped(trainer.cell, trainer.model, names), known.get)
 
 
 def _generated(trainer: Trainer) -> str | None:

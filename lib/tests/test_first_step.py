@@ -50,7 +50,7 @@ def test_what_the_method_added_is_in_the_methods_groups():
 
 def test_norms_are_over_all_tensors_of_a_group():
     tensors = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]]), "c": torch.tensor([2.0])}
-    assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, tensors) == {"one": 5.0, "other": 2.0}
+    assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, tensors.get) == {"one": 5.0, "other": 2.0}
 
 
 @pytest.mark.parametrize(("value", "shown"), [(1 / 3, 0.333333333), (math.nan, None), (math.inf, None), (0, 0.0)])

@@ -119,8 +119,10 @@ def packed_from_checkpoint(evidence: Evidence) -> Answer:
     packed = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not within(name, new)}
     whole = {name: layer for name, layer in packed.items() if layer.in_features % BLOCK == 0}  # rows of whole blocks
     gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in whole.items()}
+    if not gaps:
+        return None
     odd = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
-    return not odd, f"{len(gaps)} layers" + (
+    return not odd, f"{len(gaps)} of {len(packed)} layers" + (
         f"; {len(odd)} have other weights than the checkpoint's of their name: {', '.join(odd[:2])}" if odd else ""
     )
 
