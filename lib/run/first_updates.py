@@ -28,7 +28,7 @@ class FirstUpdates:
         self._start = sampled({name: self._parameters[name] for name in gradients})
         return {
             "gradients": norms(grouped(self._cell, self._model, gradients), gradients.get),
-            "drawn": digest([state.tolist() for state in random_states(device).values()]),
+            "drawn": digest(random_states(device)[device.type].tolist()),  # the generator that dropout draws from
         }
 
     def moved(self) -> dict[str, Any]:
