@@ -33,6 +33,7 @@ class Profile:
     Attributes:
         data_root, checkpoint_root: folders in place of the hub; None goes to the hub.
         micro: load `Backbone.micro` in place of the true checkpoint.
+        zoo: the cells are the zoo's, not the study's.
         random_weights: build the true checkpoint's shape without its weights, and take token ids without text.
         caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
@@ -48,6 +49,7 @@ class Profile:
     data_root: Path | None = None
     checkpoint_root: Path | None = None
     micro: bool = False
+    zoo: bool = False
     random_weights: bool = False
     caps: Mapping[str, Caps] = field(default_factory=dict)
     max_steps: int | None = None
@@ -149,9 +151,9 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "t5_sa_lora": (320, 4e-3, 16, 1),
     "t5_sa_qlora": (240, 4e-3, 16, 1),
     "t5_sa_sft": (120, 2e-3, 16, 1),
-    "t5_qa_lora": (130, 4e-3, 32, 1),
-    "t5_qa_qlora": (140, 3e-3, 32, 1),
-    "t5_qa_sft": (130, 1e-3, 32, 1),
+    "t5_qa_lora": (130, 4e-3, 24, 1),
+    "t5_qa_qlora": (140, 3e-3, 24, 1),
+    "t5_qa_sft": (130, 1e-3, 24, 1),
     "t5_sum_lora": (30, 3e-3, 8, 2),
     "t5_sum_qlora": (30, 3e-3, 8, 2),
     "t5_sum_sft": (40, 4e-4, 8, 2),
@@ -184,3 +186,4 @@ QUICK_PROFILE = Profile(
     threads=1,  # one thread or two change rounding, hence scores; workers use the other cores
     device="cpu",  # the same scores on a machine with a GPU
 )
+ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo", zoo=True)
