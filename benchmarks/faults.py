@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from benchmarks import course_sabotages as course
+from benchmarks import method_sabotages as methods
 from benchmarks import sabotages as sabotage
 
 
@@ -20,7 +21,7 @@ class Fault:
     Attributes:
         where: the study's cells in which it happened; "generic" for a classic.
         caught_by: the audit that must object, or "threshold".
-        cell: the quick cell to run.
+        cell: the cell to run; `profile` says of which grid it is.
         settings: recipe fields that differ from the quick ones, for the healthy twin too; such a cell is scored on fewer rows
             and held to no threshold.
         breaks: the fixture whose value the sabotage replaces.
@@ -32,6 +33,7 @@ class Fault:
     where: str = "generic"
     caught_by: str
     cell: str
+    profile: str = "quick"
     settings: dict[str, Any] = field(default_factory=dict)
     breaks: str
     sabotage: Callable[..., Any]
@@ -50,6 +52,7 @@ class RecordFault:
 
 
 FEW = {"max_steps": 30}
+SHORT = {"max_steps": 12}  # of a cell of the zoo
 
 FAULTS = (
     Fault(
@@ -417,6 +420,77 @@ FAULTS = (
         caught_by="distinct_results",
         cells=("gpt2_sum_sft", "gpt2_sum_lora"),
         sabotage=course.copied_scores,
+    ),
+    # F43 to F45 break what is saved; these break methods.
+    Fault(
+        id="F46",
+        what="KaSA over NF4, which trains as plain LoRA",
+        caught_by="variant_applied",
+        cell="gpt2_sa_qlora",
+        profile="zoo",
+        settings=SHORT,
+        breaks="cell",
+        sabotage=methods.kasa_over_nf4,
+    ),
+    Fault(
+        id="F47",
+        what="MonteCLoRA over NF4, which trains as plain LoRA",
+        caught_by="variant_applied",
+        cell="gpt2_sa_qlora",
+        profile="zoo",
+        settings=SHORT,
+        breaks="cell",
+        sabotage=methods.monteclora_over_nf4,
+    ),
+    Fault(
+        id="F48",
+        what="OSF on GPT-2, of which it trains nothing",
+        caught_by="adapters_where_declared",
+        cell="gpt2_sa_lora",
+        profile="zoo",
+        settings=SHORT,
+        breaks="cell",
+        sabotage=methods.osf_on_conv1d,
+    ),
+    Fault(
+        id="F49",
+        what="trainable tokens, which leave the new head frozen",
+        caught_by="heads_trainable",
+        cell="bert_sa_lora",
+        profile="zoo",
+        settings=SHORT,
+        breaks="cell",
+        sabotage=methods.token_rows_alone,
+    ),
+    Fault(
+        id="F50",
+        what="an adapter drawn before the seed is set",
+        caught_by="drawn_from_the_seed",
+        cell="gpt2_sa_lora",
+        profile="zoo",
+        settings=SHORT,
+        breaks="model",
+        sabotage=methods.drawn_before_the_seed,
+    ),
+    Fault(
+        id="F51",
+        what="AdaLoRA's penalty inside the loss that is reported",
+        caught_by="loss_is_the_tasks",
+        cell="gpt2_sa_adalora",
+        profile="zoo",
+        settings=SHORT,
+        breaks="codec",
+        sabotage=methods.penalty_in_the_loss,
+    ),
+    Fault(
+        id="F52",
+        what="PiSSA's rewritten base under the label of LoRA",
+        caught_by="checkpoint_loaded",
+        cell="gpt2_sa_lora",
+        profile="zoo",
+        settings=SHORT,
+        breaks="built_cell",
+        sabotage=methods.rewritten_base,
     ),
 )
 CELL_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, Fault))

@@ -1,4 +1,7 @@
-"""Controls: a run that cannot have learned its task must miss a threshold, in every cell. If one passes, the bound is blunt."""
+"""Controls: a run that cannot have learned its task must miss a threshold, in every cell. If one passes, the bound is blunt.
+
+`pytest -m controls` has those of the study's quick cells, `pytest -m "controls and zoo"` those of the zoo.
+"""
 
 from dataclasses import replace
 from random import Random
@@ -9,11 +12,21 @@ from benchmarks.targets import SHUFFLES
 from fixtures.session import session_of
 from lib.grid.backbones import BACKBONES
 from lib.grid.cells import STUDY_IDS
+from lib.grid.profiles import ZOO_PROFILE
+from lib.grid.zoo import zoo
 from lib.results.thresholds import missed
 
 pytestmark = pytest.mark.controls
 
 CONTROLS = ("random_weights", "learning_rate_0", "shuffled_labels")
+CASES = [
+    *(pytest.param(control, "quick", name, id=f"{control}-{name}") for control in CONTROLS for name in STUDY_IDS),
+    *(
+        pytest.param(control, "zoo", name, id=f"zoo-{control}-{name}", marks=pytest.mark.zoo)
+        for control in CONTROLS[1:]
+        for name in zoo().ids(ZOO_PROFILE)
+    ),
+]
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +41,11 @@ def untrained(tmp_path_factory):
 
 
 @pytest.fixture
-def cell(request, cell_id, control):
-    """The quick cell, which one control gives updates that move nothing."""
+def cell(request, profile, cell_id, control):
+    """The cell, which one control gives updates that move nothing."""
     session = session_of(request.config)
-    cell = session.grid.cell(cell_id, session.profile("quick"))
+    chosen = session.profile(profile)
+    cell = session.grid_of(chosen).cell(cell_id, chosen)
     return replace(cell, recipe=replace(cell.recipe, learning_rate=0.0)) if control == "learning_rate_0" else cell
 
 
@@ -49,8 +63,7 @@ def splits(splits, cell, control):
     return replace(splits, train=SHUFFLES[cell.task.problem](splits.train, Random(0)))
 
 
-@pytest.mark.parametrize("cell_id", STUDY_IDS)
-@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize(("control", "profile", "cell_id"), CASES)
 def test_a_control_misses_a_threshold(cell_id, control, bounds, trainer, validate, splits, score, progress, benchmark, record):
     benchmark.group = f"controls {control}"
     training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)

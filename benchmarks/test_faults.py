@@ -18,7 +18,8 @@ pytestmark = pytest.mark.faults
 
 BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json"
 TEST_ROWS = 96  # for a cell with settings of its own
-TWINS = {(fault.cell, str(fault.settings)): fault for fault in CELL_FAULTS}  # faults of one cell share their twin
+# Faults of one cell share their twin.
+TWINS = {(fault.profile, fault.cell, str(fault.settings)): fault for fault in CELL_FAULTS}
 
 
 @pytest.fixture
@@ -39,7 +40,8 @@ def broken(fault, sabotaged, tmp_path):
 @pytest.fixture
 def cell(request, fault, broken):
     session = session_of(request.config)
-    cell = session.grid.cell(fault.cell, session.profile("quick"))
+    profile = session.profile(fault.profile)
+    cell = session.grid_of(profile).cell(fault.cell, profile)
     return broken("cell", replace(cell, recipe=replace(cell.recipe, **fault.settings)))
 
 

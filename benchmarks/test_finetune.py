@@ -3,7 +3,7 @@
 import pytest
 
 
-@pytest.mark.cells("quick", "full")
+@pytest.mark.cells("quick", "zoo", "full")
 def test_finetune(trainer, validate, splits, score, meter, progress, benchmark, record):
     with meter.phase("train"):
         training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)

@@ -208,6 +208,7 @@ class CausalCodec(GenerateCodec):
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of each next token, summed over target tokens."""
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        logits = logits[:, -batch["input_ids"].shape[1] :]  # learned tokens in front of the text have logits, too
         return cross_entropy(
             logits[:, :-1].float().flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
         )
@@ -227,7 +228,7 @@ class CausalCodec(GenerateCodec):
 
 
 class SeparatedCodec(CausalCodec):
-    """source + the head's new token + target + EOS in one sequence."""
+    """source + the head's new token, or EOS where it has none + target + EOS in one sequence."""
 
     @property
     def lead(self) -> str:
@@ -235,8 +236,7 @@ class SeparatedCodec(CausalCodec):
         return " "
 
     def around(self) -> tuple[list[int], list[int]]:
-        """The separator stands behind the source. Raises InputError where the head has none."""
+        """The separator stands behind the source."""
         before, _ = super().around()
-        if self.cell.head.new_token is None:
-            raise InputError(f"{self.cell.id}: layout separated needs a new_token in the head, to stand behind the source")
-        return before, [self.tokenizer.convert_tokens_to_ids(self.cell.head.new_token)]
+        token = self.cell.head.new_token
+        return before, [self.end_id if token is None else self.tokenizer.convert_tokens_to_ids(token)]

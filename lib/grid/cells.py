@@ -70,6 +70,7 @@ class Grid:
     Attributes:
         recipes: by cell id; `quick` are the fields that make them quick ones, for cells that have a micro backbone.
         heads: of cells whose head is not the backbone's own.
+        refused: reasons against cells that their libraries cannot train, by cell id.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -79,6 +80,7 @@ class Grid:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     quick: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
     def add_backbone(
         self, backbone: Backbone, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
@@ -153,9 +155,17 @@ class Grid:
         existing = self.quick if profile.micro else self.recipes
         return tuple(cell_id for cell_id in self._all_ids() if cell_id in existing and self.reason_against(cell_id) is None)
 
+    def unsupported(self, profile: Profile) -> dict[str, str]:
+        """The cells that have a recipe but cannot be built, with the reason of each."""
+        existing = self.quick if profile.micro else self.recipes
+        reasons = {cell_id: self.reason_against(cell_id) for cell_id in self._all_ids() if cell_id in existing}
+        return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
+
     def reason_against(self, cell_id: str) -> str | None:
         """Why a cell cannot be built, whatever its recipe; None where it can."""
         backbone, task, method = self._parts(cell_id)
+        if cell_id in self.refused:
+            return self.refused[cell_id]
         head = self._head(cell_id)
         if head is None:
             return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"

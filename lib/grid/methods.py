@@ -7,7 +7,7 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lib.errors import InputError, first_line
@@ -222,7 +222,11 @@ def _member(name: str, owners: AbstractSet[str]) -> str | None:
 
 
 # Parameters that a variant adds to every adapted layer; an option that leaves no such trace is held to PEFT's config only.
-TRACES = {"use_dora": "lora_magnitude_vector"}
+TRACES = {
+    "use_dora": "lora_magnitude_vector",
+    "kasa_config": "lora_diag",
+    "monteclora_config": "lora_monteclora_sampler",
+}
 SAME_PRODUCT = {"use_rslora", "init_lora_weights"}  # options that leave what a layer computes as it is
 REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_lora_weights`
 
@@ -302,13 +306,15 @@ class Lora(Adapting):
             return None
         config = getattr(evidence.model, "peft_config", {}).get("default")
         faults = [f"{trace} is there" for trace in foreign]
-        faults += [
-            f"{name} is {getattr(config, name, None)!r}, not {value!r}"
-            for name, value in self.options.items()
-            if getattr(config, name, None) != value
-        ]
+        known = {name: _plain(getattr(config, name, None)) for name in self.options}
+        faults += [f"{name} is {known[name]!r}, not {value!r}" for name, value in self.options.items() if known[name] != value]
         faults += [f"no {TRACES[name]}" for name in self.options if name in TRACES and TRACES[name] not in groups]
         return not faults, "; ".join(faults) or f"{', '.join(self.options)}; {', '.join(sorted(groups))}"
+
+
+def _plain(value: Any) -> Any:
+    """An option as it was given: PEFT makes objects of some mappings."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
 
 
 # NF4 with double quantization is what QLoRA was published with (Dettmers et al. 2023); bitsandbytes' own default is FP4.

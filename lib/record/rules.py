@@ -40,7 +40,7 @@ RULES = (
         statuses=("passed", "missed", "stopped"),
         present=("device", "model", "parameters", "training", "memory", "throughput"),
     ),
-    Rule(statuses=("passed", "missed"), profiles=("quick", "full"), present=("data", "evaluation")),
+    Rule(statuses=("passed", "missed"), profiles=("quick", "zoo", "full"), present=("data", "evaluation")),
     Rule(statuses=("passed", "missed"), profiles=("footprint",), present=("flops",)),
     Rule(statuses=("passed",), sentences=False),
     Rule(statuses=("missed", "stopped"), sentences=True),

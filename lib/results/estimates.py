@@ -62,7 +62,7 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimat
             for cell in (cell for cell in cells if cell.profile.id == profile and cell.id not in known):
                 if cell.id in runs:
                     known[cell.id] = from_run(runs[cell.id], path.name)
-                elif cell.id in footprints:
+                elif cell.id in footprints and not cell.profile.micro:
                     known[cell.id] = _from_footprint(cell, footprints[cell.id], path)
     return known
 

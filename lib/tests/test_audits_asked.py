@@ -13,6 +13,7 @@ from lib.data.splits import Splits
 from lib.grid.cells import STUDY_IDS
 from lib.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, trained
 from lib.run.audits.probing import cut, distance, gradients_of
+from lib.run.namesakes import namesakes
 from lib.run.weights import weight_files
 from lib.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
@@ -361,9 +362,9 @@ def test_nf4_by_hand():
 def test_a_tensor_is_found_by_the_end_of_its_name():
     files = tuple(weight_files(cell_of("bert_sa_lora")))
     query = "bert.encoder.layer.1.attention.self.query.weight"
-    assert checkpoint.namesakes(f"base_model.model.{query.replace('query', 'query.base_layer')}", files) == [query]
-    assert checkpoint.namesakes(f"decoder.{query.replace('attention', 'crossattention')}", files) == [query]
-    assert checkpoint.namesakes("a.stranger", files) == []
+    assert namesakes(f"base_model.model.{query.replace('query', 'query.base_layer')}", files) == [query]
+    assert namesakes(f"decoder.{query.replace('attention', 'crossattention')}", files) == [query]
+    assert namesakes("a.stranger", files) == []
 
 
 def test_two_layers_that_traded_places_are_not_the_checkpoints_of_their_names():

@@ -16,9 +16,9 @@ from lib.errors import InputError
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from lib.run.audits import Evidence, audited
-from lib.run.audits.checkpoint import checkpoint_marks
 from lib.run.build import build, load_tokenizer
 from lib.run.meter import Meter, parameter_counts
+from lib.run.namesakes import checkpoint_marks
 from lib.run.training import Trainer
 from lib.run.weights import checkpoint_fingerprint, weight_files
 from lib.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tokenizer_of

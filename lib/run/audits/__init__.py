@@ -19,11 +19,13 @@ from lib.run.audits.answers import (
 from lib.run.audits.arithmetic import (
     adapters_add_as_declared,
     gradients_reach,
+    loss_is_the_tasks,
     predicting_twice_is_the_same,
     rows_alone_as_in_batch,
 )
 from lib.run.audits.built import (
     adapters_where_declared,
+    drawn_from_the_seed,
     heads_trainable,
     quantized_as_declared,
 )
@@ -57,6 +59,7 @@ BEFORE: tuple[Audit, ...] = (
     adapters_where_declared,
     quantized_as_declared,
     packed_from_checkpoint,
+    drawn_from_the_seed,
     labels_are_targets,
     answers_at_annotated_start,
     offsets_show_their_tokens,
@@ -68,10 +71,12 @@ AUDITS: tuple[Audit, ...] = (  # in the record's order
     adapters_where_declared,
     quantized_as_declared,
     packed_from_checkpoint,
+    drawn_from_the_seed,
     base_frozen,
     variant_applied,
     trains_in_fp32,
     gradients_clipped,
+    loss_is_the_tasks,
     loss_is_mean_over_accumulation,
     schedule_counts_updates,
     predicting_twice_is_the_same,

@@ -4,12 +4,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
+from lib.codecs.base import IGNORED, Batch
 from lib.grid.methods import Answer
 from lib.grid.names import within
 from lib.run.audits.built import is_adapted
 from lib.run.audits.evidence import Evidence
-from lib.run.audits.probing import allowance, cut, distance, hooked, logits_of, undisturbed
+from lib.run.audits.probing import allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 
@@ -62,22 +64,41 @@ def _remembered(evidence: Evidence, parameter: Tensor) -> bool:
     return any(bool(value.any()) for value in kept if value.is_floating_point())
 
 
+def loss_is_the_tasks(evidence: Evidence) -> Answer:
+    """What trains is the cross-entropy of the targets, computed here from the model's logits; no penalty is part of it."""
+    trainer, rows = evidence.trainer, evidence.asked.rows
+    if not evidence.asked.together:
+        return None
+    with torch.no_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+        logits, batch = logits_of(trainer, rows)
+        loss = float(trainer.codec.loss(trainer.model, batch))
+        expected = float(_cross_entropy(logits, batch))
+    near = abs(loss - expected) <= allowance(trainer) * max(abs(expected), 1.0)
+    return near, f"{loss:.6f} for {len(rows)} rows" + ("" if near else f", where their targets have {expected:.6f}")
+
+
+def _cross_entropy(logits: list[Tensor], batch: Batch) -> Tensor:
+    """In nats, summed: of a label, of target tokens, or the mean of a span's start and end."""
+    labels = batch["labels"]
+    if len(logits) == 2:
+        return torch.stack([cross_entropy(one.float(), labels[:, i], reduction="sum") for i, one in enumerate(logits)]).mean()
+    if labels.ndim == 1:
+        return cross_entropy(logits[0].float(), labels, reduction="sum")
+    targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
+    return cross_entropy(torch.cat(of_targets(logits[0], batch)), torch.cat(targets), reduction="sum")
+
+
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
     """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
     trainer, rows = evidence.trainer, evidence.asked.rows[:1]
     names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
-    owners = {layer.get_base_layer(): layer for layer in names}
-    base: dict[nn.Module, Tensor] = {}
     gaps: dict[str, float] = {}
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if module in owners:
-            base[owners[module]] = output
-        elif module in base:
-            gap = _gap(evidence, module, inputs[0], base.pop(module), output)
-            gaps.update({names[module]: gap} if gap is not None else {})
+        gap = _gap(evidence, module, inputs[0], output)
+        gaps.update({names[module]: gap} if gap is not None else {})
 
-    with torch.no_grad(), undisturbed(trainer), hooked([*owners, *names], look):
+    with torch.no_grad(), undisturbed(trainer), hooked(names, look):
         logits_of(trainer, rows)
     if not gaps:
         return None
@@ -85,10 +106,11 @@ def adapters_add_as_declared(evidence: Evidence) -> Answer:
     return not wrong, f"{len(gaps)} layers" + (f"; {len(wrong)} add something else, {wrong[0]} among them" if wrong else "")
 
 
-def _gap(evidence: Evidence, layer: Any, inputs: Tensor, base: Tensor, output: Tensor) -> float | None:
+def _gap(evidence: Evidence, layer: Any, inputs: Tensor, output: Tensor) -> float | None:
     """How far a layer's output is from its base's and what it should add, in units of what rounding allows."""
     expected = evidence.cell.method.contribution(layer, evidence.cell, inputs)
     if expected is None:
         return None
+    base = layer.get_base_layer()(inputs)
     allowed = ADDED * expected.norm() + 4 * torch.finfo(output.dtype).eps * output.float().norm()
     return float((output.float() - base.float() - expected).norm() / allowed)

@@ -13,6 +13,9 @@ from transformers.pytorch_utils import Conv1D
 from lib.grid.methods import TOKEN_ROWS, Answer
 from lib.grid.names import within
 from lib.run.audits.evidence import Evidence
+from lib.run.audits.probing import undisturbed
+from lib.run.build import build
+from lib.run.fingerprints import model_marks
 
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 
@@ -30,6 +33,18 @@ def heads_trainable(evidence: Evidence) -> Answer:
     if frozen:
         return False, f"frozen at their random start: {', '.join(frozen)}"
     return True, ", ".join(new) or "none new"
+
+
+def drawn_from_the_seed(evidence: Evidence) -> Answer:
+    """What trains started as the cell's seed draws it: built once more, it starts so again. On micro backbones only."""
+    cell, trainer = evidence.cell, evidence.trainer
+    if not cell.profile.micro:  # elsewhere a second model may not fit beside the first
+        return None
+    with undisturbed(trainer):
+        again = model_marks(build(cell, evidence.codec.tokenizer, trainer.meter.device))
+    trained = [name for name, p in trainer.parameters.items() if p.requires_grad]
+    other = [name for name in trained if again.get(name) != trainer.before[name]]
+    return not other, f"{len(trained)} tensors" + (f"; {len(other)} start elsewhere, {other[0]} among them" if other else "")
 
 
 def adapters_where_declared(evidence: Evidence) -> Answer:

@@ -1,19 +1,12 @@
-"""Audits of where weights come from. In: a built model, and its checkpoint's files. Out: whether weights are their namesakes'.
-
-A model and its checkpoint name one tensor differently: PEFT and heads put parts in front. So names are compared from the end.
-"""
+"""Audits of where weights come from. In: a built model, its checkpoint's files. Out: whether weights are their namesakes'."""
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
 from torch import Tensor
 
 from lib.grid.cells import Cell
@@ -22,13 +15,9 @@ from lib.grid.names import within
 from lib.run.audits.built import BLOCK, base_layers
 from lib.run.audits.evidence import Evidence
 from lib.run.build import base_type
-from lib.run.fingerprints import Mark, marks
+from lib.run.namesakes import namesakes, places
 from lib.run.weights import weight_files
 
-Parts = tuple[str, ...]
-# Parts of names that a loaded model has otherwise: old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention
-# starts from the self-attention of its layer.
-RENAMED = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
 # Between packed weights and the checkpoint's rounded here: what double quantization rounds in the scales, at most 0.6 % on the
 # micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another layer's weights 100 %.
@@ -45,26 +34,16 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Every pretrained tensor that is neither packed nor rewritten started as its namesake in the checkpoint, bit for bit."""
     if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
         return None
-    files, before = tuple(weight_files(evidence.cell)), evidence.trainer.before
-    stored = checkpoint_marks(files, base_type(evidence.cell))
+    stored = evidence.stored
     lacking = [module for module in evidence.cell.head.optional_modules if not any(within(name, [module]) for name in stored)]
-    started = [name for name in before if _pretrained(evidence, name) and not within(name, lacking)]
-    strangers = sorted(
-        name for name in started if before[name] not in {stored[other] for other in namesakes(name, files) or stored}
-    )
+    started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
+    strangers = sorted(evidence.strangers.intersection(started))
     if strangers or not started:
         return False, (
             f"{len(strangers)} of {len(started)} pretrained tensors are not the checkpoint's of their name: "
             f"{', '.join(strangers[:3])}"
         )
     return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
-
-
-@cache
-def checkpoint_marks(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping[str, Mark]:
-    """Marks of all tensors of a checkpoint by name, in the type that the model loads them in."""
-    tensors = {name: tensor.to(dtype) for path in files for name, tensor in load_file(path).items()}
-    return dict(zip(tensors, marks(tensors.values()), strict=True))
 
 
 def _pretrained(evidence: Evidence, name: str) -> bool:
@@ -75,38 +54,6 @@ def _pretrained(evidence: Evidence, name: str) -> bool:
     if within(name, head.new_modules + head.adapted_modules) or within(name, evidence.cell.method.rewritten(evidence.cell)):
         return False
     return not (head.new_token and parameter.shape[0] == len(evidence.codec.tokenizer))
-
-
-def namesakes(name: str, files: tuple[Path, ...]) -> list[str]:
-    """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least."""
-    stored, own = by_ending(files), parts_of(name)
-    return next((stored[own[i:]] for i in range(len(own) - 1) if own[i:] in stored), [])
-
-
-@cache
-def by_ending(files: tuple[Path, ...]) -> Mapping[Parts, list[str]]:
-    """The names of a checkpoint's tensors, by every end that they have."""
-    endings: dict[Parts, list[str]] = defaultdict(list)
-    for name in places(files):
-        parts = parts_of(name)
-        for i in range(len(parts)):
-            endings[parts[i:]].append(name)
-    return dict(endings)
-
-
-def parts_of(name: str) -> Parts:
-    """A dotted name in parts, without what PEFT puts in between."""
-    return tuple(RENAMED.get(part, part) for part in name.split(".") if part != "base_layer")
-
-
-@cache
-def places(files: tuple[Path, ...]) -> Mapping[str, Path]:
-    """In which file each tensor of a checkpoint is."""
-    file_of: dict[str, Path] = {}
-    for path in files:
-        with safe_open(path, "pt") as file:
-            file_of |= dict.fromkeys(file.keys(), path)
-    return file_of
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:

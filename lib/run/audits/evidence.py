@@ -1,6 +1,6 @@
 """What audits look at, and what they say. In: the stages' own objects. Out: `Evidence`, and a `Finding` an audit."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
@@ -14,9 +14,12 @@ from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
 from lib.run.audits.probing import Asked, asked
+from lib.run.build import base_type
 from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import Mark, model_marks
+from lib.run.namesakes import checkpoint_marks, namesakes
 from lib.run.training import Trainer
+from lib.run.weights import weight_files
 
 T = TypeVar("T")
 SAMPLE = 8  # rows that are decoded again
@@ -51,6 +54,26 @@ class Evidence:
     def asked(self) -> Asked:
         """What the trained model answers to a few training rows."""
         return asked(self.trainer)
+
+    @cached_property
+    def moved(self) -> frozenset[str]:
+        """Names of the parameters that training changed."""
+        return frozenset(name for name, mark in self.after.items() if mark != self.trainer.before[name])
+
+    @cached_property
+    def stored(self) -> Mapping[str, Mark]:
+        """Marks of the checkpoint's tensors by name."""
+        return checkpoint_marks(tuple(weight_files(self.cell)), base_type(self.cell))
+
+    @cached_property
+    def strangers(self) -> frozenset[str]:
+        """Names of the parameters that did not start as a tensor of their name in the checkpoint."""
+        files = tuple(weight_files(self.cell))
+        return frozenset(
+            name
+            for name, mark in self.trainer.before.items()
+            if mark not in {self.stored[other] for other in namesakes(name, files) or self.stored}
+        )
 
     @property
     def model(self) -> nn.Module:

@@ -164,8 +164,8 @@ def target_logits(trainer: Trainer, features: Sequence[Feature]) -> list[Tensor]
 def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
     """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
     labels = batch["labels"]
-    if "decoder_input_ids" not in batch:  # one sequence: a token is predicted at the place before it
-        logits, labels = logits[:, :-1], labels[:, 1:]
+    if "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: a token is predicted one place before
+        logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
     return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
 
 

@@ -1,0 +1,199 @@
+"""Variants of LoRA. In: a cell and its model. Out: what `lib.grid.methods.Lora` gives, with what sets a variant apart.
+
+Each says in `holds_after` by what it is told from plain LoRA in the trained model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from lib.errors import InputError
+from lib.grid.methods import Answer, Base, CellLike, Lora
+from lib.grid.optimizers import ParameterGroups
+from lib.grid.recipes import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dora(Lora):
+    """DoRA (Liu et al. 2024): the magnitude of each output's weights is learned apart from their direction."""
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """PEFT's option is set, and the magnitudes of all layers moved."""
+        names = {name for name in evidence.own if "lora_magnitude_vector" in name}
+        if not names <= evidence.moved:
+            return False, f"{len(names - evidence.moved)} of {len(names)} magnitudes stayed where they started"
+        return super().holds_after(evidence)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pissa(Lora):
+    """PiSSA (Meng et al. 2024): the adapter starts as the largest singular directions, which the base loses."""
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """PEFT's option is set, and the target layers' weights are no longer the checkpoint's."""
+        targets = [name for name in evidence.trainer.before if self._is_base_of_target(name, evidence.cell)]
+        kept = [name for name in targets if name not in evidence.strangers]
+        if kept or not targets:
+            return False, f"{len(kept)} of {len(targets)} target weights are still the checkpoint's, {kept[:1]} among them"
+        return super().holds_after(evidence)
+
+    def _is_base_of_target(self, name: str, cell: CellLike) -> bool:
+        return name.endswith("base_layer.weight") and any(f".{target}." in name for target in self.targets(cell))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraPlus(Lora):
+    """LoRA+ (Hayou et al. 2024): B learns `ratio` times as fast as all else."""
+
+    ratio: float = 16.0
+
+    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The recipe's adapter, and the ratio of rates."""
+        return {**(super().settings(recipe) or {}), "loraplus_lr_ratio": self.ratio}
+
+    def parameter_groups(self, model: "nn.Module", cell: CellLike) -> ParameterGroups:
+        """All but the matrices B at the recipe's rate, and these at `ratio` times it."""
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        decay, fast = {"weight_decay": cell.recipe.weight_decay}, {"lr": cell.recipe.learning_rate * self.ratio}
+        rest = [p for name, p in named if "lora_B" not in name]
+        return [
+            {"params": [p for p in rest if p.ndim > 1], **decay},
+            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
+            {"params": [p for name, p in named if "lora_B" in name], **decay, **fast},
+        ]
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """B's peak rate is `ratio` times A's."""
+        rates = {id(p): group["initial_lr"] for group in evidence.trainer.optimizer.param_groups for p in group["params"]}
+        matrices = {letter: {rates.get(id(p)) for name, p in evidence.trainer.parameters.items() if f"lora_{letter}" in name}
+                    for letter in "AB"}  # fmt: skip
+        right = {rate * self.ratio for rate in matrices["A"] if rate is not None}
+        same = bool(right) and matrices["B"] == right
+        return same, f"rates of A {_shown(matrices['A'])}, of B {_shown(matrices['B'])}"
+
+
+def _shown(rates: set[Any]) -> str:
+    return ", ".join(f"{rate:g}" for rate in sorted(rate for rate in rates if rate is not None)) or "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFA(Lora):
+    """LoRA-FA (Zhang et al. 2023): A stays as it was drawn, and B's gradient is corrected for it."""
+
+    def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
+        """PEFT's own AdamW, which freezes A. The correction is its own, so no other optimizer will do."""
+        from peft.optimizers import create_lorafa_optimizer
+
+        adapter, recipe = cell.recipe.adapter, cell.recipe
+        assert adapter, "checked by `check`"
+        optimizer: torch.optim.Optimizer = create_lorafa_optimizer(
+            model, adapter.r, adapter.lora_alpha, recipe.learning_rate, recipe.weight_decay
+        )
+        return optimizer
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """No A moved, and every B did."""
+        stray = {name for name in evidence.own if "lora_A" in name} & evidence.moved
+        still = {name for name in evidence.own if "lora_B" in name} - evidence.moved
+        return not stray and not still, f"{len(stray)} matrices A moved, {len(still)} matrices B did not"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaLora(Lora):
+    """AdaLoRA (Zhang et al. 2023): ranks are shared out anew between updates, and singular vectors kept orthogonal.
+
+    Attributes:
+        start: ranks at the start, in units of the recipe's rank, which is the mean at the end.
+        first, last: the shares of updates before ranks are cut, and after it.
+    """
+
+    start: float = 1.5
+    first: float = 0.1
+    last: float = 0.4
+    STATE: ClassVar = ("ipt", "exp_avg_ipt", "exp_avg_unc")
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises InputError where the recipe has no adapter, or no number of updates to plan the cuts over."""
+        super().check(recipe)
+        if not recipe.max_steps:
+            raise InputError(f"method {self.id!r} plans its cuts over the updates: give the recipe max_steps, or --max-steps N")
+
+    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
+        """PEFT's fields."""
+        return {**(super().settings(recipe) or {}), **self._plan(recipe)}
+
+    def _plan(self, recipe: Recipe) -> dict[str, Any]:
+        assert recipe.adapter, "checked by `check`"
+        total = recipe.max_steps
+        return {
+            "init_r": round(recipe.adapter.r * self.start),
+            "target_r": recipe.adapter.r,
+            "tinit": round(total * self.first),
+            "tfinal": round(total * self.last),
+            "deltaT": 1,
+            "total_step": total,
+        }
+
+    def peft_config(self, cell: CellLike, base: Base) -> Any:
+        """PEFT's config, with cuts planned over the recipe's updates."""
+        import peft
+
+        adapter = cell.recipe.adapter
+        assert adapter, "checked by `check`"
+        return peft.AdaLoraConfig(
+            target_modules=list(adapter.target_modules), lora_alpha=adapter.lora_alpha, lora_dropout=adapter.lora_dropout,
+            **self._plan(cell.recipe), **vars(base),
+        )  # fmt: skip
+
+    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+        """The rank that every layer has room for."""
+        return (f"rank {self._plan(cell.recipe)['init_r']}",)
+
+    def layer_facts(self, layer: Any) -> tuple[str, ...]:
+        """The rank that a layer has room for."""
+        return (f"rank {len(layer.lora_E['default'])}",)
+
+    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+        """Scale x B E A x of inputs (..., in), divided by the layer's number of ranks, equation 3 of AdaLoRA."""
+        a, b, e = (getattr(layer, name)["default"].float() for name in ("lora_A", "lora_B", "lora_E"))
+        scale: float = layer.scaling["default"] / (float(layer.ranknum["default"]) + 1e-5)
+        product: torch.Tensor = inputs.float() @ (a * e).T @ b.T * scale
+        return product
+
+    def penalty(self, model: "nn.Module") -> "torch.Tensor | None":
+        """PEFT's weight times the mean distance of A's rows and B's columns from orthonormal ones, equation 4 of AdaLoRA."""
+        import torch
+
+        weight = model.peft_config["default"].orth_reg_weight  # type: ignore[index,union-attr]
+        products = [
+            p @ p.T if "lora_A" in name else p.T @ p
+            for name, p in model.named_parameters()
+            if p.requires_grad and ("lora_A" in name or "lora_B" in name)
+        ]
+        gaps = [(product - torch.eye(len(product), device=product.device)).norm() for product in products]
+        penalty: torch.Tensor = weight * torch.stack(gaps).mean()
+        return penalty
+
+    def after_step(self, model: "nn.Module", update: int) -> None:
+        """Let PEFT weigh the ranks and cut them. It counts updates from 0, too."""
+        model.base_model.update_and_allocate(update)  # type: ignore[union-attr,operator]
+
+    def state_dict(self, model: "nn.Module") -> dict[str, Any]:
+        """How important each rank has been so far."""
+        return {name: dict(getattr(model.base_model.rankallocator, name)) for name in self.STATE}  # type: ignore[union-attr]
+
+    def load_state_dict(self, model: "nn.Module", state: Mapping[str, Any]) -> None:
+        """Take over what was measured."""
+        for name, value in state.items():
+            setattr(model.base_model.rankallocator, name, value)  # type: ignore[union-attr]
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """Ranks were cut to the target's mean, and not by the same number in every layer."""
+        kept = [int(p.count_nonzero()) for name, p in evidence.trainer.parameters.items() if "lora_E" in name]
+        plan = self._plan(evidence.cell.recipe)
+        room, goal = plan["init_r"] * len(kept), plan["target_r"] * len(kept)
+        return bool(kept) and sum(kept) <= goal, f"{sum(kept)} of {room} ranks are left, where {goal} are the goal"

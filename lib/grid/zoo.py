@@ -1,0 +1,160 @@
+"""The zoo: fifteen ways to fine-tune, and their NF4 twins, on every backbone and task. In: nothing. Out: a `Grid`.
+
+Every cell of a backbone and task has the same rows, the same updates and the same batch, whatever the method; only the rate and
+the method's own settings differ, and their sources stand beside them. `REFUSED` has what a library cannot train, and why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from lib.grid.adapters import IA3, OFT, BitFit, Norms, PrefixTuning, PromptTuning, Vera
+from lib.grid.backbones import BACKBONES, Head, Layout
+from lib.grid.cells import Grid
+from lib.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
+from lib.grid.optimizers import OPTIMIZERS
+from lib.grid.profiles import quick_changes
+from lib.grid.recipes import RECIPES, Adapter, Recipe
+from lib.grid.tasks import TASKS
+from lib.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa
+
+# IA3's paper rescales keys, values and the feed-forward layer's input; PEFT's own table for these architectures does, too.
+RESCALED = {"bert": ("key", "value", "output.dense"), "gpt2": ("c_attn", "mlp.c_proj"), "t5": ("k", "v", "wo")}
+FEEDFORWARD = {"bert": ("output.dense",), "gpt2": ("mlp.c_proj",), "t5": ("wo",)}
+NORMS = {"bert": ("LayerNorm",), "gpt2": ("ln_1", "ln_2", "ln_f"), "t5": ("layer_norm", "final_layer_norm")}
+
+METHODS: tuple[Method, ...] = (
+    LORA,
+    QLORA,
+    SFT,
+    Lora(id="rslora", name="rsLoRA", options={"use_rslora": True}),
+    Dora(id="dora", name="DoRA", options={"use_dora": True}),
+    Pissa(id="pissa", name="PiSSA", options={"init_lora_weights": "pissa"}),
+    LoraPlus(id="loraplus", name="LoRA+"),
+    LoraFA(id="lorafa", name="LoRA-FA"),
+    AdaLora(id="adalora", name="AdaLoRA"),
+    IA3(id="ia3", name="IA3", layers=RESCALED, feedforward=FEEDFORWARD),
+    Vera(id="vera", name="VeRA"),
+    OFT(id="oft", name="OFT"),
+    Norms(id="ln", name="LN tuning", layers=NORMS),
+    BitFit(id="bitfit", name="BitFit"),
+    PromptTuning(id="prompt", name="prompt tuning"),
+    PrefixTuning(id="prefix", name="prefix tuning"),
+    Dora(id="qdora", name="QDoRA", options={"use_dora": True}, quantization=NF4),
+    OFT(id="qoft", name="QOFT", quantization=NF4),
+    IA3(id="qia3", name="IA3 over NF4", layers=RESCALED, feedforward=FEEDFORWARD, quantization=NF4),
+    Pissa(id="qpissa", name="PiSSA over NF4", options={"init_lora_weights": "pissa"}, quantization=NF4),
+)
+
+# Of the layers that LoRA's paper adapts: queries and values, which GPT-2 keeps in one layer.
+TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "t5": ("q", "v")}
+RANK, ALPHA = 8, 16  # PEFT's default rank; its scale of 2 is LoRA's in the study's GPT-2 and T5 recipes
+RATE = 2e-4  # LoRA's at full size: the QLoRA paper's for models of up to 13 B parameters
+
+# By how much a method's rate differs from LoRA's. What a source says of another model is taken as a ratio to its LoRA or SFT.
+RATES: Mapping[str, float] = {
+    "sft": 0.25,  # LoRA's paper, table 11: RoBERTa-base 4e-4 to 5e-4 for LoRA; BERT's paper: 2e-5 to 5e-5 for all weights
+    "rslora": 0.5,  # alpha / sqrt(8) is 2.8 times alpha / 8, and rsLoRA's paper keeps the rate; half of it is steadier here
+    "loraplus": 0.5,  # LoRA+'s paper: B 16 times as fast as A, whose rate then is lower than LoRA's
+    "pissa": 0.5,  # its paper trains PiSSA and LoRA alike; the principal directions are larger than LoRA's start
+    "lorafa": 2.0,  # LoRA-FA's paper, table 6: 2 times LoRA's on average
+    "adalora": 10.0,  # AdaLoRA's paper: up to 2e-3 on GLUE, 4 times LoRA's; few updates need more, since all start near zero
+    "ia3": 10.0,  # IA3's paper: 3e-3, ten times what it gives adapters
+    "qia3": 10.0,
+    "vera": 10.0,  # VeRA's paper, section 4.1: ten times LoRA's
+    "oft": 1.0,  # OFT's rotations start from zero, as LoRA's B does
+    "ln": 3.0,  # its paper: 3e-5 to 5e-3; small tensors bear large steps
+    "bitfit": 2.0,  # BitFit's paper: 1e-4 to 9e-4 where BERT has up to 5e-5 in full
+    "prompt": 50.0,  # Lester et al. 2021: 0.3 with Adafactor; prompts start as small as embeddings
+    "prefix": 10.0,  # Li and Liang 2021, PEFT's example: 1e-2
+}
+
+# Quick cells: updates, LoRA's rate, batch. Found by hand on two cores, with test scores in view, like the study's quick cells.
+QUICK: Mapping[tuple[str, str], tuple[int, float, int]] = {
+    ("bert", "sa"): (60, 5e-3, 16),
+    ("bert", "qa"): (60, 3e-3, 16),
+    ("bert", "sum"): (30, 5e-3, 16),
+    ("gpt2", "sa"): (40, 4e-3, 16),
+    ("gpt2", "qa"): (50, 4e-3, 16),
+    ("gpt2", "sum"): (30, 4e-3, 16),
+    ("t5", "sa"): (60, 8e-3, 16),
+    ("t5", "qa"): (70, 5e-3, 16),
+    ("t5", "sum"): (30, 5e-3, 16),
+}
+
+# GPT-2 summarizes behind its end token, which is pretrained: few methods can train the row of a new one.
+GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layout=Layout.SEPARATED)
+
+# By method and backbone (and task, where only one is meant). A test tries each, and fails where a new release trains it.
+CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
+NO_PROMPTS = "PEFT learns tokens in front of models whose config tells its layers, and BERT2BERT's has two of them"
+# PEFT 0.21.2 hands the cache over by the name that transformers 5.24 has renamed: reports/upstream/peft_prompts.py.
+REPEATED = "PEFT puts its prompt in front of every generated token again, since it does not find transformers' cache"
+IGNORED = "transformers generates without PEFT's prefix, which it is given by the cache's old name"
+SVD = "PEFT draws PiSSA's start from weights in full precision, and these are packed"
+REFUSED: Mapping[tuple[str, ...], str] = {
+    ("oft", "gpt2"): CONV1D,
+    ("bitfit", "t5"): "T5 has no biases",
+    ("prompt", "bert", "sum"): NO_PROMPTS,
+    ("prefix", "bert", "sum"): NO_PROMPTS,
+    ("prompt", "gpt2", "sum"): REPEATED,
+    ("prefix", "gpt2", "sum"): IGNORED,
+    ("prefix", "t5", "sum"): IGNORED,
+    ("qpissa", "bert"): SVD,
+    ("qpissa", "gpt2"): SVD,
+    ("qpissa", "t5"): SVD,
+}
+
+
+def zoo() -> Grid:
+    """The grid of the zoo; `-m zoo` runs its quick cells, `-m footprint --zoo` all of them at their true size."""
+    grid = Grid(
+        backbones={backbone.id: backbone for backbone in BACKBONES},
+        tasks={task.id: task for task in TASKS},
+        methods={method.id: method for method in METHODS},
+        optimizers=dict(OPTIMIZERS),
+    )
+    for backbone, task, method in product(grid.backbones, grid.tasks, METHODS):
+        cell_id = f"{backbone}_{task}_{method.id}"
+        grid.recipes[cell_id] = recipe_of(backbone, task, method)
+        grid.quick[cell_id] = quick_of(backbone, task, method)
+        if reason := reason_against(method.id, backbone, task):
+            grid.refused[cell_id] = reason
+        if (backbone, task) == ("gpt2", "sum"):
+            grid.heads[cell_id] = GPT2_SUM
+    return grid
+
+
+def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
+    """At full size: the study's SFT recipe, with the zoo's adapter and rate."""
+    return replace(
+        RECIPES[f"{backbone}_{task}_sft"],
+        adapter=adapter_of(backbone, method),
+        learning_rate=RATE * RATES.get(method.id, 1.0),
+        optim="adamw_torch",
+        trainable_params=None,
+        total_params=None,
+        from_notebook=(),
+        ours=("adapter", "learning_rate", "optim"),
+    )
+
+
+def adapter_of(backbone: str, method: Method) -> Adapter | None:
+    """LoRA's settings for the methods that train beside a layer; None for full fine-tuning."""
+    return Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS[backbone]) if method.adapts else None
+
+
+def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:
+    """The fields that make the recipe a quick one: the study's, but for updates, rate, batch and the search."""
+    updates, rate, batch = QUICK[backbone, task]
+    changes = dict(quick_changes(f"{backbone}_{task}_lora"))
+    changes |= {"max_steps": updates, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
+    changes |= {"learning_rate": rate * RATES.get(method.id, 1.0), "precision": "fp32", "gradient_checkpointing": False}
+    return changes
+
+
+def reason_against(method: str, backbone: str, task: str) -> str | None:
+    """Why a combination is refused; None where it is not."""
+    place = (method, backbone, task)
+    return next((reason for key, reason in REFUSED.items() if key == place[: len(key)]), None)
