@@ -2,7 +2,7 @@
 
 It trains five seeds, and on three of them three more starts each that are moved in their last digits. It writes
 benchmarks/thresholds/quick.toml, what a healthy run reaches, and noise.toml, what the gate holds a change to. Runs are kept in
-.cache/calibrate: --reuse takes those that are there.
+.cache/calibrate: --reuse takes those that are there. `--profile zoo` trains the zoo, and writes bounds alone, to zoo.toml.
 """
 
 import argparse
@@ -19,8 +19,10 @@ RUNS = ROOT / ".cache" / "calibrate"
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
 
 
-def planned(seeds: int, perturbed: int, draws: int) -> list[GridRun]:
-    """One session of all seeds, then one a draw with the perturbed seeds, 0 and up."""
+def planned(seeds: int, perturbed: int, draws: int, profile: str = "quick") -> list[GridRun]:
+    """One session of all seeds, then one a draw with the perturbed seeds, 0 and up. The zoo has no perturbed ones."""
+    if profile == "zoo":
+        return [GridRun(folder=RUNS / profile, profile=profile, seeds=range(seeds))]
     plain = GridRun(folder=RUNS, seeds=range(seeds))
     return [plain, *(GridRun(folder=RUNS, seeds=range(perturbed), draw=1 + draw) for draw in range(draws) if perturbed)]
 
@@ -60,6 +62,7 @@ def blunt(measured: Calibration) -> list[str]:
 def main(arguments: list[str] | None = None) -> int:
     """Train, write, say which bounds are blunt; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib calibrate", description=__doc__)
+    parser.add_argument("--profile", choices=("quick", "zoo"), default="quick", help="which grid (default quick)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1, at least 2 (default 5)")
     parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds with perturbed runs (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="perturbed runs of each of them (default 3)")
@@ -71,10 +74,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
     try:
         controls = read_controls(options.controls) if options.controls else {}
-        plan = planned(options.seeds, options.perturbed_seeds, options.draws)
+        plan = planned(options.seeds, options.perturbed_seeds, options.draws, options.profile)
         train_missing(plan, options.workers, reuse=options.reuse)
         measured = calibration([(run, run.grids()) for run in plan], controls)
-        texts = {"quick.toml": thresholds_toml(measured), "noise.toml": noise_toml(measured)}
+        texts = {f"{options.profile}.toml": thresholds_toml(measured)}
+        texts |= {"noise.toml": noise_toml(measured)} if options.profile == "quick" else {}
     except InputError as error:
         parser.error(str(error))
     for name, text in texts.items():

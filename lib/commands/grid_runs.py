@@ -1,4 +1,4 @@
-"""Runs of the quick grid that a command trains. In: seeds and draws. Out: one JSON file each, which is not trained twice."""
+"""Runs of a micro grid that a command trains. In: seeds and draws. Out: one JSON file each, which is not trained twice."""
 
 import subprocess
 import sys
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from lib.errors import InputError
 from lib.grid.cells import STUDY_IDS
+from lib.grid.profiles import ZOO_PROFILE
+from lib.grid.zoo import zoo
 from lib.record import Record
 from lib.results.files import read_list
 
@@ -17,17 +19,24 @@ Grid = Mapping[str, Record]
 
 @dataclass(frozen=True, kw_only=True)
 class GridRun:
-    """One session of the quick grid: every cell with each of some seeds.
+    """One session of a micro grid: every cell with each of some seeds.
 
     Attributes:
         folder: where its JSON is kept.
+        profile: quick, or zoo.
         seeds: of initialisation, dropout and the order of rows.
         draw: of the noise that moves the start; None moves nothing.
     """
 
     folder: Path
+    profile: str = "quick"
     seeds: Sequence[int]
     draw: int | None = None
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """The grid's cells."""
+        return zoo().ids(ZOO_PROFILE) if self.profile == ZOO_PROFILE.id else STUDY_IDS
 
     @property
     def path(self) -> Path:
@@ -38,18 +47,18 @@ class GridRun:
     def train(self, workers: str) -> None:
         """Train it. A cell that misses a bound still has its row."""
         perturb = [] if self.draw is None else ["--perturb", str(self.draw)]
-        train(self.path, workers, "-m", "quick", "--seeds", ",".join(map(str, self.seeds)), *perturb)
+        train(self.path, workers, "-m", self.profile, "--seeds", ",".join(map(str, self.seeds)), *perturb)
 
     def grids(self) -> dict[int, Grid]:
-        """The study's records by seed; raises InputError where one is missing or the file is of another run."""
+        """The grid's records by seed; raises InputError where one is missing or the file is of another run."""
         records = {(record.seeds.seed, record.cell): record for record in read_list(self.path)}
         if {(r.seeds.seed, r.seeds.perturbation) for r in records.values()} != {(seed, self.draw) for seed in self.seeds}:
             raise InputError(f"{self.path} is of other seeds or draws than its name says; remove it, or leave out --reuse")
         for seed in self.seeds:
-            for cell in STUDY_IDS:
+            for cell in self.cells:
                 if (seed, cell) not in records:
                     raise InputError(f"{cell} of seed {seed} is missing in {self.path}; complete runs only")
-        return {seed: {cell: records[seed, cell] for cell in STUDY_IDS} for seed in self.seeds}
+        return {seed: {cell: records[seed, cell] for cell in self.cells} for seed in self.seeds}
 
 
 def train_missing(plan: Sequence[GridRun], workers: str, *, reuse: bool) -> None:

@@ -4,7 +4,7 @@ Each says in `holds_after` by what it is told from plain LoRA in the trained mod
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lib.errors import InputError
@@ -32,6 +32,11 @@ class Dora(Lora):
 @dataclass(frozen=True, kw_only=True)
 class Pissa(Lora):
     """PiSSA (Meng et al. 2024): the adapter starts as the largest singular directions, which the base loses."""
+
+    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+        """PEFT's model. Weights on the meta device have no directions: there it has its shape alone."""
+        shape = any(parameter.is_meta for parameter in model.parameters())
+        return super(Pissa, replace(self, options={}) if shape else self).adapted(model, cell, base)
 
     def holds_after(self, evidence: Any) -> Answer:
         """PEFT's option is set, and the target layers' weights are no longer the checkpoint's."""

@@ -1,5 +1,6 @@
 """The 27 recipes against their architectures at full size: built on the meta device, without weights or a download."""
 
+from dataclasses import replace
 from functools import cache
 
 import bitsandbytes as bnb
@@ -11,6 +12,7 @@ from lib.grid.backbones import BACKBONES
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FOOTPRINT_PROFILE
 from lib.grid.recipes import RECIPES
+from lib.grid.zoo import zoo
 from lib.run.build import build, load_tokenizer
 from lib.run.meter import parameter_counts
 
@@ -61,6 +63,30 @@ def test_total_parameters_are_the_bases_and_the_adapters(cell_id):
         adapters = sum(p.numel() for name, p in model_of(cell_id).named_parameters() if "lora_" in name)
         frozen_head = 512 * 768 + 512 - 768 * 2 - 2 + 512 * 2 + 2 if cell_id == "bert_sa_lora" else 0  # two layers, not one
         assert counts["total_params"] == base + adapters + frozen_head
+
+
+# The zoo on BERT's classifier, whose new layer has 768 x 2 + 2. Twelve layers; queries and values of 768 x 768 are adapted.
+HEAD = 768 * 2 + 2
+LORA = 12 * 2 * 8 * (768 + 768)
+ZOO_COUNTS = {
+    "lora": LORA,
+    "rslora": LORA,
+    "pissa": LORA,
+    "dora": LORA + 12 * 2 * 768,  # a magnitude an output
+    "adalora": 12 * 2 * (12 * (768 + 768) + 12 + 1),  # rank 12, singular values, and how many: PEFT trains that on meta alone
+    "vera": 12 * 2 * (64 + 768),  # a scale a rank and an output
+    "oft": 12 * 2 * 24 * (32 * 31 // 2),  # 24 blocks of 32 x 32, each of which has 496 angles
+    "ia3": 12 * (768 + 768 + 768 + 3072),  # keys, values, and what the two layers named output.dense read
+    "ln": 25 * 2 * 768,  # two norms a layer, and that of the embeddings
+    "bitfit": 12 * (4 * 768 + 3072 + 768 + 2 * 768) + 768 + 768,  # the embeddings' norm and the pooler, too
+}
+
+
+@pytest.mark.parametrize("method", ZOO_COUNTS)
+def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
+    cell = zoo().cell(f"bert_sa_{method}", replace(FOOTPRINT_PROFILE, zoo=True))
+    model = build(cell, load_tokenizer(cell), META)
+    assert parameter_counts(model)["trainable_params"] == ZOO_COUNTS[method] + HEAD
 
 
 def test_no_weight_is_held_in_memory():
