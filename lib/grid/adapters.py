@@ -107,7 +107,7 @@ class Vera(Adapting):
         layers = [module for module in evidence.model.modules() if hasattr(module, "vera_lambda_b")]
         shared = {(layer.vera_A["default"].data_ptr(), layer.vera_B["default"].data_ptr()) for layer in layers}
         trains = any(layer.vera_A["default"].requires_grad or layer.vera_B["default"].requires_grad for layer in layers)
-        still = evidence.own - evidence.moved
+        still = evidence.own & evidence.trainer.reached - evidence.moved
         right = len(shared) == 1 and not trains and not still
         return right, f"{len(layers)} layers share {len(shared)} pairs of matrices; {len(still)} vectors did not move"
 
@@ -154,7 +154,7 @@ class OFT(Adapting):
         with torch.no_grad():
             blocks = self.rotations(evidence.model)
             gap = max((float((b @ b.mT - torch.eye(b.shape[-1], device=b.device)).abs().max()) for b in blocks), default=1.0)
-        still = evidence.own - evidence.moved
+        still = evidence.own & evidence.trainer.reached - evidence.moved
         return gap <= ORTHOGONAL and not still, f"{len(blocks)} layers, {gap:.0e} from orthogonal; {len(still)} did not move"
 
 

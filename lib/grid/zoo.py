@@ -49,6 +49,7 @@ METHODS: tuple[Method, ...] = (
 
 # Of the layers that LoRA's paper adapts: queries and values, which GPT-2 keeps in one layer.
 TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "t5": ("q", "v")}
+BERT_SUM = ("query", "key", "value", "output.dense")  # BERT2BERT's cross-attention is new: it takes more
 RANK, ALPHA = 8, 16  # PEFT's default rank; its scale of 2 is LoRA's in the study's GPT-2 and T5 recipes
 RATE = 2e-4  # LoRA's at full size: the QLoRA paper's for models of up to 13 B parameters
 
@@ -56,15 +57,16 @@ RATE = 2e-4  # LoRA's at full size: the QLoRA paper's for models of up to 13 B p
 RATES: Mapping[str, float] = {
     "sft": 0.25,  # LoRA's paper, table 11: RoBERTa-base 4e-4 to 5e-4 for LoRA; BERT's paper: 2e-5 to 5e-5 for all weights
     "rslora": 0.5,  # alpha / sqrt(8) is 2.8 times alpha / 8, and rsLoRA's paper keeps the rate; half of it is steadier here
-    "loraplus": 0.5,  # LoRA+'s paper: B 16 times as fast as A, whose rate then is lower than LoRA's
+    "loraplus": 0.2,  # LoRA+'s paper: B 16 times as fast as A, whose rate then is lower than LoRA's
     "pissa": 0.5,  # its paper trains PiSSA and LoRA alike; the principal directions are larger than LoRA's start
     "lorafa": 2.0,  # LoRA-FA's paper, table 6: 2 times LoRA's on average
     "adalora": 10.0,  # AdaLoRA's paper: up to 2e-3 on GLUE, 4 times LoRA's; few updates need more, since all start near zero
     "ia3": 10.0,  # IA3's paper: 3e-3, ten times what it gives adapters
     "qia3": 10.0,
     "vera": 10.0,  # VeRA's paper, section 4.1: ten times LoRA's
-    "oft": 1.0,  # OFT's rotations start from zero, as LoRA's B does
-    "ln": 3.0,  # its paper: 3e-5 to 5e-3; small tensors bear large steps
+    "oft": 0.7,  # larger angles leave the range in which PEFT's series is a rotation
+    "qoft": 0.7,
+    "ln": 5.0,  # its paper: 3e-5 to 5e-3; small tensors bear large steps
     "bitfit": 2.0,  # BitFit's paper: 1e-4 to 9e-4 where BERT has up to 5e-5 in full
     "prompt": 50.0,  # Lester et al. 2021: 0.3 with Adafactor; prompts start as small as embeddings
     "prefix": 10.0,  # Li and Liang 2021, PEFT's example: 1e-2
@@ -74,7 +76,7 @@ RATES: Mapping[str, float] = {
 QUICK: Mapping[tuple[str, str], tuple[int, float, int]] = {
     ("bert", "sa"): (60, 5e-3, 16),
     ("bert", "qa"): (60, 3e-3, 16),
-    ("bert", "sum"): (30, 5e-3, 16),
+    ("bert", "sum"): (60, 5e-3, 16),
     ("gpt2", "sa"): (40, 4e-3, 16),
     ("gpt2", "qa"): (50, 4e-3, 16),
     ("gpt2", "sum"): (30, 4e-3, 16),
@@ -105,6 +107,9 @@ REFUSED: Mapping[tuple[str, ...], str] = {
     ("qpissa", "gpt2"): SVD,
     ("qpissa", "t5"): SVD,
 }
+# What libraries train, but so few weights do not learn: rougeLsum after the cell's updates was 25 (IA3), 17 (LN), 5 (BitFit).
+NEW_PARTS = "it moves too little to teach BERT2BERT its cross-attention, which is new, in a quick cell's updates"
+UNLEARNED: Mapping[tuple[str, ...], str] = {(method, "bert", "sum"): NEW_PARTS for method in ("ia3", "qia3", "ln", "bitfit")}
 
 
 def zoo() -> Grid:
@@ -130,7 +135,7 @@ def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
     """At full size: the study's SFT recipe, with the zoo's adapter and rate."""
     return replace(
         RECIPES[f"{backbone}_{task}_sft"],
-        adapter=adapter_of(backbone, method),
+        adapter=adapter_of(backbone, task, method),
         learning_rate=RATE * RATES.get(method.id, 1.0),
         optim="adamw_torch",
         trainable_params=None,
@@ -140,9 +145,10 @@ def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
     )
 
 
-def adapter_of(backbone: str, method: Method) -> Adapter | None:
+def adapter_of(backbone: str, task: str, method: Method) -> Adapter | None:
     """LoRA's settings for the methods that train beside a layer; None for full fine-tuning."""
-    return Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=TARGETS[backbone]) if method.adapts else None
+    targets = BERT_SUM if (backbone, task) == ("bert", "sum") else TARGETS[backbone]
+    return Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets) if method.adapts else None
 
 
 def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:
@@ -157,4 +163,4 @@ def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:
 def reason_against(method: str, backbone: str, task: str) -> str | None:
     """Why a combination is refused; None where it is not."""
     place = (method, backbone, task)
-    return next((reason for key, reason in REFUSED.items() if key == place[: len(key)]), None)
+    return next((reason for key, reason in {**REFUSED, **UNLEARNED}.items() if key == place[: len(key)]), None)

@@ -80,8 +80,9 @@ def loss_is_the_tasks(evidence: Evidence) -> Answer:
 def _cross_entropy(logits: list[Tensor], batch: Batch) -> Tensor:
     """In nats, summed: of a label, of target tokens, or the mean of a span's start and end."""
     labels = batch["labels"]
-    if len(logits) == 2:
-        return torch.stack([cross_entropy(one.float(), labels[:, i], reduction="sum") for i, one in enumerate(logits)]).mean()
+    if len(logits) == 2:  # padding can be neither start nor end
+        spans = [one.float().masked_fill(batch["attention_mask"] == 0, -torch.inf) for one in logits]
+        return torch.stack([cross_entropy(one, labels[:, i], reduction="sum") for i, one in enumerate(spans)]).mean()
     if labels.ndim == 1:
         return cross_entropy(logits[0].float(), labels, reduction="sum")
     targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
