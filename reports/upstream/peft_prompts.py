@@ -1,4 +1,4 @@
-"""PEFT's prompts and prefixes are lost, or repeated, when a model generates. Exit code 1 while it is so, 0 once it is mended."""
+"""PEFT's prompts come again, and its prefixes are lost, when a model generates. Exit code 1 shows it, 0 a mended version."""
 
 import sys
 import warnings
