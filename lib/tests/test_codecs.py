@@ -47,11 +47,11 @@ def test_a_recipe_that_does_not_say_how_to_generate_is_refused(cell_id, missing)
         codec_of(cell_of(cell_id, **{missing: None}), tokenizer_of(cell_id))
 
 
-def test_a_separated_head_without_its_token_is_refused():
-    cell = cell_of("gpt2_sum_sft")
-    head = Head(architecture="GPT2LMHeadModel", layout=Layout.SEPARATED)
-    with pytest.raises(InputError, match="gpt2_sum_sft: layout separated needs a new_token in the head"):
-        codec_of(replace(cell, head=head), tokenizer_of("gpt2_sum_sft"))
+def test_a_separated_head_without_a_token_of_its_own_has_the_end_token_between():
+    cell, tokenizer = cell_of("gpt2_sum_sft"), tokenizer_of("gpt2_sum_sft")
+    codec = codec_of(replace(cell, head=Head(architecture="GPT2LMHeadModel", layout=Layout.SEPARATED)), tokenizer)
+    feature = codec.encode([{"article": "a b", "highlights": "c", "id": "1"}], training=True)[0]
+    assert feature.input_ids[-1] == feature.target[-1] == tokenizer.eos_token_id
 
 
 def test_an_architecture_is_ours_transformers_or_a_class():
