@@ -1,8 +1,12 @@
 """The zoo: every method is in every place or refused with a reason that still holds, and none is taken for plain LoRA."""
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from functools import cache
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +21,7 @@ from lib.run.meter import Meter
 from lib.run.training import Trainer
 from lib.tests.small import CPU, rows_of, silent
 
+ROOT = Path(__file__).parents[2]
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 ZOO = zoo()
 OPEN = zoo()
@@ -104,3 +109,34 @@ def trouble(cell_id: str) -> str | None:
 @pytest.mark.parametrize("cell_id", sorted(name for name, reason in ZOO.refused.items() if reason != NEW_PARTS))
 def test_what_is_refused_still_does_not_train(cell_id):
     assert trouble(cell_id), f"{cell_id} trains now: take it out of REFUSED in lib/grid/zoo.py"
+
+
+# The command line
+
+
+def listed(*options):
+    command = [sys.executable, "-m", "pytest", "--list-cells", *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_zoo_is_listed_with_what_is_refused_and_why():
+    lines = listed("-m", "zoo").stdout.splitlines()
+    assert lines[0] == "zoo:"
+    assert ["gpt2_sa_vera", "40"] in [line.split()[:2] for line in lines]
+    assert "not supported: t5_sum_bitfit, t5_qa_bitfit, t5_sa_bitfit: T5 has no biases" in lines
+
+
+def test_a_refused_cell_is_answered_with_its_reason():
+    answer = listed("-m", "zoo", "--cells", "gpt2_sa_oft")
+    assert answer.returncode
+    assert "gpt2_sa_oft: PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D" in answer.stderr
+
+
+def test_the_studys_cells_are_not_the_zoos():
+    answer = listed("-m", "quick", "--cells", "bert_sa_dora")
+    assert answer.returncode
+    assert "unknown cell 'bert_sa_dora'" in answer.stderr
+    names = [line.split()[0] for line in listed("-m", "footprint", "--zoo").stdout.splitlines() if line]
+    assert "bert_sa_dora" in names
+    assert "bert_sa_lora" not in names  # the study's has this name at true size
