@@ -1,7 +1,7 @@
 """What audits look at, and what they say. In: the stages' own objects. Out: `Evidence`, and a `Finding` an audit."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 from typing import TypeVar
@@ -16,6 +16,7 @@ from lib.grid.cells import Cell
 from lib.run.audits.probing import Asked, asked
 from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import Mark, model_marks
+from lib.run.serving import Serving
 from lib.run.training import Trainer
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ class Evidence:
     Attributes:
         cell: the cell as labelled.
         splits, evaluation: None where there was no text, or training stopped.
+        serving: how the result is saved, loaded and merged.
     """
 
     cell: Cell
@@ -36,6 +38,7 @@ class Evidence:
     trainer: Trainer
     splits: Splits | None = None
     evaluation: Evaluation | None = None
+    serving: Serving = field(default_factory=Serving)
 
     @cached_property
     def after(self) -> dict[str, Mark]:
