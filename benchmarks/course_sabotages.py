@@ -1,4 +1,4 @@
-"""How faults break rows, training, scoring and serving and saved records. In: a sound value, and a folder. Out: the broken value."""
+"""How faults break rows, training, scoring, serving and saved records. In: a sound value, and a folder. Out: a broken one."""
 
 import json
 from collections.abc import Callable
