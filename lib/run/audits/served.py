@@ -1,7 +1,7 @@
 """The audit of serving: what is saved, loaded into a fresh base and merged computes what was trained.
 
-It runs after training. A second copy of the weights stands beside the first one for it: on a GPU, in the room that gradients and
-activations took in training. Models above `LARGEST_GIB` of weights are not copied, and the finding says so.
+It runs after training: for a while a second copy of the weights stands beside the first one, on a GPU in the room that
+gradients and activations had. Models above `LARGEST_GIB` of weights are not copied, and the finding says so.
 """
 
 import math
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lib.codecs.base import Feature
 from lib.errors import first_line
 from lib.grid.methods import Answer
+from lib.run.audits.built import is_adapted
 from lib.run.audits.evidence import Evidence, sample
 from lib.run.audits.probing import COARSE, FINE, distance, logits_of, of_targets, undisturbed
 from lib.run.build import base_type
@@ -67,15 +68,42 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
         return True, detail
     if reason := cell.method.unmergeable(cell):
         return True, f"{detail}; not merged: {reason}"
+    passed, merged = _merged(evidence, served, rows, ours)
+    return passed, f"{detail}; {merged}"
+
+
+def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Sequence[Tensor]) -> tuple[bool, str]:
+    """Whether the loaded adapter, merged into its base, still gives our logits; its base is packed anew where it is packed."""
+    packed = evidence.cell.quantization is not None
+    without = _without_adapter(evidence, served, rows) if packed else []
     try:
-        merged = evidence.serving.merge(served)
-    except Exception as error:
+        merged = _logits(evidence, evidence.serving.merge(served), rows)
+    except Exception as error:  # whatever PEFT raises where it cannot merge
         return (
             False,
-            f"{detail}; PEFT cannot merge it, which `unmergeable` of {cell.method.id!r} should say: {first_line(error)}",
+            f"PEFT cannot merge, as `unmergeable` of method {evidence.cell.method.id!r} should say: {first_line(error)}",
         )
-    apart = _apart(ours, _logits(evidence, merged, rows))
-    return apart <= _merged_allowance(evidence), f"{detail}; merged, by {apart:.1e}"
+    apart = _apart(ours, merged)
+    if not packed:
+        return apart <= (FINE if base_type(evidence.cell) is torch.float32 else COARSE), f"merged, by {apart:.1e}"
+    share = _norm(ours, merged) / _norm(ours, without)
+    return share <= MERGED_PACKED, f"merged and packed anew, by {apart:.1e}, {share:.0%} of what the adapter changes"
+
+
+def _without_adapter(evidence: Evidence, served: Any, rows: Sequence[Feature]) -> list[Tensor]:
+    """Logits of the base with the trained head and token rows, but without what adapts its layers."""
+    layers = [module for module in served.modules() if is_adapted(module)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    logits = _logits(evidence, served, rows)
+    for layer in layers:
+        layer.enable_adapters(True)
+    return logits
+
+
+def _norm(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The norm of all differences."""
+    return math.hypot(*(float((one.float() - other.float()).norm()) for one, other in zip(ours, theirs, strict=True)))
 
 
 def _rows(evidence: Evidence) -> list[Feature]:
@@ -114,9 +142,3 @@ def _lost(model: nn.Module, served: nn.Module) -> list[str]:
 
 def _equal(trained: Tensor, loaded: Tensor) -> bool:
     return trained.shape == loaded.shape and torch.equal(trained.to(loaded.dtype), loaded)
-
-
-def _merged_allowance(evidence: Evidence) -> float:
-    if evidence.cell.quantization:
-        return MERGED_PACKED
-    return FINE if base_type(evidence.cell) is torch.float32 else COARSE
