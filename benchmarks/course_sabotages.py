@@ -1,5 +1,6 @@
-"""How faults break rows, training, scoring and saved records. In: a sound value, and a folder. Out: the broken value."""
+"""How faults break rows, training, scoring, serving and saved records. In: a sound value, and a folder. Out: a broken one."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
@@ -7,15 +8,20 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lib.data.splits import Splits, load_splits
+from lib.grid.cells import Cell
+from lib.grid.methods import TOKEN_ROWS
 from lib.grid.profiles import QUICK_PROFILE
 from lib.grid.tasks import SA
 from lib.record import Record
 from lib.run.evaluation import Evaluation
 from lib.run.metrics import Metrics
 from lib.run.schedule import make_schedule
+from lib.run.serving import Serving
 from lib.run.training import Trainer
 
 # Rows
@@ -104,6 +110,52 @@ def points_of_neighbours(score: Callable[[Any], Evaluation], folder: Path) -> Ca
         return evaluation
 
     return shifted
+
+
+# Saving and serving
+
+
+def head_not_saved(serving: Serving, folder: Path) -> Serving:
+    """The new head is left out of the saved adapter, as if its config had never named it."""
+
+    class Headless(type(serving)):
+        def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
+            super().save(cell, model, tokenizer, folder)
+            leave_out(folder, *cell.head.new_modules, modules_to_save=None)
+
+    return Headless()
+
+
+def token_row_not_saved(serving: Serving, folder: Path) -> Serving:
+    """The new token's trained row is left out; the embedding that is saved has the row that the token was drawn with."""
+
+    class Rowless(type(serving)):
+        def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
+            super().save(cell, model, tokenizer, folder)
+            leave_out(folder, TOKEN_ROWS, trainable_token_indices=None)
+
+    return Rowless()
+
+
+def leave_out(folder: Path, *parts: str, **fields: Any) -> None:
+    """Drop the tensors with these parts in their names from a saved adapter, and change fields of its config."""
+    weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+    save_file({name: t for name, t in load_file(weights).items() if not set(parts) & set(name.split("."))}, weights)
+    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+
+
+def merged_twice(serving: Serving, folder: Path) -> Serving:
+    """The base that the adapter is merged into has it merged already."""
+
+    class Twice(type(serving)):
+        def merge(self, model: Any) -> Any:
+            model.merge_adapter()
+            for layer in model.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.merged_adapters.clear()  # nobody remembers
+            return super().merge(model)
+
+    return Twice()
 
 
 # Saved records

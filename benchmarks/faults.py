@@ -2,7 +2,8 @@
 
 A fault breaks one noun of the pipeline (`sabotages.py` and `course_sabotages.py` say how); the cell's label stays. Faults over
 several cells break saved records. F1 to F14, F17 and F19 stood in the study's own notebooks or reports, the others are the
-classics of fine-tuning; F20 and later happen in a line of a model, a collator or a loop, and hardly a score tells them.
+classics of fine-tuning; F20 and later happen in a line of a model, a collator or a loop, and hardly a score tells them; from
+F43 on they happen after scoring, where a result is saved.
 """
 
 from collections.abc import Callable
@@ -421,7 +422,31 @@ FAULTS = (
         cells=("gpt2_sum_sft", "gpt2_sum_lora"),
         sabotage=course.copied_scores,
     ),
-    # F43 to F45 break what is saved; these break methods.
+    Fault(
+        id="F43",
+        what="a new head that is not saved with its adapter",
+        caught_by="saved_is_served",
+        cell="gpt2_sa_lora",
+        breaks="serving",
+        sabotage=course.head_not_saved,
+    ),
+    Fault(
+        id="F44",
+        what="an adapter merged into its base twice",
+        caught_by="saved_is_served",
+        cell="gpt2_sa_lora",
+        breaks="serving",
+        sabotage=course.merged_twice,
+    ),
+    Fault(
+        id="F45",
+        what="a new token's trained row that is not saved",
+        caught_by="saved_is_served",
+        cell="gpt2_sum_lora",
+        settings=FEW,
+        breaks="serving",
+        sabotage=course.token_row_not_saved,
+    ),
     Fault(
         id="F46",
         what="KaSA over NF4, which trains as plain LoRA",

@@ -88,6 +88,11 @@ def score(score, broken):
 
 
 @pytest.fixture
+def serving(serving, broken):
+    return broken("serving", serving)
+
+
+@pytest.fixture
 def bounds(bounds, fault):
     return {} if fault.settings else bounds
 

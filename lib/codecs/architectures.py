@@ -105,6 +105,11 @@ class BertToBert(hf.EncoderDecoderModel):
         loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
         return model, loading
 
+    @classmethod
+    def from_saved(cls, folder: Any, **options: Any) -> Any:
+        """What `save_pretrained` wrote: both halves, each as it was."""
+        return super().from_pretrained(folder, **options)
+
 
 def paired_config(config: Any) -> Any:
     """An encoder-decoder config of two BERTs, the second causal and with cross-attention."""

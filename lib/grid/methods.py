@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lib.errors import InputError, first_line
@@ -158,6 +159,14 @@ class Method:
     def load_state_dict(self, model: "nn.Module", state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
 
+    def save(self, model: Any, cell: CellLike, folder: Path) -> None:
+        """Write the trained model, or its adapter, as its users would."""
+        model.save_pretrained(folder)
+
+    def unmergeable(self, cell: CellLike) -> str | None:
+        """Why PEFT cannot merge the adapter into the base; None where it can. Full fine-tuning has none to merge."""
+        return None
+
     def holds_after(self, evidence: Any) -> Answer:
         """Whether the trained model shows that this method trained it; `evidence` is what audits see."""
         return None
@@ -297,6 +306,17 @@ class Lora(Adapting):
     def rewritten(self, cell: CellLike) -> tuple[str, ...]:
         """The recipe's target modules, where PiSSA or its like subtracts the adapter's start from the pretrained weights."""
         return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
+
+    def save(self, model: Any, cell: CellLike, folder: Path) -> None:
+        """Write the adapter; one whose start rewrote the base says that it starts plainly, over the base as rewritten.
+
+        Otherwise PEFT would rewrite that base once more when it loads the adapter.
+        """
+        config = model.peft_config["default"]
+        start = config.init_lora_weights
+        config.init_lora_weights = True if self.rewritten(cell) else start
+        super().save(model, cell, folder)
+        config.init_lora_weights = start
 
     def holds_after(self, evidence: Any) -> Answer:
         """PEFT has the variant's options and no other variant's parameters; None for plain LoRA that is plain."""

@@ -84,11 +84,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """
     _check_type(cell, device)
     hf.set_seed(cell.profile.seed)
-    model = _loaded(cell, device)
-    # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
-    model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if cell.head.new_token:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model = load_base(cell, tokenizer, device)
     adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))
     if base_type(cell) is not torch.float32:
         train_in_fp32(adapted)
@@ -99,6 +95,16 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     if cell.profile.perturbation is not None:
         perturb(built, cell.profile.perturbation)
     return built
+
+
+def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
+    """The checkpoint's model, quantized where the method quantizes; its new head and the new token's row start from random."""
+    model = _loaded(cell, device)
+    # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
+    model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if cell.head.new_token:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model
 
 
 def checkpoint_activations(model: Any) -> None:

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
+from safetensors import safe_open
 
 from lib.grid.cells import Cell
+from lib.grid.names import within
 from lib.run.build import checkpoint_of
 
 WEIGHTS = "model.safetensors"
@@ -26,6 +28,17 @@ def weight_files(cell: Cell) -> list[Path]:
     index = _file(source, INDEX, pin)
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else []
     return [path for path in (_file(source, name, pin) for name in names) if path]
+
+
+def lacking_modules(cell: Cell) -> list[str]:
+    """The head's optional modules that the checkpoint does not hold; they start from random."""
+    if not cell.head.optional_modules:
+        return []
+    names: set[str] = set()
+    for path in weight_files(cell):
+        with safe_open(path, "pt") as file:
+            names |= set(file.keys())
+    return [module for module in cell.head.optional_modules if not any(within(name, [module]) for name in names)]
 
 
 def _file(source: str, name: str, pin: Mapping[str, Any]) -> Path | None:

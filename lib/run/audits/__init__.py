@@ -40,6 +40,7 @@ from lib.run.audits.rows import (
     offsets_show_their_tokens,
     selection_apart_from_test,
 )
+from lib.run.audits.served import saved_is_served
 from lib.run.audits.trained import (
     base_frozen,
     gradients_clipped,
@@ -95,6 +96,7 @@ AUDITS: tuple[Audit, ...] = (  # in the record's order
     windows_map_to_examples,
     prompt_intact_at_inference,
     metric_invariants,
+    saved_is_served,
 )
 OF_LEARNING: tuple[Audit, ...] = (weights_moved, generation_not_truncated, learned_something)
 ORDER = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]

@@ -1,7 +1,7 @@
 """What audits look at, and what they say. In: the stages' own objects. Out: `Evidence`, and a `Finding` an audit."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
 from typing import TypeVar
@@ -18,6 +18,7 @@ from lib.run.build import base_type
 from lib.run.evaluation import Evaluation
 from lib.run.fingerprints import Mark, model_marks
 from lib.run.namesakes import checkpoint_marks, namesakes
+from lib.run.serving import Serving
 from lib.run.training import Trainer
 from lib.run.weights import weight_files
 
@@ -32,6 +33,7 @@ class Evidence:
     Attributes:
         cell: the cell as labelled.
         splits, evaluation: None where there was no text, or training stopped.
+        serving: how the result is saved, loaded and merged.
     """
 
     cell: Cell
@@ -39,6 +41,7 @@ class Evidence:
     trainer: Trainer
     splits: Splits | None = None
     evaluation: Evaluation | None = None
+    serving: Serving = field(default_factory=Serving)
 
     @cached_property
     def after(self) -> dict[str, Mark]:

@@ -145,12 +145,16 @@ def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, .
             handle.remove()
 
 
-def logits_of(trainer: Trainer, features: Sequence[Feature]) -> tuple[list[Tensor], Batch]:
-    """What the model answers to a training batch, each (B, ...), and the batch; no logits where its output names none."""
+def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
+    """What the model, or another one, answers to a training batch, each (B, ...), and the batch.
+
+    No logits where its output names none.
+    """
+    model = trainer.model if model is None else model
     batch = on(trainer.meter.device, trainer.codec.collate(features))
     outputs: list[Any] = []
-    with hooked([trainer.model], lambda module, inputs, output: outputs.append(output)):
-        trainer.codec.loss(trainer.model, batch)
+    with hooked([model], lambda module, inputs, output: outputs.append(output)):
+        trainer.codec.loss(model, batch)
     named = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
     return [logits for logits in named if logits is not None], batch
 
