@@ -152,7 +152,7 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "t5_sa_qlora": (240, 4e-3, 16, 1),
     "t5_sa_sft": (120, 2e-3, 16, 1),
     "t5_qa_lora": (130, 4e-3, 24, 1),
-    "t5_qa_qlora": (140, 3e-3, 24, 1),
+    "t5_qa_qlora": (140, 3e-3, 32, 1),
     "t5_qa_sft": (130, 1e-3, 24, 1),
     "t5_sum_lora": (30, 3e-3, 8, 2),
     "t5_sum_qlora": (30, 3e-3, 8, 2),
