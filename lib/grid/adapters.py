@@ -52,6 +52,10 @@ class IA3(Adapting):
         product: torch.Tensor = base(inputs * vector).float() if layer.is_feedforward else plain * vector
         return product - plain
 
+    def unmergeable(self, cell: CellLike) -> str | None:
+        """PEFT multiplies no packed weight."""
+        return None if self.quantization is None else "PEFT merges no vectors into packed layers"
+
     def holds_after(self, evidence: Any) -> Answer:
         """Every layer has one vector, which moved; `adapters_add_as_declared` sees that it multiplies."""
         vectors = [p for name, p in evidence.trainer.parameters.items() if name in evidence.own and p.requires_grad]
@@ -246,6 +250,10 @@ class VirtualTokens(Adapting):
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
         """How many tokens."""
         return {"num_virtual_tokens": self.tokens}
+
+    def unmergeable(self, cell: CellLike) -> str | None:
+        """No weight holds what stands before the text."""
+        return "virtual tokens are no part of a layer"
 
     def task_type(self, cell: CellLike) -> str:
         """PEFT's name for how the model generates."""

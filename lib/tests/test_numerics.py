@@ -214,7 +214,7 @@ def test_the_command_compares_seed_by_seed(capsys):
     baseline = "reports/baselines/quick-cpu.json"
     assert main([baseline, baseline]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 2 * 27
+    assert len(lines) == 1 + 5 * 27
     assert all("equal" in line for line in lines[1:])
 
 
