@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
@@ -12,9 +13,9 @@ from lib.commands import compare as command
 from lib.errors import InputError
 from lib.record import to_json
 from lib.results import examples
-from lib.results.comparison import combined, compared, row_error
+from lib.results.comparison import Comparison, chance_of, combined, compared, row_error
 from lib.results.comparison_report import as_markdown, as_text, remarks, summary
-from lib.results.entries import PEAK, SECONDS, TRAINED, entry_of
+from lib.results.entries import PEAK, SECONDS, TRAINED, Entry, entry_of
 from lib.results.fronts import front, letters
 from lib.results.noise import Deviation, Noise
 from lib.results.table import markdown
@@ -166,6 +167,24 @@ def test_several_seeds_with_rows_rest_on_both():
     comparison = alone(records)
     assert comparison.chance.interval(comparison.entries[0]).by == "2 seeds, rows"
     assert comparison.entries[0].rows.mean() == pytest.approx(100 * 479.5 / 512)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+@pytest.mark.parametrize("deviations", [(1.0, 1.0, 1.0), (0.3, 0.5, 1.0, 1.0, 2.0, 3.0)], ids=["alike", "unlike"])
+def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviations, seeds):
+    rng, runs, alarms = np.random.default_rng(1), 500, 0
+    records = [
+        replace(measured("bert_sa_lora", 80.0), method=f"m{place}", cell=f"bert_sa_m{place}")
+        for place in range(len(deviations))
+    ]
+    for _ in range(runs):
+        entries = [
+            Entry(records=[replace(record, scores={"accuracy": float(score)}) for score in rng.normal(80, deviation, seeds)])
+            for record, deviation in zip(records, deviations, strict=True)
+        ]
+        chance = chance_of(entries, Noise())
+        alarms += bool(Comparison(task="sa", backbone="bert", entries=entries, chance=chance).apart)
+    assert alarms / runs <= 0.05 + 0.02  # two standard errors
 
 
 # Letters and fronts
