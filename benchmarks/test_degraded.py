@@ -11,12 +11,12 @@ import pytest
 
 from benchmarks.targets import spoiled
 from fixtures.session import session_of
+from lib.commands.sees import DEGRADATIONS
 from lib.grid.cells import STUDY_IDS
 from lib.record import to_json
 
 pytestmark = pytest.mark.degraded
 
-DEGRADATIONS = ("targets_5", "targets_10", "rate_halved", "tenth_missing")
 SHARES = {"targets_5": 0.05, "targets_10": 0.10}  # of training rows with a wrong target
 
 

@@ -8,6 +8,7 @@ COMMANDS = {
     "gate": "is a run worse than another? a verdict for every cell",
     "numerics": "did the arithmetic of training change? a verdict for every cell",
     "audit": "re-check a saved run: impossible scores, copied results, failed audits",
+    "compare": "which method, on which task, at what cost: fronts, and groups that cannot be told apart",
     "scores": "list every difference between the scores of two runs",
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",

@@ -16,6 +16,7 @@ from lib.grid.cells import STUDY_IDS
 from lib.record import Record
 from lib.results.examples import keep_beside
 from lib.results.files import load, read_list, read_rows, save
+from lib.results.record_checks import check_alike
 from lib.results.table import Column, lines, number
 
 COLUMNS = (
@@ -67,7 +68,7 @@ def combined(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Record]]:
     _check_seeds({path: [record for _, record in rows] for path, rows in rows_by_path.items()})
     rows = [row for path in paths for row in rows_by_path[path]]
     records = [record for _, record in rows]
-    _check_alike(records)
+    check_alike(records)
     return load(paths[0]) | {"benchmarks": [row for row, _ in rows]}, records
 
 
@@ -79,15 +80,6 @@ def _check_seeds(records_by_path: dict[Path, list[Record]]) -> None:
             if seed in path_by_seed:
                 raise InputError(f"{path} and {path_by_seed[seed]} are both of seed {seed}; a baseline takes each seed once")
             path_by_seed[seed] = path
-
-
-def _check_alike(records: Sequence[Record]) -> None:
-    """Raises InputError where the seeds of a cell differ in more than the seed."""
-    facts_by_cell: dict[str, tuple[Any, ...]] = {}
-    for record in records:
-        facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
-        if facts_by_cell.setdefault(record.cell, facts) != facts:
-            raise InputError(f"the runs trained or scored {record.cell} differently, so they are not seeds of one experiment")
 
 
 def changes(old: Sequence[Record], new: Sequence[Record]) -> list[str]:

@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from filelock import FileLock
+
 from lib.commands.environments import Commits, Releases, Subject, python_with
 from lib.commands.grid_runs import ROOT
 from lib.errors import InputError
 from lib.grid.profiles import CACHE
 from lib.machine import versions
 from lib.results.bisection import Answer, Bisection, bisection, most_steps
+from lib.results.cache import lock_of
 from lib.results.gate_report import closing, remarks
 from lib.results.gates import FAILED_BY, KINDS, Run, failing, gate, kinds_of, read_run
 from lib.results.journal import code_digest
@@ -92,8 +95,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
     say(f"the bad end, {bad}")
     judged = gate(baseline, steps.run(bad))
     if not failing(judged, kinds):
-        advice = "more seeds (-- --seeds 0-2) see smaller drops, and --by numerics sees changes before them"
-        raise InputError(f"{bad} is not worse than {good}: {closing(judged, kinds)}; {advice}")
+        raise InputError(f"{bad} is not worse than {good}: {closing(judged, kinds)}; {advice(kinds)}")
     say(f"{bad}: {remarks(failing(judged, kinds))[0]}")
 
     def answer(version: str, steps_left: int) -> Answer:
@@ -108,6 +110,15 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
         return Answer.BAD if worse else Answer.GOOD
 
     return bisection(candidates, answer)
+
+
+def advice(kinds: Sequence[str]) -> str:
+    """What may tell two versions that these kinds of figures do not."""
+    hints = ["more seeds (-- --seeds 0-2) see smaller drops"] if "quality" in kinds else []
+    hints += [
+        "other cells may show what these do not" if "numerics" in kinds else "--by numerics sees changes before scores do"
+    ]
+    return ", and ".join(hints)
 
 
 def say(line: str) -> None:
@@ -173,10 +184,11 @@ def main(arguments: Sequence[str] | None = None, command: Command | None = None)
         kinds = kinds_of(options.by)
         candidates = subject.between(good, bad)
         folder.mkdir(parents=True, exist_ok=True)
-        steps = Steps(subject, cells, command or suite(cells, options.pytest_options), folder)
-        most = most_steps(len(candidates) - 2)
-        say(f"{subject.name}: {len(candidates)} versions, at most {most} steps after the two ends; kept in {folder}")
-        result = search(steps, candidates, kinds)
+        with FileLock(lock_of(folder)):  # while it is held, no session removes the environments
+            steps = Steps(subject, cells, command or suite(cells, options.pytest_options), folder)
+            most = most_steps(len(candidates) - 2)
+            say(f"{subject.name}: {len(candidates)} versions, at most {most} steps after the two ends; kept in {folder}")
+            result = search(steps, candidates, kinds)
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:

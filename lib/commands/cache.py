@@ -1,7 +1,8 @@
 """What this machine keeps between runs: `python -m lib cache` prints kinds and sizes, `--prune` removes the oldest.
 
-Tokenised rows go first, then per-example scores, then checkpoints of cells that finished; never journals, checkpoints that
---resume may take up, or what a running session wrote. A session prunes to 5 GiB by itself at its end.
+Tokenised rows go first, then environments of bisections, per-example scores, and checkpoints of cells that finished; never
+journals, checkpoints that --resume may take up, or what a running session or bisection wrote.
+A session prunes to 5 GiB by itself at its end.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from lib.results.table import Column, lines, signed
 RUNS = ROOT / ".cache" / "degraded"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 AND = ", "
+# What `benchmarks/test_degraded.py` does to a cell: a share of wrong targets in percent, half the rate, updates that are lost.
 DEGRADATIONS = ("targets_5", "targets_10", "rate_halved", "tenth_missing")
 
 

@@ -1,4 +1,4 @@
-"""The hub before anything is read. In: nothing, or a data set's name. Out: can it be reached; which commit would be read.
+"""The hub before anything is read. In: nothing, or the name of a data set or a checkpoint. Out: can it be reached; the commit.
 
 Where it cannot be reached, the libraries are set to their caches, before they try for minutes.
 """
@@ -6,6 +6,7 @@ Where it cannot be reached, the libraries are set to their caches, before they t
 import os
 import socket
 from functools import cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 SECONDS = 5.0
@@ -39,3 +40,16 @@ def commit_of(dataset: str, config: str | None) -> str | None:
     except Exception:  # whatever their HTTP client raises: reading the rows will say it
         return None
     return commit
+
+
+@cache
+def checkpoint_commit_of(checkpoint: str) -> str | None:
+    """The commit at which the hub's checkpoint would be loaded now if nothing pins it, as for a data set; None: nowhere."""
+    prefer_cache_if_unreachable()
+    import huggingface_hub
+
+    try:
+        config = huggingface_hub.hf_hub_download(checkpoint, "config.json")
+    except Exception:  # whatever their HTTP client raises: loading the model will say it
+        return None
+    return Path(config).parent.name  # .../snapshots/COMMIT/config.json

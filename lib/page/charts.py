@@ -4,6 +4,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from lib.results.fronts import front
+
 POINTS_A_CURVE = 120  # more cannot be told apart at the width of a chart
 
 
@@ -90,15 +92,6 @@ class Scatter:
     front: str  # a polyline's points
 
 
-def front(dots: Iterable[Dot]) -> list[Dot]:
-    """The Pareto front: those that no other dot beats in cost without losing quality, the cheapest first."""
-    best: list[Dot] = []
-    for dot in sorted(dots, key=lambda dot: (dot.cost, -dot.score)):
-        if not best or dot.score > best[-1].score:
-            best.append(dot)
-    return best
-
-
 def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter | None:
     """Quality over cost, which is on a logarithmic axis; None where nothing was measured."""
     dots = [dot for dot in dots if dot.cost > 0]
@@ -108,7 +101,7 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter
     pad = max(1.0, 0.08 * (max(highs) - min(lows)))
     x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
     y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
-    best = front(dots)
+    best = front(sorted(dots, key=lambda dot: dot.cost), lambda dot: (dot.cost, -dot.score))
     ordered = [*best, *(dot for dot in dots if dot not in best)]
     whiskers = [(x(dot.cost) - 1, y(dot.high), x(dot.cost) + 1, y(dot.low)) for dot in dots]
     labels = placed([(x(dot.cost), y(dot.score), dot) for dot in ordered], whiskers, (width, height))

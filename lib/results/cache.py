@@ -1,12 +1,14 @@
 """What this machine keeps between runs. In: the cache's folder. Out: sizes by kind; the oldest files removed, down to a bound.
 
-Tokenised rows go first, then per-example scores, then checkpoints of cells that finished after all. Journals stay, and so do
-checkpoints that `--resume` may take up, and whatever a session that still runs may have written. Needs no torch.
+Tokenised rows go first, then environments of bisections, per-example scores, and checkpoints of cells that finished after all.
+Journals stay, and so do runs of bisections, checkpoints that `--resume` may take up, and whatever a session or a bisection that
+still runs may have written. Needs no torch.
 """
 
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Container, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,9 +22,11 @@ from lib.results.journal import read
 
 GIB = 2**30
 BOUND_BYTES = 5 * GIB  # a session prunes to it at its end
-PRUNED = ("features", "examples", "checkpoints")  # in this order
+PRUNED = ("features", "bisect", "examples", "checkpoints")  # in this order
+ENVIRONMENT = "environment"  # the folder of one, below that of its version
 KINDS = {
     "features": "tokenised rows",
+    "bisect": "environments of bisections, which make them again; and their runs, which stay",
     "examples": "points and predictions of test rows, by the names that records give",
     "checkpoints": "where long trainings stand; --resume takes them up",
     "journal": "rows of finished cells",
@@ -33,23 +37,43 @@ JOURNAL_NAME = re.compile(r"(\d{8}-\d{6})-(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Cached:
-    """One file."""
+    """One file, or an environment as a whole.
+
+    Attributes:
+        modified: when it was last written.
+        files: how many it has.
+    """
 
     path: Path
     kind: str
     size_bytes: int
     modified: float
+    files: int = 1
 
 
 def listing(folder: Path = CACHE) -> list[Cached]:
-    """Every file of the kinds that the suite writes, the oldest first; no locks, which are empty."""
-    files = [(path, kind) for kind in KINDS for path in (folder / kind).glob("*") if path.is_file() and path.suffix != ".lock"]
+    """All of the kinds that the suite writes, the oldest first; no locks, which are empty."""
+    paths = [(path, kind) for kind in KINDS for path in _paths(folder / kind) if path.suffix != ".lock"]
     cached = []
-    for path, kind in files:
+    for path, kind in paths:
         with suppress(FileNotFoundError):  # another session may prune, too
-            stat = path.stat()
-            cached.append(Cached(path=path, kind=kind, size_bytes=stat.st_size, modified=stat.st_mtime))
+            stats = [file.lstat() for file in path.rglob("*") if not file.is_dir()] if path.is_dir() else [path.stat()]
+            size, modified = sum(stat.st_size for stat in stats), max((stat.st_mtime for stat in stats), default=0.0)
+            cached.append(Cached(path=path, kind=kind, size_bytes=size, modified=modified, files=len(stats)))
     return sorted(cached, key=lambda file: file.modified)
+
+
+def _paths(folder: Path) -> list[Path]:
+    """The files of a kind; of bisections the environments, and the files of each search and version."""
+    if folder.name != "bisect":
+        return [path for path in folder.glob("*") if path.is_file()]
+    parts = [*folder.glob("*/*"), *folder.glob("*/*/*")]
+    return [path for path in parts if path.is_file() or path.name == ENVIRONMENT]
+
+
+def lock_of(search: Path) -> Path:
+    """The lock of a bisection's folder, which its command holds."""
+    return search / "running.lock"
 
 
 def prune(keep_bytes: int = BOUND_BYTES, folder: Path = CACHE) -> int:
@@ -60,17 +84,25 @@ def prune(keep_bytes: int = BOUND_BYTES, folder: Path = CACHE) -> int:
         return 0
     began, finished = running_since(folder / "journal"), finished_keys(folder / "journal")
     for file in (file for kind in PRUNED for file in files if file.kind == kind):
-        ended = file.kind != "checkpoints" or file.path.stem in finished
+        ended = _may_go(file, finished)
         if surplus > 0 and ended and file.modified < began and _removed(file):
             surplus -= file.size_bytes
     return before - surplus
 
 
+def _may_go(file: Cached, finished: Container[str]) -> bool:
+    """Whether nothing that cannot be made again is lost with it."""
+    if file.kind == "bisect":
+        return file.path.name == ENVIRONMENT
+    return file.kind != "checkpoints" or file.path.stem in finished
+
+
 def _removed(file: Cached) -> bool:
-    """Remove a file unless its lock is held: then a session reads or writes it."""
+    """Remove a file or an environment unless its lock is held: then somebody reads or writes it."""
+    locks = {"features": file.path.with_suffix(".lock"), "bisect": lock_of(file.path.parents[1])}
     try:
-        with FileLock(file.path.with_suffix(".lock"), timeout=0) if file.kind == "features" else nullcontext():
-            file.path.unlink(missing_ok=True)
+        with FileLock(locks[file.kind], timeout=0) if file.kind in locks else nullcontext():
+            shutil.rmtree(file.path) if file.path.is_dir() else file.path.unlink(missing_ok=True)
     except (Timeout, OSError):
         return False
     return True
@@ -102,9 +134,13 @@ def shown(folder: Path = CACHE) -> Iterator[str]:
     """A line a kind, and the sum."""
     files = listing(folder)
     for kind, what in KINDS.items():
-        own = [file.size_bytes for file in files if file.kind == kind]
-        yield f"{kind:<12} {len(own):>6} files {sum(own) / 2**20:>10.1f} MiB  {what}"
-    yield f"{'all':<12} {len(files):>6} files {sum(file.size_bytes for file in files) / 2**20:>10.1f} MiB  in {folder}"
+        yield _line(kind, [file for file in files if file.kind == kind], what)
+    yield _line("all", files, f"in {folder}")
+
+
+def _line(name: str, files: Sequence[Cached], what: str) -> str:
+    count, size_bytes = sum(file.files for file in files), sum(file.size_bytes for file in files)
+    return f"{name:<12} {count:>6} files {size_bytes / 2**20:>10.1f} MiB  {what}"
 
 
 def bytes_of(text: str) -> int:

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
+from lib.errors import InputError
 from lib.record import AuditFinding, Record
 from lib.record.invariants import impossible
 
@@ -123,3 +124,12 @@ def not_numbers(record: Record) -> list[str]:
     """Sentences on losses that are not numbers."""
     losses = record.training.losses if record.training else ()
     return ["a loss is not a number"] if any(loss is None or not math.isfinite(loss) for loss in losses) else []
+
+
+def check_alike(records: Iterable[Record]) -> None:
+    """Raises InputError where the seeds of a cell differ in more than the seed."""
+    facts_by_cell: dict[str, tuple[object, ...]] = {}
+    for record in records:
+        facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
+        if facts_by_cell.setdefault(record.cell, facts) != facts:
+            raise InputError(f"the runs trained or scored {record.cell} differently, so they are not seeds of one experiment")

@@ -218,7 +218,20 @@ def test_a_bad_end_that_is_not_worse_is_one_sentence(saved, capsys):
     code, lines = bisected(capsys, command, "--versions", "1.1")
     assert code == 2
     assert "1.7 is not worse than 1.0: numerics of 1 cells" in lines[-1]
-    assert "--by numerics sees changes" in lines[-1]
+    assert lines[-1].endswith(
+        "; more seeds (-- --seeds 0-2) see smaller drops, and --by numerics sees changes before scores do"
+    )
+
+
+def test_what_was_asked_for_is_not_advised(saved, capsys):
+    command, rows = saved
+    rows["1.7"] = GOOD
+    _, lines = bisected(capsys, command, "--versions", "1.1", "--by", "numerics")
+    assert lines[-1].endswith("; other cells may show what these do not")
+    assert bisect.advice(["quality", "numerics"]) == (
+        "more seeds (-- --seeds 0-2) see smaller drops, and other cells may show what these do not"
+    )
+    assert bisect.advice(["memory"]) == "--by numerics sees changes before scores do"
 
 
 def test_a_good_end_that_is_worse_than_itself_is_one_sentence(saved, capsys):

@@ -11,7 +11,7 @@ from filelock import FileLock
 import fixtures.journal as plugin
 from lib.commands import cache as command
 from lib.errors import InputError
-from lib.results.cache import bytes_of, listing, prune
+from lib.results.cache import bytes_of, listing, lock_of, prune
 
 HOUR = 3600
 DEAD = 2**22 + 1  # above the highest pid that Linux gives
@@ -80,6 +80,28 @@ def test_rows_that_somebody_reads_stay(full):
     assert prune(0, full) == 100
 
 
+@pytest.fixture
+def searched(tmp_path):
+    """A search with an environment of 200 bytes in two files, and 100 bytes of a run."""
+    for name in ("1.0/environment/bin/python", "1.0/environment/lib/planted.py", "1.0/run.json"):
+        keep(tmp_path, f"bisect/planted-0123/{name}", 9)
+    return tmp_path
+
+
+def test_environments_of_a_bisection_go_and_its_runs_stay(searched, monkeypatch, capsys):
+    monkeypatch.setattr(command, "CACHE", searched)
+    assert command.main([]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("bisect            3 files        0.0 MiB  environments")
+    assert prune(0, searched) == 200
+    assert left(searched) == {"bisect/planted-0123/1.0/run.json"}
+
+
+def test_environments_of_a_bisection_that_runs_stay(searched):
+    with FileLock(lock_of(searched / "bisect" / "planted-0123")):
+        assert prune(0, searched) == 0
+    assert prune(0, searched) == 200
+
+
 def test_the_command_prints_kinds_and_sizes(full, monkeypatch, capsys):
     monkeypatch.setattr(command, "CACHE", full)
     keep(full, "features/large.parquet", 30, size=3 * 2**20)
@@ -88,6 +110,7 @@ def test_the_command_prints_kinds_and_sizes(full, monkeypatch, capsys):
     assert lines[0] == "features          3 files        3.0 MiB  tokenised rows"
     assert [line.split()[:2] for line in lines] == [
         ["features", "3"],
+        ["bisect", "0"],
         ["examples", "2"],
         ["checkpoints", "2"],
         ["journal", "0"],

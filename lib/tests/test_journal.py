@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import datasets
 import evaluate
+import huggingface_hub
 import pytest
 import torch
 
@@ -233,6 +234,44 @@ def test_the_commit_of_a_data_set_is_known_before_its_rows_are_read(monkeypatch)
     assert hub.commit_of.__wrapped__("cnn_dailymail", "3.0.0") == "c" * 40
     assert hub.commit_of.__wrapped__("nobody/nothing", None) is None
     assert asked[0] == ("cnn_dailymail", "3.0.0")
+
+
+@pytest.fixture
+def hub_cache(tmp_path, monkeypatch):
+    """Point the name of a checkpoint to a commit in a hub's cache, as a download does."""
+    monkeypatch.setattr(hub, "prefer_cache_if_unreachable", lambda: False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+    def point(commit):
+        repo = tmp_path / "models--someone--model"
+        for path, text in ((repo / "refs" / "main", commit), (repo / "snapshots" / commit / "config.json", "{}")):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        hub.checkpoint_commit_of.cache_clear()
+
+    yield point
+    hub.checkpoint_commit_of.cache_clear()
+
+
+def test_the_commit_of_a_checkpoint_is_the_one_that_the_hubs_cache_points_to(hub_cache):
+    assert hub.checkpoint_commit_of("someone/model") is None
+    hub_cache("d" * 40)
+    assert hub.checkpoint_commit_of("someone/model") == "d" * 40
+    assert hub.checkpoint_commit_of("someone/else") is None
+
+
+def test_weights_of_another_commit_are_not_taken_where_nothing_pins_them(request, monkeypatch, hub_cache):
+    monkeypatch.setattr(session_module, "commit_of", lambda dataset, config: "a" * 40)
+    session, pinned = Session(request.config), STUDY.cell("bert_sa_lora", FULL_PROFILE)
+    unpinned = replace(pinned, backbone=replace(pinned.backbone, checkpoint="someone/model", revision=None))
+    keys = []
+    for commit in ("d" * 40, "e" * 40, "d" * 40):
+        hub_cache(commit)
+        keys.append((session.key_of(unpinned), session.key_of(pinned)))
+    (first, own), (second, same), (again, _) = keys
+    assert first == again != second
+    assert own == same
 
 
 def test_another_metric_script_is_another_key(tmp_path):

@@ -29,6 +29,14 @@ def collected(*arguments):
     return re.findall(r"^benchmarks/test_finetune\.py::test_finetune\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
 
 
+def test_a_gate_over_tests_that_are_only_collected_judges_nothing():
+    answer = collect("--cells", "bert_sa_lora", "--gate=reports/baselines/quick-cpu.json")
+    assert answer.returncode == 0
+    assert "gate" not in answer.stdout
+    missing = collect("--cells", "bert_sa_lora", "--gate=missing.json")
+    assert (missing.returncode, "--gate: missing.json does not exist" in missing.stderr) == (4, True)
+
+
 # Selection
 
 

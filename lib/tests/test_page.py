@@ -202,7 +202,12 @@ def dot(name, cost, score):
 
 def test_the_front_is_what_no_cheaper_dot_reaches():
     dots = [dot("dear and good", 9, 90), dot("cheap", 1, 50), dot("dear and bad", 8, 40), dot("fair", 3, 70), dot("tie", 3, 60)]
-    assert [one.name for one in charts.front(dots)] == ["cheap", "fair", "dear and good"]
+    chart = charts.scatter(dots)
+    on_front = [mark for mark in chart.marks if mark.on_front]
+    assert [mark.dot.name for mark in on_front] == ["cheap", "fair", "dear and good"]
+    cheap, fair, good = ((mark.x, mark.y) for mark in on_front)
+    stairs = [cheap, (fair[0], cheap[1]), fair, (good[0], fair[1]), good]
+    assert chart.front == " ".join(f"{x},{y}" for x, y in stairs)
 
 
 def test_ticks_are_round_and_inside():

@@ -1,7 +1,12 @@
+import json
+from types import SimpleNamespace
+
 import pytest
 
+import fixtures.progress as plugin
 from fixtures.screen import bars
-from lib.results.estimates import seconds_left
+from fixtures.session import ROW
+from lib.results.estimates import Estimate, pace_of, seconds_left
 from lib.run.progress import Progress, Rhythm, Standing
 
 
@@ -81,3 +86,29 @@ def test_time_left_is_what_earlier_runs_took_less_what_is_spent():
     assert seconds_left([10.0, 10.0, 10.0], [0.0, 0.0, 0.0], workers=2) == 15.0
     assert seconds_left([10.0, None], [0.0, 0.0], workers=1) is None
     assert seconds_left([], [], workers=2) == 0.0
+
+
+def test_time_left_goes_by_the_pace_of_the_cells_that_have_ended():
+    assert pace_of([(30.0, 20.0), (15.0, 10.0), (9.0, None)]) == 1.5  # 45 seconds of estimated 30
+    assert pace_of([]) == pace_of([(9.0, None)]) == 1.0
+    assert seconds_left([10.0, 20.0], [0.0, 6.0], workers=1, pace=1.5) == 39.0  # 15 + 24
+
+
+def report_of(status, *seconds, outcome="passed"):
+    """A cell's report, with these seconds of its phases."""
+    record = {"status": status, "memory": {"phases": {f"{place}": {"seconds": each} for place, each in enumerate(seconds)}}}
+    row = {ROW: json.dumps(["key", {"extra_info": record}])}
+    return SimpleNamespace(nodeid=f"{status} {seconds}", skipped=outcome == "skipped", **row)
+
+
+def test_a_cell_that_ended_tells_the_pace_unless_it_broke_off_or_was_resumed(monkeypatch):
+    known = {"a": Estimate(seconds=4.0), "b": Estimate(seconds=10.0)}
+    monkeypatch.setattr(plugin, "known_estimates", lambda session, profile: known)
+    fast, slow = report_of("passed", 1.0, 5.0), report_of("error", 0.5)
+    resumed = report_of("passed", 100.0, outcome="skipped")
+    plan = {fast.nodeid: "quick a", slow.nodeid: "quick a", resumed.nodeid: "quick a", "waits": "quick b"}
+    foot = plugin.Foot(SimpleNamespace(option=lambda name, default=None: None), plan)
+    assert foot.line([], plan) == "0 of 4 done, 22 s left"
+    for report in (fast, slow, resumed):
+        foot.end(report)
+    assert foot.line([], plan) == "3 of 4 done, 15 s left"  # six seconds where four were estimated
