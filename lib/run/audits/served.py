@@ -26,8 +26,11 @@ from lib.run.device import free_memory
 from lib.run.meter import GIB, tensor_bytes, weight_tensors
 
 ROWS = 4  # test rows that are asked about, in one batch
-LARGEST_GIB = 4.0
-MERGED_PACKED = 0.5
+LARGEST_GIB = 4.0  # the largest of the study, BERT2BERT at its true size, has 0.95
+# Of what an adapter changes in the logits, packing the merged weights anew changes 3 % to 21 % on the nine quick cells over NF4.
+# An adapter that is lost, or merged twice, changes all of it. After a few updates an adapter changes little more than packing does:
+# up to 0.14 of the largest logit.
+MERGED_PACKED, PACKING = 0.5, 0.2
 
 
 def saved_is_served(evidence: Evidence) -> Answer:
@@ -87,7 +90,10 @@ def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Sequ
     if not packed:
         return apart <= (FINE if base_type(evidence.cell) is torch.float32 else COARSE), f"merged, by {apart:.1e}"
     share = _norm(ours, merged) / _norm(ours, without)
-    return share <= MERGED_PACKED, f"merged and packed anew, by {apart:.1e}, {share:.0%} of what the adapter changes"
+    return (
+        share <= MERGED_PACKED or apart <= PACKING,
+        f"merged and packed anew, by {apart:.1e}, {share:.0%} of what the adapter changes",
+    )
 
 
 def _without_adapter(evidence: Evidence, served: Any, rows: Sequence[Feature]) -> list[Tensor]:
