@@ -27,9 +27,9 @@ from lib.run.meter import GIB, tensor_bytes, weight_tensors
 
 ROWS = 4  # test rows that are asked about, in one batch
 LARGEST_GIB = 4.0  # the largest of the study, BERT2BERT at its true size, has 0.95
-# Of what an adapter changes in the logits, packing the merged weights anew changes 3 % to 21 % on the nine quick cells over NF4.
-# An adapter that is lost, or merged twice, changes all of it. After a few updates an adapter changes little more than packing does:
-# up to 0.14 of the largest logit.
+# Of what an adapter changes in the logits, packing merged weights anew changes 3 % to 21 % on the nine quick cells over NF4. An
+# adapter that is lost, or merged twice, changes all of it. After a few updates it changes little more than packing does: up to
+# 0.14 of the largest logit.
 MERGED_PACKED, PACKING = 0.5, 0.2
 
 
