@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-ORTHOGONAL = 0.05  # of a block times its transpose, from the unit matrix; PEFT inverts by a series of five terms
+ORTHOGONAL = (
+    0.1  # of a block times its transpose, from the unit matrix; PEFT inverts by a series of five terms. Up to 0.04 here
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,15 +57,15 @@ RATE = 2e-4  # LoRA's at full size: the QLoRA paper's for models of up to 13 B p
 RATES: Mapping[str, float] = {
     "sft": 0.25,  # LoRA's paper, table 11: RoBERTa-base 4e-4 to 5e-4 for LoRA; BERT's paper: 2e-5 to 5e-5 for all weights
     "rslora": 0.5,  # alpha / sqrt(8) is 2.8 times alpha / 8, and rsLoRA's paper keeps the rate; half of it is steadier here
-    "loraplus": 0.2,  # LoRA+'s paper: B 16 times as fast as A, whose rate then is lower than LoRA's
+    "loraplus": 0.3,  # LoRA+'s paper: B 16 times as fast as A, whose rate then is lower than LoRA's
     "pissa": 0.5,  # its paper trains PiSSA and LoRA alike; the principal directions are larger than LoRA's start
     "lorafa": 2.0,  # LoRA-FA's paper, table 6: 2 times LoRA's on average
     "adalora": 10.0,  # AdaLoRA's paper: up to 2e-3 on GLUE, 4 times LoRA's; few updates need more, since all start near zero
     "ia3": 10.0,  # IA3's paper: 3e-3, ten times what it gives adapters
     "qia3": 10.0,
     "vera": 10.0,  # VeRA's paper, section 4.1: ten times LoRA's
-    "oft": 0.7,  # larger angles leave the range in which PEFT's series is a rotation
-    "qoft": 0.7,
+    "oft": 0.6,  # larger angles leave the range in which PEFT's series is a rotation
+    "qoft": 0.6,
     "ln": 5.0,  # its paper: 3e-5 to 5e-3; small tensors bear large steps
     "bitfit": 2.0,  # BitFit's paper: 1e-4 to 9e-4 where BERT has up to 5e-5 in full
     "prompt": 50.0,  # Lester et al. 2021: 0.3 with Adafactor; prompts start as small as embeddings
