@@ -11,7 +11,7 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
-from lib.machine import cpu_name
+from lib.machine import cpu_name, give_back_memory
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
@@ -170,8 +170,9 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nothing refers to any more: reference cycles first, then the blocks that torch keeps on a GPU."""
+    """Give back what nothing refers to any more: reference cycles first, then what was freed, here and on a GPU."""
     gc.collect()
+    give_back_memory()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

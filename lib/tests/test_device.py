@@ -1,5 +1,6 @@
 import weakref
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from lib.errors import InputError
 from lib.grid.cells import STUDY
 from lib.grid.profiles import FULL_PROFILE
+from lib.machine import keep_freed_memory
 from lib.run import device
 from lib.run.build import quantization_config
 from lib.run.device import (
@@ -202,3 +204,20 @@ def test_reference_cycles_are_freed():
     del cycle
     free_memory(CPU)
     assert alive() is None
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells resident memory in /proc")
+def test_memory_that_was_freed_is_given_back_between_cells():
+    """Big blocks that stay with the process would stand in the next cell's peak."""
+    keep_freed_memory()
+    before = resident_mib()
+    blocks = [torch.ones(2**20) for _ in range(64)]  # 4 MiB each
+    assert resident_mib() - before > 200
+    del blocks
+    free_memory(CPU)
+    assert resident_mib() - before < 64
+
+
+def resident_mib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024

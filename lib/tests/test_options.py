@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from fixtures.options import changes_recipes, profile_from
+from fixtures.planning import longest_first
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
 from lib.grid.recipes import RECIPES
@@ -184,3 +186,16 @@ def test_a_footprint_without_a_gpu_is_of_one_row_an_update():
 
 def test_a_seed_alone_leaves_the_bounds_in_force():
     assert not changes_recipes(option_values(seed=3))
+
+
+def test_workers_get_the_longest_cells_of_a_seed_first():
+    def item(seed, *names):
+        params = dict(zip(("backbone", "task", "method"), names, strict=True)) | {"profile": "quick", "seed": seed}
+        return SimpleNamespace(callspec=SimpleNamespace(params=params), get_closest_marker=lambda name: name == "cells")
+
+    session = SimpleNamespace(seeds=(3, 1), cells=lambda profile: STUDY.cells(QUICK_PROFILE))
+    items = [item(seed, *cell) for seed in (1, 3) for cell in (("gpt2", "sa", "sft"), ("t5", "qa", "qlora"))]
+    items.sort(key=longest_first(session, [("quick", seed, "") for seed in (3, 1)]))
+    # the committed baseline has 25 s and more for t5_qa_qlora, and 6 s at most for gpt2_sa_sft
+    order = [(i.callspec.params["seed"], i.callspec.params["task"]) for i in items]
+    assert order == [(3, "qa"), (3, "sa"), (1, "qa"), (1, "sa")]
