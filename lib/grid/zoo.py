@@ -64,11 +64,11 @@ RATES: Mapping[str, float] = {
     "ia3": 10.0,  # IA3's paper: 3e-3, ten times what it gives adapters
     "qia3": 10.0,
     "vera": 10.0,  # VeRA's paper, section 4.1: ten times LoRA's
-    "oft": 0.6,  # larger angles leave the range in which PEFT's series is a rotation
-    "qoft": 0.6,
+    "oft": 1.0,  # rotations start from zero, as LoRA's B does
+    "qoft": 1.0,
     "ln": 5.0,  # its paper: 3e-5 to 5e-3; small tensors bear large steps
     "bitfit": 2.0,  # BitFit's paper: 1e-4 to 9e-4 where BERT has up to 5e-5 in full
-    "prompt": 50.0,  # Lester et al. 2021: 0.3 with Adafactor; prompts start as small as embeddings
+    "prompt": 100.0,  # Lester et al. 2021: 0.3 with Adafactor; prompts start as small as embeddings
     "prefix": 10.0,  # Li and Liang 2021, PEFT's example: 1e-2
 }
 
@@ -80,7 +80,7 @@ QUICK: Mapping[tuple[str, str], tuple[int, float, int]] = {
     ("gpt2", "sa"): (40, 4e-3, 16),
     ("gpt2", "qa"): (45, 4e-3, 16),
     ("gpt2", "sum"): (30, 4e-3, 16),
-    ("t5", "sa"): (60, 8e-3, 16),
+    ("t5", "sa"): (100, 8e-3, 16),
     ("t5", "qa"): (70, 5e-3, 16),
     ("t5", "sum"): (30, 5e-3, 16),
 }

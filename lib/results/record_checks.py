@@ -45,7 +45,7 @@ def _results(record: Record) -> set[tuple[object, ...]]:
     figures: set[tuple[object, ...]] = {("training", scores, tuple(record.training.losses) if record.training else (), loss)}
     if loss:
         figures.add(("evaluation", scores, loss))
-    if record.examples and _has_predictions_of_its_own(record):
+    if record.examples and not loss and _has_predictions_of_its_own(record):  # a label has few values: methods may agree
         figures.add(("predictions", scores, record.examples.file))  # the file's name is the hash of its content
     return figures
 
