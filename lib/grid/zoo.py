@@ -64,8 +64,8 @@ RATES: Mapping[str, float] = {
     "ia3": 10.0,  # IA3's paper: 3e-3, ten times what it gives adapters
     "qia3": 10.0,
     "vera": 10.0,  # VeRA's paper, section 4.1: ten times LoRA's
-    "oft": 1.0,  # rotations start from zero, as LoRA's B does
-    "qoft": 1.0,
+    "oft": 0.8,  # rotations start from zero, as LoRA's B does; LoRA's own rate left one summary in ten without an end
+    "qoft": 0.8,
     "ln": 5.0,  # its paper: 3e-5 to 5e-3; small tensors bear large steps
     "bitfit": 2.0,  # BitFit's paper: 1e-4 to 9e-4 where BERT has up to 5e-5 in full
     "prompt": 100.0,  # Lester et al. 2021: 0.3 with Adafactor; prompts start as small as embeddings
