@@ -55,9 +55,12 @@ def bound_of(scores: Sequence[float], noise: Deviation, bounds: int, control: fl
     quantile = float(special.stdtrit(noise.df, 1 - HEALTHY_MISSES / bounds))
     healthy = mean - max(quantile * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
     sharp = -math.inf if control is None else mean - CONTROL_SHARE * (mean - control)
-    # The inner rounding keeps 2.3 from becoming 2.2.
-    floor = math.floor(round(max(healthy, sharp) * 10, 6)) / 10
-    return Bound(minimum=floor, healthy=math.floor(round(healthy * 10, 6)) / 10)
+    return Bound(minimum=_floor(max(healthy, sharp)), healthy=_floor(healthy))
+
+
+def _floor(points: float) -> float:
+    """Points rounded down to a tenth; no score is below 0. The inner rounding keeps 2.3 from becoming 2.2."""
+    return max(0.0, math.floor(round(points * 10, 6)) / 10)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,11 @@ def test_a_bound_leaves_a_point_for_other_processors():
     assert bound_of([90.0] * 3, Deviation(sd=0.01, df=MANY), 2).minimum == 89.0
 
 
+def test_a_bound_is_no_less_than_nothing():
+    # 3 - 8.547, as above
+    assert bound_of([2.0, 4.0], Deviation(sd=3.0, df=MANY), 2).minimum == 0.0
+
+
 def test_a_bound_lies_no_further_than_a_third_of_the_way_to_a_control():
     # a third of the way from 90 to 81 is 87, above the 81.4 that a healthy run needs
     bound = bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY), 2, control=81.0)
