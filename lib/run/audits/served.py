@@ -4,8 +4,9 @@ It runs after training: for a while a second copy of the weights stands beside t
 gradients and activations had. Models above `LARGEST_GIB` of weights are not copied, and the finding says so.
 
 PEFT packs a merged NF4 layer anew, which rounds away what is less than half a step between two levels. Of the adapter's
-change of the logits, bert_sa_qlora lost 4 %, t5_sa 5, gpt2_qa 5, bert_qa 7, gpt2_sa 11; six lost 49 to 102 % after four updates.
-So over NF4 a merged model is only held to be no farther off than the base without its adapter; the finding says what is lost.
+change of the logits, bert_sa_qlora lost 4 %, t5_sa 5, gpt2_qa 5, bert_qa 7, gpt2_sa 11; after four updates six cells lost 49
+to 102 %. So over NF4 a merged model is only held to be no farther off than the base without its adapter; the finding says
+what is lost.
 """
 
 import math
