@@ -251,10 +251,6 @@ class VirtualTokens(Adapting):
         """How many tokens."""
         return {"num_virtual_tokens": self.tokens}
 
-    def unmergeable(self, cell: CellLike) -> str | None:
-        """No weight holds what stands before the text."""
-        return "virtual tokens are no part of a layer"
-
     def task_type(self, cell: CellLike) -> str:
         """PEFT's name for how the model generates."""
         return "SEQ_2_SEQ_LM" if cell.head.layout is Layout.ENCODER_DECODER else "CAUSAL_LM"

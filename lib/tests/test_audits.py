@@ -80,12 +80,15 @@ def test_a_sound_run_passes_what_applies(evidence):
         "gradients_reach",
         "adapters_add_as_declared",
         "dropout_drops",
+        "saved_is_served",
+        "drawn_from_the_seed",
+        "loss_is_the_tasks",
     }
 
 
 def test_audits_have_names_of_their_own():
     names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
-    assert len(names) == len(set(names)) == 30
+    assert len(names) == len(set(names)) == 31
 
 
 def test_what_is_known_before_training_is_not_asked_again(evidence):

@@ -30,13 +30,8 @@ EQUAL = "4 rows: served, logits differ by 0.0e+00 of the largest"
 class Prompts(Adapting):
     """Prompt tuning (Lester et al. 2021)."""
 
-    reason: str | None = None
-
     def peft_config(self, cell, base):
         return peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, modules_to_save=base.modules_to_save)
-
-    def unmergeable(self, cell):
-        return self.reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,15 +194,39 @@ def test_a_tokenizer_without_the_new_token_is_named():
 # Merging
 
 
+def test_prompts_are_not_merged():
+    evidence = evidence_of("bert_sa_sft", Prompts(id="prompts", name="prompt tuning"))
+    assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts are in no layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmergeable(Lora):
+    """LoRA that says that it cannot be merged."""
+
+    def unmergeable(self, cell):
+        return f"PEFT cannot merge over {cell.backbone.name}"
+
+
 def test_a_method_says_why_it_does_not_merge():
-    evidence = evidence_of("bert_sa_sft", Prompts(id="prompts", name="prompt tuning", reason="prompts stand in no layer"))
-    assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts stand in no layer")
+    evidence = shared("gpt2_sa_lora")
+    labelled = replace(evidence, cell=replace(evidence.cell, method=Unmergeable(id="lora", name="LoRA")))
+    assert saved_is_served(labelled) == (True, f"{EQUAL}; not merged: PEFT cannot merge over GPT-2")
 
 
-def test_a_method_that_should_merge_and_cannot_is_asked_to_say_so():
-    passed, detail = saved_is_served(evidence_of("bert_sa_sft", Prompts(id="prompts", name="prompt tuning")))
-    assert not passed
-    assert detail.startswith(f"{EQUAL}; PEFT cannot merge 'prompts', as its `unmergeable` should say: ")
+def refusing(serving, folder):
+    class Refusing(type(serving)):
+        def merge(self, model):
+            raise ValueError("Cannot merge layers when the model is loaded in 4-bit mode")
+
+    return Refusing()
+
+
+def test_a_method_that_cannot_be_merged_is_asked_to_say_so():
+    assert broken("gpt2_sa_lora", refusing) == (
+        False,
+        f"{EQUAL}; PEFT cannot merge 'lora', as its `unmergeable` should say: "
+        "Cannot merge layers when the model is loaded in 4-bit mode",
+    )
 
 
 def test_another_adapter_than_lora_merges():
