@@ -88,7 +88,7 @@ def test_a_sound_run_passes_what_applies(evidence):
 
 def test_audits_have_names_of_their_own():
     names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
-    assert len(names) == len(set(names)) == 31
+    assert len(names) == len(set(names)) == 33
 
 
 def test_what_is_known_before_training_is_not_asked_again(evidence):
@@ -98,6 +98,7 @@ def test_what_is_known_before_training_is_not_asked_again(evidence):
         "heads_trainable",
         "adapters_where_declared",
         "quantized_as_declared",
+        "drawn_from_the_seed",
     ]
     told = [replace(finding, detail="told before") for finding in early]
     whole = audited(evidence, told)
