@@ -39,7 +39,9 @@ class Bound:
         return self.minimum > self.healthy
 
 
-def bound_of(scores: Sequence[float], noise: Deviation, bounds: int, control: float | None = None) -> Bound:
+def bound_of(
+    scores: Sequence[float], noise: Deviation, bounds: int, control: float | None = None, share: float = CONTROL_SHARE
+) -> Bound:
     """The bound of one score.
 
     A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n); Student's t bounds it at `HEALTHY_MISSES`, shared
@@ -50,11 +52,12 @@ def bound_of(scores: Sequence[float], noise: Deviation, bounds: int, control: fl
         noise: the deviation between seeds, moderated.
         bounds: how many bounds a run must meet.
         control: the best score of a control, which has learned nothing of the task.
+        share: the bound lies at most so far on the way from the mean to the control.
     """
     mean = fmean(scores)
     quantile = float(special.stdtrit(noise.df, 1 - HEALTHY_MISSES / bounds))
     healthy = mean - max(quantile * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
-    sharp = -math.inf if control is None else mean - CONTROL_SHARE * (mean - control)
+    sharp = -math.inf if control is None else mean - share * (mean - control)
     return Bound(minimum=_floor(max(healthy, sharp)), healthy=_floor(healthy))
 
 
@@ -71,11 +74,13 @@ class Calibration:
         seeds: runs that differ in their seed.
         perturbed: by seed, that seed's run and its runs from perturbed starts.
         controls: the best score of all controls, by cell and score.
+        control_share: of the way from the mean to a control, beyond which no bound lies.
     """
 
     seeds: Sequence[Grid]
     perturbed: Mapping[int, Sequence[Grid]] = field(default_factory=dict)
     controls: Mapping[Key, float] = field(default_factory=dict)
+    control_share: float = CONTROL_SHARE
 
     def scores(self, cell: str, metric: str) -> list[float]:
         """One score, by seed; raises InputError where a run lacks it."""
@@ -118,6 +123,7 @@ class Calibration:
                 pools[kind_of_cell(cell), metric].by_cell[cell],
                 len(measured),
                 self.controls.get((cell, metric)),
+                self.control_share,
             )
             for cell, metric in measured
         }
@@ -139,8 +145,8 @@ def thresholds_toml(calibration: Calibration) -> str:
     lines = [
         "# Written by `python -m lib calibrate`. Scores are points, 0-100. A healthy run of the whole grid misses any minimum",
         "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds (noise.toml,",
-        "# pooled over the cells of a kind). But no bound lies more than a third of the way from the mean to `control`, the",
-        "# best score of a run that learned nothing.",
+        f"# pooled over the cells of a kind). But no bound lies more than {calibration.control_share:.0%} of the way from the mean to",
+        "# `control`, the best score of a run that learned nothing.",
         *evidence(calibration),
     ]
     for (cell, metric), bound in calibration.bounds().items():
