@@ -145,8 +145,8 @@ def thresholds_toml(calibration: Calibration) -> str:
     lines = [
         "# Written by `python -m lib calibrate`. Scores are points, 0-100. A healthy run of the whole grid misses any minimum",
         "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds (noise.toml,",
-        "# pooled over the cells of a kind). But no bound lies farther than",
-        f"# {calibration.control_share:.0%} of the way from the mean to `control`, the best score of a run that learned nothing.",
+        "# pooled over the cells of a kind). But no bound lies farther from the mean than",
+        f"# {calibration.control_share:.0%} of the way to `control`, the best score of a run that learned nothing.",
         *evidence(calibration),
     ]
     for (cell, metric), bound in calibration.bounds().items():
