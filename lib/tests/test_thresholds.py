@@ -13,12 +13,16 @@ from lib.commands.calibrate import blunt, calibration, planned, read_controls
 from lib.commands.grid_runs import GridRun
 from lib.errors import InputError
 from lib.grid.cells import STUDY_IDS
+from lib.grid.profiles import ZOO_PROFILE
 from lib.grid.tasks import TASKS
+from lib.grid.zoo import zoo
 from lib.record import to_json
 from lib.results.calibration import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
 from lib.results.noise import Deviation, load_noise, pooled
-from lib.results.thresholds import load_bounds
+from lib.results.thresholds import load_bounds, missed
 from lib.tests.test_record import complete
+
+ROOT = Path(__file__).parents[2]
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
@@ -160,9 +164,13 @@ def test_a_file_without_controls_is_one_sentence(tmp_path, text):
         read_controls(path)
 
 
-def test_the_committed_controls_are_read():
-    best = read_controls(Path(__file__).parents[2] / "reports" / "controls-quick-cpu.json")
-    assert {cell for cell, _ in best} == set(STUDY_IDS)
+@pytest.mark.parametrize(("profile", "cells", "count"), [("quick", STUDY_IDS, 81), ("zoo", zoo().ids(ZOO_PROFILE), 288)])
+def test_all_committed_controls_miss_a_bound_of_today(profile, cells, count):
+    path = ROOT / "reports" / f"controls-{profile}-cpu.json"
+    assert {cell for cell, _ in read_controls(path)} == set(cells)
+    bounds = load_bounds(ROOT / "benchmarks" / "thresholds" / f"{profile}.toml")
+    rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
+    assert sum(bool(missed(row["scores"], bounds[row["of"]])) for row in rows) == len(rows) == count
 
 
 # The command
