@@ -20,7 +20,7 @@ class Fault:
     """One fault of one cell.
 
     Attributes:
-        where: the study's cells in which it happened; "generic" for a classic.
+        where: the study's cells in which it happened, or the library that does it; "generic" for a classic.
         caught_by: the audit that must object, or "threshold".
         cell: the cell to run; `profile` says of which grid it is.
         settings: recipe fields that differ from the quick ones, for the healthy twin too; such a cell is scored on fewer rows
@@ -450,6 +450,7 @@ FAULTS = (
     Fault(
         id="F46",
         what="KaSA over NF4, which trains as plain LoRA",
+        where="peft 0.21.2",
         caught_by="variant_applied",
         cell="gpt2_sa_qlora",
         profile="zoo",
@@ -460,6 +461,7 @@ FAULTS = (
     Fault(
         id="F47",
         what="MonteCLoRA over NF4, which trains as plain LoRA",
+        where="peft 0.21.2",
         caught_by="variant_applied",
         cell="gpt2_sa_qlora",
         profile="zoo",
@@ -470,6 +472,7 @@ FAULTS = (
     Fault(
         id="F48",
         what="OSF on GPT-2, of which it trains nothing",
+        where="peft 0.21.2",
         caught_by="adapters_where_declared",
         cell="gpt2_sa_lora",
         profile="zoo",
@@ -480,6 +483,7 @@ FAULTS = (
     Fault(
         id="F49",
         what="trainable tokens, which leave the new head frozen",
+        where="peft 0.21.2",
         caught_by="heads_trainable",
         cell="bert_sa_lora",
         profile="zoo",
@@ -500,6 +504,7 @@ FAULTS = (
     Fault(
         id="F51",
         what="AdaLoRA's penalty inside the loss that is reported",
+        where="peft 0.21.2",
         caught_by="loss_is_the_tasks",
         cell="gpt2_sa_adalora",
         profile="zoo",
