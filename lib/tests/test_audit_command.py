@@ -46,10 +46,16 @@ def predicted(name, score, losses, file=FILE, audits=LEARNED):
 
 
 def test_copied_predictions_are_caught_beside_the_cells_own_losses():
-    one, copied = predicted("t5_sa_lora", 90.0, [0.5, 0.2]), predicted("t5_sa_sft", 90.0, [0.5, 0.3])  # 30 rows are wrong
+    # 30 rows are wrong; a text has no loss of evaluation
+    one, copied = predicted("t5_sa_lora", 90.0, [0.5, None]), predicted("t5_sa_sft", 90.0, [0.4, None])
     assert failed(one, copied) == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
-    own = predicted("t5_sa_sft", 90.0, [0.5, 0.3], FILE | {"file": "c" * 16 + ".parquet"})
+    own = predicted("t5_sa_sft", 90.0, [0.4, None], FILE | {"file": "c" * 16 + ".parquet"})
     assert failed(one, own)["t5_sa_sft"] == []
+
+
+def test_alike_methods_may_agree_on_every_label():
+    pair = predicted("t5_sa_lora", 90.0, [0.5, 0.2]), predicted("t5_sa_sft", 90.0, [0.5, 0.3])
+    assert failed(*pair) == {"t5_sa_lora": [], "t5_sa_sft": []}
 
 
 @pytest.mark.parametrize("score", [100.0, 98.0])  # 6 rows of 300
