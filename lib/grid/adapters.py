@@ -18,23 +18,47 @@ ORTHOGONAL = 1e-4  # of a block times its transpose, from the unit matrix
 
 
 @dataclass(frozen=True, kw_only=True)
-class IA3(Adapting):
-    """IA3 (Liu et al. 2022): one learned vector a layer multiplies keys, values and what the feed-forward layer reads.
+class OnTargets(Adapting):
+    """An adapter on the recipe's target modules."""
+
+    def targets(self, cell: CellLike) -> tuple[str, ...]:
+        """The recipe's target modules."""
+        assert cell.recipe.adapter, "the zoo's recipes have one"
+        return cell.recipe.adapter.target_modules
+
+
+def _targets(recipe: Recipe) -> dict[str, Any]:
+    return {"target_modules": recipe.adapter.target_modules} if recipe.adapter else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnLayers(Adapting):
+    """An adapter on layers of its own, without rank and scale.
 
     Attributes:
-        layers: target modules by backbone; `feedforward` are those of which the input is multiplied.
+        layers: ends of their names, by backbone.
     """
 
     layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    feedforward: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """What has no rank and no scale has no settings."""
+        """Nothing that a recipe could change."""
         return {}
 
     def targets(self, cell: CellLike) -> tuple[str, ...]:
         """The backbone's layers."""
         return self.layers[cell.backbone.id]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3(OnLayers):
+    """IA3 (Liu et al. 2022): one learned vector a layer multiplies keys, values and what the feed-forward layer reads.
+
+    Attributes:
+        feedforward: those of `layers` of which the input is multiplied.
+    """
+
+    feedforward: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def peft_config(self, cell: CellLike, base: Base) -> Any:
         """PEFT's config."""
@@ -64,7 +88,7 @@ class IA3(Adapting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vera(Adapting):
+class Vera(OnTargets):
     """VeRA (Kopiczko et al. 2024): all layers share two random matrices, and learn how to scale their ranks and outputs.
 
     Attributes:
@@ -74,13 +98,8 @@ class Vera(Adapting):
     rank: int = 64
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Its rank; dropout and target modules are the recipe's."""
-        return {"r": self.rank}
-
-    def targets(self, cell: CellLike) -> tuple[str, ...]:
-        """The recipe's target modules."""
-        assert cell.recipe.adapter, "the zoo's recipes have one"
-        return cell.recipe.adapter.target_modules
+        """Its rank, and the recipe's target modules."""
+        return {"r": self.rank, **_targets(recipe)}
 
     def peft_config(self, cell: CellLike, base: Base) -> Any:
         """PEFT's config; the shared matrices are drawn from a key of their own, which PEFT saves with the adapter."""
@@ -117,7 +136,7 @@ class Vera(Adapting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OFT(Adapting):
+class OFT(OnTargets):
     """OFT (Qiu et al. 2023): a rotation, in blocks, of what a layer reads.
 
     Attributes:
@@ -127,13 +146,8 @@ class OFT(Adapting):
     block_size: int = 32
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Its block size; target modules are the recipe's."""
-        return {"oft_block_size": self.block_size}
-
-    def targets(self, cell: CellLike) -> tuple[str, ...]:
-        """The recipe's target modules."""
-        assert cell.recipe.adapter, "the zoo's recipes have one"
-        return cell.recipe.adapter.target_modules
+        """Its block size, and the recipe's target modules."""
+        return {"oft_block_size": self.block_size, **_targets(recipe)}
 
     def peft_config(self, cell: CellLike, base: Base) -> Any:
         """PEFT's config. Its default inverts by a series, which at the rates of small models is no rotation any more."""
@@ -163,22 +177,8 @@ class OFT(Adapting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Norms(Adapting):
-    """LN tuning (Zhao et al. 2023): the norms train, and nothing else.
-
-    Attributes:
-        layers: the norms' names by backbone.
-    """
-
-    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """None: it adds nothing."""
-        return {}
-
-    def targets(self, cell: CellLike) -> tuple[str, ...]:
-        """The backbone's norms."""
-        return self.layers[cell.backbone.id]
+class Norms(OnLayers):
+    """LN tuning (Zhao et al. 2023): the norms train, and nothing else."""
 
     def peft_config(self, cell: CellLike, base: Base) -> Any:
         """PEFT's config."""

@@ -149,6 +149,9 @@ class Method:
         """A term that each update's loss gets on top, as AdaLoRA's; None for no such term."""
         return None
 
+    def plan(self, model: "nn.Module", updates: int) -> None:
+        """Called before the first update with how many are planned."""
+
     def after_step(self, model: "nn.Module", update: int) -> None:
         """Called after every optimizer step, before gradients are cleared; `update` counts from 0."""
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lib.errors import InputError
 from lib.grid.methods import Answer, Base, CellLike, Lora
 from lib.grid.optimizers import ParameterGroups
 from lib.grid.recipes import Recipe
@@ -121,42 +120,33 @@ class AdaLora(Lora):
     last: float = 0.4
     STATE: ClassVar = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
-    def check(self, recipe: Recipe) -> None:
-        """Raises InputError where the recipe has no adapter, or no number of updates to plan the cuts over."""
-        super().check(recipe)
-        if not recipe.max_steps:
-            raise InputError(f"method {self.id!r} plans its cuts over the updates: give the recipe max_steps, or --max-steps N")
-
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """PEFT's fields."""
-        return {**(super().settings(recipe) or {}), **self._plan(recipe)}
+        """The recipe's adapter, and PEFT's two ranks."""
+        return {**(super().settings(recipe) or {}), **self._ranks(recipe)}
 
-    def _plan(self, recipe: Recipe) -> dict[str, Any]:
+    def _ranks(self, recipe: Recipe) -> dict[str, int]:
         assert recipe.adapter, "checked by `check`"
-        total = recipe.max_steps
-        return {
-            "init_r": round(recipe.adapter.r * self.start),
-            "target_r": recipe.adapter.r,
-            "tinit": round(total * self.first),
-            "tfinal": round(total * self.last),
-            "deltaT": 1,
-            "total_step": total,
-        }
+        return {"init_r": round(recipe.adapter.r * self.start), "target_r": recipe.adapter.r}
 
     def peft_config(self, cell: CellLike, base: Base) -> Any:
-        """PEFT's config, with cuts planned over the recipe's updates."""
+        """PEFT's config; `plan` says when ranks are cut."""
         import peft
 
         adapter = cell.recipe.adapter
         assert adapter, "checked by `check`"
         return peft.AdaLoraConfig(
             target_modules=list(adapter.target_modules), lora_alpha=adapter.lora_alpha, lora_dropout=adapter.lora_dropout,
-            **self._plan(cell.recipe), **vars(base),
+            total_step=1, **self._ranks(cell.recipe), **vars(base),
         )  # fmt: skip
+
+    def plan(self, model: "nn.Module", updates: int) -> None:
+        """Cut ranks between the first and the last share of the updates, after each one."""
+        config: Any = model.peft_config["default"]  # type: ignore[index]
+        config.tinit, config.tfinal, config.total_step = round(updates * self.first), round(updates * self.last), updates
 
     def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
         """The rank that every layer has room for."""
-        return (f"rank {self._plan(cell.recipe)['init_r']}",)
+        return (f"rank {self._ranks(cell.recipe)['init_r']}",)
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """The rank that a layer has room for."""
@@ -197,8 +187,7 @@ class AdaLora(Lora):
             setattr(model.base_model.rankallocator, name, value)  # type: ignore[union-attr]
 
     def holds_after(self, evidence: Any) -> Answer:
-        """Ranks were cut to the target's mean, and not by the same number in every layer."""
+        """Ranks were cut to the target, on average over the layers."""
         kept = [int(p.count_nonzero()) for name, p in evidence.trainer.parameters.items() if "lora_E" in name]
-        plan = self._plan(evidence.cell.recipe)
-        room, goal = plan["init_r"] * len(kept), plan["target_r"] * len(kept)
+        room, goal = (rank * len(kept) for rank in self._ranks(evidence.cell.recipe).values())
         return bool(kept) and sum(kept) <= goal, f"{sum(kept)} of {room} ranks are left, where {goal} are the goal"

@@ -1,7 +1,7 @@
-"""The zoo: fifteen ways to fine-tune, and their NF4 twins, on every backbone and task. In: nothing. Out: a `Grid`.
+"""The zoo: LoRA, QLoRA, SFT and fifteen more ways to fine-tune on every backbone and task. In: nothing. Out: a `Grid`.
 
 Every cell of a backbone and task has the same rows, the same updates and the same batch, whatever the method; only the rate and
-the method's own settings differ, and their sources stand beside them. `REFUSED` has what a library cannot train, and why.
+the method's own settings differ, with where they come from. `REFUSED` has what a library cannot train, and why.
 """
 
 from collections.abc import Mapping
@@ -53,23 +53,24 @@ BERT_SUM = ("query", "key", "value", "output.dense")  # BERT2BERT's cross-attent
 RANK, ALPHA = 8, 16  # PEFT's default rank; its scale of 2 is LoRA's in the study's GPT-2 and T5 recipes
 RATE = 2e-4  # LoRA's at full size: the QLoRA paper's for models of up to 13 B parameters
 
-# By how much a method's rate differs from LoRA's. What a source says of another model is taken as a ratio to its LoRA or SFT.
+# A method's rate, in units of LoRA's. Papers tune other models for thousands of updates: where they name rates, these are
+# theirs in proportion; "here" is what a few updates of micro backbones needed.
 RATES: Mapping[str, float] = {
-    "sft": 0.25,  # LoRA's paper, table 11: RoBERTa-base 4e-4 to 5e-4 for LoRA; BERT's paper: 2e-5 to 5e-5 for all weights
-    "rslora": 0.5,  # alpha / sqrt(8) is 2.8 times alpha / 8, and rsLoRA's paper keeps the rate; half of it is steadier here
-    "loraplus": 0.3,  # LoRA+'s paper: B 16 times as fast as A, whose rate then is lower than LoRA's
-    "pissa": 0.5,  # its paper trains PiSSA and LoRA alike; the principal directions are larger than LoRA's start
-    "lorafa": 2.0,  # LoRA-FA's paper, table 6: 2 times LoRA's on average
-    "adalora": 10.0,  # AdaLoRA's paper: up to 2e-3 on GLUE, 4 times LoRA's; few updates need more, since all start near zero
-    "ia3": 10.0,  # IA3's paper: 3e-3, ten times what it gives adapters
+    "sft": 0.25,  # BERT's paper: 2e-5 to 5e-5 for all weights
+    "rslora": 0.5,  # here: its scale is 2.8 times LoRA's at rank 8
+    "loraplus": 0.3,  # here: B is 16 times as fast, as its paper says
+    "pissa": 0.5,  # here: it starts from the largest singular directions, not from zero
+    "lorafa": 2.0,  # here: B moves alone
+    "adalora": 10.0,  # its paper: up to several times LoRA's; here: A, B and E start near zero
+    "ia3": 10.0,  # its paper: 3e-3
     "qia3": 10.0,
-    "vera": 10.0,  # VeRA's paper, section 4.1: ten times LoRA's
-    "oft": 0.8,  # rotations start from zero, as LoRA's B does; LoRA's own rate left one summary in ten without an end
+    "vera": 10.0,  # its paper: an order of magnitude above LoRA's
+    "oft": 0.8,  # here: at LoRA's own rate one summary in ten had no end
     "qoft": 0.8,
-    "ln": 5.0,  # its paper: 3e-5 to 5e-3; small tensors bear large steps
-    "bitfit": 2.0,  # BitFit's paper: 1e-4 to 9e-4 where BERT has up to 5e-5 in full
-    "prompt": 100.0,  # Lester et al. 2021: 0.3 with Adafactor; prompts start as small as embeddings
-    "prefix": 10.0,  # Li and Liang 2021, PEFT's example: 1e-2
+    "ln": 5.0,  # here
+    "bitfit": 2.0,  # its paper: 1e-4 to 9e-4
+    "prompt": 100.0,  # its paper: 0.3, with Adafactor
+    "prefix": 10.0,  # PEFT's examples: 1e-2
 }
 
 # Quick cells: updates, LoRA's rate, batch. Found by hand on two cores, with test scores in view, like the study's quick cells.

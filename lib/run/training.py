@@ -57,6 +57,7 @@ class Trainer:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter = cell, model, codec, features, meter
         self.total = cell.recipe.planned_updates(len(features))
+        cell.method.plan(model, self.total)
         precision, fallback = resolve_precision(cell, meter.device)
         _, compute_fallback = resolve_quantization(cell, meter.device)
         self.course = Training(

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import transformers as hf
-from safetensors import safe_open
 
 from lib.grid.cells import Cell
 from lib.grid.names import within
 from lib.run.build import checkpoint_of
+from lib.run.namesakes import places
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
@@ -34,10 +34,7 @@ def lacking_modules(cell: Cell) -> list[str]:
     """The head's optional modules that the checkpoint does not hold; they start from random."""
     if not cell.head.optional_modules:
         return []
-    names: set[str] = set()
-    for path in weight_files(cell):
-        with safe_open(path, "pt") as file:
-            names |= set(file.keys())
+    names = places(tuple(weight_files(cell)))
     return [module for module in cell.head.optional_modules if not any(within(name, [module]) for name in names)]
 
 

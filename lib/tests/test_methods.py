@@ -131,6 +131,12 @@ def test_adalora_prunes_between_updates_and_is_held_orthogonal():
     assert sum(int(p.count_nonzero()) for p in singular) == 8 * len(singular)  # the target rank, on average
 
 
+def test_adalora_plans_its_cuts_over_an_epochs_updates():
+    config = trainer_with(ZOO["adalora"], max_steps=0, num_train_epochs=5).model.peft_config["default"]
+    # 16 rows in batches of 4, two of which make an update: 2 updates an epoch; a tenth and four tenths of 10
+    assert (config.tinit, config.tfinal, config.total_step) == (1, 4, 10)
+
+
 def test_adalora_resumes_with_the_importance_it_had_measured(tmp_path):
     method = ZOO["adalora"]
     cut, resumed = (trainer_with(method, max_steps=5) for _ in range(2))

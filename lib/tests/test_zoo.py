@@ -115,7 +115,11 @@ def test_what_is_refused_still_does_not_train(cell_id):
 
 
 def listed(*options):
-    command = [sys.executable, "-m", "pytest", "--list-cells", *options]
+    return answer("--list-cells", *options)
+
+
+def answer(*options):
+    command = [sys.executable, "-m", "pytest", *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
@@ -128,15 +132,26 @@ def test_the_zoo_is_listed_with_what_is_refused_and_why():
 
 
 def test_a_refused_cell_is_answered_with_its_reason():
-    answer = listed("-m", "zoo", "--cells", "gpt2_sa_oft")
-    assert answer.returncode
-    assert "gpt2_sa_oft: PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D" in answer.stderr
+    refusal = listed("-m", "zoo", "--cells", "gpt2_sa_oft")
+    assert refusal.returncode
+    assert "gpt2_sa_oft: PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D" in refusal.stderr
+
+
+def test_methods_of_the_zoo_are_listed_at_full_size():
+    """AdaLoRA plans its cuts over the updates, of which an epoch's number is not known before the rows are."""
+    listing = listed("-m", "full", "--zoo")
+    assert not listing.returncode, listing.stderr
+    assert "t5_sa_adalora" in {line.split()[0] for line in listing.stdout.splitlines() if line}
+
+
+def test_the_zoo_where_it_changes_nothing_is_refused():
+    assert "--zoo goes with -m full and -m footprint" in answer("--collect-only", "-m", "quick", "--zoo").stderr
 
 
 def test_the_studys_cells_are_not_the_zoos():
-    answer = listed("-m", "quick", "--cells", "bert_sa_dora")
-    assert answer.returncode
-    assert "unknown cell 'bert_sa_dora'" in answer.stderr
+    refusal = listed("-m", "quick", "--cells", "bert_sa_dora")
+    assert refusal.returncode
+    assert "unknown cell 'bert_sa_dora'" in refusal.stderr
     names = [line.split()[0] for line in listed("-m", "footprint", "--zoo").stdout.splitlines() if line]
     assert "bert_sa_dora" in names
     assert "bert_sa_lora" not in names  # the study's has this name at true size

@@ -16,7 +16,7 @@ from lib.run.audits.built import BLOCK, base_layers
 from lib.run.audits.evidence import Evidence
 from lib.run.build import base_type
 from lib.run.namesakes import namesakes, places
-from lib.run.weights import weight_files
+from lib.run.weights import lacking_modules, weight_files
 
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
 # Between packed weights and the checkpoint's rounded here: what double quantization rounds in the scales, at most 0.6 % on the
@@ -34,8 +34,7 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Every pretrained tensor that is neither packed nor rewritten started as its namesake in the checkpoint, bit for bit."""
     if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
         return None
-    stored = evidence.stored
-    lacking = [module for module in evidence.cell.head.optional_modules if not any(within(name, [module]) for name in stored)]
+    lacking = lacking_modules(evidence.cell)
     started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
     strangers = sorted(evidence.strangers.intersection(started))
     if strangers or not started:
