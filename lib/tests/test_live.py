@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -68,6 +69,12 @@ def piped(trainings, *options):
     return run.stdout.splitlines()
 
 
+def at_a_terminal():
+    """As a shell starts a command: what it reads from is its terminal, and Ctrl-C ends it, also where a job ignores Ctrl-C."""
+    ioctl(0, termios.TIOCSCTTY, 0)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def on_terminal(trainings, *options, interrupt_at=None, **variables):
     """The screen that a run leaves, 60 columns wide, and all that was written to it."""
     folder, command, environment = trainings
@@ -77,7 +84,7 @@ def on_terminal(trainings, *options, interrupt_at=None, **variables):
     stream = pyte.ByteStream(screen)
     run = subprocess.Popen(
         [*command, *options], cwd=folder, env=environment | variables, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True, preexec_fn=lambda: ioctl(0, termios.TIOCSCTTY, 0),
+        start_new_session=True, preexec_fn=at_a_terminal,
     )  # fmt: skip
     os.close(theirs)
     with contextlib.suppress(OSError):  # the terminal's other end was closed
