@@ -20,6 +20,7 @@ COMMANDS = {
     "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",
     "silence": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
     "finish": "make a run's JSON from the journal of a session that was killed",
+    "profile": "where the quick grid's time goes, by stage",
     "cache": "what this machine keeps between runs, by kind and size; --prune removes the oldest",
     "schema": "write reports/schema.json from the record's classes",
 }
