@@ -21,7 +21,23 @@ def test_a_stage_is_the_sum_of_all_processes_and_a_worker_idles_from_its_last_te
         ["updates", "24.0", "54.5", "%"],
         ["evaluate", "3.0", "6.8", "%"],
         ["idle", "after", "the", "last", "test", "13.0", "29.5", "%"],
-        "24.0 s by the clock, 32.0 CPU seconds with imports, 2 processes that run tests".split(),
+        [
+            "24.0",
+            "s",
+            "by",
+            "the",
+            "clock,",
+            "32.0",
+            "CPU",
+            "seconds",
+            "with",
+            "imports,",
+            "2",
+            "processes",
+            "that",
+            "run",
+            "tests",
+        ],
     ]
 
 
