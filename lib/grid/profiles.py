@@ -127,9 +127,9 @@ def quick_changes(cell_id: str) -> Mapping[str, Any]:
     }
 
 
-# cell: updates, learning rate, batch, accumulation. Found by hand on two cores, with test scores in view: a moderate rate, or a
-# larger batch, where rounding or another seed moved the score by points, and no more updates than the score needs: they are what
-# a cell's time is spent on. The bounds in benchmarks/thresholds hold for them.
+# cell: updates, learning rate, batch, accumulation. Found by hand on two cores, with test scores in view: a moderate rate or a
+# larger batch, where rounding or another seed moved the score by points, and no more updates than the score needs, since they
+# are what a cell's time is spent on. The bounds in benchmarks/thresholds hold for them.
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "bert_sa_lora": (60, 5e-3, 16, 1),
     "bert_sa_qlora": (100, 6e-3, 12, 1),
