@@ -133,10 +133,10 @@ def quick_changes(cell_id: str) -> Mapping[str, Any]:
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "bert_sa_lora": (60, 5e-3, 16, 1),
     "bert_sa_qlora": (100, 6e-3, 12, 1),
-    "bert_sa_sft": (170, 7e-4, 16, 1),
+    "bert_sa_sft": (260, 7e-4, 16, 1),
     "bert_qa_lora": (50, 2e-3, 12, 1),
     "bert_qa_qlora": (50, 2e-3, 12, 1),
-    "bert_qa_sft": (60, 5e-4, 16, 1),
+    "bert_qa_sft": (120, 5e-4, 16, 1),
     "bert_sum_lora": (64, 5e-3, 12, 1),
     "bert_sum_qlora": (64, 5e-3, 12, 1),
     "bert_sum_sft": (64, 1e-3, 12, 1),
