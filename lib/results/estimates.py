@@ -14,6 +14,7 @@ from lib.results.run_table import peak_gib
 from lib.results.table import Column, number
 from lib.results.table import lines as table_lines
 
+REPORTS = Path(__file__).parents[2] / "reports"
 UNITS = {"h": 3600, "m": 60, "s": 1}
 LONGER_UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 SESSION_SECONDS = 15  # imports and collection, once a process
@@ -53,12 +54,18 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if unit == "s" else f"{seconds / length:.1f} {unit}"
 
 
+def committed_runs() -> list[Path]:
+    """The saved runs that ship with the suite: every machine has the same."""
+    return [*sorted(REPORTS.glob("baselines/*.json")), *sorted(REPORTS.glob("*/footprint.json"))]
+
+
 def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimate]:
     """By cell, what the first saved run that contains it says; in the same file, a run goes before a footprint."""
     known: dict[str, Estimate] = {}
     for path in paths:
+        finished = _finished(path)
         for profile in dict.fromkeys(cell.profile.id for cell in cells):
-            runs, footprints = _finished(path, profile), _finished(path, "footprint")
+            runs, footprints = ({r.cell: r for r in finished if r.profile == name} for name in (profile, "footprint"))
             for cell in (cell for cell in cells if cell.profile.id == profile and cell.id not in known):
                 if cell.id in runs:
                     known[cell.id] = from_run(runs[cell.id], path.name)
@@ -67,14 +74,13 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimat
     return known
 
 
-def _finished(path: Path, profile: str) -> dict[str, Record]:
+def _finished(path: Path) -> list[Record]:
     if not path.is_file():
-        return {}
+        return []
     try:
-        records = read_list(path)
+        return [record for record in read_list(path) if record.finished]
     except InputError:  # a run that was cut off, or that cannot be read any more, says nothing
-        return {}
-    return {record.cell: record for record in records if record.profile == profile and record.finished}
+        return []
 
 
 def from_run(record: Record, source: str) -> Estimate:

@@ -17,7 +17,7 @@ def across(records: Sequence[Record]) -> Findings:
     findings: Findings = defaultdict(list)
     for profile in dict.fromkeys(record.profile for record in records):
         cells = {record.cell: record for record in records if record.profile == profile}
-        for audit in (distinct_results, same_rows_in_triple):
+        for audit in TOGETHER:
             for cell, fault in audit(cells).items():
                 findings[cell].append(AuditFinding(name=audit.__name__, passed=not fault, detail=fault or "none other"))
     return dict(findings)
@@ -66,6 +66,9 @@ def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:
             others = [other for other, fingerprint in fingerprints.items() if fingerprint != own]
             faults[cell] = f"other rows than {', '.join(others)}" if others else ""
     return faults
+
+
+TOGETHER = (distinct_results, same_rows_in_triple)
 
 
 def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:
