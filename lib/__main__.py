@@ -13,6 +13,7 @@ COMMANDS = {
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",
     "merge": "make one run of several, as of shards or a CI matrix",
+    "plan": "how long the full grid takes on so many GPUs, in how much memory, at what price",
     "bisect": "find the release of a library, or the commit, that made cells worse",
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
     "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",

@@ -32,11 +32,25 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a cell will take, and the measurement that says so; None is not known."""
+    """What a cell will take, and the measurement that says so; None is not known.
+
+    Attributes:
+        gib: the highest peak of that measurement, on its device and with its rows an update.
+        tensors_gib: the most that tensors took during one update there; footprints only.
+        device: the name of the device that was measured.
+        on_gpu: whether it is one.
+        reckoned: the seconds are of training alone, from a footprint's rate.
+        same_update: whether an update there had as many rows as the recipe's.
+    """
 
     seconds: float | None = None
     gib: float | None = None
     source: str = "never measured"
+    tensors_gib: float | None = None
+    device: str | None = None
+    on_gpu: bool = False
+    reckoned: bool = False
+    same_update: bool = True
 
 
 def seconds_of(text: str, option: str = "--budget") -> float:
@@ -86,8 +100,14 @@ def _finished(path: Path) -> list[Record]:
 def from_run(record: Record, source: str) -> Estimate:
     """All phases of a cell that has run; `source` is that run's name."""
     seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
-    device = f", {record.device.name}" if record.device else ""
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=f"{source}{device}")
+    name, on_gpu = _device(record)
+    source = f"{source}, {name}" if name else source
+    return Estimate(seconds=seconds, gib=peak_gib(record), source=source, device=name, on_gpu=on_gpu)
+
+
+def _device(record: Record) -> tuple[str | None, bool]:
+    """The name of a record's device, and whether it is a GPU."""
+    return (record.device.name, record.device.type == "cuda") if record.device else (None, False)
 
 
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
@@ -103,7 +123,18 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     measured, planned = record.recipe.rows_per_update, _rows_per_update(cell)
     if measured != planned:
         source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=source)
+    name, on_gpu = _device(record)
+    tensors = record.memory.ledger.peak_bytes if record.memory else None
+    return Estimate(
+        seconds=seconds,
+        gib=peak_gib(record),
+        source=source,
+        tensors_gib=None if tensors is None else tensors / 2**30,
+        device=name,
+        on_gpu=on_gpu,
+        reckoned=True,
+        same_update=measured == planned,
+    )
 
 
 def _rows_per_update(cell: Cell) -> int:
