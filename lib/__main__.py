@@ -20,6 +20,7 @@ COMMANDS = {
     "power": "what the gate sees, and how often it is wrong: simulated",
     "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",
     "silence": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
+    "overhead": "what the suite itself costs at 500 to 5,000 rows, without any training",
     "finish": "make a run's JSON from the journal of a session that was killed",
     "cache": "what this machine keeps between runs, by kind and size; --prune removes the oldest",
     "schema": "write reports/schema.json from the record's classes",

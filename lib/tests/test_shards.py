@@ -12,7 +12,7 @@ import pytest
 
 from lib.commands import merge
 from lib.errors import InputError
-from lib.grid.cells import STUDY
+from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE, ZOO_PROFILE
 from lib.grid.zoo import zoo
 from lib.record import to_json
@@ -20,12 +20,17 @@ from lib.results.estimates import committed_runs
 from lib.results.files import read_list
 from lib.results.passing import audit_together
 from lib.results.shards import Case, Shard, case_of, check_divided_alike, missing, seconds_of_cells, shard_of, shared_out
+from lib.tests.test_docs import collected as sessions_of
 from lib.tests.test_options import collect, collected
-from lib.tests.test_record import complete
-from lib.tests.test_seeds import seeds_as
+from lib.tests.test_record import MEASURED, PHASE, complete
+from lib.tests.test_results import saved
 
 ROOT = Path(__file__).parents[2]
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+
+
+def seeds_as(seed):
+    return {"seed": seed, "split_seed": 42, "perturbation": None}
 
 
 # By hand
@@ -81,36 +86,35 @@ def test_a_cell_never_measured_counts_as_those_of_its_backbone_and_task():
 # The command line
 
 
+def ids(text):
+    return re.findall(r"^benchmarks/test_finetune\.py::test_finetune\[(.+)\]$", text, re.MULTILINE)
+
+
 @pytest.mark.parametrize(
-    "options", [("-m", "quick"), ("-m", "full", "--seeds", "0,3"), ("--cells", "bert_sa_lora,t5_qa_sft,t5_sa_sft")]
+    "options",
+    [("-m", "quick", "--seeds", "0,3"), ("-m", "full"), ("--cells", "bert_sa_lora,t5_qa_sft,t5_sa_sft"), ("-k", "_sa_")],
+    ids=["quick with seeds", "full", "cells", "a word"],
 )
 def test_pytest_collects_each_test_in_one_shard(options):
-    parts = [collected(*options, "--shard", f"{number}/3") for number in (1, 2, 3)]
+    """A word, too, selects before shards are made."""
+    sessions = [[*options], *([*options, "--shard", f"{number}/3"] for number in (1, 2, 3))]
+    whole, *parts = [ids(text) for _, text in sessions_of(sessions)]
     assert all(parts)
-    assert sorted(chain(*parts)) == sorted(collected(*options))
+    assert sorted(chain(*parts)) == sorted(whole)
 
 
-def test_a_word_selects_before_shards_are_made():
-    parts = [collected("-m", "quick", "-k", "_sa_", "--shard", f"{number}/2") for number in (1, 2)]
-    assert [len(part) for part in parts] == [4, 5] or [len(part) for part in parts] == [5, 4]
-    assert all("_sa_" in name for name in chain(*parts))
-
-
-def test_this_machines_own_runs_and_journal_change_no_shard(tmp_path):
-    """Only what is committed counts, or the file that every machine is given."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    code = "import sys, pytest; from lib.results import estimates; print(*estimates.committed_runs(), sep='\\n')"
-    answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
-    paths = [Path(line).relative_to(ROOT) for line in answer.stdout.splitlines()]
+def test_only_what_is_committed_counts():
+    """Neither this machine's own runs nor its journal."""
     tracked = subprocess.run(["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert {str(path) for path in paths} <= set(tracked.splitlines())
-    earlier = tmp_path / "earlier.json"
-    phases = {"train": {"seconds": 1e6, "rss_peak_gib": 1.0, "allocated_peak_gib": None, "reserved_peak_gib": None}}
-    slow = complete("bert_sa_lora")
-    slow.memory.phases = complete(memory=to_json(slow)["memory"] | {"phases": phases}).memory.phases
-    earlier.write_text(json.dumps({"benchmarks": [{"extra_info": to_json(slow)}]}))
+    assert {str(path.relative_to(ROOT)) for path in committed_runs()} <= set(tracked.splitlines())
+
+
+def test_or_the_file_that_all_machines_are_given(tmp_path):
+    phases = {cell: {"train": PHASE | {"seconds": 1e6 if cell == "bert_sa_lora" else 1.0}} for cell in STUDY_IDS}
+    records = [complete(cell, memory=MEASURED["memory"] | {"phases": phases[cell]}) for cell in STUDY_IDS]
+    path = saved(tmp_path / "earlier.json", *records)
     # a million seconds: alone in its shard
-    assert collected("-m", "quick", f"--estimates-from={earlier}", "--shard", "1/3") == ["bert_sa_lora"]
+    assert collected("-m", "quick", f"--estimates-from={path}", "--shard", "1/3") == ["bert_sa_lora"]
 
 
 @pytest.mark.parametrize(
@@ -139,30 +143,23 @@ def test_cell(profile, backbone, task, method, seed, benchmark):
 """
 
 
-@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("workers", ["0", "1"])
 def test_shards_of_sessions_merge_to_what_one_session_has(tmp_path, workers):
     (tmp_path / "test_cells.py").write_text(CELLS)
     plugins = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "sharding", "planning", "results")]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": str(ROOT), "TUNEGRID_CACHE": str(tmp_path / "cache")}
-
-    def run(name, *options):
-        command = [sys.executable, "-m", "pytest", *plugins, "--cells=bert_sa_lora,t5_sa_sft", "--seeds=0-1", *options]
-        command += ["-n", workers, f"--benchmark-json={name}.json", "test_cells.py"]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False).stdout
-
-    run("whole")
-    outputs = [run(f"part{number}", f"--shard={number}/2") for number in (1, 2)]
-    assert re.search(r"^shard 2/2: 2 of 4 tests, by estimates [\d.]+ \w+ of [\d.]+ \w+$", outputs[1], re.MULTILINE)
-    parts = [tmp_path / f"part{number}.json" for number in (1, 2)]
-    assert merge.main([*map(str, parts), "-o", str(tmp_path / "merged.json")]) == 0
-
-    def params(path):
-        return sorted(row["param"] for row in json.loads(path.read_text())["benchmarks"])
-
-    assert [len(params(path)) for path in parts] == [2, 2]
-    assert params(tmp_path / "merged.json") == params(tmp_path / "whole.json")
-    assert merge.main([str(parts[0]), "-o", str(tmp_path / "half.json")]) == 1
+    for number in (1, 2):
+        command = [sys.executable, "-m", "pytest", *plugins, "--cells=bert_sa_lora,t5_sa_sft", "--seeds=0-1"]
+        command += [f"--shard={number}/2", "-n", workers, f"--benchmark-json=part{number}.json", "test_cells.py"]
+        answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        line = rf"^shard {number}/2: 2 of 4 tests, by estimates [\d.]+ \w+ of [\d.]+ \w+$"
+        assert re.search(line, answer.stdout, re.MULTILINE), answer.stdout
+    parts = [str(tmp_path / f"part{number}.json") for number in (1, 2)]
+    assert merge.main([*parts, "-o", str(tmp_path / "merged.json")]) == 0
+    expected = [f"{cell}-seed{seed}" for cell in ("bert_sa_lora", "t5_sa_sft") for seed in (0, 1)]
+    assert [row["param"] for row in json.loads((tmp_path / "merged.json").read_text())["benchmarks"]] == expected
+    assert merge.main([parts[0], "-o", str(tmp_path / "half.json")]) == 1
 
 
 # Merging
@@ -198,7 +195,7 @@ def test_merged_shards_have_the_rows_of_one_run(tmp_path):
 def test_what_two_shards_show_together_is_found_where_they_are_merged(tmp_path):
     """A copied result: each shard alone has nothing beside it."""
     twins = [complete(cell, scores={"accuracy": 90.0}, seeds=seeds_as(0)) for cell in ("t5_sa_lora", "t5_sa_sft")]
-    run = {"benchmarks": [{"fullname": record.cell, "extra_info": to_json(record)} for record in twins]}
+    run = {"version": "5.3", "benchmarks": [{"fullname": record.cell, "extra_info": to_json(record)} for record in twins]}
     paths = as_shards(tmp_path, run, 2)
     assert all(read_list(path)[0].status == "passed" for path in paths)
     merge.main([*map(str, paths), "-o", str(tmp_path / "merged.json")])
@@ -212,7 +209,7 @@ def test_what_two_shards_show_together_is_found_where_they_are_merged(tmp_path):
 
 def test_a_shard_that_left_no_file_is_named_with_its_cells(tmp_path, capsys):
     records = [complete(cell, seeds=seeds_as(1)) for cell in ("bert_sa_lora", "t5_qa_sft", "t5_sa_sft")]
-    run = {"benchmarks": [{"fullname": record.cell, "extra_info": to_json(record)} for record in records]}
+    run = {"version": "5.3", "benchmarks": [{"fullname": record.cell, "extra_info": to_json(record)} for record in records]}
     first, _, third = as_shards(tmp_path, run, 3)
     assert merge.main([str(first), str(third), "-o", str(tmp_path / "merged.json")]) == 1
     assert capsys.readouterr().err.splitlines() == [
@@ -238,7 +235,7 @@ def test_shards_that_overlap_are_refused(tmp_path, capsys):
         shard = Shard(number=number, of=2, whole=frozenset({case_of(old)}))
         rows = [{"fullname": "test_finetune[bert_sa_lora]", "extra_info": to_json(record)}]
         paths.append(tmp_path / f"{number}.json")
-        paths[-1].write_text(json.dumps({"benchmarks": rows, "shard": shard.to_json()}))
+        paths[-1].write_text(json.dumps({"version": "5.3", "benchmarks": rows, "shard": shard.to_json()}))
     with pytest.raises(SystemExit):
         merge.main([*map(str, paths), "-o", str(tmp_path / "merged.json")])
     assert "test_finetune[bert_sa_lora] with seed 0 is in " in capsys.readouterr().err
