@@ -84,7 +84,7 @@ def _pytest(folder: Path, rows: int, *options: str) -> None:
     environment["TUNEGRID_CACHE"] = str(folder / "cache")
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     (folder / "output.txt").write_text(done.stdout + done.stderr)
-    if done.returncode > 1:
+    if done.returncode > 1 or ("--collect-only" not in options and not (folder / "out" / "page.html").is_file()):
         raise SystemExit(done.stdout[-2000:] + done.stderr[-2000:])
 
 

@@ -1,11 +1,12 @@
 """Values as JSON can hold them. In: Python, NumPy or torch values. Out: plain ones."""
 
 import math
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The same value in plain types: numbers as int and float, sequences as lists, NaN and infinities as None.
+    """The same value in plain types: numbers as int and float, sequences as lists, dataclasses as dicts, NaN as None.
 
     pytest-benchmark silently writes anything else as the string "UNSERIALIZABLE[...]".
 
@@ -18,6 +19,8 @@ def plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

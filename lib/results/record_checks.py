@@ -30,10 +30,15 @@ SHARED_BY_LUCK = 30
 def distinct_results(records: Mapping[str, Record]) -> dict[str, str]:
     """By cell: which other cell has the same results to the last digit; empty where none has."""
     results = {cell: figures for cell, record in records.items() if (figures := _results(record))}
+    cells_by_figure: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for cell, figures in results.items():
+        for figure in figures:
+            cells_by_figure[figure].append(cell)
     faults = dict.fromkeys(results, "")
-    for one, other in combinations(results, 2):
-        if results[one] & results[other]:
-            faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
+    shared = {pair for cells in cells_by_figure.values() if len(cells) > 1 for pair in combinations(cells, 2)}
+    places = {cell: place for place, cell in enumerate(results)}
+    for one, other in sorted(shared, key=lambda pair: (places[pair[0]], places[pair[1]])):
+        faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
     return faults
 
 
