@@ -103,6 +103,13 @@ def test_pytest_collects_each_test_in_one_shard(options):
     assert sorted(chain(*parts)) == sorted(whole)
 
 
+def test_listing_names_the_cells_of_the_shard():
+    options = ("-m", "quick", "--seeds", "0-1", "--shard", "2/3")
+    *_, last = collect("--list-cells", *options).stdout.splitlines()
+    assert re.match(r"shard 2/3: \d+ of 54 tests, by estimates [\d.]+ min of [\d.]+ min: bert_", last)
+    assert last.split(": ")[2].split() == sorted({name.split("-")[0] for name in collected(*options)})
+
+
 def test_only_what_is_committed_counts():
     """Neither this machine's own runs nor its journal."""
     tracked = subprocess.run(["git", "ls-files", "reports"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
