@@ -13,7 +13,7 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: for a value that has no plain form.
     """
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool | str) or type(value) is int:
         return value
     if isinstance(value, int):
         return int(value)
