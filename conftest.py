@@ -1,7 +1,7 @@
 """Names the plugins that make the suite; nothing else lives here."""
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
-BEFORE = ("options", "session", "selection", "planning", "progress")
+BEFORE = ("options", "session", "selection", "sharding", "planning", "progress")
 RUN = ("pipeline", "journal", "results")
 AFTER = ("gating", "isolation", "gpu_summary", "page", "stages")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

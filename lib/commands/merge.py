@@ -1,33 +1,85 @@
-"""Merge the runs of a CI matrix: `python -m lib merge A.json B.json -o C.json`.
+"""Merge the runs of a CI matrix, or of shards: `python -m lib merge A.json B.json -o C.json`.
 
 Two files that hold the same cell, profile and seed are a conflict, unless they hold the same record: then it is taken once.
+Files of `--shard` must be of one division; what is missing of the whole is named, and the exit code is 1. Cells are audited
+beside each other anew: a part does not show what all together do.
 """
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lib.errors import InputError
+from lib.record import Record, to_json
 from lib.results.examples import keep_beside
-from lib.results.files import Row, current, is_cell, load, read_list, save
+from lib.results.files import Row, is_cell, load, save
+from lib.results.files import current as current_row
+from lib.results.passing import audit_together
+from lib.results.shards import KEY, case_of, check_divided_alike, missing, shard_of
+
+Saved = dict[str, Any]  # a run's JSON
+Key = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
-def merged(paths: Sequence[Path]) -> dict[str, Any]:
-    """The first file with the rows of all, ordered by name; raises InputError for a conflict."""
-    rows: dict[tuple[str, int | None], tuple[Row, Path]] = {}
-    for path in paths:
-        for row in load(path)["benchmarks"]:
-            seed, name = None, str(row.get("fullname") or row.get("name"))
-            if is_cell(row["extra_info"]):
-                row, record = current(row, str(path))
-                seed = record.seeds.seed
-                name = name.replace(f"-seed{seed}]", "]")  # with --seeds, a test's id says it
-            if (name, seed) in rows and rows[name, seed][0]["extra_info"] != row["extra_info"]:
-                raise InputError(f"{name} with seed {seed} is in {rows[name, seed][1]} and in {path}, with different results")
-            rows.setdefault((name, seed), (row, path))
-    ordered = [row for _, (row, _) in sorted(rows.items(), key=lambda item: str(item[0]))]
-    return load(paths[0]) | {"benchmarks": ordered}
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What several files hold together.
+
+    Attributes:
+        run: the first file's, with the rows of all, ordered by name.
+        records: by the file that they are from.
+        absent: sentences on what is missing of the whole that shards are of.
+    """
+
+    run: Saved
+    records: Mapping[Path, Sequence[Record]]
+    absent: Sequence[str]
+
+
+def merged(paths: Sequence[Path]) -> Merged:
+    """What these files hold; raises InputError where two contradict each other, or are no shards of one run."""
+    runs = {path: load(path) for path in paths}
+    shards = {path: shard for path, run in runs.items() if (shard := shard_of(run, path))}
+    check_divided_alike(shards)
+    rows, records, sources = _joined(runs)
+    audit_together(list(records.values()))
+    for key, record in records.items():
+        rows[key] |= {"extra_info": to_json(record)}
+    run = {name: value for name, value in runs[paths[0]].items() if name != KEY}
+    ordered = [row for _, row in sorted(rows.items(), key=lambda item: str(item[0]))]
+    by_path = {path: [record for key, record in records.items() if sources[key] == path] for path in runs}
+    absent = missing(shards.values(), {case_of(record) for record in records.values()})
+    return Merged(run=run | {"benchmarks": ordered}, records=by_path, absent=absent)
+
+
+def _joined(runs: Mapping[Path, Saved]) -> tuple[dict[Key, Row], dict[Key, Record], dict[Key, Path]]:
+    """The rows of all runs, the records of those that are cells, and the file that each is from."""
+    rows: dict[Key, Row] = {}
+    records: dict[Key, Record] = {}
+    sources: dict[Key, Path] = {}
+    for path, run in runs.items():
+        for row in run["benchmarks"]:
+            key, current, record = _read(row, path)
+            if key in rows and rows[key]["extra_info"] != current["extra_info"]:
+                name, seed = key
+                raise InputError(f"{name} with seed {seed} is in {sources[key]} and in {path}, with different results")
+            rows.setdefault(key, current)
+            sources.setdefault(key, path)
+            if record:
+                records.setdefault(key, record)
+    return rows, records, sources
+
+
+def _read(row: Row, path: Path) -> tuple[Key, Row, Record | None]:
+    name = str(row.get("fullname") or row.get("name"))
+    if not is_cell(row["extra_info"]):
+        return (name, None), row, None
+    row, record = current_row(row, str(path))
+    seed = record.seeds.seed
+    return (name.replace(f"-seed{seed}]", "]"), seed), row, record  # with --seeds, a test's id says it
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,11 +89,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
     try:
-        run = merged(options.runs)
-        for path in options.runs:
-            keep_beside(read_list(path), options.output, path)
-        save(run, options.output)
+        whole = merged(options.runs)
+        for path, records in whole.records.items():
+            keep_beside(records, options.output, path)
+        save(whole.run, options.output)
     except InputError as error:
         parser.error(str(error))
-    print(f"wrote {options.output}: {len(run['benchmarks'])} rows of {len(options.runs)} runs")
-    return 0
+    print(f"wrote {options.output}: {len(whole.run['benchmarks'])} rows of {len(options.runs)} runs")
+    for sentence in whole.absent:
+        print(sentence, file=sys.stderr)
+    return 1 if whole.absent else 0

@@ -8,7 +8,7 @@ from lib.page import charts
 from lib.page.runs import PageRun, judged
 from lib.results.gate_report import worst
 from lib.results.gates import decides, kind_of
-from lib.results.judgements import Judgement, Verdict
+from lib.results.judgements import Judgement, Verdict, by_cell
 
 Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the run before
 
@@ -39,14 +39,14 @@ def story_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement])
     runs = [*sorted(older, key=lambda one: one.when), run]
     pairs = list(pairwise(runs))
     answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
+    told = [by_cell(judgements) for judgements, _ in answers]
     cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
     steps = {
-        cell: [(one.score(cell), _verdict(answers[place - 1][0], cell) if place else None) for place, one in enumerate(runs)]
+        cell: [(one.score(cell), _verdict(told[place - 1].get(cell, [])) if place else None) for place, one in enumerate(runs)]
         for cell in cells
     }
-    return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, told in answers for remark in told)))
+    return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, remarks in answers for remark in remarks)))
 
 
-def _verdict(judgements: Sequence[Judgement], cell: str) -> Verdict | None:
-    own = [j for j in judgements if j.cell == cell and decides(j) and kind_of(j) == "quality"]
-    return worst(own)
+def _verdict(judgements: Sequence[Judgement]) -> Verdict | None:
+    return worst([j for j in judgements if decides(j) and kind_of(j) == "quality"])

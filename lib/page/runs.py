@@ -9,8 +9,8 @@ from statistics import fmean
 from typing import Any
 
 from lib.errors import InputError
-from lib.record import Record
-from lib.results.files import current, is_cell, load
+from lib.record import Record, from_json
+from lib.results.files import is_cell, load
 from lib.results.gates import Run, gate
 from lib.results.judgements import Judgement
 from lib.results.quality import check_rows
@@ -61,7 +61,7 @@ def mean(figures: Iterable[float | None]) -> float | None:
 def read_page_run(path: Path, profile: str | None = None) -> PageRun:
     """A saved run; raises InputError, in one sentence, where the file cannot be read."""
     run = load(path)
-    records = [current(row, str(path))[1] for row in run["benchmarks"] if is_cell(row["extra_info"])]
+    records = [from_json(row["extra_info"], str(path)) for row in run["benchmarks"] if is_cell(row["extra_info"])]
     commit: Any = run.get("commit_info")
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
     page = PageRun(name=path.name, records=records, path=path, when=str(run.get("datetime") or ""), commit=commit)

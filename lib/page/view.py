@@ -11,7 +11,7 @@ from lib.page.runs import PageRun, judged
 from lib.page.study import Comparison, compared
 from lib.page.verdict import Headline, headline
 from lib.results.gates import FAILED_BY, failing
-from lib.results.judgements import Judgement, Verdict
+from lib.results.judgements import Judgement, Verdict, by_cell
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
 RATE = "train_samples_per_second"
@@ -132,7 +132,8 @@ def page_of(
     baseline = older[0] if older else None
     judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judged(baseline, run)
     limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // max(1, len(run.by_cell))))
-    cells = [cell_view(run, baseline, cell, [j for j in judgements if j.cell == cell], limit) for cell in run.by_cell]
+    judged_cells = by_cell(judgements)
+    cells = [cell_view(run, baseline, cell, judged_cells.get(cell, []), limit) for cell in run.by_cell]
     bad = failing(judgements, kinds)
     return Page(
         run=run,

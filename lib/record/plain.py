@@ -1,11 +1,12 @@
 """Values as JSON can hold them. In: Python, NumPy or torch values. Out: plain ones."""
 
 import math
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 
 def plain(value: Any) -> Any:
-    """The same value in plain types: numbers as int and float, sequences as lists, NaN and infinities as None.
+    """The same value in plain types: numbers as int and float, sequences as lists, dataclasses as dicts, NaN as None.
 
     pytest-benchmark silently writes anything else as the string "UNSERIALIZABLE[...]".
 
@@ -22,6 +23,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if hasattr(value, "item"):  # a NumPy or torch scalar
         return plain(value.item())
     raise TypeError(f"a record cannot hold {value!r} of {type(value).__name__}")

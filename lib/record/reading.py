@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ def adapter() -> TypeAdapter[Record]:
 
 def to_json(record: Record) -> dict[str, Any]:
     """The record as plain JSON, as `extra_info` of a row holds it."""
-    data: dict[str, Any] = plain(asdict(record))
+    data: dict[str, Any] = plain(record)
     return data
 
 

@@ -14,6 +14,7 @@ from lib.results.run_table import peak_gib
 from lib.results.table import Column, number
 from lib.results.table import lines as table_lines
 
+REPORTS = Path(__file__).parents[2] / "reports"
 UNITS = {"h": 3600, "m": 60, "s": 1}
 LONGER_UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 SESSION_SECONDS = 15  # imports and collection, once a process
@@ -31,11 +32,25 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a cell will take, and the measurement that says so; None is not known."""
+    """What a cell will take, and the measurement that says so; None is not known.
+
+    Attributes:
+        gib: the highest peak of that measurement, on its device and with its rows an update.
+        tensors_gib: the most that tensors took during one update there; footprints only.
+        device: the name of the device that was measured.
+        on_gpu: whether it is one.
+        reckoned: the seconds are of training alone, from a footprint's rate.
+        same_update: whether an update there had as many rows as the recipe's.
+    """
 
     seconds: float | None = None
     gib: float | None = None
     source: str = "never measured"
+    tensors_gib: float | None = None
+    device: str | None = None
+    on_gpu: bool = False
+    reckoned: bool = False
+    same_update: bool = True
 
 
 def seconds_of(text: str, option: str = "--budget") -> float:
@@ -53,12 +68,18 @@ def duration(seconds: float | None) -> str:
     return f"{seconds:.0f} s" if unit == "s" else f"{seconds / length:.1f} {unit}"
 
 
+def committed_runs() -> list[Path]:
+    """The saved runs that ship with the suite: every machine has the same."""
+    return [*sorted(REPORTS.glob("baselines/*.json")), *sorted(REPORTS.glob("*/footprint.json"))]
+
+
 def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimate]:
     """By cell, what the first saved run that contains it says; in the same file, a run goes before a footprint."""
     known: dict[str, Estimate] = {}
     for path in paths:
+        finished = _finished(path)
         for profile in dict.fromkeys(cell.profile.id for cell in cells):
-            runs, footprints = _finished(path, profile), _finished(path, "footprint")
+            runs, footprints = ({r.cell: r for r in finished if r.profile == name} for name in (profile, "footprint"))
             for cell in (cell for cell in cells if cell.profile.id == profile and cell.id not in known):
                 if cell.id in runs:
                     known[cell.id] = from_run(runs[cell.id], path.name)
@@ -67,21 +88,26 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimat
     return known
 
 
-def _finished(path: Path, profile: str) -> dict[str, Record]:
+def _finished(path: Path) -> list[Record]:
     if not path.is_file():
-        return {}
+        return []
     try:
-        records = read_list(path)
+        return [record for record in read_list(path) if record.finished]
     except InputError:  # a run that was cut off, or that cannot be read any more, says nothing
-        return {}
-    return {record.cell: record for record in records if record.profile == profile and record.finished}
+        return []
 
 
 def from_run(record: Record, source: str) -> Estimate:
     """All phases of a cell that has run; `source` is that run's name."""
     seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
-    device = f", {record.device.name}" if record.device else ""
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=f"{source}{device}")
+    name, on_gpu = _device(record)
+    source = f"{source}, {name}" if name else source
+    return Estimate(seconds=seconds, gib=peak_gib(record), source=source, device=name, on_gpu=on_gpu)
+
+
+def _device(record: Record) -> tuple[str | None, bool]:
+    """The name of a record's device, and whether it is a GPU."""
+    return (record.device.name, record.device.type == "cuda") if record.device else (None, False)
 
 
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
@@ -97,7 +123,18 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     measured, planned = record.recipe.rows_per_update, _rows_per_update(cell)
     if measured != planned:
         source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=source)
+    name, on_gpu = _device(record)
+    tensors = record.memory.ledger.peak_bytes if record.memory else None
+    return Estimate(
+        seconds=seconds,
+        gib=peak_gib(record),
+        source=source,
+        tensors_gib=None if tensors is None else tensors / 2**30,
+        device=name,
+        on_gpu=on_gpu,
+        reckoned=True,
+        same_update=measured == planned,
+    )
 
 
 def _rows_per_update(cell: Cell) -> int:

@@ -118,7 +118,7 @@ def read_texts(record: Record, run: Path | None) -> Texts | None:
     path = _place(_texts_name(record.examples.rows_hash), run) if record.examples else None
     if path is None:
         return None
-    columns = pq.read_table(path).to_pydict()
+    columns = pq.read_table(path, use_threads=False, pre_buffer=False).to_pydict()
     return Texts(inputs=columns["input"], references=columns["reference"])
 
 
@@ -131,7 +131,7 @@ def read(record: Record, run: Path | None) -> Examples | None:
     if path is None:
         return None
     try:
-        columns = pq.read_table(path).to_pydict()
+        columns = pq.read_table(path, use_threads=False, pre_buffer=False).to_pydict()  # too small for threads
         references = columns.pop("reference", None)
         return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
     except (OSError, ArrowException, KeyError) as error:

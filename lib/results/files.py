@@ -47,7 +47,7 @@ def save(run: dict[str, Any], path: Path) -> None:
 
 def read_list(path: Path) -> list[Record]:
     """All records of a saved run, in the current version; raises InputError where it holds no cells, or one is not sound."""
-    return [record for _, record in read_rows(path)]
+    return [from_json(row["extra_info"], str(path)) for row in load(path)["benchmarks"] if is_cell(row["extra_info"])]
 
 
 def read_rows(path: Path) -> list[tuple[Row, Record]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lib.results.costs import LEDGER
 from lib.results.gates import FAILED_BY, KINDS, decides, failing, kind_of
-from lib.results.judgements import Judgement, Verdict
+from lib.results.judgements import Judgement, Verdict, by_cell
 from lib.results.table import Column, lines, markdown, number, signed
 
 # The gravest first: a group of judgements is as bad as its worst.
@@ -45,8 +45,8 @@ def worst(judged: Sequence[Judgement]) -> Verdict | None:
 def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
     """A row a cell: its main score's change, and one verdict on each kind of figure."""
     table = []
-    for cell in dict.fromkeys(judgement.cell for judgement in judged):
-        own = [judgement for judgement in judged if judgement.cell == cell and decides(judgement)]
+    for cell, judgements in by_cell(judged).items():
+        own = [judgement for judgement in judgements if decides(judgement)]
         name = own[0].main_score
         main = next((j for j in own if j.quantity == name), own[0])
         table.append((cell, name, *_figures(main), *(str(worst([j for j in own if kind_of(j) == k]) or "-") for k in KINDS)))

@@ -106,8 +106,10 @@ def gate(
         judged.append(speed(rows.old, before, after, margins["speed"]["step_seconds"]))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
-    order = [*(cell for cell in old.records if cell not in new.records), *new.records]
-    return sorted(judged, key=lambda judgement: order.index(judgement.cell))
+    order = {
+        cell: place for place, cell in enumerate([*(cell for cell in old.records if cell not in new.records), *new.records])
+    }
+    return sorted(judged, key=lambda judgement: order[judgement.cell])
 
 
 def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> Judgement:

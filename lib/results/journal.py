@@ -127,7 +127,7 @@ def with_own_imports(file: Path) -> list[Path]:
     """
     known, waiting = [file], [file]
     while waiting:
-        for name in _imported(waiting.pop()):
+        for name in _imported(waiting.pop().read_bytes()):
             package, module = file.parent / name, file.parent / f"{name}.py"
             new = sorted(package.rglob("*.py")) if package.is_dir() else [module] if module.is_file() else []
             new = [] if package in (ROOT / part for part in CODE) else [path for path in new if path not in known]
@@ -136,9 +136,10 @@ def with_own_imports(file: Path) -> list[Path]:
     return known
 
 
-def _imported(file: Path) -> set[str]:
-    """First names of what a file imports, inside functions too."""
-    nodes = list(ast.walk(ast.parse(file.read_bytes())))
+@cache
+def _imported(source: bytes) -> set[str]:
+    """First names of what a module imports, inside functions too."""
+    nodes = list(ast.walk(ast.parse(source)))
     names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
     return {name.partition(".")[0] for name in names}

@@ -1,5 +1,6 @@
 """The words of a gate. Out: `Verdict`, what a gate says; `Judgement`, one verdict with its evidence."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -54,6 +55,14 @@ class Judgement:
     margin: float | None = None
     seeds: int = 1
     detail: str = ""
+
+
+def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
+    """The judgements on each cell, in their order."""
+    cells: dict[str, list[Judgement]] = {}
+    for judgement in judged:
+        cells.setdefault(judgement.cell, []).append(judgement)
+    return cells
 
 
 def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:

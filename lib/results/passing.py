@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from lib.record import Record, Status
-from lib.results.record_checks import across
+from lib.results.record_checks import TOGETHER, across
 
 
 class Finding(Protocol):
@@ -59,9 +59,12 @@ def located(record: Record, sentence: str) -> str:
 def audit_together(records: Sequence[Record]) -> list[Record]:
     """Add what only the cells together show to their records' audits; return those that a fault turned to `missed`.
 
-    Only records that finished are compared, those of each profile and seed by themselves.
+    Only records that finished are compared, those of each profile and seed by themselves. What was said of them in smaller
+    company, as in a shard, is taken back first.
     """
     finished = [record for record in records if record.finished]
+    for record in finished:
+        _take_back(record)
     faulty = []
     for run in dict.fromkeys((record.profile, record.seeds.seed) for record in finished):
         alike = [record for record in finished if (record.profile, record.seeds.seed) == run]
@@ -75,3 +78,13 @@ def audit_together(records: Sequence[Record]) -> list[Record]:
                 record.status = "missed"
                 faulty.append(record)
     return faulty
+
+
+def _take_back(record: Record) -> None:
+    """Remove what an earlier comparison with other cells added."""
+    names = {audit.__name__ for audit in TOGETHER}
+    told = {located(record, f"audit {f.name}: {f.detail}") for f in record.audits if f.name in names and not f.passed}
+    record.audits = [finding for finding in record.audits if finding.name not in names]
+    record.missed = [sentence for sentence in record.missed if sentence not in told]
+    if told and not record.missed:
+        record.status = "passed"

@@ -17,7 +17,7 @@ def across(records: Sequence[Record]) -> Findings:
     findings: Findings = defaultdict(list)
     for profile in dict.fromkeys(record.profile for record in records):
         cells = {record.cell: record for record in records if record.profile == profile}
-        for audit in (distinct_results, same_rows_in_triple):
+        for audit in TOGETHER:
             for cell, fault in audit(cells).items():
                 findings[cell].append(AuditFinding(name=audit.__name__, passed=not fault, detail=fault or "none other"))
     return dict(findings)
@@ -30,10 +30,15 @@ SHARED_BY_LUCK = 30
 def distinct_results(records: Mapping[str, Record]) -> dict[str, str]:
     """By cell: which other cell has the same results to the last digit; empty where none has."""
     results = {cell: figures for cell, record in records.items() if (figures := _results(record))}
+    cells_by_figure: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for cell, figures in results.items():
+        for figure in figures:
+            cells_by_figure[figure].append(cell)
     faults = dict.fromkeys(results, "")
-    for one, other in combinations(results, 2):
-        if results[one] & results[other]:
-            faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
+    shared = {pair for cells in cells_by_figure.values() if len(cells) > 1 for pair in combinations(cells, 2)}
+    places = {cell: place for place, cell in enumerate(results)}
+    for one, other in sorted(shared, key=lambda pair: (places[pair[0]], places[pair[1]])):
+        faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
     return faults
 
 
@@ -66,6 +71,9 @@ def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:
             others = [other for other, fingerprint in fingerprints.items() if fingerprint != own]
             faults[cell] = f"other rows than {', '.join(others)}" if others else ""
     return faults
+
+
+TOGETHER = (distinct_results, same_rows_in_triple)
 
 
 def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:

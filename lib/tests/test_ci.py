@@ -18,9 +18,9 @@ from lib.tests.test_bisect import git
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "benchmarks" / "ci"
-OWN, GITHUB, MATRIX, GITLAB = (
+OWN, GITHUB, MATRIX, GITLAB, SLURM = (
     ROOT / ".github" / "workflows" / "quick.yml",
-    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "gitlab.yml")),
+    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "gitlab.yml", "slurm.sh")),
 )
 # Writes the run and the page, and ends as it is told to; fails as pytest does where the baseline or the folder is missing.
 PYTEST = """
@@ -56,11 +56,11 @@ def shell_steps(job, expressions):
 class Machine:
     """A folder with stand-ins on its path, and a log of their calls."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, tools=TOOLS):
         self.folder, self.log = folder, folder / "log.txt"
         (folder / "bin").mkdir()
         self.log.touch()
-        for name, body in TOOLS.items():
+        for name, body in tools.items():
             tool = folder / "bin" / name
             tool.write_text(f'#!/bin/bash\n{{ printf {name}; printf " %q" "$@"; echo; }} >> "$LOG"\n{body}\n')
             tool.chmod(0o755)
@@ -126,14 +126,14 @@ def test_no_expression_stands_inside_a_script(path):
 
 def test_every_recipe_is_in_the_list():
     page = (RECIPES / "README.md").read_text()
-    assert all(f"]({path.name})" in page for path in RECIPES.glob("*.yml"))
+    assert all(f"]({path.name})" in page for path in RECIPES.iterdir() if path.suffix in (".yml", ".sh"))
 
 
-def test_the_parts_of_the_matrix_are_the_study_with_triples_together():
-    parts = [part["cells"].split(",") for part in read(MATRIX)["jobs"]["cells"]["strategy"]["matrix"]["include"]]
-    assert sorted(cell for part in parts for cell in part) == sorted(STUDY_IDS)
-    triples = [{cell.rpartition("_")[0] for cell in part} for part in parts]
-    assert sum(map(len, triples)) == 9
+def test_the_parts_of_the_matrix_are_all_shards():
+    cells = read(MATRIX)["jobs"]["cells"]
+    assert cells["with"]["shard"] == "${{ matrix.part }}/${{ strategy.job-total }}"
+    parts = cells["strategy"]["matrix"]["part"]
+    assert parts == list(range(1, len(parts) + 1))
 
 
 def test_the_matrix_gives_what_the_called_workflow_takes():
@@ -202,6 +202,12 @@ def test_github_runs_the_cells_that_are_asked_for(machine, library):
     assert [call[:6] for call in runs] == [["pytest", "-m", "full", "-n", "auto", "--cells=bert_sa_lora,t5_qa_sft"]] * 2
 
 
+def test_github_runs_the_shard_that_is_asked_for(machine, library):
+    assert github(machine, github_expressions(library[1], **{"inputs.shard": "2/3"})) == 0
+    runs = [call for call in machine.calls() if call[0] == "pytest"]
+    assert [call[:6] for call in runs] == [[*RUN, "--shard=2/3"]] * 2
+
+
 def test_github_takes_a_given_baseline(machine, library):
     repo, base = library
     (repo / "before.json").touch()
@@ -256,11 +262,11 @@ def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
     baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
     saved = json.loads(baseline.read_text())
     cells = []
-    for part in read(MATRIX)["jobs"]["cells"]["strategy"]["matrix"]["include"]:
-        folder = machine.folder / "parts" / f"tunegrid-part-{part['part']}"
+    for part in read(MATRIX)["jobs"]["cells"]["strategy"]["matrix"]["part"]:
+        folder = machine.folder / "parts" / f"tunegrid-part-{part}"
         folder.mkdir(parents=True)
         (folder / "examples").symlink_to(baseline.parent / "examples")
-        chosen = part["cells"].split(",")[-1:]
+        chosen = [STUDY_IDS[9 * part - 1]]
         rows = [row for row in saved["benchmarks"] if row["extra_info"]["cell"] in chosen]
         rows = [row for row in rows if row["extra_info"]["seeds"]["seed"] == 0]
         for name in ("before", "after"):
@@ -281,6 +287,87 @@ def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
 def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
     text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB))
     options = set(re.findall(r"--[a-z-]+(?==)", text))
-    assert {"--gate", "--html", "--cells", "--benchmark-json", "--junitxml"} <= options
-    _, unknown = pytestconfig._parser.parse_known_and_unknown_args([f"{name}=x" for name in sorted(options)])
+    assert {"--gate", "--html", "--cells", "--shard", "--benchmark-json", "--junitxml"} <= options
+    given = [f"{name}={'1/2' if name == '--shard' else 'x'}" for name in sorted(options)]
+    _, unknown = pytestconfig._parser.parse_known_and_unknown_args(given)
     assert unknown == []
+
+
+# Slurm
+
+# Slurm's part, one job after the other. A script is copied before it runs, as Slurm does.
+SBATCH = """
+for argument; do case "$argument" in
+  --array=*) array="${argument#*=}";;
+  --output=*) output="${argument#*=}";;
+  --*) ;;
+  *) break;;
+esac; shift; done
+script=$(mktemp -p "$WORK"); cp "$1" "$script"; shift
+tasks=$(for part in ${array//,/ }; do seq "${part%-*}" "${part#*-}"; done)
+[ -n "$array" ] || { bash "$script" "$@" > "$output" 2>&1; exit 0; }
+for task in $tasks; do
+  SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_COUNT=$(wc -w <<< "$tasks") SLURM_CPUS_PER_TASK=8 \
+    bash "$script" "$@" > "${output/\\%a/$task}" 2>&1
+done
+echo "41;cluster"
+"""
+SRUN = 'shift; exec "$@"'
+TESTS_OF_CELLS = """
+import pytest
+
+@pytest.mark.cells("quick")
+def test_cell(profile, backbone, task, method, seed, benchmark):
+    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
+"""
+PLUGINS = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "sharding", "planning", "journal", "results")]
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A machine with Slurm's commands, whose pytest runs cells that train nothing; a function that submits the recipe."""
+    own = {"sbatch": SBATCH, "srun": SRUN, "pytest": f'exec env PYTHONPATH="{ROOT}" "{sys.executable}" -m pytest "$@"'}
+    for name in [name for name in os.environ if name.startswith(("PYTEST_", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    machine = Machine(tmp_path, TOOLS | own)
+    (tmp_path / "test_cells.py").write_text(TESTS_OF_CELLS)
+    options = shlex.join([*PLUGINS, "--cells=bert_sa_lora,t5_qa_sft,t5_sa_sft", "test_cells.py"])
+
+    def submit(**variables):
+        code = machine.run(f"{SLURM} {options}", WORK=str(tmp_path), **variables)
+        return code, machine.calls()
+
+    return tmp_path, submit
+
+
+def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
+    folder, submit = cluster
+    code, calls = submit(SHARDS="3")
+    assert code == 0
+    array, merge = (call for call in calls if call[0] == "sbatch")
+    assert array[1:6] == ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt", str(SLURM)]
+    assert merge[1:5] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00", "--output=WORK/run/merge.txt"]
+    runs = [call for call in calls if call[0] == "srun"]
+    assert [call[1:3] for call in runs] == [["--cpus-per-task=8", "pytest"]] * 3
+    assert [call[-4:] for call in runs] == [
+        ["--shard", f"{task}/3", "--resume", f"--benchmark-json=WORK/run/shard-{task}.json"] for task in (1, 2, 3)
+    ]
+    cells = sorted(record.cell for record in read_list(folder / "run" / "run.json"))
+    assert cells == ["bert_sa_lora", "t5_qa_sft", "t5_sa_sft"]
+    assert (folder / "run" / "merge.txt").read_text().endswith("run/run.json: 3 rows of 3 runs\n")
+
+
+def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
+    folder, submit = cluster
+    submit(SHARDS="3", ONLY="1,3", GPUS="")
+    assert "no file of shard 2/3\n1 of 3 runs are missing: " in (folder / "run" / "merge.txt").read_text()
+    _, calls = submit(SHARDS="3", ONLY="2", GPUS="")
+    assert [call[-3] for call in calls if call[0] == "srun"] == ["1/3", "3/3", "2/3"]
+    assert not [word for call in calls for word in call if word.startswith("--gpus")]
+    assert len(read_list(folder / "run" / "run.json")) == 3
+
+
+def test_a_slurm_job_without_a_number_of_shards_says_so(cluster):
+    _, submit = cluster
+    code, calls = submit()
+    assert (code, calls) == (1, [])

@@ -63,7 +63,7 @@ def test_a_saved_run_says_what_a_cell_takes(tmp_path):
     path = saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)
     later = saved(tmp_path / "later.json", "t5_qa_sft", "quick", 9.0)
     assert estimates(QUICK, [tmp_path / "absent.json", path, later]) == {
-        "t5_qa_sft": Estimate(seconds=8.0, gib=1.5, source="run.json, a CPU")
+        "t5_qa_sft": Estimate(seconds=8.0, gib=1.5, source="run.json, a CPU", device="a CPU")
     }
 
 
