@@ -17,7 +17,8 @@ from lib.codecs.base import Batch, Codec, Feature
 from lib.codecs.extract import best_span
 from lib.run.evaluation import EVAL_BATCH, predict
 from lib.run.order import chunks
-from lib.run.peers import Peak, Race, as_before, common_arguments, settled
+from lib.run.peers import Peak, Race, as_before, settled
+from lib.run.peers_train import common_arguments
 from lib.run.progress import Progress
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lib.codecs.base import Feature
-from lib.run.peers import Race, contenders, raced, shortened, without_dropout
+from lib.run.peers import Race, shortened, without_dropout
 from lib.run.peers_predict import equal_share, mean_figure, timed_generate, timed_ours, timed_trainer
+from lib.run.peers_train import contenders, raced
 
 PARITY_UPDATES = 4
 Run = Callable[[], tuple[float, float | None, Any]]  # seconds, peak in GiB, what came out

@@ -10,7 +10,8 @@ from lib.commands import peers as command
 from lib.results import peers
 from lib.results.peers import CellPeers, PeersRun, Stage, Timed, held
 from lib.run import peers_rounds
-from lib.run.peers import contenders, padded_to_max, race_of, raced, shortened, without_dropout
+from lib.run.peers import race_of, shortened, without_dropout
+from lib.run.peers_train import contenders, padded_to_max, raced
 from lib.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent
 from lib.tests.test_parity import ROWS
 
