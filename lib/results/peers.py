@@ -185,6 +185,18 @@ def _row(cell: CellPeers) -> tuple[str, ...]:
     )
 
 
+def line(cell: CellPeers) -> str:
+    """A cell's row as a sentence, for whoever waits."""
+    best, rate = cell.train.best_peer(), number(cell.train.rate(OURS), 2)
+    ratios = {
+        f"x {best or 'any peer'}": cell.train.ratio(best) if best else None,
+        "x the bare loop's time": of_bare_time(cell),
+        "x its evaluation": evaluated(cell),
+        "x its generation": generated(cell),
+    }
+    return ", ".join([f"{cell.cell}: {rate} samples/s", *(f"{ratio:.2f} {what}" for what, ratio in ratios.items() if ratio)])
+
+
 def trained(cell: CellPeers) -> float | None:
     """Our training's speed over that of Trainer at its best."""
     return cell.train.ratio(TRAINER)

@@ -75,4 +75,5 @@ def mean_figure(codec: Codec, outputs: Sequence[Any]) -> float:
 
 def equal_share(first: Sequence[Any], second: Sequence[Any]) -> float:
     """The share of generated texts that are the same, token by token."""
-    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
+    equal: int = sum(a == b for a, b in zip(first, second, strict=True))
+    return equal / len(first)

@@ -13,7 +13,7 @@ from lib.run.peers import Race, shortened, without_dropout
 from lib.run.peers_predict import equal_share, mean_figure, timed_generate, timed_ours, timed_trainer
 from lib.run.peers_train import contenders, raced
 
-PARITY_UPDATES = 4
+PARITY_UPDATES = 3
 Run = Callable[[], tuple[float, float | None, Any]]  # seconds, peak in GiB, what came out
 
 

@@ -46,7 +46,8 @@ def bare(race: Race, lap: Lap) -> Losses:
 def peft_loop(race: Race, lap: Lap) -> Losses:
     """The loop of PEFT's documentation: a DataLoader, torch's AdamW as it comes, a linear schedule, no trainer."""
     cell = race.cell
-    loader = DataLoader(race.ordered, batch_size=cell.recipe.per_device_train_batch_size, collate_fn=race.codec.collate)
+    rows: Any = race.ordered  # a list, which is a data set to a DataLoader
+    loader = DataLoader(rows, batch_size=cell.recipe.per_device_train_batch_size, collate_fn=race.codec.collate)
     optimizer = cell.method.make_optimizer(race.model, cell)
     if cell.optimizer is adamw_torch:
         optimizer = torch.optim.AdamW(cell.method.parameter_groups(race.model, cell), lr=cell.recipe.learning_rate)
@@ -139,7 +140,7 @@ class _OfCodec(hf.Trainer):  # type: ignore[misc] # transformers' class
 
     def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Tensor:
         """The mean over the update's targets; a span has two labels."""
-        loss = self._codec.loss(model, inputs) / (num_items_in_batch / (2 if self._codec.extracts else 1))
+        loss: Tensor = self._codec.loss(model, inputs) / (num_items_in_batch / (2 if self._codec.extracts else 1))
         self.losses.append(loss.detach())
         return loss
 
