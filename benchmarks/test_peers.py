@@ -68,6 +68,8 @@ def stage_of(heats, samples, kind):
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_peers(cell, race, scored, peers, request):
+    import torch
+
     from lib.run import peers_rounds
 
     rounds, recipe = request.config.getoption("--peer-rounds"), cell.recipe
@@ -85,4 +87,4 @@ def test_peers(cell, race, scored, peers, request):
         row.generate = stage_of(peers_rounds.generate(race, scored, rounds), len(scored), "texts")
     else:
         row.evaluate = stage_of(peers_rounds.evaluate(race, scored, rounds), len(scored), "evaluation")
-    peers.add(row, gpus()[race.device.index]["name"] if race.device.type == "cuda" else cpu_name())
+    peers.add(row, torch.cuda.get_device_name(race.device) if race.device.type == "cuda" else cpu_name())
