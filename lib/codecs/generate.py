@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, on
+from lib.codecs.beams import prompt_once
 from lib.codecs.letters import letters
 from lib.data.sources import Row
 from lib.errors import InputError
@@ -96,7 +97,9 @@ class GenerateCodec(Codec):
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
-        return [self.until_end(row) for row in self.generate(model, features, device).tolist()]
+        with prompt_once(model, self.generation.num_beams):
+            ids = self.generate(model, features, device).tolist()
+        return [self.until_end(row) for row in ids]
 
     def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
         """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace what it is given."""
