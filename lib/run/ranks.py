@@ -70,8 +70,8 @@ class Ranks:
         return replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext()
 
     def total(self, count: int, device: torch.device) -> int | Tensor:
-        """A count summed over the ranks; on the device, so that the host need not wait for it."""
-        return count if self.count == 1 else self.summed(torch.tensor(count, device=device))
+        """A count summed over the ranks, on the device: the host does not wait for it."""
+        return count if self.count == 1 else self.summed(torch.full((), count, device=device))
 
     def summed(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""

@@ -11,6 +11,7 @@ from lib.grid.profiles import ZOO_PROFILE
 from lib.grid.zoo import zoo
 from lib.run.audits import Evidence
 from lib.run.audits.ranks import ranks_end_alike, ranks_train_as_one
+from lib.run.checkpoint import Checkpoints
 from lib.run.evaluation import evaluate
 from lib.run.fingerprints import model_marks
 from lib.run.measurements import ranks_record
@@ -195,6 +196,48 @@ def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
     assert [samples for samples, *_ in sizes] == [6, 6, 2]
     assert meters_of(ALONE)[0] is None
     assert tokens == meters_of(ALONE)[2]
+
+
+# Checkpoints
+
+
+class Cut(Exception):
+    """Training ends here."""
+
+
+def cut_on(ranks, path, loses_a_file):
+    """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
+
+    def prepared(resume):
+        trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:14], ranks=ranks, **CUT)
+        checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
+        checkpoints.restore(trainer)
+        return trainer, checkpoints
+
+    def save_and_cut(trainer):
+        checkpoints.save_if_due(trainer)
+        if trainer.course.updates == 2:
+            raise Cut
+
+    whole, _ = prepared(resume=False)
+    losses = whole.run(silent()).losses
+    trainer, checkpoints = prepared(resume=False)
+    trainer.after_update = save_and_cut
+    with pytest.raises(Cut):
+        trainer.run(silent())
+    if loses_a_file and ranks.rank == 1:
+        checkpoints.clear()
+    again, _ = prepared(resume=True)
+    began = again.course.updates
+    return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
+
+
+@pytest.mark.parametrize(("loses_a_file", "goes_on_at"), [(False, 2), (True, 0)])
+def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, loses_a_file, goes_on_at):
+    for began, losses, again, same in on_ranks(2, cut_on, tmp_path / "kept.safetensors", loses_a_file):
+        assert began == goes_on_at
+        assert again == losses
+        assert same
 
 
 # What cannot be done
