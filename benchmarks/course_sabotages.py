@@ -53,6 +53,12 @@ def summed(trainer: Trainer, folder: Path) -> Trainer:
     return trainer
 
 
+def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
+    """Each rank divides by its own targets, and the update is the mean of the ranks, as by DDP itself."""
+    trainer.divisors = lambda batches: [trainer.ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
+    return trainer
+
+
 def stretched(trainer: Trainer, folder: Path) -> Trainer:
     """The schedule is made for as many steps as there are micro-batches."""
     steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps

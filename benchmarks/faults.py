@@ -25,6 +25,7 @@ class Fault:
         cell: the cell to run; `profile` says of which grid it is.
         settings: recipe fields that differ from the quick ones, for the healthy twin too; such a cell is scored on fewer rows
             and held to no threshold.
+        ranks: processes that share the cell.
         breaks: the fixture whose value the sabotage replaces.
         sabotage: makes the broken value of the sound one, and of a folder for its files.
     """
@@ -36,6 +37,7 @@ class Fault:
     cell: str
     profile: str = "quick"
     settings: dict[str, Any] = field(default_factory=dict)
+    ranks: int = 1
     breaks: str
     sabotage: Callable[..., Any]
 
@@ -521,6 +523,16 @@ FAULTS = (
         settings=SHORT,
         breaks="built_cell",
         sabotage=methods.rewritten_base,
+    ),
+    Fault(
+        id="F53",
+        what="a mean on each rank in place of one over all targets",
+        caught_by="ranks_train_as_one",
+        cell="gpt2_sum_lora",
+        settings=SHORT,
+        ranks=2,
+        breaks="trainer",
+        sabotage=course.mean_of_each_rank,
     ),
 )
 CELL_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, Fault))

@@ -19,7 +19,12 @@ pytestmark = pytest.mark.faults
 BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json"
 TEST_ROWS = 96  # for a cell with settings of its own
 # Faults of one cell share their twin.
-TWINS = {(fault.profile, fault.cell, str(fault.settings)): fault for fault in CELL_FAULTS}
+TWINS = {(fault.profile, fault.cell, str(fault.settings), fault.ranks): fault for fault in CELL_FAULTS}
+
+
+def case(fault, name):
+    """A fault as a test's parameter; a test of several ranks says so."""
+    return pytest.param(fault, id=name, marks=[pytest.mark.ranks(fault.ranks)] if fault.ranks > 1 else [])
 
 
 @pytest.fixture
@@ -40,7 +45,7 @@ def broken(fault, sabotaged, tmp_path):
 @pytest.fixture
 def cell(request, fault, broken):
     session = session_of(request.config)
-    profile = session.profile(fault.profile)
+    profile = replace(session.profile(fault.profile), ranks=fault.ranks)
     cell = session.grid_of(profile).cell(fault.cell, profile)
     return broken("cell", replace(cell, recipe=replace(cell.recipe, **fault.settings)))
 
@@ -107,12 +112,12 @@ def objections(trainer, validate, splits, score, progress, record, bounds):
     return failed | ({"threshold": "; ".join(below)} if below else {})
 
 
-@pytest.mark.parametrize("fault", CELL_FAULTS, ids=lambda fault: fault.id)
+@pytest.mark.parametrize("fault", [case(fault, fault.id) for fault in CELL_FAULTS])
 def test_a_fault_is_caught(fault, objections):
     assert fault.caught_by in objections, f"{fault.what}: {fault.caught_by} let it through; objections: {objections or 'none'}"
 
 
-@pytest.mark.parametrize("fault", TWINS.values(), ids=lambda fault: fault.cell)
+@pytest.mark.parametrize("fault", [case(fault, fault.cell) for fault in TWINS.values()])
 def test_a_healthy_twin_passes(fault, objections):
     assert objections == {}
 

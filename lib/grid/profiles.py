@@ -39,7 +39,8 @@ class Profile:
         max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
         one_row: one row an update and short texts, where an update of the recipe's own size would take minutes.
         changes: recipe fields that the command line sets, for every cell.
-        threads: torch threads a process; None shares the cores among the workers.
+        threads: torch threads a process; None shares the cores among the workers, and their ranks.
+        ranks: processes that share one cell.
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
         perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
         feature_cache: folder for tokenised rows; None tokenises every time.
@@ -56,6 +57,7 @@ class Profile:
     one_row: bool = False
     changes: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
+    ranks: int = 1
     seed: int = 0
     perturbation: int | None = None
     train_rows: int | None = None

@@ -36,6 +36,7 @@ from lib.record.parts import (
     TrainingRecord,
 )
 from lib.record.plain import plain
+from lib.record.ranks import RanksRecord
 
 SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "stopped", "error", "reported"]
@@ -78,11 +79,17 @@ class Record(Part):
     ]
     missed: Annotated[list[str], Field(description="a sentence for each bound or audit missed, or why the cell did not finish")]
     status: Annotated[Status, Field(description="`reported`: copied from a publication, not run here")]
+    ranks: Annotated[RanksRecord | None, Field(description="null: one process ran the cell")] = None
 
     @property
     def finished(self) -> bool:
         """It ran to its end, so its figures can be compared."""
         return self.status in ("passed", "missed")
+
+    @property
+    def processes(self) -> int:
+        """How many shared the cell."""
+        return self.ranks.count if self.ranks else 1
 
 
 def new_record(cell: Cell) -> Record:

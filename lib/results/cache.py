@@ -94,7 +94,7 @@ def _may_go(file: Cached, finished: Container[str]) -> bool:
     """Whether nothing that cannot be made again is lost with it."""
     if file.kind == "bisect":
         return file.path.name == ENVIRONMENT
-    return file.kind != "checkpoints" or file.path.stem in finished
+    return file.kind != "checkpoints" or file.path.name.partition(".")[0] in finished  # a rank has its number in the name
 
 
 def _removed(file: Cached) -> bool:

@@ -30,6 +30,8 @@ def memory(seeds: Seeds, before: Record, after: Record, margins: Mapping[str, fl
             yield replace(judgement, verdict=Verdict.CHANGED) if judgement.verdict is Verdict.BETTER else judgement
     if not before.device or not after.device or before.device.name != after.device.name:
         return
+    if before.processes != after.processes:
+        return
     for name in PEAKS:
         peaks = [peak for seed in seeds.values() if seed.memory and (peak := seed.memory.peak(name)) is not None]
         now = after.memory.peak(name)
@@ -70,6 +72,7 @@ def unlike_machines(before: Record, after: Record) -> str:
     if not before.device or not after.device:
         return "a run does not name its device"
     facts = [("name", before.device.name, after.device.name), ("threads", before.device.threads, after.device.threads)]
+    facts += [("ranks", before.processes, after.processes)]
     facts += [(package, before.versions.get(package), after.versions.get(package)) for package in ALIKE]
     for what, old, new in facts:
         if old != new:

@@ -85,6 +85,7 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "own_test": profile.own_test,
         "seed": profile.seed,
         "perturbation": profile.perturbation,
+        "ranks": profile.ranks,
         "circumstances": circumstances,
         "versions": versions(),
         "machine": [cpu_name(), _gpus()],

@@ -268,6 +268,8 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
         return "no run of the same seed"
     if old.recipe != new.recipe or old.limits != new.limits:
         return "other recipes or limits"
+    if old.processes != new.processes:  # dropout draws others on every rank
+        return "another number of ranks"
     if old.data and new.data and old.data.fingerprint != new.data.fingerprint:
         return "other rows"
     if not losses(old) or not losses(new):

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.errors import first_line
+from lib.run.ranks import ALONE, Ranks
 
 SLASH = "/"  # between the keys of a path: names of parameters have dots
 
@@ -38,28 +39,30 @@ class Checkpoints:
         path: the file; written at the first save, removed when the cell has its record.
         every_seconds: between two saves.
         resume: go on from the file if it is there; otherwise start anew.
+        ranks: each keeps a file of its own, as it has random numbers of its own; all save, or go on, at the same update.
         trouble: why the last save failed, or None; training goes on.
     """
 
     path: Path
     every_seconds: float
     resume: bool = False
+    ranks: Ranks = ALONE
     saved_at: float = field(default_factory=time.monotonic)
     trouble: str | None = None
 
     def save_if_due(self, source: Stateful) -> None:
         """Write the file if it is time: whole, or not at all."""
-        if time.monotonic() - self.saved_at < self.every_seconds:
+        if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         leaves = dict(_leaves(source.state_dict()))
         tensors = {name: leaf.detach().cpu().clone().contiguous() for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
         plain = {name: leaf for name, leaf in leaves.items() if name not in tensors}
         self.saved_at = time.monotonic()
-        part = self.path.with_suffix(".part")
+        part = self._own.with_suffix(".part")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             save_file(tensors, part, {"plain": json.dumps(plain)})
-            part.replace(self.path)
+            part.replace(self._own)
             self.trouble = None
         except (OSError, SafetensorError, TypeError) as error:  # TypeError: an optimizer's value that JSON does not know
             self.trouble = first_line(error)
@@ -67,18 +70,29 @@ class Checkpoints:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
 
+    @property
+    def _own(self) -> Path:
+        """This rank's file."""
+        return self.path.with_suffix(f".rank{self.ranks.rank}{self.path.suffix}") if self.ranks.rank else self.path
+
     def restore(self, target: Stateful) -> None:
-        """Load the file's state into the target; without a file, or without `resume`, do nothing."""
-        if not (self.resume and self.path.is_file()):
-            return
-        with safe_open(self.path, "pt") as file:
+        """Load the file's state into the target; without a file, or without `resume`, do nothing.
+
+        Nor where a kill left some ranks with another update's file than others.
+        """
+        leaves = self._read() if self.resume and self._own.is_file() else None
+        updates = self.ranks.gathered(leaves and leaves["course/updates"])
+        if leaves and len(set(updates)) == 1:
+            target.load_state_dict(_tree(leaves))
+
+    def _read(self) -> dict[str, Any]:
+        with safe_open(self._own, "pt") as file:
             leaves: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no mapping
-            leaves |= json.loads(file.metadata()["plain"])
-        target.load_state_dict(_tree(leaves))
+            return leaves | json.loads(file.metadata()["plain"])
 
     def clear(self) -> None:
         """Remove the file: the cell is recorded."""
-        self.path.unlink(missing_ok=True)
+        self._own.unlink(missing_ok=True)
 
 
 def _leaves(tree: Mapping[Any, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,6 +16,7 @@ from lib.errors import InputError
 from lib.run.device import free_memory, out_of_memory
 from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
+from lib.run.ranks import ALONE, Ranks
 
 EVAL_PRECISION: Literal["fp32"] = "fp32"  # no recipe of the study says that its notebook scored in another one
 EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
@@ -31,7 +32,7 @@ class Evaluation:
         features, outputs: what the model read, and what it answered, before decoding.
         loss: mean loss in nats a row, None where the codec computes none.
         seconds: of prediction alone, without encoding and scoring.
-        batch: features predicted at once at the end; fewer than `EVAL_BATCH` where memory ran out.
+        batch: features predicted at once at the end, by the rank with the fewest; fewer than `EVAL_BATCH` where memory ran out.
         sources: which implementation computed the scores.
         generated: tokens of each generated text, the end token included; None for a codec that generates nothing.
     """
@@ -51,15 +52,25 @@ class Evaluation:
 
 
 def evaluate(
-    model: nn.Module, codec: Codec, rows: Sequence[Row], metrics: Metrics, device: torch.device, progress: Progress
+    model: nn.Module,
+    codec: Codec,
+    rows: Sequence[Row],
+    metrics: Metrics,
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Predict every row, the longest ones first, and score the predictions against the rows."""
+    """Predict every row, the longest ones first, and score the predictions against the rows.
+
+    Several ranks predict a share each; the first one scores, and all have the same result.
+    """
     features = features_of(codec, rows, training=False)
     began = time.perf_counter()
-    outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"))
+    outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"), ranks)
     seconds = time.perf_counter() - began
     predictions = codec.decode(rows, features, outputs)
-    scored = METRICS[codec.task.problem](metrics, codec.task, rows, [prediction.value for prediction in predictions])
+    score = partial(METRICS[codec.task.problem], metrics, codec.task, rows, [prediction.value for prediction in predictions])
+    scored = ranks.first(score)
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
     return Evaluation(
         predictions=predictions,
@@ -78,14 +89,14 @@ def evaluate(
 
 
 def predict(
-    model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress
+    model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress, ranks: Ranks = ALONE
 ) -> tuple[list[Any], int]:
     """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved.
 
-    Raises InputError where not even one fits.
+    Several ranks predict every feature once, in turn, and all have all outputs. Raises InputError where not even one fits.
     """
-    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
-    outputs: list[Any] = [None] * len(features)
+    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))[ranks.rank :: ranks.count]
+    outputs: dict[int, Any] = {}
     model.eval()
     done, size = 0, EVAL_BATCH
     with torch.inference_mode():
@@ -95,11 +106,12 @@ def predict(
             if answers is None:
                 size = _halved(size, codec, device)
                 continue
-            for i, output in zip(chunk, answers, strict=True):
-                outputs[i] = output
+            outputs.update(zip(chunk, answers, strict=True))
             done += len(chunk)
             stage.at(done, len(order))
-    return outputs, size
+    shares = ranks.gathered((outputs, size))
+    known = {i: output for share, _ in shares for i, output in share.items()}
+    return [known[i] for i in range(len(features))], min(size for _, size in shares)
 
 
 def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:

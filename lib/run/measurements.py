@@ -30,6 +30,7 @@ from lib.record.parts import (
     Throughput,
     TrainingRecord,
 )
+from lib.record.ranks import RankRecord, RanksRecord
 from lib.record.record import Record, architecture_name
 from lib.run.build import ATTENTION, checkpoint_of
 from lib.run.course import Training
@@ -37,6 +38,7 @@ from lib.run.device import contended, used_by_others_gib
 from lib.run.evaluation import EVAL_PRECISION, Evaluation
 from lib.run.footprint import Footprint, complete
 from lib.run.meter import Meter, parameter_counts
+from lib.run.ranks import ALONE, Ranks, backend_of
 from lib.run.weights import checkpoint_fingerprint
 
 
@@ -50,8 +52,10 @@ def measured(
     training: Training,
     evaluation: Evaluation | None = None,
     footprint: Footprint | None = None,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Fill in the measured parts of a record; those of a stage that did not run stay None."""
+    """Fill in the measured parts of a record; those of a stage that did not run stay None. All ranks measure together."""
+    record.ranks = ranks_record(ranks, meter)
     record.device = device_record(meter.device)
     record.data = data_record(cell, splits) if splits else None
     record.model = model_record(cell)
@@ -76,6 +80,29 @@ def device_record(device: torch.device) -> DeviceRecord:
         tf32=False if cuda else None,  # `resolve_device` switches it off
         used_by_others_gib=others,
         contended=contended(device, others),
+    )
+
+
+def ranks_record(ranks: Ranks, meter: Meter) -> RanksRecord | None:
+    """What each rank did; afterwards the meter counts what all of them did."""
+    if ranks.count == 1:
+        return None
+    each = ranks.gathered(rank_record(meter))
+    sizes = ranks.gathered(meter.sizes())
+    meter.add(of_rank for rank, of_rank in enumerate(sizes) if rank != ranks.rank)
+    return RanksRecord(count=ranks.count, backend=backend_of(meter.device), each=each)
+
+
+def rank_record(meter: Meter) -> RankRecord:
+    """This rank's own figures."""
+    memory, rates = memory_record(Training(), meter, None), meter.throughput()
+    return RankRecord(
+        rss_peak_gib=memory.peak("rss_peak_gib"),
+        allocated_peak_gib=memory.peak("allocated_peak_gib"),
+        reserved_peak_gib=memory.peak("reserved_peak_gib"),
+        train_samples=sum(update.samples for update in meter.updates),
+        train_samples_per_second=rates["train_samples_per_second"],
+        train_tokens_per_second=rates["train_tokens_per_second"],
     )
 
 

@@ -7,7 +7,7 @@ real tokens over the updates after warm-up; peaks are per phase, not one for loa
 
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,10 +129,22 @@ class Meter:
         highest = peaks(self.device)
         self.phases[self._open[-1]] = {"seconds": seconds, **{key: _higher(highest[key], before.get(key)) for key in highest}}
 
-    def recent_rate(self, count: int) -> str:
-        """Samples a second over the last updates, for the progress line; empty where they took no time."""
+    def recent_rate(self, count: int, ranks: int = 1) -> str:
+        """Samples a second over the last updates, of so many ranks, for the progress line; empty where they took no time."""
         seconds = sum(self._durations(self.updates[-count:]))
-        return f"{sum(update.samples for update in self.updates[-count:]) / seconds:.0f} samples/s" if seconds else ""
+        return f"{ranks * sum(update.samples for update in self.updates[-count:]) / seconds:.0f} samples/s" if seconds else ""
+
+    def sizes(self) -> list[tuple[int, int, int]]:
+        """Samples, tokens and tokens with padding of each update."""
+        return [(update.samples, update.tokens, update.padded_tokens) for update in self.updates]
+
+    def add(self, others: Iterable[Sequence[tuple[int, int, int]]]) -> None:
+        """Count what other ranks did in the same updates, by their `sizes`; time stays this one's."""
+        for sizes in others:
+            for update, (samples, tokens, padded) in zip(self.updates, sizes, strict=True):
+                update.samples += samples
+                update.tokens += tokens
+                update.padded_tokens += padded
 
     def train_seconds(self) -> float:
         """Time spent in updates, warm-up included."""

@@ -6,6 +6,7 @@ of an update is the mean over all its targets, however they are cut into micro-b
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from hashlib import sha256
 from itertools import islice
@@ -28,6 +29,7 @@ from lib.run.first_updates import MOVED, FirstUpdates
 from lib.run.meter import Meter, ledger, tensor_bytes
 from lib.run.order import chunks, epoch_batches
 from lib.run.progress import Progress
+from lib.run.ranks import ALONE, Ranks
 from lib.run.scale import LossScale
 from lib.run.schedule import make_schedule
 
@@ -45,17 +47,20 @@ class Trainer:
     Attributes:
         parameters: the model's, by name; `before` holds their marks before training.
         reached: names of parameters that got a gradient.
-        last_group: the micro-batches of the last update.
+        replica: what forward passes of training go through: the model, or what sums its gradients over ranks.
+        last_group: the micro-batches of the last update, those of all ranks.
         losses: mean loss of each update so far; `run` does not repeat updates that were made before it.
         best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
         after_update: called after each update with this trainer, for example to save its state.
     """
 
-    def __init__(self, cell: Cell, model: nn.Module, codec: Codec, features: Sequence[Feature], meter: Meter) -> None:
+    def __init__(
+        self, cell: Cell, model: nn.Module, codec: Codec, features: Sequence[Feature], meter: Meter, ranks: Ranks = ALONE
+    ) -> None:
         """Make optimizer, schedule and precision for training `model` on `features`; raises InputError without features."""
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
-        self.cell, self.model, self.codec, self.features, self.meter = cell, model, codec, features, meter
+        self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
         self.total = cell.recipe.planned_updates(len(features))
         cell.method.plan(model, self.total)
         precision, fallback = resolve_precision(cell, meter.device)
@@ -75,6 +80,7 @@ class Trainer:
         self.parameters = dict(model.named_parameters())
         self.trained = [p for p in self.parameters.values() if p.requires_grad]
         self.before = model_marks(model)
+        self.replica = ranks.replica(model)
         self.reached: set[str] = set()
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.losses: list[Tensor] = []
@@ -93,7 +99,7 @@ class Trainer:
         """
         if self.course.stopped:
             return self.course
-        hf.set_seed(self.cell.profile.seed)  # dropout: the same whatever happened while the model was built
+        hf.set_seed(self.ranks.seed(self.cell.profile.seed))  # dropout: the same whatever happened while the model was built
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
@@ -177,7 +183,7 @@ class Trainer:
         while True:
             self.last_group = [piece for features in group for piece in chunks(features, self.course.micro_batch)]
             try:
-                return self._step(sum(map(len, group)))
+                return self._step()
             except DoesNotFit as error:
                 cause = str(error)
             self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
@@ -185,6 +191,9 @@ class Trainer:
     def _halve(self, cause: str) -> None:
         size = self.course.micro_batch // 2
         where = f"update {self.course.updates + 1} of {self.total}"
+        if self.ranks.count > 1:  # which may have summed some of their gradients already
+            rank = f"rank {self.ranks.rank} of {self.ranks.count}"
+            raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} on {rank} ({cause}); take more ranks")
         if not size:
             raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} with one row at a time ({cause})")
         change = f"micro-batches of {size} in place of {self.course.micro_batch}, accumulated to the same update"
@@ -193,9 +202,10 @@ class Trainer:
         self.optimizer.zero_grad()
         free_memory(self.meter.device)
 
-    def _step(self, samples: int) -> Tensor:
-        with self.meter.update(samples=samples) as update:
-            batches = [self.codec.collate(features) for features in self.last_group]
+    def _step(self) -> Tensor:
+        own = self.ranks.share(self.last_group, self.course.micro_batch)
+        with self.meter.update(samples=sum(map(len, own))) as update:
+            batches = [self.codec.collate(features) for features in own]
             update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
             loss = self._backward(batches)
             try:
@@ -262,36 +272,52 @@ class Trainer:
         if self._clipped is not None:
             self.course.clipped_norm, self._clipped = float(self._clipped), None
 
-    def divisors(self, batches: Sequence[Batch]) -> list[int]:
-        """The divisor of each micro-batch's summed loss: the targets of the whole update."""
+    def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
+        """The divisor of each micro-batch's summed loss: the targets of the whole update, over all ranks."""
         count = sum(self.codec.targets(batch) for batch in batches)
-        return [count] * len(batches)
+        return [self.ranks.total(count, self.meter.device)] * len(batches)
 
-    def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> list[Tensor]:
-        """The gradients that an update on these micro-batches would have, of some parameters; nothing is applied or kept."""
+    def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
+        """The loss and gradients that an update on these micro-batches would have; nothing is applied or kept.
+
+        Gradients are those of some parameters. Where there are several ranks, all of them must ask.
+        """
         self.optimizer.zero_grad()
-        self._backward([self.codec.collate(features) for features in group])
+        own = self.ranks.share(group, self.course.micro_batch)
+        loss = self._backward([self.codec.collate(features) for features in own])
         wanted = [self.parameters[name] for name in names]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor for p in wanted]
         self.optimizer.zero_grad()
-        return gradients
+        return loss, gradients
 
     def _backward(self, batches: Sequence[Batch]) -> Tensor:
+        """Add the gradients of the update's mean loss, of all ranks' batches; return that loss."""
         total = torch.zeros((), device=self.meter.device)
+        divisors = self.divisors(batches)
+        if not batches:  # fewer rows than ranks: the others wait for this one's gradients, which are zeros
+            batches, divisors = [self.codec.collate(self.features[:1])], [math.inf]
         try:
-            for batch, count in zip(batches, self.divisors(batches), strict=True):
-                with self.accelerator.autocast():
-                    loss = self.codec.loss(self.model, on(self.meter.device, batch)) / count
-                self.accelerator.backward(loss)
+            if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
+                self._penalize()
+            for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
+                with self.ranks.waiting(self.replica) if place < len(batches) else nullcontext():
+                    with self.accelerator.autocast():
+                        loss = self.codec.loss(self.replica, on(self.meter.device, batch)) / count
+                    self.accelerator.backward(loss)
                 total += loss.detach()
-            penalty = self.cell.method.penalty(self.model)
-            if penalty is not None:
-                self.accelerator.backward(penalty)
+            if self.ranks.count == 1:
+                self._penalize()
         except (RuntimeError, MemoryError) as error:
             if out_of_memory(error):
                 raise DoesNotFit(first_line(error)) from None
             raise
-        return total
+        return self.ranks.summed(total)
+
+    def _penalize(self) -> None:
+        """Add the gradients of the method's penalty, once over all ranks."""
+        penalty = self.cell.method.penalty(self.model)
+        if penalty is not None:
+            self.accelerator.backward(penalty / self.ranks.count)
 
     def _take_ledger(self) -> None:
         """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
@@ -310,7 +336,7 @@ class Trainer:
         bad = next((i for i, loss in enumerate(self.course.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.course.stopped = f"loss is {self.course.losses[bad]} at update {bad + 1} of {self.total}"
-        progress.at(done, self.total, f"loss {fresh[-1]:.3f}  {self.meter.recent_rate(CHECK_EVERY)}")
+        progress.at(done, self.total, f"loss {fresh[-1]:.3f}  {self.meter.recent_rate(CHECK_EVERY, self.ranks.count)}")
 
     def _keep_better(self, epoch: int, score: float) -> None:
         """Keep the epoch's weights where they score higher than those of every epoch before."""

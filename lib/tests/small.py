@@ -12,6 +12,7 @@ from lib.grid.profiles import FIXTURES, QUICK_PROFILE
 from lib.run.build import build, load_tokenizer
 from lib.run.meter import Meter
 from lib.run.progress import Progress
+from lib.run.ranks import ALONE
 from lib.run.training import Trainer
 
 CPU = torch.device("cpu")
@@ -47,10 +48,23 @@ def silent() -> Progress:
     return Progress("test", lambda line: None)
 
 
-def trainer_of(cell_id: str, rows, codec=None, **changes) -> Trainer:
+def trainer_of(cell_id: str, rows, codec=None, ranks=ALONE, **changes) -> Trainer:
     """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's own."""
+    return trainer_for(cell_of(cell_id, **changes), rows, codec, ranks)
+
+
+def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE) -> Trainer:
+    """The same for a cell of any grid."""
     torch.set_num_threads(1)
-    cell = cell_of(cell_id, **changes)
-    codec = (codec or codec_of)(cell, tokenizer_of(cell_id))
-    model = build(cell, tokenizer_of(cell_id), CPU)
-    return Trainer(cell, model, codec, codec.encode(rows, training=True), Meter(device=CPU))
+    tokenizer = load_tokenizer(cell)
+    codec = (codec or codec_of)(cell, tokenizer)
+    features = codec.encode(rows, training=True)
+    return Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU), ranks)
+
+
+def still(trainer: Trainer) -> Trainer:
+    """The trainer without dropout, which cuts of a batch would draw differently."""
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return trainer

@@ -85,7 +85,7 @@ def test_no_modules_import_each_other_in_a_circle():
     assert graph == {}
 
 
-LONG = {"lib/grid/recipes.py": "the 27 recipes, a table", "benchmarks/faults.py": "the 52 faults, a table"}
+LONG = {"lib/grid/recipes.py": "the 27 recipes, a table", "benchmarks/faults.py": "the 53 faults, a table"}
 
 
 def test_modules_that_are_no_tables_stay_under_350_lines():

@@ -17,7 +17,7 @@ from lib.run.meter import Meter
 from lib.run.order import epoch_batches
 from lib.run.scale import LossScale
 from lib.run.training import Trainer
-from lib.tests.small import cell_of, rows_of, silent, trainer_of
+from lib.tests.small import cell_of, rows_of, silent, still, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 # Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
@@ -54,14 +54,6 @@ def poisoned(at: int):
 
 
 # Accumulation
-
-
-def still(trainer: Trainer) -> Trainer:
-    """The trainer without dropout, which cuts of a batch would draw differently."""
-    for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return trainer
 
 
 @pytest.mark.parametrize(

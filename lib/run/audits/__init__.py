@@ -33,6 +33,7 @@ from lib.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
 from lib.run.audits.dropout import dropout_drops
 from lib.run.audits.evidence import Evidence, Finding
 from lib.run.audits.generated import cache_changes_nothing, decoder_sees_no_future, greedy_texts_are_the_models
+from lib.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from lib.run.audits.rows import (
     answers_at_annotated_start,
     labels_are_targets,
@@ -65,6 +66,7 @@ BEFORE: tuple[Audit, ...] = (
     answers_at_annotated_start,
     offsets_show_their_tokens,
     no_leakage,
+    ranks_train_as_one,
 )
 AUDITS: tuple[Audit, ...] = (  # in the record's order
     checkpoint_loaded,
@@ -79,6 +81,8 @@ AUDITS: tuple[Audit, ...] = (  # in the record's order
     gradients_clipped,
     loss_is_the_tasks,
     loss_is_mean_over_accumulation,
+    ranks_train_as_one,
+    ranks_end_alike,
     schedule_counts_updates,
     predicting_twice_is_the_same,
     rows_alone_as_in_batch,

@@ -124,7 +124,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     few = [group[0][:3], group[1][:1]]
     names = smallest({name: p for name, p in trainer.parameters.items() if p.requires_grad})
     with torch.enable_grad(), undisturbed(trainer):
-        apart = trainer.accumulated(few, names)
+        _, apart = trainer.accumulated(few, names)
         loss, together = in_one_batch(trainer, [feature for features in few for feature in features], names)
     if loss < LEAST:
         return None
