@@ -5,7 +5,8 @@ Nobody hands out work: each machine reckons all shards and takes its own. So not
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -16,6 +17,7 @@ from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from lib.record import Record
 from lib.results.estimates import estimates
 
+SHOWN = 30  # missing runs that are named
 KEY = "shard"  # of a run's JSON, beside pytest-benchmark's own
 
 
@@ -53,7 +55,6 @@ def shared_out(seconds: Mapping[Unit, float], count: int) -> list[list[Unit]]:
     """
     shares: list[list[Unit]] = [[] for _ in range(count)]
     loads = [(0.0, place) for place in range(count)]
-    heapify(loads)
     for unit in sorted(seconds, key=lambda unit: (-seconds[unit], unit)):
         load, place = heappop(loads)
         shares[place].append(unit)
@@ -109,7 +110,7 @@ def shard_of(run: Mapping[str, Any], path: Path) -> Shard | None:
 
 def check_divided_alike(shards: Mapping[Path, Shard]) -> None:
     """Raises InputError where files are not shards of one run."""
-    for (one, first), (other, second) in zip(list(shards.items())[:-1], list(shards.items())[1:], strict=True):
+    for (one, first), (other, second) in pairwise(shards.items()):
         if first.of != second.of:
             raise InputError(
                 f"{one} is shard {first.number}/{first.of} and {other} is shard {second.number}/{second.of}: "
@@ -124,10 +125,12 @@ def check_divided_alike(shards: Mapping[Path, Shard]) -> None:
 
 def missing(shards: Collection[Shard], present: Collection[Case]) -> list[str]:
     """A sentence for the shards that left no file, and one for the runs that are nowhere; nothing where all are there."""
-    whole = next((shard for shard in shards), None)
-    lost = sorted(whole.whole.difference(present)) if whole else []
-    if not whole or not lost:
+    first = next(iter(shards), None)
+    lost = sorted(first.whole.difference(present)) if first else []
+    if not first or not lost:
         return []
-    absent = [f"{number}/{whole.of}" for number in range(1, whole.of + 1) if number not in {shard.number for shard in shards}]
+    numbers = {shard.number for shard in shards}
+    absent = [f"{number}/{first.of}" for number in range(1, first.of + 1) if number not in numbers]
     files = [f"no file of shard {', '.join(absent)}"] if absent else []
-    return [*files, f"{len(lost)} of {len(whole.whole)} runs are missing: {', '.join(map(str, lost))}"]
+    names = ", ".join(map(str, lost[:SHOWN])) + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else "")
+    return [*files, f"{len(lost)} of {len(first.whole)} runs are missing: {names}"]
