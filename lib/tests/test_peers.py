@@ -131,7 +131,15 @@ def test_updates_are_full_and_rows_come_again_where_there_are_too_few():
     assert len(shortened(race, 1).ordered) == 16
 
 
-@pytest.mark.parametrize("cell_id", ["gpt2_sa_qlora", "bert_qa_lora", "t5_sum_sft"])
+# One of each backbone and task, three of each method.
+GROUPS = (
+    *("bert_sum_lora", "gpt2_sum_qlora", "t5_sum_sft"),
+    *("bert_qa_lora", "gpt2_qa_sft", "t5_qa_qlora"),
+    *("bert_sa_sft", "gpt2_sa_qlora", "t5_sa_lora"),
+)
+
+
+@pytest.mark.parametrize("cell_id", GROUPS)
 def test_all_contenders_compute_the_same_losses(cell_id):
     race = race_on_micro(cell_id, per_device_train_batch_size=4, learning_rate=1e-3)
     names = contenders(race.cell)
