@@ -11,6 +11,7 @@ from torch import nn
 
 from lib.codecs.base import Codec, Feature, Prediction
 from lib.codecs.cache import features_of
+from lib.codecs.store import lengths_of
 from lib.data.sources import Row
 from lib.errors import InputError
 from lib.run.device import free_memory, out_of_memory
@@ -84,7 +85,8 @@ def predict(
 
     Raises InputError where not even one fits.
     """
-    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))
+    lengths = lengths_of(features)
+    order = sorted(range(len(features)), key=lambda i: -lengths[i])
     outputs: list[Any] = [None] * len(features)
     model.eval()
     done, size = 0, EVAL_BATCH
