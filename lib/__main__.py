@@ -19,6 +19,7 @@ COMMANDS = {
     "power": "what the gate sees, and how often it is wrong: simulated",
     "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",
     "silence": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
+    "scaling": "does cost grow as it should? every stage of a cell at several numbers of rows",
     "finish": "make a run's JSON from the journal of a session that was killed",
     "cache": "what this machine keeps between runs, by kind and size; --prune removes the oldest",
     "schema": "write reports/schema.json from the record's classes",
