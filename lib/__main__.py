@@ -22,6 +22,7 @@ COMMANDS = {
     "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",
     "silence": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
     "overhead": "what the suite itself costs at 500 to 5,000 rows, without any training",
+    "scaling": "does cost grow as it should? every stage of a cell at several numbers of rows",
     "finish": "make a run's JSON from the journal of a session that was killed",
     "profile": "where the quick grid's time goes, by stage",
     "cache": "what this machine keeps between runs, by kind and size; --prune removes the oldest",

@@ -114,7 +114,10 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """Features in the order of the rows; for training, only those that have something to learn."""
+        """Features in the order of the rows; for training, only those that have something to learn.
+
+        A row's features do not depend on other rows: many rows are encoded in blocks.
+        """
 
     @abstractmethod
     def synthetic(self, rng: Random) -> Feature:
@@ -164,9 +167,13 @@ class Codec(ABC):
         """The tokens of a feature that an output points at, decoded; None where outputs do not point."""
         return None
 
-    def restored(self, target: Any, extra: Any) -> dict[str, Any]:
-        """A feature's `target` and `extra` as they were before storage, which knows lists and mappings only."""
-        return {"target": target, "extra": extra}
+    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
+        """A feature's target and extra as storage knows them: whole numbers from 0 on. By default, there is no extra."""
+        return feature.target, []
+
+    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
+        """A feature's `target` and `extra` as they were before `packed`."""
+        return {"target": target}
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text without special tokens."""

@@ -7,16 +7,15 @@ for the first.
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from filelock import FileLock
 
 from lib.codecs.base import Codec, Feature
+from lib.codecs.store import StoredFeatures, write_features
 from lib.data import columns
 from lib.data.sources import Row
 from lib.errors import InputError
@@ -24,23 +23,22 @@ from lib.errors import InputError
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels")
 TOKEN_NAMES = ("before", "between", "after", "lead", "end_id", "template")  # of a codec, where it has them
+BLOCK = 1000  # rows that are encoded at once
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(columns.__file__)]
 
 
-def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
     """`codec.encode(rows)`, by way of the profile's cache where it has one; raises InputError where that has no room."""
     folder = codec.cell.profile.feature_cache
     if folder is None:
         return codec.encode(rows, training=training)
-    path = folder / f"{cache_key(codec, rows, training=training)}.parquet"
+    path = folder / f"{cache_key(codec, rows, training=training)}.arrow"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            features = _read(path, codec)
-            if features is None:
-                features = codec.encode(rows, training=training)
-                _write(path, features)
-            return features
+            if not _whole(path):
+                _write(path, codec, rows, training=training)
+            return StoredFeatures(path, codec)
     except OSError as error:
         raise InputError(
             f"cannot keep tokenised rows in {folder} ({error.strerror or error}); make room there: what it holds can be deleted"
@@ -65,21 +63,27 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write(path: Path, features: Sequence[Feature]) -> None:
+def _write(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) -> None:
     part = path.with_suffix(".part")
     try:
-        pq.write_table(pa.Table.from_pylist([asdict(feature) for feature in features]), part, compression="zstd")
+        write_features(part, lambda: encoded(codec, rows, training=training), codec)
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _read(path: Path, codec: Codec) -> list[Feature] | None:
-    """A file's features; None where there is no file, or not a whole one."""
-    if not path.is_file():
-        return None
+def encoded(codec: Codec, rows: Sequence[Row], *, training: bool) -> Iterator[Feature]:
+    """The features of all rows, a block of rows at a time."""
+    for start in range(0, len(rows), BLOCK):
+        for feature in codec.encode(rows[start : start + BLOCK], training=training):
+            yield replace(feature, example=start + feature.example)
+
+
+def _whole(path: Path) -> bool:
+    """Whether there is a file, and a whole one: a disk that failed may leave another."""
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except pa.ArrowInvalid:  # not written by us, or by a disk that failed: write it again
-        return None
-    return [Feature(example=r["example"], input_ids=r["input_ids"], **codec.restored(r["target"], r["extra"])) for r in rows]
+        with pa.memory_map(str(path)) as file:
+            pa.ipc.open_file(file)
+    except (FileNotFoundError, pa.ArrowInvalid):
+        return False
+    return True

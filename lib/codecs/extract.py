@@ -5,6 +5,7 @@ A feature is: question, separator, a window of the context. Shapes: B windows, L
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from random import Random
 from typing import Any, ClassVar
 
@@ -84,10 +85,14 @@ class ExtractCodec(Codec):
         answer = window.shift + rng.randrange(len(words))
         return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
 
-    def restored(self, target: Any, extra: Any) -> dict[str, Any]:
+    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
+        """The answer's two places; the window's shift, then the offsets in a row."""
+        return [*feature.target], [feature.extra.shift, *chain.from_iterable(feature.extra.offsets)]
+
+    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
         """The answer's two places, and the window."""
-        window = Window(shift=extra["shift"], offsets=[(start, end) for start, end in extra["offsets"]])
-        return {"target": tuple(target), "extra": window}
+        window = Window(shift=extra[0], offsets=list(zip(extra[1::2], extra[2::2], strict=True)))
+        return {"target": (target[0], target[1]), "extra": window}
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B, 2): the answer's first and last token."""
@@ -111,12 +116,12 @@ class ExtractCodec(Codec):
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """The text of the best span over all of a row's own windows."""
-        best: dict[int, tuple[float, int, int, Window]] = {}
+        best: dict[int, tuple[float, str]] = {}
         for feature, (score, first, last) in zip(features, outputs, strict=True):
             if feature.example not in best or score > best[feature.example][0]:
-                best[feature.example] = (score, first, last, feature.extra)
-        texts = [context(self.task, row) for row in rows]
-        return [Prediction(value=span_text(text, *best[example][1:])) for example, text in enumerate(texts)]
+                text = context(self.task, rows[feature.example])
+                best[feature.example] = score, span_text(text, first, last, feature.extra)  # the window itself is large
+        return [Prediction(value=best[example][1]) for example in range(len(rows))]
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The labelled tokens say the row's first answer; (0, 0) labels a window without it, and no other."""

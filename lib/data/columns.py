@@ -1,6 +1,7 @@
 """What a row says, read by its task's columns. In: a row, and a task or column names. Out: texts and answers."""
 
 from collections.abc import Sequence
+from hashlib import blake2b
 
 from lib.data.sources import Row
 from lib.grid.tasks import Task
@@ -14,6 +15,11 @@ def joined(row: Row, columns: Sequence[str]) -> str:
 def identity(row: Row, columns: Sequence[str]) -> str:
     """What a row says in some columns, whatever its case and white space: two rows of one identity are one text."""
     return " ".join(" ".join(row[column] for column in columns).lower().split())
+
+
+def mark(text: str) -> int:
+    """Eight bytes of a text's hash, to hold in its place; any two of three million texts share one with a chance of 2.4e-7."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
 
 def context(task: Task, row: Row) -> str:

@@ -31,11 +31,15 @@ def check_task(task: Task) -> None:
 
 def check_rows(task: Task, rows: Sequence[Row], places: Sequence[int], origin: str) -> None:
     """Raises InputError for the first row that the task cannot use; `places` are the rows' numbers in their file."""
-    find_fault = FAULTS[task.problem]
     for place, row in zip(places, rows, strict=True):
-        if fault := _wrong_type(task, row) or find_fault(task, row):
-            name = f" (id {row['id']})" if "id" in row else ""
-            raise InputError(f"{origin}, row {place}{name}: {fault}")
+        check_row(task, row, place, origin)
+
+
+def check_row(task: Task, row: Row, place: int, origin: str) -> None:
+    """Raises InputError where the task cannot use a row; `place` is its number in its file."""
+    if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row):
+        name = f" (id {row['id']})" if "id" in row else ""
+        raise InputError(f"{origin}, row {place}{name}: {fault}")
 
 
 def check_column(task: Task, column: str, values: Sequence[Any], origin: str) -> None:

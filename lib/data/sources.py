@@ -5,14 +5,17 @@ A folder may hold JSON lines, Parquet or what `datasets.save_to_disk` writes; co
 
 import json
 import re
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol, overload
 
 from lib.errors import InputError, first_line
 from lib.grid.tasks import Task
 
 Row = dict[str, Any]
+BLOCK = 1000  # rows that are read from a disk at once
+HELD_BYTES = 2**25  # of JSON lines: a larger file stays on its disk
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 
 
@@ -29,8 +32,36 @@ class Table(Protocol):
     def column(self, name: str) -> Sequence[Any]:
         """One column's values."""
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
         """The rows at these places."""
+
+
+class StoredRows(Sequence[Row]):
+    """Rows that stay on disk: some are read, a block at a time, when one of them is asked for."""
+
+    def __init__(self, read: Callable[[Sequence[int]], list[Row]], places: Sequence[int]) -> None:
+        """How rows are read, and which."""
+        self._read, self._places = read, places
+        self._block: list[Row] = []
+        self._number = -1  # of the block that was read last: rows are mostly asked for in their order
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, place: int) -> Row: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Row]: ...
+    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+        """A row; of a slice, a list."""
+        if isinstance(place, slice):
+            return [self[i] for i in range(len(self))[place]]
+        number, i = divmod(range(len(self))[place], BLOCK)
+        if number != self._number:
+            self._block = self._read(self._places[number * BLOCK : (number + 1) * BLOCK])
+            self._number = number
+        return self._block[i]
 
 
 class ListTable:
@@ -52,9 +83,42 @@ class ListTable:
         """One column's values."""
         return [row.get(name) for row in self._rows]
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
         """The rows at these places."""
         return [self._rows[i] for i in indices]
+
+
+class LinesTable:
+    """A large file of JSON lines, of which only the places of its rows are held."""
+
+    revision = None
+
+    def __init__(self, path: Path, starts: Sequence[int]) -> None:
+        """A file of sound rows, and the byte at which each begins."""
+        self._path, self._starts = path, starts
+        self.origin = str(path)
+        self.names = tuple(self._read([0])[0])
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._starts)
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One column's values."""
+        return [row.get(name) for row in self.take(range(len(self)))]
+
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
+        """The rows at these places."""
+        return StoredRows(self._read, indices)
+
+    def _read(self, places: Sequence[int]) -> list[Row]:
+        with self._path.open("rb") as file:
+            return [json.loads(_line_at(file, self._starts[place])) for place in places]
+
+
+def _line_at(file: BinaryIO, start: int) -> bytes:
+    file.seek(start)
+    return file.readline()
 
 
 class DatasetTable:
@@ -75,10 +139,13 @@ class DatasetTable:
         """One column's values."""
         return list(self._dataset[name])
 
-    def take(self, indices: Sequence[int]) -> list[Row]:
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
         """The rows at these places."""
-        rows: list[Row] = self._dataset.select(list(indices)).to_list()
-        return rows
+        return StoredRows(self._read, indices)
+
+    def _read(self, places: Sequence[int]) -> list[Row]:
+        columns = self._dataset[list(places)]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
@@ -119,13 +186,23 @@ def _saved(folder: Path) -> dict[str, Any]:
     return {name: DatasetTable(split, str(folder / name)) for name, split in splits.items()}
 
 
-def _json_lines(folder: Path, split: str) -> ListTable:
+def _json_lines(folder: Path, split: str) -> ListTable | LinesTable:
+    """The rows of a small file, or the places of those of a large one, every one of which is read once."""
     path = folder / f"{split}.jsonl"
+    rows: list[Row] = []
+    starts, begin = array("q"), 0
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        held = path.stat().st_size <= HELD_BYTES
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    row = _json_row(line.decode(), f"{path}, line {number}")
+                    rows += [row] if held else []
+                    starts.append(begin)
+                begin += len(line)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read as UTF-8 text ({error})") from None
-    return ListTable([_json_row(line, f"{path}, line {n}") for n, line in enumerate(lines, 1) if line.strip()], str(path))
+    return ListTable(rows, str(path)) if held or not starts else LinesTable(path, starts)
 
 
 def _json_row(line: str, place: str) -> Row:
@@ -142,7 +219,7 @@ def _parquet(folder: Path, split: str) -> DatasetTable:
     import datasets
 
     shards = sorted(path for path in folder.glob("*.parquet") if SHARD.sub("", path.stem) == split)
-    read = [datasets.Dataset.from_parquet(str(shard), keep_in_memory=True) for shard in shards]
+    read = [datasets.Dataset.from_parquet(str(shard)) for shard in shards]
     return DatasetTable(datasets.concatenate_datasets(read), str(shards[0]))
 
 

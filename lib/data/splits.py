@@ -5,14 +5,16 @@ A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's s
 
 import hashlib
 import json
+from array import array
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from random import Random
 from typing import Any
 
-from lib.data.columns import identity
-from lib.data.hygiene import check_column, check_rows, check_task
+from lib.data.columns import identity, mark
+from lib.data.hygiene import check_column, check_row, check_task
 from lib.data.sources import Row, Table, tables
 from lib.errors import InputError
 from lib.grid.profiles import Profile
@@ -31,20 +33,37 @@ class Splits:
         dropped: how many rows were left out of a split because the same text stands in one that scores it.
     """
 
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
     origins: Mapping[str, str]
     revision: str | None = None
     dropped: Mapping[str, int] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits over all rows in order: equal rows, equal fingerprint."""
-        digest = hashlib.sha256()
+        digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
         for rows in (self.train, self.validation, self.test):
-            digest.update(json.dumps(rows, sort_keys=True, ensure_ascii=False).encode())
+            digest.update(b"[")
+            for place, row in enumerate(rows):
+                digest.update(f"{', ' if place else ''}{encode(row)}".encode())
+            digest.update(b"]")
         return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some rows of a table; `origin` says where they came from."""
+
+    table: Table
+    places: Sequence[int]
+    origin: str
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows themselves."""
+        return self.table.take(self.places)
 
 
 def load_splits(task: Task, profile: Profile) -> Splits:
@@ -54,41 +73,49 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
+    parts = {name: _capped(task, part, profile.cap(task.id, name)) for name, part in _parts(task, profile).items()}
+    marks = {name: _marks(task, part) for name, part in parts.items()}
+    scoring, apart = set(marks["test"]), {}
+    apart["validation"] = _without(parts["validation"], marks["validation"], scoring)
+    scoring.update(marks["validation"])
+    apart["train"] = _without(parts["train"], marks["train"], scoring)
+    dropped = {name: len(parts[name].places) - len(part.places) for name, part in apart.items()}
+    kept = parts | apart
+    return Splits(
+        **{name: part.rows for name, part in kept.items()},
+        origins={name: part.origin for name, part in kept.items()},
+        revision=parts["train"].table.revision,
+        dropped=dropped,
+    )
+
+
+def _parts(task: Task, profile: Profile) -> dict[str, Part]:
+    """Where the rows of each split stand, all of them."""
     by_name = tables(task, profile.data_root)
     train = _named(by_name, "train", task)
     pool: Sequence[int] = range(len(train))
-    parts: dict[str, tuple[Table, Sequence[int], str]] = {}
+    parts: dict[str, Part] = {}
     test = task.own_test if profile.own_test and task.own_test else task.test
     for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
             aside = carve(task, train, pool, rule)
-            pool = sorted(set(pool) - set(aside))
-            parts[name] = train, aside, f"{rule.share:.0%} of {train.origin}"
+            pool = _rest(pool, aside)
+            parts[name] = Part(table=train, places=aside, origin=f"{rule.share:.0%} of {train.origin}")
         else:
             table = _named(by_name, rule, task)
-            parts[name] = table, range(len(table)), table.origin
-    parts["train"] = train, pool, train.origin
-    rows = {name: _rows(task, *part, profile.cap(task.id, name)) for name, part in parts.items()}
-    origins = {name: origin for name, (_, _, origin) in parts.items()}
-    apart = {
-        "validation": _without(task, rows["validation"], rows["test"]),
-        "train": _without(task, rows["train"], [*rows["validation"], *rows["test"]]),
-    }
-    for name, kept in apart.items():
-        if not kept:
-            raise InputError(f"{origins[name]}: no rows to use; each stands in a split that scores, too, so give other files")
-    dropped = {name: len(rows[name]) - len(kept) for name, kept in apart.items()}
-    return Splits(**rows | apart, origins=origins, revision=train.revision, dropped=dropped)
+            parts[name] = Part(table=table, places=range(len(table)), origin=table.origin)
+    return parts | {"train": Part(table=train, places=pool, origin=train.origin)}
 
 
-def _without(task: Task, rows: list[Row], scoring: Sequence[Row]) -> list[Row]:
-    """The rows whose text is in none of those that score: real data sets hold some texts twice."""
-    columns = task.identity or (*task.text, *task.text_pair)
-    taken = {identity(row, columns) for row in scoring}
-    return [row for row in rows if identity(row, columns) not in taken]
+def _rest(pool: Sequence[int], aside: Sequence[int]) -> Sequence[int]:
+    """The places of a pool that were not set aside."""
+    taken = bytearray(max(pool, default=-1) + 1)
+    for place in aside:
+        taken[place] = 1
+    return array("q", (place for place in pool if not taken[place]))
 
 
-def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> list[int]:
+def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
     """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
     rng = Random(SPLIT_SEED)
     column = rule.stratify or rule.group
@@ -98,12 +125,13 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> list[in
     if rule.group:
         groups = sorted({values[i] for i in pool})
         chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
-        return [i for i in pool if values[i] in chosen]
-    strata = defaultdict(list)
+        return array("q", (i for i in pool if values[i] in chosen))
+    strata: dict[Any, array[int]] = defaultdict(lambda: array("q"))
     for i in pool:
         strata[values[i]].append(i)
     sizes = Counter(values)
-    return sorted(i for value, places in sorted(strata.items()) for i in rng.sample(places, round(rule.share * sizes[value])))
+    drawn = (rng.sample(places, round(rule.share * sizes[value])) for value, places in sorted(strata.items()))
+    return array("q", sorted(i for places in drawn for i in places))
 
 
 def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
@@ -114,13 +142,28 @@ def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
     return by_name[split]
 
 
-def _rows(task: Task, table: Table, places: Sequence[int], origin: str, cap: int | None) -> list[Row]:
-    if not places:
+def _capped(task: Task, part: Part, cap: int | None) -> Part:
+    if not part.places:
         raise InputError(
-            f"{origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
+            f"{part.origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
         )
-    if cap is not None and cap < len(places):
-        places = sorted(Random(SPLIT_SEED).sample(list(places), cap))
-    rows = table.take(places)
-    check_rows(task, rows, places, origin)
-    return rows
+    if cap is None or cap >= len(part.places):
+        return part
+    return replace(part, places=array("q", sorted(Random(SPLIT_SEED).sample(part.places, cap))))
+
+
+def _marks(task: Task, part: Part) -> Sequence[int]:
+    """A mark of each row's text, which all of them are checked for: the texts themselves are not kept."""
+    columns, marks = task.identity or (*task.text, *task.text_pair), array("Q")
+    for place, row in zip(part.places, part.rows, strict=True):
+        check_row(task, row, place, part.origin)
+        marks.append(mark(identity(row, columns)))
+    return marks
+
+
+def _without(part: Part, marks: Sequence[int], scoring: Container[int]) -> Part:
+    """The rows whose text is in none of those that score: real data sets hold some texts twice."""
+    kept = array("q", (place for place, own in zip(part.places, marks, strict=True) if own not in scoring))
+    if not kept:
+        raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
+    return replace(part, places=kept)

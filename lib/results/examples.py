@@ -100,14 +100,15 @@ def _keep(name: str, columns: Mapping[str, Sequence[Any]], types: Mapping[str, s
 def write_texts(rows_hash: str, texts: Texts) -> None:
     """Store what the rows of this hash say, each text cut to its first characters."""
     columns = {"input": texts.inputs, "reference": texts.references}
-    _keep(_texts_name(rows_hash), {name: [_cut(text) for text in column] for name, column in columns.items()}, {})
+    _keep(_texts_name(rows_hash), {name: [cut(text) for text in column] for name, column in columns.items()}, {})
 
 
 def _texts_name(rows_hash: str) -> str:
     return f"rows-{rows_hash}.parquet"
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """What is kept of a text: its first characters."""
     return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
 
 

@@ -6,7 +6,7 @@ hits and misses by McNemar's exact test, graded scores by a paired bootstrap. Ne
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -17,6 +17,8 @@ from scipy import special, stats
 RESAMPLES = 10_000
 CHUNKS = 20  # resamples are drawn in so many parts, to bound memory
 SMALL = 1000  # rows
+SHARED = 2500  # rows: draws of at most so many are kept, 25 MB, for all scores with as many rows
+KINDS = 500  # of rows that are drawn by their number; sums of more changed rows than that are normal (central limit theorem)
 SEED = 0
 ALPHA = 0.05
 POWER = 0.8
@@ -170,26 +172,46 @@ def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int
     truth = np.asarray(labels)
     before, after = np.asarray(old), np.asarray(new)
     gains = np.where(after == truth, 100.0, 0.0) - np.where(before == truth, 100.0, 0.0)
-    means = resampled_macro_f1(truth, after, classes) - resampled_macro_f1(truth, before, classes)
     once = np.ones((1, len(truth)))
     points = float(macro_f1(truth, after, once, classes)[0] - macro_f1(truth, before, once, classes)[0])
-    return _effect(points, gains, means, *_permuted_macro_f1(truth, before, after, points, classes))
+    if len(truth) <= SHARED:
+        counts, draws = np.ones(len(truth), int), iter(_draws(len(truth)))
+    else:  # rows of one label and the same two guesses are of one kind, and only their numbers matter
+        (truth, before, after), counts = np.unique([truth, before, after], axis=1, return_counts=True)
+        draws = _draws_of_kinds(counts)
+    means = [macro_f1(truth, after, part, classes) - macro_f1(truth, before, part, classes) for part in draws]
+    return _effect(points, gains, np.concatenate(means), *_permuted_macro_f1(truth, before, after, counts, points, classes))
 
 
-def _permuted_macro_f1(truth: Array, before: Array, after: Array, points: float, classes: int) -> tuple[float, float]:
-    """One-sided p-values: without a change, which of a row's two answers is the new one is a coin's toss (Fisher 1935)."""
+def _permuted_macro_f1(
+    truth: Array, before: Array, after: Array, counts: Any, points: float, classes: int
+) -> tuple[float, float]:
+    """One-sided p-values: without a change, which of a row's two answers is the new one is a coin's toss (Fisher 1935).
+
+    `counts` are the rows of each kind.
+    """
     apart = before != after
-    swapped = np.random.default_rng(SEED).integers(0, 2, (RESAMPLES, int(apart.sum()))).astype(float)
     change = np.zeros(RESAMPLES)
-    for label in range(classes):
-        own = truth == label
-        old, new = ((1.0 * (guess == label) * own, 1.0 * (guess == label) + own) for guess in (before, after))
-        hits, both = (swapped @ (first - second)[apart] for first, second in zip(old, new, strict=True))
-        change += _f1(new[0].sum() + hits, new[1].sum() + both) - _f1(old[0].sum() - hits, old[1].sum() - both)
+    rng = np.random.default_rng(SEED)
+    for part in np.split(change, CHUNKS):  # views
+        swapped = _tosses(rng, counts[apart], len(part))
+        for label in range(classes):
+            own = truth == label
+            old, new = ((1.0 * (guess == label) * own, 1.0 * (guess == label) + own) for guess in (before, after))
+            hits, both = (swapped @ (first - second)[apart] for first, second in zip(old, new, strict=True))
+            (old_hits, old_both), (new_hits, new_both) = ([counts @ one for one in each] for each in (old, new))
+            part += _f1(new_hits + hits, new_both + both) - _f1(old_hits - hits, old_both - both)
     change /= classes
     rounding = 1e-9  # the observed change, summed in another order
     worse, better = int((change <= points + rounding).sum()), int((change >= points - rounding).sum())
     return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
+
+
+def _tosses(rng: np.random.Generator, counts: Any, times: int) -> Array:
+    """How many coins of each kind show heads, at each time."""
+    if (counts == 1).all():
+        return rng.integers(0, 2, (times, len(counts))).astype(float)
+    return rng.binomial(counts, 0.5, (times, len(counts))).astype(float)
 
 
 def macro_f1(truth: Array, guess: Array, draws: Any, classes: int = 2) -> Array:
@@ -207,11 +229,6 @@ def _f1(hit: Array, both: Array) -> Array:
     """F1 points of one class: rows rightly taken for it, and rows taken for it plus rows of it; 0 where there are none."""
     score: Array = np.divide(200 * hit, both, out=np.zeros_like(hit), where=both > 0)
     return score
-
-
-def resampled_macro_f1(truth: Array, guess: Array, classes: int = 2) -> Array:
-    """Macro F1 of all resamples."""
-    return np.concatenate([macro_f1(truth, guess, part, classes) for part in _draws(len(truth))])
 
 
 def mcnemar(gains: Array) -> tuple[float, float]:
@@ -233,8 +250,24 @@ def bootstrap_p(points: float, means: Array) -> tuple[float, float]:
 
 
 def resampled_means(values: Array) -> Array:
-    """Means of all resamples."""
-    return np.concatenate([part.astype(float, copy=False) @ values for part in _draws(len(values))]) / len(values)
+    """Means of all resamples.
+
+    Of many rows, only how often each value is drawn matters: that is multinomial. Of many values, too, the means are normal.
+    """
+    count = len(values)
+    if count <= SHARED:
+        return np.concatenate([part.astype(float, copy=False) @ values for part in _draws(count)]) / count
+    kinds, counts = np.unique(values, return_counts=True)
+    if len(kinds) <= KINDS:
+        return np.concatenate([part @ kinds for part in _draws_of_kinds(counts)]) / count
+    return np.random.default_rng(SEED).normal(values.mean(), values.std() / count**0.5, RESAMPLES)
+
+
+def _draws_of_kinds(counts: Any) -> Iterator[Array]:
+    """How often each resample draws a row of each kind, as `_draws`; `counts` are the rows of each kind."""
+    rng, rows = np.random.default_rng(SEED), int(counts.sum())
+    for _ in range(CHUNKS):
+        yield rng.multinomial(rows, counts / rows, RESAMPLES // CHUNKS).astype(float)
 
 
 @cache

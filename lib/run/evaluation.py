@@ -11,6 +11,7 @@ from torch import nn
 
 from lib.codecs.base import Codec, Feature, Prediction
 from lib.codecs.cache import features_of
+from lib.codecs.store import lengths_of
 from lib.data.sources import Row
 from lib.errors import InputError
 from lib.run.device import free_memory, out_of_memory
@@ -95,7 +96,8 @@ def predict(
 
     Several ranks predict every feature once, in turn, and all have all outputs. Raises InputError where not even one fits.
     """
-    order = sorted(range(len(features)), key=lambda i: -len(features[i].input_ids))[ranks.rank :: ranks.count]
+    lengths = lengths_of(features)
+    order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
     outputs: dict[int, Any] = {}
     model.eval()
     done, size = 0, EVAL_BATCH

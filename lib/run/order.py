@@ -1,26 +1,36 @@
-"""In which order rows are trained on. In: features, a seed, an epoch. Out: batches. No stage before or after changes it."""
+"""In which order rows are trained on. In: lengths of features, a seed, an epoch. Out: batches, as places.
+
+No stage before or after changes it.
+"""
 
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import TypeVar
 
-from lib.codecs.base import Feature
-
 T = TypeVar("T")
 BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
 
 
-def epoch_batches(features: Sequence[Feature], size: int, seed: int, epoch: int) -> list[list[Feature]]:
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
     """One epoch in batches of like length: shuffle, sort within buckets, shuffle the batches.
 
     The order depends on the seed and the epoch only: all methods of a triple see the same.
+
+    Args:
+        lengths: of the features.
+        size: of a batch.
+        seed: of the run.
+        epoch: from 0 on.
+
+    Returns:
+        The places of each batch's features.
     """
     rng = Random(f"{seed}-{epoch}")
-    shuffled = rng.sample(list(features), len(features))
+    shuffled = rng.sample(range(len(lengths)), len(lengths))
     batches = [
         list(batch)
         for start in range(0, len(shuffled), size * BUCKET)
-        for batch in chunks(sorted(shuffled[start : start + size * BUCKET], key=lambda f: len(f.input_ids)), size)
+        for batch in chunks(sorted(shuffled[start : start + size * BUCKET], key=lengths.__getitem__), size)
     ]
     rng.shuffle(batches)
     return batches

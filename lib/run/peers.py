@@ -18,6 +18,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from lib.codecs.base import Codec, Feature
+from lib.codecs.store import lengths_of
 from lib.grid.cells import Cell
 from lib.run.device import free_memory, resolve_precision
 from lib.run.meter import GIB
@@ -48,8 +49,9 @@ class Race:
     def groups(self) -> list[list[Sequence[Feature]]]:
         """The micro-batches of each update, as our own loop takes them."""
         recipe = self.cell.recipe
-        batches = epoch_batches(self.features, recipe.per_device_train_batch_size, self.cell.profile.seed, 0)
-        return [list(group) for group in chunks(batches, recipe.gradient_accumulation_steps)]
+        batches = epoch_batches(lengths_of(self.features), recipe.per_device_train_batch_size, self.cell.profile.seed, 0)
+        groups = chunks(batches, recipe.gradient_accumulation_steps)
+        return [[[self.features[place] for place in batch] for batch in group] for group in groups]
 
     @property
     def ordered(self) -> list[Feature]:

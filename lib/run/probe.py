@@ -18,7 +18,7 @@ from lib.data.columns import answer_texts
 from lib.data.sources import Row
 from lib.grid.tasks import Problem, Task
 from lib.run.audits.probing import undisturbed
-from lib.run.groups import Figures, digest, figure, grouped, norms
+from lib.run.groups import Figures, digest, digest_of, figure, grouped, norms
 from lib.run.metrics import METRICS, Metrics
 from lib.run.training import Trainer
 
@@ -42,7 +42,7 @@ def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str,
         loss, gradients = _differentiated(trainer)
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         return {
-            "tokens": digest([(feature.input_ids, feature.target) for feature in trainer.features]),
+            "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
             "types": types(groups, trainer.parameters),
             "weights": norms(
                 grouped(trainer.cell, trainer.model, trainer.parameters), lambda name: _numbers(trainer.parameters[name])

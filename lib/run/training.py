@@ -18,6 +18,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from lib.codecs.base import Batch, Codec, Feature, all_tokens, on, real_tokens
+from lib.codecs.store import lengths_of
 from lib.data.sources import Row
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
@@ -172,8 +173,9 @@ class Trainer:
     def updates(self, epoch: int) -> Iterator[Sequence[list[Feature]]]:
         """The epoch's updates, each a list of micro-batches."""
         recipe = self.cell.recipe
-        batches = epoch_batches(self.features, recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
-        return chunks(batches, recipe.gradient_accumulation_steps)
+        batches = epoch_batches(lengths_of(self.features), recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
+        for group in chunks(batches, recipe.gradient_accumulation_steps):
+            yield [[self.features[place] for place in batch] for batch in group]
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
         """One optimizer update on several micro-batches; return the mean loss over all their targets.

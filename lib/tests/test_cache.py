@@ -1,16 +1,22 @@
-import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import pyarrow.parquet as pq
+import pyarrow as pa
 import pytest
 
-from lib.codecs import codec_of
+from lib.codecs import cache, codec_of, store
+from lib.codecs.base import Feature
 from lib.codecs.cache import cache_key, features_of
+from lib.codecs.extract import Window
+from lib.codecs.store import StoredFeatures, lengths_of, write_features
+from lib.data import synthetic
 from lib.errors import InputError
+from lib.grid.tasks import SA
 from lib.tests.small import cell_of, rows_of, tokenizer_of
 
 ROOT = Path(__file__).parents[2]
@@ -33,8 +39,8 @@ def rows_for(cell_id):
 def test_features_from_the_cache_are_the_encoded_ones(tmp_path, cell_id, training):
     codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
     fresh, again = (features_of(codec, rows, training=training) for _ in range(2))
-    assert fresh == again == codec.encode(rows, training=training)
-    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    assert list(fresh) == list(again) == codec.encode(rows, training=training)
+    assert len(list(tmp_path.glob("*.arrow"))) == 1
 
 
 def test_the_second_time_nothing_is_tokenised(tmp_path, monkeypatch):
@@ -74,10 +80,13 @@ def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
 def test_a_damaged_file_is_written_again(tmp_path):
     codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
     features = features_of(codec, rows, training=True)
-    [path] = tmp_path.glob("*.parquet")
-    path.write_bytes(path.read_bytes()[:100])
-    assert features_of(codec, rows, training=True) == features
-    assert pq.read_table(path).num_rows == 20
+    wanted = list(features)
+    [path] = tmp_path.glob("*.arrow")
+    for damaged in (path.read_bytes()[:100], path.read_bytes()[:-10], b""):
+        path.unlink()  # `features` maps it
+        path.write_bytes(damaged)
+        assert list(features_of(codec, rows, training=True)) == wanted
+    assert pa.ipc.open_file(path).read_all().num_rows == 20
 
 
 FULL_DISK = """
@@ -117,7 +126,7 @@ def test_two_processes_at_once_get_the_same_features(tmp_path):
         "import hashlib, sys; from pathlib import Path; from lib.tests.test_cache import codec_with, features_of, rows_for\n"
         "codec = codec_with(Path(sys.argv[1]), 'bert_qa_sft')\n"
         "features = features_of(codec, rows_for('bert_qa_sft'), training=True)\n"
-        "print(hashlib.sha256(repr(features).encode()).hexdigest())"
+        "print(hashlib.sha256(repr(list(features)).encode()).hexdigest())"
     )
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, tmp_path]
@@ -125,10 +134,84 @@ def test_two_processes_at_once_get_the_same_features(tmp_path):
     answers = {process.communicate(timeout=60)[0] for process in both}
     assert len(answers) == 1
     assert {process.returncode for process in both} == {0}
-    assert len(list(tmp_path.glob("*.parquet"))) == 1
+    assert len(list(tmp_path.glob("*.arrow"))) == 1
 
 
-def test_a_stored_row_is_plain(tmp_path):
-    features_of(codec_with(tmp_path, "bert_qa_sft"), rows_for("bert_qa_sft"), training=True)
-    [path] = tmp_path.glob("*.parquet")
-    assert json.dumps(pq.read_table(path).to_pylist())
+# What is stored
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_rows_encoded_in_blocks_give_the_features_of_all(monkeypatch, block):
+    monkeypatch.setattr(cache, "BLOCK", block)
+    for cell_id in ("bert_qa_sft", "t5_sum_lora"):
+        codec, rows = codec_with(None, cell_id), rows_for(cell_id)
+        assert list(cache.encoded(codec, rows, training=True)) == codec.encode(rows, training=True)
+
+
+def kept(tmp_path, cell_id, features):
+    codec = codec_with(tmp_path, cell_id)
+    write_features(tmp_path / "features.arrow", lambda: features, codec)
+    return StoredFeatures(tmp_path / "features.arrow", codec)
+
+
+def test_stored_features_are_a_sequence(tmp_path):
+    features = [Feature(example=i, input_ids=[i] * (1 + i % 3), target=i % 2) for i in range(2500)]  # three blocks
+    stored = kept(tmp_path, "bert_sa_lora", features)
+    assert len(stored) == 2500
+    assert list(stored) == features
+    assert (stored[-1], stored[999:1002]) == (features[-1], features[999:1002])
+    assert list(lengths_of(stored)) == lengths_of(features) == [len(feature.input_ids) for feature in features]
+    with pytest.raises(IndexError):
+        stored[2500]
+
+
+def test_no_feature_at_all_is_stored_too(tmp_path):
+    assert list(kept(tmp_path, "bert_sa_lora", [])) == []
+
+
+@pytest.mark.parametrize("token", [65_535, 65_536, 2**32 - 1])
+def test_numbers_that_do_not_fit_into_two_bytes_take_four(tmp_path, token):
+    features = [Feature(example=0, input_ids=[1, token], target=0), Feature(example=70_000, input_ids=[], target=1)]
+    assert list(kept(tmp_path, "bert_sa_lora", features)) == features
+
+
+def test_the_second_text_of_a_pair_begins_where_it_did(tmp_path):
+    features = [Feature(example=i, input_ids=[1, 2], target=0, extra=extra) for i, extra in enumerate((None, 0, 300))]
+    assert list(kept(tmp_path, "bert_sa_lora", features)) == features
+
+
+def windows(count, tokens=384):
+    """Windows as long as SQuAD's are at most; in memory, there is one."""
+    window = Window(shift=14, offsets=[(5 * i, 5 * i + 4) for i in range(tokens - 15)])
+    ids = list(range(1000, 1000 + tokens))
+    return (Feature(example=i, input_ids=ids, target=(20, 22), extra=window) for i in range(count))
+
+
+def peak_of(call):
+    """What Python holds after a call, and held at most."""
+    tracemalloc.start()
+    answer = call()
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del answer
+    return held, peak
+
+
+def test_20000_windows_of_squad_take_45_mb_of_disk(tmp_path):
+    stored = kept(tmp_path, "bert_qa_sft", windows(20_000))
+    assert (tmp_path / "features.arrow").stat().st_size < 50e6  # (384 + 2 x 369) numbers of two bytes each
+    assert {feature.target for feature in stored[::1000]} == {(20, 22)}
+
+
+def test_writing_windows_holds_a_block_of_them_and_reading_none(tmp_path):
+    held, peak = peak_of(lambda: kept(tmp_path, "bert_qa_sft", windows(3000)))
+    assert held < 1e6
+    assert peak < 15e6  # 1,000 windows as plain numbers; as tuples, their offsets take 369 x 120 bytes each: 44 MB
+
+
+def test_encoding_more_rows_does_not_hold_their_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "BLOCK", 50)
+    monkeypatch.setattr(store, "BLOCK", 50)
+    rows, codec = list(synthetic.rows_of(SA, 1000)), codec_with(tmp_path, "bert_sa_sft")
+    (_, small), (_, large) = (peak_of(partial(features_of, codec, rows[:n], training=True)) for n in (200, 1000))
+    assert (large - small) / 800 < 500  # bytes a row; a feature of 80 tokens takes about 3,000

@@ -1,12 +1,14 @@
 """Rows are read alike from every kind of file, split without leaks, and refused in one sentence that names them."""
 
 import json
+import tracemalloc
 from dataclasses import replace
 
 import pytest
 
+from lib.data import sources, synthetic
 from lib.data.hygiene import check_rows
-from lib.data.sources import tables
+from lib.data.sources import StoredRows, tables
 from lib.data.splits import load_splits
 from lib.errors import InputError
 from lib.grid.cells import STUDY
@@ -86,8 +88,8 @@ def stored(tmp_path_factory):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
 def test_every_kind_of_file_gives_the_same_rows(stored, kind):
     by_name = tables(QA, stored[kind])
-    assert by_name["train"].take(range(12)) == questions(4)
-    assert by_name["validation"].take([2, 0]) == questions(1, first=50)[2::-2]
+    assert list(by_name["train"].take(range(12))) == questions(4)
+    assert list(by_name["validation"].take([2, 0])) == questions(1, first=50)[2::-2]
     assert list(by_name["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
 
 
@@ -164,6 +166,76 @@ def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     task = replace(SA, dataset="nobody/nothing_at_all")
     assert refusal(task, Profile(id="full")).endswith("local folders with --data-root=DIR and --checkpoint-root=DIR")
+
+
+# Large files
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """Every file of JSON lines counts as a large one, and rows are read four at a time."""
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK", 4)
+
+
+def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(tmp_path, monkeypatch):
+    text = "\n\r\n" + "\n".join(json.dumps(row | {"title": "ä\u2028"}, ensure_ascii=False) for row in reviews(40, 20))
+    profile = put(tmp_path, SA, train=text)
+    held = load_splits(SA, profile)
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK", 4)
+    stored = load_splits(SA, profile)
+    assert isinstance(stored.train, StoredRows)
+    assert [list(rows) for rows in parts(stored)] == list(parts(held))
+    assert (stored.fingerprint, stored.dropped, stored.origins) == (held.fingerprint, held.dropped, held.origins)
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_rows_on_disk_are_a_sequence(tmp_path):
+    rows = reviews(0, 10)
+    stored = tables(SA, put(tmp_path, SA, train=rows).data_root)["train"].take(range(10))
+    assert (len(stored), stored[-1], stored[2:7], stored[::-3]) == (10, rows[-1], rows[2:7], rows[::-3])
+    with pytest.raises(IndexError):
+        stored[10]
+
+
+@pytest.mark.usefixtures("on_disk")
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [(json.dumps(REVIEW) + '\n{"label": 1,', "train.jsonl, line 2, is not JSON"), ("\n\n", "no rows to use")],
+)
+def test_a_large_file_is_refused_as_a_small_one_is(tmp_path, text, sentence):
+    assert sentence in refusal(SA, put(tmp_path, SA, train=text))
+
+
+def test_text_that_is_no_utf_8_is_refused(tmp_path):
+    profile = put(tmp_path, SA)
+    (tmp_path / SA.folder / "train.jsonl").write_bytes(b'{"label": 1, "title": "\xe4", "content": "c"}')
+    assert "train.jsonl cannot be read as UTF-8 text" in refusal(SA, profile)
+
+
+def test_more_rows_on_disk_take_no_more_than_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK", 50)
+
+    def peak(count):
+        root = tmp_path / str(count)
+        synthetic.write(SA, count, root)
+        tracemalloc.start()
+        load_splits(SA, Profile(id="full", data_root=root))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    small, large = peak(200), peak(2200)
+    assert (large - small) / 2000 < 150  # bytes a row, of about 550 of text
+
+
+def test_synthetic_rows_pass_the_checks_and_none_is_dropped(tmp_path):
+    for task in (SA, QA, SUM):
+        synthetic.write(task, 100, tmp_path)
+        splits = load_splits(task, Profile(id="full", data_root=tmp_path))
+        assert splits.dropped == {"train": 0, "validation": 0}
 
 
 # Splits

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lib.run.first_updates import sampled
-from lib.run.groups import figure, group_of, norms
+from lib.run.groups import digest, digest_of, figure, group_of, norms
 from lib.run.metrics import Metrics
 from lib.run.probe import fixed_answers, probed, spoiled
 from lib.tests.small import cell_of, rows_of, silent, trainer_of
@@ -139,3 +139,8 @@ def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
     other = trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     other.load_state_dict(trainer.state_dict())
     assert other.course.first_step == trainer.course.first_step
+
+
+def test_a_digest_taken_value_by_value_is_that_of_the_list():
+    for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
+        assert digest_of(iter(values)) == digest(values)

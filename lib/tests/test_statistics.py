@@ -1,10 +1,12 @@
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy.stats import bootstrap
 from sklearn.metrics import f1_score
 
+from lib.results import statistics
 from lib.results.judgements import Verdict
 from lib.results.quality import verdict_of
 from lib.results.statistics import (
@@ -99,6 +101,55 @@ def test_a_large_test_set_is_resampled_alike():
     means = resampled_means(values)
     assert means.mean() == pytest.approx(values.mean(), abs=0.02)
     assert means.std() == pytest.approx(values.std() / 1500**0.5, rel=0.05)
+
+
+# Large test sets
+
+
+def as_small(monkeypatch, call):
+    """What the draws of single rows would give."""
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "SHARED", 10**9)
+        return call()
+
+
+def test_of_many_rows_hits_and_misses_are_resampled_by_their_number(monkeypatch):
+    # 30 lost and 20 won of 4,000: a mean of -0.25, an error of 100 sqrt(50 / 4000 - 0.0025 ** 2) / sqrt(4000) = 0.177
+    gains = np.array([-100.0] * 30 + [100.0] * 20 + [0.0] * 3950)
+    ours, theirs = resampled_means(gains), as_small(monkeypatch, lambda: resampled_means(gains))
+    assert len(ours) == RESAMPLES
+    assert np.percentile(ours, [2.5, 50, 97.5]) == pytest.approx(np.percentile(theirs, [2.5, 50, 97.5]), abs=0.02)
+    assert ours.std() == pytest.approx(0.177, abs=0.005)
+
+
+def test_of_many_rows_graded_scores_have_the_same_interval(monkeypatch):
+    gains = RNG.normal(1.0, 20.0, 4000)
+    ours, theirs = resampled_means(gains), as_small(monkeypatch, lambda: resampled_means(gains))
+    assert np.percentile(ours, [2.5, 50, 97.5]) == pytest.approx(np.percentile(theirs, [2.5, 50, 97.5]), abs=0.03)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_many_rows_macro_f1_has_the_same_interval(monkeypatch, classes):
+    truth = RNG.integers(0, classes, 4000)
+    old, new = (np.where(RNG.random(4000) < share, (truth + 1) % classes, truth) for share in (0.1, 0.11))
+    ours = paired_macro_f1(truth, old, new, classes)
+    theirs = as_small(monkeypatch, lambda: paired_macro_f1(truth, old, new, classes))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05)
+    assert ours.points == theirs.points
+    assert ours.p_worse == pytest.approx(theirs.p_worse, abs=0.02)  # 10,000 permutations
+
+
+def test_100000_rows_do_not_take_a_byte_a_resample():
+    rows = 100_000
+    gains, truth = RNG.normal(0, 10, rows), RNG.integers(0, 2, rows)
+    other = np.where(RNG.random(rows) < 0.01, 1 - truth, truth)
+    tracemalloc.start()
+    paired(np.zeros(rows), gains)
+    paired(*np.where([truth == 1, other == 1], 100.0, 0.0))
+    paired_macro_f1(truth, truth, other)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6  # 10,000 resamples of a byte a row would take 1 GB
 
 
 # Macro F1

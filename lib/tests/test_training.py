@@ -10,7 +10,6 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lib.codecs.base import Feature
 from lib.codecs.classify import ClassifyCodec
 from lib.errors import InputError
 from lib.run.meter import Meter
@@ -24,9 +23,7 @@ REVIEWS = rows_of("amazon_polarity/train")[:8]
 NEWS = rows_of("cnn_dailymail/train")[:8]
 
 
-def features(count: int) -> list[Feature]:
-    """Lengths 1 to 7, over and over."""
-    return [Feature(example=i, input_ids=[0] * (1 + i % 7), target=0) for i in range(count)]
+LENGTHS = [1 + i % 7 for i in range(700)]
 
 
 def trained(trainer: Trainer):
@@ -137,14 +134,14 @@ def test_training_takes_the_planned_updates():
 
 
 def test_an_epoch_covers_every_feature_once():
-    batches = epoch_batches(features(103), 4, seed=0, epoch=0)
-    assert sorted(f.example for batch in batches for f in batch) == list(range(103))
+    batches = epoch_batches(LENGTHS[:103], 4, seed=0, epoch=0)
+    assert sorted(place for batch in batches for place in batch) == list(range(103))
     assert sorted(map(len, batches)) == [3] + [4] * 25
 
 
 def test_the_order_depends_on_seed_and_epoch_only():
     def order(seed, epoch):
-        return [[f.example for f in batch] for batch in epoch_batches(features(60), 4, seed, epoch)]
+        return epoch_batches(LENGTHS[:60], 4, seed, epoch)
 
     assert order(0, 1) == order(0, 1)
     assert order(0, 1) != order(0, 2)
@@ -152,15 +149,19 @@ def test_the_order_depends_on_seed_and_epoch_only():
 
 
 def test_batches_are_of_like_length():
-    batches = epoch_batches(features(700), 10, seed=0, epoch=0)  # 200 at a time: about 29 of each of 7 lengths
-    spread = [max(len(f.input_ids) for f in batch) - min(len(f.input_ids) for f in batch) for batch in batches]
+    batches = epoch_batches(LENGTHS, 10, seed=0, epoch=0)  # 200 at a time: about 29 of each of 7 lengths
+    spread = [max(LENGTHS[i] for i in batch) - min(LENGTHS[i] for i in batch) for batch in batches]
     assert max(spread) <= 1
+
+
+def test_the_order_of_rows_is_the_one_that_bounds_and_noise_were_calibrated_with():
+    assert epoch_batches([3, 1, 2, 1, 3, 2, 1], 2, seed=0, epoch=0) == [[1, 6], [5, 4], [3, 2], [0]]
 
 
 def test_all_methods_of_a_triple_see_the_same_batches():
     def order(method):
         trainer = trainer_of(f"gpt2_sa_{method}", REVIEWS, per_device_train_batch_size=2, gradient_accumulation_steps=1)
-        return [[f.input_ids for f in batch] for batch in epoch_batches(trainer.features, 2, 0, 0)]
+        return [[f.input_ids for batch in group for f in batch] for group in trainer.updates(0)]
 
     assert order("lora") == order("qlora") == order("sft")
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 from torch import nn
 
 from lib.codecs.base import Codec
-from lib.data.columns import identity
+from lib.data.columns import identity, mark
 from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
@@ -100,10 +100,10 @@ class Finding:
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
     """The same few each time."""
-    return list(items) if len(items) <= count else Random(0).sample(list(items), count)
+    return [items[i] for i in Random(0).sample(range(len(items)), count)] if len(items) > count else list(items)
 
 
-def text_of(cell: Cell) -> Callable[[Row], str]:
-    """The text that identifies a row, as a function of it: all columns that its cell reads."""
+def text_of(cell: Cell) -> Callable[[Row], int]:
+    """A mark of the text that identifies a row, as a function of it: of all columns that its cell reads."""
     columns = (*cell.text, *cell.task.text_pair)
-    return lambda row: identity(row, columns)
+    return lambda row: mark(identity(row, columns))

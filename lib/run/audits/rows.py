@@ -1,5 +1,7 @@
 """Audits of the rows: what the loss counts, and which rows are in which split."""
 
+from collections.abc import Sequence
+
 from lib.codecs.base import Codec, Feature
 from lib.codecs.letters import letters
 from lib.data.columns import answer_span, answer_texts, context
@@ -30,17 +32,28 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
     if evidence.splits is None or not codec.extracts:
         return None
     rows, features = evidence.splits.train, evidence.trainer.features
-    labelled = [feature for feature in features if codec.labelled_tokens(feature)]
-    unlabelled = [f for f in features if not codec.labelled_tokens(f) and codec.holds_answer(rows[f.example], f)]
-    repeated = [feature for feature in labelled if _repeats(codec, rows[feature.example])]
-    chosen = sample(repeated, 4 * SAMPLE) + sample(labelled)
+    labelled, repeated, unlabelled = _by_answer(codec, rows, features)
+    chosen = [features[place] for place in sample(repeated, 4 * SAMPLE) + sample(labelled)]
     wrong = [feature for feature in chosen if not _at_start(codec, rows[feature.example], feature)]
     detail = f"{len(chosen) - len(wrong)} of {len(chosen)} sampled spans, {len(repeated)} rows repeat their answer"
     if wrong:
         detail += f"; row {wrong[0].example} is labelled elsewhere"
     if unlabelled:
-        detail += f"; {len(unlabelled)} windows hold an answer that is not labelled, of row {unlabelled[0].example} first"
+        detail += f"; {len(unlabelled)} windows hold an answer that is not labelled, of row {unlabelled[0]} first"
     return not wrong and not unlabelled and bool(labelled), detail
+
+
+def _by_answer(codec: Codec, rows: Sequence[Row], features: Sequence[Feature]) -> tuple[list[int], list[int], list[int]]:
+    """Places of labelled features, and of those whose answer repeats; rows of those that hold an answer without a label."""
+    labelled, repeated, unlabelled = [], [], []
+    for place, feature in enumerate(features):
+        row = rows[feature.example]
+        if codec.labelled_tokens(feature):
+            labelled.append(place)
+            repeated += [place] if _repeats(codec, row) else []
+        elif codec.holds_answer(row, feature):
+            unlabelled.append(feature.example)
+    return labelled, repeated, unlabelled
 
 
 def _repeats(codec: Codec, row: Row) -> bool:
@@ -77,12 +90,14 @@ def no_leakage(evidence: Evidence) -> Answer:
     """No test row's text is among the training rows."""
     if evidence.splits is None:
         return None
-    key = text_of(evidence.cell)
-    trained = {key(row) for row in evidence.splits.train}
-    shared = [i for i, row in enumerate(evidence.splits.test) if key(row) in trained]
+    key, test = text_of(evidence.cell), evidence.splits.test
+    scored = [key(row) for row in test]
+    wanted = set(scored)
+    trained = {mark for row in evidence.splits.train if (mark := key(row)) in wanted}
+    shared = [i for i, mark in enumerate(scored) if mark in trained]
     if shared:
-        return False, f"{len(shared)} of {len(evidence.splits.test)} test rows are trained on, row {shared[0]} among them"
-    return True, f"{len(evidence.splits.test)} test rows, none in train"
+        return False, f"{len(shared)} of {len(test)} test rows are trained on, row {shared[0]} among them"
+    return True, f"{len(test)} test rows, none in train"
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
