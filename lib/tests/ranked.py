@@ -23,7 +23,7 @@ def on_ranks(count: int, function, *arguments) -> list:
         worker.start()
     answers = []
     for rank, (receiving, _) in enumerate(pipes):
-        assert receiving.poll(60), f"rank {rank} says nothing"
+        assert receiving.poll(300), f"rank {rank} says nothing"
         answer, trace = receiving.recv()
         assert trace is None, f"rank {rank}: {trace}"
         answers.append(answer)
