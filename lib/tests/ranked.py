@@ -11,9 +11,9 @@ CONTEXT.set_forkserver_preload(["lib.tests.small", "lib.run.audits"])
 
 def on_ranks(count: int, function, *arguments) -> list:
     """What `function(ranks, *arguments)` returns on each rank; the function is one of a module."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
     workers = [
         CONTEXT.Process(target=_work, args=(rank, count, port, sending, function, arguments), daemon=True)
