@@ -88,7 +88,8 @@ class Checkpoints:
     def _read(self) -> dict[str, Any]:
         with safe_open(self._own, "pt") as file:
             leaves: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no mapping
-            return leaves | json.loads(file.metadata()["plain"])
+            leaves |= json.loads(file.metadata()["plain"])
+        return leaves
 
     def clear(self) -> None:
         """Remove the file: the cell is recorded."""
