@@ -24,7 +24,9 @@ TWINS = {(fault.profile, fault.cell, str(fault.settings), fault.ranks): fault fo
 
 def case(fault, name):
     """A fault as a test's parameter; a test of several ranks says so."""
-    return pytest.param(fault, id=name, marks=[pytest.mark.ranks(fault.ranks)] if fault.ranks > 1 else [])
+    if fault.ranks == 1:
+        return pytest.param(fault, id=name)
+    return pytest.param(fault, id=f"{name}-{fault.ranks}ranks", marks=pytest.mark.ranks(fault.ranks))
 
 
 @pytest.fixture

@@ -88,8 +88,8 @@ class Checkpoints:
     def _read(self) -> dict[str, Any]:
         with safe_open(self._own, "pt") as file:
             leaves: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 # no mapping
-            plain: dict[str, Any] = json.loads(file.metadata()["plain"])
-            return leaves | plain
+            leaves |= json.loads(file.metadata()["plain"])
+        return leaves
 
     def clear(self) -> None:
         """Remove the file: the cell is recorded."""

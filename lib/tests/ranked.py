@@ -11,9 +11,9 @@ CONTEXT.set_forkserver_preload(["lib.tests.small", "lib.run.audits"])
 
 def on_ranks(count: int, function, *arguments) -> list:
     """What `function(ranks, *arguments)` returns on each rank; the function is one of a module."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        port = found.getsockname()[1]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
     pipes = [CONTEXT.Pipe(duplex=False) for _ in range(count)]
     workers = [
         CONTEXT.Process(target=_work, args=(rank, count, port, sending, function, arguments), daemon=True)
@@ -23,7 +23,7 @@ def on_ranks(count: int, function, *arguments) -> list:
         worker.start()
     answers = []
     for rank, (receiving, _) in enumerate(pipes):
-        assert receiving.poll(60), f"rank {rank} says nothing"
+        assert receiving.poll(300), f"rank {rank} says nothing"
         answer, trace = receiving.recv()
         assert trace is None, f"rank {rank}: {trace}"
         answers.append(answer)

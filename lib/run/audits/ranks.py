@@ -7,8 +7,10 @@ from lib.run.audits.evidence import Evidence
 from lib.run.audits.probing import is_plain, relative_gap, smallest, undisturbed
 from lib.run.audits.trained import in_one_batch
 
-LOSS, COARSE_LOSS = 1e-4, 1e-2  # nats
-GRADIENT, COARSE_GRADIENT = 1e-3, 5e-2  # of their norm
+# Measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A mean on each rank: 2e-2 to 3e-1
+# nats where rows have targets of different lengths.
+LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
+GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # of their norm
 
 
 def ranks_train_as_one(evidence: Evidence) -> Answer:
