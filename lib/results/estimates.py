@@ -31,10 +31,16 @@ COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What a cell will take, and the measurement that says so; None is not known."""
+    """What a cell will take, and the measurement that says so; None is not known.
+
+    Attributes:
+        gib: its memory peak: of the GPU where there was one, else of the process.
+        gpu_gib: the same, where a GPU was measured with as many rows an update as the recipe has.
+    """
 
     seconds: float | None = None
     gib: float | None = None
+    gpu_gib: float | None = None
     source: str = "never measured"
 
 
@@ -81,7 +87,11 @@ def from_run(record: Record, source: str) -> Estimate:
     """All phases of a cell that has run; `source` is that run's name."""
     seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
     device = f", {record.device.name}" if record.device else ""
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=f"{source}{device}")
+    return Estimate(seconds=seconds, gib=peak_gib(record), gpu_gib=_gpu_gib(record), source=f"{source}{device}")
+
+
+def _gpu_gib(record: Record) -> float | None:
+    return record.memory.peak("reserved_peak_gib") if record.memory else None
 
 
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
@@ -97,7 +107,8 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     measured, planned = record.recipe.rows_per_update, _rows_per_update(cell)
     if measured != planned:
         source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=source)
+    gpu_gib = _gpu_gib(record) if measured == planned else None
+    return Estimate(seconds=seconds, gib=peak_gib(record), gpu_gib=gpu_gib, source=source)
 
 
 def _rows_per_update(cell: Cell) -> int:
