@@ -67,6 +67,14 @@ def test_a_saved_run_says_what_a_cell_takes(tmp_path):
     }
 
 
+def test_what_a_cell_takes_of_a_gpu_is_known_where_one_was_measured(tmp_path):
+    phases = {"train": PHASE | {"reserved_peak_gib": 3.5}}
+    record = complete("t5_qa_sft", profile="quick", memory=MEASURED["memory"] | {"phases": phases})
+    path = test_results.saved(tmp_path / "gpu.json", record)
+    assert estimates(QUICK, [path])["t5_qa_sft"].gpu_gib == 3.5
+    assert estimates(QUICK, [saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)])["t5_qa_sft"].gpu_gib is None
+
+
 @pytest.mark.parametrize(("profile", "status"), [("full", "passed"), ("quick", "error"), ("quick", "stopped")])
 def test_another_profile_or_a_cell_that_did_not_finish_says_nothing(tmp_path, profile, status):
     assert estimates(QUICK, [saved(tmp_path / "run.json", "t5_qa_sft", profile, 4.0, status=status)]) == {}

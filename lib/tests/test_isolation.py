@@ -1,11 +1,10 @@
 """Memory of one cell is its own: what it held is gone before the next one loads, or it has a process of its own."""
 
 import os
-import subprocess
 
 import pytest
 
-from fixtures.isolation import why
+from fixtures.process import Ended, why
 from lib.tests.test_suite import run
 
 CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--max-steps", "2")
@@ -77,7 +76,7 @@ def test_a_killed_process_is_an_error_of_its_cell_in_one_sentence(apart):
 
 
 def test_a_process_that_ends_early_says_its_last_line():
-    ended = subprocess.CompletedProcess([], 4, stdout="collected 0 items\nno such test\n\n")
+    ended = Ended(returncode=4, output="collected 0 items\nno such test\n\n")
     assert why(ended) == "the cell's process ended with exit code 4 before its test did: no such test"
 
 
