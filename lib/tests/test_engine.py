@@ -18,7 +18,7 @@ from fixtures.errand import FRESH_SECONDS, Board, Errand, environment_of
 from fixtures.luggage import pack, without
 from fixtures.process import Ended
 from fixtures.session import Session, attach, attached
-from fixtures.shares import Share, places, share_of
+from fixtures.shares import Share, fits, places, share_of
 from lib.grid.cells import STUDY
 from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from lib.machine import thread_share
@@ -113,6 +113,13 @@ def test_a_cluster_whose_nodes_have_not_come_yet_has_a_place():
     assert places(Share(num_gpus=1.0), []) == 1
 
 
+def test_whether_cells_must_wait_for_a_node_is_known():
+    assert fits(Share(num_cpus=8, num_gpus=1.0), GPU_NODES)
+    assert not fits(Share(num_cpus=8, num_gpus=1.0), [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 64.0}])
+    assert Share(num_cpus=8, num_gpus=1.0).words == "1 GPU and 8 processors"
+    assert Share().words == "1 processor"
+
+
 def test_threads_are_those_that_the_scheduler_gave(monkeypatch):
     monkeypatch.setenv("TUNEGRID_CORES", "3")
     monkeypatch.delenv("PYTEST_XDIST_WORKER_COUNT", raising=False)
@@ -126,13 +133,12 @@ def test_threads_are_those_that_the_scheduler_gave(monkeypatch):
 def test_a_forwarded_cuda_visible_devices_would_undo_rays_choice(monkeypatch):
     assert "CUDA_VISIBLE_DEVICES" not in FORWARDED
     worker = {"CUDA_VISIBLE_DEVICES": "3", "PYTEST_XDIST_WORKER": "gw1", "PYTEST_ADDOPTS": "-v", "PYTHONPATH": "/there"}
-    there = environment_of(worker, Errand(nodeid="n", arguments=(), import_from=("grids/0",), cores=4), Path("/scratch"))
+    there = environment_of(worker, Errand(nodeid="n", arguments=(), import_from=("grids/0",), cores=4))
     assert there == {
         "CUDA_VISIBLE_DEVICES": "3",
         "PYTEST_ADDOPTS": "-v",
         "TUNEGRID_CORES": "4",
         "OMP_NUM_THREADS": "4",
-        "TMPDIR": "/scratch",
         "PYTHONPATH": f"{ROOT}/grids/0{os.pathsep}/there",
     }
 
@@ -228,7 +234,7 @@ def test_a_row_is_kept_under_this_sessions_key_of_the_cell_and_by_its_clock(requ
     monkeypatch.setattr(engine, "reports_of", lambda item, ended: [far])
     monkeypatch.setattr(driver._session, "run_of", lambda item: SimpleNamespace(key="ours"))
     monkeypatch.setattr(engine.examples, "keep_contents", lambda files: None)
-    [report] = driver._reports(None, SimpleNamespace(node="n", files={}, ended=None))
+    [report] = driver._reports(None, SimpleNamespace(files={}, ended=None))
     assert attached(report)[0] == "ours"
     assert report.stop == pytest.approx(time.time(), abs=60)
     assert report.stop - report.start == pytest.approx(5.0)
