@@ -7,11 +7,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 import warnings
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,13 @@ pytestmark = pytest.mark.cluster
 CELLS = ("bert_sa_lora", "gpt2_sa_lora", "gpt2_sa_sft", "t5_sa_sft")
 QUICK = ("-m", "quick", "--max-steps", "4")
 STORE_BYTES = 80 * 2**20
-PATIENCE_SECONDS = 600
+PATIENCE_SECONDS = 1500
+# Where other work leaves little time, Ray takes slow processes for dead ones.
+PATIENT = {
+    "RAY_agent_register_timeout_ms": "600000",
+    "RAY_worker_register_timeout_seconds": "600",
+    "RAY_health_check_failure_threshold": "20",
+}
 # What happens to a cell is in a file of its name: once or always, to its process or to its worker, or it waits for a file.
 MISHAPS = """
 import os, signal, sys, time
@@ -77,9 +84,12 @@ def cluster(plugins):
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         patch.setenv("PYTHONPATH", str(plugins))
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in {"RAY_USAGE_STATS_ENABLED": "0", **PATIENT}.items():
+            patch.setenv(name, value)
+        from ray._private import services
         from ray.cluster_utils import Cluster
 
+        patch.setattr(services, "get_node", patiently(services.get_node))
         nodes = Cluster()
         add_node(nodes, num_cpus=0, include_dashboard=False)
         for _ in range(2):
@@ -88,12 +98,33 @@ def cluster(plugins):
         nodes.shutdown()
 
 
+def patiently(get_node):
+    """A node may take longer to register than the 30 seconds that Ray gives it."""
+
+    def get(*arguments):
+        for _ in range(PATIENCE_SECONDS):
+            with suppress(RuntimeError):
+                return get_node(*arguments)
+            time.sleep(1)
+        return get_node(*arguments)
+
+    return get
+
+
 def add_node(cluster, **resources):
-    """A node more; on a busy machine it may take longer than the 30 seconds that Ray gives it."""
-    for _ in range(9):
-        with suppress(Exception):
-            return cluster.add_node(object_store_memory=STORE_BYTES, **resources)
-    return pytest.fail("Ray starts no node")
+    """A node whose agents have their ports from here: Ray waits only seconds for the ports that they choose themselves."""
+    names = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
+    return cluster.add_node(
+        object_store_memory=STORE_BYTES, **dict(zip(names, free_ports(len(names)), strict=True)), **resources
+    )
+
+
+def free_ports(count):
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("", 0))
+        return [each.getsockname()[1] for each in sockets]
 
 
 def start(folder, *options, **variables):
@@ -101,7 +132,7 @@ def start(folder, *options, **variables):
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "RAY_"))}
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", f"--benchmark-json={folder / 'run.json'}", *SMALL, *options],
-        cwd=ROOT, env=keep | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        cwd=ROOT, env=keep | PATIENT | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
 
@@ -240,6 +271,15 @@ def test_ray_starts_itself_and_says_only_what_the_suite_says(mishaps, tmp_path, 
     assert_equal(records, alone)
     assert re.search(r"^\w+_sa_lora  \w+ \d+/\d+ .*s left$", output, re.MULTILINE), output
     assert not re.search(r"raylet|INFO|WARNING|pid=|Ray is|dashboard", output), output
+
+
+def test_a_cell_whose_worker_ray_ends_for_memory_each_time_is_an_error_and_not_tried_for_ever(tmp_path):
+    options = (*QUICK, "--cells", CELLS[0], "--engine", "ray")
+    little = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}
+    code, output, _ = end(start(tmp_path, *options, **little), tmp_path)
+    assert code == 1, output
+    assert "Ray lost the cell: OutOfMemoryError: " in output
+    assert "Traceback" not in output
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path):
