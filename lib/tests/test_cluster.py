@@ -1,6 +1,6 @@
 """Cells on a Ray cluster of three nodes on this machine, while processes, workers, nodes and the driver are killed.
 
-`pip install '.[cluster]'`, then `pytest lib/tests/test_cluster.py -m cluster`: four minutes on two cores.
+`pip install '.[cluster]'`, then `pytest lib/tests/test_cluster.py -m cluster`.
 """
 
 import json
