@@ -26,7 +26,9 @@ def cpu_name() -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, where the system tells; all cores elsewhere."""
+    """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), or as the system tells; else all."""
+    if given := os.environ.get("TUNEGRID_CORES"):
+        return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -32,8 +32,9 @@ def memory(seeds: Seeds, before: Record, after: Record, margins: Mapping[str, fl
         return
     if before.processes != after.processes:
         return
+    alike = [seed.memory for seed in seeds.values() if seed.device and seed.device.name == after.device.name]
     for name in PEAKS:
-        peaks = [peak for seed in seeds.values() if seed.memory and (peak := seed.memory.peak(name)) is not None]
+        peaks = [peak for measured in alike if measured and (peak := measured.peak(name)) is not None]
         now = after.memory.peak(name)
         if peaks and now is not None:
             yield _relative(before, name, peaks, now, margins[name])
@@ -50,7 +51,8 @@ def speed(seeds: Seeds, before: Record, after: Record, margin: float) -> Judgeme
     """The verdict on the median step; `seeds` are the baseline's runs of the cell."""
     reason = unlike_machines(before, after)
     old, new = (record.throughput.step_seconds if record.throughput else [] for record in (before, after))
-    medians = [median for record in seeds.values() if (median := _median_step(record)) is not None]
+    alike = [record for record in seeds.values() if not unlike_machines(record, after)]  # nodes of a cluster may differ
+    medians = [median for record in alike if (median := _median_step(record)) is not None]
     now = _median_step(after)
     if reason or not old or not new or not medians or now is None:
         detail = reason or "too few steps were measured"

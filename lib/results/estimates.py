@@ -52,6 +52,11 @@ class Estimate:
     reckoned: bool = False
     same_update: bool = True
 
+    @property
+    def gpu_gib(self) -> float | None:
+        """What the cell takes of a GPU; None where none was measured with as many rows an update as the recipe has."""
+        return self.gib if self.on_gpu and self.same_update else None
+
 
 def seconds_of(text: str, option: str = "--budget") -> float:
     """Seconds of a duration such as 30m, 90s or 1h30m; raises InputError for anything else."""

@@ -144,6 +144,25 @@ def _place(name: str, run: Path | None) -> Path | None:
     return next((place for place in places if place.is_file()), None)
 
 
+def files_of(kept: ExamplesRecord) -> tuple[str, str]:
+    """The names of the files that hold a record's examples and texts."""
+    return kept.file, _texts_name(kept.rows_hash)
+
+
+def contents(kept: ExamplesRecord) -> dict[str, bytes]:
+    """Those files of this machine's store, to be kept on another machine."""
+    return {name: (STORE / name).read_bytes() for name in files_of(kept) if (STORE / name).is_file()}
+
+
+def keep_contents(files: Mapping[str, bytes]) -> None:
+    """Store files of another machine; raises OSError where the disk has no room."""
+    STORE.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        part = STORE / f"{name}.{os.getpid()}.part"
+        part.write_bytes(content)
+        part.replace(STORE / name)
+
+
 def keep_beside(records: Iterable[Record], run: Path, source: Path | None = None) -> None:
     """Copy the examples of these records, and what their rows say, to the folder next to a run.
 
@@ -151,7 +170,7 @@ def keep_beside(records: Iterable[Record], run: Path, source: Path | None = None
     """
     kept = [record.examples for record in records if record.examples]
     folder = run.parent / FOLDER
-    for name in dict.fromkeys(name for one in kept for name in (one.file, _texts_name(one.rows_hash))):
+    for name in dict.fromkeys(name for one in kept for name in files_of(one)):
         path = _place(name, source)
         if path and path != folder / name:
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """The table after a run. In: records. Out: lines of at most 100 columns, each with its status; one a cell, over its seeds."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
@@ -158,4 +159,21 @@ def footer(records: Iterable[Record], wall_seconds: float) -> str:
     devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
     draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
     note = f"; starts perturbed by draw {', '.join(draws)}: this is no baseline" if draws else ""
-    return f"{passed} of {len(records)} {what} passed in {wall_seconds:.0f} s on {devices}{note}"
+    closing = f"{passed} of {len(records)} {what} passed in {wall_seconds:.0f} s on {devices}{note}"
+    return "\n".join(filter(None, (closing, mixture(records))))
+
+
+def mixture(records: Iterable[Record]) -> str:
+    """Which devices and versions a run mixes, as where nodes of a cluster differ; empty where all cells had the same."""
+    measured = [record for record in records if record.device]
+    devices = Counter(record.device.name for record in measured if record.device)
+    packages = sorted({package for record in measured for package in record.versions})
+    versions = {package: sorted({f"{record.versions.get(package)}" for record in measured}) for package in packages}
+    unlike = [f"{package} {' and '.join(seen)}" for package, seen in versions.items() if len(seen) > 1]
+    if len(devices) > 1:
+        unlike.insert(0, ", ".join(f"{count} on {name}" for name, count in devices.most_common()))
+    return (
+        f"a mixed run: {'; '.join(unlike)}; compare speed and memory only between like cells, as the gate does"
+        if unlike
+        else ""
+    )

@@ -67,6 +67,15 @@ def test_a_saved_run_says_what_a_cell_takes(tmp_path):
     }
 
 
+def test_what_a_cell_takes_of_a_gpu_is_known_where_one_was_measured(tmp_path):
+    phases = {"train": PHASE | {"reserved_peak_gib": 3.5}}
+    gpu = MEASURED["device"] | {"type": "cuda"}
+    record = complete("t5_qa_sft", profile="quick", device=gpu, memory=MEASURED["memory"] | {"phases": phases})
+    path = test_results.saved(tmp_path / "gpu.json", record)
+    assert estimates(QUICK, [path])["t5_qa_sft"].gpu_gib == 3.5
+    assert estimates(QUICK, [saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)])["t5_qa_sft"].gpu_gib is None
+
+
 @pytest.mark.parametrize(("profile", "status"), [("full", "passed"), ("quick", "error"), ("quick", "stopped")])
 def test_another_profile_or_a_cell_that_did_not_finish_says_nothing(tmp_path, profile, status):
     assert estimates(QUICK, [saved(tmp_path / "run.json", "t5_qa_sft", profile, 4.0, status=status)]) == {}
@@ -143,7 +152,7 @@ def test_the_table_closes_with_the_sum():
     table = lines(QUICK[:2], {QUICK[0].id: Estimate(seconds=90, gib=0.5, source="run.json")})
     assert table == [
         "cell            updates     batch  precision  tokens  est. time  est. GiB  from",
-        "bert_sum_lora        80    16 x 1  fp32       128+28    1.5 min      0.50  run.json",
-        "bert_sum_qlora       80    16 x 1  fp32       128+28          -         -  never measured",
+        "bert_sum_lora        64    12 x 1  fp32       128+28    1.5 min      0.50  run.json",
+        "bert_sum_qlora       64    12 x 1  fp32       128+28          -         -  never measured",
         "2 cells, 1.5 min one after the other for the 1 with an estimate",
     ]

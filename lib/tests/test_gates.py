@@ -276,6 +276,13 @@ def test_speed_is_compared_between_like_machines_only(changes, reason):
     assert (judgement.verdict, judgement.detail) == (Verdict.NOT_COMPARABLE, reason)
 
 
+def test_seeds_of_a_mixed_baseline_that_ran_on_another_card_do_not_count():
+    other = {"device": MEASURED["device"] | {"name": "H100"}, "seeds": {"seed": 1, "split_seed": 42, "perturbation": None}}
+    baseline, now = Run.of([with_steps(0.1), with_steps(0.01, **other)]), Run.of([with_steps(0.1)])
+    [speed] = [judgement for judgement in gate(baseline, now) if judgement.quantity == "step_seconds"]
+    assert (speed.verdict, speed.effect) == (Verdict.SAME, pytest.approx(0.0))
+
+
 # Words
 
 

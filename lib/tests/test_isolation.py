@@ -1,11 +1,12 @@
 """Memory of one cell is its own: what it held is gone before the next one loads, or it has a process of its own."""
 
+import json
 import os
-import subprocess
 
 import pytest
 
-from fixtures.isolation import why
+from fixtures.isolation import reports_of
+from fixtures.process import Ended, why
 from lib.tests.test_suite import run
 
 CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--max-steps", "2")
@@ -77,8 +78,16 @@ def test_a_killed_process_is_an_error_of_its_cell_in_one_sentence(apart):
 
 
 def test_a_process_that_ends_early_says_its_last_line():
-    ended = subprocess.CompletedProcess([], 4, stdout="collected 0 items\nno such test\n\n")
+    ended = Ended(returncode=4, output="collected 0 items\nno such test\n\n")
     assert why(ended) == "the cell's process ended with exit code 4 before its test did: no such test"
+
+
+def test_a_skip_comes_back_as_pytest_wants_it(request):
+    skipped = pytest.TestReport("a.py::b", ("a.py", 1, "b"), {}, "skipped", ("a.py", 1, "Skipped: why"), "setup")
+    over = pytest.TestReport("a.py::b", ("a.py", 1, "b"), {}, "passed", None, "teardown")
+    sent = (request.config.hook.pytest_report_to_serializable(config=request.config, report=one) for one in (skipped, over))
+    [first, _] = reports_of(request.node, Ended(returncode=0, reports=tuple(map(json.dumps, sent))))
+    assert first.longrepr == ("a.py", 1, "Skipped: why")
 
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 """A cell on two ranks as a user runs it: one row, one table; and what becomes of it when a rank is killed."""
 
+import json
+
 import pytest
 
-from fixtures.isolation import heard, killed
+from fixtures.process import heard, killed
 from lib.tests import test_isolation
 from lib.tests.test_suite import run
 
@@ -82,12 +84,12 @@ def test_a_killed_rank_ends_its_cell_in_one_sentence_within_30_seconds(ranked):
 
 
 def report(outcome, stop, when="call"):
-    return {"outcome": outcome, "stop": stop, "when": when}
+    return json.dumps({"outcome": outcome, "stop": stop, "when": when})
 
 
-PASSED = [report("passed", 1.0, "setup"), report("passed", 2.0), report("passed", 3.0, "teardown")]
-BROKEN_OFF = [report("failed", 2.5, "setup"), report("passed", 3.0, "teardown")]
-CAUSE = [report("failed", 2.0, "setup"), report("passed", 2.6, "teardown")]
+PASSED = report("passed", 1.0, "setup"), report("passed", 2.0), report("passed", 3.0, "teardown")
+BROKEN_OFF = report("failed", 2.5, "setup"), report("passed", 3.0, "teardown")
+CAUSE = report("failed", 2.0, "setup"), report("passed", 2.6, "teardown")
 
 
 def test_the_first_ranks_reports_are_the_tests():
@@ -97,12 +99,12 @@ def test_the_first_ranks_reports_are_the_tests():
 
 def test_of_ranks_that_failed_the_one_that_failed_first_is_heard():
     assert heard([BROKEN_OFF, CAUSE], "") is CAUSE
-    assert heard([[], CAUSE], "") is CAUSE
-    assert heard([[], []], "") == []
+    assert heard([(), CAUSE], "") is CAUSE
+    assert heard([(), ()], "") == ()
 
 
 def test_where_a_rank_was_killed_nobody_else_is_heard():
-    assert heard([BROKEN_OFF, []], TOLD_BY_TORCHRUN.format(first=1, second=-9)) == []
+    assert heard([BROKEN_OFF, ()], TOLD_BY_TORCHRUN.format(first=1, second=-9)) == ()
     assert heard([BROKEN_OFF, CAUSE], TOLD_BY_TORCHRUN.format(first=-15, second=1)) is CAUSE
 
 
