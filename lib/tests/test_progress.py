@@ -107,7 +107,7 @@ def test_a_cell_that_ended_tells_the_pace_unless_it_broke_off_or_was_resumed(mon
     fast, slow = report_of("passed", 1.0, 5.0), report_of("error", 0.5)
     resumed = report_of("passed", 100.0, outcome="skipped")
     plan = {fast.nodeid: "quick a", slow.nodeid: "quick a", resumed.nodeid: "quick a", "waits": "quick b"}
-    foot = plugin.Foot(SimpleNamespace(option=lambda name, default=None: None), plan)
+    foot = plugin.Foot(SimpleNamespace(option=lambda name, default=None: None, places=1), plan)
     assert foot.line([], plan) == "0 of 4 done, 22 s left"
     for report in (fast, slow, resumed):
         foot.end(report)
