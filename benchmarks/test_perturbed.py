@@ -12,7 +12,7 @@ import transformers as hf
 
 from fixtures.session import session_of
 from lib.grid.cells import STUDY_IDS
-from lib.results.numerics import BY_GROUP, FINE, UPDATES, Pair, changes, load_tolerances, loss_gaps
+from lib.results.numerics import BY_GROUP, FINE, UPDATES, Pair, changes, load_tolerances, loss_gaps, tolerance_of
 from lib.run.build import build, perturb
 from lib.run.measurements import training_record
 from lib.run.meter import Meter
@@ -49,7 +49,7 @@ def deviation(cell, trainer, twin, benchmark):
         before = first_updates(trainer)
         after = benchmark.pedantic(lambda: first_updates(twin(change)), rounds=1)
         kind = f"nf4 {before.precision}" if cell.quantization else before.precision
-        pair = Pair(old=before, new=after, tolerance=load_tolerances()[kind], fine=kind == FINE)
+        pair = Pair(old=before, new=after, tolerance=tolerance_of(cell.id, kind, load_tolerances()), fine=kind == FINE)
         losses, probes = loss_gaps(pair), [course.first_step.probe_loss for course in (before, after)]
         benchmark.group = "perturbed"
         benchmark.extra_info.update(

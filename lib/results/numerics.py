@@ -16,7 +16,8 @@ from lib.record.parts import FirstStep, TrainingRecord
 from lib.results.judgements import Verdict
 
 TOLERANCES = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "numerics.toml"
-# By arithmetic. Nats: loss of the `first` update, of `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`.
+# By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update, of `later`
+# ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`.
 Tolerances = Mapping[str, Mapping[str, float]]
 UPDATES = 10
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
@@ -26,9 +27,14 @@ SCORED = 0.01  # points that scores of fixed answers may differ by: another BERT
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
-    """How far figures may lie apart and still be rounding, by arithmetic."""
+    """How far figures may lie apart and still be rounding, by arithmetic and by cell."""
     tables: Mapping[str, Mapping[str, float]] = tomllib.loads(path.read_text())
     return {name: table for name, table in tables.items() if name != "evidence"}
+
+
+def tolerance_of(cell: str, kind: str, tolerances: Tolerances) -> Mapping[str, float]:
+    """What is rounding in a cell of this arithmetic."""
+    return {**tolerances[kind], **tolerances.get(f"cell {cell}", {})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,13 +214,13 @@ def compared(old: Record, new: Record, tolerances: Tolerances) -> tuple[Verdict,
     Args:
         old: the baseline's record.
         new: the record to judge.
-        tolerances: by arithmetic.
+        tolerances: by arithmetic and by cell.
     """
     reason = not_comparable(old, new, tolerances)
     if reason or not old.training or not new.training:
         return Verdict.NOT_COMPARABLE, reason
     kind = arithmetic(old)
-    pair = Pair(old=old.training, new=new.training, tolerance=tolerances[kind], fine=kind == FINE)
+    pair = Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
     change = next(changes(pair), "")
     if change:
         return Verdict.CHANGED, change
