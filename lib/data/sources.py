@@ -144,7 +144,7 @@ class DatasetTable:
         return StoredRows(self._read, indices)
 
     def _read(self, places: Sequence[int]) -> list[Row]:
-        columns = self._dataset[list(places)]
+        columns = self._dataset.select(list(places))[:]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

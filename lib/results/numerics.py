@@ -16,8 +16,8 @@ from lib.record.parts import FirstStep, TrainingRecord
 from lib.results.judgements import Verdict
 
 TOLERANCES = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "numerics.toml"
-# By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update, of `later`
-# ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`.
+# By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update and of
+# `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`.
 Tolerances = Mapping[str, Mapping[str, float]]
 UPDATES = 10
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")

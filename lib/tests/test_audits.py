@@ -88,7 +88,7 @@ def test_a_sound_run_passes_what_applies(evidence):
 
 def test_audits_have_names_of_their_own():
     names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
-    assert len(names) == len(set(names)) == 33
+    assert len(names) == len(set(names)) == 35
 
 
 def test_what_is_known_before_training_is_not_asked_again(evidence):
@@ -180,9 +180,9 @@ def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
 
 def test_a_row_is_identified_by_all_that_its_cell_reads():
     review = {"title": "My  Lamp", "content": "It is GREAT ."}
-    assert text_of(cell_of("gpt2_sa_lora"))(review) == "my lamp it is great ."
-    assert text_of(cell_of("bert_sa_lora"))(review) == "it is great ."
-    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == "who ? anna ."
+    assert text_of(cell_of("gpt2_sa_lora"))(review) == mark("my lamp it is great .")
+    assert text_of(cell_of("bert_sa_lora"))(review) == mark("it is great .")
+    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == mark("who ? anna .")
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])

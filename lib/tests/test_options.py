@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from fixtures.options import changes_recipes, profile_from
-from fixtures.planning import longest_first
+from fixtures.planning import by_length
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
 from lib.grid.recipes import RECIPES
@@ -195,7 +195,7 @@ def test_workers_get_the_longest_cells_of_a_seed_first():
 
     session = SimpleNamespace(seeds=(3, 1), cells=lambda profile: STUDY.cells(QUICK_PROFILE))
     items = [item(seed, *cell) for seed in (1, 3) for cell in (("gpt2", "sa", "sft"), ("t5", "qa", "qlora"))]
-    items.sort(key=longest_first(session, [("quick", seed, "") for seed in (3, 1)]))
-    # the committed baseline has 25 s and more for t5_qa_qlora, and 6 s at most for gpt2_sa_sft
+    items.sort(key=by_length(session, [("quick", seed, "") for seed in (3, 1)], longest_first=True))
+    # the committed baseline has several times as many seconds for t5_qa_qlora as for gpt2_sa_sft
     order = [(i.callspec.params["seed"], i.callspec.params["task"]) for i in items]
     assert order == [(3, "qa"), (3, "sa"), (1, "qa"), (1, "sa")]

@@ -3,7 +3,8 @@ import json
 import pytest
 
 from lib import __main__ as command
-from lib.commands import scaling, stages
+from lib.commands import scaling
+from lib.commands import scaling_stages as stages
 from lib.results.scaling import Measured, as_json, as_text, exponent
 
 

@@ -53,7 +53,7 @@ def test_the_row_is_read_back_as_it_was_written(two_epochs):
 def test_validation_chooses_among_epochs(two_epochs):
     _, _, [record], _ = two_epochs
     training = record["training"]
-    assert training["updates"] == 6  # 48 rows in batches of 16, twice
+    assert training["updates"] == 8  # 48 rows in batches of 12, twice
     assert len(training["epoch_scores"]) == 2
     assert training["chosen_epoch"] == 1 + training["epoch_scores"].index(max(training["epoch_scores"]))
 
