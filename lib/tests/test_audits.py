@@ -7,6 +7,7 @@ import torch
 
 from lib.codecs.base import Prediction
 from lib.codecs.letters import letters, same_letters
+from lib.data.columns import mark
 from lib.data.splits import Splits
 from lib.grid.cells import STUDY, STUDY_IDS
 from lib.grid.profiles import FULL_PROFILE
