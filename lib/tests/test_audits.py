@@ -142,9 +142,9 @@ def test_a_group_that_stood_still_is_named():
     trainer.run(silent())
     evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
     assert trained.weights_moved(evidence)[0]
-    for name, mark in evidence.after.items():
+    for name, own in evidence.after.items():
         if name.startswith("transformer.h.1"):
-            trainer.before[name] = mark
+            trainer.before[name] = own
     assert trained.weights_moved(evidence) == (False, "unchanged: transformer.h.1; no gradient: none")
 
 
