@@ -75,6 +75,11 @@ def test_noise_in_the_last_digits_is_rounding(cell_id, draw, deviation):
     assert deviation(lambda trainer: perturb(trainer.model, draw)) == []
 
 
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_another_implementation_of_the_same_optimizer_is_rounding(cell_id, deviation):
+    assert deviation(other_settings(fused=False, foreach=False)) == []
+
+
 # Changes of arithmetic that leave scores as they are, or nearly
 
 

@@ -17,7 +17,7 @@ from lib.results.judgements import Verdict
 
 TOLERANCES = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "numerics.toml"
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update and of
-# `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`.
+# `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`, and `moved_alone` where first gradients are equal.
 Tolerances = Mapping[str, Mapping[str, float]]
 UPDATES = 10
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
@@ -71,10 +71,16 @@ class Pair:
         worst = max(gaps, key=lambda group: gaps[group], default="")
         return gaps.get(worst, 0.0), f"{worst} {_factor(before.get(worst), after.get(worst))}"
 
-    def changed(self, figure: str) -> str:
-        """The group that lies furthest apart, and its factor; empty where all are within the tolerance."""
+    def changed(self, figure: str, tolerance: str = "") -> str:
+        """The group that lies furthest apart, and its factor; empty where all are within the figure's tolerance, or another."""
         gap, group = self.furthest(figure)
-        return group if gap > self.tolerance[figure] else ""
+        return group if gap > self.tolerance[tolerance or figure] else ""
+
+    @property
+    def begins_alike(self) -> bool:
+        """Whether nothing was rounded otherwise before the optimizer's first step: loss and gradients have the same digits."""
+        gaps = [self.furthest(figure)[0] for figure in ("weights", "probe_gradients", "gradients")]
+        return self.steps is not None and self.old.losses[:1] == self.new.losses[:1] and not any(gaps)
 
 
 def _gap(before: float | None, after: float | None, least: float) -> float:
@@ -152,8 +158,8 @@ def gradients(pair: Pair) -> str:
 
 
 def optimizer(pair: Pair) -> str:
-    """How far the first three updates moved the weights."""
-    changed = pair.changed("moved")
+    """How far the first three updates moved the weights; with equal gradients only the optimizer itself can round otherwise."""
+    changed = pair.changed("moved", "moved_alone" if pair.begins_alike else "moved")
     return f"{changed} moved by update 3, first gradients equal" if changed else ""
 
 
