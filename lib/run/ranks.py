@@ -7,6 +7,7 @@ rank has as many targets as the others, which padding and an epoch's last rows s
 `ALONE` is a cell on one process: it shares nothing, and its arithmetic is what it would be without this module.
 """
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,6 +25,7 @@ from lib.run.order import chunks
 T = TypeVar("T")
 # How long a rank waits for another, which may be scoring or auditing alone. A rank that dies is torchrun's to notice, at once.
 PATIENCE = timedelta(hours=6)
+LET_GO_SECONDS = 0.1
 SEEDS = 2**32  # NumPy takes smaller ones
 APART = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
 
@@ -122,4 +124,7 @@ def joined(count: int, device: torch.device) -> Iterator[Ranks]:
     try:
         yield Ranks(dist.get_rank(), dist.get_world_size())
     finally:
+        # A thread of gloo's needs the interpreter's lock to let go of the last tensor that it sent. What ends gloo waits for
+        # that thread with the lock held, as torch 2.13 has it, and neither would ever go on.
+        time.sleep(LET_GO_SECONDS)
         dist.destroy_process_group()
