@@ -51,7 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"one process a figure, one thread, {cpu_name()}", *as_text(answers), sep="\n")
     if options.json:
         machine = {"cpu": cpu_name(), "python": platform.python_version()}
-        options.json.write_text(json.dumps({"machine": machine, "stages": as_json(answers)}, indent=1) + "\n")
+        try:
+            options.json.write_text(json.dumps({"machine": machine, "stages": as_json(answers)}, indent=1) + "\n")
+        except OSError as error:  # the table is printed already
+            parser.error(f"{options.json} cannot be written ({error.strerror or error})")
     return 0
 
 

@@ -91,8 +91,7 @@ class Plan:
 
     def memory(self, cell: str) -> tuple[float | None, float | None]:
         """GiB that a cell was seen to take on a GPU, at its own updates; and GiB that its tensors take at least."""
-        estimate = self.estimates[cell]
-        return (estimate.gib if estimate.on_gpu and estimate.same_update else None), estimate.tensors_gib
+        return self.estimates[cell].gpu_gib, self.estimates[cell].tensors_gib
 
 
 def as_json(plan: Plan) -> dict[str, object]:

@@ -7,13 +7,11 @@ from typing import Any
 from lib.errors import InputError
 from lib.results.table import Column, lines
 
+START_UP, IDLE = "start up and collect", "idle after the last test"
+IMPORT, READ, ENCODE, LOAD = "import libraries", "read rows", "encode rows", "load tokenizer and model"
+AUDIT, UPDATE, BETWEEN, EVALUATE = "first step's figures, audits", "updates", "between updates", "evaluate"
 OTHER = "other work in tests"
-START_UP = "start up and collect"
-IDLE = "idle after the last test"
-CELLS = (
-    *("import libraries", "read rows", "encode rows", "load tokenizer and model", "first step's figures, audits"),
-    *("updates", "between updates", "evaluate", OTHER),
-)
+IN_TESTS = (IMPORT, READ, ENCODE, LOAD, AUDIT, UPDATE, BETWEEN, EVALUATE, OTHER)
 COLUMNS = (
     Column(title="stage", width=30),
     Column(title="seconds", width=8, right=True),
@@ -63,7 +61,7 @@ def table(data: Mapping[str, Any]) -> Iterator[str]:
         stages = [{stage: float(value) for stage, value in process["stages"].items()} for process in processes]
     except (KeyError, TypeError, ValueError, AttributeError):
         raise InputError("this is no account of stages; pytest --stage-times FILE writes one") from None
-    totals = {stage: sum(own.get(stage, 0.0) for own in stages) for stage in (START_UP, *CELLS, IDLE)}
+    totals = {stage: sum(own.get(stage, 0.0) for own in stages) for stage in (START_UP, *IN_TESTS, IDLE)}
     whole = sum(totals.values())
     rows = [(stage, f"{value:.1f}", f"{100 * value / whole:.1f} %") for stage, value in totals.items() if value]
     yield from lines(COLUMNS, rows)

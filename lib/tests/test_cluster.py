@@ -272,6 +272,13 @@ def test_ray_starts_itself_and_says_only_what_the_suite_says(mishaps, tmp_path, 
     assert not re.search(r"raylet|INFO|WARNING|pid=|Ray is|dashboard", output), output
 
 
+def test_where_a_cell_on_a_node_stands_is_shown_here(mishaps, tmp_path):
+    options = ("-m", "quick", "--max-steps", "150", "--cells", "t5_sa_lora", "--engine", "ray", "-p", "mishaps")
+    code, output, _ = end(start(tmp_path, *options, PYTHONPATH=str(mishaps)), tmp_path)
+    assert code == 0, output
+    assert re.search(r"^t5_sa_lora  train \d+/150 ", output, re.MULTILINE), output
+
+
 def test_a_cell_whose_worker_ray_ends_for_memory_each_time_is_an_error_and_not_tried_for_ever(tmp_path):
     options = (*QUICK, "--cells", CELLS[0], "--engine", "ray")
     little = {"RAY_memory_usage_threshold": "0.01", "RAY_memory_monitor_refresh_ms": "100"}

@@ -5,6 +5,7 @@ import pytest
 from lib.commands import profile
 from lib.errors import InputError
 from lib.results.stages import Account, table, to_json
+from lib.tests.test_suite import run
 
 
 def test_a_stage_is_the_sum_of_all_processes_and_a_worker_idles_from_its_last_test_on():
@@ -57,3 +58,10 @@ def test_the_command_prints_a_file_and_refuses_another(tmp_path, capsys):
     with pytest.raises(SystemExit):
         profile.main([str(tmp_path / "none.json")])
     assert "none.json cannot be read as JSON" in capsys.readouterr().err
+
+
+def test_an_account_that_has_no_folder_is_refused_before_anything_runs(tmp_path):
+    code, output, _ = run(tmp_path, f"--stage-times={tmp_path / 'none' / 'stages.json'}", "lib/tests/test_progress.py")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "none is not a folder" in output
+    assert "Traceback" not in output
