@@ -41,6 +41,7 @@ class Profile:
         changes: recipe fields that the command line sets, for every cell.
         threads: torch threads a process; None shares the cores among the workers, and their ranks.
         ranks: processes that share one cell.
+        fsdp: each of them holds a part of the weights that train.
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
         perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
         feature_cache: folder for tokenised rows; None tokenises every time.
@@ -58,6 +59,7 @@ class Profile:
     changes: Mapping[str, Any] = field(default_factory=dict)
     threads: int | None = None
     ranks: int = 1
+    fsdp: bool = False
     seed: int = 0
     perturbation: int | None = None
     train_rows: int | None = None

@@ -73,7 +73,7 @@ class LoraPlus(Lora):
     def holds_after(self, evidence: Any) -> Answer:
         """B's peak rate is `ratio` times A's."""
         rates = {id(p): group["initial_lr"] for group in evidence.trainer.optimizer.param_groups for p in group["params"]}
-        matrices = {letter: {rates.get(id(p)) for name, p in evidence.trainer.parameters.items() if f"lora_{letter}" in name}
+        matrices = {letter: {rates.get(id(p)) for name, p in evidence.trainer.stepped.items() if f"lora_{letter}" in name}
                     for letter in "AB"}  # fmt: skip
         right = {rate * self.ratio for rate in matrices["A"] if rate is not None}
         same = bool(right) and matrices["B"] == right

@@ -87,9 +87,9 @@ class Record(Part):
         return self.status in ("passed", "missed")
 
     @property
-    def processes(self) -> int:
-        """How many shared the cell."""
-        return self.ranks.count if self.ranks else 1
+    def processes(self) -> str:
+        """How many shared the cell, as "1", "4" or "4 (FSDP)"."""
+        return f"{self.ranks.count}{' (FSDP)' if self.ranks.fsdp else ''}" if self.ranks else "1"
 
 
 def new_record(cell: Cell) -> Record:

@@ -227,7 +227,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {
     "data": lambda record: record.data.fingerprint if record.data else "unknown",
     "what is adapted": lambda record: "the new head alone" if adapts_head_alone(record) else "the backbone",
     "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
-    "ranks": lambda record: str(record.processes),
+    "ranks": lambda record: record.processes,
     "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
 }
 

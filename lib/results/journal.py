@@ -85,7 +85,7 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "own_test": profile.own_test,
         "seed": profile.seed,
         "perturbation": profile.perturbation,
-        "ranks": profile.ranks,
+        "ranks": [profile.ranks, profile.fsdp],
         "circumstances": circumstances,
         "versions": versions(),
         "machine": [cpu_name(), _gpus()],

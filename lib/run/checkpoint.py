@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lib.errors import first_line
-from lib.run.ranks import ALONE, Ranks
+from lib.run.ranks import ALONE, Ranks, held
 
 SLASH = "/"  # between the keys of a path: names of parameters have dots
 
@@ -55,7 +55,7 @@ class Checkpoints:
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         leaves = dict(_leaves(source.state_dict()))
-        tensors = {name: leaf.detach().cpu().clone().contiguous() for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        tensors = {n: held(leaf.detach()).cpu().clone().contiguous() for n, leaf in leaves.items() if isinstance(leaf, Tensor)}
         plain = {name: leaf for name, leaf in leaves.items() if name not in tensors}
         self.saved_at = time.monotonic()
         part = self._own.with_suffix(".part")

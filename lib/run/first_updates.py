@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lib.grid.cells import Cell
 from lib.run.device import random_states
 from lib.run.groups import digest, grouped, norms
+from lib.run.ranks import whole
 
 MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
 SAMPLED = 4096  # values of a tensor that tell how far it moved
@@ -27,7 +28,7 @@ class FirstUpdates:
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         self._start = sampled({name: self._parameters[name] for name in gradients})
         return {
-            "gradients": norms(grouped(self._cell, self._model, gradients), gradients.get),
+            "gradients": norms(grouped(self._cell, self._model, gradients), lambda name: whole(gradients[name])),
             "drawn": digest(random_states(device)[device.type].tolist()),  # the generator that dropout draws from
         }
 
@@ -42,4 +43,5 @@ class FirstUpdates:
 
 def sampled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
-    return {name: p.detach().reshape(-1)[:: max(1, p.numel() // SAMPLED)].float().clone() for name, p in parameters.items()}
+    steps = {name: max(1, p.numel() // SAMPLED) for name, p in parameters.items()}
+    return {name: whole(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in parameters.items()}

@@ -16,6 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lib.run.ranks import held
+
 GIB = 2**30
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
@@ -213,8 +215,8 @@ def _rss_peak_gib() -> float | None:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of the distinct storages behind tensors: views and tied weights count once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors if t.numel()}
+    """Bytes of the distinct storages behind tensors, on this rank: views and tied weights count once."""
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in map(held, tensors) if t.numel()}
     return sum(storages.values())
 
 
@@ -237,7 +239,7 @@ def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_b
         "weights_bytes": tensor_bytes(weight_tensors(model)),
         "gradients_bytes": gradient_bytes,
         "optimizer_bytes": tensor_bytes(moments) if optimizer else None,
-        "checkpoint_bytes": tensor_bytes(p for p in model.parameters() if p.requires_grad),
+        "checkpoint_bytes": sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
     }
 
 

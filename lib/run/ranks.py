@@ -1,18 +1,19 @@
 """One cell on several processes, its ranks. In: an update's rows, a model. Out: each rank's share of them, and what all sum to.
 
-Every rank holds the model whole (DDP) and takes a share of each update's rows. The update is that of one process: each rank
-divides its summed loss by the targets of all ranks, and gradients are summed. DDP's own mean would be right only where every
-rank has as many targets as the others, which padding and an epoch's last rows see to that they have not.
+Every rank holds the model whole (DDP; `lib.run.sharded` shares its weights out), and takes a share of each update's rows. The
+update is that of one process: each rank divides its summed loss by the targets of all ranks, and gradients are summed. DDP's
+own mean would be right only where every rank has as many targets as the others, which padding and an epoch's last rows see to
+that they have not.
 
 `ALONE` is a cell on one process: it shares nothing, and its arithmetic is what it would be without this module.
 """
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lib.codecs.base import Feature
+from lib.grid.cells import Cell
 from lib.run.order import chunks
 
 T = TypeVar("T")
@@ -36,7 +38,10 @@ class Ranks:
     Attributes:
         rank: this process's number; 0 keeps the record.
         count: how many there are.
+        shares_weights: whether each holds a part of the weights that train.
     """
+
+    shares_weights: ClassVar[bool] = False
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         """Rank number `rank` of `count`; several have met already, see `joined`."""
@@ -56,7 +61,7 @@ class Ranks:
         """The seed of this rank's dropout: others drop others."""
         return (seed + self.rank * APART) % SEEDS
 
-    def replica(self, model: nn.Module) -> nn.Module:
+    def replica(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
         """The model to call in training: where there are several ranks, its backward pass sums gradients over them."""
         if self.count == 1:
             return model
@@ -66,6 +71,21 @@ class Ranks:
             replica = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
         replica.register_comm_hook(None, summed)
         return replica
+
+    def inner(self, replica: nn.Module) -> nn.Module:
+        """The module whose parameters the optimizer steps; they have the names that they have in the model."""
+        return replica.module if isinstance(replica, DistributedDataParallel) else replica
+
+    def training(self, model: nn.Module, replica: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the replica trains; afterwards the model has its weights. Here they share them."""
+        return nullcontext()
+
+    def follow(self, replica: nn.Module, model: nn.Module) -> None:
+        """Give the replica the weights that the model has got by another way than training. Here they share them."""
+
+    def moments(self, kept: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+        """An optimizer's state of a parameter, as a checkpoint kept it, in the optimizer's own types."""
+        return dict(kept)
 
     def waiting(self, replica: nn.Module) -> AbstractContextManager[None]:
         """Inside, gradients stay with this rank: they are summed over the ranks with the update's last micro-batch."""
@@ -101,6 +121,16 @@ class Ranks:
 ALONE = Ranks()
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor; gathered from all ranks where each holds a part of it, so all of them must ask."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def held(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def summed(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
     """Sum a bucket of gradients over the ranks, where DDP by itself takes their mean; DDP waits for the answer."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
@@ -114,17 +144,28 @@ def backend_of(device: torch.device) -> Literal["gloo", "nccl"]:
 
 
 @contextmanager
-def joined(count: int, device: torch.device) -> Iterator[Ranks]:
-    """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody."""
+def joined(count: int, device: torch.device, *, fsdp: bool = False) -> Iterator[Ranks]:
+    """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody.
+
+    With `fsdp` each of them holds a part of the weights that train.
+    """
     if count == 1:
         yield ALONE
         return
     # Scores and findings are Python objects: they go over gloo on a GPU, too.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield Ranks(dist.get_rank(), dist.get_world_size())
+        yield _kind(fsdp)(dist.get_rank(), dist.get_world_size())
     finally:
         # A thread of gloo's needs the interpreter's lock to let go of the last tensor that it sent. What ends gloo waits for
         # that thread with the lock held, as torch 2.13 has it, and neither would ever go on.
         time.sleep(LET_GO_SECONDS)
         dist.destroy_process_group()
+
+
+def _kind(fsdp: bool) -> type[Ranks]:
+    if not fsdp:
+        return Ranks
+    from lib.run.sharded import Sharded  # half a second of imports, which other cells do not need
+
+    return Sharded

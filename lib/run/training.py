@@ -30,7 +30,7 @@ from lib.run.first_updates import MOVED, FirstUpdates
 from lib.run.meter import Meter, ledger, tensor_bytes
 from lib.run.order import chunks, epoch_batches
 from lib.run.progress import Progress
-from lib.run.ranks import ALONE, Ranks
+from lib.run.ranks import ALONE, Ranks, held, whole
 from lib.run.scale import LossScale
 from lib.run.schedule import make_schedule
 
@@ -47,6 +47,7 @@ class Trainer:
 
     Attributes:
         parameters: the model's, by name; `before` holds their marks before training.
+        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
         reached: names of parameters that got a gradient.
         replica: what forward passes of training go through: the model, or what sums its gradients over ranks.
         last_group: the micro-batches of the last update, those of all ranks.
@@ -74,20 +75,21 @@ class Trainer:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
-        optimizer = cell.method.make_optimizer(model, cell)
+        self.parameters, self.before = dict(model.named_parameters()), model_marks(model)
+        self.replica = ranks.replica(model, cell, self.course.precision)
+        stepped = ranks.inner(self.replica)
+        self.stepped = dict(stepped.named_parameters())
+        self.trained = [p for p in self.stepped.values() if p.requires_grad]
+        optimizer = cell.method.make_optimizer(stepped, cell)
         self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.loss_scale = LossScale(self.accelerator.scaler)
-        self.parameters = dict(model.named_parameters())
-        self.trained = [p for p in self.parameters.values() if p.requires_grad]
-        self.before = model_marks(model)
-        self.replica = ranks.replica(model)
         self.reached: set[str] = set()
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.losses: list[Tensor] = []
         self.best: dict[str, Tensor] | None = None
         self.after_update: Callable[[Trainer], None] = lambda trainer: None
-        self._first = FirstUpdates(cell, model, self.parameters)
+        self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
         self._unsettled: int | None = None  # the update of which is not known yet whether fp16 lost it
         self._norms: list[Tensor] = []  # of gradients before and after clipping, which are still on the device
@@ -105,7 +107,8 @@ class Trainer:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
         for epoch in range(max(0, len(self.losses) - 1) // per_epoch, math.ceil(self.total / per_epoch)):
-            self._train_epoch(epoch, epoch * per_epoch, progress)
+            with self.ranks.training(self.model, self.replica):
+                self._train_epoch(epoch, epoch * per_epoch, progress)
             if self.course.stopped:
                 return self.course
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.course.epoch_scores) == epoch:
@@ -116,11 +119,12 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
+                self.ranks.follow(self.replica, self.model)
         return self.course
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
         """Train the rest of an epoch, which began after `before` updates."""
-        self.model.train()
+        self.replica.train()
         for group in islice(self.updates(epoch), len(self.losses) - before, self.total - before):
             self.losses.append(self.update(group))
             self._look(progress)
@@ -133,7 +137,7 @@ class Trainer:
         self._fetch()
         scaler = self.accelerator.scaler
         return {
-            "weights": {name: p.detach() for name, p in self.parameters.items() if p.requires_grad},
+            "weights": {name: p.detach() for name, p in self.stepped.items() if p.requires_grad},
             "best": self.best or {},
             "losses": torch.stack(self.losses).tolist() if self.losses else [],
             "course": {name: getattr(self.course, name) for name in COURSE},
@@ -153,10 +157,12 @@ class Trainer:
         device = self.meter.device
         with torch.no_grad():
             for name, tensor in state["weights"].items():
-                self.parameters[name].copy_(tensor)
+                held(self.stepped[name]).copy_(tensor)
         optimizer = self.optimizer.optimizer
         groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
-        moments = {int(number): entry for number, entry in state.get("optimizer", {}).items()}
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        kept = {int(number): entry for number, entry in state.get("optimizer", {}).items()}
+        moments = {number: self.ranks.moments(entry, stepped[number]) for number, entry in kept.items()}
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self.accelerator.scaler and state.get("scaler"):
@@ -207,9 +213,9 @@ class Trainer:
     def _step(self) -> Tensor:
         own = self.ranks.share(self.last_group, self.course.micro_batch)
         with self.meter.update(samples=sum(map(len, own))) as update:
-            batches = [self.codec.collate(features) for features in own]
+            batches = self._collated(own)
             update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
-            loss = self._backward(batches)
+            loss = self._backward(batches, len(own))
             try:
                 self._clip()
                 self._settle()
@@ -243,9 +249,9 @@ class Trainer:
         if norm is None:
             self.course.gradient_norms.append(None)
             return
-        self._norms.append(self.accelerator.clip_grad_norm_(self.trained, norm))
+        self._norms.append(whole(self.accelerator.clip_grad_norm_(self.trained, norm)))
         if not self.course.updates:
-            self._clipped = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+            self._clipped = whole(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
 
     def _settles_late(self) -> bool:
         """Whether an update is settled when the next one is about to step: in fp16, so that no device waits for its host.
@@ -286,18 +292,22 @@ class Trainer:
         """
         self.optimizer.zero_grad()
         own = self.ranks.share(group, self.course.micro_batch)
-        loss = self._backward([self.codec.collate(features) for features in own])
-        wanted = [self.parameters[name] for name in names]
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor for p in wanted]
+        loss = self._backward(self._collated(own), len(own))
+        wanted = [self.stepped[name] for name in names]
+        gradients = [whole(torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor) for p in wanted]
         self.optimizer.zero_grad()
         return loss, gradients
 
-    def _backward(self, batches: Sequence[Batch]) -> Tensor:
+    def _collated(self, own: Sequence[Sequence[Feature]]) -> list[Batch]:
+        return [self.codec.collate(features) for features in own if features]
+
+    def _backward(self, batches: Sequence[Batch], passes: int) -> Tensor:
         """Add the gradients of the update's mean loss, of all ranks' batches; return that loss."""
         total = torch.zeros((), device=self.meter.device)
         divisors = self.divisors(batches)
-        if not batches:  # fewer rows than ranks: the others wait for this one's gradients, which are zeros
-            batches, divisors = [self.codec.collate(self.features[:1])], [math.inf]
+        if idle := max(passes, 1) - len(batches):  # others have rows, and wait for this rank's gradients: zeros
+            batches = [*batches, *[self.codec.collate(self.features[:1])] * idle]
+            divisors = [*divisors, *[math.inf] * idle]
         try:
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
@@ -323,9 +333,9 @@ class Trainer:
 
     def _take_ledger(self) -> None:
         """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
-        self.reached = {name for name, p in self.parameters.items() if p.grad is not None}
+        self.reached = {name for name, p in self.stepped.items() if p.grad is not None}
         gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
-        self.course.memory = ledger(self.model, self.optimizer, gradients)
+        self.course.memory = ledger(self.ranks.inner(self.replica), self.optimizer, gradients)
 
     def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""

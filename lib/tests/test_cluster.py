@@ -26,8 +26,9 @@ CELLS = ("bert_sa_lora", "gpt2_sa_lora", "gpt2_sa_sft", "t5_sa_sft")
 QUICK = ("-m", "quick", "--max-steps", "4")
 STORE_BYTES = 80 * 2**20
 PATIENCE_SECONDS = 1500
-# Where other work leaves little time, Ray takes slow processes for dead ones.
+# Where other work leaves little time, Ray takes slow processes for dead ones, and its workers step back behind all others.
 PATIENT = {
+    "RAY_worker_niceness": "0",
     "RAY_agent_register_timeout_ms": "600000",
     "RAY_worker_register_timeout_seconds": "600",
     "RAY_health_check_failure_threshold": "20",

@@ -12,6 +12,7 @@ from lib.grid.names import within
 from lib.run.audits.built import is_adapted
 from lib.run.audits.evidence import Evidence
 from lib.run.audits.probing import allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
+from lib.run.ranks import whole
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 
@@ -47,7 +48,7 @@ def gradients_reach(evidence: Evidence) -> Answer:
         return None
     head = evidence.cell.head
     trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
-    dead = [name for name, p in trained.items() if name not in evidence.asked.reached and not _remembered(evidence, p)]
+    dead = [name for name, p in trained.items() if name not in evidence.asked.reached and not _remembered(evidence, name)]
     used = {name for name, module in evidence.model.named_modules() if module in evidence.asked.called}
     missing = [
         name for name in dead if name.rpartition(".")[0] in used or name in evidence.own or within(name, head.new_modules)
@@ -57,11 +58,11 @@ def gradients_reach(evidence: Evidence) -> Answer:
     return not missing, f"{got}; none for {', '.join(missing[:3])}" if missing else got
 
 
-def _remembered(evidence: Evidence, parameter: Tensor) -> bool:
+def _remembered(evidence: Evidence, name: str) -> bool:
     """Whether the optimizer's state shows a gradient of this parameter; the maps of packed moments show none."""
-    state: dict[str, Any] = evidence.trainer.optimizer.state.get(parameter, {})
+    state: dict[str, Any] = evidence.trainer.optimizer.state.get(evidence.trainer.stepped[name], {})
     kept = [value for name, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in name]
-    return any(bool(value.any()) for value in kept if value.is_floating_point())
+    return any(bool(whole(value).any()) for value in kept if value.is_floating_point())
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:

@@ -123,9 +123,11 @@ def _waves(row: Tensor) -> Tensor:
 @contextmanager
 def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
     """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
-    modes = {module: module.training for module in trainer.model.modules()}
+    models = (trainer.model, trainer.replica)
+    modes = {module: module.training for model in models for module in model.modules()}
     states = random_states(trainer.meter.device)
-    trainer.model.train(training)
+    for model in models:
+        model.train(training)
     try:
         yield
     finally:

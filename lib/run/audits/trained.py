@@ -74,7 +74,7 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 
 def trains_in_fp32(evidence: Evidence) -> Answer:
     """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design."""
-    trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
+    trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
     low = [f"{name} is {_type(p)}" for name, p in trained.items() if p.dtype is not torch.float32]
     moments = {
         f"{key} of {name}": moment

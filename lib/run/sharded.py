@@ -1,0 +1,114 @@
+"""One cell on several processes that share its weights: FSDP2, for a model that does not fit beside its optimizer on one GPU.
+
+In: a model. Out: a twin of it that trains, of which every rank holds a part: of each weight, its gradient and its moments. The
+model itself waits in the host's memory meanwhile, and takes over what the twin has learned when it is asked.
+"""
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from lib.codecs.base import Feature
+from lib.errors import InputError
+from lib.grid.cells import Cell
+from lib.grid.methods import Method
+from lib.run.ranks import Ranks, whole
+
+HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates
+
+
+def why_not(cell: Cell, precision: str, optimizer: type[torch.optim.Optimizer]) -> str | None:
+    """Why FSDP cannot share a cell's weights out, in a sentence; None where it can."""
+    method = cell.method
+    if method.quantization is not None:
+        return (
+            "FSDP shares out packed weights only where bnb_4bit_quant_storage is the dtype of all other weights (float32), and "
+            "NF4 is stored as uint8 here; leave out --fsdp: each rank then holds the packed base whole"
+        )
+    if any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
+        return f"{method.name} changes whole weights between updates; leave out --fsdp"
+    if not optimizer.__module__.startswith("torch."):
+        return f"{optimizer.__name__} cannot step parts of weights; take --optim adamw_torch, or leave out --fsdp"
+    if precision == "fp16":
+        return "each rank would find overflows of fp16 in its own parts only; take a GPU that computes in bf16"
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        return f"torch {torch.__version__} cannot sum gradients under FSDP; take 2.8 or later"
+    return None
+
+
+class Sharded(Ranks):
+    """Ranks that hold a part of each weight."""
+
+    shares_weights = True
+
+    def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
+        """As under DDP, but each has as many micro-batches, some of them empty: every pass gathers weights of all ranks."""
+        own, most = super().share(group, size), -(-sum(map(len, group)) // (self.count * size))
+        return [*own, *[[]] * (most - len(own))]
+
+    def replica(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
+        """The model's twin, each of its blocks shared out among the ranks; gradients are summed over them.
+
+        Raises InputError where FSDP cannot share the cell's weights out.
+        """
+        if sentence := why_not(cell, precision, type(cell.method.make_optimizer(model, cell))):
+            raise InputError(f"{cell.id}: {sentence}")
+        device = next(model.parameters()).device
+        mesh = init_device_mesh(device.type, (self.count,))
+        twin = copy.deepcopy(model)
+        for block in blocks(twin):
+            fully_shard(block, mesh=mesh)
+        fully_shard(twin, mesh=mesh)
+        for module in twin.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # see `lib.run.ranks`: a mean would be of unequal numbers of targets
+                module.set_force_sum_reduction_for_comms(True)
+        return twin
+
+    @contextmanager
+    def training(self, model: nn.Module, replica: nn.Module) -> Iterator[None]:
+        """Inside, the twin trains and the model makes room for it; afterwards the model has its weights."""
+        device = next(model.parameters()).device
+        model.to("cpu")
+        yield
+        model.to(device)
+        with torch.no_grad():
+            for own, learned in zip(model.parameters(), replica.parameters(), strict=True):
+                if own.requires_grad:
+                    own.copy_(whole(learned))
+
+    def follow(self, replica: nn.Module, model: nn.Module) -> None:
+        """Give the replica its parts of the weights that the model has got by another way than training."""
+        with torch.no_grad():
+            for own, part in zip(model.parameters(), replica.parameters(), strict=True):
+                if own.requires_grad and isinstance(part, DTensor):
+                    part.copy_(distribute_tensor(own.detach(), part.device_mesh, part.placements))
+
+    def moments(self, kept: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
+        """Moments are parts of a whole, as the parameter is."""
+        return {name: _part(value, parameter) for name, value in kept.items()}
+
+
+def _part(value: Any, parameter: Any) -> Any:
+    """This rank's values as a part of a whole, where there is one for each of its values of the parameter."""
+    if not isinstance(value, Tensor) or value.shape != parameter.to_local().shape:
+        return value
+    shape, stride = parameter.shape, parameter.stride()
+    return DTensor.from_local(value, parameter.device_mesh, parameter.placements, shape=shape, stride=stride)
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers that are gathered one at a time: those of a list that transformers itself never splits over devices.
+
+    An embedding is none of them: where it is tied to the output, both belong to the whole.
+    """
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for layers in lists for layer in layers if type(layer).__name__ in names]
