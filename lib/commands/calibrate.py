@@ -22,12 +22,19 @@ CONTROL_SHARES = {"quick": CONTROL_SHARE, "zoo": 2 / 3}
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
 
 
-def planned(seeds: int, perturbed: int, draws: int, profile: str = "quick") -> list[GridRun]:
-    """One session of all seeds, then one a draw with the perturbed seeds, 0 and up. The zoo has no perturbed ones."""
-    if profile == "zoo":
-        return [GridRun(folder=RUNS / profile, profile=profile, seeds=range(seeds))]
-    plain = GridRun(folder=RUNS, seeds=range(seeds))
-    return [plain, *(GridRun(folder=RUNS, seeds=range(perturbed), draw=1 + draw) for draw in range(draws) if perturbed)]
+def planned(
+    seeds: int, perturbed: int, draws: int, profile: str = "quick", more: tuple[str, ...] = (), more_seeds: int = 0
+) -> list[GridRun]:
+    """One session of all seeds, one of more seeds for some cells, then one a draw with the perturbed seeds, 0 and up.
+
+    The zoo has no perturbed ones.
+    """
+    folder = RUNS / profile if profile == "zoo" else RUNS
+    plan = [GridRun(folder=folder, profile=profile, seeds=range(seeds))]
+    if more and more_seeds:
+        plan.append(GridRun(folder=folder, profile=profile, seeds=range(seeds, seeds + more_seeds), only=more))
+    draws = 0 if profile == "zoo" or not perturbed else draws
+    return plan + [GridRun(folder=folder, seeds=range(perturbed), draw=1 + draw) for draw in range(draws)]
 
 
 def calibration(runs: Sequence[tuple[GridRun, Mapping[int, Grid]]], controls: dict[Key, float]) -> Calibration:
@@ -67,6 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib calibrate", description=__doc__)
     parser.add_argument("--profile", choices=("quick", "zoo"), default="quick", help="which grid (default quick)")
     parser.add_argument("--seeds", type=int, default=5, metavar="N", help="seeds 0 to N-1, at least 2 (default 5)")
+    parser.add_argument("--more", default="", metavar="CELLS", help="cells with rare failures, which need more seeds")
+    parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="seeds that those have more (default 10)")
     parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds with perturbed runs (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="perturbed runs of each of them (default 3)")
     parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
@@ -77,7 +86,8 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
     try:
         controls = read_controls(options.controls) if options.controls else {}
-        plan = planned(options.seeds, options.perturbed_seeds, options.draws, options.profile)
+        more = tuple(filter(None, options.more.split(",")))
+        plan = planned(options.seeds, options.perturbed_seeds, options.draws, options.profile, more, options.more_seeds)
         train_missing(plan, options.workers, reuse=options.reuse)
         share = CONTROL_SHARES[options.profile]
         measured = replace(calibration([(run, run.grids()) for run in plan], controls), control_share=share)

@@ -19,24 +19,26 @@ Grid = Mapping[str, Record]
 
 @dataclass(frozen=True, kw_only=True)
 class GridRun:
-    """One session of a micro grid: every cell with each of some seeds.
+    """One session of a micro grid: its cells with each of some seeds.
 
     Attributes:
         folder: where its JSON is kept.
         profile: quick, or zoo.
         seeds: of initialisation, dropout and the order of rows.
         draw: of the noise that moves the start; None moves nothing.
+        only: these cells; none takes all.
     """
 
     folder: Path
     profile: str = "quick"
     seeds: Sequence[int]
     draw: int | None = None
+    only: tuple[str, ...] = ()
 
     @property
     def cells(self) -> tuple[str, ...]:
-        """The grid's cells."""
-        return zoo().ids(ZOO_PROFILE) if self.profile == ZOO_PROFILE.id else STUDY_IDS
+        """The cells that it trains."""
+        return self.only or (zoo().ids(ZOO_PROFILE) if self.profile == ZOO_PROFILE.id else STUDY_IDS)
 
     @property
     def path(self) -> Path:
@@ -46,8 +48,9 @@ class GridRun:
 
     def train(self, workers: str) -> None:
         """Train it. A cell that misses a bound still has its row."""
-        perturb = [] if self.draw is None else ["--perturb", str(self.draw)]
-        train(self.path, workers, "-m", self.profile, "--seeds", ",".join(map(str, self.seeds)), *perturb)
+        options = [] if self.draw is None else ["--perturb", str(self.draw)]
+        options += ["--cells", ",".join(self.only)] if self.only else []
+        train(self.path, workers, "-m", self.profile, "--seeds", ",".join(map(str, self.seeds)), *options)
 
     def grids(self) -> dict[int, Grid]:
         """The grid's records by seed; raises InputError where one is missing or the file is of another run."""

@@ -71,7 +71,7 @@ class Calibration:
     """Runs of one grid.
 
     Attributes:
-        seeds: runs that differ in their seed.
+        seeds: runs that differ in their seed: first those of all cells, then those of cells that need more.
         perturbed: by seed, that seed's run and its runs from perturbed starts.
         controls: the best score of all controls, by cell and score.
         control_share: of the way from the mean to a control, beyond which no bound lies.
@@ -83,8 +83,8 @@ class Calibration:
     control_share: float = CONTROL_SHARE
 
     def scores(self, cell: str, metric: str) -> list[float]:
-        """One score, by seed; raises InputError where a run lacks it."""
-        return [score_of(grid, cell, metric) for grid in self.seeds]
+        """One score, by seed, of the runs that trained the cell; raises InputError where one of them lacks it."""
+        return [score_of(grid, cell, metric) for grid in self.seeds if cell in grid]
 
     def tested(self) -> Iterator[Key]:
         """Every cell and bounded score."""
@@ -191,7 +191,8 @@ def noise_toml(calibration: Calibration) -> str:
 
 def evidence(calibration: Calibration) -> list[str]:
     """Where the figures come from: device, date, seeds, versions. Raises InputError where a run lacks a cell of the first."""
-    firsts = [next(iter(grid.values()), None) for grid in calibration.seeds]
+    cells = calibration.seeds[0].keys()
+    firsts = [next(iter(grid.values()), None) for grid in calibration.seeds if grid.keys() == cells]
     first = firsts[0]
     if first is None or first.device is None:
         raise InputError("the first run does not name its device; calibrate from complete runs only")
@@ -202,5 +203,12 @@ def evidence(calibration: Calibration) -> list[str]:
         f'date = "{date.today()}"',
         f'device = "{first.device.name}, {first.device.threads} thread a process"',
         f"seeds = {[record.seeds.seed for record in firsts if record]}",
+        *(f"more_seeds.{cell} = {more}" for cell in cells if (more := more_seeds(calibration, cell))),
         f"versions = {{ {packages} }}",
     ]
+
+
+def more_seeds(calibration: Calibration, cell: str) -> list[int]:
+    """The seeds that a cell has beyond those of all cells."""
+    partial = [grid[cell] for grid in calibration.seeds if cell in grid and grid.keys() != calibration.seeds[0].keys()]
+    return [record.seeds.seed for record in partial if record.seeds.seed is not None]

@@ -106,6 +106,25 @@ def test_five_seeds_and_three_draws_on_three_of_them_are_planned():
     assert names == ["seeds-0-4.json", "seeds-0-2-draw-1.json", "seeds-0-2-draw-2.json", "seeds-0-2-draw-3.json"]
 
 
+def test_cells_that_need_more_seeds_have_a_session_of_their_own():
+    plan = planned(10, 3, 1, more=("t5_sa_lora", "t5_sa_qlora"), more_seeds=10)
+    assert [(run.path.name, len(run.cells)) for run in plan] == [
+        ("seeds-0-9.json", 27), ("seeds-10-19.json", 2), ("seeds-0-2-draw-1.json", 27)
+    ]  # fmt: skip
+
+
+def test_more_seeds_of_a_cell_count_in_its_bound_and_its_noise():
+    more = GridRun(folder=calibrate.RUNS, seeds=range(2, 3), only=("t5_sa_lora",))
+    run = (more, {2: {"t5_sa_lora": grid(2, 84.0)["t5_sa_lora"]}})
+    measured = calibration([*runs(), run], {})
+    bounds, noise = tomllib.loads(thresholds_toml(measured)), tomllib.loads(noise_toml(measured))
+    assert bounds["cells"]["t5_sa_lora"]["accuracy"]["scores"] == [88.0, 92.0, 84.0]
+    assert bounds["cells"]["t5_sa_qlora"]["accuracy"]["scores"] == [88.0, 92.0]
+    assert noise["cells"]["t5_sa_lora"]["accuracy"]["seeds"] == {"sd": 4.0, "df": 2}
+    assert noise["evidence"]["seeds"] == [0, 1]
+    assert noise["evidence"]["more_seeds"] == {"t5_sa_lora": [2]}
+
+
 def test_both_kinds_of_noise_are_measured(tmp_path):
     path = tmp_path / "noise.toml"
     path.write_text(noise_toml(calibration(runs(), {})))
