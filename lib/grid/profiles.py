@@ -133,9 +133,10 @@ def quick_changes(cell_id: str) -> Mapping[str, Any]:
 
 # cell: updates, learning rate, batch, accumulation. Found by hand on two cores, with test scores in view: a moderate rate or a
 # larger batch, where rounding or another seed moved the score by points, and no more updates than the score needs, since they
-# are what a cell's time is spent on. The bounds in benchmarks/thresholds hold for them.
+# are what a cell's time is spent on. The bounds in benchmarks/thresholds hold for them. Ten seeds did not show that GPT-2 has
+# not learned to summarize after 48 updates in one of twenty, nor that T5 lost three points of sentiment at 4e-3; forty did.
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
-    "bert_sa_lora": (60, 5e-3, 16, 1),
+    "bert_sa_lora": (80, 5e-3, 16, 1),
     "bert_sa_qlora": (100, 6e-3, 12, 1),
     "bert_sa_sft": (260, 7e-4, 16, 1),
     "bert_qa_lora": (50, 2e-3, 12, 1),
@@ -150,11 +151,11 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "gpt2_qa_lora": (70, 4e-3, 6, 2),
     "gpt2_qa_qlora": (70, 4e-3, 6, 2),
     "gpt2_qa_sft": (70, 9e-4, 6, 2),
-    "gpt2_sum_lora": (48, 3e-3, 6, 2),
-    "gpt2_sum_qlora": (48, 3e-3, 6, 2),
+    "gpt2_sum_lora": (72, 3e-3, 6, 2),
+    "gpt2_sum_qlora": (72, 3e-3, 6, 2),
     "gpt2_sum_sft": (28, 1e-3, 8, 2),
-    "t5_sa_lora": (320, 4e-3, 16, 1),
-    "t5_sa_qlora": (240, 4e-3, 16, 1),
+    "t5_sa_lora": (400, 3e-3, 16, 1),
+    "t5_sa_qlora": (400, 3e-3, 16, 1),
     "t5_sa_sft": (120, 2e-3, 16, 1),
     "t5_qa_lora": (140, 3e-3, 20, 1),
     "t5_qa_qlora": (140, 3e-3, 20, 1),
