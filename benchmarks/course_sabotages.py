@@ -87,7 +87,7 @@ def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
 
 def hardly_clipped(trainer: Trainer, folder: Path) -> Trainer:
     """Gradients are clipped at a bound that they hardly reach."""
-    trainer.cell = replace(trainer.cell, recipe=replace(trainer.cell.recipe, max_grad_norm=100.0))
+    trainer.clipping.bound = 100.0
     return trainer
 
 

@@ -133,8 +133,9 @@ def quick_changes(cell_id: str) -> Mapping[str, Any]:
 
 # cell: updates, learning rate, batch, accumulation. Found by hand on two cores, with test scores in view: a moderate rate or a
 # larger batch, where rounding or another seed moved the score by points, and no more updates than the score needs, since they
-# are what a cell's time is spent on. The bounds in benchmarks/thresholds hold for them. Ten seeds did not show that GPT-2 has
-# not learned to summarize after 48 updates in one of twenty, nor that T5 lost three points of sentiment at 4e-3; forty did.
+# are what a cell's time is spent on. The bounds in benchmarks/thresholds hold for them. Ten seeds did not show that GPT-2 had
+# not learned to summarize after 48 updates in one of twenty, nor that T5 lost three points of sentiment at 4e-3 now and then;
+# the runs of `python -m lib silence` did.
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "bert_sa_lora": (80, 5e-3, 16, 1),
     "bert_sa_qlora": (100, 6e-3, 12, 1),

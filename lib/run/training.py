@@ -23,6 +23,7 @@ from lib.data.sources import Row
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
 from lib.grid.methods import Method
+from lib.run.clipping import Clipping
 from lib.run.course import COURSE, Training
 from lib.run.device import free_memory, out_of_memory, random_states, resolve_precision, resolve_quantization, set_random_states
 from lib.run.fingerprints import model_marks
@@ -80,6 +81,7 @@ class Trainer:
         stepped = ranks.inner(self.replica)
         self.stepped = dict(stepped.named_parameters())
         self.trained = [p for p in self.stepped.values() if p.requires_grad]
+        self.clipping = Clipping(self.accelerator, self.trained, cell.recipe.max_grad_norm)
         optimizer = cell.method.make_optimizer(stepped, cell)
         self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
@@ -92,8 +94,6 @@ class Trainer:
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
         self._unsettled: int | None = None  # the update of which is not known yet whether fp16 lost it
-        self._norms: list[Tensor] = []  # of gradients before and after clipping, which are still on the device
-        self._clipped: Tensor | None = None
 
     def run(self, progress: Progress, validate: Validate | None = None) -> Training:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
@@ -217,7 +217,7 @@ class Trainer:
             update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
             loss = self._backward(batches, len(own))
             try:
-                self._clip()
+                self.clipping.clip(self.course)
                 self._settle()
                 if not self.course.updates:
                     self.course.first_step |= self._first.gradients(self.meter.device)
@@ -244,15 +244,6 @@ class Trainer:
         self.course.order = sha256(f"{self.course.order}{examples}".encode()).hexdigest()[:16]
         return loss
 
-    def _clip(self) -> None:
-        norm = self.cell.recipe.max_grad_norm
-        if norm is None:
-            self.course.gradient_norms.append(None)
-            return
-        self._norms.append(whole(self.accelerator.clip_grad_norm_(self.trained, norm)))
-        if not self.course.updates:
-            self._clipped = whole(nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None]))
-
     def _settles_late(self) -> bool:
         """Whether an update is settled when the next one is about to step: in fp16, so that no device waits for its host.
 
@@ -274,11 +265,7 @@ class Trainer:
     def _fetch(self) -> None:
         """Bring what updates left on the device to the host."""
         self._settle()
-        if self._norms:
-            self.course.gradient_norms += torch.stack(self._norms).tolist()
-            self._norms = []
-        if self._clipped is not None:
-            self.course.clipped_norm, self._clipped = float(self._clipped), None
+        self.clipping.fetch(self.course)
 
     def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
         """The divisor of each micro-batch's summed loss: the targets of the whole update, over all ranks."""

@@ -137,3 +137,19 @@ def test_no_rank_is_no_number_of_ranks(tmp_path):
     code, output, _ = run(tmp_path, "--ranks", "0")
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "--ranks '0' is not a whole number of at least 1" in output
+
+
+def test_a_cell_whose_weights_are_shared_out_says_so_and_what_cannot_be_is_one_sentence(tmp_path):
+    cells = ("-m", "quick", "--cells", "gpt2_sum_lora,gpt2_sum_qlora", "--max-steps", "3", "--ranks", "2", "--fsdp")
+    code, output, records = run(tmp_path, *cells, timeout=300)
+    assert code == 1
+    by_cell = {record["cell"]: record for record in records}
+    assert (by_cell["gpt2_sum_lora"]["status"], by_cell["gpt2_sum_lora"]["ranks"]["fsdp"]) == ("passed", True), output
+    assert by_cell["gpt2_sum_qlora"]["status"] == "error"
+    assert "gpt2_sum_qlora: FSDP shares out packed weights only where bnb_4bit_quant_storage is the dtype" in output
+
+
+def test_weights_are_shared_out_among_ranks_only(tmp_path):
+    code, output, _ = run(tmp_path, "-m", "quick", "--fsdp")
+    assert code == pytest.ExitCode.USAGE_ERROR
+    assert "--fsdp shares a cell's weights out among ranks: say how many with --ranks N" in output

@@ -236,10 +236,10 @@ class Fetches(TorchDispatchMode):
 
 def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
     trainer = scaled(overflowing(1), max_grad_norm=1.0)
-    fetches, clip, after = Fetches(), trainer._clip, trainer.loss_scale.after_step
+    fetches, clip, after = Fetches(), trainer.clipping.clip, trainer.loss_scale.after_step
     monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
     monkeypatch.setattr(trainer, "_first", Mock(gradients=lambda device: {}, moved=dict))  # figures of the first update wait
-    monkeypatch.setattr(trainer, "_clip", lambda: (fetches.__enter__(), clip()))
+    monkeypatch.setattr(trainer.clipping, "clip", lambda course: (fetches.__enter__(), clip(course)))
     monkeypatch.setattr(trainer.loss_scale, "after_step", lambda: (after(), fetches.__exit__(None, None, None)))
     for group in islice(trainer.updates(0), 3):
         trainer.update(group)
