@@ -144,28 +144,17 @@ def backend_of(device: torch.device) -> Literal["gloo", "nccl"]:
 
 
 @contextmanager
-def joined(count: int, device: torch.device, *, fsdp: bool = False) -> Iterator[Ranks]:
-    """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody.
-
-    With `fsdp` each of them holds a part of the weights that train.
-    """
+def joined(count: int, device: torch.device, kind: type[Ranks] = Ranks) -> Iterator[Ranks]:
+    """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody."""
     if count == 1:
         yield ALONE
         return
     # Scores and findings are Python objects: they go over gloo on a GPU, too.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield _kind(fsdp)(dist.get_rank(), dist.get_world_size())
+        yield kind(dist.get_rank(), dist.get_world_size())
     finally:
         # A thread of gloo's needs the interpreter's lock to let go of the last tensor that it sent. What ends gloo waits for
         # that thread with the lock held, as torch 2.13 has it, and neither would ever go on.
         time.sleep(LET_GO_SECONDS)
         dist.destroy_process_group()
-
-
-def _kind(fsdp: bool) -> type[Ranks]:
-    if not fsdp:
-        return Ranks
-    from lib.run.sharded import Sharded  # half a second of imports, which other cells do not need
-
-    return Sharded
