@@ -80,8 +80,11 @@ class Ranks:
         """Inside, the replica trains; afterwards the model has its weights. Here they share them."""
         return nullcontext()
 
-    def follow(self, replica: nn.Module, model: nn.Module) -> None:
-        """Give the replica the weights that the model has got by another way than training. Here they share them."""
+    def from_replica(self, model: nn.Module, replica: nn.Module) -> None:
+        """Give the model the weights that its replica has got. Here they share them."""
+
+    def from_model(self, model: nn.Module, replica: nn.Module) -> None:
+        """Give the replica the weights that the model has got. Here they share them."""
 
     def moments(self, kept: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         """An optimizer's state of a parameter, as a checkpoint kept it, in the optimizer's own types."""

@@ -62,7 +62,7 @@ class Sharded(Ranks):
             raise InputError(f"{cell.id}: {sentence}")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (self.count,))
-        twin = copy.deepcopy(model)
+        twin = copy.deepcopy(model.to("cpu"))  # FSDP takes a layer at a time to the device: two whole models may not fit there
         for block in blocks(twin):
             fully_shard(block, mesh=mesh)
         fully_shard(twin, mesh=mesh)
@@ -70,6 +70,7 @@ class Sharded(Ranks):
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(1.0)  # see `lib.run.ranks`: a mean would be of unequal numbers of targets
                 module.set_force_sum_reduction_for_comms(True)
+        model.to(device)
         return twin
 
     @contextmanager
@@ -79,13 +80,17 @@ class Sharded(Ranks):
         model.to("cpu")
         yield
         model.to(device)
+        self.from_replica(model, replica)
+
+    def from_replica(self, model: nn.Module, replica: nn.Module) -> None:
+        """Give the model the weights of its twin, a tensor at a time."""
         with torch.no_grad():
             for own, learned in zip(model.parameters(), replica.parameters(), strict=True):
                 if own.requires_grad:
                     own.copy_(whole(learned))
 
-    def follow(self, replica: nn.Module, model: nn.Module) -> None:
-        """Give the replica its parts of the weights that the model has got by another way than training."""
+    def from_model(self, model: nn.Module, replica: nn.Module) -> None:
+        """Give the twin its parts of the model's weights."""
         with torch.no_grad():
             for own, part in zip(model.parameters(), replica.parameters(), strict=True):
                 if own.requires_grad and isinstance(part, DTensor):

@@ -119,7 +119,7 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
-                self.ranks.follow(self.replica, self.model)
+                self.ranks.from_model(self.model, self.replica)
         return self.course
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
@@ -158,6 +158,7 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 held(self.stepped[name]).copy_(tensor)
+        self.ranks.from_replica(self.model, self.replica)
         optimizer = self.optimizer.optimizer
         groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]

@@ -122,9 +122,12 @@ def best_on(ranks):
     trainer = made("gpt2_sum_lora", sharded(ranks), 6, **CUT | {"num_train_epochs": 2, "max_steps": 0})
     scores = iter([2.0, 1.0])
     trainer.run(silent(), lambda: (next(scores), []))
+    return trainer.course.chosen_epoch, twin_is_the_model(trainer)
+
+
+def twin_is_the_model(trainer):
     gathered = {name: p.full_tensor() for name, p in trainer.replica.named_parameters() if p.requires_grad}
-    same = all(torch.equal(gathered[name], trainer.parameters[name]) for name in gathered)
-    return trainer.course.chosen_epoch, same
+    return all(torch.equal(gathered[name], trainer.parameters[name]) for name in gathered)
 
 
 def test_the_twin_follows_the_epoch_that_was_chosen():
@@ -154,6 +157,7 @@ def cut_on(ranks, path):
         trainer.run(silent())
     again, _ = prepared(resume=True)
     assert again.course.updates == 2, checkpoints.trouble
+    assert twin_is_the_model(again)
     return losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
 
 
