@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lib.commands.grid_runs import ROOT, GridRun, train_missing
 from lib.errors import InputError
+from lib.grid.cells import STUDY_IDS
 from lib.results.calibration import CONTROL_SHARE, Calibration, Grid, noise_toml, thresholds_toml
 from lib.results.noise import Key
 
@@ -86,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
     try:
         controls = read_controls(options.controls) if options.controls else {}
-        more = tuple(filter(None, options.more.split(",")))
+        more = tuple(filter(None, map(str.strip, options.more.split(","))))
+        if unknown := sorted(set(more).difference(STUDY_IDS)):
+            raise InputError(f"--more names no cells of the study: {', '.join(unknown)}")
         plan = planned(options.seeds, options.perturbed_seeds, options.draws, options.profile, more, options.more_seeds)
         train_missing(plan, options.workers, reuse=options.reuse)
         share = CONTROL_SHARES[options.profile]

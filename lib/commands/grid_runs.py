@@ -43,7 +43,7 @@ class GridRun:
     @property
     def path(self) -> Path:
         """Its JSON."""
-        seeds = f"seeds-{self.seeds[0]}-{self.seeds[-1]}"
+        seeds = f"seeds-{self.seeds[0]}-{self.seeds[-1]}" + ("-more" if self.only else "")
         return self.folder / (f"{seeds}.json" if self.draw is None else f"{seeds}-draw-{self.draw}.json")
 
     def train(self, workers: str) -> None:

@@ -41,7 +41,7 @@ class Profile:
         changes: recipe fields that the command line sets, for every cell.
         threads: torch threads a process; None shares the cores among the workers, and their ranks.
         ranks: processes that share one cell.
-        fsdp: each of them holds a part of the weights that train.
+        fsdp: each of them holds a part of all weights while the cell trains.
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
         perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
         feature_cache: folder for tokenised rows; None tokenises every time.

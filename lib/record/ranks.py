@@ -26,5 +26,5 @@ class RanksRecord(Part):
 
     count: Annotated[int, Field(ge=2)]
     backend: Annotated[Literal["gloo", "nccl"], Field(description="what they talk over")]
-    fsdp: Annotated[bool, Field(description="each held a part of the weights that train; bytes are the first one's")] = False
+    fsdp: Annotated[bool, Field(description="each held a part of all weights; bytes are the first one's")] = False
     each: Annotated[list[RankRecord], Field(description="in the order of ranks")]

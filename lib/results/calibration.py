@@ -190,7 +190,7 @@ def noise_toml(calibration: Calibration) -> str:
 
 
 def evidence(calibration: Calibration) -> list[str]:
-    """Where the figures come from: device, date, seeds, versions. Raises InputError where a run lacks a cell of the first."""
+    """Where the figures come from: device, date, seeds, versions; raises InputError where the first run names no device."""
     cells = calibration.seeds[0].keys()
     firsts = [next(iter(grid.values()), None) for grid in calibration.seeds if grid.keys() == cells]
     first = firsts[0]

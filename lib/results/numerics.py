@@ -281,7 +281,7 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
     if old.recipe != new.recipe or old.limits != new.limits:
         return "other recipes or limits"
     if old.processes != new.processes:  # dropout draws others on every rank
-        return "another number of ranks"
+        return "other ranks"
     if old.data and new.data and old.data.fingerprint != new.data.fingerprint:
         return "other rows"
     if not losses(old) or not losses(new):

@@ -90,7 +90,7 @@ def ranks_record(ranks: Ranks, meter: Meter) -> RanksRecord | None:
     each = ranks.gathered(rank_record(meter))
     sizes = ranks.gathered(meter.sizes())
     meter.add(of_rank for rank, of_rank in enumerate(sizes) if rank != ranks.rank)
-    return RanksRecord(count=ranks.count, backend=backend_of(meter.device), fsdp=ranks.shares_weights, each=each)
+    return RanksRecord(count=ranks.count, backend=backend_of(meter.device), fsdp=ranks.holds_parts, each=each)
 
 
 def rank_record(meter: Meter) -> RankRecord:

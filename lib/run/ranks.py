@@ -38,10 +38,10 @@ class Ranks:
     Attributes:
         rank: this process's number; 0 keeps the record.
         count: how many there are.
-        shares_weights: whether each holds a part of the weights that train.
+        holds_parts: whether each holds a part of all weights while the cell trains.
     """
 
-    shares_weights: ClassVar[bool] = False
+    holds_parts: ClassVar[bool] = False
 
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         """Rank number `rank` of `count`; several have met already, see `joined`."""
@@ -61,7 +61,11 @@ class Ranks:
         """The seed of this rank's dropout: others drop others."""
         return (seed + self.rank * APART) % SEEDS
 
-    def replica(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
+    def twin(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
+        """The model whose parameters the optimizer steps. Here it is the model itself."""
+        return model
+
+    def replica(self, model: nn.Module) -> nn.Module:
         """The model to call in training: where there are several ranks, its backward pass sums gradients over them."""
         if self.count == 1:
             return model
@@ -72,19 +76,15 @@ class Ranks:
         replica.register_comm_hook(None, summed)
         return replica
 
-    def inner(self, replica: nn.Module) -> nn.Module:
-        """The module whose parameters the optimizer steps; they have the names that they have in the model."""
-        return replica.module if isinstance(replica, DistributedDataParallel) else replica
-
-    def training(self, model: nn.Module, replica: nn.Module) -> AbstractContextManager[None]:
-        """Inside, the replica trains; afterwards the model has its weights. Here they share them."""
+    def training(self, model: nn.Module, twin: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the twin trains; afterwards the model has its weights. Here they are one."""
         return nullcontext()
 
-    def from_replica(self, model: nn.Module, replica: nn.Module) -> None:
-        """Give the model the weights that its replica has got. Here they share them."""
+    def from_twin(self, model: nn.Module, twin: nn.Module) -> None:
+        """Give the model the weights that its twin has got. Here they are one."""
 
-    def from_model(self, model: nn.Module, replica: nn.Module) -> None:
-        """Give the replica the weights that the model has got. Here they share them."""
+    def from_model(self, model: nn.Module, twin: nn.Module) -> None:
+        """Give the twin the weights that the model has got. Here they are one."""
 
     def moments(self, kept: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         """An optimizer's state of a parameter, as a checkpoint kept it, in the optimizer's own types."""

@@ -50,7 +50,7 @@ class Trainer:
         parameters: the model's, by name; `before` holds their marks before training.
         stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
         reached: names of parameters that got a gradient.
-        replica: what forward passes of training go through: the model, or what sums its gradients over ranks.
+        twin: the model, or its copy that ranks share out; `replica` is what forward passes of training go through.
         last_group: the micro-batches of the last update, those of all ranks.
         losses: mean loss of each update so far; `run` does not repeat updates that were made before it.
         best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
@@ -77,12 +77,12 @@ class Trainer:
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
         self.parameters, self.before = dict(model.named_parameters()), model_marks(model)
-        self.replica = ranks.replica(model, cell, self.course.precision)
-        stepped = ranks.inner(self.replica)
-        self.stepped = dict(stepped.named_parameters())
+        self.twin = ranks.twin(model, cell, self.course.precision)
+        self.stepped = dict(self.twin.named_parameters())
+        optimizer = cell.method.make_optimizer(self.twin, cell)  # LoRA-FA's freezes weights
         self.trained = [p for p in self.stepped.values() if p.requires_grad]
         self.clipping = Clipping(self.accelerator, self.trained, cell.recipe.max_grad_norm)
-        optimizer = cell.method.make_optimizer(stepped, cell)
+        self.replica = ranks.replica(self.twin)
         self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.loss_scale = LossScale(self.accelerator.scaler)
@@ -107,7 +107,7 @@ class Trainer:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
         for epoch in range(max(0, len(self.losses) - 1) // per_epoch, math.ceil(self.total / per_epoch)):
-            with self.ranks.training(self.model, self.replica):
+            with self.ranks.training(self.model, self.twin):
                 self._train_epoch(epoch, epoch * per_epoch, progress)
             if self.course.stopped:
                 return self.course
@@ -119,7 +119,7 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
-                self.ranks.from_model(self.model, self.replica)
+                self.ranks.from_model(self.model, self.twin)
         return self.course
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
@@ -158,7 +158,7 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 held(self.stepped[name]).copy_(tensor)
-        self.ranks.from_replica(self.model, self.replica)
+        self.ranks.from_twin(self.model, self.twin)
         optimizer = self.optimizer.optimizer
         groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
@@ -202,7 +202,8 @@ class Trainer:
         where = f"update {self.course.updates + 1} of {self.total}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
             rank = f"rank {self.ranks.rank} of {self.ranks.count}"
-            raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} on {rank} ({cause}); take more ranks")
+            way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or share out its weights, too, with --fsdp")
+            raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} on {rank} ({cause}); {way_out}")
         if not size:
             raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} with one row at a time ({cause})")
         change = f"micro-batches of {size} in place of {self.course.micro_batch}, accumulated to the same update"
@@ -323,7 +324,7 @@ class Trainer:
         """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
         self.reached = {name for name, p in self.stepped.items() if p.grad is not None}
         gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
-        self.course.memory = ledger(self.ranks.inner(self.replica), self.optimizer, gradients)
+        self.course.memory = ledger(self.twin, self.optimizer, gradients)
 
     def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""

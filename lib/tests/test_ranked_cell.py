@@ -145,7 +145,7 @@ def test_a_cell_whose_weights_are_shared_out_says_so_and_what_cannot_be_is_one_s
     assert code == 1
     [record] = [record for record in records if record["cell"] == "gpt2_sum_lora"]
     assert (record["status"], record["ranks"]["fsdp"]) == ("passed", True), output
-    assert "gpt2_sum_qlora: FSDP shares out packed weights only where bnb_4bit_quant_storage is the dtype" in output
+    assert "gpt2_sum_qlora cannot be shared out: FSDP takes packed weights only where bnb_4bit_quant_storage" in output
 
 
 def test_weights_are_shared_out_among_ranks_only(tmp_path):

@@ -19,9 +19,9 @@ MARGINS = dict.fromkeys(("ledger", *PEAKS), 0.1)
 
 
 def test_a_record_of_a_run_before_there_were_ranks_is_of_one_process():
-    assert complete().processes == 1
-    assert complete(ranks=None).processes == 1
-    assert complete(ranks=RANKS).processes == 2
+    assert complete().processes == "1"
+    assert complete(ranks=None).processes == "1"
+    assert complete(ranks=RANKS).processes == "2"
 
 
 def test_speed_is_not_compared():
@@ -31,7 +31,7 @@ def test_speed_is_not_compared():
 
 def test_numerics_are_not_compared():
     tolerances = load_tolerances()
-    assert not_comparable(complete(), complete(ranks=RANKS), tolerances) == "another number of ranks"
+    assert not_comparable(complete(), complete(ranks=RANKS), tolerances) == "other ranks"
     assert not_comparable(complete(ranks=RANKS), complete(ranks=RANKS), tolerances) == ""
 
 

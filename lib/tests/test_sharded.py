@@ -92,7 +92,7 @@ def held_on(ranks):
         trainer = made("gpt2_sum_sft", one, 6, **CUT | {"max_steps": 1})
         trainer.run(silent())
         ledgers.append(trainer.course.memory)
-    parts = [isinstance(p, DTensor) for p in sharded(ranks).replica(trainer.model, trainer.cell, "fp32").parameters()]
+    parts = [isinstance(p, DTensor) for p in sharded(ranks).twin(trainer.model, trainer.cell, "fp32").parameters()]
     return *ledgers, all(parts)
 
 
@@ -126,7 +126,7 @@ def best_on(ranks):
 
 
 def twin_is_the_model(trainer):
-    gathered = {name: p.full_tensor() for name, p in trainer.replica.named_parameters() if p.requires_grad}
+    gathered = {name: p.full_tensor() for name, p in trainer.twin.named_parameters() if p.requires_grad}
     return all(torch.equal(gathered[name], trainer.parameters[name]) for name in gathered)
 
 
@@ -187,14 +187,14 @@ def zoo_refused_on(ranks, cell_id):
 
 def test_a_packed_base_is_refused_in_a_sentence():
     assert on_ranks(2, refused_on, "gpt2_sum_qlora", {})[0] == (
-        "gpt2_sum_qlora: FSDP shares out packed weights only where bnb_4bit_quant_storage is the dtype of all other weights "
-        "(float32), and NF4 is stored as uint8 here; leave out --fsdp: each rank then holds the packed base whole"
+        "gpt2_sum_qlora cannot be shared out: FSDP takes packed weights only where bnb_4bit_quant_storage is the dtype of all "
+        "other weights (float32), and NF4 is stored as uint8 here; leave out --fsdp: each rank then holds the packed base whole"
     )
 
 
 def test_an_optimizer_that_needs_whole_weights_is_refused():
     sentence = on_ranks(2, refused_on, "gpt2_sum_lora", {"optim": "adamw_bnb_8bit"})[0]
-    assert sentence.endswith("cannot step parts of weights; take --optim adamw_torch, or leave out --fsdp")
+    assert sentence.endswith("cannot step parts of weights; leave out --fsdp, or take an optimizer of torch's")
 
 
 def test_a_method_that_changes_weights_between_updates_is_refused():

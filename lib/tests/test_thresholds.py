@@ -109,7 +109,7 @@ def test_five_seeds_and_three_draws_on_three_of_them_are_planned():
 def test_cells_that_need_more_seeds_have_a_session_of_their_own():
     plan = planned(10, 3, 1, more=("t5_sa_lora", "t5_sa_qlora"), more_seeds=10)
     assert [(run.path.name, len(run.cells)) for run in plan] == [
-        ("seeds-0-9.json", 27), ("seeds-10-19.json", 2), ("seeds-0-2-draw-1.json", 27)
+        ("seeds-0-9.json", 27), ("seeds-10-19-more.json", 2), ("seeds-0-2-draw-1.json", 27)
     ]  # fmt: skip
 
 

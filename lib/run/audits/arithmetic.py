@@ -12,7 +12,7 @@ from lib.grid.names import within
 from lib.run.audits.built import is_adapted
 from lib.run.audits.evidence import Evidence
 from lib.run.audits.probing import allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
-from lib.run.ranks import whole
+from lib.run.ranks import held
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 
@@ -60,9 +60,9 @@ def gradients_reach(evidence: Evidence) -> Answer:
 
 def _remembered(evidence: Evidence, name: str) -> bool:
     """Whether the optimizer's state shows a gradient of this parameter; the maps of packed moments show none."""
-    state: dict[str, Any] = evidence.trainer.optimizer.state.get(evidence.trainer.stepped[name], {})
+    state: dict[str, Any] = evidence.trainer.optimizer.state.get(evidence.trainer.stepped.get(name), {})
     kept = [value for name, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in name]
-    return any(bool(whole(value).any()) for value in kept if value.is_floating_point())
+    return any(bool(held(value).any()) for value in kept if value.is_floating_point())
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
