@@ -16,7 +16,7 @@ from lib.run.evaluation import evaluate
 from lib.run.fingerprints import model_marks
 from lib.run.measurements import ranks_record
 from lib.run.metrics import Metrics
-from lib.run.ranks import ALONE, Ranks
+from lib.run.ranks import ALONE, Ranks, whole
 from lib.tests.ranked import on_ranks
 from lib.tests.small import CPU, codec_for, model_of, rows_of, silent, still, trainer_for, trainer_of
 
@@ -205,6 +205,11 @@ class Cut(Exception):
     """Training ends here."""
 
 
+def twin_is_the_model(trainer):
+    learned = {name: whole(p) for name, p in trainer.stepped.items() if p.requires_grad}
+    return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
+
+
 def cut_on(ranks, path, loses_a_file):
     """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
 
@@ -229,6 +234,7 @@ def cut_on(ranks, path, loses_a_file):
         checkpoints.clear()
     again, _ = prepared(resume=True)
     began = again.course.updates
+    assert twin_is_the_model(again)  # audits look at the model before it goes on
     return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
 
 

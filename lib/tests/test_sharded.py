@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from torch.distributed.tensor import DTensor
 
 from lib.errors import InputError
@@ -12,14 +11,12 @@ from lib.grid.profiles import ZOO_PROFILE
 from lib.grid.zoo import zoo
 from lib.run.audits import Evidence
 from lib.run.audits.ranks import ranks_end_alike, ranks_train_as_one
-from lib.run.checkpoint import Checkpoints
-from lib.run.fingerprints import model_marks
 from lib.run.ranks import Ranks
 from lib.run.sharded import Sharded, blocks
 from lib.tests.ranked import on_ranks
 from lib.tests.small import rows_of, silent, still, trainer_for, trainer_of
 from lib.tests.test_build import tiny_llama
-from lib.tests.test_ranks import CUT, HEADS, ROWS, Cut
+from lib.tests.test_ranks import CUT, HEADS, ROWS, cut_on, twin_is_the_model
 
 UNEVEN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
 
@@ -125,45 +122,17 @@ def best_on(ranks):
     return trainer.course.chosen_epoch, twin_is_the_model(trainer)
 
 
-def twin_is_the_model(trainer):
-    gathered = {name: p.full_tensor() for name, p in trainer.twin.named_parameters() if p.requires_grad}
-    return all(torch.equal(gathered[name], trainer.parameters[name]) for name in gathered)
-
-
 def test_the_twin_follows_the_epoch_that_was_chosen():
     assert on_ranks(2, best_on) == [(1, True), (1, True)]
 
 
-def cut_on(ranks, path):
-    """Losses of a whole training, and of one that was cut after its second update and went on; whether they end alike."""
-    shared = sharded(ranks)
-
-    def prepared(resume):
-        trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:14], ranks=shared, **CUT)
-        checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=shared)
-        checkpoints.restore(trainer)
-        return trainer, checkpoints
-
-    def save_and_cut(trainer):
-        checkpoints.save_if_due(trainer)
-        if trainer.course.updates == 2:
-            raise Cut
-
-    whole, _ = prepared(resume=False)
-    losses = whole.run(silent()).losses
-    trainer, checkpoints = prepared(resume=False)
-    trainer.after_update = save_and_cut
-    with pytest.raises(Cut):
-        trainer.run(silent())
-    again, _ = prepared(resume=True)
-    assert again.course.updates == 2, checkpoints.trouble
-    assert twin_is_the_model(again)
-    return losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
+def cut_on_parts(ranks, path):
+    return cut_on(sharded(ranks), path, loses_a_file=False)
 
 
 def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path):
-    for losses, again, same in on_ranks(2, cut_on, tmp_path / "kept.safetensors"):
-        assert again == losses
+    for began, losses, again, same in on_ranks(2, cut_on_parts, tmp_path / "kept.safetensors"):
+        assert (began, again) == (2, losses)
         assert same
 
 
