@@ -8,8 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-MMAP_THRESHOLD = 32 * 2**20  # the largest that it takes
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
@@ -48,15 +47,20 @@ def announce_threads(count: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(count))
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where glibc manages it, until `give_back_memory`.
+# What mallopt(3) is told: keep everything, or what glibc comes to by itself in a process that frees blocks of any size.
+KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
+AS_IT_COMES = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
 
-    By default glibc returns large blocks at once and has them zeroed again for the next update: a twentieth of the time of a
-    small model on a CPU.
+
+def keep_freed_memory(keep: bool = True) -> None:
+    """Let this process keep the memory that it frees, where glibc manages it, until `give_back_memory`; or end that.
+
+    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: a third of the time
+    that a small T5 trains on a CPU (`pytest -m peers`).
     """
     if mallopt := getattr(_libc(), "mallopt", None):
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        for option, value in (KEEP if keep else AS_IT_COMES).items():
+            mallopt(option, value)
 
 
 def give_back_memory() -> None:

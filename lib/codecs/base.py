@@ -127,6 +127,10 @@ class Codec(ABC):
     def collate(self, features: Sequence[Feature]) -> Batch:
         """One padded training batch, with "labels"."""
 
+    def placed(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch on a device, with what may help `loss` there; `loss` is the same without."""
+        return on(device, batch)
+
     @abstractmethod
     def targets(self, batch: Batch) -> int:
         """How many items the batch's loss is summed over."""

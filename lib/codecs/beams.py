@@ -1,17 +1,23 @@
 """Beam search without needless copies. In: a model about to generate. Out: the same texts, sooner.
 
-All beams of a row read the same prompt. transformers computes it once a beam, and after each token gathers the whole cache by
-the beams that go on, the prompt's part too. Here a prompt is computed once a row and stays where it is.
+All beams of a row read the same prompt. transformers computes it once a beam, and after each token copies the whole cache
+twice: to append the token, and to gather the beams that go on, the prompt's part too. Here a prompt is computed once a row and
+stays where it is, tokens are appended in place, and the beams of a row read what the encoder made of it together.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import transformers as hf
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+SDPA = "sdpa"  # transformers' name for torch's attention
+ROOM = 64  # tokens that a cache makes room for at once
 CACHES = ("cache", "past_key_values")  # a forward pass's name for its cache, by transformers' release
 
 
@@ -25,16 +31,17 @@ def prompt_once(model: Any, beams: int) -> Iterator[None]:
     if beams == 1 or hasattr(owner, "_reorder_cache"):
         yield
         return
-    prefill = Prefill(beams)
+    prefill = Prefill(beams, shared=attention_of(owner) == SDPA)
     handles = [
         owner.register_forward_pre_hook(prefill.narrow, with_kwargs=True),
         owner.register_forward_hook(prefill.widen, with_kwargs=True),
     ]
     owner._reorder_cache = prefill.reordered
+    ALL_ATTENTION_FUNCTIONS[SDPA] = attend_together
     try:
         yield
     finally:
-        del owner._reorder_cache
+        del ALL_ATTENTION_FUNCTIONS[SDPA], owner._reorder_cache
         for handle in handles:
             handle.remove()
 
@@ -46,9 +53,9 @@ class Prefill:
         length: tokens of the prompt that the cache of self-attention holds; None before they are computed.
     """
 
-    def __init__(self, beams: int) -> None:
-        """So many beams a row."""
-        self._beams = beams
+    def __init__(self, beams: int, *, shared: bool) -> None:
+        """So many beams a row; `shared` where the keys of its source can stay those of one."""
+        self._beams, self._shared = beams, shared
         self.length: int | None = None
 
     def narrow(self, module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -69,7 +76,9 @@ class Prefill:
         cache = cache_of(options)
         if self.length is None and plain(cache):
             self.length = cache.get_seq_length()
-            cache.batch_repeat_interleave(self._beams)
+            (own_cache(cache) if self._shared else cache).batch_repeat_interleave(self._beams)
+            layers = own_layers(cache)
+            layers[:] = [RoomyLayer(layer) if layer.is_initialized else layer for layer in layers]
             output.logits = output.logits.repeat_interleave(self._beams, 0)
         return output
 
@@ -84,14 +93,72 @@ class Prefill:
         return cache
 
 
+class RoomyLayer(DynamicLayer):  # type: ignore[misc] # transformers' class
+    """One layer's keys and values, with room behind them: a token is written there, and nothing else moves."""
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        """Takes over what `layer` holds."""
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.keys, self.values = layer.keys, layer.values
+        self._blocks = self.keys, self.values  # `keys` and `values` are what of them is written
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append the states of new tokens, each (B, heads, tokens, size); return all there are."""
+        before = self.keys.shape[-2]
+        after = before + key_states.shape[-2]
+        if after > self._blocks[0].shape[-2]:
+            self._blocks = roomier(self.keys, after + ROOM), roomier(self.values, after + ROOM)
+        for block, states in zip(self._blocks, (key_states, value_states), strict=True):
+            block[:, :, before:after] = states
+        self.keys, self.values = (block[:, :, :after] for block in self._blocks)
+        return self.keys, self.values
+
+
+def roomier(states: Tensor, tokens: int) -> Tensor:
+    """A block for so many tokens that begins with these states."""
+    block = torch.empty(*states.shape[:2], tokens, states.shape[3], dtype=states.dtype, device=states.device)
+    block[:, :, : states.shape[2]] = states
+    return block
+
+
+def attend_together(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """SDPA where fewer rows have keys than queries: the beams of a row, one token each, are its queries.
+
+    Queries are (rows x beams, heads, 1, size), keys and values (rows, heads, tokens, size); the mask, (rows x beams, 1, 1,
+    tokens), is the same for all beams of a row. Returns (rows x beams, 1, heads, size), and no weights. With as many rows of
+    keys as of queries, this is transformers' own.
+    """
+    beams = len(query) // len(key)
+    if beams > 1:
+        query = query.view(len(key), beams, *query.shape[1::2]).transpose(1, 2)
+        attention_mask = attention_mask if attention_mask is None else attention_mask[::beams]
+        options["is_causal"] = False
+    output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    return output.reshape(len(key) * beams, -1, *output.shape[2:]), None
+
+
+def attention_of(model: Any) -> str | None:
+    """The name of the attention that a model's decoder computes."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return getattr(getattr(decoder, "config", None), "_attn_implementation", None)
+
+
 def cache_of(options: dict[str, Any]) -> Any:
     """The cache that a forward pass is given."""
     return next((options[name] for name in CACHES if options.get(name) is not None), None)
 
 
-def own_layers(cache: Any) -> list[Any]:
+def own_cache(cache: Any) -> Any:
     """What self-attention keeps."""
-    layers: list[Any] = (cache.self_attention_cache if isinstance(cache, hf.EncoderDecoderCache) else cache).layers
+    return cache.self_attention_cache if isinstance(cache, hf.EncoderDecoderCache) else cache
+
+
+def own_layers(cache: Any) -> list[Any]:
+    """The same, by layer."""
+    layers: list[Any] = own_cache(cache).layers
     return layers
 
 

@@ -8,6 +8,7 @@ them. Shapes: B rows, S source tokens, T target tokens.
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
+from inspect import signature
 from random import Random
 from typing import Any, ClassVar
 
@@ -180,7 +181,8 @@ class EncoderDecoderCodec(GenerateCodec):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy summed over target tokens."""
-        logits = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = model(**inputs, use_cache=False).logits
         return cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
@@ -208,13 +210,27 @@ class CausalCodec(GenerateCodec):
             labels[row, start : start + len(feature.target)] = torch.tensor(feature.target)
         return {**batch, "labels": labels}
 
+    def placed(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch on a device, with `kept`: the places whose next token some row is to learn, counted from the end.
+
+        Found on the host, where looking does not make a device wait.
+        """
+        counted = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
+        return on(device, {**batch, "kept": counted - batch["labels"].shape[1]})
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of each next token, summed over target tokens."""
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        logits = logits[:, -batch["input_ids"].shape[1] :]  # learned tokens in front of the text have logits, too
-        return cross_entropy(
-            logits[:, :-1].float().flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-        )
+        """Cross-entropy of each next token, summed over target tokens.
+
+        Of a batch that `placed` made, the model computes logits only where they count: vocabularies are large, sources long.
+        """
+        inputs, labels = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"]
+        if "kept" in batch and keeps_logits(model):
+            logits = model(**inputs, use_cache=False, logits_to_keep=batch["kept"]).logits
+            labels = labels[:, batch["kept"] + 1]
+        else:
+            logits = model(**inputs, use_cache=False).logits
+            logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
+        return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
 
     def search(self) -> dict[str, Any]:
         """The recipe's search; a causal model counts the prompt in `min_length`, but not in `min_new_tokens`."""
@@ -243,3 +259,10 @@ class SeparatedCodec(CausalCodec):
         before, _ = super().around()
         token = self.cell.head.new_token
         return before, [self.end_id if token is None else self.tokenizer.convert_tokens_to_ids(token)]
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether a model can be asked for the logits of some places only; ranks and PEFT wrap it."""
+    model = getattr(model, "module", model)
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in signature(owner.forward).parameters

@@ -242,7 +242,7 @@ class EvaluationRecord(Part):
     metric_sources: Annotated[dict[str, str], Field(description="which implementation computed the scores")]
     precision: Annotated[
         Precision | None,
-        Field(description="of prediction, without autocast: a packed or bf16 base computes in its own type; null: not known"),
+        Field(description="of prediction; where it is fp32, a packed or bf16 base computes in its own type; null: not known"),
     ] = None
     generated_tokens: Annotated[
         GeneratedRecord | None, Field(description="null: the cell generates nothing, or an older run did not count")

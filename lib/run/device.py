@@ -3,6 +3,7 @@
 import gc
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -18,6 +19,7 @@ LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 MEASURED = ("cpu", "cuda")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
 # How libraries say that memory ran out: torch's allocators on a CPU, the CUDA runtime outside them, cuBLAS's handles.
 NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -130,6 +132,11 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None
 def has_bf16_units(device: torch.device) -> bool:
     """Whether bf16 is fast and complete here. GPUs before Ampere (V100, T4, RTX 20) only emulate it; a CPU does it right."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """Forward passes in a precision: a context that does nothing for fp32."""
+    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
 
 
 def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization | None, str | None]:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +14,12 @@ from lib.codecs.cache import features_of
 from lib.codecs.store import lengths_of
 from lib.data.sources import Row
 from lib.errors import InputError
-from lib.run.device import free_memory, out_of_memory
+from lib.grid.cells import Cell
+from lib.run.device import autocast, free_memory, out_of_memory, resolve_precision
 from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
 from lib.run.ranks import ALONE, Ranks
 
-EVAL_PRECISION: Literal["fp32"] = "fp32"  # no recipe of the study says that its notebook scored in another one
 EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
 
 
@@ -34,6 +34,7 @@ class Evaluation:
         loss: mean loss in nats a row, None where the codec computes none.
         seconds: of prediction alone, without encoding and scoring.
         batch: features predicted at once at the end, by the rank with the fewest; fewer than `EVAL_BATCH` where memory ran out.
+        precision: of the forward passes.
         sources: which implementation computed the scores.
         generated: tokens of each generated text, the end token included; None for a codec that generates nothing.
     """
@@ -48,6 +49,7 @@ class Evaluation:
     seconds: float
     samples_per_second: float
     batch: int
+    precision: str
     sources: dict[str, str]
     generated: list[int] | None = None
 
@@ -84,9 +86,19 @@ def evaluate(
         seconds=seconds,
         samples_per_second=len(rows) / seconds,
         batch=batch,
+        precision=precision_of(codec.cell, device),
         sources=metrics.sources(codec.task),
         generated=[len(output) for output in outputs] if codec.generates else None,
     )
+
+
+def precision_of(cell: Cell, device: torch.device) -> str:
+    """What a cell is scored in: as transformers' `Trainer` does it, and so the study's notebooks, in the precision of training.
+
+    Text is generated in fp32: one token that rounding turns makes another text, and each step would cast all weights again.
+    So are scores of micro backbones taken, which have no time to gain.
+    """
+    return "fp32" if cell.profile.micro or cell.recipe.generation else resolve_precision(cell, device)[0]
 
 
 def predict(
@@ -101,7 +113,7 @@ def predict(
     outputs: dict[int, Any] = {}
     model.eval()
     done, size = 0, EVAL_BATCH
-    with torch.inference_mode():
+    with torch.inference_mode(), autocast(precision_of(codec.cell, device), device):
         while done < len(order):
             chunk = order[done : done + size]
             answers = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))

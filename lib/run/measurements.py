@@ -35,7 +35,7 @@ from lib.record.record import Record, architecture_name
 from lib.run.build import ATTENTION, checkpoint_of
 from lib.run.course import Training
 from lib.run.device import contended, used_by_others_gib
-from lib.run.evaluation import EVAL_PRECISION, Evaluation
+from lib.run.evaluation import Evaluation
 from lib.run.footprint import Footprint, complete
 from lib.run.meter import Meter, parameter_counts
 from lib.run.ranks import ALONE, Ranks, backend_of
@@ -173,7 +173,7 @@ def evaluation_record(evaluation: Evaluation) -> EvaluationRecord:
         loss=evaluation.loss,
         batch=evaluation.batch,
         metric_sources=dict(evaluation.sources),
-        precision=EVAL_PRECISION,
+        precision=evaluation.precision,  # type: ignore[arg-type]  # as above
         generated_tokens=generated_record(evaluation.generated) if evaluation.generated else None,
     )
 

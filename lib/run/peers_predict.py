@@ -24,7 +24,7 @@ from lib.run.progress import Progress
 
 def timed_ours(race: Race, features: Sequence[Feature]) -> tuple[float, float | None, list[Any]]:
     """Seconds, the peak, and the codec's outputs by our own evaluation."""
-    race.restore()
+    race.restore(ours=True)
     peak, began = Peak(race.device), settled(race.device)
     outputs, _ = predict(race.model, race.codec, features, race.device, Progress("peers", lambda standing: None))
     return settled(race.device) - began, peak.gib(), outputs
@@ -32,7 +32,7 @@ def timed_ours(race: Race, features: Sequence[Feature]) -> tuple[float, float | 
 
 def timed_trainer(race: Race, features: Sequence[Feature]) -> tuple[float, float | None, list[Any]]:
     """The same by `Trainer.predict`: in order, padded to the longest row of a batch, in the precision of training."""
-    race.restore()
+    race.restore(ours=False)
 
     def collate(rows: Sequence[Feature]) -> Batch:
         return {name: tensor for name, tensor in race.codec.collate(rows).items() if name != "labels"}
@@ -58,7 +58,7 @@ def as_outputs(codec: Codec, features: Sequence[Feature], logits: Any) -> list[A
 
 def timed_generate(race: Race, features: Sequence[Feature]) -> tuple[float, float | None, list[Any]]:
     """The texts by plain batches of `model.generate`, in the order of the rows."""
-    race.restore()
+    race.restore(ours=False)
     race.model.eval()
     outputs: list[Any] = []
     peak, began = Peak(race.device), settled(race.device)

@@ -49,7 +49,7 @@ def train(race: Race, rounds: int) -> dict[str, Heat]:
         return run
 
     _take_turns(race, heats, {name: run_of(name) for name in names}, rounds)
-    race.restore()
+    race.restore(ours=True)
     return heats
 
 

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from lib.codecs.base import IGNORED, Batch, Codec, Feature, on
 from lib.grid.cells import Cell
 from lib.grid.optimizers import adamw_torch
+from lib.run.device import autocast
 from lib.run.meter import Meter
 from lib.run.order import chunks
 from lib.run.peers import Peak, Race, Stopwatch, as_before
@@ -25,7 +26,6 @@ from lib.run.progress import Progress
 from lib.run.schedule import make_schedule
 from lib.run.training import Trainer
 
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Lap = Callable[[], None]  # tells the end of an update
 Losses = Sequence[Tensor | float]  # of each update
 
@@ -39,7 +39,7 @@ def ours(race: Race, lap: Lap) -> Losses:
 
 def bare(race: Race, lap: Lap) -> Losses:
     """Forward, backward and step on batches that lie on the device: nothing that trains like this can be faster."""
-    groups = [[on(race.device, race.codec.collate(features)) for features in group] for group in race.groups]
+    groups = [[race.codec.placed(race.codec.collate(features), race.device) for features in group] for group in race.groups]
     return _loop(race, groups, race.cell.method.make_optimizer(race.model, race.cell), lap)
 
 
@@ -65,13 +65,12 @@ def _loop(race: Race, groups: Iterable[list[Batch]], optimizer: torch.optim.Opti
     schedule = make_schedule(optimizer, race.cell, recipe.max_steps)
     scaler = torch.amp.GradScaler(race.device.type, enabled=race.precision == "fp16")
     trained = [p for p in model.parameters() if p.requires_grad]
-    kind = AUTOCAST.get(race.precision)
     losses = []
     model.train()
     for group in groups:
         count, total = sum(map(codec.targets, group)), torch.zeros((), device=race.device)
         for batch in group:
-            with torch.autocast(race.device.type, dtype=kind, enabled=kind is not None):
+            with autocast(race.precision, race.device):
                 loss = codec.loss(model, batch) / count
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -198,6 +197,9 @@ TRAINING: Mapping[str, Callable[[Race, Lap], Losses]] = {
 }
 
 
+OF_OURS = ("ours", "bare")  # they keep freed memory as our processes do; other people's processes do not
+
+
 def contenders(cell: Cell) -> list[str]:
     """Those that a cell has: PEFT's loop is for methods that adapt."""
     return [name for name in TRAINING if name != "peft loop" or cell.method.adapts]
@@ -218,7 +220,7 @@ class Lapse:
 
 def raced(race: Race, name: str) -> Lapse:
     """One contender's training from the start, timed after its first update."""
-    race.restore()
+    race.restore(ours=name in OF_OURS)
     watch = Stopwatch(device=race.device, updates=race.cell.recipe.max_steps)
     peaks = Peak(race.device)
     losses = TRAINING[name](race, watch.lap)

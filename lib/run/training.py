@@ -17,7 +17,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from lib.codecs.base import Batch, Codec, Feature, all_tokens, on, real_tokens
+from lib.codecs.base import Batch, Codec, Feature, all_tokens, real_tokens
 from lib.codecs.store import lengths_of
 from lib.data.sources import Row
 from lib.errors import InputError, first_line
@@ -303,7 +303,7 @@ class Trainer:
             for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
                 with self.ranks.waiting(self.replica) if place < len(batches) else nullcontext():
                     with self.accelerator.autocast():
-                        loss = self.codec.loss(self.replica, on(self.meter.device, batch)) / count
+                        loss = self.codec.loss(self.replica, self.codec.placed(batch, self.meter.device)) / count
                     self.accelerator.backward(loss)
                 total += loss.detach()
             if self.ranks.count == 1:

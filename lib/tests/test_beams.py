@@ -4,8 +4,10 @@ import pytest
 import torch
 import transformers as hf
 from transformers.cache_utils import DynamicCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lib.codecs.beams import Prefill, plain, prompt_once
+from lib.codecs.beams import ROOM, Prefill, RoomyLayer, attend_together, cache_of, plain, prompt_once
 from lib.tests.small import CPU, codec_for, model_of, rows_of
 
 BEAMS = ("bert_sum_sft", "gpt2_sum_sft", "t5_sum_sft")  # the quick cells that search with beams
@@ -47,12 +49,56 @@ def test_an_adapted_model_searches_alike():
 
 
 def test_beams_that_go_on_bring_their_own_tokens_and_leave_the_prompt():
-    cache, prefill = DynamicCache(), Prefill(2)
+    cache, prefill = DynamicCache(), Prefill(2, shared=False)
     states = torch.arange(8.0).reshape(2, 1, 4, 1)  # two beams, four tokens
     cache.update(states, states, 0)
     prefill.length = 3
     keys = prefill.reordered(cache, torch.tensor([1, 1])).layers[0].keys
     assert keys.flatten().tolist() == [0, 1, 2, 7, 4, 5, 6, 7]  # the last token is the second beam's, the first three stay
+
+
+def test_tokens_are_appended_where_there_is_room_and_what_was_written_stays():
+    first, fresh = torch.arange(6.0).reshape(1, 1, 3, 2), torch.tensor([[[[6.0, 7.0]]]])
+    cache = DynamicCache()
+    cache.update(first, first + 100, 0)
+    layer = RoomyLayer(cache.layers[0])
+    layer.update(fresh, fresh + 100)
+    block = layer.keys.data_ptr()
+    for token in range(4, 70):  # past the room that is made at first
+        layer.update(fresh + token, fresh + 100 + token)
+        assert (layer.keys.data_ptr() == block) == (token < 4 + ROOM), "a block is left only where it is full"
+    keys = layer.keys[0, 0, :, 0].tolist()
+    assert keys[:4] == [0, 2, 4, 6]
+    assert keys[4:] == [6 + token for token in range(4, 70)]
+    assert torch.equal(layer.values, layer.keys + 100)
+    assert layer.get_seq_length() == 70
+
+
+def test_beams_of_a_row_attend_to_its_keys_as_if_each_had_its_own():
+    draw = torch.Generator().manual_seed(0)
+    query = torch.randn(6, 2, 1, 4, generator=draw)  # two rows of three beams
+    key, value = torch.randn(2, 2, 5, 4, generator=draw), torch.randn(2, 2, 5, 4, generator=draw)
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2]).view(2, 1, 1, 5).repeat_interleave(3, 0)
+    module = torch.nn.Module()
+    apart = [part.repeat_interleave(3, 0) for part in (key, value)]
+    together, _ = attend_together(module, query, key, value, mask)
+    alone, _ = attend_together(module, query, *apart, mask)
+    assert together.shape == (6, 1, 2, 4)
+    assert torch.allclose(together, alone, atol=1e-6)
+    assert not torch.allclose(together[:3], together[:3].flip(0), atol=1e-3), "beams ask different questions"
+
+
+def test_what_an_encoder_made_of_a_row_is_kept_once():
+    codec, model = codec_for("t5_sum_sft"), model_of("t5_sum_sft").eval()
+    features, kept = codec.encode(rows_of("cnn_dailymail/test")[:3], training=False), []
+    handle = model.register_forward_hook(
+        lambda module, inputs, options, output: kept.append(len(cache_of(options).cross_attention_cache.layers[0].keys)),
+        with_kwargs=True,
+    )
+    codec.predict(model, features, CPU)
+    handle.remove()
+    assert set(kept) == {3}
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is sdpa_attention_forward, "outside the search, attention is transformers' own"
 
 
 def test_one_beam_and_a_model_with_a_reordering_of_its_own_are_left_alone():
@@ -70,4 +116,4 @@ def test_a_cache_of_another_kind_is_not_touched():
     assert plain(hf.DynamicCache())
     assert not plain(None)
     options = {"cache": None, "input_ids": torch.ones(4, 2)}
-    assert Prefill(2).narrow(None, (), options) is None
+    assert Prefill(2, shared=False).narrow(None, (), options) is None

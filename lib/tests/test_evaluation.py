@@ -1,8 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from lib.errors import InputError
-from lib.run.evaluation import EVAL_BATCH, evaluate
+from lib.grid.cells import STUDY
+from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from lib.run.evaluation import EVAL_BATCH, evaluate, precision_of
 from lib.run.metrics import Metrics, Scored
 from lib.tests.small import CPU, codec_for, model_of, rows_of, silent
 
@@ -45,6 +49,37 @@ def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
 def test_one_row_that_cannot_be_predicted_ends_the_cell_in_a_sentence():
     with pytest.raises(InputError, match="memory runs out when it predicts one row at a time"):
         evaluate(Narrow(0), codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "micro", "precision"),
+    [
+        ("gpt2_sa_sft", False, "bf16"),  # trained in fp16, which a CPU only emulates
+        ("bert_sa_sft", False, "fp32"),
+        ("t5_sum_sft", False, "fp32"),  # trained in bf16, and generates
+        ("t5_sa_sft", True, "fp32"),
+    ],
+)
+def test_true_checkpoints_are_scored_in_the_precision_of_training(cell_id, micro, precision):
+    cell = STUDY.cell(cell_id, QUICK_PROFILE if micro else FULL_PROFILE)
+    assert precision_of(cell, CPU) == precision
+
+
+class Rounded(Longest):
+    """Notes in which type a matrix product of its forward pass is."""
+
+    def forward(self, input_ids, attention_mask):
+        self.kind = (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        return super().forward(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize(("micro", "kind"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_forward_passes_compute_in_that_precision_and_the_evaluation_says_so(micro, kind):
+    codec, model = codec_for("gpt2_sa_sft"), Rounded()
+    recipe, profile = replace(codec.cell.recipe, precision="bf16"), replace(codec.cell.profile, micro=micro)
+    codec.cell = replace(codec.cell, recipe=recipe, profile=profile)
+    evaluation = evaluate(model, codec, rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
+    assert (model.kind, evaluation.precision) == (kind, "fp32" if micro else "bf16")
 
 
 def test_scores_and_losses_are_over_all_rows():

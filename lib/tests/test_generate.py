@@ -7,6 +7,7 @@ import torch
 
 from lib.codecs import codec_of
 from lib.codecs.base import IGNORED
+from lib.codecs.generate import keeps_logits
 from lib.errors import InputError
 from lib.grid.recipes import Generation
 from lib.grid.tasks import SUM
@@ -86,6 +87,38 @@ def test_gpt2_learns_the_token_after_the_separator_first():
     batch = codec.collate(codec.encode([FIRE, GIFT], training=True))
     oracle = Oracle(batch["input_ids"].roll(-1, dims=1), len(codec.tokenizer))
     assert float(codec.loss(oracle, batch)) == pytest.approx(0, abs=1e-4)
+
+
+def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn():
+    codec, model = codec_for("gpt2_sum_sft"), model_of("gpt2_sum_sft").eval()
+    batch = codec.collate(codec.encode([FIRE, {"article": LONG["article"], "highlights": "a bridge ."}], training=True))
+    placed = codec.placed(batch, CPU)
+    places = (batch["labels"] != IGNORED).any(0).sum()  # of both rows together
+    shapes = []
+    handle = model.register_forward_hook(lambda module, inputs, output: shapes.append(output.logits.shape[1]))
+    losses = [codec.loss(model, rows) for rows in (batch, placed)]
+    handle.remove()
+    assert shapes == [batch["labels"].shape[1], places]
+    whole, some = (torch.autograd.grad(loss, list(model.parameters())) for loss in losses)
+    assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
+    assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(whole, some, strict=True))
+
+
+def test_the_logits_that_are_kept_are_those_of_the_labels_whoever_set_them():
+    """Labels that stand in the prompt, too, are learned: a fault may set them, and must not be mended unseen."""
+    codec, model = codec_for("gpt2_sum_sft"), model_of("gpt2_sum_sft").eval()
+    batch = codec.collate(codec.encode([FIRE, GIFT], training=True))
+    batch["labels"] = batch["input_ids"].clone()
+    losses = [codec.loss(model, rows).item() for rows in (batch, codec.placed(batch, CPU))]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_a_model_that_computes_all_logits_has_the_same_loss():
+    codec = codec_for("gpt2_sum_sft")
+    placed = codec.placed(codec.collate(codec.encode([FIRE, GIFT], training=True)), CPU)
+    oracle = Oracle(placed["input_ids"].roll(-1, dims=1), len(codec.tokenizer))
+    assert not keeps_logits(oracle)
+    assert float(codec.loss(oracle, placed)) == pytest.approx(0, abs=1e-4)
 
 
 def test_gpt2_prompts_are_padded_on_the_left():

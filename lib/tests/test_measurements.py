@@ -55,7 +55,9 @@ def test_a_training_that_stopped_at_once_has_an_empty_ledger_and_no_rates():
 def evaluation(generated):
     """An evaluation of 2 s, of which only the lengths of the texts matter."""
     blank = dict.fromkeys(("predictions", "scores", "examples", "rows", "features", "outputs", "loss", "batch"))
-    return Evaluation(**blank | {"seconds": 2.0, "samples_per_second": 2.0, "sources": {}, "generated": generated})
+    return Evaluation(
+        **blank | {"seconds": 2.0, "samples_per_second": 2.0, "sources": {}, "generated": generated, "precision": "fp32"}
+    )
 
 
 def test_a_generating_cell_says_how_fast_and_how_much_it_generates():
