@@ -18,7 +18,7 @@ from lib.record.plain import plain
 from lib.results.numerics import load_tolerances
 from lib.results.table import Column, lines, number
 
-OURS, TRAINER, BARE, PLAIN = "ours", "trainer", "bare", "plain generate"
+OURS, TRAINER, DEFAULTS, BARE, PLAIN = "ours", "trainer", "trainer defaults", "bare", "plain generate"
 COLUMNS = (
     Column(title="cell", width=15),
     Column(title="ours samples/s", right=True),
@@ -26,6 +26,7 @@ COLUMNS = (
     Column(title="samples/s", right=True),
     Column(title="ratio", right=True),
     Column(title="rounds"),
+    Column(title="x defaults", right=True),
     Column(title="of bare time", right=True),
     Column(title="evaluate", right=True),
     Column(title="generate", right=True),
@@ -37,12 +38,14 @@ class Timed(Part):
     """One contender in one stage.
 
     Attributes:
+        samples: rows that its rounds take, where they are fewer than the stage's.
         seconds: of each round.
         peak_gib: the most that was allocated on the GPU in any round; None on a CPU.
         figure: what its result is compared by: the last loss without dropout, a mean loss or score, the share of equal texts.
         does_not_count: why it has no ratio; empty where it has one.
     """
 
+    samples: int | None = None
     seconds: list[float] = field(default_factory=list)
     peak_gib: float | None = None
     figure: float | None = None
@@ -59,14 +62,15 @@ class Stage(Part):
     def rate(self, name: str) -> float | None:
         """Samples a second, by the median round; None for a contender that is not there."""
         timed = self.contenders.get(name)
-        return self.samples / median(timed.seconds) if timed and timed.seconds else None
+        return (timed.samples or self.samples) / median(timed.seconds) if timed and timed.seconds else None
 
     def ratios(self, name: str) -> list[float]:
-        """How many times as long as ours a contender takes, by round; empty where it does not count."""
+        """How many times as long as ours a contender takes for a row, by round; empty where it does not count."""
         timed, ours = self.contenders.get(name), self.contenders[OURS]
         if timed is None or timed.does_not_count or ours.does_not_count:
             return []
-        return [theirs / own for theirs, own in zip(timed.seconds, ours.seconds, strict=True)]
+        more = self.samples / (timed.samples or self.samples)
+        return [more * theirs / own for theirs, own in zip(timed.seconds, ours.seconds, strict=True)]
 
     def ratio(self, name: str) -> float | None:
         """The median of `ratios`."""
@@ -179,6 +183,7 @@ def _row(cell: CellPeers) -> tuple[str, ...]:
         number(cell.train.rate(best) if best else None, 2),
         number(median(ratios) if ratios else None, 2),
         f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-",
+        number(cell.train.ratio(DEFAULTS), 1),
         number(of_bare_time(cell), 2),
         number(evaluated(cell), 2),
         number(generated(cell), 2),

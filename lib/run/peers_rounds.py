@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lib.codecs.base import Feature
-from lib.run.peers import Race, shortened, without_dropout
+from lib.run.peers import WARMUP_UPDATES, Race, shortened, without_dropout
 from lib.run.peers_predict import equal_share, mean_figure, timed_generate, timed_ours, timed_trainer
-from lib.run.peers_train import contenders, raced
+from lib.run.peers_train import DEFAULTS, contenders, raced
 
 PARITY_UPDATES = 3
 Run = Callable[[], tuple[float, float | None, Any]]  # seconds, peak in GiB, what came out
@@ -22,10 +22,12 @@ class Heat:
     """One contender's rounds in one stage.
 
     Attributes:
+        samples: rows that a round takes, where it takes fewer than others do.
         peak_gib: the highest of all rounds; None on a CPU.
         figure: the last loss without dropout; of an evaluation the mean loss or score; the share of texts equal to ours.
     """
 
+    samples: int | None = None
     seconds: list[float] = field(default_factory=list)
     peak_gib: float | None = None
     figure: float | None = None
@@ -34,16 +36,18 @@ class Heat:
 def train(race: Race, rounds: int) -> dict[str, Heat]:
     """Training by every contender of the cell."""
     names = contenders(race.cell)
-    short = shortened(race, PARITY_UPDATES)
+    short, shortest = shortened(race, PARITY_UPDATES), shortened(race, WARMUP_UPDATES + 1)
     heats = {}
     with without_dropout(race.model):
         for name in names:
             race.progress.stage(f"parity, {name}").at(0, rounds)
             heats[name] = Heat(figure=raced(short, name).losses[-1])
+    if DEFAULTS in heats:  # its rows are all of one length, and so its updates: one tells as much as many
+        heats[DEFAULTS].samples = len(shortest.features) // (WARMUP_UPDATES + 1)
 
     def run_of(name: str) -> Run:
         def run() -> tuple[float, float | None, Any]:
-            lapse = raced(race, name)
+            lapse = raced(shortest if name == DEFAULTS else race, name)
             return lapse.seconds, lapse.peak_gib, None
 
         return run

@@ -188,10 +188,11 @@ def common_arguments(race: Race, folder: str) -> dict[str, Any]:
     }
 
 
+DEFAULTS = "trainer defaults"
 TRAINING: Mapping[str, Callable[[Race, Lap], Losses]] = {
     "ours": ours,
     "trainer": hf_trainer,
-    "trainer defaults": hf_trainer_defaults,
+    DEFAULTS: hf_trainer_defaults,
     "peft loop": peft_loop,
     "bare": bare,
 }

@@ -42,6 +42,12 @@ def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds():
     assert peers.of_bare_time(cell()) == pytest.approx(1.25)  # 1 / 0.8, 2 / 1.6, 1 / 1
 
 
+def test_a_contender_may_take_fewer_rows_a_round():
+    train = Stage(samples=96, contenders={"ours": Timed(seconds=[2.0]), "trainer defaults": Timed(samples=16, seconds=[1.0])})
+    assert train.rate("trainer defaults") == 16.0
+    assert train.ratios("trainer defaults") == [3.0]  # 1/16 s a row, ours 1/48
+
+
 def test_the_best_peer_is_the_fastest_that_counts_and_never_the_bare_loop():
     assert cell().train.best_peer() == "peft loop"  # by ratios 1.2, 1.5, 1.3; Trainer's defaults compute another loss
     assert cell().train.ratio("trainer defaults") is None
@@ -99,7 +105,7 @@ def test_a_saved_race_is_printed_again(tmp_path, capsys):
     assert command.main([str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("peers: micro backbones; 3 rounds on a CPU, 2 threads, 2026-11-25; torch 1.0")
-    assert " ".join(lines[2].split()) == "bert_sa_lora 96.00 peft loop 73.85 1.30 1.20 to 1.50 1.25 - -"
+    assert " ".join(lines[2].split()) == "bert_sa_lora 96.00 peft loop 73.85 1.30 1.20 to 1.50 - 1.25 - -"
     assert lines[4].startswith("holds: training at least 1.3 x")
 
 

@@ -57,13 +57,18 @@ def test_a_committed_run_has_no_findings(path):
     assert audit.audited(rows_of(path), path.name)[1] == {}
 
 
-def test_the_baselines_points_by_row_are_there_and_have_its_scores():
+def test_the_baselines_points_by_row_have_its_scores():
     path = REPORTS / "baselines" / "quick-cpu.json"
-    for record in read_list(path):
-        assert (path.parent / "examples" / record.examples.file).is_file()
     record = read_list(path)[0]
     points = examples.read(record, path).points
     assert all(sum(values) / len(values) == pytest.approx(record.scores[name], abs=0.01) for name, values in points.items())
+
+
+def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others():
+    """All that the records name is there, the texts of their rows, too; and nothing is left over of an older baseline."""
+    path = REPORTS / "baselines" / "quick-cpu.json"
+    named = {name for record in read_list(path) if record.examples for name in examples.files_of(record.examples)}
+    assert named == {file.name for file in (path.parent / "examples").iterdir()}
 
 
 def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
