@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
 from lib.errors import InputError
@@ -51,12 +52,20 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
         InputError: where its schema version cannot be read.
     """
     try:
-        record = adapter().validate_json(json.dumps(migrated(dict(data))))
+        record = adapter().validate_json(_as_json(migrated(dict(data))))
     except InputError as error:
         raise InputError(f"{_place(data, source)}: {error}") from None
     except ValidationError as error:
         return None, [_sentence(fault) for fault in error.errors(include_url=False)]
     return record, list(contradictions(record))
+
+
+def _as_json(data: Mapping[str, Any]) -> bytes | str:
+    """The data as JSON again: pydantic reads a tuple, say, from a JSON array, and not from a list."""
+    try:
+        return pydantic_core.to_json(data)
+    except pydantic_core.PydanticSerializationError:  # half of a surrogate pair, which is no UTF-8
+        return json.dumps(data)
 
 
 def _place(data: Mapping[str, Any], source: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from lib.errors import InputError
 from lib.record import Record
 from lib.results.costs import Seeds
-from lib.results.examples import Examples, read
+from lib.results.examples import Examples, read, read_points
 from lib.results.judgements import Judgement, Verdict, judgement_of
 from lib.results.looks import share_of_alpha
 from lib.results.noise import PERTURBED, SEEDS, Deviation, Key, Noise, deviation, mean_score, resolution, same_start
@@ -34,6 +34,7 @@ from lib.results.statistics import (
 )
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
+Points = Mapping[str, Sequence[float]]  # of each row, by metric
 WORDS = {PERTURBED: "of one seed, perturbed", SEEDS: "between seeds"}
 
 
@@ -84,20 +85,27 @@ class Rows:
         return sorted(pairs, key=lambda pair: pair[0].seeds.seed != pair[1].seeds.seed)
 
     @cached_property
-    def examples(self) -> list[tuple[Examples, Examples]]:
-        """The pairs of examples; empty where any is missing. Raises InputError where two scored different test rows."""
+    def points(self) -> list[tuple[Points, Points]]:
+        """The pairs of points by row; empty where any is missing. Raises InputError where two scored different test rows."""
         for before, after in self.records:
             check_rows(before, after)
-        pairs = [(read(before, self.old_path), read(after, self.new_path)) for before, after in self.records]
+        pairs = [(read_points(before, self.old_path), read_points(after, self.new_path)) for before, after in self.records]
         return [(before, after) for before, after in pairs if before and after] if all(a and b for a, b in pairs) else []
+
+    @property
+    def first_examples(self) -> tuple[Examples, Examples] | None:
+        """What the rows of the first pair scored and answered."""
+        (before, after), *_ = self.records
+        examples = read(before, self.old_path), read(after, self.new_path)
+        return examples if all(examples) else None  # type: ignore[return-value] # of a generator, mypy keeps no types
 
     def gains(self, metric: str) -> list[Array]:
         """New minus old points of each row, by pair; of macro F1, the hits' points. Empty where there are no points by row."""
         name = "accuracy" if metric == "f1_macro" else metric
-        if not all(name in examples.points for pair in self.examples for examples in pair):
+        if not all(name in points for pair in self.points for points in pair):
             return []
         try:
-            return [gains_of(before.points[name], after.points[name]) for before, after in self.examples]
+            return [gains_of(before[name], after[name]) for before, after in self.points]
         except ValueError as error:
             raise InputError(f"{self.records[0][0].cell}, {metric}: {error}") from None
 
@@ -124,7 +132,8 @@ def effect_of(
     own = deviation([[float(record.scores[metric] or 0) for record in records] for records in (every.old, every.new)])
     if own:
         return _held_to(own, metric, every, gains), "between these seeds"
-    by_rows = _by_rows(metric, *rows.records[0], *rows.examples[0])
+    examples = rows.first_examples
+    by_rows = _by_rows(metric, *rows.records[0], *examples) if examples else None
     return (by_rows, "of rows alone") if by_rows else None
 
 

@@ -1,6 +1,6 @@
 """Rounds of a race. In: a race, test rows, a number of rounds. Out: by contender, seconds of each round and what it came to.
 
-Contenders take turns, A B C A B C: what slows the machine for a while slows all of them. Before the first round each trains a
+Contenders take turns, A B C B C A: what slows the machine for a while slows all of them. Before the first round each trains a
 few updates without dropout, which warms it up and shows whether all compute the same.
 """
 
@@ -84,12 +84,13 @@ def generate(race: Race, features: Sequence[Feature], rounds: int) -> dict[str, 
 
 
 def _take_turns(race: Race, heats: dict[str, Heat], runs: dict[str, Run], rounds: int) -> dict[str, Any]:
-    """Every contender once a round; returns what came out at last."""
-    outcomes = {}
+    """Every contender once a round, each round begun by another one; returns what came out at last."""
+    outcomes, names = {}, list(runs)
     for number in range(rounds):
-        for name, run in runs.items():
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
             race.progress.stage(f"round, {name}").at(number, rounds)
-            seconds, peak, outcomes[name] = run()
+            seconds, peak, outcomes[name] = runs[name]()
             heats[name].seconds.append(seconds)
             heats[name].peak_gib = _higher([heats[name].peak_gib, peak])
     return outcomes

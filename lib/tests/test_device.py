@@ -218,6 +218,19 @@ def test_memory_that_was_freed_is_given_back_between_cells():
     assert resident_mib() - before < 64
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells resident memory in /proc")
+@pytest.mark.parametrize("keep", [True, False])
+def test_large_blocks_stay_with_a_process_that_keeps_them_and_else_go_back_at_once(keep):
+    keep_freed_memory(keep)
+    before = resident_mib()
+    for _ in range(2):
+        block = torch.ones(2**25)  # 128 MiB
+        del block
+    kept = resident_mib() - before
+    free_memory(CPU)
+    assert (kept > 100) is keep
+
+
 def resident_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
