@@ -61,13 +61,25 @@ def scored(codec, splits):
     return features_of(codec, splits.test, training=False)
 
 
+@pytest.fixture
+def theirs(cell, device):
+    """Who runs other people's loops: a process of their own; on a GPU this one, whose memory one model has for itself."""
+    from lib.run.peers_apart import apart
+
+    if device.type == "cuda":
+        yield None
+    else:
+        with apart(cell, device) as ask:
+            yield ask
+
+
 def stage_of(heats, samples, kind):
     """What was measured; a contender that computes another thing than ours does not count."""
     return held(Stage(samples=samples, contenders={name: Timed(**vars(heat)) for name, heat in heats.items()}), kind)
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
-def test_peers(cell, race, scored, peers, request):
+def test_peers(cell, race, scored, theirs, peers, request):
     import torch
 
     from lib.run import peers_rounds
@@ -81,10 +93,10 @@ def test_peers(cell, race, scored, peers, request):
         precision=race.precision,
         batch=batch,
         updates=updates,
-        train=stage_of(peers_rounds.train(race, rounds), updates * batch[0] * batch[1], arithmetic),
+        train=stage_of(peers_rounds.train(race, rounds, theirs), updates * batch[0] * batch[1], arithmetic),
     )
     if race.codec.generates:
-        row.generate = stage_of(peers_rounds.generate(race, scored, rounds), len(scored), "texts")
+        row.generate = stage_of(peers_rounds.generate(race, scored, rounds, theirs), len(scored), "texts")
     else:
-        row.evaluate = stage_of(peers_rounds.evaluate(race, scored, rounds), len(scored), "evaluation")
+        row.evaluate = stage_of(peers_rounds.evaluate(race, scored, rounds, theirs), len(scored), "evaluation")
     peers.add(row, torch.cuda.get_device_name(race.device) if race.device.type == "cuda" else cpu_name())

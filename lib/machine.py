@@ -8,7 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
@@ -47,20 +47,15 @@ def announce_threads(count: int) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", str(count))
 
 
-# What mallopt(3) is told: keep everything, or what glibc comes to by itself in a process that frees blocks of any size.
-KEEP = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1}
-AS_IT_COMES = {M_MMAP_MAX: 65536, M_MMAP_THRESHOLD: 32 * 2**20, M_TRIM_THRESHOLD: 64 * 2**20}
+def keep_freed_memory() -> None:
+    """Let this process keep the memory that it frees, where glibc manages it, until `give_back_memory`.
 
-
-def keep_freed_memory(keep: bool = True) -> None:
-    """Let this process keep the memory that it frees, where glibc manages it, until `give_back_memory`; or end that.
-
-    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: a third of the time
-    that a small T5 trains on a CPU (`pytest -m peers`).
+    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: up to a third of the
+    time of training on a CPU (`pytest -m peers`). Afterwards nothing brings the default back.
     """
     if mallopt := getattr(_libc(), "mallopt", None):
-        for option, value in (KEEP if keep else AS_IT_COMES).items():
-            mallopt(option, value)
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def give_back_memory() -> None:

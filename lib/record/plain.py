@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any
 
 
@@ -13,18 +14,28 @@ def plain(value: Any) -> Any:
     Raises:
         TypeError: for a value that has no plain form.
     """
-    if value is None or isinstance(value, bool | str):
+    kind = type(value)
+    if kind is float:  # the common kinds first: a record has a thousand numbers
+        return value if math.isfinite(value) else None
+    if value is None or kind in (str, int, bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str):
         return value
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
+        return {name: plain(getattr(value, name)) for name in _names(kind)}  # type: ignore[arg-type] # classes are hashable
     if hasattr(value, "item"):  # a NumPy or torch scalar
         return plain(value.item())
-    raise TypeError(f"a record cannot hold {value!r} of {type(value).__name__}")
+    raise TypeError(f"a record cannot hold {value!r} of {kind.__name__}")
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from lib.codecs.base import Codec, Feature
 from lib.codecs.store import lengths_of
 from lib.grid.cells import Cell
-from lib.machine import keep_freed_memory
 from lib.run.device import free_memory, resolve_precision
 from lib.run.meter import GIB
 from lib.run.order import chunks, epoch_batches
@@ -64,15 +63,14 @@ class Race:
         """The recipe's, or what this device has in its place."""
         return resolve_precision(self.cell, self.device)[0]
 
-    def restore(self, *, ours: bool) -> None:
-        """The weights of the start, without gradients, and nothing of an earlier contender; memory as its processes keep it."""
+    def restore(self) -> None:
+        """The weights of the start, without gradients, and nothing of an earlier contender."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.grad = None
                 if name in self.start:
                     parameter.copy_(self.start[name])
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-        keep_freed_memory(ours)
         free_memory(self.device)
         hf.set_seed(self.cell.profile.seed)
 

@@ -5,7 +5,7 @@ is ours against plain batches of `model.generate` in the order of the rows, with
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -24,7 +24,7 @@ from lib.run.progress import Progress
 
 def timed_ours(race: Race, features: Sequence[Feature]) -> tuple[float, float | None, list[Any]]:
     """Seconds, the peak, and the codec's outputs by our own evaluation."""
-    race.restore(ours=True)
+    race.restore()
     peak, began = Peak(race.device), settled(race.device)
     outputs, _ = predict(race.model, race.codec, features, race.device, Progress("peers", lambda standing: None))
     return settled(race.device) - began, peak.gib(), outputs
@@ -32,7 +32,7 @@ def timed_ours(race: Race, features: Sequence[Feature]) -> tuple[float, float | 
 
 def timed_trainer(race: Race, features: Sequence[Feature]) -> tuple[float, float | None, list[Any]]:
     """The same by `Trainer.predict`: in order, padded to the longest row of a batch, in the precision of training."""
-    race.restore(ours=False)
+    race.restore()
 
     def collate(rows: Sequence[Feature]) -> Batch:
         return {name: tensor for name, tensor in race.codec.collate(rows).items() if name != "labels"}
@@ -58,7 +58,7 @@ def as_outputs(codec: Codec, features: Sequence[Feature], logits: Any) -> list[A
 
 def timed_generate(race: Race, features: Sequence[Feature]) -> tuple[float, float | None, list[Any]]:
     """The texts by plain batches of `model.generate`, in the order of the rows."""
-    race.restore(ours=False)
+    race.restore()
     race.model.eval()
     outputs: list[Any] = []
     peak, began = Peak(race.device), settled(race.device)
@@ -66,6 +66,13 @@ def timed_generate(race: Race, features: Sequence[Feature]) -> tuple[float, floa
         ids = race.codec.generate(race.model, batch, race.device).tolist()  # type: ignore[attr-defined]
         outputs += [race.codec.until_end(row) for row in ids]  # type: ignore[attr-defined]
     return settled(race.device) - began, peak.gib(), outputs
+
+
+PREDICTING: Mapping[str, Callable[[Race, Sequence[Feature]], tuple[float, float | None, list[Any]]]] = {
+    "ours": timed_ours,
+    "trainer": timed_trainer,
+    "plain generate": timed_generate,
+}
 
 
 def mean_figure(codec: Codec, outputs: Sequence[Any]) -> float:

@@ -6,15 +6,17 @@ few updates without dropout, which warms it up and shows whether all compute the
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from lib.codecs.base import Feature
 from lib.run.peers import WARMUP_UPDATES, Race, shortened, without_dropout
-from lib.run.peers_predict import equal_share, mean_figure, timed_generate, timed_ours, timed_trainer
-from lib.run.peers_train import DEFAULTS, contenders, raced
+from lib.run.peers_predict import PREDICTING, equal_share, mean_figure
+from lib.run.peers_train import DEFAULTS, OF_OURS, contenders, raced
 
 PARITY_UPDATES = 3
-Run = Callable[[], tuple[float, float | None, Any]]  # seconds, peak in GiB, what came out
+Answer = tuple[float, float | None, Any]  # seconds, peak in GiB, what came out
+Ask = Callable[[str, str], Answer]  # for a stage, and a contender's name
 
 
 @dataclass(kw_only=True)
@@ -33,64 +35,64 @@ class Heat:
     figure: float | None = None
 
 
-def train(race: Race, rounds: int) -> dict[str, Heat]:
-    """Training by every contender of the cell."""
-    names = contenders(race.cell)
-    short, shortest = shortened(race, PARITY_UPDATES), shortened(race, WARMUP_UPDATES + 1)
+def answer(race: Race, scored: Sequence[Feature], stage: str, name: str) -> Answer:
+    """One contender's turn at a stage: "parity", whose outcome is its last loss, "train", or "predict" for `scored` rows."""
+    if stage == "parity":
+        with without_dropout(race.model):
+            lapse = raced(shortened(race, PARITY_UPDATES), name)
+        return lapse.seconds, lapse.peak_gib, lapse.losses[-1]
+    if stage == "train":
+        lapse = raced(shortened(race, WARMUP_UPDATES + 1) if name == DEFAULTS else race, name)
+        return lapse.seconds, lapse.peak_gib, None
+    return PREDICTING[name](race, scored)
+
+
+def train(race: Race, rounds: int, theirs: Ask | None = None) -> dict[str, Heat]:
+    """Training by every contender of the cell; `theirs` runs other people's, which else run here."""
+    asked = _asking(race, (), theirs)
     heats = {}
-    with without_dropout(race.model):
-        for name in names:
-            race.progress.stage(f"parity, {name}").at(0, rounds)
-            heats[name] = Heat(figure=raced(short, name).losses[-1])
-    if DEFAULTS in heats:  # its rows are all of one length, and so its updates: one tells as much as many
-        heats[DEFAULTS].samples = len(shortest.features) // (WARMUP_UPDATES + 1)
-
-    def run_of(name: str) -> Run:
-        def run() -> tuple[float, float | None, Any]:
-            lapse = raced(shortest if name == DEFAULTS else race, name)
-            return lapse.seconds, lapse.peak_gib, None
-
-        return run
-
-    _take_turns(race, heats, {name: run_of(name) for name in names}, rounds)
-    race.restore(ours=True)
+    for name in contenders(race.cell):
+        race.progress.stage(f"parity, {name}").at(0, rounds)
+        heats[name] = Heat(figure=asked("parity", name)[2])
+    recipe = race.cell.recipe  # the defaults' rows are all of one length, and so their updates: one tells as much as many
+    heats[DEFAULTS].samples = recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    _take_turns(race, heats, "train", asked, rounds)
+    race.restore()
     return heats
 
 
-def evaluate(race: Race, features: Sequence[Feature], rounds: int) -> dict[str, Heat]:
+def evaluate(race: Race, scored: Sequence[Feature], rounds: int, theirs: Ask | None = None) -> dict[str, Heat]:
     """Prediction of test rows, ours and Trainer's, by a codec that does not generate."""
     heats = {"ours": Heat(), "trainer": Heat()}
-    runs: dict[str, Run] = {
-        "ours": lambda: timed_ours(race, features),
-        "trainer": lambda: timed_trainer(race, features),
-    }
-    outputs = _take_turns(race, heats, runs, rounds)
+    outputs = _take_turns(race, heats, "predict", _asking(race, scored, theirs), rounds)
     for name, heat in heats.items():
         heat.figure = mean_figure(race.codec, outputs[name])
     return heats
 
 
-def generate(race: Race, features: Sequence[Feature], rounds: int) -> dict[str, Heat]:
+def generate(race: Race, scored: Sequence[Feature], rounds: int, theirs: Ask | None = None) -> dict[str, Heat]:
     """Generation for test rows, ours and plain batches."""
     heats = {"ours": Heat(), "plain generate": Heat()}
-    runs: dict[str, Run] = {
-        "ours": lambda: timed_ours(race, features),
-        "plain generate": lambda: timed_generate(race, features),
-    }
-    outputs = _take_turns(race, heats, runs, rounds)
+    outputs = _take_turns(race, heats, "predict", _asking(race, scored, theirs), rounds)
     for name, heat in heats.items():
         heat.figure = equal_share(outputs["ours"], outputs[name])
     return heats
 
 
-def _take_turns(race: Race, heats: dict[str, Heat], runs: dict[str, Run], rounds: int) -> dict[str, Any]:
+def _asking(race: Race, scored: Sequence[Feature], theirs: Ask | None) -> Ask:
+    """Who is asked: what is ours runs here."""
+    here = partial(answer, race, scored)
+    return lambda stage, name: (here if name in OF_OURS or theirs is None else theirs)(stage, name)
+
+
+def _take_turns(race: Race, heats: dict[str, Heat], stage: str, asked: Ask, rounds: int) -> dict[str, Any]:
     """Every contender once a round, each round begun by another one; returns what came out at last."""
-    outcomes, names = {}, list(runs)
+    outcomes, names = {}, list(heats)
     for number in range(rounds):
         first = number % len(names)
         for name in names[first:] + names[:first]:
             race.progress.stage(f"round, {name}").at(number, rounds)
-            seconds, peak, outcomes[name] = runs[name]()
+            seconds, peak, outcomes[name] = asked(stage, name)
             heats[name].seconds.append(seconds)
             heats[name].peak_gib = _higher([heats[name].peak_gib, peak])
     return outcomes

@@ -198,7 +198,7 @@ TRAINING: Mapping[str, Callable[[Race, Lap], Losses]] = {
 }
 
 
-OF_OURS = ("ours", "bare")  # they keep freed memory as our processes do; other people's processes do not
+OF_OURS = ("ours", "bare")  # run in a process of ours
 
 
 def contenders(cell: Cell) -> list[str]:
@@ -221,7 +221,7 @@ class Lapse:
 
 def raced(race: Race, name: str) -> Lapse:
     """One contender's training from the start, timed after its first update."""
-    race.restore(ours=name in OF_OURS)
+    race.restore()
     watch = Stopwatch(device=race.device, updates=race.cell.recipe.max_steps)
     peaks = Peak(race.device)
     losses = TRAINING[name](race, watch.lap)

@@ -1,16 +1,20 @@
 """Our loop beside other people's: what a ratio is, what does not count, and a race of micro cells."""
 
 from dataclasses import replace
+from multiprocessing import active_children
 
 import pytest
 import torch
 
 from lib.codecs.base import IGNORED
 from lib.commands import peers as command
+from lib.data.splits import load_splits
+from lib.errors import InputError
 from lib.results import peers
 from lib.results.peers import CellPeers, PeersRun, Stage, Timed, held
 from lib.run import peers_rounds
 from lib.run.peers import race_of, shortened, without_dropout
+from lib.run.peers_apart import apart
 from lib.run.peers_train import contenders, padded_to_max, raced
 from lib.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent
 from lib.tests.test_parity import ROWS
@@ -157,6 +161,25 @@ def test_all_contenders_compute_the_same_losses(cell_id):
     for name, course in losses.items():
         assert course == pytest.approx(losses["ours"], abs=tolerance), name
     assert losses["ours"][0] != pytest.approx(losses["ours"][2], abs=1e-3)
+
+
+def test_other_peoples_loops_run_in_a_process_of_their_own_from_the_same_start():
+    torch.set_num_threads(1)
+    cell = cell_of("gpt2_sa_sft", max_steps=3, warmup_ratio=0.0, per_device_train_batch_size=4)
+    codec, splits = codec_for("gpt2_sa_sft"), load_splits(cell.task, cell.profile)
+    features = codec.encode(splits.train, training=True)
+    race = race_of(cell, model_of("gpt2_sa_sft"), codec, features, CPU, silent())
+    with apart(cell, CPU) as ask:
+        seconds, peak_gib, loss = ask("parity", "trainer")
+        assert loss == pytest.approx(peers_rounds.answer(race, (), "parity", "ours")[2], abs=1e-4)
+        assert seconds > 0
+        assert peak_gib is None
+        with pytest.raises(InputError, match="gpt2_sa_sft: nobody could not train: KeyError: 'nobody'"):
+            ask("train", "nobody")
+        assert ask("parity", "trainer")[2] == loss, "a question that had no answer ends nothing"
+        active_children()[-1].kill()
+        with pytest.raises(InputError, match="ended while it had to train by trainer"):
+            ask("train", "trainer")
 
 
 def test_a_race_leaves_the_model_as_it_was():
