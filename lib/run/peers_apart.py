@@ -46,9 +46,9 @@ def _asked(connection: Connection, cell_id: str, stage: str, name: str) -> Answe
         connection.send((stage, name))
         said = connection.recv()
     except (EOFError, OSError):
-        raise InputError(f"{cell_id}: the process of other people's loops ended while it had to {stage} by {name}") from None
+        raise InputError(f"{cell_id}: the process of other people's loops ended in {stage} by {name!r}") from None
     if isinstance(said, str):
-        raise InputError(f"{cell_id}: {name} could not {stage}: {said}")
+        raise InputError(f"{cell_id}: other people's loop {name!r} failed in {stage}: {said}")
     seconds, peak_gib, outcome = said
     return seconds, peak_gib, outcome
 

@@ -39,7 +39,7 @@ def answer(race: Race, scored: Sequence[Feature], stage: str, name: str) -> Answ
     """One contender's turn at a stage: "parity", whose outcome is its last loss, "train", or "predict" for `scored` rows."""
     if stage == "parity":
         with without_dropout(race.model):
-            lapse = raced(shortened(race, PARITY_UPDATES), name)
+            lapse = raced(shortened(race, min(PARITY_UPDATES, race.cell.recipe.max_steps)), name)
         return lapse.seconds, lapse.peak_gib, lapse.losses[-1]
     if stage == "train":
         lapse = raced(shortened(race, WARMUP_UPDATES + 1) if name == DEFAULTS else race, name)

@@ -174,12 +174,18 @@ def test_other_peoples_loops_run_in_a_process_of_their_own_from_the_same_start()
         assert loss == pytest.approx(peers_rounds.answer(race, (), "parity", "ours")[2], abs=1e-4)
         assert seconds > 0
         assert peak_gib is None
-        with pytest.raises(InputError, match="gpt2_sa_sft: nobody could not train: KeyError: 'nobody'"):
+        with pytest.raises(InputError, match="gpt2_sa_sft: other people's loop 'nobody' failed in train: KeyError: 'nobody'"):
             ask("train", "nobody")
         assert ask("parity", "trainer")[2] == loss, "a question that had no answer ends nothing"
         active_children()[-1].kill()
-        with pytest.raises(InputError, match="ended while it had to train by trainer"):
+        with pytest.raises(InputError, match="the process of other people's loops ended in train by 'trainer'"):
             ask("train", "trainer")
+
+
+def test_a_race_of_fewer_updates_than_parity_takes_is_held_to_what_it_has():
+    race = race_on_micro("gpt2_sa_sft", updates=2, per_device_train_batch_size=4)
+    losses = {name: peers_rounds.answer(race, (), "parity", name)[2] for name in ("ours", "trainer", "bare")}
+    assert losses == pytest.approx(dict.fromkeys(losses, losses["ours"]), abs=1e-4)
 
 
 def test_a_race_leaves_the_model_as_it_was():
