@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from lib.errors import InputError
-from lib.record import Record, from_json
-from lib.results.files import is_cell, load
+from lib.record import Record
+from lib.results.files import Saved, read_saved
 from lib.results.gates import Run, gate
 from lib.results.judgements import Judgement
 from lib.results.quality import check_rows
@@ -60,12 +59,13 @@ def mean(figures: Iterable[float | None]) -> float | None:
 
 def read_page_run(path: Path, profile: str | None = None) -> PageRun:
     """A saved run; raises InputError, in one sentence, where the file cannot be read."""
-    run = load(path)
-    records = [from_json(row["extra_info"], str(path)) for row in run["benchmarks"] if is_cell(row["extra_info"])]
-    commit: Any = run.get("commit_info")
-    commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
-    page = PageRun(name=path.name, records=records, path=path, when=str(run.get("datetime") or ""), commit=commit)
-    return of_profile(page, profile)
+    return page_run(read_saved(path), profile)
+
+
+def page_run(saved: Saved, profile: str | None = None) -> PageRun:
+    """A saved run that was read before."""
+    run = PageRun(name=saved.path.name, records=saved.records, path=saved.path, when=saved.when, commit=saved.commit)
+    return of_profile(run, profile)
 
 
 def of_profile(run: PageRun, profile: str | None = None) -> PageRun:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +46,33 @@ def save(run: dict[str, Any], path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A saved run, read once for all who look at it.
+
+    Attributes:
+        when: the ISO date and time at which it was saved, in UTC.
+        commit: of the suite that ran it; ten digits.
+    """
+
+    path: Path
+    records: list[Record]
+    when: str
+    commit: str
+
+
+def read_saved(path: Path) -> Saved:
+    """A saved run with all its records, in the current version; raises InputError where it cannot be read."""
+    run = load(path)
+    records = [from_json(row["extra_info"], str(path)) for row in run["benchmarks"] if is_cell(row["extra_info"])]
+    commit: Any = run.get("commit_info")
+    commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
+    return Saved(path=path, records=records, when=str(run.get("datetime") or ""), commit=commit)
+
+
 def read_list(path: Path) -> list[Record]:
     """All records of a saved run, in the current version; raises InputError where it holds no cells, or one is not sound."""
-    return [from_json(row["extra_info"], str(path)) for row in load(path)["benchmarks"] if is_cell(row["extra_info"])]
+    return read_saved(path).records
 
 
 def read_rows(path: Path) -> list[tuple[Row, Record]]:
