@@ -134,7 +134,8 @@ def attend_together(
     beams = len(query) // len(key)
     if beams > 1:
         query = query.view(len(key), beams, *query.shape[1::2]).transpose(1, 2)
-        attention_mask = attention_mask if attention_mask is None else attention_mask[::beams]
+        if attention_mask is not None and len(attention_mask) == len(key) * beams:  # else it is one for all rows
+            attention_mask = attention_mask[::beams]
         options["is_causal"] = False
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output.reshape(len(key) * beams, -1, *output.shape[2:]), None

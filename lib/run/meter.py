@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from lib.machine import give_back_memory
 from lib.run.ranks import held
 
 GIB = 2**30
@@ -186,8 +187,9 @@ def _higher(now: float | None, before: float | None) -> float | None:
 def reset_peaks(device: torch.device) -> None:
     """Start a new high-water mark: of this process, where the kernel lets us, and of the device.
 
-    Blocks that torch only keeps for later are given back first: they are reserved, but by what was before.
+    Memory that is only kept for later is given back first, on the host and on the device: it was taken by what was before.
     """
+    give_back_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, see proc(5)
     if device.type == "cuda":

@@ -258,6 +258,7 @@ def evaluated(cell_id, rows, values, metrics=None):
         "seconds": 1.0,
         "samples_per_second": 1.0,
         "batch": 1,
+        "precision": "fp32",
         "sources": {},
     }
     return Evaluation(predictions=predictions, rows=rows, scores=scored.scores, examples=scored.examples, **nothing)
