@@ -2,6 +2,7 @@ import math
 from dataclasses import replace
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 
@@ -11,6 +12,7 @@ from lib.codecs.generate import keeps_logits
 from lib.errors import InputError
 from lib.grid.recipes import Generation
 from lib.grid.tasks import SUM
+from lib.run.build import build
 from lib.tests.small import CPU, cell_of, codec_for, model_of, tokenizer_of
 
 FIRE = {"article": "shops in dover opened late . the bridge in dover came down .", "highlights": "dover bridge collapses ."}
@@ -111,6 +113,18 @@ def test_the_logits_that_are_kept_are_those_of_the_labels_whoever_set_them():
     batch["labels"] = batch["input_ids"].clone()
     losses = [codec.loss(model, rows).item() for rows in (batch, codec.placed(batch, CPU))]
     assert losses[1] == pytest.approx(losses[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_logits_are_kept_at_the_same_places_behind_a_learned_prompt(kind):
+    """Prompt tuning puts tokens in front of the text, so that places are counted from the end."""
+    codec = codec_for("gpt2_sum_sft")
+    model = peft.get_peft_model(
+        build(codec.cell, codec.tokenizer, CPU), kind(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    ).eval()
+    batch = codec.collate(codec.encode([FIRE, GIFT], training=True))
+    whole, some = (codec.loss(model, rows).item() for rows in (batch, codec.placed(batch, CPU)))
+    assert some == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_model_that_computes_all_logits_has_the_same_loss():
