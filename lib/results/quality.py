@@ -95,9 +95,9 @@ class Rows:
     @property
     def first_examples(self) -> tuple[Examples, Examples] | None:
         """What the rows of the first pair scored and answered."""
-        (before, after), *_ = self.records
-        examples = read(before, self.old_path), read(after, self.new_path)
-        return examples if all(examples) else None  # type: ignore[return-value] # of a generator, mypy keeps no types
+        (old, new), *_ = self.records
+        before, after = read(old, self.old_path), read(new, self.new_path)
+        return (before, after) if before and after else None
 
     def gains(self, metric: str) -> list[Array]:
         """New minus old points of each row, by pair; of macro F1, the hits' points. Empty where there are no points by row."""
