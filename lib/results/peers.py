@@ -4,8 +4,9 @@ A ratio is taken within each round, in which contenders run one after the other,
 that does not compute the same has no ratio, and a sentence that says so.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from json import dumps
 from pathlib import Path
 from statistics import median
@@ -13,6 +14,7 @@ from statistics import median
 from pydantic import TypeAdapter, ValidationError
 
 from lib.errors import InputError
+from lib.grid.cells import STUDY_IDS
 from lib.record.parts import Part
 from lib.record.plain import plain
 from lib.results.numerics import load_tolerances
@@ -142,7 +144,6 @@ class PeersRun(Part):
     device: str
     threads: int
     micro: bool
-    rounds: int
     versions: dict[str, str | None]
     cells: list[CellPeers] = field(default_factory=list)
 
@@ -168,6 +169,26 @@ def load(path: Path) -> PeersRun:
         raise InputError(f"{path} was not written by `pytest -m peers`: {place}: {fault['msg']}") from None
 
 
+ALIKE = ("device", "threads", "micro", "versions")  # what measurements must have in common to be one
+
+
+def joined(runs: Mapping[Path, PeersRun]) -> PeersRun:
+    """Measurements of different cells as one, in the grid's order, of the last one's date.
+
+    Raises InputError where they were not taken under the same conditions, or hold a cell twice.
+    """
+    (first_path, first), *others = runs.items()
+    for path, run in others:
+        if name := next((name for name in ALIKE if getattr(run, name) != getattr(first, name)), None):
+            raise InputError(f"{first_path} and {path} cannot be one table: their {name} differ")
+    places = {cell_id: place for place, cell_id in enumerate(STUDY_IDS)}
+    cells = [cell for run in runs.values() for cell in run.cells]
+    cells.sort(key=lambda cell: (places.get(cell.cell, len(places)), cell.cell))
+    if twice := next((one.cell for one, other in pairwise(cells) if one.cell == other.cell), None):
+        raise InputError(f"these files cannot be one table: {twice} is in two of them")
+    return replace(first, date=max(run.date for run in runs.values()), cells=cells)
+
+
 def table(run: PeersRun) -> list[str]:
     """One line a cell, then what does not count."""
     return [*lines(COLUMNS, [_row(cell) for cell in run.cells]), *(said for cell in run.cells for said in cell.objections())]
@@ -182,7 +203,7 @@ def _row(cell: CellPeers) -> tuple[str, ...]:
         best or "-",
         number(cell.train.rate(best) if best else None, 2),
         number(median(ratios) if ratios else None, 2),
-        f"{min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-",
+        f"{len(ratios)}, {min(ratios):.2f} to {max(ratios):.2f}" if ratios else "-",
         number(cell.train.ratio(DEFAULTS), 1),
         number(of_bare_time(cell), 2),
         number(evaluated(cell), 2),
@@ -272,4 +293,4 @@ def heading(run: PeersRun) -> str:
     """Where and when it was measured."""
     names = ", ".join(f"{name} {run.versions[name]}" for name in ("torch", "transformers", "peft", "accelerate"))
     size = "micro backbones; " if run.micro else ""
-    return f"peers: {size}{run.rounds} rounds on {run.device}, {run.threads} threads, {run.date}; {names}"
+    return f"peers: {size}on {run.device}, {run.threads} threads, {run.date}; {names}"

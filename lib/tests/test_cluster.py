@@ -1,4 +1,4 @@
-"""Cells on a Ray cluster of three nodes on this machine, while processes, workers, nodes and the driver are killed.
+"""Cells on a Ray cluster of three nodes, or of three hosts, while processes, workers, nodes, cables and the driver fail.
 
 `pip install '.[cluster]'`, then `pytest lib/tests/test_cluster.py -m cluster`.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from lib.tests.hosts import STORE_BYTES, hosts_of, why_no_hosts
 from lib.tests.test_suite import SMALL
 
 ROOT = Path(__file__).parents[2]
@@ -24,7 +25,6 @@ ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cl
 pytestmark = pytest.mark.cluster
 CELLS = ("bert_sa_lora", "gpt2_sa_lora", "gpt2_sa_sft", "t5_sa_sft")
 QUICK = ("-m", "quick", "--max-steps", "4")
-STORE_BYTES = 80 * 2**20
 PATIENCE_SECONDS = 1500
 # Where other work leaves little time, Ray takes slow processes for dead ones, and its workers step back behind all others.
 PATIENT = {
@@ -52,7 +52,7 @@ def pytest_runtest_setup(item):
         return
     log = HERE / f"{cell}.starts"
     with log.open("a") as file:
-        print(*(os.environ.get(name) for name in SEEN), file=file)
+        print(*(os.environ.get(name) for name in SEEN), os.uname().nodename, file=file)
     mishap = HERE / f"{cell}.mishap"
     often, _, who = mishap.read_text().partition(" ") if mishap.exists() else ("never", "", "")
     if often == "always" or (often == "once" and len(log.read_text().splitlines()) == 1):
@@ -128,11 +128,11 @@ def free_ports(count):
         return [each.getsockname()[1] for each in sockets]
 
 
-def start(folder, *options, **variables):
-    """A session of its own."""
+def start(folder, *options, prefix=(), **variables):
+    """A session of its own; `prefix` are words before the command, which say where it runs."""
     keep = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "RAY_"))}
     return subprocess.Popen(
-        [sys.executable, "-m", "pytest", f"--benchmark-json={folder / 'run.json'}", *SMALL, *options],
+        [*prefix, sys.executable, "-m", "pytest", f"--benchmark-json={folder / 'run.json'}", *SMALL, *options],
         cwd=ROOT, env=keep | PATIENT | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 
@@ -203,7 +203,7 @@ def test_a_node_that_is_lost_costs_no_row(cluster, mishaps, tmp_path, alone):
     (mishaps / "bert_sa_lora.mishap").write_text("wait")
     session = on(cluster, mishaps, tmp_path)
     wait_for((mishaps / "bert_sa_lora.starts").exists)
-    [[_, _, raylet]] = starts(mishaps, "bert_sa_lora")
+    [[_, _, raylet, _]] = starts(mishaps, "bert_sa_lora")
     [node] = [node for node in cluster.worker_nodes if str(node.all_processes["raylet"][0].process.pid) == raylet]
     cluster.remove_node(node, allow_graceful=False)
     (mishaps / "go").touch()
@@ -295,3 +295,48 @@ def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path):
     [line] = [line for line in output.splitlines() if line.startswith("ERROR: ")]
     assert line.startswith("ERROR: the Ray cluster at 127.0.0.1:1 cannot be joined: ")
     assert "Traceback" not in output
+
+
+@pytest.fixture(scope="module")
+def hosts(tmp_path_factory, plugins):
+    """A switch, the head, and two nodes without a checkout."""
+    if missing := why_no_hosts():
+        pytest.skip(missing)
+    variables = {**PATIENT, "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(plugins)}
+    with hosts_of(tmp_path_factory.mktemp("hosts"), variables) as made:
+        yield made
+
+
+def on_head(head, mishaps, folder):
+    """A session on the head, as the README tells it."""
+    where = ("--engine", "ray", "--ray-address=auto", "-p", "mishaps", "--cells", ",".join(CELLS))
+    return start(folder, *QUICK, *where, prefix=head.command(), PYTHONPATH=str(mishaps))
+
+
+def places(mishaps, cell):
+    """The hosts on which a cell was taken up, in order."""
+    return [host for *_, host in starts(mishaps, cell)]
+
+
+def test_cells_run_on_hosts_without_a_checkout_and_their_rows_come_home(hosts, mishaps, tmp_path, alone):
+    _, head, *_ = hosts
+    code, output, records = end(on_head(head, mishaps, tmp_path), tmp_path)
+    assert (code, set(records)) == (0, set(CELLS)), output
+    assert_equal(records, alone)
+    assert {place for cell in CELLS for place in places(mishaps, cell)} == {"host2", "host3"}
+
+
+def test_a_host_whose_cable_is_pulled_costs_no_row(hosts, mishaps, tmp_path, alone):
+    switch, head, *_ = hosts
+    (mishaps / "bert_sa_lora.mishap").write_text("wait")
+    running = on_head(head, mishaps, tmp_path)
+    wait_for((mishaps / "bert_sa_lora.starts").exists)
+    [lost] = places(mishaps, "bert_sa_lora")
+    switch("ip", "link", "set", f"port{lost[-1]}", "down")
+    wait_for(lambda: len(places(mishaps, "bert_sa_lora")) == 2)  # while the lost one still waits
+    (mishaps / "go").touch()
+    code, output, records = end(running, tmp_path)
+    assert (code, set(records)) == (0, set(CELLS)), output
+    assert_equal(records, alone)
+    assert set(places(mishaps, "bert_sa_lora")) == {"host2", "host3"}
+    assert "bert_sa_lora (2 starts)" in output

@@ -36,7 +36,7 @@ def cell(**stages):
 
 def run(*cells):
     versions = dict.fromkeys(("torch", "transformers", "peft", "accelerate"), "1.0")
-    return PeersRun(date="2026-11-25", device="a CPU", threads=2, micro=True, rounds=3, versions=versions, cells=list(cells))
+    return PeersRun(date="2026-11-25", device="a CPU", threads=2, micro=True, versions=versions, cells=list(cells))
 
 
 def test_a_ratio_is_the_median_of_the_ratios_of_the_rounds():
@@ -108,9 +108,36 @@ def test_a_saved_race_is_printed_again(tmp_path, capsys):
     assert peers.load(path) == run(cell())
     assert command.main([str(path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("peers: micro backbones; 3 rounds on a CPU, 2 threads, 2026-11-25; torch 1.0")
-    assert " ".join(lines[2].split()) == "bert_sa_lora 96.00 peft loop 73.85 1.30 1.20 to 1.50 - 1.25 - -"
+    assert lines[0].startswith("peers: micro backbones; on a CPU, 2 threads, 2026-11-25; torch 1.0")
+    assert " ".join(lines[2].split()) == "bert_sa_lora 96.00 peft loop 73.85 1.30 3, 1.20 to 1.50 - 1.25 - -"
     assert lines[4].startswith("holds: training at least 1.3 x")
+
+
+def test_files_of_different_cells_are_one_table_in_the_grids_order(tmp_path, capsys):
+    first, second, both = (tmp_path / name for name in ("first.json", "second.json", "both.json"))
+    peers.save(replace(run(cell()), date="2026-11-26"), first)
+    peers.save(run(replace(cell(), cell="t5_sum_sft"), replace(cell(), cell="bert_sa_sft")), second)
+    assert command.main([str(first), str(second), "-o", str(both)]) == 0
+    saved = peers.load(both)
+    assert [one.cell for one in saved.cells] == ["t5_sum_sft", "bert_sa_lora", "bert_sa_sft"]
+    assert saved.date == "2026-11-26"
+    assert "of 3 cells" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("other", "why"),
+    [
+        (run(cell()), "bert_sa_lora is in two of them"),
+        (replace(run(replace(cell(), cell="t5_sum_sft")), threads=1), "their threads differ"),
+    ],
+)
+def test_files_that_cannot_be_one_table_are_refused(other, why, tmp_path, capsys):
+    paths = [tmp_path / "first.json", tmp_path / "second.json"]
+    for path, measured in zip(paths, (run(cell()), other), strict=True):
+        peers.save(measured, path)
+    with pytest.raises(SystemExit):
+        command.main(list(map(str, paths)))
+    assert f"cannot be one table: {why}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"cells": []}'])
