@@ -17,7 +17,8 @@ from lib.__main__ import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("README.md", "benchmarks/README.md", "reports/README.md", "lib/README.md")
-INSTALLING = ("pip", "python3", "source", ".ci/run")  # what needs a network, or runs everything
+# What needs a network, or runs everything; and Ray's own command, which lib/tests/hosts.py gives.
+INSTALLING = ("pip", "python3", "source", ".ci/run", "ray")
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 COLLECT = """
 import contextlib, gc, io, json, sys
