@@ -180,7 +180,7 @@ def joined(runs: Mapping[Path, PeersRun]) -> PeersRun:
     (first_path, first), *others = runs.items()
     for path, run in others:
         if name := next((name for name in ALIKE if getattr(run, name) != getattr(first, name)), None):
-            raise InputError(f"{first_path} and {path} cannot be one table: their {name} differ")
+            raise InputError(f"{first_path} and {path} cannot be one table: they differ in {name}")
     places = {cell_id: place for place, cell_id in enumerate(STUDY_IDS)}
     cells = [cell for run in runs.values() for cell in run.cells]
     cells.sort(key=lambda cell: (places.get(cell.cell, len(places)), cell.cell))

@@ -39,10 +39,10 @@ class Host:
     def __init__(self, stack, name, namespaces=("--net",)):
         """Started and ended with `stack`."""
         self.name = name
-        self._keeper = subprocess.Popen(["unshare", *namespaces, "--fork", "--kill-child", "sleep", "infinity"])
-        stack.callback(self._keeper.wait)
-        stack.callback(self._keeper.kill)
-        children = Path(f"/proc/{self._keeper.pid}/task/{self._keeper.pid}/children")
+        keeper = subprocess.Popen(["unshare", *namespaces, "--fork", "--kill-child", "sleep", "infinity"])
+        stack.callback(keeper.wait)
+        stack.callback(keeper.kill)
+        children = Path(f"/proc/{keeper.pid}/task/{keeper.pid}/children")
         self.pid = _soon(lambda: children.read_text().split())[0]
         _soon(lambda: Path(f"/proc/{self.pid}/comm").read_text() == "sleep\n")  # its namespaces are made
         self("ip", "link", "set", "lo", "up")

@@ -128,7 +128,7 @@ def test_files_of_different_cells_are_one_table_in_the_grids_order(tmp_path, cap
     ("other", "why"),
     [
         (run(cell()), "bert_sa_lora is in two of them"),
-        (replace(run(replace(cell(), cell="t5_sum_sft")), threads=1), "their threads differ"),
+        (replace(run(replace(cell(), cell="t5_sum_sft")), threads=1), "they differ in threads"),
     ],
 )
 def test_files_that_cannot_be_one_table_are_refused(other, why, tmp_path, capsys):
