@@ -15,6 +15,7 @@ RAY = str(Path(sys.executable).parent / "ray")
 HEAD = "10.77.0.1"
 # A host that does not answer is given up after half a minute here; Ray's own patience is of the same order.
 IMPATIENT = {"RAY_health_check_failure_threshold": "3"}
+TOKENS = Path.home() / ".ray"  # a Ray that started itself on this machine leaves a token there, which is no host's
 STORE_BYTES = 80 * 2**20  # of objects on a node
 ROOT = Path(__file__).parents[2]
 HIDDEN = [ROOT / name for name in ("lib", "fixtures", "benchmarks", "reports", ".cache")]
@@ -94,6 +95,8 @@ def hosts_of(folder, variables):
             own.mkdir()
             Path("/tmp/ray").mkdir(exist_ok=True)
             host("mount", "--bind", str(own), "/tmp/ray")
+            TOKENS.mkdir(exist_ok=True)
+            host("mount", "-t", "tmpfs", "tmpfs", str(TOKENS))
             for hidden in HIDDEN if number > 1 else ():
                 host("mount", "-t", "tmpfs", "tmpfs", str(hidden))
         variables = {**variables, **IMPATIENT}
