@@ -1,8 +1,8 @@
 """Tokenised rows on disk. In: a codec and rows. Out: its features, from a file if another run or process has left one.
 
 A file's name is a hash of all that decides its content: the rows, the tokenizer, the task's columns, the recipe's lengths
-and texts, the tokens around a text, and the code that encodes. A file appears whole or not at all; a second process waits
-for the first.
+and texts, the tokens around a text, the code that encodes, and the releases of the libraries that tokenise. A file appears
+whole or not at all; a second process waits for the first.
 """
 
 import hashlib
@@ -19,11 +19,13 @@ from lib.codecs.store import StoredFeatures, write_features
 from lib.data import columns
 from lib.data.sources import Row
 from lib.errors import InputError
+from lib.machine import versions
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels")
 TOKEN_NAMES = ("before", "between", "after", "lead", "end_id", "template")  # of a codec, where it has them
 BLOCK = 1000  # rows that are encoded at once
+LIBRARIES = ("transformers", "tokenizers")  # a run after an upgrade must not read what the old release made
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(columns.__file__)]
 
 
@@ -53,6 +55,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
         [getattr(codec.recipe, name) for name in RECIPE_FIELDS],
         [getattr(codec.task, name) for name in TASK_FIELDS],
         [getattr(codec, name, None) for name in TOKEN_NAMES],
+        [versions().get(name) for name in LIBRARIES],
     ]
     digest = hashlib.sha256(json.dumps(decisive, default=repr).encode())
     digest.update(codec.tokenizer.backend_tokenizer.to_str().encode())

@@ -192,6 +192,5 @@ QUICK_PROFILE = Profile(
     micro=True,
     threads=1,  # one thread or two change rounding, hence scores; workers use the other cores
     device="cpu",  # the same scores on a machine with a GPU
-    feature_cache=CACHE / "features",  # the methods of a backbone and task read the same tokens
 )
 ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo", zoo=True)

@@ -56,6 +56,15 @@ def test_without_a_folder_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("library", ["transformers", "tokenizers"])
+def test_after_an_upgrade_rows_are_tokenised_again(tmp_path, monkeypatch, library):
+    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
+    before, known = cache_key(codec, rows, training=True), cache.versions()
+    assert known[library]
+    monkeypatch.setattr(cache, "versions", lambda: {**known, library: "99.0"})
+    assert cache_key(codec, rows, training=True) != before
+
+
 def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
     rows = rows_for("gpt2_sa_lora")
 
