@@ -23,8 +23,9 @@ BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json
 
 @pytest.fixture
 def cell(request, change, cell_id, monkeypatch, tmp_path):
-    """The cell over the changed library: everything else is set up after it."""
+    """The cell over the changed library: everything else is set up after it, and no rows are shared with cells over another."""
     session = session_of(request.config)
+    monkeypatch.setattr("lib.codecs.cache._shared", {})
     change.patch(monkeypatch)
     return session.grid.cell(cell_id, change.setting(session.profile("quick"), tmp_path))
 

@@ -1,8 +1,9 @@
-"""Tokenised rows on disk. In: a codec and rows. Out: its features, from a file if another run or process has left one.
+"""Rows are tokenised once. In: a codec and rows. Out: its features.
 
-A file's name is a hash of all that decides its content: the rows, the tokenizer, the task's columns, the recipe's lengths
-and texts, the tokens around a text, the code that encodes, and the releases of the libraries that tokenise. A file appears
-whole or not at all; a second process waits for the first.
+A profile with a folder keeps them on disk, for other runs and processes. Any other keeps them in memory, for the next cells of
+its process. A file's name is a hash of all that decides its content: the rows, the tokenizer, the task's columns, the
+recipe's lengths and texts, the tokens around a text, the code that encodes, and the releases of the libraries that tokenise.
+A file appears whole or not at all; a second process waits for the first.
 """
 
 import hashlib
@@ -26,15 +27,18 @@ TASK_FIELDS = ("text", "text_pair", "target", "labels")
 TOKEN_NAMES = ("before", "between", "after", "lead", "end_id", "template")  # of a codec, where it has them
 BLOCK = 1000  # rows that are encoded at once
 LIBRARIES = ("transformers", "tokenizers")  # a run after an upgrade must not read what the old release made
+SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(columns.__file__)]
+
+_shared: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
 
 
 def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
-    """`codec.encode(rows)`, by way of the profile's cache where it has one; raises InputError where that has no room."""
-    folder = codec.cell.profile.feature_cache
+    """`codec.encode(rows)`, kept on disk if the profile has a folder for it; raises InputError where that has no room."""
+    folder, key = codec.cell.profile.feature_cache, cache_key(codec, rows, training=training)
     if folder is None:
-        return codec.encode(rows, training=training)
-    path = folder / f"{cache_key(codec, rows, training=training)}.arrow"
+        return _from_memory(key, codec, rows, training=training)
+    path = folder / f"{key}.arrow"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
@@ -45,6 +49,15 @@ def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequenc
         raise InputError(
             f"cannot keep tokenised rows in {folder} ({error.strerror or error}); make room there: what it holds can be deleted"
         ) from None
+
+
+def _from_memory(key: str, codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
+    name = (type(codec), key)  # the class itself: two that are made by one function share a name
+    if name not in _shared:
+        if len(_shared) == SHARED:
+            del _shared[next(iter(_shared))]
+        _shared[name] = codec.encode(rows, training=training)
+    return _shared[name]
 
 
 def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:

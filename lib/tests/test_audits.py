@@ -311,6 +311,26 @@ def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_conte
     )
 
 
+def test_the_mark_before_a_text_may_be_pointed_at():
+    codec = codec_for("t5_qa_sft")
+    rows = [
+        {"context": context, "question": "", "answers": {"text": [""], "answer_start": [0]}} for context in ("Fiona", "the")
+    ]
+    features = codec.encode(rows, training=False)
+    first = [feature.extra.shift for feature in features]
+    outputs = [(1.0, place, place) for place in first]  # the tokens are a mark alone, and a word
+    predictions = [prediction.value for prediction in codec.decode(rows, features, outputs)]
+    assert [codec.pointed_at(*pair) for pair in zip(features, outputs, strict=True)] == ["", "the"]
+    assert predictions == ["F", "the"]
+
+    def strangers(*values):
+        evaluation = evaluated("t5_qa_sft", rows, list(values))
+        evaluation.features, evaluation.outputs = features, outputs
+        return answers._strangers(codec, evaluation)
+
+    assert (strangers("F", "the"), strangers("Fiona", "the"), strangers("F", "she")) == ([], [0], [1])
+
+
 def test_rows_on_which_a_metric_is_above_its_better_are_found():
     assert answers.above({"exact_match": [0.0, 100.0, 0.0], "f1": [50.0, 99.0, 0.0]}, "exact_match", "f1") == [1]
     assert answers.above({"rouge1": [1.0]}, "exact_match", "f1") == []

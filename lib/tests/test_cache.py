@@ -56,6 +56,31 @@ def test_without_a_folder_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not(monkeypatch):
+    monkeypatch.setattr(cache, "_shared", {})
+    rows, lora, sft = rows_for("bert_sa_lora"), *(codec_with(None, cell) for cell in ("bert_sa_lora", "bert_sa_sft"))
+    features = features_of(lora, rows, training=True)
+    assert features_of(sft, rows, training=True) is features
+    assert features_of(sft, rows, training=False) is not features
+    assert features_of(sft, rows[1:], training=True) is not features
+
+    def codec_that(drops):
+        return type("Broken", (type(sft),), {"ids": lambda self, text: type(sft).ids(self, text)[drops:]})
+
+    lengths = [len(features_of(codec_that(n)(sft.cell, sft.tokenizer), rows, training=True)[0].input_ids) for n in (0, 1, 2)]
+    assert lengths == [len(features[0].input_ids) - n for n in (0, 1, 2)]
+
+
+def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
+    monkeypatch.setattr(cache, "_shared", {})
+    monkeypatch.setattr(cache, "SHARED", 2)
+    codec, rows = codec_with(None, "bert_sa_lora"), rows_for("bert_sa_lora")
+    first, *_ = (features_of(codec, rows[n:], training=True) for n in (0, 1, 2))
+    assert len(cache._shared) == 2
+    assert features_of(codec, rows, training=True) == first
+    assert features_of(codec, rows, training=True) is not first
+
+
 @pytest.mark.parametrize("library", ["transformers", "tokenizers"])
 def test_after_an_upgrade_rows_are_tokenised_again(tmp_path, monkeypatch, library):
     codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")

@@ -43,7 +43,8 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
 def _strangers(codec: Codec, evaluation: Evaluation) -> list[int]:
     """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span.
 
-    Answers beyond ASCII are left out: a token may be a part of such a letter.
+    Answers beyond ASCII are left out: a token may be a part of such a letter. The mark that T5's tokenizer puts before a text
+    says nothing, and has the place of the text's first letter.
     """
     best: dict[int, tuple[float, str | None]] = {}
     for feature, output in zip(evaluation.features, evaluation.outputs, strict=True):
@@ -54,7 +55,9 @@ def _strangers(codec: Codec, evaluation: Evaluation) -> list[int]:
     return [
         row
         for row, (_, tokens) in best.items()
-        if tokens is not None and answers[row].isascii() and not same_letters(tokens, answers[row], unknown)
+        if tokens is not None
+        and answers[row].isascii()
+        and not (same_letters(tokens, answers[row], unknown) or (tokens == "" and len(answers[row]) == 1))
     ]
 
 
