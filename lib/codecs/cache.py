@@ -28,6 +28,7 @@ TOKEN_NAMES = ("before", "between", "after", "lead", "end_id", "template")  # of
 BLOCK = 1000  # rows that are encoded at once
 LIBRARIES = ("transformers", "tokenizers")  # a run after an upgrade must not read what the old release made
 SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
+LARGEST = 10_000  # features of a list that is kept in memory: a user's own rows may be many
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(columns.__file__)]
 
 _shared: dict[tuple[type[Codec], str], Sequence[Feature]] = {}
@@ -53,11 +54,14 @@ def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequenc
 
 def _from_memory(key: str, codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
     name = (type(codec), key)  # the class itself: two that are made by one function share a name
-    if name not in _shared:
+    if name in _shared:
+        return _shared[name]
+    features = codec.encode(rows, training=training)
+    if len(features) <= LARGEST:
         if len(_shared) == SHARED:
             del _shared[next(iter(_shared))]
-        _shared[name] = codec.encode(rows, training=training)
-    return _shared[name]
+        _shared[name] = features
+    return features
 
 
 def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:

@@ -79,6 +79,8 @@ def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
     assert len(cache._shared) == 2
     assert features_of(codec, rows, training=True) == first
     assert features_of(codec, rows, training=True) is not first
+    monkeypatch.setattr(cache, "LARGEST", len(rows) - 1)
+    assert features_of(codec, rows, training=False) is not features_of(codec, rows, training=False)
 
 
 @pytest.mark.parametrize("library", ["transformers", "tokenizers"])
