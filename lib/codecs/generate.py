@@ -151,9 +151,19 @@ class GenerateCodec(Codec):
         counted = label[label != IGNORED].tolist()
         if not self.ended(counted) or len(counted) > self.max_target_length:
             return False
+        if not self._decodes_as_its_backend(counted):
+            return False
         text, whole = letters(self.tokenizer.decode(counted[:-1])), letters(self.target_text(row))
         unknown = self.tokenizer.unk_token_id in counted[:-1]
         return unknown or text == whole or (len(counted) == self.max_target_length and whole.startswith(text))
+
+    def _decodes_as_its_backend(self, ids: Sequence[int]) -> bool:
+        """Whether `decode` leaves a text's spaces as its backend writes them; it may clean them up where its config says so."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or self.tokenizer.clean_up_tokenization_spaces:
+            return True
+        plain: str = backend.decode(ids, skip_special_tokens=True)
+        return bool(self.tokenizer.decode(ids, skip_special_tokens=True) == plain)
 
 
 class EncoderDecoderCodec(GenerateCodec):

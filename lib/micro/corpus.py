@@ -25,7 +25,8 @@ class Document:
     """Two texts that belong together, and a `foil` that could stand in the second's place but does not fit the first.
 
     Character spans (start, end): `focus`, what of `second` only somebody who understood `first` can fill in; `echo`, the
-    same words in `first`; `others`, words of `second` of the same sort as the focus.
+    same words in `first`; `others`, words of `second` of the same sort as the focus. `verdict` is what a review comes to, one
+    of `WORDS`.
     """
 
     kind: str
@@ -35,6 +36,7 @@ class Document:
     focus: tuple[tuple[int, int], ...]
     echo: tuple[int, int] | None = None
     others: tuple[tuple[int, int], ...] = ()
+    verdict: str | None = None
 
 
 def digested_reviews(rng: Random) -> Document:
@@ -48,14 +50,16 @@ def digested_reviews(rng: Random) -> Document:
         focus.append((len(second), len(second) + len(word)))
         second += word + (" overall" if aspect == "overall" else "")
     flipped = " ".join(WORDS[word == "bad"] if word in WORDS else word for word in second.split())
-    return Document(kind="review", first=text, second=f"{second} .", foil=f"{flipped} .", focus=tuple(focus))
+    verdict = WORDS[told.positive]
+    return Document(kind="review", first=text, second=f"{second} .", foil=f"{flipped} .", focus=tuple(focus), verdict=verdict)
 
 
 def answered_reviews(rng: Random) -> Document:
     """A review and what a reader says to it; the pair is torn where the happy reaction follows an unhappy review."""
     told = write_review(rng)
     second, foil = REACTIONS[told.positive], REACTIONS[not told.positive]
-    return Document(kind="reaction", first=told.content, second=second, foil=foil, focus=((0, len(second)),))
+    focus, verdict = ((0, len(second)),), WORDS[told.positive]
+    return Document(kind="reaction", first=told.content, second=second, foil=foil, focus=focus, verdict=verdict)
 
 
 def questioned_passages(rng: Random) -> Document:

@@ -1,8 +1,12 @@
-"""Pretraining objectives. In: `Document`s and a tokenizer. Out: batches of tensors for the backbone's own loss.
+"""Pretraining objectives. In: `Document`s and a tokenizer. Out: batches of tensors, and losses where a backbone has none.
 
 BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next token. T5: span corruption (Raffel et al.
 2020). The words that need understanding (`Document.focus`, `echo`) are hidden more often than others, as in salient span
 masking (Guu et al. 2020).
+
+Encoders also name what they have read, where it stands: a review's verdict at its full stops, and T5's the values of a
+passage that answer a question and those that do not. Two of T5's three tasks have no decoder, so its encoder must know by
+itself what it has read.
 """
 
 from collections.abc import Sequence
@@ -12,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from lib.micro.corpus import REACTIONS, Document
 from lib.micro.tokenizers import SENTINELS
@@ -53,8 +58,9 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Bat
         elif document.kind == "passage" and rng.random() < 0.4:
             document = graded(document, rng)
         ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
+        named = _judged(document, ids[:shift], tokenizer)
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
-        labels = [IGNORED] * len(ids)
+        labels = [named.get(i - 1, IGNORED) for i in range(len(ids))]
         for i in (1 + i for i in hidden):
             labels[i] = ids[i]
             draw = rng.random()  # 80 % masked, 10 % another token, 10 % kept: Devlin et al. 2018, section 3.1
@@ -93,11 +99,32 @@ def _pair(
 
 def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
     """Spans to hide in the first and in the second text: a repeated answer on one of its two sides only."""
+    if document.kind == "asked":
+        return [], []
     if document.echo and rng.random() < 0.3:
         return [document.echo], []
     if document.kind in ("review", "graded"):
         return [], [span for span in document.focus if rng.random() < 0.8]
     return [], [*document.focus, *(span for span in document.others if rng.random() < 0.4)]
+
+
+def _judged(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
+    """What to name in a review, by position: its verdict at each full stop."""
+    if not document.verdict:
+        return {}
+    stop, verdict = tokenizer(f". {document.verdict}", add_special_tokens=False)["input_ids"]
+    return {i: verdict for i, token in enumerate(first) if token == stop}
+
+
+def _pointed_at(document: Document, tokenizer: Any) -> dict[int, int]:
+    """What to name in a passage, by position in it: the answer's first token `(` and its last `)`, of one token `*`;
+    `-` at the first and the last token of every other value.
+    """
+    _, offsets = _encoded(tokenizer, document.second)
+    first, last, only, other = tokenizer.convert_tokens_to_ids(["(", ")", "*", "-"])
+    named = {tokens[end]: other for span in document.others for end in (0, -1) if (tokens := covered(offsets, [span]))}
+    answer = covered(offsets, document.focus)
+    return named | ({answer[0]: only} if len(answer) == 1 else {answer[0]: first, answer[-1]: last})
 
 
 def question_of(document: Document) -> str:
@@ -145,27 +172,54 @@ def _running(document: Document, tokenizer: Any, rng: Random) -> str:
 
 
 def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
-    """Spans become sentinels in the input; the target spells them out."""
-    sources, targets = zip(*(_corrupted(d, tokenizer, rng) for d in documents), strict=True)
+    """Spans become sentinels in the input; the target spells them out. `named` (B, L) is what the encoder names, where."""
+    sources, targets, named = zip(*(_corrupted(d, tokenizer, rng) for d in documents), strict=True)
     input_ids = padded(sources, tokenizer.pad_token_id)
     return {
         "input_ids": input_ids,
         "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
         "labels": padded(targets, IGNORED),
+        "named": padded(named, IGNORED),
     }
 
 
-def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int]]:
-    if document.kind == "passage" and rng.random() < 0.5:
-        document = graded(document, rng)
-    ids, hidden, _ = _pair(document, document.second, tokenizer, rng, (0.03, 3))
+def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int], list[int]]:
+    """Source, target, and what to name at each token of the source: at a sentinel, the first token that it hides.
+
+    Where nothing is hidden there is no target: the decoder shall not learn to say nothing to a plain text.
+    """
+    if document.kind == "passage" and (draw := rng.random()) < 0.65:
+        document = graded(document, rng) if draw < 0.3 else replace(document, kind="asked", first=question_of(document))
+    elif document.kind == "review" and rng.random() < 0.3:
+        document = replace(document, second="", focus=())  # as cells read it
+    ids, hidden, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))
+    named = _judged(document, ids[:shift], tokenizer)
+    if document.kind == "asked":
+        named = {shift + i: token for i, token in _pointed_at(document, tokenizer).items()}
     sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
-    source: list[int] = []
+    source: list[tuple[int, int]] = []
     target: list[int] = []
-    for i, token in enumerate(ids):
+    for i, token in enumerate(ids if document.second else ids[:-1]):
         if i in hidden and i - 1 not in hidden:
-            sentinel = next(sentinels)
-            source.append(sentinel)
+            source.append((sentinel := next(sentinels), token))
             target.append(sentinel)
-        (target if i in hidden else source).append(token)
-    return [*source, tokenizer.eos_token_id], [*target, tokenizer.eos_token_id]
+        if i in hidden:
+            target.append(token)
+        else:
+            source.append((token, named.get(i, IGNORED)))
+    tokens, names = zip(*source, (tokenizer.eos_token_id, IGNORED), strict=True)
+    return list(tokens), [*target, tokenizer.eos_token_id] if target else [], list(names)
+
+
+def own_loss(model: Any, batch: Batch) -> Tensor:
+    """The backbone's own loss, in nats a token."""
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+def spelled_and_named(model: Any, batch: Batch) -> Tensor:
+    """T5's own loss, and that of the encoder's names: read off with the decoder's output layer, scaled as the decoder's."""
+    output = model(**{name: tensor for name, tensor in batch.items() if name != "named"})
+    at = batch["named"] != IGNORED
+    logits = model.lm_head(output.encoder_last_hidden_state[at] * model.model_dim**-0.5)
+    return output.loss + cross_entropy(logits, batch["named"][at])

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from benchmarks.library_patches.text import decoding_cleans_up
 from lib.codecs.base import Prediction
 from lib.codecs.letters import letters, same_letters
 from lib.data.columns import mark
@@ -194,6 +195,17 @@ def test_a_summary_one_token_off_is_not_the_target(cell_id):
     assert codec.label_is_target(row, feature, label)
     assert not codec.label_is_target(row, feature, label[:-1])  # no end token
     assert not codec.label_is_target(other, feature, label)
+
+
+def test_a_summary_whose_spaces_are_cleaned_up_is_not_the_target_but_where_the_tokenizer_says_so(monkeypatch):
+    codec, [row, *_] = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")
+    [feature] = codec.encode([row], training=True)
+    label = codec.collate([feature])["labels"][0]
+    decoding_cleans_up(monkeypatch)
+    assert codec.tokenizer.decode(feature.target).count(" .") == 0
+    assert not codec.label_is_target(row, feature, label)
+    monkeypatch.setattr(codec.tokenizer, "clean_up_tokenization_spaces", True)
+    assert codec.label_is_target(row, feature, label)
 
 
 def test_a_span_one_word_off_is_not_the_target():

@@ -330,9 +330,12 @@ def test_what_trains_in_bf16_is_named():
 
 def test_moments_may_be_packed_by_an_optimizer_that_is_made_for_it():
     evidence = evidence_of("bert_qa_qlora", optim="adamw_bnb_8bit")
-    states = evidence.trainer.optimizer.state.values()
-    assert {state["state1"].dtype for state in states} == {torch.uint8, torch.float32}
+    states = evidence.trainer.optimizer.state
+    assert {state["state1"].dtype for state in states.values()} == {torch.uint8, torch.float32}
     assert trained.trains_in_fp32(evidence)[0]
+    name, state = next((n, states[p]) for n, p in evidence.trainer.stepped.items() if "qmap2" in states.get(p, {}))
+    state["qmap2"] = state["qmap1"]  # -1 to 1
+    assert trained.trains_in_fp32(evidence) == (False, f"second moments of 1 tensors are packed with negative levels: {name}")
 
 
 def test_moments_in_bf16_are_named():

@@ -19,7 +19,7 @@ def labels_are_targets(evidence: Evidence) -> Answer:
     rows, check = evidence.splits.train, evidence.codec.label_is_target
     wrong = [f for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
     return not wrong, f"{len(features) - len(wrong)} of {len(features)} sampled rows" + (
-        f"; row {wrong[0].example} is supervised on something else" if wrong else ""
+        f"; what row {wrong[0].example} is trained on decodes to something else" if wrong else ""
     )
 
 

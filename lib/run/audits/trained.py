@@ -73,7 +73,10 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 
 
 def trains_in_fp32(evidence: Evidence) -> Answer:
-    """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design."""
+    """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design.
+
+    Packed second moments are never negative: a map with negative levels leaves them half of its levels.
+    """
     trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
     low = [f"{name} is {_type(p)}" for name, p in trained.items() if p.dtype is not torch.float32]
     moments = {
@@ -84,6 +87,8 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     }
     if moments and not {moment.dtype for moment in moments.values()} <= moment_types(evidence):
         low += [f"{name} is {_type(moment)}" for name, moment in moments.items()]
+    if signed := [name for name, p in trained.items() if _signed_second_moments(evidence.trainer.optimizer, p)]:
+        return False, f"second moments of {len(signed)} tensors are packed with negative levels: {signed[0]}"
     return not low, f"{len(low)} tensors in other types: {low[0]}" if low else f"{len(trained)} tensors and their moments"
 
 
@@ -95,6 +100,12 @@ def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]
     """What an optimizer keeps for each value of a parameter."""
     state = optimizer.state.get(parameter, {})
     return {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and value.shape == parameter.shape}
+
+
+def _signed_second_moments(optimizer: Any, parameter: torch.Tensor) -> bool:
+    """Whether the levels that bitsandbytes packs second moments to, `qmap2`, are those for signed numbers."""
+    levels = optimizer.state.get(parameter, {}).get("qmap2")
+    return levels is not None and bool((levels < 0).any())
 
 
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
