@@ -91,7 +91,8 @@ PLANS = {
         learning_rate=1.5e-3,
         weights=(0.3, 0.12, 0.38, 0.2),
         batch=masked_lm,
-        objective="masked LM, next-sentence prediction, a review's verdict at its full stops; words that need understanding are masked more often",
+        objective="masked LM, next-sentence prediction, a review's verdict at its full stops; "
+        "words that need understanding are masked more often",
         finish=drop_out,
     ),
     "gpt2": Plan(

@@ -288,7 +288,7 @@ def test_a_training_that_ends_early_does_not_pass_for_the_planned_one():
     )
 
 
-@pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sum_lora", "t5_sum_qlora"])
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_qa_lora", "t5_sum_qlora"])
 def test_accumulated_gradients_are_those_of_one_batch(cell_id):
     evidence = shared(cell_id)
     state = torch.get_rng_state()
@@ -299,7 +299,7 @@ def test_accumulated_gradients_are_those_of_one_batch(cell_id):
 
 
 def test_gradients_cleared_between_micro_batches_are_caught(monkeypatch):
-    evidence = shared("gpt2_sum_lora")
+    evidence = shared("gpt2_qa_lora")
     accelerator = evidence.trainer.accelerator
     backward = accelerator.backward
 

@@ -1,9 +1,12 @@
 from collections import Counter
+from dataclasses import replace
 from functools import cache
-from itertools import islice
+from itertools import islice, pairwise
 from random import Random
 
 import pytest
+import torch
+import transformers as hf
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -12,10 +15,13 @@ from sklearn.pipeline import make_pipeline
 from lib.data.splits import load_splits
 from lib.grid.profiles import QUICK_PROFILE
 from lib.grid.tasks import SA, SUM
-from lib.micro.corpus import documents, reserved_texts
+from lib.micro import objectives
+from lib.micro.corpus import Document, documents, reserved_texts
 from lib.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
+from lib.micro.objectives import IGNORED, span_corruption, spelled_and_named
 from lib.micro.oddities import SHARES, capitalized, renamed, with_oddities
 from lib.micro.pretrain import PLANS, SEED
+from lib.micro.tokenizers import SENTINELS
 from lib.tests.small import codec_for, rows_of, tokenizer_of
 
 SQUAD = ("squad/train", "squad/validation")
@@ -184,6 +190,68 @@ def test_the_focus_of_a_passage_is_its_answer_and_the_echo_repeats_it():
         if document.kind == "passage":
             [focus] = document.focus
             assert document.first[slice(*document.echo)] == document.second[slice(*focus)]
+
+
+def test_a_review_comes_to_what_its_digest_says_overall():
+    reviews = [document for document in pretraining(SEED, 20_000)[:2000] if document.kind == "review"]
+    assert {document.verdict for document in reviews} == {"bad", "good"}
+    assert all(f"{document.verdict} overall" in document.second for document in reviews)
+    assert {document.verdict for document in pretraining(SEED, 20_000) if document.kind in ("passage", "article")} == {None}
+
+
+def test_a_review_is_judged_at_each_of_its_full_stops():
+    review = Document(
+        kind="review", first="the lid is bad . i can recommend it .", second="", foil="", focus=(), verdict="good"
+    )
+    tokenizer = tokenizer_of("bert_sa_sft")
+    ids = tokenizer(review.first, add_special_tokens=False)["input_ids"]  # a token a word
+    good = tokenizer.convert_tokens_to_ids("good")
+    assert objectives._judged(review, ids, tokenizer) == {4: good, 9: good}
+    assert objectives._judged(replace(review, verdict=None), ids, tokenizer) == {}
+
+
+def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
+    tokenizer = tokenizer_of("t5_qa_sft")
+    text = "anna reed saved 30 pounds in dover ."  # a token a word
+    person, amount, town = (
+        (text.index(value), text.index(value) + len(value)) for value in ("anna reed", "30 pounds", "dover")
+    )
+
+    def named(answer, *others):
+        passage = Document(kind="asked", first="how much ?", second=text, foil="", focus=(answer,), others=others)
+        found = objectives._pointed_at(passage, tokenizer)
+        return {place: tokenizer.convert_ids_to_tokens(token) for place, token in found.items()}
+
+    assert named(amount, person, town) == {0: "-", 1: "-", 3: "(", 4: ")", 6: "-"}
+    assert named(town, person) == {0: "-", 1: "-", 6: "*"}
+
+
+def test_t5s_source_has_a_name_at_each_sentinel_and_none_where_a_text_is_whole():
+    tokenizer = tokenizer_of("t5_sum_sft")
+    batch = span_corruption(list(islice(documents(3, frozenset(), (0.3, 0.0, 0.4, 0.3)), 64)), tokenizer, Random(0))
+    sentinels = set(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
+    for source, names, target in zip(*(batch[key].tolist() for key in ("input_ids", "named", "labels")), strict=True):
+        hidden = [first for token, first in pairwise(target) if token in sentinels]  # behind a sentinel, what it stands for
+        assert [name for token, name in zip(source, names, strict=True) if token in sentinels] == hidden
+        assert (set(target) == {IGNORED}) == (not sentinels.intersection(source))
+
+
+def test_what_t5_names_is_read_off_its_encoder_with_its_own_output_layer():
+    torch.manual_seed(0)
+    model = hf.T5ForConditionalGeneration(
+        hf.T5Config(
+            vocab_size=12, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0, decoder_start_token_id=0
+        )
+    )
+    ids, labels = torch.tensor([[3, 4, 5, 1]]), torch.tensor([[6, 1]])
+    named = torch.tensor([[IGNORED, 7, IGNORED, IGNORED]])
+    with torch.no_grad():
+        state = model.encoder(input_ids=ids).last_hidden_state[0, 1]
+        scores = model.lm_head.weight @ state / 8**0.5
+        name_loss = scores.logsumexp(0) - scores[7]
+        own = model(input_ids=ids, labels=labels).loss
+        total = spelled_and_named(model, {"input_ids": ids, "labels": labels, "named": named})
+    assert float(total) == pytest.approx(float(own + name_loss), rel=1e-5)
 
 
 def test_reserved_texts_are_those_of_all_rows_before_some_were_made_odd():
