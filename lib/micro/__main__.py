@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.micro", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="write fixtures/data, the same bytes every time (a second)")
-    pretrain_parser = commands.add_parser("pretrain", help="pretrain a micro backbone (under 15 minutes on two cores)")
+    pretrain_parser = commands.add_parser("pretrain", help="pretrain a micro backbone (under half an hour on one core)")
     pretrain_parser.add_argument("backbone", choices=[backbone.id for backbone in GRID])
     pretrain_parser.add_argument("--out", type=Path, help="folder to write (default fixtures/backbones/<backbone>-micro)")
     pretrain_parser.add_argument("--steps", type=int, help="fewer updates, for a trial; 0 leaves random weights, for a control")
