@@ -4,9 +4,8 @@ BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next t
 2020). The words that need understanding (`Document.focus`, `echo`) are hidden more often than others, as in salient span
 masking (Guu et al. 2020).
 
-Encoders also name what they have read, where it stands: a review's verdict at its full stops, and T5's the values of a
-passage that answer a question and those that do not. Two of T5's three tasks have no decoder, so its encoder must know by
-itself what it has read.
+Encoders also name what they have read, where it stands: a review's verdict at its full stops, and which values of a passage
+answer a question. Two of T5's three tasks have no decoder, so its encoder must know by itself what it has read.
 """
 
 from collections.abc import Sequence
@@ -55,10 +54,10 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Bat
         torn = rng.random() < 0.1
         if document.kind == "reaction":
             torn, document = document.second == REACTIONS[False], replace(document, focus=())
-        elif document.kind == "passage" and rng.random() < 0.4:
-            document = graded(document, rng)
-        ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
-        named = _judged(document, ids[:shift], tokenizer)
+        document = _read_passage(document, rng)
+        second = document.foil if torn else document.second
+        ids, hidden, shift = _pair(document, second, tokenizer, rng, (0.08, 1))
+        named = _named(document, ids, shift, tokenizer) if second == document.second else {}
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         labels = [named.get(i - 1, IGNORED) for i in range(len(ids))]
         for i in (1 + i for i in hidden):
@@ -106,6 +105,22 @@ def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
     if document.kind in ("review", "graded"):
         return [], [span for span in document.focus if rng.random() < 0.8]
     return [], [*document.focus, *(span for span in document.others if rng.random() < 0.4)]
+
+
+def _read_passage(document: Document, rng: Random) -> Document:
+    """A passage as it is, with its question alone, or graded; other documents as they are."""
+    if document.kind != "passage":
+        return document
+    if (draw := rng.random()) < 0.3:
+        return graded(document, rng)
+    return replace(document, kind="asked", first=question_of(document)) if draw < 0.65 else document
+
+
+def _named(document: Document, ids: Sequence[int], shift: int, tokenizer: Any) -> dict[int, int]:
+    """What an encoder names in a pair, by position."""
+    if document.kind == "asked":
+        return {shift + i: token for i, token in _pointed_at(document, tokenizer).items()}
+    return _judged(document, ids[:shift], tokenizer)
 
 
 def _judged(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
@@ -188,14 +203,11 @@ def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[in
 
     Where nothing is hidden there is no target: the decoder shall not learn to say nothing to a plain text.
     """
-    if document.kind == "passage" and (draw := rng.random()) < 0.65:
-        document = graded(document, rng) if draw < 0.3 else replace(document, kind="asked", first=question_of(document))
-    elif document.kind == "review" and rng.random() < 0.3:
+    document = _read_passage(document, rng)
+    if document.kind == "review" and rng.random() < 0.3:
         document = replace(document, second="", focus=())  # as cells read it
     ids, hidden, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))
-    named = _judged(document, ids[:shift], tokenizer)
-    if document.kind == "asked":
-        named = {shift + i: token for i, token in _pointed_at(document, tokenizer).items()}
+    named = _named(document, ids, shift, tokenizer)
     sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
     source: list[tuple[int, int]] = []
     target: list[int] = []
@@ -222,4 +234,5 @@ def spelled_and_named(model: Any, batch: Batch) -> Tensor:
     output = model(**{name: tensor for name, tensor in batch.items() if name != "named"})
     at = batch["named"] != IGNORED
     logits = model.lm_head(output.encoder_last_hidden_state[at] * model.model_dim**-0.5)
-    return output.loss + cross_entropy(logits, batch["named"][at])
+    total: Tensor = output.loss + cross_entropy(logits, batch["named"][at])
+    return total

@@ -49,7 +49,7 @@ class Plan:
     learning_rate: float
     weights: tuple[float, ...]  # shares of the corpus's `KINDS`
     batch: Callable[[Sequence[Document], Any, Random], Batch]  # the objective
-    loss: Callable[[Any, Batch], torch.Tensor] = own_loss
+    loss: Callable[[Any, Batch], Any] = own_loss
     objective: str  # in words, for the model card
     finish: Callable[[Any], None] = lambda model: None  # what changes once it is pretrained
 
@@ -87,11 +87,11 @@ PLANS = {
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
-        steps=8000,
+        steps=10_000,
         learning_rate=1.5e-3,
         weights=(0.3, 0.12, 0.38, 0.2),
         batch=masked_lm,
-        objective="masked LM, next-sentence prediction, a review's verdict at its full stops; "
+        objective="masked LM, next-sentence prediction, a review's verdict and a passage's answer where they stand; "
         "words that need understanding are masked more often",
         finish=drop_out,
     ),
