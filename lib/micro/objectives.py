@@ -199,7 +199,7 @@ def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) 
 
 
 def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int], list[int]]:
-    """Source, target, and what to name at each token of the source: at a sentinel, the first token that it hides.
+    """Source, target, and what to name at each token of the source.
 
     Where nothing is hidden there is no target: the decoder shall not learn to say nothing to a plain text.
     """
@@ -213,7 +213,7 @@ def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[in
     target: list[int] = []
     for i, token in enumerate(ids if document.second else ids[:-1]):
         if i in hidden and i - 1 not in hidden:
-            source.append((sentinel := next(sentinels), token))
+            source.append((sentinel := next(sentinels), IGNORED))
             target.append(sentinel)
         if i in hidden:
             target.append(token)
@@ -234,5 +234,6 @@ def spelled_and_named(model: Any, batch: Batch) -> Tensor:
     output = model(**{name: tensor for name, tensor in batch.items() if name != "named"})
     at = batch["named"] != IGNORED
     logits = model.lm_head(output.encoder_last_hidden_state[at] * model.model_dim**-0.5)
-    total: Tensor = output.loss + cross_entropy(logits, batch["named"][at])
+    names = cross_entropy(logits, batch["named"][at], reduction="sum") / at.sum().clamp(min=1)  # a batch of reports has none
+    total: Tensor = output.loss + names
     return total

@@ -1,7 +1,7 @@
 from collections import Counter
 from dataclasses import replace
 from functools import cache
-from itertools import islice, pairwise
+from itertools import islice
 from random import Random
 
 import pytest
@@ -226,14 +226,15 @@ def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
     assert named(town, person) == {0: "-", 1: "-", 6: "*"}
 
 
-def test_t5s_source_has_a_name_at_each_sentinel_and_none_where_a_text_is_whole():
+def test_t5_has_a_target_wherever_something_is_hidden_and_names_only_what_it_can_read():
     tokenizer = tokenizer_of("t5_sum_sft")
     batch = span_corruption(list(islice(documents(3, frozenset(), (0.3, 0.0, 0.4, 0.3)), 64)), tokenizer, Random(0))
     sentinels = set(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
     for source, names, target in zip(*(batch[key].tolist() for key in ("input_ids", "named", "labels")), strict=True):
-        hidden = [first for token, first in pairwise(target) if token in sentinels]  # behind a sentinel, what it stands for
-        assert [name for token, name in zip(source, names, strict=True) if token in sentinels] == hidden
-        assert (set(target) == {IGNORED}) == (not sentinels.intersection(source))
+        hidden = [token for token in target if token in sentinels]
+        assert [token for token in source if token in sentinels] == hidden
+        assert (set(target) == {IGNORED}) == (not hidden)
+        assert {name for token, name in zip(source, names, strict=True) if token in sentinels} <= {IGNORED}
 
 
 def test_what_t5_names_is_read_off_its_encoder_with_its_own_output_layer():
@@ -251,7 +252,9 @@ def test_what_t5_names_is_read_off_its_encoder_with_its_own_output_layer():
         name_loss = scores.logsumexp(0) - scores[7]
         own = model(input_ids=ids, labels=labels).loss
         total = spelled_and_named(model, {"input_ids": ids, "labels": labels, "named": named})
+        unnamed = spelled_and_named(model, {"input_ids": ids, "labels": labels, "named": torch.full_like(ids, IGNORED)})
     assert float(total) == pytest.approx(float(own + name_loss), rel=1e-5)
+    assert float(unnamed) == float(own)
 
 
 def test_reserved_texts_are_those_of_all_rows_before_some_were_made_odd():
