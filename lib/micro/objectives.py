@@ -54,10 +54,11 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Bat
         torn = rng.random() < 0.1
         if document.kind == "reaction":
             torn, document = document.second == REACTIONS[False], replace(document, focus=())
-        document = _read_passage(document, rng)
+        document = _read_passage(document, rng, graded_share=0.2, asked_share=0.2)
         second = document.foil if torn else document.second
         ids, hidden, shift = _pair(document, second, tokenizer, rng, (0.08, 1))
-        named = _named(document, ids, shift, tokenizer) if second == document.second else {}
+        names = _named(document, ids, shift, tokenizer) if second == document.second else {}
+        named = {i: name for i, name in names.items() if rng.random() < 0.4}  # so that hidden words keep their weight
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         labels = [named.get(i - 1, IGNORED) for i in range(len(ids))]
         for i in (1 + i for i in hidden):
@@ -107,13 +108,14 @@ def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
     return [], [*document.focus, *(span for span in document.others if rng.random() < 0.4)]
 
 
-def _read_passage(document: Document, rng: Random) -> Document:
+def _read_passage(document: Document, rng: Random, *, graded_share: float, asked_share: float) -> Document:
     """A passage as it is, with its question alone, or graded; other documents as they are."""
     if document.kind != "passage":
         return document
-    if (draw := rng.random()) < 0.3:
+    if (draw := rng.random()) < graded_share:
         return graded(document, rng)
-    return replace(document, kind="asked", first=question_of(document)) if draw < 0.65 else document
+    asked = replace(document, kind="asked", first=question_of(document))
+    return asked if draw < graded_share + asked_share else document
 
 
 def _named(document: Document, ids: Sequence[int], shift: int, tokenizer: Any) -> dict[int, int]:
@@ -203,7 +205,7 @@ def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[in
 
     Where nothing is hidden there is no target: the decoder shall not learn to say nothing to a plain text.
     """
-    document = _read_passage(document, rng)
+    document = _read_passage(document, rng, graded_share=0.3, asked_share=0.35)
     if document.kind == "review" and rng.random() < 0.3:
         document = replace(document, second="", focus=())  # as cells read it
     ids, hidden, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))

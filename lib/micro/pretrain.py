@@ -89,7 +89,7 @@ PLANS = {
         ),
         steps=10_000,
         learning_rate=1.5e-3,
-        weights=(0.3, 0.12, 0.38, 0.2),
+        weights=(0.25, 0.1, 0.38, 0.27),
         batch=masked_lm,
         objective="masked LM, next-sentence prediction, a review's verdict and a passage's answer where they stand; "
         "words that need understanding are masked more often",
