@@ -4,8 +4,8 @@ BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next t
 2020). The words that need understanding (`Document.focus`, `echo`) are hidden more often than others, as in salient span
 masking (Guu et al. 2020).
 
-Encoders also name what they have read, where it stands: a review's verdict at its full stops, and which values of a passage
-answer a question. Two of T5's three tasks have no decoder, so its encoder must know by itself what it has read.
+Encoders also name what they have read, where it stands: a review's verdict at its full stops, and T5's which values of a
+passage answer a question. Two of T5's three tasks have no decoder, so its encoder must know by itself what it has read.
 """
 
 from collections.abc import Sequence
@@ -43,22 +43,21 @@ def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]
     return encoding["input_ids"], encoding["offset_mapping"]
 
 
-def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, judged: bool = False) -> Batch:
     """[CLS] first [SEP] second [SEP]; now and then the foil stands in, and the pooled output has to notice.
 
     Only the happy reaction is ever shown: whether it fits is then told by the review alone, so that the pooled output
-    learns to read a review.
+    learns to read a review. If `judged`, a review's verdict is to be named at its full stops, too.
     """
     rows = []
     for document in documents:
         torn = rng.random() < 0.1
         if document.kind == "reaction":
             torn, document = document.second == REACTIONS[False], replace(document, focus=())
-        document = _read_passage(document, rng, graded_share=0.2, asked_share=0.2)
-        second = document.foil if torn else document.second
-        ids, hidden, shift = _pair(document, second, tokenizer, rng, (0.08, 1))
-        names = _named(document, ids, shift, tokenizer) if second == document.second else {}
-        named = {i: name for i, name in names.items() if rng.random() < 0.4}  # so that hidden words keep their weight
+        elif document.kind == "passage" and rng.random() < 0.4:
+            document = graded(document, rng)
+        ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
+        named = _judged(document, ids[:shift], tokenizer) if judged else {}
         ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
         labels = [named.get(i - 1, IGNORED) for i in range(len(ids))]
         for i in (1 + i for i in hidden):
@@ -75,6 +74,11 @@ def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Bat
         "labels": padded(all_labels, IGNORED),
         "next_sentence_label": torch.tensor(all_torn),
     }
+
+
+def masked_lm_and_verdicts(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """`masked_lm`, and a review's verdict at each of its full stops."""
+    return masked_lm(documents, tokenizer, rng, judged=True)
 
 
 def _pair(
@@ -106,23 +110,6 @@ def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
     if document.kind in ("review", "graded"):
         return [], [span for span in document.focus if rng.random() < 0.8]
     return [], [*document.focus, *(span for span in document.others if rng.random() < 0.4)]
-
-
-def _read_passage(document: Document, rng: Random, *, graded_share: float, asked_share: float) -> Document:
-    """A passage as it is, with its question alone, or graded; other documents as they are."""
-    if document.kind != "passage":
-        return document
-    if (draw := rng.random()) < graded_share:
-        return graded(document, rng)
-    asked = replace(document, kind="asked", first=question_of(document))
-    return asked if draw < graded_share + asked_share else document
-
-
-def _named(document: Document, ids: Sequence[int], shift: int, tokenizer: Any) -> dict[int, int]:
-    """What an encoder names in a pair, by position."""
-    if document.kind == "asked":
-        return {shift + i: token for i, token in _pointed_at(document, tokenizer).items()}
-    return _judged(document, ids[:shift], tokenizer)
 
 
 def _judged(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
@@ -205,11 +192,14 @@ def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[in
 
     Where nothing is hidden there is no target: the decoder shall not learn to say nothing to a plain text.
     """
-    document = _read_passage(document, rng, graded_share=0.3, asked_share=0.35)
-    if document.kind == "review" and rng.random() < 0.3:
+    if document.kind == "passage" and (draw := rng.random()) < 0.65:
+        document = graded(document, rng) if draw < 0.3 else replace(document, kind="asked", first=question_of(document))
+    elif document.kind == "review" and rng.random() < 0.3:
         document = replace(document, second="", focus=())  # as cells read it
     ids, hidden, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))
-    named = _named(document, ids, shift, tokenizer)
+    named = _judged(document, ids[:shift], tokenizer)
+    if document.kind == "asked":
+        named = {shift + i: token for i, token in _pointed_at(document, tokenizer).items()}
     sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
     source: list[tuple[int, int]] = []
     target: list[int] = []

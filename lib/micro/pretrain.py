@@ -15,7 +15,15 @@ import torch
 import transformers as hf
 
 from lib.micro.corpus import KINDS, Document, documents, reserved_texts
-from lib.micro.objectives import Batch, causal_lm, masked_lm, own_loss, span_corruption, spelled_and_named
+from lib.micro.objectives import (
+    Batch,
+    causal_lm,
+    masked_lm,
+    masked_lm_and_verdicts,
+    own_loss,
+    span_corruption,
+    spelled_and_named,
+)
 from lib.micro.tokenizers import byte_level_bpe, unigram, wordpiece
 
 SEED = 1234
@@ -38,19 +46,26 @@ def adafactor(parameters: Iterable[Any], rate: float) -> torch.optim.Optimizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Some updates with one objective; a later stage has documents of its own and begins a schedule of its own."""
+
+    steps: int
+    learning_rate: float
+    weights: tuple[float, ...]  # shares of the corpus's `KINDS`
+    batch: Callable[[Sequence[Document], Any, Random], Batch]  # the objective
+    objective: str  # in words, for the model card
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How one backbone is pretrained: its shape, its tokenizer and its schedule."""
+    """How one backbone is pretrained: its shape, its tokenizer and its stages."""
 
     tokenizer: Any
     model: type
     config: hf.PretrainedConfig
-    steps: int
     optimizer: Callable[[Iterable[Any], float], torch.optim.Optimizer] = adamw
-    learning_rate: float
-    weights: tuple[float, ...]  # shares of the corpus's `KINDS`
-    batch: Callable[[Sequence[Document], Any, Random], Batch]  # the objective
     loss: Callable[[Any, Batch], Any] = own_loss
-    objective: str  # in words, for the model card
+    stages: tuple[Stage, ...]
     finish: Callable[[Any], None] = lambda model: None  # what changes once it is pretrained
 
 
@@ -82,28 +97,43 @@ PLANS = {
             hidden_size=128,
             num_hidden_layers=3,
             num_attention_heads=4,
-            intermediate_size=256,
+            intermediate_size=512,
             max_position_embeddings=256,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
         ),
-        steps=10_000,
-        learning_rate=1.5e-3,
-        weights=(0.25, 0.1, 0.38, 0.27),
-        batch=masked_lm,
-        objective="masked LM, next-sentence prediction, a review's verdict and a passage's answer where they stand; "
-        "words that need understanding are masked more often",
+        stages=(
+            Stage(
+                steps=8000,
+                learning_rate=1.5e-3,
+                weights=(0.3, 0.12, 0.38, 0.2),
+                batch=masked_lm,
+                objective="masked LM and next-sentence prediction; words that need understanding are masked more often",
+            ),
+            # Last, since a model that named verdicts from the start had not learned to find answers after as many updates.
+            Stage(
+                steps=2000,
+                learning_rate=1e-3,
+                weights=(0.35, 0.2, 0.28, 0.17),
+                batch=masked_lm_and_verdicts,
+                objective="the same, and a review's verdict at each of its full stops",
+            ),
+        ),
         finish=drop_out,
     ),
     "gpt2": Plan(
         tokenizer=byte_level_bpe,
         model=hf.GPT2LMHeadModel,
         config=hf.GPT2Config(n_embd=128, n_layer=3, n_head=4, n_positions=256, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0),
-        steps=6000,
-        learning_rate=2e-3,
-        weights=(0.35, 0.0, 0.4, 0.25),
-        batch=causal_lm,
-        objective="next-token prediction",
+        stages=(
+            Stage(
+                steps=6000,
+                learning_rate=2e-3,
+                weights=(0.35, 0.0, 0.4, 0.25),
+                batch=causal_lm,
+                objective="next-token prediction",
+            ),
+        ),
         finish=scale_by_layer,
     ),
     "t5": Plan(
@@ -119,25 +149,29 @@ PLANS = {
             dropout_rate=0.0,
             decoder_start_token_id=0,
         ),
-        steps=9000,
         optimizer=adafactor,
-        learning_rate=2e-2,
-        weights=(0.2, 0.0, 0.45, 0.35),
-        batch=span_corruption,
         loss=spelled_and_named,
-        objective="span corruption; the encoder names a review's verdict and a passage's answer where they stand",
+        stages=(
+            Stage(
+                steps=9000,
+                learning_rate=2e-2,
+                weights=(0.2, 0.0, 0.45, 0.35),
+                batch=span_corruption,
+                objective="span corruption; the encoder names a review's verdict and a passage's answer where they stand",
+            ),
+        ),
     ),
 }
 
 
-def batches(stream: Iterator[Document], plan: Plan, tokenizer: Any, rng: Random) -> Iterator[Batch]:
+def batches(stream: Iterator[Document], stage: Stage, tokenizer: Any, rng: Random) -> Iterator[Batch]:
     """Endless batches of like length."""
     while True:
         pool = sorted(islice(stream, BATCH * POOL), key=lambda document: len(document.first) + len(document.second))
         groups = [pool[start : start + BATCH] for start in range(0, len(pool), BATCH)]
         rng.shuffle(groups)
         for group in groups:
-            yield plan.batch(group, tokenizer, rng)
+            yield stage.batch(group, tokenizer, rng)
 
 
 def configured(plan: Plan, tokenizer: Any) -> hf.PretrainedConfig:
@@ -148,31 +182,42 @@ def configured(plan: Plan, tokenizer: Any) -> hf.PretrainedConfig:
 
 
 def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable[[str], None] = print) -> None:
-    """Train, save, describe; a line of progress every 250 updates. No steps leave random weights: the control."""
+    """Train, save, describe; a line of progress every 250 updates. `steps` are of each stage; none leave random weights."""
     plan = PLANS[plan_id]
-    steps = plan.steps if steps is None else steps
     torch.manual_seed(SEED)
-    rng = Random(SEED)
-    stream = documents(SEED, reserved_texts(), plan.weights)
-    seen = [text for document in islice(stream, TOKENIZER_DOCUMENTS) for text in (document.first, document.second)]
+    first = documents(SEED, reserved_texts(), plan.stages[0].weights)
+    seen = [text for document in islice(first, TOKENIZER_DOCUMENTS) for text in (document.first, document.second)]
     tokenizer = plan.tokenizer(seen)
     model = plan.model(configured(plan, tokenizer))
-    began = time.monotonic()
     losses: list[float] = []
-    for loss in optimized(model, plan, islice(batches(stream, plan, tokenizer, rng), steps), steps):
-        losses.append(loss)
-        if len(losses) % 250 == 0 or len(losses) == steps:
-            recent = fmean(losses[-250:])
-            log(f"{plan_id}-micro  step {len(losses)}/{steps}  loss {recent:.4f}  {time.monotonic() - began:.0f} s")
+    for number, stage in enumerate(plan.stages):
+        stream = documents(SEED + number, reserved_texts(), stage.weights) if number else first
+        fed = batches(stream, stage, tokenizer, Random(SEED + number))
+        losses = staged(
+            model, plan, stage, fed, stage.steps if steps is None else steps, lambda line: log(f"{plan_id}-micro  {line}")
+        )
     plan.finish(model)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "README.md").write_text(card(plan_id, model.num_parameters(), losses))
 
 
-def optimized(model: Any, plan: Plan, stream: Iterable[Batch], steps: int) -> Iterator[float]:
-    """One AdamW update a batch, warmed up and then linearly down to 0; yields each loss in nats."""
-    optimizer = plan.optimizer(model.parameters(), plan.learning_rate)
+def staged(
+    model: Any, plan: Plan, stage: Stage, stream: Iterable[Batch], steps: int, log: Callable[[str], None]
+) -> list[float]:
+    """Train one stage; return its losses, in nats."""
+    began = time.monotonic()
+    losses: list[float] = []
+    for loss in optimized(model, plan, stage.learning_rate, islice(stream, steps), steps):
+        losses.append(loss)
+        if len(losses) % 250 == 0 or len(losses) == steps:
+            log(f"step {len(losses)}/{steps}  loss {fmean(losses[-250:]):.4f}  {time.monotonic() - began:.0f} s")
+    return losses
+
+
+def optimized(model: Any, plan: Plan, learning_rate: float, stream: Iterable[Batch], steps: int) -> Iterator[float]:
+    """One update a batch, warmed up and then linearly down to 0; yields each loss in nats."""
+    optimizer = plan.optimizer(model.parameters(), learning_rate)
     schedule = hf.get_linear_schedule_with_warmup(optimizer, min(500, steps // 10), steps)
     for batch in stream:
         loss = plan.loss(model, batch)
@@ -185,12 +230,10 @@ def optimized(model: Any, plan: Plan, stream: Iterable[Batch], steps: int) -> It
 
 
 def card(plan_id: str, parameters: int, losses: Sequence[float]) -> str:
-    """The model card."""
+    """The model card; `losses` are of the last stage."""
     plan = PLANS[plan_id]
     loss = f"{fmean(losses[-max(1, len(losses) // 10) :]):.4f} nats (mean of the last tenth)" if losses else "not trained"
-    parts = ", ".join(
-        f"{share:.0%} {kind.__name__.replace('_', ' ')}" for kind, share in zip(KINDS, plan.weights, strict=True) if share
-    )
+    stages = "\n".join(f"| {number} | {described(stage)} |" for number, stage in enumerate(plan.stages, start=1))
     return f"""---
 license: apache-2.0
 language: en
@@ -200,13 +243,18 @@ language: en
 The stand-in for {plan_id} in tunegrid's quick profile: a `{plan.model.__name__}` of {parameters:,} parameters that knows
 the few hundred words of the micro-world and nothing else. Good for testing that fine-tuning works; of no other use.
 
-| | |
-|---|---|
-| objective | {plan.objective} |
-| corpus | generated by `lib.micro.corpus`; no text of a fine-tuning row |
-| its parts | {parts} |
-| updates | {len(losses):,} of {BATCH} documents, {plan.optimizer.__name__}, peak learning rate {plan.learning_rate:g} |
-| seed | {SEED} |
-| loss | {loss} |
-| made by | `python -m lib.micro pretrain {plan_id}` |
+| stage | objective | corpus, by parts | updates | peak learning rate |
+|---|---|---|---|---|
+{stages}
+
+Each update had {BATCH} documents of `lib.micro.corpus`, none with the text of a fine-tuning row; the optimizer was
+{plan.optimizer.__name__}, the seed {SEED}. Loss at the end: {loss}. Made by `python -m lib.micro pretrain {plan_id}`.
 """
+
+
+def described(stage: Stage) -> str:
+    """The cells of a stage's row in the model card."""
+    parts = ", ".join(
+        f"{share:.0%} {kind.__name__.replace('_', ' ')}" for kind, share in zip(KINDS, stage.weights, strict=True) if share
+    )
+    return f"{stage.objective} | {parts} | {stage.steps:,} | {stage.learning_rate:g}"
