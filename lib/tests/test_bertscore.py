@@ -56,11 +56,11 @@ def test_a_token_that_does_not_count_is_a_partner_all_the_same():
 LONG = " ".join(["police arrest anna reed in upton ."] * 60)  # longer than the encoder's window of 256
 # Points of bert_score 0.3.13 on the micro BERT's layer 2 with a window of 256: precision, recall, F1.
 BERT_SCORES = {
-    ("fire hits dover bridge .", "flood closes dover bridge ."): (94.4298, 94.4298, 94.4298),
-    ("Étienne opens café 日本 ☃ .", "etienne closes cafe ☃ !"): (93.7896, 91.4581, 92.6092),
-    ("☃ 日", "fire hits ☃"): (58.9437, 61.6241, 60.2541),
-    ("anna reed missing .", "police arrest anna reed in upton and carry her away ."): (45.8024, 63.2902, 53.1446),
-    (f"{LONG} fire hits dover bridge .", "flood closes bridge ."): (56.0952, 48.1959, 51.8464),
+    ("fire hits dover bridge .", "flood closes dover bridge ."): (94.5853, 94.5853, 94.5853),
+    ("Étienne opens café 日本 ☃ .", "etienne closes cafe ☃ !"): (92.1114, 89.5509, 90.8131),
+    ("☃ 日", "fire hits ☃"): (52.3770, 58.4577, 55.2505),
+    ("anna reed missing .", "police arrest anna reed in upton and carry her away ."): (46.0535, 65.2886, 54.0096),
+    (f"{LONG} fire hits dover bridge .", "flood closes bridge ."): (56.3773, 40.7702, 47.3201),
     ("fire hits dover bridge .", ""): (0.0, 0.0, 0.0),
     ("", "fire hits"): (0.0, 0.0, 0.0),
     ("", ""): (0.0, 0.0, 0.0),
