@@ -26,7 +26,8 @@ from lib.tests.small import codec_for, rows_of, tokenizer_of
 
 SQUAD = ("squad/train", "squad/validation")
 NEWS = ("cnn_dailymail/train", "cnn_dailymail/validation", "cnn_dailymail/test")
-WEIGHTS = PLANS["bert"].weights
+FIRST, SECOND = PLANS["bert"].stages
+WEIGHTS = FIRST.weights
 plain = cache(plain_tables)
 
 
@@ -169,7 +170,9 @@ def test_no_fine_tuning_text_is_pretrained_on():
     reserved = {text for row in rows_of("amazon_polarity/train") for text in (row["content"],)}
     reserved |= {row["context"] for row in questions()} | {row["article"] for row in articles()}
     assert len(pretraining(SEED, 20_000)) == 20_000
-    pretrained = {text for document in pretraining(SEED, 20_000) for text in (document.first, document.second, document.foil)}
+    later = islice(documents(SEED + 1, reserved_texts(), SECOND.weights), 5000)
+    seen = [*pretraining(SEED, 20_000), *later]
+    pretrained = {text for document in seen for text in (document.first, document.second, document.foil)}
     pretrained |= {text.split("\n")[-1] for text in pretrained}  # a review without its title
     assert pretrained & reserved == set()
 
@@ -208,6 +211,19 @@ def test_a_review_is_judged_at_each_of_its_full_stops():
     good = tokenizer.convert_tokens_to_ids("good")
     assert objectives._judged(review, ids, tokenizer) == {4: good, 9: good}
     assert objectives._judged(replace(review, verdict=None), ids, tokenizer) == {}
+
+
+def test_berts_second_stage_names_verdicts_and_its_first_one_does_not():
+    tokenizer = tokenizer_of("bert_sa_sft")
+    reviews = list(islice(documents(3, frozenset(), (1.0, 0.0, 0.0, 0.0)), 32))
+    stop, verdicts = tokenizer.convert_tokens_to_ids("."), set(tokenizer.convert_tokens_to_ids(["bad", "good"]))
+
+    def named_at_stops(stage):
+        batch = stage.batch(reviews, tokenizer, Random(0))
+        return set(batch["labels"][batch["input_ids"] == stop].tolist()) & verdicts
+
+    assert named_at_stops(SECOND) == verdicts
+    assert named_at_stops(FIRST) == set()
 
 
 def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
