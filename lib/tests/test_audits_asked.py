@@ -209,7 +209,7 @@ def test_a_cache_changes_nothing(cell_id):
 
 
 def test_beams_that_keep_each_others_cache_are_caught(monkeypatch):
-    evidence = evidence_of("t5_sum_lora", steps=8)
+    evidence = evidence_of("t5_sum_lora", steps=4)
     assert generated.cache_changes_nothing(evidence)[0]
     monkeypatch.setattr(EncoderDecoderCache, "reorder_cache", lambda cache, beams: None)
     passed, detail = generated.cache_changes_nothing(replace(evidence))

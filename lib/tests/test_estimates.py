@@ -152,7 +152,7 @@ def test_the_table_closes_with_the_sum():
     table = lines(QUICK[:2], {QUICK[0].id: Estimate(seconds=90, gib=0.5, source="run.json")})
     assert table == [
         "cell            updates     batch  precision  tokens  est. time  est. GiB  from",
-        "bert_sum_lora        64    12 x 1  fp32       128+28    1.5 min      0.50  run.json",
-        "bert_sum_qlora       64    12 x 1  fp32       128+28          -         -  never measured",
+        "bert_sum_lora        38    12 x 1  fp32       128+28    1.5 min      0.50  run.json",
+        "bert_sum_qlora       38    12 x 1  fp32       128+28          -         -  never measured",
         "2 cells, 1.5 min one after the other for the 1 with an estimate",
     ]

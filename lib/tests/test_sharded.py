@@ -14,7 +14,7 @@ from lib.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from lib.run.ranks import Ranks
 from lib.run.sharded import Sharded, blocks
 from lib.tests.ranked import on_ranks
-from lib.tests.small import rows_of, silent, still, trainer_for, trainer_of
+from lib.tests.small import cell_of, rows_of, silent, still, trainer_for, trainer_of
 from lib.tests.test_build import tiny_llama
 from lib.tests.test_ranks import CUT, HEADS, ROWS, cut_on, twin_is_the_model
 
@@ -50,7 +50,8 @@ def test_every_head_trains_shared_out_as_held_whole(cell_id):
             [n for n in theirs.gradient_norms if n], rel=1e-3
         )
         assert (ours.order, ours.updates) == (theirs.order, 3)
-        assert apart < 1e-4
+        # AdamW moves a weight by its rate, in a direction that rounding turns where the gradient is next to zero.
+        assert apart < 0.1 * cell_of(cell_id).recipe.learning_rate
 
 
 def llama_on(ranks, cell, method):
