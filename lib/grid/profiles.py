@@ -139,7 +139,7 @@ def quick_changes(cell_id: str) -> Mapping[str, Any]:
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "bert_sa_lora": (40, 5e-3, 16, 1),
     "bert_sa_qlora": (40, 6e-3, 12, 1),
-    "bert_sa_sft": (60, 5e-4, 16, 1),
+    "bert_sa_sft": (72, 1e-3, 16, 1),
     "bert_qa_lora": (40, 2e-3, 12, 1),
     "bert_qa_qlora": (36, 2e-3, 12, 1),
     "bert_qa_sft": (50, 1e-3, 12, 1),
