@@ -199,7 +199,7 @@ def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable
     plan.finish(model)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "README.md").write_text(card(plan_id, model.num_parameters(), losses))
+    (out / "README.md").write_text(card(plan_id, model.num_parameters(), losses, steps))
 
 
 def staged(
@@ -229,11 +229,11 @@ def optimized(model: Any, plan: Plan, learning_rate: float, stream: Iterable[Bat
         yield loss.item()
 
 
-def card(plan_id: str, parameters: int, losses: Sequence[float]) -> str:
-    """The model card; `losses` are of the last stage."""
+def card(plan_id: str, parameters: int, losses: Sequence[float], steps: int | None = None) -> str:
+    """The model card; `losses` are of the last stage, `steps` of each stage where they are not the plan's."""
     plan = PLANS[plan_id]
     loss = f"{fmean(losses[-max(1, len(losses) // 10) :]):.4f} nats (mean of the last tenth)" if losses else "not trained"
-    stages = "\n".join(f"| {number} | {described(stage)} |" for number, stage in enumerate(plan.stages, start=1))
+    stages = "\n".join(f"| {number} | {described(stage, steps)} |" for number, stage in enumerate(plan.stages, start=1))
     return f"""---
 license: apache-2.0
 language: en
@@ -252,9 +252,9 @@ Each update had {BATCH} documents of `lib.micro.corpus`, none with the text of a
 """
 
 
-def described(stage: Stage) -> str:
+def described(stage: Stage, steps: int | None) -> str:
     """The cells of a stage's row in the model card."""
     parts = ", ".join(
         f"{share:.0%} {kind.__name__.replace('_', ' ')}" for kind, share in zip(KINDS, stage.weights, strict=True) if share
     )
-    return f"{stage.objective} | {parts} | {stage.steps:,} | {stage.learning_rate:g}"
+    return f"{stage.objective} | {parts} | {stage.steps if steps is None else steps:,} | {stage.learning_rate:g}"

@@ -20,7 +20,7 @@ from lib.micro.corpus import Document, documents, reserved_texts
 from lib.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
 from lib.micro.objectives import IGNORED, span_corruption, spelled_and_named
 from lib.micro.oddities import SHARES, capitalized, renamed, with_oddities
-from lib.micro.pretrain import PLANS, SEED
+from lib.micro.pretrain import PLANS, SEED, card
 from lib.micro.tokenizers import SENTINELS
 from lib.tests.small import codec_for, rows_of, tokenizer_of
 
@@ -278,6 +278,14 @@ def test_reserved_texts_are_those_of_all_rows_before_some_were_made_odd():
     bodies = {row.get("content") or row.get("context") or row["article"] for row in rows}
     assert reserved_texts() == bodies
     assert bodies.isdisjoint(PRETRAINED_ON)
+
+
+def test_a_model_card_tells_each_stage_and_the_updates_that_were_made():
+    assert "| 2 | the same, and a review's verdict" in card("bert", 1, [0.5])
+    assert "| 2,000 | 0.001 |" in card("bert", 1, [0.5])
+    untrained = card("bert", 1, [], steps=0)
+    assert "| 0 | 0.001 |" in untrained
+    assert "Loss at the end: not trained." in untrained
 
 
 # Tokenizers
