@@ -20,7 +20,7 @@ def product_in_another_order(monkeypatch: Any) -> None:
 
     def reordered(self: Any, x: Any, *args: Any, **options: Any) -> Any:
         result = self.base_layer(x, *args, **options).clone()
-        for name in self.active_adapters:
+        for name in [] if self.disable_adapters or self.merged else self.active_adapters:
             matrix = self.scaling[name] * self.lora_B[name].weight @ self.lora_A[name].weight
             result = result + linear(self.lora_dropout[name](x.to(matrix.dtype)), matrix).to(result.dtype)
         return result
