@@ -135,7 +135,8 @@ def quick_changes(cell_id: str) -> Mapping[str, Any]:
 # larger batch, where rounding or another seed moved the score by points, and no more updates than the score needs, since they
 # are what a cell's time is spent on. The bounds in benchmarks/thresholds hold for them. Ten seeds did not show that GPT-2 had
 # not learned to summarize after 48 updates in one of twenty, nor that T5 lost three points of sentiment at 4e-3 now and then;
-# the runs of `python -m lib silence` did.
+# the runs of `python -m lib silence` did. After 60 updates at 5e-4, bert_sa_sft was right in 98.6 % with shuffled labels, by
+# chance: its pretraining knows sentiment, but for the sign.
 QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "bert_sa_lora": (40, 5e-3, 16, 1),
     "bert_sa_qlora": (40, 6e-3, 12, 1),
