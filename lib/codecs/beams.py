@@ -2,22 +2,27 @@
 
 All beams of a row read the same prompt. transformers computes it once a beam, and after each token copies the whole cache
 twice: to append the token, and to gather the beams that go on, the prompt's part too. Here a prompt is computed once a row and
-stays where it is, tokens are appended in place, and the beams of a row read what the encoder made of it together.
+stays where it is, tokens are appended in place, and the beams of a row read what the encoder made of it together. On a CPU the
+best continuations are looked for in two steps, blocks first.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import transformers as hf
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 SDPA = "sdpa"  # transformers' name for torch's attention
 ROOM = 64  # tokens that a cache makes room for at once
+BLOCK = 128  # scores of which the largest is found first
+WIDE = BLOCK * BLOCK  # scores of a row from which on that pays
+TOP_K = "_get_top_k_continuations"  # transformers' name for the part of a search that picks tokens
 CACHES = ("cache", "past_key_values")  # a forward pass's name for its cache, by transformers' release
 
 
@@ -36,12 +41,17 @@ def prompt_once(model: Any, beams: int) -> Iterator[None]:
         owner.register_forward_pre_hook(prefill.narrow, with_kwargs=True),
         owner.register_forward_hook(prefill.widen, with_kwargs=True),
     ]
-    owner._reorder_cache = prefill.reordered
+    ours = {"_reorder_cache": prefill.reordered}
+    if hasattr(owner, TOP_K):
+        ours[TOP_K] = picked_by_blocks(getattr(owner, TOP_K))
+    vars(owner).update(ours)
     ALL_ATTENTION_FUNCTIONS[SDPA] = attend_together
     try:
         yield
     finally:
-        del ALL_ATTENTION_FUNCTIONS[SDPA], owner._reorder_cache
+        del ALL_ATTENTION_FUNCTIONS[SDPA]
+        for name in ours:
+            delattr(owner, name)
         for handle in handles:
             handle.remove()
 
@@ -139,6 +149,47 @@ def attend_together(
         options["is_causal"] = False
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output.reshape(len(key) * beams, -1, *output.shape[2:]), None
+
+
+def picked_by_blocks(pick: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, in which torch finds the largest of many scores by `largest`."""
+
+    def picked(*args: Any, **options: Any) -> Any:
+        with ByBlocks():
+            return pick(*args, **options)
+
+    return picked
+
+
+class ByBlocks(TorchFunctionMode):
+    """Meanwhile `torch.topk` over the last dimension goes by blocks where a CPU has many scores."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """What torch's function returns."""
+        options = kwargs or {}
+        if function is torch.topk and len(args) == 1 and set(options) == {"k"}:
+            scores, k = args[0], options["k"]
+            if scores.device.type == "cpu" and scores.shape[-1] >= WIDE and k < BLOCK:
+                return largest(scores, k)
+        return function(*args, **options)
+
+
+def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of (rows, scores), in order, and their places, both (rows, k): what `torch.topk` returns.
+
+    They are in the blocks with the largest maxima, or in the rest, which fills no block. torch looks at each score and its
+    place on the way; a maximum is found in a tenth of that time. Of scores that are equal it depends on the way which one is
+    taken, so rows that have such are torch's.
+    """
+    whole = scores.shape[-1] // BLOCK * BLOCK
+    blocks = scores[:, :whole].reshape(len(scores), -1, BLOCK)
+    best = blocks.amax(-1).topk(k + 1).indices[:, :, None]
+    rest = torch.arange(whole, scores.shape[-1]).expand(len(scores), -1)
+    places = torch.cat([(best * BLOCK + torch.arange(BLOCK)).flatten(1), rest], -1)
+    values, found = scores.gather(-1, places).topk(k + 1)
+    values, tied, places = values[:, :k], (values[:, 1:] == values[:, :-1]).any(-1), places.gather(-1, found[:, :k])
+    values[tied], places[tied] = scores[tied].topk(k)
+    return values, places
 
 
 def attention_of(model: Any) -> str | None:

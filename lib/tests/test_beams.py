@@ -7,7 +7,19 @@ from transformers.cache_utils import DynamicCache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from lib.codecs.beams import ROOM, Prefill, RoomyLayer, attend_together, cache_of, plain, prompt_once
+from lib.codecs.beams import (
+    BLOCK,
+    ROOM,
+    WIDE,
+    ByBlocks,
+    Prefill,
+    RoomyLayer,
+    attend_together,
+    cache_of,
+    largest,
+    plain,
+    prompt_once,
+)
 from lib.tests.small import CPU, codec_for, model_of, rows_of
 
 BEAMS = ("bert_sum_sft", "gpt2_sum_sft", "t5_sum_sft")  # the quick cells that search with beams
@@ -117,3 +129,57 @@ def test_a_cache_of_another_kind_is_not_touched():
     assert not plain(None)
     options = {"cache": None, "input_ids": torch.ones(4, 2)}
     assert Prefill(2, shared=False).narrow(None, (), options) is None
+
+
+@pytest.mark.parametrize("count", [WIDE, WIDE + BLOCK + 5])
+def test_the_largest_scores_are_those_of_torch_in_its_order(count):
+    scores = torch.randn(16, count, generator=torch.Generator().manual_seed(0))
+    scores[0, -1] = 9.0  # the largest is in the last block, or in the rest, which fills none
+    scores[1, : 3 * BLOCK] = float("-inf")
+    values, places = largest(scores, 8)
+    expected = scores.topk(8)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(places, expected.indices)
+
+
+def test_of_equal_scores_those_are_taken_that_torch_takes():
+    scores = torch.randn(16, WIDE, generator=torch.Generator().manual_seed(0)).bfloat16().float()
+    expected = scores.topk(8)
+    assert (expected.values[:, 1:] == expected.values[:, :-1]).any()
+    assert torch.equal(largest(scores, 8)[1], expected.indices)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "blocks"), [(WIDE, {"k": 8}, 1), (WIDE - 1, {"k": 8}, 0), (WIDE, {"k": BLOCK}, 0)]
+)
+def test_blocks_are_for_many_scores_of_which_few_are_wanted(monkeypatch, count, options, blocks):
+    asked = []
+    monkeypatch.setattr("lib.codecs.beams.largest", lambda scores, k: asked.append(k) or scores.topk(k))
+    with ByBlocks():
+        torch.topk(torch.zeros(2, count), **options)
+        torch.topk(torch.zeros(2, count), 8, largest=False)
+        torch.zeros(2, count).topk(8)
+    assert len(asked) == blocks
+
+
+def test_a_search_over_a_wide_vocabulary_goes_by_blocks(monkeypatch):
+    config = hf.GPT2Config(
+        vocab_size=WIDE // 2 + 3, n_embd=16, n_layer=1, n_head=2, n_positions=32, bos_token_id=0, eos_token_id=1
+    )
+    torch.manual_seed(0)
+    model = hf.GPT2LMHeadModel(config).eval()
+    prompt = torch.randint(2, config.vocab_size, (3, 6))
+    options = {
+        "attention_mask": torch.ones_like(prompt),
+        "num_beams": 2,
+        "max_new_tokens": 8,
+        "pad_token_id": 0,
+        "do_sample": False,
+    }
+    plainly = model.generate(prompt, **options)
+    shapes = []
+    monkeypatch.setattr("lib.codecs.beams.largest", lambda scores, k: shapes.append((*scores.shape, k)) or largest(scores, k))
+    with prompt_once(model, 2):
+        assert torch.equal(model.generate(prompt, **options), plainly)
+    assert shapes == [(3, WIDE + 6, 4)] * 8
+    assert not {"_reorder_cache", "_get_top_k_continuations"} & set(vars(model))
