@@ -169,7 +169,7 @@ class ByBlocks(TorchFunctionMode):
         options = kwargs or {}
         if function is torch.topk and len(args) == 1 and set(options) == {"k"}:
             scores, k = args[0], options["k"]
-            if scores.device.type == "cpu" and scores.shape[-1] >= WIDE and k < BLOCK:
+            if scores.device.type == "cpu" and scores.ndim == 2 and scores.shape[-1] >= WIDE and k < BLOCK:
                 return largest(scores, k)
         return function(*args, **options)
 
@@ -177,9 +177,9 @@ class ByBlocks(TorchFunctionMode):
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of (rows, scores), in order, and their places, both (rows, k): what `torch.topk` returns.
 
-    They are in the blocks with the largest maxima, or in the rest, which fills no block. torch looks at each score and its
-    place on the way; a maximum is found in a tenth of that time. Of scores that are equal it depends on the way which one is
-    taken, so rows that have such are torch's.
+    They are in the blocks with the largest maxima, or in the rest, which fills no block. Maxima of blocks are found much sooner
+    than torch sorts scores with their places. Which of equal scores is taken depends on the way, so rows that have such are
+    left to torch.
     """
     whole = scores.shape[-1] // BLOCK * BLOCK
     blocks = scores[:, :whole].reshape(len(scores), -1, BLOCK)

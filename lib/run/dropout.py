@@ -20,7 +20,7 @@ def draw_masks_sooner() -> torch.library.Library:
     """Let torch draw Bernoulli masks on this process's CPU with `bernoulli_`, from now on."""
     library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Warning only once for all operators")  # that a kernel is replaced: so it is
+        warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, and that is meant
         library.impl("bernoulli_.float", bernoulli_, "CPU")  # type: ignore[no-untyped-call]
     return library  # the kernel lives as long
 
