@@ -31,7 +31,7 @@ def bernoulli_(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | Non
     Raises RuntimeError for what is no probability, as torch does.
     """
     if not 0 <= p <= 1:
-        raise RuntimeError(f"bernoulli_ expects p to be in [0, 1], but got p={p}")
+        raise RuntimeError(f"a probability lies between 0 and 1, but p is {p}")
     if p in (0, 1):
         return mask.fill_(p)
     seed = int(torch.randint(2**63 - 1, (), generator=generator))
