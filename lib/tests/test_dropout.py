@@ -89,7 +89,7 @@ def test_what_is_certain_is_exact_and_what_is_no_probability_is_refused():
     assert drawn(1.0).all()
     assert not drawn(0.0).any()
     assert drawn(shape=0).shape == (0,)
-    with pytest.raises(RuntimeError, match="between 0 and 1, but p is 1.5"):
+    with pytest.raises(RuntimeError, match=r"between 0 and 1, but p is 1\.5"):
         drawn(1.5)
 
 
