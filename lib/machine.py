@@ -17,11 +17,16 @@ PACKAGES = (
 
 def cpu_name() -> str:
     """The CPU's model name where Linux tells it, its architecture elsewhere."""
+    return cpu_field("model name") or platform.machine()
+
+
+def cpu_field(name: str) -> str:
+    """What Linux tells of the first processor, as its "flags"; empty where it does not."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        return platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+        return ""
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
 def usable_cores() -> int:

@@ -12,7 +12,9 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
-from lib.machine import cpu_name, give_back_memory
+from lib.machine import cpu_name, give_back_memory, keep_freed_memory
+from lib.run.dropout import draw_masks_sooner
+from lib.run.products import bf16_is_slow, multiply_bf16_sooner
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
@@ -132,6 +134,17 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None
 def has_bf16_units(device: torch.device) -> bool:
     """Whether bf16 is fast and complete here. GPUs before Ampere (V100, T4, RTX 20) only emulate it; a CPU does it right."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def hasten_cpu(cell: Cell, device: torch.device) -> None:
+    """Let this process's CPU train sooner, from now on; what it computes for cells in fp32 stays as it is, bit for bit.
+
+    Micro backbones multiply bf16 as torch does: their matrices are too small to gain.
+    """
+    keep_freed_memory()
+    draw_masks_sooner()
+    if device.type == "cpu" and not cell.profile.micro and resolve_precision(cell, device)[0] == "bf16" and bf16_is_slow():
+        multiply_bf16_sooner()
 
 
 def autocast(precision: str, device: torch.device) -> Any:

@@ -5,12 +5,13 @@ draws four elements with each number of its SFC64, and torch's generator gives t
 state say all, as before. Dropout itself, attention's included, stays torch's; only its masks come from here.
 """
 
-import warnings
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from lib.run.kernels import replace_cpu_kernels
 
 STEPS = 2**16  # a probability is rounded to a whole number of them
 
@@ -18,11 +19,7 @@ STEPS = 2**16  # a probability is rounded to a whole number of them
 @cache
 def draw_masks_sooner() -> torch.library.Library:
     """Let torch draw Bernoulli masks on this process's CPU with `bernoulli_`, from now on."""
-    library = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, and that is meant
-        library.impl("bernoulli_.float", bernoulli_, "CPU")  # type: ignore[no-untyped-call]
-    return library  # the kernel lives as long
+    return replace_cpu_kernels({"bernoulli_.float": bernoulli_})  # which lives as long
 
 
 def bernoulli_(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
