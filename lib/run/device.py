@@ -23,8 +23,6 @@ BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 MEASURED = ("cpu", "cuda")
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
-# How libraries say that memory ran out: torch's allocators on a CPU, the CUDA runtime outside them, cuBLAS's handles.
-NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Claims:
@@ -180,13 +178,6 @@ def check_idle(device: torch.device, used_gib: float | None) -> None:
             f"{device} is in use: {used_gib:.1f} GiB of it are taken by others; free it, choose another with --device, "
             "or measure beside them with --allow-busy-gpu, which the record then says"
         )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or on the CPU."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
 
 
 def free_memory(device: torch.device) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -15,7 +16,8 @@ from lib.codecs.store import lengths_of
 from lib.data.sources import Row
 from lib.errors import InputError
 from lib.grid.cells import Cell
-from lib.run.device import autocast, free_memory, out_of_memory, resolve_precision
+from lib.run.device import autocast, free_memory, resolve_precision
+from lib.run.fitting import DoesNotFit, fitting
 from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
 from lib.run.ranks import ALONE, Ranks
@@ -130,11 +132,8 @@ def predict(
 
 def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
     """What the call returns; None where memory ran out."""
-    try:
+    with suppress(DoesNotFit), fitting():
         return call()
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
     return None
 
 

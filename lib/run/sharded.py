@@ -19,7 +19,7 @@ from lib.codecs.base import Feature
 from lib.errors import InputError, first_line
 from lib.grid.cells import Cell
 from lib.grid.methods import Method
-from lib.run.device import out_of_memory
+from lib.run.fitting import out_of_memory
 from lib.run.ranks import Ranks, whole
 
 HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates

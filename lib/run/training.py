@@ -20,16 +20,17 @@ from torch import Tensor, nn
 from lib.codecs.base import Batch, Codec, Feature, all_tokens, real_tokens
 from lib.codecs.store import lengths_of
 from lib.data.sources import Row
-from lib.errors import InputError, first_line
+from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.methods import Method
 from lib.run.clipping import Clipping
 from lib.run.course import COURSE, Training
-from lib.run.device import free_memory, out_of_memory, random_states, resolve_precision, resolve_quantization, set_random_states
+from lib.run.device import free_memory, random_states, resolve_precision, resolve_quantization, set_random_states
 from lib.run.fingerprints import model_marks
 from lib.run.first_updates import MOVED, FirstUpdates
+from lib.run.fitting import DoesNotFit, fitting
 from lib.run.meter import Meter, ledger, tensor_bytes
-from lib.run.order import chunks, epoch_batches
+from lib.run.order import chunks, epoch_batches, micro_batches
 from lib.run.progress import Progress
 from lib.run.ranks import ALONE, Ranks, held, whole
 from lib.run.scale import LossScale
@@ -37,10 +38,6 @@ from lib.run.schedule import make_schedule
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
-
-
-class DoesNotFit(Exception):
-    """Memory ran out in a forward or backward pass; no weight has changed yet."""
 
 
 class Trainer:
@@ -213,23 +210,22 @@ class Trainer:
         free_memory(self.meter.device)
 
     def _step(self) -> Tensor:
-        own = self.ranks.share(self.last_group, self.course.micro_batch)
+        own = self._own(self.last_group)
         with self.meter.update(samples=sum(map(len, own))) as update:
             batches = self._collated(own)
             update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
             loss = self._backward(batches, len(own))
             try:
-                self.clipping.clip(self.course)
-                self._settle()
-                if not self.course.updates:
-                    self.course.first_step |= self._first.gradients(self.meter.device)
-                self.loss_scale.before_step()
-                self.optimizer.step()
-            except (RuntimeError, MemoryError) as error:
-                if out_of_memory(error):  # activations are gone by now: fewer rows at once would not help
-                    cause = f"in the optimizer's step of update {self.course.updates + 1} ({first_line(error)})"
-                    raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
-                raise
+                with fitting():
+                    self.clipping.clip(self.course)
+                    self._settle()
+                    if not self.course.updates:
+                        self.course.first_step |= self._first.gradients(self.meter.device)
+                    self.loss_scale.before_step()
+                    self.optimizer.step()
+            except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
+                cause = f"in the optimizer's step of update {self.course.updates + 1} ({error})"
+                raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
             self.loss_scale.after_step()
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
             self.course.group_rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
@@ -280,12 +276,18 @@ class Trainer:
         Gradients are those of some parameters. Where there are several ranks, all of them must ask.
         """
         self.optimizer.zero_grad()
-        own = self.ranks.share(group, self.course.micro_batch)
+        own = self._own(group)
         loss = self._backward(self._collated(own), len(own))
         wanted = [self.stepped[name] for name in names]
         gradients = [whole(torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor) for p in wanted]
         self.optimizer.zero_grad()
         return loss, gradients
+
+    def _own(self, group: Sequence[Sequence[Feature]]) -> Sequence[Sequence[Feature]]:
+        """This rank's micro-batches of an update; smaller ones where memory ran out."""
+        if self.ranks.count > 1 or self.course.micro_batch < self.cell.recipe.per_device_train_batch_size:
+            return self.ranks.share(group, self.course.micro_batch)
+        return micro_batches(group, self.cell, self.meter.device)
 
     def _collated(self, own: Sequence[Sequence[Feature]]) -> list[Batch]:
         return [self.codec.collate(features) for features in own if features]
@@ -297,7 +299,7 @@ class Trainer:
         if idle := max(passes, 1) - len(batches):  # others have rows, and wait for this rank's gradients: zeros
             batches = [*batches, *[self.codec.collate(self.features[:1])] * idle]
             divisors = [*divisors, *[math.inf] * idle]
-        try:
+        with fitting():
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
             for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
@@ -308,10 +310,6 @@ class Trainer:
                 total += loss.detach()
             if self.ranks.count == 1:
                 self._penalize()
-        except (RuntimeError, MemoryError) as error:
-            if out_of_memory(error):
-                raise DoesNotFit(first_line(error)) from None
-            raise
         return self.ranks.summed(total)
 
     def _penalize(self) -> None:
