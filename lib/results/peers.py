@@ -235,8 +235,9 @@ def of_bare_time(cell: CellPeers) -> float | None:
 
 
 def evaluated(cell: CellPeers) -> float | None:
-    """Our evaluation's speed over Trainer's."""
-    return cell.evaluate.ratio(TRAINER) if cell.evaluate else None
+    """Our evaluation's speed over Trainer's, with as many rows at once as ours or by default, whichever is faster."""
+    best = cell.evaluate.best_peer() if cell.evaluate else None
+    return cell.evaluate.ratio(best) if cell.evaluate and best else None
 
 
 def generated(cell: CellPeers) -> float | None:

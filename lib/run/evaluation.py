@@ -1,5 +1,6 @@
 """Evaluation. In: a trained model, its codec, rows. Out: a prediction a row, and scores in points."""
 
+import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from lib.run.progress import Progress
 from lib.run.ranks import ALONE, Ranks
 
 EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
+ROOM = 2048  # tokens with padding at once on a CPU, which gains nothing by more, while the longest rows differ much in length
 
 
 @dataclass(kw_only=True)
@@ -117,7 +119,7 @@ def predict(
     done, size = 0, EVAL_BATCH
     with torch.inference_mode(), autocast(precision_of(codec.cell, device), device):
         while done < len(order):
-            chunk = order[done : done + size]
+            chunk = order[done : done + min(size, _room(codec, device) // lengths[order[done]] or 1)]
             answers = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
             if answers is None:
                 size = _halved(size, codec, device)
@@ -128,6 +130,12 @@ def predict(
     shares = ranks.gathered((outputs, size))
     known = {i: output for share, _ in shares for i, output in share.items()}
     return [known[i] for i in range(len(features))], min(size for _, size in shares)
+
+
+def _room(codec: Codec, device: torch.device) -> int:
+    """How many tokens are predicted at once. Texts are generated in whole batches: each step reads all weights again."""
+    cuts = device.type == "cpu" and not codec.generates and not codec.cell.profile.micro
+    return ROOM if cuts else sys.maxsize
 
 
 def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:

@@ -6,6 +6,7 @@ is ours against plain batches of `model.generate` in the order of the rows, with
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from statistics import fmean
 from typing import Any
 
@@ -18,7 +19,7 @@ from lib.codecs.extract import best_span
 from lib.run.evaluation import EVAL_BATCH, predict
 from lib.run.order import chunks
 from lib.run.peers import Peak, Race, as_before, settled
-from lib.run.peers_train import common_arguments
+from lib.run.peers_train import DEFAULTS, common_arguments
 from lib.run.progress import Progress
 
 
@@ -30,15 +31,18 @@ def timed_ours(race: Race, features: Sequence[Feature]) -> tuple[float, float | 
     return settled(race.device) - began, peak.gib(), outputs
 
 
-def timed_trainer(race: Race, features: Sequence[Feature]) -> tuple[float, float | None, list[Any]]:
-    """The same by `Trainer.predict`: in order, padded to the longest row of a batch, in the precision of training."""
+def timed_trainer(race: Race, features: Sequence[Feature], **options: Any) -> tuple[float, float | None, list[Any]]:
+    """The same by `Trainer.predict`: in order, padded to the longest row of a batch, in the precision of training.
+
+    `options` are of its `TrainingArguments`: by default, it predicts 8 rows at once.
+    """
     race.restore()
 
     def collate(rows: Sequence[Feature]) -> Batch:
         return {name: tensor for name, tensor in race.codec.collate(rows).items() if name != "labels"}
 
     with tempfile.TemporaryDirectory() as folder, as_before(race.model):
-        arguments = hf.TrainingArguments(**common_arguments(race, folder), per_device_eval_batch_size=EVAL_BATCH)
+        arguments = hf.TrainingArguments(**common_arguments(race, folder), **options)
         trainer = hf.Trainer(model=race.model, args=arguments, data_collator=collate)
         peak, began = Peak(race.device), settled(race.device)
         logits = trainer.predict(list(features)).predictions
@@ -70,7 +74,8 @@ def timed_generate(race: Race, features: Sequence[Feature]) -> tuple[float, floa
 
 PREDICTING: Mapping[str, Callable[[Race, Sequence[Feature]], tuple[float, float | None, list[Any]]]] = {
     "ours": timed_ours,
-    "trainer": timed_trainer,
+    "trainer": partial(timed_trainer, per_device_eval_batch_size=EVAL_BATCH),
+    DEFAULTS: timed_trainer,
     "plain generate": timed_generate,
 }
 

@@ -63,7 +63,7 @@ def train(race: Race, rounds: int, theirs: Ask | None = None) -> dict[str, Heat]
 
 def evaluate(race: Race, scored: Sequence[Feature], rounds: int, theirs: Ask | None = None) -> dict[str, Heat]:
     """Prediction of test rows, ours and Trainer's, by a codec that does not generate."""
-    heats = {"ours": Heat(), "trainer": Heat()}
+    heats = {"ours": Heat(), "trainer": Heat(), DEFAULTS: Heat()}
     outputs = _take_turns(race, heats, "predict", _asking(race, scored, theirs), rounds)
     for name, heat in heats.items():
         heat.figure = mean_figure(race.codec, outputs[name])

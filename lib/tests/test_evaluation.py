@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lib.codecs.base import Feature
 from lib.errors import InputError
 from lib.grid.cells import STUDY
 from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE
-from lib.run.evaluation import EVAL_BATCH, evaluate, precision_of
+from lib.run.evaluation import EVAL_BATCH, evaluate, precision_of, predict
 from lib.run.metrics import Metrics, Scored
 from lib.tests.small import CPU, codec_for, model_of, rows_of, silent
 
@@ -44,6 +45,41 @@ def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
     wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
     assert [p.value for p in narrow.predictions] == [p.value for p in wide.predictions]
     assert (wide.batch, narrow.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
+
+
+class Shapes(Longest):
+    """The same, and remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, input_ids, attention_mask):
+        self.shapes.append(tuple(input_ids.shape))
+        return super().forward(input_ids, attention_mask)
+
+
+def test_long_rows_go_through_a_true_checkpoint_in_smaller_batches_on_a_cpu():
+    """2,048 tokens: two rows of 700, or 34 rows of 60; one row of 5,000 goes alone. A micro backbone has 64 of any length."""
+    codec, model = codec_for("bert_sa_sft"), Shapes()
+    features = [Feature(example=n, input_ids=[2] * n, target=0) for n in [5000, *[700] * 6, *[60] * 70]]
+    predict(model, codec, features, CPU, silent())
+    assert model.shapes == [(64, 5000), (13, 60)]
+    model.shapes.clear()
+    codec.cell = replace(codec.cell, profile=replace(codec.cell.profile, micro=False))
+    outputs, batch = predict(model, codec, features, CPU, silent())
+    assert model.shapes == [(1, 5000), (2, 700), (2, 700), (2, 700), (34, 60), (34, 60), (2, 60)]
+    assert [label for label, _ in outputs] == [1] * 77
+    assert batch == EVAL_BATCH
+
+
+def test_texts_are_generated_in_whole_batches():
+    codec = codec_for("gpt2_sum_sft")
+    codec.cell = replace(codec.cell, profile=replace(codec.cell.profile, micro=False))
+    codec.predict = lambda model, features, device: [len(features)] * len(features)
+    features = [Feature(example=n, input_ids=[2] * 500, target=[]) for n in range(70)]
+    outputs, _ = predict(Longest(), codec, features, CPU, silent())
+    assert outputs == [64] * 64 + [6] * 6
 
 
 def test_one_row_that_cannot_be_predicted_ends_the_cell_in_a_sentence():

@@ -14,7 +14,7 @@ from lib.codecs.base import Feature
 from lib.codecs.classify import ClassifyCodec
 from lib.errors import InputError
 from lib.run.meter import Meter
-from lib.run.order import epoch_batches, micro_batches
+from lib.run.order import FEWER, epoch_batches, micro_batches
 from lib.run.scale import LossScale
 from lib.run.training import Trainer
 from lib.tests.small import cell_of, rows_of, silent, still, trainer_of
@@ -114,6 +114,7 @@ def test_an_update_that_is_cut_anew_is_the_same_update():
     assert seen == [2, 2, 2, 2, 8]
     assert anew.losses == pytest.approx(recipe.losses, abs=1e-6)
     assert anew.order == recipe.order
+    assert (recipe.fallbacks, anew.fallbacks) == ([], [FEWER])
     for name, gradient in one.items():
         torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4)
 
