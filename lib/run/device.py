@@ -135,14 +135,14 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def hasten_cpu(cell: Cell, device: torch.device) -> None:
-    """Let this process's CPU train sooner, from now on; what it computes for cells in fp32 stays as it is, bit for bit.
+    """Let this process's CPU train the cell sooner. What it computes does not depend on cells before it.
 
-    Micro backbones multiply bf16 as torch does: their matrices are too small to gain.
+    Micro backbones and cells in fp32 multiply as torch does, bit for bit: matrices of the former are too small to gain.
     """
     keep_freed_memory()
     draw_masks_sooner()
-    if device.type == "cpu" and not cell.profile.micro and resolve_precision(cell, device)[0] == "bf16" and bf16_is_slow():
-        multiply_bf16_sooner()
+    in_bf16 = device.type == "cpu" and resolve_precision(cell, device)[0] == "bf16"
+    multiply_bf16_sooner(in_bf16 and not cell.profile.micro and bf16_is_slow())
 
 
 def autocast(precision: str, device: torch.device) -> Any:

@@ -52,9 +52,9 @@ def micro_batches(group: Sequence[Sequence[Feature]], cell: Cell, device: torch.
     """An update's micro-batches as they go through the model of a process alone.
 
     On a CPU, where small batches cost more than they save, rows are sorted by length and cut anew where that makes fewer. A GPU
-    has the recipe's micro-batches, which its memory is measured with, and so have micro backbones, whose rows are few.
+    and a footprint have the recipe's micro-batches, which memory is measured with, and so have micro backbones.
     """
-    if device.type != "cpu" or cell.profile.micro:
+    if device.type != "cpu" or cell.profile.micro or cell.profile.random_weights:
         return group
     anew: list[list[Feature]] = []
     for feature in sorted((feature for features in group for feature in features), key=lambda feature: len(feature.input_ids)):

@@ -5,6 +5,7 @@ multiplied, and the result is rounded to bf16 once. That is what bf16 units do, 
 fp32, and sums are taken in fp32. So only the order of a sum differs.
 """
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -14,6 +15,16 @@ from lib.machine import cpu_field
 from lib.run.kernels import replace_cpu_kernels
 
 SMALL = 32  # rows, columns or summands; below it, widening costs as much as it saves
+
+
+@dataclass
+class _Wish:
+    """What replaces torch's kernels stays in place, and heeds this."""
+
+    widen: bool = True
+
+
+_wish = _Wish()
 
 
 def bf16_is_slow() -> bool:
@@ -26,9 +37,15 @@ def bf16_is_slow() -> bool:
     return bool(flags) and not left_to_torch
 
 
+def multiply_bf16_sooner(yes: bool) -> None:
+    """Let torch multiply on this process's CPU with the functions of this module from now on, or as it comes."""
+    _wish.widen = yes
+    if yes:
+        _replaced()
+
+
 @cache
-def multiply_bf16_sooner() -> torch.library.Library:
-    """Let torch multiply on this process's CPU with the functions of this module, from now on."""
+def _replaced() -> torch.library.Library:
     return replace_cpu_kernels({"mm": mm, "addmm": addmm, "bmm": bmm})  # which live as long
 
 
@@ -56,7 +73,10 @@ def bmm(left: Tensor, right: Tensor) -> Tensor:
 
 def _wide(left: Tensor, right: Tensor) -> bool:
     """Whether two matrices are widened."""
-    return left.dtype == right.dtype == torch.bfloat16 and min(*left.shape[-2:], right.shape[-1]) >= SMALL
+    if not _wish.widen or not left.dtype == right.dtype == torch.bfloat16:
+        return False
+    least: int = min(*left.shape[-2:], right.shape[-1])
+    return least >= SMALL
 
 
 def _shape(left: Tensor, right: Tensor) -> tuple[int, ...]:

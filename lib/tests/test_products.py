@@ -30,8 +30,12 @@ def computed():
 
 
 before = computed()
-multiply_bf16_sooner(), multiply_bf16_sooner()
+multiply_bf16_sooner(True), multiply_bf16_sooner(True)
 after = computed()
+multiply_bf16_sooner(False)
+for old, new in zip(before.values(), computed().values(), strict=True):
+    assert all(map(torch.equal, old, new)), "torch's products are not the same again"
+multiply_bf16_sooner(True)
 for (precision, module), tensors in before.items():
     for old, new in zip(tensors, after[precision, module], strict=True):
         if precision is torch.float32:

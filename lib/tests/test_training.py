@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib.codecs.base import Feature
 from lib.codecs.classify import ClassifyCodec
 from lib.errors import InputError
+from lib.grid.profiles import FOOTPRINT_PROFILE
 from lib.run.meter import Meter
 from lib.run.order import FEWER, epoch_batches, micro_batches
 from lib.run.scale import LossScale
@@ -87,7 +88,8 @@ def test_on_a_cpu_an_update_goes_through_the_model_by_length_in_as_few_passes_as
     full = replace(cell, profile=replace(cell.profile, micro=False))
     group = [features_of_lengths(400, 10), features_of_lengths(300, 20), features_of_lengths(320, 300), features_of_lengths(30)]
     assert lengths_in(group, full) == [[10, 20, 30], [300, 300, 320], [400]]
-    for cell_here, device in ((cell, "cpu"), (full, "cuda")):
+    footprint = replace(cell, profile=FOOTPRINT_PROFILE)
+    for cell_here, device in ((cell, "cpu"), (full, "cuda"), (footprint, "cpu")):
         assert micro_batches(group, cell_here, torch.device(device)) is group
 
 
