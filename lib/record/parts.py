@@ -214,7 +214,7 @@ class TrainingRecord(Part):
     epoch_scores: Annotated[list[Points | None], Field(description="validation score after each epoch")]
     chosen_epoch: Positive | None
     stopped: Annotated[str | None, Field(description="why training ended early")]
-    micro_batch: Annotated[int, Field(ge=1, description="rows of a forward pass; below the recipe's where memory ran out")]
+    micro_batch: Annotated[int, Field(ge=1, description="rows of a micro-batch; below the recipe's where memory ran out")]
     fallbacks: Annotated[list[str], Field(description="where training departed from the recipe, and why")]
     order: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on")]
     tokens: Annotated[int, Field(ge=0, description="real tokens, over all updates")]

@@ -37,7 +37,7 @@ class Evaluation:
         features, outputs: what the model read, and what it answered, before decoding.
         loss: mean loss in nats a row, None where the codec computes none.
         seconds: of prediction alone, without encoding and scoring.
-        batch: features predicted at once at the end, by the rank with the fewest; fewer than `EVAL_BATCH` where memory ran out.
+        batch: most features predicted at once at the end, by the rank with the fewest; below `EVAL_BATCH` where memory ran out.
         precision: of the forward passes.
         sources: which implementation computed the scores.
         generated: tokens of each generated text, the end token included; None for a codec that generates nothing.

@@ -12,7 +12,7 @@ NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of me
 
 
 class DoesNotFit(Exception):
-    """Memory ran out, and no weight has changed yet."""
+    """Memory ran out."""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -1,10 +1,11 @@
 """Products of bf16 matrices on a CPU. In: nothing. Out: torch multiplies them sooner, where the CPU has no units for it.
 
-Without AMX, torch's products of bf16 take two to five times as long as those of fp32. Here both matrices are widened to fp32,
-multiplied, and the result is rounded to bf16 once. That is what bf16 units do, too: each product of two elements is exact in
-fp32, and sums are taken in fp32. So only the order of a sum differs.
+Without AMX, torch's products of bf16 take longer than those of fp32. Here both matrices are widened to fp32 and multiplied, and
+the result is rounded to bf16 once. That is what bf16 units do, too: each product of two elements is exact in fp32, and sums
+are taken in fp32. So only the order of a sum differs.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -51,24 +52,27 @@ def _replaced() -> torch.library.Library:
 
 def mm(left: Tensor, right: Tensor) -> Tensor:
     """The product (N, M) of (N, K) and (K, M)."""
-    if _wide(left, right):
-        return torch.mm(left.float(), right.float(), out=left.new_empty(_shape(left, right), dtype=torch.float32)).bfloat16()
-    return torch.mm(left, right, out=left.new_empty(_shape(left, right)))
+    return _multiplied(torch.mm, left, right)
 
 
 def addmm(bias: Tensor, left: Tensor, right: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
     """The product (N, M), times `alpha`, and `beta` times a bias that is broadcast to it."""
-    if _wide(left, right):
-        sums = left.new_empty(_shape(left, right), dtype=torch.float32)
-        return torch.addmm(bias.float(), left.float(), right.float(), beta=beta, alpha=alpha, out=sums).bfloat16()
-    return torch.addmm(bias, left, right, beta=beta, alpha=alpha, out=left.new_empty(_shape(left, right)))
+    return _multiplied(torch.addmm, bias, left, right, beta=beta, alpha=alpha)
 
 
 def bmm(left: Tensor, right: Tensor) -> Tensor:
     """The products (B, N, M) of (B, N, K) and (B, K, M)."""
-    if _wide(left, right):
-        return torch.bmm(left.float(), right.float(), out=left.new_empty(_shape(left, right), dtype=torch.float32)).bfloat16()
-    return torch.bmm(left, right, out=left.new_empty(_shape(left, right)))
+    return _multiplied(torch.bmm, left, right)
+
+
+def _multiplied(multiply: Callable[..., Tensor], *operands: Tensor, **factors: float) -> Tensor:
+    """What `multiply` makes of the last two operands; with `out`, it is a kernel of torch's that is not replaced."""
+    left, right = operands[-2:]
+    shape = *left.shape[:-1], right.shape[-1]
+    if not _wide(left, right):
+        return multiply(*operands, **factors, out=left.new_empty(shape))
+    sums = left.new_empty(shape, dtype=torch.float32)
+    return multiply(*(operand.float() for operand in operands), **factors, out=sums).bfloat16()
 
 
 def _wide(left: Tensor, right: Tensor) -> bool:
@@ -77,7 +81,3 @@ def _wide(left: Tensor, right: Tensor) -> bool:
         return False
     least: int = min(*left.shape[-2:], right.shape[-1])
     return least >= SMALL
-
-
-def _shape(left: Tensor, right: Tensor) -> tuple[int, ...]:
-    return (*left.shape[:-1], right.shape[-1])
