@@ -48,8 +48,9 @@ def thread_share(wish: int | None, ranks: int = 1) -> int:
 
 
 def announce_threads(count: int) -> None:
-    """Tell torch how many threads this process has; it listens once, when it is imported."""
-    os.environ.setdefault("OMP_NUM_THREADS", str(count))
+    """Tell torch and the tokenizers how many threads this process has; they listen once."""
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
+        os.environ.setdefault(name, str(count))
 
 
 def keep_freed_memory() -> None:

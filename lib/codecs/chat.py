@@ -3,6 +3,7 @@
 The source is the user's turn, the target the assistant's. Only the source is cut, never the template.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -129,8 +130,11 @@ class ChatAnswerCodec(ChatCodec):
     rows do not depend on `max_length`.
     """
 
-    def source(self, row: Row) -> list[int]:
-        """Prompt tokens; the context is cut until the question fits behind it, up to 64 tokens of the question."""
+    def sources(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Prompt tokens a row; the context is cut until the question fits behind it, up to 64 tokens of the question."""
+        return [self._prompt(row) for row in rows]
+
+    def _prompt(self, row: Row) -> list[int]:
         question = self._cut(joined(row, self.cell.text).strip(), MAX_QUESTION_TOKENS)
         passage = self.template.lead + (self.recipe.prefix + context(self.task, row)).strip()
         tokens, kept = self.ids(f"{passage}\n\n{question}"), len(self.ids(passage))
@@ -141,7 +145,7 @@ class ChatAnswerCodec(ChatCodec):
 
     def _cut(self, text: str, count: int) -> str:
         """The text up to the end of so many tokens: cut as text, it is tokenised as any other."""
-        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+        [offsets] = self.tokenized([text], return_offsets_mapping=True)["offset_mapping"]
         return text[: offsets[:count][-1][1]] if count and offsets else ""
 
     def target_text(self, row: Row) -> str:

@@ -21,15 +21,15 @@ class ClassifyCodec(Codec):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
+        texts = self.ids_of([self.text(row) for row in rows])
         if self.task.text_pair:
-            return [self._of_two(i, self.ids(self.text(row)), self._second(row), row) for i, row in enumerate(rows)]
+            others = self.ids_of([joined(row, self.task.text_pair) for row in rows])
+            pairs = zip(texts, others, rows, strict=True)
+            return [self._of_two(i, first, second, row) for i, (first, second, row) in enumerate(pairs)]
         return [
-            Feature(example=i, input_ids=self.framed(self.ids(self.text(row))), target=row[self.task.target])
-            for i, row in enumerate(rows)
+            Feature(example=i, input_ids=self.framed(tokens), target=row[self.task.target])
+            for i, (tokens, row) in enumerate(zip(texts, rows, strict=True))
         ]
-
-    def _second(self, row: Row) -> list[int]:
-        return self.ids(joined(row, self.task.text_pair))
 
     def _of_two(self, example: int, first: Sequence[int], second: Sequence[int], row: Row) -> Feature:
         """`extra` is where the second text begins."""

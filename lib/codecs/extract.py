@@ -44,17 +44,20 @@ class ExtractCodec(Codec):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a window. In training, a row whose answer is in no window teaches nothing and is left out."""
+        questions = self.ids_of([self.text(row) for row in rows])
+        contexts = self.tokenized([context(self.task, row) for row in rows], return_offsets_mapping=True)
+        pieces = zip(rows, questions, contexts["input_ids"], contexts["offset_mapping"], strict=True)
         features = []
-        for example, row in enumerate(rows):
-            windows = list(self._windows(example, row))
+        for example, piece in enumerate(pieces):
+            windows = list(self._windows(example, *piece))
             if not training or any(feature.target != (0, 0) for feature in windows):
                 features += windows
         return features
 
-    def _windows(self, example: int, row: Row) -> Iterator[Feature]:
-        question = [*self.before, *self.ids(self.text(row))[:MAX_QUESTION_TOKENS], *self.between]
-        encoding = self.tokenizer(context(self.task, row), add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        tokens, offsets = encoding["input_ids"], encoding["offset_mapping"]
+    def _windows(
+        self, example: int, row: Row, question: list[int], tokens: list[int], offsets: list[tuple[int, int]]
+    ) -> Iterator[Feature]:
+        question = [*self.before, *question[:MAX_QUESTION_TOKENS], *self.between]
         room = self.recipe.max_length - len(question) - len(self.after)
         if room < 1:
             raise InputError(

@@ -74,17 +74,19 @@ class GenerateCodec(Codec):
         text: str = row[self.task.target]
         return text
 
-    def target(self, row: Row) -> list[int]:
-        """Target tokens, cut so that the end token survives `max_target_length`."""
-        return [*self.ids(self.lead + self.target_text(row))[: self.max_target_length - 1], self.end_id]
+    def answers(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Target tokens a row, cut so that the end token survives `max_target_length`."""
+        texts = [self.lead + self.target_text(row) for row in rows]
+        return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.ids_of(texts)]
 
-    def source(self, row: Row) -> list[int]:
-        """Input tokens: the text, cut to its room, between what stands around it."""
-        return self.framed(self.ids(self.text(row)))
+    def sources(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Input tokens a row: the text, cut to its room, between what stands around it."""
+        return [self.framed(tokens) for tokens in self.ids_of([self.text(row) for row in rows])]
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row: its input_ids are the source, its target the target's tokens."""
-        return [Feature(example=i, input_ids=self.source(row), target=self.target(row)) for i, row in enumerate(rows)]
+        pairs = zip(self.sources(rows), self.answers(rows), strict=True)
+        return [Feature(example=i, input_ids=source, target=target) for i, (source, target) in enumerate(pairs)]
 
     def synthetic(self, rng: Random) -> Feature:
         """A source and a target, both at their full length."""

@@ -46,7 +46,7 @@ def test_features_from_the_cache_are_the_encoded_ones(tmp_path, cell_id, trainin
 def test_the_second_time_nothing_is_tokenised(tmp_path, monkeypatch):
     codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
     features_of(codec, rows, training=True)
-    monkeypatch.setattr(type(codec), "ids", lambda *_: pytest.fail("tokenised again"))
+    monkeypatch.setattr(type(codec), "ids_of", lambda *_: pytest.fail("tokenised again"))
     assert len(features_of(codec, rows, training=True)) == 20
 
 
@@ -65,7 +65,10 @@ def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not
     assert features_of(sft, rows[1:], training=True) is not features
 
     def codec_that(drops):
-        return type("Broken", (type(sft),), {"ids": lambda self, text: type(sft).ids(self, text)[drops:]})
+        def ids_of(self, texts):
+            return [tokens[drops:] for tokens in type(sft).ids_of(self, texts)]
+
+        return type("Broken", (type(sft),), {"ids_of": ids_of})
 
     lengths = [len(features_of(codec_that(n)(sft.cell, sft.tokenizer), rows, training=True)[0].input_ids) for n in (0, 1, 2)]
     assert lengths == [len(features[0].input_ids) - n for n in (0, 1, 2)]
@@ -179,9 +182,10 @@ def test_two_processes_at_once_get_the_same_features(tmp_path):
 @pytest.mark.parametrize("block", [1, 7, 1000])
 def test_rows_encoded_in_blocks_give_the_features_of_all(monkeypatch, block):
     monkeypatch.setattr(cache, "BLOCK", block)
-    for cell_id in ("bert_qa_sft", "t5_sum_lora"):
+    for cell_id in ("bert_sa_sft", "bert_qa_sft", "gpt2_sum_sft", "t5_sum_lora"):
         codec, rows = codec_with(None, cell_id), rows_for(cell_id)
         assert list(cache.encoded(codec, rows, training=True)) == codec.encode(rows, training=True)
+        assert codec.encode([], training=True) == []
 
 
 def kept(tmp_path, cell_id, features):
