@@ -8,6 +8,7 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
@@ -49,7 +50,7 @@ def thread_share(wish: int | None, ranks: int = 1) -> int:
 
 def announce_threads(count: int) -> None:
     """Tell torch and the tokenizers how many threads this process has; they listen once."""
-    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS"):
+    for name in THREADS:
         os.environ.setdefault(name, str(count))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from lib.errors import InputError
-from lib.machine import cpu_name, give_back_memory
+from lib.machine import THREADS, cpu_name, give_back_memory
 from lib.results.scaling import Measured, as_json, as_text
 
 SIZES = (1000, 10_000, 100_000)
@@ -89,7 +89,7 @@ def _figure(stage: str, rows: int, folder: Path) -> Measured:
 
 def _own_process(step: str, stages: str, rows: int, folder: Path) -> str:
     command = [sys.executable, "-m", "lib", "scaling", "--rows", str(rows), "--here", step, stages, str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "TUNEGRID_CACHE": str(folder)}
+    environment = os.environ | dict.fromkeys(THREADS, "1") | {"TUNEGRID_CACHE": str(folder)}
     return subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lib.codecs.base import Codec, Feature
 from lib.codecs.store import lengths_of
 from lib.grid.cells import Cell
-from lib.run.device import free_memory, resolve_precision
+from lib.run.device import drop_garbage, resolve_precision
 from lib.run.meter import GIB
 from lib.run.order import chunks, epoch_batches
 from lib.run.progress import Progress
@@ -64,14 +64,18 @@ class Race:
         return resolve_precision(self.cell, self.device)[0]
 
     def restore(self) -> None:
-        """The weights of the start, without gradients, and nothing of an earlier contender."""
+        """The weights of the start, without gradients, and nothing of an earlier contender.
+
+        On a CPU memory that was freed stays with the process: long training has all it needs after a few updates, and turns of
+        few updates would time how the kernel zeroes it.
+        """
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.grad = None
                 if name in self.start:
                     parameter.copy_(self.start[name])
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-        free_memory(self.device)
+        drop_garbage(self.device)
         hf.set_seed(self.cell.profile.seed)
 
 

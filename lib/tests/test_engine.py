@@ -139,6 +139,7 @@ def test_a_forwarded_cuda_visible_devices_would_undo_rays_choice(monkeypatch):
         "PYTEST_ADDOPTS": "-v",
         "TUNEGRID_CORES": "4",
         "OMP_NUM_THREADS": "4",
+        "RAYON_NUM_THREADS": "4",
         "PYTHONPATH": f"{ROOT}/grids/0{os.pathsep}/there",
     }
 
