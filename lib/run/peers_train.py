@@ -71,10 +71,7 @@ def _loop(race: Race, groups: Iterable[list[Batch]], optimizer: torch.optim.Opti
     for group in groups:
         count, total = sum(map(codec.targets, group)), torch.zeros((), device=race.device)
         for batch in group:
-            with autocast(race.precision, race.device):
-                loss = codec.loss(model, batch) / count
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+            total += _backward(race, batch, count, scaler)
         if recipe.max_grad_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(trained, recipe.max_grad_norm)
@@ -85,6 +82,14 @@ def _loop(race: Race, groups: Iterable[list[Batch]], optimizer: torch.optim.Opti
         losses.append(total)
         lap()
     return losses
+
+
+def _backward(race: Race, batch: Batch, count: int, scaler: torch.amp.GradScaler) -> Tensor:
+    """Add a batch's gradients; return its part of the loss, which no longer holds the graph that it came from."""
+    with autocast(race.precision, race.device):
+        loss = race.codec.loss(race.model, batch) / count
+    scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
 
 
 def hf_trainer(race: Race, lap: Lap) -> Losses:
