@@ -88,7 +88,7 @@ class Stage(Part):
 # What a contender's figure may differ by from ours, by what is compared. Nats of the last loss: in fp32 what the parity test
 # allows (lib/tests/test_parity.py), else what rounding alone may do to a later update (benchmarks/thresholds/numerics.toml).
 PARITY = 1e-4
-EVALUATION = 0.02  # of the figure: ours is fp32, Trainer's the precision of training, which has 2 to 3 digits
+EVALUATION = 0.02  # of the figure: bf16 has 2 to 3 digits, and batches differ
 TEXTS = 0.05  # texts that another padding may turn at a near-tie
 
 

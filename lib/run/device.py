@@ -163,6 +163,11 @@ def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization
     return replace(wish, bnb_4bit_compute_dtype=kind), change
 
 
+def replacements(cell: Cell, device: torch.device) -> list[str]:
+    """A sentence for each number format that the cell has here in place of another."""
+    return [said for _, said in (resolve_precision(cell, device), resolve_quantization(cell, device)) if said]
+
+
 def used_by_others_gib(device: torch.device) -> float | None:
     """Memory on a GPU that this process did not reserve, its own CUDA context included; None on a CPU."""
     if device.type != "cuda":

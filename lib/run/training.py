@@ -25,7 +25,7 @@ from lib.grid.cells import Cell
 from lib.grid.methods import Method
 from lib.run.clipping import Clipping
 from lib.run.course import COURSE, Training
-from lib.run.device import free_memory, random_states, resolve_precision, resolve_quantization, set_random_states
+from lib.run.device import free_memory, random_states, replacements, resolve_precision, set_random_states
 from lib.run.fingerprints import model_marks
 from lib.run.first_updates import MOVED, FirstUpdates
 from lib.run.fitting import DoesNotFit, fitting
@@ -63,12 +63,10 @@ class Trainer:
         self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
         self.total = cell.recipe.planned_updates(len(features))
         cell.method.plan(model, self.total)
-        precision, fallback = resolve_precision(cell, meter.device)
-        _, compute_fallback = resolve_quantization(cell, meter.device)
         self.course = Training(
-            precision=precision,
+            precision=resolve_precision(cell, meter.device)[0],
             micro_batch=cell.recipe.per_device_train_batch_size,
-            fallbacks=[sentence for sentence in (fallback, compute_fallback) if sentence],
+            fallbacks=replacements(cell, meter.device),
         )
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
@@ -151,7 +149,6 @@ class Trainer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over a `state_dict`; `run` goes on from there, to the same weights, bit for bit on a CPU."""
-        device = self.meter.device
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 held(self.stepped[name]).copy_(tensor)
@@ -167,7 +164,7 @@ class Trainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.cell.method.load_state_dict(self.model, state.get("method", {}))
         self.course = replace(self.course, **state["course"], losses=list(state["losses"]))
-        self.losses = [torch.tensor(loss, device=device) for loss in state["losses"]]
+        self.losses = [torch.tensor(loss, device=self.meter.device) for loss in state["losses"]]
         self.best = dict(state.get("best", {})) or None
         self.reached = set(state["reached"])
         self._random_states = state["random"]
@@ -307,13 +304,17 @@ class Trainer:
                 self._penalize()
             for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
                 with self.ranks.waiting(self.replica) if place < len(batches) else nullcontext():
-                    with self.accelerator.autocast():
-                        loss = self.codec.loss(self.replica, self.codec.placed(batch, self.meter.device)) / count
-                    self.accelerator.backward(loss)
-                total += loss.detach()
+                    total += self._pass(batch, count)
             if self.ranks.count == 1:
                 self._penalize()
         return self.ranks.summed(total)
+
+    def _pass(self, batch: Batch, count: float | Tensor) -> Tensor:
+        """Add a batch's gradients; return its part of the loss without its graph, whose room the next batch may need."""
+        with self.accelerator.autocast():
+            loss = self.codec.loss(self.replica, self.codec.placed(batch, self.meter.device)) / count
+        self.accelerator.backward(loss)
+        return loss.detach()
 
     def _penalize(self) -> None:
         """Add the gradients of the method's penalty, once over all ranks."""
