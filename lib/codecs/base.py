@@ -198,21 +198,11 @@ class Codec(ABC):
     def inputs(self, rows: Sequence[Sequence[int]], segments: Sequence[int] | None = None, *, left: bool = False) -> Batch:
         """Padded ids (B, L) with their mask; `segments` are the lengths of the first texts, for models that tell two apart."""
         longest = max(map(len, rows))
-        gaps = [longest - len(row) for row in rows]
-        batch = {
-            "input_ids": torch.tensor(
-                [
-                    [self.pad_id] * gap + [*row] if left else [*row] + [self.pad_id] * gap
-                    for row, gap in zip(rows, gaps, strict=True)
-                ]
-            ),
-            "attention_mask": torch.tensor(
-                [
-                    [0] * gap + [1] * len(row) if left else [1] * len(row) + [0] * gap
-                    for row, gap in zip(rows, gaps, strict=True)
-                ]
-            ),
-        }
+        pads = [[self.pad_id] * (longest - len(row)) for row in rows]
+        ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
+        places, lengths = torch.arange(longest), torch.tensor([*map(len, rows)]).unsqueeze(1)
+        real = places >= longest - lengths if left else places < lengths
+        batch = {"input_ids": torch.tensor(ids), "attention_mask": real.long()}
         if segments is not None and self.cell.backbone.segments:
             second = torch.arange(longest) >= torch.tensor(segments).unsqueeze(1)
             batch["token_type_ids"] = (second & batch["attention_mask"].bool()).long()
