@@ -246,7 +246,7 @@ def resident_mib():
 def test_each_cell_says_anew_whether_products_are_widened(monkeypatch, cell_id, changes, slow, widened):
     """Those of true checkpoints in bf16 are, where a CPU is slow at them; bert_sa_sft trains in fp32."""
     wishes = []
-    for name in ("keep_freed_memory", "draw_masks_sooner"):  # which last as long as a process
+    for name in ("keep_freed_memory", "draw_masks_sooner", "take_softmax_sooner"):  # which last as long as a process
         monkeypatch.setattr(device, name, lambda: None)
     monkeypatch.setattr(device, "multiply_bf16_sooner", wishes.append)
     monkeypatch.setattr(device, "bf16_is_slow", lambda: slow)
