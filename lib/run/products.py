@@ -12,7 +12,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from lib.machine import cpu_field
+from lib.machine import cpu_field, has_amx
 from lib.run.kernels import replace_cpu_kernels
 
 SMALL = 32  # rows, columns or summands; below it, widening costs as much as it saves
@@ -34,7 +34,7 @@ def bf16_is_slow() -> bool:
     AMD's units for bf16 (AVX512-BF16) were not measured, so they are left to torch.
     """
     flags = cpu_field("flags").split()
-    left_to_torch = "amx_bf16" in flags or ("avx512_bf16" in flags and cpu_field("vendor_id") != "GenuineIntel")
+    left_to_torch = has_amx() or ("avx512_bf16" in flags and cpu_field("vendor_id") != "GenuineIntel")
     return bool(flags) and not left_to_torch
 
 

@@ -1,4 +1,4 @@
-"""fp16's loss scale. In: accelerate's scaler, before and after each optimizer step. Out: whether the step was lost.
+"""fp16's loss scale. In: accelerate's scaler, and each optimizer step. Out: whether the step was lost.
 
 A fused optimizer skips a step that overflows inside its kernel, so only the device knows: the scale is lower afterwards.
 Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU then wait for the host. So the
@@ -18,7 +18,6 @@ class LossScale:
     def __init__(self, scaler: Any | None) -> None:
         """`scaler` is a `torch.amp.GradScaler`, or None where losses are not scaled."""
         self.scaler = scaler
-        self._before: Tensor | None = None
         self._lost: Tensor | None = None
         self._arrived: Any = None
 
@@ -27,16 +26,17 @@ class LossScale:
         """By how much losses, and their gradients, are multiplied now; waits for the device."""
         return float(self.scaler.get_scale()) if self.scaler else 1.0
 
-    def before_step(self) -> None:
-        """Keep the scale that the step's gradients have."""
-        if self.scaler:
-            self._before = self.scaler._get_scale_async().clone()  # `get_scale` without waiting
+    def step(self, optimizer: Any) -> None:
+        """Let accelerate's optimizer step, and send the answer on its way.
 
-    def after_step(self) -> None:
-        """Send the answer on its way."""
+        Without a scale its inner one steps: accelerate's looks for another package on the disk each time.
+        """
         if not self.scaler:
+            optimizer.optimizer.step()
             return
-        lost = self.scaler._get_scale_async() < self._before
+        before = self.scaler._get_scale_async().clone()  # `get_scale` without waiting
+        optimizer.step()
+        lost = self.scaler._get_scale_async() < before
         if lost.is_cuda:
             self._lost = torch.empty((), dtype=torch.bool, pin_memory=True)
             self._lost.copy_(lost, non_blocking=True)

@@ -218,12 +218,10 @@ class Trainer:
                     self._settle()
                     if not self.course.updates:
                         self.course.first_step |= self._first.gradients(self.meter.device)
-                    self.loss_scale.before_step()
-                    self.optimizer.step()
+                    self.loss_scale.step(self.optimizer)
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
                 cause = f"in the optimizer's step of update {self.course.updates + 1} ({error})"
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
-            self.loss_scale.after_step()
             self.course.learning_rates.append(self.schedule.get_last_lr()[0])
             self.course.group_rates.append([float(group["lr"]) for group in self.optimizer.param_groups])
             self._unsettled = self.course.updates

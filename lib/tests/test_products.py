@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from lib import machine
 from lib.run import products
 from lib.run.products import addmm, bf16_is_slow, bmm, mm
 
@@ -107,8 +108,16 @@ def test_views_that_lie_across_memory_give_the_same():
     ],
 )
 def test_which_cpus_multiply_bf16_slowly(monkeypatch, flags, vendor, slow):
-    monkeypatch.setattr(products, "cpu_field", {"flags": flags, "vendor_id": vendor}.__getitem__)
+    for module in (machine, products):
+        monkeypatch.setattr(module, "cpu_field", {"flags": flags, "vendor_id": vendor}.__getitem__)
     assert bf16_is_slow() is slow
+
+
+@pytest.mark.parametrize(("flags", "name"), [("avx512f amx_bf16", "A Xeon with AMX"), ("avx512f", "A Xeon")])
+def test_a_cpu_with_units_for_bf16_has_another_name(monkeypatch, flags, name):
+    """Speed and peaks are compared between machines of one name."""
+    monkeypatch.setattr(machine, "cpu_field", {"flags": flags, "model name": "A Xeon"}.__getitem__)
+    assert machine.cpu_name() == name
 
 
 def test_layers_multiply_here_forward_and_backward():

@@ -300,11 +300,11 @@ class Fetches(TorchDispatchMode):
 
 def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
     trainer = scaled(overflowing(1), max_grad_norm=1.0)
-    fetches, clip, after = Fetches(), trainer.clipping.clip, trainer.loss_scale.after_step
+    fetches, clip, step = Fetches(), trainer.clipping.clip, trainer.loss_scale.step
     monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
     monkeypatch.setattr(trainer, "_first", Mock(gradients=lambda device: {}, moved=dict))  # figures of the first update wait
     monkeypatch.setattr(trainer.clipping, "clip", lambda course: (fetches.__enter__(), clip(course)))
-    monkeypatch.setattr(trainer.loss_scale, "after_step", lambda: (after(), fetches.__exit__(None, None, None)))
+    monkeypatch.setattr(trainer.loss_scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
     for group in islice(trainer.updates(0), 3):
         trainer.update(group)
     assert fetches.count == 0
@@ -483,7 +483,7 @@ def test_memory_that_runs_out_in_the_step_ends_the_cell_in_a_sentence(monkeypatc
     def step(*_):
         raise RuntimeError("CUDA error: out of memory")
 
-    monkeypatch.setattr(trainer.optimizer, "step", step)
+    monkeypatch.setattr(trainer.optimizer.optimizer, "step", step)
     with pytest.raises(
         InputError, match=r"bert_sa_sft does not fit: memory runs out in the optimizer's step of update 1 \(CUDA"
     ):
