@@ -18,7 +18,7 @@ from lib.run.peers_predict import PREDICTING, equal_share, mean_figure
 from lib.run.peers_train import DEFAULTS, OF_OURS, contenders, raced
 
 PARITY_UPDATES = 3
-FINER_TURNS = 3  # in a round: one turn may take 5 % longer than the next, and the goal is 3 %
+FINER_TURNS = 5  # in a round: one turn may take 5 % longer than the next, and the goal is 3 %
 Answer = tuple[float, float | None, Any]  # seconds, peak in GiB, what came out
 Ask = Callable[[str, str], Answer]  # for a stage, and a contender's name
 

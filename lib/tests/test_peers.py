@@ -235,7 +235,7 @@ def test_a_race_leaves_the_model_as_it_was():
     assert race.model.config.use_cache is True
 
 
-def test_our_loop_and_the_bare_one_take_three_turns_a_round_and_the_median_counts():
+def test_our_loop_and_the_bare_one_take_five_turns_a_round_and_the_median_counts():
     race, turns, seconds = race_on_micro("bert_sa_sft"), [], iter(range(100))
 
     def asked(stage, name):
@@ -244,10 +244,10 @@ def test_our_loop_and_the_bare_one_take_three_turns_a_round_and_the_median_count
 
     heats = {name: peers_rounds.Heat() for name in ("ours", "trainer", "bare")}
     peers_rounds._take_turns(race, heats, "train", asked, rounds=2)
-    assert turns[:7] == ["ours", "trainer", "bare", "ours", "bare", "ours", "bare"]
-    assert turns[7:] == ["trainer", "bare", "ours", "ours", "bare", "ours", "bare"]
-    # Turns of the first round are 0 to 6, of the second 7 to 13.
-    assert {name: heat.seconds for name, heat in heats.items()} == {"ours": [3, 10], "trainer": [1, 7], "bare": [4, 11]}
+    finer = ["ours", "bare"] * 4
+    assert turns == ["ours", "trainer", "bare", *finer, "trainer", "bare", "ours", *finer]
+    # Turns of the first round are 0 to 10, of the second 11 to 21: ours 0 3 5 7 9 and 13 14 16 18 20, bare 2 4 6 8 10 and so on.
+    assert {name: heat.seconds for name, heat in heats.items()} == {"ours": [5, 16], "trainer": [1, 11], "bare": [6, 17]}
 
 
 def test_a_row_padded_to_the_longest_length_has_the_same_labels():
