@@ -1,10 +1,11 @@
 """Dropout's random numbers on a CPU. In: nothing. Out: torch draws its masks sooner.
 
 torch draws a number of its Mersenne twister for each element, on one core, and much of an update's time may be that. Here NumPy
-draws four elements with each number of its SFC64, and torch's generator gives the seed of each mask: torch's seed and random
+draws eight elements with each number of its SFC64, and torch's generator gives the seed of each mask: torch's seed and random
 state say all, as before. Dropout itself, attention's included, stays torch's; only its masks come from here.
 """
 
+import math
 from functools import cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from lib.run.kernels import replace_cpu_kernels
 
-STEPS = 2**16  # a probability is rounded to a whole number of them
+LEVELS = 256  # of a byte
 
 
 @cache
@@ -23,15 +24,24 @@ def draw_masks_sooner() -> torch.library.Library:
 
 
 def bernoulli_(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
-    """Fill a mask of any shape and type with zeros and ones, these with probability `p` to 1/65536; return it.
+    """Fill a mask of any shape and type with zeros and ones, each one with probability `p`; return it.
+
+    A random byte makes `zeros` of 256 elements zero, which may be a few less than 1 - p asks for. The rest are hit: a Poisson
+    number of hits fall on places at random. Then each place has a Poisson number of them, whatever others have, and none with
+    a probability of exp(-mean).
 
     Raises RuntimeError for what is no probability, as torch does.
     """
     if not 0 <= p <= 1:
         raise RuntimeError(f"a probability lies between 0 and 1, but p is {p}")
-    if p in (0, 1):
+    if p in (0, 1) or not mask.numel():
         return mask.fill_(p)
-    seed = int(torch.randint(2**63 - 1, (), generator=generator))
-    drawn = np.random.SFC64(seed).random_raw(-(-mask.numel() // 4)).view(np.int16)
-    numbers = torch.from_numpy(drawn)[: mask.numel()].view(mask.shape)
-    return torch.lt(numbers, round(p * STEPS) - STEPS // 2, out=mask)
+    source = np.random.SFC64(int(torch.randint(2**63 - 1, (), generator=generator)))
+    count, zeros = mask.numel(), int((1 - p) * LEVELS)
+    drawn = source.random_raw(-(-count // 8)).view(np.uint8)[:count]
+    if not zeros:  # fewer than a byte can say: hits alone
+        drawn.fill(1)
+    mean = max(0.0, math.log((1 - zeros / LEVELS) / p))
+    rng = np.random.Generator(source)
+    drawn[rng.integers(count, size=rng.poisson(count * mean))] = 0
+    return torch.ge(torch.from_numpy(drawn).view(mask.shape), max(1, zeros), out=mask)
