@@ -246,7 +246,7 @@ def test_our_loop_and_the_bare_one_take_five_turns_a_round_and_the_median_counts
     peers_rounds._take_turns(race, heats, "train", asked, rounds=2)
     finer = ["ours", "bare"] * 4
     assert turns == ["ours", "trainer", "bare", *finer, "trainer", "bare", "ours", *finer]
-    # Turns of the first round are 0 to 10, of the second 11 to 21: ours 0 3 5 7 9 and 13 14 16 18 20, bare 2 4 6 8 10 and so on.
+    # Turns of the first round are 0 to 10, of the second 11 to 21: ours 0 3 5 7 9 and 13 14 16 18 20.
     assert {name: heat.seconds for name, heat in heats.items()} == {"ours": [5, 16], "trainer": [1, 11], "bare": [6, 17]}
 
 
