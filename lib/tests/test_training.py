@@ -83,11 +83,11 @@ def lengths_in(group, cell, device="cpu"):
 
 
 def test_on_a_cpu_an_update_goes_through_the_model_by_length_in_as_few_passes_as_fit():
-    """1,024 tokens: 300 + 300 + 320 with padding to 320 are 960, a fourth row of 400 would make 1,600."""
+    """2,048 tokens: 600 + 600 + 640 with padding to 640 are 1,920, a fourth row of 800 would make 3,200."""
     cell = cell_of("gpt2_sa_lora")
     full = replace(cell, profile=replace(cell.profile, micro=False))
-    group = [features_of_lengths(400, 10), features_of_lengths(300, 20), features_of_lengths(320, 300), features_of_lengths(30)]
-    assert lengths_in(group, full) == [[10, 20, 30], [300, 300, 320], [400]]
+    group = [features_of_lengths(800, 20), features_of_lengths(600, 40), features_of_lengths(640, 600), features_of_lengths(60)]
+    assert lengths_in(group, full) == [[20, 40, 60], [600, 600, 640], [800]]
     footprint = replace(cell, profile=FOOTPRINT_PROFILE)
     for cell_here, device in ((cell, "cpu"), (full, "cuda"), (footprint, "cpu")):
         assert micro_batches(group, cell_here, torch.device(device)) is group
