@@ -19,7 +19,7 @@ PACKAGES = (
 def cpu_name() -> str:
     """The CPU's model name where Linux tells it, its architecture elsewhere, and whether it has units for bf16 (AMX).
 
-    Virtual machines give all Xeons one name, and those with AMX multiply bf16 several times faster.
+    Virtual machines give all Xeons one name, and only those with AMX multiply bf16 faster than fp32.
     """
     name = cpu_field("model name") or platform.machine()
     return f"{name} with AMX" if has_amx() else name

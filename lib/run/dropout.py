@@ -26,9 +26,9 @@ def draw_masks_sooner() -> torch.library.Library:
 def bernoulli_(mask: Tensor, p: float = 0.5, *, generator: torch.Generator | None = None) -> Tensor:
     """Fill a mask of any shape and type with zeros and ones, each one with probability `p`; return it.
 
-    A random byte makes `zeros` of 256 elements zero, which may be a few less than 1 - p asks for. The rest are hit: a Poisson
-    number of hits fall on places at random. Then each place has a Poisson number of them, whatever others have, and none with
-    a probability of exp(-mean).
+    Each element has a random byte, and is zero for the lowest of its 256 levels, of which there are as many as 1 - p allows.
+    What is missing to 1 - p comes of hits: a Poisson number of them fall on places at random. Then the hits of one place are
+    a Poisson number, too, independent of other places, and there are none with a probability of exp(-mean).
 
     Raises RuntimeError for what is no probability, as torch does.
     """

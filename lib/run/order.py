@@ -13,7 +13,7 @@ from lib.codecs.base import Feature
 from lib.grid.cells import Cell
 
 T = TypeVar("T")
-ROOM = 2048  # tokens with padding in a pass: with AMX half as many were slower; without, no faster; more won nothing
+ROOM = 2048  # tokens with padding in a pass: half as many were slower with AMX, no faster without; twice as many won nothing
 FEWER = f"on a CPU, an update's rows are cut anew by length, up to {ROOM} tokens a pass, where that makes fewer passes"
 BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
 
