@@ -3,7 +3,7 @@
 All beams of a row read the same prompt. transformers computes it once a beam, and after each token copies the whole cache
 twice: to append the token, and to gather the beams that go on, the prompt's part too. Here a prompt is computed once a row and
 stays where it is, tokens are appended in place, and the beams of a row read what the encoder made of it together. On a CPU the
-best continuations are looked for in two steps, blocks first.
+best continuations are looked for in two steps, blocks first. Rows of an embedding that train are written into it once.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers.cache_utils import DynamicLayer
@@ -54,6 +55,32 @@ def prompt_once(model: Any, beams: int) -> Iterator[None]:
             delattr(owner, name)
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def tokens_in_place(model: Any) -> Iterator[None]:
+    """Meanwhile an embedding holds its rows that train, which PEFT otherwise writes into a copy of it in each pass.
+
+    They are written by PEFT, and afterwards the rows that were there before, so that no bit changes.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
+    layers = [layer for layer in layers if layer.active_adapters and not layer.disable_adapters and not layer.merged]
+    with outside_inference():
+        for layer in layers:
+            layer.merge()
+    try:
+        yield
+    finally:
+        with outside_inference():
+            for layer in layers:
+                layer.unmerge()
+
+
+@contextmanager
+def outside_inference() -> Iterator[None]:
+    """Tensors made meanwhile can be trained with later, though none of what is done here is differentiated."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
 
 
 class Prefill:

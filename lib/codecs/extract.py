@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, pad
 
 from lib.codecs.base import Batch, Codec, Feature, Prediction, on
 from lib.codecs.letters import same_letters
@@ -190,11 +190,10 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
         The sum of both scores, and the places of the two tokens in the feature.
     """
     span = slice(window.shift, window.shift + len(window.offsets))
-    pairs = starts[span].unsqueeze(1) + ends[span].unsqueeze(0)
-    allowed = torch.ones_like(pairs, dtype=torch.bool).triu().tril(MAX_ANSWER_TOKENS - 1)
-    score, place = pairs.masked_fill(~allowed, -torch.inf).flatten().max(0)
-    first, last = divmod(int(place), len(window.offsets))
-    return float(score), window.shift + first, window.shift + last
+    nearby = pad(ends[span], (0, MAX_ANSWER_TOKENS - 1), value=-torch.inf).unfold(0, MAX_ANSWER_TOKENS, 1)  # from each first on
+    score, place = (starts[span].unsqueeze(1) + nearby).flatten().max(0)
+    first, more = divmod(int(place), MAX_ANSWER_TOKENS)
+    return float(score), window.shift + first, window.shift + first + more
 
 
 def span_text(text: str, first: int, last: int, window: Window) -> str:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, on
-from lib.codecs.beams import prompt_once
+from lib.codecs.beams import prompt_once, tokens_in_place
 from lib.codecs.letters import letters
 from lib.data.sources import Row
 from lib.errors import InputError
@@ -100,7 +100,7 @@ class GenerateCodec(Codec):
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
-        with prompt_once(model, self.generation.num_beams):
+        with tokens_in_place(model), prompt_once(model, self.generation.num_beams):
             ids = self.generate(model, features, device).tolist()
         return [self.until_end(row) for row in ids]
 

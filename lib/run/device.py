@@ -14,6 +14,7 @@ from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
 from lib.machine import cpu_name, give_back_memory, keep_freed_memory
 from lib.run.dropout import draw_masks_sooner
+from lib.run.gelu import take_gelu_at_once
 from lib.run.products import bf16_is_slow, multiply_bf16_sooner
 from lib.run.softmax import take_softmax_sooner
 
@@ -143,6 +144,7 @@ def hasten_cpu(cell: Cell, device: torch.device) -> None:
     keep_freed_memory()
     draw_masks_sooner()
     take_softmax_sooner()
+    take_gelu_at_once()
     in_bf16 = device.type == "cpu" and resolve_precision(cell, device)[0] == "bf16"
     multiply_bf16_sooner(in_bf16 and not cell.profile.micro and bf16_is_slow())
 

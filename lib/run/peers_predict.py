@@ -1,7 +1,7 @@
 """Other people's prediction beside ours. In: a model, its codec, features of test rows. Out: seconds and outputs.
 
-`Trainer.predict` returns logits, and ours what the codec makes of them; what is left to do there is done untimed. Generation
-is ours against plain batches of `model.generate` in the order of the rows, with the same search.
+Both are timed from features to labels or spans: `Trainer.predict` returns logits, of which our codec then makes the answers.
+Generation is ours against plain batches of `model.generate` in the order of the rows, with the same search.
 """
 
 import tempfile
@@ -45,9 +45,9 @@ def timed_trainer(race: Race, features: Sequence[Feature], **options: Any) -> tu
         arguments = hf.TrainingArguments(**common_arguments(race, folder), **options)
         trainer = hf.Trainer(model=race.model, args=arguments, data_collator=collate)
         peak, began = Peak(race.device), settled(race.device)
-        logits = trainer.predict(list(features)).predictions
+        outputs = as_outputs(race.codec, features, trainer.predict(list(features)).predictions)
         seconds = settled(race.device) - began
-    return seconds, peak.gib(), as_outputs(race.codec, features, logits)
+    return seconds, peak.gib(), outputs
 
 
 def as_outputs(codec: Codec, features: Sequence[Feature], logits: Any) -> list[Any]:

@@ -19,6 +19,7 @@ from lib.codecs.beams import (
     largest,
     plain,
     prompt_once,
+    tokens_in_place,
 )
 from lib.tests.small import CPU, codec_for, model_of, rows_of
 
@@ -58,6 +59,31 @@ def test_an_adapted_model_searches_alike():
     assert codec.predict(model, features, CPU) == [
         codec.until_end(ids) for ids in codec.generate(model, features, CPU).tolist()
     ]
+
+
+def test_a_new_token_stands_in_its_embedding_meanwhile_and_no_bit_is_left_of_it():
+    """Also where nothing is differentiated: the model trains on afterwards."""
+    model = model_of("gpt2_sum_lora").eval()
+    embedding = model.get_base_model().transformer.wte.token_adapter.base_layer.weight
+    [row] = [p for name, p in model.named_parameters() if "trainable_tokens_delta" in name]
+    with torch.no_grad():
+        row += 1
+    ids, before = torch.tensor([[1, 2, 3]]), embedding.detach().clone()
+    logits = model(input_ids=ids).logits
+    with torch.inference_mode(), tokens_in_place(model):
+        changed = (embedding != before).any(-1)
+        assert embedding[changed].equal(row)
+        assert model(input_ids=ids).logits.equal(logits)
+    assert embedding.equal(before)
+    model(input_ids=ids).logits.sum().backward()
+    assert row.grad.abs().sum()
+
+
+def test_a_switched_off_adapter_stays_out_of_the_embedding():
+    model = model_of("gpt2_sum_lora").eval()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    with model.disable_adapter(), tokens_in_place(model):
+        assert all(p.equal(before[name]) for name, p in model.named_parameters())
 
 
 def test_beams_that_go_on_bring_their_own_tokens_and_leave_the_prompt():

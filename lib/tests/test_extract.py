@@ -155,6 +155,16 @@ def test_best_span_may_have_thirty_tokens_and_no_more():
     assert MAX_ANSWER_TOKENS == 30
 
 
+def test_best_span_is_what_trying_every_pair_finds():
+    """Over contexts shorter and longer than an answer may be; of equal pairs the first one."""
+    for size in (1, 2, 29, 30, 31, 70):
+        starts, ends = torch.randint(9, (2, size + 5), generator=torch.Generator().manual_seed(size)).float()
+        pairs = [(i, j) for i in range(3, 3 + size) for j in range(i, min(i + MAX_ANSWER_TOKENS, 3 + size))]
+        first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
+        window = Window(shift=3, offsets=[(0, 1)] * size)
+        assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
+
+
 def test_predictions_lie_in_the_context_not_in_separator_or_padding():
     codec = codec_for("bert_qa_sft")
     features = codec.encode([TWICE, TOWN], training=False)
