@@ -1,12 +1,12 @@
 """Beam search without needless copies. In: a model about to generate. Out: the same texts, sooner.
 
-All beams of a row read the same prompt. transformers computes it once a beam, and after each token copies the whole cache
-twice: to append the token, and to gather the beams that go on, the prompt's part too. Here a prompt is computed once a row and
-stays where it is, tokens are appended in place, and the beams of a row read what the encoder made of it together. On a CPU the
+All beams of a row read the same prompt. transformers computes and keeps it once a beam, and after each token copies the whole
+cache twice: to append the token, and to gather the beams that go on, the prompt's part too. Here a prompt is computed and kept
+once a row, its beams read it together, whether a decoder or an encoder made it, and tokens are appended in place. On a CPU the
 best continuations are looked for in two steps, blocks first. Rows of an embedding that train are written into it once.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,7 +46,7 @@ def prompt_once(model: Any, beams: int) -> Iterator[None]:
     if hasattr(owner, TOP_K):
         ours[TOP_K] = picked_by_blocks(getattr(owner, TOP_K))
     vars(owner).update(ours)
-    ALL_ATTENTION_FUNCTIONS[SDPA] = attend_together
+    ALL_ATTENTION_FUNCTIONS[SDPA] = prefill.attend
     try:
         yield
     finally:
@@ -84,21 +84,24 @@ def outside_inference() -> Iterator[None]:
 
 
 class Prefill:
-    """The first forward pass of a search, over one row of each row's beams.
+    """The first forward pass of a search, over one row of each row's beams, and what later passes read of it.
 
     Attributes:
-        length: tokens of the prompt that the cache of self-attention holds; None before they are computed.
+        layers: of self-attention's cache; None before the prompt is computed.
     """
 
     def __init__(self, beams: int, *, shared: bool) -> None:
         """So many beams a row; `shared` where the keys of its source can stay those of one."""
         self._beams, self._shared = beams, shared
-        self.length: int | None = None
+        self._cache: Any = None
+        self._apart = set[int]()  # layers that read of the cache what they are seen to read of it
+        self.layers: list[Any] | None = None
 
     def narrow(self, module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any] | None:
         """One row of each row's beams, in the first pass."""
-        if self.length is not None or not plain(cache_of(options)):
+        if self.layers is not None or not plain(cache_of(options)):
             return None
+        self._cache = cache_of(options)
         return inputs, {name: self._narrowed(value) for name, value in options.items()}
 
     def _narrowed(self, value: Any) -> Any:
@@ -111,45 +114,84 @@ class Prefill:
     def widen(self, module: Any, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> Any:
         """Its results for all beams."""
         cache = cache_of(options)
-        if self.length is None and plain(cache):
-            self.length = cache.get_seq_length()
-            (own_cache(cache) if self._shared else cache).batch_repeat_interleave(self._beams)
-            layers = own_layers(cache)
-            layers[:] = [RoomyLayer(layer) if layer.is_initialized else layer for layer in layers]
+        if self.layers is None and plain(cache):
+            if not self._shared and isinstance(cache, hf.EncoderDecoderCache):
+                cache.cross_attention_cache.batch_repeat_interleave(self._beams)
+            self.layers = own_layers(cache)
+            for place, layer in enumerate(self.layers):
+                if layer.is_initialized:  # T5 may keep more than it has
+                    self.layers[place] = RoomyLayer(layer, self._beams, apart=place in self._apart)
             output.logits = output.logits.repeat_interleave(self._beams, 0)
         return output
 
     def reordered(self, cache: Any, order: Tensor) -> Any:
-        """The cache for the beams that go on; what they share stays."""
-        if self.length is None:
-            cache.reorder_cache(order)
-            return cache
-        for layer in (layer for layer in own_layers(cache) if layer.is_initialized):  # T5 may keep more than it has
-            for states in (layer.keys, layer.values):
-                states[:, :, self.length :] = states[:, :, self.length :].index_select(0, order)
+        """The cache for the beams that go on; what an encoder made is the same for all beams of a row."""
+        (cache if self.layers is None else own_cache(cache)).reorder_cache(order)
         return cache
+
+    def attend(
+        self, module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, None]:
+        """Attention by transformers' interface, as SDPA computes it: (rows x beams, tokens, heads, size), and no weights."""
+        place = getattr(module, "layer_idx", None)
+        if self.layers is None and place is not None and self._reads_all(place, query, key, options):
+            self._apart.add(place)
+        elif self.layers is not None and place in self._apart and key is (layer := self.layers[place]).keys:
+            return attend_apart(query, layer, attention_mask, options.get("scaling")), None
+        return attend_together(module, query, key, value, attention_mask, **options)
+
+    def _reads_all(self, place: int, query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
+        """Whether a decoder's layer attends to the cache's keys as they are, each head to its own, without biases."""
+        if not isinstance(self._cache, hf.DynamicCache) or options.get("position_bias") is not None:
+            return False
+        return key is self._cache.layers[place].keys and key.shape[1] == query.shape[1]
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc] # transformers' class
-    """One layer's keys and values, with room behind them: a token is written there, and nothing else moves."""
+    """One layer's keys and values, with room behind them: a token is written there, and nothing else moves.
 
-    def __init__(self, layer: DynamicLayer) -> None:
-        """Takes over what `layer` holds."""
+    Attributes:
+        prompt: keys and values of the prompts, one row each, where they are kept apart; `keys` and `values` are those of
+            the tokens behind it. None where these begin with the prompt.
+    """
+
+    def __init__(self, layer: DynamicLayer, beams: int = 1, *, apart: bool = False) -> None:
+        """Takes over what `layer` holds, for so many beams a row."""
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
-        self.keys, self.values = layer.keys, layer.values
-        self._blocks = self.keys, self.values  # `keys` and `values` are what of them is written
+        states = layer.keys, layer.values
+        self.prompt = (layer.keys.contiguous(), layer.values.contiguous()) if apart else None
+        began = [(kept[:, :, :0] if apart else kept).repeat_interleave(beams, 0) for kept in states]
+        self._make_room(began)
+        self._show(began[0].shape[-2])
+
+    def _make_room(self, states: Sequence[Tensor]) -> None:
+        self._blocks = [roomier(kept, kept.shape[-2] + ROOM) for kept in states]
+
+    def _show(self, tokens: int) -> None:
+        """`keys` and `values` are what of the blocks is written."""
+        self.keys, self.values = (block[:, :, :tokens] for block in self._blocks)
+
+    def get_seq_length(self) -> int:
+        """How many tokens are kept, the prompt's included."""
+        own: int = self.keys.shape[-2]
+        return own + (self.prompt[0].shape[-2] if self.prompt else 0)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append the states of new tokens, each (B, heads, tokens, size); return all there are."""
+        """Append the states of new tokens, each (B, heads, tokens, size); return `keys` and `values`."""
         before = self.keys.shape[-2]
         after = before + key_states.shape[-2]
-        if after > self._blocks[0].shape[-2]:
-            self._blocks = roomier(self.keys, after + ROOM), roomier(self.values, after + ROOM)
+        while after > self._blocks[0].shape[-2]:
+            self._make_room((self.keys, self.values))
         for block, states in zip(self._blocks, (key_states, value_states), strict=True):
             block[:, :, before:after] = states
-        self.keys, self.values = (block[:, :, :after] for block in self._blocks)
+        self._show(after)
         return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep the tokens of the beams that go on; a prompt that is kept apart stays."""
+        for states in (self.keys, self.values):
+            states.copy_(states.index_select(0, beam_idx))
 
 
 def roomier(states: Tensor, tokens: int) -> Tensor:
@@ -176,6 +218,33 @@ def attend_together(
         options["is_causal"] = False
     output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     return output.reshape(len(key) * beams, -1, *output.shape[2:]), None
+
+
+def attend_apart(query: Tensor, layer: RoomyLayer, mask: Tensor | None, scaling: float | None) -> Tensor:
+    """Attention of each beam's last token to its prompt, which a row's beams read together, and to its own tokens behind it.
+
+    Args:
+        query: (rows x beams, heads, 1, size).
+        layer: prompts (rows, heads, P, size) and beams' own tokens (rows x beams, heads, T, size).
+        mask: of prompt and tokens, (rows x beams or 1, 1, 1, P + T): where to look, or what to add to scores.
+        scaling: of scores; 1 / sqrt(size) where it is None.
+
+    Returns:
+        (rows x beams, 1, heads, size).
+    """
+    assert layer.prompt, "the prompt is kept apart"
+    keys, values = layer.prompt
+    rows, (count, heads, _, size) = len(keys), query.shape
+    query = query * (size**-0.5 if scaling is None else scaling)
+    together = query.reshape(rows, -1, heads, size).transpose(1, 2)
+    of_prompt = (together @ keys.mT).transpose(1, 2).reshape(count, heads, 1, -1)
+    scores = torch.cat([of_prompt, query @ layer.keys.mT], -1)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    of_prompt, own = weights.tensor_split([keys.shape[-2]], -1)
+    read: Tensor = of_prompt.reshape(rows, -1, heads, keys.shape[-2]).transpose(1, 2) @ values
+    return read.transpose(1, 2).reshape(count, 1, heads, size) + (own @ layer.values).transpose(1, 2)
 
 
 def picked_by_blocks(pick: Callable[..., Any]) -> Callable[..., Any]:

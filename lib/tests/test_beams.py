@@ -14,6 +14,7 @@ from lib.codecs.beams import (
     ByBlocks,
     Prefill,
     RoomyLayer,
+    attend_apart,
     attend_together,
     cache_of,
     largest,
@@ -86,25 +87,35 @@ def test_a_switched_off_adapter_stays_out_of_the_embedding():
         assert all(p.equal(before[name]) for name, p in model.named_parameters())
 
 
-def test_beams_that_go_on_bring_their_own_tokens_and_leave_the_prompt():
-    cache, prefill = DynamicCache(), Prefill(2, shared=False)
-    states = torch.arange(8.0).reshape(2, 1, 4, 1)  # two beams, four tokens
-    cache.update(states, states, 0)
-    prefill.length = 3
-    keys = prefill.reordered(cache, torch.tensor([1, 1])).layers[0].keys
-    assert keys.flatten().tolist() == [0, 1, 2, 7, 4, 5, 6, 7]  # the last token is the second beam's, the first three stay
+def layer_of(states, *beams, **options):
+    """A layer of a cache that holds these keys, and values that are 100 more."""
+    cache = DynamicCache()
+    cache.update(states, states + 100, 0)
+    return RoomyLayer(cache.layers[0], *beams, **options)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_beams_that_go_on_bring_their_own_tokens_and_leave_the_prompt(apart):
+    layer, fresh = layer_of(torch.arange(3.0).reshape(1, 1, 3, 1), 2, apart=apart), torch.tensor([7.0, 8.0]).reshape(2, 1, 1, 1)
+    layer.reorder_cache(torch.tensor([1, 0]))  # before there is a token
+    layer.update(fresh, fresh + 100)
+    layer.reorder_cache(torch.tensor([1, 1]))
+    layer.update(fresh - 2, fresh + 98)
+    prompt = [] if apart else [0, 1, 2]
+    assert layer.keys.squeeze().tolist() == [[*prompt, 8, 5], [*prompt, 8, 6]]
+    assert torch.equal(layer.values, layer.keys + 100)
+    assert layer.get_seq_length() == 5
+    assert [part.flatten().tolist() for part in layer.prompt or ()] == ([[0, 1, 2], [100, 101, 102]] if apart else [])
 
 
 def test_tokens_are_appended_where_there_is_room_and_what_was_written_stays():
     first, fresh = torch.arange(6.0).reshape(1, 1, 3, 2), torch.tensor([[[[6.0, 7.0]]]])
-    cache = DynamicCache()
-    cache.update(first, first + 100, 0)
-    layer = RoomyLayer(cache.layers[0])
+    layer = layer_of(first)
     layer.update(fresh, fresh + 100)
     block = layer.keys.data_ptr()
     for token in range(4, 70):  # past the room that is made at first
         layer.update(fresh + token, fresh + 100 + token)
-        assert (layer.keys.data_ptr() == block) == (token < 4 + ROOM), "a block is left only where it is full"
+        assert (layer.keys.data_ptr() == block) == (token < 3 + ROOM), "a block is left only where it is full"
     keys = layer.keys[0, 0, :, 0].tolist()
     assert keys[:4] == [0, 2, 4, 6]
     assert keys[4:] == [6 + token for token in range(4, 70)]
@@ -124,6 +135,47 @@ def test_beams_of_a_row_attend_to_its_keys_as_if_each_had_its_own():
     assert together.shape == (6, 1, 2, 4)
     assert torch.allclose(together, alone, atol=1e-6)
     assert not torch.allclose(together[:3], together[:3].flip(0), atol=1e-3), "beams ask different questions"
+
+
+@pytest.mark.parametrize("mask", ["none", "where to look", "what to add"])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_a_prompt_kept_apart_is_read_as_if_it_stood_before_the_tokens(mask, scaling):
+    draw = torch.Generator().manual_seed(0)
+    layer, own = layer_of(torch.randn(2, 2, 5, 4, generator=draw), 3, apart=True), torch.randn(6, 2, 3, 4, generator=draw)
+    layer.update(own, own - 1)
+    query = torch.randn(6, 2, 1, 4, generator=draw)
+    key, value = (
+        torch.cat([prompt.repeat_interleave(3, 0), tokens], 2)
+        for prompt, tokens in zip(layer.prompt, (layer.keys, layer.values), strict=True)
+    )
+    look = torch.ones(6, 1, 1, 8, dtype=torch.bool)
+    look[:3, :, :, :2] = look[4, :, :, 6] = False
+    given = {"none": None, "where to look": look, "what to add": torch.randn(1, 1, 1, 8, generator=draw)}[mask]
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, given, scale=scaling).transpose(1, 2)
+    assert torch.allclose(attend_apart(query, layer, given, scaling), expected, atol=1e-6)
+
+
+def test_a_decoder_keeps_prompts_apart_where_its_heads_have_keys_of_their_own():
+    """Grouped heads share keys, and an encoder-decoder's prompt is one token: both keep them with the tokens."""
+    grouped = hf.LlamaConfig(
+        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2
+    )
+    torch.manual_seed(0)
+    models = {"gpt2": model_of("gpt2_sum_sft"), "llama": hf.LlamaForCausalLM(grouped)}
+    kept = {}
+    for name, model in models.items():
+        prompt = {"input_ids": torch.tensor([[1, 5, 7], [9, 3, 4]]), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
+        search = {"num_beams": 3, "max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": 2}
+        plainly = model.eval().generate(**prompt, **search)
+        with prompt_once(model, 3):
+            handle = model.register_forward_hook(
+                lambda module, inputs, options, output: kept.update({name: cache_of(options).layers[0].prompt}),  # noqa: B023
+                with_kwargs=True,
+            )
+            assert torch.equal(model.generate(**prompt, **search), plainly)
+            handle.remove()
+    assert kept["llama"] is None
+    assert [len(part) for part in kept["gpt2"]] == [2, 2]
 
 
 def test_what_an_encoder_made_of_a_row_is_kept_once():
