@@ -6,8 +6,8 @@ once a row, its beams read it together, whether a decoder or an encoder made it,
 best continuations are looked for in two steps, blocks first. Rows of an embedding that train are written into it once.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -61,19 +61,32 @@ def prompt_once(model: Any, beams: int) -> Iterator[None]:
 def tokens_in_place(model: Any) -> Iterator[None]:
     """Meanwhile an embedding holds its rows that train, which PEFT otherwise writes into a copy of it in each pass.
 
-    They are written by PEFT, and afterwards the rows that were there before, so that no bit changes.
+    Nothing is done to an output layer with a bias, which PEFT adds only to what stands in place.
     """
     layers = [layer for layer in model.modules() if isinstance(layer, TrainableTokensLayer)]
-    layers = [layer for layer in layers if layer.active_adapters and not layer.disable_adapters and not layer.merged]
-    with outside_inference():
+    if any(getattr(layer.base_layer, "bias", None) is not None for layer in layers):
+        layers = []
+    with ExitStack() as undone:
         for layer in layers:
-            layer.merge()
+            if layer.active_adapters and not layer.disable_adapters and not layer.merged:
+                undone.enter_context(merged(layer))
+        yield
+
+
+@contextmanager
+def merged(layer: Any) -> Iterator[None]:
+    """Meanwhile the rows that train stand in the layer's embedding; afterwards those that were there, bit for bit."""
+    places = [place for name in layer.active_adapters for place in layer.token_indices[name]]
+    weight = layer.base_layer.weight
+    with outside_inference():
+        before = weight[places].clone()
+        layer.merge()
     try:
         yield
     finally:
         with outside_inference():
-            for layer in layers:
-                layer.unmerge()
+            layer.unmerge()  # to what they were when the adapter was made
+            weight[places] = before
 
 
 @contextmanager
@@ -94,7 +107,7 @@ class Prefill:
         """So many beams a row; `shared` where the keys of its source can stay those of one."""
         self._beams, self._shared = beams, shared
         self._cache: Any = None
-        self._apart = set[int]()  # layers that read of the cache what they are seen to read of it
+        self._apart = set[int]()  # places of layers whose attention reads the cache's own tensors
         self.layers: list[Any] | None = None
 
     def narrow(self, module: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> tuple[Any, Any] | None:
@@ -134,17 +147,25 @@ class Prefill:
     ) -> tuple[Tensor, None]:
         """Attention by transformers' interface, as SDPA computes it: (rows x beams, tokens, heads, size), and no weights."""
         place = getattr(module, "layer_idx", None)
-        if self.layers is None and place is not None and self._reads_all(place, query, key, options):
-            self._apart.add(place)
-        elif self.layers is not None and place in self._apart and key is (layer := self.layers[place]).keys:
-            return attend_apart(query, layer, attention_mask, options.get("scaling")), None
+        if self.layers is None:
+            if place is not None and self._reads_all(place, query, key, value, options):
+                self._apart.add(place)
+        elif place in self._apart and reads(layer := self.layers[place], key, value):
+            if query.shape[2] == 1:
+                return attend_apart(query, layer, attention_mask, options.get("scaling")), None
+            key, value = layer.whole()
         return attend_together(module, query, key, value, attention_mask, **options)
 
-    def _reads_all(self, place: int, query: Tensor, key: Tensor, options: dict[str, Any]) -> bool:
-        """Whether a decoder's layer attends to the cache's keys as they are, each head to its own, without biases."""
+    def _reads_all(self, place: int, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
+        """Whether a decoder's layer attends to what its cache holds, each head to its own, in fp32 and without biases."""
         if not isinstance(self._cache, hf.DynamicCache) or options.get("position_bias") is not None:
             return False
-        return key is self._cache.layers[place].keys and key.shape[1] == query.shape[1]
+        return reads(self._cache.layers[place], key, value) and key.shape[1] == query.shape[1] and key.dtype == torch.float32
+
+
+def reads(layer: Any, key: Tensor, value: Tensor) -> bool:
+    """Whether these are a layer's own keys and values, not something made of them."""
+    return key is layer.keys and value is layer.values
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc] # transformers' class
@@ -155,18 +176,15 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc] # transformers' class
             the tokens behind it. None where these begin with the prompt.
     """
 
-    def __init__(self, layer: DynamicLayer, beams: int = 1, *, apart: bool = False) -> None:
+    def __init__(self, layer: DynamicLayer, beams: int, *, apart: bool) -> None:
         """Takes over what `layer` holds, for so many beams a row."""
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         states = layer.keys, layer.values
         self.prompt = (layer.keys.contiguous(), layer.values.contiguous()) if apart else None
-        began = [(kept[:, :, :0] if apart else kept).repeat_interleave(beams, 0) for kept in states]
-        self._make_room(began)
-        self._show(began[0].shape[-2])
-
-    def _make_room(self, states: Sequence[Tensor]) -> None:
-        self._blocks = [roomier(kept, kept.shape[-2] + ROOM) for kept in states]
+        self._alike = 0 if apart else layer.keys.shape[-2]  # first tokens that all beams of a row have
+        self._blocks = [kept[:, :, : self._alike].repeat_interleave(beams, 0) for kept in states]
+        self._show(self._alike)
 
     def _show(self, tokens: int) -> None:
         """`keys` and `values` are what of the blocks is written."""
@@ -181,17 +199,24 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc] # transformers' class
         """Append the states of new tokens, each (B, heads, tokens, size); return `keys` and `values`."""
         before = self.keys.shape[-2]
         after = before + key_states.shape[-2]
-        while after > self._blocks[0].shape[-2]:
-            self._make_room((self.keys, self.values))
+        if after > self._blocks[0].shape[-2]:
+            self._blocks = [roomier(kept, after + ROOM) for kept in (self.keys, self.values)]
         for block, states in zip(self._blocks, (key_states, value_states), strict=True):
             block[:, :, before:after] = states
         self._show(after)
         return self.keys, self.values
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the tokens of the beams that go on; a prompt that is kept apart stays."""
-        for states in (self.keys, self.values):
+        """Keep the tokens of the beams that go on; the prompt stays."""
+        for states in (self.keys[:, :, self._alike :], self.values[:, :, self._alike :]):
             states.copy_(states.index_select(0, beam_idx))
+
+    def whole(self) -> tuple[Tensor, Tensor]:
+        """Keys and values of the prompt and of the tokens behind it, each beam's."""
+        assert self.prompt, "the prompt is kept apart"
+        beams = len(self.keys) // len(self.prompt[0])
+        keys, values = (kept.repeat_interleave(beams, 0) for kept in self.prompt)
+        return torch.cat([keys, self.keys], 2), torch.cat([values, self.values], 2)
 
 
 def roomier(states: Tensor, tokens: int) -> Tensor:
@@ -241,10 +266,9 @@ def attend_apart(query: Tensor, layer: RoomyLayer, mask: Tensor | None, scaling:
     scores = torch.cat([of_prompt, query @ layer.keys.mT], -1)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    of_prompt, own = weights.tensor_split([keys.shape[-2]], -1)
-    read: Tensor = of_prompt.reshape(rows, -1, heads, keys.shape[-2]).transpose(1, 2) @ values
-    return read.transpose(1, 2).reshape(count, 1, heads, size) + (own @ layer.values).transpose(1, 2)
+    shares, own = scores.softmax(-1).tensor_split([keys.shape[-2]], -1)
+    read: Tensor = shares.reshape(rows, -1, heads, keys.shape[-2]).transpose(1, 2) @ values
+    return read.transpose(1, 2).reshape(count, 1, heads, size).add((own @ layer.values).transpose(1, 2))
 
 
 def picked_by_blocks(pick: Callable[..., Any]) -> Callable[..., Any]:

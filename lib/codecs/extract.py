@@ -190,7 +190,8 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
         The sum of both scores, and the places of the two tokens in the feature.
     """
     span = slice(window.shift, window.shift + len(window.offsets))
-    nearby = pad(ends[span], (0, MAX_ANSWER_TOKENS - 1), value=-torch.inf).unfold(0, MAX_ANSWER_TOKENS, 1)  # from each first on
+    behind = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
+    nearby = pad(ends[span], (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(0, MAX_ANSWER_TOKENS, 1)  # from each first on
     score, place = (starts[span].unsqueeze(1) + nearby).flatten().max(0)
     first, more = divmod(int(place), MAX_ANSWER_TOKENS)
     return float(score), window.shift + first, window.shift + first + more

@@ -22,6 +22,7 @@ from lib.codecs.beams import (
     prompt_once,
     tokens_in_place,
 )
+from lib.run.build import perturb
 from lib.tests.small import CPU, codec_for, model_of, rows_of
 
 BEAMS = ("bert_sum_sft", "gpt2_sum_sft", "t5_sum_sft")  # the quick cells that search with beams
@@ -65,6 +66,7 @@ def test_an_adapted_model_searches_alike():
 def test_a_new_token_stands_in_its_embedding_meanwhile_and_no_bit_is_left_of_it():
     """Also where nothing is differentiated: the model trains on afterwards."""
     model = model_of("gpt2_sum_lora").eval()
+    perturb(model, 1)  # so that rows are others than those that PEFT keeps
     embedding = model.get_base_model().transformer.wte.token_adapter.base_layer.weight
     [row] = [p for name, p in model.named_parameters() if "trainable_tokens_delta" in name]
     with torch.no_grad():
@@ -87,11 +89,20 @@ def test_a_switched_off_adapter_stays_out_of_the_embedding():
         assert all(p.equal(before[name]) for name, p in model.named_parameters())
 
 
-def layer_of(states, *beams, **options):
+def test_an_output_layer_with_a_bias_computes_what_it_computed_in_training():
+    """PEFT leaves the bias out where it copies the weights, and adds it where they are merged."""
+    model = model_of("gpt2_sum_lora").eval()
+    head, before = model.get_base_model().lm_head.token_adapter.base_layer, model(input_ids=torch.tensor([[1, 2]])).logits
+    head.bias = torch.nn.Parameter(torch.ones(head.out_features))
+    with tokens_in_place(model):
+        assert model(input_ids=torch.tensor([[1, 2]])).logits.equal(before)
+
+
+def layer_of(states, beams=1, *, apart=False):
     """A layer of a cache that holds these keys, and values that are 100 more."""
     cache = DynamicCache()
     cache.update(states, states + 100, 0)
-    return RoomyLayer(cache.layers[0], *beams, **options)
+    return RoomyLayer(cache.layers[0], beams, apart=apart)
 
 
 @pytest.mark.parametrize("apart", [True, False])
@@ -115,7 +126,7 @@ def test_tokens_are_appended_where_there_is_room_and_what_was_written_stays():
     block = layer.keys.data_ptr()
     for token in range(4, 70):  # past the room that is made at first
         layer.update(fresh + token, fresh + 100 + token)
-        assert (layer.keys.data_ptr() == block) == (token < 3 + ROOM), "a block is left only where it is full"
+        assert (layer.keys.data_ptr() == block) == (token < 4 + ROOM), "a block is left only where it is full"
     keys = layer.keys[0, 0, :, 0].tolist()
     assert keys[:4] == [0, 2, 4, 6]
     assert keys[4:] == [6 + token for token in range(4, 70)]
@@ -153,15 +164,18 @@ def test_a_prompt_kept_apart_is_read_as_if_it_stood_before_the_tokens(mask, scal
     given = {"none": None, "where to look": look, "what to add": torch.randn(1, 1, 1, 8, generator=draw)}[mask]
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, given, scale=scaling).transpose(1, 2)
     assert torch.allclose(attend_apart(query, layer, given, scaling), expected, atol=1e-6)
+    assert [part.equal(other) for part, other in zip(layer.whole(), (key, value), strict=True)] == [True, True]
 
 
 def test_a_decoder_keeps_prompts_apart_where_its_heads_have_keys_of_their_own():
-    """Grouped heads share keys, and an encoder-decoder's prompt is one token: both keep them with the tokens."""
-    grouped = hf.LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2
-    )
+    """Grouped heads share keys, and differential attention reads other values than the cache's: these stay with the tokens."""
+    shape = {"vocab_size": 50, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 4}
     torch.manual_seed(0)
-    models = {"gpt2": model_of("gpt2_sum_sft"), "llama": hf.LlamaForCausalLM(grouped)}
+    models = {
+        "gpt2": model_of("gpt2_sum_sft"),
+        "llama": hf.LlamaForCausalLM(hf.LlamaConfig(**shape, num_key_value_heads=2)),
+        "diffllama": hf.DiffLlamaForCausalLM(hf.DiffLlamaConfig(**shape)),
+    }
     kept = {}
     for name, model in models.items():
         prompt = {"input_ids": torch.tensor([[1, 5, 7], [9, 3, 4]]), "attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]])}
@@ -174,7 +188,7 @@ def test_a_decoder_keeps_prompts_apart_where_its_heads_have_keys_of_their_own():
             )
             assert torch.equal(model.generate(**prompt, **search), plainly)
             handle.remove()
-    assert kept["llama"] is None
+    assert kept["llama"] is kept["diffllama"] is None
     assert [len(part) for part in kept["gpt2"]] == [2, 2]
 
 

@@ -37,3 +37,18 @@ assert ACT2FN["gelu_new"](torch.zeros(3, device="meta")).shape == (3,)  # elsewh
 def test_one_kernel_is_no_further_from_the_truth_than_eight():
     """In values and gradients, in fp32 and bf16."""
     subprocess.run([sys.executable, "-W", "error", "-c", IN_TRANSFORMERS], check=True, timeout=60)
+
+
+OTHER_VALUES = """
+import torch
+from transformers.activations import ACT2FN, NewGELUActivation
+from lib.run.gelu import take_gelu_at_once
+
+NewGELUActivation.forward = own = lambda self, input: torch.nn.functional.gelu(input)  # by erf, 5e-4 away at most
+take_gelu_at_once()
+assert NewGELUActivation.forward is own
+"""
+
+
+def test_a_release_with_other_values_keeps_its_own():
+    subprocess.run([sys.executable, "-W", "error", "-c", OTHER_VALUES], check=True, timeout=60)
