@@ -16,7 +16,7 @@ SAMPLED = 4096  # values of a tensor that tell how far it moved
 
 
 class FirstUpdates:
-    """Looks at a model's parameters in its first update, and after the third."""
+    """Looks at a model's parameters in its first update, and after the third, or the last of fewer."""
 
     def __init__(self, cell: Cell, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
         """A look at `parameters`, by name, of a cell's model."""

@@ -231,7 +231,7 @@ class Trainer:
                 self._take_ledger()
             self.optimizer.zero_grad()
         self.course.updates += 1
-        if self.course.updates in (MOVED, self.total):
+        if self.course.updates == min(MOVED, self.total):
             self.course.first_step |= self._first.moved()
         examples = [feature.example for features in self.last_group for feature in features]
         self.course.order = sha256(f"{self.course.order}{examples}".encode()).hexdigest()[:16]

@@ -133,6 +133,18 @@ def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
     assert math.hypot(*course.first_step["moved"].values()) == pytest.approx(apart, rel=1e-5)
 
 
+def test_movement_is_that_of_the_first_three_updates_of_more():
+    """Later updates move weights on, and say nothing of the first."""
+    trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    start = sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
+    after = []
+    trainer.after_update = lambda trainer: after.append(sampled({name: trainer.parameters[name] for name in start}))
+    moved = trainer.run(silent()).first_step["moved"]
+    apart = [float(torch.nn.utils.get_total_norm([now[name] - start[name] for name in start])) for now in after]
+    assert math.hypot(*moved.values()) == pytest.approx(apart[2], rel=1e-5)
+    assert apart[4] > 1.1 * apart[2]
+
+
 def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
     trainer.course.first_step |= probed(trainer, Metrics(), REVIEWS)
     trainer.run(silent())
