@@ -12,7 +12,7 @@ import transformers as hf
 
 from fixtures.session import session_of
 from lib.grid.cells import STUDY_IDS
-from lib.results.numerics import BY_GROUP, FINE, UPDATES, Pair, changes, load_tolerances, loss_gaps, tolerance_of
+from lib.results.numerics import FINE, UPDATES, Pair, changes, load_tolerances, tolerance_of
 from lib.run.build import build, perturb
 from lib.run.measurements import training_record
 from lib.run.meter import Meter
@@ -50,12 +50,8 @@ def deviation(cell, trainer, twin, benchmark):
         after = benchmark.pedantic(lambda: first_updates(twin(change)), rounds=1)
         kind = f"nf4 {before.precision}" if cell.quantization else before.precision
         pair = Pair(old=before, new=after, tolerance=tolerance_of(cell.id, kind, load_tolerances()), fine=kind == FINE)
-        losses, probes = loss_gaps(pair), [course.first_step.probe_loss for course in (before, after)]
         benchmark.group = "perturbed"
-        benchmark.extra_info.update(
-            of=cell.id, kind=kind, first=max(losses[0], abs(probes[0] - probes[1])), later=max(losses[1:])
-        )
-        benchmark.extra_info.update({figure: pair.furthest(figure)[0] for figure in BY_GROUP})
+        benchmark.extra_info.update(of=cell.id, kind=kind, **pair.apart())
         return list(changes(pair))
 
     return compare

@@ -7,7 +7,7 @@ updates show a change before any score does, and need no statistics: later updat
 """
 
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,6 +75,12 @@ class Pair:
         """The group that lies furthest apart, and its factor; empty where all are within the figure's tolerance, or another."""
         gap, group = self.furthest(figure)
         return group if gap > self.tolerance[tolerance or figure] else ""
+
+    def apart(self) -> dict[str, float]:
+        """How far each figure with a tolerance lies apart: losses in nats, norms of groups as shares."""
+        gaps, probes = loss_gaps(self), [step.probe_loss or 0.0 for step in self.steps or ()]
+        first = max([*gaps[:1], abs(probes[0] - probes[1]) if probes else 0.0])
+        return {"first": first, "later": max(gaps[1:], default=0.0)} | {name: self.furthest(name)[0] for name in BY_GROUP}
 
     @property
     def begins_alike(self) -> bool:
@@ -225,8 +231,7 @@ def compared(old: Record, new: Record, tolerances: Tolerances) -> tuple[Verdict,
     reason = not_comparable(old, new, tolerances)
     if reason or not old.training or not new.training:
         return Verdict.NOT_COMPARABLE, reason
-    kind = arithmetic(old)
-    pair = Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
+    pair = pair_of(old, new, tolerances)
     change = next(changes(pair), "")
     if change:
         return Verdict.CHANGED, change
@@ -236,6 +241,24 @@ def compared(old: Record, new: Record, tolerances: Tolerances) -> tuple[Verdict,
             f"losses of the first {len(loss_gaps(pair))} updates differ by at most {max(loss_gaps(pair)):.1e}",
         )
     return _by_predictions(old, new)
+
+
+def pair_of(old: Record, new: Record, tolerances: Tolerances) -> Pair:
+    """Two records that can be compared, with the tolerances of their arithmetic and cell."""
+    kind = arithmetic(old)
+    assert old.training, "it has trained"
+    assert new.training, "it has trained"
+    return Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
+
+
+def furthest_apart(pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances) -> dict[str, dict[str, float]]:
+    """The most that each figure lies apart, by arithmetic; apart from it by cell, as "cell ...", where one has tolerances."""
+    most: dict[str, dict[str, float]] = {}
+    for old, new in pairs:
+        kind = f"cell {old.cell}" if f"cell {old.cell}" in tolerances else arithmetic(old)
+        known = most.setdefault(kind, {})
+        known |= {name: max(apart, known.get(name, 0.0)) for name, apart in pair_of(old, new, tolerances).apart().items()}
+    return most
 
 
 def _by_predictions(old: Record, new: Record) -> tuple[Verdict, str]:

@@ -41,7 +41,7 @@ def test_one_kernel_is_no_further_from_the_truth_than_eight():
 
 OTHER_VALUES = """
 import torch
-from transformers.activations import ACT2FN, NewGELUActivation
+from transformers.activations import NewGELUActivation
 from lib.run.gelu import take_gelu_at_once
 
 NewGELUActivation.forward = own = lambda self, input: torch.nn.functional.gelu(input)  # by erf, 5e-4 away at most

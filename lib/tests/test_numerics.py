@@ -11,11 +11,12 @@ from lib.record import to_json
 from lib.results.gates import Run, failing, gate, kind_of
 from lib.results.judgements import Verdict
 from lib.results.numerics import TOLERANCES as TOLERANCES_FILE
-from lib.results.numerics import arithmetic, compared, load_tolerances, tolerance_of
+from lib.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, tolerance_of
 from lib.tests.test_record import complete
 
 BY_GROUP = {"weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
 TOLERANCES = {"fp32": {"first": 1e-6, "later": 1e-5} | BY_GROUP, "nf4 fp32": {"first": 1e-3, "later": 1e-2} | BY_GROUP}
+UNMOVED = ("weights", "probe_gradients", "moved")
 LOSSES = [0.7, 0.5, 0.4, 0.3]
 
 
@@ -232,6 +233,24 @@ def test_the_command_compares_seed_by_seed(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 5 * 27
     assert all("equal" in line for line in lines[1:])
+
+
+def test_figures_that_lie_furthest_apart_are_said_by_arithmetic_and_by_cells_with_tolerances_of_their_own():
+    """Losses by nats: 0.7 and 0.4 move. A norm of 2 becomes 1.5: a quarter of the larger one."""
+    norm = with_step(gradients={ATTENTION: 2.0}), with_step(gradients={ATTENTION: 1.5})
+    pairs = [(record(), record(moved(0, 2e-3))), (record(), record(moved(2, 3e-3))), norm]
+    most = furthest_apart([*pairs, (record(cell="t5_sa_sft"), record(cell="t5_sa_sft"))], TOLERANCES | {"cell t5_sa_sft": {}})
+    assert list(most) == ["fp32", "cell t5_sa_sft"]
+    assert most["fp32"] == pytest.approx({"first": 2e-3, "later": 3e-3, "gradients": 0.25} | dict.fromkeys(UNMOVED, 0.0))
+    assert not any(most["cell t5_sa_sft"].values())
+
+
+def test_the_command_says_how_far_runs_lie_apart(capsys, tmp_path):
+    records = [record(cell="bert_sa_sft"), record(moved(0, 9e-6), cell="bert_sa_sft")]
+    for number, made in enumerate(records):
+        (tmp_path / f"{number}.json").write_text(json.dumps({"benchmarks": [{"name": "x", "extra_info": to_json(made)}]}))
+    assert main([str(tmp_path / "0.json"), str(tmp_path / "1.json")]) == 0
+    assert "furthest apart, fp32: first 9.0e-06, later 0.0e+00, weights 0.0e+00" in capsys.readouterr().out
 
 
 def test_the_command_refuses_runs_without_a_common_cell(capsys, tmp_path):
