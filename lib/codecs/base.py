@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -200,13 +201,18 @@ class Codec(ABC):
         longest = max(map(len, rows))
         pads = [[self.pad_id] * (longest - len(row)) for row in rows]
         ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
-        places, lengths = torch.arange(longest), torch.tensor([*map(len, rows)]).unsqueeze(1)
+        places, lengths = torch.arange(longest), integers([*map(len, rows)]).unsqueeze(1)
         real = places >= longest - lengths if left else places < lengths
-        batch = {"input_ids": torch.tensor(ids), "attention_mask": real.long()}
+        batch = {"input_ids": integers(ids), "attention_mask": real.long()}
         if segments is not None and self.cell.backbone.segments:
-            second = torch.arange(longest) >= torch.tensor(segments).unsqueeze(1)
+            second = torch.arange(longest) >= integers(segments).unsqueeze(1)
             batch["token_type_ids"] = (second & batch["attention_mask"].bool()).long()
         return batch
+
+
+def integers(values: Sequence[Any]) -> Tensor:
+    """Whole numbers, or lists of equally many of them, as a tensor; `torch.tensor` takes three times as long for them."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def on(device: torch.device, batch: Batch) -> Batch:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib.codecs.base import Batch, Codec, Feature, Prediction, on
+from lib.codecs.base import Batch, Codec, Feature, Prediction, integers, on
 from lib.data.columns import joined
 from lib.data.sources import Row
 
@@ -64,7 +64,7 @@ class ClassifyCodec(Codec):
         """Inputs (B, L) and labels (B)."""
         segments = [feature.extra for feature in features] if self.task.text_pair else None
         batch = self.inputs([feature.input_ids for feature in features], segments=segments)
-        return {**batch, "labels": torch.tensor([feature.target for feature in features])}
+        return {**batch, "labels": integers([feature.target for feature in features])}
 
     def targets(self, batch: Batch) -> int:
         """One a row."""

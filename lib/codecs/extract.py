@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from lib.codecs.base import Batch, Codec, Feature, Prediction, on
+from lib.codecs.base import Batch, Codec, Feature, Prediction, integers, on
 from lib.codecs.letters import same_letters
 from lib.data.columns import answer_span, answer_texts, context
 from lib.data.sources import Row
@@ -100,7 +100,7 @@ class ExtractCodec(Codec):
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B, 2): the answer's first and last token."""
         batch = self.inputs([f.input_ids for f in features], segments=[f.extra.shift for f in features])
-        return {**batch, "labels": torch.tensor([feature.target for feature in features])}
+        return {**batch, "labels": integers([feature.target for feature in features])}
 
     def targets(self, batch: Batch) -> int:
         """One a window."""

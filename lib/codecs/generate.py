@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, on
+from lib.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, integers, on
 from lib.codecs.beams import prompt_once, tokens_in_place
 from lib.codecs.letters import letters
 from lib.data.sources import Row
@@ -188,7 +188,7 @@ class EncoderDecoderCodec(GenerateCodec):
             **self.prompt(features),
             "decoder_input_ids": shifted["input_ids"],
             "decoder_attention_mask": shifted["attention_mask"],
-            "labels": torch.tensor(labels),
+            "labels": integers(labels),
         }
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -219,7 +219,7 @@ class CausalCodec(GenerateCodec):
         labels = torch.full_like(batch["input_ids"], IGNORED)
         for row, feature in enumerate(features):
             start = len(feature.input_ids)
-            labels[row, start : start + len(feature.target)] = torch.tensor(feature.target)
+            labels[row, start : start + len(feature.target)] = integers(feature.target)
         return {**batch, "labels": labels}
 
     def placed(self, batch: Batch, device: torch.device) -> Batch:

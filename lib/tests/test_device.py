@@ -243,13 +243,20 @@ def resident_mib():
         ("bert_sa_sft", {}, True, False),
     ],
 )
-def test_each_cell_says_anew_whether_products_are_widened(monkeypatch, cell_id, changes, slow, widened):
-    """Those of true checkpoints in bf16 are, where a CPU is slow at them; bert_sa_sft trains in fp32."""
+def test_each_cell_says_anew_what_is_hastened(monkeypatch, cell_id, changes, slow, widened):
+    """Products of bf16 at true size are widened, where a CPU is slow at them; 4-bit layers answer narrowly at true size."""
     wishes = []
-    for name in ("keep_freed_memory", "draw_masks_sooner", "take_softmax_sooner"):  # which last as long as a process
+    for name in (
+        "keep_freed_memory",
+        "draw_masks_sooner",
+        "take_softmax_sooner",
+        "take_gelu_at_once",
+        "unpack_once",
+    ):  # which last as long as a process
         monkeypatch.setattr(device, name, lambda: None)
     monkeypatch.setattr(device, "multiply_bf16_sooner", wishes.append)
+    monkeypatch.setattr(device, "answer_in_autocast", wishes.append)
     monkeypatch.setattr(device, "bf16_is_slow", lambda: slow)
     cell = FULL[cell_id]
     device.hasten_cpu(replace(cell, profile=replace(cell.profile, **changes)), CPU)
-    assert wishes == [widened]
+    assert wishes == [widened, not changes]
