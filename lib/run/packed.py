@@ -1,9 +1,9 @@
 """Bitsandbytes' 4-bit layers on a CPU. In: nothing. Out: what they compute in bf16 stays bf16, with the same values.
 
 torch's linear layers answer in autocast's type. Bitsandbytes computes in it as well, but widens each answer to the type of its
-input, which is fp32 after a normalization: no digit is gained, and what follows (an activation, dropout, attention's own cast to
-bf16, and all of it backward) goes over twice the bytes. For the backward pass it unpacks weights to the type they were packed
-from, fp32, and then rounds them to bf16.
+input, which is fp32 after a normalization. No digit is gained, and what follows (an activation, dropout, attention's own cast
+to bf16, and all of it backward) goes over twice the bytes. For the backward pass it unpacks weights to the type that they had,
+fp32, and then rounds them to bf16.
 """
 
 from copy import copy

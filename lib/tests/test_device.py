@@ -246,13 +246,8 @@ def resident_mib():
 def test_each_cell_says_anew_what_is_hastened(monkeypatch, cell_id, changes, slow, widened):
     """Products of bf16 at true size are widened, where a CPU is slow at them; 4-bit layers answer narrowly at true size."""
     wishes = []
-    for name in (
-        "keep_freed_memory",
-        "draw_masks_sooner",
-        "take_softmax_sooner",
-        "take_gelu_at_once",
-        "unpack_once",
-    ):  # which last as long as a process
+    lasting = ("keep_freed_memory", "draw_masks_sooner", "take_softmax_sooner", "take_gelu_at_once", "unpack_once")
+    for name in lasting:  # as long as the process
         monkeypatch.setattr(device, name, lambda: None)
     monkeypatch.setattr(device, "multiply_bf16_sooner", wishes.append)
     monkeypatch.setattr(device, "answer_in_autocast", wishes.append)
