@@ -140,8 +140,8 @@ def has_bf16_units(device: torch.device) -> bool:
 def hasten_cpu(cell: Cell, device: torch.device) -> None:
     """Let this process's CPU train the cell sooner. What it computes does not depend on cells before it.
 
-    Micro backbones and cells in fp32 multiply as torch does, bit for bit: matrices of the former are too small to gain. Micro
-    backbones' 4-bit layers answer as bitsandbytes has it.
+    Micro backbones and cells in fp32 multiply as torch does, bit for bit: matrices of the former are too small to gain. 4-bit
+    layers of micro backbones answer as bitsandbytes has it, and so do a footprint's, whose memory is to be that of a GPU.
     """
     keep_freed_memory()
     draw_masks_sooner()
@@ -150,7 +150,7 @@ def hasten_cpu(cell: Cell, device: torch.device) -> None:
     unpack_once()
     in_bf16 = device.type == "cpu" and resolve_precision(cell, device)[0] == "bf16"
     multiply_bf16_sooner(in_bf16 and not cell.profile.micro and bf16_is_slow())
-    answer_in_autocast(not cell.profile.micro)
+    answer_in_autocast(not (cell.profile.micro or cell.profile.random_weights))
 
 
 def autocast(precision: str, device: torch.device) -> Any:

@@ -1,4 +1,4 @@
-"""4-bit layers on a CPU: what they compute in bf16 stays bf16, with the values that bitsandbytes gives."""
+"""4-bit layers on a CPU: what they compute in bf16 stays bf16, with bitsandbytes' values; adapters add to it as LoRA's do."""
 
 import subprocess
 import sys
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import bitsandbytes as bnb
 import pytest
 import torch
+from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
-from lib.run import packed
 from lib.run.packed import answer_in_autocast
 
 
@@ -63,14 +63,29 @@ def test_a_layer_that_computes_in_another_type_answers_as_it_did(compute_dtype, 
     assert all(map(torch.equal, before, after))
 
 
-def test_inputs_on_another_device_are_left_alone(monkeypatch):
-    seen = []
-    monkeypatch.setattr(packed, "_widened", lambda self, x: seen.append(x.dtype))
+def test_inputs_on_another_device_are_left_alone():
+    """Here, on the one without data."""
     answer_in_autocast(True)
     module = layer(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        module(torch.zeros(3, 64)), module(torch.zeros(3, 64, device="meta"))
-    assert seen == [torch.bfloat16, torch.float32]
+        kinds = [module(torch.zeros(3, 64, device=device)).dtype for device in ("cpu", "meta")]
+    assert kinds == [torch.bfloat16, torch.float32]
+
+
+def test_an_adapter_adds_to_it_in_bf16_as_lora_does_to_a_plain_layer():
+    answer_in_autocast(True)
+    model = nn.Sequential(layer(torch.bfloat16))
+    model.is_loaded_in_4bit = True  # by which PEFT chooses its layer
+    inject_adapter_in_model(LoraConfig(r=4, target_modules=["0"], init_lora_weights=False), model)
+    adapted, x = model[0], torch.linspace(-1, 1, 192).view(3, 64)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        base, added = (
+            adapted.base_layer(x),
+            adapted.lora_B["default"](adapted.lora_A["default"](x)) * adapted.scaling["default"],
+        )
+        assert base.dtype == added.dtype == torch.bfloat16
+        assert added.any()
+        assert torch.equal(model(x), base + added)
 
 
 UNPACKED = """
@@ -102,6 +117,7 @@ def gradient(computes, trained):
 
 
 weights, rows = torch.randn(32, 64), torch.randn(3, 64)
+nothing = torch.zeros(0, 64, requires_grad=True)
 cases = [(torch.bfloat16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)]
 before = [gradient(*case) for case in cases]
 assert kinds == [torch.float32] * 3, "bitsandbytes does it by itself: unpack_once is not needed"
@@ -109,6 +125,8 @@ unpack_once(), unpack_once()
 after = [gradient(*case) for case in cases]
 assert kinds[3:] == [torch.bfloat16, torch.bfloat16, torch.float32]
 assert all(map(torch.equal, before, after))
+bnb.nn.Linear4bit(64, 32, compute_dtype=torch.bfloat16, quant_type="nf4").to("cpu")(nothing).sum().backward()
+assert nothing.grad.shape == (0, 64)
 """
 
 
