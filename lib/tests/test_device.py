@@ -246,7 +246,7 @@ def resident_mib():
     ],
 )
 def test_each_cell_says_anew_what_is_hastened(monkeypatch, cell_id, changes, slow, widened):
-    """Products of bf16 at true size are widened, where a CPU is slow at them; 4-bit layers with true weights answer narrowly."""
+    """Products of bf16 at true size are widened, where a CPU is slow at them; 4-bit layers of true weights answer in bf16."""
     wishes, once = [], []
     lasting = ("keep_freed_memory", "draw_masks_sooner", "take_softmax_sooner", "take_gelu_at_once", "unpack_once")
     for name in lasting:  # as long as the process
