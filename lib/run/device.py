@@ -15,7 +15,7 @@ from lib.grid.methods import Quantization
 from lib.machine import cpu_name, give_back_memory, keep_freed_memory
 from lib.run.dropout import draw_masks_sooner
 from lib.run.gelu import take_gelu_at_once
-from lib.run.packed import answer_in_autocast, unpack_once
+from lib.run.packed import unpack_once
 from lib.run.products import bf16_is_slow, multiply_bf16_sooner
 from lib.run.softmax import take_softmax_sooner
 
@@ -140,8 +140,7 @@ def has_bf16_units(device: torch.device) -> bool:
 def hasten_cpu(cell: Cell, device: torch.device) -> None:
     """Let this process's CPU train the cell sooner. What it computes does not depend on cells before it.
 
-    Micro backbones and cells in fp32 multiply as torch does, bit for bit: matrices of the former are too small to gain. 4-bit
-    layers of micro backbones answer as bitsandbytes has it, and so do a footprint's, whose memory is to be that of a GPU.
+    Micro backbones and cells in fp32 multiply as torch does, bit for bit: matrices of the former are too small to gain.
     """
     keep_freed_memory()
     draw_masks_sooner()
@@ -150,7 +149,6 @@ def hasten_cpu(cell: Cell, device: torch.device) -> None:
     unpack_once()
     in_bf16 = device.type == "cpu" and resolve_precision(cell, device)[0] == "bf16"
     multiply_bf16_sooner(in_bf16 and not cell.profile.micro and bf16_is_slow())
-    answer_in_autocast(not (cell.profile.micro or cell.profile.random_weights))
 
 
 def autocast(precision: str, device: torch.device) -> Any:
