@@ -1,7 +1,7 @@
 """Weights of bitsandbytes' 4-bit layers on a CPU. In: nothing. Out: a backward pass unpacks them sooner, to the same values.
 
-Bitsandbytes unpacks weights for the backward pass to the type that they had before, fp32, and then rounds them to the type of the
-gradients. Where that is bf16, they are unpacked to it at once, as bitsandbytes does it for the forward pass.
+For the backward pass bitsandbytes unpacks weights to the type that they had before, fp32, and then rounds them to the type of
+the gradients. Where that is bf16, they are unpacked to it at once, as bitsandbytes does it for the forward pass.
 """
 
 from copy import copy
