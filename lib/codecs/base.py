@@ -211,7 +211,7 @@ class Codec(ABC):
 
 
 def integers(values: Sequence[Any]) -> Tensor:
-    """Whole numbers, or lists of equally many of them, as a tensor; `torch.tensor` takes three times as long for them."""
+    """Whole numbers, or lists of equally many of them, as a tensor; `torch.tensor` takes them one by one."""
     return torch.from_numpy(np.array(values, dtype=np.int64))
 
 

@@ -15,8 +15,13 @@ from torch import Tensor
 
 @cache
 def unpack_once() -> None:
-    """Let backward passes on this process's CPU unpack weights to bf16 from now on, where fp32 would be rounded to it."""
-    product: Any = bnb.autograd._functions.MatMul4Bit
+    """Let backward passes on this process's CPU unpack weights to bf16 from now on, where fp32 would be rounded to it.
+
+    A release that has no such product keeps its own way.
+    """
+    product: Any = getattr(bnb.autograd._functions, "MatMul4Bit", None)
+    if product is None:
+        return
     backward = product.backward
 
     def at_once(ctx: Any, gradient: Tensor) -> Any:
