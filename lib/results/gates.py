@@ -15,7 +15,7 @@ from lib.errors import InputError
 from lib.record import Record
 from lib.results.costs import LEDGER, PEAKS, Seeds, memory, speed
 from lib.results.files import read_list
-from lib.results.judgements import Judgement, Verdict, judgement_of
+from lib.results.judgements import Judgement, Outcome, Verdict, judgement_of
 from lib.results.noise import Noise, load_noise
 from lib.results.numerics import Tolerances, compared, load_tolerances
 from lib.results.quality import Judge, Rows
@@ -161,3 +161,12 @@ def failing(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool =
         or (strict and "quality" in kinds and j.verdict is Verdict.CANNOT_TELL and decides(j))
         or ("numerics" in kinds and j.verdict is Verdict.CHANGED)
     ]
+
+
+def outcome(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> Outcome:
+    """What the judgements say of the whole run; it cannot be told where no main score could be tested."""
+    if failing(judged, kinds, strict=strict):
+        return Outcome.WORSE
+    mains = [j for j in judged if j.quantity == j.main_score]
+    untested = all(j.verdict is Verdict.CANNOT_TELL and j.p is None for j in mains)
+    return Outcome.CANNOT_TELL if "quality" in kinds and untested else Outcome.NO_WORSE

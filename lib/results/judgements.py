@@ -23,6 +23,19 @@ class Verdict(StrEnum):
     CHANGED = "changed"
 
 
+class Outcome(StrEnum):
+    """What a gate says of a whole run."""
+
+    NO_WORSE = "no worse"
+    WORSE = "worse"
+    CANNOT_TELL = "cannot tell"
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 6: pytest itself takes 2 to 5."""
+        return {Outcome.NO_WORSE: 0, Outcome.WORSE: 1, Outcome.CANNOT_TELL: 6}[self]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Judgement:
     """One verdict with its evidence.

@@ -88,13 +88,6 @@ def test_no_modules_import_each_other_in_a_circle():
 LONG = {"lib/grid/recipes.py": "the 27 recipes, a table", "benchmarks/faults.py": "the 53 faults, a table"}
 
 
-def test_modules_that_are_no_tables_stay_under_350_lines():
-    folders = (LIB, ROOT / "fixtures", ROOT / "benchmarks")
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for f in folders for path in f.rglob("*.py")}
-    long = {name for name, length in lengths.items() if length > 350 and "tests" not in name}
-    assert long == LONG.keys()
-
-
 def test_no_module_but_the_methods_knows_the_names_of_an_adapters_parameters():
     assert [path.name for path in (LIB / "run").rglob("*.py") if re.search(r"\"(lora|ia3)_", path.read_text())] == []
 
