@@ -10,7 +10,6 @@ COMMANDS = {
     "audit": "re-check a saved run: impossible scores, copied results, failed audits",
     "compare": "which method, on which task, at what cost: fronts, and groups that cannot be told apart",
     "scores": "list every difference between the scores of two runs",
-    "peers": "is our loop faster than what people use? what pytest -m peers measured",
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",
     "merge": "make one run of several, as of shards or a CI matrix",

@@ -66,8 +66,8 @@ def announce_threads(count: int) -> None:
 def keep_freed_memory() -> None:
     """Let this process keep the memory that it frees, where glibc manages it, until `give_back_memory`.
 
-    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: up to a third of the
-    time of training on a CPU (`pytest -m peers`). Afterwards nothing brings the default back.
+    By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
+    a large part of the time of training on a CPU. Afterwards nothing brings the default back.
     """
     if mallopt := getattr(_libc(), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lib.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, integers, on
-from lib.codecs.beams import prompt_once, tokens_in_place
 from lib.codecs.letters import letters
 from lib.data.sources import Row
 from lib.errors import InputError
@@ -100,9 +99,7 @@ class GenerateCodec(Codec):
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
-        with tokens_in_place(model), prompt_once(model, self.generation.num_beams):
-            ids = self.generate(model, features, device).tolist()
-        return [self.until_end(row) for row in ids]
+        return [self.until_end(ids) for ids in self.generate(model, features, device).tolist()]
 
     def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
         """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace what it is given."""

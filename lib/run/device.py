@@ -12,12 +12,7 @@ from torch import Tensor
 from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.methods import Quantization
-from lib.machine import cpu_name, give_back_memory, keep_freed_memory
-from lib.run.dropout import draw_masks_sooner
-from lib.run.gelu import take_gelu_at_once
-from lib.run.packed import unpack_once
-from lib.run.products import bf16_is_slow, multiply_bf16_sooner
-from lib.run.softmax import take_softmax_sooner
+from lib.machine import cpu_name, give_back_memory
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
@@ -135,20 +130,6 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None
 def has_bf16_units(device: torch.device) -> bool:
     """Whether bf16 is fast and complete here. GPUs before Ampere (V100, T4, RTX 20) only emulate it; a CPU does it right."""
     return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def hasten_cpu(cell: Cell, device: torch.device) -> None:
-    """Let this process's CPU train the cell sooner. What it computes does not depend on cells before it.
-
-    Micro backbones and cells in fp32 multiply as torch does, bit for bit: matrices of the former are too small to gain.
-    """
-    keep_freed_memory()
-    draw_masks_sooner()
-    take_softmax_sooner()
-    take_gelu_at_once()
-    unpack_once()
-    in_bf16 = device.type == "cpu" and resolve_precision(cell, device)[0] == "bf16"
-    multiply_bf16_sooner(in_bf16 and not cell.profile.micro and bf16_is_slow())
 
 
 def autocast(precision: str, device: torch.device) -> Any:

@@ -30,7 +30,7 @@ from lib.run.fingerprints import model_marks
 from lib.run.first_updates import MOVED, FirstUpdates
 from lib.run.fitting import DoesNotFit, fitting
 from lib.run.meter import Meter, ledger, tensor_bytes
-from lib.run.order import FEWER, chunks, epoch_batches, micro_batches
+from lib.run.order import chunks, epoch_batches
 from lib.run.progress import Progress
 from lib.run.ranks import ALONE, Ranks, held, whole
 from lib.run.scale import LossScale
@@ -282,10 +282,7 @@ class Trainer:
         """This rank's micro-batches of an update; smaller ones where memory ran out."""
         if self.ranks.count > 1 or self.course.micro_batch < self.cell.recipe.per_device_train_batch_size:
             return self.ranks.share(group, self.course.micro_batch)
-        own = micro_batches(group, self.cell, self.meter.device)
-        if len(own) < len(group) and FEWER not in self.course.fallbacks:
-            self.course.fallbacks.append(FEWER)
-        return own
+        return group
 
     def _collated(self, own: Sequence[Sequence[Feature]]) -> list[Batch]:
         return [self.codec.collate(features) for features in own if features]

@@ -1,6 +1,5 @@
 import weakref
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -233,26 +232,3 @@ def test_large_blocks_stay_with_the_process_until_they_are_given_back():
 def resident_mib():
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
-
-
-@pytest.mark.parametrize(
-    ("cell_id", "changes", "slow", "widened"),
-    [
-        ("t5_sa_lora", {}, True, True),
-        ("t5_sa_lora", {}, False, False),
-        ("t5_sa_lora", {"micro": True}, True, False),
-        ("bert_sa_sft", {}, True, False),
-    ],
-)
-def test_each_cell_says_anew_whether_products_are_widened(monkeypatch, cell_id, changes, slow, widened):
-    """Those of true checkpoints in bf16 are, where a CPU is slow at them; bert_sa_sft trains in fp32."""
-    wishes, once = [], []
-    lasting = ("keep_freed_memory", "draw_masks_sooner", "take_softmax_sooner", "take_gelu_at_once", "unpack_once")
-    for name in lasting:  # as long as the process
-        monkeypatch.setattr(device, name, partial(once.append, name))
-    monkeypatch.setattr(device, "multiply_bf16_sooner", wishes.append)
-    monkeypatch.setattr(device, "bf16_is_slow", lambda: slow)
-    cell = FULL[cell_id]
-    device.hasten_cpu(replace(cell, profile=replace(cell.profile, **changes)), CPU)
-    assert wishes == [widened]
-    assert sorted(once) == sorted(lasting)

@@ -85,9 +85,6 @@ def test_no_modules_import_each_other_in_a_circle():
     assert graph == {}
 
 
-LONG = {"lib/grid/recipes.py": "the 27 recipes, a table", "benchmarks/faults.py": "the 53 faults, a table"}
-
-
 def test_no_module_but_the_methods_knows_the_names_of_an_adapters_parameters():
     assert [path.name for path in (LIB / "run").rglob("*.py") if re.search(r"\"(lora|ia3)_", path.read_text())] == []
 

@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lib.codecs.base import Feature
 from lib.codecs.classify import ClassifyCodec
 from lib.errors import InputError
-from lib.grid.profiles import FOOTPRINT_PROFILE
 from lib.run.meter import Meter
-from lib.run.order import FEWER, epoch_batches, micro_batches
+from lib.run.order import epoch_batches
 from lib.run.scale import LossScale
 from lib.run.training import Trainer
 from lib.tests.small import cell_of, rows_of, silent, still, trainer_of
@@ -76,58 +75,6 @@ def in_full(trainer: Trainer) -> Trainer:
     """The trainer as that of a cell which is no micro one."""
     trainer.cell = replace(trainer.cell, profile=replace(trainer.cell.profile, micro=False))
     return trainer
-
-
-def lengths_in(group, cell, device="cpu"):
-    return [[len(f.input_ids) for f in features] for features in micro_batches(group, cell, torch.device(device))]
-
-
-def test_on_a_cpu_an_update_goes_through_the_model_by_length_in_as_few_passes_as_fit():
-    """2,048 tokens: 600 + 600 + 640 with padding to 640 are 1,920, a fourth row of 800 would make 3,200."""
-    cell = cell_of("gpt2_sa_lora")
-    full = replace(cell, profile=replace(cell.profile, micro=False))
-    group = [features_of_lengths(800, 20), features_of_lengths(600, 40), features_of_lengths(640, 600), features_of_lengths(60)]
-    assert lengths_in(group, full) == [[20, 40, 60], [600, 600, 640], [800]]
-    footprint = replace(cell, profile=FOOTPRINT_PROFILE)
-    for cell_here, device in ((cell, "cpu"), (full, "cuda"), (footprint, "cpu")):
-        assert micro_batches(group, cell_here, torch.device(device)) is group
-
-
-def test_passes_are_not_cut_anew_where_that_makes_no_fewer():
-    cell = cell_of("gpt2_sa_lora")
-    full = replace(cell, profile=replace(cell.profile, micro=False))
-    for group in ([features_of_lengths(9, 900, 5, 800)], [features_of_lengths(900), features_of_lengths(2000)]):
-        assert micro_batches(group, full, torch.device("cpu")) is group
-
-
-def test_an_update_that_is_cut_anew_is_the_same_update():
-    one_step = {"max_steps": 1, "max_grad_norm": None, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
-    seen = []
-
-    class Seen(ClassifyCodec):
-        def collate(self, features):
-            seen.append(len(features))
-            return super().collate(features)
-
-    (recipe, one), (anew, other) = (
-        trained(still(change(trainer_of("bert_sa_sft", REVIEWS, codec=Seen, **one_step))))
-        for change in (lambda same: same, in_full)
-    )
-    assert seen == [2, 2, 2, 2, 8]
-    assert anew.losses == pytest.approx(recipe.losses, abs=1e-6)
-    assert anew.order == recipe.order
-    assert (recipe.fallbacks, anew.fallbacks) == ([], [FEWER])
-    for name, gradient in one.items():
-        torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4)
-
-
-def test_where_memory_ran_out_passes_stay_small():
-    trainer = in_full(trainer_of("bert_sa_sft", REVIEWS, per_device_train_batch_size=4, gradient_accumulation_steps=2))
-    group = next(trainer.updates(0))
-    assert [len(features) for features in trainer._own(group)] == [8]
-    trainer.course.micro_batch = 2
-    cut = [features[start : start + 2] for features in group for start in (0, 2)]
-    assert [len(features) for features in trainer._own(cut)] == [2, 2, 2, 2]
 
 
 def test_the_news_of_these_tests_differ_in_length():
