@@ -1,8 +1,4 @@
-"""bitsandbytes unpacks 4-bit weights to fp32 on a CPU and rounds them to bf16, for each backward pass.
-
-Exit code 0: gradients are the same bits, and the gain is printed, or that there is none; 1: they differ; 2: this release has no
-such product.
-"""
+"""bitsandbytes unpacks 4-bit weights to fp32 on a CPU and rounds them to bf16, for each backward pass."""
 
 import sys
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""PEFT writes trainable token rows into a copy of the whole embedding in each forward pass, and again in the tied head.
-
-Exit code 0: the gain is printed, or that there is none; 1: values or gradients differ.
-"""
+"""PEFT writes trainable token rows into a copy of the whole embedding in each forward pass, and again in the tied head."""
 
 import sys
 from collections.abc import Callable

@@ -1,7 +1,4 @@
-"""torch draws a dropout mask on a CPU element by element, on one core; eight elements can share one random number.
-
-Exit code 0: the gain is printed, or that there is none; 1: the shares of ones, or of pairs of ones, are wrong.
-"""
+"""torch draws a dropout mask on a CPU element by element, on one core; eight elements can share one random number."""
 
 import math
 import sys

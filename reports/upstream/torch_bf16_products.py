@@ -1,7 +1,6 @@
 """Without AMX, an x86 CPU multiplies bf16 matrices in torch more slowly than fp32 ones; widening them first is faster.
 
-Exit code 0: the gain is printed, or that there is none; 1: the results differ by more than rounding; 2: this CPU has AMX, or is
-no x86. `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` hides AMX from torch's products.
+Exit codes: see README.md. `ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16` hides AMX from torch's products.
 """
 
 import os

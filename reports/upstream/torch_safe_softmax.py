@@ -1,7 +1,4 @@
-"""torch's `_safe_softmax` goes over all scores to find rows that are masked out; softmax has marked those with NaN already.
-
-Exit code 0: both give the same bits, and the gain is printed, or that there is none; 1: they differ.
-"""
+"""torch's `_safe_softmax` goes over all scores to find rows that are masked out; softmax has marked those with NaN already."""
 
 import sys
 from collections.abc import Callable

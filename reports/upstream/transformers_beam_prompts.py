@@ -1,7 +1,4 @@
-"""All beams of a row read one prompt; transformers computes, keeps and copies it once for each beam.
-
-Exit code 0: results are equal but for rounding, and the gains are printed, or that there are none; 1: they differ.
-"""
+"""All beams of a row read one prompt; transformers computes, keeps and copies it once for each beam."""
 
 import sys
 from collections.abc import Callable
