@@ -15,7 +15,13 @@ from lib.results.thresholds import missed
 
 FLOW = (*STAGES, "evaluation")
 # How a cell can go wrong, in the order in which causes are told; failed audits come before all of them, by name.
-BOUND, FIGURES, ERROR, STOPPED, UNFINISHED = "missed a bound", "had wrong figures", "broke off", "stopped early", "did not finish"
+BOUND, FIGURES, ERROR, STOPPED, UNFINISHED = (
+    "missed a bound",
+    "had wrong figures",
+    "broke off",
+    "stopped early",
+    "did not finish",
+)
 CAUSES = (BOUND, FIGURES, ERROR, STOPPED, UNFINISHED)
 SHOWN = 3  # places that a sentence names
 
@@ -173,14 +179,14 @@ def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[
         yield State.PASSED, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
 
 
-def _of_figures(
-    judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str
-) -> Iterable[Said]:
+def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str) -> Iterable[Said]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
     others = [kind for kind in kinds if kind != "numerics"]
     figures = [j for j in bad if j.quantity != "numerics"]
     if figures:
-        groups = {verdict: [j for j in figures if j.verdict is verdict] for verdict in dict.fromkeys(j.verdict for j in figures)}
+        groups = {
+            verdict: [j for j in figures if j.verdict is verdict] for verdict in dict.fromkeys(j.verdict for j in figures)
+        }
         words = {Verdict.CANNOT_TELL: "cannot be told"}
         parts = [f"{_in(group)} {words.get(verdict, verdict)} ({_places(group)})" for verdict, group in groups.items()]
         yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
