@@ -97,7 +97,9 @@ def answer_of(
         said += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
     order = (State.FAILED, State.CANNOT_TELL)
     said.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
-    return Answer(state=said[0][0], sentences=tuple(sentence for _, sentence in said), failing=bad)
+    state, (first, *others) = said[0][0], [sentence for _, sentence in said]
+    head = f"Passed: {first[0].lower()}{first[1:]}" if state is State.PASSED else first
+    return Answer(state=state, sentences=(head, *others), failing=bad)
 
 
 # Cells
@@ -113,8 +115,8 @@ def _of_cells(records: Sequence[Record], troubles: Sequence[str]) -> Said:
         return State.EMPTY, "Nothing to show: this run holds no cell that was run."
     if all(record.status == "reported" for record in records):
         return State.REPORTED, f"Reported: {_count(len(_cells(records)), 'result')} as published; nothing was run here."
-    all_of = "the one cell" if total == "1 cell" else f"all {total}"
-    return State.PASSED, f"Passed: {all_of} {_bounds(records)} {_audits(records)}."
+    all_of = "The one cell" if total == "1 cell" else f"All {total}"
+    return State.PASSED, f"{all_of} {_bounds(records)} {_audits(records)}."
 
 
 def _by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
