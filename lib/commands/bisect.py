@@ -23,7 +23,7 @@ from lib.grid.profiles import CACHE
 from lib.machine import versions
 from lib.results.bisection import Answer, Bisection, bisection, most_steps
 from lib.results.cache import lock_of
-from lib.results.gate_report import closing, remarks
+from lib.results.gate_report import counted, remarks
 from lib.results.gates import FAILED_BY, KINDS, Run, failing, gate, kinds_of, read_run
 from lib.results.journal import code_digest
 
@@ -95,7 +95,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
     say(f"the bad end, {bad}")
     judged = gate(baseline, steps.run(bad))
     if not failing(judged, kinds):
-        raise InputError(f"{bad} is not worse than {good}: {closing(judged, kinds)}; {advice(kinds)}")
+        raise InputError(f"by {' and '.join(kinds)} {bad} is not worse than {good} ({counted(judged)}); {advice(kinds)}")
     say(f"{bad}: {remarks(failing(judged, kinds))[0]}")
 
     def answer(version: str, steps_left: int) -> Answer:

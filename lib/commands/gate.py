@@ -1,19 +1,22 @@
 """Is a run worse than another? `python -m lib gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
-Exit code 1 if a score or a memory figure is worse or a cell is missing; with --strict also if a score cannot be told, with --on
-also for speed; else 0. In GitHub Actions the table goes to the step summary too.
+Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --strict also
+if a score cannot be told, with --on also for speed or numerics. 6 if no main score could be tested; else 0. In GitHub Actions
+the answer and the table go to the step summary too.
 """
 
 import argparse
 from pathlib import Path
 
 from lib.errors import InputError
+from lib.results.answer import answer_of
+from lib.results.files import read_list
 from lib.results.gate_report import FORMATS, write_step_summary
-from lib.results.gates import FAILED_BY, KINDS, failing, gate, kinds_of, read_run
+from lib.results.gates import FAILED_BY, KINDS, Run, gate, kinds_of, read_run
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the verdicts; return the exit code."""
+    """Print the verdicts and the answer; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib gate", description=__doc__)
     parser.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
     parser.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
@@ -22,10 +25,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(KINDS)}: what counts")
     options = parser.parse_args(arguments)
     try:
-        kinds = kinds_of(options.on)
-        judged = gate(read_run(options.old), read_run(options.new))
+        kinds, records = kinds_of(options.on), read_list(options.new)
+        judged = gate(read_run(options.old), Run.of(records, options.new))
     except InputError as error:
         parser.error(str(error))
-    print(FORMATS[options.format](judged, kinds))
-    write_step_summary(judged, kinds)
-    return int(bool(failing(judged, kinds, strict=options.strict)))
+    answer = answer_of(records, judged, kinds, strict=options.strict, baseline=options.old.name)
+    print(FORMATS[options.format](judged, answer))
+    write_step_summary(judged, answer)
+    return answer.exit_code

@@ -55,10 +55,10 @@ def saving(folder: Path, rows: int) -> None:
 
 def judging(folder: Path, rows: int) -> None:
     """The gate over two runs of this size, as text."""
-    from lib.results.gate_report import as_text
+    from lib.results.gate_report import verdict_table
     from lib.results.gates import gate, read_run
 
-    as_text(gate(read_run(folder / "old" / "run.json"), read_run(folder / "new" / "run.json")))
+    verdict_table(gate(read_run(folder / "old" / "run.json"), read_run(folder / "new" / "run.json")))
 
 
 def page(folder: Path, rows: int) -> None:

@@ -14,7 +14,7 @@ from lib.page.settings import settings_of
 from lib.record import Record, Status
 from lib.results.examples import read
 from lib.results.gate_report import WEIGHT, worst
-from lib.results.gates import FAILED_BY, decides, kind_of
+from lib.results.gates import decides, kind_of
 from lib.results.judgements import Judgement, Verdict
 from lib.results.run_table import peak_gib, status_of
 
@@ -27,7 +27,7 @@ class CellView:
 
     Attributes:
         records: one a seed; the first one stands for the cell where a figure is not a mean.
-        old: the older run's records of the cell.
+        old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
         judged: the gate's judgements on it.
         low, high: 95 % interval of the main score; over seeds, or over test rows where there is one seed.
     """
@@ -59,9 +59,14 @@ class CellView:
         """The main score, its mean over seeds."""
         return self.score_of(self.first.main_score)
 
-    def score_of(self, name: str, *, old: bool = False) -> float | None:
+    def score_of(self, name: str) -> float | None:
         """A score's mean over seeds."""
-        return mean(record.scores.get(name) for record in (self.old if old else self.records))
+        return mean(record.scores.get(name) for record in self.records)
+
+    def before(self, name: str) -> float | None:
+        """A score's mean over the runs that the gate paired with."""
+        paired = next((judgement.before for judgement in self.judged if judgement.quantity == name), None)
+        return mean(record.scores.get(name) for record in self.old) if paired is None else paired
 
     @property
     def bound(self) -> float | None:
@@ -88,8 +93,8 @@ class CellView:
 
     @property
     def verdict(self) -> Verdict | None:
-        """The gravest verdict on quality and memory."""
-        return worst([j for j in self.judged if decides(j) and kind_of(j) in FAILED_BY])
+        """The gravest verdict on numerics, quality and memory."""
+        return worst([j for j in self.judged if decides(j) and kind_of(j) != "speed"])
 
     def verdict_on(self, kind: str) -> Verdict | None:
         """The gravest verdict on a kind of figure."""
@@ -199,11 +204,12 @@ class CellView:
 def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], limit: int) -> CellView:
     """A cell of a run, with at most `limit` of its test rows."""
     records = run.by_cell[cell]
-    old = baseline.by_cell.get(cell, []) if baseline else []
-    pair = next((record for record in old if record.seeds.seed == records[0].seeds.seed), next(iter(old), None))
+    older = baseline.by_cell.get(cell, []) if baseline else []
+    seeds = [record.seeds.seed for record in records]
+    old = [record for record in older if record.seeds.seed in seeds] or older
+    pair = next((record for record in old if record.seeds.seed == seeds[0]), next(iter(old), None))
     low, high = _interval(records, run)
-    path = baseline.path if baseline else None
-    rows = sampled(records[0], run.path, pair, path, limit)
+    rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
     ordered = [pair, *(record for record in old if record is not pair)] if pair else []
     return CellView(records=records, old=ordered, judged=judgements, low=low, high=high, rows=rows)
 

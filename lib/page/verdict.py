@@ -1,4 +1,4 @@
-"""The answer in a sentence. In: cells with their judgements. Out: did it pass, what got worse, where."""
+"""The top of the page. In: the answer to the run, its cells. Out: a headline, and what to look at first."""
 
 import re
 from collections.abc import Sequence
@@ -6,15 +6,16 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lib.record import Status
+from lib.results.answer import Answer
 from lib.results.gate_report import WEIGHT
-from lib.results.gates import decides, kind_of
-from lib.results.judgements import Judgement, Verdict
+from lib.results.gates import kind_of
+from lib.results.judgements import Judgement
 
 SHOWN = 8  # items below the answer; the grid has them all
 
 
 class Cell(Protocol):
-    """What the answer needs of a cell."""
+    """What the top of the page needs of a cell."""
 
     @property
     def id(self) -> str:
@@ -32,10 +33,6 @@ class Cell(Protocol):
     def sentences(self) -> list[str]:
         """What it missed."""
 
-    @property
-    def failed_audits(self) -> int:
-        """How many audits object."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
@@ -51,74 +48,31 @@ class Headline:
     """The answer.
 
     Attributes:
-        state: passed, failed, empty or reported.
-        answer: one sentence.
-        gate: a second one, on the comparison with an older run; empty without one.
+        state: of the answer.
+        answer: its first sentence.
+        more_sentences: its others, and why nothing was compared.
         items: what got worse, and where, the gravest first.
         more: how many items are left out.
     """
 
     state: str
     answer: str
-    gate: str
+    more_sentences: Sequence[str]
     items: Sequence[Item]
     more: int
 
 
-def headline(
-    cells: Sequence[Cell],
-    baseline: str | None,
-    judged: Sequence[Judgement],
-    failing: Sequence[Judgement],
-    remarks: Sequence[str],
-) -> Headline:
-    """The answer; `failing` are the judgements that count, `baseline` is the older run's name."""
-    state, answer = _answer(cells, [judgement.cell for judgement in failing])
-    items = [*_worse(failing), *_missed(cells)]
-    gate = _gate(baseline, judged, failing, remarks) if baseline and cells else ""
-    return Headline(state=state, answer=answer, gate=gate, items=items[:SHOWN], more=max(0, len(items) - SHOWN))
-
-
-def _answer(cells: Sequence[Cell], worse: Sequence[str]) -> tuple[str, str]:
-    if not cells:
-        return "empty", "Nothing to show: this run holds no cell that was run."
-    if all(cell.status == "reported" for cell in cells):
-        return "reported", f"Reported: {_count(len(cells), 'result')} as published; nothing was run here."
-    bad = [cell for cell in cells if cell.status != "passed"]
-    if bad:
-        return "failed", f"Failed: {_why(bad, len(cells))}."
-    bounds = "reached every bound" if any(cell.above is not None for cell in cells) else "ran to the end, without bounds,"
-    all_of = "the one cell" if len(cells) == 1 else f"all {len(cells)} cells"
-    if worse:
-        places = _count(len(set(worse)), "cell")
-        return "failed", f"Worse: {places} got worse than before, though {all_of} {bounds} and passed every audit."
-    return "passed", f"Passed: {all_of} {bounds} and passed every audit."
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _why(bad: Sequence[Cell], total: int) -> str:
-    """How many cells went wrong in which way."""
-    unfinished = [cell for cell in bad if cell.status != "missed"]
-    audits = [cell for cell in bad if cell.status == "missed" and cell.failed_audits]
-    bounds = len(bad) - len(unfinished) - len(audits)
-    parts = [(bounds, "missed a bound"), (len(audits), "failed an audit"), (len(unfinished), "did not finish")]
-    (count, what), *others = [(count, what) for count, what in parts if count]
-    return ", ".join([f"{count} of {_count(total, 'cell')} {what}", *(f"{count} {what}" for count, what in others)])
-
-
-def _gate(baseline: str, judged: Sequence[Judgement], failing: Sequence[Judgement], remarks: Sequence[str]) -> str:
-    if not judged:
-        return remarks[0][0].upper() + remarks[0][1:] + "." if remarks else ""
-    if failing:
-        names = list(dict.fromkeys(judgement.cell for judgement in failing))
-        some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        return f"Worse than {baseline} in {some}."
-    untold = sum(j.verdict is Verdict.CANNOT_TELL and decides(j) for j in judged)
-    doubt = f", though the gate cannot tell for {_count(untold, 'main score')}" if untold else ""
-    return f"No worse than {baseline}{doubt}."
+def headline(answer: Answer, cells: Sequence[Cell], remarks: Sequence[str]) -> Headline:
+    """The answer with what to look at; `remarks` say what was not compared."""
+    items = [*_worse(answer.failing), *_missed(cells)]
+    first, *others = [minus(sentence) for sentence in answer.sentences]
+    return Headline(
+        state=answer.state,
+        answer=first,
+        more_sentences=[*others, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks if cells)],
+        items=items[:SHOWN],
+        more=max(0, len(items) - SHOWN),
+    )
 
 
 def _worse(failing: Sequence[Judgement]) -> list[Item]:

@@ -10,7 +10,7 @@ from lib.page.history import Story, story_of
 from lib.page.runs import PageRun, judged
 from lib.page.study import Comparison, compared
 from lib.page.verdict import Headline, headline
-from lib.results.gates import FAILED_BY, failing
+from lib.results.answer import Answer, answer_of
 from lib.results.judgements import Judgement, Verdict, by_cell
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
@@ -119,7 +119,7 @@ def page_of(
     older: Sequence[PageRun] = (),
     *,
     verdicts: Sequence[Judgement] | None = None,
-    kinds: Sequence[str] = FAILED_BY,
+    answer: Answer | None = None,
 ) -> Page:
     """The page of a run.
 
@@ -127,18 +127,18 @@ def page_of(
         run: of one profile, or empty.
         older: runs to compare with; the first one judges.
         verdicts: the gate's, where a session has judged already.
-        kinds: of figures that fail a run.
+        answer: the session's, where there was one.
     """
     baseline = older[0] if older else None
     judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judged(baseline, run)
     limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // max(1, len(run.by_cell))))
     judged_cells = by_cell(judgements)
     cells = [cell_view(run, baseline, cell, judged_cells.get(cell, []), limit) for cell in run.by_cell]
-    bad = failing(judgements, kinds)
+    own = answer or answer_of(run.records, judgements, baseline=baseline.name if baseline else "")
     return Page(
         run=run,
         older=older,
-        head=headline(cells, baseline.name if baseline else None, judgements, bad, remarks),
+        head=headline(own, cells, remarks),
         cells=cells,
         judged=judgements,
         remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],

@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from lib.results.answer import Answer
 from lib.results.costs import LEDGER
-from lib.results.gates import FAILED_BY, KINDS, decides, failing, kind_of
+from lib.results.gates import KINDS, decides, kind_of
 from lib.results.judgements import Judgement, Verdict, by_cell
 from lib.results.table import Column, lines, markdown, number, signed
 
@@ -16,6 +17,7 @@ WEIGHT = (
     Verdict.MISSING,
     Verdict.WORSE,
     Verdict.CHANGED,
+    Verdict.TOO_GOOD,
     Verdict.CANNOT_TELL,
     Verdict.NEW,
     Verdict.BETTER,
@@ -44,13 +46,13 @@ def worst(judged: Sequence[Judgement]) -> Verdict | None:
 
 def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
     """A row a cell: its main score's change, and one verdict on each kind of figure."""
-    table = []
+    cells = []
     for cell, judgements in by_cell(judged).items():
         own = [judgement for judgement in judgements if decides(judgement)]
         name = own[0].main_score
         main = next((j for j in own if j.quantity == name), own[0])
-        table.append((cell, name, *_figures(main), *(str(worst([j for j in own if kind_of(j) == k]) or "-") for k in KINDS)))
-    return table
+        cells.append((cell, name, *_figures(main), *(str(worst([j for j in own if kind_of(j) == k]) or "-") for k in KINDS)))
+    return cells
 
 
 def _figures(main: Judgement) -> tuple[str, ...]:
@@ -58,12 +60,10 @@ def _figures(main: Judgement) -> tuple[str, ...]:
     return (signed(main.effect, 1), interval, number(main.p, 3), number(main.smallest, 1))
 
 
-def closing(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
-    """One line: how many of each verdict on numerics and quality, and what the kinds that count say of the run."""
+def counted(judged: Sequence[Judgement]) -> str:
+    """One line: how many cells have each verdict on numerics and on quality."""
     cells = rows(judged)
-    answer = "worse than the baseline" if failing(judged, kinds) else "no worse than the baseline, as far as it can be told"
-    counts = f"numerics of {len(cells)} cells: {_counts(cells, 'numerics')}; quality: {_counts(cells, 'quality')}"
-    return f"{counts}; by {' and '.join(kinds)} the run is {answer}"
+    return f"numerics of {len(cells)} cells: {_counts(cells, 'numerics')}; quality: {_counts(cells, 'quality')}"
 
 
 def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
@@ -93,34 +93,43 @@ def _sentence(judgement: Judgement) -> str:
     return f"{judgement.verdict}: {judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
 
 
-def as_text(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
-    """A table, what is not the same, and one closing line."""
-    return "\n".join([*lines(COLUMNS, rows(judged)), *remarks(judged), closing(judged, kinds)])
+def as_text(judged: Sequence[Judgement], answer: Answer) -> str:
+    """A table, what is not the same, how many cells have each verdict, and the answer."""
+    return "\n".join([verdict_table(judged), *answer.sentences])
 
 
-def as_markdown(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
-    """The same for a pull request or a step summary."""
-    table = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    table += [f"| {' | '.join(map(markdown, row))} |" for row in rows(judged)]
+def verdict_table(judged: Sequence[Judgement]) -> str:
+    """The same without the answer."""
+    return "\n".join([*lines(COLUMNS, rows(judged)), *remarks(judged), counted(judged)])
+
+
+def as_markdown(judged: Sequence[Judgement], answer: Answer) -> str:
+    """The answer first, for a pull request or a step summary; a table where anything was judged."""
+    first, *others = map(markdown, answer.sentences)
+    said = [f"**{first}**", *([" ".join(others)] if others else [])]
+    if not judged:
+        return "\n\n".join(said)
+    titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(judged)]
     sentences = [f"* {markdown(line)}" for line in remarks(judged)]
-    return "\n".join([f"**{markdown(closing(judged, kinds))}**", "", *table, "", *sentences])
+    return "\n\n".join([*said, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
 
 
-def as_json(judged: Sequence[Judgement], kinds: Sequence[str] = FAILED_BY) -> str:
+def as_json(judged: Sequence[Judgement], answer: Answer) -> str:
     """Every judgement with all its figures."""
     return json.dumps([asdict(judgement) for judgement in judged], indent=1)
 
 
-FORMATS: dict[str, Callable[[Sequence[Judgement], Sequence[str]], str]] = {
+FORMATS: dict[str, Callable[[Sequence[Judgement], Answer], str]] = {
     "text": as_text,
     "markdown": as_markdown,
     "json": as_json,
 }
 
 
-def write_step_summary(judged: Sequence[Judgement], kinds: Sequence[str]) -> None:
-    """Append the verdicts to GitHub's step summary, where there is one."""
+def write_step_summary(judged: Sequence[Judgement], answer: Answer) -> None:
+    """Append the answer and the verdicts to GitHub's step summary, where there is one."""
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:
         with Path(target).open("a", encoding="utf-8") as file:
-            file.write(as_markdown(judged, kinds) + "\n")
+            file.write(as_markdown(judged, answer) + "\n")

@@ -21,6 +21,7 @@ class Verdict(StrEnum):
     EQUAL = "equal"
     ROUNDING = "rounding"
     CHANGED = "changed"
+    TOO_GOOD = "too good"
 
 
 class Outcome(StrEnum):
@@ -44,6 +45,8 @@ class Judgement:
         main_score: the name of the cell's main score.
         quantity: a score, a memory figure, step_seconds or numerics; "cell" where the whole cell is missing or new.
         effect: new minus old, in points or as a share; None where nothing was compared.
+        before: the mean over the runs that the gate paired with; None where nothing was compared.
+        after: the mean over the runs that were judged; None where nothing was compared.
         low, high: the effect's 95 % interval.
         p: of being worse; of a main score adjusted over cells and looks.
         smallest: the smallest drop that would be called worse four times in five.
@@ -59,6 +62,8 @@ class Judgement:
     quantity: str
     verdict: Verdict
     effect: float | None = None
+    before: float | None = None
+    after: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None

@@ -14,6 +14,7 @@ from lib.tests.test_record import MEASURED, complete, complete_json
 HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"
 MAIN = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}
 MEBI = 2**20
+SOUND = ("checkpoint_loaded", True, "all 53 tensors are the checkpoint's")
 
 
 def points_of(right, count=40):
@@ -21,7 +22,7 @@ def points_of(right, count=40):
     return [100.0 if place < right else 0.0 for place in range(count)]
 
 
-def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(), rows=None, **changes):
+def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SOUND,), rows=None, **changes):
     """A record with test rows of which so many are right; one holds a script."""
     task, points = cell.split("_")[1], points_of(right)
     words = [("negative", "positive")[place % 2] for place in range(len(points))]
@@ -68,7 +69,10 @@ def failing():
         "t5_qa_sft": record_of("t5_qa_sft", 5, status="missed"),
         "gpt2_sa_lora": record_of("gpt2_sa_lora", 8, status="missed"),
         "bert_sum_sft": record_of(
-            "bert_sum_sft", status="missed", audits=[("base_frozen", False, "2 of 53 frozen tensors changed")]
+            "bert_sum_sft",
+            status="missed",
+            audits=[("base_frozen", False, "2 of 53 frozen tensors changed")],
+            missed=["audit base_frozen: 2 of 53 frozen tensors changed (bert_sum_sft, quick, seed 0)"],
         ),
         "t5_sa_lora": record_of("t5_sa_lora", status="error", scores={}, examples=None, missed=[f"ValueError: {HOSTILE}"]),
     }

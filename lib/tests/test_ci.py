@@ -179,6 +179,7 @@ def github_expressions(base, **changes):
 
 INSTALL = ["pip", "install", "--no-deps", "--force-reinstall"]
 RUN = ["pytest", "-m", "quick", "-n", "auto"]
+COUNTS = "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
 
 
 def test_github_measures_the_base_commit_and_then_the_pull_request(machine, library):
@@ -191,7 +192,7 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
         [*RUN, "--benchmark-json=../run/before.json"],
         [*INSTALL, "./library"],
         ["version", "2"],
-        [*RUN, "--gate=../run/before.json", "--benchmark-json=../run/after.json", "--html=../run/page.html"],
+        [*RUN, "--gate=../run/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"],
     ]
 
 
@@ -214,7 +215,7 @@ def test_github_takes_a_given_baseline(machine, library):
     given = {"inputs.baseline": "before.json", "!inputs.baseline": False}
     assert github(machine, github_expressions(base, **given)) == 0
     assert [call for call in machine.calls() if call[0] == "pytest"] == [
-        [*RUN, "--gate=../library/before.json", "--benchmark-json=../run/after.json", "--html=../run/page.html"]
+        [*RUN, "--gate=../library/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"]
     ]
 
 
@@ -250,7 +251,7 @@ def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, lib
         [*INSTALL, "WORK/library"],
         ["version", "2"],
         [
-            *(*RUN, f"--gate={run}/before.json", f"--benchmark-json={run}/after.json"),
+            *(*RUN, f"--gate={run}/before.json", COUNTS, f"--benchmark-json={run}/after.json"),
             *(f"--html={run}/page.html", f"--junitxml={run}/junit.xml"),
         ],
     ]
@@ -287,7 +288,7 @@ def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
 def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
     text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB))
     options = set(re.findall(r"--[a-z-]+(?==)", text))
-    assert {"--gate", "--html", "--cells", "--shard", "--benchmark-json", "--junitxml"} <= options
+    assert {"--gate", "--gate-on", "--html", "--cells", "--shard", "--benchmark-json", "--junitxml"} <= options
     given = [f"{name}={'1/2' if name == '--shard' else 'x'}" for name in sorted(options)]
     _, unknown = pytestconfig._parser.parse_known_and_unknown_args(given)
     assert unknown == []

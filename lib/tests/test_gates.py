@@ -17,8 +17,9 @@ from lib.grid.cells import STUDY_IDS
 from lib.grid.tasks import TASKS
 from lib.record import from_json, plain, to_json
 from lib.results import examples
+from lib.results.answer import answer_of
 from lib.results.examples import Examples
-from lib.results.gate_report import as_json, as_markdown, as_text, closing, rows
+from lib.results.gate_report import as_json, as_markdown, as_text, counted, rows
 from lib.results.gates import Run, Verdict, gate, load_margins, read_run
 from lib.tests.test_record import MEASURED, complete, complete_json
 
@@ -286,22 +287,24 @@ def test_seeds_of_a_mixed_baseline_that_ran_on_another_card_do_not_count():
 # Words
 
 
-def test_the_answer_is_a_row_a_cell_and_one_closing_line():
+def test_a_report_is_a_row_a_cell_and_the_answer():
     old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
     judgements = gate(Run.of([old]), Run.of([new]))
     assert rows(judgements)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
     assert rows(judgements)[0][6:] == ("changed", "worse", "same", "same")
-    counts = "numerics of 1 cells: 1 changed; quality: 1 worse"
-    assert closing(judgements) == f"{counts}; by quality and memory the run is worse than the baseline"
-    text = as_text(judgements)
+    counts, answer = "numerics of 1 cells: 1 changed; quality: 1 worse", answer_of([new], judgements)
+    assert counted(judgements) == counts
+    text = as_text(judgements, answer)
+    assert text.endswith("\n".join(["", counts, *answer.sentences]))
     evidence = "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0; sees drops from 2.9"
     assert f"worse: bert_sa_lora accuracy -3.91 points ({evidence})" in text
     assert text.splitlines()[:2] == [
         "cell            main score change 95 % interval   p      sees  numerics     quality      memory       speed",
         "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.9   changed      worse        same         same",
     ]
-    assert as_markdown(judgements).startswith("**numerics of 1 cells: 1 changed; quality: 1 worse")
-    assert {row["verdict"] for row in json.loads(as_json(judgements))} == {"worse", "same", "changed"}
+    first = "Failed against the baseline: 1 cell worse (bert\\_sa\\_lora accuracy)."
+    assert as_markdown(judgements, answer).startswith(f"**{first.replace(chr(92), '')}**")
+    assert {row["verdict"] for row in json.loads(as_json(judgements, answer))} == {"worse", "same", "changed"}
 
 
 # Commands
@@ -349,7 +352,7 @@ def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
     assert seconds_of_children() - began < 8  # 5 on an idle machine
     assert answer.returncode == 1, answer.stderr
     assert answer.stdout.splitlines()[-1] == "False"
-    assert "quality: 1 worse, 26 same; by quality and memory the run is worse than the baseline" in answer.stdout
+    assert "quality: 1 worse, 26 same\nFailed against old.json: 1 cell worse (" in answer.stdout
     assert "no points by row, by the margin" not in "".join(line for line in answer.stdout.splitlines() if "worse:" in line)
 
 
@@ -369,11 +372,13 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     assert command.main([str(same), str(worse)]) == 1
     assert command.main([*map(str, small)]) == 0
     slow = [run_file(tmp_path / f"slow{n}.json", [with_steps(0.1 + n)]) for n in (0, 1)]
-    assert command.main([*map(str, slow)]) == 0
+    assert command.main([*map(str, slow)]) == 6  # no points by row, so no main score was tested
     assert command.main([*map(str, slow), "--on", "quality,speed"]) == 1
     assert command.main([*map(str, small), "--strict", "--format", "markdown"]) == 1
-    assert "by quality and memory the run is worse than the baseline" in capsys.readouterr().out
-    assert summary.read_text().count("**numerics of 1 cells") == 6
+    assert "**Failed against 0.json: 1 cell cannot be told (bert_sa_lora accuracy).**" in capsys.readouterr().out
+    assert [line.split(" ")[0] for line in summary.read_text().splitlines() if line.startswith("**")] == [
+        *("**Passed:", "**Failed", "**Passed:", "**Cannot", "**Failed", "**Failed")
+    ]
 
 
 @pytest.mark.parametrize(

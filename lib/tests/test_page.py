@@ -19,6 +19,7 @@ from lib.page.view import page_of
 from lib.record import from_json, to_json
 from lib.results import examples
 from lib.results.examples import Examples, Texts
+from lib.results.judgements import Judgement, Verdict
 from lib.tests import pages
 from lib.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
 from lib.tests.test_record import complete
@@ -46,8 +47,10 @@ def test_a_passing_run_says_so_in_one_sentence():
 
 def test_a_failing_run_says_how_many_and_where_the_gravest_first():
     head = pages.failing().head
-    assert head.answer == "Failed: 2 of 27 cells missed a bound, 1 failed an audit, 1 did not finish."
-    assert head.gate == "Worse than before.json in t5_sa_lora, t5_qa_sft, gpt2_sa_lora."
+    assert head.answer == "Failed: 1 of 27 cells failed audit base_frozen, 2 missed a bound, 1 broke off."
+    assert head.more_sentences[0] == (
+        "Failed against before.json: 1 cell missing (t5_sa_lora), 2 cells worse (t5_qa_sft f1, gpt2_sa_lora accuracy)."
+    )
     assert [(item.cell, item.verdict) for item in head.items] == [
         ("t5_sa_lora", "missing"),
         ("t5_qa_sft", "worse"),
@@ -64,10 +67,8 @@ def test_a_run_that_reaches_its_bounds_but_got_worse_has_not_passed():
     loose = {"bounds": {"accuracy": 1.0}}
     page = page_of(run_of([record_of(right=8, **loose)]), [run_of([record_of(right=39, **loose)], "b.json", "2026-11-01")])
     assert page.head.state == "failed"
-    assert (
-        page.head.answer
-        == "Worse: 1 cell got worse than before, though the one cell reached every bound and passed every audit."
-    )
+    assert page.head.answer == "Failed against b.json: 1 cell worse (bert_sa_lora accuracy)."
+    assert page.head.more_sentences[0] == "The one cell reached every bound and passed every audit."
 
 
 def test_a_run_without_cells_and_a_published_one_pass_nothing():
@@ -81,6 +82,34 @@ def test_a_minus_is_no_hyphen():
 
 
 # The grid and the cells
+
+
+def shown_before(page):
+    """What the page's table of scores says was before, of its one cell."""
+    table = render.html(page).partition('aria-label="Scores of bert_sa_lora"')[2].partition("</table>")[0]
+    return re.findall(r'<td class="n">([^<]*)</td>', table)[2]
+
+
+def test_before_is_of_the_runs_that_the_gate_paired_with():
+    older = run_of([record_of(right=right, seed=seed) for seed, right in enumerate((40, 20, 30))], "b.json", "2026-11-01")
+    page = page_of(run_of([record_of(right=30, seed=1)]), [older], verdicts=[])
+    assert shown_before(page) == "50.00"  # of seed 1, 20 of 40 rows; the mean of all three seeds is 75
+    main = Judgement(cell="bert_sa_lora", main_score="accuracy", quantity="accuracy", verdict=Verdict.SAME, before=62.5)
+    assert shown_before(page_of(run_of([record_of(right=30, seed=1)]), [older], verdicts=[main])) == "62.50"
+    assert shown_before(page_of(run_of([record_of(right=30, seed=7)]), [older], verdicts=[])) == "75.00"
+
+
+def test_a_field_of_the_grid_says_that_numerics_changed():
+    changed = [
+        Judgement(cell="bert_sa_lora", main_score="accuracy", quantity=quantity, verdict=verdict, detail=detail)
+        for quantity, verdict, detail in (
+            ("accuracy", Verdict.SAME, ""),
+            ("numerics", Verdict.CHANGED, "start: weights before training, lora_A x 0.9258"),
+        )
+    ]
+    page = page_of(run_of([record_of()]), [run_of([record_of()], "b.json", "2026-11-01")], verdicts=changed)
+    assert page.cells[0].verdict is Verdict.CHANGED
+    assert "first at the stage start (1 cell, as in bert_sa_lora: weights before training, lora_A x 0.9258)" in text_of(page)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +299,7 @@ def test_what_is_missing_is_said_on_the_page(tmp_path):
     assert told in text_of(unlike).replace("O", "o")
     assert unlike.head.state == "passed"
     disjoint = page_of(run_of([record_of()]), [run_of([record_of("t5_qa_sft")], "old.json", "2026-11-01")])
-    assert disjoint.head.gate == "Old.json and run.json have no finished cell in common, so nothing is compared."
+    assert disjoint.head.more_sentences == ["Old.json and run.json have no finished cell in common, so nothing is compared."]
 
 
 def test_of_two_profiles_the_larger_is_shown_and_the_other_named():
