@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,15 @@ def save(run: RunJson, path: Path) -> None:
     rest = {name: value for name, value in run.items() if name != "benchmarks"}
     rows = ",\n".join(json.dumps(row, default=str) for row in run["benchmarks"])
     part = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(f'{json.dumps(rest)[:-1]}, "benchmarks": [\n{rows}\n]}}\n')
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)
