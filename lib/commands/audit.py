@@ -1,7 +1,7 @@
 """Re-check a saved run without torch: `python -m lib audit RUN.json` lists what cannot be; exit code 1 if there is anything.
 
 Checked are the schema, scores that contradict each other, results that two cells share, rows that differ within a triple,
-and the audits that each cell recorded when it ran.
+and the audits that each cell recorded when it ran. What a cell was too short for is listed, and is no finding.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from lib.errors import InputError
 from lib.record import AuditFinding, Record
 from lib.record.reading import checked
 from lib.results.files import is_cell, load
-from lib.results.record_checks import across, failed, invariants, not_numbers, unlike_pairs
+from lib.results.passing import sentence_of, too_short
+from lib.results.record_checks import across, invariants, not_numbers, unlike_pairs
 from lib.results.table import markdown
 
 
@@ -46,7 +47,8 @@ def faults_of(record: Record, together: Sequence[AuditFinding]) -> list[str]:
     """Sentences on one record; `together` is what its cell shows beside others, which the record may know already."""
     known = {finding.name for finding in record.audits}
     fresh = [finding for finding in together if not finding.passed and finding.name not in known]
-    sentences = [*invariants(record), *not_numbers(record), *failed(record)]
+    failed = [sentence_of(finding) for finding in record.audits if not finding.passed and finding.name not in record.excused]
+    sentences = [*invariants(record), *not_numbers(record), *failed]
     return sentences + [f"{finding.name}: {finding.detail}" for finding in fresh]
 
 
@@ -59,15 +61,15 @@ def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence
     share = audit_share(records)
     if share is not None:
         lines += ["", f"Audits took {share:.2f} % of the cells' time."]
-    pairs = unlike_pairs(records)
-    if pairs:
-        lines += [
-            "",
-            "Not like for like, which is no fault, but no ranking either:",
-            "",
-            *(f"* {markdown(line)}" for line in pairs),
-        ]
+    lines += _listed("Audits that failed and do not count, since the run was short:", map(too_short, records))
+    lines += _listed("Not like for like, which is no fault, but no ranking either:", [unlike_pairs(records)])
     return "\n".join(lines) + "\n"
+
+
+def _listed(title: str, told: Iterable[Sequence[str]]) -> list[str]:
+    """A title and its items; nothing where there are none."""
+    items = [f"* {markdown(sentence)}" for sentences in told for sentence in sentences]
+    return ["", title, "", *items] if items else []
 
 
 def _name(cell: str) -> str:

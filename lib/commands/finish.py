@@ -1,4 +1,7 @@
-"""Make a run's JSON from the journal of the last session, even if it was killed: `python -m lib finish`."""
+"""Make a run's JSON from the journal of the last session, even if it was killed: `python -m lib finish`.
+
+Cells are audited beside each other, as where a session ends; the exit code is 1 where that shows a fault.
+"""
 
 import argparse
 from datetime import UTC, datetime
@@ -6,28 +9,28 @@ from pathlib import Path
 
 from lib.errors import InputError
 from lib.machine import cpu_name, gpus, versions
-from lib.results.examples import keep_beside
-from lib.results.files import current, save
+from lib.results.files import current
 from lib.results.journal import latest, read
+from lib.results.writing import FinishedRun
 
 OUT = Path(__file__).parents[2] / "reports" / "partial.json"
 
 
-def finish(journal: Path, out: Path) -> int:
-    """Write the journal's rows as a run; return how many cells it has. Raises InputError where it has none."""
-    cells = [current(row, str(journal)) for _, row in read(journal)]
+def finish(journal: Path, out: Path) -> FinishedRun[int]:
+    """Write the journal's rows as a run; return it. Raises InputError where there is none, and where the disk has no room."""
+    cells = dict(enumerate(current(row, str(journal)) for _, row in read(journal)))
     if not cells:
         raise InputError(f"{journal} holds no finished cell")
+    finished = FinishedRun({place: record for place, (_, record) in cells.items()})
     run = {
         "machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}},
         "commit_info": {"dirty": None},  # a journal does not know
-        "benchmarks": sorted((row for row, _ in cells), key=lambda row: str(row.get("fullname"))),
+        "benchmarks": finished.rows({place: row for place, (row, _) in cells.items()}),
         "datetime": datetime.now(UTC).isoformat(),
         "version": "journal",
     }
-    save(run, out)
-    keep_beside([record for _, record in cells], out)
-    return len(cells)
+    finished.save(run, out)
+    return finished
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -38,8 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         journal = options.journal or latest()
-        count = finish(journal, options.output)
+        finished = finish(journal, options.output)
     except (InputError, OSError) as error:
         parser.error(str(error))
-    print(f"wrote {options.output}: {count} finished cells of {journal.name}")
-    return 0
+    for line in finished.lines():
+        print(line.text)
+    print(f"wrote {options.output}: {len(finished.records)} finished cells of {journal.name}")
+    return 1 if finished.contradicted else 0

@@ -2,7 +2,7 @@
 
 Two files that hold the same cell, profile and seed are a conflict, unless they hold the same record: then it is taken once.
 Files of `--shard` must be of one division; what is missing of the whole is named, and the exit code is 1. Cells are audited
-beside each other anew: a part does not show what all together do.
+beside each other anew, since a part does not show what all together do; the exit code is 1 where that shows a fault.
 """
 
 import argparse
@@ -10,17 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lib.errors import InputError
-from lib.record import Record, to_json
-from lib.results.examples import keep_beside
-from lib.results.files import Row, is_cell, load, save
+from lib.record import Record
+from lib.results.files import Row, RunJson, is_cell, load
 from lib.results.files import current as current_row
-from lib.results.passing import audit_together
 from lib.results.shards import KEY, case_of, check_divided_alike, missing, shard_of
+from lib.results.writing import FinishedRun, name_of
 
-Saved = dict[str, Any]  # a run's JSON
 Key = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
@@ -29,13 +26,13 @@ class Merged:
     """What several files hold together.
 
     Attributes:
-        run: the first file's, with the rows of all, ordered by name.
-        records: by the file that they are from.
+        run: the first file's, with the rows of all.
+        finished: the cells of all.
         absent: sentences on what is missing of the whole that shards are of.
     """
 
-    run: Saved
-    records: Mapping[Path, Sequence[Record]]
+    run: RunJson
+    finished: FinishedRun[Key]
     absent: Sequence[str]
 
 
@@ -44,19 +41,14 @@ def merged(paths: Sequence[Path]) -> Merged:
     runs = {path: load(path) for path in paths}
     shards = {path: shard for path, run in runs.items() if (shard := shard_of(run, path))}
     check_divided_alike(shards)
-    rows, records, sources = _joined(runs)
-    audit_together(list(records.values()))
-    for key, record in records.items():
-        rows[key] |= {"extra_info": to_json(record)}
-    run = {name: value for name, value in runs[paths[0]].items() if name != KEY}
-    ordered = [row for _, row in sorted(rows.items(), key=lambda item: str(item[0]))]
-    by_path = {path: [record for key, record in records.items() if sources[key] == path] for path in runs}
-    absent = missing(shards.values(), {case_of(record) for record in records.values()})
-    return Merged(run=run | {"benchmarks": ordered}, records=by_path, absent=absent)
+    rows, records = _joined(runs)
+    finished = FinishedRun(records)
+    run = {name: value for name, value in runs[paths[0]].items() if name != KEY} | {"benchmarks": finished.rows(rows)}
+    return Merged(run=run, finished=finished, absent=missing(shards.values(), {case_of(record) for record in records.values()}))
 
 
-def _joined(runs: Mapping[Path, Saved]) -> tuple[dict[Key, Row], dict[Key, Record], dict[Key, Path]]:
-    """The rows of all runs, the records of those that are cells, and the file that each is from."""
+def _joined(runs: Mapping[Path, RunJson]) -> tuple[dict[Key, Row], dict[Key, Record]]:
+    """The rows of all runs, and the records of those that are cells."""
     rows: dict[Key, Row] = {}
     records: dict[Key, Record] = {}
     sources: dict[Key, Path] = {}
@@ -70,11 +62,11 @@ def _joined(runs: Mapping[Path, Saved]) -> tuple[dict[Key, Row], dict[Key, Recor
             sources.setdefault(key, path)
             if record:
                 records.setdefault(key, record)
-    return rows, records, sources
+    return rows, records
 
 
 def _read(row: Row, path: Path) -> tuple[Key, Row, Record | None]:
-    name = str(row.get("fullname") or row.get("name"))
+    name = name_of(row)
     if not is_cell(row["extra_info"]):
         return (name, None), row, None
     row, record = current_row(row, str(path))
@@ -90,12 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         whole = merged(options.runs)
-        for path, records in whole.records.items():
-            keep_beside(records, options.output, path)
-        save(whole.run, options.output)
+        whole.finished.save(whole.run, options.output, beside=options.runs)
     except InputError as error:
         parser.error(str(error))
+    for line in whole.finished.lines():
+        print(line.text)
     print(f"wrote {options.output}: {len(whole.run['benchmarks'])} rows of {len(options.runs)} runs")
     for sentence in whole.absent:
         print(sentence, file=sys.stderr)
-    return 1 if whole.absent else 0
+    return 1 if whole.absent or whole.finished.contradicted else 0

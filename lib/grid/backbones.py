@@ -204,7 +204,7 @@ T5 = Backbone(
 
 BACKBONES = (BERT, GPT2, T5)
 
-# A head that belongs to one cell only, by the cell's id.
+# A head that belongs to one cell only, by the cell's id. No cell that is `like` it has it.
 HEAD_EXCEPTIONS: Mapping[str, Head] = {
     # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
     # head's own base weights, frozen as they start: there is no new module to train in full.

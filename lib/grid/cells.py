@@ -16,7 +16,7 @@ from lib.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, He
 from lib.grid.methods import METHODS, Method, Quantization
 from lib.grid.optimizers import OPTIMIZERS, OptimizerFactory
 from lib.grid.profiles import Profile, quick_changes
-from lib.grid.recipes import RECIPES, Recipe
+from lib.grid.recipes import RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe
 from lib.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
@@ -134,7 +134,10 @@ class Grid:
             self.heads[cell_id] = head
 
     def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
-        """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts."""
+        """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts.
+
+        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head.
+        """
         known = (self.backbones, self.tasks, self.methods)[place]
         if like is None and (changes or quick):
             raise InputError(f"{name!r}: {', '.join([*changes, *quick])} would change copied recipes; say of which with like=")
@@ -143,9 +146,14 @@ class Grid:
         for old in [cell_id for cell_id in self.recipes if cell_id.split("_")[place] == like]:
             parts = old.split("_")
             new = "_".join([*parts[:place], name, *parts[place + 1 :]])
-            self.recipes[new] = _changed(new, self.recipes[old], {"trainable_params": None, "total_params": None, **changes})
-            if old in self.heads:
-                self.heads[new] = self.heads[old]
+            recipe = self.recipes[old]
+            head = self.heads.get(old)
+            if head is not None and head == HEAD_EXCEPTIONS.get(old):
+                targets = TARGETS_WITHOUT_EXCEPTION[old]
+                recipe = replace(recipe, adapter=recipe.adapter and replace(recipe.adapter, target_modules=targets))
+            elif head is not None:
+                self.heads[new] = head
+            self.recipes[new] = _changed(new, recipe, {"trainable_params": None, "total_params": None, **changes})
             if old in self.quick and self._parts(new)[0].micro and place != 1:  # micro rows are of the study's tasks
                 _changed(new, self.recipes[new], quick)
                 self.quick[new] = {**self.quick[old], **quick}

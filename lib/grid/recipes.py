@@ -511,3 +511,7 @@ RECIPES: Mapping[str, Recipe] = {
         from_notebook=("num_train_epochs",),
     ),
 }
+
+# What LoRA adapts in a cell that is `like` one with an exceptional head (`lib.grid.backbones.HEAD_EXCEPTIONS`), and has the
+# backbone's own head: the layers that the study's QLoRA adapts there.
+TARGETS_WITHOUT_EXCEPTION: Mapping[str, tuple[str, ...]] = {"bert_sa_lora": ("query", "value")}

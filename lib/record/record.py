@@ -4,7 +4,7 @@ In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`lib.r
 generated from these classes. Scores are points, 0 to 100.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -80,6 +80,9 @@ class Record(Part):
     missed: Annotated[list[str], Field(description="a sentence for each bound or audit missed, or why the cell did not finish")]
     status: Annotated[Status, Field(description="`reported`: copied from a publication, not run here")]
     ranks: Annotated[RanksRecord | None, Field(description="null: one process ran the cell")] = None
+    excused: Annotated[
+        dict[str, str], Field(description="audits that failed and do not count, each with what the run was too short for")
+    ] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:

@@ -165,8 +165,8 @@ def _read(record: Record, run: Path | None, without: Collection[str] = ()) -> di
     return columns
 
 
-def _place(name: str, run: Path | None) -> Path | None:
-    places = (*((run.parent / FOLDER / name,) if run else ()), STORE / name)
+def _place(name: str, *runs: Path | None) -> Path | None:
+    places = (*(run.parent / FOLDER / name for run in runs if run), STORE / name)
     return next((place for place in places if place.is_file()), None)
 
 
@@ -189,15 +189,15 @@ def keep_contents(files: Mapping[str, bytes]) -> None:
         part.replace(STORE / name)
 
 
-def keep_beside(records: Iterable[Record], run: Path, source: Path | None = None) -> None:
+def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
     """Copy the examples of these records, and what their rows say, to the folder next to a run.
 
-    `source` is the run they came from. What is in neither place is left out.
+    `sources` are the runs they came from. What is next to none of them, and not in this machine's store, is left out.
     """
     kept = [record.examples for record in records if record.examples]
     folder = run.parent / FOLDER
     for name in dict.fromkeys(name for one in kept for name in files_of(one)):
-        path = _place(name, source)
+        path = _place(name, *sources)
         if path and path != folder / name:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ from lib.errors import InputError
 from lib.record import Record, from_json, to_json
 
 Row = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
+RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: Path) -> RunJson:
     """A saved run as it is; raises InputError where the file is missing, cut off or no run."""
     try:
-        run: dict[str, Any] = json.loads(path.read_text())
+        run: RunJson = json.loads(path.read_text())
         rows = [row["extra_info"] | {} for row in run["benchmarks"]]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
@@ -31,19 +33,20 @@ def is_cell(extra_info: Mapping[str, Any]) -> bool:
     return "cell" in extra_info
 
 
-def save(run: dict[str, Any], path: Path) -> None:
+def save(run: RunJson, path: Path) -> None:
     """Write a run with one row a line, so that a diff shows which cells changed; whole, or not at all."""
     rest = {name: value for name, value in run.items() if name != "benchmarks"}
-    rows = ",\n".join(json.dumps(row) for row in run["benchmarks"])
+    rows = ",\n".join(json.dumps(row, default=str) for row in run["benchmarks"])
     part = path.with_suffix(".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(f'{json.dumps(rest)[:-1]}, "benchmarks": [\n{rows}\n]}}\n')
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -132,15 +132,17 @@ def _spread(seeds: Sequence[Record]) -> tuple[str, ...]:
         number(first.bounds.get(first.main_score), 1),
         number(fmean(seconds) if seconds else None, 1),
         number(max(peaks, default=None), 2),
-        status_word(first) if alike else f"{passed} of {len(seeds)} passed",
+        status_word(max(seeds, key=lambda record: len(record.excused))) if alike else f"{passed} of {len(seeds)} passed",
     )
 
 
 def status_word(record: Record) -> str:
-    """The status in one to three words; a cell that passed without any bound says so."""
-    if record.status == "passed" and not record.bounds and not record.flops:
-        return "no bound yet"
-    return record.status
+    """The status in one to three words; a cell that passed without any bound, or was too short to be audited, says so."""
+    if record.status != "passed" or record.flops:
+        return record.status
+    if record.excused:
+        return "too short"
+    return "passed" if record.bounds else "no bound yet"
 
 
 def peak_gib(record: Record) -> float | None:
@@ -151,15 +153,21 @@ def peak_gib(record: Record) -> float | None:
     return record.memory.peak("rss_peak_gib") if peak is None else peak
 
 
-def footer(records: Iterable[Record], wall_seconds: float) -> str:
-    """One closing line: how many cells, how many passed, how long it took, on what; and whether the runs were perturbed."""
+def footer(records: Iterable[Record], wall_seconds: float | None) -> str:
+    """One closing line: how many cells, how many passed, how long it took, on what; and whether the runs were perturbed.
+
+    A run too short for some audit counts as passed, and is counted apart, too.
+    """
     records = list(records)
     passed, cells = sum(record.status == "passed" for record in records), len(by_cell(records))
     what = "cells" if cells == len(records) else f"runs of {cells} cells"
     devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
     draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
     note = f"; starts perturbed by draw {', '.join(draws)}: this is no baseline" if draws else ""
-    closing = f"{passed} of {len(records)} {what} passed in {wall_seconds:.0f} s on {devices}{note}"
+    time = "" if wall_seconds is None else f" in {wall_seconds:.0f} s"
+    short = sum(bool(record.excused) for record in records)
+    doubt = f", {short} of them too short for some audit," if short else ""
+    closing = f"{passed} of {len(records)} {what} passed{doubt}{time} on {devices}{note}"
     return "\n".join(filter(None, (closing, mixture(records))))
 
 

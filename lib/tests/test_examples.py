@@ -106,9 +106,10 @@ def test_three_labels_and_two_texts(tmp_path):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
     shutil.copytree(FIXTURES / "backbones" / "gpt2-micro", tmp_path / "gpt2")
-    cells = ("bert_nli_sft", "bert_nli_qlora", "gpt2_nli_lora")
+    cells = ("bert_nli_sft", "bert_nli_lora", "bert_nli_qlora", "gpt2_nli_lora")
     records = records_of(tmp_path, "nli.py", cells, *full(tmp_path), "--max-steps", "40", "--learning-rate", "1e-3")
     assert {"f1_0", "f1_1", "f1_2"} <= records["bert_nli_sft"]["scores"].keys()
+    assert records["bert_nli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
 
 
 def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):

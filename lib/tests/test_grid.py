@@ -9,9 +9,9 @@ import pytest
 from lib.errors import InputError
 from lib.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, Head
 from lib.grid.cells import STUDY, STUDY_IDS, study
-from lib.grid.methods import METHODS, NF4, Lora, Method
+from lib.grid.methods import LORA, METHODS, NF4, Lora, Method
 from lib.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK, QUICK_PROFILE, quick_changes
-from lib.grid.recipes import GPT2_C_ATTN, RECIPES, Recipe
+from lib.grid.recipes import GPT2_C_ATTN, RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe
 from lib.grid.tasks import SA, TASKS, Problem
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -161,11 +161,37 @@ def grid():
 def test_a_method_like_another_gets_its_recipes_without_the_studys_counts(grid):
     grid.add_method(Lora(id="dora", name="DoRA", options={"use_dora": True}), like="lora", learning_rate=1e-3)
     assert len(grid.ids(QUICK_PROFILE)) == len(grid.ids(FULL_PROFILE)) == 36
-    cell = grid.cell("bert_sa_dora", FULL_PROFILE)
-    assert cell.recipe == replace(RECIPES["bert_sa_lora"], learning_rate=1e-3, trainable_params=None)
-    assert cell.head == HEAD_EXCEPTIONS["bert_sa_lora"]
+    cell = grid.cell("bert_qa_dora", FULL_PROFILE)
+    assert cell.recipe == replace(RECIPES["bert_qa_lora"], learning_rate=1e-3, trainable_params=None)
     assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"][0]
     assert len(STUDY.ids(FULL_PROFILE)) == 27
+
+
+LIKE = {
+    "bert_sst2_lora": lambda grid, **changes: grid.add_task(replace(SA, id="sst2"), like="sa", **changes),
+    "bert_sa_dora": lambda grid, **changes: grid.add_method(replace(LORA, id="dora"), like="lora", **changes),
+    "bertlarge_sa_lora": lambda grid, **changes: grid.add_backbone(replace(BERT, id="bertlarge"), like="bert", **changes),
+}
+
+
+@pytest.mark.parametrize("cell_id", LIKE)
+def test_an_exceptional_head_of_the_studys_is_inherited_by_no_cell_of_a_user(grid, cell_id):
+    LIKE[cell_id](grid, weight_decay=0.5)
+    cell, study_cell = grid.cell(cell_id, FULL_PROFILE), FULL["bert_sa_lora"]
+    assert cell.head == BERT.heads[Problem.CLASSIFY]
+    assert cell.recipe.adapter == replace(study_cell.recipe.adapter, target_modules=("query", "value"))
+    assert cell.recipe.weight_decay == 0.5
+    assert (cell.recipe.learning_rate, cell.recipe.text) == (study_cell.recipe.learning_rate, study_cell.recipe.text)
+    assert grid.cell("bert_sa_lora", FULL_PROFILE) == study_cell
+    assert HEAD_EXCEPTIONS.keys() == TARGETS_WITHOUT_EXCEPTION.keys()
+
+
+def test_a_head_that_a_user_gave_a_cell_is_inherited(grid):
+    own = replace(BERT.heads[Problem.CLASSIFY], start_token="sep_token")
+    grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_qlora"], head=own)
+    LIKE["bert_sst2_lora"](grid)
+    cell = grid.cell("bert_sst2_lora", FULL_PROFILE)
+    assert (cell.head, cell.recipe.adapter) == (own, RECIPES["bert_sa_qlora"].adapter)
 
 
 def test_a_backbone_without_a_micro_one_has_no_quick_cells(grid):

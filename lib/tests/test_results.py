@@ -6,21 +6,26 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pytest_benchmark.stats import Metadata
 
-from fixtures.results import rebuilt
+from fixtures.results import extent_of, rebuilt
 from lib.errors import InputError
+from lib.grid.cells import STUDY
+from lib.grid.profiles import FULL_PROFILE
 from lib.grid.tasks import TASKS
 from lib.record import Record, new_record, to_json
 from lib.results import run_table
 from lib.results.files import read_records
+from lib.results.passing import Extent
 from lib.results.table import Column
 from lib.results.table import lines as table_lines
 from lib.results.thresholds import load_bounds, missed
-from lib.tests.test_record import CELLS, FOOTPRINT, MEASURED, PHASE, complete
+from lib.tests.test_record import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +140,37 @@ def test_a_footprint_has_a_table_of_its_own():
         "bert_sa_lora        120     150     4000     -     400     3      6    103      512  25.0  passed",
     ]
     assert run_table.header([record, complete()]) == run_table.header([complete()])
+
+
+def test_a_run_that_was_too_short_for_an_audit_with_some_seed_says_so():
+    short = complete(bounds={}, excused={"learned_something": "too short"}, seeds=complete_json()["seeds"] | {"seed": 1})
+    assert lines(short)[0].endswith("  too short")
+    assert lines(complete(bounds={}), short)[0].endswith("  too short")
+    assert (
+        run_table.footer([complete(), short], None)
+        == "2 of 2 runs of 1 cells passed, 1 of them too short for some audit, on a CPU"
+    )
+
+
+# How far a run went
+
+
+@pytest.mark.parametrize(
+    ("options", "rows", "updates", "extent"),
+    [
+        # 100,000 rows in batches of 16 are 6,250 updates, three times
+        ({"train_rows": 2000, "changes": {"num_train_epochs": 2}}, 2000, 250, (250, 18_750, 6_250, None)),
+        ({"changes": {"max_steps": 3}, "eval_rows": 8}, 100_000, 3, (3, 18_750, 6_250, 8)),
+        ({"changes": {"learning_rate": 1e-3}}, 100_000, 18_750, (18_750, 18_750, 6_250, None)),
+    ],
+)
+def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(options, rows, updates, extent):
+    cell = STUDY.cell("bert_sa_sft", replace(FULL_PROFILE, **options))
+    session = SimpleNamespace(limited=True, grid_of=lambda profile: STUDY)
+    splits = SimpleNamespace(train=range(rows), test=range(8))
+    trainer = SimpleNamespace(features=range(rows), course=SimpleNamespace(updates=updates))
+    names = ("updates", "planned", "one_pass", "test_rows")
+    assert extent_of(session, cell, splits, trainer) == Extent(**dict(zip(names, extent, strict=True)))
 
 
 # Saved runs

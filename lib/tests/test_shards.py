@@ -17,8 +17,8 @@ from lib.grid.profiles import FULL_PROFILE, QUICK_PROFILE, ZOO_PROFILE
 from lib.grid.zoo import zoo
 from lib.record import to_json
 from lib.results.estimates import committed_runs
-from lib.results.files import read_list
-from lib.results.passing import audit_together
+from lib.results.files import current, read_list
+from lib.results.passing import beside_each_other
 from lib.results.shards import Case, Shard, case_of, check_divided_alike, missing, seconds_of_cells, shard_of, shared_out
 from lib.tests.test_docs import collected as sessions_of
 from lib.tests.test_options import collect, collected
@@ -181,9 +181,9 @@ def as_shards(folder, run, count):
     own = {case_of(record): record for record in records}
     paths = []
     for number, share in enumerate(shared_out(dict.fromkeys(own, 1.0), count), start=1):
-        audit_together([own[case] for case in share])
+        told = beside_each_other([own[case] for case in share])
         shard = Shard(number=number, of=count, whole=frozenset(own))
-        part = [rows[case] | {"extra_info": to_json(own[case])} for case in share]
+        part = [rows[case] | {"extra_info": to_json(record)} for case, record in zip(share, told, strict=True)]
         paths.append(folder / f"shard-{number}.json")
         paths[-1].write_text(json.dumps(run | {"benchmarks": part, "shard": shard.to_json()}))
     return paths
@@ -196,7 +196,7 @@ def test_merged_shards_have_the_rows_of_one_run(tmp_path):
     merged = json.loads((tmp_path / "merged.json").read_text())
     assert "shard" not in merged
     by_name = {row["fullname"]: row for row in merged["benchmarks"]}
-    assert by_name == {row["fullname"]: row for row in run["benchmarks"]}
+    assert by_name == {row["fullname"]: current(row, "")[0] for row in run["benchmarks"]}
 
 
 def test_what_two_shards_show_together_is_found_where_they_are_merged(tmp_path):
@@ -205,12 +205,12 @@ def test_what_two_shards_show_together_is_found_where_they_are_merged(tmp_path):
     run = {"version": "5.3", "benchmarks": [{"fullname": record.cell, "extra_info": to_json(record)} for record in twins]}
     paths = as_shards(tmp_path, run, 2)
     assert all(read_list(path)[0].status == "passed" for path in paths)
-    merge.main([*map(str, paths), "-o", str(tmp_path / "merged.json")])
+    assert merge.main([*map(str, paths), "-o", str(tmp_path / "merged.json")]) == 1
     assert [record.missed for record in read_list(tmp_path / "merged.json")] == [
         ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"],
         ["audit distinct_results: the results are those of t5_sa_lora (t5_sa_sft, quick, seed 0)"],
     ]
-    assert merge.main([str(tmp_path / "merged.json"), "-o", str(tmp_path / "again.json")]) == 0
+    assert merge.main([str(tmp_path / "merged.json"), "-o", str(tmp_path / "again.json")]) == 1
     assert read_list(tmp_path / "again.json") == read_list(tmp_path / "merged.json")
 
 

@@ -40,7 +40,27 @@ def two_epochs(tmp_path_factory):
 def test_a_run_that_the_command_line_bounds_is_held_to_no_bound(two_epochs):
     code, output, [record], _ = two_epochs
     assert (code, record["status"], record["bounds"]) == (0, "passed", {})
-    assert "no bound yet" in output
+    assert "too short" in output  # for an audit; where none fails, the table says "no bound yet"
+
+
+NOTHING_LEARNED = ("-m", "quick", "--cells", "t5_qa_lora", "--learning-rate", "1e-7", "--eval-rows", "128")
+
+
+def test_a_run_of_full_length_that_learned_nothing_is_missed_whatever_the_command_line_changes(tmp_path):
+    code, output, [record] = run(tmp_path, *NOTHING_LEARNED)
+    assert (code, record["status"], record["bounds"], record["excused"]) == (1, "missed", {}, {})
+    [sentence] = record["missed"]
+    assert sentence.startswith("audit learned_something: f1 ")
+    assert sentence in output
+    assert "0 of 1 cells passed in" in output
+
+
+def test_a_run_too_short_to_learn_names_the_audit_and_passes(tmp_path):
+    code, output, [record] = run(tmp_path, *NOTHING_LEARNED, "--max-steps", "12")
+    reason = "a run of 12 of 22 planned updates may be too short to meet it"
+    assert (code, record["status"], record["missed"], record["excused"]) == (0, "passed", [], {"learned_something": reason})
+    assert f"; {reason} (t5_qa_lora, quick, seed 0)" in output
+    assert "1 of 1 cells passed, 1 of them too short for some audit, in" in output
 
 
 def test_the_row_is_read_back_as_it_was_written(two_epochs):

@@ -127,5 +127,5 @@ def _findings(evidence: Evidence, audits: Iterable[Audit]) -> list[Finding]:
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
-            findings.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1], of_learning=audit in OF_LEARNING))
+            findings.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1]))
     return findings

@@ -86,16 +86,11 @@ class Evidence:
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What an audit found.
-
-    Attributes:
-        of_learning: it judges how far training got, not how it was done; a run of a few updates may fail it.
-    """
+    """What an audit found."""
 
     name: str
     passed: bool
     detail: str
-    of_learning: bool = False
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
