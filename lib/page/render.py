@@ -23,7 +23,16 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 MARKS = {
     **{"passed": "✓", "missed": "✗", "stopped": "■", "error": "!", "unfinished": "…", "reported": "○"},
-    **{"better": "▲", "worse": "▼", "same": "=", "cannot tell": "?", "missing": "✕", "new": "+", "not comparable": "–"},
+    **{
+        "too good": "⁈",
+        "better": "▲",
+        "worse": "▼",
+        "same": "=",
+        "cannot tell": "?",
+        "missing": "✕",
+        "new": "+",
+        "not comparable": "–",
+    },
     **{"equal": "=", "rounding": "≈", "changed": "≠"},
 }
 

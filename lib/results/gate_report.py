@@ -17,6 +17,7 @@ WEIGHT = (
     Verdict.WORSE,
     Verdict.CHANGED,
     Verdict.CANNOT_TELL,
+    Verdict.TOO_GOOD,
     Verdict.NEW,
     Verdict.BETTER,
     Verdict.ROUNDING,

@@ -11,6 +11,7 @@ from lib.record import Record
 class Verdict(StrEnum):
     """What a gate says; of numerics: equal, rounding or changed."""
 
+    TOO_GOOD = "too good"
     BETTER = "better"
     SAME = "same"
     WORSE = "worse"
@@ -42,7 +43,8 @@ class Judgement:
 
     Attributes:
         main_score: the name of the cell's main score.
-        quantity: a score, a memory figure, step_seconds or numerics; "cell" where the whole cell is missing or new.
+        quantity: a score, a memory figure, step_seconds, numerics or learning; "cell" where the whole cell is missing or new.
+        before, after: of a score, the means over the runs that were paired.
         effect: new minus old, in points or as a share; None where nothing was compared.
         low, high: the effect's 95 % interval.
         p: of being worse; of a main score adjusted over cells and looks.
@@ -58,6 +60,8 @@ class Judgement:
     main_score: str
     quantity: str
     verdict: Verdict
+    before: float | None = None
+    after: float | None = None
     effect: float | None = None
     low: float | None = None
     high: float | None = None
