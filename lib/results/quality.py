@@ -1,8 +1,8 @@
 """Did scores get worse? In: records of both runs, by seed, and points by row. Out: a judgement on every bounded score.
 
 The difference of mean scores is held to the training noise that applies (`lib.results.noise`), by a t-test, with or without
-points by row. Where no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side, the rows' own
-changes are tested where both runs are one training but for rounding; where they are not, nothing can be told.
+points by row. Where no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side, changes of
+single rows are tested where both runs are one training but for rounding; where they are not, nothing can be told.
 
 A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it (Holm over the cells), all
 other scores together the rest, through one global test.
