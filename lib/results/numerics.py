@@ -270,9 +270,9 @@ def _rounding(pair: Pair) -> str:
     """How far the first losses lie apart, and whether the curves part later."""
     gaps = loss_gaps(pair)
     far = f"losses of the first {len(gaps)} updates differ by at most {max(gaps):.1e}"
-    first = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
-    apart = f"the curves part by {pair.curve:.2g} of the mean loss, where rounding is up to {pair.tolerance['curve']:.2g}"
-    return f"{first}; {apart}" if pair.curves_part else first
+    start = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
+    apart = f"curves part by {pair.curve:.2g} of the mean loss, where rounding is up to {pair.tolerance['curve']:.2g}"
+    return f"{start}; {apart}" if pair.curves_part else start
 
 
 def same_course(old: Record, new: Record, tolerances: Tolerances) -> bool:
