@@ -95,9 +95,7 @@ def gate(
         InputError: where the two are of two profiles, have no cell in common, or scored different test rows.
     """
     if old.records and new.records and old.profile != new.profile:
-        raise InputError(
-            f"the baseline is of profile {old.profile} and the run of {new.profile}: judge it by a baseline of its own profile"
-        )
+        raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
     margins, tolerances = margins or load_margins(), load_tolerances()
     common = [cell for cell in old.records if cell in new.records]
     if not common:

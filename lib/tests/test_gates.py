@@ -225,7 +225,7 @@ def test_two_profiles_in_two_files_are_refused_with_one_sentence(tmp_path, capsy
     with pytest.raises(SystemExit) as refusal:
         command.main([str(quick), str(footprint)])
     assert refusal.value.code == 2
-    sentence = "the baseline is of profile quick and the run of footprint: judge it by a baseline of its own profile"
+    sentence = "the baseline is of quick and the run of footprint: judge one profile at a time"
     assert capsys.readouterr().err.splitlines()[-1].endswith(sentence)
 
 
