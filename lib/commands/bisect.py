@@ -24,7 +24,7 @@ from lib.machine import versions
 from lib.results.bisection import Answer, Bisection, bisection, most_steps
 from lib.results.cache import lock_of
 from lib.results.gate_report import closing, remarks
-from lib.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run
+from lib.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, untold
 from lib.results.journal import code_digest
 from lib.results.judgements import Outcome
 
@@ -104,7 +104,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
         try:
             judged = gate(baseline, steps.run(version))
             if outcome(judged, kinds) is Outcome.CANNOT_TELL:
-                raise InputError(f"the gate cannot tell: {closing(judged, kinds)}")
+                raise InputError(remarks(untold(judged))[0])
             worse = failing(judged, kinds)
         except InputError as error:
             steps.skip(version, str(error))
