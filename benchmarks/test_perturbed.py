@@ -1,7 +1,8 @@
 """How far rounding moves figures of the first updates, and what a change of arithmetic does: the evidence for `numerics.toml`.
 
 Each quick cell trains its first ten updates twice. A start that is moved in the last digits must count as rounding; a change
-of the arithmetic must not. `pytest -m perturbed -n auto --benchmark-json=FILE` keeps what each run deviated by.
+of the arithmetic must not, and a change of later updates must part the curves of losses.
+`pytest -m perturbed -n auto --benchmark-json=FILE` keeps what each run deviated by.
 """
 
 from itertools import islice
@@ -42,26 +43,37 @@ def twin(cell, trainer, codec, tokenizer, features, device, metrics, splits):
 
 
 @pytest.fixture
-def deviation(cell, trainer, twin, benchmark):
-    """What changed first, if anything did; how far both lie apart is kept."""
+def pair(cell, trainer, twin, benchmark):
+    """Both courses as a pair; how far they lie apart is kept."""
 
-    def compare(change):
-        before = first_updates(trainer)
-        after = benchmark.pedantic(lambda: first_updates(twin(change)), rounds=1)
+    def compare(change, whole=False, draw=None):
+        updates = trainer.total if whole else UPDATES
+        before = first_updates(trainer, updates)
+        after = benchmark.pedantic(lambda: first_updates(twin(change), updates, draw), rounds=1)
         kind = f"nf4 {before.precision}" if cell.quantization else before.precision
         pair = Pair(old=before, new=after, tolerance=tolerance_of(cell.id, kind, load_tolerances()), fine=kind == FINE)
         benchmark.group = "perturbed"
         benchmark.extra_info.update(of=cell.id, kind=kind, **pair.apart())
-        return list(changes(pair))
+        return pair
 
     return compare
 
 
-def first_updates(trainer):
-    """The course of the first updates, as a record holds it."""
+@pytest.fixture
+def deviation(pair):
+    """What changed first, if anything did."""
+    return lambda change: list(changes(pair(change)))
+
+
+def first_updates(trainer, updates, draw=None):
+    """The course of the first updates, as a record holds it; `draw` is called before each that comes after the tenth."""
     hf.set_seed(trainer.cell.profile.seed)
     trainer.model.train()
-    trainer.course.losses = [float(trainer.update(group)) for group in islice(trainer.updates(0), UPDATES)]
+    trainer.course.losses = []
+    for number, group in enumerate(islice(trainer.updates(0), updates)):
+        if draw and number >= UPDATES:
+            draw()
+        trainer.course.losses.append(float(trainer.update(group)))
     return training_record(trainer.course, trainer.meter)
 
 
@@ -121,3 +133,14 @@ def test_a_change_of_arithmetic_is_changed(cell_id, change, deviation):
 @pytest.mark.parametrize("cell_id", ["gpt2_qa_lora", "bert_qa_qlora", "t5_qa_lora"])
 def test_adapters_without_their_dropout_are_changed(cell_id, deviation):
     assert deviation(no_dropout)[0].startswith("random numbers: the first update draws others")
+
+
+# What begins after the tenth update
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "t5_sum_lora", "t5_sum_qlora"])
+def test_one_more_random_number_before_each_update_from_the_eleventh_on_parts_the_curves(cell_id, pair):
+    """Other masks of dropout: no figure of the first ten updates shows them."""
+    drawn = pair(lambda trainer: None, whole=True, draw=lambda: torch.rand(1))
+    assert not list(changes(drawn))
+    assert drawn.curves_part

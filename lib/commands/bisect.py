@@ -24,8 +24,9 @@ from lib.machine import versions
 from lib.results.bisection import Answer, Bisection, bisection, most_steps
 from lib.results.cache import lock_of
 from lib.results.gate_report import counted, remarks
-from lib.results.gates import FAILED_BY, KINDS, Run, failing, gate, kinds_of, read_run
+from lib.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, untold
 from lib.results.journal import code_digest
+from lib.results.judgements import Outcome
 
 RUNS = CACHE / "bisect"
 # How cells are run. In: the Python of a version, and the file to write. Out: a command.
@@ -101,7 +102,10 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
     def answer(version: str, steps_left: int) -> Answer:
         say(f"tries {version}; at most {steps_left} step{'s' if steps_left > 1 else ''} left")
         try:
-            worse = failing(gate(baseline, steps.run(version)), kinds)
+            judged = gate(baseline, steps.run(version))
+            if outcome(judged, kinds) is Outcome.CANNOT_TELL:
+                raise InputError(remarks(untold(judged))[0])
+            worse = failing(judged, kinds)
         except InputError as error:
             steps.skip(version, str(error))
             say(f"skips {version}: {error}")
@@ -166,7 +170,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     parser.add_argument("--good", required=True, metavar="PACKAGE==VERSION", help="not worse; with --repo a commit")
     parser.add_argument("--bad", required=True, metavar="PACKAGE==VERSION", help="worse; with --repo a commit")
     parser.add_argument("--cells", required=True, metavar="ID,ID", help="cells to run; the fewer, the sooner")
-    parser.add_argument("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(KINDS)}: what counts")
+    parser.add_argument("--by", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     parser.add_argument("--repo", type=Path, metavar="PATH", help="a checkout whose commits are tried")
     parser.add_argument("--versions", metavar="A,B,C", help="releases to try (default: all that pip lists)")
     parser.add_argument("--index-url", metavar="URL", help="of another package index")

@@ -1,8 +1,8 @@
 """Is a run worse than another? `python -m lib gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
-Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --strict also
-if a score cannot be told, with --on also for speed or numerics. 6 if no main score could be tested; else 0. In GitHub Actions
-the answer and the table go to the step summary too.
+Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
+changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested, with --strict also if
+any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from lib.errors import InputError
 from lib.results.answer import answer_of
 from lib.results.files import read_list
 from lib.results.gate_report import FORMATS, write_step_summary
-from lib.results.gates import FAILED_BY, KINDS, Run, gate, kinds_of, read_run
+from lib.results.gates import COUNTED, FAILED_BY, Run, gate, kinds_of, read_run
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,8 +21,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
     parser.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
     parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--strict", action="store_true", help="exit 1 also where a score cannot be told")
-    parser.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(KINDS)}: what counts")
+    parser.add_argument("--strict", action="store_true", help="exit 6 where any main score cannot be told")
+    parser.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     options = parser.parse_args(arguments)
     try:
         kinds, records = kinds_of(options.on), read_list(options.new)

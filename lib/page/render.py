@@ -24,7 +24,7 @@ SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 MARKS = {
     **{"passed": "✓", "missed": "✗", "stopped": "■", "error": "!", "unfinished": "…", "reported": "○"},
     **{"better": "▲", "worse": "▼", "same": "=", "cannot tell": "?", "missing": "✕", "new": "+", "not comparable": "–"},
-    **{"equal": "=", "rounding": "≈", "changed": "≠", "too good": "⚠"},
+    **{"equal": "=", "rounding": "≈", "changed": "≠", "too good": "⁈"},
 }
 
 

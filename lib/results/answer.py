@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lib.record import Record
-from lib.results.gates import FAILED_BY, decides, failing, kind_of, outcome
+from lib.results.gates import FAILED_BY, decides, failing, kind_of, outcome, untold
 from lib.results.judgements import Judgement, Outcome, Verdict
 from lib.results.numerics import STAGES
 from lib.results.thresholds import missed
@@ -88,13 +88,13 @@ def answer_of(
         records: of the run, finished or not.
         judged: the gate's judgements; empty without a gate.
         kinds: of figures that fail a run.
-        strict: a main score that cannot be told fails, too.
+        strict: no main score may stay untold.
         baseline: the name of the run that was compared with.
         troubles: what else makes the run fail, as "1 other test failed".
     """
-    said, bad = [_of_cells(records, troubles)], failing(judged, kinds, strict=strict)
+    said, bad = [_of_cells(records, troubles)], failing(judged, kinds)
     if judged:
-        said += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
+        said += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline, strict), *_of_gains(judged, bad)]
     order = (State.FAILED, State.CANNOT_TELL)
     said.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
     state, (first, *others) = said[0][0], [sentence for _, sentence in said]
@@ -181,7 +181,9 @@ def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[
         yield State.PASSED, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
 
 
-def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str) -> Iterable[Said]:
+def _of_figures(
+    judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str, strict: bool
+) -> Iterable[Said]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
     others = [kind for kind in kinds if kind != "numerics"]
     figures = [j for j in bad if j.quantity != "numerics"]
@@ -189,16 +191,18 @@ def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Se
         groups = {
             verdict: [j for j in figures if j.verdict is verdict] for verdict in dict.fromkeys(j.verdict for j in figures)
         }
-        words = {Verdict.CANNOT_TELL: "cannot be told"}
-        parts = [f"{_in(group)} {words.get(verdict, verdict)} ({_places(group)})" for verdict, group in groups.items()]
+        parts = [f"{_in(group)} {verdict} ({_places(group)})" for verdict, group in groups.items()]
         yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
     elif others and outcome(judged, others) is Outcome.CANNOT_TELL:
-        main = next((j for j in judged if j.quantity == j.main_score), None)
-        reason = f" ({main.cell} {main.quantity}: {main.detail})" if main else ""
-        yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: no main score could be tested{reason}."
+        main = next(j for j in judged if j.quantity == j.main_score)
+        reason = f"no main score could be tested ({main.cell} {main.quantity}: {main.detail})"
+        yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {reason}."
+    elif others and outcome(judged, others, strict=strict) is Outcome.CANNOT_TELL:
+        doubtful = untold(judged)
+        yield State.CANNOT_TELL, f"Cannot tell against {baseline}: {_in(doubtful)} cannot be told ({_places(doubtful)})."
     elif others:
-        untold = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and decides(j) and kind_of(j) in others]
-        doubt = f", though the gate cannot tell for {_count(len(untold), 'main score')}" if untold else ""
+        doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and decides(j) and kind_of(j) in others]
+        doubt = f", though the gate cannot tell for {_count(len(doubts), 'main score')}" if doubts else ""
         yield State.PASSED, f"By {' and '.join(others)} no worse than {baseline}{doubt}."
 
 

@@ -1,8 +1,8 @@
 """Is a run worse than a baseline? In: records and per-example points of both. Out: a verdict for each cell and quantity.
 
 *worse*: a significant drop of at least the margin. *better*: a significant gain. *same*: the interval is above the margin's
-drop. *cannot tell*: more seeds or test rows are needed for any of these. Memory and speed have relative margins. Before all
-that, `lib.results.numerics` compares the first losses. Needs no torch.
+drop. *cannot tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs are. Memory and
+speed have relative margins. Before all that, `lib.results.numerics` compares the losses. Needs no torch.
 """
 
 import tomllib
@@ -19,9 +19,12 @@ from lib.results.judgements import Judgement, Outcome, Verdict, judgement_of
 from lib.results.noise import Noise, load_noise
 from lib.results.numerics import Tolerances, compared, load_tolerances
 from lib.results.quality import Judge, Rows
+from lib.results.too_good import evidence_of, too_good
 
 MARGINS = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "margins.toml"
 KINDS = ("numerics", "quality", "memory", "speed")
+TOO_GOOD = "too-good"
+COUNTED = (*KINDS, TOO_GOOD)  # what may fail a run
 # By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
 FAILED_BY = ("quality", "memory")
 # Shown, never failed by: a process's resident set depends on the cells that it ran before.
@@ -48,6 +51,11 @@ class Run:
         for record in finished:
             by_cell[record.cell][record.seeds.seed] = record
         return cls(records=dict(by_cell), path=path)
+
+    @property
+    def profile(self) -> str:
+        """The profile of its records; empty without any."""
+        return next((record.profile for seeds in self.records.values() for record in seeds.values()), "")
 
     def only(self, cells: Container[str]) -> "Run":
         """The same run with these cells alone."""
@@ -84,8 +92,10 @@ def gate(
         looks: how many there are at most.
 
     Raises:
-        InputError: where the two have no cell in common, or scored different test rows.
+        InputError: where the two are of two profiles, have no cell in common, or scored different test rows.
     """
+    if old.records and new.records and old.profile != new.profile:
+        raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
     margins, tolerances = margins or load_margins(), load_tolerances()
     common = [cell for cell in old.records if cell in new.records]
     if not common:
@@ -104,6 +114,7 @@ def gate(
         judged.append(numerics(rows.records, tolerances))
         judged += memory(rows.old, before, after, margins["memory"])
         judged.append(speed(rows.old, before, after, margins["speed"]["step_seconds"]))
+    judged += too_good({cell: (rows.old, rows.new) for cell, rows in cells.items()}, evidence_of(new.profile))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
     order = {
@@ -133,13 +144,13 @@ def kinds_of(text: str) -> tuple[str, ...]:
     """Kinds of figures, divided by commas; raises InputError for a name that is none."""
     kinds = tuple(text.split(","))
     for kind in kinds:
-        if kind not in KINDS:
-            raise InputError(f"{kind!r} is no kind of figure; give some of {','.join(KINDS)}")
+        if kind not in COUNTED:
+            raise InputError(f"{kind!r} is no kind of figure; give some of {','.join(COUNTED)}")
     return kinds
 
 
 def kind_of(judgement: Judgement) -> str:
-    """The kind of figure; a cell that is missing or new counts as quality."""
+    """The kind of figure; a cell that is missing, new or too good counts as quality."""
     if judgement.quantity in ("numerics", "step_seconds"):
         return {"numerics": "numerics", "step_seconds": "speed"}[judgement.quantity]
     return "memory" if judgement.quantity in (*LEDGER, *PEAKS) else "quality"
@@ -148,25 +159,35 @@ def kind_of(judgement: Judgement) -> str:
 def decides(judgement: Judgement) -> bool:
     """Whether a cell's answer rests on it: other scores than the main one are shown, and count only where they are worse."""
     is_other_score = kind_of(judgement) == "quality" and judgement.quantity not in ("cell", judgement.main_score)
-    return not is_other_score or judgement.verdict is Verdict.WORSE
+    return not is_other_score or judgement.verdict in (Verdict.WORSE, Verdict.TOO_GOOD)
 
 
-def failing(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> list[Judgement]:
-    """What of these kinds is worse, or of numerics changed, and every missing cell; with `strict` also untold main scores."""
+def failing(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[Judgement]:
+    """What of these kinds is worse, of numerics changed, or too good, and every missing cell."""
     return [
         j
         for j in judged
         if j.verdict is Verdict.MISSING
         or (kind_of(j) in kinds and j.verdict is Verdict.WORSE and j.quantity not in SHOWN)
-        or (strict and "quality" in kinds and j.verdict is Verdict.CANNOT_TELL and decides(j))
         or ("numerics" in kinds and j.verdict is Verdict.CHANGED)
+        or (TOO_GOOD in kinds and j.verdict is Verdict.TOO_GOOD)
     ]
 
 
+def untold(judged: Sequence[Judgement]) -> list[Judgement]:
+    """The main scores that cannot be told."""
+    return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
+
+
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> Outcome:
-    """What the judgements say of the whole run; it cannot be told where no main score could be tested."""
-    if failing(judged, kinds, strict=strict):
+    """What the judgements say of the whole run.
+
+    It cannot be told where no main score could be tested; with `strict`, where any main score cannot be told.
+    """
+    if failing(judged, kinds):
         return Outcome.WORSE
     mains = [j for j in judged if j.quantity == j.main_score]
-    untested = all(j.verdict is Verdict.CANNOT_TELL and j.p is None for j in mains)
-    return Outcome.CANNOT_TELL if "quality" in kinds and untested else Outcome.NO_WORSE
+    doubtful = untold(mains)
+    untested = all(j in doubtful and j.p is None for j in mains)
+    doubt = bool(mains) and (untested or (strict and bool(doubtful)))  # a footprint has no scores
+    return Outcome.CANNOT_TELL if doubt and "quality" in kinds else Outcome.NO_WORSE

@@ -11,6 +11,7 @@ from lib.record import Record
 class Verdict(StrEnum):
     """What a gate says; of numerics: equal, rounding or changed."""
 
+    TOO_GOOD = "too good"
     BETTER = "better"
     SAME = "same"
     WORSE = "worse"
@@ -21,7 +22,6 @@ class Verdict(StrEnum):
     EQUAL = "equal"
     ROUNDING = "rounding"
     CHANGED = "changed"
-    TOO_GOOD = "too good"
 
 
 class Outcome(StrEnum):
@@ -43,10 +43,9 @@ class Judgement:
 
     Attributes:
         main_score: the name of the cell's main score.
-        quantity: a score, a memory figure, step_seconds or numerics; "cell" where the whole cell is missing or new.
+        quantity: a score, a memory figure, step_seconds, numerics or learning; "cell" where the whole cell is missing or new.
+        before, after: of a score, the means over the runs that were paired.
         effect: new minus old, in points or as a share; None where nothing was compared.
-        before: the mean over the runs that the gate paired with; None where nothing was compared.
-        after: the mean over the runs that were judged; None where nothing was compared.
         low, high: the effect's 95 % interval.
         p: of being worse; of a main score adjusted over cells and looks.
         smallest: the smallest drop that would be called worse four times in five.
@@ -61,9 +60,9 @@ class Judgement:
     main_score: str
     quantity: str
     verdict: Verdict
-    effect: float | None = None
     before: float | None = None
     after: float | None = None
+    effect: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None

@@ -2,6 +2,8 @@
 
 Two trainings on the same rows, in the same order and from the same seed have the same figures, but for rounding. The first
 updates show a change before any score does, and need no statistics: later updates amplify rounding, the first ten hardly.
+What comes later shows in the curve of losses, smoothed: it may lie as far apart as those of trainings whose starts differ in
+their last digits.
 `STAGES` go through a run in the order of its flow, and the first one that changed is named. The tolerances are measured
 (`benchmarks/thresholds/numerics.toml`).
 """
@@ -10,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 from lib.record import Record
 from lib.record.parts import FirstStep, TrainingRecord
@@ -17,9 +20,11 @@ from lib.results.judgements import Verdict
 
 TOLERANCES = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "numerics.toml"
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update and of
-# `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`, and `moved_alone` where first gradients are equal.
+# `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`, and `moved_alone` where first gradients are equal;
+# `curve`, of the mean loss.
 Tolerances = Mapping[str, Mapping[str, float]]
 UPDATES = 10
+WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE = "fp32"  # the arithmetic in which a search for text does not depend on rounding
 SMALL = 1e-3  # of the largest group: what is smaller has no digits to compare
@@ -80,13 +85,36 @@ class Pair:
         """How far each figure with a tolerance lies apart: losses in nats, norms of groups as shares."""
         gaps, probes = loss_gaps(self), [step.probe_loss or 0.0 for step in self.steps or ()]
         first = max([*gaps[:1], abs(probes[0] - probes[1]) if probes else 0.0])
-        return {"first": first, "later": max(gaps[1:], default=0.0)} | {name: self.furthest(name)[0] for name in BY_GROUP}
+        by_group = {name: self.furthest(name)[0] for name in BY_GROUP}
+        return {"first": first, "later": max(gaps[1:], default=0.0)} | by_group | {"curve": self.curve}
+
+    @property
+    def curve(self) -> float:
+        """How far the smoothed curves of losses lie apart at most, as a share of the old mean loss."""
+        before, after = (_smoothed(training.losses) for training in (self.old, self.new))
+        if len(before) != len(after):
+            return float("inf")
+        gap = max((abs(a - b) for a, b in zip(before, after, strict=True)), default=0.0)
+        level = fmean(loss or 0.0 for loss in self.old.losses or [0.0])
+        return gap / level if level else (float("inf") if gap else 0.0)
+
+    @property
+    def curves_part(self) -> bool:
+        """Whether the curves lie farther apart than rounding drives them."""
+        return self.curve > self.tolerance["curve"]
 
     @property
     def begins_alike(self) -> bool:
         """Whether nothing was rounded otherwise before the optimizer's first step: loss and gradients have the same digits."""
         gaps = [self.furthest(figure)[0] for figure in ("weights", "probe_gradients", "gradients")]
         return self.steps is not None and self.old.losses[:1] == self.new.losses[:1] and not any(gaps)
+
+
+def _smoothed(losses: Sequence[float | None]) -> list[float]:
+    """Means of `WINDOW` losses, one for every update at which so many have come in; of all losses where there are fewer."""
+    known = [loss or 0.0 for loss in losses]
+    window = min(WINDOW, len(known))
+    return [fmean(known[end - window : end]) for end in range(window, len(known) + 1)] if known else []
 
 
 def _gap(before: float | None, after: float | None, least: float) -> float:
@@ -235,12 +263,30 @@ def compared(old: Record, new: Record, tolerances: Tolerances) -> tuple[Verdict,
     change = next(changes(pair), "")
     if change:
         return Verdict.CHANGED, change
-    if losses(old) != losses(new):
-        return (
-            Verdict.ROUNDING,
-            f"losses of the first {len(loss_gaps(pair))} updates differ by at most {max(loss_gaps(pair)):.1e}",
-        )
-    return _by_predictions(old, new)
+    return (Verdict.ROUNDING, _rounding(pair)) if losses(old) != losses(new) else _by_predictions(old, new)
+
+
+def _rounding(pair: Pair) -> str:
+    """How far the first losses lie apart, and whether the curves part later."""
+    gaps = loss_gaps(pair)
+    far = f"losses of the first {len(gaps)} updates differ by at most {max(gaps):.1e}"
+    start = far if any(gaps) else f"losses are equal to update {len(gaps)}, then others"
+    apart = f"curves part by {pair.curve:.2g} of the mean loss, where rounding is up to {pair.tolerance['curve']:.2g}"
+    return f"{start}; {apart}" if pair.curves_part else start
+
+
+def same_course(old: Record, new: Record, tolerances: Tolerances) -> bool:
+    """Whether two records are of one training, but for rounding, from the first update to the last.
+
+    They have one seed, recipe, order and data. All losses are equal, and so are the weights that they lead to; or no stage
+    changed, and the curves of losses lie no farther apart than those of starts that differ in their last digits.
+    """
+    if old.seeds.seed is None or not old.data or not new.data or not_comparable(old, new, tolerances):
+        return False
+    pair = pair_of(old, new, tolerances)
+    if not pair.old.order or pair.old.order != pair.new.order:
+        return False
+    return losses(old) == losses(new) or not (pair.curves_part or any(changes(pair)))
 
 
 def pair_of(old: Record, new: Record, tolerances: Tolerances) -> Pair:

@@ -1,15 +1,20 @@
 """Did scores get worse? In: records of both runs, by seed, and points by row. Out: a judgement on every bounded score.
 
-The difference of mean scores is held to the training noise that applies (`lib.results.noise`), by a t-test; where no noise is
-known, the rows' own changes are tested. A whole run of equal quality is called worse with a chance of at most 5 %: main scores
-get most of it (Holm over the cells), all other scores together the rest, through one global test.
+The difference of mean scores is held to the training noise that applies (`lib.results.noise`), by a t-test, with or without
+points by row. Where no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side, changes of
+single rows are tested where both runs are one training but for rounding; where they are not, nothing can be told.
+
+A whole run of equal quality is called worse with a chance of at most 5 %: main scores get most of it (Holm over the cells), all
+other scores together the rest, through one global test.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+
+import numpy as np
 
 from lib.errors import InputError
 from lib.record import Record
@@ -17,8 +22,8 @@ from lib.results.costs import Seeds
 from lib.results.examples import Examples, read, read_points
 from lib.results.judgements import Judgement, Verdict, judgement_of
 from lib.results.looks import share_of_alpha
-from lib.results.noise import PERTURBED, SEEDS, Deviation, Key, Noise, deviation, mean_score, resolution, same_start
-from lib.results.numerics import Tolerances
+from lib.results.noise import PERTURBED, SEEDS, Deviation, Key, Noise, deviation, mean_score, resolution
+from lib.results.numerics import Tolerances, same_course
 from lib.results.statistics import (
     ALPHA,
     Array,
@@ -36,6 +41,7 @@ from lib.results.statistics import (
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
 WORDS = {PERTURBED: "of one seed, perturbed", SEEDS: "between seeds"}
+MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +49,7 @@ class Pairing:
     """Runs of one cell that are compared, and the noise between them.
 
     Attributes:
-        kind: of noise: PERTURBED, where `old` and `new` pair by seed and start alike, else SEEDS.
+        kind: of noise: PERTURBED, where `old` and `new` pair by seed and are of one training but for rounding, else SEEDS.
         old, new: records.
     """
 
@@ -58,10 +64,10 @@ class Pairing:
 
 
 def pairings(old: Seeds, new: Seeds, tolerances: Tolerances) -> list[Pairing]:
-    """How two runs of a cell can be compared, the narrowest noise first: by seed where they start alike, and all by all."""
+    """How two runs of a cell can be compared, the narrowest noise first: by seed if they differ by rounding; all by all."""
     every = Pairing(kind=SEEDS, old=list(old.values()), new=list(new.values()))
     shared = [seed for seed in new if seed in old]
-    if not shared or not all(same_start(old[seed], new[seed], tolerances) for seed in shared):
+    if not shared or not all(same_course(old[seed], new[seed], tolerances) for seed in shared):
         return [every]
     return [Pairing(kind=PERTURBED, old=[old[seed] for seed in shared], new=[new[seed] for seed in shared]), every]
 
@@ -109,6 +115,17 @@ class Rows:
         except ValueError as error:
             raise InputError(f"{self.records[0][0].cell}, {metric}: {error}") from None
 
+    def unchanged(self, metric: str) -> bool:
+        """Whether the score of each pair is equal to the last digit, and no row's points are others."""
+        scores = [(before.scores.get(metric), after.scores.get(metric)) for before, after in self.records]
+        if not all(_finite(before) and before == after for before, after in scores):
+            return False
+        files = [
+            (before.examples and before.examples.file, after.examples and after.examples.file) for before, after in self.records
+        ]
+        gains = self.gains(metric)
+        return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
+
 
 def check_rows(before: Record, after: Record) -> None:
     """Raises InputError where two records were scored on different test rows."""
@@ -120,33 +137,48 @@ def check_rows(before: Record, after: Record) -> None:
 # Effects
 
 
-def effect_of(
-    metric: str, pairs: Sequence[Pairing], rows: Rows, gains: Sequence[Array], noise: Noise
-) -> tuple[Effect, str] | None:
-    """The effect on a score that has points by row, and which noise it was held to; None where it cannot be tested."""
+@dataclass(frozen=True, kw_only=True)
+class PairedEffect:
+    """An effect on a score, the runs that it is of, and the noise that it was held to, in words."""
+
+    effect: Effect
+    pairing: Pairing
+    noise: str
+
+
+def tested(metric: str, pairs: Sequence[Pairing], rows: Rows, noise: Noise) -> PairedEffect | None:
+    """The effect on a score; None where nothing tells training noise from a change."""
+    gains = rows.gains(metric)
     for pairing in pairs:
         measured = noise.of(pairing.kind, pairing.old[0], metric)
         if measured:
-            return _held_to(measured, metric, pairing, gains), WORDS[pairing.kind]
+            return PairedEffect(effect=_held_to(measured, metric, pairing, gains), pairing=pairing, noise=WORDS[pairing.kind])
     every = pairs[-1]
     own = deviation([[float(record.scores[metric] or 0) for record in records] for records in (every.old, every.new)])
     if own:
-        return _held_to(own, metric, every, gains), "between these seeds"
-    examples = rows.first_examples
+        return PairedEffect(effect=_held_to(own, metric, every, gains), pairing=every, noise="between these seeds")
+    examples = rows.first_examples if pairs[0].kind == PERTURBED and gains else None
     by_rows = _by_rows(metric, *rows.records[0], *examples) if examples else None
-    return (by_rows, "of rows alone") if by_rows else None
+    return PairedEffect(effect=by_rows, pairing=pairs[0], noise="of rows alone") if by_rows else None
 
 
 def _held_to(noise: Deviation, metric: str, pairing: Pairing, gains: Sequence[Array]) -> TrainingEffect:
-    count = len(gains[0])
-    sd = max(noise.sd, resolution(count), row_deviation(gains))
+    """The effect on mean scores; points by row, where they are at hand, widen a noise that is too small."""
+    data = pairing.old[0].data
+    count = len(gains[0]) if gains else data.rows.test if data else 1
+    sd = max(noise.sd, resolution(count, metric), row_deviation(gains) if gains else 0.0)
     return by_training(
         mean_score(pairing.new, metric) - mean_score(pairing.old, metric),
         sd * pairing.factor,
         noise.df,
         rows=count,
-        flips=(sum(int((each < 0).sum()) for each in gains), sum(int((each > 0).sum()) for each in gains)),
+        flips=_flips(gains) if gains else None,
     )
+
+
+def _flips(gains: Sequence[Array]) -> tuple[int, int]:
+    """Rows that lost points, and rows that gained some, of all pairs."""
+    return sum(int((each < 0).sum()) for each in gains), sum(int((each > 0).sum()) for each in gains)
 
 
 def _by_rows(metric: str, record: Record, new: Record, before: Examples, after: Examples) -> Effect | None:
@@ -253,45 +285,43 @@ class Judge:
 
     def judged(self, cells: Sequence[Rows]) -> list[Judgement]:
         """A judgement on every bounded score of every cell."""
-        effects: dict[Key, tuple[Effect, str]] = {}
+        tests: dict[Key, PairedEffect] = {}
         untested = []
         for rows in cells:
             record = rows.records[0][0]
             pairs = pairings(rows.old, rows.new, self.tolerances)
             for metric in record.bounded_scores:
-                answer = unmeasured(metric, rows) or self._tested(metric, pairs, rows)
-                if isinstance(answer, Judgement):
-                    untested.append(answer)
+                missing = unmeasured(metric, rows)
+                test = None if missing else tested(metric, pairs, rows, self.noise)
+                if test:
+                    tests[record.cell, metric] = test
                 else:
-                    effects[record.cell, metric] = answer
-        return untested + self._by_tests({rows.records[0][0].cell: rows for rows in cells}, effects)
+                    untested.append(missing or _untestable(metric, pairs, rows))
+        by_cell = {rows.records[0][0].cell: rows for rows in cells}
+        judgements = untested + self._by_tests(by_cell, tests)
+        return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 
-    def _tested(self, metric: str, pairs: Sequence[Pairing], rows: Rows) -> tuple[Effect, str] | Judgement:
-        gains = rows.gains(metric)
-        answer = effect_of(metric, pairs, rows, gains, self.noise) if gains else None
-        return answer or _untestable(metric, pairs[-1])
-
-    def _by_tests(self, cells: Mapping[str, Rows], tested: Mapping[Key, tuple[Effect, str]]) -> list[Judgement]:
+    def _by_tests(self, cells: Mapping[str, Rows], tests: Mapping[Key, PairedEffect]) -> list[Judgement]:
         share = share_of_alpha(self.look, self.looks)
         records = {cell: rows.records[0][0] for cell, rows in cells.items()}
         mains = {cell: record.main_score for cell, record in records.items()}
-        effects = {key: effect for key, (effect, _) in tested.items()}
+        effects = {key: test.effect for key, test in tests.items()}
         mains_tested = sum(mains[cell] == metric for cell, metric in effects)
         judged = []
         for key, decision in decide(effects, mains, self.margins, share).items():
             is_main = mains[key[0]] == key[1]
-            tests = mains_tested if is_main else len(effects) - mains_tested
-            alpha = (MAIN_ALPHA if is_main else OTHER_ALPHA) * share / tests
-            evidence = self._evidence(*tested[key], key[1], alpha, len(cells[key[0]].new))
+            count = mains_tested if is_main else len(effects) - mains_tested
+            alpha = (MAIN_ALPHA if is_main else OTHER_ALPHA) * share / count
+            evidence = self._evidence(tests[key], key[1], alpha, len(cells[key[0]].new))
             judged.append(judgement_of(records[key[0]], key[1], decision.verdict, p=decision.p, **evidence))
         return judged
 
-    def _evidence(self, effect: Effect, noise: str, metric: str, alpha: float, seeds: int) -> dict[str, object]:
-        margin = margin_of(self.margins, metric)
+    def _evidence(self, test: PairedEffect, metric: str, alpha: float, seeds: int) -> dict[str, object]:
+        effect, margin = test.effect, margin_of(self.margins, metric)
         of_training = isinstance(effect, TrainingEffect)
-        lost, won = effect.flips
-        rows = f"{effect.rows}" if seeds == 1 or not of_training else f"{seeds} x {effect.rows}"
+        rows = _rows_in_words(effect, seeds if of_training else 1)
         return {
+            **_means(metric, test.pairing),
             "effect": effect.points,
             "low": effect.low,
             "high": effect.high,
@@ -300,8 +330,20 @@ class Judge:
             "critical": effect.critical(alpha) if isinstance(effect, TrainingEffect) else None,
             "margin": margin,
             "seeds": seeds,
-            "detail": f"{lost} rows lost, {won} gained of {rows}; noise {noise}: error {effect.error:.2f}; margin {margin:.1f}",
+            "detail": f"{rows}; noise {test.noise}: error {effect.error:.2f}; margin {margin:.1f}",
         }
+
+
+def _rows_in_words(effect: Effect, seeds: int) -> str:
+    if effect.flips is None:
+        return "by scores alone, no rows were at hand"
+    lost, won = effect.flips
+    return f"{lost} rows lost, {won} gained of {effect.rows if seeds == 1 else f'{seeds} x {effect.rows}'}"
+
+
+def _means(metric: str, pairing: Pairing) -> dict[str, float]:
+    """The mean scores of the runs that were paired."""
+    return {"before": mean_score(pairing.old, metric), "after": mean_score(pairing.new, metric)}
 
 
 def unmeasured(metric: str, rows: Rows) -> Judgement | None:
@@ -322,7 +364,30 @@ def _finite(score: float | None) -> bool:
     return score is not None and math.isfinite(score)
 
 
-def _untestable(metric: str, every: Pairing) -> Judgement:
-    """Where single rows have no points, a change of the score is shown and not judged."""
-    effect = mean_score(every.new, metric) - mean_score(every.old, metric)
-    return judgement_of(every.old[0], metric, Verdict.CANNOT_TELL, effect=effect, detail="no points by row to test")
+def _untestable(metric: str, pairs: Sequence[Pairing], rows: Rows) -> Judgement:
+    """Where nothing tells noise from a change, the change is shown and not judged."""
+    no_rows = pairs[0].kind == PERTURBED and not rows.gains(metric)
+    means = _means(metric, pairs[0])
+    return judgement_of(
+        pairs[0].old[0],
+        metric,
+        Verdict.CANNOT_TELL,
+        **means,
+        effect=means["after"] - means["before"],
+        detail=f"no points by row to test; {MORE_SEEDS}" if no_rows else MORE_SEEDS,
+    )
+
+
+def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
+    """The judgement on a score that is equal to the last digit, row by row: there is nothing to tell."""
+    before = mean_score([record for record, _ in rows.records], judgement.quantity)
+    return replace(
+        judgement,
+        verdict=Verdict.SAME,
+        before=before,
+        after=before,
+        effect=0.0,
+        low=0.0,
+        high=0.0,
+        detail="equal to the last digit, and no row lost or gained points",
+    )

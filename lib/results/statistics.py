@@ -37,7 +37,7 @@ class Effect(ABC):
         p_worse, p_better: one-sided.
         error: standard error of `points`.
         rows: how many were paired.
-        flips: rows that lost points, and rows that gained some.
+        flips: rows that lost points, and rows that gained some; None where no points by row were at hand.
     """
 
     points: float
@@ -47,7 +47,7 @@ class Effect(ABC):
     p_better: float
     error: float
     rows: int
-    flips: tuple[int, int]
+    flips: tuple[int, int] | None
 
     @abstractmethod
     def smallest(self, alpha: float, margin: float) -> float:
@@ -94,7 +94,7 @@ class RowEffect(Effect):
         return float(max(drop, margin + beta * self.error, 100 / self.rows))
 
 
-def by_training(points: float, error: float, df: float, *, rows: int, flips: tuple[int, int]) -> TrainingEffect:
+def by_training(points: float, error: float, df: float, *, rows: int, flips: tuple[int, int] | None) -> TrainingEffect:
     """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908)."""
     reach = float(special.stdtrit(df, 1 - ALPHA / 2)) * error
     return TrainingEffect(

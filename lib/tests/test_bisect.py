@@ -13,6 +13,7 @@ from lib.commands.environments import Releases
 from lib.results import examples
 from lib.results.bisection import Answer, Bisection, bisection, most_steps
 from lib.tests.test_gates import hits, record_of, run_file
+from lib.tests.test_record import MEASURED
 
 GOOD, BAD = 480, 416  # rows of 512 that are right: 12.5 points between them
 EIGHT = [f"1.{minor}" for minor in range(8)]
@@ -210,6 +211,18 @@ def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_pa
     assert skips[1].startswith("skips 1.1: planted 1.1 cannot be installed: ERROR: No matching distribution found")
     [state] = (tmp_path / "bisect").glob("planted-*/state.json")
     assert json.loads(state.read_text())["skipped"].keys() == {"1.1", "1.2"}
+
+
+def test_a_version_that_the_gate_cannot_tell_is_skipped(tmp_path, saved, capsys):
+    """Its losses are others, so it is another training: no noise was calibrated, and one seed a side tells nothing."""
+    command, rows = saved
+    training = MEASURED["training"] | {"losses": [0.9, 0.8]}
+    run_file(tmp_path / "other.json", [record_of("bert_sa_lora", {"accuracy": hits(512, GOOD - 9)}, training=training)])
+    rows["1.1"] = "other"
+    code, lines = bisected(capsys, command, "--versions", "1.1")
+    assert (code, lines[-1].split(":")[0]) == (1, "planted became worse after 1.0")
+    [skip] = [line for line in lines if line.startswith("skips")]
+    assert skip.startswith("skips 1.1: cannot tell: bert_sa_lora accuracy -1.76 points (no noise was calibrated, ")
 
 
 def test_a_bad_end_that_is_not_worse_is_one_sentence(saved, capsys):

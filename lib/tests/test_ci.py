@@ -14,6 +14,7 @@ from ruamel.yaml import YAML
 
 from lib.grid.cells import STUDY_IDS
 from lib.results.files import read_list
+from lib.results.judgements import Outcome
 from lib.tests.test_bisect import git
 
 ROOT = Path(__file__).parents[2]
@@ -219,9 +220,23 @@ def test_github_takes_a_given_baseline(machine, library):
     ]
 
 
-@pytest.mark.parametrize(("codes", "code"), [([0, 1], 1), ([2], 1), ([1, 4], 4)])
-def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code):
+@pytest.mark.parametrize(("codes", "code"), [([0, 1], 1), ([2], 1), ([1, 4], 4), ([0, 6], 6)])
+def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code, capfd):
     assert github(machine, github_expressions(library[1]), codes) == code
+    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is (code == Outcome.CANNOT_TELL.exit_code)
+
+
+def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
+    assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Outcome.CANNOT_TELL.exit_code}
+
+
+@pytest.mark.parametrize(("code", "told"), [(0, True), (1, True), (6, False)])
+def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, told):
+    machine = Machine(tmp_path, {"python": f'case "$*" in *" gate "*) exit {code};; esac'})
+    (tmp_path / "tunegrid").mkdir()
+    [(script, variables)] = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
+    assert machine.run(script, **variables) == code
+    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is not told
 
 
 @pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1)])

@@ -4,6 +4,7 @@ import json
 import resource
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from lib.record import from_json, plain, to_json
 from lib.results import examples
 from lib.results.answer import answer_of
 from lib.results.examples import Examples
-from lib.results.gate_report import as_json, as_markdown, as_text, counted, rows
-from lib.results.gates import Run, Verdict, gate, load_margins, read_run
-from lib.tests.test_record import MEASURED, complete, complete_json
+from lib.results.gate_report import COLUMNS, as_json, as_markdown, as_text, counted, rows
+from lib.results.gates import FAILED_BY, KINDS, Run, Verdict, failing, gate, kinds_of, load_margins, read_run
+from lib.tests.test_record import FOOTPRINT, MEASURED, complete, complete_json
 
 ROOT = Path(__file__).parents[2]
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+COLUMNS_BEFORE = len(COLUMNS) - len(KINDS)  # the verdicts come last
 ROWS = {"sa": 512, "qa": 384, "sum": 400}
 VERSIONS = complete().versions
 
@@ -128,7 +131,8 @@ def test_without_points_by_row_a_change_is_shown_and_not_judged():
     old, new = (record_of("t5_qa_sft", scores={"exact_match": 60.0, "f1": f1}) for f1 in (70.0, 40.0))
     judgement = judged(old, new)["f1"]
     assert (judgement.verdict, judgement.effect, judgement.low) == (Verdict.CANNOT_TELL, -30.0, None)
-    assert judgement.detail == "no points by row to test"
+    assert judgement.detail.startswith("no points by row to test; no noise was calibrated")
+    assert judgement.detail.endswith("give both runs --seeds 0-4")
 
 
 @pytest.mark.parametrize("score", [None, float("nan")])
@@ -141,9 +145,11 @@ def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
 
 def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_does_not():
     points = {"accuracy": hits(512, 480)}
-    two, three = record_of("bert_sa_lora", points), record_of("bert_sa_lora", points, labels=["yes", "perhaps", "no"])
+    labels, scores = ["yes", "perhaps", "no"], {"accuracy": 93.75}
+    two, three = record_of("bert_sa_lora", points), record_of("bert_sa_lora", points, labels=labels)
+    other = record_of("bert_sa_lora", points, labels=labels, scores=scores | {"f1_macro": 89.0})
     assert judged(two, two)["f1_macro"].verdict is Verdict.SAME
-    judgement = judged(three, three)["f1_macro"]
+    judgement = judged(three, other)["f1_macro"]
     assert (judgement.verdict, judgement.p) == (Verdict.CANNOT_TELL, None)
 
 
@@ -212,6 +218,16 @@ def test_two_profiles_are_refused():
     one = record_of("bert_sa_lora")
     with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
         Run.of([one, record_of("bert_sa_lora", profile="full")])
+
+
+def test_two_profiles_in_two_files_are_refused_with_one_sentence(tmp_path, capsys):
+    quick = run_file(tmp_path / "quick.json", [record_of("bert_sa_lora")])
+    footprint = run_file(tmp_path / "footprint.json", [complete("bert_sa_lora", **FOOTPRINT)])
+    with pytest.raises(SystemExit) as refusal:
+        command.main([str(quick), str(footprint)])
+    assert refusal.value.code == 2
+    sentence = "the baseline is of quick and the run of footprint: judge one profile at a time"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(sentence)
 
 
 def test_a_cell_that_did_not_finish_is_missing():
@@ -372,13 +388,92 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     assert command.main([str(same), str(worse)]) == 1
     assert command.main([*map(str, small)]) == 0
     slow = [run_file(tmp_path / f"slow{n}.json", [with_steps(0.1 + n)]) for n in (0, 1)]
-    assert command.main([*map(str, slow)]) == 6  # no points by row, so no main score was tested
+    assert command.main([*map(str, slow), "--on", "memory"]) == 0
+    assert command.main([*map(str, slow)]) == 6  # their scores are equal, but no rows are at hand, and no noise was calibrated
     assert command.main([*map(str, slow), "--on", "quality,speed"]) == 1
-    assert command.main([*map(str, small), "--strict", "--format", "markdown"]) == 1
-    assert "**Failed against 0.json: 1 cell cannot be told (bert_sa_lora accuracy).**" in capsys.readouterr().out
-    assert [line.split(" ")[0] for line in summary.read_text().splitlines() if line.startswith("**")] == [
-        *("**Passed:", "**Failed", "**Passed:", "**Cannot", "**Failed", "**Failed")
+    assert command.main([*map(str, small), "--strict", "--format", "markdown"]) == 6
+    assert "**Cannot tell against 0.json: 1 cell cannot be told (bert_sa_lora accuracy).**" in capsys.readouterr().out
+
+
+def lowered(points):
+    """The committed baseline's rows with every score lowered by so many points."""
+    rows = json.loads(BASELINE.read_text())["benchmarks"]
+    for row in rows:
+        record = row["extra_info"]
+        record["scores"] = {name: score - points for name, score in record["scores"].items()}
+    return rows
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3, 4)], ids=["one seed", "all seeds"])
+def test_a_collapse_by_twenty_points_is_worse_in_every_cell_by_scores_alone(tmp_path, capsys, seeds):
+    files = {}
+    for name, points in (("old", 0.0), ("new", 20.0)):
+        rows = [row for row in lowered(points) if row["extra_info"]["seeds"]["seed"] in seeds]
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps({"benchmarks": rows}))
+    assert command.main([str(files["old"]), str(files["new"])]) == 1
+    assert "quality: 27 worse" in capsys.readouterr().out
+
+
+# Too good
+
+
+def too_good(old, new):
+    return [judgement for judgement in gate(Run.of(old), Run.of(new)) if judgement.verdict is Verdict.TOO_GOOD]
+
+
+def test_a_score_far_above_what_healthy_runs_reach_is_too_good():
+    """The bound lies 4.4 points below their mean, so 4.4 above it is the most; of cells without that bound nothing is known."""
+    known = tomllib.loads((ROOT / "benchmarks" / "thresholds" / "quick.toml").read_text())["cells"]["t5_qa_lora"]["f1"]
+    highest = 2 * known["mean"] - known["minimum"]
+    old = record_of("t5_qa_lora")
+
+    def scored(points, bound=known["minimum"]):
+        return record_of("t5_qa_lora", scores={"exact_match": 80.0, "f1": points}, bounds={"f1": bound})
+
+    assert too_good([old], [scored(highest - 0.1)]) == []
+    [finding] = too_good([old], [scored(highest + 0.1)])
+    assert finding.detail.endswith(f"is above {highest:.1f}, which healthy runs do not reach: leaked rows, a lost mask?")
+    assert too_good([old], [scored(highest + 0.1, bound=known["minimum"] - 1)]) == []
+
+
+def learning(losses_by_seed, **changes):
+    return [
+        record_of("t5_qa_lora", seed=seed, training=MEASURED["training"] | {"losses": [loss, loss]}, bounds={}, **changes)
+        for seed, loss in enumerate(losses_by_seed)
     ]
+
+
+def test_losses_far_below_those_of_the_baselines_seeds_are_too_good():
+    """Logs 0, 0.1, 0.2 deviate by 0.1; t of 2 degrees at 2 % is 4.85, and three seeds and one make sqrt(4 / 3): 0.1 - 0.56."""
+    old = learning(np.exp([0.0, 0.1, 0.2]))
+    assert too_good(old, learning(np.exp([-0.45]))) == []
+    [finding] = too_good(old, learning(np.exp([-0.47])))
+    assert finding.detail == (
+        "the mean loss is 0.625, the baseline's seeds explain no less than 0.631: leaked rows, a lost mask?"
+    )
+    shorter = learning(np.exp([-0.47]), recipe=vars(complete("t5_qa_lora").recipe) | {"max_steps": 7})
+    assert too_good(old, shorter) == []  # another recipe
+    assert too_good(old[:1], learning(np.exp([-2.0]))) == []  # one seed does not tell a deviation
+
+
+def test_too_good_is_shown_and_fails_only_where_asked(tmp_path, capsys):
+    old, new = learning(np.exp([0.0, 0.1, 0.2])), learning(np.exp([-2.0]))
+    judgements = gate(Run.of(old), Run.of(new))
+    assert rows(judgements)[0][COLUMNS_BEFORE + KINDS.index("quality")] == "too good"
+    assert "too good: t5_qa_lora learning (the mean loss is 0.135" in as_text(judgements, answer_of(new, judgements))
+    assert failing(judgements, FAILED_BY) == []
+    assert [j.verdict for j in failing(judgements, kinds_of("quality,too-good"))] == [Verdict.TOO_GOOD]
+    files = [str(run_file(tmp_path / f"{name}.json", records)) for name, records in (("old", old), ("new", new))]
+    assert command.main([*files, "--on", "memory"]) == 0
+    assert command.main([*files, "--on", "too-good"]) == 1
+
+
+def test_no_seed_of_the_baseline_is_too_good_beside_the_others():
+    records = read_run(BASELINE).records
+    for seed in range(5):
+        old, new = ([own[s] for own in records.values() for s in own if (s == seed) is apart] for apart in (False, True))
+        assert too_good(old, new) == []
 
 
 @pytest.mark.parametrize(
@@ -454,7 +549,7 @@ def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
     records = whole_grid()
     first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
     target = tmp_path / "c" / "c.json"
-    assert merge.main([str(first), str(second), "-o", str(target)]) == 0
+    assert merge.main([str(first), str(second), "-o", str(target)]) == 1  # these made-up cells have each other's results
     assert set(read_run(target).records) == set(STUDY_IDS)
     other = run_file(tmp_path / "other.json", [replace(records[0], scores={"rougeLsum": 1.0})])
     with pytest.raises(SystemExit):

@@ -60,19 +60,32 @@ def test_the_same_run_again_passes_whatever_the_workers(of_many_rows, tmp_path, 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_a_worse_run_fails_with_a_table_and_no_traceback(of_many_rows, tmp_path, workers):
-    code, output, _ = run(tmp_path, *UNTRAINED, *MANY, f"--gate={of_many_rows}", "-n", workers)
+    baseline = changed(of_many_rows, tmp_path / "b.json", lambda record: all_right(record, tmp_path))
+    code, output, _ = run(tmp_path, "-m", "quick", "--cells", CELL, *MANY, f"--gate={baseline}", "-n", workers)
     assert code == 1
     assert f"worse: {CELL} accuracy" in output
     assert "Traceback" not in output
 
 
 def test_what_a_small_test_set_cannot_tell_is_said_and_fails_only_strictly(first, tmp_path):
-    baseline = changed(first, tmp_path / "b.json", lambda record: all_right(record, tmp_path))
+    code, output, _ = run(tmp_path, *UNTRAINED)
+    assert code == 0, output
+    baseline = changed(tmp_path / "run.json", tmp_path / "b.json", lambda record: all_right(record, tmp_path))
     options = (*UNTRAINED, f"--gate={baseline}", "--resume")
     code, output, _ = run(tmp_path, *options)
     assert "cannot tell" in output
     assert code == 0
-    assert run(tmp_path, *options, "--gate-strict")[0] == 1
+    code, output, _ = run(tmp_path, *options, "--gate-strict")
+    assert "Cannot tell against b.json: 1 cell cannot be told" in output
+    assert code == 6
+
+
+def test_a_run_whose_scores_could_not_be_tested_ends_with_6(first, tmp_path):
+    """Another recipe, one seed a side, and no noise that was calibrated for so few rows."""
+    code, output, _ = run(tmp_path, *UNTRAINED, f"--gate={first}")
+    assert "give both runs --seeds 0-4" in output
+    assert "no main score could be tested" in output
+    assert code == 6
 
 
 def test_other_test_rows_are_refused(first, tmp_path):

@@ -11,12 +11,13 @@ from lib.record import to_json
 from lib.results.gates import Run, failing, gate, kind_of
 from lib.results.judgements import Verdict
 from lib.results.numerics import TOLERANCES as TOLERANCES_FILE
-from lib.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, tolerance_of
+from lib.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, pair_of, same_course, tolerance_of
 from lib.tests.test_record import complete
 
-BY_GROUP = {"weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
+BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
 TOLERANCES = {"fp32": {"first": 1e-6, "later": 1e-5} | BY_GROUP, "nf4 fp32": {"first": 1e-3, "later": 1e-2} | BY_GROUP}
 UNMOVED = ("weights", "probe_gradients", "moved")
+DRAWN = [0.5] * 10 + [0.4] * 10  # one more random number before each update from the eleventh on: other masks of dropout
 LOSSES = [0.7, 0.5, 0.4, 0.3]
 
 
@@ -134,6 +135,111 @@ def test_updates_after_the_tenth_may_part():
     assert compared(old, record([0.1] * 9 + [0.9, 0.1]), TOLERANCES)[0] is Verdict.CHANGED
 
 
+def test_rounding_whose_curves_part_later_says_so():
+    answer, detail = compared(record([0.5] * 20), record(DRAWN), TOLERANCES)
+    assert answer is Verdict.ROUNDING
+    # five updates after the eleventh on average 0.4 in place of 0.5
+    assert detail == (
+        "losses are equal to update 10, then others; curves part by 0.2 of the mean loss, where rounding is up to 0.001"
+    )
+    detail = compared(record([0.5] * 20), record([0.5] * 19 + [0.501]), TOLERANCES)[1]
+    assert detail == "losses are equal to update 10, then others"  # 0.0002 by five updates, of 0.5
+
+
+# Which runs are of one training
+
+
+def curve_of(old, new):
+    return pair_of(record(old), record(new), TOLERANCES).curve
+
+
+def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
+    assert curve_of([1.0] * 5 + [3.0], [1.0] * 5 + [2.0]) == pytest.approx(0.2 / (8 / 6))  # one of five moved by 1, mean 8 / 6
+    assert curve_of([1.0, 3.0], [1.0, 2.0]) == pytest.approx(0.5 / 2)  # two updates are one mean: 2 and 1.5, of 2
+    assert curve_of([1.0] * 6, [1.0] * 5) == float("inf")
+    assert curve_of([0.0] * 6, [0.0] * 6) == 0.0
+
+
+def half_the_rank(new):
+    new.recipe.adapter = {"r": 4}
+
+
+def other_order(new):
+    new.training.order = "f" * 16
+
+
+def other_masks(new):
+    new.training.losses = list(DRAWN)
+
+
+def rounded(new):
+    new.training.losses[-1] += 1e-4
+
+
+def another_first_loss(new):
+    new.training.losses[0] += 1e-5
+
+
+def other_predictions(new):
+    new.examples.file = "f" * 16 + ".parquet"
+
+
+def shorter(new):
+    new.training.losses = new.training.losses[:-1]
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        (lambda new: None, True),
+        (rounded, True),
+        (other_predictions, True),  # all losses are equal, so are the weights: what changed is the evaluation
+        (another_first_loss, False),
+        (other_masks, False),
+        (shorter, False),
+        (half_the_rank, False),
+        (lambda new: setattr(new.data, "fingerprint", "f" * 16), False),
+        (lambda new: setattr(new, "data", None), False),
+        (lambda new: setattr(new.seeds, "seed", 7), False),
+        (other_order, False),
+        (lambda new: setattr(new, "training", None), False),
+    ],
+    ids=[
+        "equal",
+        "rounding",
+        "predictions",
+        "first loss",
+        "masks",
+        "shorter",
+        "rank",
+        "rows",
+        "no data",
+        "seed",
+        "order",
+        "none",
+    ],
+)
+def test_runs_are_of_one_training_where_everything_but_rounding_is_equal_to_the_last_update(change, same):
+    new = record([0.5] * 20)
+    change(new)
+    assert same_course(record([0.5] * 20), new, TOLERANCES) is same
+
+
+def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training():
+    unknown, without_order = record(), record(order="")
+    unknown.seeds.seed = None
+    assert not same_course(unknown, unknown, TOLERANCES)
+    assert not same_course(without_order, without_order, TOLERANCES)
+    assert not same_course(record(), record(), {})
+
+
+def test_a_cell_with_tolerances_of_its_own_is_held_to_them():
+    new = record([0.5] * 20)
+    other_masks(new)
+    own = TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}}
+    assert same_course(record([0.5] * 20), new, own)
+
+
 def test_over_a_quantized_base_rounding_is_larger():
     old, new = (record(losses, cell="bert_sa_qlora") for losses in (LOSSES, moved(0, 9e-4)))
     assert arithmetic(old) == "nf4 fp32"
@@ -190,12 +296,26 @@ def test_what_cannot_be_held_to_each_other_says_why(change, reason):
     assert compared(record(), new, TOLERANCES) == (Verdict.NOT_COMPARABLE, reason)
 
 
-@pytest.mark.parametrize("change", ["perturbed", "perturbed_seeds", "implementation", "second_cpu", "reordered"])
+def evidence_on(change):
+    return tomllib.loads(TOLERANCES_FILE.read_text())["evidence"][change]
+
+
+@pytest.mark.parametrize("change", ["perturbed", "perturbed_seeds", "curves", "implementation", "second_cpu", "reordered"])
 def test_a_tolerance_is_at_least_twice_what_was_measured(change):
-    tolerances, evidence = load_tolerances(), tomllib.loads(TOLERANCES_FILE.read_text())["evidence"][change]
-    assert change != "perturbed_seeds" or evidence.keys() == tolerances.keys()
-    for arithmetic_kind, measured in evidence.items():
-        assert all(tolerances[arithmetic_kind][figure] >= 2 * apart for figure, apart in measured.items())
+    tolerances, evidence = load_tolerances(), evidence_on(change)
+    assert change != "curves" or evidence.keys() == tolerances.keys()
+    assert change != "perturbed_seeds" or evidence.keys() == {
+        name for name, own in tolerances.items() if own.keys() != {"curve"}
+    }
+    for name, measured in evidence.items():
+        tolerance = tolerance_of(name.removeprefix("cell "), measured.pop("kind", name), tolerances)
+        assert all(tolerance[figure] >= 2 * apart for figure, apart in measured.items())
+
+
+def test_curves_of_other_masks_of_dropout_lie_farther_apart_than_the_tolerance():
+    tolerances = load_tolerances()
+    for cell, measured in evidence_on("drawn").items():
+        assert measured["curve"] > tolerance_of(cell, measured["kind"], tolerances)["curve"]
 
 
 def test_a_cell_whose_first_updates_amplify_rounding_has_tolerances_of_its_own():
@@ -241,7 +361,9 @@ def test_figures_that_lie_furthest_apart_are_said_by_arithmetic_and_by_cells_wit
     pairs = [(record(), record(moved(0, 2e-3))), (record(), record(moved(2, 3e-3))), norm]
     most = furthest_apart([*pairs, (record(cell="t5_sa_sft"), record(cell="t5_sa_sft"))], TOLERANCES | {"cell t5_sa_sft": {}})
     assert list(most) == ["fp32", "cell t5_sa_sft"]
-    assert most["fp32"] == pytest.approx({"first": 2e-3, "later": 3e-3, "gradients": 0.25} | dict.fromkeys(UNMOVED, 0.0))
+    curve = 3e-3 / 4 / (1.9 / 4)  # four updates are one mean; the mean loss is 1.9 / 4
+    moved_figures = {"first": 2e-3, "later": 3e-3, "gradients": 0.25, "curve": curve}
+    assert most["fp32"] == pytest.approx(moved_figures | dict.fromkeys(UNMOVED, 0.0))
     assert not any(most["cell t5_sa_sft"].values())
 
 
