@@ -146,6 +146,7 @@ def _held_to(noise: Deviation, metric: str, pairing: Pairing, gains: Sequence[Ar
         noise.df,
         rows=count,
         flips=(sum(int((each < 0).sum()) for each in gains), sum(int((each > 0).sum()) for each in gains)),
+        tail=noise.tail_of(len(pairing.new)),
     )
 
 
@@ -269,7 +270,7 @@ class Judge:
     def _tested(self, metric: str, pairs: Sequence[Pairing], rows: Rows) -> tuple[Effect, str] | Judgement:
         gains = rows.gains(metric)
         answer = effect_of(metric, pairs, rows, gains, self.noise) if gains else None
-        return answer or _untestable(metric, pairs[-1])
+        return (answer[0].at(share_of_alpha(self.look, self.looks)), answer[1]) if answer else _untestable(metric, pairs[-1])
 
     def _by_tests(self, cells: Mapping[str, Rows], tested: Mapping[Key, tuple[Effect, str]]) -> list[Judgement]:
         share = share_of_alpha(self.look, self.looks)
