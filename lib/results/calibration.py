@@ -10,13 +10,16 @@ from datetime import date
 from functools import cached_property
 from statistics import fmean, stdev
 
+from scipy import special
+
 from lib.errors import InputError
 from lib.record import Record
-from lib.results.noise import PERTURBED, SEEDS, Deviation, Groups, Key, Noise, deviation, kind_of_cell
+from lib.results.noise import PERTURBED, SEEDS, Deviation, Groups, Key, Noise, deviation, kind_of_cell, residuals, resolution
 from lib.results.statistics import critical_value
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
 CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
+UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
 Grid = Mapping[str, Record]
 
@@ -85,6 +88,17 @@ class Calibration:
     def scores(self, cell: str, metric: str) -> list[float]:
         """One score, by seed, of the runs that trained the cell; raises InputError where one of them lacks it."""
         return [score_of(grid, cell, metric) for grid in self.seeds if cell in grid]
+
+    def with_tails(self) -> list[str]:
+        """The cells of which some training is worse than one of so many normal draws would be, at 5 %: they need more seeds."""
+        rows = self.rows()
+        heavy = {
+            cell
+            for (cell, _), groups in self.groups(SEEDS).items()
+            if len(far := residuals(groups, resolution(rows[self.seeds[0][cell].task])))
+            and special.ndtr(far.min()) < UNLIKELY / len(far)
+        }
+        return [cell for cell in self.seeds[0] if cell in heavy]
 
     def tested(self) -> Iterator[Key]:
         """Every cell and bounded score."""

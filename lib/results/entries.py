@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -109,7 +109,7 @@ def fronts(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
     """
     rated = sound(entries)
     costs = [name for name in COSTS if all(entry.costs[name] is not None for entry in rated)]
-    return {cost: front(rated, lambda entry, cost=cost: figures(entry, [cost])) for cost in costs}
+    return {cost: front(rated, partial(figures, costs=[cost])) for cost in costs}
 
 
 # From records

@@ -267,9 +267,7 @@ def test_other_budgets_precisions_and_data_are_not_like_for_like():
     assert "not like for like, budget: 2 updates of 16 rows (sft); 5 updates of 12 rows (qlora)" in told
     assert "not like for like, precision: fp32 (sft); bf16 (qlora)" in told
     assert "not like for like, data: 0123456789abcdef (sft); ffffffffffffffff (qlora)" in told
-    assert (
-        "cannot tell qlora and sft apart: nobody knows by how much a seed moves sft or qlora; --seeds 0-4 trains more" in told
-    )
+    assert "cannot tell qlora and sft apart: they scored other test rows" in told
 
 
 def test_a_method_that_a_task_lacks_is_named_and_counted():
