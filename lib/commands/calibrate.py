@@ -17,7 +17,7 @@ from lib.commands.grid_runs import ROOT, GridRun, OtherSession, Session, Session
 from lib.errors import InputError
 from lib.grid.cells import STUDY_IDS
 from lib.results.calibration import CONTROL_SHARE, Calibration, Grid, noise_toml, thresholds_toml
-from lib.results.files import load, save
+from lib.results.files import save
 from lib.results.measured import note
 from lib.results.noise import Key
 from lib.results.thresholds import load_bounds, missed
@@ -87,7 +87,7 @@ def train(plan: Plan, sessions: Sessions) -> tuple[Calibration, dict[str, Any]]:
     sessions.train([*grids[len(plan.first) :], plan.controls])
     controls = read_controls(plan.controls.path)
     measured = calibration([(run, run.grids()) for run in grids], controls, CONTROL_SHARES[plan.profile])
-    return measured, load(plan.controls.path)
+    return measured, json.loads(plan.controls.path.read_text())
 
 
 def calibration(

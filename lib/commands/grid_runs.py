@@ -64,8 +64,13 @@ class Session(ABC):
         return folder() / f"{self.name}.json"
 
     def check(self, path: Path) -> None:
-        """Raises InputError where the file is not whole."""
-        read_list(path)
+        """Raises InputError where pytest left no rows."""
+        try:
+            rows = json.loads(path.read_text())["benchmarks"]
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
+        if not rows:
+            raise InputError(f"{path} holds no rows: did every cell fail? Run the command again")
 
     def train(self, workers: str) -> None:
         """Train it; its JSON has its name only once it is whole. Raises InputError where it is not."""

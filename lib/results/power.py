@@ -26,6 +26,7 @@ from lib.results.statistics import Array, TrainingEffect, by_training
 COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
 BASELINE_SEEDS = 5
 BATCH = 9  # cells that get another seed at a look
+MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
 MEAN = 50.0  # points; of simulated scores, so that no bound meets an end of the scale
 
 
@@ -188,15 +189,16 @@ def _draws(setting: Setting, truth: Mapping[Key, float], cell: str, count: int, 
 def _calibrated(
     setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator
 ) -> tuple[dict[Key, Deviation], dict[Key, list[float]]]:
-    """A calibration with as many trainings of each cell as the real one, and its scores."""
+    """A calibration with as many trainings of each cell as the real one, and its scores; tails where the real one has them."""
     real = setting.noise.measured[setting.kind]
     scores: dict[Key, list[float]] = {}
     for cell, metrics in setting.metrics.items():
-        count = 1 + max(round(real[cell, metric].df) for metric in metrics)
+        count = min(MOST_TRAININGS, 1 + max(round(real[cell, metric].df) for metric in metrics))
         drawn = _draws(setting, truth, cell, count, rng)
         scores |= {(cell, metric): drawn[:, place].tolist() for place, metric in enumerate(metrics)}
     measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
-    return estimates(measured, setting.noise.rows, {key: [own] for key, own in scores.items()}), scores
+    known = {key: [own] for key, own in scores.items()} if setting.noise.scores.get(setting.kind) else None
+    return estimates(measured, setting.noise.rows, known), scores
 
 
 def _gaps(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Array]:
