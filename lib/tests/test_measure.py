@@ -32,7 +32,7 @@ def rows_of(run, **changes):
 
 
 def save(path, rows):
-    path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
+    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
 
 
 def pytest_that(monkeypatch, code=0, rows=None):
@@ -57,10 +57,8 @@ def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, 
     started = pytest_that(monkeypatch, code=1)  # a cell that misses a bound has its row
     Sessions(workers="2").train(PLAN)
     part = PLAN[1].path.with_suffix(".part")
-    assert [command[3:] for command in started] == [
-        ["-q", "-n", "2", "-m", "quick", "--seeds", "5,6,7,8,9", "--cells", ",".join(CELLS)]
-        + [f"--benchmark-json={PLAN[1].path.with_suffix('.part')}"]
-    ]
+    words = ["-q", "-n", "2", "-m", "quick", "--seeds", "5,6,7,8,9", "--cells", ",".join(CELLS), f"--benchmark-json={part}"]
+    assert [command[3:] for command in started] == [words]
     assert set(PLAN[1].grids()) == {5, 6, 7, 8, 9}
     Sessions().train(PLAN)
     assert len(started) == 1
@@ -143,10 +141,14 @@ def test_no_two_stages_train_the_same_but_the_baseline_and_the_bounds():
 
 def test_the_command_runs_its_stages_and_tells_what_is_left(folder, monkeypatch, capsys):
     done = []
+
+    def bounds(work):
+        work.sessions.train(PLAN)
+        done.append("bounds")
+        return 0
+
     stages = {
-        "bounds": measure.Stage(
-            sessions=lambda work: PLAN, do=lambda work: work.sessions.train(PLAN) or done.append("bounds") or 0
-        ),
+        "bounds": measure.Stage(sessions=lambda work: PLAN, do=bounds),
         "power": measure.Stage(sessions=lambda work: [], do=lambda work: done.append("power") or 1),
     }
     monkeypatch.setattr(measure, "STAGES", stages)
@@ -166,9 +168,8 @@ def test_who_stops_it_reads_how_to_go_on(folder, monkeypatch, capsys):
 
 
 def test_no_baseline_is_measured_of_a_changed_tree(monkeypatch):
-    monkeypatch.setattr(
-        subprocess, "run", lambda *a, **k: subprocess.CompletedProcess([], 0, stdout=" M lib/grid/recipes.py\n")
-    )
+    changed = subprocess.CompletedProcess([], 0, stdout=" M lib/grid/recipes.py\n")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: changed)
     with pytest.raises(InputError, match="uncommitted changes, of which no baseline is made"):
         measure.check_clean(["bounds", "baseline"])
     measure.check_clean(["power"])

@@ -187,7 +187,7 @@ def test_a_run_that_lacks_a_score_calibrates_nothing():
 
 
 def controls_file(path, rows):
-    path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
+    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
     return path
 
 
