@@ -2,21 +2,25 @@
 
 One in twenty or one in ten training rows with a wrong target, half the learning rate, every tenth update lost
 (`benchmarks/test_degraded.py`). It prints the verdict on each cell's main score, and what bounds, audits and numerics say. On
-two cores this takes about ten minutes; runs are kept in .cache/degraded, and --reuse takes those that are there.
+two cores this takes about ten minutes; runs are kept and not trained again.
 """
 
 import argparse
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from statistics import median
 
-from lib.commands.grid_runs import ROOT, train
+from lib.commands.grid_runs import ROOT, OtherSession, Sessions
+from lib.commands.silence import BOUNDS, objections
 from lib.errors import InputError
+from lib.grid.cells import STUDY_IDS
 from lib.results.files import read_list
 from lib.results.gates import Run, gate, read_run
 from lib.results.judgements import Judgement, Verdict
+from lib.results.measured import note
 from lib.results.table import Column, lines, signed
+from lib.results.thresholds import Bounds, load_bounds
 
-RUNS = ROOT / ".cache" / "degraded"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 AND = ", "
 # What `benchmarks/test_degraded.py` does to a cell: a share of wrong targets in percent, half the rate, updates that are lost.
@@ -34,22 +38,48 @@ def calls(records: Mapping[str, Sequence[str]], judged: Sequence[Judgement], cel
     return AND.join([f"{signed(main.effect, 1)} {main.verdict}", *others])
 
 
-def column(path: Path, baseline: Run) -> dict[str, str]:
-    """One degradation's answers by cell."""
+def planned(seed: int) -> dict[str, OtherSession]:
+    """A session a degradation."""
+    return {
+        name: OtherSession(
+            label=f"{name}-seed-{seed}",
+            options=("-m", "degraded", "-k", name, "--seed", str(seed)),
+            count=len(STUDY_IDS),
+        )
+        for name in DEGRADATIONS
+    }
+
+
+def column(path: Path, baseline: Run, bounds: Mapping[str, Bounds]) -> tuple[dict[str, str], list[float]]:
+    """One degradation's answers by cell, and by how much it changed their main scores."""
     records = read_list(path)
     judged = gate(baseline, Run.of(records, path))
-    missed = {record.cell: record.missed for record in records}
-    return {cell: calls(missed, judged, cell) for cell in missed}
+    missed = {record.cell: objections(record, bounds.get(record.cell, {})) for record in records}
+    effects = [j.effect for j in judged if j.quantity == j.main_score and j.effect is not None]
+    return {cell: calls(missed, judged, cell) for cell in missed}, effects
 
 
-def summed_up(name: str, answers: Collection[str]) -> str:
+def figures(answers: Collection[str], effects: Sequence[float]) -> dict[str, float]:
+    """How far one degradation moves main scores, and how many cells are called."""
+    return {
+        "cells": len(answers),
+        "low": round(min(effects), 1),
+        "high": round(max(effects), 1),
+        "median": round(median(effects), 1),
+        "worse": sum(f" {Verdict.WORSE}" in answer for answer in answers),
+        "called": sum(f" {Verdict.WORSE}" in answer or AND in answer for answer in answers),
+    }
+
+
+def summed_up(name: str, figures: Mapping[str, float]) -> str:
     """How many cells are called at one degradation."""
-    worse = sum(f" {Verdict.WORSE}" in answer for answer in answers)
-    called = sum(f" {Verdict.WORSE}" in answer or AND in answer for answer in answers)
-    return f"{name}: the gate calls {worse} of {len(answers)} cells worse; bounds, audits and numerics included, {called}"
+    worse, called = figures["worse"], figures["called"]
+    moved = f"{signed(figures['low'], 1)} to {signed(figures['high'], 1)}, median {signed(figures['median'], 1)}"
+    told = f"the gate calls {worse} of {figures['cells']} cells worse; bounds, audits and numerics included, {called}"
+    return f"{name}: changes main scores by {moved}; {told}"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
     """Train, judge, print; return 0."""
     parser = argparse.ArgumentParser(prog="python -m lib sees", description=__doc__)
     parser.add_argument(
@@ -57,20 +87,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="a seed that the baseline has (default 0)")
     parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
-    parser.add_argument("--reuse", action="store_true", help="take runs that are in .cache/degraded; train the others")
+    parser.add_argument("--bounds", type=Path, default=BOUNDS, metavar="FILE", help="default: the suite's")
+    parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="also note the figures in this file")
     options = parser.parse_args(arguments)
     try:
         baseline = read_run(options.baseline)
-        answers = {}
-        for name in DEGRADATIONS:
-            path = RUNS / f"{name}-seed-{options.seed}.json"
-            if not (options.reuse and path.is_file()):
-                train(path, options.workers, "-m", "degraded", "-k", name, "--seed", str(options.seed))
-            answers[name] = column(path, baseline)
+        plan = planned(options.seed)
+        (sessions or Sessions(workers=options.workers, fresh=options.fresh)).train(list(plan.values()))
+        columns_of = {name: column(run.path, baseline, load_bounds(options.bounds)) for name, run in plan.items()}
+        answers = {name: by_cell for name, (by_cell, _) in columns_of.items()}
+        counted = {name: figures(by_cell.values(), effects) for name, (by_cell, effects) in columns_of.items()}
+        note(options.measured, "sees", counted)
     except InputError as error:
         parser.error(str(error))
     cells = dict.fromkeys(cell for column_of in answers.values() for cell in column_of)
     columns = (Column(title="cell", width=15), *(Column(title=name, width=36) for name in DEGRADATIONS))
     print(*lines(columns, [(cell, *(answers[name].get(cell, "-") for name in DEGRADATIONS)) for cell in cells]), sep="\n")
-    print(*(summed_up(name, by_cell.values()) for name, by_cell in answers.items()), sep="\n")
+    print(*(summed_up(name, own) for name, own in counted.items()), sep="\n")
     return 0

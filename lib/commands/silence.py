@@ -1,8 +1,8 @@
 """Does the suite cry wolf? `python -m lib silence` trains healthy runs of the quick grid and counts those that anything calls.
 
 Twenty have the seeds 0 to 4 and starts moved in their last digits, twenty have fresh seeds (100 to 119). Each is held to the
-bounds and judged by the committed baseline. On two cores this takes about an hour and a half; sessions of five runs are kept in
-.cache/silence, and --reuse takes those that are there. Exit code 1 if more than one run in twenty fails.
+bounds and judged by the committed baseline. On two cores this takes about an hour and a half; sessions of five runs are kept
+and not trained again. Exit code 1 if more than one run in twenty fails.
 """
 
 import argparse
@@ -10,18 +10,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.commands.grid_runs import ROOT, GridRun, train_missing
+from lib.commands.grid_runs import ROOT, GridRun, Sessions
 from lib.errors import InputError
 from lib.record import Record
 from lib.results.gates import FAILED_BY, Run, failing, gate, read_run
 from lib.results.judgements import Judgement, Verdict
+from lib.results.measured import note
 from lib.results.table import Column, lines
 from lib.results.thresholds import Bounds, load_bounds, missed
 
-RUNS = ROOT / ".cache" / "silence"
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-FIRST_SEED, FIRST_DRAW = 100, 11  # calibration has seeds 0 to 4 and draws 1 to 3
+FIRST_SEED, FIRST_DRAW = 100, 11  # calibration has seeds 0 to 29 and draws 1 to 3
 SESSION = 5  # seeds
 ALLOWED = 0.05  # of all runs
 COLUMNS = (
@@ -66,8 +66,8 @@ def planned(sessions: int) -> list[GridRun]:
     """So many sessions of each kind, in turn."""
     kinds = [
         (
-            GridRun(folder=RUNS, seeds=range(SESSION), draw=FIRST_DRAW + n),
-            GridRun(folder=RUNS, seeds=range(FIRST_SEED + SESSION * n, FIRST_SEED + SESSION * (n + 1))),
+            GridRun(seeds=range(SESSION), draw=FIRST_DRAW + n),
+            GridRun(seeds=range(FIRST_SEED + SESSION * n, FIRST_SEED + SESSION * (n + 1))),
         )
         for n in range(sessions)
     ]
@@ -103,7 +103,15 @@ def page(judged: Sequence[Verdicts]) -> Iterable[str]:
     yield f"{sum(verdict.fails for verdict in judged)} of {len(judged)} healthy runs fail"
 
 
-def main(arguments: list[str] | None = None) -> int:
+def figures(judged: Sequence[Verdicts]) -> dict[str, int]:
+    """How many healthy runs fail, of the baseline's seeds from moved starts, and of fresh seeds."""
+    moved = [verdict for verdict in judged if " draw " in verdict.name]
+    fresh = [verdict for verdict in judged if verdict not in moved]
+    counted = {"moved starts": moved, "fresh seeds": fresh, "all": judged}
+    return {name: sum(verdict.fails for verdict in some) for name, some in counted.items()} | {"runs": len(judged)}
+
+
+def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
     """Train, judge, print; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m lib silence", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="of each kind, in fives (default 20)")
@@ -111,13 +119,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: reports/baselines/quick-cpu.json"
     )
     parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
-    parser.add_argument("--reuse", action="store_true", help="take runs that are in .cache/silence; train the others")
+    parser.add_argument("--bounds", type=Path, default=BOUNDS, metavar="FILE", help="default: the suite's")
+    parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
+    parser.add_argument("--measured", type=Path, metavar="FILE", help="also note the figures in this file")
     options = parser.parse_args(arguments)
     plan = planned(-(-options.runs // SESSION))
     try:
         baseline = read_run(options.baseline)
-        train_missing(plan, options.workers, reuse=options.reuse)
-        judged = [verdict for run in plan for verdict in verdicts(run, baseline, load_bounds(BOUNDS))]
+        (sessions or Sessions(workers=options.workers, fresh=options.fresh)).train(plan)
+        judged = [verdict for run in plan for verdict in verdicts(run, baseline, load_bounds(options.bounds))]
+        note(options.measured, "silence", figures(judged))
     except InputError as error:
         parser.error(str(error))
     print(*page(judged), sep="\n")

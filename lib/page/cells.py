@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import fmean, stdev
 
 from scipy import stats
@@ -12,6 +13,7 @@ from lib.page.rows import RowSample, sampled
 from lib.page.runs import PageRun, mean
 from lib.page.settings import settings_of
 from lib.record import Record, Status
+from lib.results.entries import Entry
 from lib.results.examples import read
 from lib.results.gate_report import WEIGHT, worst
 from lib.results.gates import decides, kind_of
@@ -120,6 +122,11 @@ class CellView:
     def failed_audits(self) -> int:
         """How many audits of its seeds object."""
         return sum(not finding.passed for record in self.records for finding in record.audits)
+
+    @cached_property
+    def entry(self) -> Entry:
+        """Its records that finished, as a method to set beside others."""
+        return Entry(records=[record for record in self.records if record.finished])
 
     @property
     def train_seconds(self) -> float | None:

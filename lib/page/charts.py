@@ -4,8 +4,6 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from lib.results.fronts import front
-
 POINTS_A_CURVE = 120  # more cannot be told apart at the width of a chart
 
 
@@ -57,9 +55,10 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
-    """A cell in a chart of quality against cost, as figures."""
+    """A cell in a chart of quality against cost, as figures; `front` names the Pareto front that it is on, if any."""
 
     name: str
+    front: str
     shape: str
     cost: float
     score: float
@@ -76,7 +75,6 @@ class Mark:
     y: float
     top: float
     bottom: float
-    on_front: bool
     label: tuple[float, float, str] | None  # x, y, anchor
 
 
@@ -89,7 +87,7 @@ class Scatter:
     x: Scale
     y: Scale
     marks: Sequence[Mark]
-    front: str  # a polyline's points
+    fronts: Sequence[str]  # the points of a polyline each
 
 
 def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter | None:
@@ -101,8 +99,8 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter
     pad = max(1.0, 0.08 * (max(highs) - min(lows)))
     x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
     y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
-    best = front(sorted(dots, key=lambda dot: dot.cost), lambda dot: (dot.cost, -dot.score))
-    ordered = [*best, *(dot for dot in dots if dot not in best)]
+    best = sorted((dot for dot in dots if dot.front), key=lambda dot: (dot.cost, dot.score))
+    ordered = [*best, *(dot for dot in dots if not dot.front)]
     whiskers = [(x(dot.cost) - 1, y(dot.high), x(dot.cost) + 1, y(dot.low)) for dot in dots]
     labels = placed([(x(dot.cost), y(dot.score), dot) for dot in ordered], whiskers, (width, height))
     marks = [
@@ -112,12 +110,13 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter
             y=y(dot.score),
             top=y(dot.high),
             bottom=y(dot.low),
-            on_front=dot in best,
             label=labels.get(dot.name),
         )
-        for dot in [*(d for d in dots if d not in best), *best]  # the front on top
+        for dot in [*(d for d in dots if not d.front), *best]  # the front on top
     ]
-    return Scatter(width=width, height=height, x=x, y=y, marks=marks, front=" ".join(_steps(best, x, y)))
+    names = dict.fromkeys(dot.front for dot in best)
+    stairs = [" ".join(_steps([dot for dot in best if dot.front == name], x, y)) for name in names]
+    return Scatter(width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
 
 
 def _steps(best: Sequence[Dot], x: Scale, y: Scale) -> Iterable[str]:

@@ -11,6 +11,7 @@ from lib.page.runs import PageRun, judged
 from lib.page.study import Comparison, compared
 from lib.page.verdict import Headline, headline
 from lib.results.answer import Answer, answer_of
+from lib.results.entries import PEAK, SECONDS, TRAINED, fronts
 from lib.results.judgements import Judgement, Verdict, by_cell
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
@@ -20,7 +21,7 @@ LENGTHS: dict[str, Callable[[CellView], float]] = {
     "peaks": lambda cell: sum(added for _, _, added in cell.peaks),
     "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
 }
-COSTS = ("trainable bytes", "peak GiB", "train seconds")
+COSTS = {TRAINED: "trainable bytes", PEAK: "peak GiB", SECONDS: "train seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,27 +46,33 @@ class Group:
     @cached_property
     def scatters(self) -> list[tuple[str, charts.Scatter]]:
         """Quality against each cost that was measured."""
-        drawn = [(name, charts.scatter(self._dots(place))) for place, name in enumerate(COSTS)]
+        drawn = [(name, charts.scatter(self._dots(cost))) for cost, name in COSTS.items()]
         return [(name, chart) for name, chart in drawn if chart]
 
-    def on_fronts(self, cell: CellView) -> list[str]:
-        """The costs at which no other cell of the task is as good for as little."""
-        return [name for name, chart in self.scatters if any(m.on_front and m.dot.name == _label(cell) for m in chart.marks)]
+    @cached_property
+    def fronts(self) -> dict[str, set[str]]:
+        """The cells on the front of each cost, backbone by backbone."""
+        cells: dict[str, set[str]] = {cost: set() for cost in COSTS}
+        for _, methods in self.lines:
+            for cost, best in fronts([cell.entry for cell in methods if cell and cell.entry.records]).items():
+                cells[cost] |= {entry.first.cell for entry in best}
+        return cells
 
-    def _dots(self, cost: int) -> list[charts.Dot]:
+    def on_fronts(self, cell: CellView) -> list[str]:
+        """The costs at which no other method of its backbone is as good for as little."""
+        return [name for cost, name in COSTS.items() if cell.id in self.fronts[cost]]
+
+    def _dots(self, cost: str) -> list[charts.Dot]:
         dots = []
         for cell in self.cells:
-            figure = (cell.trained_bytes, cell.peak, cell.train_seconds)[cost]
+            figure = cell.entry.costs[cost] if cell.entry.records else None
             if figure is not None and cell.score is not None:
                 low, high = (cell.score if end is None else end for end in (cell.low, cell.high))
-                shape = self.methods.index(cell.first.method) % 4
-                dot = charts.Dot(name=_label(cell), shape=f"{shape}", cost=figure, score=cell.score, low=low, high=high)
-                dots.append(dot)
+                shape = str(self.methods.index(cell.first.method) % 4)
+                front = cell.first.backbone if cell.id in self.fronts[cost] else ""
+                name = f"{cell.first.backbone} {cell.first.method}"
+                dots.append(charts.Dot(name=name, front=front, shape=shape, cost=figure, score=cell.score, low=low, high=high))
         return dots
-
-
-def _label(cell: CellView) -> str:
-    return f"{cell.first.backbone} {cell.first.method}"
 
 
 @dataclass(frozen=True, kw_only=True)

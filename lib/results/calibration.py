@@ -7,16 +7,19 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
+from functools import cached_property
 from statistics import fmean, stdev
 
 from scipy import special
 
 from lib.errors import InputError
 from lib.record import Record
-from lib.results.noise import PERTURBED, SEEDS, Deviation, Key, deviation, kind_of_cell, pooled
+from lib.results.noise import PERTURBED, SEEDS, Deviation, Groups, Key, Noise, deviation, kind_of_cell, residuals, resolution
+from lib.results.statistics import critical_value
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
 CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
+UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
 Grid = Mapping[str, Record]
 
@@ -44,8 +47,8 @@ def bound_of(
 ) -> Bound:
     """The bound of one score.
 
-    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n); Student's t bounds it at `HEALTHY_MISSES`, shared
-    by all bounds (Bonferroni).
+    A new observation deviates from the mean of n by noise * sqrt(1 + 1 / n); the gate's critical value bounds it at
+    `HEALTHY_MISSES`, shared by all bounds (Bonferroni).
 
     Args:
         scores: of healthy runs, one a seed.
@@ -55,8 +58,8 @@ def bound_of(
         share: the bound lies at most so far on the way from the mean to the control.
     """
     mean = fmean(scores)
-    quantile = float(special.stdtrit(noise.df, 1 - HEALTHY_MISSES / bounds))
-    healthy = mean - max(quantile * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
+    errors = critical_value(HEALTHY_MISSES / bounds, noise.df, noise.tail)
+    healthy = mean - max(errors * noise.sd * math.sqrt(1 + 1 / len(scores)), LEAST_ROOM)
     sharp = -math.inf if control is None else mean - share * (mean - control)
     return Bound(minimum=_floor(max(healthy, sharp)), healthy=_floor(healthy))
 
@@ -86,6 +89,17 @@ class Calibration:
         """One score, by seed, of the runs that trained the cell; raises InputError where one of them lacks it."""
         return [score_of(grid, cell, metric) for grid in self.seeds if cell in grid]
 
+    def with_tails(self) -> list[str]:
+        """The cells of which some training is worse than one of so many normal draws would be, at 5 %: they need more seeds."""
+        rows = self.rows()
+        heavy = {
+            cell
+            for (cell, _), groups in self.groups(SEEDS).items()
+            if len(far := residuals(groups, resolution(rows[self.seeds[0][cell].task])))
+            and special.ndtr(far.min()) < UNLIKELY / len(far)
+        }
+        return [cell for cell in self.seeds[0] if cell in heavy]
+
     def tested(self) -> Iterator[Key]:
         """Every cell and bounded score."""
         for cell, record in self.seeds[0].items():
@@ -100,23 +114,29 @@ class Calibration:
             rows[record.task] = record.data.rows.test
         return rows
 
-    def measured(self, kind: str) -> dict[Key, Deviation]:
-        """The deviation of one kind by cell and score, of those that have one."""
-        deviations = {}
-        for cell, metric in self.tested():
-            groups = (
-                [self.scores(cell, metric)]
-                if kind == SEEDS
-                else [[score_of(grid, cell, metric) for grid in grids] for grids in self.perturbed.values()]
-            )
-            if own := deviation(groups):
-                deviations[cell, metric] = own
-        return deviations
+    def groups(self, kind: str) -> dict[Key, Groups]:
+        """By cell and score, the scores that one kind of noise tells apart."""
+        if kind == SEEDS:
+            return {(cell, metric): [self.scores(cell, metric)] for cell, metric in self.tested()}
+        return {
+            (cell, metric): [[score_of(grid, cell, metric) for grid in grids] for grids in self.perturbed.values()]
+            for cell, metric in self.tested()
+        }
+
+    @cached_property
+    def noise(self) -> Noise:
+        """Both kinds of training noise."""
+        scores = {kind: self.groups(kind) for kind in (SEEDS, PERTURBED)}
+        return Noise(
+            profile=next(iter(self.seeds[0].values())).profile,
+            rows=self.rows(),
+            measured={kind: {key: d for key, own in keys.items() if (d := deviation(own))} for kind, keys in scores.items()},
+            scores=scores,
+        )
 
     def bounds(self) -> dict[Key, Bound]:
         """Every bound, from noise between seeds."""
-        measured = self.measured(SEEDS)
-        pools = pooled(measured, self.rows())
+        measured, pools = self.noise.measured[SEEDS], self.noise.pools[SEEDS]
         return {
             (cell, metric): bound_of(
                 self.scores(cell, metric),
@@ -165,28 +185,31 @@ def _bound_line(metric: str, bound: Bound, scores: Sequence[float], control: flo
 
 
 def noise_toml(calibration: Calibration) -> str:
-    """The file of training noise: deviations as measured; they are pooled where they are read."""
-    measured = {kind: calibration.measured(kind) for kind in (SEEDS, PERTURBED)}
+    """The file of training noise: deviations as measured, and their scores; they are pooled where they are read."""
+    noise = calibration.noise
     lines = [
         "# Written by `python -m lib calibrate`. Standard deviations of scores, in points, with their degrees of freedom:",
         "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
+        "# `scores`: one list for each group of runs that differ by chance alone.",
         *evidence(calibration),
         f"perturbed_seeds = {list(calibration.perturbed)}",
         f"runs_a_perturbed_seed = {[len(grids) for grids in calibration.perturbed.values()]}",
         "",
         "# Test rows by task.",
         "[rows]",
-        *(f"{task} = {rows}" for task, rows in calibration.rows().items()),
+        *(f"{task} = {rows}" for task, rows in noise.rows.items()),
     ]
     for cell, metric in calibration.tested():
-        lines += ["", f"[cells.{cell}]"] if f"[cells.{cell}]" not in lines else []
-        kinds = [
-            f"{kind} = {{ sd = {own[cell, metric].sd:.3f}, df = {own[cell, metric].df:.0f} }}"
-            for kind, own in measured.items()
-            if (cell, metric) in own
-        ]
-        lines.append(f"{metric} = {{ {', '.join(kinds)} }}")
+        lines += ["", f"[cells.{cell}.{metric}]"]
+        for kind, deviations in noise.measured.items():
+            if own := deviations.get((cell, metric)):
+                lines.append(_noise_line(kind, own, noise.scores[kind][cell, metric]))
     return "\n".join(lines) + "\n"
+
+
+def _noise_line(kind: str, own: Deviation, groups: Groups) -> str:
+    shown = ", ".join(f"[{', '.join(f'{score:.2f}' for score in group)}]" for group in groups)
+    return f"{kind} = {{ sd = {own.sd:.3f}, df = {own.df:.0f}, scores = [{shown}] }}"
 
 
 def evidence(calibration: Calibration) -> list[str]:

@@ -2,7 +2,7 @@
 
 Methods are compared on one backbone and task at a time. Two chances separate their main scores: other seeds
 (`lib.results.noise`, calibrated, or of these very seeds) and other test rows, on which methods pair. Where both are known,
-intervals and groups hold for both. Needs no torch.
+intervals and groups hold for both. Rows alone tell no methods apart: another seed moves a score by more. Needs no torch.
 """
 
 from collections import defaultdict
@@ -16,11 +16,11 @@ from scipy import special
 
 from lib.record import Record
 from lib.results.costs import ALIKE
-from lib.results.entries import COSTS, Entry, entries_of
-from lib.results.fronts import Pair, dominates, front, letters
+from lib.results.entries import Entry, entries_of, figures, fronts, sound
+from lib.results.fronts import Pair, dominates, letters
 from lib.results.noise import SEEDS, Key, Noise, deviation, resolution
 from lib.results.record_checks import adapts_head_alone
-from lib.results.statistics import ALPHA, Array, gains_of, holm, paired
+from lib.results.statistics import ALPHA, Array, gains_of, holm
 
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
@@ -61,17 +61,18 @@ class Chance:
 
     def p(self, one: Entry, other: Entry) -> float | None:
         """The two-sided p-value of two methods being equally good; None where they cannot be tested."""
+        if self.untested(one, other):
+            return None
+        rows = [] if one.rows is None or other.rows is None else [row_error(gains_of(one.rows.tolist(), other.rows.tolist()))]
+        error, df = combined([*self._seed_error(one), *self._seed_error(other), *rows])
+        return float(2 * special.stdtr(df, -abs(one.score - other.score) / error))
+
+    def untested(self, one: Entry, other: Entry) -> str:
+        """Why two methods cannot be told apart, and the way out; empty where they can be tested."""
         if len(one.test_rows | other.test_rows) > 1:
-            return None
-        pair = None if one.rows is None or other.rows is None else (one.rows.tolist(), other.rows.tolist())
-        first, second = self._seed_error(one), self._seed_error(other)
-        if first and second:
-            error, df = combined([*first, *second, *([row_error(gains_of(*pair))] if pair else [])])
-            return float(2 * special.stdtr(df, -abs(one.score - other.score) / error))
-        if not pair:
-            return None
-        effect = paired(*pair)
-        return min(1.0, 2 * min(effect.p_worse, effect.p_better))
+            return "they scored other test rows"
+        unknown = [entry.method for entry in (one, other) if not self._seed_error(entry)]
+        return f"nobody knows by how much a seed moves {' or '.join(unknown)}; --seeds 0-4 trains more" if unknown else ""
 
     def _seed_error(self, entry: Entry) -> list[Error]:
         own = self.noise.of(SEEDS, entry.first, entry.first.main_score)
@@ -131,7 +132,13 @@ class Comparison:
     @cached_property
     def sound(self) -> list[Entry]:
         """The entries that no audit objects to."""
-        return [entry for entry in self.entries if not entry.objections]
+        return sound(self.entries)
+
+    @cached_property
+    def untested(self) -> dict[Pair, str]:
+        """By pair of methods that cannot be tested, why."""
+        pairs = {frozenset((a.method, b.method)): self.chance.untested(a, b) for a, b in combinations(self.sound, 2)}
+        return {pair: reason for pair, reason in pairs.items() if reason}
 
     @cached_property
     def p_values(self) -> dict[Pair, float | None]:
@@ -160,11 +167,16 @@ class Comparison:
     @cached_property
     def costs(self) -> list[str]:
         """The costs that were measured of all sound entries."""
-        return [name for name in COSTS if all(entry.costs[name] is not None for entry in self.sound)]
+        return list(self.fronts)
+
+    @cached_property
+    def fronts(self) -> dict[str, list[Entry]]:
+        """The front of each cost."""
+        return fronts(self.entries)
 
     def on_front(self, cost: str) -> list[str]:
         """The methods that no other one is as good as for as little of this cost."""
-        return [entry.method for entry in front(self.sound, lambda entry: figures(entry, [cost]))] if cost in self.costs else []
+        return [entry.method for entry in self.fronts.get(cost, ())]
 
     def standing(self, entry: Entry) -> tuple[str, str]:
         """Whether an entry is on the front of all costs together, and who disputes it.
@@ -185,11 +197,6 @@ class Comparison:
     def unlike(self) -> list[str]:
         """A sentence for everything in which the entries are not like for like."""
         return [sentence for what, fact in FACTS.items() if (sentence := _differing(what, fact, self.entries))]
-
-
-def figures(entry: Entry, costs: Sequence[str]) -> list[float]:
-    """Of which less is better: the score, negated, and the costs."""
-    return [-entry.score, *(float(entry.costs[name] or 0.0) for name in costs)]
 
 
 def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[Comparison]:

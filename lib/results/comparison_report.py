@@ -72,8 +72,7 @@ def _standing(comparison: Comparison, entry: Entry) -> str:
 def remarks(comparison: Comparison) -> list[str]:
     """A sentence for everything that limits what the table says."""
     told = [f"left out of groups and front: {e.method}: {sentence}" for e in comparison.entries for sentence in e.objections]
-    untested = [" and ".join(sorted(pair)) for pair, p in comparison.p_values.items() if p is None]
-    told += [f"not tested, so they share a letter: {pair}" for pair in untested]
+    told += [f"cannot tell {' and '.join(sorted(pair))} apart: {reason}" for pair, reason in comparison.untested.items()]
     absent = [name for name in COSTS if name not in comparison.costs]
     told += [f"not measured of every method, so the front leaves it out: {name}" for name in absent]
     told += comparison.unlike

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean
 
@@ -12,6 +12,7 @@ import numpy as np
 from lib.errors import InputError
 from lib.record import Record
 from lib.results.examples import read
+from lib.results.fronts import front
 from lib.results.noise import Key
 from lib.results.record_checks import check_alike, failed, invariants, not_numbers
 from lib.results.run_table import peak_gib
@@ -85,6 +86,33 @@ class Entry:
     def test_rows(self) -> set[str]:
         """What tells the rows that it was scored on: their hash, or else that of all its data."""
         return {r.examples.rows_hash if r.examples else r.data.fingerprint if r.data else "" for r in self.records}
+
+
+# The front: of the methods of one backbone and task
+
+
+def sound(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries that no audit objects to."""
+    return [entry for entry in entries if not entry.objections]
+
+
+def figures(entry: Entry, costs: Sequence[str]) -> list[float]:
+    """Of which less is better: the score, negated, and the costs."""
+    return [-entry.score, *(float(entry.costs[name] or 0.0) for name in costs)]
+
+
+def fronts(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
+    """By each cost that was measured of all sound entries, those that no other one is as good as for as little of it.
+
+    Args:
+        entries: of one backbone and task; tables and pages star what this says.
+    """
+    rated = sound(entries)
+    costs = [name for name in COSTS if all(entry.costs[name] is not None for entry in rated)]
+    return {cost: front(rated, partial(figures, costs=[cost])) for cost in costs}
+
+
+# From records
 
 
 def entry_of(saved: Sequence[Saved]) -> Entry:

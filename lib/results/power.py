@@ -1,27 +1,33 @@
 """What does the gate see, and how often is it wrong? In: calibrated noise. Out: smallest drops, and simulated false alarms.
 
 A simulated run draws everything that chance decides: how large the noise really is, its calibration, the baseline, and the runs
-to judge, look by look. The gate's own decision (`lib.results.quality.decide`) judges it.
+to judge, look by look. The gate's own decision (`lib.results.quality.decide`) judges it. Scores are drawn from the residuals
+that the calibration measured, all scores of a training together; they are normal only where a file of noise has no scores.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
+from statistics import stdev
 
 import numpy as np
 
 from lib.grid.cells import STUDY
 from lib.grid.profiles import QUICK_PROFILE
+from lib.results.calibration import bound_of
 from lib.results.judgements import Judgement, Verdict
 from lib.results.looks import promising, share_of_alpha
-from lib.results.noise import PERTURBED, Deviation, Key, Noise, kind_of_cell, pooled
+from lib.results.noise import PERTURBED, Deviation, Groups, Key, Noise, Scores, deviation, kind_of_cell, pooled
 from lib.results.quality import MAIN_ALPHA, decide, margin_of
 from lib.results.statistics import Array, TrainingEffect, by_training
 
-COMMON = 0.9  # correlation of one cell's scores: they rest on the same rows
+COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
 BASELINE_SEEDS = 5
 BATCH = 9  # cells that get another seed at a look
+MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
+MEAN = 50.0  # points; of simulated scores, so that no bound meets an end of the scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +53,25 @@ class Setting:
     @cached_property
     def estimates(self) -> dict[Key, Deviation]:
         """What the calibration says of every score."""
-        return estimates(self.noise.measured[self.kind], self.noise.rows)
+        return estimates(self.noise.measured[self.kind], self.noise.rows, self.noise.scores.get(self.kind))
+
+    @cached_property
+    def metrics(self) -> dict[str, list[str]]:
+        """The scores of each cell that was calibrated."""
+        metrics: dict[str, list[str]] = defaultdict(list)
+        for cell, metric in self.estimates:
+            metrics[cell].append(metric)
+        return dict(metrics)
+
+    @cached_property
+    def shapes(self) -> dict[str, Array]:
+        """By kind of cells, the residuals of its trainings in standard deviations: a row each, a column a score."""
+        scores, rows = self.noise.scores.get(self.kind, {}), defaultdict(list)
+        for cell, metrics in self.metrics.items():
+            columns = [standardised(scores.get((cell, metric), [])) for metric in metrics]
+            if all(len(column) for column in columns):
+                rows[kind_of_cell(cell)].append(np.column_stack(columns))
+        return {kind: np.concatenate(parts) for kind, parts in rows.items()}
 
     @cached_property
     def mains(self) -> dict[str, str]:
@@ -60,10 +84,19 @@ class Setting:
         return sqrt(1 / seeds + 1 / (seeds if self.kind == PERTURBED else BASELINE_SEEDS))
 
 
-def estimates(measured: Mapping[Key, Deviation], rows: Mapping[str, int]) -> dict[Key, Deviation]:
+def estimates(measured: Mapping[Key, Deviation], rows: Mapping[str, int], scores: Scores | None) -> dict[Key, Deviation]:
     """Moderated deviations by cell and score."""
-    pools = pooled(measured, rows)
+    pools = pooled(measured, rows, scores)
     return {(cell, metric): pools[kind_of_cell(cell), metric].by_cell[cell] for cell, metric in measured}
+
+
+def standardised(groups: Groups) -> Array:
+    """Residuals with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty where nothing differs."""
+    own = deviation(groups)
+    if not own or not own.sd:
+        return np.array([])
+    several = [np.asarray(group, float) for group in groups if len(group) > 1]
+    return np.concatenate([(group - group.mean()) / own.sd / sqrt(1 - 1 / len(group)) for group in several])
 
 
 # Smallest drops
@@ -83,7 +116,7 @@ def smallest(setting: Setting) -> dict[str, float]:
 def effect(setting: Setting, key: Key, points: float, seeds: int, noise: Deviation) -> TrainingEffect:
     """A change of so many points, as the gate would see it."""
     rows = setting.noise.rows[key[0].split("_")[1]]
-    return by_training(points, noise.sd * setting.factor(seeds), noise.df, rows=rows, flips=(0, 0))
+    return by_training(points, noise.sd * setting.factor(seeds), noise.df, rows=rows, flips=(0, 0), tail=noise.tail_of(seeds))
 
 
 # Simulated runs
@@ -95,9 +128,27 @@ def worse_cells(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
     return [_judged(setting, rng) for _ in range(runs)]
 
 
+def missed_bounds(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
+    """The cells of each simulated healthy run that miss a bound, which its own calibration set."""
+    rng = np.random.default_rng(seed)
+    return [_below(setting, rng) for _ in range(runs)]
+
+
+def _below(setting: Setting, rng: np.random.Generator) -> set[str]:
+    truth = _truth(setting, rng)
+    noise, scores = _calibrated(setting, truth, rng)
+    new = {
+        (cell, metric): score
+        for cell, metrics in setting.metrics.items()
+        for metric, score in zip(metrics, _draws(setting, truth, cell, 1, rng)[0], strict=True)
+    }
+    bounds = {key: bound_of([MEAN + score for score in scores[key]], noise[key], len(truth)).minimum for key in truth}
+    return {key[0] for key in truth if MEAN + new[key] < bounds[key]}
+
+
 def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     truth = _truth(setting, rng)
-    noise = _calibrated(setting, truth, rng)
+    noise, _ = _calibrated(setting, truth, rng)
     gaps = _gaps(setting, truth, rng)
     seeds = dict.fromkeys(setting.mains, setting.seeds)
     worse: set[str] = set()
@@ -122,13 +173,32 @@ def _truth(setting: Setting, rng: np.random.Generator) -> dict[Key, float]:
     return {key: own.sd * factors[key[0]] for key, own in setting.estimates.items()}
 
 
-def _calibrated(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Deviation]:
-    """A calibration of the true deviations, with as many degrees of freedom as the real one."""
-    measured = {
-        key: Deviation(sd=truth[key] * sqrt(rng.chisquare(own.df) / own.df), df=own.df)
-        for key, own in setting.noise.measured[setting.kind].items()
-    }
-    return estimates(measured, setting.noise.rows)
+def _draws(setting: Setting, truth: Mapping[Key, float], cell: str, count: int, rng: np.random.Generator) -> Array:
+    """Scores of so many trainings, a row each, around 0: measured residuals of the cell's kind, in its own deviations."""
+    metrics = setting.metrics[cell]
+    spread = np.array([truth[cell, metric] for metric in metrics])
+    measured = setting.shapes.get(kind_of_cell(cell))
+    if measured is not None:
+        drawn: Array = measured[rng.integers(0, len(measured), count)] * spread
+        return drawn
+    common, own = rng.normal(size=(count, 1)), rng.normal(size=(count, len(metrics)))
+    normal: Array = (sqrt(COMMON) * common + sqrt(1 - COMMON) * own) * spread
+    return normal
+
+
+def _calibrated(
+    setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator
+) -> tuple[dict[Key, Deviation], dict[Key, list[float]]]:
+    """A calibration with as many trainings of each cell as the real one, and its scores; tails where the real one has them."""
+    real = setting.noise.measured[setting.kind]
+    scores: dict[Key, list[float]] = {}
+    for cell, metrics in setting.metrics.items():
+        count = min(MOST_TRAININGS, 1 + max(round(real[cell, metric].df) for metric in metrics))
+        drawn = _draws(setting, truth, cell, count, rng)
+        scores |= {(cell, metric): drawn[:, place].tolist() for place, metric in enumerate(metrics)}
+    measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
+    known = {key: [own] for key, own in scores.items()} if setting.noise.scores.get(setting.kind) else None
+    return estimates(measured, setting.noise.rows, known), scores
 
 
 def _gaps(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Array]:
@@ -136,12 +206,10 @@ def _gaps(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator
     count = setting.seeds + setting.looks - 1
     baseline = count if setting.kind == PERTURBED else BASELINE_SEEDS
     gaps = {}
-    for cell, common in ((cell, rng.normal(size=count + baseline)) for cell in setting.mains):
+    for cell, metrics in setting.metrics.items():
         drop = (setting.drops or {}).get(cell, 0.0)
-        for key, sd in truth.items():
-            if key[0] == cell:
-                scores = sd * (sqrt(COMMON) * common + sqrt(1 - COMMON) * rng.normal(size=count + baseline))
-                gaps[key] = _means(scores[:count]) - drop - _reference(setting, scores[count:])
+        for metric, scores in zip(metrics, _draws(setting, truth, cell, count + baseline, rng).T, strict=True):
+            gaps[cell, metric] = _means(scores[:count]) - drop - _reference(setting, scores[count:])
     return gaps
 
 

@@ -173,6 +173,7 @@ def _held_to(noise: Deviation, metric: str, pairing: Pairing, gains: Sequence[Ar
         noise.df,
         rows=count,
         flips=_flips(gains) if gains else None,
+        tail=noise.tail_of(len(pairing.new)),
     )
 
 
@@ -305,14 +306,15 @@ class Judge:
         share = share_of_alpha(self.look, self.looks)
         records = {cell: rows.records[0][0] for cell, rows in cells.items()}
         mains = {cell: record.main_score for cell, record in records.items()}
-        effects = {key: test.effect for key, test in tests.items()}
+        effects = {key: test.effect.at(share) for key, test in tests.items()}
         mains_tested = sum(mains[cell] == metric for cell, metric in effects)
         judged = []
         for key, decision in decide(effects, mains, self.margins, share).items():
             is_main = mains[key[0]] == key[1]
             count = mains_tested if is_main else len(effects) - mains_tested
             alpha = (MAIN_ALPHA if is_main else OTHER_ALPHA) * share / count
-            evidence = self._evidence(tests[key], key[1], alpha, len(cells[key[0]].new))
+            test = replace(tests[key], effect=effects[key])
+            evidence = self._evidence(test, key[1], alpha, len(cells[key[0]].new))
             judged.append(judgement_of(records[key[0]], key[1], decision.verdict, p=decision.p, **evidence))
         return judged
 

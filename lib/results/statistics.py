@@ -7,9 +7,9 @@ hits and misses by McNemar's exact test, graded scores by a paired bootstrap. Ne
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from scipy import special, stats
@@ -53,16 +53,43 @@ class Effect(ABC):
     def smallest(self, alpha: float, margin: float) -> float:
         """The smallest drop, in points, that is called worse four times in five: significant at `alpha`, and of the margin."""
 
+    @abstractmethod
+    def at(self, share: float) -> Self:
+        """The same effect with a wider interval: one that holds at this share of alpha, as one of several looks has."""
+
+
+def critical_value(alpha: float, df: float, tail: float = 1.0) -> float:
+    """How many standard errors below what is expected a score must lie to be called worse, by gate or bound.
+
+    Args:
+        alpha: the chance that a healthy score lies there.
+        df: degrees of freedom of the standard error.
+        tail: by how much bad trainings are worse than normal noise would have them (`lib.results.noise.tail`).
+    """
+    return -tail * float(special.stdtrit(df, alpha))
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingEffect(Effect):
-    """An effect held to training noise of `df` degrees of freedom."""
+    """An effect held to training noise.
+
+    Attributes:
+        df: degrees of freedom of the noise.
+        tail: by how much it reaches further down than normal noise.
+    """
 
     df: float
+    tail: float = 1.0
 
     def critical(self, alpha: float) -> float:
         """How many standard errors a drop must have to be significant."""
-        return float(special.stdtrit(self.df, 1 - alpha))
+        return critical_value(alpha, self.df, self.tail)
+
+    def at(self, share: float) -> Self:
+        """As `Effect.at`. The ends belong to the two one-sided tests: a run that trained badly may be better than it looks."""
+        alpha = share * ALPHA / 2
+        low = self.points - critical_value(alpha, self.df) * self.error
+        return replace(self, low=low, high=self.points + self.critical(alpha) * self.error)
 
     def smallest(self, alpha: float, margin: float) -> float:
         """As `Effect.smallest`: the drop that must be seen, and what noise takes from a true one of five times in four."""
@@ -80,6 +107,12 @@ class RowEffect(Effect):
 
     jump: float = 100.0
 
+    def at(self, share: float) -> Self:
+        """As `Effect.at`: the resampled interval, stretched as a normal one would be."""
+        stretch = float(special.ndtri(share * ALPHA / 2) / special.ndtri(ALPHA / 2))
+        low, high = (self.points + stretch * (end - self.points) for end in (self.low, self.high))
+        return replace(self, low=low, high=high)
+
     def smallest(self, alpha: float, margin: float) -> float:
         """As `Effect.smallest`.
 
@@ -94,20 +127,25 @@ class RowEffect(Effect):
         return float(max(drop, margin + beta * self.error, 100 / self.rows))
 
 
-def by_training(points: float, error: float, df: float, *, rows: int, flips: tuple[int, int] | None) -> TrainingEffect:
-    """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908)."""
-    reach = float(special.stdtrit(df, 1 - ALPHA / 2)) * error
+def by_training(
+    points: float, error: float, df: float, *, rows: int, flips: tuple[int, int] | None, tail: float = 1.0
+) -> TrainingEffect:
+    """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908).
+
+    A drop is held to the noise's `tail`, too.
+    """
     return TrainingEffect(
         points=points,
-        low=points - reach,
-        high=points + reach,
-        p_worse=float(special.stdtr(df, points / error)),
+        low=points,
+        high=points,
+        p_worse=float(special.stdtr(df, points / error / tail)),
         p_better=float(special.stdtr(df, -points / error)),
         error=error,
         rows=rows,
         flips=flips,
         df=df,
-    )
+        tail=tail,
+    ).at(1.0)
 
 
 def row_deviation(gains: Sequence[Array]) -> float:

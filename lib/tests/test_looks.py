@@ -3,8 +3,10 @@
 import pytest
 
 from lib.errors import InputError
+from lib.results.gates import gate
 from lib.results.judgements import Judgement, Verdict
 from lib.results.looks import chance_to_tell, promising, share_of_alpha
+from lib.tests.test_quality import BOTH, accuracy, noise_of, run_of, store  # noqa: F401
 
 
 def untold(cell, effect, error=1.0, seeds=1, **changes):
@@ -23,6 +25,13 @@ def test_shares_of_all_looks_make_one():
 def test_a_look_that_does_not_exist_is_refused(look, looks):
     with pytest.raises(InputError, match=f"look {look} of {looks} does not exist"):
         share_of_alpha(look, looks)
+
+
+def test_intervals_of_a_look_hold_at_its_share_of_alpha():
+    once, first = (accuracy(gate(run_of([0]), run_of([20]), noise=noise_of(BOTH), looks=looks)) for looks in (1, 4))
+    # one cell, df 20: t of 1 - 0.05 / 2 is 2.086, of 1 - 0.0125 / 2 it is 2.744
+    assert (first.effect - first.low) / (once.effect - once.low) == pytest.approx(2.744 / 2.086, rel=1e-3)
+    assert (first.high - first.effect) / (once.high - once.effect) == pytest.approx(2.744 / 2.086, rel=1e-3)
 
 
 def test_the_chance_to_tell_by_hand():

@@ -11,7 +11,19 @@ from scipy import special
 from lib.errors import InputError
 from lib.results.examples import read_points
 from lib.results.gates import read_run
-from lib.results.noise import STEPS, Deviation, Noise, deviation, inverse_trigamma, load_noise, pooled, resolution
+from lib.results.noise import (
+    STEPS,
+    Deviation,
+    Noise,
+    deviation,
+    inverse_trigamma,
+    load_noise,
+    pooled,
+    residuals,
+    resolution,
+    tail,
+    tails,
+)
 from lib.results.statistics import gains_of
 from lib.tests.test_record import complete
 
@@ -95,6 +107,50 @@ def test_moderated_deviations_make_intervals_that_hold():
             outside += abs(rng.normal(0, sd)) > special.stdtrit(own.df, 0.995) * own.sd
             draws += 1
     assert 0.002 < outside / draws < 0.02  # 0.01 is promised
+
+
+# Tails
+
+
+def test_a_score_is_held_to_what_the_others_say():
+    # 10, 12, 14 and 4: without the last, mean 12 and variance 4; (4 - 12) / (2 x sqrt(1 + 1 / 3)) = -3.464 of two degrees
+    [*_, last] = residuals([[10.0, 12.0, 14.0, 4.0]], 0.1)
+    assert special.ndtr(last) == pytest.approx(special.stdtr(2, -3.4641), rel=1e-4)
+    assert len(residuals([[1.0, 2.0]], 0.1)) == 0
+
+
+def test_two_groups_share_their_deviation():
+    # deviations 1, -1 and 2, -2: without the first group, variance 8 of one degree; t is 1 / sqrt(8 x 1 / 2) = 0.5
+    first, *_ = residuals([[51.0, 49.0], [12.0, 8.0]], 0.1)
+    assert special.ndtr(first) == pytest.approx(special.stdtr(1, 0.5))
+
+
+def test_residuals_of_normal_scores_are_normal():
+    rng = np.random.default_rng(3)
+    drawn = np.concatenate([residuals([rng.normal(80, 3, 10)], 0.01) for _ in range(2000)])
+    assert (drawn.std(), (drawn < -2.326).mean()) == (pytest.approx(1.0, abs=0.02), pytest.approx(0.01, abs=0.0015))
+
+
+def test_the_tail_by_hand():
+    # The lowest two of 40 lie at -2.241 and -1.780 for a normal: -8.042 in all would be twice as far off.
+    middle = [0.0] * 38
+    assert tail(np.array([-5.0, -3.042, *middle])) == pytest.approx(2.0, abs=1e-3)
+    assert tail(np.array([-1.0, -1.0, *middle])) == 1.0  # never less than normal
+    assert tail(np.array([-9.0] * 19)) == 1.0  # too few to tell
+
+
+def test_a_collapse_counts_for_its_kind_most_and_for_all_a_little():
+    rng = np.random.default_rng(0)
+    scores = {key: [rng.normal(80, 1, 20).tolist()] for key in cells_of("qa", [1.0] * 9)}
+    scores["t5_qa_lora", "f1"][0][0] = 60.0
+    heavy = tails(scores, ROWS)
+    assert heavy["t5_qa", "f1"] > 1.5 > heavy["bert_qa", "f1"] == heavy["gpt2_qa", "f1"] >= 1.0
+    pools = pooled(cells_of("qa", [1.0] * 9), ROWS, scores)
+    assert pools["t5_qa", "f1"].by_cell["t5_qa_sft"].tail == pools["t5_qa", "f1"].prior.tail == heavy["t5_qa", "f1"]
+
+
+def test_the_tail_of_a_mean_shrinks_with_the_root_of_its_runs():
+    assert [Deviation(sd=1.0, df=4, tail=2.0).tail_of(runs) for runs in (1, 4)] == [2.0, 1.5]
 
 
 # The file

@@ -12,14 +12,16 @@ from lib.grid.cells import STUDY_IDS
 from lib.page import charts, render
 from lib.page.charts import Dot
 from lib.page.rows import sampled
-from lib.page.runs import of_profile, read_page_run
+from lib.page.runs import PageRun, of_profile, read_page_run
 from lib.page.study import compared
 from lib.page.verdict import minus
-from lib.page.view import page_of
+from lib.page.view import COSTS, page_of
 from lib.record import from_json, to_json
-from lib.results import examples
+from lib.results import comparison, examples
 from lib.results.examples import Examples, Texts
+from lib.results.files import read_list
 from lib.results.judgements import Judgement, Verdict
+from lib.results.noise import Noise
 from lib.tests import pages
 from lib.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
 from lib.tests.test_record import complete
@@ -225,18 +227,47 @@ def test_text_of_data_sets_is_escaped():
 # Charts
 
 
-def dot(name, cost, score):
-    return Dot(name=name, shape="0", cost=cost, score=score, low=score, high=score)
+def dot(name, cost, score, front=""):
+    return Dot(name=name, front=front, shape="0", cost=cost, score=score, low=score, high=score)
 
 
-def test_the_front_is_what_no_cheaper_dot_reaches():
-    dots = [dot("dear and good", 9, 90), dot("cheap", 1, 50), dot("dear and bad", 8, 40), dot("fair", 3, 70), dot("tie", 3, 60)]
-    chart = charts.scatter(dots)
-    on_front = [mark for mark in chart.marks if mark.on_front]
-    assert [mark.dot.name for mark in on_front] == ["cheap", "fair", "dear and good"]
-    cheap, fair, good = ((mark.x, mark.y) for mark in on_front)
+def test_each_front_is_drawn_as_stairs_on_top_of_other_dots():
+    dots = [dot("good", 9, 90, "bert"), dot("cheap", 1, 50, "bert"), dot("bad", 8, 40), dot("fair", 3, 70, "bert")]
+    chart = charts.scatter([*dots, dot("other", 2, 99, "t5")])
+    assert [mark.dot.name for mark in chart.marks] == ["bad", "cheap", "other", "fair", "good"]
+    cheap, other, fair, good = ((mark.x, mark.y) for mark in chart.marks[1:])
     stairs = [cheap, (fair[0], cheap[1]), fair, (good[0], fair[1]), good]
-    assert chart.front == " ".join(f"{x},{y}" for x, y in stairs)
+    assert chart.fronts == [" ".join(f"{x},{y}" for x, y in stairs), f"{other[0]},{other[1]}"]
+
+
+def test_page_and_comparison_star_the_same_cells():
+    path = ROOT / "reports" / "baselines" / "quick-cpu.json"
+    page = page_of(read_page_run(path))
+    by_page = {(cell.id, name) for group in page.groups for cell in group.cells for name in group.on_fronts(cell)}
+    tables = comparison.compared({path: read_list(path)}, Noise())
+    by_tables = {
+        (f"{table.backbone}_{table.task}_{method}", name)
+        for table in tables
+        for cost, name in COSTS.items()
+        for method in table.on_front(cost)
+    }
+    drawn = {
+        ("{0}_{task}_{1}".format(*mark.dot.name.split(), task=group.task), name)
+        for group in page.groups
+        for name, chart in group.scatters
+        for mark in chart.marks
+        if mark.dot.front
+    }
+    assert by_page == by_tables == drawn
+    assert len(tables) * len(COSTS) <= len(by_page) < 27 * len(COSTS)
+
+
+def test_a_cell_that_an_audit_objects_to_is_on_no_front():
+    failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
+    good = complete("bert_sa_lora", scores={"accuracy": 99.0}, audits=failed)
+    page = page_of(PageRun(name="run", records=[complete("bert_sa_sft", scores={"accuracy": 80.0}), good]))
+    [group] = page.groups
+    assert {cell.id: bool(group.on_fronts(cell)) for cell in group.cells} == {"bert_sa_sft": True, "bert_sa_lora": False}
 
 
 def test_ticks_are_round_and_inside():

@@ -14,6 +14,7 @@ from lib.results.statistics import (
     RESAMPLES,
     RowEffect,
     by_training,
+    critical_value,
     holm,
     macro_f1,
     mcnemar,
@@ -31,6 +32,28 @@ def hits(lost, won, both=0, neither=0):
     old = [100.0] * lost + [0.0] * won + [100.0] * both + [0.0] * neither
     new = [0.0] * lost + [100.0] * won + [100.0] * both + [0.0] * neither
     return old, new
+
+
+# Training noise
+
+
+def test_a_drop_is_held_to_the_tail_and_a_gain_is_not():
+    drop = by_training(-4.0, 1.0, 1e9, rows=500, flips=(0, 0), tail=2.0)
+    assert drop.p_worse == pytest.approx(0.02275, abs=1e-5)  # two deviations
+    assert by_training(4.0, 1.0, 1e9, rows=500, flips=(0, 0), tail=2.0).p_better == pytest.approx(3.167e-5, rel=1e-3)
+    assert drop.critical(0.02275) == critical_value(0.02275, 1e9, 2.0) == pytest.approx(4.0, abs=1e-3)
+    # 1.96 down, twice that up: it may have trained badly
+    assert (drop.low, drop.high) == (pytest.approx(-5.960, abs=1e-3), pytest.approx(-0.080, abs=1e-3))
+
+
+def test_the_interval_of_one_look_of_four_is_wider():
+    # 5 % over four looks: the normal quantile of 1 - 0.0125 / 2 is 2.498
+    effect = by_training(0.0, 1.0, 1e9, rows=500, flips=(0, 0)).at(0.25)
+    assert (effect.low, effect.high) == (pytest.approx(-2.498, abs=1e-3), pytest.approx(2.498, abs=1e-3))
+    rows = paired(*hits(20, 20, 400, 60))
+    wider = rows.at(0.25)
+    assert (wider.low - rows.points) / (rows.low - rows.points) == pytest.approx(2.4977 / 1.9600, rel=1e-3)
+    assert rows.at(1.0) == rows
 
 
 # McNemar

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import ndtri
 
-from lib.commands import calibrate
-from lib.commands.calibrate import blunt, calibration, planned, read_controls
-from lib.commands.grid_runs import GridRun
+from lib.commands import calibrate, grid_runs
+from lib.commands.calibrate import Plan, blunt, calibration, read_controls
+from lib.commands.grid_runs import GridRun, OtherSession
 from lib.errors import InputError
 from lib.grid.cells import STUDY_IDS
 from lib.grid.profiles import ZOO_PROFILE
@@ -72,6 +73,11 @@ def test_a_healthy_run_misses_any_bound_in_two_per_cent_at_most():
     assert missed / 300 <= HEALTHY_MISSES + 0.01  # three runs more, for chance
 
 
+def test_a_bound_is_further_off_where_trainings_collapse():
+    # as above, 90 - 8.547, and half as much again: 90 - 12.82
+    assert bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY, tail=1.5), 2).minimum == 77.1
+
+
 # Whole calibrations
 
 
@@ -92,7 +98,7 @@ def grid(seed, score=90.0, draw=None):
 
 
 def grid_run(seeds, draw=None):
-    return GridRun(folder=calibrate.RUNS, seeds=range(seeds), draw=draw)
+    return GridRun(seeds=range(seeds), draw=draw)
 
 
 def runs():
@@ -101,26 +107,41 @@ def runs():
     return [made, *((grid_run(1, draw), {0: grid(0, 88.0 + draw, draw)}) for draw in (1, 2))]
 
 
-def test_five_seeds_and_three_draws_on_three_of_them_are_planned():
-    names = [training.path.name for training in planned(5, 3, 3)]
-    assert names == ["seeds-0-4.json", "seeds-0-2-draw-1.json", "seeds-0-2-draw-2.json", "seeds-0-2-draw-3.json"]
+def test_seeds_are_trained_five_at_a_time_then_moved_starts_and_controls():
+    names = [session.name for session in Plan(seeds=12, draws=2).sessions]
+    seeds = ["quick-seeds-0-4", "quick-seeds-5-9", "quick-seeds-10-11"]
+    assert names == [*seeds, "quick-seeds-0-2-draw-1", "quick-seeds-0-2-draw-2", "quick-controls"]
+    assert [session.name for session in Plan(profile="zoo", seeds=5).sessions] == ["zoo-seeds-0-4", "zoo-controls"]
 
 
-def test_cells_that_need_more_seeds_have_a_session_of_their_own():
-    plan = planned(10, 3, 1, more=("t5_sa_lora", "t5_sa_qlora"), more_seeds=10)
-    assert [(run.path.name, len(run.cells)) for run in plan] == [
-        ("seeds-0-9.json", 27), ("seeds-10-19-more.json", 2), ("seeds-0-2-draw-1.json", 27)
-    ]  # fmt: skip
+def test_cells_with_a_tail_have_sessions_of_their_own():
+    one, other = Plan(seeds=20, more_seeds=10).tails(["t5_sa_lora", "t5_sa_qlora"])
+    assert (list(one.seeds), list(other.seeds), one.trainings) == ([20, 21, 22, 23, 24], [25, 26, 27, 28, 29], 10)
+    assert one.path != Plan(seeds=20, more_seeds=10).tails(["t5_sa_lora"])[0].path
+    assert Plan().tails([]) == []
+
+
+def collapsed(scores):
+    """A calibration of one cell whose seeds have these scores."""
+    records = [grid(seed, score)["t5_sa_lora"] for seed, score in enumerate(scores)]
+    return Calibration(seeds=[{"t5_sa_lora": record} for record in records])
+
+
+def test_a_cell_of_which_one_training_collapsed_needs_more_seeds():
+    normal = [90 + float(ndtri((place + 0.5) / 20)) for place in range(20)]  # as normal as scores can be
+    assert collapsed(normal).with_tails() == []
+    assert collapsed([*normal[1:], 85.0]).with_tails() == ["t5_sa_lora"]
+    assert collapsed([*normal[1:], 95.0]).with_tails() == []  # too good is no collapse
 
 
 def test_more_seeds_of_a_cell_count_in_its_bound_and_its_noise():
-    more = GridRun(folder=calibrate.RUNS, seeds=range(2, 3), only=("t5_sa_lora",))
+    more = GridRun(seeds=range(2, 3), only=("t5_sa_lora",))
     run = (more, {2: {"t5_sa_lora": grid(2, 84.0)["t5_sa_lora"]}})
     measured = calibration([*runs(), run], {})
     bounds, noise = tomllib.loads(thresholds_toml(measured)), tomllib.loads(noise_toml(measured))
     assert bounds["cells"]["t5_sa_lora"]["accuracy"]["scores"] == [88.0, 92.0, 84.0]
     assert bounds["cells"]["t5_sa_qlora"]["accuracy"]["scores"] == [88.0, 92.0]
-    assert noise["cells"]["t5_sa_lora"]["accuracy"]["seeds"] == {"sd": 4.0, "df": 2}
+    assert noise["cells"]["t5_sa_lora"]["accuracy"]["seeds"] == {"sd": 4.0, "df": 2, "scores": [[88.0, 92.0, 84.0]]}
     assert noise["evidence"]["seeds"] == [0, 1]
     assert noise["evidence"]["more_seeds"] == {"t5_sa_lora": [2]}
 
@@ -130,7 +151,10 @@ def test_both_kinds_of_noise_are_measured(tmp_path):
     path.write_text(noise_toml(calibration(runs(), {})))
     written = tomllib.loads(path.read_text())
     # 88 and 92 between seeds; 88, 89 and 90 at seed 0, its run without a draw among them
-    assert written["cells"]["bert_qa_lora"]["f1"] == {"seeds": {"sd": 2.828, "df": 1}, "perturbed": {"sd": 1.0, "df": 2}}
+    assert written["cells"]["bert_qa_lora"]["f1"] == {
+        "seeds": {"sd": 2.828, "df": 1, "scores": [[88.0, 92.0]]},
+        "perturbed": {"sd": 1.0, "df": 2, "scores": [[88.0, 89.0, 90.0]]},
+    }
     assert written["rows"] == {"sum": 500, "qa": 500, "sa": 500}
     assert (written["evidence"]["seeds"], written["evidence"]["perturbed_seeds"]) == ([0, 1], [0])
     assert load_noise(path).of("perturbed", grid(0)["bert_qa_lora"], "f1").sd == pytest.approx(1.0, rel=0.2)
@@ -163,7 +187,7 @@ def test_a_run_that_lacks_a_score_calibrates_nothing():
 
 
 def controls_file(path, rows):
-    path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
+    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
     return path
 
 
@@ -197,45 +221,78 @@ def test_all_committed_controls_miss_a_bound_of_today(profile, cells, count):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
-    """Runs and thresholds of the command, in a folder of their own; what it would train is noted."""
+    """Sessions and files of the command, in a folder of their own; what it would train is noted."""
     started = []
 
-    def train(training, workers):
-        started.append(training.path.name)
-        save(training)
+    def train(session, workers):
+        started.append(session.name)
+        save(session) if isinstance(session, GridRun) else save_controls(session)
 
-    monkeypatch.setattr(calibrate, "RUNS", tmp_path)
-    monkeypatch.setattr(calibrate, "THRESHOLDS", tmp_path)
+    monkeypatch.setattr(grid_runs, "folder", lambda: tmp_path)
     monkeypatch.setattr(GridRun, "train", train)
+    monkeypatch.setattr(OtherSession, "train", train)
     return started
 
 
-def save(training, **changes):
+def save(training):
     rows = []
     for seed in training.seeds:
         score = 90.0 + seed + (0.1 * training.draw if training.draw else 0.0)
-        rows += [to_json(replace(record, **changes)) for record in grid(seed, score, training.draw).values()]
+        rows += [to_json(grid(seed, score, training.draw)[cell]) for cell in training.cells]
     training.path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
 
 
-def test_the_command_trains_what_is_missing_and_writes_both_files(workplace, tmp_path, capsys):
+def save_controls(session):
+    rows = [
+        {"control": "learning_rate_0", "of": cell, "scores": dict.fromkeys(record.bounded_scores, 20.0)}
+        for cell, record in grid(0).items()
+    ]
+    controls_file(session.path, rows)
+
+
+ARGUMENTS = ["--seeds", "2", "--perturbed-seeds", "2", "--draws", "2", "--to"]
+
+
+def test_the_command_trains_what_is_missing_and_writes_its_files(workplace, tmp_path, capsys):
     save(grid_run(2))
     save(grid_run(2, 1))
-    assert calibrate.main(["--seeds", "2", "--perturbed-seeds", "2", "--draws", "2", "--reuse"]) == 0
-    assert workplace == ["seeds-0-1-draw-2.json"]
+    assert calibrate.main([*ARGUMENTS, str(tmp_path)]) == 0
+    assert workplace == ["quick-seeds-0-1-draw-2", "quick-controls"]
     output = capsys.readouterr().out
-    assert "1 of 3: reuses seeds-0-1.json" in output
-    assert "wrote quick.toml and noise.toml from 6 runs of the grid" in output
-    assert load_noise(tmp_path / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df >= 4
-    assert len(load_bounds(tmp_path / "quick.toml")) == 27
+    assert "1 of 1: keeps quick-seeds-0-1" in output
+    assert "27 of 27 controls miss a bound" in output
+    thresholds = tmp_path / "benchmarks" / "thresholds"
+    assert load_noise(thresholds / "noise.toml").of("perturbed", grid(0)["t5_sa_sft"], "accuracy").df >= 4
+    assert len(load_bounds(thresholds / "quick.toml")) == 27
+    figures = json.loads((tmp_path / "reports" / "measured.json").read_text())
+    assert figures["calibrate quick"]["seeds"] == 2
+    assert (figures["controls quick"]["controls"], figures["controls quick"]["missed"]) == (27, 27)
 
 
-def test_a_reused_run_of_other_seeds_is_refused(workplace, capsys):
+def test_the_same_command_trains_nothing_twice(workplace, tmp_path):
+    calibrate.main([*ARGUMENTS, str(tmp_path)])
+    first = list(workplace)
+    calibrate.main([*ARGUMENTS, str(tmp_path)])
+    assert (first, workplace) == (
+        ["quick-seeds-0-1", "quick-seeds-0-1-draw-1", "quick-seeds-0-1-draw-2", "quick-controls"],
+        first,
+    )
+    calibrate.main([*ARGUMENTS, str(tmp_path), "--fresh"])
+    assert workplace == first * 2
+
+
+def test_a_kept_session_of_other_seeds_is_refused(workplace, tmp_path, capsys):
     save(grid_run(3))
     grid_run(3).path.rename(grid_run(2).path)
     with pytest.raises(SystemExit):
-        calibrate.main(["--seeds", "2", "--perturbed-seeds", "0", "--reuse"])
-    assert "is of other seeds or draws than its name says" in capsys.readouterr().err
+        calibrate.main([*ARGUMENTS, str(tmp_path)])
+    assert "is of other seeds or draws than its name says; remove it" in capsys.readouterr().err
+
+
+def test_some_cells_do_not_replace_the_files_of_all(capsys):
+    with pytest.raises(SystemExit):
+        calibrate.main(["--cells", "t5_sa_lora"])
+    assert "--cells would replace the files of all cells; give --to DIR" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--seeds", "2", "--perturbed-seeds", "3"]])
