@@ -53,6 +53,12 @@ def cell(request, fault, broken):
 
 
 @pytest.fixture
+def libraries(libraries, broken, monkeypatch):
+    """Broken when the cell has begun, so that what changes is seen."""
+    broken("libraries", monkeypatch)
+
+
+@pytest.fixture
 def built_cell(cell, broken):
     return broken("built_cell", cell)
 

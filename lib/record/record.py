@@ -31,6 +31,7 @@ from lib.record.parts import (
     Points,
     QuantizationRecord,
     RecipeRecord,
+    ReplacedRecord,
     Seeds,
     Throughput,
     TrainingRecord,
@@ -80,6 +81,9 @@ class Record(Part):
     missed: Annotated[list[str], Field(description="a sentence for each bound or audit missed, or why the cell did not finish")]
     status: Annotated[Status, Field(description="`reported`: copied from a publication, not run here")]
     ranks: Annotated[RanksRecord | None, Field(description="null: one process ran the cell")] = None
+    replaced: Annotated[
+        list[ReplacedRecord] | None, Field(description="what stands in the place of the libraries' code; null: nobody looked")
+    ] = None
 
     @property
     def finished(self) -> bool:
