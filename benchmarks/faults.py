@@ -23,7 +23,8 @@ class Fault:
 
     Attributes:
         where: the study's cells in which it happened, or the library that does it; "generic" for a classic.
-        caught_by: the audit that must object, or "threshold".
+        caught_by: the audit that must object, "threshold", or the stage of a run that numerics must name, against the committed
+            baseline.
         cell: the cell to run; `profile` says of which grid it is.
         settings: recipe fields that differ from the quick ones, for the healthy twin too; such a cell is scored on fewer rows
             and held to no threshold.
@@ -626,9 +627,8 @@ FAULTS = (
     Fault(
         id="F63",
         what="half of the gradient through 4-bit layers",
-        caught_by="gradients_are_slopes",
-        cell="gpt2_sum_qlora",
-        settings=FEW,
+        caught_by="backward without dropout",
+        cell="gpt2_sa_qlora",
         breaks="libraries",
         sabotage=planted(updates.packed_layers_pass_half_the_gradient),
     ),

@@ -139,6 +139,6 @@ def known(model: nn.Module) -> Iterator[Replaced]:
         yield Replaced(what="malloc of glibc", by="lib/machine.py: keep_freed_memory", ours=True)
     if any(isinstance(module, bnb.nn.Linear4bit) for module in model.modules()):
         yield Replaced(what="Linear4bit of the model", by="lib/run/build.py: keep_packed_layers", ours=True)
-    for kind in {type(module) for module in model.modules()}:
+    for kind in dict.fromkeys(map(type, model.modules())):
         if (owner := owner_of(kind)) is not None and owner.ours:
             yield _of(f"class {kind.__name__} of the model", owner)
