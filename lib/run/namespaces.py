@@ -127,6 +127,7 @@ def _is_library(kind: type) -> bool:
 
 
 def _is_registry(mapping: dict[Any, Any]) -> bool:
-    """Whether a mapping gives names to functions or classes, or could."""
-    values, count = dict.values(mapping), dict.__len__(mapping)
-    return count <= MOST_ENTRIES and (not count or any(map(callable, values)))
+    """Whether a mapping gives names to functions or classes, or could; hooks have numbers."""
+    if dict.__len__(mapping) > MOST_ENTRIES or any(type(key) is int for key in dict.keys(mapping)):
+        return False
+    return not dict.__len__(mapping) or any(map(callable, dict.values(mapping)))
