@@ -85,6 +85,7 @@ def test_a_sound_run_passes_what_applies(evidence):
         "saved_is_served",
         "drawn_from_the_seed",
         "loss_is_the_tasks",
+        "libraries_untouched",
     }
 
 
