@@ -70,8 +70,7 @@ class Namespaces:
         """The namespaces as they are now."""
         seen: Look = {}
         waiting = list(_modules())
-        while waiting:
-            name, holder = waiting.pop()
+        for name, holder in waiting:  # which grows meanwhile
             if id(holder) not in seen:
                 seen[id(holder)] = now = self._now(name, holder)
                 waiting += now.inner
@@ -85,6 +84,7 @@ class Namespaces:
         entries = _entries(holder)
         strangers = {key: owner for key, value in entries.items() if (owner := owner_of(value)) is not None}
         inner = [(f"{name}.{key}", one) for key, value in entries.items() if key not in DULL for one in _inner(value)]
+        name = f"{holder.__module__}.{holder.__qualname__}" if issubclass(type(holder), type) else name
         return Namespace(name=name, holder=holder, entries=entries, strangers=strangers, inner=inner)
 
 
