@@ -12,7 +12,7 @@ from typing import Any
 
 from lib.run.owners import DATA, LIBRARIES, Owner, owner_of
 
-PLAIN = (int, float, str, bytes, type(None))  # counters and flags, which libraries themselves set while they run
+PLAIN = (int, float, str, bytes, type(None))  # of counters and flags
 DULL = ("__builtins__", "__dict__", "__annotations__", "__annotate__", "__classcell__")
 MOST_ENTRIES = 2000  # of a registry; larger ones hold data
 _ABSENT = object()
@@ -50,7 +50,7 @@ class Namespace:
         ]
 
     def _counts(self, value: Any) -> bool:
-        """Whether a value is more than a state that a library keeps: a module's data are, and counters and flags of a class."""
+        """Whether a value is a function, a class, or a class attribute; counters and flags are a library's own business."""
         if value is _ABSENT or isinstance(value, PLAIN):
             return False
         return callable(value) or isinstance(self.holder, type)

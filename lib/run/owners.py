@@ -9,6 +9,7 @@ import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType, NoneType
 from typing import Any
@@ -51,7 +52,7 @@ def written_in(file: str, name: str) -> Owner:
 
 @functools.cache
 def is_packaged(file: str) -> bool:
-    """Whether a file is Python's or an installed package's, or none that exists: generated code, or a package's own sources."""
+    """Whether a file is Python's or an installed package's. A file that is not there is: of generated or compiled code."""
     if file.startswith(OWN_ROOMS):
         return False
     return any(part in file for part in PACKAGES) or file.startswith(_homes()) or not _exists(Path(file))
@@ -65,8 +66,8 @@ def _exists(path: Path) -> bool:
 def _homes() -> tuple[str, ...]:
     """Folders of Python itself, and of the libraries, which may be installed from a checkout of their own."""
     homes = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
-    files = {getattr(sys.modules.get(name), "__file__", None) for name in LIBRARIES}
-    homes |= {str(Path(file).parent) for file in files if file}
+    specs = [find_spec(name) for name in LIBRARIES]
+    homes |= {str(Path(spec.origin).parent) for spec in specs if spec and spec.origin}
     return tuple(f"{home}{os.sep}" for home in homes)
 
 
@@ -94,6 +95,7 @@ INNER: dict[type, Callable[[Any], tuple[Any, ...]]] = {
     functools.cached_property: lambda value: (value.func,),
     functools.partial: lambda value: (value.func,),
     functools.partialmethod: lambda value: (value.func,),
+    type(functools.cache(len)): lambda value: (value.__wrapped__,),
 }
 
 

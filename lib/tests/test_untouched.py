@@ -4,6 +4,7 @@ The replacements are small ones of the kinds that this suite once had. Their cod
 """
 
 import ast
+import functools
 import subprocess
 import sys
 import time
@@ -84,7 +85,7 @@ def ours(*inputs, **options):
         (hf.GenerationMixin, "_get_top_k_continuations", "GenerationMixin._get_top_k_continuations"),
     ],
 )
-@pytest.mark.parametrize("wrap", [lambda function: function, staticmethod, property])
+@pytest.mark.parametrize("wrap", [lambda function: function, staticmethod, property, functools.cache, functools.partial])
 def test_a_function_of_ours_in_a_library_is_named(audit, monkeypatch, holder, name, what, wrap):
     monkeypatch.setattr(holder, name, wrap(ours))
     passed, detail = audit()
