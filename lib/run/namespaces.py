@@ -83,7 +83,7 @@ class Namespaces:
             return known
         entries = _entries(holder)
         strangers = {key: owner for key, value in entries.items() if (owner := owner_of(value)) is not None}
-        inner = [(f"{name}.{key}", one) for key, value in entries.items() if key not in DULL for one in _inner(value)]
+        inner = [(f"{name}.{key}", one) for key, value in entries.items() if not _is_dull(key) for one in _inner(value)]
         name = f"{holder.__module__}.{holder.__qualname__}" if issubclass(type(holder), type) else name
         return Namespace(name=name, holder=holder, entries=entries, strangers=strangers, inner=inner)
 
@@ -122,12 +122,16 @@ def _inner(value: Any) -> Iterator[Any]:
         yield from (kept for kept in vars(value).values() if type(kept) is dict and _is_registry(kept))
 
 
+def _is_dull(key: Any) -> bool:
+    """Whether a name says that nothing is to be looked for behind it; hooks have a look of their own."""
+    return key in DULL or str(key).endswith("hooks")
+
+
 def _is_library(kind: type) -> bool:
     return isinstance(kind.__module__, str) and kind.__module__.partition(".")[0] in LIBRARIES
 
 
 def _is_registry(mapping: dict[Any, Any]) -> bool:
-    """Whether a mapping gives names to functions or classes, or could; hooks have numbers."""
-    if dict.__len__(mapping) > MOST_ENTRIES or any(type(key) is int for key in dict.keys(mapping)):
-        return False
-    return not dict.__len__(mapping) or any(map(callable, dict.values(mapping)))
+    """Whether a mapping gives names to functions or classes, or could."""
+    count = dict.__len__(mapping)
+    return count <= MOST_ENTRIES and (not count or any(map(callable, dict.values(mapping))))
