@@ -135,7 +135,7 @@ def test_hooks_of_ours_are_named(audit, trainer):
         for handle in handles:
             handle.remove()
     assert f"hook of a parameter by {HERE}: ours" in detail
-    assert f"hook of PeftModelForCausalLM of the model by {HERE}: look_on" in detail
+    assert f"hook of PeftModel of the model by {HERE}: look_on" in detail
 
 
 def look_on(module, inputs):
