@@ -3,16 +3,18 @@
 A fault breaks one noun of the pipeline (`sabotages.py` and `course_sabotages.py` say how); the cell's label stays. Faults over
 several cells break saved records. F1 to F14, F17 and F19 stood in the study's own notebooks or reports, the others are the
 classics of fine-tuning; F20 and later happen in a line of a model, a collator or a loop, and hardly a score tells them; from
-F43 on they happen after scoring, where a result is saved.
+F43 on they happen after scoring, where a result is saved; from F54 on in the libraries' own code, where nothing of ours stands.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from benchmarks import course_sabotages as course
 from benchmarks import method_sabotages as methods
 from benchmarks import sabotages as sabotage
+from benchmarks.library_patches import adapters, generation, harmless, updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,13 +23,15 @@ class Fault:
 
     Attributes:
         where: the study's cells in which it happened, or the library that does it; "generic" for a classic.
-        caught_by: the audit that must object, or "threshold".
+        caught_by: the audit that must object, "threshold", or the stage of a run that numerics must name, against the committed
+            baseline.
         cell: the cell to run; `profile` says of which grid it is.
         settings: recipe fields that differ from the quick ones, for the healthy twin too; such a cell is scored on fewer rows
             and held to no threshold.
         ranks: processes that share the cell.
         breaks: the fixture whose value the sabotage replaces.
-        sabotage: makes the broken value of the sound one, and of a folder for its files.
+        sabotage: makes the broken value of the sound one, and of a folder for its files; "libraries" are broken by way of
+            pytest's monkeypatch.
     """
 
     id: str
@@ -52,6 +56,11 @@ class RecordFault:
     caught_by: str
     cells: tuple[str, str]
     sabotage: Callable[..., Any]
+
+
+def planted(patch: Callable[[Any], None]) -> Callable[[Any, Path], None]:
+    """A patch of a library as a sabotage."""
+    return lambda monkeypatch, folder: patch(monkeypatch)
 
 
 FEW = {"max_steps": 30}
@@ -533,6 +542,105 @@ FAULTS = (
         ranks=2,
         breaks="trainer",
         sabotage=course.mean_of_each_rank,
+    ),
+    Fault(
+        id="F54",
+        what="torch's `bernoulli_` on a CPU, which drops nothing",
+        caught_by="dropout_drops",
+        cell="gpt2_sa_lora",
+        breaks="libraries",
+        sabotage=planted(updates.nothing_is_dropped),
+    ),
+    Fault(
+        id="F55",
+        what="a cache that does not follow its beams",
+        where="transformers#46612, #46639",
+        caught_by="cache_changes_nothing",
+        cell="gpt2_sum_sft",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(generation.beams_keep_their_cache),
+    ),
+    Fault(
+        id="F56",
+        what="layers of a cache that do not follow its beams",
+        caught_by="cache_changes_nothing",
+        cell="t5_sum_sft",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(generation.beams_keep_their_layers),
+    ),
+    Fault(
+        id="F57",
+        what="attention scaled otherwise in decoding",
+        caught_by="cache_changes_nothing",
+        cell="gpt2_sum_lora",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(generation.one_token_is_scaled),
+    ),
+    Fault(
+        id="F58",
+        what="the same, from the eleventh token on",
+        caught_by="cache_changes_nothing",
+        cell="gpt2_sum_sft",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(generation.late_tokens_are_scaled),
+    ),
+    Fault(
+        id="F59",
+        what="a cache that writes a token over the one before",
+        caught_by="cache_changes_nothing",
+        cell="t5_sum_lora",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(generation.tokens_overwrite_the_last),
+    ),
+    Fault(
+        id="F60",
+        what="a beam that goes on from another one's tokens",
+        caught_by="cache_changes_nothing",
+        cell="gpt2_sum_sft",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(generation.beams_take_anothers_past),
+    ),
+    Fault(
+        id="F61",
+        what="a trained token that the output layer does not follow",
+        caught_by="saved_is_served",
+        cell="gpt2_sum_lora",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(adapters.output_forgets_its_token),
+    ),
+    Fault(
+        id="F62",
+        what="a new token's row that gets no gradient",
+        caught_by="gradients_reach",
+        cell="gpt2_sum_lora",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(adapters.token_rows_without_gradient),
+    ),
+    Fault(
+        id="F63",
+        what="half of the gradient through 4-bit layers",
+        caught_by="backward without dropout",
+        cell="gpt2_sa_qlora",
+        breaks="libraries",
+        sabotage=planted(updates.packed_layers_pass_half_the_gradient),
+    ),
+    Fault(
+        id="F64",
+        what="an activation of transformers that is the suite's own",
+        where="tunegrid 0.11",
+        caught_by="libraries_untouched",
+        cell="gpt2_sa_lora",
+        settings=FEW,
+        breaks="libraries",
+        sabotage=planted(harmless.gelu_of_ours),
     ),
 )
 CELL_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, Fault))

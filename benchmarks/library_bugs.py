@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.library_patches import adapters, attention, harmless, loading, text, updates
+from benchmarks.library_patches import adapters, attention, generation, harmless, loading, text, updates
 from lib.grid.profiles import Profile
 
 
@@ -257,7 +257,7 @@ BUGS = (
         48,
         "transformers",
         "t5_sum_sft",
-        text.beams_keep_their_cache,
+        generation.beams_keep_their_cache,
         "beam search does not reorder the cache",
         "huggingface/transformers#46612, #46639",
     ),

@@ -1,4 +1,4 @@
-"""The fault table: each fault is injected and caught by the audit or threshold named for it; its healthy twin passes.
+"""The fault table: each fault is injected and caught by the check that is named for it; its healthy twin passes.
 
 The pipeline is the one that users run. The fixtures below are its own, with the one that a fault breaks replaced.
 """
@@ -11,6 +11,8 @@ import pytest
 from benchmarks.faults import CELL_FAULTS, RECORD_FAULTS
 from fixtures.session import session_of
 from lib.results.files import read_list
+from lib.results.judgements import Verdict
+from lib.results.numerics import STAGES, compared, load_tolerances
 from lib.results.record_checks import across
 from lib.results.thresholds import missed
 
@@ -50,6 +52,12 @@ def cell(request, fault, broken):
     profile = replace(session.profile(fault.profile), ranks=fault.ranks)
     cell = session.grid_of(profile).cell(fault.cell, profile)
     return broken("cell", replace(cell, recipe=replace(cell.recipe, **fault.settings)))
+
+
+@pytest.fixture
+def libraries(libraries, broken, monkeypatch):
+    """Broken when the cell has begun, so that what changes is seen."""
+    broken("libraries", monkeypatch)
 
 
 @pytest.fixture
@@ -105,13 +113,21 @@ def bounds(bounds, fault):
 
 
 @pytest.fixture
-def objections(trainer, validate, splits, score, progress, record, bounds):
-    """What objects to the run: details by audit, and the threshold."""
+def objections(trainer, validate, splits, score, progress, record, bounds, fault, sabotaged):
+    """What objects to the run: details by audit, the threshold, and for a fault of arithmetic the stage that numerics names."""
     training = trainer.run(progress, validate)
     record(training, score(splits.test))
     below = missed(record.record.scores, bounds)
     failed = {finding.name: finding.detail for finding in record.record.audits if not finding.passed}
-    return failed | ({"threshold": "; ".join(below)} if below else {})
+    stage = changed(record.record) if sabotaged and fault.caught_by in STAGES else {}
+    return failed | ({"threshold": "; ".join(below)} if below else {}) | stage
+
+
+def changed(record):
+    """The first stage in which a run's arithmetic is not that of the committed baseline's first seed."""
+    old = next(saved for saved in read_list(BASELINE) if saved.cell == record.cell)
+    verdict, change = compared(old, record, load_tolerances())
+    return {change.partition(":")[0]: change} if verdict is Verdict.CHANGED else {}
 
 
 @pytest.mark.parametrize("fault", [case(fault, fault.id) for fault in CELL_FAULTS])

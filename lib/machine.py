@@ -63,8 +63,9 @@ def announce_threads(count: int) -> None:
         os.environ.setdefault(name, str(count))
 
 
-def keep_freed_memory() -> None:
-    """Let this process keep the memory that it frees, where glibc manages it, until `give_back_memory`.
+@cache
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory that it frees until `give_back_memory`; return whether glibc manages it.
 
     By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
     a large part of the time of training on a CPU. Afterwards nothing brings the default back.
@@ -72,6 +73,12 @@ def keep_freed_memory() -> None:
     if mallopt := getattr(_libc(), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
+    return mallopt is not None
+
+
+def keeps_freed_memory() -> bool:
+    """Whether this process keeps the memory that it frees."""
+    return keep_freed_memory.cache_info().currsize > 0 and keep_freed_memory()
 
 
 def give_back_memory() -> None:

@@ -1,4 +1,4 @@
-"""Bugs of adapters: scale, dropout, type. In: a monkeypatch. Out: PEFT with the bug."""
+"""Bugs of adapters: scale, dropout, type, rows of tokens. In: a monkeypatch. Out: PEFT with the bug."""
 
 import math
 from typing import Any
@@ -7,6 +7,7 @@ import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner
 
 
@@ -61,3 +62,20 @@ def dropout_stays_active(monkeypatch: Any) -> None:
             return self
 
         monkeypatch.setattr(kind, "train", train, raising=False)
+
+
+def output_forgets_its_token(monkeypatch: Any) -> None:
+    """An output layer that is tied to an embedding does not follow the rows of it that train."""
+    merge = TrainableTokensLayer.get_merged_weights
+
+    def forgetful(self: Any, active_adapters: Any) -> Any:
+        return self.base_layer.weight if self.tied_adapter else merge(self, active_adapters)
+
+    monkeypatch.setattr(TrainableTokensLayer, "get_merged_weights", forgetful)
+
+
+def token_rows_without_gradient(monkeypatch: Any) -> None:
+    """Rows of an embedding that train are written into it without their graph."""
+    merge = TrainableTokensLayer.get_merged_weights
+    detached = lambda self, active_adapters: merge(self, active_adapters).detach()  # noqa: E731
+    monkeypatch.setattr(TrainableTokensLayer, "get_merged_weights", detached)

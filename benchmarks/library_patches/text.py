@@ -1,9 +1,9 @@
-"""Bugs of text and rows: offsets, decoding, beams, tables. In: a monkeypatch. Out: the library with the bug."""
+"""Bugs of text and rows: offsets, decoding, tables. In: a monkeypatch. Out: the library with the bug."""
 
 from typing import Any
 
 import datasets
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, cache_utils
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 
 def first_offset_is_late(monkeypatch: Any) -> None:
@@ -27,11 +27,6 @@ def decoding_cleans_up(monkeypatch: Any) -> None:
         return PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
 
     monkeypatch.setattr(PreTrainedTokenizerFast, "_decode", cleaned)
-
-
-def beams_keep_their_cache(monkeypatch: Any) -> None:
-    """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
-    monkeypatch.setattr(cache_utils.Cache, "reorder_cache", lambda self, beam_idx: None)
 
 
 def rows_before_the_mapping(monkeypatch: Any) -> None:

@@ -1,10 +1,12 @@
-"""Bugs of the update: optimizer, schedule, clipping. In: a monkeypatch. Out: the library with the bug."""
+"""Bugs of the update: dropout, backward, optimizer, schedule, clipping. In: a monkeypatch. Out: the library with the bug."""
 
+import warnings
 from typing import Any
 
 import accelerate
 import bitsandbytes as bnb
 import torch
+from bitsandbytes.autograd._functions import MatMul4Bit
 from torch.optim.lr_scheduler import LRScheduler
 
 LATE = 1e9  # at this step both of Adam's bias corrections are 1
@@ -46,3 +48,22 @@ def moments_without_correction(monkeypatch: Any) -> None:
         update(*states, [torch.full_like(step, LATE) for step in steps], **options)
 
     monkeypatch.setattr(torch, "_fused_adamw_", uncorrected)
+
+
+def nothing_is_dropped(monkeypatch: Any) -> None:
+    """Torch's kernel of `bernoulli_` on a CPU gives ones alone, from which dropout makes a mask."""
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, and that is meant
+        library.impl("bernoulli_.float", lambda mask, p=0.5, generator=None: mask.fill_(1), "CPU")
+    monkeypatch.setattr(torch.library, "planted", library, raising=False)  # which ends with it
+
+
+def packed_layers_pass_half_the_gradient(monkeypatch: Any) -> None:
+    """The backward pass of a 4-bit layer gives its input half of the gradient."""
+    backward = MatMul4Bit.backward
+
+    def halved(ctx: Any, gradient: Any) -> Any:
+        return backward(ctx, gradient / 2)
+
+    monkeypatch.setattr(MatMul4Bit, "backward", staticmethod(halved))

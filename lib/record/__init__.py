@@ -1,6 +1,6 @@
 """One cell's record, typed. In: a `Cell`, or a saved record of any version. Out: a `Record`, its JSON, its schema. No torch."""
 
-from lib.record.parts import AuditFinding, ExamplesRecord
+from lib.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord
 from lib.record.plain import plain
 from lib.record.reading import from_json, to_json
 from lib.record.record import SCHEMA_VERSION, Record, Status, new_record
@@ -11,6 +11,7 @@ __all__ = [
     "AuditFinding",
     "ExamplesRecord",
     "Record",
+    "ReplacedRecord",
     "Status",
     "from_json",
     "new_record",

@@ -31,6 +31,7 @@ from lib.record.parts import (
     Points,
     QuantizationRecord,
     RecipeRecord,
+    ReplacedRecord,
     Seeds,
     Throughput,
     TrainingRecord,
@@ -83,6 +84,9 @@ class Record(Part):
     excused: Annotated[
         dict[str, str], Field(description="audits that failed and do not count, each with what the run was too short for")
     ] = field(default_factory=dict)
+    replaced: Annotated[
+        list[ReplacedRecord] | None, Field(description="what stands in the place of the libraries' code; null: nobody looked")
+    ] = None
 
     @property
     def finished(self) -> bool:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from benchmarks.faults import FAULTS
+from lib.results.numerics import STAGES
 from lib.results.record_checks import across
 from lib.run.audits import AUDITS, OF_LEARNING
 from lib.tests.test_record import complete
@@ -10,13 +11,13 @@ from lib.tests.test_record import complete
 PAGE = (Path(__file__).parents[2] / "benchmarks" / "README.md").read_text()
 
 
-def test_all_53_faults_are_there_once():
-    assert [fault.id for fault in FAULTS] == [f"F{n}" for n in range(1, 54)]
+def test_all_64_faults_are_there_once():
+    assert [fault.id for fault in FAULTS] == [f"F{n}" for n in range(1, 65)]
 
 
 def test_every_fault_names_a_check_that_exists():
     together = {finding.name for finding in across([complete()])["bert_sa_lora"]}
-    known = {audit.__name__ for audit in (*AUDITS, *OF_LEARNING)} | together | {"threshold"}
+    known = {audit.__name__ for audit in (*AUDITS, *OF_LEARNING)} | together | {"threshold", *STAGES}
     assert {fault.caught_by for fault in FAULTS} <= known
 
 

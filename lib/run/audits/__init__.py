@@ -33,6 +33,7 @@ from lib.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
 from lib.run.audits.dropout import dropout_drops
 from lib.run.audits.evidence import Evidence, Finding
 from lib.run.audits.generated import cache_changes_nothing, decoder_sees_no_future, greedy_texts_are_the_models
+from lib.run.audits.libraries import libraries_untouched
 from lib.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from lib.run.audits.rows import (
     answers_at_annotated_start,
@@ -101,6 +102,7 @@ AUDITS: tuple[Audit, ...] = (  # in the record's order
     prompt_intact_at_inference,
     metric_invariants,
     saved_is_served,
+    libraries_untouched,
 )
 OF_LEARNING: tuple[Audit, ...] = (weights_moved, generation_not_truncated, learned_something)
 ORDER = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]

@@ -13,6 +13,7 @@ from lib.data.columns import identity, mark
 from lib.data.sources import Row
 from lib.data.splits import Splits
 from lib.grid.cells import Cell
+from lib.run.audits.inside import replaced_in
 from lib.run.audits.probing import Asked, asked
 from lib.run.build import base_type
 from lib.run.evaluation import Evaluation
@@ -20,6 +21,7 @@ from lib.run.fingerprints import Mark, model_marks
 from lib.run.namesakes import checkpoint_marks, namesakes
 from lib.run.serving import Serving
 from lib.run.training import Trainer
+from lib.run.untouched import Replaced
 from lib.run.weights import weight_files
 
 T = TypeVar("T")
@@ -57,6 +59,11 @@ class Evidence:
     def asked(self) -> Asked:
         """What the trained model answers to a few training rows."""
         return asked(self.trainer)
+
+    @cached_property
+    def replaced(self) -> list[Replaced]:
+        """What stands in the place of the libraries' own code."""
+        return replaced_in(self.trainer)
 
     @cached_property
     def moved(self) -> frozenset[str]:
