@@ -56,7 +56,11 @@ def cell(request, profile, cell_id, control):
     session = session_of(request.config)
     chosen = session.profile(profile)
     cell = session.grid_of(chosen).cell(cell_id, chosen)
-    return replace(cell, recipe=replace(cell.recipe, learning_rate=0.0)) if control == "learning_rate_0" else cell
+    return (
+        replace(cell, recipe=replace(cell.recipe, learning_rate=0.0, head_learning_rate=None))
+        if control == "learning_rate_0"
+        else cell
+    )
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
     """The scores that a kind of problem has; a classification has some for each label."""
     by_label = (f"{name}_{label}" for label in range(labels) for name in ("precision", "recall", "f1"))
     return {
-        Problem.CLASSIFY: ("accuracy", "f1_macro", "label_probability", *by_label),
+        Problem.CLASSIFY: ("accuracy", "f1_macro", *by_label),
         Problem.EXTRACT: ("exact_match", "f1"),
         Problem.GENERATE: (
             *("rouge1", "rouge2", "rougeL", "rougeLsum"),
@@ -116,7 +116,7 @@ SA = Task(
     test=Carve(share=0.15, stratify="label"),
     own_test="test",
     main_score="accuracy",
-    bounded_scores=("accuracy", "f1_macro", "label_probability"),
+    bounded_scores=("accuracy", "f1_macro"),
 )
 QA = Task(
     id="qa",

@@ -17,10 +17,9 @@ from lib.codecs.store import lengths_of
 from lib.data.sources import Row
 from lib.errors import InputError
 from lib.grid.cells import Cell
-from lib.grid.tasks import Problem
 from lib.run.device import autocast, free_memory, resolve_precision
 from lib.run.fitting import DoesNotFit, fitting
-from lib.run.metrics import METRICS, Metrics, probabilities
+from lib.run.metrics import METRICS, Metrics
 from lib.run.progress import Progress
 from lib.run.ranks import ALONE, Ranks
 
@@ -78,8 +77,8 @@ def evaluate(
     seconds = time.perf_counter() - began
     predictions = codec.decode(rows, features, outputs)
     score = partial(METRICS[codec.task.problem], metrics, codec.task, rows, [prediction.value for prediction in predictions])
+    scored = ranks.first(score)
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
-    scored = ranks.first(score).adding(probabilities(losses) if codec.task.problem is Problem.CLASSIFY else {})
     return Evaluation(
         predictions=predictions,
         rows=rows,

@@ -5,7 +5,6 @@ scripts come from the hub at run time, so they are used only where asked for and
 """
 
 import inspect
-import math
 import re
 import string
 from collections import Counter
@@ -61,10 +60,6 @@ class Scored:
 
     scores: Scores
     examples: Examples
-
-    def adding(self, examples: Examples) -> "Scored":
-        """The same with more metrics that are a mean over rows."""
-        return Scored(scores=self.scores | means(examples), examples=self.examples | examples)
 
 
 BUILT_IN: dict[Problem, dict[str, str]] = {
@@ -127,14 +122,6 @@ def classification_scores(references: Sequence[int], predicted: Sequence[int], c
         scores[f"f1_{label}"] = _percent(2 * hits, 2 * hits + misses + false_alarms)
     scores["f1_macro"] = sum(scores[f"f1_{label}"] for label in classes) / count
     return scores
-
-
-def probabilities(losses: Sequence[float]) -> Examples:
-    """The probability that a model gives each row's true label, in points, from the rows' cross-entropies in nats.
-
-    It shows what accuracy hides where a task is easy: a model that is right, but hardly more than by chance.
-    """
-    return {"label_probability": [100 * math.exp(-loss) for loss in losses]} if losses else {}
 
 
 def _percent(part: int, whole: int) -> float:
