@@ -1,5 +1,7 @@
 """Controls: a run that cannot have learned its task must miss a threshold, in every cell. If one passes, the bound is blunt.
 
+So must a run whose adapter is taken away after training while its head stays (`adapter_off`): the head alone must not do.
+
 `pytest -m controls` has those of the study's quick cells, `pytest -m "controls and zoo"` those of the zoo.
 """
 
@@ -11,20 +13,28 @@ import pytest
 from benchmarks.targets import SHUFFLES
 from fixtures.session import session_of
 from lib.grid.backbones import BACKBONES
-from lib.grid.cells import STUDY_IDS
-from lib.grid.profiles import ZOO_PROFILE
+from lib.grid.cells import STUDY
+from lib.grid.methods import TOKEN_ROWS
+from lib.grid.names import within
+from lib.grid.profiles import QUICK_PROFILE, ZOO_PROFILE
 from lib.grid.zoo import zoo
 from lib.results.thresholds import missed
 
 pytestmark = pytest.mark.controls
 
-CONTROLS = ("random_weights", "learning_rate_0", "shuffled_labels")
+CONTROLS = ("random_weights", "learning_rate_0", "shuffled_labels", "adapter_off")
 CASES = [
-    *(pytest.param(control, "quick", name, id=f"{control}-{name}") for control in CONTROLS for name in STUDY_IDS),
     *(
-        pytest.param(control, "zoo", name, id=f"zoo-{control}-{name}", marks=pytest.mark.zoo)
+        pytest.param(control, "quick", cell.id, id=f"{control}-{cell.id}")
+        for control in CONTROLS
+        for cell in STUDY.cells(QUICK_PROFILE)
+        if control != "adapter_off" or cell.method.adapts
+    ),
+    *(
+        pytest.param(control, "zoo", cell.id, id=f"zoo-{control}-{cell.id}", marks=pytest.mark.zoo)
         for control in CONTROLS[1:]
-        for name in zoo().ids(ZOO_PROFILE)
+        for cell in zoo().cells(ZOO_PROFILE)
+        if control != "adapter_off" or cell.method.adapts
     ),
 ]
 
@@ -46,7 +56,11 @@ def cell(request, profile, cell_id, control):
     session = session_of(request.config)
     chosen = session.profile(profile)
     cell = session.grid_of(chosen).cell(cell_id, chosen)
-    return replace(cell, recipe=replace(cell.recipe, learning_rate=0.0)) if control == "learning_rate_0" else cell
+    return (
+        replace(cell, recipe=replace(cell.recipe, learning_rate=0.0, head_learning_rate=None))
+        if control == "learning_rate_0"
+        else cell
+    )
 
 
 @pytest.fixture
@@ -63,10 +77,26 @@ def splits(splits, cell, control):
     return replace(splits, train=SHUFFLES[cell.task.problem](splits.train, Random(0)))
 
 
+@pytest.fixture
+def start(trainer, cell):
+    """The adapter before training: what trains, but for the head and the rows of new tokens."""
+    kept = (*cell.head.new_modules, TOKEN_ROWS)
+    return {name: p.detach().clone() for name, p in trainer.parameters.items() if p.requires_grad and not within(name, kept)}
+
+
+def switch_off(model, start):
+    """Put the adapter back to where it started, under the head as it was trained."""
+    model.load_state_dict(start, strict=False)
+
+
 @pytest.mark.parametrize(("control", "profile", "cell_id"), CASES)
-def test_a_control_misses_a_threshold(cell_id, control, bounds, trainer, validate, splits, score, progress, benchmark, record):
+def test_a_control_misses_a_threshold(
+    cell_id, control, bounds, model, trainer, start, validate, splits, score, progress, benchmark, record
+):
     benchmark.group = f"controls {control}"
     training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
+    if control == "adapter_off":
+        switch_off(model, start)
     record(training, score(splits.test))
     scores = record.record.scores
     below = missed(scores, bounds)

@@ -5,7 +5,7 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from lib.errors import InputError, first_line
 from lib.grid.backbones import Backbone, Head
+from lib.grid.names import within
 from lib.grid.optimizers import OptimizerFactory, ParameterGroups
 from lib.grid.recipes import Recipe
 from lib.grid.tasks import Task
@@ -135,11 +136,7 @@ class Method:
 
     def parameter_groups(self, model: "nn.Module", cell: CellLike) -> ParameterGroups:
         """The parameters that train, in groups. Biases and norms do not decay. The first group has the recipe's rate."""
-        trained = [p for p in model.parameters() if p.requires_grad]
-        return [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": cell.recipe.weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
+        return grouped(dict(model.named_parameters()), cell)
 
     def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
         """The recipe's optimizer over the method's groups."""
@@ -173,6 +170,23 @@ class Method:
     def holds_after(self, evidence: Any) -> Answer:
         """Whether the trained model shows that this method trained it; `evidence` is what audits see."""
         return None
+
+
+def grouped(parameters: "Mapping[str, nn.Parameter]", cell: CellLike, **settings: float) -> ParameterGroups:
+    """Those that train, in groups with these settings. Biases and norms do not decay; a head may have a rate of its own."""
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    rate = cell.recipe.head_learning_rate
+    head = {name: p for name, p in trained.items() if rate is not None and within(name, cell.head.new_modules)}
+    rest = [p for name, p in trained.items() if name not in head]
+    groups = _by_decay(rest, cell.recipe.weight_decay, **settings)
+    return groups + (_by_decay([*head.values()], cell.recipe.weight_decay, lr=rate) if head else [])
+
+
+def _by_decay(parameters: "Sequence[nn.Parameter]", weight_decay: float, **settings: Any) -> ParameterGroups:
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, **settings},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **settings},
+    ]
 
 
 @dataclass(frozen=True, kw_only=True)

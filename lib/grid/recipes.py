@@ -38,6 +38,7 @@ class Recipe:
         doc_stride: tokens that neighbouring windows share; None reads one window and cuts the rest.
         max_length: of the input, in tokens, special tokens included; `max_target_length` of the summary.
         warmup_steps: updates; stands in for `warmup_ratio` where it is not 0.
+        head_learning_rate: peak rate of the head's new modules; None trains them at `learning_rate`, as the study does.
         max_steps: updates; 0 trains `num_train_epochs` epochs.
         max_grad_norm: None does not clip.
         precision: "fp32", "fp16" or "bf16", where the device can.
@@ -48,6 +49,7 @@ class Recipe:
     adapter: Adapter | None = None
     optim: str = "adamw_torch"
     learning_rate: float
+    head_learning_rate: float | None = None
     weight_decay: float = 0.01
     lr_scheduler_type: str = "linear"
     warmup_ratio: float = 0.0

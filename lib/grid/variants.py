@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from lib.grid.methods import Answer, Base, CellLike, Lora
+from lib.grid.methods import Answer, Base, CellLike, Lora, grouped
 from lib.grid.optimizers import ParameterGroups
 from lib.grid.recipes import Recipe
 
@@ -61,14 +61,9 @@ class LoraPlus(Lora):
 
     def parameter_groups(self, model: "nn.Module", cell: CellLike) -> ParameterGroups:
         """All but the matrices B at the recipe's rate, and these at `ratio` times it."""
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        decay, fast = {"weight_decay": cell.recipe.weight_decay}, {"lr": cell.recipe.learning_rate * self.ratio}
-        rest = [p for name, p in named if "lora_B" not in name]
-        return [
-            {"params": [p for p in rest if p.ndim > 1], **decay},
-            {"params": [p for p in rest if p.ndim <= 1], "weight_decay": 0.0},
-            {"params": [p for name, p in named if "lora_B" in name], **decay, **fast},
-        ]
+        fast = {name: p for name, p in model.named_parameters() if "lora_B" in name}
+        rest = {name: p for name, p in model.named_parameters() if name not in fast}
+        return [*grouped(rest, cell), *grouped(fast, cell, lr=cell.recipe.learning_rate * self.ratio)]
 
     def holds_after(self, evidence: Any) -> Answer:
         """B's peak rate is `ratio` times A's."""

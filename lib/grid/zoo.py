@@ -14,7 +14,7 @@ from lib.grid.backbones import BACKBONES, Head, Layout
 from lib.grid.cells import Grid
 from lib.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
 from lib.grid.optimizers import OPTIMIZERS
-from lib.grid.profiles import quick_changes
+from lib.grid.profiles import GREEDY, quick_changes
 from lib.grid.recipes import RECIPES, Adapter, Recipe
 from lib.grid.tasks import TASKS
 from lib.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa
@@ -158,6 +158,8 @@ def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:
     changes = dict(quick_changes(f"{backbone}_{task}_lora"))
     changes |= {"max_steps": updates, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
     changes |= {"learning_rate": rate * RATES.get(method.id, 1.0), "precision": "fp32", "gradient_checkpointing": False}
+    if changes.get("generation"):  # 45 cells: beams cost time
+        changes["generation"] = GREEDY
     return changes
 
 

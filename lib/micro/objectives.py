@@ -152,21 +152,28 @@ def graded(document: Document, rng: Random) -> Document:
     return replace(document, kind="graded", first=question_of(document), second=text, focus=tuple(marks), echo=None, others=())
 
 
-def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
-    """Next-token prediction on the document as one text."""
-    rows = [
-        [*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in (_running(d, tokenizer, rng) for d in documents)
-    ]
+def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, announced: bool = False) -> Batch:
+    """Next-token prediction on the document as one text; `announced` says whether a review's digest is, too."""
+    texts = [_running(document, tokenizer, rng, announced) for document in documents]
+    rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
     input_ids = padded(rows, tokenizer.eos_token_id)
     real = padded([[1] * len(row) for row in rows], 0)
     return {"input_ids": input_ids, "attention_mask": real, "labels": input_ids.masked_fill(real == 0, IGNORED)}
 
 
-def _running(document: Document, tokenizer: Any, rng: Random) -> str:
+def causal_lm_announced(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """`causal_lm` in which a digest never follows its review at once.
+
+    Where it does, a review's last token holds the verdict ready, and a new head reads it off without any adapter.
+    """
+    return causal_lm(documents, tokenizer, rng, announced=True)
+
+
+def _running(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
     """The document in reading order; a passage has its question first and the answer starred, or asked for at the end."""
-    if document.kind == "review":
+    if document.kind == "review" and not announced:
         return f"{document.first} {document.second}"
-    if document.kind == "article":
+    if document.kind in ("review", "article"):
         return f"{document.first}\n{rng.choice(ANNOUNCEMENTS)} {document.second}"
     ((start, end),), question = document.focus, question_of(document)
     if rng.random() < 0.3:

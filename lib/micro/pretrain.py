@@ -18,6 +18,7 @@ from lib.micro.corpus import KINDS, Document, documents, reserved_texts
 from lib.micro.objectives import (
     Batch,
     causal_lm,
+    causal_lm_announced,
     masked_lm,
     masked_lm_and_verdicts,
     own_loss,
@@ -132,6 +133,13 @@ PLANS = {
                 weights=(0.35, 0.0, 0.4, 0.25),
                 batch=causal_lm,
                 objective="next-token prediction",
+            ),
+            Stage(
+                steps=2500,
+                learning_rate=1e-3,
+                weights=(0.35, 0.0, 0.4, 0.25),
+                batch=causal_lm_announced,
+                objective="the same, with an announcement between a review and its digest",
             ),
         ),
         finish=scale_by_layer,

@@ -75,6 +75,9 @@ class RecipeRecord(Part):
     from_notebook: list[str]
     ours: list[str]
     quantization: QuantizationRecord | None
+    head_learning_rate: Annotated[
+        float | None, Field(gt=0, description="peak rate of the head's new modules; null: that of the rest")
+    ] = None
 
     @property
     def rows_per_update(self) -> int:

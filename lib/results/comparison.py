@@ -15,6 +15,7 @@ from pathlib import Path
 from scipy import special
 
 from lib.record import Record
+from lib.record.parts import GenerationRecord
 from lib.results.costs import ALIKE
 from lib.results.entries import Entry, entries_of, figures, fronts, sound
 from lib.results.fronts import Pair, dominates, letters
@@ -228,11 +229,16 @@ def _budget(record: Record) -> str:
     return f"{record.training.updates if record.training else 'no'} updates of {record.recipe.rows_per_update} rows"
 
 
+def _search(generation: GenerationRecord | None) -> str:
+    return f"num_beams {generation.num_beams}, max_new_tokens {generation.max_new_tokens}" if generation else "none"
+
+
 FACTS: Mapping[str, Callable[[Record], str]] = {
     "budget": _budget,
     "precision": lambda record: record.training.precision if record.training else "unknown",
     "data": lambda record: record.data.fingerprint if record.data else "unknown",
     "what is adapted": lambda record: "the new head alone" if adapts_head_alone(record) else "the backbone",
+    "search": lambda record: _search(record.recipe.generation),
     "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
     "ranks": lambda record: record.processes,
     "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),

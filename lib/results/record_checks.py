@@ -95,6 +95,7 @@ SHARED: tuple[tuple[str, Callable[[Record], object]], ...] = (
     ("real tokens", lambda record: record.training and record.training.tokens),
     ("order of rows", lambda record: record.training and record.training.order),
     ("test rows", lambda record: record.data and record.data.fingerprint),
+    ("search", lambda record: record.recipe.generation),
     ("ranks", lambda record: record.processes),
 )
 
