@@ -100,8 +100,9 @@ def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
 
 def output_follows_trained_tokens(evidence: Evidence) -> Answer:
     """The output layer's row of a token that an adapter trains is the embedding's, where both are one pretrained tensor."""
-    layer, output = _token_rows(evidence.model), evidence.model.get_output_embeddings()  # type: ignore[operator]
-    if layer is None or output is None or not evidence.asked.together:
+    layer = _token_rows(evidence.model)
+    output = evidence.model.get_output_embeddings() if layer else None  # type: ignore[operator]
+    if layer is None or output is None:
         return None
     device = evidence.trainer.meter.device
     tokens = torch.tensor(sorted(set(chain.from_iterable(layer.token_indices.values()))), device=device)

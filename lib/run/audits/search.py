@@ -55,10 +55,12 @@ def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int)
             continue
         if found:
             break
-        gaps.append((worst.normalized(penalty) - best) * length**penalty)  # the search ends, and the text has not
+        gaps.append((worst.normalized(penalty) - best) * math.pow(length, penalty))  # the search ends, and the text has not
     if found is None:
         return math.inf
-    return max(*gaps, (finished[0].normalized(penalty) - found.normalized(penalty)) * len(text) ** penalty)
+    if most == 1:
+        return max(gaps)
+    return max(*gaps, (finished[0].normalized(penalty) - found.normalized(penalty)) * math.pow(len(text), penalty))
 
 
 def _let_in(beam: Beam, kept: list[Beam], weakest: Beam, most: int) -> list[float]:
