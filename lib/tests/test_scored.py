@@ -62,7 +62,7 @@ def summaries():
 
 def test_sound_summaries_are_the_models_beams_included(summaries):
     assert summaries.codec.generation.num_beams == 3
-    assert scored.texts_are_the_models(summaries) == (True, "2 texts: at most 0.0e+00 of the largest logit below the best")
+    assert scored.texts_are_the_models(summaries) == (True, "1 texts: at most 0.0e+00 of the largest logit below the best")
     assert scored.cache_changes_nothing(summaries)[0]
 
 
@@ -113,10 +113,10 @@ def test_padding_that_is_read_is_seen_in_what_was_scored(cell_id, monkeypatch):
     assert not passed, detail
 
 
-def test_rows_are_a_padded_one_the_longest_and_the_shortest():
+def test_rows_are_the_shortest_a_padded_one_and_the_longest():
     evidence = scored_by("bert_sa_lora", count=100)
     lengths = [len(feature.input_ids) for feature in evidence.evaluation.features]
-    padded, longest, shortest = scored.scored_rows(evidence.evaluation)
+    shortest, padded, longest = scored.scored_rows(evidence.evaluation)
     assert (lengths[longest], lengths[shortest]) == (max(lengths), min(lengths))
     assert lengths[padded] == sorted(lengths)[-64] < max(lengths)  # the last of the first batch of 64
 

@@ -22,17 +22,18 @@ from lib.run.device import autocast
 from lib.run.evaluation import EVAL_BATCH, Evaluation
 from lib.run.order import chunks
 
+SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text, and the shortest prompt, which is padded
 AMONG = 32  # scored texts, of which the most doubtful are searched anew; so many at once:
 AT_ONCE = 8
-SEARCHED = 2  # a search takes a pass a token
+SEARCHED = 1  # a search takes a pass a token
 
 
 def scored_rows(evaluation: Evaluation) -> list[int]:
-    """The last and so most padded feature of the first batch, the longest one, and the shortest."""
+    """The shortest feature, the last and so most padded one of the first batch, and the longest."""
     lengths = lengths_of(evaluation.features)
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
     last = len(order) - 1
-    return [order[place] for place in dict.fromkeys((min(EVAL_BATCH - 1, last), 0, last))]
+    return [order[place] for place in dict.fromkeys((last, min(EVAL_BATCH - 1, last), 0))]
 
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
@@ -47,7 +48,8 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
     pairs = [(codec.scores(evaluation.outputs[i]), codec.scores(again)) for i, again in zip(places, alone, strict=True)]
     if not all(ours for ours, _ in pairs):
         return None
-    apart = max(distance(torch.tensor(ours), torch.tensor(theirs)) for ours, theirs in pairs)
+    ours, theirs = (torch.tensor([score for pair in pairs for score in pair[side]]) for side in (0, 1))
+    apart = distance(ours, theirs)
     return apart <= _allowed(evidence), f"{len(places)} rows: scores differ by {apart:.1e} of the largest"
 
 
@@ -56,7 +58,7 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     codec = evidence.codec
     if not isinstance(codec, GenerateCodec):
         return None
-    rows = [row for row, _ in _scored_texts(evidence)] or evidence.asked.rows
+    rows = [row for row, _ in _scored_texts(evidence)[:SIDE_BY_SIDE]] or evidence.asked.rows
     texts, apart = searched(evidence.trainer, rows)
     longest = max(map(len, texts))
     detail = f"{len(texts)} texts of up to {longest} tokens: scores differ by {apart:.1e} of the largest logit"
