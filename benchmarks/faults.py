@@ -351,7 +351,7 @@ FAULTS = (
     Fault(
         id="F33",
         what="a checkpoint's own repetition penalty",
-        caught_by="greedy_texts_are_the_models",
+        caught_by="texts_are_the_models",
         cell="t5_sum_lora",
         breaks="codec",
         sabotage=sabotage.repetition_punished,

@@ -157,6 +157,10 @@ class Codec(ABC):
         """Whether an output is complete; generation that stopped at its limit of tokens is not."""
         return True
 
+    def scores(self, output: Any) -> list[float]:
+        """The model's scores that an output was chosen by; none where the output does not keep them."""
+        return []
+
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
         """A window's tokens decoded, and the piece of the context that they must say; None for what is not a window."""
         return None

@@ -75,15 +75,20 @@ class ClassifyCodec(Codec):
         return cross_entropy(self._logits(model, batch), batch["labels"], reduction="sum")
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
-        """Label and loss a feature."""
+        """Label, loss and logits a feature."""
         batch = on(device, self.collate(features))
         logits = self._logits(model, batch)
         losses = cross_entropy(logits, batch["labels"], reduction="none")
-        return list(zip(logits.argmax(-1).tolist(), losses.tolist(), strict=True))
+        return list(zip(logits.argmax(-1).tolist(), losses.tolist(), logits.tolist(), strict=True))
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
-        return [Prediction(value=label, loss=loss) for label, loss in outputs]
+        return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
+
+    def scores(self, output: Any) -> list[float]:
+        """The logits."""
+        logits: list[float] = output[2]
+        return logits
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The label is the row's."""

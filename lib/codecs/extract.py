@@ -126,6 +126,10 @@ class ExtractCodec(Codec):
                 best[feature.example] = score, span_text(text, first, last, feature.extra)  # the window itself is large
         return [Prediction(value=best[example][1]) for example in range(len(rows))]
 
+    def scores(self, output: Any) -> list[float]:
+        """The best span's."""
+        return [output[0]]
+
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The labelled tokens say the row's first answer; (0, 0) labels a window without it, and no other."""
         first, last = label.tolist()

@@ -116,6 +116,7 @@ _EXERCISES: Mapping[str, Mapping[str, Any]] = {
 _HEAD_RATES: Mapping[str, float] = {
     **{cell_id: 4e-4 for cell_id in ("t5_sa_lora", "t5_sa_qlora", "t5_qa_lora", "t5_qa_qlora")},
     "bert_qa_sft": 5e-3,
+    "t5_sa_sft": 5e-3,
 }
 # One pass over shuffled rows, so no checkpoint to choose; fp32, but in one cell: bf16 depends on the CPU's units.
 _ALWAYS = {"num_train_epochs": 1, "precision": "fp32", "warmup_steps": 0, "warmup_ratio": 0.1, "weight_decay": 0.01}
@@ -165,7 +166,7 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "gpt2_sum_sft": (36, 1e-3, 8, 1),
     "t5_sa_lora": (50, 4e-3, 16, 1),
     "t5_sa_qlora": (50, 4e-3, 16, 1),
-    "t5_sa_sft": (44, 1e-3, 16, 1),
+    "t5_sa_sft": (44, 5e-4, 16, 1),
     "t5_qa_lora": (84, 5e-3, 12, 1),
     "t5_qa_qlora": (84, 5e-3, 12, 1),
     "t5_qa_sft": (26, 1.5e-3, 16, 1),

@@ -187,6 +187,8 @@ class Parameters(Part):
 
 Figures = Annotated[dict[str, float | None], Field(description="by group of parameters; null: no finite number")]
 
+Reached = Annotated[dict[str, Count], Field(description="by group of parameters: those whose gradient is not zero")]
+
 
 @dataclass(kw_only=True)
 class FirstStep(Part):
@@ -203,6 +205,19 @@ class FirstStep(Part):
     moved: Annotated[Figures, Field(description="norms of what the first three updates changed, over sampled values")]
     generated: Annotated[Hash | None, Field(description="hash of token ids that the untrained model generates")]
     metrics: Annotated[dict[str, Points | None], Field(description="scores of fixed answers")]
+    probe: Annotated[
+        Hash | None,
+        Field(description="hash of rows and search: figures of two probes are not compared"),
+    ] = None
+    computed: Annotated[
+        dict[str, str] | None, Field(description="types in which layers packed to 4 bits compute; null: not looked at")
+    ] = None
+    probe_reached: Annotated[Reached | None, Field(description="tensors with a gradient of the probe's loss")] = None
+    reached: Annotated[Reached | None, Field(description="tensors with a gradient in the first update")] = None
+    decoded: Annotated[
+        Amount | None,
+        Field(description="how far a cache takes a search's scores, as a share of the largest logit"),
+    ] = None
 
 
 @dataclass(kw_only=True)

@@ -25,6 +25,8 @@ TOLERANCES = Path(__file__).parents[2] / "benchmarks" / "thresholds" / "numerics
 Tolerances = Mapping[str, Mapping[str, float]]
 UPDATES = 10
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
+OF_PROBE = ("probe_gradients", "probe_reached")
+DECODED = {True: 1e-4, False: 0.05}  # of the largest logit, in fp32 or not
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE = "fp32"  # the arithmetic in which a search for text does not depend on rounding
 SMALL = 1e-3  # of the largest group: what is smaller has no digits to compare
@@ -62,14 +64,20 @@ class Pair:
         """The figures of both first steps, where both have them."""
         return (self.old.first_step, self.new.first_step) if self.old.first_step and self.new.first_step else None
 
+    @property
+    def probed_alike(self) -> tuple[FirstStep, FirstStep] | None:
+        """The same where both probed the same rows: figures of the probe are compared only then."""
+        return self.steps if self.steps and self.steps[0].probe == self.steps[1].probe else None
+
     def furthest(self, figure: str) -> tuple[float, str]:
         """How far the groups' figures lie apart at most, as a share, and which group by which factor.
 
         A group far smaller than the largest is held to the largest: what is zero but for rounding has no digits to compare.
         """
-        if self.steps is None:
+        steps = self.probed_alike if figure in OF_PROBE else self.steps
+        if steps is None:
             return 0.0, ""
-        before, after = (getattr(step, figure) for step in self.steps)
+        before, after = (getattr(step, figure) for step in steps)
         known = [value for value in (*before.values(), *after.values()) if value is not None]
         least = SMALL * max(known, default=0.0)
         gaps = {group: _gap(before.get(group), after.get(group), least) for group in before | after}
@@ -83,7 +91,7 @@ class Pair:
 
     def apart(self) -> dict[str, float]:
         """How far each figure with a tolerance lies apart: losses in nats, norms of groups as shares."""
-        gaps, probes = loss_gaps(self), [step.probe_loss or 0.0 for step in self.steps or ()]
+        gaps, probes = loss_gaps(self), [step.probe_loss or 0.0 for step in self.probed_alike or ()]
         first = max([*gaps[:1], abs(probes[0] - probes[1]) if probes else 0.0])
         by_group = {name: self.furthest(name)[0] for name in BY_GROUP}
         return {"first": first, "later": max(gaps[1:], default=0.0)} | by_group | {"curve": self.curve}
@@ -102,6 +110,15 @@ class Pair:
     def curves_part(self) -> bool:
         """Whether the curves lie farther apart than rounding drives them."""
         return self.curve > self.tolerance["curve"]
+
+    def recounted(self, figure: str) -> str:
+        """The group of which another number of tensors has a gradient; empty where none has, or where nobody counted."""
+        steps = self.probed_alike if figure in OF_PROBE else self.steps
+        before, after = (getattr(step, figure) for step in steps) if steps else (None, None)
+        if before is None or after is None:
+            return ""
+        other = [group for group in before | after if before.get(group) != after.get(group)]
+        return f"{other[0]}: {after.get(other[0], 0)} tensors have one, {before.get(other[0], 0)} had" if other else ""
 
     @property
     def begins_alike(self) -> bool:
@@ -142,12 +159,17 @@ def order(pair: Pair) -> str:
 
 
 def types(pair: Pair) -> str:
-    """How weights are stored."""
+    """How weights are stored, and in which type packed ones compute."""
     if pair.steps is None:
         return ""
     before, after = (step.types for step in pair.steps)
-    other = [group for group in before | after if before.get(group) != after.get(group)]
-    return f"weights of {other[0]} are {after.get(other[0])}, they were {before.get(other[0])}" if other else ""
+    if other := [group for group in before | after if before.get(group) != after.get(group)]:
+        return f"weights of {other[0]} are {after.get(other[0])}, they were {before.get(other[0])}"
+    old, new = (step.computed for step in pair.steps)
+    if old is None or new is None:
+        return ""
+    other = [group for group in old | new if old.get(group) != new.get(group)]
+    return f"{other[0]} computes in {new.get(other[0])}, it did in {old.get(other[0])}" if other else ""
 
 
 def weights(pair: Pair) -> str:
@@ -158,15 +180,17 @@ def weights(pair: Pair) -> str:
 
 def forward(pair: Pair) -> str:
     """The loss of a few rows, without dropout."""
-    if pair.steps is None:
+    if pair.probed_alike is None:
         return ""
-    before, after = (step.probe_loss for step in pair.steps)
+    before, after = (step.probe_loss for step in pair.probed_alike)
     apart = before is None or after is None or abs(before - after) > pair.tolerance["first"]
     return f"the loss before training is {_shown(after)}, it was {_shown(before)}" if apart and before != after else ""
 
 
 def backward(pair: Pair) -> str:
     """The gradients of that loss."""
+    if counted := pair.recounted("probe_reached"):
+        return f"gradients of {counted}, before training"
     changed = pair.changed("probe_gradients")
     return f"gradients of {changed} before training, forward equal" if changed else ""
 
@@ -187,6 +211,8 @@ def dropout(pair: Pair) -> str:
 
 def gradients(pair: Pair) -> str:
     """The gradients of the first update."""
+    if counted := pair.recounted("reached"):
+        return f"gradients of {counted}, at update 1"
     changed = pair.changed("gradients")
     return f"gradients of {changed} at update 1, forward equal" if changed else ""
 
@@ -205,7 +231,12 @@ def later_updates(pair: Pair) -> str:
 
 
 def generation(pair: Pair) -> str:
-    """Texts by the untrained model."""
+    """Texts by the untrained model, and how far a search with a cache is off."""
+    if pair.probed_alike is None:
+        return ""
+    before, after = (step.decoded for step in pair.probed_alike)
+    if before is not None and after is not None and abs(before - after) > DECODED[pair.fine]:
+        return f"scores of a search with a cache are off by {after:.1e} of the largest logit, they were by {before:.1e}"
     return "the untrained model generates another text" if pair.fine and _differ(pair, "generated") else ""
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lib.grid.cells import Cell
 from lib.run.device import random_states
-from lib.run.groups import digest, grouped, norms
+from lib.run.groups import digest, grouped, norms, reached
 from lib.run.ranks import whole
 
 MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
@@ -27,8 +27,10 @@ class FirstUpdates:
         """Norms by group of the gradients that the optimizer is about to use, and what was drawn so far."""
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         self._start = sampled({name: self._parameters[name] for name in gradients})
+        groups = grouped(self._cell, self._model, gradients)
         return {
-            "gradients": norms(grouped(self._cell, self._model, gradients), lambda name: whole(gradients[name])),
+            "gradients": norms(groups, lambda name: whole(gradients[name])),
+            "reached": reached(groups, {name: whole(gradient) for name, gradient in gradients.items()}),
             "drawn": digest(random_states(device)[device.type].tolist()),  # the generator that dropout draws from
         }
 

@@ -66,6 +66,11 @@ def norms(groups: Mapping[str, Sequence[str]], tensor_of: Callable[[str], Tensor
     return figures
 
 
+def reached(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many of each group's tensors have a gradient other than zero: one of many that has none hardly moves a norm."""
+    return {group: sum(name in gradients and bool(gradients[name].any()) for name in names) for group, names in groups.items()}
+
+
 def figure(value: Any) -> float | None:
     """A number for the record; None for one that is infinite or none."""
     number = float(value)

@@ -4,15 +4,17 @@ from copy import copy
 from dataclasses import replace
 from functools import cache
 
+import bitsandbytes as bnb
 import pytest
 import torch
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 
+from lib.codecs.base import Feature
 from lib.data.splits import Splits
 from lib.grid.cells import STUDY_IDS
-from lib.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, trained
-from lib.run.audits.probing import cut, distance, gradients_of
+from lib.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, scored, trained
+from lib.run.audits.probing import cut, distance, gradients_of, short_to_long, type_of_digits
 from lib.run.namesakes import namesakes
 from lib.run.weights import weight_files
 from lib.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
@@ -51,11 +53,17 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
     modes, state = [m.training for m in model.modules()], torch.get_rng_state()
     for audit in (arithmetic.rows_alone_as_in_batch, arithmetic.adapters_add_as_declared, dropout.dropout_drops):
         assert audit(replace(evidence))[0]
-    generated.cache_changes_nothing(replace(evidence))
+    scored.cache_changes_nothing(replace(evidence))
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert all(p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_rows_spread_from_the_shortest_to_the_longest():
+    rows = [Feature(example=i, input_ids=[0] * length, target=0) for i, length in enumerate([5, 2, 9, 7, 2, 8])]
+    assert [len(row.input_ids) for row in short_to_long(rows, 4)] == [2, 5, 7, 9]  # places 0, 2, 3 and 5 of 2 2 5 7 8 9
+    assert [row.example for row in short_to_long(rows[:1], 2)] == [0]
 
 
 def test_a_row_without_its_padding():
@@ -147,6 +155,43 @@ def test_an_adapter_that_is_switched_off_adds_something_else():
     assert detail.startswith("3 layers; 3 add something else, base_model.model.transformer.h.0.attn.c_attn among")
 
 
+def test_a_packed_base_computes_in_the_declared_type():
+    assert arithmetic.packed_layers_compute_as_declared(shared("t5_sum_qlora"))[0]
+    assert arithmetic.packed_layers_compute_as_declared(shared("gpt2_sum_lora")) is None
+
+
+def test_a_packed_base_that_computes_in_fp32_under_a_declared_bf16_is_named():
+    evidence = untrained("t5_sa_qlora")
+    packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    for layer in packed:
+        layer.compute_dtype = torch.float32
+    passed, detail = arithmetic.packed_layers_compute_as_declared(evidence)
+    assert not passed
+    assert detail.startswith(f"{len(packed)} layers, declared bfloat16; {len(packed)} do not, ")
+    assert detail.endswith("computes in float32")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(1.0, "bfloat16"), (1 + 2**-9, "float16"), (1 + 2**-20, "float32"), (2.0**20 + 2**13, "bfloat16")]
+)
+def test_digits_tell_the_type_that_numbers_were_computed_in(number, kind):
+    assert type_of_digits(torch.tensor([0.5, number])) == kind
+
+
+def test_the_output_layer_follows_the_trained_token():
+    passed, detail = arithmetic.output_follows_trained_tokens(shared("gpt2_sum_lora"))
+    assert passed, detail
+    assert detail.startswith("1 rows")
+    assert arithmetic.output_follows_trained_tokens(shared("t5_sum_qlora")) is None
+
+
+def test_an_output_row_that_stays_behind_its_trained_token_is_caught():
+    evidence = evidence_of("gpt2_sum_qlora")
+    base = evidence.model.get_base_model()
+    base.lm_head = base.lm_head.token_adapter.base_layer  # the pretrained rows, as if PEFT had not tied them
+    assert not arithmetic.output_follows_trained_tokens(replace(evidence))[0]
+
+
 def test_full_fine_tuning_adds_nothing():
     assert arithmetic.adapters_add_as_declared(shared("gpt2_sa_sft")) is None
 
@@ -205,14 +250,14 @@ def test_dropout_that_stays_at_work_in_evaluation_is_caught():
 
 @pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sum_lora", "t5_sum_qlora"])
 def test_a_cache_changes_nothing(cell_id):
-    assert generated.cache_changes_nothing(shared(cell_id))[0]
+    assert scored.cache_changes_nothing(shared(cell_id))[0]
 
 
 def test_beams_that_keep_each_others_cache_are_caught(monkeypatch):
-    evidence = evidence_of("t5_sum_lora", steps=4)
-    assert generated.cache_changes_nothing(evidence)[0]
+    evidence = evidence_of("t5_sum_sft", steps=4)
+    assert scored.cache_changes_nothing(evidence)[0]
     monkeypatch.setattr(EncoderDecoderCache, "reorder_cache", lambda cache, beams: None)
-    passed, detail = generated.cache_changes_nothing(replace(evidence))
+    passed, detail = scored.cache_changes_nothing(replace(evidence))
     assert not passed, detail
 
 

@@ -13,9 +13,9 @@ MOVES = rf"{SIGNED} to {SIGNED}(?: points)?, median {SIGNED} \| {COUNT} of 27(?:
 DEGRADED = ("low", "high", "median", "worse", "called")
 # Page, the text around the figures, the section of the file, and each figure's name in it.
 QUOTED = [
-    ("benchmarks", rf"\| the baseline's seeds \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
+    ("benchmarks", rf"\| of the baseline's seeds, and one training but for rounding \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
      ("sees 2 points: same seeds, 1 run", "sees 2 points: same seeds, 3 runs")),
-    ("benchmarks", rf"\| other seeds \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
+    ("benchmarks", rf"\| anything else \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
      ("sees 2 points: other seeds, 1 run", "sees 2 points: other seeds, 3 runs")),
     ("benchmarks", rf"Of {COUNT} simulated equal runs, at the same seeds {COUNT} are called worse", "power",
      ("runs", "worse: same seeds, 1 run, 1 look")),

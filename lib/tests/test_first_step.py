@@ -1,15 +1,20 @@
 """Figures of the first step: groups of parameters, what is probed before training, and what the first updates leave."""
 
 import math
+from functools import cache
 
+import bitsandbytes as bnb
 import pytest
 import torch
 
+from lib.grid.cells import STUDY_IDS
+from lib.run.audits.probing import short_to_long
 from lib.run.first_updates import sampled
-from lib.run.groups import digest, digest_of, figure, group_of, norms
+from lib.run.groups import digest, digest_of, figure, group_of, norms, reached
 from lib.run.metrics import Metrics
-from lib.run.probe import fixed_answers, probed, spoiled
-from lib.tests.small import cell_of, rows_of, silent, trainer_of
+from lib.run.probe import PROBED, fixed_answers, probed, spoiled
+from lib.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
+from lib.tests.test_scored import scaled_late
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 QUESTIONS = rows_of("squad/train")[:4]
@@ -86,7 +91,7 @@ def test_probing_twice_gives_the_same(trainer):
 
 def test_the_loss_is_taken_without_dropout(trainer):
     with torch.no_grad():
-        batch = trainer.codec.collate(trainer.features[:4])
+        batch = trainer.codec.collate(short_to_long(trainer.features, 4))
         expected = float(trainer.codec.loss(trainer.model.eval(), batch)) / trainer.codec.targets(batch)
     assert probed(trainer, Metrics(), REVIEWS)["probe_loss"] == pytest.approx(expected, rel=1e-6)
 
@@ -105,6 +110,65 @@ def test_a_generating_cell_says_what_its_untrained_model_generates():
         trainer.parameters[next(name for name in trainer.parameters if "shared" in name)].mul_(-1)
     assert one
     assert one != probed(trainer, Metrics(), NEWS)["generated"]
+
+
+def test_a_search_that_goes_wrong_from_the_eleventh_token_on_is_seen_before_training():
+    trainer = trainer_of("gpt2_sum_sft", NEWS)
+    sound = probed(trainer, Metrics(), NEWS)
+    assert sound["decoded"] < 1e-5
+    with scaled_late(trainer.model, first=11):
+        assert probed(trainer, Metrics(), NEWS)["decoded"] > 5e-3
+    assert probed(trainer_of("bert_sa_lora", REVIEWS), Metrics(), REVIEWS)["decoded"] is None
+
+
+def test_an_encoder_block_without_gradients_is_counted():
+    trainer = trainer_of("t5_sum_qlora", NEWS)
+    [block] = [m for name, m in trainer.model.named_modules() if name.endswith("encoder.block.0")]
+    sound = probed(trainer, Metrics(), NEWS)["probe_reached"]
+    block.register_forward_hook(lambda module, inputs, output: (output[0].detach(), *output[1:]))
+    broken = probed(trainer, Metrics(), NEWS)["probe_reached"]
+    assert sound["lora_B"] - broken["lora_B"] == sum("lora_B" in name for name, _ in block.named_parameters())
+    assert sound["lora_A"] == broken["lora_A"] == 0  # B starts at zero
+
+
+def test_tensors_with_a_gradient_are_counted_by_group():
+    gradients = {"a": torch.tensor([0.0, 1.0]), "b": torch.zeros(2)}
+    assert reached({"one": ["a", "b"], "other": ["c"]}, gradients) == {"one": 1, "other": 0}
+
+
+def test_the_type_that_a_packed_base_computes_in_is_a_figure():
+    trainer = trainer_of("t5_sa_qlora", REVIEWS)
+    assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"bfloat16"}
+    for layer in trainer.model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.compute_dtype = torch.float32
+    assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
+
+
+# What the probes cover
+
+
+@cache
+def training_features(backbone, task, lengths):
+    """The training features of the cells that share a backbone, a task and lengths."""
+    rows = rows_of({"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}[task])
+    return codec_for(f"{backbone}_{task}_sft").encode(rows, training=True)
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
+    """Of all 27 cells: what a padding mask, truncation, a window and a late step of decoding need to be seen."""
+    cell = cell_of(cell_id)
+    features = training_features(cell.backbone.id, cell.task.id, (cell.recipe.max_length, cell.recipe.doc_stride))
+    lengths = sorted(len(feature.input_ids) for feature in features)
+    for count in (PROBED, 2):  # of numerics, and of the audits that ask again
+        probe = [len(row.input_ids) for row in short_to_long(features, count)]
+        assert (probe[0], probe[-1]) == (lengths[0], lengths[-1])
+        assert probe[0] <= 0.7 * probe[-1], "the short row has padding beside the long one"
+    if cell.recipe.generation:
+        cap, start = cell.recipe.generation.max_new_tokens, probe if cell.backbone.id == "gpt2" else [1]
+        assert cap > 16, "wherever a prompt ends, its text crosses a multiple of 16"
+        assert all(any((length + step) % 16 == 0 for step in range(cap)) for length in start)
 
 
 # Fixed answers

@@ -66,16 +66,32 @@ ATTENTION = "layer 0 attention"  # as in `complete`
             {"types": {ATTENTION: "bfloat16", "head": "float32"}},
             f"loading: weights of {ATTENTION} are bfloat16, they were float32",
         ),
+        (
+            {"computed": {ATTENTION: "float32"}},
+            f"loading: {ATTENTION} computes in float32, it did in bfloat16",
+        ),
         ({"weights": {ATTENTION: 10.01, "head": 1.0}}, f"start: weights before training, {ATTENTION} x 1.001"),
         ({"probe_loss": 0.8}, "forward: the loss before training is 0.8, it was 0.7"),
         (
             {"probe_gradients": {ATTENTION: 0.4, "head": 2.0}},
             f"backward without dropout: gradients of {ATTENTION} x 2 before training, forward equal",
         ),
+        (
+            {"probe_reached": {ATTENTION: 3, "head": 2}},
+            f"backward without dropout: gradients of {ATTENTION}: 3 tensors have one, 4 had, before training",
+        ),
         ({"stream": "f" * 16}, "random numbers: the generator gives others from the same seed"),
         ({"drawn": "f" * 16}, "random numbers: the first update draws others"),
         ({"gradients": {ATTENTION: 0.1, "head": 0.5}}, "backward: gradients of head x 0.5 at update 1, forward equal"),
         ({"gradients": {ATTENTION: 0.1}}, "backward: gradients of head no number, before 1 at update 1"),
+        (
+            {"reached": {ATTENTION: 4}, "moved": {ATTENTION: 0.01, "head": 0.0}},
+            "backward: gradients of head: 0 tensors have one, 2 had, at update 1",
+        ),
+        (
+            {"decoded": 0.01},
+            "generation: scores of a search with a cache are off by 1.0e-02 of the largest logit, they were by 1.0e-06",
+        ),
         ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
         ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
@@ -121,6 +137,22 @@ def test_what_is_zero_but_for_rounding_is_held_to_the_largest_group():
 def test_over_a_quantized_base_another_text_may_be_rounding():
     old, new = (with_step("bert_sa_qlora", generated=hash) for hash in ("0" * 16, "f" * 16))
     assert compared(old, new, TOLERANCES)[0] is Verdict.EQUAL
+
+
+def test_figures_of_another_probe_are_not_compared():
+    """As those of a baseline that an older version wrote: its probe read other rows, and it counted and decoded nothing."""
+    old = with_step(probe=None, computed=None, probe_reached=None, reached=None, decoded=None)
+    new = with_step(probe_loss=0.8, probe_gradients={"head": 9.0}, generated="f" * 16)
+    assert compared(old, new, TOLERANCES) == (Verdict.EQUAL, "all losses are equal")
+    assert pair_of(old, new, TOLERANCES).apart()["probe_gradients"] == 0.0
+    new.training.first_step.gradients["head"] *= 2
+    assert compared(old, new, TOLERANCES)[1].startswith("backward: gradients of head x 2")
+
+
+def test_over_a_quantized_base_a_cache_may_round_more():
+    old, near, far = (with_step("bert_sa_qlora", decoded=value) for value in (1e-4, 4e-2, 0.1))
+    assert compared(old, near, TOLERANCES)[0] is Verdict.EQUAL
+    assert compared(old, far, TOLERANCES)[0] is Verdict.CHANGED
 
 
 def test_records_without_figures_of_the_first_step_are_held_to_their_losses():

@@ -37,6 +37,11 @@ FIRST_STEP = {
     "moved": {"layer 0 attention": 0.01, "head": 0.05},
     "generated": None,
     "metrics": {"accuracy": 50.0, "f1_macro": 50.0},
+    "probe": "3" * 16,
+    "computed": {"layer 0 attention": "bfloat16"},
+    "probe_reached": {"layer 0 attention": 4, "head": 2},
+    "reached": {"layer 0 attention": 4, "head": 2},
+    "decoded": 1e-6,
 }
 MEASURED = {
     "device": {

@@ -20,6 +20,8 @@ from lib.run.audits.arithmetic import (
     adapters_add_as_declared,
     gradients_reach,
     loss_is_the_tasks,
+    output_follows_trained_tokens,
+    packed_layers_compute_as_declared,
     predicting_twice_is_the_same,
     rows_alone_as_in_batch,
 )
@@ -32,7 +34,7 @@ from lib.run.audits.built import (
 from lib.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
 from lib.run.audits.dropout import dropout_drops
 from lib.run.audits.evidence import Evidence, Finding
-from lib.run.audits.generated import cache_changes_nothing, decoder_sees_no_future, greedy_texts_are_the_models
+from lib.run.audits.generated import decoder_sees_no_future
 from lib.run.audits.libraries import libraries_untouched
 from lib.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from lib.run.audits.rows import (
@@ -42,6 +44,7 @@ from lib.run.audits.rows import (
     offsets_show_their_tokens,
     selection_apart_from_test,
 )
+from lib.run.audits.scored import cache_changes_nothing, scored_alone_as_in_batch, texts_are_the_models
 from lib.run.audits.served import saved_is_served
 from lib.run.audits.trained import (
     base_frozen,
@@ -89,10 +92,13 @@ AUDITS: tuple[Audit, ...] = (  # in the record's order
     rows_alone_as_in_batch,
     gradients_reach,
     adapters_add_as_declared,
+    output_follows_trained_tokens,
+    packed_layers_compute_as_declared,
     dropout_drops,
     cache_changes_nothing,
     decoder_sees_no_future,
-    greedy_texts_are_the_models,
+    scored_alone_as_in_batch,
+    texts_are_the_models,
     labels_are_targets,
     answers_at_annotated_start,
     offsets_show_their_tokens,

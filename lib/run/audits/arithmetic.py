@@ -1,17 +1,20 @@
 """Audits of what the trained model computes: forward and backward, alone and in a batch, with an adapter and without."""
 
+from itertools import chain
 from typing import Any
 
 import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from lib.codecs.base import IGNORED, Batch
+from lib.codecs.base import IGNORED, Batch, on
 from lib.grid.methods import Answer
 from lib.grid.names import within
 from lib.run.audits.built import is_adapted
 from lib.run.audits.evidence import Evidence
-from lib.run.audits.probing import allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
+from lib.run.audits.probing import FINE, allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
+from lib.run.device import resolve_quantization
 from lib.run.ranks import held
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
@@ -19,13 +22,10 @@ ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6,
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     """In evaluation mode nothing is random: another pass over the same batch gives the same bits."""
-    trainer, first = evidence.trainer, evidence.asked.together
-    if not first:
+    asked = evidence.asked
+    if not asked.together:
         return None
-    with torch.set_grad_enabled(evidence.asked.gap is not None), undisturbed(trainer), trainer.accelerator.autocast():
-        second, _ = logits_of(trainer, evidence.asked.rows)
-    apart = max(distance(one, other.detach()) for one, other in zip(first, second, strict=True))
-    return not apart, f"logits differ by {apart:.1e} of the largest" if apart else "bit for bit"
+    return not asked.repeated, f"logits differ by {asked.repeated:.1e} of the largest" if asked.repeated else "bit for bit"
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
@@ -67,15 +67,12 @@ def _remembered(evidence: Evidence, name: str) -> bool:
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
     """What trains is the cross-entropy of the targets, computed here from the model's logits; no penalty is part of it."""
-    trainer, rows = evidence.trainer, evidence.asked.rows
-    if not evidence.asked.together:
+    trainer, asked = evidence.trainer, evidence.asked
+    if not asked.together:
         return None
-    with torch.no_grad(), undisturbed(trainer), trainer.accelerator.autocast():
-        logits, batch = logits_of(trainer, rows)
-        loss = float(trainer.codec.loss(trainer.model, batch))
-        expected = float(_cross_entropy(logits, batch))
-    near = abs(loss - expected) <= allowance(trainer) * max(abs(expected), 1.0)
-    return near, f"{loss:.6f} for {len(rows)} rows" + ("" if near else f", where their targets have {expected:.6f}")
+    expected = float(_cross_entropy(asked.together, on(trainer.meter.device, trainer.codec.collate(asked.rows))))
+    near = abs(asked.loss - expected) <= allowance(trainer) * max(abs(expected), 1.0)
+    return near, f"{asked.loss:.6f} for {len(asked.rows)} rows" + ("" if near else f", where their targets have {expected:.6f}")
 
 
 def _cross_entropy(logits: list[Tensor], batch: Batch) -> Tensor:
@@ -88,6 +85,38 @@ def _cross_entropy(logits: list[Tensor], batch: Batch) -> Tensor:
         return cross_entropy(logits[0].float(), labels, reduction="sum")
     targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
     return cross_entropy(torch.cat(of_targets(logits[0], batch)), torch.cat(targets), reduction="sum")
+
+
+def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
+    """Each layer packed to 4 bits computes in the type that the method declares; its output's digits show it."""
+    wanted, _ = resolve_quantization(evidence.cell, evidence.trainer.meter.device)
+    computed = evidence.asked.computed
+    if wanted is None or not computed:
+        return None
+    odd = [name for name, kind in computed.items() if kind != wanted.bnb_4bit_compute_dtype]
+    detail = f"{len(computed)} layers, declared {wanted.bnb_4bit_compute_dtype}"
+    return not odd, detail + (f"; {len(odd)} do not, {odd[0]} computes in {computed[odd[0]]}" if odd else "")
+
+
+def output_follows_trained_tokens(evidence: Evidence) -> Answer:
+    """The output layer's row of a token that an adapter trains is the embedding's, where both are one pretrained tensor."""
+    layer = _token_rows(evidence.model)
+    output = evidence.model.get_output_embeddings() if layer else None  # type: ignore[operator]
+    if layer is None or output is None:
+        return None
+    device = evidence.trainer.meter.device
+    tokens = torch.tensor(sorted(set(chain.from_iterable(layer.token_indices.values()))), device=device)
+    with torch.no_grad(), undisturbed(evidence.trainer):
+        rows = layer(tokens).float()  # (tokens, H)
+        shown = output(torch.eye(rows.shape[1], device=device))[:, tokens].T.float()
+    apart = distance(rows, shown)
+    return apart <= FINE, f"{len(tokens)} rows of the output layer differ by {apart:.1e} of their largest value"
+
+
+def _token_rows(model: nn.Module) -> Any:
+    """The embedding of which an adapter trains some rows, where the output layer is tied to it; None where there is none."""
+    tied = getattr(getattr(model, "config", None), "tie_word_embeddings", False)
+    return next((m for m in model.modules() if tied and isinstance(m, TrainableTokensLayer) and not m.tied_adapter), None)
 
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:

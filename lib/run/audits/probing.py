@@ -3,26 +3,30 @@
 Asking leaves modes, random numbers and gradients as they were.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
 
 from lib.codecs.base import IGNORED, Batch, Feature, on
+from lib.codecs.generate import GenerateCodec
+from lib.codecs.store import lengths_of
 from lib.run.build import base_type
 from lib.run.device import random_states, set_random_states
+from lib.run.order import chunks
 from lib.run.training import Trainer
 
-AMONG = 32  # training rows, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
 # Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
-
+HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
 Shapes = list[torch.Size]  # of one row's logits
 
 
@@ -37,6 +41,9 @@ class Asked:
         reached: names of the parameters that get a gradient other than zero from a row.
         gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None where it may not fit.
         called: the modules that the model used.
+        computed: the types in which layers packed to 4 bits computed, by name.
+        repeated: how far the logits of another pass over the batch are from `together`, as `distance`.
+        loss: what the codec made of that pass, in nats.
     """
 
     rows: list[Feature]
@@ -45,6 +52,9 @@ class Asked:
     reached: set[str]
     gap: float | None
     called: set[nn.Module]
+    computed: dict[str, str] = field(default_factory=dict)
+    repeated: float = math.nan
+    loss: float = math.nan
 
 
 def asked(trainer: Trainer) -> Asked:
@@ -66,17 +76,34 @@ def asked(trainer: Trainer) -> Asked:
         fits = trainer.course.micro_batch >= len(rows)
         with torch.set_grad_enabled(fits):
             logits = logits_of(trainer, rows)[0]
-        answer.together = [one.detach() for one in logits]
-        if fits:
-            shapes = [_shapes(one) for one in answer.alone]
-            answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+            answer.together = [one.detach() for one in logits]
+            if fits:
+                shapes = [_shapes(one) for one in answer.alone]
+                answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+            _ask_again(trainer, answer)
     return answer
 
 
+def _ask_again(trainer: Trainer, answer: Asked) -> None:
+    """Another pass over the batch: how far its logits are from the first one's, its loss, and how packed layers compute."""
+    with computing(trainer.model) as answer.computed:
+        logits, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
+    answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, logits, strict=True))
+    answer.loss = float(loss.detach())
+
+
 def few_rows(trainer: Trainer) -> list[Feature]:
-    """The shortest and the longest of the first training rows."""
-    ordered = sorted(trainer.features[:AMONG], key=lambda feature: len(feature.input_ids))
-    return [ordered[0], ordered[-1]] if len(ordered) > 1 else ordered
+    """The shortest and the longest training row."""
+    return short_to_long(trainer.features, 2)
+
+
+def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
+    """So many features, evenly spread by length: the shortest, the longest, and some between, all of different places."""
+    lengths = lengths_of(features)
+    ordered = sorted(range(len(features)), key=lambda place: lengths[place])
+    last = len(ordered) - 1
+    places = [round(last * step / (count - 1)) for step in range(count)]
+    return [features[ordered[place]] for place in dict.fromkeys(places)]
 
 
 def smallest(trained: Mapping[str, Tensor]) -> list[str]:
@@ -147,32 +174,114 @@ def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, .
             handle.remove()
 
 
+@contextmanager
+def computing(model: nn.Module) -> Iterator[dict[str, str]]:
+    """Meanwhile note, by name, in which type each layer computes whose weights are packed to 4 bits.
+
+    Such a layer turns its inputs into the type that it computes in, and its output back: only the output's digits tell.
+    """
+    names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    types: dict[str, str] = {}
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if output.any():  # zeros fit every type
+            types[names[module]] = type_of_digits(output.detach())
+
+    with hooked(names, look):
+        yield types
+
+
+def type_of_digits(numbers: Tensor) -> str:
+    """The type of 16 bits that holds these numbers as they are, or else the tensor's own."""
+    fitting = (half for half in HALVES if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers))
+    return str(next(fitting, numbers.dtype)).removeprefix("torch.")
+
+
 def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
     """What the model, or another one, answers to a training batch, each (B, ...), and the batch.
 
     No logits where its output names none.
     """
-    model = trainer.model if model is None else model
     batch = on(trainer.meter.device, trainer.codec.collate(features))
+    return answered(trainer, batch, model)[0], batch
+
+
+def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
+    """The logits of a batch, each (B, ...), and the loss that the codec makes of them."""
+    model = trainer.model if model is None else model
     outputs: list[Any] = []
     with hooked([model], lambda module, inputs, output: outputs.append(output)):
-        trainer.codec.loss(model, batch)
+        loss = trainer.codec.loss(model, batch)
     named = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
-    return [logits for logits in named if logits is not None], batch
+    return [logits for logits in named if logits is not None], loss
 
 
 def target_logits(trainer: Trainer, features: Sequence[Feature]) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
-    [logits], batch = logits_of(trainer, features)
+    batch = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
+    [logits], _ = answered(trainer, batch)
     return of_targets(logits, batch)
 
 
 def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
     """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
     labels = batch["labels"]
-    if "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: a token is predicted one place before
+    if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the places that count alone
+        labels = labels[:, batch["kept"] + 1]
+    elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: a token is predicted one place before
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
     return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+
+
+def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
+    """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
+
+    The scores that it gave to each text's tokens are held against those of the whole text in one pass without a cache, the
+    row alone: against the model's own, not against another search, in which a near-tie is no fault.
+
+    Args:
+        trainer: whose model searches; in the precision that texts are evaluated in.
+        features: prompts, in one batch.
+        options: that replace the recipe's search.
+    """
+    codec = trainer.codec
+    assert isinstance(codec, GenerateCodec), "only these search"
+    beams = options.get("num_beams", codec.generation.num_beams)
+    with torch.no_grad(), undisturbed(trainer):
+        output = codec.generate(
+            trainer.model,
+            features,
+            trainer.meter.device,
+            **options,
+            num_return_sequences=beams,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        texts = [codec.until_end(ids) for ids in output.sequences.tolist()]
+        pairs = zip(features, chunks(texts, beams), strict=True)
+        whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]
+    gaps = [
+        float((steps[: len(ids)] - chosen(logits.log_softmax(-1), ids)).abs().max() / logits.abs().max())
+        for steps, logits, ids in zip(_scores_of_tokens(output), whole, texts, strict=True)
+    ]
+    return texts, max(gaps)
+
+
+def chosen(scores: Tensor, ids: Sequence[int]) -> Tensor:
+    """Scores (T) of a text's tokens, of those (T, V) of all tokens."""
+    return scores.gather(1, torch.tensor(ids, device=scores.device).unsqueeze(1)).squeeze(1)
+
+
+def _scores_of_tokens(output: Any) -> Tensor:
+    """Log-probabilities (texts, T) that a search gave to the tokens of its texts, before it changed any."""
+    steps = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
+    tokens = output.sequences[:, : len(steps)]
+    places = getattr(output, "beam_indices", None)
+    if places is None:
+        places = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
+    places = places[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
+    times = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return steps[times, places, tokens]
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
