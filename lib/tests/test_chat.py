@@ -378,7 +378,7 @@ def test_a_real_tokenizers_reviews_are_classified(real_tokenizer):
     features = codec.encode(rows, training=True)
     alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
     side = codec.predict(model, features, CPU)
-    assert [label for label, _ in side] == [label for label, _ in alone]
+    assert [label for label, *_ in side] == [label for label, *_ in alone]
     with torch.inference_mode():
         loss = float(codec.loss(model, codec.collate(features)))
-    assert loss == pytest.approx(sum(loss for _, loss in alone), rel=1e-4)
+    assert loss == pytest.approx(sum(loss for _, loss, _ in alone), rel=1e-4)

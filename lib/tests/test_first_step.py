@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lib.grid.cells import STUDY_IDS
-from lib.run.audits.probing import short_to_long
+from lib.run.audits.probing import AMONG, short_to_long
 from lib.run.first_updates import sampled
 from lib.run.groups import digest, digest_of, figure, group_of, norms, reached
 from lib.run.metrics import Metrics
@@ -161,10 +161,11 @@ def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
     cell = cell_of(cell_id)
     features = training_features(cell.backbone.id, cell.task.id, (cell.recipe.max_length, cell.recipe.doc_stride))
     lengths = sorted(len(feature.input_ids) for feature in features)
-    for count in (PROBED, 2):  # of numerics, and of the audits that ask again
-        probe = [len(row.input_ids) for row in short_to_long(features, count)]
-        assert (probe[0], probe[-1]) == (lengths[0], lengths[-1])
-        assert probe[0] <= 0.7 * probe[-1], "the short row has padding beside the long one"
+    probe = [len(row.input_ids) for row in short_to_long(features, PROBED)]
+    assert (probe[0], probe[-1]) == (lengths[0], lengths[-1])
+    assert probe[0] <= 0.7 * probe[-1], "the short row has padding beside the long one"
+    asked = [len(row.input_ids) for row in short_to_long(features[:AMONG], 2)]
+    assert asked[0] < asked[1], "and so it has in the audits that ask the trained model again"
     if cell.recipe.generation:
         cap, start = cell.recipe.generation.max_new_tokens, probe if cell.backbone.id == "gpt2" else [1]
         assert cap > 16, "wherever a prompt ends, its text crosses a multiple of 16"

@@ -22,6 +22,7 @@ from lib.run.device import random_states, set_random_states
 from lib.run.order import chunks
 from lib.run.training import Trainer
 
+AMONG = 32  # training rows, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
 # Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
@@ -93,8 +94,8 @@ def _ask_again(trainer: Trainer, answer: Asked) -> None:
 
 
 def few_rows(trainer: Trainer) -> list[Feature]:
-    """The shortest and the longest training row."""
-    return short_to_long(trainer.features, 2)
+    """The shortest and the longest of the first training rows."""
+    return short_to_long(trainer.features[:AMONG], 2)
 
 
 def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
