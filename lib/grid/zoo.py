@@ -158,6 +158,7 @@ def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:
     changes = dict(quick_changes(f"{backbone}_{task}_lora"))
     changes |= {"max_steps": updates, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
     changes |= {"learning_rate": rate * RATES.get(method.id, 1.0), "precision": "fp32", "gradient_checkpointing": False}
+    changes["head_learning_rate"] = None  # all that trains has the method's own rate
     if changes.get("generation"):  # 45 cells: beams cost time
         changes["generation"] = GREEDY
     return changes

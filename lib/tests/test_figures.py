@@ -13,7 +13,7 @@ MOVES = rf"{SIGNED} to {SIGNED}(?: points)?, median {SIGNED} \| {COUNT} of 27(?:
 DEGRADED = ("low", "high", "median", "worse", "called")
 # Page, the text around the figures, the section of the file, and each figure's name in it.
 QUOTED = [
-    ("benchmarks", rf"\| of the baseline's seeds, and one training but for rounding \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
+    ("benchmarks", rf"one training but for rounding \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
      ("sees 2 points: same seeds, 1 run", "sees 2 points: same seeds, 3 runs")),
     ("benchmarks", rf"\| anything else \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
      ("sees 2 points: other seeds, 1 run", "sees 2 points: other seeds, 3 runs")),

@@ -40,6 +40,7 @@ def as_recipe(words):
         "adapter": words["adapter"] and as_adapter(words["adapter"]),
         "optim": OPTIMIZERS[words["optimizer"]],
         "learning_rate": words["lr"],
+        "head_learning_rate": None,  # the study trains all at one rate
         "weight_decay": words["weight_decay"],
         "lr_scheduler_type": words["schedule"],
         "warmup_ratio": words.get("warmup_ratio", 0.0),
