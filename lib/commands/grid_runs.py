@@ -75,7 +75,7 @@ class Session(ABC):
     def train(self, workers: str) -> None:
         """Train it; its JSON has its name only once it is whole. Raises InputError where it is not."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
+        part = self.path.with_suffix(".unfinished.json")
         part.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *self.arguments, f"--benchmark-json={part}"]
         code = subprocess.run(command, cwd=ROOT, check=False).returncode

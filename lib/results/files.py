@@ -37,7 +37,7 @@ def save(run: RunJson, path: Path) -> None:
     """Write a run with one row a line, so that a diff shows which cells changed; whole, or not at all."""
     rest = {name: value for name, value in run.items() if name != "benchmarks"}
     rows = ",\n".join(json.dumps(row, default=str) for row in run["benchmarks"])
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{path.name}.part")  # never the path itself, whatever its suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(f'{json.dumps(rest)[:-1]}, "benchmarks": [\n{rows}\n]}}\n')
