@@ -161,7 +161,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         sessions = Sessions(workers=options.workers, fresh=options.fresh)
         work = Work(plan=plan, sessions=sessions, to=options.to, runs=options.runs)
-        if options.to == ROOT:
+        if options.to == ROOT and not plan.first[0].path.is_file():
             check_clean(names)
         for name in names:
             sessions.expect(STAGES[name].sessions(work))

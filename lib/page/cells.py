@@ -18,6 +18,7 @@ from lib.results.examples import read
 from lib.results.gate_report import WEIGHT, worst
 from lib.results.gates import decides, kind_of
 from lib.results.judgements import Judgement, Verdict
+from lib.results.passing import too_short
 from lib.results.run_table import peak_gib, status_of
 
 LEDGER = ("weights", "gradients", "optimizer", "activations")
@@ -115,7 +116,7 @@ class CellView:
             sentence.replace(f" ({self.id}, {self.first.profile}, seed {record.seeds.seed})", "")
             + (f" (seed {record.seeds.seed})" if several else "")
             for record in self.records
-            for sentence in record.missed
+            for sentence in (*record.missed, *too_short(record))
         ]
 
     @property

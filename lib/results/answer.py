@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from lib.record import Record
-from lib.results.gates import FAILED_BY, decides, failing, kind_of, outcome, untold
+from lib.results.gates import FAILED_BY, TOO_GOOD, decides, failing, kind_of, outcome, untold
 from lib.results.judgements import Judgement, Outcome, Verdict
 from lib.results.numerics import STAGES
 from lib.results.thresholds import missed
@@ -178,14 +178,16 @@ def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[
     elif counts:
         unlike = [j for j in told if j.verdict is Verdict.NOT_COMPARABLE]
         doubt = f"; {_count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
-        yield State.PASSED, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
+        untested = outcome(judged, kinds) is Outcome.CANNOT_TELL
+        state = State.CANNOT_TELL if untested and len(unlike) == len(told) else State.PASSED
+        yield state, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
 
 
 def _of_figures(
     judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str, strict: bool
 ) -> Iterable[Said]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
-    others = [kind for kind in kinds if kind != "numerics"]
+    others = [kind for kind in kinds if kind not in ("numerics", TOO_GOOD)]
     figures = [j for j in bad if j.quantity != "numerics"]
     if figures:
         groups = {
@@ -193,17 +195,26 @@ def _of_figures(
         }
         parts = [f"{_in(group)} {verdict} ({_places(group)})" for verdict, group in groups.items()]
         yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
-    elif others and outcome(judged, others) is Outcome.CANNOT_TELL:
-        main = next(j for j in judged if j.quantity == j.main_score)
-        reason = f"no main score could be tested ({main.cell} {main.quantity}: {main.detail})"
-        yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {reason}."
-    elif others and outcome(judged, others, strict=strict) is Outcome.CANNOT_TELL:
-        doubtful = untold(judged)
-        yield State.CANNOT_TELL, f"Cannot tell against {baseline}: {_in(doubtful)} cannot be told ({_places(doubtful)})."
+    elif others and outcome(judged, kinds, strict=strict) is Outcome.CANNOT_TELL:
+        yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {_doubt(judged, others)}."
     elif others:
         doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and decides(j) and kind_of(j) in others]
         doubt = f", though the gate cannot tell for {_count(len(doubts), 'main score')}" if doubts else ""
-        yield State.PASSED, f"By {' and '.join(others)} no worse than {baseline}{doubt}."
+        yield State.PASSED, f"By {_joined(others)} no worse than {baseline}{doubt}."
+
+
+def _doubt(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
+    """Why nobody can tell."""
+    doubtful = untold(judged)
+    if not doubtful:
+        return f"nothing of {_joined(kinds)} could be compared"
+    if all(j.p is None for j in judged if j.quantity == j.main_score):
+        return f"no main score could be tested ({doubtful[0].cell} {doubtful[0].quantity}: {doubtful[0].detail})"
+    return f"{_in(doubtful)} cannot be told ({_places(doubtful)})"
+
+
+def _joined(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _of_gains(judged: Sequence[Judgement], bad: Sequence[Judgement]) -> Iterable[Said]:

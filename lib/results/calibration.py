@@ -94,8 +94,8 @@ class Calibration:
         rows = self.rows()
         heavy = {
             cell
-            for (cell, _), groups in self.groups(SEEDS).items()
-            if len(far := residuals(groups, resolution(rows[self.seeds[0][cell].task])))
+            for (cell, metric), groups in self.groups(SEEDS).items()
+            if len(far := residuals(groups, resolution(rows[self.seeds[0][cell].task], metric)))
             and special.ndtr(far.min()) < UNLIKELY / len(far)
         }
         return [cell for cell in self.seeds[0] if cell in heavy]

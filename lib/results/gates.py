@@ -97,9 +97,11 @@ def gate(
     if old.records and new.records and old.profile != new.profile:
         raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
     margins, tolerances = margins or load_margins(), load_tolerances()
+    if not new.records:
+        raise InputError("no cell of the run finished: there is nothing to judge")
     common = [cell for cell in old.records if cell in new.records]
     if not common:
-        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records), 'cell')}")
+        raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
     judge = Judge(
         margins=margins["points"],
         noise=load_noise() if noise is None else noise,
@@ -169,7 +171,7 @@ def failing(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[Judgement
         for j in judged
         if j.verdict is Verdict.MISSING
         or (kind_of(j) in kinds and j.verdict is Verdict.WORSE and j.quantity not in SHOWN)
-        or ("numerics" in kinds and j.verdict is Verdict.CHANGED)
+        or ("numerics" in kinds and j.quantity == "numerics" and j.verdict is Verdict.CHANGED)
         or (TOO_GOOD in kinds and j.verdict is Verdict.TOO_GOOD)
     ]
 
@@ -182,12 +184,24 @@ def untold(judged: Sequence[Judgement]) -> list[Judgement]:
 def outcome(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> Outcome:
     """What the judgements say of the whole run.
 
-    It cannot be told where no main score could be tested; with `strict`, where any main score cannot be told.
+    It cannot be told where no main score could be tested, or nothing of the kinds that count could be compared; with `strict`,
+    where any main score cannot be told.
     """
     if failing(judged, kinds):
         return Outcome.WORSE
     mains = [j for j in judged if j.quantity == j.main_score]
     doubtful = untold(mains)
-    untested = all(j in doubtful and j.p is None for j in mains)
-    doubt = bool(mains) and (untested or (strict and bool(doubtful)))  # a footprint has no scores
-    return Outcome.CANNOT_TELL if doubt and "quality" in kinds else Outcome.NO_WORSE
+    untested = bool(mains) and all(j in doubtful and j.p is None for j in mains)
+    doubt = "quality" in kinds and (untested or (strict and bool(doubtful)))
+    return Outcome.CANNOT_TELL if doubt or _nothing_compared(judged, kinds) else Outcome.NO_WORSE
+
+
+def _nothing_compared(judged: Sequence[Judgement], kinds: Sequence[str]) -> bool:
+    counted = [kind for kind in kinds if kind != TOO_GOOD]
+    own = [j for j in judged if kind_of(j) in counted]
+    silent = [
+        j
+        for j in own
+        if j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW) or (j.verdict is Verdict.CANNOT_TELL and j.p is None)
+    ]
+    return bool(counted) and own == silent

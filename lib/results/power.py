@@ -153,8 +153,11 @@ def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     seeds = dict.fromkeys(setting.mains, setting.seeds)
     worse: set[str] = set()
     for look in range(1, setting.looks + 1):
-        effects = {key: effect(setting, key, gaps[key][seeds[key[0]] - 1], seeds[key[0]], noise[key]) for key in truth}
-        decisions = decide(effects, setting.mains, setting.margins, share_of_alpha(look, setting.looks))
+        share = share_of_alpha(look, setting.looks)
+        effects = {
+            key: effect(setting, key, gaps[key][seeds[key[0]] - 1], seeds[key[0]], noise[key]).at(share) for key in truth
+        }
+        decisions = decide(effects, setting.mains, setting.margins, share)
         worse |= {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
         judged = [
             _judgement(setting, cell, metric, effects[cell, metric], decisions[cell, metric].verdict, seeds[cell])

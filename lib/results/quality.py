@@ -64,12 +64,11 @@ class Pairing:
 
 
 def pairings(old: Seeds, new: Seeds, tolerances: Tolerances) -> list[Pairing]:
-    """How two runs of a cell can be compared, the narrowest noise first: by seed if they differ by rounding; all by all."""
+    """How two runs of a cell can be compared, the narrowest noise first: by seed if each differs by rounding; all by all."""
     every = Pairing(kind=SEEDS, old=list(old.values()), new=list(new.values()))
-    shared = [seed for seed in new if seed in old]
-    if not shared or not all(same_course(old[seed], new[seed], tolerances) for seed in shared):
+    if not all(seed in old and same_course(old[seed], record, tolerances) for seed, record in new.items()):
         return [every]
-    return [Pairing(kind=PERTURBED, old=[old[seed] for seed in shared], new=[new[seed] for seed in shared]), every]
+    return [Pairing(kind=PERTURBED, old=[old[seed] for seed in new], new=list(new.values())), every]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +273,7 @@ class Judge:
     Attributes:
         margins: the drop that is no regression yet, by score.
         noise: what was calibrated.
-        tolerances: how far first losses may lie apart and still be rounding.
+        tolerances: how far figures and curves of losses may lie apart and still be rounding.
         look, looks: which look at the run this is, of how many at most.
     """
 
@@ -290,6 +289,8 @@ class Judge:
         untested = []
         for rows in cells:
             record = rows.records[0][0]
+            if not any(one.scores for pair in rows.records for one in pair):
+                continue  # a footprint scores nothing
             pairs = pairings(rows.old, rows.new, self.tolerances)
             for metric in record.bounded_scores:
                 missing = unmeasured(metric, rows)

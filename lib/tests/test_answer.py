@@ -175,7 +175,10 @@ def test_a_doubt_is_said_and_fails_only_strictly():
     answer = answer_of(HEALTHY, judgements, baseline="before.json")
     assert answer.sentences[-1].endswith("no worse than before.json, though the gate cannot tell for 1 main score.")
     strict = answer_of(HEALTHY, judgements, strict=True, baseline="before.json")
-    assert strict.sentences[0] == "Cannot tell against before.json: 1 cell cannot be told (t5_sa_lora accuracy)."
+    assert (
+        strict.sentences[0]
+        == "Cannot tell whether the run is worse than before.json: 1 cell cannot be told (t5_sa_lora accuracy)."
+    )
 
 
 def test_what_is_too_good_is_a_finding_that_fails_nothing_by_itself():

@@ -76,7 +76,7 @@ def test_what_a_small_test_set_cannot_tell_is_said_and_fails_only_strictly(first
     assert "cannot tell" in output
     assert code == 0
     code, output, _ = run(tmp_path, *options, "--gate-strict")
-    assert "Cannot tell against b.json: 1 cell cannot be told" in output
+    assert "Cannot tell whether the run is worse than b.json: 1 cell cannot be told" in output
     assert code == 6
 
 

@@ -56,7 +56,7 @@ def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, 
     save(PLAN[0].path, rows_of(PLAN[0]))
     started = pytest_that(monkeypatch, code=1)  # a cell that misses a bound has its row
     Sessions(workers="2").train(PLAN)
-    part = PLAN[1].path.with_suffix(".part")
+    part = PLAN[1].path.with_suffix(".unfinished.json")
     words = ["-q", "-n", "2", "-m", "quick", "--seeds", "5,6,7,8,9", "--cells", ",".join(CELLS), f"--benchmark-json={part}"]
     assert [command[3:] for command in started] == [words]
     assert set(PLAN[1].grids()) == {5, 6, 7, 8, 9}
