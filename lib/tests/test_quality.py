@@ -308,7 +308,7 @@ def test_a_run_has_three_outcomes():
     assert outcome([untested, tested], quality) is Outcome.NO_WORSE
     assert outcome([untested, same], quality) is Outcome.NO_WORSE
     assert outcome([untested, worse], quality) is Outcome.WORSE
-    assert outcome([untested], ["memory"]) is Outcome.NO_WORSE
+    assert outcome([untested], ["memory"]) is Outcome.CANNOT_TELL  # nothing of memory was compared
     assert outcome([same, tested], quality, strict=True) is Outcome.CANNOT_TELL
     assert outcome([same, other_score], quality, strict=True) is Outcome.NO_WORSE
     assert outcome([worse, tested], quality, strict=True) is Outcome.WORSE
