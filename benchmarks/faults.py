@@ -609,8 +609,8 @@ FAULTS = (
     Fault(
         id="F61",
         what="a trained token that the output layer does not follow",
-        caught_by="saved_is_served",
-        cell="gpt2_sum_lora",
+        caught_by="output_follows_trained_tokens",
+        cell="gpt2_sum_qlora",
         settings=FEW,
         breaks="libraries",
         sabotage=planted(adapters.output_forgets_its_token),

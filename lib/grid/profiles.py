@@ -87,7 +87,15 @@ class Profile:
             recipe = replace(recipe, **quick)
         if self.max_steps is not None:
             recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
-        return replace(_light(recipe) if self.one_row else recipe, **self.changes)
+        recipe = _light(recipe) if self.one_row else recipe
+        return replace(recipe, **_with_the_heads_rate(recipe, self.changes))
+
+
+def _with_the_heads_rate(recipe: Recipe, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same changes; another learning rate changes a head's own rate in proportion."""
+    if "learning_rate" not in changes or recipe.head_learning_rate is None:
+        return changes
+    return {"head_learning_rate": recipe.head_learning_rate * changes["learning_rate"] / recipe.learning_rate, **changes}
 
 
 def _light(recipe: Recipe) -> Recipe:

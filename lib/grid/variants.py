@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lib.errors import InputError
 from lib.grid.methods import Answer, Base, CellLike, Lora, grouped
 from lib.grid.optimizers import ParameterGroups
 from lib.grid.recipes import Recipe
@@ -82,6 +83,14 @@ def _shown(rates: set[Any]) -> str:
 @dataclass(frozen=True, kw_only=True)
 class LoraFA(Lora):
     """LoRA-FA (Zhang et al. 2023): A stays as it was drawn, and B's gradient is corrected for it."""
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises InputError for a head with a rate of its own, which PEFT's optimizer does not take."""
+        super().check(recipe)
+        if recipe.head_learning_rate is not None:
+            raise InputError(
+                f"method {self.id!r} trains all at one rate, as PEFT's LoRA-FA does; give the recipe head_learning_rate=None"
+            )
 
     def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
         """PEFT's own AdamW, which freezes A. The correction is its own, so no other optimizer will do."""

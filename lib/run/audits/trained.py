@@ -177,6 +177,8 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not _same_rate(a, b)]
     if odd:
         return False, f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}"
+    if strange := strange_head_rates(evidence):
+        return False, f"the head trains at a peak rate of {strange[0]:.3g}, not {evidence.cell.recipe.head_learning_rate:.3g}"
     strays = stray_groups(evidence, rates)
     if strays:
         return False, f"parameter group {strays[0] + 1} does not follow the schedule"
@@ -196,6 +198,16 @@ def wanted_rates(evidence: Evidence) -> list[float]:
         return [learning_rate_at(evidence.cell, place, total) for place in places]
     planned = rates_of_transformers(evidence.cell, total)
     return [planned[place] for place in places]
+
+
+def strange_head_rates(evidence: Evidence) -> list[float]:
+    """Peak rates of the head's new modules that are not the recipe's, where it gives them one of their own."""
+    trainer, wanted = evidence.trainer, evidence.cell.recipe.head_learning_rate
+    if wanted is None:
+        return []
+    peaks = {id(p): group.get("initial_lr", wanted) for group in trainer.optimizer.param_groups for p in group["params"]}
+    head = [p for name, p in trainer.stepped.items() if p.requires_grad and within(name, evidence.cell.head.new_modules)]
+    return [peak for p in head if not _same_rate(peak := float(peaks.get(id(p), 0.0)), wanted)]
 
 
 def stray_groups(evidence: Evidence, rates: Sequence[float]) -> list[int]:
