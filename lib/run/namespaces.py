@@ -95,11 +95,9 @@ def _modules() -> Iterator[tuple[str, ModuleType]]:
             yield name, module
 
 
-# Some of transformers' mappings import all models when they themselves are asked what they hold.
-
-
 def _entries(holder: Any) -> dict[Any, Any]:
     """What a module, a class or a mapping holds."""
+    # Some of transformers' mappings import all models when they themselves are asked what they hold.
     return dict(dict.items(holder) if isinstance(holder, dict) else vars(holder).items())
 
 

@@ -1,4 +1,4 @@
-"""Whose code an object is. In: a function, class, descriptor or instance. Out: who wrote it, where no package did.
+"""Whose code an object is. In: a function, class, descriptor or instance. Out: who wrote it, and whether a package did.
 
 A function tells by the file that its code was compiled from, whatever name it has and whenever it was put in its place.
 """
@@ -7,7 +7,8 @@ import functools
 import os
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,10 +24,10 @@ PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who wrote a piece of code that no installed package holds.
+    """Who wrote a piece of code.
 
     Attributes:
-        by: its file and its name; of files that are not ours, without their folder.
+        by: its file and its name; of files that are neither ours nor a package's, without their folder.
         ours: whether it is this suite's.
     """
 
@@ -44,10 +45,24 @@ def owner_of(value: Any) -> Owner | None:
     return None
 
 
+def author_of(value: Any) -> Owner | None:
+    """The same, or the package that holds all parts of a value; None for plain data, and for code that is in no file."""
+    if (owner := owner_of(value)) is not None:
+        return owner
+    parts = list(_parts(value))
+    return written_in(*parts[0]) if parts and all(_exists(Path(file)) for file, _ in parts) else None
+
+
 def written_in(file: str, name: str) -> Owner:
     """The owner of a name in a file."""
-    ours = file.startswith(OWN_ROOMS)
-    return Owner(by=f"{Path(file).relative_to(ROOT) if ours else Path(file).name}: {name}", ours=ours)
+    return Owner(by=f"{_short(file)}: {name}", ours=file.startswith(OWN_ROOMS))
+
+
+def _short(file: str) -> str:
+    if file.startswith(OWN_ROOMS):
+        return str(Path(file).relative_to(ROOT))
+    packages = next((part for part in PACKAGES if part in file), os.sep)
+    return file.rpartition(packages)[2]
 
 
 @functools.cache
@@ -73,21 +88,33 @@ def _homes() -> tuple[str, ...]:
 
 def _parts(value: Any) -> Iterator[tuple[str, str]]:
     """File and name of each function or class that a value is made of."""
-    kind = type(value)
-    if kind is FunctionType:
-        yield _file_of(value), value.__qualname__
-        if (wrapped := getattr(value, "__wrapped__", None)) is not None:
-            yield from _parts(wrapped)
-    elif inner := INNER.get(kind):
-        for part in inner(value):
-            yield from _parts(part)
-    elif issubclass(kind, type):
-        yield _file_of_class(value), value.__qualname__
-    elif callable(value):
-        yield _file_of_class(kind), kind.__qualname__
+    waiting, seen = [value], set()
+    for part in waiting:  # which grows meanwhile; a function may be in its own closure
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        kind = type(part)
+        if kind is FunctionType:
+            yield _file_of(part), part.__qualname__
+        if inner := INNER.get(kind):
+            waiting += inner(part)
+        elif issubclass(kind, type):
+            yield _file_of_class(part), part.__qualname__
+        elif callable(part):
+            yield _file_of_class(kind), kind.__qualname__
 
 
-INNER: dict[type, Callable[[Any], tuple[Any, ...]]] = {
+def _in_function(function: FunctionType) -> Iterator[Any]:
+    """What a function says that it wraps, and the functions in its closure."""
+    yield getattr(function, "__wrapped__", None)
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # an empty cell
+            if type(cell.cell_contents) in INNER:
+                yield cell.cell_contents
+
+
+INNER: dict[type, Callable[[Any], Iterable[Any]]] = {
+    FunctionType: _in_function,
     staticmethod: lambda value: (value.__func__,),
     classmethod: lambda value: (value.__func__,),
     MethodType: lambda value: (value.__func__,),

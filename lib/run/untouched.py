@@ -2,10 +2,12 @@
 
 Looked at are functions, methods, class attributes and registries of `LIBRARIES`, kernels that Python registered for torch's
 operators, modes that torch runs under, and what a model's modules carry: attributes in a method's place, and hooks. What is
-ours must be in `REASONS`; what is a user's is only shown.
+ours must be in `REASONS`; what is a user's or a package's is only shown. What changed while a cell ran, by nobody who can be
+told, fails as what is ours does.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -17,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from lib.codecs.architectures import OWN
 from lib.machine import keeps_freed_memory
 from lib.run.namespaces import Look, Namespaces
-from lib.run.owners import Owner, is_packaged, owner_of, written_in
+from lib.run.owners import Owner, author_of, is_packaged, owner_of, written_in
 
 UNKNOWN = "unknown"  # who changed what stood otherwise when the cell began
 REASONS = {
@@ -30,6 +32,7 @@ KERNEL = re.compile(r"^(\S+?)(?:\[alias\])?(?: \(inactive\))?: registered at (.+
 TORCHS = ("aten", "prims")  # namespaces of operators that torch itself defines
 OF_TENSORS = ("_backward_hooks", "_post_accumulate_grad_hooks")
 BY_LIBRARY = "/torch/library.py"  # where kernels are registered whose author torch does not note
+Registrations = Counter[tuple[str, str, str]]  # times that a file registered a kernel: operator, dispatch key, file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +40,7 @@ class Replaced:
     """Something that does not stand as a library's package defines it.
 
     Attributes:
-        by: a file and a name in it; `UNKNOWN` for what changed while the cell ran.
+        by: a file and a name in it; `UNKNOWN` for what changed while the cell ran, by code that is in no file.
         ours: whether this suite did it, or nobody is known to have done it.
     """
 
@@ -47,21 +50,22 @@ class Replaced:
 
     @property
     def reason(self) -> str | None:
-        """Why it may stand there; None for a user's, and for what may not."""
+        """Why it may stand there; None for a user's or a package's, and for what may not."""
         return REASONS.get(self.by) if self.ours else None
 
 
-def _of(what: str, owner: Owner) -> Replaced:
-    return Replaced(what=what, by=owner.by, ours=owner.ours)
+def _of(what: str, owner: Owner | None) -> Replaced:
+    return Replaced(what=what, by=owner.by, ours=owner.ours) if owner else Replaced(what=what, by=UNKNOWN, ours=True)
 
 
 class Watch:
     """Watches the libraries of this process while its cells run."""
 
     def __init__(self) -> None:
-        """Nothing was looked at."""
+        """Nothing was looked at, but for the kernels, which an earlier cell may have left behind."""
         self._namespaces, self._before = Namespaces(), Look()
-        self._kernels: tuple[frozenset[str], list[Replaced]] = frozenset(), []
+        self._at_start, self._operators = registrations(), frozenset(torch._C._dispatch_get_all_op_names())
+        self._kernels: tuple[tuple[frozenset[str], int], list[Replaced]] = (frozenset(), 0), []
 
     def begin(self) -> None:
         """A cell begins: what changes from now on is found, whoever changes it."""
@@ -81,28 +85,39 @@ class Watch:
             before = self._before.get(place, now)
             if before is not now:
                 changed = [key for key in now.changed(before) if key not in {*now.strangers, *before.strangers}]
-                yield from (Replaced(what=f"{now.name}.{key}", by=UNKNOWN, ours=True) for key in changed)
+                yield from (_of(f"{now.name}.{key}", author_of(now.entries[key])) for key in changed)
 
     def _registered(self) -> list[Replaced]:
-        """Kernels that Python code of nobody's package registered; asked again when any was registered since."""
-        names = frozenset(torch.library._impls)
-        if names != self._kernels[0]:
-            self._kernels = names, list(kernels(names))
+        """Kernels of no package; asked again when any was registered since, whose name may be an old one."""
+        noted = frozenset(torch.library._impls), len(torch.library._keep_alive)
+        if noted != self._kernels[0]:
+            self._kernels = noted, list(kernels(self._at_start, self._operators))
         return self._kernels[1]
 
 
+def registrations() -> Registrations:
+    """The kernels of all operators for which Python registered any."""
+    operators = {name.rpartition("/")[0].replace("/", "::", 1) for name in torch.library._impls}  # as "aten/mm/CPU"
+    return Counter(
+        (operator, key, file)
+        for operator in sorted(operators)
+        for key, file in KERNEL.findall(torch._C._dispatch_dump(operator))
+    )
+
+
+def kernels(at_start: Registrations, operators: frozenset[str]) -> Iterator[Replaced]:
+    """Kernels of no package, given those that were registered, and the operators that there were, when the process began."""
+    for kernel, times in registrations().items():
+        operator, key, file = kernel
+        if file.endswith(".py") and not is_packaged(file):
+            yield _of(f"operator {operator} on {key}", written_in(file, operator.rpartition("::")[2]))
+        elif file.endswith(BY_LIBRARY) and operator in operators and times > at_start[kernel]:
+            yield _of(f"operator {operator} on {key}", None)
+        elif file.endswith(BY_LIBRARY) and operator.startswith(TORCHS):
+            yield Replaced(what=f"operator {operator} on {key}", by="torch.library", ours=False)
+
+
 WATCH = Watch()
-
-
-def kernels(names: frozenset[str]) -> Iterator[Replaced]:
-    """Kernels of no package, among those with these names, as "aten/mm/CPU"."""
-    operators = {name.rpartition("/")[0].replace("/", "::", 1) for name in names}
-    for operator in sorted(operators):
-        for key, file in KERNEL.findall(torch._C._dispatch_dump(operator)):
-            if file.endswith(".py") and not is_packaged(file):
-                yield _of(f"operator {operator} on {key}", written_in(file, operator.rpartition("::")[2]))
-            elif file.endswith(BY_LIBRARY) and operator.startswith(TORCHS):
-                yield Replaced(what=f"operator {operator} on {key}", by="torch.library", ours=False)
 
 
 def modes() -> Iterator[Replaced]:

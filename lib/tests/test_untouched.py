@@ -5,10 +5,12 @@ The replacements are small ones of the kinds that this suite once had. Their cod
 
 import ast
 import functools
+import inspect
 import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import bitsandbytes as bnb
@@ -24,6 +26,7 @@ from benchmarks.library_patches import attention
 from lib.codecs.generate import SeparatedCodec
 from lib.run.audits import Evidence
 from lib.run.audits.libraries import libraries_untouched
+from lib.run.audits.trained import rates_of_transformers
 from lib.run.owners import ROOT, owner_of
 from lib.run.untouched import REASONS, UNKNOWN, WATCH, Watch
 from lib.tests.small import rows_of, silent, trainer_of
@@ -167,12 +170,43 @@ print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
 
 
 def test_kernels_of_ours_are_named():
-    """In a process of its own, which they may break; compiled as if they stood in this module."""
-    run = f"exec(compile({KERNELS!r}, {__file__!r}, 'exec'))"
-    answer = subprocess.run([sys.executable, "-W", "ignore", "-c", run], cwd=ROOT, capture_output=True, text=True, check=True)
-    found = ast.literal_eval(answer.stdout.splitlines()[-1])
     operators = ("_safe_softmax", "bernoulli_.float", "mm")
-    assert found == [(f"operator aten::{name} on CPU", f"{HERE}: {name}", True) for name in operators]
+    assert said_by(KERNELS) == [(f"operator aten::{name} on CPU", f"{HERE}: {name}", True) for name in operators]
+
+
+def said_by(program):
+    """What a process of its own prints last; which it may break, and which is compiled as if it stood in this module."""
+    run = f"exec(compile({program!r}, {__file__!r}, 'exec'))"
+    answer = subprocess.run([sys.executable, "-W", "ignore", "-c", run], cwd=ROOT, capture_output=True, text=True, check=True)
+    return ast.literal_eval(answer.stdout.splitlines()[-1])
+
+
+DECORATED = """
+import torch
+from torch import nn
+@torch.library.impl("aten::tril", "CPU")
+def before(*inputs, **options): ...
+from lib.run.untouched import WATCH
+WATCH.begin()
+WATCH.inside(nn.Linear(1, 1))
+@torch.library.impl("aten::mm", "CPU")
+def product(*inputs, **options): ...
+@torch.library.register_kernel("bitsandbytes::dequantize_4bit", "cpu")
+def unpacked(*inputs, **options): ...
+@torch.library.custom_op("somebody::new", mutates_args=())
+def new(x: torch.Tensor) -> torch.Tensor: ...
+WATCH.begin()
+print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
+"""
+
+
+def test_kernels_that_torchs_decorator_registered_while_cells_ran_are_named_though_nobody_notes_whose_they_are():
+    """Also in a later cell, and for an operator that had a kernel of Python's; not for an operator that is no library's."""
+    assert said_by(DECORATED) == [
+        ("operator aten::mm on CPU", UNKNOWN, True),
+        ("operator aten::tril on CPU", "torch.library", False),
+        ("operator bitsandbytes::dequantize_4bit on CPU", UNKNOWN, True),
+    ]
 
 
 # What stands there only meanwhile
@@ -232,9 +266,86 @@ def test_a_users_replacement_is_shown_and_fails_nothing(audit, monkeypatch):
     assert "sdpa by attention.py: dropout_at_evaluation.<locals>.always_dropping" in detail
 
 
-def test_a_function_that_changes_while_the_cell_runs_is_named_though_it_is_a_librarys(audit, monkeypatch):
+def test_a_function_that_changes_to_a_librarys_is_shown_and_fails_nothing(audit, monkeypatch):
     monkeypatch.setattr(activations.NewGELUActivation, "forward", activations.FastGELUActivation.forward)
-    assert f"transformers.activations.NewGELUActivation.forward by {UNKNOWN}" in audit()[1]
+    passed, detail = audit()
+    assert passed
+    by = "transformers/activations.py: FastGELUActivation.forward"
+    assert detail.endswith(f"; not ours: transformers.activations.NewGELUActivation.forward by {by}")
+
+
+def test_a_function_that_changes_to_code_in_no_file_is_named(audit, monkeypatch):
+    generated: dict = {}
+    exec("def forward(*inputs): ...", generated)
+    monkeypatch.setattr(activations.NewGELUActivation, "forward", generated["forward"])
+    passed, detail = audit()
+    assert not passed
+    assert f"NewGELUActivation.forward by {UNKNOWN}" in detail
+
+
+def without_hook(monkeypatch, kind):
+    """The class of an optimizer as it is before its first instance, whose constructor wraps `step` for good."""
+    monkeypatch.setattr(kind, "step", inspect.unwrap(kind.step))
+
+
+STEPS = {"SGD": "torch.optim.sgd.SGD", "Adam": "torch.optim.adam.Adam", "NAdam": "torch.optim.nadam.NAdam"}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_an_optimizer_of_torch_wraps_its_own_step_and_fails_nothing(audit, monkeypatch, name):
+    kind = getattr(torch.optim, name)
+    without_hook(monkeypatch, kind)
+    WATCH.begin()
+    kind([torch.zeros(1, requires_grad=True)], lr=0.1)
+    passed, detail = audit()
+    assert passed, detail
+    assert f"{STEPS[name]}.step by torch/optim/optimizer.py: {name}.step" in detail
+
+
+def test_a_schedule_without_a_formula_here_fails_nothing(audit, trainer, monkeypatch):
+    without_hook(monkeypatch, torch.optim.SGD)
+    WATCH.begin()
+    recipe = replace(trainer.cell.recipe, lr_scheduler_type="polynomial")
+    assert len(rates_of_transformers(replace(trainer.cell, recipe=recipe), 3)) == 3
+    passed, detail = audit()
+    assert passed, detail
+    assert "torch.optim.sgd.SGD.step by torch/optim/optimizer.py" in detail
+
+
+COMPILED = """
+import torch
+from torch import nn
+from lib.run.untouched import WATCH
+WATCH.begin()
+assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
+"""
+
+
+def test_a_function_that_is_compiled_fails_nothing():
+    found = said_by(COMPILED)
+    by = "torch/_dynamo/mutation_guard.py: install_generation_tagging_init.<locals>"
+    patched = {("__init__", "patched_init"), ("__setstate__", "patched_setstate")}
+    assert {(f"torch.nn.modules.module.Module.{of}", f"{by}.{name}", False) for of, name in patched} <= set(found)
+    assert not any(ours for _, _, ours in found)
+
+
+def test_a_function_of_ours_in_the_closure_of_a_librarys_is_named(audit, monkeypatch):
+    monkeypatch.setattr(activations.NewGELUActivation, "forward", transformed(ours))
+    assert f"NewGELUActivation.forward by {HERE}: ours" in audit()[1]
+
+
+def transformed(function):
+    """A function of torch that keeps another in its closure, and does not say so."""
+    wrapped = torch.optim.Optimizer.profile_hook_step(function)
+    del wrapped.__wrapped__
+    return wrapped
+
+
+def test_a_function_that_leads_back_to_itself_is_looked_through_once():
+    wrapped = torch.no_grad()(nn.Linear.forward)
+    wrapped.__wrapped__ = wrapped
+    assert owner_of(wrapped) is None
 
 
 def test_a_class_attribute_that_changes_while_the_cell_runs_is_named(audit, monkeypatch):
@@ -254,17 +365,35 @@ def test_our_code_assigns_nothing_to_a_library():
 
     A footprint looks on at the tensors that operators make, by a mode of its own.
     """
-    found = {place for room in ("lib", "fixtures") for path in sources(room) for place in assignments(path)}
-    assert found == {"lib/run/footprint.py"}
+    paths = [path for room in ("lib", "fixtures") for path in sources(room)]
+    assert [str(path.relative_to(ROOT)) for path in paths if assigns(path.read_text())] == ["lib/run/footprint.py"]
+
+
+SOURCES = [
+    "import torch\n@torch.library.impl('aten::mm', 'CPU')\ndef product(*inputs): ...",
+    "from torch.library import impl as kernel\nkernel('aten::mm', 'CPU', print)",
+    "import torch\ntorch.library.register_autograd('aten::mm', print)",
+    "import torch\nlibrary.fallback(torch.library.fallthrough_kernel, 'CPU')",
+    "from transformers import activations\nactivations.gelu = print",
+]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_a_source_that_replaces_is_found(source):
+    assert assigns(source)
+
+
+def test_a_source_that_reads_is_not_found():
+    assert not assigns("import torch\nx = torch.library._impls\nx.y = torch.relu")
 
 
 def sources(room):
     return [path for path in (ROOT / room).rglob("*.py") if "tests" not in path.parts]
 
 
-def assignments(path):
-    """Where a module writes into what it imported from a library, or asks torch for another kernel or mode."""
-    tree = ast.parse(path.read_text())
+def assigns(source):
+    """Whether a module writes into what it imported from a library, or asks torch for another kernel or mode."""
+    tree = ast.parse(source)
     imported = {
         (alias.asname or alias.name).split(".")[0]
         for node in ast.walk(tree)
@@ -278,12 +407,15 @@ def assignments(path):
         written = [target for target in targets if isinstance(target, ast.Attribute | ast.Subscript)]
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr"):
             written = [node.args[0]]
-        named = isinstance(node, ast.Name | ast.Attribute) and getattr(node, "id", getattr(node, "attr", "")) in FORBIDDEN
-        if named or any(root(target) in imported for target in written):
-            yield str(path.relative_to(ROOT))
+        names = {getattr(node, field, None) for field in ("id", "attr", "name")}  # of names, attributes and imports
+        if names & FORBIDDEN or any(root(target) in imported for target in written):
+            return True
+    return False
 
 
-FORBIDDEN = ("TorchFunctionMode", "TorchDispatchMode", "Library", "register_kernel", "custom_op", "monkeypatch")
+REGISTERING = ("autocast", "autograd", "fake", "kernel", "torch_dispatch", "vmap")
+FORBIDDEN = {"TorchFunctionMode", "TorchDispatchMode", "monkeypatch", "Library", "custom_op", "triton_op", "_scoped_library"}
+FORBIDDEN |= {"impl", "impl_abstract", "py_impl", "fallthrough_kernel", *(f"register_{kind}" for kind in REGISTERING)}
 
 
 def root(target):
