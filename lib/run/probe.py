@@ -27,8 +27,15 @@ from lib.run.training import Trainer
 
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
-NOT_DIFFERENTIATED = {"computed": None, "probe_loss": None, "probe_gradients": {}, "probe_reached": None, "probe": None}
-NOT_GENERATED = {"generated": None, "decoded": None}
+NOT_DIFFERENTIATED: Mapping[str, Any] = {
+    "computed": None,
+    "probe_loss": None,
+    "probe_gradients": {},
+    "probe_reached": None,
+    "probe": None,
+}
+NOT_GENERATED: Mapping[str, Any] = {"generated": None, "decoded": None}
+Probe = Callable[[Trainer, Sequence[Feature]], Mapping[str, Any]]
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
 
@@ -43,8 +50,8 @@ def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str,
     """
     rows_read = short_to_long(trainer.features, PROBED)
     with undisturbed(trainer):
-        asked = _where_it_fits(trainer, _differentiated, rows_read) or NOT_DIFFERENTIATED
-        searched_for = _where_it_fits(trainer, _generated, [rows_read[0], rows_read[-1]]) or NOT_GENERATED
+        differentiated = _where_it_fits(trainer, _differentiated, rows_read) or NOT_DIFFERENTIATED
+        generated = _where_it_fits(trainer, _generated, [rows_read[0], rows_read[-1]]) or NOT_GENERATED
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         return {
             "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
@@ -52,8 +59,8 @@ def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str,
             "weights": norms(groups, lambda name: _numbers(trainer.parameters[name])),
             "stream": _stream(trainer.meter.device),
             "probe": digest(([(row.input_ids, row.target) for row in rows_read], SEARCH)),
-            **asked,
-            **searched_for,
+            **differentiated,
+            **generated,
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
 
@@ -84,8 +91,8 @@ def _stream(device: torch.device) -> str:
     return digest(([round(number, 5) for number in numbers], mask))
 
 
-def _where_it_fits(trainer: Trainer, figures: Callable[..., dict[str, Any]], rows: Sequence[Feature]) -> dict[str, Any] | None:
-    """Figures of some rows; None where memory runs out: without checkpoints of activations a probe may take more than training."""
+def _where_it_fits(trainer: Trainer, figures: Probe, rows: Sequence[Feature]) -> Mapping[str, Any] | None:
+    """Figures of some rows; None where memory runs out: a probe keeps all activations, training perhaps does not."""
     with suppress(DoesNotFit), fitting():
         return figures(trainer, rows)
     free_memory(trainer.meter.device)
@@ -125,7 +132,7 @@ def computed_types(trainer: Trainer, computed: Mapping[str, str]) -> dict[str, s
     return {group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in groups.items()}
 
 
-def _generated(trainer: Trainer, rows: Sequence[Feature]) -> dict[str, Any]:
+def _generated(trainer: Trainer, rows: Sequence[Feature]) -> Mapping[str, Any]:
     """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far it is off.
 
     No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, beside which the longest prompt has

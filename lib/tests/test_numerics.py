@@ -149,6 +149,11 @@ def test_figures_of_another_probe_are_not_compared():
     assert compared(old, new, TOLERANCES)[1].startswith("backward: gradients of head x 2")
 
 
+def test_a_search_that_did_not_fit_is_not_compared():
+    old, new = (with_step("bert_sa_sft", generated=text) for text in ("0" * 16, None))
+    assert compared(old, new, TOLERANCES)[0] is Verdict.EQUAL
+
+
 def test_over_a_quantized_base_a_cache_may_round_more():
     old, near, far = (with_step("bert_sa_qlora", decoded=value) for value in (1e-4, 4e-2, 0.1))
     assert compared(old, near, TOLERANCES)[0] is Verdict.EQUAL

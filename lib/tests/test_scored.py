@@ -135,7 +135,7 @@ def test_an_encoder_reads_the_source_of_a_search_once():
     encoder, decoder = evidence.model.get_encoder(), evidence.model.get_decoder()
     with hooked([encoder], lambda *_: read.append(1)), hooked([decoder], lambda *_: written.append(1)):
         assert scored.texts_are_the_models(evidence)[0]
-    assert len(read) == 2, "the 8 cheaper ones of 16 texts at once, and the one that is searched anew"
+    assert len(read) == 3, "twice 8 texts at once, and the one that is searched anew"
     assert len(written) > 8, "a pass a token"
 
 
@@ -148,8 +148,13 @@ def test_a_search_of_beams_computes_whole_texts_again_at_each_token(summaries):
 
 
 def test_a_search_that_would_take_too_long_is_not_made_and_not_passed(summaries, monkeypatch):
-    monkeypatch.setattr(scored, "MOST_ON_CPU", 1000)
+    weights = sum(p.numel() for p in summaries.model.parameters())
+    pairs = zip(summaries.evaluation.features, summaries.evaluation.outputs, strict=True)
+    costs = [weights * scored.searched_tokens(summaries.codec, *pair) for pair in pairs]
+    monkeypatch.setattr(scored, "MOST_ON_CPU", min(costs) - 1)
     assert scored.texts_are_the_models(summaries) is None
+    monkeypatch.setattr(scored, "MOST_ON_CPU", max(costs))
+    assert scored.texts_are_the_models(summaries)[0]
 
 
 @pytest.mark.parametrize("beams", [1, 2])

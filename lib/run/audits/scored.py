@@ -23,7 +23,7 @@ from lib.run.evaluation import EVAL_BATCH, Evaluation
 from lib.run.order import chunks
 
 SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text, and the shortest prompt, which is padded
-SCORED_TEXTS = 32  # of the cheaper half of them the most doubtful are searched anew; so many are looked at at once:
+SCORED_TEXTS = 32  # of which the most doubtful are searched anew; so many are looked at at once:
 AT_ONCE = 8
 SEARCHED = 1  # a search takes a pass a token
 MOST_ON_CPU = 2**43  # products of a weight and a token in a search: minutes on two cores, and seconds on a GPU
@@ -99,7 +99,7 @@ def _doubtful(evidence: Evidence, codec: GenerateCodec, evaluation: Evaluation) 
     """Of many scored texts those with the least likely token: where beams went astray, a token does not suit its text."""
     spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / SCORED_TEXTS))
     pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
-    pairs = sorted(pairs, key=lambda pair: searched_tokens(codec, *pair))[: math.ceil(len(pairs) / 2)]
+    pairs.sort(key=lambda pair: len(pair[0].input_ids))
     if evidence.trainer.meter.device.type == "cpu":
         weights = sum(p.numel() for p in evidence.model.parameters())
         pairs = [pair for pair in pairs if weights * searched_tokens(codec, *pair) <= MOST_ON_CPU]
