@@ -245,7 +245,17 @@ class EncoderDecoderCodec(GenerateCodec):
 
 
 class CausalCodec(GenerateCodec):
-    """Source and target in one sequence, which fits `max_length` as a whole."""
+    """Source and target in one sequence, which fits `max_length` as a whole, and so does a generated text."""
+
+    def __init__(self, cell: Cell, tokenizer: Any) -> None:
+        """The same; raises InputError where a generated text may run past `max_length`, and so past the model's positions."""
+        super().__init__(cell, tokenizer)
+        longest = self.generation.max_new_tokens
+        if longest > self.max_target_length:
+            raise InputError(
+                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
+                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
+            )
 
     @property
     def room(self) -> int:
