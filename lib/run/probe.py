@@ -27,12 +27,9 @@ from lib.run.training import Trainer
 
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
-NOT_DIFFERENTIATED: Mapping[str, Any] = {
-    "computed": None,
-    "probe_loss": None,
+NOT_DIFFERENTIATED: Mapping[str, Any] = {  # without a probe's digest, figures of two probes are not compared
+    **dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")),
     "probe_gradients": {},
-    "probe_reached": None,
-    "probe": None,
 }
 NOT_GENERATED: Mapping[str, Any] = {"generated": None, "decoded": None}
 Probe = Callable[[Trainer, Sequence[Feature]], Mapping[str, Any]]
@@ -135,8 +132,8 @@ def computed_types(trainer: Trainer, computed: Mapping[str, str]) -> dict[str, s
 def _generated(trainer: Trainer, rows: Sequence[Feature]) -> Mapping[str, Any]:
     """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far it is off.
 
-    No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, beside which the longest prompt has
-    its positions. None for a codec that does not generate.
+    No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which a model has positions in
+    training. None for a codec that does not generate.
     """
     codec = trainer.codec
     if not isinstance(codec, GenerateCodec):

@@ -115,18 +115,38 @@ def test_padding_that_is_read_is_seen_in_what_was_scored(cell_id, monkeypatch):
     assert not passed, detail
 
 
-@pytest.mark.parametrize("checkpoint", [{"early_stopping": True}, {"forced_bos_token_id": 5}, {"suppress_tokens": [1, 5, 7]}])
-def test_the_recipe_alone_says_how_texts_are_searched(checkpoint):
-    plain = scored_by("t5_sum_sft")
-    config = plain.model.generation_config
+@contextmanager
+def brought(config, checkpoint):
+    """A generation_config that brings more, as a checkpoint's."""
     before = {name: getattr(config, name) for name in checkpoint}
     config.update(**checkpoint)
     try:
-        evidence = scored_by("t5_sum_sft")
+        yield
     finally:
         config.update(**before)
+
+
+@pytest.mark.parametrize("checkpoint", [{"early_stopping": True, "forced_bos_token_id": 5}, {"suppress_tokens": [1, 5, 7]}])
+def test_the_recipe_alone_says_how_texts_are_searched(checkpoint):
+    plain = scored_by("t5_sum_sft")
+    with brought(plain.model.generation_config, checkpoint):
+        evidence = scored_by("t5_sum_sft")
     assert evidence.evaluation.outputs == plain.evaluation.outputs
     assert scored.texts_are_the_models(evidence)[0]
+
+
+def test_more_beams_stop_as_the_recipe_says_too():
+    """Where the first finished texts are not the best ones, which two beams hardly show."""
+    trainer = trained("t5_sum_sft")
+    features = trainer.codec.encode(rows_of(TEST["sum"])[-70:], training=False)
+
+    def texts():
+        with torch.no_grad():
+            return trainer.codec.generate(trainer.model.eval(), features, CPU, num_beams=4, length_penalty=2.0).tolist()
+
+    plain = texts()
+    with brought(trainer.model.generation_config, {"early_stopping": True}):
+        assert texts() == plain
 
 
 def test_an_encoder_reads_the_source_of_a_search_once():

@@ -26,7 +26,7 @@ SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text,
 SCORED_TEXTS = 32  # of which the most doubtful are searched anew; so many are looked at at once:
 AT_ONCE = 8
 SEARCHED = 1  # a search takes a pass a token
-MOST_ON_CPU = 2**43  # products of a weight and a token in a search: minutes on two cores, and seconds on a GPU
+MOST_ON_CPU = 2**43  # products of a weight and a token in a search: two minutes of one core at 65e9 a second
 
 
 def scored_rows(evaluation: Evaluation) -> list[int]:
@@ -69,9 +69,9 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
 def texts_are_the_models(evidence: Evidence) -> Answer:
     """Each scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
 
-    Without beams, that is one pass a text. With beams it is a pass a token of the one text that is searched anew, each over as
-    many whole texts as there are beams, and more where the search goes on behind that text's end. On a CPU, texts whose search
-    would take more than `MOST_ON_CPU` are left alone. None where no text is left.
+    Without beams, this costs one pass per text. With beams, it costs one pass per token of the one text that is searched anew,
+    each over as many whole texts as there are beams, and more where the search goes on behind that text's end. On a CPU, texts
+    whose search would take more than `MOST_ON_CPU` are left alone. None where no text is left.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
     if evaluation is None or not isinstance(codec, GenerateCodec):
