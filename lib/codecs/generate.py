@@ -6,7 +6,7 @@ them. Shapes: B rows, S source tokens, T target tokens.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from inspect import signature
 from random import Random
@@ -22,6 +22,49 @@ from lib.data.sources import Row
 from lib.errors import InputError
 from lib.grid.cells import Cell
 from lib.grid.recipes import Generation
+
+# What else changes a search in transformers, switched off: a checkpoint may bring any of it in its generation_config, but the
+# recipe alone says how to generate. Versions of transformers know more or less of it.
+PLAIN_SEARCH: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    # When a text ends.
+    "early_stopping": False,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "max_time": None,
+    "stop_strings": None,
+    # What changes scores, or forbids or forces tokens.
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    # Other searches, another cache.
+    "num_beam_groups": None,
+    "diversity_penalty": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "use_mtp": False,
+    "is_assistant": False,
+    "cache_implementation": None,
+    "cache_config": None,
+}
 
 
 class GenerateCodec(Codec):
@@ -105,9 +148,8 @@ class GenerateCodec(Codec):
         """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace what it is given."""
         prompt = on(device, self.prompt(features))
         search = {
+            **{name: value for name, value in PLAIN_SEARCH.items() if hasattr(model.generation_config, name)},
             **self.search(),
-            "do_sample": False,
-            "repetition_penalty": 1.0,  # a checkpoint may bring one of its own; the recipe says how to generate
             "use_cache": True,
             "pad_token_id": self.pad_id,
             "eos_token_id": self.end_id,
@@ -203,7 +245,17 @@ class EncoderDecoderCodec(GenerateCodec):
 
 
 class CausalCodec(GenerateCodec):
-    """Source and target in one sequence, which fits `max_length` as a whole."""
+    """Source and target in one sequence, which fits `max_length` as a whole, and so does a generated text."""
+
+    def __init__(self, cell: Cell, tokenizer: Any) -> None:
+        """The same; raises InputError where a generated text may run past `max_length`, and so past the model's positions."""
+        super().__init__(cell, tokenizer)
+        longest = self.generation.max_new_tokens
+        if longest > self.max_target_length:
+            raise InputError(
+                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
+                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
+            )
 
     @property
     def room(self) -> int:

@@ -4,25 +4,35 @@ The same seed, rows and arithmetic give the same figures, but for rounding; `lib
 Taking them leaves modes, gradients and random numbers as they were. `Trainer` adds the figures of the first update itself.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from torch import Tensor
 
-from lib.codecs.base import Feature, on
+from lib.codecs.base import Feature
 from lib.codecs.generate import GenerateCodec
 from lib.data.columns import answer_texts
 from lib.data.sources import Row
 from lib.grid.tasks import Problem, Task
 from lib.run.audits.probing import computing, searched, short_to_long, undisturbed
+from lib.run.device import free_memory
+from lib.run.fitting import DoesNotFit, fitting
 from lib.run.groups import Figures, digest, digest_of, figure, grouped, norms, reached
 from lib.run.metrics import METRICS, Metrics
+from lib.run.order import chunks
 from lib.run.training import Trainer
 
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
+NOT_DIFFERENTIATED: Mapping[str, Any] = {  # without a probe's digest, figures of two probes are not compared
+    **dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")),
+    "probe_gradients": {},
+}
+NOT_GENERATED: Mapping[str, Any] = {"generated": None, "decoded": None}
+Probe = Callable[[Trainer, Sequence[Feature]], Mapping[str, Any]]
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
 
@@ -37,7 +47,8 @@ def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str,
     """
     rows_read = short_to_long(trainer.features, PROBED)
     with undisturbed(trainer):
-        differentiated = _differentiated(trainer, rows_read)
+        differentiated = _where_it_fits(trainer, _differentiated, rows_read) or NOT_DIFFERENTIATED
+        generated = _where_it_fits(trainer, _generated, [rows_read[0], rows_read[-1]]) or NOT_GENERATED
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         return {
             "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
@@ -46,7 +57,7 @@ def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str,
             "stream": _stream(trainer.meter.device),
             "probe": digest(([(row.input_ids, row.target) for row in rows_read], SEARCH)),
             **differentiated,
-            **_generated(trainer, [rows_read[0], rows_read[-1]]),
+            **generated,
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
 
@@ -77,18 +88,36 @@ def _stream(device: torch.device) -> str:
     return digest(([round(number, 5) for number in numbers], mask))
 
 
+def _where_it_fits(trainer: Trainer, figures: Probe, rows: Sequence[Feature]) -> Mapping[str, Any] | None:
+    """Figures of some rows; None where memory runs out: a probe keeps all activations, training perhaps does not."""
+    with suppress(DoesNotFit), fitting():
+        return figures(trainer, rows)
+    free_memory(trainer.meter.device)
+    return None
+
+
 def _differentiated(trainer: Trainer, rows: Sequence[Feature]) -> dict[str, Any]:
-    """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it."""
-    batch = on(trainer.meter.device, trainer.codec.collate(rows))
-    names = [name for name, p in trainer.parameters.items() if p.requires_grad]
-    with torch.enable_grad(), trainer.accelerator.autocast(), computing(trainer.model) as computed:
-        loss = trainer.codec.loss(trainer.model, batch) / trainer.codec.targets(batch)
-    gradients = torch.autograd.grad(loss, [trainer.parameters[name] for name in names], allow_unused=True)
-    known = {name: gradient for name, gradient in zip(names, gradients, strict=True) if gradient is not None}
-    groups = grouped(trainer.cell, trainer.model, names)
+    """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it.
+
+    No more rows at once than training takes: their losses and gradients add up.
+    """
+    codec, device, at_once = trainer.codec, trainer.meter.device, trainer.cell.recipe.per_device_train_batch_size
+    batches = [codec.collate(some) for some in chunks(rows, at_once)]
+    targets = sum(map(codec.targets, batches))
+    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
+    total, known = torch.zeros((), device=device), dict[str, Tensor]()
+    for batch in batches:
+        with torch.enable_grad(), trainer.accelerator.autocast(), computing(trainer.model) as computed:
+            loss = codec.loss(trainer.model, codec.placed(batch, device)) / targets
+        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        total += loss.detach()
+        for name, gradient in zip(trained, gradients, strict=True):
+            if gradient is not None:
+                known[name] = known[name] + gradient if name in known else gradient
+    groups = grouped(trainer.cell, trainer.model, trained)
     return {
         "computed": computed_types(trainer, computed),
-        "probe_loss": figure(loss.detach()),
+        "probe_loss": figure(total),
         "probe_gradients": norms(groups, known.get),
         "probe_reached": reached(groups, known),
     }
@@ -100,15 +129,16 @@ def computed_types(trainer: Trainer, computed: Mapping[str, str]) -> dict[str, s
     return {group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in groups.items()}
 
 
-def _generated(trainer: Trainer, rows: Sequence[Feature]) -> dict[str, Any]:
+def _generated(trainer: Trainer, rows: Sequence[Feature]) -> Mapping[str, Any]:
     """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far it is off.
 
-    No text ends before the cap: a cache may go wrong late. None for a codec that does not generate.
+    No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which a model has positions in
+    training. None for a codec that does not generate.
     """
     codec = trainer.codec
     if not isinstance(codec, GenerateCodec):
-        return {"generated": None, "decoded": None}
-    cap = codec.generation.max_new_tokens
+        return NOT_GENERATED
+    cap = min(codec.generation.max_new_tokens, codec.max_target_length)
     texts, apart = searched(trainer, rows, **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
     return {"generated": digest(texts), "decoded": figure(apart)}
 

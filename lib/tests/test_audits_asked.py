@@ -171,6 +171,19 @@ def test_a_packed_base_that_computes_in_fp32_under_a_declared_bf16_is_named():
     assert detail.endswith("computes in float32")
 
 
+def test_a_packed_base_computes_as_declared_whatever_autocast_training_is_under():
+    evidence = untrained("t5_sa_qlora")
+    with torch.autocast("cpu", torch.float16):  # as the study trains GPT-2 on a GPU: fp16, over NF4 that is declared bf16
+        passed, detail = arithmetic.packed_layers_compute_as_declared(evidence)
+    assert passed, detail
+    evidence = untrained("t5_sa_qlora")
+    for layer in evidence.model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.compute_dtype = torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not arithmetic.packed_layers_compute_as_declared(evidence)[0], "autocast does not hide a wrong type either"
+
+
 @pytest.mark.parametrize(
     ("number", "kind"), [(1.0, "bfloat16"), (1 + 2**-9, "float16"), (1 + 2**-20, "float32"), (2.0**20 + 2**13, "bfloat16")]
 )

@@ -178,7 +178,7 @@ def test_a_prefix_survives_the_cut_and_belongs_to_the_frame():
 
 @pytest.mark.parametrize(("template", "end"), [("chatml", "<|im_end|>"), ("plain", "<end>")])
 def test_a_turn_ends_with_the_token_that_the_template_ends_it_with(template, end):
-    codec = codec_with(template, max_target_length=4)
+    codec = codec_with(template, max_target_length=4, generation=Generation(num_beams=1, max_new_tokens=4))
     [feature] = codec.encode([TEA], training=True)
     assert len(feature.target) == 4
     assert codec.tokenizer.convert_ids_to_tokens(feature.target[-1]) == end

@@ -47,6 +47,17 @@ def test_a_recipe_that_does_not_say_how_to_generate_is_refused(cell_id, missing)
         codec_of(cell_of(cell_id, **{missing: None}), tokenizer_of(cell_id))
 
 
+def test_a_causal_recipe_that_generates_more_than_it_has_room_for_is_refused():
+    changes = {"max_length": 256, "max_target_length": 27}  # all of the model's positions; texts have up to 28 tokens
+    with pytest.raises(InputError) as caught:
+        codec_of(cell_of("gpt2_sum_sft", **changes), tokenizer_of("gpt2_sum_sft"))
+    assert str(caught.value) == (
+        "gpt2_sum_sft leaves room for 27 tokens behind a source, but generates up to 28; "
+        "give its recipe max_target_length 28, or a generation with fewer max_new_tokens"
+    )
+    codec_of(cell_of("t5_sum_sft", max_target_length=27), tokenizer_of("t5_sum_sft"))  # the source takes no room of a text
+
+
 def test_a_separated_head_without_a_token_of_its_own_has_the_end_token_between():
     cell, tokenizer = cell_of("gpt2_sum_sft"), tokenizer_of("gpt2_sum_sft")
     codec = codec_of(replace(cell, head=Head(architecture="GPT2LMHeadModel", layout=Layout.SEPARATED)), tokenizer)

@@ -1,6 +1,8 @@
 """Figures of the first step: groups of parameters, what is probed before training, and what the first updates leave."""
 
 import math
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 
 import bitsandbytes as bnb
@@ -8,7 +10,7 @@ import pytest
 import torch
 
 from lib.grid.cells import STUDY_IDS
-from lib.run.audits.probing import AMONG, short_to_long
+from lib.run.audits.probing import FIRST_ROWS, hooked, short_to_long
 from lib.run.first_updates import sampled
 from lib.run.groups import digest, digest_of, figure, group_of, norms, reached
 from lib.run.metrics import Metrics
@@ -144,6 +146,53 @@ def test_the_type_that_a_packed_base_computes_in_is_a_figure():
             layer.compute_dtype = torch.float32
     assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
 
+    with torch.autocast("cpu", torch.bfloat16):  # a matter of the layers, not of the precision of training
+        assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
+
+
+@contextmanager
+def passes_of(trainer):
+    """Meanwhile the numbers of rows of the model's passes."""
+    rows = []
+    with hooked([trainer.model], lambda module, inputs, output: rows.append(len(output.logits))):
+        yield rows
+
+
+def test_the_probe_takes_no_more_rows_at_once_than_training():
+    at_once, one_by_one = (
+        trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=size) for size in (4, 1)
+    )
+    whole = probed(at_once, Metrics(), REVIEWS)
+    with passes_of(one_by_one) as rows:
+        pieces = probed(one_by_one, Metrics(), REVIEWS)
+    assert rows == [1, 1, 1, 1]
+    assert pieces["probe_loss"] == pytest.approx(whole["probe_loss"], rel=1e-6)
+    assert pieces["probe_gradients"] == pytest.approx(whole["probe_gradients"], rel=1e-4, abs=1e-9)
+    assert pieces["probe_reached"] == whole["probe_reached"]
+
+
+def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
+    trainer = trainer_of("t5_sum_lora", NEWS)
+    fits = probed(trainer, Metrics(), NEWS)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = trainer.model.register_forward_pre_hook(full)
+    figures = probed(trainer, Metrics(), NEWS)
+    handle.remove()
+    absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded")
+    assert [figures[name] for name in absent] == [None] * 6
+    assert figures["probe_gradients"] == {}
+    assert figures["weights"] == fits["weights"], "the others are taken"
+    assert probed(trainer, Metrics(), NEWS) == fits
+
+
+def test_the_probes_search_is_no_longer_than_a_target():
+    search = replace(cell_of("bert_sum_lora").recipe.generation, max_new_tokens=300)  # the decoder has 256 positions
+    trainer = trainer_of("bert_sum_lora", NEWS, generation=search)
+    assert probed(trainer, Metrics(), NEWS) == probed(trainer_of("bert_sum_lora", NEWS), Metrics(), NEWS)
+
 
 # What the probes cover
 
@@ -164,7 +213,7 @@ def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
     probe = [len(row.input_ids) for row in short_to_long(features, PROBED)]
     assert (probe[0], probe[-1]) == (lengths[0], lengths[-1])
     assert probe[0] <= 0.7 * probe[-1], "the short row has padding beside the long one"
-    asked = [len(row.input_ids) for row in short_to_long(features[:AMONG], 2)]
+    asked = [len(row.input_ids) for row in short_to_long(features[:FIRST_ROWS], 2)]
     assert asked[0] < asked[1], "and so it has in the audits that ask the trained model again"
     if cell.recipe.generation:
         cap, start = cell.recipe.generation.max_new_tokens, probe if cell.backbone.id == "gpt2" else [1]

@@ -62,7 +62,7 @@ def test_gpt2_keeps_the_separator_and_room_for_the_summary_of_a_very_long_articl
 
 @pytest.mark.parametrize(("backbone", "end"), [("bert", "[SEP]"), ("gpt2", "<|endoftext|>"), ("t5", "</s>")])
 def test_a_cut_summary_keeps_its_end_token(backbone, end):
-    codec = codec_for(f"{backbone}_sum_sft", max_target_length=6)
+    codec = codec_for(f"{backbone}_sum_sft", max_target_length=6, generation=Generation(num_beams=1, max_new_tokens=6))
     [feature] = codec.encode([LONG], training=True)
     assert len(feature.target) == 6
     assert tokens(codec, feature.target[-1:]) == [end]

@@ -98,7 +98,7 @@ ATTENTION = "layer 0 attention"  # as in `complete`
     ],
 )
 def test_figures_of_the_first_step_name_the_stage(figures, words):
-    answer, detail = compared(record(), with_step(**figures), TOLERANCES)
+    answer, detail = compared(with_step(generated="0" * 16), with_step(**{"generated": "0" * 16} | figures), TOLERANCES)
     assert answer is Verdict.CHANGED
     assert detail.startswith(words)
 
@@ -147,6 +147,11 @@ def test_figures_of_another_probe_are_not_compared():
     assert pair_of(old, new, TOLERANCES).apart()["probe_gradients"] == 0.0
     new.training.first_step.gradients["head"] *= 2
     assert compared(old, new, TOLERANCES)[1].startswith("backward: gradients of head x 2")
+
+
+def test_a_search_that_did_not_fit_is_not_compared():
+    old, new = (with_step("bert_sa_sft", generated=text) for text in ("0" * 16, None))
+    assert compared(old, new, TOLERANCES)[0] is Verdict.EQUAL
 
 
 def test_over_a_quantized_base_a_cache_may_round_more():

@@ -1,6 +1,7 @@
 """Audits of the very answers that were scored, on cells that were trained and scored with a fault in the libraries."""
 
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from functools import cache
 
@@ -11,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.utils import GenerationMixin
 
 from lib.run.audits import Evidence, scored
+from lib.run.audits.probing import hooked
 from lib.run.evaluation import evaluate
 from lib.run.metrics import Metrics
 from lib.tests.small import CPU, rows_of, silent, trainer_of
@@ -61,7 +63,7 @@ def summaries():
 
 
 def test_sound_summaries_are_the_models_beams_included(summaries):
-    assert summaries.codec.generation.num_beams == 3
+    assert summaries.codec.generation.num_beams > 1
     assert scored.texts_are_the_models(summaries) == (True, "1 texts: at most 0.0e+00 of the largest logit below the best")
     assert scored.cache_changes_nothing(summaries)[0]
 
@@ -111,6 +113,76 @@ def test_padding_that_is_read_is_seen_in_what_was_scored(cell_id, monkeypatch):
     )
     passed, detail = scored.scored_alone_as_in_batch(scored_by(cell_id))
     assert not passed, detail
+
+
+@contextmanager
+def brought(config, checkpoint):
+    """A generation_config that brings more, as a checkpoint's."""
+    before = {name: getattr(config, name) for name in checkpoint}
+    config.update(**checkpoint)
+    try:
+        yield
+    finally:
+        config.update(**before)
+
+
+@pytest.mark.parametrize("checkpoint", [{"early_stopping": True, "forced_bos_token_id": 5}, {"suppress_tokens": [1, 5, 7]}])
+def test_the_recipe_alone_says_how_texts_are_searched(checkpoint):
+    plain = scored_by("t5_sum_sft")
+    with brought(plain.model.generation_config, checkpoint):
+        evidence = scored_by("t5_sum_sft")
+    assert evidence.evaluation.outputs == plain.evaluation.outputs
+    assert scored.texts_are_the_models(evidence)[0]
+
+
+def test_more_beams_stop_as_the_recipe_says_too():
+    """Where the first finished texts are not the best ones, which two beams hardly show."""
+    trainer = trained("t5_sum_sft")
+    features = trainer.codec.encode(rows_of(TEST["sum"])[-70:], training=False)
+
+    def texts():
+        with torch.no_grad():
+            return trainer.codec.generate(trainer.model.eval(), features, CPU, num_beams=4, length_penalty=2.0).tolist()
+
+    plain = texts()
+    with brought(trainer.model.generation_config, {"early_stopping": True}):
+        assert texts() == plain
+
+
+def test_an_encoder_reads_the_source_of_a_search_once():
+    evidence = scored_by("t5_sum_lora", count=16)
+    read, written = [], []
+    encoder, decoder = evidence.model.get_encoder(), evidence.model.get_decoder()
+    with hooked([encoder], lambda *_: read.append(1)), hooked([decoder], lambda *_: written.append(1)):
+        assert scored.texts_are_the_models(evidence)[0]
+    assert len(read) == 3, "twice 8 texts at once, and the one that is searched anew"
+    assert len(written) > 8, "a pass a token"
+
+
+def test_a_search_of_beams_computes_whole_texts_again_at_each_token(summaries):
+    codec, row = summaries.codec, summaries.evaluation.features[0]
+    prompt, beams = len(row.input_ids), codec.generation.num_beams
+    assert scored.searched_tokens(codec, row, [5, 6, 7]) == beams * (3 * prompt + 1 + 2 + 3)
+    encoder_decoder = trained("t5_sum_lora").codec
+    assert scored.searched_tokens(encoder_decoder, row, [5, 6, 7]) == encoder_decoder.generation.num_beams * 6
+
+
+def test_a_search_that_would_take_too_long_is_not_made_and_not_passed(summaries, monkeypatch):
+    weights = sum(p.numel() for p in summaries.model.parameters())
+    pairs = zip(summaries.evaluation.features, summaries.evaluation.outputs, strict=True)
+    costs = [weights * scored.searched_tokens(summaries.codec, *pair) for pair in pairs]
+    monkeypatch.setattr(scored, "MOST_ON_CPU", min(costs) - 1)
+    assert scored.texts_are_the_models(summaries) is None
+    monkeypatch.setattr(scored, "MOST_ON_CPU", max(costs))
+    assert scored.texts_are_the_models(summaries)[0]
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_empty_texts_are_nobodys(summaries, beams):
+    codec = copy(summaries.codec)
+    codec.recipe = replace(codec.recipe, generation=replace(codec.generation, num_beams=beams))
+    empty = replace(summaries.evaluation, outputs=[[] for _ in summaries.evaluation.outputs])
+    assert scored.texts_are_the_models(replace(summaries, codec=codec, evaluation=empty)) is None
 
 
 def test_rows_are_the_shortest_a_padded_one_and_the_longest():

@@ -88,7 +88,7 @@ def _cross_entropy(logits: list[Tensor], batch: Batch) -> Tensor:
 
 
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
-    """Each layer packed to 4 bits computes in the type that the method declares; its output's digits show it."""
+    """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's digits show it."""
     wanted, _ = resolve_quantization(evidence.cell, evidence.trainer.meter.device)
     computed = evidence.asked.computed
     if wanted is None or not computed:

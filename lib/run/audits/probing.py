@@ -22,7 +22,7 @@ from lib.run.device import random_states, set_random_states
 from lib.run.order import chunks
 from lib.run.training import Trainer
 
-AMONG = 32  # training rows, of which the shortest and the longest are asked about
+FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
 # Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
@@ -95,7 +95,7 @@ def _ask_again(trainer: Trainer, answer: Asked) -> None:
 
 def few_rows(trainer: Trainer) -> list[Feature]:
     """The shortest and the longest of the first training rows."""
-    return short_to_long(trainer.features[:AMONG], 2)
+    return short_to_long(trainer.features[:FIRST_ROWS], 2)
 
 
 def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
@@ -180,13 +180,18 @@ def computing(model: nn.Module) -> Iterator[dict[str, str]]:
     """Meanwhile note, by name, in which type each layer computes whose weights are packed to 4 bits.
 
     Such a layer turns its inputs into the type that it computes in, and its output back: only the output's digits tell.
+    Each is asked with fp32 inputs outside autocast. Under autocast, bitsandbytes multiplies by `linear` in autocast's type, but
+    few tokens on a GPU by a kernel of its own in the layer's: the type would depend on the batch, and not on the layer alone.
     """
     names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
     types: dict[str, str] = {}
 
     def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        if output.any():  # zeros fit every type
-            types[names[module]] = type_of_digits(output.detach())
+        own = inputs[0].detach().float().requires_grad_(inputs[0].requires_grad)  # on a CPU, layers are packed anew without
+        with torch.autocast(own.device.type, enabled=False):
+            computed = module.forward(own).detach()  # not by a call, which would come here again
+        if computed.any():  # zeros fit every type
+            types[names[module]] = type_of_digits(computed)
 
     with hooked(names, look):
         yield types
@@ -217,9 +222,17 @@ def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> 
     return [logits for logits in named if logits is not None], loss
 
 
-def target_logits(trainer: Trainer, features: Sequence[Feature]) -> list[Tensor]:
-    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates."""
-    batch = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
+def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
+    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates.
+
+    Args:
+        trainer: whose model is asked.
+        features: with the targets.
+        encoded: what the encoder made of the one source that all rows share (1, S, H), where it need not read it again.
+    """
+    batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
+    if encoded is not None:
+        batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
     [logits], _ = answered(trainer, batch)
     return of_targets(logits, batch)
 

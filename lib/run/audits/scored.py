@@ -15,7 +15,7 @@ from lib.codecs.generate import GenerateCodec
 from lib.codecs.store import lengths_of
 from lib.grid.methods import Answer
 from lib.run.audits.evidence import Evidence
-from lib.run.audits.probing import COARSE, FINE, chosen, distance, searched, target_logits, undisturbed
+from lib.run.audits.probing import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
 from lib.run.audits.search import Scores, repeating, shortfall
 from lib.run.build import base_type
 from lib.run.device import autocast
@@ -23,9 +23,10 @@ from lib.run.evaluation import EVAL_BATCH, Evaluation
 from lib.run.order import chunks
 
 SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text, and the shortest prompt, which is padded
-AMONG = 32  # scored texts, of which the most doubtful are searched anew; so many at once:
+SCORED_TEXTS = 32  # of which the most doubtful are searched anew; so many are looked at at once:
 AT_ONCE = 8
 SEARCHED = 1  # a search takes a pass a token
+MOST_ON_CPU = 2**43  # products of a weight and a token in a search: two minutes of one core at 65e9 a second
 
 
 def scored_rows(evaluation: Evaluation) -> list[int]:
@@ -66,14 +67,21 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
-    """Each scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included."""
+    """Each scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
+
+    Without beams, this costs one pass per text. With beams, it costs one pass per token of the one text that is searched anew,
+    each over as many whole texts as there are beams, and more where the search goes on behind that text's end. On a CPU, texts
+    whose search would take more than `MOST_ON_CPU` are left alone. None where no text is left.
+    """
     codec, evaluation = evidence.codec, evidence.evaluation
     if evaluation is None or not isinstance(codec, GenerateCodec):
         return None
     with torch.no_grad(), undisturbed(evidence.trainer):
         pairs = _scored_texts(evidence) if codec.generation.num_beams == 1 else _doubtful(evidence, codec, evaluation)
         gaps = [_missed(evidence, codec, row, text) for row, text in pairs if text]
-    apart = max(gaps, default=0.0)
+    if not gaps:
+        return None
+    apart = max(gaps)
     return apart <= _allowed(evidence), f"{len(gaps)} texts: at most {apart:.1e} of the largest logit below the best"
 
 
@@ -89,9 +97,12 @@ def _scored_texts(evidence: Evidence) -> list[tuple[Feature, Sequence[int]]]:
 
 def _doubtful(evidence: Evidence, codec: GenerateCodec, evaluation: Evaluation) -> list[tuple[Feature, Sequence[int]]]:
     """Of many scored texts those with the least likely token: where beams went astray, a token does not suit its text."""
-    spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / AMONG))
+    spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / SCORED_TEXTS))
     pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
     pairs.sort(key=lambda pair: len(pair[0].input_ids))
+    if evidence.trainer.meter.device.type == "cpu":
+        weights = sum(p.numel() for p in evidence.model.parameters())
+        pairs = [pair for pair in pairs if weights * searched_tokens(codec, *pair) <= MOST_ON_CPU]
     doubts: list[float] = []
     for some in chunks(pairs, AT_ONCE):
         logits = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in some])
@@ -101,22 +112,34 @@ def _doubtful(evidence: Evidence, codec: GenerateCodec, evaluation: Evaluation) 
     return [pairs[i] for i in sorted(range(len(pairs)), key=lambda i: -doubts[i])[:SEARCHED]]
 
 
+def searched_tokens(codec: GenerateCodec, row: Feature, text: Sequence[int]) -> int:
+    """How many tokens a search without a cache computes until it has found this text; an encoder reads its source once."""
+    prompt = len(row.input_ids) if codec.start_id is None else 0
+    return codec.generation.num_beams * sum(prompt + length for length in range(1, len(text) + 1))
+
+
 def _missed(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Sequence[int]) -> float:
     """How far off a search must be to find this text, in units of the largest logit."""
-    [whole] = target_logits(evidence.trainer, [replace(row, target=[*text])])
-    scores = _next_scores(evidence, codec, row, whole)
+    encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
+    encoded: list[Tensor] = []
+    with hooked(encoders, lambda module, inputs, output: encoded.append(output[0])):
+        [whole] = target_logits(evidence.trainer, [replace(row, target=[*text])])
+    scores = _next_scores(evidence, codec, row, whole, encoded[0] if encoded else None)
     return shortfall(text, scores, codec.generation, codec.end_id) / float(whole.abs().max())
 
 
-def _next_scores(evidence: Evidence, codec: GenerateCodec, row: Feature, whole: Tensor) -> Scores:
-    """Scores of the next token behind any begun text; without beams there is just one, whose logits `whole` holds."""
+def _next_scores(evidence: Evidence, codec: GenerateCodec, row: Feature, whole: Tensor, encoded: Tensor | None) -> Scores:
+    """Scores of the next token behind any begun text; without beams there is just one, whose logits `whole` holds.
+
+    `encoded` is what an encoder made of the row's source.
+    """
 
     def scores(begun: Sequence[Sequence[int]]) -> Tensor:
         if codec.generation.num_beams == 1:
             logits = whole[len(begun[0])].unsqueeze(0)
         else:  # the last token, whatever it is, is what they are asked to predict
             batch = [replace(row, target=[*ids, codec.end_id]) for ids in begun]
-            logits = torch.stack([one[-1] for one in target_logits(evidence.trainer, batch)])
+            logits = torch.stack([one[-1] for one in target_logits(evidence.trainer, batch, encoded)])
         return _allowed_scores(codec, row, logits, begun)
 
     return scores
