@@ -53,6 +53,7 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
         "per_device_train_batch_size": batch,
         "gradient_accumulation_steps": accumulation,
         "learning_rate": 1e-3,
+        "head_learning_rate": None,  # Trainer has one rate
         "warmup_ratio": 0.2,
         "precision": "fp32",
     }

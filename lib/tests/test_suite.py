@@ -57,7 +57,7 @@ def test_a_run_of_full_length_that_learned_nothing_is_missed_whatever_the_comman
 
 def test_a_run_too_short_to_learn_names_the_audit_and_passes(tmp_path):
     code, output, [record] = run(tmp_path, *NOTHING_LEARNED, "--max-steps", "12")
-    reason = "a run of 12 of 22 planned updates may be too short to meet it"
+    reason = "a run of 12 of 84 planned updates may be too short to meet it"
     assert (code, record["status"], record["missed"], record["excused"]) == (0, "passed", [], {"learned_something": reason})
     assert f"; {reason} (t5_qa_lora, quick, seed 0)" in output
     assert "1 of 1 cells passed, 1 of them too short for some audit, in" in output
