@@ -41,13 +41,15 @@ def changed(path, target, change):
     return target
 
 
-def all_right(record, folder):
-    """A baseline in which every row was right."""
+def all_right(record, folder, most=None):
+    """A baseline in which every row was right, or so many more than were."""
     kept = examples.read(from_json(record), None)
-    pairs = zip(kept.predictions, kept.points["accuracy"], strict=True)
-    labels = [label if hit else str(1 - int(label)) for label, hit in pairs]
-    better = examples.Examples(ids=kept.ids, points={"accuracy": [100.0] * len(kept.ids)}, predictions=labels)
-    return record | {"examples": vars(examples.write(better)), "scores": record["scores"] | {"accuracy": 100.0}}
+    points, labels = list(kept.points["accuracy"]), list(kept.predictions)
+    for place in [place for place, hit in enumerate(points) if not hit][:most]:
+        points[place], labels[place] = 100.0, str(1 - int(labels[place]))
+    better = examples.Examples(ids=kept.ids, points={"accuracy": points}, predictions=labels)
+    scores = record["scores"] | {"accuracy": sum(points) / len(points)}
+    return record | {"examples": vars(examples.write(better)), "scores": scores}
 
 
 @pytest.mark.parametrize("workers", ["0", "2"])
@@ -70,7 +72,7 @@ def test_a_worse_run_fails_with_a_table_and_no_traceback(of_many_rows, tmp_path,
 def test_what_a_small_test_set_cannot_tell_is_said_and_fails_only_strictly(first, tmp_path):
     code, output, _ = run(tmp_path, *UNTRAINED)
     assert code == 0, output
-    baseline = changed(tmp_path / "run.json", tmp_path / "b.json", lambda record: all_right(record, tmp_path))
+    baseline = changed(tmp_path / "run.json", tmp_path / "b.json", lambda record: all_right(record, tmp_path, most=2))
     options = (*UNTRAINED, f"--gate={baseline}", "--resume")
     code, output, _ = run(tmp_path, *options)
     assert "cannot tell" in output
