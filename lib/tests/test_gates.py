@@ -448,14 +448,14 @@ def learning(losses_by_seed, **changes):
 
 
 def test_losses_far_below_those_of_the_baselines_seeds_are_too_good():
-    """Logs 0, 0.1, 0.2 deviate by 0.1; t of 2 degrees at 2 % is 4.85, and three seeds and one make sqrt(4 / 3): 0.1 - 0.56."""
+    """Logs 0, 0.1, 0.2 deviate by 0.1; t of 2 degrees at 2 % is 4.85, and three seeds and one make sqrt(4 / 3): 0.1 - 0.56, and 0.1 more."""
     old = learning(np.exp([0.0, 0.1, 0.2]))
-    assert too_good(old, learning(np.exp([-0.45]))) == []
-    [finding] = too_good(old, learning(np.exp([-0.47])))
+    assert too_good(old, learning(np.exp([-0.55]))) == []
+    [finding] = too_good(old, learning(np.exp([-0.57])))
     assert finding.detail == (
-        "the mean loss is 0.625, the baseline's seeds explain no less than 0.631: leaked rows, a lost mask?"
+        "the mean loss is 0.566, the baseline's seeds explain no less than 0.631: leaked rows, a lost mask?"
     )
-    shorter = learning(np.exp([-0.47]), recipe=vars(complete("t5_qa_lora").recipe) | {"max_steps": 7})
+    shorter = learning(np.exp([-0.57]), recipe=vars(complete("t5_qa_lora").recipe) | {"max_steps": 7})
     assert too_good(old, shorter) == []  # another recipe
     assert too_good(old[:1], learning(np.exp([-2.0]))) == []  # one seed does not tell a deviation
 
