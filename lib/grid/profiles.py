@@ -175,7 +175,7 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "t5_sa_qlora": (50, 4e-3, 16, 1),
     "t5_sa_sft": (44, 5e-4, 16, 1),
     "t5_qa_lora": (84, 5e-3, 12, 1),
-    "t5_qa_qlora": (84, 5e-3, 12, 1),
+    "t5_qa_qlora": (84, 3e-3, 12, 1),
     "t5_qa_sft": (26, 1.5e-3, 16, 1),
     "t5_sum_lora": (30, 3e-3, 8, 2),
     "t5_sum_qlora": (30, 3e-3, 8, 2),
