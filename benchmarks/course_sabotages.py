@@ -12,17 +12,17 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lib.data.splits import Splits, load_splits
-from lib.grid.cells import Cell
-from lib.grid.methods import TOKEN_ROWS
-from lib.grid.profiles import QUICK_PROFILE
-from lib.grid.tasks import SA
-from lib.record import Record
-from lib.run.evaluation import Evaluation
-from lib.run.metrics import Metrics
-from lib.run.schedule import make_schedule
-from lib.run.serving import Serving
-from lib.run.training import Trainer
+from tunegrid.data.splits import Splits, load_splits
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import TOKEN_ROWS
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.tasks import SA
+from tunegrid.record import Record
+from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.metrics import Metrics
+from tunegrid.run.schedule import make_schedule
+from tunegrid.run.serving import Serving
+from tunegrid.run.training import Trainer
 
 # Rows
 

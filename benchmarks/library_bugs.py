@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.library_patches import adapters, attention, generation, harmless, loading, text, updates
-from lib.grid.profiles import Profile
+from tunegrid.grid.profiles import Profile
 
 
 def nothing(monkeypatch: Any) -> None:
@@ -279,7 +279,7 @@ INEXPRESSIBLE = (
         library="transformers",
         what="Trainer normalises the accumulated loss by the wrong number of items",
         source="huggingface/transformers#35438, #37766, #46903",
-        why="our loop is not Trainer's, and divides by the targets that it counts; `lib/tests/test_parity.py` compares the two",
+        why="our loop is not Trainer's, and divides by the targets that it counts; `test_parity.py` compares the two",
     ),
     Inexpressible(
         id="B54",

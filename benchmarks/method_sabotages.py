@@ -11,10 +11,10 @@ import peft
 import torch
 from torch import nn
 
-from lib.codecs.base import Codec
-from lib.grid.cells import Cell
-from lib.grid.methods import NF4, Adapting, Lora
-from lib.grid.variants import AdaLora, Pissa
+from tunegrid.codecs.base import Codec
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import NF4, Adapting, Lora
+from tunegrid.grid.variants import AdaLora, Pissa
 
 
 def kasa_over_nf4(cell: Cell, folder: Path) -> Cell:

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lib.codecs.base import IGNORED, Codec
-from lib.grid.cells import Cell
-from lib.grid.methods import Quantization
-from lib.grid.profiles import QUICK_PROFILE
+from tunegrid.codecs.base import IGNORED, Codec
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import Quantization
+from tunegrid.grid.profiles import QUICK_PROFILE
 
 # What is built
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from random import Random
 from typing import Any
 
-from lib.grid.tasks import Problem
+from tunegrid.grid.tasks import Problem
 
 Rows = list[dict[str, Any]]
 

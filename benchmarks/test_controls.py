@@ -12,13 +12,13 @@ import pytest
 
 from benchmarks.targets import SHUFFLES
 from fixtures.session import session_of
-from lib.grid.backbones import BACKBONES
-from lib.grid.cells import STUDY
-from lib.grid.methods import TOKEN_ROWS
-from lib.grid.names import within
-from lib.grid.profiles import QUICK_PROFILE, ZOO_PROFILE
-from lib.grid.zoo import zoo
-from lib.results.thresholds import missed
+from tunegrid.grid.backbones import BACKBONES
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.methods import TOKEN_ROWS
+from tunegrid.grid.names import within
+from tunegrid.grid.profiles import QUICK_PROFILE, ZOO_PROFILE
+from tunegrid.grid.zoo import zoo
+from tunegrid.results.thresholds import missed
 
 pytestmark = pytest.mark.controls
 
@@ -42,7 +42,7 @@ CASES = [
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """Micro backbones with the weights that they were drawn with."""
-    from lib.micro.pretrain import pretrain
+    from tunegrid.micro.pretrain import pretrain
 
     root = tmp_path_factory.mktemp("untrained")
     for backbone in BACKBONES:

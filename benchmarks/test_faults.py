@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.faults import CELL_FAULTS, RECORD_FAULTS
 from fixtures.session import session_of
-from lib.results.files import read_list
-from lib.results.judgements import Verdict
-from lib.results.numerics import STAGES, compared, load_tolerances
-from lib.results.record_checks import across
-from lib.results.thresholds import missed
+from tunegrid.results.files import read_list
+from tunegrid.results.judgements import Verdict
+from tunegrid.results.numerics import STAGES, compared, load_tolerances
+from tunegrid.results.record_checks import across
+from tunegrid.results.thresholds import missed
 
 pytestmark = pytest.mark.faults
 

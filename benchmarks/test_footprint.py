@@ -5,7 +5,7 @@ import pytest
 
 @pytest.mark.cells("footprint")
 def test_footprint(held_bytes, trainer, codec, device, meter, progress, benchmark, record):
-    from lib.run.footprint import generation_rate, trace
+    from tunegrid.run.footprint import generation_rate, trace
 
     with meter.phase("trace"):
         footprint = trace(trainer, held_bytes)

@@ -1,7 +1,7 @@
 """`pytest -m gpu`: in a few minutes, whether this GPU's figures can be trusted. From random weights, without a hub.
 
-Each test measures one thing twice, in two ways that must agree; `lib/run/trust.py` holds what counts as agreement. The figures
-go to `--benchmark-json`, the last line of the run says what they come to. No GPU has run this yet.
+Each test measures one thing twice, in two ways that must agree; `tunegrid.run.trust` holds what counts as agreement. The
+figures go to `--benchmark-json`, the last line of the run says what they come to. No GPU has run this yet.
 """
 
 import subprocess
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parents[1]
 SPARE = 0.6  # of an update's activations: what the ladder is left with
 SECOND_PROCESS = """
-from lib.run.device import contended, resolve_device
+from tunegrid.run.device import contended, resolve_device
 device = resolve_device("cuda:{index}")
 print(contended(device, 0.0))
 """
@@ -28,7 +28,7 @@ print(contended(device, 0.0))
 def device():
     import torch
 
-    from lib.run.device import free_memory, resolve_device
+    from tunegrid.run.device import free_memory, resolve_device
 
     if not torch.cuda.is_available():
         pytest.skip("whether a GPU's figures can be trusted is checked on a GPU, and torch sees none here")
@@ -42,13 +42,13 @@ def trainer_of(device):
     """A trainer of a cell at its true size, over random tokens."""
     import torch
 
-    from lib.codecs import codec_of
-    from lib.grid.cells import STUDY
-    from lib.grid.profiles import FOOTPRINT_PROFILE
-    from lib.run.build import build, load_tokenizer
-    from lib.run.footprint import synthetic_features
-    from lib.run.meter import Meter
-    from lib.run.training import Trainer
+    from tunegrid.codecs import codec_of
+    from tunegrid.grid.cells import STUDY
+    from tunegrid.grid.profiles import FOOTPRINT_PROFILE
+    from tunegrid.run.build import build, load_tokenizer
+    from tunegrid.run.footprint import synthetic_features
+    from tunegrid.run.meter import Meter
+    from tunegrid.run.training import Trainer
 
     def make(cell_id, updates=8, **changes):
         cell = STUDY.cell(cell_id, replace(FOOTPRINT_PROFILE, device="cuda", max_steps=updates))
@@ -85,9 +85,9 @@ def train(trainer, updates):
 def test_a_cell_leaves_nothing_behind(trainer_of, device, agree):
     import torch
 
-    from lib.run.device import free_memory
-    from lib.run.footprint import baseline_bytes
-    from lib.run.trust import left_behind
+    from tunegrid.run.device import free_memory
+    from tunegrid.run.footprint import baseline_bytes
+    from tunegrid.run.trust import left_behind
 
     def check():
         before = baseline_bytes(device)
@@ -102,7 +102,7 @@ def test_a_cell_leaves_nothing_behind(trainer_of, device, agree):
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_qlora", "gpt2_sa_lora", "gpt2_sa_sft"])
 def test_the_ledger_is_the_allocators(cell_id, trainer_of, device, agree):
-    from lib.run.footprint import baseline_bytes, trace, wrong_bytes
+    from tunegrid.run.footprint import baseline_bytes, trace, wrong_bytes
 
     def check():
         baseline = baseline_bytes(device)
@@ -117,7 +117,7 @@ def test_the_ledger_is_the_allocators(cell_id, trainer_of, device, agree):
 def test_events_agree_with_the_wall_clock(trainer_of, device, agree):
     import torch
 
-    from lib.run.trust import clocks_differ
+    from tunegrid.run.trust import clocks_differ
 
     def check():
         trainer = train(trainer_of("bert_sa_sft", updates=30), 5)
@@ -136,8 +136,8 @@ def test_events_agree_with_the_wall_clock(trainer_of, device, agree):
 def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, agree):
     import torch
 
-    from lib.run.device import free_memory
-    from lib.run.trust import ladder_broken
+    from tunegrid.run.device import free_memory
+    from tunegrid.run.trust import ladder_broken
 
     def check():
         trainer = trainer_of("bert_sa_sft", precision="bf16")
@@ -169,7 +169,7 @@ def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, agree
 def test_lost_updates_are_counted(trainer_of, agree):
     import math
 
-    from lib.run.trust import skips_miscounted
+    from tunegrid.run.trust import skips_miscounted
 
     updates, high = 60, 2.0**40
 
@@ -209,8 +209,8 @@ def test_an_update_waits_for_nothing(precision, trainer_of, agree):
 def test_nf4_takes_less_than_lora_and_lora_less_than_full_fine_tuning(trainer_of, device, agree):
     import torch
 
-    from lib.run.device import free_memory
-    from lib.run.trust import not_smaller
+    from tunegrid.run.device import free_memory
+    from tunegrid.run.trust import not_smaller
 
     def check():
         peaks = {}
@@ -227,8 +227,8 @@ def test_nf4_takes_less_than_lora_and_lora_less_than_full_fine_tuning(trainer_of
 
 
 def test_two_workers_on_one_card_know_of_each_other(device, agree):
-    from lib.run.device import CLAIMS
-    from lib.run.trust import not_shared
+    from tunegrid.run.device import CLAIMS
+    from tunegrid.run.trust import not_shared
 
     def check():
         code = SECOND_PROCESS.format(index=device.index)

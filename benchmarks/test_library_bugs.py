@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.library_bugs import BUGS, HARMLESS
 from fixtures.session import session_of
-from lib.data.splits import load_splits
-from lib.errors import InputError
-from lib.results.gates import FAILED_BY, Run, failing, gate, read_run
-from lib.results.judgements import Verdict
-from lib.results.thresholds import missed
+from tunegrid.data.splits import load_splits
+from tunegrid.errors import InputError
+from tunegrid.results.gates import FAILED_BY, Run, failing, gate, read_run
+from tunegrid.results.judgements import Verdict
+from tunegrid.results.thresholds import missed
 
 pytestmark = pytest.mark.library_bugs
 
@@ -25,7 +25,7 @@ BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json
 def cell(request, change, cell_id, monkeypatch, tmp_path):
     """The cell over the changed library: everything else is set up after it, and no rows are shared with cells over another."""
     session = session_of(request.config)
-    monkeypatch.setattr("lib.codecs.cache._shared", {})
+    monkeypatch.setattr("tunegrid.codecs.cache._shared", {})
     change.patch(monkeypatch)
     return session.grid.cell(cell_id, change.setting(session.profile("quick"), tmp_path))
 

@@ -12,13 +12,13 @@ import torch
 import transformers as hf
 
 from fixtures.session import session_of
-from lib.grid.cells import STUDY_IDS
-from lib.results.numerics import FINE, UPDATES, Pair, changes, load_tolerances, tolerance_of
-from lib.run.build import build, perturb
-from lib.run.measurements import training_record
-from lib.run.meter import Meter
-from lib.run.probe import probed
-from lib.run.training import Trainer
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.results.numerics import FINE, UPDATES, Pair, changes, load_tolerances, tolerance_of
+from tunegrid.run.build import build, perturb
+from tunegrid.run.measurements import training_record
+from tunegrid.run.meter import Meter
+from tunegrid.run.probe import probed
+from tunegrid.run.training import Trainer
 
 pytestmark = pytest.mark.perturbed
 

@@ -22,7 +22,7 @@ case ${1:-} in
       --benchmark-json="$run/shard-$SLURM_ARRAY_TASK_ID.json"
     ;;
   merge) # the job that waits for them
-    exec python -m lib merge "$run"/shard-*.json -o "$run/run.json"
+    exec tunegrid merge "$run"/shard-*.json -o "$run/run.json"
     ;;
 esac
 

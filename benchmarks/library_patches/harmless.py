@@ -11,11 +11,11 @@ from peft.tuners.lora.bnb import Linear4bit
 from torch.nn.functional import linear
 from transformers import activations
 
-from lib.data.sources import tables
-from lib.grid.profiles import Profile
-from lib.grid.tasks import TASKS
+from tunegrid.data.sources import tables
+from tunegrid.grid.profiles import Profile
+from tunegrid.grid.tasks import TASKS
 
-LIB = Path(__file__).parents[2] / "lib"
+LIB = Path(__file__).parents[2] / "lib" / "tunegrid"
 GELU = """
 from torch.nn.functional import gelu
 

@@ -1,1 +1,0 @@
-"""A cell at work: build, train, evaluate, measure. In: a `Cell` and its `Splits`. Out: what `lib.results` records."""

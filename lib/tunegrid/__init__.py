@@ -1,0 +1,13 @@
+"""tunegrid: did this fine-tune really work, and did it get worse? Asked as a test."""
+
+import logging
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]  # the checkout, which has fixtures, benchmarks and reports, too
+
+# Libraries' load reports and progress bars say nothing that the record does not. Set before anything imports them: in sessions,
+# in commands, and in the processes that both start.
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,234 @@
+"""What every codec offers, and what codecs share. In: rows. Out: `Feature`s, batches, predictions.
+
+Shapes: B rows in a batch, L tokens in its longest row.
+"""
+
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tunegrid.data.columns import joined
+from tunegrid.data.sources import Row
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import Cell
+
+IGNORED = -100  # a label that no loss counts (torch's ignore_index)
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feature:
+    """One model input.
+
+    Attributes:
+        example: number of the row it was made from; a long passage gives several features.
+        input_ids: tokens, special tokens included.
+        target: what the loss is taken on: a label, a span, or tokens.
+        extra: what else the codec needs to collate and decode.
+    """
+
+    example: int
+    input_ids: list[int]
+    target: Any
+    extra: Any = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """One row's output: `value` is a label or a text; `loss` in nats, None where the codec computes none."""
+
+    value: Any
+    loss: float | None = None
+
+
+class Codec(ABC):
+    """Text to tensors and back, for one cell.
+
+    Attributes:
+        generates: outputs are generated token ids; `ended` tells whether one is complete.
+        extracts: outputs are spans of the row's context; features are windows of it.
+        before, after: tokens that stand around every input, however much of the text is cut.
+        between: tokens between two texts.
+    """
+
+    generates: ClassVar[bool] = False
+    extracts: ClassVar[bool] = False
+
+    def __init__(self, cell: Cell, tokenizer: Any) -> None:
+        """A codec for `cell` over `tokenizer`; raises InputError where the two, or the recipe's lengths, do not fit."""
+        self.cell = cell
+        self.task = cell.task
+        self.recipe = cell.recipe
+        self.tokenizer = tokenizer
+        self.between = self.special(cell.backbone.wrap.between)
+        self.before, self.after = self.around()
+        # GPT-2 has no padding token; padding is masked out, so any token will do.
+        self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        self._check()
+
+    def _check(self) -> None:
+        if strangers := [column for column in self.cell.text if column not in self.task.columns]:
+            columns = ", ".join(self.task.columns)
+            raise InputError(f"{self.cell.id} reads column {strangers[0]!r}, but {self.task.folder} has {columns}")
+        if self.room < 1:
+            raise InputError(
+                f"{self.cell.id}: max_length {self.recipe.max_length} leaves no room for the text; give the recipe a larger one"
+            )
+
+    def special(self, name: str | None) -> list[int]:
+        """The special token of this name, as "sep_token"; none for None. Raises InputError where the tokenizer lacks it."""
+        if name is None:
+            return []
+        token = getattr(self.tokenizer, f"{name}_id", None)
+        if token is None:
+            raise InputError(f"backbone {self.cell.backbone.id!r} puts {name} around its texts, but its tokenizer has none")
+        return [token]
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """`before` and `after`: by default what the backbone wraps its texts in."""
+        wrap = self.cell.backbone.wrap
+        return self.special(wrap.before), self.special(wrap.after)
+
+    @property
+    def room(self) -> int:
+        """How many tokens of text fit into `max_length`."""
+        return self.recipe.max_length - len(self.before) - len(self.after)
+
+    def text(self, row: Row) -> str:
+        """What a row is read by: the recipe's prefix and the cell's columns."""
+        return self.recipe.prefix + joined(row, self.cell.text)
+
+    def framed(self, tokens: Sequence[int]) -> list[int]:
+        """An input: the tokens, cut on the right to the room there is, between `before` and `after`."""
+        return [*self.before, *tokens[: self.room], *self.after]
+
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Tokens that every input begins and ends with, the recipe's prefix included."""
+        prefix = self.recipe.prefix.strip()
+        return [*self.before, *(self.ids(prefix) if prefix else [])], self.after
+
+    @abstractmethod
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """Features in the order of the rows; for training, only those that have something to learn.
+
+        A row's features do not depend on other rows: many rows are encoded in blocks.
+        """
+
+    @abstractmethod
+    def synthetic(self, rng: Random) -> Feature:
+        """A feature of random ids, as long as the recipe lets one be; needs a `SyntheticTokenizer`."""
+
+    @abstractmethod
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """One padded training batch, with "labels"."""
+
+    def placed(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch on a device, with what may help `loss` there; `loss` is the same without."""
+        return on(device, batch)
+
+    @abstractmethod
+    def targets(self, batch: Batch) -> int:
+        """How many items the batch's loss is summed over."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss summed over the batch's targets, in nats."""
+
+    @abstractmethod
+    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
+        """The model's output for each feature, as `decode` takes it."""
+
+    @abstractmethod
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+        """One prediction a row."""
+
+    @abstractmethod
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """Whether a collated label is the row's target: nothing of the prompt, nothing of the padding, no other row's."""
+
+    def ended(self, output: Any) -> bool:
+        """Whether an output is complete; generation that stopped at its limit of tokens is not."""
+        return True
+
+    def scores(self, output: Any) -> list[float]:
+        """The model's scores that an output was chosen by; none where the output does not keep them."""
+        return []
+
+    def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
+        """A window's tokens decoded, and the piece of the context that they must say; None for what is not a window."""
+        return None
+
+    def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """The characters of the first and last token of a labelled span; None where no span is labelled."""
+        return None
+
+    def holds_answer(self, row: Row, feature: Feature) -> bool:
+        """Whether a feature holds all characters of its row's answer, by the annotation; no for what does not extract."""
+        return False
+
+    def pointed_at(self, feature: Feature, output: Any) -> str | None:
+        """The tokens of a feature that an output points at, decoded; None where outputs do not point."""
+        return None
+
+    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
+        """A feature's target and extra as storage knows them: whole numbers from 0 on. By default, there is no extra."""
+        return feature.target, []
+
+    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
+        """A feature's `target` and `extra` as they were before `packed`."""
+        return {"target": target}
+
+    def ids(self, text: str) -> list[int]:
+        """Tokens of a text without special tokens."""
+        return self.ids_of([text])[0]
+
+    def ids_of(self, texts: Sequence[str]) -> list[list[int]]:
+        """Tokens of each text without special tokens."""
+        return self.tokenized(texts)["input_ids"]
+
+    def tokenized(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[Any]]:
+        """What the tokenizer says of all texts at once, which takes a fraction of the time, without special tokens."""
+        if not texts:  # which tokenizers do not take
+            return defaultdict(list)
+        encoding: Mapping[str, list[Any]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
+        return encoding
+
+    def inputs(self, rows: Sequence[Sequence[int]], segments: Sequence[int] | None = None, *, left: bool = False) -> Batch:
+        """Padded ids (B, L) with their mask; `segments` are the lengths of the first texts, for models that tell two apart."""
+        longest = max(map(len, rows))
+        pads = [[self.pad_id] * (longest - len(row)) for row in rows]
+        ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
+        places, lengths = torch.arange(longest), integers([*map(len, rows)]).unsqueeze(1)
+        real = places >= longest - lengths if left else places < lengths
+        batch = {"input_ids": integers(ids), "attention_mask": real.long()}
+        if segments is not None and self.cell.backbone.segments:
+            second = torch.arange(longest) >= integers(segments).unsqueeze(1)
+            batch["token_type_ids"] = (second & batch["attention_mask"].bool()).long()
+        return batch
+
+
+def integers(values: Sequence[Any]) -> Tensor:
+    """Whole numbers, or lists of equally many of them, as a tensor; `torch.tensor` takes them one by one."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
+
+
+def on(device: torch.device, batch: Batch) -> Batch:
+    """The batch on a device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+def real_tokens(batch: Batch) -> int:
+    """Tokens that are not padding: inputs, and targets where they are a sequence of their own."""
+    return int(batch["attention_mask"].sum()) + int(batch.get("decoder_attention_mask", torch.zeros(0)).sum())
+
+
+def all_tokens(batch: Batch) -> int:
+    """Tokens with padding, counted as `real_tokens` counts."""
+    return batch["attention_mask"].numel() + batch.get("decoder_attention_mask", torch.zeros(0)).numel()

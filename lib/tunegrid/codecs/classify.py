@@ -1,0 +1,113 @@
+"""Sequence classification. In: rows with one text or two, and a label. Out: a label and its loss a row."""
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
+from tunegrid.data.columns import joined
+from tunegrid.data.sources import Row
+
+
+class ClassifyCodec(Codec):
+    """One label for one text, or for a pair of texts: `before` text `between` second text `after`.
+
+    Padding is on the right; decoders such as GPT-2 find the last real token by its pad id.
+    """
+
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
+        texts = self.ids_of([self.text(row) for row in rows])
+        if self.task.text_pair:
+            others = self.ids_of([joined(row, self.task.text_pair) for row in rows])
+            pairs = zip(texts, others, rows, strict=True)
+            return [self._of_two(i, first, second, row) for i, (first, second, row) in enumerate(pairs)]
+        return [
+            Feature(example=i, input_ids=self.framed(tokens), target=row[self.task.target])
+            for i, (tokens, row) in enumerate(zip(texts, rows, strict=True))
+        ]
+
+    def _of_two(self, example: int, first: Sequence[int], second: Sequence[int], row: Row) -> Feature:
+        """`extra` is where the second text begins."""
+        kept, other = longest_first(len(first), len(second), self.room)
+        start = [*self.before, *first[:kept], *self.between]
+        ids = [*start, *second[:other], *self.after]
+        return Feature(example=example, input_ids=ids, target=row[self.task.target], extra=len(start))
+
+    @property
+    def room(self) -> int:
+        """Tokens of text that fit; two texts have a separator between them."""
+        return super().room - (len(self.between) if self.task.text_pair else 0)
+
+    def synthetic(self, rng: Random) -> Feature:
+        """`max_length` tokens with any label; of two texts, both are equally long."""
+        words = self.tokenizer.draw(rng, self.room)
+        label = rng.randrange(len(self.task.labels))
+        if self.task.text_pair:
+            half = self.room // 2
+            return self._of_two(0, words[:half], words[half:], {self.task.target: label})
+        return Feature(example=0, input_ids=self.framed(words), target=label)
+
+    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
+        """The label; of two texts, where the second begins."""
+        return [feature.target], [] if feature.extra is None else [feature.extra]
+
+    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
+        """The label; of two texts, where the second begins."""
+        return {"target": target[0], "extra": extra[0] if extra else None}
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Inputs (B, L) and labels (B)."""
+        segments = [feature.extra for feature in features] if self.task.text_pair else None
+        batch = self.inputs([feature.input_ids for feature in features], segments=segments)
+        return {**batch, "labels": integers([feature.target for feature in features])}
+
+    def targets(self, batch: Batch) -> int:
+        """One a row."""
+        return len(batch["labels"])
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy, summed over rows."""
+        return cross_entropy(self._logits(model, batch), batch["labels"], reduction="sum")
+
+    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
+        """Label, loss and logits a feature."""
+        batch = on(device, self.collate(features))
+        logits = self._logits(model, batch)
+        losses = cross_entropy(logits, batch["labels"], reduction="none")
+        return list(zip(logits.argmax(-1).tolist(), losses.tolist(), logits.tolist(), strict=True))
+
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+        """Features and rows are one to one."""
+        return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
+
+    def scores(self, output: Any) -> list[float]:
+        """The logits."""
+        logits: list[float] = output[2]
+        return logits
+
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """The label is the row's."""
+        return bool(int(label) == row[self.task.target])
+
+    @staticmethod
+    def _logits(model: nn.Module, batch: Batch) -> Tensor:
+        """Logits (B, labels)."""
+        logits: Tensor = model(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits
+        return logits.float()
+
+
+def longest_first(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of two texts are kept, as `truncation="longest_first"` of tokenizers keeps them.
+
+    The longer text is cut down to the shorter one's length, then both are cut alike; of an odd room, the longer text, or
+    else the second one, has the larger half.
+    """
+    short, long = sorted((first, second))
+    if short + long > room:
+        short, long = (short, room - short) if room - short >= short else (room // 2, room - room // 2)
+    return (short, long) if first <= second else (long, short)

@@ -1,0 +1,206 @@
+"""Extractive question answering. In: rows with a question, a context and annotated answers. Out: the best span's text a row.
+
+A feature is: question, separator, a window of the context. Shapes: B windows, L tokens.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from random import Random
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, pad
+
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
+from tunegrid.codecs.letters import same_letters
+from tunegrid.data.columns import answer_span, answer_texts, context
+from tunegrid.data.sources import Row
+from tunegrid.errors import InputError
+
+MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
+MAX_QUESTION_TOKENS = 64  # likewise
+SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Which piece of the context a feature holds.
+
+    Attributes:
+        shift: the place of the context's first token in the feature.
+        offsets: each token's first and last character in the context; the last one is exclusive.
+    """
+
+    shift: int
+    offsets: list[tuple[int, int]]
+
+
+class ExtractCodec(Codec):
+    """Windows over long contexts; the annotated answer start decides where the answer is."""
+
+    extracts: ClassVar[bool] = True
+
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """One feature a window. In training, a row whose answer is in no window teaches nothing and is left out."""
+        questions = self.ids_of([self.text(row) for row in rows])
+        contexts = self.tokenized([context(self.task, row) for row in rows], return_offsets_mapping=True)
+        pieces = zip(rows, questions, contexts["input_ids"], contexts["offset_mapping"], strict=True)
+        features = []
+        for example, piece in enumerate(pieces):
+            windows = list(self._windows(example, *piece))
+            if not training or any(feature.target != (0, 0) for feature in windows):
+                features += windows
+        return features
+
+    def _windows(
+        self, example: int, row: Row, question: list[int], tokens: list[int], offsets: list[tuple[int, int]]
+    ) -> Iterator[Feature]:
+        question = [*self.before, *question[:MAX_QUESTION_TOKENS], *self.between]
+        room = self.recipe.max_length - len(question) - len(self.after)
+        if room < 1:
+            raise InputError(
+                f"{self.cell.id}: a question of {len(question)} tokens leaves no room for its context in max_length "
+                f"{self.recipe.max_length}; give the recipe a larger one"
+            )
+        for start in self._starts(len(tokens), room):
+            window = Window(shift=len(question), offsets=offsets[start : start + room])
+            yield Feature(
+                example=example,
+                input_ids=[*question, *tokens[start : start + room], *self.after],
+                target=token_span(answer_span(self.task, row), window),
+                extra=window,
+            )
+
+    def _starts(self, length: int, room: int) -> list[int]:
+        """Where windows begin: neighbours share `doc_stride` tokens, and the last window reaches the end."""
+        if self.recipe.doc_stride is None or length <= room:
+            return [0]
+        step = max(1, room - self.recipe.doc_stride)
+        return [*range(0, length - room, step), length - room]
+
+    def synthetic(self, rng: Random) -> Feature:
+        """A question and a window that fill `max_length`; one token of the window is the answer."""
+        question = [*self.before, *self.tokenizer.draw(rng, SYNTHETIC_QUESTION_TOKENS), *self.between]
+        words = self.tokenizer.draw(rng, self.recipe.max_length - len(question) - len(self.after))
+        window = Window(shift=len(question), offsets=[(i, i + 1) for i in range(len(words))])
+        answer = window.shift + rng.randrange(len(words))
+        return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
+
+    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
+        """The answer's two places; the window's shift, then the offsets in a row."""
+        return [*feature.target], [feature.extra.shift, *chain.from_iterable(feature.extra.offsets)]
+
+    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
+        """The answer's two places, and the window."""
+        window = Window(shift=extra[0], offsets=list(zip(extra[1::2], extra[2::2], strict=True)))
+        return {"target": (target[0], target[1]), "extra": window}
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Inputs (B, L) and labels (B, 2): the answer's first and last token."""
+        batch = self.inputs([f.input_ids for f in features], segments=[f.extra.shift for f in features])
+        return {**batch, "labels": integers([feature.target for feature in features])}
+
+    def targets(self, batch: Batch) -> int:
+        """One a window."""
+        return len(batch["labels"])
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Mean of start and end cross-entropy, summed over windows."""
+        starts, ends = self._logits(model, batch)
+        labels = batch["labels"]
+        return (cross_entropy(starts, labels[:, 0], reduction="sum") + cross_entropy(ends, labels[:, 1], reduction="sum")) / 2
+
+    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
+        """(score, first token, last token) of each window's best span."""
+        starts, ends = self._logits(model, on(device, self.collate(features)))
+        return [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
+
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+        """The text of the best span over all of a row's own windows."""
+        best: dict[int, tuple[float, str]] = {}
+        for feature, (score, first, last) in zip(features, outputs, strict=True):
+            if feature.example not in best or score > best[feature.example][0]:
+                text = context(self.task, rows[feature.example])
+                best[feature.example] = score, span_text(text, first, last, feature.extra)  # the window itself is large
+        return [Prediction(value=best[example][1]) for example in range(len(rows))]
+
+    def scores(self, output: Any) -> list[float]:
+        """The best span's."""
+        return [output[0]]
+
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """The labelled tokens say the row's first answer; (0, 0) labels a window without it, and no other."""
+        first, last = label.tolist()
+        if (first, last) == (0, 0):
+            return not self.holds_answer(row, feature)
+        tokens = self.tokenizer.decode(feature.input_ids[first : last + 1])
+        return same_letters(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
+
+    def holds_answer(self, row: Row, feature: Feature) -> bool:
+        """Whether a window begins at or before the annotated answer, and ends at or behind it."""
+        offsets, (begin, end) = feature.extra.offsets, answer_span(self.task, row)
+        return bool(offsets) and offsets[0][0] <= begin and end <= offsets[-1][1]
+
+    def pointed_at(self, feature: Feature, output: Any) -> str | None:
+        """The span's tokens, by their places alone: the characters they came from have no say."""
+        _, first, last = output
+        text: str = self.tokenizer.decode(feature.input_ids[first : last + 1])
+        return text
+
+    def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
+        """The context's tokens in this feature, and the characters they came from; None for an empty context."""
+        shift, offsets = feature.extra.shift, feature.extra.offsets
+        if not offsets:
+            return None
+        tokens = self.tokenizer.decode(feature.input_ids[shift : shift + len(offsets)])
+        return tokens, context(self.task, row)[offsets[0][0] : offsets[-1][1]]
+
+    def labelled_tokens(self, feature: Feature) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Characters of the answer's first and last token; None for a window without the answer."""
+        if feature.target == (0, 0):
+            return None
+        first, last = (feature.extra.offsets[place - feature.extra.shift] for place in feature.target)
+        return first, last
+
+    @staticmethod
+    def _logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Start and end scores (B, L); padding can be neither."""
+        output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        padding = batch["attention_mask"] == 0
+        starts, ends = (scores.float().masked_fill(padding, -1e9) for scores in (output.start_logits, output.end_logits))
+        return starts, ends
+
+
+def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
+    """Places of the first and last token of these characters, or (0, 0) where the window does not hold all of them."""
+    begin, end = characters
+    inside = [i for i, (start, stop) in enumerate(window.offsets) if start < end and stop > begin]
+    if not inside or window.offsets[inside[0]][0] > begin or window.offsets[inside[-1]][1] < end:
+        return 0, 0
+    return window.shift + inside[0], window.shift + inside[-1]
+
+
+def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
+    """The pair with the highest score that has first <= last and lies within the length limit and the context.
+
+    Args:
+        starts: scores (L) of being the first token.
+        ends: scores (L) of being the last.
+        window: where the context is; the question cannot hold the answer.
+
+    Returns:
+        The sum of both scores, and the places of the two tokens in the feature.
+    """
+    span = slice(window.shift, window.shift + len(window.offsets))
+    behind = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
+    nearby = pad(ends[span], (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(0, MAX_ANSWER_TOKENS, 1)  # from each first on
+    score, place = (starts[span].unsqueeze(1) + nearby).flatten().max(0)
+    first, more = divmod(int(place), MAX_ANSWER_TOKENS)
+    return float(score), window.shift + first, window.shift + first + more
+
+
+def span_text(text: str, first: int, last: int, window: Window) -> str:
+    """The characters of a context from the first to the last token."""
+    return text[window.offsets[first - window.shift][0] : window.offsets[last - window.shift][1]].strip()

@@ -1,0 +1,329 @@
+"""Generated text. In: rows with a text and its target. Out: a generated text a row.
+
+Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Causal: source and target in one sequence, the loss
+on the target only; `SeparatedCodec` (GPT-2) puts a new token between the two, `tunegrid.codecs.chat` a chat template around
+them. Shapes: B rows, S source tokens, T target tokens.
+"""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from inspect import signature
+from random import Random
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, integers, on
+from tunegrid.codecs.letters import letters
+from tunegrid.data.sources import Row
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.recipes import Generation
+
+# What else changes a search in transformers, switched off: a checkpoint may bring any of it in its generation_config, but the
+# recipe alone says how to generate. Versions of transformers know more or less of it.
+PLAIN_SEARCH: Mapping[str, Any] = {
+    "do_sample": False,
+    "num_return_sequences": 1,
+    "return_dict_in_generate": False,
+    # When a text ends.
+    "early_stopping": False,
+    "min_length": 0,
+    "min_new_tokens": None,
+    "max_time": None,
+    "stop_strings": None,
+    # What changes scores, or forbids or forces tokens.
+    "repetition_penalty": 1.0,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "bad_words_ids": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "sequence_bias": None,
+    "exponential_decay_length_penalty": None,
+    "guidance_scale": None,
+    "watermarking_config": None,
+    "renormalize_logits": False,
+    "remove_invalid_values": False,
+    "token_healing": False,
+    # Other searches, another cache.
+    "num_beam_groups": None,
+    "diversity_penalty": None,
+    "penalty_alpha": None,
+    "dola_layers": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "prompt_lookup_num_tokens": None,
+    "assistant_early_exit": None,
+    "use_mtp": False,
+    "is_assistant": False,
+    "cache_implementation": None,
+    "cache_config": None,
+}
+
+
+class GenerateCodec(Codec):
+    """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
+
+    generates: ClassVar[bool] = True
+
+    def __init__(self, cell: Cell, tokenizer: Any) -> None:
+        """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate."""
+        for name in ("generation", "max_target_length"):
+            if not getattr(cell.recipe, name):
+                raise InputError(f"{cell.id} generates text, so its recipe needs {name}")
+        super().__init__(cell, tokenizer)
+
+    @property
+    def generation(self) -> Generation:
+        """The recipe's search."""
+        assert self.recipe.generation, "checked by __init__"
+        return self.recipe.generation
+
+    @property
+    def max_target_length(self) -> int:
+        """Tokens of a target, its end token included."""
+        assert self.recipe.max_target_length, "checked by __init__"
+        return self.recipe.max_target_length
+
+    @property
+    def lead(self) -> str:
+        """What goes before the target's first word."""
+        return ""
+
+    @property
+    def start_id(self) -> int | None:
+        """The decoder's first token; None where generation continues the prompt."""
+        return None
+
+    @property
+    def end_id(self) -> int:
+        """The token that ends a target: EOS, or [SEP] for a model without one. Raises InputError where there is neither."""
+        token: int | None = self.tokenizer.eos_token_id
+        if token is None:
+            token = self.tokenizer.sep_token_id
+        if token is None:
+            raise InputError(f"{self.cell.id} generates text, but its tokenizer has neither an eos_token nor a sep_token")
+        return token
+
+    def target_text(self, row: Row) -> str:
+        """The text to learn."""
+        text: str = row[self.task.target]
+        return text
+
+    def answers(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Target tokens a row, cut so that the end token survives `max_target_length`."""
+        texts = [self.lead + self.target_text(row) for row in rows]
+        return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.ids_of(texts)]
+
+    def sources(self, rows: Sequence[Row]) -> list[list[int]]:
+        """Input tokens a row: the text, cut to its room, between what stands around it."""
+        return [self.framed(tokens) for tokens in self.ids_of([self.text(row) for row in rows])]
+
+    def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
+        """One feature a row: its input_ids are the source, its target the target's tokens."""
+        pairs = zip(self.sources(rows), self.answers(rows), strict=True)
+        return [Feature(example=i, input_ids=source, target=target) for i, (source, target) in enumerate(pairs)]
+
+    def synthetic(self, rng: Random) -> Feature:
+        """A source and a target, both at their full length."""
+        source = self.framed(self.tokenizer.draw(rng, self.room))
+        target = [*self.tokenizer.draw(rng, self.max_target_length - 1), self.end_id]
+        return Feature(example=0, input_ids=source, target=target)
+
+    def targets(self, batch: Batch) -> int:
+        """One a target token."""
+        return int((batch["labels"] != IGNORED).sum())
+
+    def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
+        """Generated ids a feature, ended by the end token or by `max_new_tokens`."""
+        return [self.until_end(ids) for ids in self.generate(model, features, device).tolist()]
+
+    def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
+        """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace what it is given."""
+        prompt = on(device, self.prompt(features))
+        search = {
+            **{name: value for name, value in PLAIN_SEARCH.items() if hasattr(model.generation_config, name)},
+            **self.search(),
+            "use_cache": True,
+            "pad_token_id": self.pad_id,
+            "eos_token_id": self.end_id,
+            "decoder_start_token_id": self.start_id,
+        }
+        output = model.generate(**prompt, **search | options)  # type: ignore[operator]
+        if isinstance(output, Tensor):
+            return output[:, self._skip(prompt) :]
+        output.sequences = output.sequences[:, self._skip(prompt) :]
+        return output
+
+    def search(self) -> dict[str, Any]:
+        """The recipe's search in the terms of `generate`."""
+        return asdict(self.generation)
+
+    def until_end(self, ids: list[int]) -> list[int]:
+        """The ids up to the first end token, which they keep."""
+        return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
+
+    @abstractmethod
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """What the model sees before it generates."""
+
+    @abstractmethod
+    def _skip(self, prompt: Batch) -> int:
+        """How many leading tokens of the output are not generated."""
+
+    def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
+        """Features and rows are one to one."""
+        words = [ids[:-1] if self.ended(ids) else ids for ids in outputs]
+        texts = self.tokenizer.batch_decode(words, skip_special_tokens=True)
+        return [Prediction(value=text.strip()) for text in texts]
+
+    def ended(self, output: Any) -> bool:
+        """Whether the end token was generated."""
+        return bool(output) and output[-1] == self.end_id
+
+    def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
+        """The counted labels are the row's target and the end token; only a target that was too long may be cut."""
+        counted = label[label != IGNORED].tolist()
+        if not self.ended(counted) or len(counted) > self.max_target_length:
+            return False
+        if not self._decodes_as_its_backend(counted):
+            return False
+        text, whole = letters(self.tokenizer.decode(counted[:-1])), letters(self.target_text(row))
+        unknown = self.tokenizer.unk_token_id in counted[:-1]
+        return unknown or text == whole or (len(counted) == self.max_target_length and whole.startswith(text))
+
+    def _decodes_as_its_backend(self, ids: Sequence[int]) -> bool:
+        """Whether `decode` leaves a text's spaces as its backend writes them; it may clean them up where its config says so."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None or self.tokenizer.clean_up_tokenization_spaces:
+            return True
+        plain: str = backend.decode(ids, skip_special_tokens=True)
+        return bool(self.tokenizer.decode(ids, skip_special_tokens=True) == plain)
+
+
+class EncoderDecoderCodec(GenerateCodec):
+    """prefix + source + end -> target + end; the decoder starts from the model's own start token."""
+
+    @property
+    def start_id(self) -> int:
+        """The decoder's first token: the head's, else [CLS] as in BERT2BERT, else the padding token, as T5's."""
+        if self.cell.head.start_token:
+            return self.special(self.cell.head.start_token)[0]
+        token: int = self.tokenizer.pad_token_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id
+        return token
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Source (B, S), decoder inputs and labels (B, T): inputs are the labels shifted right, behind the start token."""
+        longest = max(len(feature.target) for feature in features)
+        shifted = self.inputs([[self.start_id, *feature.target[:-1]] for feature in features])
+        labels = [feature.target + [IGNORED] * (longest - len(feature.target)) for feature in features]
+        return {
+            **self.prompt(features),
+            "decoder_input_ids": shifted["input_ids"],
+            "decoder_attention_mask": shifted["attention_mask"],
+            "labels": integers(labels),
+        }
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy summed over target tokens."""
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        logits = model(**inputs, use_cache=False).logits
+        return cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """The source, padded on the right."""
+        return self.inputs([feature.input_ids for feature in features])
+
+    def _skip(self, prompt: Batch) -> int:
+        return 1  # the start token
+
+
+class CausalCodec(GenerateCodec):
+    """Source and target in one sequence, which fits `max_length` as a whole, and so does a generated text."""
+
+    def __init__(self, cell: Cell, tokenizer: Any) -> None:
+        """The same; raises InputError where a generated text may run past `max_length`, and so past the model's positions."""
+        super().__init__(cell, tokenizer)
+        longest = self.generation.max_new_tokens
+        if longest > self.max_target_length:
+            raise InputError(
+                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
+                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
+            )
+
+    @property
+    def room(self) -> int:
+        """How many tokens of the source fit beside the longest target."""
+        return super().room - self.max_target_length
+
+    def collate(self, features: Sequence[Feature]) -> Batch:
+        """Whole sequences (B, S + T), padded on the right; labels only where the target and its end token stand."""
+        batch = self.inputs([[*feature.input_ids, *feature.target] for feature in features])
+        labels = torch.full_like(batch["input_ids"], IGNORED)
+        for row, feature in enumerate(features):
+            start = len(feature.input_ids)
+            labels[row, start : start + len(feature.target)] = integers(feature.target)
+        return {**batch, "labels": labels}
+
+    def placed(self, batch: Batch, device: torch.device) -> Batch:
+        """The batch on a device, with `kept`: the places whose next token some row is to learn, counted from the end.
+
+        Found on the host, where looking does not make a device wait.
+        """
+        counted = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
+        return on(device, {**batch, "kept": counted - batch["labels"].shape[1]})
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of each next token, summed over target tokens.
+
+        Of a batch that `placed` made, the model computes logits only where they count: vocabularies are large, sources long.
+        """
+        inputs, labels = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"]
+        if "kept" in batch and keeps_logits(model):
+            logits = model(**inputs, use_cache=False, logits_to_keep=batch["kept"]).logits
+            labels = labels[:, batch["kept"] + 1]
+        else:
+            logits = model(**inputs, use_cache=False).logits
+            logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
+        return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+
+    def search(self) -> dict[str, Any]:
+        """The recipe's search; a causal model counts the prompt in `min_length`, but not in `min_new_tokens`."""
+        search = super().search()
+        shortest = search.pop("min_length")
+        return search | ({"min_new_tokens": shortest} if shortest else {})
+
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """The source, padded on the left: generation goes on from the last token."""
+        return self.inputs([feature.input_ids for feature in features], left=True)
+
+    def _skip(self, prompt: Batch) -> int:
+        return prompt["input_ids"].shape[1]
+
+
+class SeparatedCodec(CausalCodec):
+    """source + the head's new token, or EOS where it has none + target + EOS in one sequence."""
+
+    @property
+    def lead(self) -> str:
+        """A space: inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word."""
+        return " "
+
+    def around(self) -> tuple[list[int], list[int]]:
+        """The separator stands behind the source."""
+        before, _ = super().around()
+        token = self.cell.head.new_token
+        return before, [self.end_id if token is None else self.tokenizer.convert_tokens_to_ids(token)]
+
+
+def keeps_logits(model: Any) -> bool:
+    """Whether a model can be asked for the logits of some places only; ranks and PEFT wrap it."""
+    model = getattr(model, "module", model)
+    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return "logits_to_keep" in signature(owner.forward).parameters

@@ -1,0 +1,152 @@
+"""Versions to try, each in a virtual environment of its own. In: a package or a checkout. Out: its versions; a Python with one.
+
+An environment holds this one package. Everything else it takes from the environment that this process runs in.
+"""
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from packaging.version import InvalidVersion, Version
+
+from tunegrid.errors import InputError
+
+# Nothing but the package; its modules are compiled as they are imported, which is a part of them.
+PIP_OPTIONS = ("--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check")
+
+
+class Subject(Protocol):
+    """What has versions.
+
+    Attributes:
+        name: what is bisected.
+        options: of pip, as where it looks for wheels.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+
+    @property
+    def options(self) -> Sequence[str]: ...  # noqa: D102
+
+    def between(self, good: str, bad: str) -> list[str]:
+        """Versions from the good one to the bad one, both included, in order; raises InputError where there are none."""
+
+    def source(self, version: str) -> AbstractContextManager[str]:
+        """What pip installs for a version."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Releases:
+    """The releases of a package.
+
+    Attributes:
+        name: the package's.
+        options: of pip, as where it looks for wheels.
+        listed: releases to try; None asks pip which there are.
+    """
+
+    name: str
+    options: Sequence[str] = ()
+    listed: Sequence[str] | None = None
+
+    def between(self, good: str, bad: str) -> list[str]:
+        """Releases from the good one to the bad one, the older first; 5.20 is the index's 5.20.0."""
+        listed = self._listed() if self.listed is None else self.listed
+        try:
+            spelled = {Version(text): text for text in (good, bad, *listed)}
+            first, last = Version(good), Version(bad)
+        except InvalidVersion as error:
+            raise InputError(f"{error}; versions are those of `pip index versions {self.name}`") from None
+        if first >= last:
+            raise InputError(f"{self.name} {good} is not older than {bad}: give the older release as --good")
+        return [spelled[version] for version in sorted(spelled) if first <= version <= last]
+
+    def _listed(self) -> list[str]:
+        command = [sys.executable, "-m", "pip", "index", "versions", self.name, *self.options]
+        prefix = "Available versions:"
+        lines = output_of(command, f"the releases of {self.name} cannot be listed (give them with --versions A,B,C)")
+        return [text.strip() for line in lines if line.startswith(prefix) for text in line.removeprefix(prefix).split(",")]
+
+    def source(self, version: str) -> AbstractContextManager[str]:
+        """A requirement."""
+        return contextlib.nullcontext(f"{self.name}=={version}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Commits:
+    """The commits of a local checkout, which is left as it is.
+
+    Attributes:
+        repo: the checkout.
+        folder: where a copy of a commit may be while it is installed.
+        options: of pip, as where it looks for what a build needs.
+    """
+
+    repo: Path
+    folder: Path
+    options: Sequence[str] = ()
+
+    @property
+    def name(self) -> str:
+        """The checkout's folder."""
+        return str(self.repo.resolve())
+
+    def between(self, good: str, bad: str) -> list[str]:
+        """Commits from the good one to the bad one; what a merge brings in counts as one commit."""
+        first, last = (self._git("rev-parse", "--short", f"{commit}^{{commit}}")[0] for commit in (good, bad))
+        commits = self._git("rev-list", "--reverse", "--first-parent", "--abbrev-commit", f"{first}..{last}")
+        if not commits or self._git("merge-base", first, last) != self._git("rev-parse", first):
+            raise InputError(f"{good} is no ancestor of {bad} in {self.repo}: give the older commit as --good")
+        return [first, *commits]
+
+    @contextlib.contextmanager
+    def source(self, version: str) -> Iterator[str]:
+        """A copy of the commit, with its history, by which some builds name their version."""
+        copy = self.folder / "source"
+        shutil.rmtree(copy, ignore_errors=True)
+        self._git("clone", "--quiet", "--shared", "--no-checkout", ".", str(copy.resolve()))
+        output_of(["git", "-C", str(copy), "checkout", "--quiet", version], f"{version} of {self.repo} cannot be read")
+        yield str(copy)
+        shutil.rmtree(copy)
+
+    def _git(self, *arguments: str) -> list[str]:
+        return output_of(["git", "-C", str(self.repo), *arguments], f"{self.repo} cannot be read")
+
+
+def python_with(subject: Subject, version: str, folder: Path) -> Path:
+    """A Python that has this version, installed where it is not yet; raises InputError where it cannot be."""
+    paths = {name: Path(sysconfig.get_path(name, "venv", {"base": str(folder)})) for name in ("scripts", "purelib")}
+    python, link = paths["scripts"] / "python", paths["purelib"] / "tunegrid-shared.pth"
+    if link.is_file():  # it is written last
+        return python
+    # Without pip, which takes seconds to unpack: ours installs into it.
+    venv.EnvBuilder(clear=True, symlinks=os.name != "nt").create(folder)
+    with subject.source(version) as source:
+        command = [sys.executable, "-m", "pip", "--python", str(python), "install", *PIP_OPTIONS]
+        output_of([*command, *subject.options, source], f"{subject.name} {version} cannot be installed")
+    # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads editable
+    # installations, too; what it adds comes after the environment's own packages.
+    shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    lines = [f"import site; site.addsitedir({path!r})\n" for path in shared]
+    link.write_text("".join(lines))
+    return python
+
+
+def output_of(command: Sequence[str], failure: str) -> list[str]:
+    """The lines that a command prints; raises InputError with its last line of error where it fails."""
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    if answer.returncode:
+        errors = [line for line in answer.stderr.splitlines() if line.startswith(("ERROR", "fatal"))]
+        reason = [*answer.stderr.splitlines(), *errors][-1:] or [f"exit code {answer.returncode}"]
+        raise InputError(f"{failure}: {reason[0]}")
+    return answer.stdout.splitlines()

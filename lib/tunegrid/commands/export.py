@@ -1,0 +1,50 @@
+"""Runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas, DuckDB or a spreadsheet.
+
+A row is a figure of a cell and seed, named as in the record. With --rows a row is a test row: what it says, the prediction and
+its points.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from tunegrid.errors import InputError
+from tunegrid.results.files import read_list
+from tunegrid.results.tidy import Columns, figures, rows_of
+
+
+def write_table(columns: Columns, path: Path) -> None:
+    """Write columns in the format that the file's name asks for; raises InputError for any other, or where it cannot."""
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.parquet as pq
+
+    writers = {".parquet": pq.write_table, ".csv": pyarrow.csv.write_csv}
+    if path.suffix not in writers:
+        raise InputError(f"{path}: give a name that ends in {' or '.join(writers)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writers[path.suffix](pa.table(columns), path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
+    except (OverflowError, pa.ArrowException) as error:
+        raise InputError(f"{path} cannot hold these figures ({error}); tunegrid audit checks a run") from None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the table; return the exit code."""
+    parser = argparse.ArgumentParser(prog="tunegrid export", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.parquet|.csv")
+    parser.add_argument("--rows", action="store_true", help="a row a test row")
+    options = parser.parse_args(arguments)
+    try:
+        records = [(path, record) for path in options.runs for record in read_list(path)]
+        columns, missing = rows_of(records) if options.rows else (figures(records), [])
+        write_table(columns, options.output)
+    except InputError as error:
+        parser.error(str(error))
+    for sentence in missing:
+        print(sentence, file=sys.stderr)
+    print(f"wrote {options.output}: {len(columns['run'])} rows of {len(columns)} columns")
+    return 0

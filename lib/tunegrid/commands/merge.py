@@ -1,0 +1,93 @@
+"""Merge the runs of a CI matrix, or of shards: `tunegrid merge A.json B.json -o C.json`.
+
+Two files that hold the same cell, profile and seed are a conflict, unless they hold the same record: then it is taken once.
+Files of `--shard` must be of one division; what is missing of the whole is named, and the exit code is 1. Cells are audited
+beside each other anew, since a part does not show what all together do; the exit code is 1 where that shows a fault.
+"""
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunegrid.errors import InputError
+from tunegrid.record import Record
+from tunegrid.results.files import Row, RunJson, is_cell, load
+from tunegrid.results.files import current as current_row
+from tunegrid.results.shards import KEY, case_of, check_divided_alike, missing, shard_of
+from tunegrid.results.writing import FinishedRun, name_of
+
+Key = tuple[str, int | None]  # a row's name without its seed, and the seed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merged:
+    """What several files hold together.
+
+    Attributes:
+        run: the first file's, with the rows of all.
+        finished: the cells of all.
+        absent: sentences on what is missing of the whole that shards are of.
+    """
+
+    run: RunJson
+    finished: FinishedRun[Key]
+    absent: Sequence[str]
+
+
+def merged(paths: Sequence[Path]) -> Merged:
+    """What these files hold; raises InputError where two contradict each other, or are no shards of one run."""
+    runs = {path: load(path) for path in paths}
+    shards = {path: shard for path, run in runs.items() if (shard := shard_of(run, path))}
+    check_divided_alike(shards)
+    rows, records = _joined(runs)
+    finished = FinishedRun(records)
+    run = {name: value for name, value in runs[paths[0]].items() if name != KEY} | {"benchmarks": finished.rows(rows)}
+    return Merged(run=run, finished=finished, absent=missing(shards.values(), {case_of(record) for record in records.values()}))
+
+
+def _joined(runs: Mapping[Path, RunJson]) -> tuple[dict[Key, Row], dict[Key, Record]]:
+    """The rows of all runs, and the records of those that are cells."""
+    rows: dict[Key, Row] = {}
+    records: dict[Key, Record] = {}
+    sources: dict[Key, Path] = {}
+    for path, run in runs.items():
+        for row in run["benchmarks"]:
+            key, current, record = _read(row, path)
+            if key in rows and rows[key]["extra_info"] != current["extra_info"]:
+                name, seed = key
+                raise InputError(f"{name} with seed {seed} is in {sources[key]} and in {path}, with different results")
+            rows.setdefault(key, current)
+            sources.setdefault(key, path)
+            if record:
+                records.setdefault(key, record)
+    return rows, records
+
+
+def _read(row: Row, path: Path) -> tuple[Key, Row, Record | None]:
+    name = name_of(row)
+    if not is_cell(row["extra_info"]):
+        return (name, None), row, None
+    row, record = current_row(row, str(path))
+    seed = record.seeds.seed
+    return (name.replace(f"-seed{seed}]", "]"), seed), row, record  # with --seeds, a test's id says it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write the merged file; return the exit code."""
+    parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
+    options = parser.parse_args(arguments)
+    try:
+        whole = merged(options.runs)
+        whole.finished.save(whole.run, options.output, beside=options.runs)
+    except InputError as error:
+        parser.error(str(error))
+    for line in whole.finished.lines():
+        print(line.text)
+    print(f"wrote {options.output}: {len(whole.run['benchmarks'])} rows of {len(options.runs)} runs")
+    for sentence in whole.absent:
+        print(sentence, file=sys.stderr)
+    return 1 if whole.absent or whole.finished.contradicted else 0

@@ -1,0 +1,96 @@
+"""Checks on rows before anything trains on them. In: a task and rows. Out: nothing, or an InputError that names the row."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tunegrid.data.columns import context
+from tunegrid.data.sources import Row
+from tunegrid.errors import InputError
+from tunegrid.grid.tasks import Carve, Problem, Task
+
+JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
+TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
+NAMED_LABELS = 6  # at most so many are listed in a sentence
+
+
+def check_task(task: Task) -> None:
+    """Raises InputError where the columns of a task cannot serve its kind of problem, or it splits by one it does not have."""
+    if task.problem is Problem.EXTRACT and len(task.text_pair) != 1:
+        raise InputError(f"task {task.id!r}: text_pair must name one column, the text that holds the answers")
+    if task.problem is Problem.GENERATE and task.text_pair:
+        raise InputError(f"task {task.id!r}: generation reads one text; name all its columns in `text`, none in text_pair")
+    kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {task.target: TARGET_TYPES[task.problem]}
+    for column, kind in kinds.items():
+        if task.columns[column] is not kind:
+            raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}")
+    carves = [rule for rule in (task.validation, task.test) if isinstance(rule, Carve)]
+    for column in [column for rule in carves for column in (rule.stratify, rule.group) if column]:
+        if column not in task.columns:
+            raise InputError(f"task {task.id!r} is split by column {column!r}, which is not among its columns")
+
+
+def check_rows(task: Task, rows: Sequence[Row], places: Sequence[int], origin: str) -> None:
+    """Raises InputError for the first row that the task cannot use; `places` are the rows' numbers in their file."""
+    for place, row in zip(places, rows, strict=True):
+        check_row(task, row, place, origin)
+
+
+def check_row(task: Task, row: Row, place: int, origin: str) -> None:
+    """Raises InputError where the task cannot use a row; `place` is its number in its file."""
+    if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row):
+        name = f" (id {row['id']})" if "id" in row else ""
+        raise InputError(f"{origin}, row {place}{name}: {fault}")
+
+
+def check_column(task: Task, column: str, values: Sequence[Any], origin: str) -> None:
+    """Raises InputError for the first value that is not of the column's type: before rows are split by it."""
+    for place, value in enumerate(values):
+        if not isinstance(value, task.columns[column]):
+            raise InputError(f"{origin}, row {place}: {_type_fault(task, column, value)}")
+
+
+def _type_fault(task: Task, column: str, value: Any) -> str:
+    kind = task.columns[column]
+    return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
+
+
+def _wrong_type(task: Task, row: Row) -> str | None:
+    wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
+    return next((_type_fault(task, name, row.get(name)) for name in wrong), None)
+
+
+def _label_fault(task: Task, row: Row) -> str | None:
+    label, count = row[task.target], len(task.labels)
+    if label in range(count):
+        return None
+    named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:NAMED_LABELS]))
+    rest = f", ... {count - 1} ({task.labels[-1]})" if count > NAMED_LABELS else ""
+    return f"column {task.target!r} holds {label}, which is no label of the task: it has {named}{rest}"
+
+
+def _answer_fault(task: Task, row: Row) -> str | None:
+    texts, starts = row[task.target].get("text"), row[task.target].get("answer_start")
+    if not (isinstance(texts, list) and isinstance(starts, list) and 0 < len(texts) == len(starts)):
+        return f"{task.target} need two lists of one length, 'text' and 'answer_start', with at least one entry"
+    faults = (_span_fault(context(task, row), text, start) for text, start in zip(texts, starts, strict=True))
+    return next((fault for fault in faults if fault), None)
+
+
+def _span_fault(passage: str, text: Any, start: Any) -> str | None:
+    if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
+        return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
+    there = passage[start : start + len(text)]
+    return None if there == text else f"answer {text!r} does not stand at answer_start {start}, where the context has {there!r}"
+
+
+def _generation_fault(task: Task, row: Row) -> str | None:
+    if not any(row[column].strip() for column in task.text):
+        return f"{' and '.join(map(repr, task.text))} {'is' if len(task.text) == 1 else 'are'} empty"
+    return None if row[task.target].strip() else f"{task.target!r} is empty"
+
+
+FAULTS: dict[Problem, Callable[[Task, Row], str | None]] = {
+    Problem.CLASSIFY: _label_fault,
+    Problem.EXTRACT: _answer_fault,
+    Problem.GENERATE: _generation_fault,
+}

@@ -1,0 +1,169 @@
+"""Train, validation and test rows. In: a `Task` and a `Profile`. Out: `Splits`, the same for every method and backbone.
+
+A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
+"""
+
+import hashlib
+import json
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from random import Random
+from typing import Any
+
+from tunegrid.data.columns import identity, mark
+from tunegrid.data.hygiene import check_column, check_row, check_task
+from tunegrid.data.sources import Row, Table, tables
+from tunegrid.errors import InputError
+from tunegrid.grid.profiles import Profile
+from tunegrid.grid.tasks import Carve, Task
+
+SPLIT_SEED = 42  # the study's
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """Rows to train on, to choose a checkpoint on, to score on.
+
+    Attributes:
+        origins: where each split came from.
+        revision: the hub's commit that the rows were read at; None for a local folder.
+        dropped: how many rows were left out of a split because the same text stands in one that scores it.
+    """
+
+    train: Sequence[Row]
+    validation: Sequence[Row]
+    test: Sequence[Row]
+    origins: Mapping[str, str]
+    revision: str | None = None
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over all rows in order: equal rows, equal fingerprint."""
+        digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
+        for rows in (self.train, self.validation, self.test):
+            digest.update(b"[")
+            for place, row in enumerate(rows):
+                digest.update(f"{', ' if place else ''}{encode(row)}".encode())
+            digest.update(b"]")
+        return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Some rows of a table; `origin` says where they came from."""
+
+    table: Table
+    places: Sequence[int]
+    origin: str
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """The rows themselves."""
+        return self.table.take(self.places)
+
+
+def load_splits(task: Task, profile: Profile) -> Splits:
+    """Rows of all three splits, capped, checked and without copies; raises InputError for anything that cannot be used.
+
+    A text that stands in test is dropped from train and validation, one that stands in validation from train.
+    With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
+    """
+    check_task(task)
+    parts = {name: _capped(task, part, profile.cap(task.id, name)) for name, part in _parts(task, profile).items()}
+    marks = {name: _marks(task, part) for name, part in parts.items()}
+    scoring, apart = set(marks["test"]), {}
+    apart["validation"] = _without(parts["validation"], marks["validation"], scoring)
+    scoring.update(marks["validation"])
+    apart["train"] = _without(parts["train"], marks["train"], scoring)
+    dropped = {name: len(parts[name].places) - len(part.places) for name, part in apart.items()}
+    kept = parts | apart
+    return Splits(
+        **{name: part.rows for name, part in kept.items()},
+        origins={name: part.origin for name, part in kept.items()},
+        revision=parts["train"].table.revision,
+        dropped=dropped,
+    )
+
+
+def _parts(task: Task, profile: Profile) -> dict[str, Part]:
+    """Where the rows of each split stand, all of them."""
+    by_name = tables(task, profile.data_root)
+    train = _named(by_name, "train", task)
+    pool: Sequence[int] = range(len(train))
+    parts: dict[str, Part] = {}
+    test = task.own_test if profile.own_test and task.own_test else task.test
+    for name, rule in (("validation", task.validation), ("test", test)):
+        if isinstance(rule, Carve):
+            aside = carve(task, train, pool, rule)
+            pool = _rest(pool, aside)
+            parts[name] = Part(table=train, places=aside, origin=f"{rule.share:.0%} of {train.origin}")
+        else:
+            table = _named(by_name, rule, task)
+            parts[name] = Part(table=table, places=range(len(table)), origin=table.origin)
+    return parts | {"train": Part(table=train, places=pool, origin=train.origin)}
+
+
+def _rest(pool: Sequence[int], aside: Sequence[int]) -> Sequence[int]:
+    """The places of a pool that were not set aside."""
+    taken = bytearray(max(pool, default=-1) + 1)
+    for place in aside:
+        taken[place] = 1
+    return array("q", (place for place in pool if not taken[place]))
+
+
+def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
+    """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
+    rng = Random(SPLIT_SEED)
+    column = rule.stratify or rule.group
+    values: Sequence[Any] = table.column(column) if column else [None] * len(table)
+    if column:
+        check_column(task, column, values, table.origin)
+    if rule.group:
+        groups = sorted({values[i] for i in pool})
+        chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
+        return array("q", (i for i in pool if values[i] in chosen))
+    strata: dict[Any, array[int]] = defaultdict(lambda: array("q"))
+    for i in pool:
+        strata[values[i]].append(i)
+    sizes = Counter(values)
+    drawn = (rng.sample(places, round(rule.share * sizes[value])) for value, places in sorted(strata.items()))
+    return array("q", sorted(i for places in drawn for i in places))
+
+
+def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
+    if split not in by_name:
+        raise InputError(f"{task.folder} has no split {split!r}, only {', '.join(sorted(by_name))}; one file or folder a split")
+    if not len(by_name[split]):
+        raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
+    return by_name[split]
+
+
+def _capped(task: Task, part: Part, cap: int | None) -> Part:
+    if not part.places:
+        raise InputError(
+            f"{part.origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
+        )
+    if cap is None or cap >= len(part.places):
+        return part
+    return replace(part, places=array("q", sorted(Random(SPLIT_SEED).sample(part.places, cap))))
+
+
+def _marks(task: Task, part: Part) -> Sequence[int]:
+    """A mark of each row's text, which all of them are checked for: the texts themselves are not kept."""
+    columns, marks = task.identity or (*task.text, *task.text_pair), array("Q")
+    for place, row in zip(part.places, part.rows, strict=True):
+        check_row(task, row, place, part.origin)
+        marks.append(mark(identity(row, columns)))
+    return marks
+
+
+def _without(part: Part, marks: Sequence[int], scoring: Container[int]) -> Part:
+    """The rows whose text is in none of those that score: real data sets hold some texts twice."""
+    kept = array("q", (place for place, own in zip(part.places, marks, strict=True) if own not in scoring))
+    if not kept:
+        raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
+    return replace(part, places=kept)

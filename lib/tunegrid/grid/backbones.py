@@ -1,0 +1,212 @@
+"""Backbones and how each solves each kind of problem. In: nothing. Out: the study's three `Backbone`s."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from tunegrid.errors import InputError
+from tunegrid.grid.tasks import Problem
+
+
+class Layout(StrEnum):
+    """How a generating model sees source and target; `tunegrid.codecs.generate` has the code for each."""
+
+    ENCODER_DECODER = "encoder_decoder"
+    SEPARATED = "separated"  # source + separator + target in one causal sequence
+    CHAT = "chat"  # the tokenizer's chat template: the source is the user's turn, the target the assistant's
+
+
+# The layouts that a head may have for a kind of problem; None points or classifies, and generates nothing.
+LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
+    Problem.CLASSIFY: (None,),
+    Problem.EXTRACT: (None, Layout.CHAT),
+    Problem.GENERATE: (Layout.ENCODER_DECODER, Layout.SEPARATED, Layout.CHAT),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """What stands on a backbone for one problem.
+
+    Attributes:
+        architecture: the name of a class of `tunegrid.codecs.architectures` or of transformers, or a class of your own.
+        new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
+        adapted_modules: modules that pretraining never saw, too, but which an adapter trains, over their random start.
+        optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.
+        tied_modules: pretrained output modules that share weights with the embeddings; QLoRA leaves them unquantized.
+        new_token: a token added to the vocabulary; its embedding row is trained by every method.
+        layout: for generation, or for answers that are generated where another head would point at them.
+        start_token: the decoder's first token, by its tokenizer attribute without `_id`; None: cls_token, else pad_token.
+    """
+
+    architecture: str | type[Any]
+    new_modules: tuple[str, ...] = ()
+    adapted_modules: tuple[str, ...] = ()
+    tied_modules: tuple[str, ...] = ()
+    optional_modules: tuple[str, ...] = ()
+    new_token: str | None = None
+    layout: Layout | None = None
+    start_token: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrap:
+    """Special tokens around one text, or two: `before` text `after`, or `before` text `between` text `after`.
+
+    Each is the name of a tokenizer attribute without its `_id`, or None.
+    """
+
+    before: str | None
+    between: str
+    after: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A pretrained model family.
+
+    Attributes:
+        checkpoint: id on the hub, pinned to `revision` (None: the newest); `folder` is its name below a `--checkpoint-root`.
+        micro: the folder below `fixtures/backbones` that stands in for it in the quick profile; None where none does.
+        segments: the model tells the two texts apart by token type ids.
+        dtype: in which a frozen base is loaded; what trains is fp32 whatever the base is.
+        overflows_fp16: its activations leave fp16's range, on any device.
+        shape: the checkpoint's config, for models of its true size without its weights.
+        special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
+    """
+
+    id: str
+    name: str
+    checkpoint: str
+    revision: str | None = None
+    micro: str | None = None
+    wrap: Wrap
+    segments: bool = False
+    dtype: str = "float32"
+    overflows_fp16: bool = False
+    shape: Mapping[str, Any] = field(repr=False)
+    special_tokens: Mapping[str, int] = field(repr=False)
+    vocabulary: int
+    heads: Mapping[Problem, Head]
+
+    @property
+    def folder(self) -> str:
+        """The checkpoint's name without its owner."""
+        return self.checkpoint.split("/")[-1]
+
+    def __post_init__(self) -> None:
+        """Raises InputError where a generating head has no layout."""
+        head = self.heads.get(Problem.GENERATE)
+        if head and head.layout is None:
+            raise InputError(
+                f"backbone {self.id!r}: its head for {Problem.GENERATE} has no layout; give one of "
+                f"{', '.join(f'Layout.{layout.name}' for layout in Layout)}"
+            )
+
+
+BERT = Backbone(
+    id="bert",
+    name="BERT",
+    checkpoint="google-bert/bert-base-uncased",
+    revision="86b5e0934494bd15c9632b12f734a8a67f723594",
+    micro="bert-micro",
+    wrap=Wrap(before="cls_token", between="sep_token", after="sep_token"),
+    segments=True,
+    shape={
+        "model_type": "bert",
+        "vocab_size": 30_522,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "max_position_embeddings": 512,
+        "type_vocab_size": 2,
+        "pad_token_id": 0,
+    },
+    special_tokens={"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102},
+    vocabulary=30_522,
+    heads={
+        Problem.CLASSIFY: Head(architecture="BertForSequenceClassification", new_modules=("classifier",)),
+        Problem.EXTRACT: Head(architecture="BertForQuestionAnswering", new_modules=("qa_outputs",)),
+        # Cross-attention is new too, but it starts from the decoder's self-attention (`warm_started`), so it is adapted
+        # like the rest: the study's 6,537,216 trainable parameters leave no room for training it in full.
+        Problem.GENERATE: Head(
+            architecture="BertToBert",
+            tied_modules=("predictions.decoder",),
+            optional_modules=("pooler", "predictions"),
+            layout=Layout.ENCODER_DECODER,
+        ),
+    },
+)
+GPT2 = Backbone(
+    id="gpt2",
+    name="GPT-2",
+    checkpoint="openai-community/gpt2",
+    revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    micro="gpt2-micro",
+    wrap=Wrap(before=None, between="eos_token", after=None),
+    shape={
+        "model_type": "gpt2",
+        "vocab_size": 50_257,
+        "n_embd": 768,
+        "n_layer": 12,
+        "n_head": 12,
+        "n_positions": 1024,
+        "bos_token_id": 50_256,
+        "eos_token_id": 50_256,
+    },
+    special_tokens={"eos_token_id": 50_256},
+    vocabulary=50_257,
+    heads={
+        Problem.CLASSIFY: Head(architecture="GPT2ForSequenceClassification", new_modules=("score",)),
+        # One Linear(768, 2) is the study's two Linear(768, 1), stacked.
+        Problem.EXTRACT: Head(architecture="GPT2ForQuestionAnswering", new_modules=("qa_outputs",)),
+        Problem.GENERATE: Head(
+            architecture="GPT2LMHeadModel", tied_modules=("lm_head",), new_token="<sum>", layout=Layout.SEPARATED
+        ),
+    },
+)
+T5 = Backbone(
+    id="t5",
+    name="T5",
+    checkpoint="google-t5/t5-small",
+    revision="df1b051c49625cf57a3d0d8d3863ed4d13564fe4",
+    micro="t5-micro",
+    wrap=Wrap(before=None, between="eos_token", after="eos_token"),
+    overflows_fp16=True,
+    shape={
+        "model_type": "t5",
+        "vocab_size": 32_128,
+        "d_model": 512,
+        "d_kv": 64,
+        "d_ff": 2048,
+        "num_layers": 6,
+        "num_decoder_layers": 6,
+        "num_heads": 8,
+        "feed_forward_proj": "relu",
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    },
+    special_tokens={"pad_token_id": 0, "eos_token_id": 1},
+    vocabulary=32_100,
+    heads={
+        Problem.CLASSIFY: Head(architecture="T5EncoderClassifier", new_modules=("classifier",)),
+        Problem.EXTRACT: Head(architecture="T5EncoderSpan", new_modules=("qa_outputs",)),
+        Problem.GENERATE: Head(
+            architecture="T5ForConditionalGeneration", tied_modules=("lm_head",), layout=Layout.ENCODER_DECODER
+        ),
+    },
+)
+
+BACKBONES = (BERT, GPT2, T5)
+
+# A head that belongs to one cell only, by the cell's id. No cell that is `like` it has it.
+HEAD_EXCEPTIONS: Mapping[str, Head] = {
+    # The study adapts nothing but this two-layer head (recipe: targets fc1 and fc2) and leaves the encoder, and the
+    # head's own base weights, frozen as they start: there is no new module to train in full.
+    "bert_sa_lora": Head(architecture="BertMLPClassifier", adapted_modules=("fc1", "fc2")),
+}

@@ -1,0 +1,277 @@
+"""Cells and the grid they come from. In: backbones, tasks, methods, recipes. Out: `Cell`s at a `Profile`.
+
+The grid is sparse: a cell exists where there is a recipe for its backbone, task and method. The study's 27 are one declared
+set (`study`); users add to it with `pytest_tunegrid_grid`.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
+from itertools import product
+from typing import Any
+
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
+from tunegrid.grid.methods import METHODS, Method, Quantization
+from tunegrid.grid.optimizers import OPTIMIZERS, OptimizerFactory
+from tunegrid.grid.profiles import Profile, quick_changes
+from tunegrid.grid.recipes import RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe
+from tunegrid.grid.tasks import TASKS, Problem, Task
+
+NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
+# Heaviest problems first, so that parallel workers do not end on a long cell.
+ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One backbone fine-tuned on one task with one method, at one profile.
+
+    Attributes:
+        recipe: how it trains here, the profile's changes included.
+        head: what stands on the backbone.
+        optimizers: those that recipes may name.
+    """
+
+    backbone: Backbone
+    task: Task
+    method: Method
+    recipe: Recipe
+    head: Head
+    optimizers: Mapping[str, OptimizerFactory]
+    profile: Profile
+
+    @property
+    def id(self) -> str:
+        """The study's name, as in `bert_sa_lora`."""
+        return f"{self.backbone.id}_{self.task.id}_{self.method.id}"
+
+    @property
+    def optimizer(self) -> OptimizerFactory:
+        """Makes the recipe's optimizer."""
+        return self.optimizers[self.recipe.optim]
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How the base is stored."""
+        return self.method.quantization
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        """The columns that are read as the first text."""
+        return self.recipe.text or self.task.text
+
+
+@dataclass(kw_only=True)
+class Grid:
+    """What may be combined, and the recipes that say which combinations exist.
+
+    Attributes:
+        recipes: by cell id; `quick` are the fields that make them quick ones, for cells that have a micro backbone.
+        heads: of cells whose head is not the backbone's own.
+        refused: reasons against cells that their libraries cannot train, by cell id.
+    """
+
+    backbones: dict[str, Backbone] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
+    methods: dict[str, Method] = field(default_factory=dict)
+    optimizers: dict[str, OptimizerFactory] = field(default_factory=dict)
+    recipes: dict[str, Recipe] = field(default_factory=dict)
+    quick: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    heads: dict[str, Head] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+
+    def add_backbone(
+        self, backbone: Backbone, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
+        """A backbone; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+
+        Raises InputError for a name that is known already, and for a field that a recipe does not have.
+        """
+        _add(self.backbones, "backbone", backbone.id, backbone)
+        self._add_like(0, backbone.id, like, changes, quick or {})
+
+    def add_task(self, task: Task, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any) -> None:
+        """A task; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+
+        Raises InputError for a name that is known already, and for a field that a recipe does not have.
+        """
+        _add(self.tasks, "task", task.id, task)
+        self._add_like(1, task.id, like, changes, quick or {})
+
+    def add_method(
+        self, method: Method, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
+    ) -> None:
+        """A method; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+
+        Raises InputError for a name that is known already, and for a field that a recipe does not have.
+        """
+        _add(self.methods, "method", method.id, method)
+        self._add_like(2, method.id, like, changes, quick or {})
+
+    def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
+        """An optimizer under the name that `Recipe.optim` and `--optim` take. Raises InputError for a known name."""
+        if name in self.optimizers:
+            raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
+        self.optimizers[name] = make
+
+    def add_recipe(
+        self, cell_id: str, recipe: Recipe, *, quick: Mapping[str, Any] | None = None, head: Head | None = None
+    ) -> None:
+        """A cell's recipe; with `quick` it runs with -m quick, too. A recipe that stood there is replaced.
+
+        Raises InputError where the id names no backbone, task or method of the grid.
+        """
+        self._parts(cell_id)
+        if not isinstance(recipe, Recipe):
+            raise InputError(f"{cell_id}: {recipe!r} is not a Recipe")
+        self.recipes[cell_id] = recipe
+        if quick is not None:
+            _changed(cell_id, recipe, quick)
+            self.quick[cell_id] = quick
+        if head is not None:
+            self.heads[cell_id] = head
+
+    def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
+        """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts.
+
+        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head.
+        """
+        known = (self.backbones, self.tasks, self.methods)[place]
+        if like is None and (changes or quick):
+            raise InputError(f"{name!r}: {', '.join([*changes, *quick])} would change copied recipes; say of which with like=")
+        if like is not None and like not in known:
+            raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
+        for old in [cell_id for cell_id in self.recipes if cell_id.split("_")[place] == like]:
+            parts = old.split("_")
+            new = "_".join([*parts[:place], name, *parts[place + 1 :]])
+            recipe = self.recipes[old]
+            head = self.heads.get(old)
+            if head is not None and head == HEAD_EXCEPTIONS.get(old):
+                targets = TARGETS_WITHOUT_EXCEPTION[old]
+                recipe = replace(recipe, adapter=recipe.adapter and replace(recipe.adapter, target_modules=targets))
+            elif head is not None:
+                self.heads[new] = head
+            self.recipes[new] = _changed(new, recipe, {"trainable_params": None, "total_params": None, **changes})
+            if old in self.quick and self._parts(new)[0].micro and place != 1:  # micro rows are of the study's tasks
+                _changed(new, self.recipes[new], quick)
+                self.quick[new] = {**self.quick[old], **quick}
+
+    def ids(self, profile: Profile) -> tuple[str, ...]:
+        """The cells that exist at a profile, heaviest problems first."""
+        existing = self.quick if profile.micro else self.recipes
+        return tuple(cell_id for cell_id in self._all_ids() if cell_id in existing and self.reason_against(cell_id) is None)
+
+    def unsupported(self, profile: Profile) -> dict[str, str]:
+        """The cells that have a recipe but cannot be built, with the reason of each."""
+        existing = self.quick if profile.micro else self.recipes
+        reasons = {cell_id: self.reason_against(cell_id) for cell_id in self._all_ids() if cell_id in existing}
+        return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
+
+    def reason_against(self, cell_id: str) -> str | None:
+        """Why a cell cannot be built, whatever its recipe; None where it can."""
+        backbone, task, method = self._parts(cell_id)
+        if cell_id in self.refused:
+            return self.refused[cell_id]
+        head = self._head(cell_id)
+        if head is None:
+            return f"backbone {backbone.id!r} declares no head for {task.problem}, which task {task.id!r} needs"
+        if head.layout not in LAYOUTS[task.problem]:
+            known = ", ".join(f"Layout.{layout.name}" if layout else "none" for layout in LAYOUTS[task.problem])
+            return f"a head of layout {head.layout} cannot {task.problem}; its layout must be one of {known}"
+        return method.unsupported(head)
+
+    def _head(self, cell_id: str) -> Head | None:
+        backbone, task, _ = self._parts(cell_id)
+        return self.heads.get(cell_id) or backbone.heads.get(task.problem)
+
+    def _all_ids(self) -> Iterable[str]:
+        """Every combination, whether it exists or not: by task, then backbone, then method."""
+        tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
+        for task, backbone, method in product(tasks, self.backbones.values(), self.methods.values()):
+            yield f"{backbone.id}_{task.id}_{method.id}"
+
+    def cells(self, profile: Profile) -> tuple[Cell, ...]:
+        """Every cell at a profile, in the order of `ids`."""
+        return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
+
+    def cell(self, cell_id: str, profile: Profile) -> Cell:
+        """One cell; raises InputError where it does not exist, or its recipe cannot be followed, with the reason."""
+        self._check_exists(cell_id)
+        backbone, task, method = self._parts(cell_id)
+        head = self._head(cell_id)
+        assert head, "checked by `_check_exists`"
+        recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
+        try:
+            method.check(recipe)
+            self.optimizer(recipe.optim)
+        except InputError as error:
+            raise InputError(f"{cell_id}: {error}") from None
+        return Cell(
+            backbone=backbone, task=task, method=method, recipe=recipe, head=head, optimizers=self.optimizers, profile=profile
+        )
+
+    def optimizer(self, name: str) -> OptimizerFactory:
+        """The optimizer of this name; raises InputError for an unknown one."""
+        if name not in self.optimizers:
+            raise InputError(f"unknown optimizer {name!r}; known are {', '.join(sorted(self.optimizers))}")
+        return self.optimizers[name]
+
+    def _parts(self, cell_id: str) -> tuple[Backbone, Task, Method]:
+        names = cell_id.split("_")
+        tables: tuple[Mapping[str, Any], ...] = (self.backbones, self.tasks, self.methods)
+        if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
+            near = get_close_matches(cell_id, [*self.recipes], n=1)
+            hint = f"; did you mean {near[0]}?" if near else ";"
+            raise InputError(f"unknown cell {cell_id!r}{hint} `pytest -m full --list-cells` lists all {len(self.recipes)}")
+        backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
+        return backbone, task, method
+
+    def checked_ids(self, cell_ids: Iterable[str]) -> tuple[str, ...]:
+        """The same ids; raises InputError for one that does not exist, with the nearest that does."""
+        cell_ids = tuple(cell_ids)
+        for cell_id in cell_ids:
+            self._check_exists(cell_id)
+        return cell_ids
+
+    def _check_exists(self, cell_id: str) -> None:
+        """Raises InputError where a cell has no recipe, or cannot be built, with the reason."""
+        self._parts(cell_id)
+        if cell_id not in self.recipes:
+            raise InputError(f"{cell_id} has no recipe, so it does not exist; a --grid file can add one with grid.add_recipe")
+        if reason := self.reason_against(cell_id):
+            raise InputError(f"{cell_id}: {reason}")
+
+
+def _add(known: dict[str, Any], kind: str, name: str, entry: Any) -> None:
+    if not NAME.fullmatch(name):
+        raise InputError(f"{kind} {name!r}: an id has lower-case letters and digits only, since underscores divide a cell's id")
+    if name in known:
+        raise InputError(f"{kind} {name!r} is in the grid already; give yours another id")
+    known[name] = entry
+
+
+def _changed(cell_id: str, recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    try:
+        return replace(recipe, **changes)
+    except TypeError:
+        unknown = sorted(set(changes) - set(vars(recipe)))
+        raise InputError(f"{cell_id}: a recipe has no field {unknown[0]!r}") from None
+
+
+def study() -> Grid:
+    """The grid of the study: 27 cells."""
+    return Grid(
+        backbones={backbone.id: backbone for backbone in BACKBONES},
+        tasks={task.id: task for task in TASKS},
+        methods={method.id: method for method in METHODS},
+        optimizers=dict(OPTIMIZERS),
+        recipes=dict(RECIPES),
+        quick={cell_id: quick_changes(cell_id) for cell_id in RECIPES},
+        heads=dict(HEAD_EXCEPTIONS),
+    )
+
+
+STUDY = study()
+STUDY_IDS = STUDY.ids(Profile(id="full"))

@@ -1,0 +1,364 @@
+"""Methods: which weights train, over which base. In: a cell and its model. Out: the model with what the method adds.
+
+A method owns all that sets it apart; builders, trainers and audits ask it. `Method` itself is full fine-tuning, `Adapting` is
+any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are imported when a model is at hand.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, field, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from tunegrid.errors import InputError, first_line
+from tunegrid.grid.backbones import Backbone, Head
+from tunegrid.grid.names import within
+from tunegrid.grid.optimizers import OptimizerFactory, ParameterGroups
+from tunegrid.grid.recipes import Recipe
+from tunegrid.grid.tasks import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
+Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at
+
+
+class CellLike(Protocol):
+    """What a method reads of a `tunegrid.grid.cells.Cell`, which itself has a method."""
+
+    @property
+    def backbone(self) -> Backbone:
+        """The pretrained model."""
+
+    @property
+    def task(self) -> Task:
+        """The data set and its question."""
+
+    @property
+    def head(self) -> Head:
+        """What stands on the backbone."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the cell trains."""
+
+    @property
+    def optimizer(self) -> OptimizerFactory:
+        """Makes the recipe's optimizer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How the frozen base is stored; the fields are `BitsAndBytesConfig`'s."""
+
+    bnb_4bit_quant_type: str
+    bnb_4bit_use_double_quant: bool
+    bnb_4bit_compute_dtype: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base:
+    """What a PEFT config must be told about the loaded model; the fields are PEFT's.
+
+    Attributes:
+        modules_to_save: the head's new modules, which every method trains in full.
+        trainable_token_indices: rows of the embedding to train, by the embedding's name; None without a new token.
+        fan_in_fan_out: the model's linear layers store their weights transposed, as GPT-2's Conv1D does.
+    """
+
+    modules_to_save: list[str] | None
+    trainable_token_indices: dict[str, list[int]] | None
+    fan_in_fan_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way to fine-tune: every parameter trains, unless a subclass says otherwise.
+
+    Attributes:
+        adapts: the base is frozen; only what the method adds and the head's new modules train.
+        quantization: how the frozen base is stored; None keeps it as loaded.
+    """
+
+    id: str
+    name: str
+    quantization: Quantization | None = None
+    adapts: ClassVar[bool] = False
+    largest_share: ClassVar[float] = 0.05  # of full fine-tuning's gradients and moments, for a method that adapts
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises InputError where a recipe does not fit the method."""
+        if recipe.adapter is not None:
+            raise InputError(f"method {self.id!r} trains every parameter, but the recipe has an adapter")
+
+    def unsupported(self, head: Head) -> str | None:
+        """Why the method cannot train a model with this head; None where it can."""
+        return None
+
+    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
+        """What the record says of the adapter; None where there is none."""
+        return None
+
+    def targets(self, cell: CellLike) -> tuple[str, ...]:
+        """Ends of the names of layers that must carry an adapter."""
+        return ()
+
+    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+        """The model with what the method adds. Only the parameters that train require gradients."""
+        return model
+
+    def own_parameters(self, model: "nn.Module") -> frozenset[str]:
+        """Names of the parameters that the method added, frozen ones included."""
+        return frozenset()
+
+    def group_of(self, name: str) -> str:
+        """The group of one of the method's own parameters, as "lora_A". Audits want every group to move."""
+        return name
+
+    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+        """What `layer_facts` must return for every adapted layer."""
+        return ()
+
+    def layer_facts(self, layer: Any) -> tuple[str, ...]:
+        """Facts of an adapted layer, as "rank 8" and "scale 2"."""
+        return ()
+
+    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+        """What an adapted layer must add to its base's output, without dropout; None where the method does not say."""
+        return None
+
+    def rewritten(self, cell: CellLike) -> tuple[str, ...]:
+        """Ends of the names of layers whose pretrained weights the method replaces before training, as PiSSA does."""
+        return ()
+
+    def parameter_groups(self, model: "nn.Module", cell: CellLike) -> ParameterGroups:
+        """The parameters that train, in groups. Biases and norms do not decay. The first group has the recipe's rate."""
+        return grouped(dict(model.named_parameters()), cell)
+
+    def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
+        """The recipe's optimizer over the method's groups."""
+        return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
+
+    def penalty(self, model: "nn.Module") -> "torch.Tensor | None":
+        """A term that each update's loss gets on top, as AdaLoRA's; None for no such term."""
+        return None
+
+    def plan(self, model: "nn.Module", updates: int) -> None:
+        """Called before the first update with how many are planned."""
+
+    def after_step(self, model: "nn.Module", update: int) -> None:
+        """Called after every optimizer step, before gradients are cleared; `update` counts from 0."""
+
+    def state_dict(self, model: "nn.Module") -> dict[str, Any]:
+        """What `after_step` keeps between updates and a resumed run needs: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, model: "nn.Module", state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` returned."""
+
+    def save(self, model: Any, cell: CellLike, folder: Path) -> None:
+        """Write the trained model, or its adapter, as its users would."""
+        model.save_pretrained(folder)
+
+    def unmergeable(self, cell: CellLike) -> str | None:
+        """Why PEFT cannot merge the adapter into the base; None where it can. Full fine-tuning has none to merge."""
+        return None
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """Whether the trained model shows that this method trained it; `evidence` is what audits see."""
+        return None
+
+
+def grouped(parameters: "Mapping[str, nn.Parameter]", cell: CellLike, **settings: float) -> ParameterGroups:
+    """Those that train, in groups with these settings. Biases and norms do not decay; a head may have a rate of its own."""
+    trained = {name: p for name, p in parameters.items() if p.requires_grad}
+    rate = cell.recipe.head_learning_rate
+    head = {name: p for name, p in trained.items() if rate is not None and within(name, cell.head.new_modules)}
+    rest = [p for name, p in trained.items() if name not in head]
+    groups = _by_decay(rest, cell.recipe.weight_decay, **settings)
+    return groups + (_by_decay([*head.values()], cell.recipe.weight_decay, lr=rate) if head else [])
+
+
+def _by_decay(parameters: "Sequence[nn.Parameter]", weight_decay: float, **settings: Any) -> ParameterGroups:
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, **settings},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **settings},
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapting(Method):
+    """A frozen base with an adapter of PEFT; a subclass gives `peft_config` and `targets`.
+
+    Attributes:
+        trains_token_rows: its PEFT config takes `trainable_token_indices`, which a head with a new token needs.
+    """
+
+    adapts: ClassVar[bool] = True
+    trains_token_rows: ClassVar[bool] = False
+
+    def check(self, recipe: Recipe) -> None:
+        """Any recipe will do: the adapter is the method's own."""
+
+    def unsupported(self, head: Head) -> str | None:
+        """A head with a new token needs a method that can train the token's row."""
+        if head.new_token and not self.trains_token_rows:
+            return f"method {self.id!r} cannot train the embedding row of the new token {head.new_token}"
+        return None
+
+    def peft_config(self, cell: CellLike, base: Base) -> Any:
+        """PEFT's config for this cell. Raises InputError where a subclass does not give one."""
+        raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config`")
+
+    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+        """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""
+        import peft
+
+        model.requires_grad_(False)
+        try:
+            adapted: nn.Module = peft.get_peft_model(model, self.peft_config(cell, base))
+        except (TypeError, ValueError) as error:  # an option that PEFT does not know, a target that the model does not have
+            raise InputError(f"method {self.id!r}: PEFT refuses its config ({first_line(error)})") from None
+        return adapted
+
+    def own_parameters(self, model: "nn.Module") -> frozenset[str]:
+        """All that PEFT's layers and models hold beside the modules they wrap; the row of a new token is one of them."""
+        from peft import PeftModel
+        from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+
+        owners = {name for name, module in model.named_modules() if isinstance(module, PeftModel | BaseTuner | BaseTunerLayer)}
+        return frozenset(name for name, _ in model.named_parameters() if _member(name, owners) not in WRAPPED)
+
+    def group_of(self, name: str) -> str:
+        """The part of the name before the adapter's own: lora_A, ia3_l, trainable_tokens_delta, prompt_encoder."""
+        return name.partition(".default")[0].split(".")[-1]
+
+
+WRAPPED = (None, "base_model", "model", "base_layer")  # under these names PEFT keeps what it wraps
+
+
+def _member(name: str, owners: AbstractSet[str]) -> str | None:
+    """Under which attribute of its innermost owner a parameter is; None where it has no owner."""
+    parts = name.split(".")
+    inside = [i for i in range(len(parts)) if ".".join(parts[:i]) in owners]
+    return parts[inside[-1]] if inside else None
+
+
+# Parameters that a variant adds to every adapted layer; an option that leaves no such trace is held to PEFT's config only.
+TRACES = {
+    "use_dora": "lora_magnitude_vector",
+    "kasa_config": "lora_diag",
+    "monteclora_config": "lora_monteclora_sampler",
+}
+SAME_PRODUCT = {"use_rslora", "init_lora_weights"}  # options that leave what a layer computes as it is
+REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_lora_weights`
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora(Adapting):
+    """LoRA (Hu et al. 2021) and its variants.
+
+    Attributes:
+        options: the `LoraConfig` fields that make a variant, as {"use_dora": True}.
+    """
+
+    trains_token_rows: ClassVar[bool] = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raises InputError where the recipe has no adapter."""
+        if recipe.adapter is None:
+            raise InputError(f"method {self.id!r} needs an adapter in the recipe: rank, scale and target modules")
+
+    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The recipe's adapter, and what makes the variant."""
+        assert recipe.adapter, "checked by `check`"
+        return asdict(recipe.adapter) | dict(self.options)
+
+    def targets(self, cell: CellLike) -> tuple[str, ...]:
+        """The recipe's target modules."""
+        assert cell.recipe.adapter, "checked by `check`"
+        return cell.recipe.adapter.target_modules
+
+    def peft_config(self, cell: CellLike, base: Base) -> Any:
+        """The recipe's adapter with the variant's options."""
+        import peft
+
+        assert cell.recipe.adapter, "checked by `check`"
+        adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
+        return peft.LoraConfig(**adapter, **self.options, **vars(base))
+
+    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+        """Rank and scale."""
+        assert cell.recipe.adapter, "checked by `check`"
+        return f"rank {cell.recipe.adapter.r}", f"scale {self._scale(cell):g}"
+
+    def _scale(self, cell: CellLike) -> float:
+        """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
+        assert cell.recipe.adapter, "checked by `check`"
+        rank = cell.recipe.adapter.r
+        return cell.recipe.adapter.lora_alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
+
+    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+        """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants."""
+        from torch import nn
+
+        if (
+            set(self.options) - SAME_PRODUCT
+            or "default" not in layer.lora_A
+            or not isinstance(layer.lora_A["default"], nn.Linear)
+        ):
+            return None
+        a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
+        product: torch.Tensor = inputs.float() @ a.T @ b.T
+        return self._scale(cell) * product
+
+    def layer_facts(self, layer: Any) -> tuple[str, ...]:
+        """Rank and scale."""
+        return f"rank {layer.lora_A['default'].weight.shape[0]}", f"scale {layer.scaling['default']:g}"
+
+    def rewritten(self, cell: CellLike) -> tuple[str, ...]:
+        """The recipe's target modules, where PiSSA or its like subtracts the adapter's start from the pretrained weights."""
+        return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
+
+    def save(self, model: Any, cell: CellLike, folder: Path) -> None:
+        """Write the adapter; one whose start rewrote the base says that it starts plainly, over the base as rewritten.
+
+        Otherwise PEFT would rewrite that base once more when it loads the adapter.
+        """
+        config = model.peft_config["default"]
+        start = config.init_lora_weights
+        config.init_lora_weights = True if self.rewritten(cell) else start
+        super().save(model, cell, folder)
+        config.init_lora_weights = start
+
+    def holds_after(self, evidence: Any) -> Answer:
+        """PEFT has the variant's options and no other variant's parameters; None for plain LoRA that is plain."""
+        groups = {self.group_of(name) for name in self.own_parameters(evidence.model)}
+        foreign = sorted({trace for option, trace in TRACES.items() if option not in self.options} & groups)
+        if not self.options and not foreign:
+            return None
+        config = getattr(evidence.model, "peft_config", {}).get("default")
+        faults = [f"{trace} is there" for trace in foreign]
+        known = {name: _plain(getattr(config, name, None)) for name in self.options}
+        faults += [f"{name} is {known[name]!r}, not {value!r}" for name, value in self.options.items() if known[name] != value]
+        faults += [f"no {TRACES[name]}" for name in self.options if name in TRACES and TRACES[name] not in groups]
+        return not faults, "; ".join(faults) or f"{', '.join(self.options)}; {', '.join(sorted(groups))}"
+
+
+def _plain(value: Any) -> Any:
+    """An option as it was given: PEFT makes objects of some mappings."""
+    return asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+
+
+# NF4 with double quantization is what QLoRA was published with (Dettmers et al. 2023); bitsandbytes' own default is FP4.
+NF4 = Quantization(bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
+
+LORA = Lora(id="lora", name="LoRA")
+QLORA = Lora(id="qlora", name="QLoRA", quantization=NF4)
+SFT = Method(id="sft", name="SFT")
+
+METHODS = (LORA, QLORA, SFT)

@@ -1,0 +1,519 @@
+"""Recipes: the study's 27, as literals to hold against it. Names are `transformers.TrainingArguments`' and PEFT's.
+
+`from_notebook` and `ours` name the fields that the study's text leaves open: read off its notebooks, or chosen here.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapter:
+    """A LoRA adapter: PEFT's `LoraConfig` fields; the update is scaled by lora_alpha / r."""
+
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+    target_modules: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """How summaries are generated: `GenerationConfig` fields; lengths are in tokens of the summary."""
+
+    num_beams: int
+    max_new_tokens: int
+    min_length: int = 0
+    no_repeat_ngram_size: int = 0
+    length_penalty: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How one cell trains.
+
+    Attributes:
+        text: columns read as the input, joined by a line break.
+        doc_stride: tokens that neighbouring windows share; None reads one window and cuts the rest.
+        max_length: of the input, in tokens, special tokens included; `max_target_length` of the summary.
+        warmup_steps: updates; stands in for `warmup_ratio` where it is not 0.
+        head_learning_rate: peak rate of the head's new modules; None trains them at `learning_rate`, as the study does.
+        max_steps: updates; 0 trains `num_train_epochs` epochs.
+        max_grad_norm: None does not clip.
+        precision: "fp32", "fp16" or "bf16", where the device can.
+        gradient_checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
+        trainable_params, total_params: expected at full size; None where the study gives no figure.
+    """
+
+    adapter: Adapter | None = None
+    optim: str = "adamw_torch"
+    learning_rate: float
+    head_learning_rate: float | None = None
+    weight_decay: float = 0.01
+    lr_scheduler_type: str = "linear"
+    warmup_ratio: float = 0.0
+    warmup_steps: int = 0
+    num_train_epochs: int
+    max_steps: int = 0
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int = 1
+    max_grad_norm: float | None = 1.0
+    precision: str
+    gradient_checkpointing: bool = False
+    max_length: int
+    doc_stride: int | None = None
+    max_target_length: int | None = None
+    text: tuple[str, ...] = ()
+    prefix: str = ""
+    generation: Generation | None = None
+    trainable_params: int | None = None
+    total_params: int | None = None
+    from_notebook: tuple[str, ...] = field(default=(), repr=False)
+    ours: tuple[str, ...] = field(default=(), repr=False)
+
+    def updates_per_epoch(self, features: int) -> int:
+        """Updates that one pass over the features takes; the last one may have fewer micro-batches."""
+        return math.ceil(math.ceil(features / self.per_device_train_batch_size) / self.gradient_accumulation_steps)
+
+    def planned_updates(self, features: int) -> int:
+        """Updates in all: `max_steps`, or the epochs' worth."""
+        return self.max_steps or self.num_train_epochs * self.updates_per_epoch(features)
+
+
+CONTENT = ("content",)
+TITLE_AND_CONTENT = ("title", "content")
+QKV_DENSE = ("query", "key", "value", "dense")
+BERT_BEAMS = Generation(num_beams=4, min_length=10, max_new_tokens=128, no_repeat_ngram_size=3)
+GPT2_BEAMS = Generation(num_beams=4, max_new_tokens=128, no_repeat_ngram_size=3, length_penalty=1.2)
+T5_BEAMS = Generation(num_beams=4, max_new_tokens=128, no_repeat_ngram_size=3)
+
+GPT2_C_ATTN = Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("c_attn",))
+
+RECIPES: Mapping[str, Recipe] = {
+    "bert_sa_lora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("fc1", "fc2")),
+        learning_rate=0.0001,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="fp16",
+        max_length=256,
+        text=CONTENT,
+        trainable_params=14_352,
+        from_notebook=("num_train_epochs", "max_grad_norm", "weight_decay", "head width and dropout 0.2"),
+    ),
+    "bert_sa_qlora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("query", "value")),
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=256,
+        text=CONTENT,
+        trainable_params=296_450,
+        from_notebook=("num_train_epochs", "max_grad_norm"),
+    ),
+    "bert_sa_sft": Recipe(
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="fp32",
+        max_length=256,
+        text=CONTENT,
+        trainable_params=109_483_778,
+        from_notebook=("num_train_epochs", "precision", "weight_decay"),
+    ),
+    "bert_qa_lora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("query", "value", "dense")),
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        max_grad_norm=None,
+        precision="fp16",
+        max_length=384,
+        doc_stride=128,
+        trainable_params=1_181_186,
+    ),
+    "bert_qa_qlora": Recipe(
+        adapter=Adapter(r=16, lora_alpha=32, lora_dropout=0.1, target_modules=QKV_DENSE),
+        optim="adamw_bnb_8bit",
+        learning_rate=0.0002,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        max_grad_norm=None,
+        precision="bf16",
+        max_length=384,
+        doc_stride=128,
+        trainable_params=2_655_746,
+    ),
+    "bert_qa_sft": Recipe(
+        learning_rate=3e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        max_grad_norm=None,
+        precision="fp16",
+        max_length=384,
+        doc_stride=128,
+        trainable_params=108_893_186,
+    ),
+    "bert_sum_lora": Recipe(
+        adapter=Adapter(r=16, lora_alpha=32, lora_dropout=0.1, target_modules=QKV_DENSE),
+        learning_rate=0.0005,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="fp32",
+        max_length=512,
+        max_target_length=128,
+        generation=BERT_BEAMS,
+        trainable_params=6_537_216,
+        total_params=253_900_602,
+        from_notebook=("num_train_epochs", "weight_decay", "precision"),
+    ),
+    "bert_sum_qlora": Recipe(
+        adapter=Adapter(r=16, lora_alpha=32, lora_dropout=0.1, target_modules=QKV_DENSE),
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        max_target_length=128,
+        generation=BERT_BEAMS,
+        trainable_params=6_537_216,
+    ),
+    "bert_sum_sft": Recipe(
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="fp32",
+        max_length=512,
+        max_target_length=128,
+        generation=BERT_BEAMS,
+        trainable_params=247_363_386,
+        from_notebook=("precision",),
+    ),
+    "gpt2_sa_lora": Recipe(
+        adapter=GPT2_C_ATTN,
+        learning_rate=0.0002,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        max_grad_norm=0.1,
+        precision="fp16",
+        max_length=256,
+        text=TITLE_AND_CONTENT,
+        trainable_params=296_448,
+        from_notebook=("weight_decay",),
+    ),
+    "gpt2_sa_qlora": Recipe(
+        adapter=GPT2_C_ATTN,
+        learning_rate=0.0002,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        max_grad_norm=0.1,
+        precision="fp16",
+        max_length=256,
+        text=TITLE_AND_CONTENT,
+        trainable_params=296_448,
+        from_notebook=("num_train_epochs", "weight_decay"),
+    ),
+    "gpt2_sa_sft": Recipe(
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        warmup_ratio=0.1,
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        precision="fp16",
+        max_length=256,
+        text=TITLE_AND_CONTENT,
+        trainable_params=124_441_344,
+        from_notebook=("num_train_epochs", "max_grad_norm", "weight_decay"),
+        ours=("gradient_accumulation_steps", "warmup_ratio"),
+    ),
+    "gpt2_qa_lora": Recipe(
+        adapter=GPT2_C_ATTN,
+        learning_rate=0.0002,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=500,
+        num_train_epochs=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_grad_norm=0.1,
+        precision="fp16",
+        max_length=512,
+        trainable_params=296_450,
+        from_notebook=("warmup_steps",),
+    ),
+    "gpt2_qa_qlora": Recipe(
+        adapter=GPT2_C_ATTN,
+        learning_rate=0.0002,
+        weight_decay=0.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=500,
+        num_train_epochs=3,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_grad_norm=0.1,
+        precision="fp16",
+        max_length=512,
+        trainable_params=296_450,
+    ),
+    "gpt2_qa_sft": Recipe(
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_steps=500,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        max_grad_norm=1.0,
+        precision="fp16",
+        max_length=512,
+        trainable_params=124_441_346,
+        from_notebook=("lr_scheduler_type", "warmup_steps", "num_train_epochs", "weight_decay", "max_grad_norm"),
+    ),
+    "gpt2_sum_lora": Recipe(
+        adapter=GPT2_C_ATTN,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        num_train_epochs=3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        max_grad_norm=1.0,
+        precision="fp16",
+        max_length=512,
+        max_target_length=128,
+        generation=GPT2_BEAMS,
+        trainable_params=294_912,
+        total_params=124_735_488,
+    ),
+    "gpt2_sum_qlora": Recipe(
+        adapter=GPT2_C_ATTN,
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        num_train_epochs=3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        max_grad_norm=1.0,
+        precision="fp16",
+        max_length=512,
+        max_target_length=128,
+        generation=GPT2_BEAMS,
+        trainable_params=294_912,
+    ),
+    "gpt2_sum_sft": Recipe(
+        learning_rate=5e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        warmup_steps=50,
+        num_train_epochs=3,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=4,
+        max_grad_norm=1.0,
+        precision="fp16",
+        max_length=512,
+        max_target_length=128,
+        generation=GPT2_BEAMS,
+        trainable_params=124_440_576,
+        from_notebook=("learning_rate", "num_train_epochs", "weight_decay"),
+        ours=("gradient_accumulation_steps",),
+    ),
+    "t5_sa_lora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("q", "k", "v", "o")),
+        learning_rate=3e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="cosine",
+        warmup_steps=500,
+        num_train_epochs=5,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        precision="fp16",
+        max_length=256,
+        text=TITLE_AND_CONTENT,
+        from_notebook=("num_train_epochs",),
+    ),
+    "t5_sa_qlora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=16, lora_dropout=0.05, target_modules=("q", "k", "v", "o")),
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_steps=1000,
+        num_train_epochs=5,
+        per_device_train_batch_size=32,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=256,
+        text=TITLE_AND_CONTENT,
+        from_notebook=("num_train_epochs",),
+    ),
+    "t5_sa_sft": Recipe(
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_steps=2000,
+        num_train_epochs=3,
+        per_device_train_batch_size=32,
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        text=TITLE_AND_CONTENT,
+    ),
+    "t5_qa_lora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "v")),
+        learning_rate=0.0001,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=5,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        from_notebook=("lr_scheduler_type", "warmup_ratio", "num_train_epochs"),
+    ),
+    "t5_qa_qlora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "v")),
+        learning_rate=0.0001,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=5,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        from_notebook=("lr_scheduler_type", "warmup_ratio", "num_train_epochs"),
+    ),
+    "t5_qa_sft": Recipe(
+        learning_rate=2e-5,
+        weight_decay=0.01,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.1,
+        num_train_epochs=5,
+        per_device_train_batch_size=16,
+        gradient_accumulation_steps=1,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        trainable_params=35_331_842,
+        from_notebook=("lr_scheduler_type", "warmup_ratio", "num_train_epochs"),
+    ),
+    "t5_sum_lora": Recipe(
+        adapter=Adapter(r=4, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "k", "v", "o")),
+        learning_rate=0.0003,
+        weight_decay=0.0,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.0,
+        num_train_epochs=1,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        max_target_length=128,
+        prefix="summarize: ",
+        generation=T5_BEAMS,
+        trainable_params=294_912,
+        total_params=60_801_536,
+        from_notebook=("learning_rate", "lora_alpha", "gradient_accumulation_steps", "num_train_epochs"),
+    ),
+    "t5_sum_qlora": Recipe(
+        adapter=Adapter(r=8, lora_alpha=32, lora_dropout=0.1, target_modules=("q", "k", "v", "o")),
+        learning_rate=0.001,
+        weight_decay=0.0,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.0,
+        num_train_epochs=1,
+        per_device_train_batch_size=32,
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        max_target_length=128,
+        prefix="summarize: ",
+        generation=T5_BEAMS,
+        trainable_params=589_824,
+    ),
+    "t5_sum_sft": Recipe(
+        learning_rate=0.0003,
+        weight_decay=0.0,
+        lr_scheduler_type="linear",
+        warmup_ratio=0.0,
+        num_train_epochs=1,
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=2,
+        max_grad_norm=1.0,
+        precision="bf16",
+        max_length=512,
+        max_target_length=128,
+        prefix="summarize: ",
+        generation=T5_BEAMS,
+        trainable_params=60_506_624,
+        from_notebook=("num_train_epochs",),
+    ),
+}
+
+# What LoRA adapts in a cell that is `like` one with an exceptional head (`HEAD_EXCEPTIONS` in `tunegrid.grid.backbones`), and
+# has the backbone's own head: the layers that the study's QLoRA adapts there.
+TARGETS_WITHOUT_EXCEPTION: Mapping[str, tuple[str, ...]] = {"bert_sa_lora": ("query", "value")}

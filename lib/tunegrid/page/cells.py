@@ -1,0 +1,235 @@
+"""A cell as the page shows it. In: its records of a run and of an older one, and the gate's judgements. Out: a `CellView`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import fmean, stdev
+
+from scipy import stats
+
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.page import charts
+from tunegrid.page.rows import RowSample, sampled
+from tunegrid.page.runs import PageRun, mean
+from tunegrid.page.settings import settings_of
+from tunegrid.record import Record, Status
+from tunegrid.results.entries import Entry
+from tunegrid.results.examples import read
+from tunegrid.results.gate_report import WEIGHT, worst
+from tunegrid.results.gates import decides, kind_of
+from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.results.passing import too_short
+from tunegrid.results.run_table import peak_gib, status_of
+
+LEDGER = ("weights", "gradients", "optimizer", "activations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellView:
+    """A cell with all its seeds, beside what an older run says of it.
+
+    Attributes:
+        records: one a seed; the first one stands for the cell where a figure is not a mean.
+        old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
+        judged: the gate's judgements on it.
+        low, high: 95 % interval of the main score; over seeds, or over test rows where there is one seed.
+    """
+
+    records: Sequence[Record]
+    old: Sequence[Record]
+    judged: Sequence[Judgement]
+    low: float | None
+    high: float | None
+    rows: RowSample
+
+    @property
+    def first(self) -> Record:
+        """The record of the lowest seed."""
+        return self.records[0]
+
+    @property
+    def id(self) -> str:
+        """The cell's name."""
+        return self.first.cell
+
+    @property
+    def status(self) -> Status:
+        """Passed where every seed passed."""
+        return status_of(self.records)
+
+    @property
+    def score(self) -> float | None:
+        """The main score, its mean over seeds."""
+        return self.score_of(self.first.main_score)
+
+    def score_of(self, name: str) -> float | None:
+        """A score's mean over seeds."""
+        return mean(record.scores.get(name) for record in self.records)
+
+    def before(self, name: str) -> float | None:
+        """A score's mean over the runs that the gate paired with."""
+        paired = next((judgement.before for judgement in self.judged if judgement.quantity == name), None)
+        return mean(record.scores.get(name) for record in self.old) if paired is None else paired
+
+    @property
+    def bound(self) -> float | None:
+        """What the main score must reach."""
+        return self.first.bounds.get(self.first.main_score)
+
+    @property
+    def above(self) -> float | None:
+        """How far the main score is above its bound."""
+        return None if self.score is None or self.bound is None else self.score - self.bound
+
+    @property
+    def shade(self) -> str:
+        """The heat map's step: b4 far below the bound, a4 far above, none where there is no bound."""
+        if self.above is None:
+            return "none"
+        step = 1 + sum(abs(self.above) >= edge for edge in (1, 3, 8))
+        return f"{'a' if self.above >= 0 else 'b'}{step}"
+
+    @property
+    def main(self) -> Judgement | None:
+        """The judgement on the main score."""
+        return next((j for j in self.judged if j.quantity == self.first.main_score), None)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """The gravest verdict on numerics, quality and memory."""
+        return worst([j for j in self.judged if decides(j) and kind_of(j) != "speed"])
+
+    def verdict_on(self, kind: str) -> Verdict | None:
+        """The gravest verdict on a kind of figure."""
+        return worst([j for j in self.judged if decides(j) and kind_of(j) == kind])
+
+    @property
+    def told(self) -> list[Judgement]:
+        """All judgements, the gravest first."""
+        return sorted(self.judged, key=lambda judgement: WEIGHT.index(judgement.verdict))
+
+    @property
+    def sentences(self) -> list[str]:
+        """What it missed, without the cell's name."""
+        several = len(self.records) > 1
+        return [
+            sentence.replace(f" ({self.id}, {self.first.profile}, seed {record.seeds.seed})", "")
+            + (f" (seed {record.seeds.seed})" if several else "")
+            for record in self.records
+            for sentence in (*record.missed, *too_short(record))
+        ]
+
+    @property
+    def failed_audits(self) -> int:
+        """How many audits of its seeds object."""
+        return sum(not finding.passed for record in self.records for finding in record.audits)
+
+    @cached_property
+    def entry(self) -> Entry:
+        """Its records that finished, as a method to set beside others."""
+        return Entry(records=[record for record in self.records if record.finished])
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of training, the mean over seeds."""
+        return mean(record.training.seconds if record.training else None for record in self.records)
+
+    @property
+    def peak(self) -> float | None:
+        """The highest peak in GiB, of the seeds."""
+        return max((peak for record in self.records if (peak := peak_gib(record)) is not None), default=None)
+
+    @property
+    def trained_bytes(self) -> int | None:
+        """Bytes that training changes and a checkpoint keeps."""
+        return self.first.memory.ledger.checkpoint_bytes if self.first.memory else None
+
+    @property
+    def ledger(self) -> list[int | None]:
+        """Bytes by the names of `LEDGER`."""
+        ledger = self.first.memory.ledger if self.first.memory else None
+        return [getattr(ledger, f"{name}_bytes", None) for name in LEDGER]
+
+    def rate(self, name: str, *, old: bool = False) -> float | None:
+        """A rate of `Throughput`, the mean over seeds."""
+        rates = (record.throughput for record in (self.old if old else self.records))
+        return mean(getattr(rate, name) if rate else None for rate in rates)
+
+    @property
+    def peaks(self) -> list[tuple[str, float, float]]:
+        """Phase, its peak in GiB, and by how much it raised the peak of the phases before."""
+        steps, highest = [], 0.0
+        for name, phase in (self.first.memory.phases if self.first.memory else {}).items():
+            peak = phase.rss_peak_gib if phase.reserved_peak_gib is None else phase.reserved_peak_gib
+            if peak is not None:
+                steps.append((name, peak, max(0.0, peak - highest)))
+                highest = max(highest, peak)
+        return steps
+
+    def peak_of(self, phase: str) -> float | None:
+        """A phase's peak in GiB."""
+        return next((peak for name, peak, _ in self.peaks if name == phase), None)
+
+    def added(self, phases: Sequence[str]) -> list[float | None]:
+        """By how much each of these phases raised the peak, in GiB."""
+        steps = {name: added for name, _, added in self.peaks}
+        return [steps.get(name) for name in phases]
+
+    def losses(self, *, old: bool = False) -> list[float | None]:
+        """Losses of the first seed."""
+        record = next(iter(self.old if old else self.records), None)
+        return list(record.training.losses) if record and record.training else []
+
+    def curve(self, width: int, height: int, left: int = 0) -> charts.Curve | None:
+        """The loss curve, the older one behind it."""
+        return charts.curve(self.losses(), self.losses(old=True), width, height, left)
+
+    @property
+    def loss_rows(self) -> list[tuple[int, float | None, float | None]]:
+        """Update, new and old loss of some updates, the first and the last among them."""
+        new, old = self.losses(), self.losses(old=True)
+        places = sorted({round(share * (len(new) - 1) / 5) for share in range(6)}) if new else []
+        return [(place + 1, new[place], old[place] if place < len(old) else None) for place in places]
+
+    @property
+    def settings(self) -> list[tuple[str, str]]:
+        """What it ran with, as words: recipe, rows, model, device, versions."""
+        return settings_of(self.first)
+
+    @property
+    def command(self) -> str:
+        """What runs just this cell again."""
+        first = self.first
+        options = ["" if self.id in STUDY_IDS else "--grid=FILE.py", f"--cells={self.id}"]
+        seeds = [str(record.seeds.seed) for record in self.records]
+        options.append(f"--seed={seeds[0]}" if len(seeds) == 1 else f"--seeds={','.join(seeds)}")
+        options.append(f"--perturb={first.seeds.perturbation}" if first.seeds.perturbation is not None else "")
+        options.append("--own-test" if first.limits.own_test else "")
+        options.append("--device=cpu" if first.profile == "full" and first.device and first.device.type == "cpu" else "")
+        return " ".join(["pytest -m", first.profile, *filter(None, options)])
+
+
+def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], limit: int) -> CellView:
+    """A cell of a run, with at most `limit` of its test rows."""
+    records = run.by_cell[cell]
+    older = baseline.by_cell.get(cell, []) if baseline else []
+    seeds = [record.seeds.seed for record in records]
+    old = [record for record in older if record.seeds.seed in seeds] or older
+    pair = next((record for record in old if record.seeds.seed == seeds[0]), next(iter(old), None))
+    low, high = _interval(records, run)
+    rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
+    ordered = [pair, *(record for record in old if record is not pair)] if pair else []
+    return CellView(records=records, old=ordered, judged=judgements, low=low, high=high, rows=rows)
+
+
+def _interval(records: Sequence[Record], run: PageRun) -> tuple[float | None, float | None]:
+    """Of the main score, 95 %: by the deviation of seeds; with one seed, by that of its test rows."""
+    name = records[0].main_score
+    figures: Sequence[float] = [score for record in records if (score := record.scores.get(name)) is not None]
+    if len(figures) == 1:
+        examples = read(records[0], run.path)
+        figures = examples.points.get(name, ()) if examples else ()
+    if len(figures) < 2:
+        return None, None
+    half = float(stats.t.ppf(0.975, len(figures) - 1)) * stdev(figures) / len(figures) ** 0.5
+    return max(0.0, fmean(figures) - half), min(100.0, fmean(figures) + half)

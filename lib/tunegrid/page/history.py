@@ -1,0 +1,52 @@
+"""Several runs in the order of time. In: runs. Out: each cell's score in each of them, with the gate's verdict at each step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from tunegrid.page import charts
+from tunegrid.page.runs import PageRun, judged
+from tunegrid.results.gate_report import worst
+from tunegrid.results.gates import decides, kind_of
+from tunegrid.results.judgements import Judgement, Verdict, by_cell
+
+Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the run before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Story:
+    """Scores over runs.
+
+    Attributes:
+        runs: the oldest first.
+        steps: by cell, one a run.
+        remarks: what could not be compared.
+    """
+
+    runs: Sequence[PageRun]
+    steps: Mapping[str, Sequence[Step]]
+    remarks: Sequence[str]
+
+    def spark(self, cell: str) -> charts.Spark | None:
+        """A small line of a cell's scores."""
+        return charts.spark([score for score, _ in self.steps[cell]])
+
+
+def story_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement]) -> Story | None:
+    """The history that ends with this run; None without older runs. `known` judges it by the first of them."""
+    if not older:
+        return None
+    runs = [*sorted(older, key=lambda one: one.when), run]
+    pairs = list(pairwise(runs))
+    answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
+    told = [by_cell(judgements) for judgements, _ in answers]
+    cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
+    steps = {
+        cell: [(one.score(cell), _verdict(told[place - 1].get(cell, [])) if place else None) for place, one in enumerate(runs)]
+        for cell in cells
+    }
+    return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, remarks in answers for remark in remarks)))
+
+
+def _verdict(judgements: Sequence[Judgement]) -> Verdict | None:
+    return worst([j for j in judgements if decides(j) and kind_of(j) == "quality"])

@@ -1,0 +1,64 @@
+"""A run of the full profile beside what the study published. In: a run. Out: figures side by side, findings on the study's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunegrid import ROOT
+from tunegrid.page.runs import PageRun, mean
+from tunegrid.record import Record
+from tunegrid.record.invariants import impossible
+from tunegrid.results.files import read_records
+from tunegrid.results.record_checks import across
+
+STUDY = ROOT / "reports" / "study.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """A score that the study reports, beside ours."""
+
+    cell: str
+    score: str
+    ours: float | None
+    theirs: float
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the study's."""
+        return None if self.ours is None else self.ours - self.theirs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Figures side by side, and by cell what the audits find in the study's."""
+
+    lines: Sequence[Line]
+    findings: Sequence[tuple[str, str]]
+
+
+def compared(run: PageRun, path: Path = STUDY) -> Comparison | None:
+    """The study's figures of the run's cells; None where the run is of another profile, or has none of its cells."""
+    if run.profile != "full":
+        return None
+    reported = {cell: record for cell, record in read_records(path).items() if cell in run.by_cell}
+    lines = [line for cell, record in reported.items() for line in _lines(run.by_cell[cell], record)]
+    if not lines:
+        return None
+    return Comparison(lines=lines, findings=[(cell, told) for cell, told in _findings(path) if cell in reported])
+
+
+def _lines(ours: Sequence[Record], reported: Record) -> list[Line]:
+    return [
+        Line(cell=reported.cell, score=name, ours=mean(record.scores.get(name) for record in ours), theirs=theirs)
+        for name, theirs in reported.scores.items()
+        if theirs is not None
+    ]
+
+
+def _findings(path: Path) -> list[tuple[str, str]]:
+    """What cannot be in the study's figures; two cells with the same results only show beside each other."""
+    records = list(read_records(path).values())
+    alone = [(record.cell, sentence) for record in records for sentence in impossible(record.scores)]
+    together = [(cell, finding.detail) for cell, told in across(records).items() for finding in told if not finding.passed]
+    return [*alone, *together]

@@ -1,0 +1,21 @@
+"""One cell's record, typed. In: a `Cell`, or a saved record of any version. Out: a `Record`, its JSON, its schema. No torch."""
+
+from tunegrid.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord
+from tunegrid.record.plain import plain
+from tunegrid.record.reading import from_json, to_json
+from tunegrid.record.record import SCHEMA_VERSION, Record, Status, new_record
+from tunegrid.record.schema import schema
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "AuditFinding",
+    "ExamplesRecord",
+    "Record",
+    "ReplacedRecord",
+    "Status",
+    "from_json",
+    "new_record",
+    "plain",
+    "schema",
+    "to_json",
+]

@@ -1,0 +1,359 @@
+"""The parts of a record: plain dataclasses, with the bounds that reading one checks. In: figures. Out: named fields.
+
+Descriptions and bounds reach `reports/schema.json`. Units are part of the names. None, null in JSON, means not measured.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
+
+OWN_PHASES = ("audit", "trace")  # what the suite does for itself: it does not count as the cell's cost
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
+Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Points = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
+
+
+class Part:
+    """A part of a record. Reading one is strict: no other field, no other type, no infinite number or NaN."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+
+
+@dataclass(kw_only=True)
+class GenerationRecord(Part):
+    """How texts are generated: `GenerationConfig` fields."""
+
+    num_beams: Positive
+    max_new_tokens: Positive
+    min_length: Count
+    no_repeat_ngram_size: Count
+    length_penalty: float
+
+
+@dataclass(kw_only=True)
+class QuantizationRecord(Part):
+    """How the frozen base is stored: `BitsAndBytesConfig` fields."""
+
+    bnb_4bit_quant_type: str
+    bnb_4bit_use_double_quant: bool
+    bnb_4bit_compute_dtype: str
+
+
+@dataclass(kw_only=True)
+class RecipeRecord(Part):
+    """The recipe that was asked for, options applied; `training.precision` says what the device could do."""
+
+    adapter: Annotated[dict[str, Any] | None, Field(description="the method's settings, as LoRA's rank; null: no adapter")]
+    optim: str
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Amount
+    lr_scheduler_type: str
+    warmup_ratio: Share
+    warmup_steps: Count
+    num_train_epochs: Positive
+    max_steps: Annotated[int, Field(ge=0, description="0: the epochs decide")]
+    per_device_train_batch_size: Positive
+    gradient_accumulation_steps: Positive
+    max_grad_norm: Annotated[Amount | None, Field(description="null: no clipping")]
+    precision: Precision
+    gradient_checkpointing: bool
+    max_length: Positive
+    doc_stride: Positive | None
+    max_target_length: Positive | None
+    text: Annotated[list[str], Field(description="columns read in place of the task's; empty: the task's")]
+    prefix: str
+    generation: GenerationRecord | None
+    trainable_params: Positive | None
+    total_params: Positive | None
+    from_notebook: list[str]
+    ours: list[str]
+    quantization: QuantizationRecord | None
+    head_learning_rate: Annotated[
+        float | None, Field(gt=0, description="peak rate of the head's new modules; null: that of the rest")
+    ] = None
+
+    @property
+    def rows_per_update(self) -> int:
+        """Rows that one optimizer update sees."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
+
+@dataclass(kw_only=True)
+class Limits(Part):
+    """At most so many rows of each split; null: every row."""
+
+    train_rows: Positive | None
+    validation_rows: Positive | None
+    test_rows: Positive | None
+    own_test: Annotated[bool, Field(description="scored on the data set's own test split")]
+
+
+@dataclass(kw_only=True)
+class Seeds(Part):
+    """What randomness starts from."""
+
+    seed: Annotated[int | None, Field(description="of weights, dropout and the order of rows; null: not known")]
+    split_seed: int
+    perturbation: Annotated[
+        Count | None, Field(description="draw of the noise that moved the start in its last digits; null: none did")
+    ]
+
+
+@dataclass(kw_only=True)
+class DeviceRecord(Part):
+    """Where the cell ran."""
+
+    type: Literal["cpu", "cuda"]
+    name: str
+    threads: Annotated[Positive | None, Field(description="torch threads of a CPU run; null on a GPU")]
+    attention: str
+    tf32: bool | None
+    used_by_others_gib: Annotated[
+        float | None,
+        Field(description="held on the GPU beyond what this process reserved; its own CUDA context is about 0.5"),
+    ]
+    contended: Annotated[bool | None, Field(description="others used the device at the same time; null on a CPU")]
+
+
+@dataclass(kw_only=True)
+class SplitRows(Part):
+    """Rows of each split."""
+
+    train: Count
+    validation: Count
+    test: Count
+
+
+@dataclass(kw_only=True)
+class Dropped(Part):
+    """Rows left out of a split because the same text stands in one that scores it."""
+
+    train: Count
+    validation: Count
+
+
+@dataclass(kw_only=True)
+class Origins(Part):
+    """Where each split came from."""
+
+    train: str
+    validation: str
+    test: str
+
+
+@dataclass(kw_only=True)
+class DataRecord(Part):
+    """The rows; null where random token ids stood in for text."""
+
+    rows: SplitRows
+    origins: Origins
+    fingerprint: Annotated[Hash, Field(description="hash of all rows")]
+    revision: Annotated[
+        Annotated[str, Field(pattern="^[0-9a-f]{40}$")] | None, Field(description="the hub's commit; null for a local folder")
+    ]
+    dropped: Annotated[
+        Dropped | None, Field(description="rows left out as copies of rows that score; null: the run did not look for any")
+    ] = None
+
+
+@dataclass(kw_only=True)
+class ModelRecord(Part):
+    """What was fine-tuned."""
+
+    checkpoint: str
+    fingerprint: Annotated[
+        Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{40})$")] | None,
+        Field(description="16 digits of a local folder's weights, or the hub's revision"),
+    ]
+    architecture: str
+    adapted_modules: Annotated[list[str], Field(description="modules without pretrained weights that an adapter trains")]
+
+
+@dataclass(kw_only=True)
+class Parameters(Part):
+    """How many parameters the model has, and how many of them train."""
+
+    trainable_params: Count
+    total_params: Positive
+    trainable_percent: Annotated[float, Field(ge=0, le=100)]
+
+
+Figures = Annotated[dict[str, float | None], Field(description="by group of parameters; null: no finite number")]
+
+Reached = Annotated[dict[str, Count], Field(description="by group of parameters: those whose gradient is not zero")]
+
+
+@dataclass(kw_only=True)
+class FirstStep(Part):
+    """Figures that tell a change without statistics: before training, and of the first update."""
+
+    tokens: Annotated[Hash, Field(description="hash of the training features' token ids and targets")]
+    types: Annotated[dict[str, str], Field(description="how each group's weights are stored")]
+    weights: Annotated[Figures, Field(description="norms before training")]
+    stream: Annotated[Hash, Field(description="hash of numbers and of a dropout mask drawn from a fixed seed")]
+    drawn: Annotated[Hash, Field(description="hash of the generator's state after the first update")]
+    probe_loss: Annotated[float | None, Field(description="nats a target, of a few rows without dropout")]
+    probe_gradients: Annotated[Figures, Field(description="norms of the gradients of that loss")]
+    gradients: Annotated[Figures, Field(description="norms of the first update's gradients, after clipping")]
+    moved: Annotated[Figures, Field(description="norms of what the first three updates changed, over sampled values")]
+    generated: Annotated[Hash | None, Field(description="hash of token ids that the untrained model generates")]
+    metrics: Annotated[dict[str, Points | None], Field(description="scores of fixed answers")]
+    probe: Annotated[
+        Hash | None,
+        Field(description="hash of rows and search: figures of two probes are not compared"),
+    ] = None
+    computed: Annotated[
+        dict[str, str] | None, Field(description="types in which layers packed to 4 bits compute; null: not looked at")
+    ] = None
+    probe_reached: Annotated[Reached | None, Field(description="tensors with a gradient of the probe's loss")] = None
+    reached: Annotated[Reached | None, Field(description="tensors with a gradient in the first update")] = None
+    decoded: Annotated[
+        Amount | None,
+        Field(description="how far a cache takes a search's scores, as a share of the largest logit"),
+    ] = None
+
+
+@dataclass(kw_only=True)
+class TrainingRecord(Part):
+    """The course of training."""
+
+    seconds: Annotated[Amount, Field(description="of all updates, without encoding and validation")]
+    updates: Count
+    precision: Annotated[Precision, Field(description="what the device could do")]
+    losses: Annotated[list[Amount | None], Field(description="nats a target, one an update; null: not a number")]
+    final_learning_rate: Amount | None
+    epoch_scores: Annotated[list[Points | None], Field(description="validation score after each epoch")]
+    chosen_epoch: Positive | None
+    stopped: Annotated[str | None, Field(description="why training ended early")]
+    micro_batch: Annotated[int, Field(ge=1, description="rows of a micro-batch; below the recipe's where memory ran out")]
+    fallbacks: Annotated[list[str], Field(description="where training departed from the recipe, and why")]
+    order: Annotated[str, Field(pattern="^([0-9a-f]{16})?$", description="hash of the rows in the order trained on")]
+    tokens: Annotated[int, Field(ge=0, description="real tokens, over all updates")]
+    gradient_norm: Annotated[Amount | None, Field(description="of the first update, before clipping; null: no clipping")]
+    clipped_norm: Annotated[Amount | None, Field(description="the same after clipping")]
+    first_step: Annotated[FirstStep | None, Field(description="null: not taken, as in footprints")]
+
+
+@dataclass(kw_only=True)
+class GeneratedRecord(Part):
+    """Tokens of the generated texts, the end token included."""
+
+    mean: Amount
+    median: Amount
+    longest: Count
+
+
+@dataclass(kw_only=True)
+class EvaluationRecord(Part):
+    """How the test rows were predicted and scored."""
+
+    seconds: Annotated[Amount | None, Field(description="of prediction alone, without encoding and scoring")]
+    loss: Amount | None
+    batch: Positive | None
+    metric_sources: Annotated[dict[str, str], Field(description="which implementation computed the scores")]
+    precision: Annotated[
+        Precision | None,
+        Field(description="of prediction; where it is fp32, a packed or bf16 base computes in its own type; null: not known"),
+    ] = None
+    generated_tokens: Annotated[
+        GeneratedRecord | None, Field(description="null: the cell generates nothing, or an older run did not count")
+    ] = None
+
+
+@dataclass(kw_only=True)
+class ExamplesRecord(Part):
+    """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the hash of the rows."""
+
+    file: Annotated[str, Field(pattern="^[0-9a-f]{16}[.]parquet$")]
+    rows_hash: Hash
+
+
+@dataclass(kw_only=True)
+class Phase(Part):
+    """Time and memory peaks of one phase; null: no such device, or no such figure on it."""
+
+    seconds: Amount
+    rss_peak_gib: Amount | None
+    allocated_peak_gib: Amount | None
+    reserved_peak_gib: Amount | None
+
+
+@dataclass(kw_only=True)
+class Ledger(Part):
+    """Bytes of the tensors that fine-tuning keeps."""
+
+    weights_bytes: Count | None
+    gradients_bytes: Count | None
+    optimizer_bytes: Count | None
+    checkpoint_bytes: Annotated[Count | None, Field(description="of what trains: an adapter, or the whole model")]
+    activations_bytes: Annotated[
+        int | None, Field(description="peak minus weights, gradients and optimizer state; footprints only")
+    ]
+    peak_bytes: Annotated[Count | None, Field(description="most bytes of tensors held during one update; footprints only")]
+
+
+@dataclass(kw_only=True)
+class Memory(Part):
+    """Peaks by phase, and the ledger."""
+
+    phases: dict[str, Phase]
+    ledger: Ledger
+
+    def peak(self, figure: str) -> float | None:
+        """The highest of the cell's own phases, in GiB; `figure` is a field of `Phase`."""
+        peaks = [getattr(phase, figure) for name, phase in self.phases.items() if name not in OWN_PHASES]
+        return max((peak for peak in peaks if peak is not None), default=None)
+
+
+@dataclass(kw_only=True)
+class Throughput(Part):
+    """Rates over the updates after warm-up; null where a run was too short to have any."""
+
+    train_samples_per_second: Amount | None
+    train_tokens_per_second: Annotated[Amount | None, Field(description="real tokens, without padding")]
+    train_steps_per_second: Amount | None
+    step_seconds_median: Amount | None
+    step_seconds_p90: Amount | None
+    step_seconds: Annotated[list[Amount], Field(description="of each update after warm-up")]
+    padding_share: Share | None
+    measured_steps: Count
+    warmup_steps: Count
+    eval_samples_per_second: Amount | None
+    generated_tokens_per_second: Amount | None
+
+
+@dataclass(kw_only=True)
+class Flops(Part):
+    """FLOPs of an update, and how fast they were done; footprints only."""
+
+    flops_per_step: Annotated[int, Field(ge=0, description="of one update, by torch's FlopCounterMode")]
+    achieved_flops_per_second: Amount | None
+    matmul_flops_per_second: Annotated[
+        float, Field(ge=0, description="of large square matrices in the same precision, in the same process")
+    ]
+    mfu_percent: Amount | None
+
+
+@dataclass(kw_only=True)
+class ReplacedRecord(Part):
+    """Something that does not stand as its library's package defines it."""
+
+    what: str
+    by: Annotated[str, Field(description="a file and a name in it; `unknown`: it changed while the cell ran")]
+    reason: Annotated[str | None, Field(description="why the suite does it; null: a user's code does it, or it is a fault")]
+
+
+@dataclass(kw_only=True)
+class AuditFinding(Part):
+    """What one audit of `tunegrid.run.audits` or `tunegrid.results.record_checks` found."""
+
+    name: str
+    passed: bool
+    detail: str

@@ -1,0 +1,89 @@
+"""Records as JSON, to and fro. In: a `Record`, or the JSON of one of any version. Out: JSON, or a `Record` that is sound."""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pydantic_core
+from pydantic import TypeAdapter, ValidationError
+
+from tunegrid.errors import InputError
+from tunegrid.record.migrations import migrated
+from tunegrid.record.plain import plain
+from tunegrid.record.record import Record
+from tunegrid.record.rules import contradictions
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+
+
+@cache
+def adapter() -> TypeAdapter[Record]:
+    """Pydantic's view of a record; built where the first one is read."""
+    return TypeAdapter(Record)
+
+
+def to_json(record: Record) -> dict[str, Any]:
+    """The record as plain JSON, as `extra_info` of a row holds it."""
+    data: dict[str, Any] = plain(record)
+    return data
+
+
+def from_json(data: Mapping[str, Any], source: str = "") -> Record:
+    """The record in a row's `extra_info`; `source` names the file in an error.
+
+    Raises:
+        InputError: one sentence with the file, the cell, the field and what is wrong with it.
+    """
+    record, faults = checked(data, source)
+    if record is None or faults:
+        more = f" (and {len(faults) - 1} more: tunegrid audit lists them)" if len(faults) > 1 else ""
+        raise InputError(f"{_place(data, source)}: {faults[0]}{more}")
+    return record
+
+
+def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, list[str]]:
+    """The record, where its fields can be read, and a sentence for everything that is wrong with it.
+
+    Raises:
+        InputError: where its schema version cannot be read.
+    """
+    try:
+        record = adapter().validate_json(_as_json(migrated(dict(data))))
+    except InputError as error:
+        raise InputError(f"{_place(data, source)}: {error}") from None
+    except ValidationError as error:
+        return None, [_sentence(fault) for fault in error.errors(include_url=False)]
+    return record, list(contradictions(record))
+
+
+def _as_json(data: Mapping[str, Any]) -> bytes | str:
+    """The data as JSON again: pydantic reads a tuple, say, from a JSON array, and not from a list."""
+    try:
+        return pydantic_core.to_json(data)
+    except pydantic_core.PydanticSerializationError:  # half of a surrogate pair, which is no UTF-8
+        return json.dumps(data)
+
+
+def _place(data: Mapping[str, Any], source: str) -> str:
+    cell = data.get("cell", "a record without a cell")
+    cell = cell if isinstance(cell, str) and cell.isprintable() else _short(cell)
+    return f"{source}, {cell}" if source else cell
+
+
+def _sentence(fault: "ErrorDetails") -> str:
+    field = ".".join(map(str, fault["loc"])) or "the record"
+    if fault["type"].startswith("missing"):
+        return f"{field} is missing"
+    if fault["type"] in UNKNOWN:
+        return f"{field} is no field of a record"
+    rule = fault["msg"].replace("Input should", "it should", 1)
+    return f"{field} is {_short(fault['input'])}, but {rule}"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 60 else f"{text[:57]}..."

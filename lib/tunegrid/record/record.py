@@ -1,0 +1,160 @@
+"""The record of one cell, typed. In: a cell. Out: a `Record` that the stages fill in as they end.
+
+In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.reading`). `reports/schema.json` is
+generated from these classes. Scores are points, 0 to 100.
+"""
+
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from tunegrid.data.splits import SPLIT_SEED
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import Head
+from tunegrid.grid.cells import Cell
+from tunegrid.machine import versions
+from tunegrid.record.parts import (
+    AuditFinding,
+    DataRecord,
+    DeviceRecord,
+    EvaluationRecord,
+    ExamplesRecord,
+    Flops,
+    GenerationRecord,
+    Id,
+    Limits,
+    Memory,
+    ModelRecord,
+    Parameters,
+    Part,
+    Points,
+    QuantizationRecord,
+    RecipeRecord,
+    ReplacedRecord,
+    Seeds,
+    Throughput,
+    TrainingRecord,
+)
+from tunegrid.record.plain import plain
+from tunegrid.record.ranks import RanksRecord
+
+SCHEMA_VERSION: Final = 4
+Status = Literal["unfinished", "passed", "missed", "stopped", "error", "reported"]
+
+
+@dataclass(kw_only=True)
+class Record(Part):
+    """One cell's record: `extra_info` of a row in pytest-benchmark's JSON.
+
+    Scores are points from 0 to 100. Units are part of the names. Null means not measured.
+    """
+
+    schema_version: Annotated[Literal[4], Field(description="`SCHEMA_VERSION` of the code that wrote it")]
+    cell: Annotated[str, Field(pattern="^[a-z0-9]+_[a-z0-9]+_[a-z0-9]+$")]
+    profile: Id
+    backbone: Id
+    task: Id
+    method: Id
+    main_score: Annotated[str, Field(description="the name under `scores` that the run's table shows")]
+    bounded_scores: Annotated[list[str], Field(description="the scores that thresholds and gates judge")]
+    labels: Annotated[list[str], Field(description="names of the task's classes; empty where it has none")]
+    recipe: RecipeRecord
+    limits: Limits
+    seeds: Seeds
+    versions: Annotated[dict[str, str | None], Field(description="of Python and the libraries; null: not installed")]
+    device: DeviceRecord | None
+    data: DataRecord | None
+    model: ModelRecord | None
+    parameters: Parameters | None
+    training: TrainingRecord | None
+    evaluation: EvaluationRecord | None
+    scores: Annotated[dict[str, Points | None], Field(description="points; null: not a number")]
+    examples: ExamplesRecord | None
+    memory: Memory | None
+    throughput: Throughput | None
+    flops: Flops | None
+    audits: list[AuditFinding]
+    bounds: Annotated[
+        dict[str, Annotated[float, Field(ge=0, le=100)]], Field(description="minimum points by metric; empty: none apply")
+    ]
+    missed: Annotated[list[str], Field(description="a sentence for each bound or audit missed, or why the cell did not finish")]
+    status: Annotated[Status, Field(description="`reported`: copied from a publication, not run here")]
+    ranks: Annotated[RanksRecord | None, Field(description="null: one process ran the cell")] = None
+    excused: Annotated[
+        dict[str, str], Field(description="audits that failed and do not count, each with what the run was too short for")
+    ] = field(default_factory=dict)
+    replaced: Annotated[
+        list[ReplacedRecord] | None, Field(description="what stands in the place of the libraries' code; null: nobody looked")
+    ] = None
+
+    @property
+    def finished(self) -> bool:
+        """It ran to its end, so its figures can be compared."""
+        return self.status in ("passed", "missed")
+
+    @property
+    def processes(self) -> str:
+        """How many shared the cell, as "1", "4" or "4 (FSDP)"."""
+        return f"{self.ranks.count}{' (FSDP)' if self.ranks.fsdp else ''}" if self.ranks else "1"
+
+
+def new_record(cell: Cell) -> Record:
+    """What is known of a cell before it runs; raises InputError where the method's settings cannot be written as JSON."""
+    profile = cell.profile
+    return Record(
+        schema_version=SCHEMA_VERSION,
+        cell=cell.id,
+        profile=profile.id,
+        backbone=cell.backbone.id,
+        task=cell.task.id,
+        method=cell.method.id,
+        main_score=cell.task.main_score,
+        bounded_scores=list(cell.task.bounded_scores),
+        labels=list(cell.task.labels),
+        recipe=recipe_record(cell),
+        limits=Limits(
+            train_rows=profile.cap(cell.task.id, "train"),
+            validation_rows=profile.cap(cell.task.id, "validation"),
+            test_rows=profile.cap(cell.task.id, "test"),
+            own_test=profile.own_test and cell.task.own_test is not None,
+        ),
+        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
+        versions=versions(),
+        device=None,
+        data=None,
+        model=None,
+        parameters=None,
+        training=None,
+        evaluation=None,
+        scores={},
+        examples=None,
+        memory=None,
+        throughput=None,
+        flops=None,
+        audits=[],
+        bounds={},
+        missed=[],
+        status="unfinished",
+    )
+
+
+def recipe_record(cell: Cell) -> RecipeRecord:
+    """The cell's recipe, with the method's settings in the place of its adapter."""
+    recipe = asdict(cell.recipe)
+    try:
+        adapter = plain(cell.method.settings(cell.recipe))
+    except TypeError as error:
+        raise InputError(f"{cell.id}: the settings of method {cell.method.id!r} must be plain values: {error}") from None
+    generation, quantization = recipe["generation"], cell.quantization
+    parts = {
+        "adapter": adapter,
+        "generation": generation and GenerationRecord(**generation),
+        "quantization": quantization and QuantizationRecord(**asdict(quantization)),
+    }
+    return RecipeRecord(**plain({name: value for name, value in recipe.items() if name not in parts}), **parts)
+
+
+def architecture_name(head: Head) -> str:
+    """The name of a head's class, given by name or as a class."""
+    return head.architecture if isinstance(head.architecture, str) else head.architecture.__name__

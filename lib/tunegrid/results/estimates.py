@@ -1,0 +1,218 @@
+"""How long does a cell take, and how much memory? In: records of earlier runs. Out: estimates by cell; what fits a budget."""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.tasks import Carve
+from tunegrid.record import Record
+from tunegrid.results.files import read_list
+from tunegrid.results.run_table import peak_gib
+from tunegrid.results.table import Column, number
+from tunegrid.results.table import lines as table_lines
+
+REPORTS = ROOT / "reports"
+UNITS = {"h": 3600, "m": 60, "s": 1}
+LONGER_UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
+SESSION_SECONDS = 15  # imports and collection, once a process
+COLUMNS = (
+    Column(title="cell", width=15),
+    Column(title="updates", width=7, right=True),
+    Column(title="batch", width=9, right=True),
+    Column(title="precision", width=9, gap=2),
+    Column(title="tokens", width=7, right=True),
+    Column(title="est. time", width=9, right=True, gap=2),
+    Column(title="est. GiB", width=8, right=True, gap=2),
+    Column(title="from", gap=2),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a cell will take, and the measurement that says so; None is not known.
+
+    Attributes:
+        gib: the highest peak of that measurement, on its device and with its rows an update.
+        tensors_gib: the most that tensors took during one update there; footprints only.
+        device: the name of the device that was measured.
+        on_gpu: whether it is one.
+        reckoned: the seconds are of training alone, from a footprint's rate.
+        same_update: whether an update there had as many rows as the recipe's.
+    """
+
+    seconds: float | None = None
+    gib: float | None = None
+    source: str = "never measured"
+    tensors_gib: float | None = None
+    device: str | None = None
+    on_gpu: bool = False
+    reckoned: bool = False
+    same_update: bool = True
+
+    @property
+    def gpu_gib(self) -> float | None:
+        """What the cell takes of a GPU; None where none was measured with as many rows an update as the recipe has."""
+        return self.gib if self.on_gpu and self.same_update else None
+
+
+def seconds_of(text: str, option: str = "--budget") -> float:
+    """Seconds of a duration such as 30m, 90s or 1h30m; raises InputError for anything else."""
+    if not re.fullmatch(r"(\d+[hms])+", text):
+        raise InputError(f"{option} {text!r} is no duration; write it as in 30m, 90s or 1h30m")
+    return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that reads best: 42 s, 1.5 min, 5.3 h, 4.6 days; a dash where nothing is known."""
+    if seconds is None:
+        return "-"
+    length, unit = next(((length, unit) for length, unit in LONGER_UNITS if seconds >= length), (1, "s"))
+    return f"{seconds:.0f} s" if unit == "s" else f"{seconds / length:.1f} {unit}"
+
+
+def committed_runs() -> list[Path]:
+    """The saved runs that ship with the suite: every machine has the same."""
+    return [*sorted(REPORTS.glob("baselines/*.json")), *sorted(REPORTS.glob("*/footprint.json"))]
+
+
+def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimate]:
+    """By cell, what the first saved run that contains it says; in the same file, a run goes before a footprint."""
+    known: dict[str, Estimate] = {}
+    for path in paths:
+        finished = _finished(path)
+        for profile in dict.fromkeys(cell.profile.id for cell in cells):
+            runs, footprints = ({r.cell: r for r in finished if r.profile == name} for name in (profile, "footprint"))
+            for cell in (cell for cell in cells if cell.profile.id == profile and cell.id not in known):
+                if cell.id in runs:
+                    known[cell.id] = from_run(runs[cell.id], path.name)
+                elif cell.id in footprints and not cell.profile.micro:
+                    known[cell.id] = _from_footprint(cell, footprints[cell.id], path)
+    return known
+
+
+def _finished(path: Path) -> list[Record]:
+    if not path.is_file():
+        return []
+    try:
+        return [record for record in read_list(path) if record.finished]
+    except InputError:  # a run that was cut off, or that cannot be read any more, says nothing
+        return []
+
+
+def from_run(record: Record, source: str) -> Estimate:
+    """All phases of a cell that has run; `source` is that run's name."""
+    seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
+    name, on_gpu = _device(record)
+    source = f"{source}, {name}" if name else source
+    return Estimate(seconds=seconds, gib=peak_gib(record), source=source, device=name, on_gpu=on_gpu)
+
+
+def _device(record: Record) -> tuple[str | None, bool]:
+    """The name of a record's device, and whether it is a GPU."""
+    return (record.device.name, record.device.type == "cuda") if record.device else (None, False)
+
+
+def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
+    """Training alone, at the footprint's rows a second.
+
+    A footprint on a CPU has one row an update. An update of the recipe's size costs less time a row and more memory; by how
+    much was not measured, so nothing is scaled, and the source says so.
+    """
+    rate = record.throughput.train_samples_per_second if record.throughput else None
+    rows = planned_rows(cell)
+    seconds = rows * cell.recipe.num_train_epochs / rate if rows and rate and cell.profile.id == "full" else None
+    source = f"{path.parent.name}/{path.name}, training alone"
+    measured, planned = record.recipe.rows_per_update, _rows_per_update(cell)
+    if measured != planned:
+        source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
+    name, on_gpu = _device(record)
+    tensors = record.memory.ledger.peak_bytes if record.memory else None
+    return Estimate(
+        seconds=seconds,
+        gib=peak_gib(record),
+        source=source,
+        tensors_gib=None if tensors is None else tensors / 2**30,
+        device=name,
+        on_gpu=on_gpu,
+        reckoned=True,
+        same_update=measured == planned,
+    )
+
+
+def _rows_per_update(cell: Cell) -> int:
+    return cell.recipe.per_device_train_batch_size * cell.recipe.gradient_accumulation_steps
+
+
+def planned_rows(cell: Cell) -> int | None:
+    """Rows that a full cell trains on: what the splits leave of train, under the cap; None where the task does not say."""
+    if cell.task.train_rows is None:
+        return None
+    aside = sum(rule.share for rule in (cell.task.validation, cell.task.test) if isinstance(rule, Carve))
+    rows = round(cell.task.train_rows * (1 - aside))
+    return min(rows, cell.profile.cap(cell.task.id, "train") or rows)
+
+
+def planned_updates(cell: Cell) -> int | None:
+    """Updates of a full cell, one feature a row; long passages give some more. None where the rows are not known."""
+    rows = planned_rows(cell)
+    return cell.recipe.max_steps or (None if rows is None else cell.recipe.planned_updates(rows))
+
+
+def fitting(wanted: Sequence[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
+    """The cells that fit into the budget of all workers together, longest first; a cell never measured does not fit."""
+    times = {cell: known[cell].seconds or 0.0 for cell in wanted if cell in known}
+    return affordable(sorted(times, key=lambda cell: -times[cell]), known, budget_seconds, workers)
+
+
+def affordable(ordered: Iterable[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
+    """The cells that fit, the first ones before the others; no cell is cut, and a cell never measured does not fit."""
+    longest = budget_seconds - SESSION_SECONDS
+    left = workers * longest
+    chosen = []
+    for cell in ordered:
+        seconds = known[cell].seconds if cell in known else None
+        if seconds is not None and seconds <= min(left, longest):
+            chosen.append(cell)
+            left -= seconds
+    return chosen
+
+
+def seconds_left(estimated: Sequence[float | None], spent: Sequence[float], workers: int, pace: float = 1.0) -> float | None:
+    """Of tests that have not ended, with what each has taken so far; None where one was never measured."""
+    left = [max(0.0, pace * seconds - used) for seconds, used in zip(estimated, spent, strict=True) if seconds is not None]
+    return None if len(left) < len(estimated) else max(sum(left) / workers, max(left, default=0.0))
+
+
+def pace_of(ended: Iterable[tuple[float, float | None]]) -> float:
+    """How many times as long as estimated cells take here, from seconds measured and estimated of those that have ended."""
+    pairs = [(measured, seconds) for measured, seconds in ended if seconds]
+    return sum(measured for measured, _ in pairs) / sum(seconds for _, seconds in pairs) if pairs else 1.0
+
+
+def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], seeds: int = 1) -> list[str]:
+    """The grid as a table, with a closing line for the sum over all cells and seeds."""
+    estimated = [known.get(cell.id, Estimate()) for cell in cells]
+    times = [estimate.seconds for estimate in estimated if estimate.seconds is not None]
+    counts = f"{len(cells)} cells" + (f" with {seeds} seeds each" if seeds > 1 else "")
+    return [
+        *table_lines(COLUMNS, [_cells(cell, estimate) for cell, estimate in zip(cells, estimated, strict=True)]),
+        f"{counts}, {duration(seeds * sum(times))} one after the other for the {len(times)} with an estimate",
+    ]
+
+
+def _cells(cell: Cell, estimate: Estimate) -> tuple[str, ...]:
+    recipe, updates = cell.recipe, planned_updates(cell)
+    return (
+        cell.id,
+        "-" if updates is None else f"{updates:,}",
+        f"{recipe.per_device_train_batch_size} x {recipe.gradient_accumulation_steps}",
+        recipe.precision,
+        f"{recipe.max_length}" + (f"+{recipe.max_target_length}" if recipe.max_target_length else ""),
+        duration(estimate.seconds),
+        number(estimate.gib, 2),
+        estimate.source,
+    )

@@ -1,0 +1,135 @@
+"""A gate's answer in words. In: judgements. Out: text, Markdown or JSON."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from tunegrid.results.answer import Answer
+from tunegrid.results.costs import LEDGER
+from tunegrid.results.gates import KINDS, decides, kind_of
+from tunegrid.results.judgements import Judgement, Verdict, by_cell
+from tunegrid.results.table import Column, lines, markdown, number, signed
+
+# The gravest first: a group of judgements is as bad as its worst.
+WEIGHT = (
+    Verdict.MISSING,
+    Verdict.WORSE,
+    Verdict.CHANGED,
+    Verdict.TOO_GOOD,
+    Verdict.CANNOT_TELL,
+    Verdict.NEW,
+    Verdict.BETTER,
+    Verdict.ROUNDING,
+    Verdict.SAME,
+    Verdict.EQUAL,
+    Verdict.NOT_COMPARABLE,
+)
+# Not worth a sentence of their own.
+QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)
+COLUMNS = (
+    Column(title="cell", width=15),
+    Column(title="main score", width=10),
+    Column(title="change", width=6),
+    Column(title="95 % interval", width=15),
+    Column(title="p", width=6),
+    Column(title="sees", width=5),
+    *(Column(title=kind, width=12) for kind in KINDS),
+)
+
+
+def worst(judged: Sequence[Judgement]) -> Verdict | None:
+    """The gravest verdict."""
+    return min((j.verdict for j in judged), key=WEIGHT.index, default=None)
+
+
+def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
+    """A row a cell: its main score's change, and one verdict on each kind of figure."""
+    cells = []
+    for cell, judgements in by_cell(judged).items():
+        own = [judgement for judgement in judgements if decides(judgement)]
+        name = own[0].main_score
+        main = next((j for j in own if j.quantity == name), own[0])
+        cells.append((cell, name, *_figures(main), *(str(worst([j for j in own if kind_of(j) == k]) or "-") for k in KINDS)))
+    return cells
+
+
+def _figures(main: Judgement) -> tuple[str, ...]:
+    interval = "-" if main.low is None else f"{main.low:+.1f} to {main.high:+.1f}"
+    return (signed(main.effect, 1), interval, number(main.p, 3), number(main.smallest, 1))
+
+
+def counted(judged: Sequence[Judgement]) -> str:
+    """One line: how many cells have each verdict on numerics and on quality."""
+    cells = rows(judged)
+    return f"numerics of {len(cells)} cells: {_counts(cells, 'numerics')}; quality: {_counts(cells, 'quality')}"
+
+
+def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
+    """How many cells have each verdict on one kind of figure, the gravest first."""
+    place = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
+    counts = {verdict: sum(row[place] == verdict for row in cells) for verdict in WEIGHT}
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "none"
+
+
+def remarks(judged: Sequence[Judgement]) -> list[str]:
+    """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
+    told = [j for j in judged if j.verdict not in QUIET and decides(j)]
+    sentences = [_sentence(judgement) for judgement in sorted(told, key=lambda j: WEIGHT.index(j.verdict))]
+    reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
+    return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
+
+
+def _sentence(judgement: Judgement) -> str:
+    if judgement.effect is None:
+        change = ""
+    elif kind_of(judgement) == "quality":
+        change = f" {judgement.effect:+.2f} points"
+    else:
+        digits = 3 if judgement.quantity in LEDGER else 1
+        change = f" {100 * judgement.effect:+.{digits}f} %"
+    sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
+    return f"{judgement.verdict}: {judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
+
+
+def as_text(judged: Sequence[Judgement], answer: Answer) -> str:
+    """A table, what is not the same, how many cells have each verdict, and the answer."""
+    return "\n".join([verdict_table(judged), *answer.sentences])
+
+
+def verdict_table(judged: Sequence[Judgement]) -> str:
+    """The same without the answer."""
+    return "\n".join([*lines(COLUMNS, rows(judged)), *remarks(judged), counted(judged)])
+
+
+def as_markdown(judged: Sequence[Judgement], answer: Answer) -> str:
+    """The answer first, for a pull request or a step summary; a table where anything was judged."""
+    first, *others = map(markdown, answer.sentences)
+    said = [f"**{first}**", *([" ".join(others)] if others else [])]
+    if not judged:
+        return "\n\n".join(said)
+    titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(judged)]
+    sentences = [f"* {markdown(line)}" for line in remarks(judged)]
+    return "\n\n".join([*said, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
+
+
+def as_json(judged: Sequence[Judgement], answer: Answer) -> str:
+    """Every judgement with all its figures."""
+    return json.dumps([asdict(judgement) for judgement in judged], indent=1)
+
+
+FORMATS: dict[str, Callable[[Sequence[Judgement], Answer], str]] = {
+    "text": as_text,
+    "markdown": as_markdown,
+    "json": as_json,
+}
+
+
+def write_step_summary(judged: Sequence[Judgement], answer: Answer) -> None:
+    """Append the answer and the verdicts to GitHub's step summary, where there is one."""
+    target = os.environ.get("GITHUB_STEP_SUMMARY")
+    if target:
+        with Path(target).open("a", encoding="utf-8") as file:
+            file.write(as_markdown(judged, answer) + "\n")

@@ -1,0 +1,187 @@
+"""Finished cells on disk as they end. In: rows of pytest-benchmark's JSON. Out: `.cache/journal/*.jsonl`, one row a line.
+
+A killed session loses no finished cell: `tunegrid finish` makes a run's JSON from the journal. `pytest --resume` takes
+the cells that passed from it, if everything that decides their results is the same. Needs no torch.
+"""
+
+import ast
+import hashlib
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import BERT
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.profiles import CACHE
+from tunegrid.grid.tasks import Problem
+from tunegrid.machine import cpu_name, gpus, versions
+from tunegrid.results.files import Row
+
+JOURNAL = CACHE / "journal"
+CODE = ("lib", "fixtures", "benchmarks")
+LARGE = 64 * 2**20  # bytes; larger folders are compared by sizes and times, not by content
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+class Journal:
+    """One session's lines; the first one creates the file."""
+
+    def __init__(self, folder: Path = JOURNAL) -> None:
+        """A file of its own for each session."""
+        self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.jsonl"
+
+    def append(self, key: str, row: Row) -> None:
+        """Write a finished row and wait until the disk has it; raises OSError where it has no room."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "row": row}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def read(path: Path) -> Iterator[tuple[str, Row]]:
+    """Keys and rows of a journal; a last line that was cut off is left out."""
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            entry = json.loads(line)
+            yield str(entry["key"]), entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            continue
+
+
+def passed(folder: Path = JOURNAL) -> dict[str, tuple[Row, Path]]:
+    """Rows of cells that passed, by key, with the journal that holds them; the latest where there are several."""
+    rows = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        rows.update({key: (row, path) for key, row in read(path) if row["extra_info"].get("status") == "passed"})
+    return rows
+
+
+def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
+    """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, versions.
+
+    Args:
+        cell: at its profile.
+        circumstances: what the session adds: the device, its threads, the hub's commit, the source of metrics.
+        grid_files: the user's, which add to the grid.
+    """
+    profile = cell.profile
+    weights = cell.backbone.micro if profile.micro else cell.backbone.folder
+    parts = {
+        "cell": cell.id,
+        "profile": profile.id,
+        "parts": [_text(part) for part in (cell.recipe, cell.head, cell.method, cell.task, cell.backbone)],
+        "backbone": [dict(cell.backbone.shape), dict(cell.backbone.special_tokens)],
+        "optimizer": _text(cell.optimizer),
+        "rows": [profile.cap(cell.task.id, split) for split in ("train", "validation", "test")],
+        "own_test": profile.own_test,
+        "seed": profile.seed,
+        "perturbation": profile.perturbation,
+        "ranks": [profile.ranks, profile.fsdp],
+        "circumstances": circumstances,
+        "versions": versions(),
+        "machine": [cpu_name(), _gpus()],
+        "code": code_digest(),
+        "sources": source_digests(cell),
+        "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
+        "data": folder_digest(profile.data_root and profile.data_root / cell.task.folder),
+        "weights": folder_digest(profile.checkpoint_root / weights if profile.checkpoint_root and weights else None)
+        or cell.backbone.revision,
+        "scorer": _scorer_digest(cell),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _text(part: object) -> str:
+    """A part's fields as text, without the addresses in memory that functions show."""
+    return ADDRESS.sub("", repr(part))
+
+
+def source_digests(cell: Cell) -> list[str]:
+    """Of the files that define the cell's method, optimizer and architecture, which may be a user's."""
+    optimizer = getattr(cell.optimizer, "func", cell.optimizer)
+    things = (*type(cell.method).__mro__, optimizer, cell.head.architecture)
+    paths = {path for thing in things if (path := _source_of(thing)) and not path.is_relative_to(ROOT / "lib")}  # in `code`
+    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)]
+
+
+def _source_of(thing: Any) -> Path | None:
+    try:
+        path = Path(inspect.getsourcefile(thing) or "")
+    except TypeError:  # a name, or an object that no file defines
+        return None
+    return path if path.is_file() else None
+
+
+def with_own_imports(file: Path) -> list[Path]:
+    """A user's file and the modules of its own folder that it imports, in turn; of a package every module.
+
+    Imports are read, not run, so that every process gives the same answer. What belongs to the suite is in `code_digest`.
+    """
+    known, waiting = [file], [file]
+    while waiting:
+        for name in _imported(waiting.pop().read_bytes()):
+            package, module = file.parent / name, file.parent / f"{name}.py"
+            new = sorted(package.rglob("*.py")) if package.is_dir() else [module] if module.is_file() else []
+            new = [] if package in (ROOT / part for part in CODE) else [path for path in new if path not in known]
+            known += new
+            waiting += new
+    return known
+
+
+@cache
+def _imported(source: bytes) -> set[str]:
+    """First names of what a module imports, inside functions too."""
+    nodes = list(ast.walk(ast.parse(source)))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level}
+    return {name.partition(".")[0] for name in names}
+
+
+_gpus = cache(gpus)
+
+
+def _scorer_digest(cell: Cell) -> str:
+    """Of the BERT that computes BERTScore, where the cell generates text."""
+    root, bert = cell.profile.checkpoint_root, BERT.micro if cell.profile.micro else BERT.folder
+    return folder_digest(root / bert) if root and bert and cell.task.problem is Problem.GENERATE else ""
+
+
+@cache
+def code_digest() -> str:
+    """Over every module of the suite except its tests, and over its thresholds."""
+    digest = hashlib.sha256((ROOT / "conftest.py").read_bytes())
+    for path in sorted(path for name in CODE for path in (ROOT / name).rglob("*.*")):
+        if path.suffix in (".py", ".toml") and "tests" not in path.relative_to(ROOT).parts:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def folder_digest(folder: Path | None) -> str:
+    """Over a folder's files: their content, or sizes and times of large folders; empty for no folder."""
+    if folder is None or not folder.is_dir():
+        return ""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    small = sum(path.stat().st_size for path in files) < LARGE
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path.relative_to(folder)).encode())
+        digest.update(path.read_bytes() if small else f"{path.stat().st_size} {path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def latest(folder: Path = JOURNAL) -> Path:
+    """The newest journal; raises InputError where there is none."""
+    journals = sorted(folder.glob("*.jsonl"))
+    if not journals:
+        raise InputError(f"no journal in {folder}: no cell has finished here yet")
+    return journals[-1]

@@ -1,0 +1,269 @@
+"""How much does training noise alone change a score? In: deviations measured by `calibrate`. Out: the one that applies, pooled.
+
+There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
+last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics.same_course`).
+Deviations are in points, 0-100. Needs no torch.
+"""
+
+import math
+import tomllib
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, variance
+
+import numpy as np
+from scipy import special
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.record import Record
+from tunegrid.results.statistics import Array
+
+NOISE = ROOT / "benchmarks" / "thresholds" / "noise.toml"
+SEEDS, PERTURBED = "seeds", "perturbed"
+MOST_DF = 1e4  # of a prior: as good as infinite; the cells of a kind differ by no more than chance
+PRIOR_PARAMETERS = 2  # its variance and its degrees of freedom, fitted to the same deviations
+LOWEST = 0.05  # of all residuals: those that tell the tail
+LEAST_RESIDUALS = 20
+LEAST_CHANCE = 1e-100  # below it, a residual is as far off as any
+Key = tuple[str, str]  # cell or kind of cells, and score
+# Points by which a row moves that changes, where no row moves by 100: no text is far from any other by BERTScore. The mean of
+# squares over the mean, of the rows that two seeds of the committed baseline answer otherwise, is 15.6.
+STEPS = {"bertscore_f1": 15.6}
+Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within each group
+Scores = Mapping[Key, Groups]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deviation:
+    """A standard deviation between trainings, in points.
+
+    Attributes:
+        df: the degrees of freedom that it rests on.
+        tail: by how much bad trainings lie further off than normal noise would have them; 1 where that is not known.
+    """
+
+    sd: float
+    df: float
+    tail: float = 1.0
+
+    def tail_of(self, runs: int) -> float:
+        """The tail of a mean of so many runs: what it has beyond normal noise shrinks with their root, as skewness does."""
+        return 1 + (self.tail - 1) / math.sqrt(runs)
+
+
+def deviation(groups: Groups) -> Deviation | None:
+    """The deviation within groups of scores, pooled over the groups; None where no group has two."""
+    several = [group for group in groups if len(group) > 1]
+    df = sum(len(group) - 1 for group in several)
+    if not df:
+        return None
+    return Deviation(sd=(sum((len(group) - 1) * variance(group) for group in several) / df) ** 0.5, df=df)
+
+
+def resolution(rows: int, metric: str = "") -> float:
+    """The least deviation that counts: half of one row's points. A few draws without a flip are no proof of none."""
+    return STEPS.get(metric, 100.0) / rows / 2
+
+
+# Tails: some trainings collapse, and a standard deviation does not say how far
+
+
+def residuals(groups: Groups, floor: float) -> Array:
+    """How far each score lies from what the others say of it, as a standard normal draw would; empty for under three scores.
+
+    A score's own deviation is left out of what it is held to, so that a single collapse shows in full (deleted residuals;
+    Cook and Weisberg 1982). Of normal scores they follow Student's t, which is turned into the normal.
+
+    Args:
+        groups: scores of trainings that differ by chance alone, within each group.
+        floor: the least deviation that counts, in points.
+    """
+    several = [np.asarray(group, float) for group in groups if len(group) > 1]
+    df = sum(len(group) - 1 for group in several)
+    if df < 2:
+        return np.array([])
+    gaps = np.concatenate([group - group.mean() for group in several])
+    free = np.concatenate([np.full(len(group), 1 - 1 / len(group)) for group in several])
+    others = (gaps @ gaps - gaps**2 / free) / (df - 1)
+    t = gaps / np.sqrt(free * np.maximum(others, floor**2))
+    scores: Array = -np.sign(t) * special.ndtri(np.maximum(special.stdtr(df - 1, -np.abs(t)), LEAST_CHANCE))
+    return scores
+
+
+def tail(of: Array) -> float:
+    """By how much the lowest of these residuals lie further off than a normal's: the ratio of their means; at least 1.
+
+    It takes the lowest twentieth. Fewer than 20 residuals tell nothing, which is 1.
+    """
+    if len(of) < LEAST_RESIDUALS:
+        return 1.0
+    lowest = max(2, math.ceil(LOWEST * len(of)))
+    normal = special.ndtri((np.arange(lowest) + 0.5) / len(of))
+    return max(1.0, float(np.sort(of)[:lowest].sum() / normal.sum()))
+
+
+def tails(scores: Scores, rows: Mapping[str, int]) -> dict[Key, float]:
+    """The tail of each kind of cells and score: that of its own residuals, and no less than that of all residuals together.
+
+    Thirty trainings hardly show what one in fifty does; all trainings of the grid show it better.
+    """
+    by_kind: dict[Key, list[Array]] = defaultdict(list)
+    for (cell, metric), groups in scores.items():
+        by_kind[kind_of_cell(cell), metric].append(residuals(groups, resolution(rows[cell.split("_")[1]], metric)))
+    together = {key: np.concatenate(parts) for key, parts in by_kind.items()}
+    common = tail(np.concatenate([*together.values()])) if together else 1.0
+    return {key: max(common, tail(own)) for key, own in together.items()}
+
+
+# Pools
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """Deviations of one score over the cells of a kind, each moved towards what is common to them.
+
+    Attributes:
+        by_cell: the moderated deviations.
+        prior: what is common, for a cell of the kind that was not calibrated.
+    """
+
+    by_cell: Mapping[str, Deviation]
+    prior: Deviation
+
+
+def kind_of_cell(cell: str) -> str:
+    """Cells of one backbone and task are of a kind, as in "bert_qa": methods differ less in their noise."""
+    return cell.rpartition("_")[0]
+
+
+def pooled(measured: Mapping[Key, Deviation], rows: Mapping[str, int], scores: Scores | None = None) -> dict[Key, Pool]:
+    """Empirical Bayes (Smyth 2004): variances follow a scaled inverse chi-square, fitted by moments of their logs.
+
+    Each kind has a prior variance of its own, as in limma's trend. The prior's degrees of freedom d0 say how much cells of a
+    kind differ, and are common to all. A cell's variance becomes (d0 s0^2 + d s^2) / (d0 + d).
+
+    Three cells of a kind say little of how far a fourth may lie off, so two things are stricter than in limma: the prior never
+    counts more than the cell itself (d0 <= d), and of the d0 + d degrees of freedom two are lost to the prior's two parameters.
+    Without that, 8 % of simulated equal runs are called worse; with it, 4 % are (`tunegrid power`).
+
+    Args:
+        measured: deviations by cell and score.
+        rows: test rows by task: no deviation counts as less than they resolve.
+        scores: that the deviations were measured with, which tell the tails.
+
+    Returns:
+        Pools by kind of cell and score.
+    """
+    kinds: dict[Key, dict[str, Deviation]] = defaultdict(dict)
+    for (cell, metric), own in measured.items():
+        floor = resolution(rows[cell.split("_")[1]], metric)
+        kinds[kind_of_cell(cell), metric][cell] = Deviation(sd=max(own.sd, floor), df=own.df)
+    prior_df, heavy = _prior_df(list(kinds.values())), tails(scores or {}, rows)
+    return {key: _moderated(cells, prior_df, heavy.get(key, 1.0)) for key, cells in kinds.items()}
+
+
+def _logs(cells: Mapping[str, Deviation]) -> Array:
+    """Logs of variances, without the bias that few degrees of freedom give them."""
+    df = np.array([own.df for own in cells.values()])
+    logs: Array = np.log([own.sd**2 for own in cells.values()]) - special.digamma(df / 2) + np.log(df / 2)
+    return logs
+
+
+def _prior_df(kinds: Sequence[Mapping[str, Deviation]]) -> float:
+    """d0, by how far log variances differ within kinds, beyond what their own degrees of freedom explain."""
+    several = [cells for cells in kinds if len(cells) > 1]
+    if not several:
+        return MOST_DF
+    spread = sum(float(((logs := _logs(cells)) - logs.mean()) @ (logs - logs.mean())) for cells in several)
+    chance = fmean(float(special.polygamma(1, own.df / 2)) for cells in several for own in cells.values())
+    excess = spread / sum(len(cells) - 1 for cells in several) - chance
+    return min(MOST_DF, 2 * inverse_trigamma(excess)) if excess > 0 else MOST_DF
+
+
+def _moderated(cells: Mapping[str, Deviation], prior_df: float, heavy: float) -> Pool:
+    weight = min(prior_df, *(own.df for own in cells.values()), MOST_DF)
+    prior_variance = float(np.exp(_logs(cells).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
+    by_cell = {
+        cell: Deviation(
+            sd=((weight * prior_variance + own.df * own.sd**2) / (weight + own.df)) ** 0.5,
+            df=max(own.df, own.df + (weight if len(cells) > 1 else 0.0) - PRIOR_PARAMETERS),
+            tail=heavy,
+        )
+        for cell, own in cells.items()
+    }
+    prior = Deviation(sd=prior_variance**0.5, df=max(1.0, weight - PRIOR_PARAMETERS), tail=heavy)
+    return Pool(by_cell=by_cell, prior=prior)
+
+
+def inverse_trigamma(value: float) -> float:
+    """The x whose trigamma is `value`, by Newton's method on 1 / trigamma (Smyth 2004, appendix)."""
+    if value < 1e-6:
+        return 1 / value
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        trigamma = float(special.polygamma(1, x))
+        step = trigamma * (1 - trigamma / value) / float(special.polygamma(2, x))
+        x += step
+        if abs(step) < 1e-8 * x:
+            break
+    return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What training noise does to the scores of one profile.
+
+    Attributes:
+        profile: the profile that was calibrated.
+        rows: test rows by task; of other test sets, nothing is known.
+        measured: deviations by kind of noise, then by cell and score, as calibrated.
+        scores: what they were measured with, in the same order; files older than 0.11.0 lack it.
+    """
+
+    profile: str = ""
+    rows: Mapping[str, int] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[Key, Deviation]] = field(default_factory=dict)
+    scores: Mapping[str, Scores] = field(default_factory=dict)
+
+    @cached_property
+    def pools(self) -> Mapping[str, Mapping[Key, Pool]]:
+        """Pools by kind of noise, then by kind of cell and score."""
+        return {kind: pooled(own, self.rows, self.scores.get(kind)) for kind, own in self.measured.items()}
+
+    def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
+        """The deviation of a cell's score; its kind's where the cell was not calibrated; None where nothing is known."""
+        rows = record.data.rows.test if record.data else None
+        pool = self.pools.get(kind, {}).get((kind_of_cell(record.cell), metric))
+        if pool is None or record.profile != self.profile or rows != self.rows.get(record.task):
+            return None
+        return pool.by_cell.get(record.cell, pool.prior)
+
+
+def load_noise(path: Path = NOISE) -> Noise:
+    """The calibrated noise; none where the file is not there. Raises InputError where it is not sound."""
+    if not path.is_file():
+        return Noise()
+    try:
+        content = tomllib.loads(path.read_text())
+        rows: dict[str, int] = content["rows"]
+        measured: dict[str, dict[Key, Deviation]] = {SEEDS: {}, PERTURBED: {}}
+        scores: dict[str, dict[Key, Groups]] = {SEEDS: {}, PERTURBED: {}}
+        for cell, metrics in content["cells"].items():
+            for metric, kinds in metrics.items():
+                for kind, entry in kinds.items():
+                    measured[kind][cell, metric] = Deviation(sd=entry["sd"], df=entry["df"])
+                    scores[kind] |= {(cell, metric): entry["scores"]} if "scores" in entry else {}
+        if absent := {cell for cells in measured.values() for cell, _ in cells if cell.split("_")[1] not in rows}:
+            raise KeyError(f"rows of {min(absent)}")
+        return Noise(profile=content["evidence"]["profile"], rows=rows, measured=measured, scores=scores)
+    except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
+        raise InputError(f"{path} holds no noise ({type(error).__name__}: {error}); `tunegrid calibrate` writes it") from None
+
+
+def mean_score(records: Sequence[Record], metric: str) -> float:
+    """The mean of a score that all records have."""
+    return fmean(score for record in records if (score := record.scores.get(metric)) is not None)

@@ -1,0 +1,187 @@
+"""The table after a run. In: records. Out: lines of at most 100 columns, each with its status; one a cell, over its seeds."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from statistics import fmean, stdev
+
+from tunegrid.record import Record, Status
+from tunegrid.results.table import Column, lines, number
+
+MIB = 2**20
+SCORES = (
+    Column(title="cell", width=15),
+    Column(title="score", width=12),
+    Column(title="points", width=6, right=True),
+    Column(title="bound", width=6, right=True),
+    Column(title="train s", width=8, right=True),
+    Column(title="samples/s", width=9, right=True),
+    Column(title="peak GiB", width=9, right=True),
+    Column(title="trainable", width=9, right=True),
+    Column(title="status", gap=2),
+)
+# Where cells ran with several seeds: the deviation and the lowest score take the place of speed and size.
+SPREADS = (
+    *SCORES[:2],
+    Column(title="seeds", width=5, right=True),
+    Column(title="mean", width=6, right=True),
+    Column(title="sd", width=5, right=True),
+    Column(title="lowest", width=6, right=True),
+    *(column for column in SCORES[2:] if column.title in ("bound", "train s", "peak GiB", "status")),
+)
+COSTS = (
+    Column(title="cell", width=15),
+    Column(title="step ms", width=7, right=True),
+    Column(title="p90 ms", width=7, right=True),
+    Column(title="tokens/s", width=8, right=True),
+    Column(title="gen/s", width=5, right=True),
+    Column(title="weights", width=7, right=True),
+    Column(title="grads", width=5, right=True),
+    Column(title="optim.", width=6, right=True),
+    Column(title="activ.", width=6, right=True),
+    Column(title="MiB peak", width=8, right=True),
+    Column(title="MFU %", width=5, right=True),
+    Column(title="status", gap=2),
+)
+
+
+def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
+    """A line and the status of every cell, in the order of the records; a footprint has columns and a line of its own."""
+    cells = by_cell(record for record in records if not record.flops)
+    footprints = [record for record in records if record.flops]
+    scored = zip(_score_lines(cells)[1:], map(status_of, cells), strict=True)
+    costs = lines(COSTS, [_costs(record) for record in footprints])[1:]
+    return [*scored, *zip(costs, (record.status for record in footprints), strict=True)]
+
+
+def by_cell(records: Iterable[Record]) -> list[list[Record]]:
+    """The records of each profile's cells: one a seed."""
+    cells: dict[tuple[str, str], list[Record]] = {}
+    for record in records:
+        cells.setdefault((record.profile, record.cell), []).append(record)
+    return list(cells.values())
+
+
+def _score_lines(cells: Sequence[Sequence[Record]]) -> list[str]:
+    if any(len(seeds) > 1 for seeds in cells):
+        return lines(SPREADS, [_spread(seeds) for seeds in cells])
+    return lines(SCORES, [_scores(record) for seeds in cells for record in seeds])
+
+
+def status_of(seeds: Sequence[Record]) -> Status:
+    """A cell's status: passed where it passed with every seed, else the first other one."""
+    return next((record.status for record in seeds if record.status != "passed"), "passed")
+
+
+def header(records: Sequence[Record]) -> str:
+    """The columns' names: of scores, or of costs where all records are footprints."""
+    if all(record.profile == "footprint" for record in records):
+        return lines(COSTS, [_costs(record) for record in records if record.flops])[0]
+    return _score_lines(by_cell(record for record in records if not record.flops))[0]
+
+
+def _costs(record: Record) -> tuple[str, ...]:
+    speed, flops = record.throughput, record.flops
+    steps = (speed.step_seconds_median, speed.step_seconds_p90) if speed else (None, None)
+    sizes: tuple[int | None, ...] = (None,) * 5
+    if record.memory:
+        ledger = record.memory.ledger
+        parts = (ledger.weights_bytes, ledger.gradients_bytes, ledger.optimizer_bytes)
+        sizes = (*parts, ledger.activations_bytes, ledger.peak_bytes)
+    return (
+        record.cell,
+        *(number(None if seconds is None else 1000 * seconds, 0) for seconds in steps),
+        number(speed.train_tokens_per_second if speed else None, 0),
+        number(speed.generated_tokens_per_second if speed else None, 0),
+        *(number(None if size is None else size / MIB, 0) for size in sizes),
+        number(flops.mfu_percent if flops else None, 1),
+        status_word(record),
+    )
+
+
+def _scores(record: Record) -> tuple[str, ...]:
+    training, speed = record.training, record.throughput
+    trainable = record.parameters.trainable_percent if record.parameters else None
+    return (
+        record.cell,
+        record.main_score,
+        number(record.scores.get(record.main_score), 1),
+        number(record.bounds.get(record.main_score), 1),
+        number(training.seconds if training else None, 1),
+        number(speed.train_samples_per_second if speed else None, 0),
+        number(peak_gib(record), 2),
+        number(trainable, 2) + (" " if trainable is None else "%"),
+        status_word(record),
+    )
+
+
+def _spread(seeds: Sequence[Record]) -> tuple[str, ...]:
+    """A cell over its seeds: mean, deviation and lowest of the main score, seconds a seed, the highest peak."""
+    first = seeds[0]
+    scores = [score for record in seeds if (score := record.scores.get(first.main_score)) is not None]
+    seconds = [record.training.seconds for record in seeds if record.training]
+    peaks = [peak for record in seeds if (peak := peak_gib(record)) is not None]
+    passed = sum(record.status == "passed" for record in seeds)
+    alike = len({record.status for record in seeds}) == 1
+    return (
+        first.cell,
+        first.main_score,
+        f"{len(seeds)}",
+        number(fmean(scores) if scores else None, 1),
+        number(stdev(scores) if len(scores) > 1 else None, 2),
+        number(min(scores, default=None), 1),
+        number(first.bounds.get(first.main_score), 1),
+        number(fmean(seconds) if seconds else None, 1),
+        number(max(peaks, default=None), 2),
+        status_word(max(seeds, key=lambda record: len(record.excused))) if alike else f"{passed} of {len(seeds)} passed",
+    )
+
+
+def status_word(record: Record) -> str:
+    """The status in one to three words; a cell that passed without any bound, or was too short to be audited, says so."""
+    if record.status != "passed" or record.flops:
+        return record.status
+    if record.excused:
+        return "too short"
+    return "passed" if record.bounds else "no bound yet"
+
+
+def peak_gib(record: Record) -> float | None:
+    """The highest memory peak of the cell's phases: of the GPU where there is one, else of the process."""
+    if record.memory is None:
+        return None
+    peak = record.memory.peak("reserved_peak_gib")
+    return record.memory.peak("rss_peak_gib") if peak is None else peak
+
+
+def footer(records: Iterable[Record], wall_seconds: float | None) -> str:
+    """One closing line: how many cells, how many passed, how long it took, on what; and whether the runs were perturbed.
+
+    A run too short for some audit counts as passed, and is counted apart, too.
+    """
+    records = list(records)
+    passed, cells = sum(record.status == "passed" for record in records), len(by_cell(records))
+    what = "cells" if cells == len(records) else f"runs of {cells} cells"
+    devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
+    draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
+    note = f"; starts perturbed by draw {', '.join(draws)}: this is no baseline" if draws else ""
+    time = "" if wall_seconds is None else f" in {wall_seconds:.0f} s"
+    short = sum(bool(record.excused) for record in records)
+    doubt = f", {short} of them too short for some audit," if short else ""
+    closing = f"{passed} of {len(records)} {what} passed{doubt}{time} on {devices}{note}"
+    return "\n".join(filter(None, (closing, mixture(records))))
+
+
+def mixture(records: Iterable[Record]) -> str:
+    """Which devices and versions a run mixes, as where nodes of a cluster differ; empty where all cells had the same."""
+    measured = [record for record in records if record.device]
+    devices = Counter(record.device.name for record in measured if record.device)
+    packages = sorted({package for record in measured for package in record.versions})
+    versions = {package: sorted({f"{record.versions.get(package)}" for record in measured}) for package in packages}
+    unlike = [f"{package} {' and '.join(seen)}" for package, seen in versions.items() if len(seen) > 1]
+    if len(devices) > 1:
+        unlike.insert(0, ", ".join(f"{count} on {name}" for name, count in devices.most_common()))
+    return (
+        f"a mixed run: {'; '.join(unlike)}; compare speed and memory only between like cells, as the gate does"
+        if unlike
+        else ""
+    )

@@ -1,0 +1,80 @@
+"""Runs as tables for pandas and DuckDB. In: records. Out: columns of a row a figure, or of a row a test row. Needs no torch."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunegrid.errors import InputError
+from tunegrid.record import Record, to_json
+from tunegrid.results.examples import read, read_texts
+
+MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops")
+Columns = Mapping[str, Sequence[Any]]
+Runs = Iterable[tuple[Path, Record]]  # each record with the file that it is from
+
+
+def figures(runs: Runs) -> Columns:
+    """A row a figure of each cell and seed; its name is its place in the record, as in `memory.ledger.weights_bytes`."""
+    return _columns(
+        key_of(path, record) | {"metric": name, "value": value}
+        for path, record in runs
+        for part, content in to_json(record).items()
+        if part in MEASURED
+        for name, value in leaves(part, content)
+    )
+
+
+def leaves(name: str, content: Any) -> Iterator[tuple[str, float]]:
+    """Every number in a part of a record; no lists, nothing for what was not measured. Raises InputError for one too large."""
+    if isinstance(content, dict):
+        for key, item in content.items():
+            yield from leaves(f"{name}.{key}", item)
+    elif isinstance(content, int | float) and not isinstance(content, bool):
+        try:
+            yield name, float(content)
+        except OverflowError:
+            raise InputError(f"{name} is too large a figure for a table; tunegrid audit checks a run") from None
+
+
+def rows_of(runs: Runs) -> tuple[Columns, list[str]]:
+    """A row a test row, with a column a metric; and a sentence for every record whose rows are not there."""
+    table: list[dict[str, Any]] = []
+    missing = []
+    for path, record in runs:
+        rows = list(_rows(path, record))
+        table += rows
+        if not rows:
+            missing.append(f"{path}: {record.cell}, seed {record.seeds.seed}, has no test rows beside it in examples/")
+    if not table:
+        raise InputError("none of these runs has its test rows beside it: copy the folder examples along with a run's JSON")
+    return _columns(table), missing
+
+
+def _rows(path: Path, record: Record) -> Iterator[dict[str, Any]]:
+    examples, texts = read(record, path), read_texts(record, path)
+    if examples is None:
+        return
+    references = texts.references if texts else examples.references
+    for place, id_ in enumerate(examples.ids):
+        yield key_of(path, record) | {
+            "row": place + 1,
+            "id": id_,
+            "input": texts.inputs[place] if texts else None,
+            "reference": references[place] if references else None,
+            "prediction": examples.predictions[place],
+            **{metric: points[place] for metric, points in examples.points.items()},
+        }
+
+
+def key_of(path: Path, record: Record) -> dict[str, Any]:
+    """What tells a record from the others."""
+    names = ("profile", "cell", "backbone", "task", "method", "status", "main_score")
+    seeds = {"seed": record.seeds.seed, "perturbation": record.seeds.perturbation}
+    return {"run": path.name, **{name: getattr(record, name) for name in names}, **seeds}
+
+
+def _columns(rows: Iterable[Mapping[str, Any]]) -> Columns:
+    """Rows as columns; a row without a column has a null in it."""
+    rows = list(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}

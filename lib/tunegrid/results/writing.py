@@ -1,0 +1,102 @@
+"""How a run ends, whoever ran its cells. In: their records. Out: the same beside each other, told, and saved with their rows.
+
+A session (also one with `--resume`, workers, `--isolate` or `--engine ray`), `finish` and `merge` end here, so that equal
+records make an equal run. What comes in stays as it is, as the journal has it: what only the cells together show goes into new
+records.
+"""
+
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, Literal, TypeVar
+
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.record import Record, to_json
+from tunegrid.results import run_table
+from tunegrid.results.examples import keep_beside
+from tunegrid.results.files import Row, RunJson, save
+from tunegrid.results.passing import beside_each_other, contradicts, too_short
+from tunegrid.results.record_checks import unlike_pairs
+
+Key = TypeVar("Key", bound=Hashable)  # of a row and its record
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line on the terminal."""
+
+    text: str
+    colour: Literal["", "green", "yellow", "red"] = ""
+
+
+def name_of(row: Row) -> str:
+    """Of a row's test."""
+    return str(row.get("fullname") or row.get("name"))
+
+
+class FinishedRun(Generic[Key]):
+    """A run whose cells have all ended.
+
+    Attributes:
+        records: of its cells, with what they show together.
+    """
+
+    def __init__(self, records: Mapping[Key, Record]) -> None:
+        """The run of these cells."""
+        self.records = dict(zip(records, beside_each_other(list(records.values())), strict=True))
+
+    @property
+    def contradicted(self) -> bool:
+        """Whether cells beside each other show that some of them cannot be right."""
+        return any(map(contradicts, self.records.values()))
+
+    def rows(self, rows: Mapping[Key, Row]) -> list[Row]:
+        """The rows by name, those of cells with their records as they are now."""
+        told = {key: row | {"extra_info": to_json(self.records[key])} for key, row in rows.items() if key in self.records}
+        return sorted((told.get(key, row) for key, row in rows.items()), key=name_of)
+
+    def save(self, run: RunJson, path: Path, *, beside: Collection[Path] = (), examples: bool = True) -> None:
+        """Write the run, and the examples of its cells next to it; whole, or not at all.
+
+        Args:
+            run: with its rows, as `rows` gives them.
+            path: of the run's file.
+            beside: runs that the examples may lie next to, where this machine's store does not have them.
+            examples: whether to write them.
+
+        Raises:
+            InputError: where the disk has no room.
+        """
+        save(run, path)
+        if examples:
+            self.keep_examples(path, beside)
+
+    def keep_examples(self, path: Path, beside: Collection[Path] = ()) -> None:
+        """Copy the examples of the cells next to a run; raises InputError where the disk has no room."""
+        try:
+            keep_beside(self.records.values(), path, *beside)
+        except OSError as error:
+            raise InputError(f"the examples of {path} cannot be written ({error.strerror or error})") from None
+
+    def lines(self, cells: Sequence[str] = STUDY_IDS, seconds: float | None = None) -> Iterable[Line]:
+        """What is told of the run: a line a cell over its seeds, and a sentence for all that was missed.
+
+        Args:
+            cells: ids in the order of their lines.
+            seconds: that the session took; None where nobody knows.
+        """
+        places = {cell: place for place, cell in enumerate(cells)}
+        records = sorted(
+            self.records.values(), key=lambda r: (r.profile, places.get(r.cell, len(places)), r.cell, r.seeds.seed or 0)
+        )
+        if not records:
+            return
+        yield Line(run_table.header(records))
+        for text, status in run_table.rows(records):
+            yield Line(text, "green" if status == "passed" else "red")
+        yield Line(run_table.footer(records, seconds))
+        yield from (Line(sentence, "red") for record in records for sentence in record.missed)
+        yield from (Line(sentence, "yellow") for record in records for sentence in too_short(record))
+        if pairs := unlike_pairs(records):
+            yield Line(f"{len(pairs)} pairs of methods are not like for like: tunegrid audit RUN.json lists them")

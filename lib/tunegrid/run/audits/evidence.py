@@ -1,0 +1,111 @@
+"""What audits look at, and what they say. In: the stages' own objects. Out: `Evidence`, and a `Finding` an audit."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from random import Random
+from typing import TypeVar
+
+from torch import nn
+
+from tunegrid.codecs.base import Codec
+from tunegrid.data.columns import identity, mark
+from tunegrid.data.sources import Row
+from tunegrid.data.splits import Splits
+from tunegrid.grid.cells import Cell
+from tunegrid.run.audits.inside import replaced_in
+from tunegrid.run.audits.probing import Asked, asked
+from tunegrid.run.build import base_type
+from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.fingerprints import Mark, model_marks
+from tunegrid.run.namesakes import checkpoint_marks, namesakes
+from tunegrid.run.serving import Serving
+from tunegrid.run.training import Trainer
+from tunegrid.run.untouched import Replaced
+from tunegrid.run.weights import weight_files
+
+T = TypeVar("T")
+SAMPLE = 8  # rows that are decoded again
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """What a cell's run leaves behind.
+
+    Attributes:
+        cell: the cell as labelled.
+        splits, evaluation: None where there was no text, or training stopped.
+        serving: how the result is saved, loaded and merged.
+    """
+
+    cell: Cell
+    codec: Codec
+    trainer: Trainer
+    splits: Splits | None = None
+    evaluation: Evaluation | None = None
+    serving: Serving = field(default_factory=Serving)
+
+    @cached_property
+    def after(self) -> dict[str, Mark]:
+        """Marks of the weights after training."""
+        return model_marks(self.model)
+
+    @cached_property
+    def own(self) -> frozenset[str]:
+        """Names of the parameters that the cell's method added."""
+        return self.cell.method.own_parameters(self.model)
+
+    @cached_property
+    def asked(self) -> Asked:
+        """What the trained model answers to a few training rows."""
+        return asked(self.trainer)
+
+    @cached_property
+    def replaced(self) -> list[Replaced]:
+        """What stands in the place of the libraries' own code."""
+        return replaced_in(self.trainer)
+
+    @cached_property
+    def moved(self) -> frozenset[str]:
+        """Names of the parameters that training changed."""
+        return frozenset(name for name, mark in self.after.items() if mark != self.trainer.before[name])
+
+    @cached_property
+    def stored(self) -> Mapping[str, Mark]:
+        """Marks of the checkpoint's tensors by name."""
+        return checkpoint_marks(tuple(weight_files(self.cell)), base_type(self.cell))
+
+    @cached_property
+    def strangers(self) -> frozenset[str]:
+        """Names of the parameters that did not start as a tensor of their name in the checkpoint."""
+        files = tuple(weight_files(self.cell))
+        return frozenset(
+            name
+            for name, mark in self.trainer.before.items()
+            if mark not in {self.stored[other] for other in namesakes(name, files) or self.stored}
+        )
+
+    @property
+    def model(self) -> nn.Module:
+        """The model after training."""
+        return self.trainer.model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What an audit found."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
+    """The same few each time."""
+    return [items[i] for i in Random(0).sample(range(len(items)), count)] if len(items) > count else list(items)
+
+
+def text_of(cell: Cell) -> Callable[[Row], int]:
+    """A mark of the text that identifies a row, as a function of it: of all columns that its cell reads."""
+    columns = (*cell.text, *cell.task.text_pair)
+    return lambda row: mark(identity(row, columns))

@@ -1,0 +1,252 @@
+"""Load, quantize, adapt. In: a `Cell` and a device. Out: a tokenizer, and a model in which only the right weights train."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+import transformers as hf
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from tunegrid.codecs.architectures import architecture
+from tunegrid.codecs.synthetic import SyntheticTokenizer
+from tunegrid.data.sources import ROOTS_HINT
+from tunegrid.errors import InputError, first_line
+from tunegrid.grid.backbones import BERT, Backbone
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import Base
+from tunegrid.grid.names import within
+from tunegrid.grid.profiles import Profile
+from tunegrid.grid.tasks import Problem
+from tunegrid.run.bertscore import BertScorer
+from tunegrid.run.device import resolve_precision, resolve_quantization
+
+PERTURBATION = 1e-6  # relative: a few last bits of fp32
+ATTENTION = "sdpa"  # torch's fused attention
+TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
+BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
+    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision where there is one.
+
+    Raises InputError where a local folder is missing or lacks a config, a tokenizer or safetensors weights.
+    """
+    if profile.checkpoint_root is None:
+        return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}
+    folder = profile.checkpoint_root / ((profile.micro and backbone.micro) or backbone.folder)
+    _check_folder(folder)
+    return str(folder), {}
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; it is named as the hub's model")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
+        raise InputError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it there with save_pretrained")
+    if not any(folder.glob("*.safetensors")):
+        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
+        reason = f"only {pickles[0]}, a pickle, which can run code when it is read" if pickles else "no weights"
+        raise InputError(f"{folder} has {reason}; save model.safetensors there (save_pretrained writes it)")
+
+
+def load_tokenizer(cell: Cell) -> Any:
+    """The checkpoint's tokenizer, or only its ids where weights are random; with the head's new token."""
+    if cell.profile.random_weights:
+        tokenizer: Any = SyntheticTokenizer(cell.backbone)
+    else:
+        source, pin = checkpoint_of(cell.backbone, cell.profile)
+        tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
+    if cell.head.new_token:
+        tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
+    return tokenizer
+
+
+def _from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
+    try:
+        return loader.from_pretrained(source, **options)
+    except (OSError, SafetensorError) as error:
+        hint = "" if source and Path(source).is_dir() else f"; {ROOTS_HINT}"
+        raise InputError(f"cannot load {source} ({str(error).splitlines()[0]}){hint}") from None
+
+
+def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
+    """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`.
+
+    Weights that train are fp32. Frozen ones are fp32, NF4, or bf16 where the backbone says so.
+
+    Raises:
+        InputError: where the checkpoint leaves pretrained tensors random, or the recipe's precision does not fit the base.
+    """
+    _check_type(cell, device)
+    hf.set_seed(cell.profile.seed)
+    model = load_base(cell, tokenizer, device)
+    adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))
+    if base_type(cell) is not torch.float32:
+        train_in_fp32(adapted)
+    built: nn.Module = adapted.to(device)
+    keep_packed_layers(built)
+    if cell.recipe.gradient_checkpointing:
+        checkpoint_activations(built)
+    if cell.profile.perturbation is not None:
+        perturb(built, cell.profile.perturbation)
+    return built
+
+
+def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
+    """The checkpoint's model, quantized where the method quantizes; its new head and the new token's row start from random."""
+    model = _loaded(cell, device)
+    # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
+    model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if cell.head.new_token:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Compute activations again in the backward pass. Raises InputError where transformers cannot do it for this model."""
+    try:  # transformers 5.24 gave it a new name
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"the recipe asks for gradient_checkpointing, which this model lacks ({first_line(error)})") from None
+
+
+def perturb(model: nn.Module, draw: int) -> None:
+    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader.
+
+    Packed weights stay: a last digit less would move some of them by a whole level.
+    """
+    generator = torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+                parameter.mul_(1 + PERTURBATION * noise)
+
+
+def base_type(cell: Cell) -> torch.dtype:
+    """The type in which a base is loaded: the backbone's if it is frozen, fp32 if it trains."""
+    return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
+
+
+def _check_type(cell: Cell, device: torch.device) -> None:
+    """Raises InputError for a dtype that we do not know, and for training in fp32 over a base in bf16."""
+    if cell.backbone.dtype not in BASE_TYPES:
+        known = ", ".join(BASE_TYPES)
+        raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {known}")
+    precision, fallback = resolve_precision(cell, device)
+    if base_type(cell) is not torch.float32 and precision == "fp32":
+        cause, way_out = (fallback, "") if fallback else ("the recipe says fp32", 'the recipe precision="bf16" or ')
+        raise InputError(
+            f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, over which nothing trains in "
+            f'fp32 ({cause}); give {way_out}the backbone dtype="float32"'
+        )
+
+
+def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
+    """What a PEFT config must be told about the loaded model. Of a new token, its row of the embedding trains."""
+    token = cell.head.new_token
+    rows = {embedding_name(model): [tokenizer.convert_tokens_to_ids(token)]} if token else None
+    return Base(
+        modules_to_save=list(cell.head.new_modules) or None,
+        trainable_token_indices=rows,
+        fan_in_fan_out=any(isinstance(module, hf.pytorch_utils.Conv1D) for module in model.modules()),  # GPT-2's layers
+    )
+
+
+def train_in_fp32(model: nn.Module) -> None:
+    """Cast weights that train to fp32. Their modules then cast their inputs, which a base in another type computes."""
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype is not torch.float32]
+        for parameter in own:
+            parameter.data = parameter.data.float()
+        if own:
+            module.register_forward_pre_hook(_inputs_in_fp32)
+
+
+def _inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+
+def keep_packed_layers(model: nn.Module) -> None:
+    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
+
+    At the first forward pass it rounds their frozen biases to the type it computes in. This is done here, so that frozen
+    weights stay bit-identical. At the first evaluation on a CPU with bf16 units it repacks their weights, which then cannot
+    be trained: a run that validates between epochs fails, or goes on with wrong gradients. This is switched off; evaluation
+    then also computes alike on every CPU.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(module.compute_dtype)
+
+
+def _loaded(cell: Cell, device: torch.device) -> Any:
+    source, options = _weights(cell, device)
+    options |= {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
+    if cell.quantization or device.type == "meta":
+        options["device_map"] = {"": device}
+    if cell.quantization:
+        options["quantization_config"] = quantization_config(cell, device)
+    model, report = _from_hub_or_folder(architecture(cell.head.architecture), source, options)
+    _check_loaded(cell, source, report)
+    if device.type == "meta":
+        model.tie_weights()  # tensors without data are loaded one by one, tied or not
+    return model
+
+
+def _check_loaded(cell: Cell, source: str | None, report: Any) -> None:
+    """Raises InputError where a pretrained tensor is missing or has another shape, so that it would start from random."""
+    new = cell.head.new_modules + cell.head.adapted_modules
+    missing = sorted(name for name in report["missing_keys"] if not within(name, new + cell.head.optional_modules))
+    misshapen = sorted(str(name) for name, *_ in report["mismatched_keys"] if not within(str(name), new))
+    if names := missing or misshapen:
+        raise InputError(
+            f"{source} does not hold {len(names)} weights that {architecture(cell.head.architecture).__name__} needs, "
+            f"{names[0]} among them; they would start from random: this is not the checkpoint for this model"
+        )
+
+
+def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, Any]]:
+    """The source and options for `from_pretrained`: a checkpoint, or random weights of its true shape on `device`."""
+    labels = {"num_labels": len(cell.task.labels)} if cell.task.problem is Problem.CLASSIFY else {}
+    if not cell.profile.random_weights:
+        source, options = checkpoint_of(cell.backbone, cell.profile)
+        return source, options | labels
+    config = hf.AutoConfig.for_model(**cell.backbone.shape, **labels)
+    kind = architecture(cell.head.architecture)
+    with device:
+        return None, {"config": config, "state_dict": getattr(kind, "checkpoint_class", kind)(config).state_dict()}
+
+
+def quantization_config(cell: Cell, device: torch.device) -> Any:
+    """Bitsandbytes' 4-bit config. New modules, and output layers tied to the embeddings, are not quantized."""
+    quantization, _ = resolve_quantization(cell, device)
+    assert quantization, "only for methods that quantize"
+    return hf.BitsAndBytesConfig(
+        load_in_4bit=True,
+        llm_int8_skip_modules=[*cell.head.new_modules, *cell.head.tied_modules] or None,
+        **asdict(quantization),
+    )
+
+
+def embedding_name(model: nn.Module) -> str:
+    """The name of the module that holds the input embeddings, as "wte" in GPT-2."""
+    embeddings = model.get_input_embeddings()  # type: ignore[operator] # transformers' models have it
+    name: str = next(name for name, module in model.named_modules() if module is embeddings)
+    return name.split(".")[-1]
+
+
+def load_bert_scorer(profile: Profile) -> BertScorer:
+    """BERTScore's encoder: the profile's own BERT."""
+    source, pin = checkpoint_of(BERT, profile)
+    tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
+    return BertScorer(Path(source).name, tokenizer, _from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin}))

@@ -1,0 +1,208 @@
+"""Where a cell runs and in which precision. In: the wishes of a profile and a recipe. Out: what this machine can do."""
+
+import gc
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import Quantization
+from tunegrid.machine import cpu_name, give_back_memory
+
+GIB = 2**30
+LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
+LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
+BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
+MEASURED = ("cpu", "cuda")
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
+
+
+class Claims:
+    """GPUs that this process holds, one lock file each, by hardware id, so that sessions know when they share one.
+
+    Only GPUs in CUDA_VISIBLE_DEVICES count: torch sees no others.
+    """
+
+    def __init__(self, folder: Path = LOCKS) -> None:
+        """`folder` holds the lock files; it is the same for every checkout of a user."""
+        self._folder = folder
+        self._locks: dict[int, FileLock] = {}
+        self.shared: set[int] = set()
+
+    def take(self, worker: int, wish: int | None = None) -> int:
+        """A device for this worker: a free one if there is one. A wished device is shared if somebody holds it."""
+        count = torch.cuda.device_count()
+        order = [wish] if wish is not None else [(worker + step) % count for step in range(count)]
+        order.sort(key=lambda index: index not in self._locks)  # what it holds already comes first
+        chosen = next((index for index in order if index in self._locks or self._lock(index)), None)
+        if chosen is not None:
+            self.shared.discard(chosen)
+            return chosen
+        self.shared.add(order[0])
+        return order[0]
+
+    def release(self) -> None:
+        """Let others have what this process holds, and forget what it shared."""
+        for lock in self._locks.values():
+            lock.release()
+        self._locks.clear()
+        self.shared.clear()
+
+    def _lock(self, index: int) -> bool:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self._folder / f"{torch.cuda.get_device_properties(index).uuid}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return False
+        self._locks[index] = lock  # held until released, or the process ends
+        return True
+
+
+CLAIMS = Claims()
+
+
+def contended(device: torch.device, others_gib: float | None) -> bool | None:
+    """Whether somebody else used the GPU at the same time; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return device.index in CLAIMS.shared or (others_gib or 0.0) > BUSY_GIB
+
+
+def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
+    """The wished device, or else CUDA where there is one; each worker takes a GPU of its own.
+
+    Raises InputError for a device that is not here, and for one that we cannot measure.
+    """
+    wish = wish or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(wish)
+    except RuntimeError:
+        raise InputError(f"--device {wish!r} is no device; say cpu, cuda or cuda:N") from None
+    if device.type not in MEASURED:
+        raise InputError(
+            f"--device {wish}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong figures; "
+            "say cpu, cuda or cuda:N"
+        )
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise InputError(f"--device {wish}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
+    if device.type == "cuda":
+        device = torch.device("cuda", CLAIMS.take(worker, device.index))
+        torch.cuda.set_device(device)  # bitsandbytes launches on the current one
+        torch.set_float32_matmul_precision("highest")  # an fp32 recipe means fp32, not TF32; torch's default, stated
+    return device
+
+
+def device_names(wish: str | None) -> list[str]:
+    """What a wish may mean in this process: the CPU, the GPU of that number, or every GPU that torch sees.
+
+    No GPU is claimed. Where cards differ, `--device cuda:N` names one.
+    """
+    wish = wish or ("cuda" if torch.cuda.is_available() else "cpu")
+    if wish == "cpu":
+        return ["cpu", cpu_name()]
+    count, index = torch.cuda.device_count(), torch.device(wish).index
+    places = range(count) if index is None else [place for place in (index,) if place < count]
+    return ["cuda", *sorted({torch.cuda.get_device_name(place) for place in places})]
+
+
+def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None]:
+    """The recipe's precision, or the nearest one that works here with a sentence that says so.
+
+    A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
+    """
+    wish = cell.recipe.precision
+    if wish == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
+        return "bf16", "bf16 in place of fp16, which a CPU only emulates"
+    overflow = f"in which {cell.backbone.name} overflows" if wish == "fp16" and cell.backbone.overflows_fp16 else ""
+    if (wish == "bf16" or overflow) and not has_bf16_units(device):
+        cause = f"fp16, {overflow}, and of bf16" if overflow else "bf16"
+        return "fp32", f"fp32 in place of {cause}, for which this GPU has no units"
+    return ("bf16", f"bf16 in place of fp16, {overflow}") if overflow else (wish, None)
+
+
+def has_bf16_units(device: torch.device) -> bool:
+    """Whether bf16 is fast and complete here. GPUs before Ampere (V100, T4, RTX 20) only emulate it; a CPU does it right."""
+    return device.type != "cuda" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+def autocast(precision: str, device: torch.device) -> Any:
+    """Forward passes in a precision: a context that does nothing for fp32."""
+    return torch.autocast(device.type, dtype=AUTOCAST.get(precision), enabled=precision in AUTOCAST)
+
+
+def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization | None, str | None]:
+    """How the cell's base is stored here, and a sentence where it computes in another type than the method declares.
+
+    Without bf16 units it computes in the precision of training.
+    """
+    wish = cell.quantization
+    if wish is None or wish.bnb_4bit_compute_dtype != "bfloat16" or has_bf16_units(device):
+        return wish, None
+    kind = COMPUTE_TYPES[resolve_precision(cell, device)[0]]
+    change = f"the packed base computes in {kind} in place of bfloat16, for which this GPU has no units"
+    return replace(wish, bnb_4bit_compute_dtype=kind), change
+
+
+def replacements(cell: Cell, device: torch.device) -> list[str]:
+    """A sentence for each number format that the cell has here in place of another."""
+    return [said for _, said in (resolve_precision(cell, device), resolve_quantization(cell, device)) if said]
+
+
+def used_by_others_gib(device: torch.device) -> float | None:
+    """Memory on a GPU that this process did not reserve, its own CUDA context included; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return (total - free - torch.cuda.memory_reserved(device)) / GIB
+
+
+def check_idle(device: torch.device, used_gib: float | None) -> None:
+    """Raises InputError where others use the device: the cell's memory and speed would not be its own."""
+    if used_gib is not None and used_gib > BUSY_GIB:
+        raise InputError(
+            f"{device} is in use: {used_gib:.1f} GiB of it are taken by others; free it, choose another with --device, "
+            "or measure beside them with --allow-busy-gpu, which the record then says"
+        )
+
+
+def free_memory(device: torch.device) -> None:
+    """Give back what nothing refers to any more: reference cycles first, then what was freed, here and on a GPU."""
+    drop_garbage(device)
+    give_back_memory()
+
+
+def drop_garbage(device: torch.device) -> None:
+    """The same, but this process keeps what it freed here, as it does in the middle of training."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def check_empty(device: torch.device) -> None:
+    """Raises InputError where an earlier cell's tensors are still on the GPU: they would stand in this cell's peaks."""
+    left = torch.cuda.memory_allocated(device) / GIB if device.type == "cuda" else 0.0
+    if left > LEFT_GIB:
+        raise InputError(
+            f"{device} still holds {left:.1f} GiB of an earlier cell, which would count as this one's; "
+            "--isolate runs each cell in a process of its own"
+        )
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """RNG states, on which dropout depends."""
+    states = {"cpu": torch.get_rng_state()}
+    return states | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
+    """Set the RNGs to these states."""
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)

@@ -1,0 +1,152 @@
+"""Evaluation. In: a trained model, its codec, rows. Out: a prediction a row, and scores in points."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunegrid.codecs.base import Codec, Feature, Prediction
+from tunegrid.codecs.cache import features_of
+from tunegrid.codecs.store import lengths_of
+from tunegrid.data.sources import Row
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import Cell
+from tunegrid.run.device import autocast, free_memory, resolve_precision
+from tunegrid.run.fitting import DoesNotFit, fitting
+from tunegrid.run.metrics import METRICS, Metrics
+from tunegrid.run.progress import Progress
+from tunegrid.run.ranks import ALONE, Ranks
+
+EVAL_BATCH = 64  # features; large, since no gradients are kept and sorting leaves little padding
+ROOM = 2048  # tokens with padding at once on a CPU, which gains nothing by more, while the longest rows differ much in length
+
+
+@dataclass(kw_only=True)
+class Evaluation:
+    """What a model scores on some rows.
+
+    Attributes:
+        scores: points, 0 to 100, by metric.
+        examples: points of each row, by metric.
+        features, outputs: what the model read, and what it answered, before decoding.
+        loss: mean loss in nats a row, None where the codec computes none.
+        seconds: of prediction alone, without encoding and scoring.
+        batch: most features predicted at once at the end, by the rank with the fewest; below `EVAL_BATCH` where memory ran out.
+        precision: of the forward passes.
+        sources: which implementation computed the scores.
+        generated: tokens of each generated text, the end token included; None for a codec that generates nothing.
+    """
+
+    predictions: list[Prediction]
+    scores: dict[str, float]
+    examples: dict[str, list[float]]
+    rows: Sequence[Row]
+    features: Sequence[Feature]
+    outputs: Sequence[Any]
+    loss: float | None
+    seconds: float
+    samples_per_second: float
+    batch: int
+    precision: str
+    sources: dict[str, str]
+    generated: list[int] | None = None
+
+
+def evaluate(
+    model: nn.Module,
+    codec: Codec,
+    rows: Sequence[Row],
+    metrics: Metrics,
+    device: torch.device,
+    progress: Progress,
+    ranks: Ranks = ALONE,
+) -> Evaluation:
+    """Predict every row, the longest ones first, and score the predictions against the rows.
+
+    Several ranks predict a share each; the first one scores, and all have the same result.
+    """
+    features = features_of(codec, rows, training=False)
+    began = time.perf_counter()
+    outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"), ranks)
+    seconds = time.perf_counter() - began
+    predictions = codec.decode(rows, features, outputs)
+    score = partial(METRICS[codec.task.problem], metrics, codec.task, rows, [prediction.value for prediction in predictions])
+    scored = ranks.first(score)
+    losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
+    return Evaluation(
+        predictions=predictions,
+        rows=rows,
+        features=features,
+        outputs=outputs,
+        scores=scored.scores,
+        examples=scored.examples,
+        loss=sum(losses) / len(losses) if losses else None,
+        seconds=seconds,
+        samples_per_second=len(rows) / seconds,
+        batch=batch,
+        precision=precision_of(codec.cell, device),
+        sources=metrics.sources(codec.task),
+        generated=[len(output) for output in outputs] if codec.generates else None,
+    )
+
+
+def precision_of(cell: Cell, device: torch.device) -> str:
+    """What a cell is scored in: as transformers' `Trainer` does it, and so the study's notebooks, in the precision of training.
+
+    Text is generated in fp32: one token that rounding turns makes another text, and each step would cast all weights again.
+    So are scores of micro backbones taken, which have no time to gain.
+    """
+    return "fp32" if cell.profile.micro or cell.recipe.generation else resolve_precision(cell, device)[0]
+
+
+def predict(
+    model: nn.Module, codec: Codec, features: Sequence[Feature], device: torch.device, stage: Progress, ranks: Ranks = ALONE
+) -> tuple[list[Any], int]:
+    """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved.
+
+    Several ranks predict every feature once, in turn, and all have all outputs. Raises InputError where not even one fits.
+    """
+    lengths = lengths_of(features)
+    order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
+    outputs: dict[int, Any] = {}
+    model.eval()
+    done, size = 0, EVAL_BATCH
+    with torch.inference_mode(), autocast(precision_of(codec.cell, device), device):
+        while done < len(order):
+            chunk = order[done : done + min(size, _room(codec, device) // lengths[order[done]] or 1)]
+            answers = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
+            if answers is None:
+                size = _halved(size, codec, device)
+                continue
+            outputs.update(zip(chunk, answers, strict=True))
+            done += len(chunk)
+            stage.at(done, len(order))
+    shares = ranks.gathered((outputs, size))
+    known = {i: output for share, _ in shares for i, output in share.items()}
+    return [known[i] for i in range(len(features))], min(size for _, size in shares)
+
+
+def _room(codec: Codec, device: torch.device) -> int:
+    """How many tokens are predicted at once. Texts are generated in whole batches: each step reads all weights again."""
+    cuts = device.type == "cpu" and not codec.generates and not codec.cell.profile.micro
+    return ROOM if cuts else sys.maxsize
+
+
+def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
+    """What the call returns; None where memory ran out."""
+    with suppress(DoesNotFit), fitting():
+        return call()
+    return None
+
+
+def _halved(size: int, codec: Codec, device: torch.device) -> int:
+    if size == 1:
+        raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
+    free_memory(device)
+    return size // 2

@@ -1,0 +1,215 @@
+"""Scores, in points from 0 to 100. In: a task, its rows (the references), predictions in their order. Out: points by metric.
+
+Built-in implementations equal the field's: SQuAD v1.1's official script, `rouge_score`, scikit-learn. `evaluate`'s own
+scripts come from the hub at run time, so they are used only where asked for and loadable; `Metrics.sources` says which.
+"""
+
+import inspect
+import re
+import string
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from tunegrid.data.columns import answer_texts
+from tunegrid.data.sources import Row
+from tunegrid.grid.tasks import Problem, Task
+from tunegrid.run.bertscore import BertScorer
+
+Scores = dict[str, float]
+Examples = dict[str, list[float]]  # points of each row, by metric
+ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
+
+
+@dataclass(kw_only=True)
+class Metrics:
+    """Implementations at hand.
+
+    Attributes:
+        loaded: `evaluate` modules by name; where a name is absent, the built-in implementation is used.
+        bert_scorer: computes BERTScore for the tasks that need it; None leaves those scores out.
+    """
+
+    loaded: dict[str, Any] = field(default_factory=dict)
+    bert_scorer: BertScorer | None = None
+
+    def sources(self, task: Task) -> dict[str, str]:
+        """Implementation by metric family, for the record."""
+        names = {name: "evaluate" if name in self.loaded else own for name, own in BUILT_IN[task.problem].items()}
+        if self.bert_scorer and needs_bertscore(task):
+            names["bertscore"] = f"built-in, {self.bert_scorer.name}"
+        return names
+
+
+def needs_bertscore(task: Task) -> bool:
+    """Whether a BERTScore is among the scores that thresholds and gates hold: only then is its encoder loaded."""
+    return any(name.startswith("bertscore_") for name in task.bounded_scores)
+
+
+@dataclass(kw_only=True)
+class Scored:
+    """What predictions score.
+
+    Attributes:
+        scores: points over all rows, by metric.
+        examples: points of each row, in order, for metrics that are a mean over rows; always by the built-in implementation.
+    """
+
+    scores: Scores
+    examples: Examples
+
+
+BUILT_IN: dict[Problem, dict[str, str]] = {
+    Problem.CLASSIFY: {"accuracy": "built-in", "f1": "built-in"},
+    Problem.EXTRACT: {"squad": "built-in"},
+    Problem.GENERATE: {"rouge": "rouge_score"},
+}
+
+
+def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
+    """Those of `evaluate`'s modules that can be loaded, from a folder of metric scripts or (None) from the hub."""
+    import evaluate
+
+    loaded = {}
+    for name in names:
+        if root and not (Path(root) / name / f"{name}.py").is_file():
+            continue  # else evaluate asks the hub for a stranger's module of that name
+        try:
+            # Two processes on one cache file collide (evaluate issues 382 and 489): keep results in memory.
+            loaded[name] = evaluate.load(str(Path(root) / name) if root else name, keep_in_memory=True)
+        except (OSError, ImportError, ValueError):
+            continue  # not there, or offline: the built-in one is used, and the record says so
+    return loaded
+
+
+def script_hashes(names: Sequence[str], root: str | None) -> dict[str, str]:
+    """By name, the hash that `evaluate` gives the code of a module that it loads, what that imports included."""
+    loaded = load_evaluate(names, root)
+    return {name: Path(inspect.getfile(type(module))).parent.name for name, module in loaded.items()}
+
+
+# Classification
+
+
+def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
+    """Accuracy, macro F1, and precision, recall and F1 of each class."""
+    references, count = [row[task.target] for row in rows], len(task.labels)
+    scores = classification_scores(references, predicted, count)
+    given = {"references": references, "predictions": list(predicted)}
+    if "accuracy" in metrics.loaded:
+        scores["accuracy"] = 100 * float(metrics.loaded["accuracy"].compute(**given)["accuracy"])
+    if "f1" in metrics.loaded:
+        f1 = metrics.loaded["f1"].compute(**given, average="macro", labels=list(range(count)))["f1"]
+        scores["f1_macro"] = 100 * float(f1)
+    hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
+    return Scored(scores=scores, examples={"accuracy": hits})
+
+
+def classification_scores(references: Sequence[int], predicted: Sequence[int], count: int) -> Scores:
+    """Scores over `count` classes, numbered from 0. As in scikit-learn, a class that nobody predicted has precision 0."""
+    pairs = Counter(zip(references, predicted, strict=True))
+    classes = range(count)
+    scores = {"accuracy": 100 * sum(pairs[label, label] for label in classes) / len(references)}
+    for label in classes:
+        hits = pairs[label, label]
+        misses = sum(pairs[label, other] for other in classes) - hits
+        false_alarms = sum(pairs[other, label] for other in classes) - hits
+        scores[f"precision_{label}"] = _percent(hits, hits + false_alarms)
+        scores[f"recall_{label}"] = _percent(hits, hits + misses)
+        scores[f"f1_{label}"] = _percent(2 * hits, 2 * hits + misses + false_alarms)
+    scores["f1_macro"] = sum(scores[f"f1_{label}"] for label in classes) / count
+    return scores
+
+
+def _percent(part: int, whole: int) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
+# Extraction: the official SQuAD v1.1 evaluation (Rajpurkar et al. 2016), in its own order of steps
+
+
+def normalized(answer: str) -> str:
+    """Lower case, without punctuation, articles and extra white space."""
+    kept = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+def exact_match(answer: str, truth: str) -> float:
+    """1 where both are the same after normalization."""
+    return float(normalized(answer) == normalized(truth))
+
+
+def token_f1(answer: str, truth: str) -> float:
+    """Harmonic mean of precision and recall over the words both share; 0 where they share none."""
+    given, wanted = normalized(answer).split(), normalized(truth).split()
+    shared = sum((Counter(given) & Counter(wanted)).values())
+    return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
+
+
+def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> Examples:
+    """Each question's best score against any of its answers."""
+    return {
+        name: [100 * max(score(answer, truth) for truth in some) for some, answer in zip(truths, answers, strict=True)]
+        for name, score in (("exact_match", exact_match), ("f1", token_f1))
+    }
+
+
+def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
+    """exact_match and f1, of spans and of generated answers alike."""
+    examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
+    if "squad" not in metrics.loaded:
+        return Scored(scores=means(examples), examples=examples)
+    scores = metrics.loaded["squad"].compute(
+        predictions=[{"id": str(i), "prediction_text": text} for i, text in enumerate(predicted)],
+        references=[{"id": str(i), "answers": row[task.target]} for i, row in enumerate(rows)],
+    )
+    return Scored(scores={name: float(scores[name]) for name in examples}, examples=examples)
+
+
+def means(examples: Examples) -> Scores:
+    """The mean over rows of each metric."""
+    return {name: fmean(points) for name, points in examples.items()}
+
+
+# Generation
+
+
+def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
+    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), and BERTScore where the task needs it and there is a scorer."""
+    references = [row[task.target] for row in rows]
+    lines = [sentence_lines(text) for text in predicted]
+    examples = rouge_examples(references, lines)
+    if metrics.bert_scorer and needs_bertscore(task):
+        examples |= metrics.bert_scorer.examples(references, predicted)
+    scores = means(examples)
+    if "rouge" in metrics.loaded:
+        # Its aggregator takes the median of resamples without a seed, which is not the mean.
+        rouge = metrics.loaded["rouge"].compute(
+            predictions=lines, references=references, use_stemmer=True, use_aggregator=False
+        )
+        scores |= {name: 100 * fmean(map(float, rouge[name])) for name in ROUGE_TYPES}
+    return Scored(scores=scores, examples=examples)
+
+
+def sentence_lines(text: str) -> str:
+    """One sentence a line: rougeLsum compares line by line, and generated text has no line breaks."""
+    return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
+
+
+def rouge_examples(references: Sequence[str], predicted: Sequence[str], types: Sequence[str] = ROUGE_TYPES) -> Examples:
+    """F-measures of each example, with Porter stemming."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(types), use_stemmer=True)
+    pairs = [scorer.score(reference, text) for reference, text in zip(references, predicted, strict=True)]
+    return {name: [100 * pair[name].fmeasure for pair in pairs] for name in types}
+
+
+METRICS: dict[Problem, Callable[[Metrics, Task, Sequence[Row], Sequence[Any]], Scored]] = {
+    Problem.CLASSIFY: classification,
+    Problem.EXTRACT: extraction,
+    Problem.GENERATE: generation,
+}

@@ -1,0 +1,122 @@
+"""Runs made up for the tests of the page: no cell is trained."""
+
+import json
+import math
+
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.page.runs import PageRun
+from tunegrid.page.view import page_of
+from tunegrid.record import from_json, to_json
+from tunegrid.results import examples
+from tunegrid.results.examples import Examples, Texts
+from tunegrid.tests.test_record import MEASURED, complete, complete_json
+
+HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"
+MAIN = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}
+MEBI = 2**20
+SOUND = ("checkpoint_loaded", True, "all 53 tensors are the checkpoint's")
+
+
+def points_of(right, count=40):
+    """So many rows right of `count`."""
+    return [100.0 if place < right else 0.0 for place in range(count)]
+
+
+def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SOUND,), rows=None, **changes):
+    """A record with test rows of which so many are right; one holds a script."""
+    task, points = cell.split("_")[1], points_of(right)
+    words = [("negative", "positive")[place % 2] for place in range(len(points))]
+    labels = [str(place % 2 if hit else 1 - place % 2) for place, hit in enumerate(points)]
+    texts = [f"what hit {place} ?" for place in range(len(points))] if task != "sa" else labels
+    metric = MAIN[task]
+    kept = examples.write(
+        Examples(ids=[f"{task}{rows or ''}{place}" for place in range(len(points))], points={metric: points}, predictions=texts)
+    )
+    said = [HOSTILE if place == 39 else f"review {place}: it works well, I would buy it again" for place in range(len(points))]
+    examples.write_texts(kept.rows_hash, Texts(inputs=said, references=words))
+    score = sum(points) / len(points)
+    missed = [f"{metric} {score:.1f} is below 88.0 ({cell}, quick, seed {seed})"] if status == "missed" else []
+    place = list(STUDY_IDS).index(cell) if cell in STUDY_IDS else 3
+    sizes = {name: (place + 1) * size for name, size in zip(("weights", "gradients", "optimizer"), (9, 2, 4), strict=True)}
+    ledger = MEASURED["memory"]["ledger"] | {f"{name}_bytes": size * MEBI // 8 for name, size in sizes.items()}
+    losses = [3.0 * math.exp(-update / 20) + 0.1 * (update % 7) for update in range(90)]
+    parts = {
+        "scores": {metric: score},
+        "bounds": {metric: 88.0},
+        "examples": vars(kept),
+        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
+        "status": status,
+        "missed": missed,
+        "audits": [{"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits],
+        "training": MEASURED["training"] | {"losses": losses, "seconds": 5.0 + place, "updates": 90},
+        "memory": MEASURED["memory"] | {"ledger": ledger | {"checkpoint_bytes": ledger["gradients_bytes"]}},
+    }
+    return complete(cell, **parts | changes)
+
+
+def run_of(records, name="run.json", when="2026-11-25T09:00:00", **facts):
+    return PageRun(name=name, records=list(records), when=when, commit="0123456789", **facts)
+
+
+def passing():
+    return page_of(run_of(record_of(cell) for cell in STUDY_IDS))
+
+
+def failing():
+    """Two cells below their bound, one failed audit, one that broke off, and two cells worse than before."""
+    before = run_of((record_of(cell, 39) for cell in STUDY_IDS), "before.json", "2026-11-24T09:00:00")
+    changed = {
+        "t5_qa_sft": record_of("t5_qa_sft", 5, status="missed"),
+        "gpt2_sa_lora": record_of("gpt2_sa_lora", 8, status="missed"),
+        "bert_sum_sft": record_of(
+            "bert_sum_sft",
+            status="missed",
+            audits=[("base_frozen", False, "2 of 53 frozen tensors changed")],
+            missed=["audit base_frozen: 2 of 53 frozen tensors changed (bert_sum_sft, quick, seed 0)"],
+        ),
+        "t5_sa_lora": record_of("t5_sa_lora", status="error", scores={}, examples=None, missed=[f"ValueError: {HOSTILE}"]),
+    }
+    return page_of(run_of(changed.get(cell) or record_of(cell, 39) for cell in STUDY_IDS), [before])
+
+
+def empty():
+    return page_of(run_of([]))
+
+
+def one_cell():
+    return page_of(run_of([record_of()]))
+
+
+def many_cells():
+    """120 cells of a user's grid: ten backbones, three tasks, four methods."""
+    cells = [(f"net{b}", task, method) for task in MAIN for b in range(10) for method in ("lora", "dora", "ia3", "sft")]
+    return page_of(run_of(foreign(*cell, right=30 + place % 10) for place, cell in enumerate(cells)))
+
+
+def foreign(backbone, task, method, right):
+    """A record of a cell that the study does not have."""
+    like = to_json(record_of(f"bert_{task}_lora", right))
+    names = {"cell": f"{backbone}_{task}_{method}", "backbone": backbone, "method": method}
+    training = like["training"] | {"seconds": 1.0 + right}
+    return from_json(json.loads(json.dumps(like | names | {"training": training})))
+
+
+def several_seeds():
+    older = run_of((record_of(cell, 38, seed) for cell in STUDY_IDS for seed in range(3)), "old.json", "2026-11-20")
+    rights = (36, 37, 35)
+    return page_of(run_of(record_of(cell, rights[seed], seed) for cell in STUDY_IDS for seed in range(3)), [older])
+
+
+PAGES = {page.__name__: page for page in (passing, failing, empty, one_cell, many_cells, several_seeds)}
+
+
+def saved(path, records):
+    """A run's file."""
+    path.write_text(json.dumps({"benchmarks": [{"name": "x", "extra_info": to_json(record)} for record in records]}))
+    return path
+
+
+def footprint_json(**changes):
+    from tunegrid.tests.test_record import FOOTPRINT
+
+    return complete_json(**FOOTPRINT | changes)

@@ -1,0 +1,70 @@
+"""Small real objects for the tests of heads and runs: quick cells with other settings, rows, tokenizers, untrained models."""
+
+import json
+from dataclasses import replace
+from functools import cache
+
+import torch
+
+from tunegrid.codecs import codec_of
+from tunegrid.grid.cells import STUDY, Cell
+from tunegrid.grid.profiles import FIXTURES, QUICK_PROFILE
+from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.meter import Meter
+from tunegrid.run.progress import Progress
+from tunegrid.run.ranks import ALONE
+from tunegrid.run.training import Trainer
+
+CPU = torch.device("cpu")
+
+
+def cell_of(cell_id: str, **changes) -> Cell:
+    """A quick cell whose recipe differs by `changes`."""
+    cell = STUDY.cell(cell_id, QUICK_PROFILE)
+    return replace(cell, recipe=replace(cell.recipe, **changes))
+
+
+@cache
+def tokenizer_of(cell_id: str):
+    return load_tokenizer(cell_of(cell_id))
+
+
+def codec_for(cell_id: str, **changes):
+    return codec_of(cell_of(cell_id, **changes), tokenizer_of(cell_id))
+
+
+def model_of(cell_id: str):
+    torch.set_num_threads(1)
+    return build(cell_of(cell_id), tokenizer_of(cell_id), CPU)
+
+
+@cache
+def rows_of(name: str) -> list[dict]:
+    """Every row of a file below fixtures/data, as in "squad/train"."""
+    return [json.loads(line) for line in (FIXTURES / "data" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def silent() -> Progress:
+    return Progress("test", lambda line: None)
+
+
+def trainer_of(cell_id: str, rows, codec=None, ranks=ALONE, **changes) -> Trainer:
+    """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's own."""
+    return trainer_for(cell_of(cell_id, **changes), rows, codec, ranks)
+
+
+def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE) -> Trainer:
+    """The same for a cell of any grid."""
+    torch.set_num_threads(1)
+    tokenizer = load_tokenizer(cell)
+    codec = (codec or codec_of)(cell, tokenizer)
+    features = codec.encode(rows, training=True)
+    return Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU), ranks)
+
+
+def still(trainer: Trainer) -> Trainer:
+    """The trainer without dropout, which cuts of a batch would draw differently."""
+    for module in (*trainer.model.modules(), *trainer.twin.modules()):
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return trainer

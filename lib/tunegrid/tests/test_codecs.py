@@ -1,0 +1,80 @@
+"""Which codec a cell has, and which class its architecture names."""
+
+from dataclasses import replace
+
+import pytest
+import transformers as hf
+
+from tunegrid.codecs import CODECS, codec_of
+from tunegrid.codecs.architectures import BertToBert, architecture
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import Head, Layout
+from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.tests.small import cell_of, tokenizer_of
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_every_cell_of_the_study_has_a_codec(cell_id):
+    cell = STUDY.cell(cell_id, FULL_PROFILE)
+    assert (cell.task.problem, cell.head.layout) in CODECS
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "layout", "sentence"),
+    [
+        (
+            "gpt2_sum_sft",
+            None,
+            "gpt2_sum_sft: its head has no layout; for generate, a head needs "
+            "Layout.ENCODER_DECODER or Layout.SEPARATED or Layout.CHAT",
+        ),
+        ("gpt2_qa_sft", Layout.SEPARATED, "head has Layout.SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
+        ("bert_sa_sft", Layout.CHAT, "its head has Layout.CHAT; for classify, a head needs no layout"),
+    ],
+)
+def test_a_head_without_a_codec_is_one_sentence(cell_id, layout, sentence):
+    cell = cell_of(cell_id)
+    with pytest.raises(InputError) as caught:
+        codec_of(replace(cell, head=replace(cell.head, layout=layout)), tokenizer_of(cell_id))
+    assert str(caught.value).endswith(sentence)
+
+
+@pytest.mark.parametrize("missing", ["generation", "max_target_length"])
+@pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sum_sft"])
+def test_a_recipe_that_does_not_say_how_to_generate_is_refused(cell_id, missing):
+    with pytest.raises(InputError, match=f"{cell_id} generates text, so its recipe needs {missing}"):
+        codec_of(cell_of(cell_id, **{missing: None}), tokenizer_of(cell_id))
+
+
+def test_a_causal_recipe_that_generates_more_than_it_has_room_for_is_refused():
+    changes = {"max_length": 256, "max_target_length": 27}  # all of the model's positions; texts have up to 28 tokens
+    with pytest.raises(InputError) as caught:
+        codec_of(cell_of("gpt2_sum_sft", **changes), tokenizer_of("gpt2_sum_sft"))
+    assert str(caught.value) == (
+        "gpt2_sum_sft leaves room for 27 tokens behind a source, but generates up to 28; "
+        "give its recipe max_target_length 28, or a generation with fewer max_new_tokens"
+    )
+    codec_of(cell_of("t5_sum_sft", max_target_length=27), tokenizer_of("t5_sum_sft"))  # the source takes no room of a text
+
+
+def test_a_separated_head_without_a_token_of_its_own_has_the_end_token_between():
+    cell, tokenizer = cell_of("gpt2_sum_sft"), tokenizer_of("gpt2_sum_sft")
+    codec = codec_of(replace(cell, head=Head(architecture="GPT2LMHeadModel", layout=Layout.SEPARATED)), tokenizer)
+    feature = codec.encode([{"article": "a b", "highlights": "c", "id": "1"}], training=True)[0]
+    assert feature.input_ids[-1] == feature.target[-1] == tokenizer.eos_token_id
+
+
+def test_an_architecture_is_ours_transformers_or_a_class():
+    assert architecture("BertToBert") is BertToBert
+    assert architecture("LlamaForCausalLM") is hf.LlamaForCausalLM
+    assert architecture(hf.BertModel) is hf.BertModel
+
+
+def test_an_unknown_architecture_is_refused_with_the_nearest():
+    with pytest.raises(InputError, match="unknown architecture 'LlamaForCausal'; did you mean LlamaForCausalLM"):
+        architecture("LlamaForCausal")
+    with pytest.raises(InputError, match="unknown architecture 'zzz'; give a class of transformers by name"):
+        architecture("zzz")
+    with pytest.raises(InputError, match="unknown architecture 'pipeline'"):
+        architecture("pipeline")  # something has this name, but it is not a class

@@ -1,0 +1,148 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tunegrid.codecs.base import Feature
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.run.evaluation import EVAL_BATCH, evaluate, precision_of, predict
+from tunegrid.run.metrics import Metrics, Scored
+from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent
+
+
+class Longest(torch.nn.Module):
+    """Calls a review good where it is longer than 20 tokens."""
+
+    def forward(self, input_ids, attention_mask):
+        longer = (attention_mask.sum(1) > 20).long()
+        return type("Output", (), {"logits": 10.0 * torch.nn.functional.one_hot(longer, 2)})
+
+
+def test_predictions_come_in_the_order_of_the_rows_however_they_are_batched():
+    codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    evaluation = evaluate(Longest(), codec, rows, Metrics(), CPU, silent())
+    lengths = [len(feature.input_ids) for feature in codec.encode(rows, training=False)]
+    assert [prediction.value for prediction in evaluation.predictions] == [int(length > 20) for length in lengths]
+
+
+class Narrow(Longest):
+    """The same, with memory for `rows` rows at once."""
+
+    def __init__(self, rows):
+        super().__init__()
+        self.rows = rows
+
+    def forward(self, input_ids, attention_mask):
+        if len(input_ids) > self.rows:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().forward(input_ids, attention_mask)
+
+
+def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
+    codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
+    wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
+    assert [p.value for p in narrow.predictions] == [p.value for p in wide.predictions]
+    assert (wide.batch, narrow.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
+
+
+class Shapes(Longest):
+    """The same, and remembers what it was given."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def forward(self, input_ids, attention_mask):
+        self.shapes.append(tuple(input_ids.shape))
+        return super().forward(input_ids, attention_mask)
+
+
+def test_long_rows_go_through_a_true_checkpoint_in_smaller_batches_on_a_cpu():
+    """2,048 tokens: two rows of 700, or 34 rows of 60; one row of 5,000 goes alone. A micro backbone has 64 of any length."""
+    codec, model = codec_for("bert_sa_sft"), Shapes()
+    features = [Feature(example=n, input_ids=[2] * n, target=0) for n in [5000, *[700] * 6, *[60] * 70]]
+    predict(model, codec, features, CPU, silent())
+    assert model.shapes == [(64, 5000), (13, 60)]
+    model.shapes.clear()
+    codec.cell = replace(codec.cell, profile=replace(codec.cell.profile, micro=False))
+    outputs, batch = predict(model, codec, features, CPU, silent())
+    assert model.shapes == [(1, 5000), (2, 700), (2, 700), (2, 700), (34, 60), (34, 60), (2, 60)]
+    assert [label for label, *_ in outputs] == [1] * 77
+    assert batch == EVAL_BATCH
+
+
+def test_texts_are_generated_in_whole_batches():
+    codec = codec_for("gpt2_sum_sft")
+    codec.cell = replace(codec.cell, profile=replace(codec.cell.profile, micro=False))
+    codec.predict = lambda model, features, device: [len(features)] * len(features)
+    features = [Feature(example=n, input_ids=[2] * 500, target=[]) for n in range(70)]
+    outputs, _ = predict(Longest(), codec, features, CPU, silent())
+    assert outputs == [64] * 64 + [6] * 6
+
+
+def test_one_row_that_cannot_be_predicted_ends_the_cell_in_a_sentence():
+    with pytest.raises(InputError, match="memory runs out when it predicts one row at a time"):
+        evaluate(Narrow(0), codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "micro", "precision"),
+    [
+        ("gpt2_sa_sft", False, "bf16"),  # trained in fp16, which a CPU only emulates
+        ("bert_sa_sft", False, "fp32"),
+        ("t5_sum_sft", False, "fp32"),  # trained in bf16, and generates
+        ("t5_sa_sft", True, "fp32"),
+    ],
+)
+def test_true_checkpoints_are_scored_in_the_precision_of_training(cell_id, micro, precision):
+    cell = STUDY.cell(cell_id, QUICK_PROFILE if micro else FULL_PROFILE)
+    assert precision_of(cell, CPU) == precision
+
+
+class Rounded(Longest):
+    """Notes in which type a matrix product of its forward pass is."""
+
+    def forward(self, input_ids, attention_mask):
+        self.kind = (torch.ones(1, 1) @ torch.ones(1, 1)).dtype
+        return super().forward(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize(("micro", "kind"), [(True, torch.float32), (False, torch.bfloat16)])
+def test_forward_passes_compute_in_that_precision_and_the_evaluation_says_so(micro, kind):
+    codec, model = codec_for("gpt2_sa_sft"), Rounded()
+    recipe, profile = replace(codec.cell.recipe, precision="bf16"), replace(codec.cell.profile, micro=micro)
+    codec.cell = replace(codec.cell, recipe=recipe, profile=profile)
+    evaluation = evaluate(model, codec, rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
+    assert (model.kind, evaluation.precision) == (kind, "fp32" if micro else "bf16")
+
+
+def test_scores_and_losses_are_over_all_rows():
+    rows = [{"label": 0, "content": "poor lamp ."}, {"label": 1, "content": "poor lamp ."}] * 2
+    evaluation = evaluate(Longest(), codec_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
+    assert evaluation.scores["accuracy"] == 50.0
+    assert evaluation.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
+
+
+def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
+    rows = rows_of("squad/validation")[:20]
+    evaluation = evaluate(model_of("bert_qa_sft"), codec_for("bert_qa_sft"), rows, Metrics(), CPU, silent())
+    assert len(evaluation.predictions) == 20
+    assert evaluation.loss is None
+    assert evaluation.samples_per_second == pytest.approx(20 / evaluation.seconds)
+
+
+def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
+    codec, rows = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")[:2]
+    monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
+    monkeypatch.setattr("tunegrid.run.evaluation.METRICS", {codec.task.problem: lambda *_: Scored(scores={}, examples={})})
+    assert sorted(evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent()).generated) == [2, 3]
+
+
+def test_evaluation_moves_no_weight_and_switches_dropout_off():
+    model, rows = model_of("bert_sa_lora"), rows_of("amazon_polarity/train")[:8]
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    one, other = (evaluate(model.train(), codec_for("bert_sa_lora"), rows, Metrics(), CPU, silent()) for _ in range(2))
+    assert one.loss == other.loss
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())

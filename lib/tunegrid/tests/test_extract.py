@@ -1,0 +1,224 @@
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tunegrid.codecs import codec_of
+from tunegrid.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span, span_text
+from tunegrid.errors import InputError
+from tunegrid.grid.tasks import QA
+from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, tokenizer_of
+
+BACKBONES = ("bert", "gpt2", "t5")
+TWICE = {
+    "context": "anna was born in dover . she moved to upton . clara was born in dover .",
+    "question": "where was clara born ?",
+    "answers": {"text": ["dover"], "answer_start": [64]},  # the second of two
+}
+TOWN = {
+    "context": "dover is old .",
+    "question": "what is old ?",
+    "answers": {"text": ["dover"], "answer_start": [0]},
+}
+
+
+def counting(tokens: int, answer: int) -> dict:
+    """A context of `tokens` years, each one word; the answer is the year at place `answer`."""
+    years = [str(1921 + i) for i in range(tokens)]
+    start = len(" ".join(years[:answer])) + (answer > 0)
+    return {"context": " ".join(years), "question": "when ?", "answers": {"text": [years[answer]], "answer_start": [start]}}
+
+
+def windows(row, **changes):
+    """The row encoded for BERT: the question takes 4 tokens here ([CLS] when ? [SEP]) and the end takes 1."""
+    return codec_for("bert_qa_sft", **changes).encode([row], training=False)
+
+
+def text(row, window):
+    return row["context"][window.offsets[0][0] : window.offsets[-1][1]].split()
+
+
+class Rising(torch.nn.Module):
+    """Scores grow with the place: if nothing forbids it, the best span is the last token, padding or not."""
+
+    def forward(self, input_ids, **rest):
+        scores = torch.arange(input_ids.shape[1]).expand(input_ids.shape).float()
+        return SimpleNamespace(start_logits=scores, end_logits=scores)
+
+
+# "dover" is word 15 of the context, counted from 0; the question has 5 words.
+@pytest.mark.parametrize(("backbone", "place"), [("bert", 1 + 5 + 1 + 15), ("gpt2", 5 + 1 + 15), ("t5", 5 + 1 + 15)])
+def test_the_annotated_occurrence_is_the_target_not_the_first(backbone, place):
+    codec = codec_for(f"{backbone}_qa_sft")
+    [feature] = codec.encode([TWICE], training=True)
+    assert feature.target == (place, place)
+    assert codec.tokenizer.decode([feature.input_ids[place]]).strip() == "dover"
+    assert feature.extra.offsets[15][1] == 69
+
+
+@pytest.mark.parametrize(
+    ("backbone", "start", "between", "end"),
+    [("bert", "[CLS]", "[SEP]", "[SEP]"), ("gpt2", "where", "<|endoftext|>", "Ġ."), ("t5", "▁where", "</s>", "</s>")],
+)
+def test_question_separator_context(backbone, start, between, end):
+    codec = codec_for(f"{backbone}_qa_sft")
+    [feature] = codec.encode([TWICE], training=True)
+    tokens = codec.tokenizer.convert_ids_to_tokens(feature.input_ids)
+    assert (tokens[0], tokens[feature.extra.shift - 1], tokens[-1]) == (start, between, end)
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_targets_decode_to_the_answers_of_real_rows(backbone):
+    codec = codec_for(f"{backbone}_qa_sft")
+    rows = rows_of("squad/train")[:200]
+    for feature in codec.encode(rows, training=True):
+        if feature.target != (0, 0):
+            row = rows[feature.example]
+            assert span_text(row["context"], *feature.target, feature.extra) == row["answers"]["text"][0]
+
+
+def test_bert_tells_question_and_context_apart_by_segment():
+    codec = codec_for("bert_qa_sft")
+    batch = codec.collate(codec.encode([TWICE, TOWN], training=True))
+    assert batch["token_type_ids"][1].tolist() == [0] * 6 + [1] * 5 + [0] * 14  # 25 tokens in the longer one
+    assert "token_type_ids" not in codec_for("t5_qa_sft").collate(codec_for("t5_qa_sft").encode([TOWN], training=True))
+
+
+def test_neighbouring_windows_share_the_stride():
+    row = counting(22, 0)
+    parts = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]  # 10 of context in each
+    assert [(part[0], part[-1]) for part in parts] == [("1921", "1930"), ("1927", "1936"), ("1933", "1942")]
+
+
+def test_the_last_window_reaches_the_end_and_none_is_shorter():
+    row = counting(24, 0)
+    parts = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]
+    assert [len(part) for part in parts] == [10, 10, 10, 10]
+    assert (parts[-1][0], parts[-1][-1]) == ("1935", "1944")
+
+
+def test_every_context_token_is_in_some_window():
+    row = counting(50, 0)
+    assert {w for f in windows(row, max_length=15, doc_stride=4) for w in text(row, f.extra)} == set(row["context"].split())
+
+
+def test_a_context_that_fits_exactly_is_one_window():
+    assert len(windows(counting(10, 0), max_length=15, doc_stride=4)) == 1
+    assert len(windows(counting(11, 0), max_length=15, doc_stride=4)) == 2
+
+
+def test_a_window_without_the_answer_points_to_its_first_token():
+    # years 0-9, 6-15 and 12-21: the answer, year 8, is in the first two, 4 tokens behind the start
+    targets = [feature.target for feature in windows(counting(22, 8), max_length=15, doc_stride=4)]
+    assert targets == [(12, 12), (6, 6), (0, 0)]
+
+
+def test_an_answer_cut_by_a_windows_edge_is_not_in_it():
+    row = counting(22, 9) | {"answers": {"text": ["1930 1931"], "answer_start": [45]}}
+    targets = [feature.target for feature in windows(row, max_length=15, doc_stride=4)]
+    assert targets == [(0, 0), (7, 8), (0, 0)]
+
+
+def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
+    codec = codec_for("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
+    rows = [counting(12, 11), counting(12, 9)]
+    assert [feature.example for feature in codec.encode(rows, training=True)] == [1]
+    assert [feature.example for feature in codec.encode(rows, training=False)] == [0, 1]
+
+
+def test_windows_without_the_answer_train_where_a_sibling_holds_it():
+    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
+    assert len(codec.encode([counting(22, 0)], training=True)) == 3
+
+
+def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
+    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
+    rows = [counting(16, 0), counting(16, 15)]
+    a0, a1, b0, b1 = codec.encode(rows, training=False)  # each row: years 0-9 and 6-15, context from place 4 on
+    outputs = [(1.0, 4, 4), (2.0, 13, 13), (3.0, 5, 6), (9.0, 4, 5)]
+    predictions = codec.decode(rows, [b0, a0, a1, b1], outputs)
+    assert [prediction.value for prediction in predictions] == ["1928 1929", "1927 1928"]
+
+
+def test_best_span_is_the_best_allowed_pair():
+    # context at 1-3. (2, 1) would be 4 + 3 = 7 but ends before it starts; 0 and 4 are outside: 4 + 2 = 6 is left.
+    starts, ends = torch.tensor([99.0, 0, 4, 1, 99]), torch.tensor([99.0, 3, 2, 0, 99])
+    assert best_span(starts, ends, Window(shift=1, offsets=[(0, 1)] * 3)) == (6.0, 2, 2)
+
+
+def test_best_span_may_have_thirty_tokens_and_no_more():
+    starts, ends = torch.zeros(31), torch.zeros(31)
+    starts[0], ends[30], ends[29] = 5, 4, 3  # 31 tokens for 9, 30 tokens for 8
+    assert best_span(starts, ends, Window(shift=0, offsets=[(0, 1)] * 31)) == (8.0, 0, 29)
+    assert MAX_ANSWER_TOKENS == 30
+
+
+def test_best_span_is_what_trying_every_pair_finds():
+    """Over contexts shorter and longer than an answer may be; of equal pairs the first one."""
+    for size in (1, 2, 29, 30, 31, 70):
+        starts, ends = torch.randint(9, (2, size + 5), generator=torch.Generator().manual_seed(size)).float()
+        pairs = [(i, j) for i in range(3, 3 + size) for j in range(i, min(i + MAX_ANSWER_TOKENS, 3 + size))]
+        first, last = max(pairs, key=lambda pair: starts[pair[0]] + ends[pair[1]])
+        window = Window(shift=3, offsets=[(0, 1)] * size)
+        assert best_span(starts, ends, window) == (starts[first] + ends[last], first, last)
+
+
+def test_predictions_lie_in_the_context_not_in_separator_or_padding():
+    codec = codec_for("bert_qa_sft")
+    features = codec.encode([TWICE, TOWN], training=False)
+    # [CLS] + 5 + [SEP] + 17 words, and [CLS] + 4 + [SEP] + 4 words: the last context tokens are 23 and 9
+    assert codec.predict(Rising(), features, CPU) == [(46.0, 23, 23), (18.0, 9, 9)]
+
+
+def test_padding_takes_no_part_in_the_loss():
+    codec = codec_for("bert_qa_sft")
+    long, short = codec.encode([TWICE, TOWN], training=True)
+    alone = [float(codec.loss(Rising(), codec.collate([feature]))) for feature in (long, short)]
+    assert float(codec.loss(Rising(), codec.collate([long, short]))) == pytest.approx(sum(alone))
+
+
+def test_the_loss_is_the_mean_of_start_and_end_summed_over_windows():
+    codec = codec_for("t5_qa_sft")
+    batch = codec.collate(codec.encode([TOWN, TOWN], training=True))
+    even = torch.zeros(batch["input_ids"].shape)
+    assert codec.targets(batch) == 2
+    assert float(codec.loss(lambda **_: SimpleNamespace(start_logits=even, end_logits=even), batch)) == pytest.approx(
+        2 * math.log(10)
+    )  # 4 + EOS + 4 + EOS
+
+
+def test_spans_read_the_characters_of_the_context():
+    codec = codec_for("bert_qa_sft")
+    [feature] = codec.encode([TWICE], training=False)
+    assert codec.decode([TWICE], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"
+
+
+def test_any_columns_may_hold_question_context_and_answers():
+    columns = {"ask": str, "passage": str, "spans": dict}
+    task = replace(QA, columns=columns, text=("ask",), text_pair=("passage",), target="spans")
+    codec = codec_of(replace(cell_of("bert_qa_sft"), task=task), tokenizer_of("bert_qa_sft"))
+    row = {"ask": TWICE["question"], "passage": TWICE["context"], "spans": TWICE["answers"]}
+    [feature] = codec.encode([row], training=True)
+    [wanted] = codec_for("bert_qa_sft").encode([TWICE], training=True)
+    assert feature == wanted
+    assert codec.decode([row], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"
+
+
+def test_a_question_that_fills_the_whole_length_is_refused():
+    with pytest.raises(InputError, match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"):
+        codec_for("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
+
+
+def test_labelled_tokens_are_where_the_answer_stands():
+    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
+    first, _, last = codec.encode([counting(22, 0)], training=True)
+    assert codec.labelled_tokens(first) == ((0, 4), (0, 4))  # "1921"
+    assert codec.labelled_tokens(last) is None
+
+
+def test_a_window_says_its_piece_of_the_context():
+    codec, row = codec_for("bert_qa_sft", max_length=15, doc_stride=4), counting(12, 0)
+    _, last = codec.encode([row], training=False)
+    assert codec.window(row, last) == ("1923 1924 1925 1926 1927 1928 1929 1930 1931 1932",) * 2

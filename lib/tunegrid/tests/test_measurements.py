@@ -1,0 +1,106 @@
+"""Measurements become the record's parts; their figures follow from what the stages measured."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tunegrid.data.splits import Splits
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE, QUICK_PROFILE
+from tunegrid.run.course import Training
+from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.footprint import Footprint
+from tunegrid.run.measurements import (
+    data_record,
+    device_record,
+    evaluation_record,
+    flops_record,
+    memory_record,
+    model_record,
+    throughput_record,
+)
+from tunegrid.run.meter import Meter
+
+CPU = torch.device("cpu")
+LEDGER = {"weights_bytes": 100, "gradients_bytes": 10, "optimizer_bytes": 20, "checkpoint_bytes": 10}
+FOOTPRINT = Footprint(flops_per_step=3_000, matmul_flops_per_second=5_000.0, live_bytes=130, peak_bytes=180)
+
+
+def test_mfu_is_what_an_update_achieves_of_the_devices_best():
+    flops = flops_record(FOOTPRINT, 2.0)
+    assert (flops.achieved_flops_per_second, flops.mfu_percent) == (1_500.0, 30.0)
+    assert (flops_record(FOOTPRINT, None).achieved_flops_per_second, flops_record(FOOTPRINT, None).mfu_percent) == (None, None)
+
+
+def test_a_footprints_ledger_has_its_peak_and_what_is_left_for_activations():
+    training, meter = Training(memory=LEDGER), Meter(device=CPU)
+    assert memory_record(training, meter, None).ledger.peak_bytes is None
+    ledger = memory_record(training, meter, FOOTPRINT).ledger
+    assert (ledger.weights_bytes, ledger.peak_bytes, ledger.activations_bytes) == (100, 180, 50)
+
+
+def test_a_training_that_stopped_at_once_has_an_empty_ledger_and_no_rates():
+    meter = Meter(device=CPU)
+    with meter.phase("train"):
+        pass
+    memory = memory_record(Training(stopped="loss is nan"), meter, None)
+    assert set(vars(memory.ledger).values()) == {None}
+    assert list(memory.phases) == ["train"]
+    speed = throughput_record(meter, None, None)
+    assert (speed.train_samples_per_second, speed.step_seconds, speed.measured_steps) == (None, [], 0)
+
+
+def evaluation(generated):
+    """An evaluation of 2 s, of which only the lengths of the texts matter."""
+    blank = dict.fromkeys(("predictions", "scores", "examples", "rows", "features", "outputs", "loss", "batch"))
+    return Evaluation(
+        **blank | {"seconds": 2.0, "samples_per_second": 2.0, "sources": {}, "generated": generated, "precision": "fp32"}
+    )
+
+
+def test_a_generating_cell_says_how_fast_and_how_much_it_generates():
+    wrote = evaluation([3, 4, 4, 9])
+    assert vars(evaluation_record(wrote).generated_tokens) == {"mean": 5.0, "median": 4.0, "longest": 9}
+    assert throughput_record(Meter(device=CPU), wrote, None).generated_tokens_per_second == 10.0
+
+
+def test_a_cell_that_generates_nothing_has_no_such_figures():
+    classified = evaluation(None)
+    assert evaluation_record(classified).generated_tokens is None
+    assert throughput_record(Meter(device=CPU), classified, None).generated_tokens_per_second is None
+    assert evaluation_record(classified).precision == "fp32"
+
+
+def test_origins_do_not_name_the_folder_that_holds_the_data():
+    root = Path("/data")
+    origins = {"train": "/data/squad/train.jsonl", "validation": "10% of /data/squad/train.jsonl", "test": "hub"}
+    rows = [{"id": "a"}]
+    splits = Splits(train=rows * 3, validation=rows, test=[], origins=origins, revision=None)
+    data = data_record(STUDY.cell("t5_qa_sft", replace(QUICK_PROFILE, data_root=root)), splits)
+    assert vars(data.origins) == {"train": "squad/train.jsonl", "validation": "10% of squad/train.jsonl", "test": "hub"}
+    assert vars(data.rows) == {"train": 3, "validation": 1, "test": 0}
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "profile", "checkpoint", "adapted"),
+    [
+        ("bert_sa_lora", QUICK_PROFILE, "bert-micro", ["fc1", "fc2"]),
+        ("gpt2_sa_lora", FOOTPRINT_PROFILE, "random weights, shape of openai-community/gpt2", []),
+    ],
+)
+def test_a_model_is_its_checkpoint_and_its_head(cell_id, profile, checkpoint, adapted):
+    model = model_record(STUDY.cell(cell_id, profile))
+    assert (model.checkpoint, model.adapted_modules) == (checkpoint, adapted)
+
+
+def test_a_class_given_as_a_head_is_named():
+    cell = STUDY.cell("gpt2_sa_lora", FOOTPRINT_PROFILE)
+    assert model_record(replace(cell, head=replace(cell.head, architecture=torch.nn.Linear))).architecture == "Linear"
+
+
+def test_a_cpu_is_not_contended_and_has_threads():
+    device = device_record(CPU)
+    assert (device.type, device.tf32, device.contended) == ("cpu", None, None)
+    assert device.threads == torch.get_num_threads()

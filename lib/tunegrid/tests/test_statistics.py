@@ -1,0 +1,342 @@
+import time
+import tracemalloc
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+from sklearn.metrics import f1_score
+
+from tunegrid.results import statistics
+from tunegrid.results.judgements import Verdict
+from tunegrid.results.quality import verdict_of
+from tunegrid.results.statistics import (
+    ALPHA,
+    RESAMPLES,
+    RowEffect,
+    by_training,
+    critical_value,
+    holm,
+    macro_f1,
+    mcnemar,
+    paired,
+    paired_macro_f1,
+    resampled_means,
+    slower,
+)
+
+RNG = np.random.default_rng(7)
+
+
+def hits(lost, won, both=0, neither=0):
+    """Paired hits and misses, old and new."""
+    old = [100.0] * lost + [0.0] * won + [100.0] * both + [0.0] * neither
+    new = [0.0] * lost + [100.0] * won + [100.0] * both + [0.0] * neither
+    return old, new
+
+
+# Training noise
+
+
+def test_a_drop_is_held_to_the_tail_and_a_gain_is_not():
+    drop = by_training(-4.0, 1.0, 1e9, rows=500, flips=(0, 0), tail=2.0)
+    assert drop.p_worse == pytest.approx(0.02275, abs=1e-5)  # two deviations
+    assert by_training(4.0, 1.0, 1e9, rows=500, flips=(0, 0), tail=2.0).p_better == pytest.approx(3.167e-5, rel=1e-3)
+    assert drop.critical(0.02275) == critical_value(0.02275, 1e9, 2.0) == pytest.approx(4.0, abs=1e-3)
+    # 1.96 down, twice that up: it may have trained badly
+    assert (drop.low, drop.high) == (pytest.approx(-5.960, abs=1e-3), pytest.approx(-0.080, abs=1e-3))
+
+
+def test_the_interval_of_one_look_of_four_is_wider():
+    # 5 % over four looks: the normal quantile of 1 - 0.0125 / 2 is 2.498
+    effect = by_training(0.0, 1.0, 1e9, rows=500, flips=(0, 0)).at(0.25)
+    assert (effect.low, effect.high) == (pytest.approx(-2.498, abs=1e-3), pytest.approx(2.498, abs=1e-3))
+    rows = paired(*hits(20, 20, 400, 60))
+    wider = rows.at(0.25)
+    assert (wider.low - rows.points) / (rows.low - rows.points) == pytest.approx(2.4977 / 1.9600, rel=1e-3)
+    assert rows.at(1.0) == rows
+
+
+# McNemar
+
+
+def test_mcnemar_by_hand():
+    # 6 lost, 1 won: of seven tosses at least six heads, (7 + 1) / 128; at least one, 127 / 128
+    assert mcnemar(np.array([-100.0] * 6 + [100.0] + [0.0] * 9)) == pytest.approx((8 / 128, 127 / 128))
+    assert mcnemar(np.zeros(5)) == (1.0, 1.0)
+
+
+def test_hits_and_misses_go_to_mcnemar_and_scores_to_the_bootstrap():
+    assert paired(*hits(6, 1, 20)).p_worse == pytest.approx(8 / 128)
+    graded = paired([50.0, 100.0, 0.0], [50.0, 90.0, 0.0])
+    assert graded.p_worse * (RESAMPLES + 1) == pytest.approx(round(graded.p_worse * (RESAMPLES + 1)))
+
+
+def test_an_effect_is_new_minus_old():
+    effect = paired(*hits(6, 1, both=93))
+    assert effect.points == -5.0
+    assert effect.flips == (6, 1)
+    assert effect.rows == 100
+    assert effect.low < -5.0 < effect.high
+    assert effect.p_better > 0.9
+
+
+def test_the_same_twice_is_no_effect():
+    effect = paired([10.0, 55.0, 90.0], [10.0, 55.0, 90.0])
+    assert (effect.points, effect.p_worse, effect.p_better, effect.error) == (0, 1, 1, 0)
+
+
+def test_ten_rows_without_a_flip_may_still_hide_one_in_four():
+    # 0.05 ** (1 / 10) = 0.741: with so many rows unflipped, more than 25.9 % would flip in one draw of twenty
+    effect = paired([100.0] * 10, [100.0] * 10)
+    assert (effect.low, effect.high) == pytest.approx((-25.9, 25.9), abs=0.05)
+    assert verdict_of(effect, 1.0, 1.0, margin=1.0) is Verdict.CANNOT_TELL
+    assert verdict_of(paired([100.0] * 512, [100.0] * 512), 1.0, 1.0, margin=1.0) is Verdict.SAME  # 0.58 %
+    one_won = paired([0.0] + [100.0] * 9, [100.0] * 10)
+    assert one_won.low == pytest.approx(10 - 25.9, abs=0.05)
+
+
+@pytest.mark.parametrize(("old", "new"), [([1.0], [1.0, 2.0]), ([float("nan")], [1.0])])
+def test_what_does_not_pair_is_refused(old, new):
+    with pytest.raises(ValueError, match="pair only row by row, in numbers"):
+        paired(old, new)
+
+
+# The bootstrap
+
+
+def test_the_interval_is_scipys():
+    gains = RNG.normal(1.0, 20.0, 200)
+    ours = paired(np.zeros(200), gains)
+    theirs = bootstrap((gains,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.15)
+    assert ours.error == pytest.approx(gains.std(ddof=1) / 200**0.5)
+
+
+def test_the_same_seed_gives_the_same_interval_and_resamples_have_the_mean():
+    values = RNG.normal(0, 1, 50)
+    assert np.array_equal(resampled_means(values), resampled_means(values))
+    assert resampled_means(np.ones(50)) == pytest.approx(1.0)
+    assert len(resampled_means(values)) == RESAMPLES
+
+
+def test_a_large_test_set_is_resampled_alike():
+    values = RNG.normal(3, 10, 1500)
+    means = resampled_means(values)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.02)
+    assert means.std() == pytest.approx(values.std() / 1500**0.5, rel=0.05)
+
+
+# Large test sets
+
+
+def as_small(monkeypatch, call):
+    """What the draws of single rows would give."""
+    with monkeypatch.context() as patch:
+        patch.setattr(statistics, "SHARED", 10**9)
+        return call()
+
+
+def test_of_many_rows_hits_and_misses_are_resampled_by_their_number(monkeypatch):
+    # 30 lost and 20 won of 4,000: a mean of -0.25, an error of 100 sqrt(50 / 4000 - 0.0025 ** 2) / sqrt(4000) = 0.177
+    gains = np.array([-100.0] * 30 + [100.0] * 20 + [0.0] * 3950)
+    ours, theirs = resampled_means(gains), as_small(monkeypatch, lambda: resampled_means(gains))
+    assert len(ours) == RESAMPLES
+    assert np.percentile(ours, [2.5, 50, 97.5]) == pytest.approx(np.percentile(theirs, [2.5, 50, 97.5]), abs=0.02)
+    assert ours.std() == pytest.approx(0.177, abs=0.005)
+
+
+def test_of_many_rows_graded_scores_have_the_same_interval(monkeypatch):
+    gains = RNG.normal(1.0, 20.0, 4000)
+    ours, theirs = resampled_means(gains), as_small(monkeypatch, lambda: resampled_means(gains))
+    assert np.percentile(ours, [2.5, 50, 97.5]) == pytest.approx(np.percentile(theirs, [2.5, 50, 97.5]), abs=0.03)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_of_many_rows_macro_f1_has_the_same_interval(monkeypatch, classes):
+    truth = RNG.integers(0, classes, 4000)
+    old, new = (np.where(RNG.random(4000) < share, (truth + 1) % classes, truth) for share in (0.1, 0.11))
+    ours = paired_macro_f1(truth, old, new, classes)
+    theirs = as_small(monkeypatch, lambda: paired_macro_f1(truth, old, new, classes))
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05)
+    assert ours.points == theirs.points
+    assert ours.p_worse == pytest.approx(theirs.p_worse, abs=0.02)  # 10,000 permutations
+
+
+def test_100000_rows_do_not_take_a_byte_a_resample():
+    rows = 100_000
+    gains, truth = RNG.normal(0, 10, rows), RNG.integers(0, 2, rows)
+    other = np.where(RNG.random(rows) < 0.01, 1 - truth, truth)
+    tracemalloc.start()
+    paired(np.zeros(rows), gains)
+    paired(*np.where([truth == 1, other == 1], 100.0, 0.0))
+    paired_macro_f1(truth, truth, other)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 60e6  # 10,000 resamples of a byte a row would take 1 GB
+
+
+# Macro F1
+
+
+def test_macro_f1_is_scikit_learns_on_every_resample():
+    truth, guess = RNG.integers(0, 2, 60), RNG.integers(0, 2, 60)
+    draws = RNG.multinomial(60, np.full(60, 1 / 60), 5)
+    wanted = [100 * f1_score(np.repeat(truth, draw), np.repeat(guess, draw), average="macro") for draw in draws]
+    assert macro_f1(truth, guess, draws) == pytest.approx(wanted)
+
+
+def test_macro_f1_has_as_many_classes_as_it_is_told():
+    truth, guess = RNG.integers(0, 4, 90), RNG.integers(0, 4, 90)
+    wanted = 100 * f1_score(truth, guess, average="macro")
+    assert macro_f1(truth, guess, np.ones((1, 90)), classes=4) == pytest.approx([wanted])
+    effect = paired_macro_f1(truth, truth, guess, classes=4)
+    assert effect.points == pytest.approx(wanted - 100)
+
+
+def test_a_drop_of_macro_f1_is_found_and_standing_still_is_none():
+    truth = np.array([0, 1] * 256)
+    good, bad = truth.copy(), truth.copy()
+    bad[:40] = 1 - bad[:40]
+    effect = paired_macro_f1(truth, good, bad)
+    assert effect.points == pytest.approx(-100 * 40 / 512, abs=0.01)
+    assert effect.low < effect.points < effect.high < 0
+    assert effect.p_worse < 0.001
+    assert paired_macro_f1(truth, good, good).p_worse == 1.0
+
+
+def test_losing_a_rare_class_is_told_at_equal_accuracy():
+    # 20 of 200 rows are of class 1. Old: all of these right, 20 others taken for them: F1 of 2 x 20 / 60 and 2 x 160 / 340.
+    # New: nothing is ever taken for class 1: F1 of 0 and 2 x 180 / 380.
+    truth = np.array([1] * 20 + [0] * 180)
+    old = np.array([1] * 40 + [0] * 160)
+    effect = paired_macro_f1(truth, old, np.zeros(200, int))
+    assert effect.points == pytest.approx((0 + 100 * 360 / 380 - 100 * 40 / 60 - 100 * 320 / 340) / 2)
+    assert effect.flips == (20, 20)
+    assert effect.p_worse < 0.001
+    assert effect.p_better > 0.999
+
+
+def test_equal_runs_on_unbalanced_labels_are_called_worse_in_one_of_twenty():
+    rng = np.random.default_rng(3)
+    truth = (rng.random(300) < 0.1).astype(int)
+    worse = 0
+    for _ in range(300):
+        old, new = (np.where(rng.random(300) < 0.12, 1 - truth, truth) for _ in range(2))
+        worse += paired_macro_f1(truth, old, new).p_worse < 0.05
+    assert 0.02 < worse / 300 < 0.085
+
+
+# Training noise
+
+
+def test_a_change_is_held_to_training_noise_by_students_t():
+    # with 4 degrees of freedom, t of -2.776 has 2.5 % below it, and 2.776 bounds the 95 % interval
+    effect = by_training(-2.776, 1.0, 4, rows=500, flips=(3, 1))
+    assert effect.p_worse == pytest.approx(0.025, abs=1e-4)
+    assert effect.p_better == pytest.approx(0.975, abs=1e-4)
+    assert (effect.low, effect.high) == pytest.approx((-5.552, 0.0), abs=1e-3)
+    assert effect.critical(0.025) == pytest.approx(2.776, abs=1e-3)
+    # 2.776 errors must be seen, and noise takes 0.842 of them from a true drop one time in five
+    assert effect.smallest(0.025, 1.0) == pytest.approx(3.618, abs=1e-3)
+    assert effect.smallest(0.025, 10.0) == pytest.approx(10.842, abs=1e-3)
+
+
+# Holm
+
+
+def test_holm_by_hand():
+    # ordered 0.01, 0.02, 0.04: times 3, 2, 1; never below the one before
+    assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
+    assert holm({"a": 0.6, "b": 0.5}) == {"b": 1.0, "a": 1.0}
+    assert holm({}) == {}
+
+
+# Speed
+
+
+def test_slower_steps_are_told_from_noise():
+    old = RNG.normal(1.0, 0.1, 80)
+    assert slower(old, old * 1.3) < 1e-6
+    assert slower(old, RNG.permutation(old)) > 0.3
+
+
+# What the gate sees, at the sizes of the quick test sets, one of nine cells
+
+
+SIZES = {"accuracy": 512, "exact_match": 384, "f1": 384, "rougeLsum": 192}
+MARGINS = {"accuracy": 1.0, "exact_match": 1.5, "f1": 1.5, "rougeLsum": 1.0}
+CELLS = 9
+
+
+def draw(rng, metric, drop):
+    """Paired points of two runs whose true scores differ by `drop` points; models as the quick cells are."""
+    count = SIZES[metric]
+    if metric == "accuracy":  # 97 %, one row in fifty flips by chance
+        return flips(rng, count, 0.97, 0.01, drop)
+    if metric == "exact_match":  # 65 %, one row in eight flips by chance
+        return flips(rng, count, 0.65, 0.06, drop)
+    if metric == "f1":  # the same rows, of which a third of the misses are half right
+        old, new = flips(rng, count, 0.65, 0.06, drop * 6 / 5)  # a lost row falls to 50 once in three times
+        half = rng.random(count) < 1 / 3
+        return np.where((old == 0) & half, 50.0, old), np.where((new == 0) & half, 50.0, new)
+    old = np.clip(rng.normal(75, 10, count), 0, 100)  # a summary's score moves by some points either way
+    return old, np.clip(old + rng.normal(-drop, 6, count), 0, 100)
+
+
+def flips(rng, count, right, chance, drop):
+    toss = rng.random(count)
+    old = rng.random(count) < right
+    lose, win = (chance + drop / 100) / right, chance / (1 - right)
+    return 100.0 * old, 100.0 * np.where(old, toss >= lose, toss < win)
+
+
+def verdicts(metric, drop, draws):
+    rng = np.random.default_rng(11)
+    outcomes, smallest = [], []
+    for _ in range(draws):
+        effect = paired(*draw(rng, metric, drop))
+        smallest.append(effect.smallest(ALPHA / CELLS, MARGINS[metric]))
+        p_worse, p_better = (min(1.0, CELLS * p) for p in (effect.p_worse, effect.p_better))  # the eight others saw nothing
+        outcomes.append(verdict_of(effect, p_worse, p_better, MARGINS[metric]))
+    return outcomes, float(np.median(smallest))
+
+
+def test_power_and_false_alarms_over_1000_draws_each():
+    began = time.process_time()
+    for metric in SIZES:
+        dropped, sees = verdicts(metric, 3.0, 1000)
+        power = dropped.count(Verdict.WORSE) / 1000
+        print(
+            f"{metric}: a drop of 3 points is called worse in {power:.0%} of draws; the gate says it sees drops from {sees:.1f}"
+        )
+        assert power >= 0.8 or sees > 3.0
+        alike, _ = verdicts(metric, 0.0, 1000)
+        assert alike.count(Verdict.WORSE) / 1000 <= 0.05
+    assert time.process_time() - began < 60  # 30 on an idle machine
+
+
+@pytest.mark.parametrize("metric", SIZES)
+def test_a_promised_power_is_kept(metric):
+    """Where the gate says that it sees a drop, it calls the drop worse four times in five."""
+    _, sees = verdicts(metric, 0.0, 100)
+    outcomes, _ = verdicts(metric, sees, 300)
+    assert outcomes.count(Verdict.WORSE) / 300 >= 0.7  # McNemar's exact test is a little conservative
+
+
+def effect(points, low, p=1.0):
+    return RowEffect(points=points, low=low, high=points + 1, p_worse=p, p_better=1.0, error=0.5, rows=100, flips=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "p_worse", "p_better", "verdict"),
+    [
+        (effect(-3.0, -5.0), 0.01, 1.0, Verdict.WORSE),
+        (effect(-3.0, -5.0), 0.20, 1.0, Verdict.CANNOT_TELL),
+        (effect(-0.5, -0.8), 0.01, 1.0, Verdict.SAME),  # no chance, but within the margin
+        (effect(-0.5, -1.8), 0.01, 1.0, Verdict.CANNOT_TELL),
+        (effect(2.0, 1.0), 1.0, 0.01, Verdict.BETTER),
+        (effect(0.0, -0.4), 1.0, 1.0, Verdict.SAME),
+    ],
+)
+def test_verdicts_by_hand(change, p_worse, p_better, verdict):
+    assert verdict_of(change, p_worse, p_better, margin=1.0) is verdict
