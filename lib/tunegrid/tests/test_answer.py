@@ -16,7 +16,7 @@ from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gates import FAILED_BY
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.synthetic import BASELINE
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 NUMERICS = ("numerics", "quality", "memory")
 ADAPTERS = [cell for cell in STUDY_IDS if not cell.endswith("_sft")]

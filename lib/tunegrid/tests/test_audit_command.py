@@ -10,8 +10,7 @@ from tunegrid.commands import audit
 from tunegrid.record import AuditFinding
 from tunegrid.results.files import read_list
 from tunegrid.results.record_checks import across, unlike
-from tunegrid.tests.test_record import MEASURED, complete, complete_json
-from tunegrid.tests.test_results import saved
+from tunegrid.tests.records import MEASURED, complete, complete_json, saved
 
 STUDY = ROOT / "reports" / "study.json"
 

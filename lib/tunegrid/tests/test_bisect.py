@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import subprocess
 import zipfile
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from tunegrid.commands import bisect
 from tunegrid.commands.environments import Releases
 from tunegrid.results import examples
 from tunegrid.results.bisection import Answer, Bisection, bisection, most_steps
-from tunegrid.tests.test_gates import hits, record_of, run_file
-from tunegrid.tests.test_record import MEASURED
+from tunegrid.tests.records import MEASURED, hits, record_of, run_file
+from tunegrid.tests.repositories import git
 
 GOOD, BAD = 480, 416  # rows of 512 that are right: 12.5 points between them
 EIGHT = [f"1.{minor}" for minor in range(8)]
@@ -287,12 +286,6 @@ backend-path = ["."]
 name = "planted"
 version = "1.0"
 """
-
-
-def git(repo, *arguments):
-    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org"]
-    answer = subprocess.run(["git", "-C", repo, *identity, *arguments], capture_output=True, text=True, check=True)
-    return answer.stdout.strip()
 
 
 def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):

@@ -21,7 +21,7 @@ from tunegrid.run.meter import Meter, parameter_counts
 from tunegrid.run.namesakes import checkpoint_marks
 from tunegrid.run.training import Trainer
 from tunegrid.run.weights import checkpoint_fingerprint, weight_files
-from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tokenizer_of
+from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tiny_llama, tokenizer_of
 
 ADAPTED = [cell_id for cell_id in STUDY_IDS if not cell_id.endswith("sft")]
 QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
@@ -459,22 +459,6 @@ def test_what_pads_is_what_the_model_takes_for_padding():
 def in_bf16(cell, **changes):
     recipe = replace(cell.recipe, **{"precision": "bf16", "max_steps": 3, "per_device_train_batch_size": 4} | changes)
     return replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=recipe)
-
-
-def tiny_llama(folder):
-    """A Llama of two layers, saved in bf16 in several files, with GPT-2's tokenizer, and the cell that reads it."""
-    cell = cell_of("gpt2_sa_lora")
-    target = folder / "gpt2-micro"
-    shutil.copytree(QUICK_PROFILE.checkpoint_root / "gpt2-micro", target)
-    (target / "model.safetensors").unlink()
-    hf.set_seed(0)
-    size = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = hf.LlamaConfig(vocab_size=len(load_tokenizer(cell)), num_key_value_heads=2, **size)
-    hf.LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(target, max_shard_size="100KB")
-    head = replace(cell.head, architecture="LlamaForSequenceClassification")
-    adapter = replace(cell.recipe.adapter, target_modules=("q_proj", "v_proj"))
-    profile = replace(cell.profile, checkpoint_root=folder)
-    return replace(cell, head=head, profile=profile, recipe=replace(cell.recipe, adapter=adapter))
 
 
 def trained(cell):

@@ -15,7 +15,7 @@ from tunegrid import ROOT
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Outcome
-from tunegrid.tests.test_bisect import git
+from tunegrid.tests.repositories import git
 
 RECIPES = ROOT / "benchmarks" / "ci"
 OWN, GITHUB, MATRIX, GITLAB, SLURM = (

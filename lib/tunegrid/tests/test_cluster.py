@@ -18,7 +18,7 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.tests.hosts import STORE_BYTES, hosts_of, why_no_hosts
-from tunegrid.tests.test_suite import SMALL
+from tunegrid.tests.sessions import SMALL
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
 pytestmark = pytest.mark.cluster

@@ -10,7 +10,7 @@ from tunegrid.data import hub
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.record import new_record, to_json
-from tunegrid.tests.test_record import MEASURED
+from tunegrid.tests.records import MEASURED
 
 
 def saved(path, points, cells=27):

@@ -22,8 +22,7 @@ from tunegrid.results.files import read_list
 from tunegrid.results.fronts import front, letters
 from tunegrid.results.noise import Deviation, Noise, load_noise
 from tunegrid.results.table import markdown
-from tunegrid.tests.test_gates import hits, record_of
-from tunegrid.tests.test_record import FOOTPRINT, MEASURED, PHASE, complete
+from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of
 
 
 @pytest.fixture(autouse=True)

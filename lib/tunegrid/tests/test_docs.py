@@ -3,34 +3,20 @@
 import argparse
 import ast
 import json
-import os
 import re
 import shlex
-import subprocess
-import sys
 from importlib import import_module
 
 import pytest
 
 from tunegrid import ROOT
 from tunegrid.__main__ import COMMANDS
+from tunegrid.tests.sessions import collected_together
 
 PAGES = ("README.md", "benchmarks/README.md", "reports/README.md", "lib/README.md")
 # What needs a network, or runs everything; and Ray's own command, which lib/tunegrid/tests/hosts.py gives.
 INSTALLING = ("pip", "python3", "source", ".ci/run", "ray")
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-COLLECT = """
-import contextlib, gc, io, json, sys
-import pytest
-
-answers = []
-for arguments in json.load(sys.stdin):
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(text):
-        code = int(pytest.main(["--collect-only", "-q", *arguments]))
-    answers.append([code, text.getvalue()])
-    gc.freeze()  # pytest collects garbage five times a session
-json.dump(answers, sys.stdout)
-"""
 
 
 def commands():
@@ -80,21 +66,6 @@ def test_every_command_is_one_that_this_test_knows():
     assert {tuple(words[:3]) for words in commands() if words[0] == "python"} == {("python", "-m", "tunegrid")}
 
 
-def collected(command_lines):
-    """Exit code and output of each, of one process."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(
-        [sys.executable, "-c", COLLECT],
-        input=json.dumps(command_lines),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(run.stdout)
-
-
 def pytest_commands():
     """The arguments of each pytest command, those of the project's own tests apart."""
     wanted = [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in commands() if words[0] == "pytest")]
@@ -112,7 +83,7 @@ def test_the_pages_commands_on_own_tests_name_files_that_exist():
 def test_the_pages_pytest_commands_collect(stand_ins, loads_torch):
     asked = [words for words in pytest_commands()[1] if bool({"faults", "library_bugs"} & set(words)) is loads_torch]
     asked = [[word for word in with_stand_ins(words, stand_ins) if word != "--list-cells"] for words in asked]
-    answers = collected(asked)
+    answers = collected_together(asked)
     assert [(words, text) for words, (code, text) in zip(asked, answers, strict=True) if code] == []
     assert all(re.search(r"\d tests? collected", text) for _, text in answers)
 

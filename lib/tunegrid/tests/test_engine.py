@@ -24,8 +24,8 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.machine import thread_share
 from tunegrid.record import new_record, to_json
 from tunegrid.results import run_table
-from tunegrid.tests.test_record import MEASURED, complete
-from tunegrid.tests.test_suite import run
+from tunegrid.tests.records import MEASURED, complete
+from tunegrid.tests.sessions import run
 
 # What goes together
 

@@ -6,8 +6,8 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_CAPS, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.estimates import Estimate, duration, estimates, fitting, lines, planned_rows, planned_updates, seconds_of
-from tunegrid.tests import test_results
-from tunegrid.tests.test_record import FOOTPRINT, MEASURED, PHASE, complete, complete_json
+from tunegrid.tests import records
+from tunegrid.tests.records import MEASURED, PHASE, complete, footprint
 
 QUICK = STUDY.cells(QUICK_PROFILE)
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -22,15 +22,7 @@ def saved(path, cell, profile, seconds, status="passed"):
     phases = {"load": PHASE | {"seconds": seconds}, "train": PHASE | {"seconds": seconds, "rss_peak_gib": 1.5}}
     missed = {"missed": ["why"]} if status == "stopped" else {}
     record = complete(cell, profile=profile, status=status, memory=MEASURED["memory"] | {"phases": phases}, **missed)
-    return test_results.saved(path, record)
-
-
-def footprint(path, cell, rate, **recipe):
-    """A footprint of one cell at `rate` rows a second."""
-    speed = MEASURED["throughput"] | {"train_samples_per_second": rate}
-    changed = complete_json(cell)["recipe"] | recipe
-    path.parent.mkdir(exist_ok=True)
-    return test_results.saved(path, complete(cell, **FOOTPRINT | {"throughput": speed, "recipe": changed}))
+    return records.saved(path, record)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("30m", 1800), ("90s", 90), ("1h30m", 5400), ("2h", 7200)])
@@ -71,7 +63,7 @@ def test_what_a_cell_takes_of_a_gpu_is_known_where_one_was_measured(tmp_path):
     phases = {"train": PHASE | {"reserved_peak_gib": 3.5}}
     gpu = MEASURED["device"] | {"type": "cuda"}
     record = complete("t5_qa_sft", profile="quick", device=gpu, memory=MEASURED["memory"] | {"phases": phases})
-    path = test_results.saved(tmp_path / "gpu.json", record)
+    path = records.saved(tmp_path / "gpu.json", record)
     assert estimates(QUICK, [path])["t5_qa_sft"].gpu_gib == 3.5
     assert estimates(QUICK, [saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)])["t5_qa_sft"].gpu_gib is None
 

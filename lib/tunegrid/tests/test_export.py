@@ -10,7 +10,7 @@ from tunegrid.record import from_json
 from tunegrid.results import examples
 from tunegrid.results.tidy import figures
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, saved
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from tunegrid import ROOT
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.record_checks import across
 from tunegrid.run.audits import AUDITS, OF_LEARNING
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 

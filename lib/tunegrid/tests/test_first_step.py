@@ -15,8 +15,7 @@ from tunegrid.run.first_updates import sampled
 from tunegrid.run.groups import digest, digest_of, figure, group_of, norms, reached
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import PROBED, fixed_answers, probed, spoiled
-from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
-from tunegrid.tests.test_scored import scaled_late
+from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 QUESTIONS = rows_of("squad/train")[:4]

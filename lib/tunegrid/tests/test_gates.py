@@ -16,17 +16,16 @@ from tunegrid.commands import gate as command
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
-from tunegrid.record import from_json, plain, to_json
+from tunegrid.record import from_json
 from tunegrid.results import examples
 from tunegrid.results.answer import answer_of
 from tunegrid.results.examples import Examples
 from tunegrid.results.gate_report import COLUMNS, as_json, as_markdown, as_text, counted, rows
 from tunegrid.results.gates import FAILED_BY, KINDS, Run, Verdict, failing, gate, kinds_of, load_margins, read_run
-from tunegrid.tests.test_record import FOOTPRINT, MEASURED, complete, complete_json
+from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, complete_json, hits, record_of, run_file
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 COLUMNS_BEFORE = len(COLUMNS) - len(KINDS)  # the verdicts come last
-ROWS = {"sa": 512, "qa": 384, "sum": 400}
 VERSIONS = complete().versions
 
 
@@ -35,32 +34,6 @@ def store(tmp_path, monkeypatch):
     """Examples of these runs stay out of the machine's own store."""
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     return tmp_path / "store"
-
-
-def record_of(cell, points=None, seed=0, ids=None, **changes):
-    """A record whose scores are the means of these points, with the points kept."""
-    reference = None
-    scores = {}
-    if points is not None:
-        count = len(next(iter(points.values())))
-        by_row = Examples(
-            ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
-        )
-        reference = vars(examples.write(by_row))
-        scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
-    task = next(task for task in TASKS if task.id == cell.split("_")[1])
-    scores = {metric: 90.0 for metric in task.bounded_scores} | scores
-    parts = {
-        "scores": scores,
-        "examples": reference,
-        "bounds": {"accuracy": 1.0},
-        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
-    }
-    return complete(cell, **parts | changes)
-
-
-def hits(count, right, lost=0):
-    return [100.0 if n < right - lost else 0.0 for n in range(count)]
 
 
 def judged(old, new):
@@ -323,13 +296,6 @@ def test_a_report_is_a_row_a_cell_and_the_answer():
 
 
 # Commands
-
-
-def run_file(path, records, dirty=False):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    table = [{"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)} for r in records]
-    path.write_text(json.dumps({"benchmarks": table, "commit_info": {"dirty": dirty}}))
-    return path
 
 
 def whole_grid(lost=0, seed=0, **changes):

@@ -6,7 +6,7 @@ import pytest
 
 from tunegrid.record import from_json
 from tunegrid.results import examples
-from tunegrid.tests.test_suite import run
+from tunegrid.tests.sessions import run
 
 CELL = "gpt2_sa_lora"
 UNTRAINED = ("-m", "quick", "--cells", CELL, "--learning-rate", "1e-7")  # some of its 16 rows go wrong

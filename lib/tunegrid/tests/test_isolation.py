@@ -1,13 +1,12 @@
 """Memory of one cell is its own: what it held is gone before the next one loads, or it has a process of its own."""
 
 import json
-import os
 
 import pytest
 
 from fixtures.isolation import reports_of
 from fixtures.process import Ended, why
-from tunegrid.tests.test_suite import run
+from tunegrid.tests.sessions import run, with_one_gpu
 
 CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--max-steps", "2")
 WATCHER = """
@@ -90,18 +89,9 @@ def test_a_skip_comes_back_as_pytest_wants_it(request):
     assert first.longrepr == ("a.py", 1, "Skipped: why")
 
 
-@pytest.fixture
-def one_gpu(tmp_path, monkeypatch):
-    """A machine whose nvidia-smi lists one GPU."""
-    program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 'Tesla T4, 15360 MiB, 550.54'\n")
-    program.chmod(0o755)
-    return f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
-
-
 @pytest.mark.parametrize("device", [(), ("--device", "cuda:0")], ids=["any", "wished"])
-def test_more_workers_than_gpus_are_refused_before_anything_runs(tmp_path, one_gpu, device):
-    code, output, _ = run(tmp_path, "-m", "footprint", "-n", "2", *device, PATH=one_gpu)
+def test_more_workers_than_gpus_are_refused_before_anything_runs(tmp_path, device):
+    code, output, _ = run(tmp_path, "-m", "footprint", "-n", "2", *device, PATH=with_one_gpu(tmp_path))
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "2 workers want a GPU each, and there are 1 for them; say -n 1, or measure beside each other" in output
     assert "collected" not in output

@@ -32,8 +32,8 @@ from tunegrid.machine import versions
 from tunegrid.results import journal
 from tunegrid.results.files import read_records
 from tunegrid.results.journal import Journal, code_digest, content_key, latest, passed, read, source_digests, with_own_imports
-from tunegrid.tests.test_metrics import SCRIPT
-from tunegrid.tests.test_record import complete_json
+from tunegrid.tests.metric_script import SCRIPT
+from tunegrid.tests.records import complete_json
 
 CELLS = ("gpt2_sa_lora", "gpt2_sa_qlora", "gpt2_sa_sft")
 CELL = STUDY.cell("gpt2_sa_lora", QUICK_PROFILE)

@@ -13,7 +13,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results import measured
 from tunegrid.results.files import read_list
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 CELLS = ("bert_sa_lora", "bert_sa_sft")
 PLAN = [GridRun(seeds=range(5), only=CELLS), GridRun(seeds=range(5, 10), only=CELLS)]

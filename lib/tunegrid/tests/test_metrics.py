@@ -22,30 +22,12 @@ from tunegrid.run.metrics import (
     squad_examples,
     token_f1,
 )
+from tunegrid.tests.metric_script import SCRIPT
 
 
 def scored(examples, references, texts):
     """Scores over all rows from a function that scores each row."""
     return means(examples(references, texts))
-
-
-SCRIPT = """
-import datasets
-import evaluate
-
-
-class Squad(evaluate.Metric):
-    def _info(self):
-        answer = {"text": [datasets.Value("string")], "answer_start": [datasets.Value("int32")]}
-        features = {
-            "predictions": {"id": datasets.Value("string"), "prediction_text": datasets.Value("string")},
-            "references": {"id": datasets.Value("string"), "answers": answer},
-        }
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=datasets.Features(features))
-
-    def _compute(self, predictions, references):
-        return {"exact_match": 12.5, "f1": 25.0}
-"""
 
 
 # SQuAD v1.1

@@ -25,7 +25,7 @@ from tunegrid.results.noise import (
     tails,
 )
 from tunegrid.results.statistics import gains_of
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 REPORTS = ROOT / "reports"
 ROWS = {"qa": 500, "sa": 500, "sum": 500}

@@ -12,7 +12,7 @@ from tunegrid.results.gates import Run, failing, gate, kind_of
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import TOLERANCES as TOLERANCES_FILE
 from tunegrid.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, pair_of, same_course, tolerance_of
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
 TOLERANCES = {"fp32": {"first": 1e-6, "later": 1e-5} | BY_GROUP, "nf4 fp32": {"first": 1e-3, "later": 1e-2} | BY_GROUP}

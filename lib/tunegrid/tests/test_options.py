@@ -1,32 +1,17 @@
 """What the command line selects, what it changes, and how it refuses."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
 
 from fixtures.options import changes_recipes, profile_from
 from fixtures.planning import by_length
-from tunegrid import ROOT
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
 from tunegrid.grid.recipes import RECIPES
-from tunegrid.tests.test_record import complete_json
-
-
-def collect(*arguments):
-    """pytest's own answer to these arguments, without running a cell."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-
-
-def collected(*arguments):
-    return re.findall(r"^benchmarks/test_finetune\.py::test_finetune\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
+from tunegrid.tests.records import complete_json
+from tunegrid.tests.sessions import collect, collected, option_values
 
 
 def test_a_gate_over_tests_that_are_only_collected_judges_nothing():
@@ -126,12 +111,6 @@ def test_cells_that_name_none_are_refused():
 
 
 # The profile they make
-
-
-def option_values(**options):
-    """What `config.getoption` answers: these values, and the defaults."""
-    named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return {"--own-test": False, **named}.get
 
 
 def recipe_of(cell_id, profile):

@@ -15,7 +15,7 @@ from tunegrid.results.journal import passed
 from tunegrid.results.judgements import by_cell
 from tunegrid.results.record_checks import _results, across, distinct_results
 from tunegrid.results.synthetic import BASELINE, cells_of, rows_of, write_run
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 
 def test_cells_stand_for_many_under_methods_of_other_names():

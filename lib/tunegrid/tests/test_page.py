@@ -24,7 +24,7 @@ from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import Noise
 from tunegrid.tests import pages
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 
 @pytest.fixture(autouse=True)

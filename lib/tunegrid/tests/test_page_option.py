@@ -3,7 +3,7 @@
 import pytest
 
 from fixtures import rows
-from tunegrid.tests.test_suite import run
+from tunegrid.tests.sessions import run
 
 CELL = "gpt2_sa_lora"
 

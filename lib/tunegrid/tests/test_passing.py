@@ -4,7 +4,7 @@ import pytest
 
 from tunegrid.record import AuditFinding
 from tunegrid.results.passing import Extent, beside_each_other, contradicts, excuses, judged, located, too_short
-from tunegrid.tests.test_record import MEASURED, complete
+from tunegrid.tests.records import MEASURED, complete
 
 GOOD = AuditFinding(name="base_frozen", passed=True, detail="")
 BROKEN = AuditFinding(name="base_frozen", passed=False, detail="3 tensors changed")

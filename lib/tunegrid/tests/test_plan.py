@@ -7,8 +7,7 @@ import pytest
 from tunegrid.commands import plan as command
 from tunegrid.results.estimates import Estimate
 from tunegrid.results.plan import Plan, as_json, lines
-from tunegrid.tests.test_estimates import footprint
-from tunegrid.tests.test_record import FOOTPRINT, MEASURED, PHASE
+from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, footprint
 
 HOUR = 3600.0
 GPU = {"device": "an H100", "on_gpu": True}

@@ -5,10 +5,7 @@ import json
 import pytest
 
 from fixtures.process import heard, killed
-from tunegrid.tests import test_isolation
-from tunegrid.tests.test_suite import run
-
-one_gpu = test_isolation.one_gpu
+from tunegrid.tests.sessions import run, with_one_gpu
 
 CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--max-steps", "3", "--ranks", "2")
 KILLER = """
@@ -126,8 +123,8 @@ def test_what_torchrun_says_names_the_rank_and_the_signal():
         (("-m", "full"), "there are GPUs for --ranks 1, or say --device cpu"),
     ],
 )
-def test_what_ranks_cannot_go_with_is_one_sentence_before_anything_runs(tmp_path, one_gpu, options, way_out):
-    code, output, _ = run(tmp_path, "--ranks", "2", *options, PATH=one_gpu)
+def test_what_ranks_cannot_go_with_is_one_sentence_before_anything_runs(tmp_path, options, way_out):
+    code, output, _ = run(tmp_path, "--ranks", "2", *options, PATH=with_one_gpu(tmp_path))
     assert code == pytest.ExitCode.USAGE_ERROR
     assert f"--ranks 2 runs each cell on processes of its own: {way_out}" in output
     assert "collected" not in output

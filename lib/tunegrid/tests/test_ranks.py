@@ -6,26 +6,21 @@ import pytest
 import torch
 
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import study
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
-from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.fingerprints import model_marks
 from tunegrid.run.measurements import ranks_record
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.ranks import ALONE, Ranks, whole
-from tunegrid.tests.ranked import on_ranks
+from tunegrid.run.ranks import ALONE, Ranks
+from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks
 from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent, still, trainer_for, trainer_of
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
-HEADS = [cell_id for cell_id in study().recipes if cell_id.endswith("_sft")]
 METHODS = {cell_id.split("_")[2] for cell_id in zoo().ids(ZOO_PROFILE)} - {"sft"}
 PACKED = sorted(name for name in METHODS if zoo().methods[name].quantization)
 PLAIN = sorted(METHODS.difference(PACKED))
-CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}  # updates of 6, 6 and 2 rows
 
 
 def course_of(trainer):
@@ -199,43 +194,6 @@ def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
 
 
 # Checkpoints
-
-
-class Cut(Exception):
-    """Training ends here."""
-
-
-def twin_is_the_model(trainer):
-    learned = {name: whole(p) for name, p in trainer.stepped.items() if p.requires_grad}
-    return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
-
-
-def cut_on(ranks, path, loses_a_file):
-    """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
-
-    def prepared(resume):
-        trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:14], ranks=ranks, **CUT)
-        checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
-        checkpoints.restore(trainer)
-        return trainer, checkpoints
-
-    def save_and_cut(trainer):
-        checkpoints.save_if_due(trainer)
-        if trainer.course.updates == 2:
-            raise Cut
-
-    whole, _ = prepared(resume=False)
-    losses = whole.run(silent()).losses
-    trainer, checkpoints = prepared(resume=False)
-    trainer.after_update = save_and_cut
-    with pytest.raises(Cut):
-        trainer.run(silent())
-    if loses_a_file and ranks.rank == 1:
-        checkpoints.clear()
-    again, _ = prepared(resume=True)
-    began = again.course.updates
-    assert twin_is_the_model(again)  # audits look at the model before it goes on
-    return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
 
 
 @pytest.mark.parametrize(("loses_a_file", "goes_on_at"), [(False, 2), (True, 0)])

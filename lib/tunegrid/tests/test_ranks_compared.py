@@ -4,7 +4,7 @@ import pytest
 
 from tunegrid.results.costs import PEAKS, memory, unlike_machines
 from tunegrid.results.numerics import load_tolerances, not_comparable
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 RANK = {
     "rss_peak_gib": 0.5,

@@ -19,14 +19,14 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import TASKS
-from tunegrid.record import Record, new_record, to_json
+from tunegrid.record import new_record
 from tunegrid.results import run_table
 from tunegrid.results.files import read_records
 from tunegrid.results.passing import Extent
 from tunegrid.results.table import Column
 from tunegrid.results.table import lines as table_lines
 from tunegrid.results.thresholds import load_bounds, missed
-from tunegrid.tests.test_record import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
+from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json, saved
 
 # Bounds
 
@@ -178,13 +178,6 @@ def test_one_profile_of_a_saved_run_can_be_asked_for(tmp_path):
     path = saved(tmp_path / "run.json", complete(), complete(**FOOTPRINT))
     assert read_records(path, "footprint") == {"bert_sa_lora": complete(**FOOTPRINT)}
     assert read_records(path, "full") == {}
-
-
-def saved(path, *records):
-    """A run's file with these records, or with the rows of another benchmark."""
-    table = [{"extra_info": to_json(record) if isinstance(record, Record) else record} for record in records]
-    path.write_text(json.dumps({"benchmarks": table}))
-    return path
 
 
 def test_a_saved_runs_records_are_found_by_cell(tmp_path):

@@ -15,7 +15,7 @@ from tunegrid.run.audits import Evidence, scored
 from tunegrid.run.audits.probing import hooked
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
-from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
+from tunegrid.tests.small import CPU, rows_of, scaled_late, silent, trainer_of
 
 TEST = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
 TRAIN = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
@@ -34,27 +34,6 @@ def scored_by(cell_id, count=70):
     rows = rows_of(TEST[trainer.cell.task.id])[-count:]
     evaluation = evaluate(trainer.model, trainer.codec, rows, Metrics(), CPU, silent())
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, evaluation=evaluation)
-
-
-@contextmanager
-def scaled_late(model, first):
-    """From the nth step of decoding on, a fault of a kernel for single tokens: logits are scaled."""
-    steps = [0]
-
-    def look(module, inputs, options, output):
-        ids = options.get("decoder_input_ids", options.get("input_ids"))
-        cached = any(options.get(name) is not None for name in ("cache", "past_key_values"))
-        steps[0] = steps[0] + 1 if cached and ids.shape[1] == 1 else 0
-        if steps[0] >= first:
-            output.logits = output.logits * 0.5 + output.logits.roll(1, -1) * 0.5
-        return output
-
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    handle = owner.register_forward_hook(look, with_kwargs=True)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @pytest.fixture(scope="module")

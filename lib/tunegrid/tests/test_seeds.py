@@ -15,9 +15,8 @@ from tunegrid.results.files import read_list
 from tunegrid.results.journal import latest
 from tunegrid.results.passing import beside_each_other
 from tunegrid.results.record_checks import unlike_pairs
-from tunegrid.tests.test_options import collect, collected, option_values
-from tunegrid.tests.test_record import MEASURED, complete
-from tunegrid.tests.test_suite import run
+from tunegrid.tests.records import MEASURED, complete
+from tunegrid.tests.sessions import collect, collected, option_values, run
 
 PAIR = ("-m", "quick", "--cells", "bert_sa_lora,bert_sa_sft", "--max-steps", "4")
 IDS = ["bert_sa_lora-seed0", "bert_sa_lora-seed2", "bert_sa_sft-seed0", "bert_sa_sft-seed2"]

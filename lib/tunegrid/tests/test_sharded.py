@@ -13,10 +13,8 @@ from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.ranks import Ranks
 from tunegrid.run.sharded import Sharded, blocks
-from tunegrid.tests.ranked import on_ranks
-from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_for, trainer_of
-from tunegrid.tests.test_build import tiny_llama
-from tunegrid.tests.test_ranks import CUT, HEADS, ROWS, cut_on, twin_is_the_model
+from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks, twin_is_the_model
+from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, trainer_for, trainer_of
 
 UNEVEN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
 

@@ -21,10 +21,8 @@ from tunegrid.results.estimates import committed_runs
 from tunegrid.results.files import current, read_list
 from tunegrid.results.passing import beside_each_other
 from tunegrid.results.shards import Case, Shard, case_of, check_divided_alike, missing, seconds_of_cells, shard_of, shared_out
-from tunegrid.tests.test_docs import collected as sessions_of
-from tunegrid.tests.test_options import collect, collected
-from tunegrid.tests.test_record import MEASURED, PHASE, complete
-from tunegrid.tests.test_results import saved
+from tunegrid.tests.records import MEASURED, PHASE, complete, saved
+from tunegrid.tests.sessions import collect, collected, collected_together
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 
@@ -98,7 +96,7 @@ def ids(text):
 def test_pytest_collects_each_test_in_one_shard(options):
     """A word, too, selects before shards are made."""
     sessions = [[*options], *([*options, "--shard", f"{number}/3"] for number in (1, 2, 3))]
-    whole, *parts = [ids(text) for _, text in sessions_of(sessions)]
+    whole, *parts = [ids(text) for _, text in collected_together(sessions)]
     assert all(parts)
     assert sorted(chain(*parts)) == sorted(whole)
 

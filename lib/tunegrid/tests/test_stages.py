@@ -5,7 +5,7 @@ import pytest
 from tunegrid.commands import profile
 from tunegrid.errors import InputError
 from tunegrid.results.stages import Account, table, to_json
-from tunegrid.tests.test_suite import run
+from tunegrid.tests.sessions import run
 
 
 def test_a_stage_is_the_sum_of_all_processes_and_a_worker_idles_from_its_last_test_on():

@@ -18,7 +18,7 @@ from tunegrid.results.answer import answer_of
 from tunegrid.results.examples import Examples
 from tunegrid.results.gate_report import COLUMNS, as_markdown
 from tunegrid.results.judgements import Verdict, judgement_of
-from tunegrid.tests.test_record import complete, complete_json
+from tunegrid.tests.records import complete, complete_json
 
 VALUES = [
     *(None, True, -1, 0, 3, 10**400, 0.5, -1e308, float("nan"), float("inf")),

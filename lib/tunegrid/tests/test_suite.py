@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -14,19 +11,7 @@ from safetensors.torch import load_file, save_file
 from tunegrid import ROOT
 from tunegrid.grid.profiles import QUICK
 from tunegrid.record import from_json, to_json
-
-SMALL = ("--train-rows", "48", "--eval-rows", "16")
-
-
-def run(tmp_path, *options, timeout=120, **variables):
-    """Exit code, output and the rows of the JSON that a run of the suite writes."""
-    path = tmp_path / "run.json"
-    command = [sys.executable, "-m", "pytest", f"--benchmark-json={path}", *SMALL, *options]
-    # Without the outer session's variables: this session is not one of its workers.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
-    rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
-    return answer.returncode, answer.stdout + answer.stderr, [row["extra_info"] for row in rows]
+from tunegrid.tests.sessions import run
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tunegrid.record import to_json
 from tunegrid.results.calibration import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
 from tunegrid.results.noise import Deviation, load_noise, pooled
 from tunegrid.results.thresholds import load_bounds, missed
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 

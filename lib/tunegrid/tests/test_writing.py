@@ -14,7 +14,7 @@ from tunegrid.record import to_json
 from tunegrid.results.files import read_records
 from tunegrid.results.journal import Journal, latest
 from tunegrid.results.writing import FinishedRun, Line
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 PLUGINS = ("options", "session", "selection", "sharding", "planning", "progress", "journal", "results", "isolation", "engine")
 CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
@@ -22,7 +22,7 @@ CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
 TESTS = """
 import pytest
 from fixtures.session import session_of
-from tunegrid.tests.test_record import complete
+from tunegrid.tests.records import complete
 
 SCORES = {"t5_sa_lora": 91.0, "t5_sa_qlora": 92.0, "t5_sa_sft": 91.0}
 BROKEN = [{"name": "base_frozen", "passed": False, "detail": "3 tensors changed"}]
