@@ -16,6 +16,13 @@ from tunegrid.grid.methods import METHODS
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
 ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "micro")
+# What the folders of tests hold beside the rooms.
+BESIDE = {
+    "audits": "tests of tunegrid.run.audits",
+    "fixtures": "what the plugins do, and sessions as a user runs them",
+    "benchmarks": "the fault table, the library's bugs, CI",
+    "project": "pages, figures, examples, committed runs, rooms",
+}
 LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
 
@@ -40,6 +47,18 @@ def run_python(*arguments):
 def test_lib_has_these_rooms_and_no_other():
     folders = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
     assert folders == {*ROOMS, "tests"} - {"errors", "machine"}
+
+
+def test_tests_stand_in_the_folder_of_their_room():
+    tests = LIB / "tests"
+    folders = {path.name for path in tests.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {path.parent.name for path in tests.glob("*/test_*.py")} <= {*ROOMS, *BESIDE}
+    assert [path.name for path in tests.glob("test_*.py")] == []
+
+
+def test_no_module_of_tests_imports_from_another():
+    paths = [*(LIB / "tests").rglob("*.py")]
+    assert [path.name for path in paths if any(".test_" in f".{name}" for name in imported(path))] == []
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -90,7 +109,7 @@ def test_no_module_but_the_methods_knows_the_names_of_an_adapters_parameters():
 
 
 def test_only_the_grid_and_the_plans_of_micro_list_backbones_or_methods():
-    outside = [path for path in LIB.glob("**/*.py") if path.parent.name not in ("grid", "tests", "micro")]
+    outside = [path for path in LIB.rglob("*.py") if path.relative_to(LIB).parts[0] not in ("grid", "tests", "micro")]
     outside += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
     assert [path.name for path in outside for ids in literals(path) if any(ids >= listed for listed in LISTED)] == []
 

@@ -23,7 +23,7 @@ def test_a_session_leaves_a_page_with_what_its_test_rows_say(tmp_path):
 
 
 def test_a_page_of_a_session_without_cells_says_so_and_one_that_cannot_be_written_fails(tmp_path):
-    quiet = "lib/tunegrid/tests/test_progress.py"
+    quiet = "lib/tunegrid/tests/fixtures/test_progress.py"
     code, _, _ = run(tmp_path, f"--html={tmp_path / 'page.html'}", quiet)
     assert code == 0
     assert "this run holds no cell that was run" in (tmp_path / "page.html").read_text()

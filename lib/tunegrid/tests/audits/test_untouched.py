@@ -32,7 +32,7 @@ from tunegrid.run.owners import owner_of
 from tunegrid.run.untouched import REASONS, UNKNOWN, WATCH, Watch
 from tunegrid.tests.small import rows_of, silent, trainer_of
 
-HERE = "lib/tunegrid/tests/test_untouched.py"
+HERE = "lib/tunegrid/tests/audits/test_untouched.py"
 ROWS = rows_of("cnn_dailymail/train")[:8]
 
 

@@ -45,7 +45,7 @@ def test_the_second_process_on_a_gpu_knows_that_it_is_the_second():
 
 def test_another_test_with_the_word_in_its_name_is_no_check():
     assert is_check("benchmarks/test_gpu.py::test_lost_updates_are_counted")
-    assert not is_check("lib/tunegrid/tests/test_device.py::test_a_device_that_is_not_here_is_refused_in_a_sentence[gpu]")
+    assert not is_check("lib/tunegrid/tests/run/test_device.py::test_a_device_that_is_not_here_is_refused_in_a_sentence[gpu]")
 
 
 def test_the_checks_end_in_one_line():

@@ -152,7 +152,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from safetensors.torch import save_file
-from tunegrid.tests.test_checkpoint import trainer_for, weights
+from tunegrid.tests.run.test_checkpoint import trainer_for, weights
 from tunegrid.tests.small import silent
 
 trainer = trainer_for("gpt2_sa_lora", Path(sys.argv[1]), resume=True)

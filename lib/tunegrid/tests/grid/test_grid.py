@@ -2,10 +2,10 @@
 
 import json
 from dataclasses import asdict, fields, replace
-from pathlib import Path
 
 import pytest
 
+from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, Head
 from tunegrid.grid.cells import STUDY, STUDY_IDS, study
@@ -15,7 +15,7 @@ from tunegrid.grid.recipes import GPT2_C_ATTN, RECIPES, TARGETS_WITHOUT_EXCEPTIO
 from tunegrid.grid.tasks import SA, TASKS, Problem
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
-SPECIFICATION = Path(__file__).parents[4] / "shared" / "spec" / "cells.json"
+SPECIFICATION = ROOT.parent / "shared" / "spec" / "cells.json"
 
 # The study's words for what libraries call something else.
 OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}

@@ -61,7 +61,9 @@ def test_the_command_prints_a_file_and_refuses_another(tmp_path, capsys):
 
 
 def test_an_account_that_has_no_folder_is_refused_before_anything_runs(tmp_path):
-    code, output, _ = run(tmp_path, f"--stage-times={tmp_path / 'none' / 'stages.json'}", "lib/tunegrid/tests/test_progress.py")
+    code, output, _ = run(
+        tmp_path, f"--stage-times={tmp_path / 'none' / 'stages.json'}", "lib/tunegrid/tests/fixtures/test_progress.py"
+    )
     assert code == pytest.ExitCode.USAGE_ERROR
     assert "none is not a folder" in output
     assert "Traceback" not in output

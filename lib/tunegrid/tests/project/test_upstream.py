@@ -23,7 +23,7 @@ FAULTS = {
     ),
     "transformers_accumulation": (
         "transformers",
-        "the limit to an accumulation of 1 in lib/tunegrid/tests/test_parity.py",
+        "the limit to an accumulation of 1 in lib/tunegrid/tests/run/test_parity.py",
         "BertForSequenceClassification: gradient",
     ),
     "peft_prompts": (

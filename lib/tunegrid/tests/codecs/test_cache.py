@@ -132,7 +132,7 @@ import resource, signal, sys
 from pathlib import Path
 from tunegrid.codecs.cache import features_of
 from tunegrid.errors import InputError
-from tunegrid.tests.test_cache import codec_with, rows_for
+from tunegrid.tests.codecs.test_cache import codec_with, rows_for
 
 codec, rows = codec_with(Path(sys.argv[1]), "bert_sa_lora"), rows_for("bert_sa_lora")
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 def test_two_processes_at_once_get_the_same_features(tmp_path):
     code = (
         "import hashlib, sys; from pathlib import Path\n"
-        "from tunegrid.tests.test_cache import codec_with, features_of, rows_for\n"
+        "from tunegrid.tests.codecs.test_cache import codec_with, features_of, rows_for\n"
         "codec = codec_with(Path(sys.argv[1]), 'bert_qa_sft')\n"
         "features = features_of(codec, rows_for('bert_qa_sft'), training=True)\n"
         "print(hashlib.sha256(repr(list(features)).encode()).hexdigest())"
