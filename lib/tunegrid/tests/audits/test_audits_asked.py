@@ -19,6 +19,8 @@ from tunegrid.run.namesakes import namesakes
 from tunegrid.run.weights import weight_files
 from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 
 

@@ -17,6 +17,8 @@ from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.tests.small import CPU, rows_of, scaled_late, silent, trainer_of
 
+pytestmark = pytest.mark.slow
+
 TEST = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
 TRAIN = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 

@@ -22,6 +22,8 @@ from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.run.training import Trainer
 from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 EQUAL = "4 rows: served, logits differ by 0.0e+00 of the largest"
 

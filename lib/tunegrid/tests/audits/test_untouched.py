@@ -170,6 +170,7 @@ print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
 """
 
 
+@pytest.mark.slow
 def test_kernels_of_ours_are_named():
     operators = ("_safe_softmax", "bernoulli_.float", "mm")
     assert said_by(KERNELS) == [(f"operator aten::{name} on CPU", f"{HERE}: {name}", True) for name in operators]
@@ -201,6 +202,7 @@ print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
 """
 
 
+@pytest.mark.slow
 def test_kernels_that_torchs_decorator_registered_while_cells_ran_are_named_though_nobody_notes_whose_they_are():
     """Also in a later cell, and for an operator that had a kernel of Python's; not for an operator that is no library's."""
     assert said_by(DECORATED) == [
@@ -323,6 +325,7 @@ print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
 """
 
 
+@pytest.mark.slow
 def test_a_function_that_is_compiled_fails_nothing():
     found = said_by(COMPILED)
     by = "torch/_dynamo/mutation_guard.py: install_generation_tagging_init.<locals>"

@@ -144,6 +144,7 @@ def test_the_matrix_gives_what_the_called_workflow_takes():
 # Shell
 
 
+@pytest.mark.slow
 def test_our_own_workflow_runs_the_grid_by_the_committed_baseline(machine):
     baseline = machine.folder / "reports" / "baselines" / "quick-cpu.json"
     baseline.parent.mkdir(parents=True)
@@ -182,6 +183,7 @@ RUN = ["pytest", "-m", "quick", "-n", "auto"]
 COUNTS = "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
 
 
+@pytest.mark.slow
 def test_github_measures_the_base_commit_and_then_the_pull_request(machine, library):
     _, base = library
     assert github(machine, github_expressions(base), codes=[1, 0]) == 0  # the base commit misses a bound
@@ -196,6 +198,7 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
     ]
 
 
+@pytest.mark.slow
 def test_github_runs_the_cells_that_are_asked_for(machine, library):
     asked = {"inputs.cells": "bert_sa_lora,t5_qa_sft", "inputs.profile || 'quick'": "full"}
     assert github(machine, github_expressions(library[1], **asked)) == 0
@@ -203,12 +206,14 @@ def test_github_runs_the_cells_that_are_asked_for(machine, library):
     assert [call[:6] for call in runs] == [["pytest", "-m", "full", "-n", "auto", "--cells=bert_sa_lora,t5_qa_sft"]] * 2
 
 
+@pytest.mark.slow
 def test_github_runs_the_shard_that_is_asked_for(machine, library):
     assert github(machine, github_expressions(library[1], **{"inputs.shard": "2/3"})) == 0
     runs = [call for call in machine.calls() if call[0] == "pytest"]
     assert [call[:6] for call in runs] == [[*RUN, "--shard=2/3"]] * 2
 
 
+@pytest.mark.slow
 def test_github_takes_a_given_baseline(machine, library):
     repo, base = library
     (repo / "before.json").touch()
@@ -219,6 +224,7 @@ def test_github_takes_a_given_baseline(machine, library):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codes", "code"), [([0, 1], 1), ([2], 1), ([1, 4], 4), ([0, 6], 6)])
 def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code, capfd):
     assert github(machine, github_expressions(library[1]), codes) == code
@@ -229,6 +235,7 @@ def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
     assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Outcome.CANNOT_TELL.exit_code}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("code", "told"), [(0, True), (1, True), (6, False)])
 def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, told):
     machine = Machine(tmp_path, {"python": f'case "$*" in *" gate "*) exit {code};; esac'})
@@ -238,6 +245,7 @@ def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, told):
     assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is not told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1)])
 def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, library, tmp_path, codes, code):
     repo, base = library
@@ -272,6 +280,7 @@ def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, lib
     assert machine.calls() == (expected[:4] if codes == [2] else expected)
 
 
+@pytest.mark.slow
 def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
     """With real commands, on a cell of each part, of the committed baseline."""
     baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -355,6 +364,7 @@ def cluster(tmp_path, monkeypatch):
     return tmp_path, submit
 
 
+@pytest.mark.slow
 def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
     folder, submit = cluster
     code, calls = submit(SHARDS="3")
@@ -372,6 +382,7 @@ def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
     assert (folder / "run" / "merge.txt").read_text().endswith("run/run.json: 3 rows of 3 runs\n")
 
 
+@pytest.mark.slow
 def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
     folder, submit = cluster
     submit(SHARDS="3", ONLY="1,3", GPUS="")
@@ -382,6 +393,7 @@ def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
     assert len(read_list(folder / "run" / "run.json")) == 3
 
 
+@pytest.mark.slow
 def test_a_slurm_job_without_a_number_of_shards_says_so(cluster):
     _, submit = cluster
     code, calls = submit()

@@ -21,6 +21,8 @@ from tunegrid.grid.tasks import SA, TASKS
 from tunegrid.run.device import resolve_precision
 from tunegrid.tests.small import CPU, cell_of, rows_of, silent, tokenizer_of, trainer_of
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 SENTENCE = "a fox slept in the sun ."

@@ -144,6 +144,7 @@ except InputError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path):
     command = [sys.executable, "-c", FULL_DISK, tmp_path]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
@@ -159,6 +160,7 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
         features_of(codec, rows_for("bert_sa_lora"), training=True)
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_get_the_same_features(tmp_path):
     code = (
         "import hashlib, sys; from pathlib import Path\n"

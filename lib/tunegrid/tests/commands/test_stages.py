@@ -60,6 +60,7 @@ def test_the_command_prints_a_file_and_refuses_another(tmp_path, capsys):
     assert "none.json cannot be read as JSON" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_account_that_has_no_folder_is_refused_before_anything_runs(tmp_path):
     code, output, _ = run(
         tmp_path, f"--stage-times={tmp_path / 'none' / 'stages.json'}", "lib/tunegrid/tests/fixtures/test_progress.py"

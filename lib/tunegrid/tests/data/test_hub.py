@@ -14,6 +14,8 @@ from tunegrid.grid.profiles import FIXTURES
 from tunegrid.tests.hub import COMMIT, serving
 from tunegrid.tests.small import rows_of
 
+pytestmark = pytest.mark.slow
+
 CELL = "bert_sa_qlora"
 
 

@@ -52,6 +52,7 @@ def test_lora_fa_which_has_one_rate_refuses_it():
         method.check(cell_of("t5_sa_lora", **RATES).recipe)
 
 
+@pytest.mark.slow
 def test_a_method_that_ignores_it_is_caught():
     class OneRate(type(LORA)):
         def parameter_groups(self, model, cell):

@@ -21,6 +21,8 @@ from tunegrid.run.meter import Meter
 from tunegrid.run.training import Trainer
 from tunegrid.tests.small import CPU, rows_of, silent
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 ZOO = zoo()
 OPEN = zoo()

@@ -5,6 +5,8 @@ import pytest
 from fixtures import rows
 from tunegrid.tests.sessions import run
 
+pytestmark = pytest.mark.slow
+
 CELL = "gpt2_sa_lora"
 
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import pytest
 import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -17,6 +18,8 @@ from tunegrid.grid.cells import study
 from tunegrid.grid.profiles import FIXTURES, FOOTPRINT_PROFILE
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
+
+pytestmark = pytest.mark.slow
 
 PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)

@@ -12,6 +12,8 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.machine import versions
 
+pytestmark = pytest.mark.slow
+
 FAULTY, MENDED, CANNOT_SHOW = 1, 0, 2
 REPACKING = "support_avx512bf16_for_cpu in keep_packed_layers (lib/tunegrid/run/build.py)"
 FAULTS = {

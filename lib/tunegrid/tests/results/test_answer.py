@@ -251,6 +251,7 @@ def nothing(record):
     return None
 
 
+@pytest.mark.slow
 def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_path):
     code, places, suite = session(tmp_path, failed_audit)
     assert code == 1
@@ -261,6 +262,7 @@ def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_p
     assert case.find("failure").get("message").startswith(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--gate-on=numerics,quality,memory",)])
 def test_all_four_places_name_the_stage_at_which_numerics_changed(tmp_path, options):
     code, places, suite = session(tmp_path, moved_start, *options)
@@ -273,6 +275,7 @@ def test_all_four_places_name_the_stage_at_which_numerics_changed(tmp_path, opti
         assert [name for name, text in places.items() if not text.startswith("Failed: n")] == []
 
 
+@pytest.mark.slow
 def test_all_four_places_say_of_a_clean_run_that_it_is_no_worse(tmp_path):
     code, places, suite = session(tmp_path, nothing)
     assert code == 0

@@ -13,6 +13,8 @@ from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation
 from tunegrid.results.power import Setting, missed_bounds, smallest, worse_cells
 from tunegrid.results.statistics import by_training
 
+pytestmark = pytest.mark.slow
+
 MARGINS = {"other": 0.0}  # so that only statistics keep equal runs from being called worse
 RUNS = 400
 CHANCE = 0.02  # two standard errors of 5 % in 400 runs

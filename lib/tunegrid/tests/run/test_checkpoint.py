@@ -15,6 +15,8 @@ from tunegrid import ROOT
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.tests.small import rows_of, silent, trainer_of
 
+pytestmark = pytest.mark.slow
+
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 UPDATES = 12
 

@@ -237,6 +237,7 @@ def test_fixed_answers_are_scored():
 # The first updates
 
 
+@pytest.mark.slow
 def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
     start = sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
     course = trainer.run(silent())
@@ -246,6 +247,7 @@ def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
     assert math.hypot(*course.first_step["moved"].values()) == pytest.approx(apart, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_movement_is_that_of_the_first_three_updates_of_more():
     """Later updates move weights on, and say nothing of the first."""
     trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=1)
@@ -258,6 +260,7 @@ def test_movement_is_that_of_the_first_three_updates_of_more():
     assert apart[4] > 1.1 * apart[2]
 
 
+@pytest.mark.slow
 def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
     trainer.course.first_step |= probed(trainer, Metrics(), REVIEWS)
     trainer.run(silent())

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from tunegrid.tests.small import rows_of, silent, trainer_of
 
+pytestmark = pytest.mark.slow
+
 UPDATES = 10
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 

@@ -18,6 +18,8 @@ from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks
 from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent, still, trainer_for, trainer_of
 
+pytestmark = pytest.mark.slow
+
 METHODS = {cell_id.split("_")[2] for cell_id in zoo().ids(ZOO_PROFILE)} - {"sft"}
 PACKED = sorted(name for name in METHODS if zoo().methods[name].quantization)
 PLAIN = sorted(METHODS.difference(PACKED))

@@ -16,6 +16,8 @@ from tunegrid.run.sharded import Sharded, blocks
 from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks, twin_is_the_model
 from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, trainer_for, trainer_of
 
+pytestmark = pytest.mark.slow
+
 UNEVEN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
 
 
