@@ -343,12 +343,15 @@ def test_the_mark_before_a_text_may_be_pointed_at():
     assert [codec.pointed_at(*pair) for pair in zip(features, outputs, strict=True)] == ["", "the"]
     assert predictions == ["F", "the"]
 
-    def strangers(*values):
+    def audit(*values):
         evaluation = evaluated("t5_qa_sft", rows, list(values))
         evaluation.features, evaluation.outputs = features, outputs
-        return answers._strangers(codec, evaluation)
+        return answers.windows_map_to_examples(Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation))
 
-    assert (strangers("F", "the"), strangers("Fiona", "the"), strangers("F", "she")) == ([], [0], [1])
+    assert audit("F", "the") == (True, "2 windows of 2 rows")
+    other = "0 windows show another row's context, 1 answers are not what was pointed at"
+    assert audit("Fiona", "the") == (False, f"{other}, row 0 among them")
+    assert audit("F", "she") == (False, f"{other}, row 1 among them")
 
 
 def test_rows_on_which_a_metric_is_above_its_better_are_found():

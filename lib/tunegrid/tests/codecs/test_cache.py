@@ -55,8 +55,7 @@ def test_without_a_folder_nothing_is_written(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not(monkeypatch):
-    monkeypatch.setattr(cache, "_shared", {})
+def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not():
     rows, lora, sft = rows_for("bert_sa_lora"), *(codec_with(None, cell) for cell in ("bert_sa_lora", "bert_sa_sft"))
     features = features_of(lora, rows, training=True)
     assert features_of(sft, rows, training=True) is features
@@ -74,13 +73,14 @@ def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not
 
 
 def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
-    monkeypatch.setattr(cache, "_shared", {})
-    monkeypatch.setattr(cache, "SHARED", 2)
     codec, rows = codec_with(None, "bert_sa_lora"), rows_for("bert_sa_lora")
-    first, *_ = (features_of(codec, rows[n:], training=True) for n in (0, 1, 2))
-    assert len(cache._shared) == 2
-    assert features_of(codec, rows, training=True) == first
-    assert features_of(codec, rows, training=True) is not first
+    first, second, *_ = (features_of(codec, rows[n:], training=True) for n in range(cache.SHARED))
+    assert features_of(codec, rows, training=True) is first
+    assert len(features_of(codec, rows[-1:], training=True)) == 1  # one list more than there is room for
+    assert features_of(codec, rows[1:], training=True) is second
+    again = features_of(codec, rows, training=True)
+    assert again == first
+    assert again is not first
     monkeypatch.setattr(cache, "LARGEST", len(rows) - 1)
     assert features_of(codec, rows, training=False) is not features_of(codec, rows, training=False)
 
