@@ -16,6 +16,7 @@ from tunegrid.grid.methods import METHODS
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
 ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "micro")
+LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 # What the folders of tests hold beside the rooms.
 BESIDE = {
     "audits": "tests of tunegrid.run.audits",
@@ -23,7 +24,6 @@ BESIDE = {
     "benchmarks": "the fault table, the library's bugs, CI",
     "project": "pages, figures, examples, committed runs, rooms",
 }
-LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
 
 def modules(room):
