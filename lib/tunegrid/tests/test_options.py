@@ -13,7 +13,8 @@ from fixtures.options import changes_recipes, profile_from
 from fixtures.planning import by_length
 from tunegrid import ROOT
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
+from tunegrid.grid.profiles import FULL_CAPS, QUICK_PROFILE
+from tunegrid.grid.quick import QUICK
 from tunegrid.grid.recipes import RECIPES
 from tunegrid.tests.test_record import complete_json
 
@@ -150,7 +151,7 @@ def test_options_replace_the_recipes_values_in_every_cell():
 
 def test_epochs_lift_the_quick_limit_on_updates():
     recipe = recipe_of("bert_sa_lora", profile_from(option_values(epochs=2), "quick"))
-    assert QUICK["bert_sa_lora"][0] > 0
+    assert QUICK["bert_sa_lora"]["max_steps"] > 0
     assert (recipe.max_steps, recipe.num_train_epochs) == (0, 2)
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tunegrid import ROOT
-from tunegrid.grid.profiles import QUICK
+from tunegrid.grid.quick import QUICK
 from tunegrid.record import from_json, to_json
 
 SMALL = ("--train-rows", "48", "--eval-rows", "16")
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_a_number_stops_the_cell_and_keeps_its_row(tmp_path):
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     code, output, [record] = run(tmp_path, "-m", "quick", "--cells", "bert_sa_sft", f"--checkpoint-root={tmp_path}")
     assert (code, record["status"], record["scores"]) == (1, "stopped", {})
-    steps = QUICK["bert_sa_sft"][0]
+    steps = QUICK["bert_sa_sft"]["max_steps"]
     assert record["missed"] == [f"loss is nan at update 1 of {steps} (bert_sa_sft, quick, seed 0)"]
     assert record["missed"][0] in output
 
