@@ -7,11 +7,13 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, Head
+from tunegrid.grid import quick, recipes
+from tunegrid.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, T5, Head
 from tunegrid.grid.cells import STUDY, STUDY_IDS, study
 from tunegrid.grid.methods import LORA, METHODS, NF4, Lora, Method
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK, QUICK_PROFILE
-from tunegrid.grid.recipes import GPT2_C_ATTN, RECIPES, TARGETS_WITHOUT_EXCEPTION
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.quick import QUICK, quick_changes
+from tunegrid.grid.recipes import GPT2_C_ATTN, RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe, merged
 from tunegrid.grid.tasks import SA, TASKS, Problem
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -92,6 +94,40 @@ def test_recipes_and_quick_rows_cover_the_grid_and_nothing_else():
     assert set(RECIPES) == set(QUICK) == set(STUDY_IDS)
 
 
+def test_a_narrower_line_overrides_a_wider_one_and_a_cells_row_overrides_them_all():
+    shared = {
+        "sa": {"max_length": 1, "text": 1, "prefix": 1, "optim": 1, "precision": 1},
+        "lora": {"max_length": 2, "text": 2, "prefix": 2, "optim": 2},
+        "t5": {"max_length": 3, "text": 3, "prefix": 3},
+        "t5_sa": {"max_length": 4, "text": 4},
+        "t5_qa": {"max_length": 6},
+    }
+    rows = {"t5_sa_lora": {"max_length": 5}, "t5_qa_lora": {}}
+    assert merged("t5_sa_lora", shared, rows) == {"max_length": 5, "text": 4, "prefix": 3, "optim": 2, "precision": 1}
+    assert merged("t5_qa_lora", shared, rows) == {"max_length": 6, "text": 3, "prefix": 3, "optim": 2}
+
+
+TABLES = {"study": (recipes.SHARED, recipes.CELLS), "quick": (quick.SHARED, quick.QUICK)}
+
+
+@pytest.mark.parametrize("shared", [shared for shared, _ in TABLES.values()], ids=TABLES)
+def test_what_cells_share_is_named_for_a_task_a_method_a_backbone_or_a_backbones_task(shared):
+    ids = [{entry.id for entry in entries} for entries in (BACKBONES, TASKS, METHODS)]
+    assert shared.keys() <= {*ids[0], *ids[1], *ids[2], *(f"{backbone}_{task}" for backbone in ids[0] for task in ids[1])}
+
+
+@pytest.mark.parametrize(("shared", "cells"), TABLES.values(), ids=TABLES)
+def test_a_cells_row_repeats_nothing_that_it_shares(shared, cells):
+    common = {cell_id: merged(cell_id, shared, {cell_id: {}}) for cell_id in cells}
+    repeated = [
+        (cell_id, name)
+        for cell_id, row in cells.items()
+        for name in row.keys() & common[cell_id]
+        if row[name] == common[cell_id][name]
+    ]
+    assert repeated == []
+
+
 def test_the_study_says_nothing_that_is_not_compared(specification):
     assert set(specification) == set(STUDY_IDS)
     assert {key for words in specification.values() for key in words} == COMPARED | REMARKS
@@ -164,7 +200,7 @@ def test_a_method_like_another_gets_its_recipes_without_the_studys_counts(grid):
     assert len(grid.ids(QUICK_PROFILE)) == len(grid.ids(FULL_PROFILE)) == 36
     cell = grid.cell("bert_qa_dora", FULL_PROFILE)
     assert cell.recipe == replace(RECIPES["bert_qa_lora"], learning_rate=1e-3, trainable_params=None)
-    assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"][0]
+    assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"]["max_steps"]
     assert len(STUDY.ids(FULL_PROFILE)) == 27
 
 
@@ -193,6 +229,28 @@ def test_a_head_that_a_user_gave_a_cell_is_inherited(grid):
     LIKE["bert_sst2_lora"](grid)
     cell = grid.cell("bert_sst2_lora", FULL_PROFILE)
     assert (cell.head, cell.recipe.adapter) == (own, RECIPES["bert_sa_qlora"].adapter)
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "add"),
+    [
+        ("t5_sa_dora", lambda grid, **changes: grid.add_method(replace(LORA, id="dora"), like="lora", **changes)),
+        ("t5base_sa_lora", lambda grid, **changes: grid.add_backbone(replace(T5, id="t5base"), like="t5", **changes)),
+    ],
+)
+def test_a_heads_rate_of_the_studys_is_inherited_by_no_cell_of_a_user(grid, cell_id, add):
+    add(grid, quick={"max_steps": 7})
+    assert grid.cell("t5_sa_lora", QUICK_PROFILE).recipe.head_learning_rate == 4e-4
+    recipe = grid.cell(cell_id, QUICK_PROFILE).recipe
+    assert (recipe.head_learning_rate, recipe.learning_rate, recipe.max_steps) == (None, 4e-3, 7)
+
+
+def test_a_heads_rate_that_a_user_gave_a_cell_is_inherited(grid):
+    grid.add_recipe("t5_sa_lora", RECIPES["t5_sa_lora"], quick={"head_learning_rate": 4e-4})
+    grid.add_method(replace(LORA, id="dora"), like="lora")
+    grid.add_method(replace(LORA, id="fast"), like="lora", quick={"head_learning_rate": 1e-2})
+    assert grid.cell("t5_sa_dora", QUICK_PROFILE).recipe.head_learning_rate == 4e-4
+    assert grid.cell("t5_qa_fast", QUICK_PROFILE).recipe.head_learning_rate == 1e-2
 
 
 def test_a_backbone_without_a_micro_one_has_no_quick_cells(grid):
@@ -299,7 +357,7 @@ def test_quick_trains_by_updates_once_over_the_rows_and_in_fp32_but_for_one_cell
     recipes = {cell.id: cell.recipe for cell in STUDY.cells(QUICK_PROFILE)}
     assert {recipe.num_train_epochs for recipe in recipes.values()} == {1}
     assert [cell_id for cell_id, recipe in recipes.items() if recipe.precision != "fp32"] == ["gpt2_sa_lora"]
-    assert all(recipe.max_steps == QUICK[cell_id][0] > 0 for cell_id, recipe in recipes.items())
+    assert all(recipe.max_steps == QUICK[cell_id]["max_steps"] > 0 for cell_id, recipe in recipes.items())
 
 
 def test_a_head_is_looked_up_by_problem_unless_the_cell_is_an_exception():

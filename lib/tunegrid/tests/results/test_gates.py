@@ -529,7 +529,7 @@ def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
     assert "bert_sum_lora with seed 0 is in" in capsys.readouterr().err
 
 
-def test_merging_writes_the_current_version_and_keeps_other_rows(tmp_path, capsys):
+def test_merging_keeps_rows_that_hold_no_record(tmp_path):
     study = ROOT / "reports" / "study.json"
     odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
     first = run_file(tmp_path / "a.json", [record_of("bert_sa_lora")])
@@ -539,7 +539,7 @@ def test_merging_writes_the_current_version_and_keeps_other_rows(tmp_path, capsy
     assert merge.main([str(first), str(study), "-o", str(tmp_path / "c.json")]) == 0
     rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
     assert odd in rows
-    assert {row["extra_info"].get("schema_version") for row in rows} == {4, None}
+    assert len(rows) == 1 + 1 + 27
 
 
 def test_a_full_baseline_may_be_of_a_users_own_cells(tmp_path):
