@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from tunegrid.commands import baseline, grid_runs, measure, sees, silence
-from tunegrid.commands.calibrate import Plan
-from tunegrid.commands.grid_runs import GridRun, OtherSession, Sessions
+from tunegrid import ROOT
 from tunegrid.errors import InputError
+from tunegrid.lab import false_alarms, grid_runs, measure, measured, sensitivity
+from tunegrid.lab.calibrate import Plan
+from tunegrid.lab.grid_runs import GridRun, OtherSession, Sessions
 from tunegrid.record import to_json
-from tunegrid.results import measured
 from tunegrid.results.files import read_list
 from tunegrid.tests.test_record import complete
 
@@ -107,9 +107,10 @@ def test_fresh_trains_what_is_kept_but_nothing_twice(folder, monkeypatch):
 
 def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
     for room in grid_runs.TRAINS:
+        assert (ROOT / room).is_dir()
         (tmp_path / room).mkdir(parents=True)
     monkeypatch.setattr(grid_runs, "ROOT", tmp_path)
-    recipes, bounds = tmp_path / "lib" / "grid" / "recipes.py", tmp_path / "benchmarks" / "quick.toml"
+    recipes, bounds = tmp_path / "lib" / "tunegrid" / "grid" / "recipes.py", tmp_path / "benchmarks" / "quick.toml"
     recipes.write_text("RATE = 1")
     kept = grid_runs.folder.__wrapped__()
     bounds.write_text("minimum = 90")  # what is measured
@@ -122,9 +123,9 @@ def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
 
 
 def test_stages_have_one_order():
-    assert measure.stages_of("") == ["bounds", "baseline", "power", "sees", "silence", "zoo"]
+    assert measure.stages_of("") == ["bounds", "baseline", "power", "sensitivity", "false_alarms", "zoo"]
     assert measure.stages_of("power,bounds") == ["bounds", "power"]
-    with pytest.raises(InputError, match="'bound' is no stage; give some of bounds,baseline,power,sees,silence,zoo"):
+    with pytest.raises(InputError, match="'bound' is no stage; give some of bounds,baseline,power,sensitivity,false_alarms,zoo"):
         measure.stages_of("bound")
 
 
@@ -134,9 +135,9 @@ def test_no_two_stages_train_the_same_but_the_baseline_and_the_bounds():
     assert names["baseline"] < names["bounds"]
     rest = [session for name, own in names.items() if name != "baseline" for session in own]
     assert len(rest) == len(set(rest)) == 8 + 0 + 4 + 8 + 2
-    trained = {seed for run in silence.planned(4) if run.draw is None for seed in run.seeds}
+    trained = {seed for run in false_alarms.planned(4) if run.draw is None for seed in run.seeds}
     assert not trained & set(range(30))  # fresh seeds are not those of the bounds
-    assert {run.draw for run in silence.planned(4)} & {1, 2, 3} == set()
+    assert {run.draw for run in false_alarms.planned(4)} & {1, 2, 3} == set()
 
 
 def test_the_command_runs_its_stages_and_tells_what_is_left(folder, monkeypatch, capsys):
@@ -185,7 +186,7 @@ def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
     audit = replace(was, cell="bert_sa_sft", missed=["audit x: y (bert_sa_sft, quick, seed 0)"])
     save(tmp_path / "run.json", [to_json(was), to_json(audit)])
     bounds = {"bert_sa_lora": {"accuracy": 75.0}, "bert_sa_sft": {"accuracy": 81.0}}
-    baseline.rebound(tmp_path / "run.json", tmp_path / "again.json", bounds)
+    measure.rebound(tmp_path / "run.json", tmp_path / "again.json", bounds)
     first, second = read_list(tmp_path / "again.json")
     assert (first.status, first.missed, first.bounds) == ("passed", [], {"accuracy": 75.0})
     assert (second.status, len(second.missed)) == ("missed", 2)
@@ -199,9 +200,9 @@ def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
 def test_a_command_replaces_its_own_figures_alone(tmp_path):
     path = tmp_path / "measured.json"
     measured.note(path, "power", {"runs": 5})
-    measured.note(path, "sees", {"cells": 27})
+    measured.note(path, "sensitivity", {"cells": 27})
     measured.note(path, "power", {"runs": 6})
-    assert {name: section["date"] > "2020" for name, section in measured.read(path).items()} == {"power": True, "sees": True}
+    assert {name: section["date"] > "2020" for name, section in measured.read(path).items()} == {"power": True, "sensitivity": True}
     assert measured.read(path)["power"]["runs"] == 6
     measured.note(None, "power", {})
 
@@ -209,12 +210,12 @@ def test_a_command_replaces_its_own_figures_alone(tmp_path):
 def test_the_figures_of_degradations():
     answers = ["-9.1 worse", "+2.3 same", "-0.1 same, bound or audit", "-3.0 worse, numerics"]
     told = {"cells": 4, "low": -9.1, "high": 2.3, "median": -1.6, "worse": 2, "called": 3}
-    assert sees.figures(answers, [-9.14, 2.31, -0.1, -3.0]) == told
+    assert sensitivity.figures(answers, [-9.14, 2.31, -0.1, -3.0]) == told
 
 
-def test_the_figures_of_silence():
+def test_the_figures_of_false_alarms():
     def run(name, missed=()):
-        return silence.Verdicts(name=name, missed=missed, failing=(), untold=0, changed=0)
+        return false_alarms.Verdicts(name=name, missed=missed, failing=(), untold=0, changed=0)
 
     judged = [run("seed 0 draw 11"), run("seed 100", ("f1",)), run("seed 1 draw 11", ("f1",)), run("seed 101")]
-    assert silence.figures(judged) == {"moved starts": 1, "fresh seeds": 1, "all": 2, "runs": 4}
+    assert false_alarms.figures(judged) == {"moved starts": 1, "fresh seeds": 1, "all": 2, "runs": 4}

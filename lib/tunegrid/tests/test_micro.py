@@ -15,13 +15,13 @@ from sklearn.pipeline import make_pipeline
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import SA, SUM
-from tunegrid.micro import objectives
-from tunegrid.micro.corpus import Document, documents, reserved_texts
-from tunegrid.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
-from tunegrid.micro.objectives import IGNORED, span_corruption, spelled_and_named
-from tunegrid.micro.oddities import SHARES, capitalized, renamed, with_oddities
-from tunegrid.micro.pretrain import PLANS, SEED, card
-from tunegrid.micro.tokenizers import SENTINELS
+from tunegrid.lab.micro import objectives
+from tunegrid.lab.micro.corpus import Document, documents, reserved_texts
+from tunegrid.lab.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
+from tunegrid.lab.micro.objectives import IGNORED, span_corruption, spelled_and_named
+from tunegrid.lab.micro.oddities import SHARES, capitalized, renamed, with_oddities
+from tunegrid.lab.micro.pretrain import PLANS, SEED, card
+from tunegrid.lab.micro.tokenizers import SENTINELS
 from tunegrid.tests.small import codec_for, rows_of, tokenizer_of
 
 SQUAD = ("squad/train", "squad/validation")

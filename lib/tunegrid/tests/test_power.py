@@ -10,7 +10,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.results import noise, power, quality
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise
-from tunegrid.results.power import Setting, missed_bounds, smallest, worse_cells
+from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
 from tunegrid.results.statistics import by_training
 
 MARGINS = {"other": 0.0}  # so that only statistics keep equal runs from being called worse
@@ -168,4 +168,4 @@ def test_the_command_prints_drops_and_error_rates(capsys):
 def test_a_file_without_noise_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         command.main(["--noise", str(tmp_path / "none.toml")])
-    assert "holds no noise; `tunegrid calibrate` measures it" in capsys.readouterr().err
+    assert "holds no noise; `python -m tunegrid.lab calibrate` measures it" in capsys.readouterr().err

@@ -1,18 +1,18 @@
-"""Rebuilds what ships in `fixtures/`: `python -m tunegrid.micro data` writes the rows, `... pretrain bert` a backbone."""
+"""Rebuilds what ships in `fixtures/`: `python -m tunegrid.lab.micro data` writes the rows, `... pretrain bert` a backbone."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from tunegrid.grid.backbones import BACKBONES as GRID
-from tunegrid.micro.data import DATA, write
+from tunegrid.lab.micro.data import DATA, write
 
 OUT = DATA.parent / "backbones"
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one of the two; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tunegrid.micro", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab.micro", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("data", help="write fixtures/data, the same bytes every time (a second)")
     pretrain_parser = commands.add_parser("pretrain", help="pretrain a micro backbone (under half an hour on one core)")
@@ -23,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.command == "data":
         print("\n".join(str(path) for path in write()))
         return 0
-    from tunegrid.micro.pretrain import pretrain
+    from tunegrid.lab.micro.pretrain import pretrain
 
     pretrain(options.backbone, options.out or OUT / f"{options.backbone}-micro", steps=options.steps)
     return 0

@@ -7,10 +7,10 @@ from random import Random
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.micro.articles import news
-from tunegrid.micro.oddities import with_oddities
-from tunegrid.micro.passages import squad_rows
-from tunegrid.micro.reviews import review
+from tunegrid.lab.micro.articles import news
+from tunegrid.lab.micro.oddities import with_oddities
+from tunegrid.lab.micro.passages import squad_rows
+from tunegrid.lab.micro.reviews import review
 
 DATA = ROOT / "fixtures" / "data"
 # Rows a split, with the seed of each file. Reviews are one pool: the task splits it 70-15-15, which leaves 768 to test on.

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tunegrid.micro.articles import news
-from tunegrid.micro.data import plain_tables
-from tunegrid.micro.passages import Fact, passage, questions
-from tunegrid.micro.reviews import write_review
+from tunegrid.lab.micro.articles import news
+from tunegrid.lab.micro.data import plain_tables
+from tunegrid.lab.micro.passages import Fact, passage, questions
+from tunegrid.lab.micro.reviews import write_review
 
 WORDS = ("bad", "good")
 REACTIONS = ("i will look elsewhere .", "i want one too .")  # to an unhappy review, to a happy one

@@ -1,4 +1,4 @@
-"""Measure the quick profile's bounds and training noise: `tunegrid calibrate` trains the study's cells 29 times.
+"""Measure the quick profile's bounds and training noise: `python -m tunegrid.lab calibrate` trains the study's cells 29 times.
 
 It trains 20 seeds, ten more of each cell in which some training collapsed, three seeds from three more starts each that are
 moved in their last digits, and the controls. It writes benchmarks/thresholds/quick.toml, what a healthy run reaches,
@@ -14,20 +14,44 @@ from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.commands.grid_runs import GridRun, OtherSession, Session, Sessions, fives
+from tunegrid.lab.grid_runs import GridRun, OtherSession, Session, Sessions, fives
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.calibration import CONTROL_SHARE, Calibration, Grid, noise_toml, thresholds_toml
+from tunegrid.lab.calibration import CONTROL_SHARE, Calibration, Grid, noise_toml, thresholds_toml
 from tunegrid.results.files import save
-from tunegrid.results.measured import note
+from tunegrid.lab.measured import note
 from tunegrid.results.noise import Key
 from tunegrid.results.thresholds import load_bounds, missed
 
-# Of the way from the mean to a control. Five seeds of the zoo's many methods leave more noise than ten of the study's three.
-CONTROL_SHARES = {"quick": CONTROL_SHARE, "zoo": 2 / 3}
-SEEDS = {"quick": 20, "zoo": 5}
-CONTROLS = {"quick": 11 / 3, "zoo": 3}  # about so many a cell; for the time that is left
 ADAPTER_OFF = "adapter_off"  # a control of benchmarks/test_controls.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How one grid is calibrated.
+
+    Attributes:
+        seeds: that every cell is trained with.
+        noise: whether its training noise is measured, too, with more seeds of cells with a tail and with moved starts.
+        control_share: no bound lies farther than this share of the way from the mean to a control.
+        controls: the marks of its controls.
+        controls_a_cell: about so many, for the time that is left.
+    """
+
+    seeds: int
+    noise: bool
+    control_share: float
+    controls: str
+    controls_a_cell: float
+
+
+RULES = {
+    "quick": Rules(
+        seeds=20, noise=True, control_share=CONTROL_SHARE, controls="controls and not zoo", controls_a_cell=11 / 3
+    ),
+    # Five seeds of many methods leave more noise than ten of the study's three.
+    "zoo": Rules(seeds=5, noise=False, control_share=2 / 3, controls="controls and zoo", controls_a_cell=3),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +72,11 @@ class Plan:
     cells: tuple[str, ...] = ()
 
     @property
+    def rules(self) -> Rules:
+        """Those of its grid."""
+        return RULES[self.profile]
+
+    @property
     def first(self) -> list[GridRun]:
         """The seeds that every cell has."""
         return fives(range(self.seeds), profile=self.profile, only=self.cells)
@@ -59,19 +88,19 @@ class Plan:
 
     @property
     def moved(self) -> list[GridRun]:
-        """Perturbed runs; the zoo has none."""
-        draws = self.draws if self.profile == "quick" and self.perturbed else 0
+        """Perturbed runs; none where no noise is measured."""
+        draws = self.draws if self.rules.noise and self.perturbed else 0
         return [GridRun(seeds=range(self.perturbed), draw=1 + draw, only=self.cells) for draw in range(draws)]
 
     @property
     def controls(self) -> OtherSession:
         """Runs that cannot learn."""
         cells = self.first[0].cells
-        options = ["-m", "controls and zoo" if self.profile == "zoo" else "controls and not zoo"]
+        options = ["-m", self.rules.controls]
         options += ["-k", " or ".join(f"{cell}]" for cell in cells)] if self.cells else []
         run = self.first[0].name.partition("-seeds")[2].partition("-cells")[2]
         label = f"{self.profile}-controls{run}"
-        return OtherSession(label=label, options=tuple(options), count=round(CONTROLS[self.profile] * len(cells)))
+        return OtherSession(label=label, options=tuple(options), count=round(self.rules.controls_a_cell * len(cells)))
 
     @property
     def sessions(self) -> list[Session]:
@@ -83,12 +112,12 @@ def train(plan: Plan, sessions: Sessions) -> tuple[Calibration, dict[str, Any]]:
     """Train what is missing; the calibration, and the file of controls."""
     sessions.train(plan.first)
     first = calibration([(run, run.grids()) for run in plan.first], {})
-    heavy = first.with_tails() if plan.profile == "quick" else []
+    heavy = first.with_tails() if plan.rules.noise else []
     print(f"cells with a tail, which get {plan.more_seeds} seeds more: {', '.join(heavy) or 'none'}", flush=True)
     grids = [*plan.first, *plan.tails(heavy), *plan.moved]
     sessions.train([*grids[len(plan.first) :], plan.controls])
     controls = read_controls(plan.controls.path)
-    measured = calibration([(run, run.grids()) for run in grids], controls, CONTROL_SHARES[plan.profile])
+    measured = calibration([(run, run.grids()) for run in grids], controls, plan.rules.control_share)
     return measured, json.loads(plan.controls.path.read_text())
 
 
@@ -140,8 +169,8 @@ def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
 
 def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
     """Train, write, say which bounds are blunt; return the exit code."""
-    parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
-    parser.add_argument("--profile", choices=("quick", "zoo"), default="quick", help="which grid (default quick)")
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
+    parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1, at least 2 (default 20; of the zoo 5)")
     parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="seeds that cells with a tail have more")
     parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds with perturbed runs (default 3)")
@@ -151,7 +180,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
     parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
     parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
     options = parser.parse_args(arguments)
-    seeds = options.seeds or SEEDS[options.profile]
+    seeds = options.seeds or RULES[options.profile].seeds
     if seeds < 2 or options.perturbed_seeds > seeds:
         parser.error("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
     try:
@@ -165,7 +194,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
         )
         measured, controls = train(plan, sessions or Sessions(workers=options.workers, fresh=options.fresh))
         texts = {f"{options.profile}.toml": thresholds_toml(measured)}
-        texts |= {"noise.toml": noise_toml(measured)} if options.profile == "quick" else {}
+        texts |= {"noise.toml": noise_toml(measured)} if plan.rules.noise else {}
         reports, thresholds = options.to / "reports", options.to / "benchmarks" / "thresholds"
         thresholds.mkdir(parents=True, exist_ok=True)
         for name, text in texts.items():

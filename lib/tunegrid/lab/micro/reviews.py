@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tunegrid.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
+from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
 AGREEMENT = 0.75  # share of the aspects that side with the verdict; the rest mislead
 NEGATED = 0.4  # share of the opinions said by negating the opposite word

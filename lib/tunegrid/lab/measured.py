@@ -17,7 +17,7 @@ def read(path: Path = MEASURED) -> dict[str, Any]:
     try:
         sections: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); remove it, and run `tunegrid measure`") from None
+        raise InputError(f"{path} is no JSON ({error}); remove it, and run `python -m tunegrid.lab measure`") from None
     return sections
 
 

@@ -1,4 +1,4 @@
-"""Does the suite cry wolf? `tunegrid silence` trains healthy runs of the quick grid and counts those that anything calls.
+"""Does the suite cry wolf? `python -m tunegrid.lab false_alarms` trains healthy runs of the quick grid and counts those that anything calls.
 
 Twenty have the seeds 0 to 4 and starts moved in their last digits, twenty have fresh seeds (100 to 119). Each is held to the
 bounds and judged by the committed baseline. On two cores this takes about an hour and a half; sessions of five runs are kept
@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunegrid import ROOT
-from tunegrid.commands.grid_runs import GridRun, Sessions
+from tunegrid.lab.grid_runs import GridRun, Sessions
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.gates import FAILED_BY, Run, failing, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.measured import note
+from tunegrid.lab.measured import note
 from tunegrid.results.table import Column, lines
 from tunegrid.results.thresholds import Bounds, load_bounds, missed
 
@@ -114,7 +114,7 @@ def figures(judged: Sequence[Verdicts]) -> dict[str, int]:
 
 def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
     """Train, judge, print; return the exit code."""
-    parser = argparse.ArgumentParser(prog="tunegrid silence", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab false_alarms", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="of each kind, in fives (default 20)")
     parser.add_argument(
         "--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: reports/baselines/quick-cpu.json"
@@ -129,7 +129,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
         baseline = read_run(options.baseline)
         (sessions or Sessions(workers=options.workers, fresh=options.fresh)).train(plan)
         judged = [verdict for run in plan for verdict in verdicts(run, baseline, load_bounds(options.bounds))]
-        note(options.measured, "silence", figures(judged))
+        note(options.measured, "false_alarms", figures(judged))
     except InputError as error:
         parser.error(str(error))
     print(*page(judged), sep="\n")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any
 
-from tunegrid.micro.words import MEN, SURNAMES, TOWNS, WOMEN
+from tunegrid.lab.micro.words import MEN, SURNAMES, TOWNS, WOMEN
 
 Row = dict[str, Any]
 NAMES = frozenset((*WOMEN, *MEN, *SURNAMES, *TOWNS))

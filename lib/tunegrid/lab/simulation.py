@@ -17,7 +17,7 @@ import numpy as np
 
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.results.calibration import bound_of
+from tunegrid.lab.calibration import bound_of
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.looks import promising, share_of_alpha
 from tunegrid.results.noise import PERTURBED, Deviation, Groups, Key, Noise, Scores, deviation, kind_of_cell, pooled

@@ -7,8 +7,8 @@ three lines as the article decides: one line where a single sentence told both, 
 from random import Random
 from typing import Any
 
-from tunegrid.micro.passages import person
-from tunegrid.micro.words import AMOUNTS, ANIMALS, PLACES, TOWNS, WEEKDAYS
+from tunegrid.lab.micro.passages import person
+from tunegrid.lab.micro.words import AMOUNTS, ANIMALS, PLACES, TOWNS, WEEKDAYS
 
 # (as the article tells it, as the highlight puts it); slots: {place}, {town}, {day}
 EVENTS = (

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import transformers as hf
 
-from tunegrid.micro.corpus import KINDS, Document, documents, reserved_texts
-from tunegrid.micro.objectives import (
+from tunegrid.lab.micro.corpus import KINDS, Document, documents, reserved_texts
+from tunegrid.lab.micro.objectives import (
     Batch,
     causal_lm,
     causal_lm_announced,
@@ -25,7 +25,7 @@ from tunegrid.micro.objectives import (
     span_corruption,
     spelled_and_named,
 )
-from tunegrid.micro.tokenizers import byte_level_bpe, unigram, wordpiece
+from tunegrid.lab.micro.tokenizers import byte_level_bpe, unigram, wordpiece
 
 SEED = 1234
 BATCH = 32
@@ -255,8 +255,8 @@ the few hundred words of the micro-world and nothing else. Good for testing that
 |---|---|---|---|---|
 {stages}
 
-Each update had {BATCH} documents of `tunegrid.micro.corpus`, none with the text of a fine-tuning row; the optimizer was
-{plan.optimizer.__name__}, the seed {SEED}. Loss at the end: {loss}. Made by `python -m tunegrid.micro pretrain {plan_id}`.
+Each update had {BATCH} documents of `tunegrid.lab.micro.corpus`, none with the text of a fine-tuning row; the optimizer was
+{plan.optimizer.__name__}, the seed {SEED}. Loss at the end: {loss}. Made by `python -m tunegrid.lab.micro pretrain {plan_id}`.
 """
 
 

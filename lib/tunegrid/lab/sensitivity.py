@@ -1,4 +1,4 @@
-"""What does the gate see of real degradations? `tunegrid sees` trains quick cells with something wrong and judges them.
+"""What does the gate see of real degradations? `python -m tunegrid.lab sensitivity` trains quick cells with something wrong and judges them.
 
 One in twenty or one in ten training rows with a wrong target, half the learning rate, every tenth update lost
 (`benchmarks/test_degraded.py`). It prints the verdict on each cell's main score, and what bounds, audits and numerics say. On
@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import median
 
 from tunegrid import ROOT
-from tunegrid.commands.grid_runs import OtherSession, Sessions
-from tunegrid.commands.silence import BOUNDS, objections
+from tunegrid.lab.grid_runs import OtherSession, Sessions
+from tunegrid.lab.false_alarms import BOUNDS, objections
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.files import read_list
 from tunegrid.results.gates import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.measured import note
+from tunegrid.lab.measured import note
 from tunegrid.results.table import Column, lines, signed
 from tunegrid.results.thresholds import Bounds, load_bounds
 
@@ -82,7 +82,7 @@ def summed_up(name: str, figures: Mapping[str, float]) -> str:
 
 def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
     """Train, judge, print; return 0."""
-    parser = argparse.ArgumentParser(prog="tunegrid sees", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab sensitivity", description=__doc__)
     parser.add_argument(
         "--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: reports/baselines/quick-cpu.json"
     )
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
         columns_of = {name: column(run.path, baseline, load_bounds(options.bounds)) for name, run in plan.items()}
         answers = {name: by_cell for name, (by_cell, _) in columns_of.items()}
         counted = {name: figures(by_cell.values(), effects) for name, (by_cell, effects) in columns_of.items()}
-        note(options.measured, "sees", counted)
+        note(options.measured, "sensitivity", counted)
     except InputError as error:
         parser.error(str(error))
     cells = dict.fromkeys(cell for column_of in answers.values() for cell in column_of)

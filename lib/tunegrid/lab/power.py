@@ -1,4 +1,4 @@
-"""What does the gate see? `tunegrid power` prints the smallest drop of each cell that it calls worse four times in five.
+"""What does the gate see? `python -m tunegrid.lab power` prints the smallest drop of each cell that it calls worse four times in five.
 
 It also simulates whole runs of equal quality, with calibrations of their own, and prints how many of them the gate calls worse:
 runs of the baseline's seeds, runs of other seeds, and runs that get more seeds look by look; and how many healthy runs miss a
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from tunegrid.errors import InputError
 from tunegrid.results.gates import load_margins
-from tunegrid.results.measured import note
+from tunegrid.lab.measured import note
 from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Key, Noise, load_noise
-from tunegrid.results.power import Setting, missed_bounds, smallest, worse_cells
+from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
 from tunegrid.results.table import Column, lines, number
 
 GOAL = 2.0  # points
@@ -31,7 +31,7 @@ WORDS = {PERTURBED: "same seeds", SEEDS: "other seeds"}
 
 def main(arguments: list[str] | None = None) -> int:
     """Print both; return the exit code."""
-    parser = argparse.ArgumentParser(prog="tunegrid power", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab power", description=__doc__)
     parser.add_argument("--noise", type=Path, default=NOISE, metavar="FILE", help="calibrated noise (default: the suite's)")
     parser.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated runs a figure (default 1000)")
     parser.add_argument("--looks", type=int, default=4, metavar="N", help="looks at most (default 4, as --gate-budget has)")
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error(str(error))
     kinds = [kind for kind, measured in noise.measured.items() if measured]
     if not kinds:
-        parser.error(f"{options.noise} holds no noise; `tunegrid calibrate` measures it")
+        parser.error(f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
     margins = load_margins()["points"]
     table, figures = drops(noise, margins)
     print(*table, sep="\n")

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from tunegrid.micro.corpus import REACTIONS, Document
-from tunegrid.micro.tokenizers import SENTINELS
+from tunegrid.lab.micro.corpus import REACTIONS, Document
+from tunegrid.lab.micro.tokenizers import SENTINELS
 
 IGNORED = -100
 # How a gist is announced in running text: several ways, so that what follows depends on none of them.

@@ -1,13 +1,13 @@
-"""Measure everything once: `tunegrid measure` trains all that bounds, noise, baseline and error rates rest on.
+"""Measure everything once: `python -m tunegrid.lab measure` trains all that bounds, noise, baseline and error rates rest on.
 
 Stage by stage, it calls other commands, which can be run alone, too:
 
-  bounds    20 seeds of the quick grid, more of cells with a tail, moved starts, controls: quick.toml, noise.toml (calibrate)
-  baseline  the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
-  power     smallest drops and error rates, simulated (power)
-  sees      real degradations (sees)
-  silence   40 healthy runs (silence)
-  zoo       five seeds of the zoo and its controls: zoo.toml (calibrate --profile zoo)
+  bounds        20 seeds of the quick grid, more of cells with a tail, moved starts, controls: quick.toml, noise.toml (calibrate)
+  baseline      the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
+  power         smallest drops and error rates, simulated (power)
+  sensitivity   real degradations (sensitivity)
+  false_alarms  40 healthy runs (false_alarms)
+  zoo           five seeds of the zoo and its controls: zoo.toml (calibrate --profile zoo)
 
 Figures go to reports/measured.json, which the pages quote. Stop it when you like: sessions of five seeds that are finished are
 kept in .cache/measure, and the same command goes on. Sessions of other code or library versions are not taken.
@@ -16,14 +16,18 @@ kept in .cache/measure, and the same command goes on. Sessions of other code or 
 import argparse
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tunegrid import ROOT
-from tunegrid.commands import baseline, calibrate, power, sees, silence
-from tunegrid.commands.grid_runs import Session, Sessions, folder
+from tunegrid.commands import baseline
+from tunegrid.lab import calibrate, false_alarms, power, sensitivity
+from tunegrid.lab.grid_runs import Session, Sessions, folder
 from tunegrid.errors import InputError
-from tunegrid.results.thresholds import load_bounds
+from tunegrid.record import to_json
+from tunegrid.results.files import load, read_rows, save
+from tunegrid.results.passing import located
+from tunegrid.results.thresholds import Bounds, load_bounds, missed
 
 STOPPED = 130  # exit code, as a shell gives it
 
@@ -90,20 +94,33 @@ def _baseline(work: Work) -> int:
     """The first session, whose five seeds the bounds were made of, held to those bounds."""
     work.sessions.train(work.plan.first[:1])
     run = folder() / "baseline.json"
-    baseline.rebound(work.plan.first[0].path, run, load_bounds(work.thresholds / "quick.toml"))
+    rebound(work.plan.first[0].path, run, load_bounds(work.thresholds / "quick.toml"))
     return baseline.main([str(run), str(work.baseline)])
+
+
+def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
+    """Write a run anew, its cells held to other bounds: those that were made of it, and of other runs beside it."""
+    run, rows = load(path), []
+    for row, record in read_rows(path):
+        old = {located(record, sentence) for sentence in missed(record.scores, record.bounds)}
+        below = [located(record, sentence) for sentence in missed(record.scores, bounds.get(record.cell, {}))]
+        told = [sentence for sentence in record.missed if sentence not in old] + below
+        status = record.status if record.status not in ("passed", "missed") else "missed" if told else "passed"
+        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=told, status=status)
+        rows.append(row | {"extra_info": to_json(again)})
+    save(run | {"benchmarks": rows}, to)
 
 
 def _power(work: Work) -> int:
     return power.main(["--noise", str(work.thresholds / "noise.toml"), "--measured", str(work.measured)])
 
 
-def _sees(work: Work) -> int:
-    return sees.main(work.options, work.sessions)
+def _sensitivity(work: Work) -> int:
+    return sensitivity.main(work.options, work.sessions)
 
 
-def _silence(work: Work) -> int:
-    return silence.main(["--runs", str(work.runs), *work.options], work.sessions)
+def _false_alarms(work: Work) -> int:
+    return false_alarms.main(["--runs", str(work.runs), *work.options], work.sessions)
 
 
 def _zoo(work: Work) -> int:
@@ -114,9 +131,11 @@ STAGES: Mapping[str, Stage] = {
     "bounds": Stage(sessions=lambda work: work.plan.sessions, do=_bounds),
     "baseline": Stage(sessions=lambda work: work.plan.first[:1], do=_baseline),
     "power": Stage(sessions=lambda work: [], do=_power),
-    "sees": Stage(sessions=lambda work: list(sees.planned(0).values()), do=_sees),
-    "silence": Stage(sessions=lambda work: silence.planned(-(-work.runs // silence.SESSION)), do=_silence),
-    "zoo": Stage(sessions=lambda work: calibrate.Plan(profile="zoo", seeds=calibrate.SEEDS["zoo"]).sessions, do=_zoo),
+    "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
+    "false_alarms": Stage(
+        sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms
+    ),
+    "zoo": Stage(sessions=lambda work: calibrate.Plan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds).sessions, do=_zoo),
 }
 
 
@@ -138,10 +157,10 @@ def check_clean(names: Sequence[str]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the stages; return the gravest exit code."""
     parser = argparse.ArgumentParser(
-        prog="tunegrid measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tunegrid.lab measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", metavar="STAGES", help=f"some of {','.join(STAGES)} (default: all)")
-    parser.add_argument("--seeds", type=int, default=calibrate.SEEDS["quick"], metavar="N", help="of every cell (default 20)")
+    parser.add_argument("--seeds", type=int, default=calibrate.RULES["quick"].seeds, metavar="N", help="of every cell (default 20)")
     parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="of cells with a tail, beyond (default 10)")
     parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds from moved starts (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts of each of them (default 3)")
