@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.targets import spoiled
 from fixtures.session import session_of
-from tunegrid.lab.sensitivity import DEGRADATIONS
 from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.lab.sensitivity import DEGRADATIONS
 from tunegrid.record import to_json
 
 pytestmark = pytest.mark.degraded

@@ -19,7 +19,7 @@ COMMANDS = {
 }
 IN_NOTES = "what it found stands in the notes of version 0.13, in reports/CHANGELOG.md"
 FORMER = {
-    "numerics": "write `tunegrid gate --numerics`",
+    "numerics": "write `tunegrid gate --numerics --on numerics`",
     "scores": "write `tunegrid gate --exact`",
     "finish": "write `tunegrid merge --journal -o RUN.json`, or `pytest --resume` to go on",
     "measure": "write `python -m tunegrid.lab measure`",
@@ -27,7 +27,7 @@ FORMER = {
     "power": "write `python -m tunegrid.lab power`",
     "sees": "write `python -m tunegrid.lab sensitivity`",
     "silence": "write `python -m tunegrid.lab false_alarms`",
-    "schema": "write `pytest lib/tunegrid/tests --write-schema -k schema`",
+    "schema": "write `pytest lib/tunegrid/tests --write-schema -k committed_schema`",
     "overhead": IN_NOTES,
     "scaling": IN_NOTES,
     "profile": IN_NOTES,

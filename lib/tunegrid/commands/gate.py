@@ -28,7 +28,9 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--strict", action="store_true", help="exit 6 where any main score cannot be told")
     line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     line.add_argument(
-        "--numerics", action="store_true", help="also print what each verdict on numerics rests on, and how far figures lie apart"
+        "--numerics",
+        action="store_true",
+        help="also print what each verdict on numerics rests on, and how far figures lie apart",
     )
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
     return line

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
-from tunegrid.lab.grid_runs import GridRun, OtherSession, Session, Sessions, fives
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.calibration import CONTROL_SHARE, Calibration, Grid, noise_toml, thresholds_toml
-from tunegrid.results.files import save
+from tunegrid.lab.grid_runs import GridRun, OtherSession, Session, Sessions, fives
 from tunegrid.lab.measured import note
+from tunegrid.results.files import save
 from tunegrid.results.noise import Key
 from tunegrid.results.thresholds import load_bounds, missed
 
@@ -46,9 +46,7 @@ class Rules:
 
 
 RULES = {
-    "quick": Rules(
-        seeds=20, noise=True, control_share=CONTROL_SHARE, controls="controls and not zoo", controls_a_cell=11 / 3
-    ),
+    "quick": Rules(seeds=20, noise=True, control_share=CONTROL_SHARE, controls="controls and not zoo", controls_a_cell=11 / 3),
     # Five seeds of many methods leave more noise than ten of the study's three.
     "zoo": Rules(seeds=5, noise=False, control_share=2 / 3, controls="controls and zoo", controls_a_cell=3),
 }

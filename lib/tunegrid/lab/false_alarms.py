@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunegrid import ROOT
-from tunegrid.lab.grid_runs import GridRun, Sessions
 from tunegrid.errors import InputError
+from tunegrid.lab.grid_runs import GridRun, Sessions
+from tunegrid.lab.measured import note
 from tunegrid.record import Record
 from tunegrid.results.gates import FAILED_BY, Run, failing, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.lab.measured import note
 from tunegrid.results.table import Column, lines
 from tunegrid.results.thresholds import Bounds, load_bounds, missed
 

@@ -21,9 +21,9 @@ from pathlib import Path
 
 from tunegrid import ROOT
 from tunegrid.commands import baseline
+from tunegrid.errors import InputError
 from tunegrid.lab import calibrate, false_alarms, power, sensitivity
 from tunegrid.lab.grid_runs import Session, Sessions, folder
-from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
 from tunegrid.results.passing import located
@@ -132,9 +132,7 @@ STAGES: Mapping[str, Stage] = {
     "baseline": Stage(sessions=lambda work: work.plan.first[:1], do=_baseline),
     "power": Stage(sessions=lambda work: [], do=_power),
     "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
-    "false_alarms": Stage(
-        sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms
-    ),
+    "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
     "zoo": Stage(sessions=lambda work: calibrate.Plan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds).sessions, do=_zoo),
 }
 
@@ -160,7 +158,9 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m tunegrid.lab measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", metavar="STAGES", help=f"some of {','.join(STAGES)} (default: all)")
-    parser.add_argument("--seeds", type=int, default=calibrate.RULES["quick"].seeds, metavar="N", help="of every cell (default 20)")
+    parser.add_argument(
+        "--seeds", type=int, default=calibrate.RULES["quick"].seeds, metavar="N", help="of every cell (default 20)"
+    )
     parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="of cells with a tail, beyond (default 10)")
     parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds from moved starts (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts of each of them (default 3)")

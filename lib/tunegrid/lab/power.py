@@ -9,10 +9,10 @@ import argparse
 from pathlib import Path
 
 from tunegrid.errors import InputError
-from tunegrid.results.gates import load_margins
 from tunegrid.lab.measured import note
-from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Key, Noise, load_noise
 from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
+from tunegrid.results.gates import load_margins
+from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Key, Noise, load_noise
 from tunegrid.results.table import Column, lines, number
 
 GOAL = 2.0  # points

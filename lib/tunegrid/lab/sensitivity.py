@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import median
 
 from tunegrid import ROOT
-from tunegrid.lab.grid_runs import OtherSession, Sessions
-from tunegrid.lab.false_alarms import BOUNDS, objections
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.lab.false_alarms import BOUNDS, objections
+from tunegrid.lab.grid_runs import OtherSession, Sessions
+from tunegrid.lab.measured import note
 from tunegrid.results.files import read_list
 from tunegrid.results.gates import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.lab.measured import note
 from tunegrid.results.table import Column, lines, signed
 from tunegrid.results.thresholds import Bounds, load_bounds
 

@@ -261,7 +261,9 @@ def load_noise(path: Path = NOISE) -> Noise:
             raise KeyError(f"rows of {min(absent)}")
         return Noise(profile=content["evidence"]["profile"], rows=rows, measured=measured, scores=scores)
     except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} holds no noise ({type(error).__name__}: {error}); `python -m tunegrid.lab calibrate` writes it") from None
+        raise InputError(
+            f"{path} holds no noise ({type(error).__name__}: {error}); `python -m tunegrid.lab calibrate` writes it"
+        ) from None
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:

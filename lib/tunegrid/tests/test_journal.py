@@ -20,7 +20,7 @@ import torch
 import fixtures.session as session_module
 from fixtures.session import Session, metrics_of
 from tunegrid import ROOT
-from tunegrid.commands import finish
+from tunegrid.commands import merge
 from tunegrid.data import hub
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Head
@@ -75,7 +75,7 @@ def test_without_a_journal_there_is_nothing_to_finish(tmp_path, capsys):
         latest(tmp_path)
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(SystemExit):
-        finish.main(["--journal", str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "out.json")])
+        merge.main(["--journal", str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "out.json")])
     assert "holds no finished cell" in capsys.readouterr().err
 
 
@@ -370,7 +370,7 @@ def test_a_killed_session_loses_no_finished_cell_and_the_next_one_resumes(tmp_pa
     assert kept
     assert not out.exists()
     partial = tmp_path / "partial.json"
-    assert finish.main(["--journal", str(latest(cache / "journal")), "-o", str(partial)]) == 0
+    assert merge.main(["--journal", str(latest(cache / "journal")), "-o", str(partial)]) == 0
     assert {cell: record.scores for cell, record in read_records(partial).items()} == {
         cell: record["scores"] for cell, record in kept.items()
     }
@@ -420,11 +420,13 @@ def test_a_full_disk_keeps_the_session_going_and_leaves_no_half_file(tmp_path):
         process = start(cache, disk / "run.json")
         output, _ = process.communicate(timeout=120)
         assert process.returncode != 0
-        assert "cannot be written (No space left on device); tunegrid finish makes the run anew" in output
+        assert (
+            "cannot be written (No space left on device); `tunegrid merge --journal -o RUN.json` makes the run anew" in output
+        )
         assert "Traceback" not in output
         assert list(disk.iterdir()) == []
         assert len(finished(cache)) == 3
-        assert finish.main(["--journal", str(latest(cache / "journal")), "-o", str(tmp_path / "run.json")]) == 0
+        assert merge.main(["--journal", str(latest(cache / "journal")), "-o", str(tmp_path / "run.json")]) == 0
         assert set(read_records(tmp_path / "run.json")) == set(CELLS)
     finally:
         subprocess.run(["umount", disk], check=False)

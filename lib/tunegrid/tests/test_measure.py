@@ -125,7 +125,9 @@ def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
 def test_stages_have_one_order():
     assert measure.stages_of("") == ["bounds", "baseline", "power", "sensitivity", "false_alarms", "zoo"]
     assert measure.stages_of("power,bounds") == ["bounds", "power"]
-    with pytest.raises(InputError, match="'bound' is no stage; give some of bounds,baseline,power,sensitivity,false_alarms,zoo"):
+    with pytest.raises(
+        InputError, match="'bound' is no stage; give some of bounds,baseline,power,sensitivity,false_alarms,zoo"
+    ):
         measure.stages_of("bound")
 
 
@@ -202,7 +204,10 @@ def test_a_command_replaces_its_own_figures_alone(tmp_path):
     measured.note(path, "power", {"runs": 5})
     measured.note(path, "sensitivity", {"cells": 27})
     measured.note(path, "power", {"runs": 6})
-    assert {name: section["date"] > "2020" for name, section in measured.read(path).items()} == {"power": True, "sensitivity": True}
+    assert {name: section["date"] > "2020" for name, section in measured.read(path).items()} == {
+        "power": True,
+        "sensitivity": True,
+    }
     assert measured.read(path)["power"]["runs"] == 6
     measured.note(None, "power", {})
 

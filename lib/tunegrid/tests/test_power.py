@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tunegrid.commands import power as command
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.results import noise, power, quality
-from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise
+from tunegrid.lab import power as command
+from tunegrid.lab import simulation
 from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
+from tunegrid.results import noise, quality
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise
 from tunegrid.results.statistics import by_training
 
 MARGINS = {"other": 0.0}  # so that only statistics keep equal runs from being called worse
@@ -81,7 +82,7 @@ def test_simulated_scores_are_the_measured_residuals(measured):
     shape = setting.shapes["t5_sa"]
     assert shape.shape == (60, 2)  # three cells of twenty seeds, two scores
     assert (shape**2).mean() == pytest.approx(1.0, abs=0.06)
-    drawn = power._draws(setting, dict.fromkeys(setting.estimates, 1.0), "t5_sa_lora", 500, np.random.default_rng(0))
+    drawn = simulation._draws(setting, dict.fromkeys(setting.estimates, 1.0), "t5_sa_lora", 500, np.random.default_rng(0))
     assert {tuple(row) for row in drawn} <= {tuple(row) for row in shape}
 
 

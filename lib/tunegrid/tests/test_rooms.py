@@ -15,7 +15,7 @@ from tunegrid.grid.methods import METHODS
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
-ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "micro")
+ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
 LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from fixtures.options import changes_recipes, profile_from, seeds_of
-from tunegrid.commands import audit, baseline, finish, merge, numerics, scores
+from tunegrid.commands import audit, baseline, gate, merge
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import to_json
 from tunegrid.results import run_table
@@ -203,11 +203,9 @@ def test_commands_take_a_file_of_several_seeds(together, tmp_path, capsys):
     assert re.findall(r"learned\S+something: .* \((\w+), quick, seed (\d)\)$", capsys.readouterr().out, re.MULTILINE) == [
         tuple(name.split("-seed")) for name in IDS
     ]
-    assert scores.main([str(path), str(path)]) == 0
+    assert gate.main([str(path), str(path), "--exact"]) == 0
     assert "identical: 32 scores of 2 cells" in capsys.readouterr().out
-    assert numerics.main([str(path), str(path)]) == 0
-    assert capsys.readouterr().out.count("equal") >= 4
-    assert len(finish.finish(latest(folder / "cache" / "journal"), tmp_path / "finished.json").records) == 4
+    assert merge.main(["--journal", str(latest(folder / "cache" / "journal")), "-o", str(tmp_path / "finished.json")]) == 0
     assert ids_in(tmp_path / "finished.json") == IDS
     assert merge.main([str(path), str(path), "-o", str(tmp_path / "merged.json")]) == 0
     assert ids_in(tmp_path / "merged.json") == IDS
@@ -218,7 +216,7 @@ def test_a_difference_names_the_seed(together, tmp_path, capsys):
     content = json.loads((folder / "run.json").read_text())
     content["benchmarks"][1]["extra_info"]["scores"]["accuracy"] = 1.0
     (tmp_path / "other.json").write_text(json.dumps(content))
-    assert scores.main([str(folder / "run.json"), str(tmp_path / "other.json")]) == 1
+    assert gate.main([str(folder / "run.json"), str(tmp_path / "other.json"), "--exact"]) == 1
     assert re.match(r"bert_sa_lora seed 2: accuracy [\d.]+ and 1.0$", capsys.readouterr().out.strip())
 
 
@@ -316,7 +314,7 @@ def test_what_cannot_be_told_gets_the_baselines_next_seeds_until_it_can(together
     assert re.search(r"^bert_sa_lora +accuracy +3 ", output, re.MULTILINE)
     assert "quality: 2 same" in output
     assert "1 passed, 4 skipped" in output
-    finish.finish(latest(tmp_path / "cache" / "journal"), tmp_path / "finished.json")
+    assert merge.main(["--journal", str(latest(tmp_path / "cache" / "journal")), "-o", str(tmp_path / "finished.json")]) == 0
     assert ids_in(tmp_path / "finished.json") == names
 
 

@@ -9,16 +9,16 @@ import pytest
 from scipy.special import ndtri
 
 from tunegrid import ROOT
-from tunegrid.commands import calibrate, grid_runs
-from tunegrid.lab.calibrate import Plan, blunt, calibration, read_controls
-from tunegrid.lab.grid_runs import GridRun, OtherSession
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.zoo import zoo
-from tunegrid.record import to_json
+from tunegrid.lab import calibrate, grid_runs
+from tunegrid.lab.calibrate import Plan, blunt, calibration, read_controls
 from tunegrid.lab.calibration import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
+from tunegrid.lab.grid_runs import GridRun, OtherSession
+from tunegrid.record import to_json
 from tunegrid.results.noise import Deviation, load_noise, pooled
 from tunegrid.results.thresholds import load_bounds, missed
 from tunegrid.tests.test_record import complete

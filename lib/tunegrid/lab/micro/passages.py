@@ -10,7 +10,19 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any
 
-from tunegrid.lab.micro.words import AMOUNTS, BUILDING_NAMES, BUILDINGS, JOBS, MEN, MONTHS, SUBJECTS, SURNAMES, TOWNS, WOMEN, YEARS
+from tunegrid.lab.micro.words import (
+    AMOUNTS,
+    BUILDING_NAMES,
+    BUILDINGS,
+    JOBS,
+    MEN,
+    MONTHS,
+    SUBJECTS,
+    SURNAMES,
+    TOWNS,
+    WOMEN,
+    YEARS,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
