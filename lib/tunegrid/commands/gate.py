@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument(
         "--numerics",
         action="store_true",
-        help="also print what each verdict on numerics rests on, and how far figures lie apart",
+        help="also print what verdicts on numerics rest on, and how far figures lie apart",
     )
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
     return line

@@ -1,4 +1,4 @@
-"""`python -m tunegrid.lab NAME ...` measures the suite itself; `python -m tunegrid.lab NAME --help` describes one measurement."""
+"""Measurements of the suite itself: `python -m tunegrid.lab NAME ...` runs one; with `--help` it is described."""
 
 import sys
 

@@ -174,9 +174,9 @@ def score_of(grid: Grid, cell: str, metric: str) -> float:
 def thresholds_toml(calibration: Calibration) -> str:
     """The file of bounds."""
     lines = [
-        "# Written by `python -m tunegrid.lab calibrate`. Scores are points, 0-100. A healthy run of the whole grid misses any minimum",
-        "# with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds (noise.toml,",
-        "# pooled over the cells of a kind). But no bound lies farther from the mean than",
+        "# Written by `python -m tunegrid.lab calibrate`. Scores are points, 0-100. A healthy run of the whole grid misses any",
+        "# minimum with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds",
+        "# (noise.toml, pooled over the cells of a kind). But no bound lies farther from the mean than",
         f"# {calibration.control_share:.0%} of the way to `control`, the best score of a run that learned nothing.",
         *evidence(calibration),
     ]
@@ -199,7 +199,7 @@ def noise_toml(calibration: Calibration) -> str:
     """The file of training noise: deviations as measured, and their scores; they are pooled where they are read."""
     noise = calibration.noise
     lines = [
-        "# Written by `python -m tunegrid.lab calibrate`. Standard deviations of scores, in points, with their degrees of freedom:",
+        "# Written by `python -m tunegrid.lab calibrate`. Standard deviations of scores, in points, with degrees of freedom:",
         "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
         "# `scores`: one list for each group of runs that differ by chance alone.",
         *evidence(calibration),

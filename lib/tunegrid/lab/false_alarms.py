@@ -1,8 +1,8 @@
-"""Does the suite cry wolf? `python -m tunegrid.lab false_alarms` trains healthy runs of the quick grid and counts those that anything calls.
+"""Does the suite cry wolf? `python -m tunegrid.lab false_alarms` trains healthy runs and counts those that anything calls.
 
-Twenty have the seeds 0 to 4 and starts moved in their last digits, twenty have fresh seeds (100 to 119). Each is held to the
-bounds and judged by the committed baseline. On two cores this takes about an hour and a half; sessions of five runs are kept
-and not trained again. Exit code 1 if more than one run in twenty fails.
+Of the quick grid, twenty runs have the seeds 0 to 4 and starts moved in their last digits, twenty have fresh seeds (100 to
+119). Each is held to the bounds and judged by the committed baseline. On two cores this takes about an hour and a half;
+sessions of five runs are kept and not trained again. Exit code 1 if more than one run in twenty fails.
 """
 
 import argparse

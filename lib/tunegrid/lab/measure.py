@@ -2,7 +2,7 @@
 
 Stage by stage, it calls other commands, which can be run alone, too:
 
-  bounds        20 seeds of the quick grid, more of cells with a tail, moved starts, controls: quick.toml, noise.toml (calibrate)
+  bounds        20 seeds of the quick grid, more of tailed cells, moved starts, controls: quick.toml, noise.toml (calibrate)
   baseline      the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
   power         smallest drops and error rates, simulated (power)
   sensitivity   real degradations (sensitivity)

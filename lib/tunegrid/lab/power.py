@@ -1,4 +1,4 @@
-"""What does the gate see? `python -m tunegrid.lab power` prints the smallest drop of each cell that it calls worse four times in five.
+"""What does the gate see? `python -m tunegrid.lab power` prints the smallest drop of each cell called worse four times in five.
 
 It also simulates whole runs of equal quality, with calibrations of their own, and prints how many of them the gate calls worse:
 runs of the baseline's seeds, runs of other seeds, and runs that get more seeds look by look; and how many healthy runs miss a

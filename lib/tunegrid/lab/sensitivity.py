@@ -1,6 +1,6 @@
-"""What does the gate see of real degradations? `python -m tunegrid.lab sensitivity` trains quick cells with something wrong and judges them.
+"""What does the gate see of real degradations? `python -m tunegrid.lab sensitivity` trains cells with something wrong.
 
-One in twenty or one in ten training rows with a wrong target, half the learning rate, every tenth update lost
+Quick cells train with a wrong target in one of twenty or of ten rows, at half the learning rate, or without every tenth update
 (`benchmarks/test_degraded.py`). It prints the verdict on each cell's main score, and what bounds, audits and numerics say. On
 two cores this takes about ten minutes; runs are kept and not trained again.
 """

@@ -25,7 +25,8 @@ QUOTED = [
     ("benchmarks", rf"\| 10 % of training targets \| {MOVES}", "sensitivity.targets_10", DEGRADED),
     ("benchmarks", rf"\| the learning rate, halved \| {MOVES}", "sensitivity.rate_halved", DEGRADED),
     ("benchmarks", rf"\| every tenth update, lost \| {MOVES}", "sensitivity.tenth_missing", DEGRADED),
-    ("benchmarks", rf"By `python -m tunegrid.lab false_alarms`.*?, {COUNT} of {COUNT} healthy runs fails?:", "false_alarms", ("all", "runs")),
+    ("benchmarks", rf"By `python -m tunegrid.lab false_alarms`.*?, {COUNT} of {COUNT} healthy runs fails?:", "false_alarms",
+     ("all", "runs")),
     ("benchmarks", rf"labels: {COUNT} of {COUNT} miss", "controls zoo", ("missed", "controls")),
     ("reports", rf"must miss a bound\. {COUNT} of {COUNT} miss", "controls quick", ("missed", "controls")),
 ]  # fmt: skip

@@ -92,7 +92,7 @@ def test_without_holm_a_third_of_equal_runs_would_be_called_worse(monkeypatch):
 
 
 def test_looks_without_their_share_of_alpha_would_cry_wolf(monkeypatch):
-    monkeypatch.setattr(power, "share_of_alpha", lambda look, looks: 1.0)
+    monkeypatch.setattr(simulation, "share_of_alpha", lambda look, looks: 1.0)
     assert alarms(PERTURBED, runs=200, looks=8) > 0.06
 
 

@@ -66,6 +66,13 @@ def test_the_page_knows_records_and_results_only():
     assert rooms == {"errors", "grid", "record", "results", "page"}
 
 
+def test_nothing_that_users_run_imports_the_lab():
+    product = [path for room in ROOMS if room != "lab" for path in modules(room)] + [LIB / "__main__.py", LIB / "__init__.py"]
+    product += [*(ROOT / "fixtures").glob("*.py"), ROOT / "conftest.py"]
+    importing = [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))]
+    assert importing == []
+
+
 def dependencies():
     """Which modules of lib each module imports, at its top or inside functions."""
     names = {

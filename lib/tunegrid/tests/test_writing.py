@@ -1,4 +1,4 @@
-"""Whoever ran a run's cells, equal records make an equal run: in a session, elsewhere, resumed, or merged of files or a journal."""
+"""Whoever ran a run's cells, equal records make an equal run: in a session, elsewhere, resumed, or merged."""
 
 import json
 import os
