@@ -18,7 +18,7 @@ from tunegrid.results.costs import LEDGER, PEAKS, Seeds, memory, speed
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Judgement, Outcome, Verdict, judgement_of
 from tunegrid.results.noise import Noise, load_noise
-from tunegrid.results.numerics import Tolerances, compared, load_tolerances
+from tunegrid.results.numerics import Tolerances, compared, furthest_apart, load_tolerances
 from tunegrid.results.quality import Judge, Rows
 from tunegrid.results.too_good import evidence_of, too_good
 
@@ -131,6 +131,19 @@ def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> 
     answers = [compared(before, after, tolerances) for before, after in pairs]
     verdict, detail = min(answers, key=lambda answer: NUMERICS.index(answer[0]))
     return judgement_of(pairs[0][0], "numerics", verdict, detail=detail)
+
+
+def furthest(old: Run, new: Run) -> dict[str, dict[str, float]]:
+    """How far the figures of numerics lie apart at most, by arithmetic, over all runs of a cell and seed that are not equal."""
+    tolerances = load_tolerances()
+    pairs = [
+        (before, after)
+        for cell, seeds in new.records.items()
+        for seed, after in seeds.items()
+        if (before := old.records.get(cell, {}).get(seed)) is not None
+    ]
+    apart = (Verdict.ROUNDING, Verdict.CHANGED)
+    return furthest_apart([pair for pair in pairs if compared(*pair, tolerances)[0] in apart], tolerances)
 
 
 def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:

@@ -14,9 +14,7 @@ from tunegrid.codecs.base import Feature
 from tunegrid.codecs.cache import cache_key, features_of
 from tunegrid.codecs.extract import Window
 from tunegrid.codecs.store import StoredFeatures, lengths_of, write_features
-from tunegrid.data import synthetic
 from tunegrid.errors import InputError
-from tunegrid.grid.tasks import SA
 from tunegrid.tests.small import cell_of, rows_of, tokenizer_of
 
 FOLDERS = {"sa": "amazon_polarity", "qa": "squad", "sum": "cnn_dailymail"}
@@ -254,6 +252,7 @@ def test_writing_windows_holds_a_block_of_them_and_reading_none(tmp_path):
 def test_encoding_more_rows_does_not_hold_their_features(tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "BLOCK", 50)
     monkeypatch.setattr(store, "BLOCK", 50)
-    rows, codec = list(synthetic.rows_of(SA, 1000)), codec_with(tmp_path, "bert_sa_sft")
+    rows = [{"label": n % 2, "title": f"bicycle {n}", "content": 20 * "the price is fine . "} for n in range(1000)]
+    codec = codec_with(tmp_path, "bert_sa_sft")
     (_, small), (_, large) = (peak_of(partial(features_of, codec, rows[:n], training=True)) for n in (200, 1000))
     assert (large - small) / 800 < 500  # bytes a row; a feature of 80 tokens takes about 3,000

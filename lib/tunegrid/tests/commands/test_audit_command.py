@@ -34,6 +34,17 @@ def test_a_score_alone_may_be_shared_a_whole_course_may_not():
     assert copied == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
 
 
+def test_each_of_several_copies_names_another_one():
+    apart = {"t5_sa_lora": 90.0, "t5_sa_qlora": 91.0, "t5_qa_lora": 90.0, "t5_sa_sft": 90.0}
+    details = {name: found.detail for name, [found, *_] in across([cell(*pair) for pair in apart.items()]).items()}
+    assert details == {
+        "t5_sa_lora": "the results are those of t5_sa_sft",
+        "t5_sa_qlora": "",
+        "t5_qa_lora": "the results are those of t5_sa_sft",
+        "t5_sa_sft": "the results are those of t5_qa_lora",
+    }
+
+
 LEARNED = [{"name": "learned_something", "passed": True, "detail": ""}]
 TEST_ROWS = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 300}}
 FILE = {"file": "a" * 16 + ".parquet", "rows_hash": "b" * 16}

@@ -1,14 +1,16 @@
 """The commands: what they print, and how they refuse."""
 
 import json
+import re
 
 import pytest
 
 from tunegrid import __main__ as command
-from tunegrid.commands import schema, scores
+from tunegrid.commands import gate
 from tunegrid.data import hub
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.lab import __main__ as lab
 from tunegrid.record import new_record, to_json
 from tunegrid.tests.records import MEASURED
 
@@ -51,14 +53,51 @@ def test_every_command_describes_itself(name, capsys):
 
 def test_a_commands_code_is_handed_on(tmp_path):
     first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.0)
-    assert command.main(["scores", str(first), str(first)]) == 0
-    assert command.main(["scores", str(first), str(second)]) == 1
+    assert command.main(["gate", "--exact", str(first), str(first)]) == 0
+    assert command.main(["gate", "--exact", str(first), str(second)]) == 1
 
 
-def test_the_schema_goes_where_it_is_wanted(tmp_path, capsys):
-    assert schema.main(["-o", str(tmp_path / "schema.json")]) == 0
-    assert json.loads((tmp_path / "schema.json").read_text())["title"] == "Record"
-    assert capsys.readouterr().out == f"wrote {tmp_path / 'schema.json'}\n"
+@pytest.mark.parametrize(
+    ("name", "now"),
+    [
+        ("numerics", "write `tunegrid gate --numerics --on numerics`"),
+        ("silence", "write `python -m tunegrid.lab false_alarms`"),
+        ("scaling", "what it found stands in the notes of version 0.13, in reports/CHANGELOG.md"),
+    ],
+)
+def test_a_command_of_an_older_version_says_what_to_do_now(name, now, capsys):
+    assert command.main([name, "a.json"]) == 2
+    assert capsys.readouterr().err == f"tunegrid {name} was removed: {now}\n"
+
+
+def test_every_command_that_an_older_version_had_is_still_here_or_says_what_to_do_now():
+    was = "numerics scores measure calibrate power sees silence overhead scaling finish profile schema"
+    assert set(command.FORMER) == set(was.split())
+    assert not command.FORMER.keys() & command.COMMANDS.keys()
+    for said in command.FORMER.values():
+        if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", said):
+            assert command_line[1] in {**command.COMMANDS, **lab.COMMANDS}
+
+
+# The lab
+
+
+def test_the_lab_lists_what_it_measures(capsys):
+    assert lab.main([]) == 0
+    first, _, *lines, _, last = capsys.readouterr().out.splitlines()
+    assert (first, last) == (
+        "usage: python -m tunegrid.lab COMMAND ...",
+        "python -m tunegrid.lab COMMAND --help describes one.",
+    )
+    assert [line.split()[0] for line in lines] == ["measure", "calibrate", "power", "sensitivity", "false_alarms"]
+
+
+@pytest.mark.parametrize("name", lab.COMMANDS)
+def test_everything_in_the_lab_describes_itself(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        lab.main([name, "--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m tunegrid.lab {name}")
 
 
 # Scores and bounds
@@ -66,26 +105,26 @@ def test_the_schema_goes_where_it_is_wanted(tmp_path, capsys):
 
 def test_equal_scores_are_called_identical(tmp_path, capsys):
     first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.5)
-    assert scores.main([str(first), str(second)]) == 0
+    assert gate.main(["--exact", str(first), str(second)]) == 0
     # 9 sentiment and 9 question cells with 2 scores each, 9 summarization cells with 5
     assert capsys.readouterr().out.startswith("identical: 81 scores of 27 cells")
 
 
 def test_a_difference_in_the_last_digit_is_listed(tmp_path, capsys):
     first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.50000000000001)
-    assert scores.main([str(first), str(second)]) == 1
+    assert gate.main(["--exact", str(first), str(second)]) == 1
     assert "bert_sa_lora: accuracy 90.5 and 90.50000000000001" in capsys.readouterr().out
 
 
 def test_a_cell_that_only_one_run_has_is_a_difference(tmp_path, capsys):
     first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.5, cells=26)
-    assert scores.main([str(first), str(second)]) == 1
+    assert gate.main(["--exact", str(first), str(second)]) == 1
     assert capsys.readouterr().out == "t5_sa_sft: only in one of the two\n"
 
 
 def test_a_missing_file_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        scores.main([str(tmp_path / "none.json"), str(tmp_path / "none.json")])
+        gate.main(["--exact", str(tmp_path / "none.json"), str(tmp_path / "none.json")])
     assert "does not exist" in capsys.readouterr().err
 
 

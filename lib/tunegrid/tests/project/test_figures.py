@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.results.measured import read
+from tunegrid.lab.measured import read
 
 COUNT, SIGNED = r"([\d,]+)", r"([+-][\d.]+)"
 MOVES = rf"{SIGNED} to {SIGNED}(?: points)?, median {SIGNED} \| {COUNT} of 27(?: cells)? \| {COUNT} of 27 \|"
@@ -21,11 +21,12 @@ QUOTED = [
     ("benchmarks", rf"At other seeds it is {COUNT}, of three runs each {COUNT}, and with four looks {COUNT}", "power",
      ("worse: other seeds, 1 run, 1 look", "worse: other seeds, 3 runs, 1 look", "worse: other seeds, 1 run, 4 looks")),
     ("benchmarks", rf"of {COUNT} healthy runs {COUNT} miss a bound", "power", ("runs", "miss a bound")),
-    ("benchmarks", rf"\| 5 % of training targets \| {MOVES}", "sees.targets_5", DEGRADED),
-    ("benchmarks", rf"\| 10 % of training targets \| {MOVES}", "sees.targets_10", DEGRADED),
-    ("benchmarks", rf"\| the learning rate, halved \| {MOVES}", "sees.rate_halved", DEGRADED),
-    ("benchmarks", rf"\| every tenth update, lost \| {MOVES}", "sees.tenth_missing", DEGRADED),
-    ("benchmarks", rf"By `tunegrid silence`.*?, {COUNT} of {COUNT} healthy runs fails?:", "silence", ("all", "runs")),
+    ("benchmarks", rf"\| 5 % of training targets \| {MOVES}", "sensitivity.targets_5", DEGRADED),
+    ("benchmarks", rf"\| 10 % of training targets \| {MOVES}", "sensitivity.targets_10", DEGRADED),
+    ("benchmarks", rf"\| the learning rate, halved \| {MOVES}", "sensitivity.rate_halved", DEGRADED),
+    ("benchmarks", rf"\| every tenth update, lost \| {MOVES}", "sensitivity.tenth_missing", DEGRADED),
+    ("benchmarks", rf"By `python -m tunegrid.lab false_alarms`.*?, {COUNT} of {COUNT} healthy runs fails?:", "false_alarms",
+     ("all", "runs")),
     ("benchmarks", rf"labels: {COUNT} of {COUNT} miss", "controls zoo", ("missed", "controls")),
     ("reports", rf"must miss a bound\. {COUNT} of {COUNT} miss", "controls quick", ("missed", "controls")),
 ]  # fmt: skip
@@ -58,7 +59,7 @@ def test_every_section_is_quoted_or_evidence_alone():
 
 def test_a_page_says_of_which_recipes_older_figures_are():
     text = " ".join((ROOT / "benchmarks" / "README.md").read_text().split())
-    for name in ("sees", "silence"):
+    for name in ("sensitivity", "false_alarms"):
         version = section(name).get("recipes")
-        assert (f"By `tunegrid {name}`, with the recipes of" in text) == bool(version)
-        assert not version or f"By `tunegrid {name}`, with the recipes of {version}, " in text
+        assert (f"By `python -m tunegrid.lab {name}`, with the recipes of" in text) == bool(version)
+        assert not version or f"By `python -m tunegrid.lab {name}`, with the recipes of {version}, " in text

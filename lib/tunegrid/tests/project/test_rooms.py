@@ -15,7 +15,7 @@ from tunegrid.grid.methods import METHODS
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
-ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "micro")
+ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
 LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 # What the folders of tests hold beside the rooms.
 BESIDE = {
@@ -83,6 +83,13 @@ def test_results_take_plain_figures_from_nobody_that_runs(room):
 def test_the_page_knows_records_and_results_only():
     rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
     assert rooms - {"ROOT"} == {"errors", "grid", "record", "results", "page"}
+
+
+def test_nothing_that_users_run_imports_the_lab():
+    product = [path for room in ROOMS if room != "lab" for path in modules(room)] + [LIB / "__main__.py", LIB / "__init__.py"]
+    product += [*(ROOT / "fixtures").glob("*.py"), ROOT / "conftest.py"]
+    importing = [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))]
+    assert importing == []
 
 
 def dependencies():

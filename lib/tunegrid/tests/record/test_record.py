@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from tunegrid.commands.schema import SCHEMA as SCHEMA_FILE
-from tunegrid.commands.schema import text
+from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
@@ -164,8 +163,11 @@ def test_several_faults_are_counted_and_listed():
 # Schema
 
 
-def test_the_committed_schema_is_the_classes():
-    assert SCHEMA_FILE.read_text() == text()
+def test_the_committed_schema_is_the_classes(request):
+    file, text = ROOT / "reports" / "schema.json", json.dumps(schema(), indent=2) + "\n"
+    if request.config.getoption("--write-schema", default=False):
+        file.write_text(text)
+    assert file.read_text() == text, "`pytest lib/tunegrid/tests --write-schema -k committed_schema` writes it anew"
 
 
 def test_the_schema_is_one_and_asks_for_every_field():

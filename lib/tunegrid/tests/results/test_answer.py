@@ -15,9 +15,9 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gates import FAILED_BY
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.synthetic import BASELINE
 from tunegrid.tests.records import complete
 
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 NUMERICS = ("numerics", "quality", "memory")
 ADAPTERS = [cell for cell in STUDY_IDS if not cell.endswith("_sft")]
 SOUND = {"name": "base_frozen", "passed": True, "detail": "nothing moved"}
@@ -209,7 +209,7 @@ def session(folder, change, *options):
     (folder / "cache").mkdir()
     (folder / "cache" / "examples").symlink_to(BASELINE.parent / "examples")
     page, xml, summary = (folder / name for name in ("page.html", "junit.xml", "summary.md"))
-    rehearse = ("-p", "fixtures.rehearsal", f"--rehearse={folder / 'rows.json'}")
+    rehearse = ("-p", "tunegrid.tests.rehearsal", f"--rehearse={folder / 'rows.json'}")
     told = (f"--gate={BASELINE}", f"--benchmark-json={folder / 'run.json'}", f"--html={page}", f"--junit-xml={xml}")
     names = [name for name in os.environ if not name.startswith(("PYTEST_", "GITHUB_"))]
     own = {name: os.environ[name] for name in names}

@@ -173,7 +173,7 @@ def test_no_file_is_no_noise(tmp_path):
 def test_a_broken_file_is_one_sentence(tmp_path, text):
     path = tmp_path / "noise.toml"
     path.write_text(text)
-    with pytest.raises(InputError, match=r"holds no noise .*; `tunegrid calibrate` writes it"):
+    with pytest.raises(InputError, match=r"holds no noise .*; `python -m tunegrid.lab calibrate` writes it"):
         load_noise(path)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunegrid.commands.numerics import main
+from tunegrid.commands.gate import main
 from tunegrid.record import to_json
 from tunegrid.results.gates import Run, failing, gate, kind_of
 from tunegrid.results.judgements import Verdict
@@ -384,14 +384,6 @@ def test_fewer_bytes_of_tensors_are_a_change_and_a_larger_resident_set_fails_not
     assert failing(judged(new), ("quality", "memory")) == []
 
 
-def test_the_command_compares_seed_by_seed(capsys):
-    baseline = "reports/baselines/quick-cpu.json"
-    assert main([baseline, baseline]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 1 + 5 * 27
-    assert all("equal" in line for line in lines[1:])
-
-
 def test_figures_that_lie_furthest_apart_are_said_by_arithmetic_and_by_cells_with_tolerances_of_their_own():
     """Losses by nats: 0.7 and 0.4 move. A norm of 2 becomes 1.5: a quarter of the larger one."""
     norm = with_step(gradients={ATTENTION: 2.0}), with_step(gradients={ATTENTION: 1.5})
@@ -404,19 +396,45 @@ def test_figures_that_lie_furthest_apart_are_said_by_arithmetic_and_by_cells_wit
     assert not any(most["cell t5_sa_sft"].values())
 
 
-def test_the_command_says_how_far_runs_lie_apart(capsys, tmp_path):
-    records = [record(cell="bert_sa_sft"), record(moved(0, 9e-6), cell="bert_sa_sft")]
-    for number, made in enumerate(records):
-        (tmp_path / f"{number}.json").write_text(json.dumps({"benchmarks": [{"name": "x", "extra_info": to_json(made)}]}))
-    assert main([str(tmp_path / "0.json"), str(tmp_path / "1.json")]) == 0
-    assert "furthest apart, fp32: first 9.0e-06, later 0.0e+00, weights 0.0e+00" in capsys.readouterr().out
+def saved(path, *records):
+    path.write_text(json.dumps({"benchmarks": [{"name": made.cell, "extra_info": to_json(made)} for made in records]}))
+    return str(path)
 
 
-def test_the_command_refuses_runs_without_a_common_cell(capsys, tmp_path):
-    other = record()
-    other.seeds.seed = 99
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps({"benchmarks": [{"name": "x", "extra_info": to_json(other)}]}))
+def test_the_gate_says_what_its_verdicts_on_numerics_rest_on_and_how_far_runs_lie_apart(capsys, tmp_path):
+    """Of two cells one rounds: its first loss is off by 9e-6. The figures are of that cell alone."""
+    equal = record(cell="t5_sa_lora")
+    old = saved(tmp_path / "old.json", equal, record())
+    new = saved(tmp_path / "new.json", equal, record(moved(0, 9e-6)))
+    assert main([old, new, "--numerics"]) == 0
+    titles, first, second, furthest, *_ = capsys.readouterr().out.splitlines()
+    assert titles.split() == ["cell", "numerics", "what"]
+    assert first.split(maxsplit=2) == ["t5_sa_lora", "equal", "all losses are equal"]
+    assert second.split(maxsplit=2) == [
+        "bert_sa_sft",
+        "rounding",
+        "losses of the first 4 updates differ by at most 9.0e-06",
+    ]
+    assert furthest.startswith("furthest apart, fp32: first 9.0e-06, later 0.0e+00, weights 0.0e+00")
+    assert main([old, new]) == 0
+    assert "furthest" not in capsys.readouterr().out
+
+
+def test_what_numerics_rest_on_is_text_alone(capsys, tmp_path):
+    path = saved(tmp_path / "run.json", record())
     with pytest.raises(SystemExit):
-        main(["reports/baselines/quick-cpu.json", str(path)])
-    assert "the two runs have no cell of one seed in common" in capsys.readouterr().err
+        main([path, path, "--numerics", "--format", "json"])
+    assert "--numerics prints text: leave out --format" in capsys.readouterr().err
+
+
+def test_of_several_seeds_one_that_changed_is_told_and_fails_where_numerics_count(capsys, tmp_path):
+    def seeded(seed, **changes):
+        made = record(**changes)
+        made.seeds.seed = seed
+        return made
+
+    old = saved(tmp_path / "old.json", seeded(0), seeded(1))
+    new = saved(tmp_path / "new.json", seeded(0), seeded(1, order="f" * 16))
+    assert main([old, new, "--numerics", "--on", "numerics"]) == 1
+    row = capsys.readouterr().out.splitlines()[1]
+    assert row.split(maxsplit=2) == ["bert_sa_sft", "changed", "rows: the same rows in another order, or in other batches"]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tunegrid.commands import audit, baseline, export, finish, gate, merge, numerics, page
+from tunegrid.commands import audit, baseline, export, gate, merge, page
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
 from tunegrid.results import examples
@@ -50,7 +50,7 @@ def parent_of(run, path):
     return run
 
 
-COMMANDS = ("audit", "baseline", "export", "export --rows", "finish", "gate", "merge", "numerics", "page")
+COMMANDS = ("audit", "baseline", "export", "export --rows", "gate", "gate --numerics", "merge", "merge --journal", "page")
 TEXT = json.dumps(run_of())
 PLACES = list(places_in(json.loads(TEXT)))
 
@@ -102,10 +102,10 @@ def command_of(name, world):
         "baseline": lambda: baseline.main([path, out]),
         "export": lambda: export.main([path, "-o", str(world / "out" / "c.csv")]),
         "export --rows": lambda: export.main([path, "--rows", "-o", str(world / "out" / "c.parquet")]),
-        "finish": lambda: finish.main(["--journal", path, "-o", out]),
         "gate": lambda: gate.main([sound, path, "--format=markdown"]),
+        "gate --numerics": lambda: gate.main([path, sound, "--numerics"]),
         "merge": lambda: merge.main([sound, path, "-o", out]),
-        "numerics": lambda: numerics.main([path, sound]),
+        "merge --journal": lambda: merge.main(["--journal", path, "-o", out]),
         "page": lambda: page.main([path, sound, "-o", str(world / "out" / "c.html")]),
     }[name]
 
@@ -147,7 +147,7 @@ def test_no_record_names_a_file_elsewhere(world):
     for name in COMMANDS:
         answered(command_of(name, world))
     (world / "in" / "a.json").write_text(journal_of(json.dumps(run)))
-    answered(command_of("finish", world))
+    answered(command_of("merge --journal", world))
     assert untouched(world) == before
 
 
@@ -180,7 +180,7 @@ def test_names_have_no_effect_on_an_audits_page(world, capsys):
     assert "* \\<img src=x\\> # \\`: schema: cell is" in page
 
 
-# Six times 340 files; all commands but finish read them with read_list.
+# Six times 340 files; all commands but merge --journal read them with read_list.
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(name, world):
     before = untouched(world)
@@ -190,7 +190,7 @@ def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(nam
     @given(st.integers(0, 2**32))
     def answer(seed):
         text = mutated(seed)
-        path.write_text(journal_of(text) if name == "finish" else text)
+        path.write_text(journal_of(text) if name == "merge --journal" else text)
         answered(command)
 
     answer()

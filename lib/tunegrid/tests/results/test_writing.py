@@ -1,4 +1,4 @@
-"""Whoever ran a run's cells, equal records make an equal run: in a session, elsewhere, resumed, finished or merged."""
+"""Whoever ran a run's cells, equal records make an equal run: in a session, elsewhere, resumed, or merged."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.commands import finish, merge
+from tunegrid.commands import merge
 from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results.files import read_records
@@ -136,7 +136,7 @@ def test_finishing_and_merging_tell_the_same_and_leave_the_journal_as_it_was(pla
     before = journal.read_bytes()
     assert [json.loads(line)["row"]["extra_info"]["status"] for line in before.splitlines()].count("passed") == 2
     for name in ("first", "second"):
-        assert finish.main(["--journal", str(journal), "-o", str(tmp_path / f"{name}.json")]) == 1
+        assert merge.main(["--journal", str(journal), "-o", str(tmp_path / f"{name}.json")]) == 1
     assert "0 of 3 cells passed on a CPU" in capsys.readouterr().out
     assert merge.main([str(run), str(tmp_path / "first.json"), "-o", str(tmp_path / "merged.json")]) == 1
     assert told(tmp_path / "first.json") == told(tmp_path / "merged.json") == EXPECTED
@@ -148,7 +148,7 @@ def test_a_run_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys
     journal = Journal(tmp_path)
     for cell, score in (("t5_sa_lora", 91.0), ("t5_sa_sft", 92.0)):
         journal.append(cell, {"fullname": cell, "extra_info": to_json(complete(cell, scores={"accuracy": score}))})
-    assert finish.main(["--journal", str(latest(tmp_path)), "-o", str(tmp_path / "run.json")]) == 0
+    assert merge.main(["--journal", str(latest(tmp_path)), "-o", str(tmp_path / "run.json")]) == 0
     assert "2 of 2 cells passed on a CPU" in capsys.readouterr().out
     assert {status for status, _, _ in told(tmp_path / "run.json").values()} == {"passed"}
 
