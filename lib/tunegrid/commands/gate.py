@@ -1,8 +1,8 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
-changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested, with --strict also if
-any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
+changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested, and with cannot-tell in
+--on if any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
 """
 
 import argparse
@@ -21,15 +21,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
     parser.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
     parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--strict", action="store_true", help="exit 6 where any main score cannot be told")
+    parser.add_argument("--strict", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     options = parser.parse_args(arguments)
+    if options.strict:
+        parser.error("--strict was replaced: write --on=quality,memory,cannot-tell")
     try:
         kinds, records = kinds_of(options.on), read_list(options.new)
         judged = gate(read_run(options.old), Run.of(records, options.new))
     except InputError as error:
         parser.error(str(error))
-    answer = answer_of(records, judged, kinds, strict=options.strict, baseline=options.old.name)
+    answer = answer_of(records, judged, kinds, baseline=options.old.name)
     print(FORMATS[options.format](judged, answer))
     write_step_summary(judged, answer)
     return answer.exit_code
