@@ -195,7 +195,7 @@ QUICK: Mapping[str, tuple[int, float, int, int]] = {
     "t5_sum_sft": (18, 8e-4, 8, 2),
 }
 
-# What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--train-rows 0` reads all.
+# What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.
 # Reckoned, not measured: at these sizes an update is bound by launching kernels, some 30 ms a micro-batch (80 ms for
 # BERT2BERT), and generating takes some 30 ms a token of a batch of 64.
 #   sa   100,000 of 2.5 M rows, 3 to 5 epochs: 9,400 to 31,000 micro-batches, 5 to 16 min a cell; accuracy is flat long before.

@@ -23,7 +23,7 @@ from tunegrid.tests.test_suite import SMALL
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install '.[cluster]'")
 pytestmark = pytest.mark.cluster
 CELLS = ("bert_sa_lora", "gpt2_sa_lora", "gpt2_sa_sft", "t5_sa_sft")
-QUICK = ("-m", "quick", "--max-steps", "4")
+QUICK = ("-m", "quick", "--set", "max_steps=4")
 PATIENCE_SECONDS = 1500
 # Where other work leaves little time, Ray takes slow processes for dead ones, and its workers step back behind all others.
 PATIENT = {
@@ -45,7 +45,7 @@ def pytest_configure():
     progress.FIRST_SECONDS, progress.EVERY_SECONDS = 0.0, 0.5
 
 def pytest_runtest_setup(item):
-    isolated = any(word.startswith("--isolated=") for word in sys.argv)
+    isolated = any(word.startswith("--child=") for word in sys.argv)
     cell = item.callspec.id.removeprefix("full-")
     if not isolated:
         return
@@ -147,8 +147,8 @@ def end(session, folder):
 
 def on(cluster, plugins, folder, *options, cells=CELLS):
     """A session whose cells run on the cluster."""
-    where = ("--engine", "ray", f"--ray-address={cluster.address}", "-p", "mishaps")
-    return start(folder, *QUICK, "--cells", ",".join(cells), *where, *options, PYTHONPATH=str(plugins))
+    where = ("--engine", "ray", "-p", "mishaps", "--cells", ",".join(cells))
+    return start(folder, *QUICK, *where, *options, PYTHONPATH=str(plugins), RAY_ADDRESS=cluster.address)
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +218,8 @@ def test_a_node_that_is_lost_costs_no_row(cluster, mishaps, tmp_path, alone):
 
 def test_a_driver_that_dies_has_kept_what_had_ended_and_resumes(cluster, mishaps, tmp_path, alone):
     (mishaps / "t5_sa_sft.mishap").write_text("wait")
-    cache = {"TUNEGRID_CACHE": str(tmp_path / "cache")}
-    where = ("--engine", "ray", f"--ray-address={cluster.address}", "-p", "mishaps", "--cells", ",".join(CELLS))
+    cache = {"TUNEGRID_CACHE": str(tmp_path / "cache"), "RAY_ADDRESS": cluster.address}
+    where = ("--engine", "ray", "-p", "mishaps", "--cells", ",".join(CELLS))
     first = start(tmp_path, *QUICK, *where, PYTHONPATH=str(mishaps), **cache)
     journal = tmp_path / "cache" / "journal"
     wait_for(lambda: sum(len(path.read_text().splitlines()) for path in journal.glob("*.jsonl")) == 3)
@@ -254,8 +254,9 @@ def test_a_full_object_store_costs_no_row(cluster, mishaps, tmp_path, alone):
 def test_ray_gives_each_cell_a_gpu_and_the_drivers_own_choice_stays_here(cluster, mishaps, tmp_path):
     cells = ("bert_sa_lora", "gpt2_sa_lora", "gpt2_sa_sft")
     roots = (f"--data-root={tmp_path}", f"--checkpoint-root={tmp_path}")
-    options = ("-m", "full", "--cells", ",".join(cells), "--engine", "ray", f"--ray-address={cluster.address}", "-p", "mishaps")
-    session = start(tmp_path, *options, *roots, "-rs", PYTHONPATH=str(mishaps), CUDA_VISIBLE_DEVICES="5")
+    options = ("-m", "full", "--cells", ",".join(cells), "--engine", "ray", "-p", "mishaps")
+    variables = {"PYTHONPATH": str(mishaps), "CUDA_VISIBLE_DEVICES": "5", "RAY_ADDRESS": cluster.address}
+    session = start(tmp_path, *options, *roots, "-rs", **variables)
     code, output, _ = end(session, tmp_path)
     assert code == 0, output
     assert output.count("full cells need a CUDA device and there is none") == 1  # the made-up ones are none
@@ -273,7 +274,7 @@ def test_ray_starts_itself_and_says_only_what_the_suite_says(mishaps, tmp_path, 
 
 
 def test_where_a_cell_on_a_node_stands_is_shown_here(mishaps, tmp_path):
-    options = ("-m", "quick", "--max-steps", "150", "--cells", "t5_sa_lora", "--engine", "ray", "-p", "mishaps")
+    options = ("-m", "quick", "--set", "max_steps=150", "--cells", "t5_sa_lora", "--engine", "ray", "-p", "mishaps")
     code, output, _ = end(start(tmp_path, *options, PYTHONPATH=str(mishaps)), tmp_path)
     assert code == 0, output
     assert re.search(r"^t5_sa_lora  train \d+/150 ", output, re.MULTILINE), output
@@ -289,7 +290,7 @@ def test_a_cell_whose_worker_ray_ends_for_memory_each_time_is_an_error_and_not_t
 
 
 def test_a_cluster_that_does_not_answer_is_one_sentence(tmp_path):
-    code, output, _ = end(start(tmp_path, *QUICK, "--engine", "ray", "--ray-address=127.0.0.1:1"), tmp_path)
+    code, output, _ = end(start(tmp_path, *QUICK, "--engine", "ray", RAY_ADDRESS="127.0.0.1:1"), tmp_path)
     assert code == pytest.ExitCode.USAGE_ERROR
     [line] = [line for line in output.splitlines() if line.startswith("ERROR: ")]
     assert line.startswith("ERROR: the Ray cluster at 127.0.0.1:1 cannot be joined: ")
@@ -308,8 +309,8 @@ def hosts(tmp_path_factory, plugins):
 
 def on_head(head, mishaps, folder):
     """A session on the head, as the README tells it."""
-    where = ("--engine", "ray", "--ray-address=auto", "-p", "mishaps", "--cells", ",".join(CELLS))
-    return start(folder, *QUICK, *where, prefix=head.command(), PYTHONPATH=str(mishaps))
+    where = ("--engine", "ray", "-p", "mishaps", "--cells", ",".join(CELLS))
+    return start(folder, *QUICK, *where, prefix=head.command(), PYTHONPATH=str(mishaps), RAY_ADDRESS="auto")
 
 
 def places(mishaps, cell):

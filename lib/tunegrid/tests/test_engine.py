@@ -33,26 +33,26 @@ from tunegrid.tests.test_suite import run
 @pytest.mark.parametrize(
     ("options", "installed", "sentence"),
     [
-        ({"--ray-address": "auto"}, True, "--ray-address goes with --engine ray"),
         ({"--engine": "ray"}, False, "--engine ray needs Ray, which is not installed here: pip install '.[cluster]'"),
         ({"--engine": "ray", "numprocesses": 2}, True, "-n among workers here: give one of the two"),
-        ({"--engine": "ray", "isolate": True}, True, "leave out --isolate and --no-isolate"),
-        ({"--engine": "ray", "isolate": False}, True, "leave out --isolate and --no-isolate"),
+        ({"--engine": "ray", "--isolate": "yes"}, True, "leave out --isolate"),
+        ({"--engine": "ray", "--isolate": "no"}, True, "leave out --isolate"),
         ({"--engine": "ray", "usepdb": True}, True, "--pdb needs the cells in this process"),
         ({"--engine": "ray", "--device": "cuda:1"}, True, "Ray chooses the machine: give --device cuda"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused_in_a_sentence(monkeypatch, options, installed, sentence):
     monkeypatch.setattr(engine, "find_spec", lambda name: object() if installed else None)
+    given = {"--isolate": "auto"} | options
     with pytest.raises(pytest.UsageError, match=sentence.replace("[", r"\[")):
-        engine.check(SimpleNamespace(getoption=lambda name, default=None: options.get(name, default)))
+        engine.check(SimpleNamespace(getoption=lambda name, default=None: given.get(name, default)))
 
 
 def test_the_refusal_stands_alone_on_the_terminal(tmp_path):
-    code, output, _ = run(tmp_path, "-m", "quick", "--engine", "ray", "--isolate", PYTHONPATH=str(with_ray(tmp_path)))
+    code, output, _ = run(tmp_path, "-m", "quick", "--engine", "ray", "--isolate=yes", PYTHONPATH=str(with_ray(tmp_path)))
     lines = [line for line in output.splitlines() if line]
     assert code == pytest.ExitCode.USAGE_ERROR
-    assert lines == ["ERROR: --engine ray runs each cell in a process of its own: leave out --isolate and --no-isolate"]
+    assert lines == ["ERROR: --engine ray runs each cell in a process of its own: leave out --isolate"]
 
 
 def with_ray(folder):
@@ -63,14 +63,13 @@ def with_ray(folder):
 
 
 @pytest.mark.parametrize(
-    ("option", "variable", "address"),
-    [(None, None, None), ("local", "h:6379", None), ("auto", None, "auto"), (None, "h:6379", "h:6379"), ("a:1", "b:2", "a:1")],
+    ("variable", "address"), [(None, None), ("", None), ("local", None), ("auto", "auto"), ("h:6379", "h:6379")]
 )
-def test_ray_starts_here_unless_a_cluster_is_named(monkeypatch, option, variable, address):
+def test_ray_starts_here_unless_a_cluster_is_named(monkeypatch, variable, address):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    if variable:
+    if variable is not None:
         monkeypatch.setenv("RAY_ADDRESS", variable)
-    assert engine.address_of(SimpleNamespace(getoption=lambda name: option)) == address
+    assert engine.address() == address
 
 
 # Sharing nodes out
@@ -164,7 +163,18 @@ def test_the_luggage_is_the_code_and_what_a_users_file_imports_from_its_folder(t
 
 
 def test_arguments_leave_places_and_grids_behind():
-    given = ["-m", "full", "--grid", "a.py", "benchmarks", "-k", "sa", "--grid=b.py", "benchmarks/test_finetune.py::x"]
+    given = [
+        "-m",
+        "full",
+        "--grid",
+        "a.py",
+        "--child=/tmp/here.json",
+        "benchmarks",
+        "-k",
+        "sa",
+        "--grid=b.py",
+        "benchmarks/test_finetune.py::x",
+    ]
     kept = ["-m", "full", "-k", "sa"]
     assert without(given, ["benchmarks", "benchmarks/test_finetune.py::x"]) == kept
     assert without(["-k", "benchmarks", "benchmarks"], ["benchmarks"]) == ["-k", "benchmarks"]

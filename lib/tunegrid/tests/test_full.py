@@ -11,7 +11,7 @@ from tunegrid import ROOT
 from tunegrid.grid.cells import STUDY_IDS
 
 ROOTS = {"--checkpoint-root": "TUNEGRID_CHECKPOINT_ROOT", "--data-root": "TUNEGRID_DATA_ROOT"}
-LIMITS = ("--train-rows", "32", "--eval-rows", "8", "--max-steps", "4")
+LIMITS = ("--set", "train_rows=32", "--set", "eval_rows=8", "--set", "max_steps=4")
 MISSING = [name for name in ROOTS.values() if name not in os.environ]
 
 

@@ -9,7 +9,7 @@ from fixtures.isolation import reports_of
 from fixtures.process import Ended, why
 from tunegrid.tests.test_suite import run
 
-CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--max-steps", "2")
+CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--set", "max_steps=2")
 WATCHER = """
 import weakref
 import pytest
@@ -31,7 +31,7 @@ KILLER = """
 import os, signal, sys
 
 def pytest_runtest_setup(item):
-    if any(word.startswith("--isolated") for word in sys.argv) and "bert_sa_lora" in item.nodeid:
+    if any(word.startswith("--child") for word in sys.argv) and "bert_sa_lora" in item.nodeid:
         os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -49,7 +49,7 @@ def apart(tmp_path_factory):
     """The same cells in a process each; one of them is killed."""
     folder = tmp_path_factory.mktemp("apart")
     (folder / "killer.py").write_text(KILLER)
-    return run(folder, *CELLS, "--isolate", "-p", "killer", PYTHONPATH=str(folder))
+    return run(folder, *CELLS, "--isolate=yes", "-p", "killer", PYTHONPATH=str(folder))
 
 
 def test_a_cells_model_is_gone_before_the_next_one_loads(together):

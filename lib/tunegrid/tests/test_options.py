@@ -1,20 +1,26 @@
 """What the command line selects, what it changes, and how it refuses."""
 
+import argparse
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
 
-from fixtures.options import changes_recipes, profile_from
+from fixtures.child import Child, read
+from fixtures.old_options import REPLACED
+from fixtures.options import profile_from, pytest_addoption, settings_of
 from fixtures.planning import by_length
+from fixtures.settings import known_fields, setting
 from tunegrid import ROOT
+from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FULL_CAPS, QUICK, QUICK_PROFILE
-from tunegrid.grid.recipes import RECIPES
+from tunegrid.grid.recipes import RECIPES, Adapter, Generation, Recipe
 from tunegrid.tests.test_record import complete_json
 
 
@@ -94,22 +100,22 @@ def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
     ("option", "value", "sentence"),
     [
         ("--cells", "t5_qa_sft,bert_sa_lor", "unknown cell 'bert_sa_lor'; did you mean bert_sa_lora?"),
-        ("--max-steps", "0", "--max-steps '0' is not a whole number of at least 1"),
-        ("--train-rows", "-3", "--train-rows '-3' is not a whole number of at least 0"),
-        ("--seed", "-3", "--seed '-3' is not a whole number from 0 to 4294967295"),
-        ("--seed", "4294967296", "--seed '4294967296' is not a whole number from 0 to 4294967295"),
-        ("--device", "mps", "--device 'mps': memory and time are measured rightly on cpu, cuda and cuda:N only"),
-        ("--optim", "adamw", "unknown optimizer 'adamw'; known are adamw_bnb_8bit, adamw_torch"),
+        ("--set", "max_step=4", "invalid --set 'max_step=4': unknown field 'max_step'; did you mean max_steps?"),
+        ("--set", "train_rows=-3", "invalid --set 'train_rows=-3': expected a whole number of at least 0"),
+        ("--set", "optim=adamw", "unknown optimizer 'adamw'; known are adamw_bnb_8bit, adamw_torch"),
+        ("--set", "adapter.r=4", "--set adapter.r changes nothing: no recipe of these cells has adapter settings"),
+        ("--isolate", "maybe", "invalid --isolate 'maybe': expected one of auto, yes, no"),
+        ("--isolate", "--list-cells", "--isolate takes a value: write --isolate=yes"),
+        ("--child", "/nope.json", "--child /nope.json is not a file that this suite wrote: leave the option to it"),
+        ("--device", "mps", "invalid --device 'mps': expected cpu, cuda or cuda:N, where memory and time are measured rightly"),
         ("--grid", "/nope.py", "--grid /nope.py is not a Python file"),
         ("--budget", "half an hour", "--budget 'half an hour' is no duration; write it as in 30m, 90s or 1h30m"),
         ("--estimates-from", "/nope.json", "--estimates-from /nope.json is not a file"),
-        ("--learning-rate", "abc", "--learning-rate 'abc' is not a number between 0 and 1"),
-        ("--learning-rate", "nan", "--learning-rate 'nan' is not a number between 0 and 1"),
         ("--data-root", "/nope", "--data-root /nope is not a folder"),
     ],
 )
 def test_a_value_that_cannot_be_used_is_refused_in_one_sentence(option, value, sentence):
-    answer = collect(option, value)
+    answer = collect(option, value, *(("--cells", "bert_sa_sft") if "adapter" in value else ()))
     lines = [line for line in (answer.stdout + answer.stderr).splitlines() if line]
     assert answer.returncode == pytest.ExitCode.USAGE_ERROR
     assert len(lines) == 1
@@ -129,9 +135,10 @@ def test_cells_that_name_none_are_refused():
 
 
 def option_values(**options):
-    """What `config.getoption` answers: these values, and the defaults."""
+    """What `config.getoption` answers: these values, and the defaults; `settings` are those of `--set`."""
+    settings = tuple(options.pop("settings", {}).items())
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return {"--own-test": False, **named}.get
+    return {"--set": settings, "--child": Child(), **named}.get
 
 
 def recipe_of(cell_id, profile):
@@ -143,34 +150,150 @@ def test_without_options_quick_is_itself():
 
 
 def test_options_replace_the_recipes_values_in_every_cell():
-    profile = profile_from(option_values(max_steps=7, learning_rate=1e-5), "quick")
+    profile = profile_from(option_values(settings={"max_steps": 7, "learning_rate": 1e-5}), "quick")
     recipes = [cell.recipe for cell in STUDY.cells(profile)]
     assert {(recipe.max_steps, recipe.learning_rate) for recipe in recipes} == {(7, 1e-5)}
 
 
 def test_epochs_lift_the_quick_limit_on_updates():
-    recipe = recipe_of("bert_sa_lora", profile_from(option_values(epochs=2), "quick"))
+    recipe = recipe_of("bert_sa_lora", profile_from(option_values(settings={"num_train_epochs": 2}), "quick"))
     assert QUICK["bert_sa_lora"][0] > 0
     assert (recipe.max_steps, recipe.num_train_epochs) == (0, 2)
 
 
 def test_roots_and_device_are_the_full_profiles_to_choose(tmp_path):
-    option = option_values(data_root=tmp_path, checkpoint_root=tmp_path, device="cuda:1", own_test=True)
+    option = option_values(data_root=tmp_path, checkpoint_root=tmp_path, device="cuda:1", settings={"own_test": True})
     quick, full = (profile_from(option, name) for name in ("quick", "full"))
     assert (quick.data_root, quick.device, quick.own_test) == (QUICK_PROFILE.data_root, "cpu", False)
     assert (full.data_root, full.checkpoint_root, full.device, full.own_test) == (tmp_path, tmp_path, "cuda:1", True)
 
 
-@pytest.mark.parametrize("limit", ["train_rows", "eval_rows", "max_steps", "epochs", "learning_rate", "optim"])
-def test_a_limited_run_is_not_held_to_bounds(limit):
-    assert changes_recipes(option_values(**{limit: 1}))
-
-
 def test_no_limit_at_all_is_a_change_of_a_profile_with_caps():
-    assert changes_recipes(option_values(train_rows=0))
-    assert profile_from(option_values(train_rows=0), "full").cap("sa", "train") is None
+    assert settings_of(option_values(settings={"train_rows": 0}))
+    assert profile_from(option_values(settings={"train_rows": 0}), "full").cap("sa", "train") is None
     assert profile_from(option_values(), "full").cap("sa", "train") == FULL_CAPS["sa"].train
-    assert profile_from(option_values(eval_rows=7), "full").cap("sa", "validation") == 7
+    assert profile_from(option_values(settings={"eval_rows": 7}), "full").cap("sa", "validation") == 7
+
+
+def test_a_part_of_a_recipe_is_set_where_the_recipe_has_it():
+    profile = profile_from(option_values(settings={"adapter.r": 3, "generation.num_beams": 5}), "full")
+    adapted, whole = recipe_of("t5_sum_lora", profile), recipe_of("t5_sa_sft", profile)
+    assert (adapted.adapter.r, adapted.adapter.lora_alpha) == (3, RECIPES["t5_sum_lora"].adapter.lora_alpha)
+    assert adapted.generation.num_beams == 5
+    assert whole == RECIPES["t5_sa_sft"]
+
+
+def test_another_adapter_has_no_count_of_parameters_from_the_study():
+    def changed(field, value):
+        return recipe_of("bert_sa_qlora", profile_from(option_values(settings={field: value}), "full"))
+
+    assert changed("adapter.r", 3).trainable_params is None
+    assert changed("weight_decay", 0.5).trainable_params == RECIPES["bert_sa_qlora"].trainable_params > 0
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("max_steps=4", 4),
+        ("learning_rate=5e-5", 5e-5),
+        ("head_learning_rate=none", None),
+        ("gradient_checkpointing=yes", True),
+        ("own_test=false", False),
+        ("prefix=none", "none"),
+        ("prefix=summarize: a=b", "summarize: a=b"),
+        ("text=title, content", ("title", "content")),
+        ("adapter.target_modules=q,v", ("q", "v")),
+        ("generation.length_penalty=-1.5", -1.5),
+    ],
+)
+def test_a_setting_has_the_type_of_its_field(text, value):
+    assert setting(text) == (text.partition("=")[0], value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("max_steps", "expected FIELD=VALUE, as in max_steps=4"),
+        ("max_steps=1.5", "expected a whole number of at least 0"),
+        ("num_train_epochs=0", "expected a whole number of at least 1"),
+        ("learning_rate=nan", "expected a number above 0"),
+        ("learning_rate=none", "expected a number above 0"),
+        ("max_grad_norm=x", "expected a number of at least 0 or none"),
+        ("warmup_ratio=2", "expected a number of at least 0 and of at most 1"),
+        ("precision=fp8", "expected one of fp32, fp16, bf16"),
+        ("own_test=perhaps", "expected true or false"),
+        ("adapter.r=0", "expected a whole number of at least 1"),
+        ("generation.beams=2", "unknown field 'generation.beams'; did you mean generation.num_beams?"),
+        ("trainable_params=5", "unknown field 'trainable_params'; fields are optim, learning_rate, "),
+    ],
+)
+def test_a_setting_that_cannot_be_used_says_what_was_expected(text, expected):
+    with pytest.raises(InputError) as refused:
+        setting(text)
+    assert str(refused.value).startswith(f"invalid --set {text!r}: {expected}")
+
+
+def test_every_field_of_how_a_cell_trains_can_be_set():
+    def names(part):
+        return {field.name for field in fields(part)}
+
+    own = names(Recipe) - {"adapter", "generation", "trainable_params", "total_params", "from_notebook", "ours"}
+    inside = {f"adapter.{name}" for name in names(Adapter)} | {f"generation.{name}" for name in names(Generation)}
+    assert set(known_fields()) == own | inside | {"train_rows", "eval_rows", "own_test"}
+
+
+# Options of old
+
+
+@pytest.mark.parametrize("old", REPLACED)
+@pytest.mark.parametrize("form", ["apart", "together", "bare"])
+def test_an_option_of_old_says_what_to_write_now(parse, old, form):
+    given = {"apart": (old, "7"), "together": (f"{old}=7",), "bare": (old,)}[form]
+    new = REPLACED[old].format("VALUE" if form == "bare" else "7")
+    with pytest.raises(pytest.UsageError) as refused:
+        parse(given)
+    assert str(refused.value) == f"{old} was replaced: write {new}"
+
+
+def test_what_an_option_of_old_names_is_taken(parse):
+    for new in REPLACED.values():
+        words = new.format("7").replace("optim=7", "optim=adamw_torch").partition(" in the environment")[0].split()
+        if not words[0].startswith("RAY_ADDRESS"):
+            parse(words)
+
+
+@pytest.fixture
+def parse(request):
+    """Reads a command line of the suite's own options."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    group = SimpleNamespace(addoption=parser.add_argument)
+    pytest_addoption(SimpleNamespace(getgroup=lambda *names: group), request.config.pluginmanager)
+    return parser.parse_args
+
+
+def test_an_option_of_old_is_one_sentence_on_the_terminal_and_not_in_the_help():
+    answer = collect("--epochs", "1")
+    assert answer.returncode == pytest.ExitCode.USAGE_ERROR
+    assert (answer.stdout + answer.stderr).split("\n")[0] == "ERROR: --epochs was replaced: write --set num_train_epochs=1"
+    shown = collect("--help").stdout
+    own = set(re.findall(r"^  (--[\w-]+)", shown.partition("\ntunegrid: ")[2].partition("\n[pytest]")[0], re.MULTILINE))
+    assert own & {*REPLACED, "--perturb", "--child"} == set()
+    assert {"--set", "--seeds", "--isolate"} <= own
+    assert len(own) <= 25
+
+
+# What a child is told
+
+
+def test_a_child_reads_what_it_was_told(tmp_path):
+    child = Child(runs=(("t5_sa_lora", 3),), test="a.py::b[c]", parent=7, ranks=2, reports_to=tmp_path, progress_to=None)
+    option = child.option(tmp_path / "child.json")
+    assert option == f"--child={tmp_path / 'child.json'}"
+    assert read(option.partition("=")[2]) == child
+    assert read(Child().option(tmp_path / "other.json").partition("=")[2]) == Child()
 
 
 def test_a_footprint_without_a_gpu_is_of_one_row_an_update():
@@ -183,7 +306,7 @@ def test_a_footprint_without_a_gpu_is_of_one_row_an_update():
 
 
 def test_a_seed_alone_leaves_the_bounds_in_force():
-    assert not changes_recipes(option_values(seed=3))
+    assert not settings_of(option_values(seeds=(3,)))
 
 
 def test_workers_get_the_longest_cells_of_a_seed_first():

@@ -10,7 +10,7 @@ from tunegrid.tests.test_suite import run
 
 one_gpu = test_isolation.one_gpu
 
-CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--max-steps", "3", "--ranks", "2")
+CELLS = ("-m", "quick", "--cells", "bert_sa_lora,gpt2_sa_lora", "--set", "max_steps=3", "--ranks", "2")
 KILLER = """
 import os, signal, time
 from pathlib import Path
@@ -118,7 +118,7 @@ def test_what_torchrun_says_names_the_rank_and_the_signal():
     ("options", "way_out"),
     [
         (("-n", "2"), "leave out -n, cells run one after the other"),
-        (("--no-isolate",), "leave out --no-isolate"),
+        (("--isolate=no",), "leave out --isolate=no"),
         (("--pdb",), "leave out --pdb, which attends to one process"),
         (("-m", "footprint"), "leave out -m footprint, only cells of quick, zoo and full run on ranks"),
         (("-m", "controls and zoo"), "leave out -m controls, only cells of quick, zoo and full run on ranks"),
@@ -136,11 +136,11 @@ def test_what_ranks_cannot_go_with_is_one_sentence_before_anything_runs(tmp_path
 def test_no_rank_is_no_number_of_ranks(tmp_path):
     code, output, _ = run(tmp_path, "--ranks", "0")
     assert code == pytest.ExitCode.USAGE_ERROR
-    assert "--ranks '0' is not a whole number of at least 1" in output
+    assert "invalid --ranks '0': expected a whole number of at least 1" in output
 
 
 def test_a_cell_whose_weights_are_shared_out_says_so_and_what_cannot_be_is_one_sentence(tmp_path):
-    cells = ("-m", "quick", "--cells", "gpt2_sum_lora,gpt2_sum_qlora", "--max-steps", "3", "--ranks", "2", "--fsdp")
+    cells = ("-m", "quick", "--cells", "gpt2_sum_lora,gpt2_sum_qlora", "--set", "max_steps=3", "--ranks", "2", "--fsdp")
     code, output, records = run(tmp_path, *cells, timeout=300)
     assert code == 1
     [record] = [record for record in records if record["cell"] == "gpt2_sum_lora"]

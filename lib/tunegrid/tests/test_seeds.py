@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from fixtures.options import changes_recipes, profile_from, seeds_of
+from fixtures.child import Child
+from fixtures.options import profile_from, seeds_of, settings_of
 from tunegrid.commands import audit, baseline, finish, merge, numerics, scores
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import to_json
@@ -19,7 +20,7 @@ from tunegrid.tests.test_options import collect, collected, option_values
 from tunegrid.tests.test_record import MEASURED, complete
 from tunegrid.tests.test_suite import run
 
-PAIR = ("-m", "quick", "--cells", "bert_sa_lora,bert_sa_sft", "--max-steps", "4")
+PAIR = ("-m", "quick", "--cells", "bert_sa_lora,bert_sa_sft", "--set", "max_steps=4")
 IDS = ["bert_sa_lora-seed0", "bert_sa_lora-seed2", "bert_sa_sft-seed0", "bert_sa_sft-seed2"]
 
 
@@ -34,9 +35,9 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory, cache):
-    """One cell with `--seed 2`: its file, and its record."""
+    """One cell with `--seeds 2`: its file, and its record."""
     folder = tmp_path_factory.mktemp("alone")
-    options = ("-m", "quick", "--cells", "bert_sa_lora", "--max-steps", "4", "--seed", "2")
+    options = ("-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=4", "--seeds", "2")
     code, output, [record] = run(folder, *options, TUNEGRID_CACHE=str(cache))
     assert code == 0, output
     return folder / "run.json", record
@@ -65,15 +66,15 @@ def test_seeds_are_listed_and_ranged(text, seeds):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (("--seeds", "4-0"), "--seeds '4-0' is no list of seeds: whole numbers from 0 to 4294967295, at most 100 of them"),
-        (("--seeds", "0,,1"), "--seeds '0,,1' is no list of seeds"),
-        (("--seeds", "-1"), "--seeds '-1' is no list of seeds"),
-        (("--seeds", "0-100"), "--seeds '0-100' is no list of seeds"),
-        (("--seeds", "4294967296"), "--seeds '4294967296' is no list of seeds"),
-        (("--seeds", "0-4", "--seed", "0"), "--seed runs every cell with one seed, --seeds with several: give one of the two"),
+        (("--seeds", "4-0"), "invalid --seeds '4-0': expected 0-4 or 0,2,5-7: at most 100 whole numbers from 0 to 4294967295"),
+        (("--seeds", "0-"), "invalid --seeds '0-': expected 0-4 or 0,2,5-7"),
+        (("--seeds", "0,,1"), "invalid --seeds '0,,1': expected 0-4 or 0,2,5-7"),
+        (("--seeds", "-1"), "invalid --seeds '-1': expected 0-4 or 0,2,5-7"),
+        (("--seeds", "0-100"), "invalid --seeds '0-100': expected 0-4 or 0,2,5-7"),
+        (("--seeds", "4294967296"), "invalid --seeds '4294967296': expected 0-4 or 0,2,5-7"),
         (("--gate-budget", "5m"), "--gate-budget 5m is for seeds that a gate lacks: give --gate FILE, too"),
         (("--gate-budget", "5", "--gate=x.json"), "--gate-budget '5' is no duration; write it as in 30m, 90s or 1h30m"),
-        (("--perturb", "0"), "--perturb '0' is not a whole number of at least 1"),
+        (("--perturb", "0"), "invalid --perturb '0': expected a whole number of at least 1"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(options, sentence):
@@ -86,14 +87,14 @@ def test_what_cannot_be_used_is_one_sentence(options, sentence):
 
 def test_one_seed_and_the_first_of_several_make_a_profile():
     assert seeds_of(option_values()) == (0,)
-    assert seeds_of(option_values(seed=3)) == (3,)
+    assert seeds_of(option_values(child=Child(runs=(("t5_sa_sft", 3), ("t5_sa_lora", 1))))) == (1, 3)
     assert profile_from(option_values(seeds=(5, 6)), "quick").seed == 5
     assert profile_from(option_values(seeds=(5, 6)), "quick", seed=6).seed == 6
 
 
 def test_a_perturbed_run_is_held_to_the_bounds():
     assert profile_from(option_values(perturb=3), "quick").perturbation == 3
-    assert not changes_recipes(option_values(perturb=3, seeds=(0, 1)))
+    assert not settings_of(option_values(perturb=3, seeds=(0, 1)))
 
 
 def test_a_plan_counts_the_seeds_and_a_budget_buys_whole_grids_first(tmp_path):
@@ -135,7 +136,7 @@ def test_the_table_has_a_row_a_cell_with_mean_and_spread(together):
 
 
 def test_a_seed_that_passed_under_another_name_is_resumed_under_its_own(tmp_path, cache, alone):
-    options = ("-m", "quick", "--cells", "bert_sa_lora", "--max-steps", "4", "--seeds", "2", "--resume")
+    options = ("-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=4", "--seeds", "2", "--resume")
     code, output, records = run(tmp_path, *options, "-n", "1", TUNEGRID_CACHE=str(cache))
     assert code == 0, output
     assert "resumed 1 cells that had passed with all the same: bert_sa_lora-seed2" in output
@@ -292,7 +293,7 @@ def gated(folder, together, *options):
     """Two cells of seed 0 before a baseline of seeds 0 and 2; what the baseline's own run journaled is resumed."""
     shutil.copytree(together[0] / "cache", folder / "cache")
     (folder / "simple_gate.py").write_text(GATE)
-    gate = ("-p", "simple_gate", f"--gate={together[0] / 'run.json'}", "--gate-strict", "--resume")
+    gate = ("-p", "simple_gate", f"--gate={together[0] / 'run.json'}", "--gate-on=quality,memory,cannot-tell", "--resume")
     return run(folder, *PAIR, *gate, *options, PYTHONPATH=str(folder), TUNEGRID_CACHE=str(folder / "cache"))
 
 

@@ -127,9 +127,9 @@ def test_or_the_file_that_all_machines_are_given(tmp_path):
 @pytest.mark.parametrize(
     ("shard", "sentence"),
     [
-        ("0/2", "--shard '0/2' is no shard: write I/N with I from 1 to N, as in 2/8 for the second of eight"),
-        ("3/2", "--shard '3/2' is no shard"),
-        ("2", "--shard '2' is no shard"),
+        ("0/2", "invalid --shard '0/2': expected I/N with I from 1 to N, as in 2/8 for the second of eight"),
+        ("3/2", "invalid --shard '3/2': expected I/N"),
+        ("2", "invalid --shard '2': expected I/N"),
         ("1/28", "--shard 1/28: 27 tests cannot fill 28 shards"),
     ],
 )

@@ -15,7 +15,7 @@ from tunegrid import ROOT
 from tunegrid.grid.profiles import QUICK
 from tunegrid.record import from_json, to_json
 
-SMALL = ("--train-rows", "48", "--eval-rows", "16")
+SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
 
 
 def run(tmp_path, *options, timeout=120, **variables):
@@ -33,7 +33,7 @@ def run(tmp_path, *options, timeout=120, **variables):
 def two_epochs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     stages = f"--stage-times={folder / 'stages.json'}"
-    return *run(folder, "-m", "quick", "--cells", "bert_sa_qlora", "--epochs", "2", stages), folder
+    return *run(folder, "-m", "quick", "--cells", "bert_sa_qlora", "--set", "num_train_epochs=2", stages), folder
 
 
 def test_a_run_that_the_command_line_bounds_is_held_to_no_bound(two_epochs):
@@ -42,7 +42,7 @@ def test_a_run_that_the_command_line_bounds_is_held_to_no_bound(two_epochs):
     assert "too short" in output  # for an audit; where none fails, the table says "no bound yet"
 
 
-NOTHING_LEARNED = ("-m", "quick", "--cells", "t5_qa_lora", "--learning-rate", "1e-7", "--eval-rows", "128")
+NOTHING_LEARNED = ("-m", "quick", "--cells", "t5_qa_lora", "--set", "learning_rate=1e-7", "--set", "eval_rows=128")
 
 
 def test_a_run_of_full_length_that_learned_nothing_is_missed_whatever_the_command_line_changes(tmp_path):
@@ -55,7 +55,7 @@ def test_a_run_of_full_length_that_learned_nothing_is_missed_whatever_the_comman
 
 
 def test_a_run_too_short_to_learn_names_the_audit_and_passes(tmp_path):
-    code, output, [record] = run(tmp_path, *NOTHING_LEARNED, "--max-steps", "12")
+    code, output, [record] = run(tmp_path, *NOTHING_LEARNED, "--set", "max_steps=12")
     reason = "a run of 12 of 84 planned updates may be too short to meet it"
     assert (code, record["status"], record["missed"], record["excused"]) == (0, "passed", [], {"learned_something": reason})
     assert f"; {reason} (t5_qa_lora, quick, seed 0)" in output
@@ -180,7 +180,7 @@ def pytest_tunegrid_grid(grid):
 def test_what_a_user_adds_runs_as_the_suites_own(tmp_path, way):
     (tmp_path / "counting_methods.py").write_text(COUNT)
     source = (f"--grid={tmp_path / 'counting_methods.py'}",) if way == "file" else ("-p", "counting_methods")
-    options = ("-m", "quick", "--cells", "gpt2_sa_counting", "--max-steps", "2", "-s", "-n", "2" if way == "file" else "0")
+    options = ("-m", "quick", "--cells", "gpt2_sa_counting", "--set", "max_steps=2", "-s", "-n", "2" if way == "file" else "0")
     code, output, [record] = run(tmp_path, *source, *options, PYTHONPATH=str(tmp_path))
     assert (code, record["status"], record["method"]) == (0, "passed", "counting"), output
     assert way == "file" or "step 0\nstep 1" in output
@@ -216,7 +216,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_sentence(tmp_path, text, s
 
 
 def test_a_comparison_prints_pytest_benchmarks_table(tmp_path):
-    cells = ("-m", "quick", "--cells", "gpt2_sa_lora", "--max-steps", "2", f"--benchmark-storage=file://{tmp_path}")
+    cells = ("-m", "quick", "--cells", "gpt2_sa_lora", "--set", "max_steps=2", f"--benchmark-storage=file://{tmp_path}")
     assert "(0001_first)" not in run(tmp_path, *cells, "--benchmark-save=first")[1]
     assert "(0001_first)" in run(tmp_path, *cells, "--benchmark-compare")[1]
 
@@ -228,9 +228,9 @@ def test_own_test_rows_are_for_tasks_that_have_the_choice(tmp_path):
     lines = (reviews / "train.jsonl").read_text().splitlines(keepends=True)
     (reviews / "test.jsonl").write_text("".join(lines[:100]))
     (reviews / "train.jsonl").write_text("".join(lines[100:]))
-    roots = (f"--data-root={tmp_path}", f"--checkpoint-root={tmp_path}", "--device", "cpu", "--own-test")
+    roots = (f"--data-root={tmp_path}", f"--checkpoint-root={tmp_path}", "--device", "cpu", "--set=own_test=true")
     shutil.copytree(ROOT / "fixtures" / "backbones" / "gpt2-micro", tmp_path / "gpt2")
-    options = ("-m", "full", "--cells", "gpt2_qa_lora,gpt2_sa_lora", "--max-steps", "2", *roots)
+    options = ("-m", "full", "--cells", "gpt2_qa_lora,gpt2_sa_lora", "--set", "max_steps=2", *roots)
     code, output, records = run(tmp_path, *options)
     assert code == 0, output
     origins = {record["cell"]: record["data"]["origins"]["test"] for record in records}
@@ -265,7 +265,7 @@ def negative(model, codec, *rest, **options):
     return result
 """
     (tmp_path / "broken.py").write_text(broken)
-    options = ("-m", "quick", "--cells", "gpt2_sa_lora,gpt2_sa_qlora", "--max-steps", "2", "-p", "broken")
+    options = ("-m", "quick", "--cells", "gpt2_sa_lora,gpt2_sa_qlora", "--set", "max_steps=2", "-p", "broken")
     code, output, records = run(tmp_path, *options, PYTHONPATH=str(tmp_path))
     assert code == 1
     assert {record["cell"]: record["status"] for record in records} == {"gpt2_sa_lora": "error", "gpt2_sa_qlora": "passed"}
