@@ -112,7 +112,7 @@ class Grid:
         self._add_like(2, method.id, like, changes, quick or {})
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
-        """An optimizer under the name that `Recipe.optim` and `--optim` take. Raises InputError for a known name."""
+        """An optimizer under the name that `Recipe.optim` and `--set optim=NAME` take. Raises InputError for a known name."""
         if name in self.optimizers:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make

@@ -39,7 +39,7 @@ class Profile:
         caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
         one_row: one row an update and short texts, where an update of the recipe's own size would take minutes.
-        changes: recipe fields that the command line sets, for every cell.
+        changes: recipe fields that the command line sets, for every cell; `adapter.r` is of a recipe that has an adapter.
         threads: torch threads a process; None shares the cores among the workers, and their ranks.
         ranks: processes that share one cell.
         fsdp: each of them holds a part of all weights while the cell trains.
@@ -89,7 +89,19 @@ class Profile:
         if self.max_steps is not None:
             recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
         recipe = _light(recipe) if self.one_row else recipe
-        return replace(recipe, **_with_the_heads_rate(recipe, self.changes))
+        return _changed(recipe, self.changes)
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with these values. With another adapter, other parameters train than the study counted."""
+    values = {name: value for name, value in changes.items() if "." not in name}
+    for part in ("adapter", "generation"):
+        inside = {name.removeprefix(f"{part}."): value for name, value in changes.items() if name.startswith(f"{part}.")}
+        if inside and getattr(recipe, part) is not None:
+            values[part] = replace(getattr(recipe, part), **inside)
+    if "adapter" in values:
+        values |= {"trainable_params": None, "total_params": None}
+    return replace(recipe, **_with_the_heads_rate(recipe, values))
 
 
 def _with_the_heads_rate(recipe: Recipe, changes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -104,7 +116,7 @@ def _light(recipe: Recipe) -> Recipe:
     return replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=short)
 
 
-# What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--train-rows 0` reads all.
+# What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.
 # Reckoned, not measured: at these sizes an update is bound by launching kernels, some 30 ms a micro-batch (80 ms for
 # BERT2BERT), and generating takes some 30 ms a token of a batch of 64.
 #   sa   100,000 of 2.5 M rows, 3 to 5 epochs: 9,400 to 31,000 micro-batches, 5 to 16 min a cell; accuracy is flat long before.

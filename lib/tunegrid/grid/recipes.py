@@ -74,6 +74,11 @@ class Recipe:
     from_notebook: tuple[str, ...] = field(default=(), repr=False)
     ours: tuple[str, ...] = field(default=(), repr=False)
 
+    @property
+    def rows_per_update(self) -> int:
+        """Rows that one update sees."""
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+
     def updates_per_epoch(self, features: int) -> int:
         """Updates that one pass over the features takes; the last one may have fewer micro-batches."""
         return math.ceil(math.ceil(features / self.per_device_train_batch_size) / self.gradient_accumulation_steps)

@@ -6,9 +6,10 @@ import re
 import subprocess
 import sys
 
+from fixtures.child import Child
 from tunegrid import ROOT
 
-SMALL = ("--train-rows", "48", "--eval-rows", "16")
+SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
 COLLECT = """
 import contextlib, gc, io, json, sys
 import pytest
@@ -61,9 +62,10 @@ def collected_together(command_lines):
 
 
 def option_values(**options):
-    """What `config.getoption` answers: these values, and the defaults."""
+    """What `config.getoption` answers: these values, and the defaults; `settings` are those of `--set`."""
+    settings = tuple(options.pop("settings", {}).items())
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return {"--own-test": False, **named}.get
+    return {"--set": settings, "--child": Child(), **named}.get
 
 
 def with_one_gpu(folder):

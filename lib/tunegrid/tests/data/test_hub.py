@@ -44,7 +44,7 @@ def home(tmp_path_factory):
 def run(tmp_path, home, **environment):
     path = tmp_path / "run.json"
     command = [sys.executable, "-m", "pytest", "-m", "full", "--device", "cpu", "--cells", CELL, f"--benchmark-json={path}"]
-    command += ["--train-rows", "16", "--eval-rows", "8", "--max-steps", "2", "--epochs", "1"]
+    command += ["--set", "train_rows=16", "--set", "eval_rows=8", "--set", "max_steps=2", "--set", "num_train_epochs=1"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "HF_"))}
     kept |= {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
     answer = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False, timeout=120)

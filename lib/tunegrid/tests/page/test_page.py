@@ -130,9 +130,11 @@ def test_seeds_are_one_cell_with_an_interval():
 
 def test_a_cell_says_how_to_run_just_it():
     own = complete(limits={"train_rows": None, "validation_rows": None, "test_rows": None, "own_test": True}, profile="full")
-    assert page_of(run_of([own])).cells[0].command == ("pytest -m full --cells=bert_sa_lora --seed=0 --own-test --device=cpu")
+    assert page_of(run_of([own])).cells[0].command == (
+        "pytest -m full --cells=bert_sa_lora --seeds=0 --set own_test=true --device=cpu"
+    )
     [cell] = page_of(run_of([pages.foreign("net1", "sa", "dora", 36)])).cells
-    assert cell.command == "pytest -m quick --grid=FILE.py --cells=net1_sa_dora --seed=0"
+    assert cell.command == "pytest -m quick --grid=FILE.py --cells=net1_sa_dora --seeds=0"
 
 
 def test_history_has_a_verdict_at_each_step_that_can_be_judged():

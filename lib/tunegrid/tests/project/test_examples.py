@@ -25,7 +25,7 @@ PAGE = (ROOT / "benchmarks" / "README.md").read_text()
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
 EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(PAGE)}
 MOST_LINES = {"dora.py": 12, "ia3.py": 20, "bertlarge.py": 15, "nli.py": 60, "smollm2.py": 50, "optimizer.py": 8}
-LIMITS = ("--train-rows", "48", "--eval-rows", "8", "--max-steps", "3")
+LIMITS = ("--set", "train_rows=48", "--set", "eval_rows=8", "--set", "max_steps=3")
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -74,7 +74,7 @@ def test_ia3_runs_on_every_backbone(tmp_path):
 
 
 def test_an_optimizer_of_ones_own_is_chosen_by_name(tmp_path):
-    records = records_of(tmp_path, "optimizer.py", ("bert_sa_sft",), "-m", "quick", "--optim", "nadam")
+    records = records_of(tmp_path, "optimizer.py", ("bert_sa_sft",), "-m", "quick", "--set", "optim=nadam")
     assert records["bert_sa_sft"]["recipe"]["optim"] == "nadam"
 
 
@@ -109,7 +109,7 @@ def test_three_labels_and_two_texts(tmp_path):
     shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
     shutil.copytree(FIXTURES / "backbones" / "gpt2-micro", tmp_path / "gpt2")
     cells = ("bert_nli_sft", "bert_nli_lora", "bert_nli_qlora", "gpt2_nli_lora")
-    records = records_of(tmp_path, "nli.py", cells, *full(tmp_path), "--max-steps", "40", "--learning-rate", "1e-3")
+    records = records_of(tmp_path, "nli.py", cells, *full(tmp_path), "--set", "max_steps=40", "--set", "learning_rate=1e-3")
     assert {"f1_0", "f1_1", "f1_2"} <= records["bert_nli_sft"]["scores"].keys()
     assert records["bert_nli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
 

@@ -13,7 +13,7 @@ from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.answer import State, answer_of
-from tunegrid.results.gates import FAILED_BY
+from tunegrid.results.gates import FAILED_BY, kinds_of
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests.records import complete
 
@@ -169,15 +169,18 @@ def test_a_gate_that_could_test_no_main_score_cannot_tell_at_all():
     assert "no worse" not in answer.text
 
 
-def test_a_doubt_is_said_and_fails_only_strictly():
+def test_a_doubt_is_said_and_counts_only_where_it_was_asked_for():
     judgements = judged(t5_sa_lora=Verdict.CANNOT_TELL)
     answer = answer_of(HEALTHY, judgements, baseline="before.json")
     assert answer.sentences[-1].endswith("no worse than before.json, though the gate cannot tell for 1 main score.")
-    strict = answer_of(HEALTHY, judgements, strict=True, baseline="before.json")
-    assert (
-        strict.sentences[0]
-        == "Cannot tell whether the run is worse than before.json: 1 cell cannot be told (t5_sa_lora accuracy)."
-    )
+    for kinds in ("quality,memory,cannot-tell", "numerics,cannot-tell", "cannot-tell"):
+        asked = answer_of(HEALTHY, judgements, kinds_of(kinds), baseline="before.json")
+        assert (asked.exit_code, asked.sentences[0]) == (
+            6,
+            "Cannot tell whether the run is worse than before.json: 1 cell cannot be told (t5_sa_lora accuracy).",
+        )
+    told = answer_of(HEALTHY, judged(), kinds_of("quality,memory,cannot-tell"), baseline="before.json")
+    assert told.sentences[-1] == "By quality and memory no worse than before.json."
 
 
 def test_what_is_too_good_is_a_finding_that_fails_nothing_by_itself():

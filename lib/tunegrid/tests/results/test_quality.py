@@ -298,7 +298,7 @@ def test_the_global_test_by_hand():
 
 
 def test_a_run_has_three_outcomes():
-    """What cannot be told counts where no main score could be tested; strictly, where any main score cannot be told."""
+    """What cannot be told counts where no main score could be tested; with `cannot-tell`, where any main score cannot be."""
     tested = accuracy(gate(run_of([0]), run_of([30]), noise=noise_of({"seeds": 8.0})))
     assert tested.verdict is Verdict.CANNOT_TELL
     untested = replace(tested, cell="t5_sa_lora", p=None)
@@ -310,9 +310,10 @@ def test_a_run_has_three_outcomes():
     assert outcome([untested, same], quality) is Outcome.NO_WORSE
     assert outcome([untested, worse], quality) is Outcome.WORSE
     assert outcome([untested], ["memory"]) is Outcome.CANNOT_TELL  # nothing of memory was compared
-    assert outcome([same, tested], quality, strict=True) is Outcome.CANNOT_TELL
-    assert outcome([same, other_score], quality, strict=True) is Outcome.NO_WORSE
-    assert outcome([worse, tested], quality, strict=True) is Outcome.WORSE
+    told = ["quality", "cannot-tell"]
+    assert outcome([same, tested], told) is Outcome.CANNOT_TELL
+    assert outcome([same, other_score], told) is Outcome.NO_WORSE
+    assert outcome([worse, tested], told) is Outcome.WORSE
     assert [answer.exit_code for answer in Outcome] == [0, 1, 6]
 
 

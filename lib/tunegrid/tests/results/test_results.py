@@ -160,6 +160,8 @@ def test_a_run_that_was_too_short_for_an_audit_with_some_seed_says_so():
         ({"train_rows": 2000, "changes": {"num_train_epochs": 2}}, 2000, 250, (250, 18_750, 6_250, None)),
         ({"changes": {"max_steps": 3}, "eval_rows": 8}, 100_000, 3, (3, 18_750, 6_250, 8)),
         ({"changes": {"learning_rate": 1e-3}}, 100_000, 18_750, (18_750, 18_750, 6_250, None)),
+        # in batches of 4 the same rows take four times as many
+        ({"changes": {"per_device_train_batch_size": 4, "max_steps": 9000}}, 100_000, 9000, (9000, 75_000, 25_000, None)),
     ],
 )
 def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(options, rows, updates, extent):

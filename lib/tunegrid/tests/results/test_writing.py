@@ -101,7 +101,7 @@ def plain(tmp_path_factory):
 
 WAYS = {
     "workers": ("-n2",),
-    "own processes": ("--isolate",),
+    "own processes": ("--isolate=yes",),
     "cluster": ("--engine=ray", "-plocal_cluster"),
 }
 
