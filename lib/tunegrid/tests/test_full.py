@@ -16,7 +16,7 @@ MISSING = [name for name in ROOTS.values() if name not in os.environ]
 
 
 @pytest.mark.skipif(
-    bool(MISSING), reason=f"needs {' and '.join(MISSING)}: folders as benchmarks/README.md describes under 'On a CPU'"
+    bool(MISSING), reason=f"needs {' and '.join(MISSING)}: folders as benchmarks/guides/air-gapped.md describes"
 )
 def test_all_27_full_cells_run_through_on_local_folders(tmp_path):
     path = tmp_path / "full.json"
