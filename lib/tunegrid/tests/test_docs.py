@@ -46,7 +46,11 @@ json.dump(answers, sys.stdout)
 
 def blocks(language):
     """Every code block of the pages in a language."""
-    return [block for page in PAGES for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)]
+    return [
+        block
+        for page in PAGES
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
 
 
 def commands():

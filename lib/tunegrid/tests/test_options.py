@@ -101,7 +101,7 @@ def test_a_budget_keeps_what_an_earlier_run_says_will_fit(tmp_path):
         ("--device", "mps", "--device 'mps': memory and time are measured rightly on cpu, cuda and cuda:N only"),
         ("--optim", "adamw", "unknown optimizer 'adamw'; known are adamw_bnb_8bit, adamw_torch"),
         ("--grid", "/nope.py", "--grid /nope.py is not a Python file"),
-        ("--budget", "half an hour", "--budget 'half an hour' is no duration; write it as in 30m, 90s or 1h30m"),
+        ("--budget", "half an hour", "invalid --budget 'half an hour': expected a duration, as in 30m, 90s or 1h30m"),
         ("--estimates-from", "/nope.json", "--estimates-from /nope.json is not a file"),
         ("--learning-rate", "abc", "--learning-rate 'abc' is not a number between 0 and 1"),
         ("--learning-rate", "nan", "--learning-rate 'nan' is not a number between 0 and 1"),

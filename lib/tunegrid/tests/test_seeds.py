@@ -72,7 +72,7 @@ def test_seeds_are_listed_and_ranged(text, seeds):
         (("--seeds", "4294967296"), "--seeds '4294967296' is no list of seeds"),
         (("--seeds", "0-4", "--seed", "0"), "--seed runs every cell with one seed, --seeds with several: give one of the two"),
         (("--gate-budget", "5m"), "--gate-budget 5m is for seeds that a gate lacks: give --gate FILE, too"),
-        (("--gate-budget", "5", "--gate=x.json"), "--gate-budget '5' is no duration; write it as in 30m, 90s or 1h30m"),
+        (("--gate-budget", "5", "--gate=x.json"), "invalid --gate-budget '5': expected a duration, as in 30m, 90s or 1h30m"),
         (("--perturb", "0"), "--perturb '0' is not a whole number of at least 1"),
     ],
 )
@@ -166,7 +166,7 @@ def test_a_cell_passed_where_it_passed_with_every_seed():
 
 def test_a_perturbed_run_says_so():
     moved = complete(seeds=seeds_as(0) | {"perturbation": 3})
-    assert run_table.footer([moved], 1.0).endswith("on a CPU; starts perturbed by draw 3: this is no baseline")
+    assert run_table.footer([moved], 1.0).endswith("on a CPU; starts perturbed by draw 3: this run cannot be a baseline")
 
 
 def seeds_as(seed):
