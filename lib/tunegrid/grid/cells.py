@@ -126,7 +126,7 @@ class Grid:
         """
         self._parts(cell_id)
         if not isinstance(recipe, Recipe):
-            raise InputError(f"{cell_id}: {recipe!r} is not a Recipe")
+            raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}")
         self.recipes[cell_id] = recipe
         if quick is not None:
             _changed(cell_id, recipe, quick)
@@ -254,7 +254,9 @@ class Grid:
 
 def _add(known: dict[str, Any], kind: str, name: str, entry: Any) -> None:
     if not NAME.fullmatch(name):
-        raise InputError(f"{kind} {name!r}: an id has lower-case letters and digits only, since underscores divide a cell's id")
+        raise InputError(
+            f"invalid id of {kind} {name!r}: expected lower-case letters and digits, since underscores divide a cell's id"
+        )
     if name in known:
         raise InputError(f"{kind} {name!r} is in the grid already; give yours another id")
     known[name] = entry

@@ -1,4 +1,4 @@
-"""Tasks: a data set, how it is split, and the kind of problem it poses. In: nothing. Out: the study's three `Task`s."""
+"""Declares the study's three `Task`s: a data set, how it is split, and the kind of problem it poses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

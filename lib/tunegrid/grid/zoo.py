@@ -1,4 +1,4 @@
-"""The zoo: LoRA, QLoRA, SFT and fifteen more ways to fine-tune on every backbone and task. In: nothing. Out: a `Grid`.
+"""The zoo: LoRA, QLoRA, SFT and fifteen more ways to fine-tune on every backbone and task.
 
 Every cell of a backbone and task has the same rows, the same updates and the same batch, whatever the method; only the rate and
 the method's own settings differ, with where they come from. `REFUSED` has what a library cannot train, and why.

@@ -62,7 +62,7 @@ def bound_of(
     `HEALTHY_MISSES`, shared by all bounds (Bonferroni).
 
     Args:
-        scores: of healthy runs, one a seed.
+        scores: of healthy runs, one per seed.
         noise: the deviation between seeds, moderated.
         bounds: how many bounds a run must meet.
         control: the best score of a control, which has learned nothing of the task.

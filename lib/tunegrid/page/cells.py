@@ -29,7 +29,7 @@ class CellView:
     """A cell with all its seeds, beside what an older run says of it.
 
     Attributes:
-        records: one a seed; the first one stands for the cell where a figure is not a mean.
+        records: one per seed; the first one stands for the cell where a figure is not a mean.
         old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
         judged: the gate's judgements on it.
         low, high: 95 % interval of the main score; over seeds, or over test rows where there is one seed.

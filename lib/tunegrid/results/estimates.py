@@ -62,7 +62,7 @@ class Estimate:
 def seconds_of(text: str, option: str = "--budget") -> float:
     """Seconds of a duration such as 30m, 90s or 1h30m; raises InputError for anything else."""
     if not re.fullmatch(r"(\d+[hms])+", text):
-        raise InputError(f"{option} {text!r} is no duration; write it as in 30m, 90s or 1h30m")
+        raise InputError(f"invalid {option} {text!r}: expected a duration, as in 30m, 90s or 1h30m")
     return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
 
 

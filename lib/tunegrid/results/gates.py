@@ -162,7 +162,7 @@ def kinds_of(text: str) -> tuple[str, ...]:
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in COUNTED:
-            raise InputError(f"{kind!r} is no kind of figure; give some of {','.join(COUNTED)}")
+            raise InputError(f"unknown kind of figure {kind!r}: expected some of {','.join(COUNTED)}")
     return kinds
 
 

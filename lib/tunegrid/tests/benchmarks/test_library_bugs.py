@@ -24,7 +24,7 @@ from tunegrid.tests.small import CPU, cell_of, rows_of, silent, tokenizer_of, tr
 pytestmark = pytest.mark.slow
 
 ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
-PAGE = (ROOT / "benchmarks" / "README.md").read_text()
+PAGE = (ROOT / "reports" / "evidence" / "library-bugs.md").read_text()
 SENTENCE = "a fox slept in the sun ."
 
 

@@ -112,7 +112,7 @@ def test_a_missing_root_is_said_to_be_missing(tmp_path):
 
 def test_a_folder_without_rows_is_told_what_files_to_hold(tmp_path):
     profile = put(tmp_path, SA)
-    assert refusal(SA, profile).endswith("one file a split, as in train.jsonl")
+    assert refusal(SA, profile).endswith("one file per split, as in train.jsonl")
 
 
 def test_a_misnamed_column_is_named_with_those_there(tmp_path):
@@ -124,7 +124,7 @@ def test_a_misnamed_column_is_named_with_those_there(tmp_path):
 
 def test_a_broken_line_is_named_by_its_number(tmp_path):
     text = json.dumps(REVIEW) + '\n\n{"label": 1,'
-    assert "train.jsonl, line 3, is not JSON" in refusal(SA, put(tmp_path, SA, train=text))
+    assert "train.jsonl, line 3: invalid JSON" in refusal(SA, put(tmp_path, SA, train=text))
 
 
 def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path):
@@ -148,7 +148,7 @@ def test_too_few_rows_to_carve_from_are_refused(tmp_path):
 
 def test_a_missing_split_is_named_with_those_there(tmp_path):
     sentence = refusal(QA, put(tmp_path, QA, train=questions(10)))
-    assert sentence == "squad has no split 'validation', only train; one file or folder a split"
+    assert sentence == "squad has no split 'validation', only train; give one file or folder per split"
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -202,7 +202,7 @@ def test_rows_on_disk_are_a_sequence(tmp_path):
 @pytest.mark.usefixtures("on_disk")
 @pytest.mark.parametrize(
     ("text", "sentence"),
-    [(json.dumps(REVIEW) + '\n{"label": 1,', "train.jsonl, line 2, is not JSON"), ("\n\n", "no rows to use")],
+    [(json.dumps(REVIEW) + '\n{"label": 1,', "train.jsonl, line 2: invalid JSON"), ("\n\n", "no rows to use")],
 )
 def test_a_large_file_is_refused_as_a_small_one_is(tmp_path, text, sentence):
     assert sentence in refusal(SA, put(tmp_path, SA, train=text))
@@ -388,7 +388,7 @@ def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
 def test_a_label_beyond_the_tasks_own_is_named_with_those_it_has(tmp_path):
     sentence = refusal(NLI, put(tmp_path, NLI, train=pairs(10), matched=[pairs(1)[0] | {"gold": -1}]))
     assert sentence.endswith(
-        "matched.jsonl, row 0: column 'gold' holds -1, which is no label of the task: "
+        "matched.jsonl, row 0: invalid label -1 in column 'gold': expected "
         "it has 0 (entailment), 1 (neutral), 2 (contradiction)"
     )
 
@@ -446,7 +446,7 @@ def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
         (
             SA,
             REVIEW | {"label": -1},
-            "column 'label' holds -1, which is no label of the task: it has 0 (negative), 1 (positive)",
+            "invalid label -1 in column 'label': expected 0 (negative), 1 (positive)",
         ),
         (SA, REVIEW | {"label": "1"}, "column 'label' holds '1', not a whole number"),
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),

@@ -284,7 +284,7 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
         ),
         (
             lambda grid: grid.add_method(Method(id="my_m", name="x")),
-            "method 'my_m': an id has lower-case letters and digits only",
+            "invalid id of method 'my_m': expected lower-case letters and digits",
         ),
         (lambda grid: grid.add_optimizer("adamw_torch", None), "optimizer 'adamw_torch' is in the grid already"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "'x' cannot be like 'lorra', which is not in the"),
@@ -298,7 +298,7 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
             "task 'sa': unknown score 'acuracy'; a task to classify has accuracy, f1_macro, precision_0, recall_0, f1_0",
         ),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "'x': learning_rate would change copied"),
-        (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "bert_sa_lora: 'text' is not a Recipe"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "invalid recipe of bert_sa_lora: expected a Recipe, got 'text'"),
         (
             lambda grid: grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_lora"], quick={"lr": 1}),
             "bert_sa_lora: a recipe has no field 'lr'",

@@ -1,11 +1,13 @@
-"""The pages: each command in them is one that the code takes, and each error sentence of the code is in their table."""
+"""The pages: each command in them is one that the code takes, each link leads somewhere, and no sentence stands twice."""
 
 import argparse
 import ast
 import json
 import re
 import shlex
+from collections import Counter
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -14,29 +16,46 @@ from tunegrid import __main__ as product
 from tunegrid.lab import __main__ as lab
 from tunegrid.tests.sessions import collected_together
 
-PAGES = ("README.md", "benchmarks/README.md", "reports/README.md", "lib/README.md")
+GUIDES = sorted((ROOT / "benchmarks" / "guides").glob("*.md"))
+PAGES = [
+    ROOT / "README.md",
+    *GUIDES,
+    *sorted((ROOT / "reports" / "evidence").glob("*.md")),
+    *(ROOT / folder / "README.md" for folder in ("benchmarks", "benchmarks/ci", "reports", "lib")),
+    ROOT / "reports" / "CHANGELOG.md",
+]
 # What needs a network, or runs everything; and Ray's own command, which lib/tunegrid/tests/hosts.py gives.
-INSTALLING = ("pip", "python3", "source", ".ci/run", "ray")
+INSTALLING = ("pip", "python3", "source", ".ci/run", "ray", "SHARDS=8", "benchmarks/ci/slurm.sh")
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+
+
+# Commands
+
+
+def blocks(language):
+    """Every code block of the pages in a language."""
+    return [
+        block
+        for page in PAGES
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
 
 
 def commands():
     """Every command of the pages' bash blocks, as words."""
-    for page in PAGES:
-        for block in re.findall(r"^```bash\n(.*?)^```", (ROOT / page).read_text(), re.DOTALL | re.MULTILINE):
-            for line in block.replace("\\\n", " ").splitlines():
-                for command in re.sub(r"\[[^\]]*\.\.\.\]", "", line).split("&&"):
-                    words = shlex.split(command, comments=True)
-                    while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
-                        del words[0]
-                    if words and words[0] not in INSTALLING:
-                        yield words
+    for line in "\n".join(blocks("bash")).replace("\\\n", " ").splitlines():
+        for command in re.sub(r"\[[^\]]*\.\.\.\]", "", line).split("&&"):
+            words = shlex.split(command, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                del words[0]
+            if words and words[0] not in INSTALLING:
+                yield words
 
 
 def examples():
-    """The files that benchmarks/README.md shows."""
+    """The files that the guides show."""
     block = re.compile(r"<!-- example: (\w+\.py) -->\n```python\n(.*?)```", re.DOTALL)
-    return dict(block.findall((ROOT / "benchmarks" / "README.md").read_text()))
+    return {name: code for guide in GUIDES for name, code in block.findall(guide.read_text())}
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +92,7 @@ def own_commands():
 
 def test_every_command_is_one_that_this_test_knows():
     assert {words[0] for words in commands()} == {"pytest", "python", "tunegrid"}
-    assert {tuple(words[:3]) for words in commands() if words[0] == "python"} == {("python", "-m", "tunegrid.lab")}
+    assert {words[2] for words in commands() if words[0] == "python"} == {"tunegrid.lab"}
 
 
 def pytest_commands():
@@ -84,7 +103,7 @@ def pytest_commands():
 
 def test_the_pages_commands_on_own_tests_name_files_that_exist():
     own, suite = pytest_commands()
-    paths = [word for words in own for word in words if word.startswith("lib/")]
+    paths = [word for words in own for word in words if "/" in word]
     assert [path for path in paths if not (ROOT / path).exists()] == []
     assert len(suite) >= 20
 
@@ -118,15 +137,99 @@ def test_the_pages_commands_on_saved_runs_parse(monkeypatch):
     assert len(wanted) >= 10
 
 
-def sentences():
-    """Every error sentence of the code, with {} for what changes, by place; without those that only pass another's on."""
-    for path in (path for folder in ("lib", "fixtures") for path in sorted((ROOT / folder).rglob("*.py"))):
-        for node in ast.walk(ast.parse(path.read_text())) if "tests" not in path.parts else ():
+# Links, words and sentences
+
+
+def anchor(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def without_code(page):
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def links(page):
+    return [target for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page)) if not target.startswith("http")]
+
+
+def leads_nowhere(page, link):
+    """Whether a link names a file or a heading that is not there."""
+    name, _, place = link.partition("#")
+    target = page.parent / name if name else page
+    if not target.exists():
+        return True
+    return bool(place) and place not in [anchor(line) for line in re.findall(r"^#+ (.+)$", without_code(target), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    assert [link for link in links(page) if leads_nowhere(page, link)] == []
+
+
+def test_a_link_to_a_missing_file_or_heading_leads_nowhere(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One\n\n```\n# two\n```\n")
+    assert [leads_nowhere(page, link) for link in ("page.md", "#one", "page.md#two", "other.md")] == [False, False, True, True]
+
+
+def test_the_list_of_guides_is_complete():
+    listed = [link for link in links(ROOT / "benchmarks" / "README.md") if link.startswith("guides/")]
+    assert sorted(listed) == [f"guides/{guide.name}" for guide in GUIDES]
+
+
+def words_of(page):
+    """How many words a page has, by `wc -w`."""
+    return len(page.read_text().split())
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    assert words_of(ROOT / "README.md") <= 900
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_a_guide_has_300_to_900_words(guide):
+    assert 300 <= words_of(guide) <= 900
+
+
+def sentences(text):
+    """The sentences of a page's prose and tables, of eight words and more."""
+    prose = re.sub(r"\]\([^)]*\)|[*`\[\]]", "", text)
+    parts = re.split(r"(?<=[.:;?!])\s|\n\n|\|", prose)
+    return [" ".join(part.split()) for part in parts if len(part.split()) >= 8]
+
+
+def test_no_sentence_stands_twice_in_the_pages():
+    counts = Counter(sentence for page in PAGES for sentence in sentences(without_code(page)))
+    assert [sentence for sentence, count in counts.items() if count > 1] == []
+
+
+def test_a_repeated_sentence_is_found_across_line_breaks():
+    text = "One two three four five six\nseven eight. Short one.\n\nOne two three four `five` six seven eight. Short one.\n"
+    assert Counter(sentences(text)) == {"One two three four five six seven eight.": 2}
+
+
+def test_the_readmes_tree_is_the_repositorys():
+    tree = (ROOT / "README.md").read_text().partition("in reading order\n\n```\n")[2].partition("```")[0]
+    paths, folder = [], Path()
+    for line in tree.splitlines():
+        names = re.findall(r"[\w./]+(?=\s{2}|$)", line.strip().partition("   ")[0] + "  ")
+        folder = folder if line.startswith(" ") else Path(names[0])
+        paths += [folder / name if line.startswith(" ") else Path(name) for name in names]
+    assert len(paths) > 15
+    assert [str(path) for path in paths if not (ROOT / path).exists()] == []
+
+
+# Troubleshooting
+
+
+def messages():
+    """The text of every error that the code raises, with {} for what changes."""
+    for path in (path for folder in ("lib", "fixtures") for path in (ROOT / folder).rglob("*.py") if "tests" not in path.parts):
+        for node in ast.walk(ast.parse(path.read_text())):
             name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
             if name in ("InputError", "UsageError") and node.args:
-                text = constant_parts(node.args[0])
-                if len(re.sub(r"\{\}|--?[\w-]+|\brow\b|\W", "", text.replace("pytest_tunegrid_grid: ", ""))) > 3:
-                    yield f"{path.relative_to(ROOT)}:{node.lineno}", text
+                yield constant_parts(node.args[0])
 
 
 def constant_parts(node):
@@ -136,18 +239,9 @@ def constant_parts(node):
     return node.value if isinstance(node, ast.Constant) else "{}"
 
 
-def quoted():
-    """The words that the table of error sentences quotes."""
-    table = (ROOT / "benchmarks" / "README.md").read_text().partition("\n## Troubleshooting\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?`) \| .+ \|$", table, re.MULTILINE)
-    return [words for row in rows for words in re.findall(r"`([^`]+)`", row)]
-
-
-def test_each_row_of_the_table_quotes_a_sentence_of_the_code():
-    texts = [text for _, text in sentences()]
-    assert [words for words in quoted() if not any(words in text for text in texts)] == []
-
-
-def test_each_error_sentence_of_the_code_is_in_the_table():
-    rows = quoted()
-    assert {place: text for place, text in sentences() if not any(words in text for words in rows)} == {}
+def test_troubleshooting_quotes_what_the_code_says():
+    page = (ROOT / "benchmarks" / "guides" / "troubleshooting.md").read_text()
+    quoted = [words for title in re.findall(r"^\*\*(.+?)\*\*", page, re.MULTILINE) for words in re.findall(r"`([^`]+)`", title)]
+    texts = list(messages())
+    assert len(quoted) >= 10
+    assert [words for words in quoted if not any(words in text for text in texts)] == []

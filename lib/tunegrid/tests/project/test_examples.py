@@ -1,4 +1,4 @@
-"""The user files that benchmarks/README.md shows, each run as it is written: offline, with tiny weights made on the spot."""
+"""The user files that the guides show, each run as it is written: offline, with tiny weights made on the spot."""
 
 import json
 import os
@@ -21,9 +21,9 @@ from tunegrid.run.meter import parameter_counts
 
 pytestmark = pytest.mark.slow
 
-PAGE = (ROOT / "benchmarks" / "README.md").read_text()
+GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
-EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(PAGE)}
+EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
 MOST_LINES = {"dora.py": 12, "ia3.py": 20, "bertlarge.py": 15, "nli.py": 60, "smollm2.py": 50, "optimizer.py": 8}
 LIMITS = ("--set", "train_rows=48", "--set", "eval_rows=8", "--set", "max_steps=3")
 CHAT = (
@@ -32,7 +32,7 @@ CHAT = (
 )
 
 
-def test_the_page_shows_every_example_within_its_number_of_lines():
+def test_the_guides_show_every_example_within_its_number_of_lines():
     counts = {name: len(code.splitlines()) for name, code in EXAMPLES.items()}
     for name, count in counts.items():
         print(f"{name}: {count} lines of at most {MOST_LINES[name]}")

@@ -32,7 +32,7 @@ def test_a_duration_is_hours_minutes_seconds(text, seconds):
 
 @pytest.mark.parametrize("text", ["30", "m", "-5m", "1.5h", "30m!", ""])
 def test_what_is_no_duration_is_refused(text):
-    with pytest.raises(InputError, match="is no duration; write it as in 30m"):
+    with pytest.raises(InputError, match="expected a duration, as in 30m"):
         seconds_of(text)
 
 
