@@ -3,6 +3,7 @@
 Stage by stage, it calls other commands, which can be run alone, too:
 
   bounds    20 seeds of the quick grid, more of cells with a tail, moved starts, controls: quick.toml, noise.toml (calibrate)
+  numerics  of these seeds, moved starts against unmoved ones; another optimizer: numerics.toml, what is rounding
   baseline  the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
   power     smallest drops and error rates, simulated (power)
   sees      real degradations (sees)
@@ -19,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.commands import baseline, calibrate, power, sees, silence
+from lib.commands import baseline, calibrate, power, sees, silence, tolerances
 from lib.commands.grid_runs import ROOT, Session, Sessions, folder
 from lib.errors import InputError
 from lib.results.thresholds import load_bounds
@@ -85,6 +86,10 @@ def _bounds(work: Work) -> int:
     return calibrate.main([str(part) for pair in counts.items() for part in pair], work.sessions)
 
 
+def _numerics(work: Work) -> int:
+    return tolerances.write(work.plan, work.sessions, work.to)
+
+
 def _baseline(work: Work) -> int:
     """The first session, whose five seeds the bounds were made of, held to those bounds."""
     work.sessions.train(work.plan.first[:1])
@@ -111,6 +116,7 @@ def _zoo(work: Work) -> int:
 
 STAGES: Mapping[str, Stage] = {
     "bounds": Stage(sessions=lambda work: work.plan.sessions, do=_bounds),
+    "numerics": Stage(sessions=lambda work: tolerances.planned(work.plan), do=_numerics),
     "baseline": Stage(sessions=lambda work: work.plan.first[:1], do=_baseline),
     "power": Stage(sessions=lambda work: [], do=_power),
     "sees": Stage(sessions=lambda work: list(sees.planned(0).values()), do=_sees),
