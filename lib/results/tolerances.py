@@ -40,9 +40,13 @@ FLOORS: Mapping[str, float] = {  # another processor rounds where this one did n
     "decoded": 1e-4,
     "curve": 2e-3,
 }
-# What no moved start of the grid shows. LoRA's product in another order: other movement by 2.7e-3 (`pytest -m library_bugs -k
-# order`). A search in bf16, whose scores have eight bits: no cell of the quick grid makes one.
-FLOORS_OF: Mapping[str, Mapping[str, float]] = {"bf16": {"moved": 6e-3, "decoded": 5e-2}}
+# What a few runs of the grid may not show. In fp32 an optimizer may round several times more at another seed (bert_qa_lora:
+# 9.6e-5 and 4.7e-4). In bf16 LoRA's product in another order moves weights by 2.7e-3 (`pytest -m library_bugs -k order`), and no
+# quick cell searches.
+FLOORS_OF: Mapping[str, Mapping[str, float]] = {
+    "fp32": {"moved_alone": 1e-3},
+    "bf16": {"moved": 6e-3, "moved_alone": 1e-3, "decoded": 5e-2},
+}
 BEFORE_THE_OPTIMIZER = ("first", "weights", "probe_gradients", "gradients")
 Tables = dict[str, dict[str, float]]  # figures by arithmetic, and by "cell " and an id
 
@@ -163,7 +167,12 @@ class Evidence:
     def figures(self) -> dict[str, object]:
         """What a page may say of it."""
         own = [name.removeprefix("cell ") for name in self.most if name.startswith("cell ")]
-        return {"pairs": len(self.pairs), "optimizers": len(self.optimizers), "cells_of_their_own": sorted(own), **self.most}
+        return {
+            "pairs": len(self.pairs),
+            "optimizers": len(self.optimizers),
+            "cells_of_their_own": sorted(own),
+            "largest": self.most,
+        }
 
 
 def blunt(evidence: Evidence) -> list[str]:
@@ -205,11 +214,11 @@ def numerics_toml(evidence: Evidence) -> str:
 
 def _header() -> list[str]:
     floors = [_shown(FLOORS, 2), *(f"in {kind}: {_shown(own, 2)}" for kind, own in FLOORS_OF.items())]
-    return wrap(HEADER.format(far=FAR, floors="; ".join(floors)), 128, initial_indent="# ", subsequent_indent="# ")
+    return wrap(HEADER.format(far=FAR, floors="; ".join(floors)).strip(), 128, initial_indent="# ", subsequent_indent="# ")
 
 
 def _digits(value: float, digits: int = 3) -> str:
-    return f"{value:.{digits - 1}e}".replace("e-0", "e-")
+    return f"{value:.{digits - 1}e}".replace("e-0", "e-") if value else "0.0"
 
 
 def _shown(table: Mapping[str, float], digits: int = 3) -> str:
