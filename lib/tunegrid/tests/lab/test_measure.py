@@ -123,20 +123,21 @@ def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
 
 
 def test_stages_have_one_order():
-    assert measure.stages_of("") == ["bounds", "baseline", "power", "sensitivity", "false_alarms", "zoo"]
+    assert measure.stages_of("") == ["bounds", "numerics", "baseline", "power", "sensitivity", "false_alarms", "zoo"]
     assert measure.stages_of("power,bounds") == ["bounds", "power"]
-    with pytest.raises(
-        InputError, match="'bound' is no stage; give some of bounds,baseline,power,sensitivity,false_alarms,zoo"
-    ):
+    stages = "bounds,numerics,baseline,power,sensitivity,false_alarms,zoo"
+    with pytest.raises(InputError, match=f"'bound' is no stage; give some of {stages}"):
         measure.stages_of("bound")
 
 
-def test_no_two_stages_train_the_same_but_the_baseline_and_the_bounds():
+def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
     work = measure.Work(plan=Plan(), sessions=Sessions(), to=measure.ROOT, runs=20)
     names = {name: {session.name for session in stage.sessions(work)} for name, stage in measure.STAGES.items()}
     assert names["baseline"] < names["bounds"]
+    assert len(names["numerics"] & names["bounds"]) == 1 + 3  # seeds 0 to 4, three draws
+    names["numerics"] -= names["bounds"]
     rest = [session for name, own in names.items() if name != "baseline" for session in own]
-    assert len(rest) == len(set(rest)) == 8 + 0 + 4 + 8 + 2
+    assert len(rest) == len(set(rest)) == 8 + 3 + 0 + 4 + 8 + 2
     trained = {seed for run in false_alarms.planned(4) if run.draw is None for seed in run.seeds}
     assert not trained & set(range(30))  # fresh seeds are not those of the bounds
     assert {run.draw for run in false_alarms.planned(4)} & {1, 2, 3} == set()
