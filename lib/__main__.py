@@ -16,7 +16,7 @@ COMMANDS = {
     "plan": "how long the full grid takes on so many GPUs, in how much memory, at what price",
     "bisect": "find the release of a library, or the commit, that made cells worse",
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
-    "measure": "all that the suite says of itself, once: bounds, noise, tolerances, baseline, error rates, zoo",
+    "measure": "all that the suite says of itself, once: bounds, noise, baseline, error rates, zoo",
     "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",
     "power": "what the gate sees, and how often it is wrong: simulated",
     "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",

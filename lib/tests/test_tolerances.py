@@ -212,9 +212,7 @@ def rows_of(run):
             for (name, figures), cell in zip(tests.items(), cells, strict=True)
         ]
     moved = (run.draw or 0) * 2.0**-10
-    records = [
-        record(cell, seed, run.draw, seed + moved * (1 + CELLS.index(cell))) for seed in run.seeds for cell in run.cells
-    ]
+    records = [record(cell, seed, run.draw, seed + moved * (1 + CELLS.index(cell))) for seed in run.seeds for cell in run.cells]
     return [{"name": made.cell, "extra_info": to_json(made)} for made in records]
 
 
