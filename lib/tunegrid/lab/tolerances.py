@@ -41,8 +41,8 @@ FLOORS: Mapping[str, float] = {  # another processor rounds where this one did n
     "curve": 2e-3,
 }
 # What a few runs of the grid may not show. In fp32 an optimizer may round several times more at another seed (bert_qa_lora:
-# 9.6e-5 and 4.7e-4). In bf16 LoRA's product in another order moves weights by 2.7e-3 (`-m library_bugs -k order`), and no
-# quick cell searches.
+# 9.6e-5 and 4.7e-4). In bf16 LoRA's product in another order moves weights by 2.7e-3 (`-m library_bugs -k order`), and
+# no quick cell searches.
 FLOORS_OF: Mapping[str, Mapping[str, float]] = {
     "fp32": {"moved_alone": 1e-3},
     "bf16": {"moved": 6e-3, "moved_alone": 1e-3, "decoded": 5e-2},
