@@ -78,14 +78,14 @@ def _read(cell_id: str, count: int, folder: Path) -> Work:
 
 
 def _encode(cell_id: str, count: int, folder: Path) -> Work:
-    from tunegrid.codecs.cache import encoded
+    from tunegrid.codecs.features import encoded
 
     rows, codec = rows_at(cell_id, count, folder), codec_at(cell_id, folder)
     return lambda: _consume(encoded(codec, rows, training=True))
 
 
 def _write_features(cell_id: str, count: int, folder: Path) -> Work:
-    from tunegrid.codecs.cache import features_of
+    from tunegrid.codecs.features import features_of
 
     rows, codec = rows_at(cell_id, count, folder), codec_at(cell_id, folder, cache="written")
     shutil.rmtree(folder / "written", ignore_errors=True)
@@ -93,7 +93,7 @@ def _write_features(cell_id: str, count: int, folder: Path) -> Work:
 
 
 def _read_features(cell_id: str, count: int, folder: Path) -> Work:
-    from tunegrid.codecs.cache import features_of
+    from tunegrid.codecs.features import features_of
 
     rows, codec = rows_at(cell_id, count, folder), codec_at(cell_id, folder)
     features_of(codec, rows, training=True)
@@ -101,21 +101,21 @@ def _read_features(cell_id: str, count: int, folder: Path) -> Work:
 
 
 def _batched(codec: "Codec", features: Sequence[Any]) -> list[list[int]]:
-    from tunegrid.codecs.store import lengths_of
+    from tunegrid.codecs.features import lengths_of
     from tunegrid.run.order import epoch_batches
 
     return epoch_batches(lengths_of(features), codec.recipe.per_device_train_batch_size, seed=0, epoch=0)
 
 
 def _batches(cell_id: str, count: int, folder: Path) -> Work:
-    from tunegrid.codecs.cache import features_of
+    from tunegrid.codecs.features import features_of
 
     rows, codec = rows_at(cell_id, count, folder), codec_at(cell_id, folder)
     return partial(_batched, codec, features_of(codec, rows, training=True))
 
 
 def _collate(cell_id: str, count: int, folder: Path) -> Work:
-    from tunegrid.codecs.cache import features_of
+    from tunegrid.codecs.features import features_of
 
     rows, codec = rows_at(cell_id, count, folder), codec_at(cell_id, folder)
     features = features_of(codec, rows, training=True)
