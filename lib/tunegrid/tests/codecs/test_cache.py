@@ -70,8 +70,7 @@ def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not
 
 
 def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
-    codec = codec_with(None, "bert_sa_lora")
-    rows = [row | {"title": "that no other test has"} for row in rows_for("bert_sa_lora")]
+    codec, rows = codec_with(None, "bert_sa_lora"), rows_of("amazon_polarity/train")[20:40]  # of no other test
     first, second, *_ = (features_of(codec, rows[n:], training=True) for n in range(cache.SHARED))
     assert features_of(codec, rows, training=True) is first
     assert len(features_of(codec, rows[-1:], training=True)) == 1  # one list more than there is room for
