@@ -131,7 +131,7 @@ class ChatAnswerCodec(ChatCodec):
     """
 
     def sources(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Prompt tokens a row; the context is cut until the question fits behind it, up to 64 tokens of the question."""
+        """Prompt tokens per row; the context is cut until the question fits behind it, up to 64 tokens of the question."""
         return [self._prompt(row) for row in rows]
 
     def _prompt(self, row: Row) -> list[int]:

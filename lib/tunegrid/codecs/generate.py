@@ -117,12 +117,12 @@ class GenerateCodec(Codec):
         return text
 
     def answers(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Target tokens a row, cut so that the end token survives `max_target_length`."""
+        """Target tokens per row, cut so that the end token survives `max_target_length`."""
         texts = [self.lead + self.target_text(row) for row in rows]
         return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.ids_of(texts)]
 
     def sources(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Input tokens a row: the text, cut to its room, between what stands around it."""
+        """Input tokens per row: the text, cut to its room, between what stands around it."""
         return [self.framed(tokens) for tokens in self.ids_of([self.text(row) for row in rows])]
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:

@@ -61,7 +61,7 @@ def _pieces(column: Any) -> tuple[Any, Any]:
 
 
 def write_features(path: Path, features: Callable[[], Iterable[Feature]], codec: Codec) -> None:
-    """Write the features that a call gives: two bytes a number, or four where one does not fit into two."""
+    """Write the features that a call gives: two bytes per number, or four where one does not fit into two."""
     narrow, wide = TYPES
     try:
         _write(path, iter(features()), codec, narrow)

@@ -1,8 +1,8 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
-changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested, with --strict also if
-any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
+changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested; with cannot-tell in
+--on also if any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
 With --exact nothing is judged: every difference between the scores of the two is listed; exit code 1 if there is any.
 """
 
@@ -25,7 +25,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
     line.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
     line.add_argument("--format", choices=FORMATS, default="text")
-    line.add_argument("--strict", action="store_true", help="exit 6 where any main score cannot be told")
+    line.add_argument("--strict", action="store_true", help=argparse.SUPPRESS)
     line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     line.add_argument(
         "--numerics",
@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the verdicts and the answer; return the exit code."""
     line = parser()
     options = line.parse_args(arguments)
+    if options.strict:
+        line.error("--strict was replaced: write --on=quality,memory,cannot-tell")
     if options.numerics and options.format != "text":
         line.error("--numerics prints text: leave out --format")
     try:
@@ -60,7 +62,7 @@ def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namesp
     """Print the verdicts and the answer; return the answer's exit code."""
     kinds, before, after = kinds_of(options.on), Run.of(old, options.old), Run.of(new, options.new)
     judged = gate(before, after)
-    answer = answer_of(new, judged, kinds, strict=options.strict, baseline=options.old.name)
+    answer = answer_of(new, judged, kinds, baseline=options.old.name)
     if options.numerics:
         print(*numerics_table(judged, furthest(before, after)), sep="\n")
     print(FORMATS[options.format](judged, answer))

@@ -1,4 +1,4 @@
-"""The hub before anything is read. In: nothing, or the name of a data set or a checkpoint. Out: can it be reached; the commit.
+"""Asks the hub, before anything is read, whether it can be reached and at which commit a data set or checkpoint is.
 
 Where it cannot be reached, the libraries are set to their caches, before they try for minutes.
 """

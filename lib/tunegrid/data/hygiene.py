@@ -1,4 +1,4 @@
-"""Checks on rows before anything trains on them. In: a task and rows. Out: nothing, or an InputError that names the row."""
+"""Checks a task's rows before anything trains on them, and raises an InputError that names the row."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -65,7 +65,7 @@ def _label_fault(task: Task, row: Row) -> str | None:
         return None
     named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:NAMED_LABELS]))
     rest = f", ... {count - 1} ({task.labels[-1]})" if count > NAMED_LABELS else ""
-    return f"column {task.target!r} holds {label}, which is no label of the task: it has {named}{rest}"
+    return f"invalid label {label} in column {task.target!r}: expected {named}{rest}"
 
 
 def _answer_fault(task: Task, row: Row) -> str | None:

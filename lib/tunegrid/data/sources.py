@@ -175,7 +175,7 @@ def _from_folder(task: Task, root: Path) -> dict[str, Any]:
         if path.suffix in READERS and split not in by_name:
             by_name[split] = READERS[path.suffix](folder, split)
     if not by_name:
-        raise InputError(f"{folder} holds no .jsonl, no .parquet and no dataset_dict.json; one file a split, as in train.jsonl")
+        raise InputError(f"{folder} has no .jsonl, .parquet or dataset_dict.json; give one file per split, as in train.jsonl")
     return by_name
 
 
@@ -209,9 +209,9 @@ def _json_row(line: str, place: str) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{place}, is not JSON: {error}") from None
+        raise InputError(f"{place}: invalid JSON ({error})") from None
     if not isinstance(row, dict):
-        raise InputError(f"{place}, is not a JSON object with the data set's columns")
+        raise InputError(f"{place}: expected a JSON object with the data set's columns")
     return row
 
 

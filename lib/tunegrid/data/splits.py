@@ -136,7 +136,8 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 
 def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
     if split not in by_name:
-        raise InputError(f"{task.folder} has no split {split!r}, only {', '.join(sorted(by_name))}; one file or folder a split")
+        known = ", ".join(sorted(by_name))
+        raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
     if not len(by_name[split]):
         raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
     return by_name[split]

@@ -1,4 +1,4 @@
-"""Backbones and how each solves each kind of problem. In: nothing. Out: the study's three `Backbone`s."""
+"""Declares the study's three `Backbone`s, and how each solves each kind of problem."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""The zoo: LoRA, QLoRA, SFT and fifteen more ways to fine-tune on every backbone and task. In: nothing. Out: a `Grid`.
+"""The zoo: LoRA, QLoRA, SFT and fifteen more ways to fine-tune on every backbone and task.
 
 Every cell of a backbone and task has the same rows, the same updates and the same batch, whatever the method; only the rate and
 the method's own settings differ, with where they come from. `REFUSED` has what a library cannot train, and why.
@@ -14,7 +14,7 @@ from tunegrid.grid.backbones import BACKBONES, Head, Layout
 from tunegrid.grid.cells import Grid
 from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
 from tunegrid.grid.optimizers import OPTIMIZERS
-from tunegrid.grid.profiles import GREEDY, quick_changes
+from tunegrid.grid.quick import GREEDY, quick_changes
 from tunegrid.grid.recipes import RECIPES, Adapter, Recipe
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa

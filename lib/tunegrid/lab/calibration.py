@@ -62,7 +62,7 @@ def bound_of(
     `HEALTHY_MISSES`, shared by all bounds (Bonferroni).
 
     Args:
-        scores: of healthy runs, one a seed.
+        scores: of healthy runs, one per seed.
         noise: the deviation between seeds, moderated.
         bounds: how many bounds a run must meet.
         control: the best score of a control, which has learned nothing of the task.
@@ -224,20 +224,26 @@ def _noise_line(kind: str, own: Deviation, groups: Groups) -> str:
 
 
 def evidence(calibration: Calibration) -> list[str]:
-    """Where the figures come from: device, date, seeds, versions; raises InputError where the first run names no device."""
+    """Where the figures come from: device, date, versions, seeds."""
     cells = calibration.seeds[0].keys()
     firsts = [next(iter(grid.values()), None) for grid in calibration.seeds if grid.keys() == cells]
-    first = firsts[0]
+    return [
+        "[evidence]",
+        *origin(firsts[0]),
+        f"seeds = {[record.seeds.seed for record in firsts if record]}",
+        *(f"more_seeds.{cell} = {more}" for cell in cells if (more := more_seeds(calibration, cell))),
+    ]
+
+
+def origin(first: Record | None) -> list[str]:
+    """Profile, date, device and versions of a record; raises InputError where it names no device."""
     if first is None or first.device is None:
         raise InputError("the first run does not name its device; calibrate from complete runs only")
     packages = ", ".join(f'{name} = "{version}"' for name, version in first.versions.items() if version)
     return [
-        "[evidence]",
         f'profile = "{first.profile}"',
         f'date = "{date.today()}"',
         f'device = "{first.device.name}, {first.device.threads} thread a process"',
-        f"seeds = {[record.seeds.seed for record in firsts if record]}",
-        *(f"more_seeds.{cell} = {more}" for cell in cells if (more := more_seeds(calibration, cell))),
         f"versions = {{ {packages} }}",
     ]
 

@@ -3,6 +3,7 @@
 Stage by stage, it calls other commands, which can be run alone, too:
 
   bounds        20 seeds of the quick grid, more of tailed cells, moved starts, controls: quick.toml, noise.toml (calibrate)
+  numerics      moved starts against unmoved ones; another optimizer: numerics.toml, what is rounding
   baseline      the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
   power         smallest drops and error rates, simulated (power)
   sensitivity   real degradations (sensitivity)
@@ -22,7 +23,7 @@ from pathlib import Path
 from tunegrid import ROOT
 from tunegrid.commands import baseline
 from tunegrid.errors import InputError
-from tunegrid.lab import calibrate, false_alarms, power, sensitivity
+from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
 from tunegrid.lab.grid_runs import Session, Sessions, folder
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
@@ -90,6 +91,10 @@ def _bounds(work: Work) -> int:
     return calibrate.main([str(part) for pair in counts.items() for part in pair], work.sessions)
 
 
+def _numerics(work: Work) -> int:
+    return numerics.write(work.plan, work.sessions, work.to)
+
+
 def _baseline(work: Work) -> int:
     """The first session, whose five seeds the bounds were made of, held to those bounds."""
     work.sessions.train(work.plan.first[:1])
@@ -129,6 +134,7 @@ def _zoo(work: Work) -> int:
 
 STAGES: Mapping[str, Stage] = {
     "bounds": Stage(sessions=lambda work: work.plan.sessions, do=_bounds),
+    "numerics": Stage(sessions=lambda work: numerics.planned(work.plan), do=_numerics),
     "baseline": Stage(sessions=lambda work: work.plan.first[:1], do=_baseline),
     "power": Stage(sessions=lambda work: [], do=_power),
     "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),

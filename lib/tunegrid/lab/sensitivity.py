@@ -44,7 +44,7 @@ def planned(seed: int) -> dict[str, OtherSession]:
     return {
         name: OtherSession(
             label=f"{name}-seed-{seed}",
-            options=("-m", "degraded", "-k", name, "--seed", str(seed)),
+            options=("-m", "degraded", "-k", name, "--seeds", str(seed)),
             count=len(STUDY_IDS),
         )
         for name in DEGRADATIONS

@@ -29,7 +29,7 @@ class CellView:
     """A cell with all its seeds, beside what an older run says of it.
 
     Attributes:
-        records: one a seed; the first one stands for the cell where a figure is not a mean.
+        records: one per seed; the first one stands for the cell where a figure is not a mean.
         old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
         judged: the gate's judgements on it.
         low, high: 95 % interval of the main score; over seeds, or over test rows where there is one seed.
@@ -202,9 +202,9 @@ class CellView:
         first = self.first
         options = ["" if self.id in STUDY_IDS else "--grid=FILE.py", f"--cells={self.id}"]
         seeds = [str(record.seeds.seed) for record in self.records]
-        options.append(f"--seed={seeds[0]}" if len(seeds) == 1 else f"--seeds={','.join(seeds)}")
+        options.append(f"--seeds={','.join(seeds)}")
         options.append(f"--perturb={first.seeds.perturbation}" if first.seeds.perturbation is not None else "")
-        options.append("--own-test" if first.limits.own_test else "")
+        options.append("--set own_test=true" if first.limits.own_test else "")
         options.append("--device=cpu" if first.profile == "full" and first.device and first.device.type == "cpu" else "")
         return " ".join(["pytest -m", first.profile, *filter(None, options)])
 

@@ -19,7 +19,7 @@ class Story:
 
     Attributes:
         runs: the oldest first.
-        steps: by cell, one a run.
+        steps: by cell, one per run.
         remarks: what could not be compared.
     """
 

@@ -35,7 +35,7 @@ class PageRun:
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """The records of each cell, one a seed, the lowest seed first."""
+        """The records of each cell, one per seed, the lowest seed first."""
         cells: dict[str, list[Record]] = defaultdict(list)
         for record in sorted(self.records, key=lambda record: record.seeds.seed or 0):
             cells[record.cell].append(record)

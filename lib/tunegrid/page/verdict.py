@@ -97,7 +97,7 @@ def minus(figures: str) -> str:
 
 
 def _missed(cells: Sequence[Cell]) -> list[Item]:
-    """A line a cell that did not pass: those that did not finish, then those furthest below their bound."""
+    """One line per cell that did not pass: those that did not finish, then those furthest below their bound."""
     bad = [cell for cell in cells if cell.status not in ("passed", "reported")]
     ordered = sorted(bad, key=lambda cell: (cell.status == "missed", 0.0 if cell.above is None else cell.above))
     return [Item(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]

@@ -131,7 +131,7 @@ def finished_keys(journals: Path) -> set[str]:
 
 
 def shown(folder: Path = CACHE) -> Iterator[str]:
-    """A line a kind, and the sum."""
+    """One line per kind, and the sum."""
     files = listing(folder)
     for kind, what in KINDS.items():
         yield _line(kind, [file for file in files if file.kind == kind], what)
@@ -147,5 +147,5 @@ def bytes_of(text: str) -> int:
     """Bytes of a size such as 500MiB or 2GiB; raises InputError for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(KiB|MiB|GiB|TiB)", text)
     if match is None:
-        raise InputError(f"--keep {text!r} is no size; write it as in 500MiB or 2GiB")
+        raise InputError(f"invalid --keep {text!r}: expected a size, as in 500MiB or 2GiB")
     return int(float(match[1]) * UNITS[match[2]])

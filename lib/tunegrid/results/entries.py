@@ -28,7 +28,7 @@ class Entry:
     """A method on one backbone and task.
 
     Attributes:
-        records: one a seed.
+        records: one per seed.
         rows: points of each test row, the mean over seeds; None where they were not kept for every seed.
     """
 

@@ -62,7 +62,7 @@ class Estimate:
 def seconds_of(text: str, option: str = "--budget") -> float:
     """Seconds of a duration such as 30m, 90s or 1h30m; raises InputError for anything else."""
     if not re.fullmatch(r"(\d+[hms])+", text):
-        raise InputError(f"{option} {text!r} is no duration; write it as in 30m, 90s or 1h30m")
+        raise InputError(f"invalid {option} {text!r}: expected a duration, as in 30m, 90s or 1h30m")
     return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
 
 
@@ -126,7 +126,7 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     rows = planned_rows(cell)
     seconds = rows * cell.recipe.num_train_epochs / rate if rows and rate and cell.profile.id == "full" else None
     source = f"{path.parent.name}/{path.name}, training alone"
-    measured, planned = record.recipe.rows_per_update, _rows_per_update(cell)
+    measured, planned = record.recipe.rows_per_update, cell.recipe.rows_per_update
     if measured != planned:
         source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
     name, on_gpu = _device(record)
@@ -141,10 +141,6 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
         reckoned=True,
         same_update=measured == planned,
     )
-
-
-def _rows_per_update(cell: Cell) -> int:
-    return cell.recipe.per_device_train_batch_size * cell.recipe.gradient_accumulation_steps
 
 
 def planned_rows(cell: Cell) -> int | None:

@@ -1,7 +1,7 @@
 """Scores of single test rows, stored next to a saved run. In: points and predictions of each row. Out: a small Parquet file.
 
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
-run's JSON, with one more file a task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this
+run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this
 machine are also kept in `.cache/examples`. Needs no torch.
 """
 

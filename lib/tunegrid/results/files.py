@@ -34,7 +34,7 @@ def is_cell(extra_info: Mapping[str, Any]) -> bool:
 
 
 def save(run: RunJson, path: Path) -> None:
-    """Write a run with one row a line, so that a diff shows which cells changed; whole, or not at all."""
+    """Write a run with one row per line, so that a diff shows which cells changed; whole, or not at all."""
     rest = {name: value for name, value in run.items() if name != "benchmarks"}
     rows = ",\n".join(json.dumps(row, default=str) for row in run["benchmarks"])
     part = path.with_name(f"{path.name}.part")  # never the path itself, whatever its suffix

@@ -46,7 +46,7 @@ def worst(judged: Sequence[Judgement]) -> Verdict | None:
 
 
 def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
-    """A row a cell: its main score's change, and one verdict on each kind of figure."""
+    """One row per cell: its main score's change, and one verdict on each kind of figure."""
     cells = []
     for cell, judgements in by_cell(judged).items():
         own = [judgement for judgement in judgements if decides(judgement)]

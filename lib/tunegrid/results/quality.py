@@ -350,7 +350,7 @@ def _means(metric: str, pairing: Pairing) -> dict[str, float]:
 
 
 def unmeasured(metric: str, rows: Rows) -> Judgement | None:
-    """The verdict where a score is no number: worse, if only the new one is none."""
+    """The verdict where a score is not a number: worse, if only the new one is none."""
     old, new = (
         next((score for record in seeds.values() if not _finite(score := record.scores.get(metric))), 0.0)
         for seeds in (rows.old, rows.new)
@@ -359,7 +359,7 @@ def unmeasured(metric: str, rows: Rows) -> Judgement | None:
         return None
     verdict = Verdict.WORSE if _finite(old) else Verdict.CANNOT_TELL
     return judgement_of(
-        rows.records[0][0], metric, verdict, detail=f"the {'new' if _finite(old) else 'old'} score is no number"
+        rows.records[0][0], metric, verdict, detail=f"the {'new' if _finite(old) else 'old'} score is not a number"
     )
 
 

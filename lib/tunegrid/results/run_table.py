@@ -1,4 +1,4 @@
-"""The table after a run. In: records. Out: lines of at most 100 columns, each with its status; one a cell, over its seeds."""
+"""The table after a run. In: records. Out: lines of at most 100 columns, each with its status; one per cell, over its seeds."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -54,7 +54,7 @@ def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
 
 
 def by_cell(records: Iterable[Record]) -> list[list[Record]]:
-    """The records of each profile's cells: one a seed."""
+    """The records of each profile's cells: one per seed."""
     cells: dict[tuple[str, str], list[Record]] = {}
     for record in records:
         cells.setdefault((record.profile, record.cell), []).append(record)
@@ -115,7 +115,7 @@ def _scores(record: Record) -> tuple[str, ...]:
 
 
 def _spread(seeds: Sequence[Record]) -> tuple[str, ...]:
-    """A cell over its seeds: mean, deviation and lowest of the main score, seconds a seed, the highest peak."""
+    """A cell over its seeds: mean, deviation and lowest of the main score, seconds per seed, the highest peak."""
     first = seeds[0]
     scores = [score for record in seeds if (score := record.scores.get(first.main_score)) is not None]
     seconds = [record.training.seconds for record in seeds if record.training]
@@ -163,7 +163,7 @@ def footer(records: Iterable[Record], wall_seconds: float | None) -> str:
     what = "cells" if cells == len(records) else f"runs of {cells} cells"
     devices = ", ".join(sorted({record.device.name for record in records if record.device})) or "no device"
     draws = sorted({f"{draw}" for record in records if (draw := record.seeds.perturbation) is not None})
-    note = f"; starts perturbed by draw {', '.join(draws)}: this is no baseline" if draws else ""
+    note = f"; starts perturbed by draw {', '.join(draws)}: this run cannot be a baseline" if draws else ""
     time = "" if wall_seconds is None else f" in {wall_seconds:.0f} s"
     short = sum(bool(record.excused) for record in records)
     doubt = f", {short} of them too short for some audit," if short else ""

@@ -22,7 +22,7 @@ class Column:
 
 
 def lines(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The titles, then a line a row."""
+    """The titles, then one line per row."""
     table = [[column.title for column in columns], *rows]
     widths = [max(column.width, *map(len, cells)) for column, cells in zip(columns, zip(*table, strict=True), strict=True)]
     return [_line(columns, widths, cells) for cells in table]

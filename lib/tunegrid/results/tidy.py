@@ -1,4 +1,4 @@
-"""Runs as tables for pandas and DuckDB. In: records. Out: columns of a row a figure, or of a row a test row. Needs no torch."""
+"""Writes records as tables for pandas and DuckDB, with one row per figure or one row per test row. Needs no torch."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ Runs = Iterable[tuple[Path, Record]]  # each record with the file that it is fro
 
 
 def figures(runs: Runs) -> Columns:
-    """A row a figure of each cell and seed; its name is its place in the record, as in `memory.ledger.weights_bytes`."""
+    """One row per figure of each cell and seed; its name is its place in the record, as in `memory.ledger.weights_bytes`."""
     return _columns(
         key_of(path, record) | {"metric": name, "value": value}
         for path, record in runs
@@ -37,7 +37,7 @@ def leaves(name: str, content: Any) -> Iterator[tuple[str, float]]:
 
 
 def rows_of(runs: Runs) -> tuple[Columns, list[str]]:
-    """A row a test row, with a column a metric; and a sentence for every record whose rows are not there."""
+    """One row per test row, with one column per metric; and a sentence for every record whose rows are not there."""
     table: list[dict[str, Any]] = []
     missing = []
     for path, record in runs:

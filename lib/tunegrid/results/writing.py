@@ -80,7 +80,7 @@ class FinishedRun(Generic[Key]):
             raise InputError(f"the examples of {path} cannot be written ({error.strerror or error})") from None
 
     def lines(self, cells: Sequence[str] = STUDY_IDS, seconds: float | None = None) -> Iterable[Line]:
-        """What is told of the run: a line a cell over its seeds, and a sentence for all that was missed.
+        """What is told of the run: one line per cell over its seeds, and a sentence for all that was missed.
 
         Args:
             cells: ids in the order of their lines.

@@ -1,4 +1,4 @@
-"""What the libraries' modules, classes and registries hold. In: nothing. Out: their entries, now and before.
+"""What the libraries' modules, classes and registries hold, now and before.
 
 A namespace is a library's module, a class in it, or a mapping of names to functions or classes in either, as `ACT2FN` is.
 """
