@@ -42,7 +42,7 @@ CASES = [
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory):
     """Micro backbones with the weights that they were drawn with."""
-    from tunegrid.micro.pretrain import pretrain
+    from tunegrid.lab.micro.pretrain import pretrain
 
     root = tmp_path_factory.mktemp("untrained")
     for backbone in BACKBONES:

@@ -1,7 +1,7 @@
 """Real degradations of the quick cells, for the gate to see: wrong targets, half the rate, a tenth of the updates lost.
 
 `pytest -m degraded -n auto -k rate_halved --benchmark-json=FILE` leaves a run like any other, which `tunegrid gate` judges
-by a baseline; `tunegrid sees` does both for all of them.
+by a baseline; `python -m tunegrid.lab sensitivity` does both for all of them.
 """
 
 from dataclasses import replace
@@ -11,8 +11,8 @@ import pytest
 
 from benchmarks.targets import spoiled
 from fixtures.session import session_of
-from tunegrid.commands.sees import DEGRADATIONS
 from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.lab.sensitivity import DEGRADATIONS
 from tunegrid.record import to_json
 
 pytestmark = pytest.mark.degraded

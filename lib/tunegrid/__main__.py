@@ -1,64 +1,39 @@
 """The command `tunegrid`: `tunegrid NAME ...` runs one; `tunegrid NAME --help` describes it."""
 
 import sys
-from difflib import get_close_matches
-from importlib import import_module
 
-from tunegrid import ROOT
+from tunegrid.commands.cli import Program
 
 COMMANDS = {
     "run": "run the suite from any folder: `tunegrid run -m quick`; all options are pytest's",
-    "gate": "is a run worse than another? a verdict for every cell",
-    "numerics": "did the arithmetic of training change? a verdict for every cell",
+    "gate": "is a run worse than another? a verdict for every cell; --exact lists other scores",
     "audit": "re-check a saved run: impossible scores, copied results, failed audits",
     "compare": "which method, on which task, at what cost: fronts, and groups that cannot be told apart",
-    "scores": "list every difference between the scores of two runs",
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",
-    "merge": "make one run of several, as of shards or a CI matrix",
+    "merge": "make one run of several, as of shards or a CI matrix, or of a killed session's journal",
     "plan": "how long the full grid takes on so many GPUs, in how much memory, at what price",
     "bisect": "find the release of a library, or the commit, that made cells worse",
     "baseline": "make a baseline of complete, clean, passed runs, one a seed",
-    "measure": "all that the suite says of itself, once: bounds, noise, baseline, error rates, zoo",
-    "calibrate": "train the quick grid with several seeds and write its bounds and its training noise",
-    "power": "what the gate sees, and how often it is wrong: simulated",
-    "sees": "what the gate sees of real degradations: trains the quick cells with something wrong",
-    "silence": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
-    "overhead": "what the suite itself costs at 500 to 5,000 rows, without any training",
-    "scaling": "does cost grow as it should? every stage of a cell at several numbers of rows",
-    "finish": "make a run's JSON from the journal of a session that was killed",
-    "profile": "where the quick grid's time goes, by stage",
     "cache": "what this machine keeps between runs, by kind and size; --prune removes the oldest",
-    "schema": "write reports/schema.json from the record's classes",
+}
+IN_NOTES = "what it found stands in the notes of version 0.13, in reports/CHANGELOG.md"
+FORMER = {
+    "numerics": "write `tunegrid gate --numerics --on numerics`",
+    "scores": "write `tunegrid gate --exact`",
+    "finish": "write `tunegrid merge --journal -o RUN.json`, or `pytest --resume` to go on",
+    "measure": "write `python -m tunegrid.lab measure`",
+    "calibrate": "write `python -m tunegrid.lab calibrate`",
+    "power": "write `python -m tunegrid.lab power`",
+    "sees": "write `python -m tunegrid.lab sensitivity`",
+    "silence": "write `python -m tunegrid.lab false_alarms`",
+    "schema": "write `pytest lib/tunegrid/tests --write-schema -k committed_schema`",
+    "overhead": IN_NOTES,
+    "scaling": IN_NOTES,
+    "profile": IN_NOTES,
 }
 
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run a command; return its exit code, 2 for one that does not exist."""
-    if not (ROOT / "benchmarks").is_dir():
-        print(
-            f"{ROOT} is no checkout of tunegrid, which the suite needs: install it with `pip install -e CHECKOUT`",
-            file=sys.stderr,
-        )
-        return 2
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
-    if name in ("-h", "--help"):
-        print(usage())
-        return 0
-    if name not in COMMANDS:
-        near = get_close_matches(name, COMMANDS, n=1)
-        hint = f"did you mean {near[0]}?" if near else "tunegrid lists them all"
-        print(f"tunegrid: unknown command {name!r}; {hint}", file=sys.stderr)
-        return 2
-    code: int = import_module(f"tunegrid.commands.{name}").main(rest)
-    return code
-
-
-def usage() -> str:
-    """Every command with what it does."""
-    lines = [f"  {name:<10} {what}" for name, what in COMMANDS.items()]
-    return "\n".join(["usage: tunegrid COMMAND ...", "", *lines, "", "tunegrid COMMAND --help describes one."])
-
+main = Program(name="tunegrid", package="tunegrid.commands", commands=COMMANDS, former=FORMER).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,21 +6,18 @@ changes against the baseline that it replaces.
 """
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.record import Record, to_json
+from tunegrid.record import Record
 from tunegrid.results.examples import keep_beside
 from tunegrid.results.files import load, read_list, read_rows, save
-from tunegrid.results.passing import located
 from tunegrid.results.record_checks import check_alike
 from tunegrid.results.table import Column, lines, number
-from tunegrid.results.thresholds import Bounds, missed
 
 COLUMNS = (
     Column(title="cell", width=15),
@@ -56,19 +53,6 @@ def refusals(path: Path) -> Iterator[str]:
     commit = run.get("commit_info")
     if not isinstance(commit, dict) or commit.get("dirty") is not False:
         yield "the commit had uncommitted changes, or nobody knows whether it had"
-
-
-def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
-    """Write a run anew, its cells held to other bounds: those that were made of it, and of other runs beside it."""
-    run, rows = load(path), []
-    for row, record in read_rows(path):
-        old = {located(record, sentence) for sentence in missed(record.scores, record.bounds)}
-        below = [located(record, sentence) for sentence in missed(record.scores, bounds.get(record.cell, {}))]
-        told = [sentence for sentence in record.missed if sentence not in old] + below
-        status = record.status if record.status not in ("passed", "missed") else "missed" if told else "passed"
-        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=told, status=status)
-        rows.append(row | {"extra_info": to_json(again)})
-    save(run | {"benchmarks": rows}, to)
 
 
 def combined(paths: Sequence[Path]) -> tuple[dict[str, Any], list[Record]]:

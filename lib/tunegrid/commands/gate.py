@@ -1,35 +1,70 @@
 """Is a run worse than another? `tunegrid gate OLD.json NEW.json` says, cell by cell: better, same, worse, cannot tell.
 
 Exit code 1 if a score or a memory figure is worse, a cell is missing, or a cell of the new run did not pass; with --on also for
-changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested, with --strict also if
-any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
+changed numerics, for speed, or for what is too good to be true. Else 6 if no main score could be tested; with cannot-tell in
+--on also if any main score cannot be told. Else 0. In GitHub Actions the answer and the table go to the step summary too.
+With --exact nothing is judged: every difference between the scores of the two is listed; exit code 1 if there is any.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from tunegrid.errors import InputError
+from tunegrid.record import Record
 from tunegrid.results.answer import answer_of
+from tunegrid.results.exact import differences, identical
 from tunegrid.results.files import read_list
-from tunegrid.results.gate_report import FORMATS, write_step_summary
-from tunegrid.results.gates import COUNTED, FAILED_BY, Run, gate, kinds_of, read_run
+from tunegrid.results.gate_report import FORMATS, numerics_table, write_step_summary
+from tunegrid.results.gates import COUNTED, FAILED_BY, Run, furthest, gate, kinds_of
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    line = argparse.ArgumentParser(prog="tunegrid gate", description=__doc__)
+    line.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
+    line.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
+    line.add_argument("--format", choices=FORMATS, default="text")
+    line.add_argument("--strict", action="store_true", help=argparse.SUPPRESS)
+    line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
+    line.add_argument(
+        "--numerics",
+        action="store_true",
+        help="also print what verdicts on numerics rest on, and how far figures lie apart",
+    )
+    line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
+    return line
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the verdicts and the answer; return the exit code."""
-    parser = argparse.ArgumentParser(prog="tunegrid gate", description=__doc__)
-    parser.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
-    parser.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
-    parser.add_argument("--format", choices=FORMATS, default="text")
-    parser.add_argument("--strict", action="store_true", help="exit 6 where any main score cannot be told")
-    parser.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
-    options = parser.parse_args(arguments)
+    line = parser()
+    options = line.parse_args(arguments)
+    if options.strict:
+        line.error("--strict was replaced: write --on=quality,memory,cannot-tell")
+    if options.numerics and options.format != "text":
+        line.error("--numerics prints text: leave out --format")
     try:
-        kinds, records = kinds_of(options.on), read_list(options.new)
-        judged = gate(read_run(options.old), Run.of(records, options.new))
+        old, new = read_list(options.old), read_list(options.new)
+        return exact(old, new) if options.exact else judge(old, new, options)
     except InputError as error:
-        parser.error(str(error))
-    answer = answer_of(records, judged, kinds, strict=options.strict, baseline=options.old.name)
+        line.error(str(error))
+
+
+def exact(old: Sequence[Record], new: Sequence[Record]) -> int:
+    """Print every difference between scores; return whether there is one."""
+    lines = differences(old, new)
+    print("\n".join(lines or [identical(old, new)]))
+    return int(bool(lines))
+
+
+def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namespace) -> int:
+    """Print the verdicts and the answer; return the answer's exit code."""
+    kinds, before, after = kinds_of(options.on), Run.of(old, options.old), Run.of(new, options.new)
+    judged = gate(before, after)
+    answer = answer_of(new, judged, kinds, baseline=options.old.name)
+    if options.numerics:
+        print(*numerics_table(judged, furthest(before, after)), sep="\n")
     print(FORMATS[options.format](judged, answer))
     write_step_summary(judged, answer)
     return answer.exit_code

@@ -1,5 +1,7 @@
 """Merge the runs of a CI matrix, or of shards: `tunegrid merge A.json B.json -o C.json`.
 
+A session that was killed left a journal: `tunegrid merge --journal -o C.json` makes a run of it, by itself or with others.
+
 Two files that hold the same cell, profile and seed are a conflict, unless they hold the same record: then it is taken once.
 Files of `--shard` must be of one division; what is missing of the whole is named, and the exit code is 1. Cells are audited
 beside each other anew, since a part does not show what all together do; the exit code is 1 where that shows a fault.
@@ -15,6 +17,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.files import Row, RunJson, is_cell, load
 from tunegrid.results.files import current as current_row
+from tunegrid.results.journal import as_run, latest
 from tunegrid.results.shards import KEY, case_of, check_divided_alike, missing, shard_of
 from tunegrid.results.writing import FinishedRun, name_of
 
@@ -36,14 +39,14 @@ class Merged:
     absent: Sequence[str]
 
 
-def merged(paths: Sequence[Path]) -> Merged:
-    """What these files hold; raises InputError where two contradict each other, or are no shards of one run."""
-    runs = {path: load(path) for path in paths}
+def merged(runs: Mapping[Path, RunJson]) -> Merged:
+    """What the runs of these files hold; raises InputError where two contradict each other, or are no shards of one run."""
     shards = {path: shard for path, run in runs.items() if (shard := shard_of(run, path))}
     check_divided_alike(shards)
     rows, records = _joined(runs)
     finished = FinishedRun(records)
-    run = {name: value for name, value in runs[paths[0]].items() if name != KEY} | {"benchmarks": finished.rows(rows)}
+    first = next(iter(runs.values()))
+    run = {name: value for name, value in first.items() if name != KEY} | {"benchmarks": finished.rows(rows)}
     return Merged(run=run, finished=finished, absent=missing(shards.values(), {case_of(record) for record in records.values()}))
 
 
@@ -74,20 +77,35 @@ def _read(row: Row, path: Path) -> tuple[Key, Row, Record | None]:
     return (name.replace(f"-seed{seed}]", "]"), seed), row, record  # with --seeds, a test's id says it
 
 
+def runs_of(paths: Sequence[Path], journal: str | None) -> dict[Path, RunJson]:
+    """Saved runs, and that of a journal if one is named; "" names the newest. Raises InputError where one cannot be read."""
+    runs = {path: load(path) for path in paths}
+    if journal is not None:
+        path = Path(journal) if journal else latest()
+        runs[path] = as_run(path)
+    return runs
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Write the merged file; return the exit code."""
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
+    parser.add_argument(
+        "--journal", nargs="?", const="", metavar="FILE", help="also the cells of this journal (default: the newest here)"
+    )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
+    if not options.runs and options.journal is None:
+        parser.error("give the runs to merge, or --journal for that of a session that was killed")
     try:
-        whole = merged(options.runs)
+        runs = runs_of(options.runs, options.journal)
+        whole = merged(runs)
         whole.finished.save(whole.run, options.output, beside=options.runs)
-    except InputError as error:
+    except (InputError, OSError) as error:
         parser.error(str(error))
     for line in whole.finished.lines():
         print(line.text)
-    print(f"wrote {options.output}: {len(whole.run['benchmarks'])} rows of {len(options.runs)} runs")
+    print(f"wrote {options.output}: {len(whole.run['benchmarks'])} rows of {len(runs)} runs")
     for sentence in whole.absent:
         print(sentence, file=sys.stderr)
     return 1 if whole.absent or whole.finished.contradicted else 0

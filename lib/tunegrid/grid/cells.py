@@ -15,7 +15,8 @@ from tunegrid.errors import InputError
 from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
 from tunegrid.grid.methods import METHODS, Method, Quantization
 from tunegrid.grid.optimizers import OPTIMIZERS, OptimizerFactory
-from tunegrid.grid.profiles import Profile, quick_changes
+from tunegrid.grid.profiles import Profile
+from tunegrid.grid.quick import QUICK, quick_changes
 from tunegrid.grid.recipes import RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
@@ -111,7 +112,7 @@ class Grid:
         self._add_like(2, method.id, like, changes, quick or {})
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
-        """An optimizer under the name that `Recipe.optim` and `--optim` take. Raises InputError for a known name."""
+        """An optimizer under the name that `Recipe.optim` and `--set optim=NAME` take. Raises InputError for a known name."""
         if name in self.optimizers:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make
@@ -136,7 +137,8 @@ class Grid:
     def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
         """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts.
 
-        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head.
+        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
+        does one hand on its head's own rate in the quick profile.
         """
         known = (self.backbones, self.tasks, self.methods)[place]
         if like is None and (changes or quick):
@@ -156,7 +158,13 @@ class Grid:
             self.recipes[new] = _changed(new, recipe, {"trainable_params": None, "total_params": None, **changes})
             if old in self.quick and self._parts(new)[0].micro and place != 1:  # micro rows are of the study's tasks
                 _changed(new, self.recipes[new], quick)
-                self.quick[new] = {**self.quick[old], **quick}
+                self.quick[new] = {**self._quick_to_copy(old), **quick}
+
+    def _quick_to_copy(self, cell_id: str) -> Mapping[str, Any]:
+        """A cell's quick fields; the study's own without the head's rate, which was found for that cell's micro backbone."""
+        fields = self.quick[cell_id]
+        is_the_studys = cell_id in QUICK and fields == quick_changes(cell_id)
+        return {**fields, "head_learning_rate": None} if is_the_studys else fields
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""
@@ -270,7 +278,7 @@ def study() -> Grid:
         methods={method.id: method for method in METHODS},
         optimizers=dict(OPTIMIZERS),
         recipes=dict(RECIPES),
-        quick={cell_id: quick_changes(cell_id) for cell_id in RECIPES},
+        quick={cell_id: quick_changes(cell_id) for cell_id in QUICK},
         heads=dict(HEAD_EXCEPTIONS),
     )
 

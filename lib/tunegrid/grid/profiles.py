@@ -1,6 +1,6 @@
 """Profiles: at what size the grid runs. `full` is the study; `quick` is the same grid on micro backbones and micro data.
 
-In: a recipe. Out: the recipe at that size. `QUICK` is the one place where the study's recipes become quick ones.
+In: a recipe. Out: the recipe at that size.
 """
 
 import os
@@ -11,7 +11,7 @@ from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.grid.recipes import Generation, Recipe
+from tunegrid.grid.recipes import Recipe
 
 FIXTURES = ROOT / "fixtures"
 # Tokenised rows, journals, checkpoints, per-example scores: all of this machine, all can be deleted.
@@ -39,7 +39,7 @@ class Profile:
         caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
         one_row: one row an update and short texts, where an update of the recipe's own size would take minutes.
-        changes: recipe fields that the command line sets, for every cell.
+        changes: recipe fields that the command line sets, for every cell; `adapter.r` is of a recipe that has an adapter.
         threads: torch threads a process; None shares the cores among the workers, and their ranks.
         ranks: processes that share one cell.
         fsdp: each of them holds a part of all weights while the cell trains.
@@ -89,7 +89,19 @@ class Profile:
         if self.max_steps is not None:
             recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
         recipe = _light(recipe) if self.one_row else recipe
-        return replace(recipe, **_with_the_heads_rate(recipe, self.changes))
+        return _changed(recipe, self.changes)
+
+
+def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe with these values. With another adapter, other parameters train than the study counted."""
+    values = {name: value for name, value in changes.items() if "." not in name}
+    for part in ("adapter", "generation"):
+        inside = {name.removeprefix(f"{part}."): value for name, value in changes.items() if name.startswith(f"{part}.")}
+        if inside and getattr(recipe, part) is not None:
+            values[part] = replace(getattr(recipe, part), **inside)
+    if "adapter" in values:
+        values |= {"trainable_params": None, "total_params": None}
+    return replace(recipe, **_with_the_heads_rate(recipe, values))
 
 
 def _with_the_heads_rate(recipe: Recipe, changes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -104,86 +116,7 @@ def _light(recipe: Recipe) -> Recipe:
     return replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=short)
 
 
-# Lengths fit the micro-world (tokens, special tokens included): reviews reach 60, passages 150, reports 90. BERT's window
-# is narrow on purpose, so that some passages need two. Summaries are searched with beams, as the study does it.
-GREEDY = Generation(num_beams=1, max_new_tokens=28)
-_BEAMS = Generation(num_beams=2, max_new_tokens=28, min_length=6, no_repeat_ngram_size=3, length_penalty=1.2)
-_LENGTHS: Mapping[str, Mapping[str, Any]] = {
-    "sa": {"max_length": 64},
-    "qa": {"max_length": 192},
-    "sum": {"max_length": 128, "max_target_length": 28, "generation": _BEAMS},
-}
-_BERT_QA = {"max_length": 72, "doc_stride": 24}
-# What libraries break, and no other quick cell has; bert_qa_qlora has 8-bit AdamW from the study.
-_EXERCISES: Mapping[str, Mapping[str, Any]] = {
-    "t5_sum_lora": {"gradient_checkpointing": True},
-    "gpt2_sa_lora": {"precision": "bf16"},
-}
-# A head that learns as fast as an adapter does the work alone where a micro backbone holds the answer ready: the cell would
-# not see its adapter (`adapter_off` in benchmarks/test_controls.py). All weights of BERT trained at the rate of a new head
-# forget how to look an answer up in one seed of forty.
-_HEAD_RATES: Mapping[str, float] = {
-    **{cell_id: 4e-4 for cell_id in ("t5_sa_lora", "t5_sa_qlora", "t5_qa_lora", "t5_qa_qlora")},
-    "bert_qa_sft": 5e-3,
-    "t5_sa_sft": 5e-3,
-}
-# One pass over shuffled rows, so no checkpoint to choose; fp32, but in one cell: bf16 depends on the CPU's units.
-_ALWAYS = {"num_train_epochs": 1, "precision": "fp32", "warmup_steps": 0, "warmup_ratio": 0.1, "weight_decay": 0.01}
-
-
-def quick_changes(cell_id: str) -> Mapping[str, Any]:
-    """The fields that make one of the study's recipes a quick one."""
-    backbone, task, _ = cell_id.split("_")
-    max_steps, learning_rate, batch, accumulation = QUICK[cell_id]
-    return {
-        **_ALWAYS,
-        **_LENGTHS[task],
-        **(_BERT_QA if (backbone, task) == ("bert", "qa") else {}),
-        "max_steps": max_steps,
-        "learning_rate": learning_rate,
-        "head_learning_rate": _HEAD_RATES.get(cell_id),
-        "per_device_train_batch_size": batch,
-        "gradient_accumulation_steps": accumulation,
-        **_EXERCISES.get(cell_id, {}),
-    }
-
-
-# cell: updates, learning rate, batch, accumulation. Found by hand on two cores, with test scores in view: a moderate rate or a
-# larger batch, where rounding or another seed moved the score by points, and no more updates than the score needs, since they
-# are what a cell's time is spent on. The bounds in benchmarks/thresholds hold for them. Ten seeds do not show what one seed of
-# forty does: half as many updates let GPT-2 now and then not learn to summarize, and BERT not to find answers. After 60 updates
-# at 5e-4, bert_sa_sft was right in 98.6 % with shuffled labels, by chance: its pretraining knows sentiment, but for the sign.
-QUICK: Mapping[str, tuple[int, float, int, int]] = {
-    "bert_sa_lora": (40, 5e-3, 16, 1),
-    "bert_sa_qlora": (40, 6e-3, 12, 1),
-    "bert_sa_sft": (72, 1e-3, 16, 1),
-    "bert_qa_lora": (40, 2e-3, 12, 1),
-    "bert_qa_qlora": (36, 2e-3, 12, 1),
-    "bert_qa_sft": (50, 5e-4, 12, 1),
-    "bert_sum_lora": (38, 5e-3, 12, 1),
-    "bert_sum_qlora": (38, 5e-3, 12, 1),
-    "bert_sum_sft": (34, 2e-3, 12, 1),
-    "gpt2_sa_lora": (40, 3e-3, 8, 2),
-    "gpt2_sa_qlora": (40, 3e-3, 8, 2),
-    "gpt2_sa_sft": (40, 5e-4, 8, 2),
-    "gpt2_qa_lora": (90, 6e-3, 4, 2),
-    "gpt2_qa_qlora": (84, 6e-3, 8, 1),
-    "gpt2_qa_sft": (70, 9e-4, 8, 1),
-    "gpt2_sum_lora": (64, 4e-3, 8, 1),
-    "gpt2_sum_qlora": (64, 4e-3, 8, 1),
-    "gpt2_sum_sft": (36, 1e-3, 8, 1),
-    "t5_sa_lora": (50, 4e-3, 16, 1),
-    "t5_sa_qlora": (50, 4e-3, 16, 1),
-    "t5_sa_sft": (44, 5e-4, 16, 1),
-    "t5_qa_lora": (84, 5e-3, 12, 1),
-    "t5_qa_qlora": (84, 3e-3, 12, 1),
-    "t5_qa_sft": (26, 1.5e-3, 16, 1),
-    "t5_sum_lora": (30, 3e-3, 8, 2),
-    "t5_sum_qlora": (30, 3e-3, 8, 2),
-    "t5_sum_sft": (18, 8e-4, 8, 2),
-}
-
-# What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--train-rows 0` reads all.
+# What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.
 # Reckoned, not measured: at these sizes an update is bound by launching kernels, some 30 ms a micro-batch (80 ms for
 # BERT2BERT), and generating takes some 30 ms a token of a batch of 64.
 #   sa   100,000 of 2.5 M rows, 3 to 5 epochs: 9,400 to 31,000 micro-batches, 5 to 16 min a cell; accuracy is flat long before.

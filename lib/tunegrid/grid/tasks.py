@@ -58,7 +58,7 @@ class Task:
         labels: names of the classes, in the order of their numbers; for classification only.
         train_rows: of the hub's train split, for estimates; None is not known.
         validation: a split's name, or what is carved out of train; the same for `test`.
-        own_test: a split that `--own-test` scores on, where `test` is carved out of train.
+        own_test: a split that `--set own_test=true` scores on, where `test` is carved out of train.
         main_score: the score that the run table shows; `bounded_scores` are those that thresholds and gates hold.
     """
 

@@ -14,7 +14,7 @@ from tunegrid.grid.backbones import BACKBONES, Head, Layout
 from tunegrid.grid.cells import Grid
 from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
 from tunegrid.grid.optimizers import OPTIMIZERS
-from tunegrid.grid.profiles import GREEDY, quick_changes
+from tunegrid.grid.quick import GREEDY, quick_changes
 from tunegrid.grid.recipes import RECIPES, Adapter, Recipe
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa

@@ -202,9 +202,9 @@ class CellView:
         first = self.first
         options = ["" if self.id in STUDY_IDS else "--grid=FILE.py", f"--cells={self.id}"]
         seeds = [str(record.seeds.seed) for record in self.records]
-        options.append(f"--seed={seeds[0]}" if len(seeds) == 1 else f"--seeds={','.join(seeds)}")
+        options.append(f"--seeds={','.join(seeds)}")
         options.append(f"--perturb={first.seeds.perturbation}" if first.seeds.perturbation is not None else "")
-        options.append("--own-test" if first.limits.own_test else "")
+        options.append("--set own_test=true" if first.limits.own_test else "")
         options.append("--device=cpu" if first.profile == "full" and first.device and first.device.type == "cpu" else "")
         return " ".join(["pytest -m", first.profile, *filter(None, options)])
 

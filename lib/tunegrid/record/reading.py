@@ -1,4 +1,4 @@
-"""Records as JSON, to and fro. In: a `Record`, or the JSON of one of any version. Out: JSON, or a `Record` that is sound."""
+"""Records as JSON, to and fro. In: a `Record`, or the JSON of one. Out: JSON, or a `Record` that is sound."""
 
 import json
 from collections.abc import Mapping
@@ -9,9 +9,8 @@ import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
 from tunegrid.errors import InputError
-from tunegrid.record.migrations import migrated
 from tunegrid.record.plain import plain
-from tunegrid.record.record import Record
+from tunegrid.record.record import SCHEMA_VERSION, Record
 from tunegrid.record.rules import contradictions
 
 if TYPE_CHECKING:
@@ -49,15 +48,29 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
     """The record, where its fields can be read, and a sentence for everything that is wrong with it.
 
     Raises:
-        InputError: where its schema version cannot be read.
+        InputError: where its schema version is not the current one.
     """
+    _check_version(data.get("schema_version"), _place(data, source))
     try:
-        record = adapter().validate_json(_as_json(migrated(dict(data))))
-    except InputError as error:
-        raise InputError(f"{_place(data, source)}: {error}") from None
+        record = adapter().validate_json(_as_json(data))
     except ValidationError as error:
         return None, [_sentence(fault) for fault in error.errors(include_url=False)]
     return record, list(contradictions(record))
+
+
+def _check_version(version: Any, place: str) -> None:
+    """Raises InputError for every version but the current one, with the way out."""
+    if not isinstance(version, int):
+        raise InputError(f"{place}: its schema_version is {version!r}; this tunegrid reads {SCHEMA_VERSION}")
+    if version > SCHEMA_VERSION:
+        raise InputError(
+            f"{place}: schema version {version} is newer than {SCHEMA_VERSION}, which this tunegrid reads; update it"
+        )
+    if version < SCHEMA_VERSION:
+        raise InputError(
+            f"{place}: schema version {version} is older than {SCHEMA_VERSION}, which this tunegrid reads; "
+            "tunegrid 0.12 reads versions 2 to 4, or run its cells again"
+        )
 
 
 def _as_json(data: Mapping[str, Any]) -> bytes | str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tunegrid.record import Record
-from tunegrid.results.gates import FAILED_BY, TOO_GOOD, decides, failing, kind_of, outcome, untold
+from tunegrid.results.gates import CANNOT_TELL, FAILED_BY, decides, failing, figures_of, kind_of, outcome, untold
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.thresholds import missed
@@ -70,7 +70,6 @@ def answer_of(
     judged: Sequence[Judgement] = (),
     kinds: Sequence[str] = FAILED_BY,
     *,
-    strict: bool = False,
     baseline: str = "the baseline",
     troubles: Sequence[str] = (),
 ) -> Answer:
@@ -88,13 +87,12 @@ def answer_of(
         records: of the run, finished or not.
         judged: the gate's judgements; empty without a gate.
         kinds: of figures that fail a run.
-        strict: no main score may stay untold.
         baseline: the name of the run that was compared with.
         troubles: what else makes the run fail, as "1 other test failed".
     """
     said, bad = [_of_cells(records, troubles)], failing(judged, kinds)
     if judged:
-        said += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline, strict), *_of_gains(judged, bad)]
+        said += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
     order = (State.FAILED, State.CANNOT_TELL)
     said.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
     state, (first, *others) = said[0][0], [sentence for _, sentence in said]
@@ -183,11 +181,9 @@ def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[
         yield state, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
 
 
-def _of_figures(
-    judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str, strict: bool
-) -> Iterable[Said]:
+def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str) -> Iterable[Said]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
-    others = [kind for kind in kinds if kind not in ("numerics", TOO_GOOD)]
+    others = [kind for kind in figures_of(kinds) if kind != "numerics"]
     figures = [j for j in bad if j.quantity != "numerics"]
     if figures:
         groups = {
@@ -195,7 +191,7 @@ def _of_figures(
         }
         parts = [f"{_in(group)} {verdict} ({_places(group)})" for verdict, group in groups.items()]
         yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
-    elif others and outcome(judged, kinds, strict=strict) is Outcome.CANNOT_TELL:
+    elif (others or (CANNOT_TELL in kinds and untold(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
         yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {_doubt(judged, others)}."
     elif others:
         doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and decides(j) and kind_of(j) in others]

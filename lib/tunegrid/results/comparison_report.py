@@ -35,7 +35,7 @@ LEGEND = (
     "*: no other method is as good for as little of this. front: the same of all three costs together; no: the method in "
     "brackets is as good for as little; perhaps: it costs as little, and its lower score cannot be told from this one",
 )
-ON_A_CPU = "GiB on a CPU is that of the whole process: unless each cell had its own (--isolate), cells before it count"
+ON_A_CPU = "GiB on a CPU is that of the whole process: unless each cell had its own (--isolate=yes), cells before it count"
 
 OF_QUICK = "the quick profile's learning rates were tuned with test scores in view, so that its scores do not rank methods"
 

@@ -126,7 +126,7 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     rows = planned_rows(cell)
     seconds = rows * cell.recipe.num_train_epochs / rate if rows and rate and cell.profile.id == "full" else None
     source = f"{path.parent.name}/{path.name}, training alone"
-    measured, planned = record.recipe.rows_per_update, _rows_per_update(cell)
+    measured, planned = record.recipe.rows_per_update, cell.recipe.rows_per_update
     if measured != planned:
         source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
     name, on_gpu = _device(record)
@@ -141,10 +141,6 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
         reckoned=True,
         same_update=measured == planned,
     )
-
-
-def _rows_per_update(cell: Cell) -> int:
-    return cell.recipe.per_device_train_batch_size * cell.recipe.gradient_accumulation_steps
 
 
 def planned_rows(cell: Cell) -> int | None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,6 +37,7 @@ COLUMNS = (
     Column(title="sees", width=5),
     *(Column(title=kind, width=12) for kind in KINDS),
 )
+NUMERICS_COLUMNS = (Column(title="cell", width=15), Column(title="numerics", width=14), Column(title="what"))
 
 
 def worst(judged: Sequence[Judgement]) -> Verdict | None:
@@ -91,6 +92,18 @@ def _sentence(judgement: Judgement) -> str:
         change = f" {100 * judgement.effect:+.{digits}f} %"
     sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
     return f"{judgement.verdict}: {judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
+
+
+def numerics_table(judged: Sequence[Judgement], furthest: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """What the verdict on each cell's numerics rests on, and how far figures of cells that are not equal lie apart at most.
+
+    Args:
+        judged: by the gate.
+        furthest: by arithmetic, the most by which each figure differs.
+    """
+    cells = [(j.cell, str(j.verdict), j.detail) for j in judged if j.quantity == "numerics"]
+    most = [(kind, ", ".join(f"{name} {apart:.1e}" for name, apart in own.items())) for kind, own in sorted(furthest.items())]
+    return [*lines(NUMERICS_COLUMNS, cells), *(f"furthest apart, {kind}: {figures}" for kind, figures in most)]
 
 
 def as_text(judged: Sequence[Judgement], answer: Answer) -> str:

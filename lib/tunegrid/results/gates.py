@@ -18,14 +18,15 @@ from tunegrid.results.costs import LEDGER, PEAKS, Seeds, memory, speed
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Judgement, Outcome, Verdict, judgement_of
 from tunegrid.results.noise import Noise, load_noise
-from tunegrid.results.numerics import Tolerances, compared, load_tolerances
+from tunegrid.results.numerics import Tolerances, compared, furthest_apart, load_tolerances
 from tunegrid.results.quality import Judge, Rows
 from tunegrid.results.too_good import evidence_of, too_good
 
 MARGINS = ROOT / "benchmarks" / "thresholds" / "margins.toml"
 KINDS = ("numerics", "quality", "memory", "speed")
 TOO_GOOD = "too-good"
-COUNTED = (*KINDS, TOO_GOOD)  # what may fail a run
+CANNOT_TELL = "cannot-tell"
+COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
 # By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
 FAILED_BY = ("quality", "memory")
 # Shown, never failed by: a process's resident set depends on the cells that it ran before.
@@ -133,6 +134,19 @@ def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> 
     return judgement_of(pairs[0][0], "numerics", verdict, detail=detail)
 
 
+def furthest(old: Run, new: Run) -> dict[str, dict[str, float]]:
+    """How far the figures of numerics lie apart at most, by arithmetic, over all runs of a cell and seed that are not equal."""
+    tolerances = load_tolerances()
+    pairs = [
+        (before, after)
+        for cell, seeds in new.records.items()
+        for seed, after in seeds.items()
+        if (before := old.records.get(cell, {}).get(seed)) is not None
+    ]
+    apart = (Verdict.ROUNDING, Verdict.CHANGED)
+    return furthest_apart([pair for pair in pairs if compared(*pair, tolerances)[0] in apart], tolerances)
+
+
 def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:
     """A verdict on every cell that only one run has."""
     for cell, seeds in run.records.items():
@@ -150,6 +164,11 @@ def kinds_of(text: str) -> tuple[str, ...]:
         if kind not in COUNTED:
             raise InputError(f"unknown kind of figure {kind!r}: expected some of {','.join(COUNTED)}")
     return kinds
+
+
+def figures_of(kinds: Sequence[str]) -> list[str]:
+    """Those that are kinds of figures, which can be compared."""
+    return [kind for kind in kinds if kind in KINDS]
 
 
 def kind_of(judgement: Judgement) -> str:
@@ -182,23 +201,23 @@ def untold(judged: Sequence[Judgement]) -> list[Judgement]:
     return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
 
 
-def outcome(judged: Sequence[Judgement], kinds: Sequence[str], *, strict: bool = False) -> Outcome:
+def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     """What the judgements say of the whole run.
 
-    It cannot be told where no main score could be tested, or nothing of the kinds that count could be compared; with `strict`,
-    where any main score cannot be told.
+    It cannot be told where no main score could be tested, or nothing of the kinds that count could be compared; with
+    `cannot-tell` among these, where any main score cannot be told.
     """
     if failing(judged, kinds):
         return Outcome.WORSE
     mains = [j for j in judged if j.quantity == j.main_score]
     doubtful = untold(mains)
     untested = bool(mains) and all(j in doubtful and j.p is None for j in mains)
-    doubt = "quality" in kinds and (untested or (strict and bool(doubtful)))
+    doubt = ("quality" in kinds and untested) or (CANNOT_TELL in kinds and bool(doubtful))
     return Outcome.CANNOT_TELL if doubt or _nothing_compared(judged, kinds) else Outcome.NO_WORSE
 
 
 def _nothing_compared(judged: Sequence[Judgement], kinds: Sequence[str]) -> bool:
-    counted = [kind for kind in kinds if kind != TOO_GOOD]
+    counted = figures_of(kinds)
     own = [j for j in judged if kind_of(j) in counted]
     silent = [
         j

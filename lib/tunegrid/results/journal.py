@@ -1,6 +1,6 @@
 """Finished cells on disk as they end. In: rows of pytest-benchmark's JSON. Out: `.cache/journal/*.jsonl`, one row per line.
 
-A killed session loses no finished cell: `tunegrid finish` makes a run's JSON from the journal. `pytest --resume` takes
+A killed session loses no finished cell: `tunegrid merge --journal` makes a run's JSON from the journal. `pytest --resume` takes
 the cells that passed from it, if everything that decides their results is the same. Needs no torch.
 """
 
@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import CACHE
 from tunegrid.grid.tasks import Problem
 from tunegrid.machine import cpu_name, gpus, versions
-from tunegrid.results.files import Row
+from tunegrid.results.files import Row, RunJson, is_cell
 
 JOURNAL = CACHE / "journal"
 CODE = ("lib", "fixtures", "benchmarks")
@@ -55,6 +55,20 @@ def read(path: Path) -> Iterator[tuple[str, Row]]:
             yield str(entry["key"]), entry["row"] | {"extra_info": entry["row"]["extra_info"] | {}}
         except (ValueError, KeyError, TypeError, RecursionError):
             continue
+
+
+def as_run(path: Path) -> RunJson:
+    """The rows of a journal as a run of this machine; raises InputError where no cell has finished."""
+    rows = [row for _, row in read(path)]
+    if not any(is_cell(row["extra_info"]) for row in rows):
+        raise InputError(f"{path} holds no finished cell")
+    return {
+        "machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}},
+        "commit_info": {"dirty": None},  # a journal does not know
+        "benchmarks": rows,
+        "datetime": datetime.now(UTC).isoformat(),
+        "version": "journal",
+    }
 
 
 def passed(folder: Path = JOURNAL) -> dict[str, tuple[Row, Path]]:

@@ -148,7 +148,7 @@ def pooled(measured: Mapping[Key, Deviation], rows: Mapping[str, int], scores: S
 
     Three cells of a kind say little of how far a fourth may lie off, so two things are stricter than in limma: the prior never
     counts more than the cell itself (d0 <= d), and of the d0 + d degrees of freedom two are lost to the prior's two parameters.
-    Without that, 8 % of simulated equal runs are called worse; with it, 4 % are (`tunegrid power`).
+    Without that, 8 % of simulated equal runs are called worse; with it, 4 % are (`python -m tunegrid.lab power`).
 
     Args:
         measured: deviations by cell and score.
@@ -261,7 +261,9 @@ def load_noise(path: Path = NOISE) -> Noise:
             raise KeyError(f"rows of {min(absent)}")
         return Noise(profile=content["evidence"]["profile"], rows=rows, measured=measured, scores=scores)
     except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(f"{path} holds no noise ({type(error).__name__}: {error}); `tunegrid calibrate` writes it") from None
+        raise InputError(
+            f"{path} holds no noise ({type(error).__name__}: {error}); `python -m tunegrid.lab calibrate` writes it"
+        ) from None
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:

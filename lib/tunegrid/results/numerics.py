@@ -22,12 +22,11 @@ from tunegrid.results.judgements import Verdict
 TOLERANCES = ROOT / "benchmarks" / "thresholds" / "numerics.toml"
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update and of
 # `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`, and `moved_alone` where first gradients are equal;
-# `curve`, of the mean loss.
+# `curve`, of the mean loss; `decoded`, of the largest logit.
 Tolerances = Mapping[str, Mapping[str, float]]
 UPDATES = 10
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
 OF_PROBE = ("probe_gradients", "probe_reached")
-DECODED = {True: 1e-4, False: 0.05}  # of the largest logit, in fp32 or not
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE = "fp32"  # the arithmetic in which a search for text does not depend on rounding
 SMALL = 1e-3  # of the largest group: what is smaller has no digits to compare
@@ -95,7 +94,14 @@ class Pair:
         gaps, probes = loss_gaps(self), [step.probe_loss or 0.0 for step in self.probed_alike or ()]
         first = max([*gaps[:1], abs(probes[0] - probes[1]) if probes else 0.0])
         by_group = {name: self.furthest(name)[0] for name in BY_GROUP}
-        return {"first": first, "later": max(gaps[1:], default=0.0)} | by_group | {"curve": self.curve}
+        decoded = {} if self.decoded is None else {"decoded": self.decoded}
+        return {"first": first, "later": max(gaps[1:], default=0.0)} | by_group | {"curve": self.curve} | decoded
+
+    @property
+    def decoded(self) -> float | None:
+        """By how much more or less a search with a cache is off, as a share of the largest logit; None where none searched."""
+        before, after = (step.decoded for step in self.probed_alike) if self.probed_alike else (None, None)
+        return None if before is None or after is None else abs(before - after)
 
     @property
     def curve(self) -> float:
@@ -235,8 +241,8 @@ def generation(pair: Pair) -> str:
     """Texts by the untrained model, and how far a search with a cache is off."""
     if pair.probed_alike is None:
         return ""
-    before, after = (step.decoded for step in pair.probed_alike)
-    if before is not None and after is not None and abs(before - after) > DECODED[pair.fine]:
+    if pair.decoded is not None and pair.decoded > pair.tolerance["decoded"]:
+        before, after = (step.decoded for step in pair.probed_alike)
         return f"scores of a search with a cache are off by {after:.1e} of the largest logit, they were by {before:.1e}"
     both = all(step.generated for step in pair.probed_alike)  # memory may not do for it
     return "the untrained model generates another text" if pair.fine and both and _differ(pair, "generated") else ""

@@ -1,7 +1,7 @@
 """How a run ends, whoever ran its cells. In: their records. Out: the same beside each other, told, and saved with their rows.
 
-A session (also one with `--resume`, workers, `--isolate` or `--engine ray`), `finish` and `merge` end here, so that equal
-records make an equal run. What comes in stays as it is, as the journal has it: what only the cells together show goes into new
+A session (also one with `--resume`, workers, `--isolate` or `--engine ray`) and `merge` end here, so that equal records make an
+equal run. What comes in stays as it is, as the journal has it: what only the cells together show goes into new
 records.
 """
 

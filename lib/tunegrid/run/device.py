@@ -191,7 +191,7 @@ def check_empty(device: torch.device) -> None:
     if left > LEFT_GIB:
         raise InputError(
             f"{device} still holds {left:.1f} GiB of an earlier cell, which would count as this one's; "
-            "--isolate runs each cell in a process of its own"
+            "--isolate=yes runs each cell in a process of its own"
         )
 
 

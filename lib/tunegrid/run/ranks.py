@@ -2,8 +2,8 @@
 
 Every rank holds the model whole (DDP; `tunegrid.run.sharded` shares its weights out), and takes a share of each update's rows.
 The update is that of one process: each rank divides its summed loss by the targets of all ranks, and gradients are summed.
-DDP's own mean would be right only where every rank has as many targets as the others, which padding and an epoch's last rows see
-to that they have not.
+DDP's own mean would be right only where every rank has as many targets as the others, which padding and an epoch's last rows
+prevent.
 
 `ALONE` is a cell on one process: it shares nothing, and its arithmetic is what it would be without this module.
 """

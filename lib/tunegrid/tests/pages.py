@@ -9,7 +9,7 @@ from tunegrid.page.view import page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples, Texts
-from tunegrid.tests.test_record import MEASURED, complete, complete_json
+from tunegrid.tests.records import MEASURED, complete, complete_json
 
 HOSTILE = "<script>document.title = 'owned'</script><img src=https://example.org/x onerror=alert(1)>"
 MAIN = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}
@@ -117,6 +117,6 @@ def saved(path, records):
 
 
 def footprint_json(**changes):
-    from tunegrid.tests.test_record import FOOTPRINT
+    from tunegrid.tests.records import FOOTPRINT
 
     return complete_json(**FOOTPRINT | changes)

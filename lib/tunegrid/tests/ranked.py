@@ -1,12 +1,24 @@
-"""Ranks in a test: processes that a server starts, which has the libraries loaded, so that starting one takes no time."""
+"""Ranks in a test: processes of a server that has loaded the libraries, so that they start at once; what they train."""
 
 import multiprocessing
 import os
 import socket
 import traceback
 
+import pytest
+import torch
+
+from tunegrid.grid.cells import study
+from tunegrid.run.checkpoint import Checkpoints
+from tunegrid.run.fingerprints import model_marks
+from tunegrid.run.ranks import joined, whole
+from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.run.audits"])
+ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
+HEADS = [cell_id for cell_id in study().recipes if cell_id.endswith("_sft")]
+CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}  # updates of 6, 6 and 2 rows
 
 
 def on_ranks(count: int, function, *arguments) -> list:
@@ -33,9 +45,6 @@ def on_ranks(count: int, function, *arguments) -> list:
 
 
 def _work(rank, count, port, sending, function, arguments):
-    from tunegrid.run.ranks import joined
-    from tunegrid.tests.small import CPU
-
     own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in own.items()} | {"OMP_NUM_THREADS": "1"})
     try:
@@ -43,3 +52,40 @@ def _work(rank, count, port, sending, function, arguments):
             sending.send((function(ranks, *arguments), None))
     except BaseException:
         sending.send((None, traceback.format_exc()))
+
+
+class Cut(Exception):
+    """Training ends here."""
+
+
+def twin_is_the_model(trainer):
+    learned = {name: whole(p) for name, p in trainer.stepped.items() if p.requires_grad}
+    return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
+
+
+def cut_on(ranks, path, loses_a_file):
+    """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
+
+    def prepared(resume):
+        trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:14], ranks=ranks, **CUT)
+        checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
+        checkpoints.restore(trainer)
+        return trainer, checkpoints
+
+    def save_and_cut(trainer):
+        checkpoints.save_if_due(trainer)
+        if trainer.course.updates == 2:
+            raise Cut
+
+    whole, _ = prepared(resume=False)
+    losses = whole.run(silent()).losses
+    trainer, checkpoints = prepared(resume=False)
+    trainer.after_update = save_and_cut
+    with pytest.raises(Cut):
+        trainer.run(silent())
+    if loses_a_file and ranks.rank == 1:
+        checkpoints.clear()
+    again, _ = prepared(resume=True)
+    began = again.course.updates
+    assert twin_is_the_model(again)  # audits look at the model before it goes on
+    return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)

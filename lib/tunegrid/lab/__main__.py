@@ -1,0 +1,18 @@
+"""Measurements of the suite itself: `python -m tunegrid.lab NAME ...` runs one; with `--help` it is described."""
+
+import sys
+
+from tunegrid.commands.cli import Program
+
+COMMANDS = {
+    "measure": "all that the suite says of itself, once: bounds, noise, baseline, error rates, zoo",
+    "calibrate": "train a grid with several seeds and write its bounds and its training noise",
+    "power": "what the gate sees, and how often it is wrong: simulated",
+    "sensitivity": "what the gate sees of real degradations: trains the quick cells with something wrong",
+    "false_alarms": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
+}
+
+main = Program(name="python -m tunegrid.lab", package="tunegrid.lab", commands=COMMANDS).main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""Measure the quick profile's bounds and training noise: `python -m tunegrid.lab calibrate` trains the study's cells 29 times.
+
+It trains 20 seeds, ten more of each cell in which some training collapsed, three seeds from three more starts each that are
+moved in their last digits, and the controls. It writes benchmarks/thresholds/quick.toml, what a healthy run reaches,
+noise.toml, what the gate holds a change to, and reports/controls-quick-cpu.json. Finished sessions are kept and not trained
+again. `--profile zoo` trains five seeds of the zoo and its controls, and writes bounds alone, to zoo.toml.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.lab.calibration import CONTROL_SHARE, Calibration, Grid, noise_toml, thresholds_toml
+from tunegrid.lab.grid_runs import GridRun, OtherSession, Session, Sessions, fives
+from tunegrid.lab.measured import note
+from tunegrid.results.files import save
+from tunegrid.results.noise import Key
+from tunegrid.results.thresholds import load_bounds, missed
+
+ADAPTER_OFF = "adapter_off"  # a control of benchmarks/test_controls.py
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How one grid is calibrated.
+
+    Attributes:
+        seeds: that every cell is trained with.
+        noise: whether its training noise is measured, too, with more seeds of cells with a tail and with moved starts.
+        control_share: no bound lies farther than this share of the way from the mean to a control.
+        controls: the marks of its controls.
+        controls_a_cell: about so many, for the time that is left.
+    """
+
+    seeds: int
+    noise: bool
+    control_share: float
+    controls: str
+    controls_a_cell: float
+
+
+RULES = {
+    "quick": Rules(seeds=20, noise=True, control_share=CONTROL_SHARE, controls="controls and not zoo", controls_a_cell=11 / 3),
+    # Five seeds of many methods leave more noise than ten of the study's three.
+    "zoo": Rules(seeds=5, noise=False, control_share=2 / 3, controls="controls and zoo", controls_a_cell=3),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is trained.
+
+    Attributes:
+        cells: these alone; none takes all.
+        more_seeds: of cells with a tail.
+        perturbed, draws: seeds that are trained from moved starts, 0 and up, and how often each.
+    """
+
+    profile: str = "quick"
+    seeds: int = 20
+    more_seeds: int = 10
+    perturbed: int = 3
+    draws: int = 3
+    cells: tuple[str, ...] = ()
+
+    @property
+    def rules(self) -> Rules:
+        """Those of its grid."""
+        return RULES[self.profile]
+
+    @property
+    def first(self) -> list[GridRun]:
+        """The seeds that every cell has."""
+        return fives(range(self.seeds), profile=self.profile, only=self.cells)
+
+    def tails(self, cells: Sequence[str]) -> list[GridRun]:
+        """More seeds of these cells."""
+        seeds = range(self.seeds, self.seeds + self.more_seeds)
+        return fives(seeds, profile=self.profile, only=tuple(cells)) if cells else []
+
+    @property
+    def moved(self) -> list[GridRun]:
+        """Perturbed runs; none where no noise is measured."""
+        draws = self.draws if self.rules.noise and self.perturbed else 0
+        return [GridRun(seeds=range(self.perturbed), draw=1 + draw, only=self.cells) for draw in range(draws)]
+
+    @property
+    def controls(self) -> OtherSession:
+        """Runs that cannot learn."""
+        cells = self.first[0].cells
+        options = ["-m", self.rules.controls]
+        options += ["-k", " or ".join(f"{cell}]" for cell in cells)] if self.cells else []
+        run = self.first[0].name.partition("-seeds")[2].partition("-cells")[2]
+        label = f"{self.profile}-controls{run}"
+        return OtherSession(label=label, options=tuple(options), count=round(self.rules.controls_a_cell * len(cells)))
+
+    @property
+    def sessions(self) -> list[Session]:
+        """All but those that the first seeds decide on."""
+        return [*self.first, *self.moved, self.controls]
+
+
+def train(plan: Plan, sessions: Sessions) -> tuple[Calibration, dict[str, Any]]:
+    """Train what is missing; the calibration, and the file of controls."""
+    sessions.train(plan.first)
+    first = calibration([(run, run.grids()) for run in plan.first], {})
+    heavy = first.with_tails() if plan.rules.noise else []
+    print(f"cells with a tail, which get {plan.more_seeds} seeds more: {', '.join(heavy) or 'none'}", flush=True)
+    grids = [*plan.first, *plan.tails(heavy), *plan.moved]
+    sessions.train([*grids[len(plan.first) :], plan.controls])
+    controls = read_controls(plan.controls.path)
+    measured = calibration([(run, run.grids()) for run in grids], controls, plan.rules.control_share)
+    return measured, json.loads(plan.controls.path.read_text())
+
+
+def calibration(
+    runs: Sequence[tuple[GridRun, Mapping[int, Grid]]], controls: dict[Key, float], share: float = CONTROL_SHARE
+) -> Calibration:
+    """Runs by what they are for: a perturbed seed's run without a draw is one more draw."""
+    drawn = {seed for run, _ in runs if run.draw is not None for seed in run.seeds}
+    perturbed = {seed: [grids[seed] for _, grids in runs if seed in grids] for seed in sorted(drawn)}
+    seeds = [grid for run, grids in runs if run.draw is None for grid in grids.values()]
+    return Calibration(seeds=seeds, perturbed=perturbed, controls=controls, control_share=share)
+
+
+def read_controls(path: Path) -> dict[Key, float]:
+    """The best score that a control reached which learned nothing, by cell and score.
+
+    A run without its adapter has learned: it must miss a bound, but no bound keeps clear of it.
+
+    Raises InputError where the file has no controls.
+    """
+    best: dict[Key, float] = {}
+    try:
+        rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
+        for row in (row for row in rows if row["control"] != ADAPTER_OFF):
+            for metric, score in row["scores"].items():
+                best[row["of"], metric] = max(score or 0.0, best.get((row["of"], metric), 0.0))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        advice = f"`pytest -m controls --benchmark-json={path}` writes it"
+        raise InputError(f"{path} holds no controls ({type(error).__name__}: {error}); {advice}") from None
+    return best
+
+
+def blunt(measured: Calibration) -> list[str]:
+    """A sentence for every bound that a healthy run may miss, because a lower one would lie near a control."""
+    return [
+        f"blunt: {cell} {metric} {bound.minimum:.1f}; a healthy run needs {bound.healthy:.1f}, less than two thirds of the way "
+        f"from the control's {measured.controls[cell, metric]:.1f}; lower its training noise"
+        for (cell, metric), bound in measured.bounds().items()
+        if bound.blunt
+    ]
+
+
+def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
+    """How many controls there are, and how many miss a bound of this file."""
+    bounds = load_bounds(path)
+    records = [row["extra_info"] for row in rows]
+    return {"controls": len(records), "missed": sum(bool(missed(row["scores"], bounds[row["of"]])) for row in records)}
+
+
+def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
+    """Train, write, say which bounds are blunt; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
+    parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1, at least 2 (default 20; of the zoo 5)")
+    parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="seeds that cells with a tail have more")
+    parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds with perturbed runs (default 3)")
+    parser.add_argument("--draws", type=int, default=3, metavar="N", help="perturbed runs of each of them (default 3)")
+    parser.add_argument("--cells", default="", metavar="IDS", help="these cells alone, to try it; needs --to")
+    parser.add_argument("--to", type=Path, default=ROOT, metavar="DIR", help="writes below this folder (default: here)")
+    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
+    options = parser.parse_args(arguments)
+    seeds = options.seeds or RULES[options.profile].seeds
+    if seeds < 2 or options.perturbed_seeds > seeds:
+        parser.error("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
+    try:
+        plan = Plan(
+            profile=options.profile,
+            seeds=seeds,
+            more_seeds=options.more_seeds,
+            perturbed=options.perturbed_seeds,
+            draws=options.draws,
+            cells=cells_of(options.cells, options.to),
+        )
+        measured, controls = train(plan, sessions or Sessions(workers=options.workers, fresh=options.fresh))
+        texts = {f"{options.profile}.toml": thresholds_toml(measured)}
+        texts |= {"noise.toml": noise_toml(measured)} if plan.rules.noise else {}
+        reports, thresholds = options.to / "reports", options.to / "benchmarks" / "thresholds"
+        thresholds.mkdir(parents=True, exist_ok=True)
+        for name, text in texts.items():
+            (thresholds / name).write_text(text)
+        save(controls, reports / f"controls-{options.profile}-cpu.json")
+        figures = held(controls["benchmarks"], thresholds / f"{options.profile}.toml")
+        note(reports / "measured.json", f"controls {options.profile}", figures)
+        note(reports / "measured.json", f"calibrate {options.profile}", counts(measured))
+    except InputError as error:
+        parser.error(str(error))
+    print(*blunt(measured), f"{figures['missed']} of {figures['controls']} controls miss a bound", sep="\n")
+    print(f"wrote {' and '.join(texts)} from {', '.join(f'{name}: {count}' for name, count in counts(measured).items())}")
+    return 0
+
+
+def cells_of(text: str, to: Path) -> tuple[str, ...]:
+    """Cells, divided by commas; raises InputError for unknown ones, and where they would replace the files of all."""
+    cells = tuple(filter(None, map(str.strip, text.split(","))))
+    if unknown := sorted(set(cells).difference(STUDY_IDS)):
+        raise InputError(f"--cells names no cells of the study: {', '.join(unknown)}")
+    if cells and to.resolve() == ROOT:
+        raise InputError("--cells would replace the files of all cells; give --to DIR")
+    return cells
+
+
+def counts(measured: Calibration) -> dict[str, Any]:
+    """Seeds of all cells, of those with a tail, and the blunt bounds."""
+    cells = measured.seeds[0]
+    seeds = {cell: sum(cell in grid for grid in measured.seeds) for cell in cells}
+    return {
+        "seeds": min(seeds.values()),
+        "cells_with_a_tail": [cell for cell, count in seeds.items() if count > min(seeds.values())],
+        "most_seeds": max(seeds.values()),
+        "blunt": sorted({cell for (cell, _), bound in measured.bounds().items() if bound.blunt}),
+    }

@@ -1,0 +1,203 @@
+"""Measure everything once: `python -m tunegrid.lab measure` trains all that bounds, noise, baseline and error rates rest on.
+
+Stage by stage, it calls other commands, which can be run alone, too:
+
+  bounds        20 seeds of the quick grid, more of tailed cells, moved starts, controls: quick.toml, noise.toml (calibrate)
+  numerics      moved starts against unmoved ones; another optimizer: numerics.toml, what is rounding
+  baseline      the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
+  power         smallest drops and error rates, simulated (power)
+  sensitivity   real degradations (sensitivity)
+  false_alarms  40 healthy runs (false_alarms)
+  zoo           five seeds of the zoo and its controls: zoo.toml (calibrate --profile zoo)
+
+Figures go to reports/measured.json, which the pages quote. Stop it when you like: sessions of five seeds that are finished are
+kept in .cache/measure, and the same command goes on. Sessions of other code or library versions are not taken.
+"""
+
+import argparse
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tunegrid import ROOT
+from tunegrid.commands import baseline
+from tunegrid.errors import InputError
+from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
+from tunegrid.lab.grid_runs import Session, Sessions, folder
+from tunegrid.record import to_json
+from tunegrid.results.files import load, read_rows, save
+from tunegrid.results.passing import located
+from tunegrid.results.thresholds import Bounds, load_bounds, missed
+
+STOPPED = 130  # exit code, as a shell gives it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What all stages share.
+
+    Attributes:
+        plan: of the quick grid.
+        to: the folder below which files are written.
+        runs: healthy runs of each kind.
+    """
+
+    plan: calibrate.Plan
+    sessions: Sessions
+    to: Path
+    runs: int
+
+    @property
+    def thresholds(self) -> Path:
+        """The folder of bounds and noise."""
+        return self.to / "benchmarks" / "thresholds"
+
+    @property
+    def options(self) -> list[str]:
+        """Of commands that judge by bounds and the baseline, and note their figures."""
+        paths = {"--baseline": self.baseline, "--bounds": self.thresholds / "quick.toml", "--measured": self.measured}
+        return [str(part) for pair in paths.items() for part in pair]
+
+    @property
+    def baseline(self) -> Path:
+        """The baseline."""
+        return self.to / "reports" / "baselines" / "quick-cpu.json"
+
+    @property
+    def measured(self) -> Path:
+        """The figures."""
+        return self.to / "reports" / "measured.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage: the sessions that it needs as far as they are known, and what it does with them; returns an exit code."""
+
+    sessions: Callable[[Work], Sequence[Session]]
+    do: Callable[[Work], int]
+
+
+def _bounds(work: Work) -> int:
+    plan = work.plan
+    counts = {
+        "--seeds": plan.seeds,
+        "--more-seeds": plan.more_seeds,
+        "--perturbed-seeds": plan.perturbed,
+        "--draws": plan.draws,
+        "--cells": ",".join(plan.cells),
+        "--to": work.to,
+    }
+    return calibrate.main([str(part) for pair in counts.items() for part in pair], work.sessions)
+
+
+def _numerics(work: Work) -> int:
+    return numerics.write(work.plan, work.sessions, work.to)
+
+
+def _baseline(work: Work) -> int:
+    """The first session, whose five seeds the bounds were made of, held to those bounds."""
+    work.sessions.train(work.plan.first[:1])
+    run = folder() / "baseline.json"
+    rebound(work.plan.first[0].path, run, load_bounds(work.thresholds / "quick.toml"))
+    return baseline.main([str(run), str(work.baseline)])
+
+
+def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
+    """Write a run anew, its cells held to other bounds: those that were made of it, and of other runs beside it."""
+    run, rows = load(path), []
+    for row, record in read_rows(path):
+        old = {located(record, sentence) for sentence in missed(record.scores, record.bounds)}
+        below = [located(record, sentence) for sentence in missed(record.scores, bounds.get(record.cell, {}))]
+        told = [sentence for sentence in record.missed if sentence not in old] + below
+        status = record.status if record.status not in ("passed", "missed") else "missed" if told else "passed"
+        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=told, status=status)
+        rows.append(row | {"extra_info": to_json(again)})
+    save(run | {"benchmarks": rows}, to)
+
+
+def _power(work: Work) -> int:
+    return power.main(["--noise", str(work.thresholds / "noise.toml"), "--measured", str(work.measured)])
+
+
+def _sensitivity(work: Work) -> int:
+    return sensitivity.main(work.options, work.sessions)
+
+
+def _false_alarms(work: Work) -> int:
+    return false_alarms.main(["--runs", str(work.runs), *work.options], work.sessions)
+
+
+def _zoo(work: Work) -> int:
+    return calibrate.main(["--profile", "zoo", "--to", str(work.to)], work.sessions)
+
+
+STAGES: Mapping[str, Stage] = {
+    "bounds": Stage(sessions=lambda work: work.plan.sessions, do=_bounds),
+    "numerics": Stage(sessions=lambda work: numerics.planned(work.plan), do=_numerics),
+    "baseline": Stage(sessions=lambda work: work.plan.first[:1], do=_baseline),
+    "power": Stage(sessions=lambda work: [], do=_power),
+    "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
+    "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
+    "zoo": Stage(sessions=lambda work: calibrate.Plan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds).sessions, do=_zoo),
+}
+
+
+def stages_of(text: str) -> list[str]:
+    """Names of stages, in their order; raises InputError for one that does not exist."""
+    names = text.split(",") if text else list(STAGES)
+    if unknown := [name for name in names if name not in STAGES]:
+        raise InputError(f"{unknown[0]!r} is no stage; give some of {','.join(STAGES)}")
+    return [name for name in STAGES if name in names]
+
+
+def check_clean(names: Sequence[str]) -> None:
+    """Raises InputError where a baseline is to be made of a commit with changes: better now than after hours."""
+    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    if "baseline" in names and "bounds" in names and changed:
+        raise InputError("the working tree has uncommitted changes, of which no baseline is made; commit or remove them first")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the stages; return the gravest exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tunegrid.lab measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", metavar="STAGES", help=f"some of {','.join(STAGES)} (default: all)")
+    parser.add_argument(
+        "--seeds", type=int, default=calibrate.RULES["quick"].seeds, metavar="N", help="of every cell (default 20)"
+    )
+    parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="of cells with a tail, beyond (default 10)")
+    parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds from moved starts (default 3)")
+    parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts of each of them (default 3)")
+    parser.add_argument("--runs", type=int, default=20, metavar="N", help="healthy runs of each kind (default 20)")
+    parser.add_argument("--cells", default="", metavar="IDS", help="these cells alone, to try it; needs --to")
+    parser.add_argument("--to", type=Path, default=ROOT, metavar="DIR", help="writes below this folder (default: here)")
+    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
+    options = parser.parse_args(arguments)
+    try:
+        names = stages_of(options.only)
+        plan = calibrate.Plan(
+            seeds=options.seeds,
+            more_seeds=options.more_seeds,
+            perturbed=options.perturbed_seeds,
+            draws=options.draws,
+            cells=calibrate.cells_of(options.cells, options.to),
+        )
+        sessions = Sessions(workers=options.workers, fresh=options.fresh)
+        work = Work(plan=plan, sessions=sessions, to=options.to, runs=options.runs)
+        if options.to == ROOT and not plan.first[0].path.is_file():
+            check_clean(names)
+        for name in names:
+            sessions.expect(STAGES[name].sessions(work))
+        codes = []
+        for place, name in enumerate(names, start=1):
+            print(f"stage {place} of {len(names)}, {name}: {sum(sessions.waiting.values())} trainings left", flush=True)
+            codes.append(STAGES[name].do(work))
+        return max(codes)
+    except InputError as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print(f"stopped; {sum(sessions.waiting.values())} trainings left, finished sessions are kept: run it again to go on")
+        return STOPPED

@@ -1,0 +1,32 @@
+"""The figures that the pages quote. In: a command's figures. Out: reports/measured.json, a section a command."""
+
+import json
+from collections.abc import Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+
+MEASURED = ROOT / "reports" / "measured.json"
+
+
+def read(path: Path = MEASURED) -> dict[str, Any]:
+    """All sections; none where the file is not there. Raises InputError where it is no JSON."""
+    try:
+        sections: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is no JSON ({error}); remove it, and run `python -m tunegrid.lab measure`") from None
+    return sections
+
+
+def note(path: Path | None, section: str, figures: Mapping[str, Any]) -> None:
+    """Write a command's figures, with the day, in place of its older ones; without a path nothing is written."""
+    if path is None:
+        return
+    sections = read(path) | {section: {"date": str(date.today()), **figures}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(dict(sorted(sections.items())), indent=1) + "\n")
+    part.replace(path)

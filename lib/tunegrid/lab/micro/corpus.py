@@ -1,0 +1,109 @@
+"""The text the micro backbones are pretrained on. In: a seed and the texts to stay clear of. Out: an endless stream of
+`Document`s.
+
+Texts come with what people add to them: a review with a digest or a reaction, a passage with a question that somebody
+answers or a teacher grades, a report with its gist. That is where a backbone learns negation, looking a fact up and copying,
+so that a cell needs few updates. What a cell still has to learn is its own form: a new head over labels or spans, `<sum>` or
+`summarize: ` before a summary. Untrained, or from random weights, it misses its bounds.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from tunegrid.lab.micro.articles import news
+from tunegrid.lab.micro.data import plain_tables
+from tunegrid.lab.micro.passages import Fact, passage, questions
+from tunegrid.lab.micro.reviews import write_review
+
+WORDS = ("bad", "good")
+REACTIONS = ("i will look elsewhere .", "i want one too .")  # to an unhappy review, to a happy one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """Two texts that belong together, and a `foil` that could stand in the second's place but does not fit the first.
+
+    Character spans (start, end): `focus`, what of `second` only somebody who understood `first` can fill in; `echo`, the
+    same words in `first`; `others`, words of `second` of the same sort as the focus. `verdict` is what a review comes to, one
+    of `WORDS`.
+    """
+
+    kind: str
+    first: str
+    second: str
+    foil: str
+    focus: tuple[tuple[int, int], ...]
+    echo: tuple[int, int] | None = None
+    others: tuple[tuple[int, int], ...] = ()
+    verdict: str | None = None
+
+
+def digested_reviews(rng: Random) -> Document:
+    """A review and its digest, as in "good overall , lid bad , cable good"."""
+    told = write_review(rng)
+    text = f"{told.title}\n{told.content}" if rng.random() < 0.7 else told.content
+    second, focus = "", []
+    for aspect, positive in told.opinions:
+        word = WORDS[positive]
+        second += f"{' , ' if second else ''}{'' if aspect == 'overall' else aspect + ' '}"
+        focus.append((len(second), len(second) + len(word)))
+        second += word + (" overall" if aspect == "overall" else "")
+    flipped = " ".join(WORDS[word == "bad"] if word in WORDS else word for word in second.split())
+    verdict = WORDS[told.positive]
+    return Document(kind="review", first=text, second=f"{second} .", foil=f"{flipped} .", focus=tuple(focus), verdict=verdict)
+
+
+def answered_reviews(rng: Random) -> Document:
+    """A review and what a reader says to it; the pair is torn where the happy reaction follows an unhappy review."""
+    told = write_review(rng)
+    second, foil = REACTIONS[told.positive], REACTIONS[not told.positive]
+    focus, verdict = ((0, len(second)),), WORDS[told.positive]
+    return Document(kind="reaction", first=told.content, second=second, foil=foil, focus=focus, verdict=verdict)
+
+
+def questioned_passages(rng: Random) -> Document:
+    """A question with its answer, and the passage that holds it: `focus` is the answer there, `echo` the repetition."""
+    while not (asked := questions(rng, told := passage(rng))):
+        continue
+    question, fact = rng.choice(asked)
+    echo = (len(question) + 1, len(question) + 1 + len(fact.value))
+    return Document(
+        kind="passage",
+        first=f"{question} {fact.value}",
+        second=told.text,
+        foil=passage(rng).text,
+        focus=(_span(fact),),
+        echo=echo,
+        others=tuple(_span(other) for other in told.facts if other is not fact),
+    )
+
+
+def _span(fact: Fact) -> tuple[int, int]:
+    return fact.start, fact.start + len(fact.value)
+
+
+def summed_up_reports(rng: Random) -> Document:
+    """A report and its gist."""
+    row, other = news(rng), news(rng)
+    gist, foil = row["highlights"], other["highlights"]
+    return Document(kind="article", first=row["article"], second=gist, foil=foil, focus=((0, len(gist)),))
+
+
+KINDS = (digested_reviews, answered_reviews, questioned_passages, summed_up_reports)
+
+
+def reserved_texts() -> frozenset[str]:
+    """Every review, passage and article of the fine-tuning rows, as it was before some were made odd."""
+    rows = [row for table in plain_tables().values() for row in table]
+    return frozenset(row.get("content") or row.get("context") or row["article"] for row in rows)
+
+
+def documents(seed: int, reserved: frozenset[str], weights: Sequence[float]) -> Iterator[Document]:
+    """An endless stream without any reserved text; `weights` are the shares of `KINDS`."""
+    rng = Random(seed)
+    while True:
+        document = rng.choices(KINDS, weights)[0](rng)
+        body = document.second if document.kind == "passage" else document.first.split("\n")[-1]
+        if body not in reserved:
+            yield document

@@ -1,0 +1,238 @@
+"""Pretraining objectives. In: `Document`s and a tokenizer. Out: batches of tensors, and losses where a backbone has none.
+
+BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next token. T5: span corruption (Raffel et al.
+2020). The words that need understanding (`Document.focus`, `echo`) are hidden more often than others, as in salient span
+masking (Guu et al. 2020).
+
+Encoders also name what they have read, where it stands: a review's verdict at its full stops, and T5's which values of a
+passage answer a question. Two of T5's three tasks have no decoder, so its encoder must know by itself what it has read.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from tunegrid.lab.micro.corpus import REACTIONS, Document
+from tunegrid.lab.micro.tokenizers import SENTINELS
+
+IGNORED = -100
+# How a gist is announced in running text: several ways, so that what follows depends on none of them.
+ANNOUNCEMENTS = ("in short :", "gist :", "to sum up :", "the news in brief :", "highlights :")
+Batch = dict[str, Tensor]
+Spans = Sequence[tuple[int, int]]
+
+
+def covered(offsets: Spans, spans: Spans) -> list[int]:
+    """Positions of the tokens that overlap one of the character spans."""
+    return [i for i, (start, end) in enumerate(offsets) if any(start < stop and end > begin for begin, stop in spans)]
+
+
+def padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    """Rows of ids, right-padded to the longest: (batch, length)."""
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
+
+
+def _encoded(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return encoding["input_ids"], encoding["offset_mapping"]
+
+
+def masked_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, judged: bool = False) -> Batch:
+    """[CLS] first [SEP] second [SEP]; now and then the foil stands in, and the pooled output has to notice.
+
+    Only the happy reaction is ever shown: whether it fits is then told by the review alone, so that the pooled output
+    learns to read a review. If `judged`, a review's verdict is to be named at its full stops, too.
+    """
+    rows = []
+    for document in documents:
+        torn = rng.random() < 0.1
+        if document.kind == "reaction":
+            torn, document = document.second == REACTIONS[False], replace(document, focus=())
+        elif document.kind == "passage" and rng.random() < 0.4:
+            document = graded(document, rng)
+        ids, hidden, shift = _pair(document, document.foil if torn else document.second, tokenizer, rng, (0.08, 1))
+        named = _judged(document, ids[:shift], tokenizer) if judged else {}
+        ids = [tokenizer.cls_token_id, *ids, tokenizer.sep_token_id]
+        labels = [named.get(i - 1, IGNORED) for i in range(len(ids))]
+        for i in (1 + i for i in hidden):
+            labels[i] = ids[i]
+            draw = rng.random()  # 80 % masked, 10 % another token, 10 % kept: Devlin et al. 2018, section 3.1
+            ids[i] = tokenizer.mask_token_id if draw < 0.8 else rng.randrange(len(tokenizer)) if draw < 0.9 else ids[i]
+        rows.append((ids, labels, [0] * (1 + shift) + [1] * (len(ids) - shift - 1), int(torn)))
+    all_ids, all_labels, all_types, all_torn = zip(*rows, strict=True)
+    input_ids = padded(all_ids, tokenizer.pad_token_id)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
+        "token_type_ids": padded(all_types, 0),
+        "labels": padded(all_labels, IGNORED),
+        "next_sentence_label": torch.tensor(all_torn),
+    }
+
+
+def masked_lm_and_verdicts(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """`masked_lm`, and a review's verdict at each of its full stops."""
+    return masked_lm(documents, tokenizer, rng, judged=True)
+
+
+def _pair(
+    document: Document, second: str, tokenizer: Any, rng: Random, noise: tuple[float, int]
+) -> tuple[list[int], set[int], int]:
+    """Ids of first + separator + second, the positions to hide, and where the second begins.
+
+    `noise` is the chance that a hidden span starts at a token, and its longest length.
+    """
+    (left, left_offsets), (right, right_offsets) = (_encoded(tokenizer, text) for text in (document.first, second))
+    shift = len(left) + 1
+    ids = [*left, tokenizer.sep_token_id or tokenizer.eos_token_id, *right]
+    starts = (i for i in range(len(ids)) if rng.random() < noise[0])
+    hidden = {i for start in starts for i in range(start, min(start + rng.randint(1, noise[1]), len(ids)))}
+    if second == document.second:
+        in_first, in_second = _salient(document, rng)
+        hidden |= {i for i in covered(left_offsets, in_first)}
+        share = rng.choice((0.5, 1.0)) if document.kind == "article" else 1.0  # a gist has easy words too
+        hidden |= {shift + i for i in covered(right_offsets, in_second) if rng.random() < share}
+    return ids, hidden - {shift - 1}, shift
+
+
+def _salient(document: Document, rng: Random) -> tuple[Spans, Spans]:
+    """Spans to hide in the first and in the second text: a repeated answer on one of its two sides only."""
+    if document.kind == "asked":
+        return [], []
+    if document.echo and rng.random() < 0.3:
+        return [document.echo], []
+    if document.kind in ("review", "graded"):
+        return [], [span for span in document.focus if rng.random() < 0.8]
+    return [], [*document.focus, *(span for span in document.others if rng.random() < 0.4)]
+
+
+def _judged(document: Document, first: Sequence[int], tokenizer: Any) -> dict[int, int]:
+    """What to name in a review, by position: its verdict at each full stop."""
+    if not document.verdict:
+        return {}
+    stop, verdict = tokenizer(f". {document.verdict}", add_special_tokens=False)["input_ids"]
+    return {i: verdict for i, token in enumerate(first) if token == stop}
+
+
+def _pointed_at(document: Document, tokenizer: Any) -> dict[int, int]:
+    """What to name in a passage, by position in it: the answer's first token `(` and its last `)`, of one token `*`;
+    `-` at the first and the last token of every other value.
+    """
+    _, offsets = _encoded(tokenizer, document.second)
+    first, last, only, other = tokenizer.convert_tokens_to_ids(["(", ")", "*", "-"])
+    named = {tokens[end]: other for span in document.others for end in (0, -1) if (tokens := covered(offsets, [span]))}
+    answer = covered(offsets, document.focus)
+    return named | ({answer[0]: only} if len(answer) == 1 else {answer[0]: first, answer[-1]: last})
+
+
+def question_of(document: Document) -> str:
+    """A passage's question without its answer."""
+    ((start, end),) = document.focus
+    return document.first.removesuffix(f" {document.second[start:end]}")
+
+
+def graded(document: Document, rng: Random) -> Document:
+    """The question, and the passage as a teacher marks it: `*` at the answer, `-` at every other value."""
+    (answer,) = document.focus
+    after = rng.random() < 0.5
+    text, marks, done = "", [], 0
+    for span in sorted([answer, *document.others]):
+        at, mark = span[after], "*" if span == answer else "-"
+        text += document.second[done:at] + (f" {mark}" if after else f"{mark} ")
+        place = len(text) - (1 if after else 2)
+        marks.append((place, place + 1))
+        done = at
+    text += document.second[done:]
+    return replace(document, kind="graded", first=question_of(document), second=text, focus=tuple(marks), echo=None, others=())
+
+
+def causal_lm(documents: Sequence[Document], tokenizer: Any, rng: Random, *, announced: bool = False) -> Batch:
+    """Next-token prediction on the document as one text; `announced` says whether a review's digest is, too."""
+    texts = [_running(document, tokenizer, rng, announced) for document in documents]
+    rows = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in texts]
+    input_ids = padded(rows, tokenizer.eos_token_id)
+    real = padded([[1] * len(row) for row in rows], 0)
+    return {"input_ids": input_ids, "attention_mask": real, "labels": input_ids.masked_fill(real == 0, IGNORED)}
+
+
+def causal_lm_announced(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """`causal_lm` in which a digest never follows its review at once.
+
+    Where it does, a review's last token holds the verdict ready, and a new head reads it off without any adapter.
+    """
+    return causal_lm(documents, tokenizer, rng, announced=True)
+
+
+def _running(document: Document, tokenizer: Any, rng: Random, announced: bool) -> str:
+    """The document in reading order; a passage has its question first and the answer starred, or asked for at the end."""
+    if document.kind == "review" and not announced:
+        return f"{document.first} {document.second}"
+    if document.kind in ("review", "article"):
+        return f"{document.first}\n{rng.choice(ANNOUNCEMENTS)} {document.second}"
+    ((start, end),), question = document.focus, question_of(document)
+    if rng.random() < 0.3:
+        return f"{question}{tokenizer.eos_token}{document.second}\nanswer : {document.second[start:end]}"
+    at, mark = (end, " *") if rng.random() < 0.5 else (start, "* ")
+    return f"{question}{tokenizer.eos_token}{document.second[:at]}{mark}{document.second[at:]}"
+
+
+def span_corruption(documents: Sequence[Document], tokenizer: Any, rng: Random) -> Batch:
+    """Spans become sentinels in the input; the target spells them out. `named` (B, L) is what the encoder names, where."""
+    sources, targets, named = zip(*(_corrupted(d, tokenizer, rng) for d in documents), strict=True)
+    input_ids = padded(sources, tokenizer.pad_token_id)
+    return {
+        "input_ids": input_ids,
+        "attention_mask": (input_ids != tokenizer.pad_token_id).long(),
+        "labels": padded(targets, IGNORED),
+        "named": padded(named, IGNORED),
+    }
+
+
+def _corrupted(document: Document, tokenizer: Any, rng: Random) -> tuple[list[int], list[int], list[int]]:
+    """Source, target, and what to name at each token of the source.
+
+    Where nothing is hidden there is no target: the decoder shall not learn to say nothing to a plain text.
+    """
+    if document.kind == "passage" and (draw := rng.random()) < 0.65:
+        document = graded(document, rng) if draw < 0.3 else replace(document, kind="asked", first=question_of(document))
+    elif document.kind == "review" and rng.random() < 0.3:
+        document = replace(document, second="", focus=())  # as cells read it
+    ids, hidden, shift = _pair(document, document.second, tokenizer, rng, (0.03, 3))
+    named = _judged(document, ids[:shift], tokenizer)
+    if document.kind == "asked":
+        named = {shift + i: token for i, token in _pointed_at(document, tokenizer).items()}
+    sentinels = iter(tokenizer.convert_tokens_to_ids(list(SENTINELS)))
+    source: list[tuple[int, int]] = []
+    target: list[int] = []
+    for i, token in enumerate(ids if document.second else ids[:-1]):
+        if i in hidden and i - 1 not in hidden:
+            source.append((sentinel := next(sentinels), IGNORED))
+            target.append(sentinel)
+        if i in hidden:
+            target.append(token)
+        else:
+            source.append((token, named.get(i, IGNORED)))
+    tokens, names = zip(*source, (tokenizer.eos_token_id, IGNORED), strict=True)
+    return list(tokens), [*target, tokenizer.eos_token_id] if target else [], list(names)
+
+
+def own_loss(model: Any, batch: Batch) -> Tensor:
+    """The backbone's own loss, in nats a token."""
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+def spelled_and_named(model: Any, batch: Batch) -> Tensor:
+    """T5's own loss, and that of the encoder's names: read off with the decoder's output layer, scaled as the decoder's."""
+    output = model(**{name: tensor for name, tensor in batch.items() if name != "named"})
+    at = batch["named"] != IGNORED
+    logits = model.lm_head(output.encoder_last_hidden_state[at] * model.model_dim**-0.5)
+    names = cross_entropy(logits, batch["named"][at], reduction="sum") / at.sum().clamp(min=1)  # a batch of reports has none
+    total: Tensor = output.loss + names
+    return total

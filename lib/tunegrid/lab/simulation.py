@@ -1,0 +1,242 @@
+"""What does the gate see, and how often is it wrong? In: calibrated noise. Out: smallest drops, and simulated false alarms.
+
+A simulated run draws everything that chance decides: how large the noise really is, its calibration, the baseline, and the runs
+to judge, look by look. The gate's own decision (`tunegrid.results.quality.decide`) judges it. Scores are drawn from the
+residuals that the calibration measured, all scores of a training together; they are normal only where a file of noise has no
+scores.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import sqrt
+from statistics import stdev
+
+import numpy as np
+
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.lab.calibration import bound_of
+from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.results.looks import promising, share_of_alpha
+from tunegrid.results.noise import PERTURBED, Deviation, Groups, Key, Noise, Scores, deviation, kind_of_cell, pooled
+from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of
+from tunegrid.results.statistics import Array, TrainingEffect, by_training
+
+COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
+BASELINE_SEEDS = 5
+BATCH = 9  # cells that get another seed at a look
+MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
+MEAN = 50.0  # points; of simulated scores, so that no bound meets an end of the scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What is simulated: noise, margins, and the number of runs to judge.
+
+    Attributes:
+        noise: calibrated.
+        margins: the drop that is no regression yet, by score.
+        kind: of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds.
+        seeds: of the run to judge.
+        looks: at most; each look after the first gives some cells another seed.
+        drops: true drops of main scores, by cell; none by default.
+    """
+
+    noise: Noise
+    margins: Mapping[str, float]
+    kind: str
+    seeds: int = 1
+    looks: int = 1
+    drops: Mapping[str, float] | None = None
+
+    @cached_property
+    def estimates(self) -> dict[Key, Deviation]:
+        """What the calibration says of every score."""
+        return estimates(self.noise.measured[self.kind], self.noise.rows, self.noise.scores.get(self.kind))
+
+    @cached_property
+    def metrics(self) -> dict[str, list[str]]:
+        """The scores of each cell that was calibrated."""
+        metrics: dict[str, list[str]] = defaultdict(list)
+        for cell, metric in self.estimates:
+            metrics[cell].append(metric)
+        return dict(metrics)
+
+    @cached_property
+    def shapes(self) -> dict[str, Array]:
+        """By kind of cells, the residuals of its trainings in standard deviations: a row each, a column a score."""
+        scores, rows = self.noise.scores.get(self.kind, {}), defaultdict(list)
+        for cell, metrics in self.metrics.items():
+            columns = [standardised(scores.get((cell, metric), [])) for metric in metrics]
+            if all(len(column) for column in columns):
+                rows[kind_of_cell(cell)].append(np.column_stack(columns))
+        return {kind: np.concatenate(parts) for kind, parts in rows.items()}
+
+    @cached_property
+    def mains(self) -> dict[str, str]:
+        """The main score of every cell of the study that was calibrated."""
+        mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
+        return {cell: metric for cell, metric in self.estimates if mains.get(cell) == metric}
+
+    def factor(self, seeds: int) -> float:
+        """The error of the difference of means, for a deviation of 1."""
+        return sqrt(1 / seeds + 1 / (seeds if self.kind == PERTURBED else BASELINE_SEEDS))
+
+
+def estimates(measured: Mapping[Key, Deviation], rows: Mapping[str, int], scores: Scores | None) -> dict[Key, Deviation]:
+    """Moderated deviations by cell and score."""
+    pools = pooled(measured, rows, scores)
+    return {(cell, metric): pools[kind_of_cell(cell), metric].by_cell[cell] for cell, metric in measured}
+
+
+def standardised(groups: Groups) -> Array:
+    """Residuals with a variance of 1: a mean of n takes 1 / n of it, which is given back. Empty where nothing differs."""
+    own = deviation(groups)
+    if not own or not own.sd:
+        return np.array([])
+    several = [np.asarray(group, float) for group in groups if len(group) > 1]
+    return np.concatenate([(group - group.mean()) / own.sd / sqrt(1 - 1 / len(group)) for group in several])
+
+
+# Smallest drops
+
+
+def smallest(setting: Setting) -> dict[str, float]:
+    """The smallest drop of each cell's main score that is called worse four times in five, in points."""
+    alpha = MAIN_ALPHA / len(setting.mains) * share_of_alpha(1, setting.looks)
+    return {
+        cell: effect(setting, (cell, metric), 0.0, setting.seeds, setting.estimates[cell, metric]).smallest(
+            alpha, margin_of(setting.margins, metric)
+        )
+        for cell, metric in setting.mains.items()
+    }
+
+
+def effect(setting: Setting, key: Key, points: float, seeds: int, noise: Deviation) -> TrainingEffect:
+    """A change of so many points, as the gate would see it."""
+    rows = setting.noise.rows[key[0].split("_")[1]]
+    return by_training(points, noise.sd * setting.factor(seeds), noise.df, rows=rows, flips=(0, 0), tail=noise.tail_of(seeds))
+
+
+# Simulated runs
+
+
+def worse_cells(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
+    """The cells that each simulated run's gate calls worse, at any look."""
+    rng = np.random.default_rng(seed)
+    return [_judged(setting, rng) for _ in range(runs)]
+
+
+def missed_bounds(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
+    """The cells of each simulated healthy run that miss a bound, which its own calibration set."""
+    rng = np.random.default_rng(seed)
+    return [_below(setting, rng) for _ in range(runs)]
+
+
+def _below(setting: Setting, rng: np.random.Generator) -> set[str]:
+    truth = _truth(setting, rng)
+    noise, scores = _calibrated(setting, truth, rng)
+    new = {
+        (cell, metric): score
+        for cell, metrics in setting.metrics.items()
+        for metric, score in zip(metrics, _draws(setting, truth, cell, 1, rng)[0], strict=True)
+    }
+    bounds = {key: bound_of([MEAN + score for score in scores[key]], noise[key], len(truth)).minimum for key in truth}
+    return {key[0] for key in truth if MEAN + new[key] < bounds[key]}
+
+
+def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
+    truth = _truth(setting, rng)
+    noise, _ = _calibrated(setting, truth, rng)
+    gaps = _gaps(setting, truth, rng)
+    seeds = dict.fromkeys(setting.mains, setting.seeds)
+    worse: set[str] = set()
+    for look in range(1, setting.looks + 1):
+        share = share_of_alpha(look, setting.looks)
+        effects = {
+            key: effect(setting, key, gaps[key][seeds[key[0]] - 1], seeds[key[0]], noise[key]).at(share) for key in truth
+        }
+        decisions = decide(effects, setting.mains, setting.margins, share)
+        worse |= {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
+        judged = [
+            _judgement(setting, cell, metric, effects[cell, metric], decisions[cell, metric].verdict, seeds[cell])
+            for cell, metric in setting.mains.items()
+        ]
+        for cell in promising(judged)[:BATCH]:
+            seeds[cell] += 1
+    return worse
+
+
+def _truth(setting: Setting, rng: np.random.Generator) -> dict[Key, float]:
+    """True deviations, as the real calibration leaves them open: a cell's is off by as much for all its scores."""
+    factors: dict[str, float] = {}
+    for (cell, _), own in setting.estimates.items():
+        factors.setdefault(cell, sqrt(own.df / rng.chisquare(own.df)))
+    return {key: own.sd * factors[key[0]] for key, own in setting.estimates.items()}
+
+
+def _draws(setting: Setting, truth: Mapping[Key, float], cell: str, count: int, rng: np.random.Generator) -> Array:
+    """Scores of so many trainings, a row each, around 0: measured residuals of the cell's kind, in its own deviations."""
+    metrics = setting.metrics[cell]
+    spread = np.array([truth[cell, metric] for metric in metrics])
+    measured = setting.shapes.get(kind_of_cell(cell))
+    if measured is not None:
+        drawn: Array = measured[rng.integers(0, len(measured), count)] * spread
+        return drawn
+    common, own = rng.normal(size=(count, 1)), rng.normal(size=(count, len(metrics)))
+    normal: Array = (sqrt(COMMON) * common + sqrt(1 - COMMON) * own) * spread
+    return normal
+
+
+def _calibrated(
+    setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator
+) -> tuple[dict[Key, Deviation], dict[Key, list[float]]]:
+    """A calibration with as many trainings of each cell as the real one, and its scores; tails where the real one has them."""
+    real = setting.noise.measured[setting.kind]
+    scores: dict[Key, list[float]] = {}
+    for cell, metrics in setting.metrics.items():
+        count = min(MOST_TRAININGS, 1 + max(round(real[cell, metric].df) for metric in metrics))
+        drawn = _draws(setting, truth, cell, count, rng)
+        scores |= {(cell, metric): drawn[:, place].tolist() for place, metric in enumerate(metrics)}
+    measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
+    known = {key: [own] for key, own in scores.items()} if setting.noise.scores.get(setting.kind) else None
+    return estimates(measured, setting.noise.rows, known), scores
+
+
+def _gaps(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Array]:
+    """New minus old mean of every score, after 1 to `seeds + looks - 1` seeds."""
+    count = setting.seeds + setting.looks - 1
+    baseline = count if setting.kind == PERTURBED else BASELINE_SEEDS
+    gaps = {}
+    for cell, metrics in setting.metrics.items():
+        drop = (setting.drops or {}).get(cell, 0.0)
+        for metric, scores in zip(metrics, _draws(setting, truth, cell, count + baseline, rng).T, strict=True):
+            gaps[cell, metric] = _means(scores[:count]) - drop - _reference(setting, scores[count:])
+    return gaps
+
+
+def _means(scores: Array) -> Array:
+    """Means of the first, the first two, and so on."""
+    means: Array = np.cumsum(scores) / np.arange(1, len(scores) + 1)
+    return means
+
+
+def _reference(setting: Setting, baseline: Array) -> Array | float:
+    return _means(baseline) if setting.kind == PERTURBED else float(baseline.mean())
+
+
+def _judgement(setting: Setting, cell: str, metric: str, seen: TrainingEffect, verdict: Verdict, seeds: int) -> Judgement:
+    return Judgement(
+        cell=cell,
+        main_score=metric,
+        quantity=metric,
+        verdict=verdict,
+        effect=seen.points,
+        low=seen.low,
+        error=seen.error,
+        critical=seen.critical(MAIN_ALPHA / len(setting.mains) / setting.looks),
+        margin=margin_of(setting.margins, metric),
+        seeds=seeds,
+    )

@@ -1,0 +1,225 @@
+"""What is rounding? In: how far trainings of one seed lie apart that only round otherwise. Out: a TOML file of tolerances.
+
+A tolerance is twice the largest deviation of all cells of one arithmetic, rounded up to two digits, and no less than its floor.
+A cell that deviates by more than ten times the median of these cells does not widen it, but has a tolerance of its own.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Context, Decimal
+from statistics import median
+from textwrap import wrap
+
+from tunegrid.errors import InputError
+from tunegrid.lab.calibration import origin
+from tunegrid.record import Record
+from tunegrid.results.numerics import Pair, arithmetic, losses
+
+FAR = 10  # times the median of the cells' largest deviations
+HEADER = """
+Written by `python -m tunegrid.lab measure`: how far two trainings of one seed, with the same rows, order and recipe,
+may lie apart and still be rounding. By arithmetic; `nf4` names a base in NF4: rounding to 4 bits amplifies the last bit.
+Nats: the loss before training and of the `first` update, and of `later` ones, 2 to 10. Shares: the norms by group of parameters
+of `weights` before training, of `probe_gradients` without dropout, of `gradients` of the first update, and of how far three
+updates `moved` them; `moved_alone` holds where all that comes before is bit-identical, so that only the optimizer rounds; of
+the largest logit, by how much more or less a search with a cache is off (`decoded`); of the mean loss, how far the `curve` of
+losses, smoothed over five updates, lies apart anywhere up to the last update.
+Each is twice the largest deviation of harmless changes, rounded up to two digits: of starts that are moved in their last
+digits, against unmoved ones of their seeds, and of another implementation of AdamW. "cell ..." are cells that deviate by more
+than {far} times the median of the cells of their arithmetic: they do not widen its tolerance. AdamW moves a weight by its whole
+rate also where its gradient is zero but for rounding. No tolerance of an arithmetic is below its floor: {floors}.
+"""
+FLOORS: Mapping[str, float] = {  # another processor rounds where this one did not
+    "first": 1.5e-5,
+    "later": 5e-5,
+    "weights": 5e-6,
+    "probe_gradients": 2e-5,
+    "gradients": 1e-4,
+    "moved": 2.5e-3,
+    "moved_alone": 1e-5,
+    "decoded": 1e-4,
+    "curve": 2e-3,
+}
+# What a few runs of the grid may not show. In fp32 an optimizer may round several times more at another seed (bert_qa_lora:
+# 9.6e-5 and 4.7e-4). In bf16 LoRA's product in another order moves weights by 2.7e-3 (`-m library_bugs -k order`), and
+# no quick cell searches.
+FLOORS_OF: Mapping[str, Mapping[str, float]] = {
+    "fp32": {"moved_alone": 1e-3},
+    "bf16": {"moved": 6e-3, "moved_alone": 1e-3, "decoded": 5e-2},
+}
+BEFORE_THE_OPTIMIZER = ("first", "weights", "probe_gradients", "gradients")
+Tables = dict[str, dict[str, float]]  # figures by arithmetic, and by "cell " and an id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apart:
+    """How far two trainings of a cell lie apart.
+
+    Attributes:
+        kind: their arithmetic.
+        figures: by name, as `Pair.apart` has them.
+    """
+
+    cell: str
+    kind: str
+    figures: Mapping[str, float]
+
+
+def apart(old: Record, new: Record) -> Apart:
+    """How far a training lies apart from one of the same seed; raises InputError where one of them left no losses."""
+    if not losses(old) or not losses(new) or not old.training or not new.training:
+        raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is no number; tolerances rest on healthy runs")
+    pair = Pair(old=old.training, new=new.training, tolerance={}, fine=False)
+    return Apart(cell=old.cell, kind=arithmetic(old), figures=pair.apart())
+
+
+def of_optimizer(found: Apart) -> Apart:
+    """Of another implementation of the optimizer: movement is its own rounding where all that comes before is bit-identical."""
+    if any(found.figures[name] for name in BEFORE_THE_OPTIMIZER):
+        return found
+    figures = {"moved_alone" if name == "moved" else name: value for name, value in found.figures.items()}
+    return Apart(cell=found.cell, kind=found.kind, figures=figures)
+
+
+# The rule
+
+
+def tolerance(deviation: float, floor: float = 0.0) -> float:
+    """Twice a deviation, rounded up to two digits; no less than the floor."""
+    doubled = Context(prec=2, rounding=ROUND_CEILING).create_decimal(Decimal(repr(2 * deviation)))
+    return max(floor, float(doubled))
+
+
+def far_beyond(by_cell: Mapping[str, float], floor: float) -> list[str]:
+    """The cells that deviate by more than ten times the median cell, and by more than the floor allows."""
+    limit = FAR * median(by_cell.values())
+    return [cell for cell, deviation in by_cell.items() if deviation > limit and 2 * deviation > floor]
+
+
+def floor_of(kind: str, figure: str) -> float:
+    """What is rounding in this arithmetic, however little was seen."""
+    return FLOORS_OF.get(kind, {}).get(figure, FLOORS[figure])
+
+
+def largest(seen: Iterable[Apart]) -> Tables:
+    """The largest deviations by arithmetic, without those of cells far beyond the others, which have a table of their own."""
+    by_kind: dict[str, dict[str, dict[str, float]]] = {}
+    for one in seen:
+        for figure, deviation in one.figures.items():
+            by_cell = by_kind.setdefault(one.kind, {}).setdefault(figure, {})
+            by_cell[one.cell] = max(deviation, by_cell.get(one.cell, 0.0))
+    tables: Tables = {kind: {} for kind in by_kind}
+    for kind, figures in by_kind.items():
+        for figure in (figure for figure in FLOORS if figure in figures):
+            own = far_beyond(figures[figure], floor_of(kind, figure))
+            tables[kind][figure] = max(deviation for cell, deviation in figures[figure].items() if cell not in own)
+            for cell in own:
+                tables.setdefault(f"cell {cell}", {})[figure] = figures[figure][cell]
+    return tables
+
+
+def tolerances_of(most: Tables) -> Tables:
+    """Every tolerance of each arithmetic, the floor where nothing was seen, and those that cells have of their own."""
+    return {
+        name: {figure: tolerance(deviation) for figure, deviation in seen.items()}
+        if name.startswith("cell ")
+        else {figure: tolerance(seen.get(figure, 0.0), floor_of(name, figure)) for figure in FLOORS}
+        for name, seen in most.items()
+    }
+
+
+# The file
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Trainings that only round otherwise, and some that do not.
+
+    Attributes:
+        pairs: a seed's training, and one from a start that is moved in its last digits.
+        optimizers: a seed's first updates, and the same by another implementation of the optimizer.
+        masks: a seed's training, and one with other masks of dropout from the eleventh update on: no rounding.
+        seeds, draws: of the moved starts.
+        first: a record that names device and versions.
+    """
+
+    pairs: Sequence[Apart]
+    optimizers: Sequence[Apart]
+    masks: Sequence[Apart]
+    seeds: Sequence[int]
+    draws: Sequence[int]
+    first: Record
+
+    @property
+    def most(self) -> Tables:
+        """The largest deviations; raises InputError where a figure was there in one of two trainings alone."""
+        for one in (*self.pairs, *self.optimizers):
+            if lost := [name for name, deviation in one.figures.items() if deviation == float("inf")]:
+                raise InputError(f"{one.cell} has {lost[0]} in one of two trainings alone; tolerances rest on healthy runs")
+        return largest([*self.pairs, *self.optimizers])
+
+    @property
+    def nearest_masks(self) -> dict[str, Apart]:
+        """By cell, the training with other masks whose curve lies nearest."""
+        farthest_first = sorted(self.masks, key=lambda one: one.figures["curve"], reverse=True)
+        return {one.cell: one for one in farthest_first}
+
+    def figures(self) -> dict[str, object]:
+        """What a page may say of it."""
+        own = [name.removeprefix("cell ") for name in self.most if name.startswith("cell ")]
+        return {
+            "pairs": len(self.pairs),
+            "optimizers": len(self.optimizers),
+            "cells_of_their_own": sorted(own),
+            "largest": self.most,
+        }
+
+
+def blunt(evidence: Evidence) -> list[str]:
+    """A sentence for every cell whose curve may round as far as other masks of dropout part it."""
+    tables = tolerances_of(evidence.most)
+    return [
+        f"blunt: {cell} curve {allowed:.1e}; other masks of dropout part it by {one.figures['curve']:.1e} only"
+        for cell, one in evidence.nearest_masks.items()
+        if one.figures["curve"] <= (allowed := tables.get(f"cell {cell}", {}).get("curve", tables[one.kind]["curve"]))
+    ]
+
+
+def numerics_toml(evidence: Evidence) -> str:
+    """The file of tolerances."""
+    lines = [*_header(), ""]
+    for name, table in tolerances_of(evidence.most).items():
+        lines += [f'["{name}"]', *(f"{figure} = {_digits(value, 2)}" for figure, value in table.items()), ""]
+    lines += [
+        "[evidence]",
+        *origin(evidence.first),
+        f"pairs = {len(evidence.pairs)}",
+        f"seeds = {list(evidence.seeds)}",
+        f"draws = {list(evidence.draws)}",
+        f"optimizers = {len(evidence.optimizers)}",
+        "",
+        "# The largest deviations seen, in pairs and by another implementation of the optimizer.",
+        "[evidence.largest]",
+        *(f'"{name}" = {{ {_shown(table)} }}' for name, table in evidence.most.items()),
+        "",
+        "# Other masks of dropout from the eleventh update on, the nearest of a cell: no rounding, so beyond the tolerance.",
+        "[evidence.drawn]",
+        *(
+            f'{cell} = {{ kind = "{one.kind}", curve = {_digits(one.figures["curve"])} }}'
+            for cell, one in evidence.nearest_masks.items()
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _header() -> list[str]:
+    floors = [_shown(FLOORS, 2), *(f"in {kind}: {_shown(own, 2)}" for kind, own in FLOORS_OF.items())]
+    return wrap(HEADER.format(far=FAR, floors="; ".join(floors)).strip(), 128, initial_indent="# ", subsequent_indent="# ")
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    return f"{value:.{digits - 1}e}".replace("e-0", "e-") if value else "0.0"
+
+
+def _shown(table: Mapping[str, float], digits: int = 3) -> str:
+    return ", ".join(f"{figure} = {_digits(value, digits)}" for figure, value in table.items())

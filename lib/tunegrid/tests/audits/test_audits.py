@@ -1,0 +1,398 @@
+"""Audits by hand. That each catches its fault in a run is shown by `pytest -m faults`."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.library_patches.text import decoding_cleans_up
+from tunegrid.codecs.base import Prediction
+from tunegrid.codecs.letters import letters, same_letters
+from tunegrid.data.columns import mark
+from tunegrid.data.splits import Splits
+from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.grid.recipes import RECIPES
+from tunegrid.grid.tasks import QA, SA, SUM
+from tunegrid.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, audited_before, trained
+from tunegrid.run.audits.evidence import text_of
+from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.fingerprints import marks
+from tunegrid.run.metrics import METRICS, Metrics
+from tunegrid.tests.small import cell_of, codec_for, model_of, rows_of, silent, tokenizer_of, trainer_of
+
+REVIEWS = rows_of("amazon_polarity/train")[:16]
+FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
+
+
+@pytest.fixture(scope="module")
+def evidence():
+    """A quick cell after four updates; nothing was scored."""
+    trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2)
+    trainer.run(silent())
+    return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+
+
+# Marks
+
+
+def test_equal_bits_have_equal_marks_and_one_bit_changes_them():
+    tensor = torch.arange(12.0).reshape(3, 4)
+    changed = tensor.clone()
+    changed[1, 1] = torch.nextafter(changed[1, 1], torch.tensor(100.0))
+    first, same, other = marks([tensor, tensor.clone(), changed])
+    assert first == same != other
+
+
+def test_moving_a_value_to_its_neighbour_changes_the_mark():
+    one, other = marks([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
+    assert one != other
+
+
+def test_two_bytes_that_trade_places_change_the_mark_of_a_bf16_tensor():
+    one, other = (torch.tensor(bits, dtype=torch.int16).view(torch.bfloat16) for bits in ([0x0102, 0], [0x0002, 0x0100]))
+    assert marks([one]) != marks([other])  # read byte by byte, both would sum up to 3, and to 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_any_type_can_be_marked(dtype):
+    zeros, ones = marks([torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)])
+    assert zeros == (0, 0) != ones
+
+
+# The run as a whole
+
+
+@pytest.mark.slow
+def test_a_sound_run_passes_what_applies(evidence):
+    findings = audited(evidence)
+    assert [finding.detail for finding in findings if not finding.passed] == []
+    assert {finding.name for finding in findings} == {
+        "checkpoint_loaded",
+        "heads_trainable",
+        "adapters_where_declared",
+        "quantized_as_declared",
+        "base_frozen",
+        "weights_moved",
+        "loss_is_mean_over_accumulation",
+        "schedule_counts_updates",
+        "trains_in_fp32",
+        "gradients_clipped",
+        "predicting_twice_is_the_same",
+        "rows_alone_as_in_batch",
+        "gradients_reach",
+        "adapters_add_as_declared",
+        "dropout_drops",
+        "saved_is_served",
+        "drawn_from_the_seed",
+        "loss_is_the_tasks",
+        "libraries_untouched",
+    }
+
+
+def test_audits_have_names_of_their_own():
+    names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
+    assert len(names) == len(set(names)) == 39
+
+
+@pytest.mark.slow
+def test_what_is_known_before_training_is_not_asked_again(evidence):
+    early = audited_before(evidence)
+    assert [finding.name for finding in early] == [
+        "checkpoint_loaded",
+        "heads_trainable",
+        "adapters_where_declared",
+        "quantized_as_declared",
+        "drawn_from_the_seed",
+    ]
+    told = [replace(finding, detail="told before") for finding in early]
+    whole = audited(evidence, told)
+    assert [finding.name for finding in whole] == [finding.name for finding in audited(evidence)]
+    assert [finding for finding in whole if finding.detail == "told before"] == told
+
+
+@pytest.mark.slow
+def test_auditing_changes_nothing(evidence):
+    before = marks(evidence.model.parameters())
+    audited(evidence)
+    assert marks(evidence.model.parameters()) == before
+
+
+@pytest.mark.slow
+def test_an_audit_that_cannot_look_has_failed(evidence):
+    splits = Splits(train=REVIEWS, validation=[], test=[], origins={})
+    findings = {finding.name: finding for finding in audited(replace(evidence, codec=None, splits=splits))}
+    assert not findings["labels_are_targets"].passed
+    assert findings["labels_are_targets"].detail.startswith("could not look: AttributeError: ")
+    assert findings["base_frozen"].passed
+
+
+@pytest.mark.slow
+def test_a_frozen_tensor_that_changed_is_named(evidence):
+    name = next(name for name, p in evidence.trainer.parameters.items() if not p.requires_grad)
+    marked = {**evidence.trainer.before, name: (0, 0)}
+    passed, detail = trained.base_frozen(with_marks(evidence, marked))
+    assert not passed
+    assert detail == f"0 base tensors train, 1 frozen ones changed: {name}"
+
+
+def with_marks(evidence, before):
+    """The same run as if its weights had started with other marks."""
+    altered = replace(evidence)
+    altered.trainer.__dict__["before"], kept = before, altered.trainer.before
+    vars(altered)["after"] = kept | evidence.after
+    return altered
+
+
+@pytest.mark.slow
+def test_a_group_that_stood_still_is_named():
+    trainer = trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0)
+    trainer.run(silent())
+    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    assert trained.weights_moved(evidence)[0]
+    for name, own in evidence.after.items():
+        if name.startswith("transformer.h.1"):
+            trainer.before[name] = own
+    assert trained.weights_moved(evidence) == (False, "unchanged: transformer.h.1; no gradient: none")
+
+
+# Schedules
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_every_recipes_schedule_has_a_formula(cell_id):
+    cell, rate = FULL[cell_id], RECIPES[cell_id].learning_rate
+    assert trained.learning_rate_at(cell, 10_000, 10_000) == pytest.approx(0.0, abs=1e-12)
+    assert max(trained.learning_rate_at(cell, update, 10_000) for update in range(0, 10_000, 50)) <= rate
+
+
+def test_rates_by_hand():
+    linear = cell_of("bert_sa_sft", learning_rate=1.0, warmup_steps=2, lr_scheduler_type="linear")
+    assert [trained.learning_rate_at(linear, update, 6) for update in range(7)] == [0, 0.5, 1, 0.75, 0.5, 0.25, 0]
+    cosine = cell_of("bert_sa_sft", learning_rate=1.0, warmup_ratio=0.0, lr_scheduler_type="cosine")
+    assert [trained.learning_rate_at(cosine, update, 4) for update in (0, 2, 4)] == pytest.approx([1, 0.5, 0])
+
+
+# Texts
+
+
+def test_letters_survive_every_tokenizer():
+    assert letters("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
+
+
+def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
+    assert same_letters("reed ,", "Reed", "[UNK]")
+    assert same_letters("anna [UNK]", "anna X", "[UNK]")
+    assert not same_letters("anna", "anna reed", "[UNK]")
+    assert not same_letters("anna", "anna reed", None)
+
+
+def test_a_row_is_identified_by_all_that_its_cell_reads():
+    review = {"title": "My  Lamp", "content": "It is GREAT ."}
+    assert text_of(cell_of("gpt2_sa_lora"))(review) == mark("my lamp it is great .")
+    assert text_of(cell_of("bert_sa_lora"))(review) == mark("it is great .")
+    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == mark("who ? anna .")
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])
+def test_a_summary_one_token_off_is_not_the_target(cell_id):
+    codec, (row, other) = codec_for(cell_id), rows_of("cnn_dailymail/train")[:2]
+    [feature] = codec.encode([row], training=True)
+    label = codec.collate([feature])["labels"][0]
+    assert codec.label_is_target(row, feature, label)
+    assert not codec.label_is_target(row, feature, label[:-1])  # no end token
+    assert not codec.label_is_target(other, feature, label)
+
+
+def test_a_summary_whose_spaces_are_cleaned_up_is_not_the_target_but_where_the_tokenizer_says_so(monkeypatch):
+    codec, [row, *_] = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")
+    [feature] = codec.encode([row], training=True)
+    label = codec.collate([feature])["labels"][0]
+    decoding_cleans_up(monkeypatch)
+    assert codec.tokenizer.decode(feature.target).count(" .") == 0
+    assert not codec.label_is_target(row, feature, label)
+    monkeypatch.setattr(codec.tokenizer, "clean_up_tokenization_spaces", True)
+    assert codec.label_is_target(row, feature, label)
+
+
+def test_a_span_one_word_off_is_not_the_target():
+    codec, row = codec_for("bert_qa_sft"), rows_of("squad/train")[0]
+    [feature] = [f for f in codec.encode([row], training=True) if f.target != (0, 0)]
+    first, last = feature.target
+    assert codec.label_is_target(row, feature, torch.tensor([first, last]))
+    assert not codec.label_is_target(row, feature, torch.tensor([last + 1, last + 1]))
+    assert not codec.label_is_target(row, feature, torch.tensor([0, 0]))  # its window holds the answer
+
+
+def test_only_a_window_without_its_answer_may_be_labelled_with_none():
+    codec = codec_for("bert_qa_sft", max_length=24, doc_stride=4)
+    row = next(row for row in rows_of("squad/train") if len(codec.encode([row], training=True)) > 2)
+    features = codec.encode([row], training=True)
+    held = [codec.holds_answer(row, feature) for feature in features]
+    assert 0 < sum(held) < len(held)
+    assert held == [feature.target != (0, 0) for feature in features]
+    assert [codec.label_is_target(row, feature, torch.tensor([0, 0])) for feature in features] == [not one for one in held]
+
+
+def test_a_label_is_the_target_of_its_own_row_only():
+    codec = codec_for("bert_sa_sft")
+    [feature] = codec.encode(REVIEWS[:1], training=True)
+    label = REVIEWS[0]["label"]
+    assert codec.label_is_target(REVIEWS[0], feature, torch.tensor(label))
+    assert not codec.label_is_target(REVIEWS[0], feature, torch.tensor(1 - label))
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "begin", "end"),
+    [
+        ("bert_sa_sft", ["[CLS]"], ["[SEP]"]),
+        ("gpt2_sa_sft", [], []),
+        ("gpt2_sum_sft", [], ["<sum>"]),
+        ("t5_qa_sft", [], ["</s>"]),
+    ],
+)
+def test_a_prompts_frame_by_hand(cell_id, begin, end):
+    codec = codec_for(cell_id)
+    assert [codec.tokenizer.convert_ids_to_tokens(ids) for ids in codec.frame()] == [begin, end]
+
+
+def test_a_prefix_belongs_to_the_frame():
+    codec = codec_for("t5_sum_sft")
+    begin, _ = codec.frame()
+    assert codec.tokenizer.decode(begin) == "summarize:"
+
+
+# Scores
+
+
+def evaluated(cell_id, rows, values, metrics=None):
+    """An evaluation in which a cell's model predicted these values, scored by the suite's own metrics."""
+    cell = cell_of(cell_id)
+    scored = METRICS[cell.task.problem](metrics or Metrics(), cell.task, rows, values)
+    predictions = [Prediction(value=value) for value in values]
+    nothing = {
+        "features": [],
+        "outputs": [],
+        "loss": None,
+        "seconds": 1.0,
+        "samples_per_second": 1.0,
+        "batch": 1,
+        "precision": "fp32",
+        "sources": {},
+    }
+    return Evaluation(predictions=predictions, rows=rows, scores=scored.scores, examples=scored.examples, **nothing)
+
+
+def invariants(cell_id, evaluation):
+    return answers.metric_invariants(Evidence(cell=cell_of(cell_id), codec=None, trainer=None, evaluation=evaluation))
+
+
+THE = {"context": "the a", "question": "", "answers": {"text": ["the"], "answer_start": [0]}}
+RED = {"context": "a red car", "question": "", "answers": {"text": ["red"], "answer_start": [2]}}
+
+
+def test_an_article_for_an_article_is_an_exact_match_without_f1():
+    evaluation = evaluated("bert_qa_sft", [THE, RED], ["a", "red"])  # both articles normalize to nothing
+    assert evaluation.examples == {"exact_match": [100.0, 100.0], "f1": [0.0, 100.0]}
+    assert invariants("bert_qa_sft", evaluation) == (True, "2 rows, 2 metrics")
+
+
+def test_an_exact_match_above_f1_is_still_impossible_where_the_answer_has_a_word():
+    evaluation = evaluated("bert_qa_sft", [THE, RED], ["a", "red"])
+    evaluation.examples["f1"][1], evaluation.scores["f1"] = 0.0, 0.0
+    assert invariants("bert_qa_sft", evaluation) == (False, "exact_match 100.0 is above f1 0.0")
+
+
+def test_points_that_are_another_rows_are_found_though_their_mean_is_right():
+    evaluation = evaluated("bert_sa_sft", [{"label": 0}, {"label": 1}, {"label": 1}], [0, 0, 1])
+    assert invariants("bert_sa_sft", evaluation) == (True, "3 rows, 1 metrics")
+    evaluation.examples["accuracy"] = [100.0, 100.0, 0.0]
+    assert invariants("bert_sa_sft", evaluation) == (False, "accuracy of row 1 is 100.00, but its prediction scores 0.00")
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_context():
+    codec, rows = codec_for("bert_qa_sft"), rows_of("squad/train")[:12]
+    features = codec.encode(rows, training=False)
+    outputs = [(float(feature.target != (0, 0)), *feature.target) for feature in features]
+    outputs = [
+        (s, f.extra.shift, f.extra.shift) if not s else (s, a, b) for (s, a, b), f in zip(outputs, features, strict=True)
+    ]
+    predictions = codec.decode(rows, features, outputs)
+    evaluation = evaluated("bert_qa_sft", rows, [prediction.value for prediction in predictions])
+    evaluation.features, evaluation.outputs = features, outputs
+    evidence = Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation)
+    assert answers.windows_map_to_examples(evidence)[0]
+    said = letters(predictions[3].value)
+    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if letters(w) not in said))
+    assert answers.windows_map_to_examples(evidence) == (
+        False,
+        "0 windows show another row's context, 1 answers are not what was pointed at, row 3 among them",
+    )
+
+
+def test_the_mark_before_a_text_may_be_pointed_at():
+    codec = codec_for("t5_qa_sft")
+    rows = [
+        {"context": context, "question": "", "answers": {"text": [""], "answer_start": [0]}} for context in ("Fiona", "the")
+    ]
+    features = codec.encode(rows, training=False)
+    first = [feature.extra.shift for feature in features]
+    outputs = [(1.0, place, place) for place in first]  # the tokens are a mark alone, and a word
+    predictions = [prediction.value for prediction in codec.decode(rows, features, outputs)]
+    assert [codec.pointed_at(*pair) for pair in zip(features, outputs, strict=True)] == ["", "the"]
+    assert predictions == ["F", "the"]
+
+    def audit(*values):
+        evaluation = evaluated("t5_qa_sft", rows, list(values))
+        evaluation.features, evaluation.outputs = features, outputs
+        return answers.windows_map_to_examples(Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation))
+
+    assert audit("F", "the") == (True, "2 windows of 2 rows")
+    other = "0 windows show another row's context, 1 answers are not what was pointed at"
+    assert audit("Fiona", "the") == (False, f"{other}, row 0 among them")
+    assert audit("F", "she") == (False, f"{other}, row 1 among them")
+
+
+def test_rows_on_which_a_metric_is_above_its_better_are_found():
+    assert answers.above({"exact_match": [0.0, 100.0, 0.0], "f1": [50.0, 99.0, 0.0]}, "exact_match", "f1") == [1]
+    assert answers.above({"rouge1": [1.0]}, "exact_match", "f1") == []
+
+
+def test_an_f1_outside_precision_and_recall_is_found():
+    examples = {"bertscore_precision": [50.0, 50.0], "bertscore_f1": [55.0, 61.0], "bertscore_recall": [60.0, 60.0]}
+    assert answers.outside(examples) == [1]
+
+
+def test_the_majority_class_is_of_the_training_rows():
+    train = [{"label": 1}, {"label": 1}, {"label": 0}]
+    assert answers.majority_class(SA, train, [{"label": 0}, {"label": 1}]) == ("accuracy", [0.0, 100.0])
+
+
+def test_the_majority_class_may_be_any_of_the_tasks_labels_in_any_column():
+    task = replace(SA, columns={**SA.columns, "verdict": int}, target="verdict", labels=("no", "perhaps", "yes"))
+    train = [{"verdict": 2}, {"verdict": 0}, {"verdict": 2}]
+    assert answers.majority_class(task, train, [{"verdict": 2}, {"verdict": 1}]) == ("accuracy", [100.0, 0.0])
+
+
+def test_a_random_span_is_of_the_answers_length_and_the_same_each_time():
+    answer = {"text": ["red car"], "answer_start": [2]}
+    test = [{"context": "a red car", "answers": answer}] * 6
+    name, points = answers.random_span(QA, [{"context": "a red car", "answers": answer}], test)
+    assert name == "f1"
+    # "red car", or "a red", of which an article is left out: F1 2/3
+    assert {round(value, 6) for value in points} == {100.0, round(200 / 3, 6)}
+    assert answers.random_span(QA, [{"context": "", "answers": answer}], test)[1] == points
+
+
+def test_the_lead_is_the_first_sentence():
+    row = {"article": "fire hits dover . police come .", "highlights": "fire hits dover"}
+    assert answers.lead_sentence(SUM, [], [row]) == ("rougeL", [100.0])
+
+
+def test_qlora_keeps_t5s_wo_in_fp32_and_the_audit_knows():
+    from tunegrid.run.audits.built import kept_in_fp32
+
+    assert kept_in_fp32(model_of("t5_sa_qlora")) == {"wo"}
+    assert kept_in_fp32(model_of("bert_sa_qlora")) == set()
+    assert tokenizer_of("t5_sa_qlora").unk_token

@@ -1,0 +1,501 @@
+"""Audits that ask the trained model again, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
+
+from copy import copy
+from dataclasses import replace
+from functools import cache
+
+import bitsandbytes as bnb
+import pytest
+import torch
+from torch import nn
+from transformers.cache_utils import EncoderDecoderCache
+
+from tunegrid.codecs.base import Feature
+from tunegrid.data.splits import Splits
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, scored, trained
+from tunegrid.run.audits.probing import cut, distance, gradients_of, short_to_long, type_of_digits
+from tunegrid.run.namesakes import namesakes
+from tunegrid.run.weights import weight_files
+from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
+
+pytestmark = pytest.mark.slow
+
+ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
+
+
+def evidence_of(cell_id, steps=4, **changes):
+    """A quick cell after some updates on a few rows."""
+    trainer = trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:24], max_steps=steps, **changes)
+    trainer.run(silent())
+    return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+
+
+def untrained(cell_id):
+    """A quick cell before its first update."""
+    trainer = trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:2])
+    return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+
+
+@cache
+def shared(cell_id):
+    """The same for tests that change nothing in it."""
+    return evidence_of(cell_id)
+
+
+# Asking
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_lora", "gpt2_sum_lora", "t5_sum_qlora"])
+def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
+    evidence = shared(cell_id)
+    model = evidence.model
+    model.train()
+    model.get_base_model().eval()
+    modes, state = [m.training for m in model.modules()], torch.get_rng_state()
+    for audit in (arithmetic.rows_alone_as_in_batch, arithmetic.adapters_add_as_declared, dropout.dropout_drops):
+        assert audit(replace(evidence))[0]
+    scored.cache_changes_nothing(replace(evidence))
+    assert [m.training for m in model.modules()] == modes
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks for m in model.modules())
+
+
+def test_rows_spread_from_the_shortest_to_the_longest():
+    rows = [Feature(example=i, input_ids=[0] * length, target=0) for i, length in enumerate([5, 2, 9, 7, 2, 8])]
+    assert [len(row.input_ids) for row in short_to_long(rows, 4)] == [2, 5, 7, 9]  # places 0, 2, 3 and 5 of 2 2 5 7 8 9
+    assert [row.example for row in short_to_long(rows[:1], 2)] == [0]
+
+
+def test_a_row_without_its_padding():
+    assert cut(torch.arange(6).reshape(2, 3), torch.Size([1, 2])).tolist() == [[0, 1]]
+
+
+def test_distances_are_shares_of_the_largest_value():
+    assert distance(torch.tensor([4.0, 1.0]), torch.tensor([4.0, 3.0])) == 0.5
+    assert distance(torch.zeros(2), torch.zeros(2)) == 0.0
+
+
+def test_gradients_of_a_padded_batch_leave_out_the_padding():
+    weight = torch.tensor(2.0, requires_grad=True)
+    logits = weight * torch.tensor([[1.0, 9.0]])  # the second value is padding; the first one's weight is cos(0) = 1
+    assert gradients_of([logits], [[torch.Size([1])]], [weight]) == [torch.tensor(1.0)]
+
+
+# Alone and in a batch
+
+
+def test_a_classifier_that_reads_the_last_column_is_caught():
+    evidence = evidence_of("gpt2_sa_lora")
+    assert arithmetic.rows_alone_as_in_batch(evidence)[0]
+    evidence.model.get_base_model().config.pad_token_id = 1  # now the last column is the last token that is not padding
+    assert not arithmetic.rows_alone_as_in_batch(replace(evidence))[0]
+
+
+def test_gradients_that_do_not_add_up_are_caught(monkeypatch):
+    evidence = evidence_of("bert_qa_sft")
+    passed, detail = arithmetic.rows_alone_as_in_batch(evidence)
+    assert passed, detail
+    hook = evidence.model.qa_outputs.weight.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
+    assert not arithmetic.rows_alone_as_in_batch(replace(evidence))[0]
+    hook.remove()
+
+
+def test_without_room_for_two_rows_gradients_are_not_added():
+    evidence = shared("gpt2_sa_lora")
+    evidence.trainer.course.micro_batch, kept = 1, evidence.trainer.course.micro_batch
+    one = replace(evidence)
+    assert arithmetic.rows_alone_as_in_batch(one)[0]
+    assert one.asked.gap is None
+    assert arithmetic.predicting_twice_is_the_same(one) == (True, "bit for bit")
+    evidence.trainer.course.micro_batch = kept
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sum_sft", "t5_sa_sft", "gpt2_sum_lora"])
+def test_all_that_trains_is_reached(cell_id):
+    assert arithmetic.gradients_reach(shared(cell_id))[0]
+
+
+def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
+    trainer = trainer_of("gpt2_sa_sft", rows_of(ROWS["sa"])[:8], max_steps=1)
+    trainer.model.spare = nn.Linear(2, 2)
+    trainer.parameters = dict(trainer.model.named_parameters())
+    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    passed, detail = arithmetic.gradients_reach(evidence)
+    assert passed
+    assert detail == f"{len(trainer.parameters) - 2} of {len(trainer.parameters)} tensors"
+
+
+def test_a_bias_of_position_without_a_gradient_is_named():
+    trainer = trainer_of("t5_sa_sft", rows_of(ROWS["sa"])[:24], max_steps=2)
+    name, module = next((n, m) for n, m in trainer.model.named_modules() if n.endswith("relative_attention_bias"))
+    module.register_forward_hook(lambda module, inputs, output: output.detach())
+    trainer.run(silent())
+    passed, detail = arithmetic.gradients_reach(Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer))
+    assert not passed
+    assert detail.endswith(f"none for {name}.weight")
+
+
+# Adapters
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_lora", "gpt2_sa_qlora", "t5_sum_qlora"])
+def test_lora_adds_scale_times_b_a_x(cell_id):
+    assert arithmetic.adapters_add_as_declared(shared(cell_id))[0]
+
+
+def test_an_adapter_that_is_switched_off_adds_something_else():
+    evidence = evidence_of("gpt2_sa_lora")
+    assert evidence.asked.together
+    with evidence.model.disable_adapter():
+        passed, detail = arithmetic.adapters_add_as_declared(evidence)
+    assert not passed
+    assert detail.startswith("3 layers; 3 add something else, base_model.model.transformer.h.0.attn.c_attn among")
+
+
+def test_a_packed_base_computes_in_the_declared_type():
+    assert arithmetic.packed_layers_compute_as_declared(shared("t5_sum_qlora"))[0]
+    assert arithmetic.packed_layers_compute_as_declared(shared("gpt2_sum_lora")) is None
+
+
+def test_a_packed_base_that_computes_in_fp32_under_a_declared_bf16_is_named():
+    evidence = untrained("t5_sa_qlora")
+    packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    for layer in packed:
+        layer.compute_dtype = torch.float32
+    passed, detail = arithmetic.packed_layers_compute_as_declared(evidence)
+    assert not passed
+    assert detail.startswith(f"{len(packed)} layers, declared bfloat16; {len(packed)} do not, ")
+    assert detail.endswith("computes in float32")
+
+
+def test_a_packed_base_computes_as_declared_whatever_autocast_training_is_under():
+    evidence = untrained("t5_sa_qlora")
+    with torch.autocast("cpu", torch.float16):  # as the study trains GPT-2 on a GPU: fp16, over NF4 that is declared bf16
+        passed, detail = arithmetic.packed_layers_compute_as_declared(evidence)
+    assert passed, detail
+    evidence = untrained("t5_sa_qlora")
+    for layer in evidence.model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.compute_dtype = torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not arithmetic.packed_layers_compute_as_declared(evidence)[0], "autocast does not hide a wrong type either"
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(1.0, "bfloat16"), (1 + 2**-9, "float16"), (1 + 2**-20, "float32"), (2.0**20 + 2**13, "bfloat16")]
+)
+def test_digits_tell_the_type_that_numbers_were_computed_in(number, kind):
+    assert type_of_digits(torch.tensor([0.5, number])) == kind
+
+
+def test_the_output_layer_follows_the_trained_token():
+    passed, detail = arithmetic.output_follows_trained_tokens(shared("gpt2_sum_lora"))
+    assert passed, detail
+    assert detail.startswith("1 rows")
+    assert arithmetic.output_follows_trained_tokens(shared("t5_sum_qlora")) is None
+
+
+def test_an_output_row_that_stays_behind_its_trained_token_is_caught():
+    evidence = evidence_of("gpt2_sum_qlora")
+    base = evidence.model.get_base_model()
+    base.lm_head = base.lm_head.token_adapter.base_layer  # the pretrained rows, as if PEFT had not tied them
+    assert not arithmetic.output_follows_trained_tokens(replace(evidence))[0]
+
+
+def test_full_fine_tuning_adds_nothing():
+    assert arithmetic.adapters_add_as_declared(shared("gpt2_sa_sft")) is None
+
+
+# Dropout
+
+
+def with_rate(evidence, rate):
+    """The same model as if its checkpoint had dropout."""
+    for module in evidence.model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = rate
+    return evidence
+
+
+def test_attentions_dropout_is_seen_by_its_effect():
+    passed, detail = dropout.dropout_drops(with_rate(evidence_of("bert_sa_sft"), 0.1))
+    assert passed
+    # the embeddings', two a layer and the classifier's are modules; attention's is handed on as a number
+    assert detail == "8 drop what they declare, 3 by their effect"
+
+
+def test_attention_that_leaves_its_dropout_out_is_named(monkeypatch):
+    evidence = with_rate(evidence_of("bert_sa_sft"), 0.1)
+    attend = nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        nn.functional, "scaled_dot_product_attention", lambda *inputs, dropout_p=0.0, **rest: attend(*inputs, **rest)
+    )
+    passed, detail = dropout.dropout_drops(evidence)
+    assert not passed
+    assert detail.endswith("without effect: bert.encoder.layer.N.attention.self.dropout")
+
+
+def test_another_rate_than_the_declared_one_is_named():
+    evidence = with_rate(evidence_of("bert_sa_sft"), 0.3)
+    module = evidence.model.bert.embeddings.dropout
+    module.forward = lambda states: nn.functional.dropout(states, 0.1, module.training)
+    passed, detail = dropout.dropout_drops(evidence)
+    assert not passed
+    assert detail == "1 drop another share than declared ['bert.embeddings.dropout'], without effect: none"
+
+
+def test_a_model_without_dropout_has_none_to_show():
+    assert dropout.dropout_drops(shared("gpt2_sa_sft")) is None
+
+
+def test_dropout_that_stays_at_work_in_evaluation_is_caught():
+    evidence = with_rate(evidence_of("bert_sa_sft"), 0.1)
+    assert arithmetic.predicting_twice_is_the_same(evidence) == (True, "bit for bit")
+    evidence.model.bert.pooler.register_forward_hook(lambda module, inputs, output: nn.functional.dropout(output, 0.1))
+    assert not arithmetic.predicting_twice_is_the_same(replace(evidence))[0]
+
+
+# Generation
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sum_lora", "t5_sum_qlora"])
+def test_a_cache_changes_nothing(cell_id):
+    assert scored.cache_changes_nothing(shared(cell_id))[0]
+
+
+def test_beams_that_keep_each_others_cache_are_caught(monkeypatch):
+    evidence = evidence_of("t5_sum_sft", steps=4)
+    assert scored.cache_changes_nothing(evidence)[0]
+    monkeypatch.setattr(EncoderDecoderCache, "reorder_cache", lambda cache, beams: None)
+    passed, detail = scored.cache_changes_nothing(replace(evidence))
+    assert not passed, detail
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sum_lora", "t5_sum_qlora"])
+def test_a_decoder_sees_no_future(cell_id):
+    assert generated.decoder_sees_no_future(shared(cell_id))[0]
+
+
+def test_a_decoder_that_sees_the_future_is_caught():
+    evidence = evidence_of("t5_sum_lora")
+    evidence.model.get_base_model().decoder.register_forward_hook(look_ahead)
+    assert not generated.decoder_sees_no_future(evidence)[0]
+
+
+def look_ahead(module, inputs, output):
+    """Each place gets some of the state of the next one."""
+    states = output.last_hidden_state
+    output.last_hidden_state = states + 0.1 * states.roll(-1, dims=1)
+    return output
+
+
+# What an update was
+
+
+def altered(evidence, **course):
+    """The same run as if its course had been another."""
+    trainer = evidence.trainer
+    copy = type(trainer).__new__(type(trainer))
+    vars(copy).update(vars(trainer) | {"course": replace(trainer.course, **course)})
+    return replace(evidence, trainer=copy)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "passed"),
+    [(3.0, 0.1, True), (3.0, 3.0, False), (0.05, 0.05, True), (0.05, 0.1, False), (3.0, 0.05, False), (None, None, False)],
+)
+def test_gradients_are_clipped_to_the_bound_and_no_further(before, after, passed):
+    evidence = altered(shared("gpt2_sa_lora"), gradient_norms=[before], clipped_norm=after)  # the bound is 0.1
+    assert trained.gradients_clipped(evidence)[0] is passed
+
+
+def test_an_update_that_fp16_lost_has_no_norm_to_clip():
+    evidence = altered(shared("gpt2_sa_lora"), gradient_norms=[float("inf")], clipped_norm=float("nan"))
+    assert trained.gradients_clipped(evidence) is None
+
+
+def test_a_recipe_without_a_bound_clips_nothing():
+    evidence = evidence_of("bert_qa_sft", max_grad_norm=None)
+    assert evidence.trainer.course.gradient_norms == [None] * 4
+    assert trained.gradients_clipped(evidence) is None
+
+
+def test_every_group_follows_the_schedule():
+    evidence = shared("gpt2_sa_sft")
+    assert trained.schedule_counts_updates(evidence)[0]
+    rates = evidence.trainer.course.group_rates
+    assert len(rates) == 4
+    kept = [[first, rates[1][1]] for first, _ in rates]
+    assert trained.schedule_counts_updates(altered(evidence, group_rates=kept)) == (
+        False,
+        "parameter group 2 does not follow the schedule",
+    )
+
+
+def test_a_training_that_ends_early_does_not_pass_for_the_planned_one():
+    evidence = evidence_of("gpt2_sa_sft", steps=8)
+    course = evidence.trainer.course
+    assert trained.schedule_counts_updates(evidence)[0]
+    cut = {"learning_rates": course.learning_rates[:2], "group_rates": course.group_rates[:2], "updates": 2}
+    assert trained.schedule_counts_updates(altered(evidence, **cut)) == (
+        False,
+        "2 updates with 2 rates, where the recipe plans 8",
+    )
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_qa_lora", "t5_sum_qlora"])
+def test_accumulated_gradients_are_those_of_one_batch(cell_id):
+    evidence = shared(cell_id)
+    state = torch.get_rng_state()
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert passed, detail
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in evidence.model.parameters())
+
+
+def test_gradients_cleared_between_micro_batches_are_caught(monkeypatch):
+    evidence = shared("gpt2_qa_lora")
+    accelerator = evidence.trainer.accelerator
+    backward = accelerator.backward
+
+    def cleared(loss):
+        evidence.trainer.optimizer.zero_grad()
+        backward(loss)
+
+    monkeypatch.setattr(accelerator, "backward", cleared)
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert not passed, detail
+
+
+def test_a_mean_of_micro_batch_means_is_caught(monkeypatch):
+    evidence = shared("gpt2_sa_sft")  # three rows and one
+    targets = evidence.codec.targets
+    monkeypatch.setattr(evidence.trainer, "divisors", lambda batches: [len(batches) * targets(b) for b in batches])
+    passed, detail = trained.loss_is_mean_over_accumulation(evidence)
+    assert not passed, detail
+
+
+def test_what_trains_in_bf16_is_named():
+    evidence = evidence_of("gpt2_sa_lora")
+    assert trained.trains_in_fp32(evidence)[0]
+    name = next(name for name in evidence.trainer.parameters if "lora_A" in name)
+    evidence.trainer.parameters[name].data = evidence.trainer.parameters[name].data.bfloat16()
+    assert trained.trains_in_fp32(evidence) == (False, f"1 tensors in other types: {name} is bfloat16")
+
+
+def test_moments_may_be_packed_by_an_optimizer_that_is_made_for_it():
+    evidence = evidence_of("bert_qa_qlora", optim="adamw_bnb_8bit")
+    states = evidence.trainer.optimizer.state
+    assert {state["state1"].dtype for state in states.values()} == {torch.uint8, torch.float32}
+    assert trained.trains_in_fp32(evidence)[0]
+    name, state = next((n, states[p]) for n, p in evidence.trainer.stepped.items() if "qmap2" in states.get(p, {}))
+    state["qmap2"] = state["qmap1"]  # -1 to 1
+    assert trained.trains_in_fp32(evidence) == (False, f"second moments of 1 tensors are packed with negative levels: {name}")
+
+
+def test_moments_in_bf16_are_named():
+    evidence = evidence_of("gpt2_sa_lora")
+    parameter = evidence.trainer.trained[0]
+    state = evidence.trainer.optimizer.state[parameter]
+    state["exp_avg"] = state["exp_avg"].bfloat16()
+    passed, detail = trained.trains_in_fp32(evidence)
+    assert not passed
+    assert detail.startswith("1 tensors in other types: exp_avg of ")
+
+
+# Packed weights
+
+
+def test_nf4_by_hand():
+    weight = torch.zeros(2, 64)
+    weight[0, :3] = torch.tensor([2.0, 1.0, -1.2])  # 1.0 / 2 lies below 0.5017, the middle of 0.4407 and 0.5626
+    weight[1, 0] = -1.0
+    rounded = checkpoint.nf4(weight)
+    assert rounded[0, :3].tolist() == pytest.approx([2.0, 2 * 0.44070983, -2 * 0.52507305])  # -0.6: nearer to -0.525
+    assert rounded[1, 0] == -1.0
+    assert not rounded[0, 3:].any()
+    assert not rounded[1, 1:].any()
+
+
+def test_a_tensor_is_found_by_the_end_of_its_name():
+    files = tuple(weight_files(cell_of("bert_sa_lora")))
+    query = "bert.encoder.layer.1.attention.self.query.weight"
+    assert namesakes(f"base_model.model.{query.replace('query', 'query.base_layer')}", files) == [query]
+    assert namesakes(f"decoder.{query.replace('attention', 'crossattention')}", files) == [query]
+    assert namesakes("a.stranger", files) == []
+
+
+def test_two_layers_that_traded_places_are_not_the_checkpoints_of_their_names():
+    evidence = evidence_of("gpt2_sa_lora", steps=1)
+    assert checkpoint.checkpoint_loaded(evidence)[0]
+    before = evidence.trainer.before
+    for name in [name for name in before if ".h.0." in name]:
+        before[name], before[name.replace(".h.0.", ".h.1.")] = before[name.replace(".h.0.", ".h.1.")], before[name]
+    passed, detail = checkpoint.checkpoint_loaded(replace(evidence))  # what was asked before is kept
+    assert not passed
+    assert "are not the checkpoint's of their name: base_model.model.transformer.h.0." in detail
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_every_cells_weights_are_those_of_their_names(cell_id):
+    evidence = untrained(cell_id)
+    assert checkpoint.checkpoint_loaded(evidence)[0], checkpoint.checkpoint_loaded(evidence)
+    packed = checkpoint.packed_from_checkpoint(evidence)
+    assert (packed is not None and packed[0]) == (evidence.cell.quantization is not None), packed
+
+
+def test_two_layers_that_traded_places_are_named():
+    evidence = evidence_of("t5_sum_qlora")
+    layers = {name: m for name, m in evidence.model.named_modules() if name.endswith(("SelfAttention.q.base_layer",))}
+    first, second = list(layers.values())[:2]
+    first.weight, second.weight = second.weight, first.weight
+    passed, detail = checkpoint.packed_from_checkpoint(evidence)
+    assert not passed
+    assert "; 2 have other weights than the checkpoint's of their name: " in detail
+    assert "SelfAttention.q (" in detail
+
+
+# Targets
+
+
+def test_one_answer_in_three_labelled_as_in_no_window_is_caught():
+    evidence = replace(shared("gpt2_qa_sft"), splits=Splits(train=rows_of(ROWS["qa"])[:24], validation=[], test=[], origins={}))
+    assert rows.answers_at_annotated_start(evidence)[0]
+    features = [replace(f, target=(0, 0)) if i % 3 == 1 else f for i, f in enumerate(evidence.trainer.features)]
+    trainer = copy(evidence.trainer)
+    trainer.features = features
+    passed, detail = rows.answers_at_annotated_start(replace(evidence, trainer=trainer))
+    assert not passed
+    assert detail.endswith("; 8 windows hold an answer that is not labelled, of row 1 first")
+    assert not rows.labels_are_targets(replace(evidence, trainer=trainer))[0]
+
+
+# Characters of tokens
+
+
+def test_offsets_show_their_tokens():
+    evidence = replace(shared("bert_qa_sft"), splits=Splits(train=rows_of(ROWS["qa"])[:24], validation=[], test=[], origins={}))
+    passed, detail = rows.offsets_show_their_tokens(evidence)
+    assert passed, detail
+    moved = replace(evidence, splits=replace(evidence.splits, train=evidence.splits.train[::-1]))
+    assert not rows.offsets_show_their_tokens(moved)[0]
+
+
+def test_a_row_with_letters_beyond_ascii_is_no_fault():
+    row = {
+        "question": "Who?",
+        "context": "Éva saw 東京 🎉 and Łódź with O'Neill.",
+        "answers": {"text": ["Éva"], "answer_start": [0]},
+    }
+    for cell_id in ("bert_qa_sft", "gpt2_qa_sft", "t5_qa_sft"):
+        codec = codec_for(cell_id)
+        trainer = trainer_of(cell_id, [row], max_steps=1)
+        splits = Splits(train=[row], validation=[], test=[], origins={})
+        evidence = Evidence(cell=cell_of(cell_id), codec=codec, trainer=trainer, splits=splits)
+        passed, detail = rows.offsets_show_their_tokens(evidence)
+        assert passed, (cell_id, detail)

@@ -1,0 +1,268 @@
+"""What is saved, loaded again and merged computes what was trained. Faults in whole runs: `pytest -m faults`."""
+
+import tempfile
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+import peft
+import pytest
+import torch
+
+from benchmarks.course_sabotages import head_not_saved, merged_twice, token_row_not_saved
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.methods import Adapting, Lora
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE
+from tunegrid.run.audits import Evidence, served
+from tunegrid.run.audits.served import saved_is_served
+from tunegrid.run.build import build
+from tunegrid.run.fingerprints import model_marks
+from tunegrid.run.meter import Meter
+from tunegrid.run.serving import Serving, unwrapped
+from tunegrid.run.training import Trainer
+from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of
+
+pytestmark = pytest.mark.slow
+
+ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
+EQUAL = "4 rows: served, logits differ by 0.0e+00 of the largest"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts(Adapting):
+    """Prompt tuning (Lester et al. 2021)."""
+
+    def peft_config(self, cell, base):
+        return peft.PromptTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=4, modules_to_save=base.modules_to_save)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IA3(Adapting):
+    """Vectors that rescale layers (Liu et al. 2022)."""
+
+    def peft_config(self, cell, base):
+        told = {"modules_to_save": base.modules_to_save, "fan_in_fan_out": base.fan_in_fan_out}
+        return peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], **told)
+
+
+def evidence_of(cell_id, method=None, perturbation=None):
+    """A quick cell after four updates at a high rate; nothing was scored."""
+    torch.set_num_threads(1)
+    settings = {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "per_device_train_batch_size": 4}
+    cell = cell_of(cell_id, **settings)
+    profile = replace(cell.profile, perturbation=perturbation)
+    cell = replace(cell, method=method or cell.method, profile=profile)
+    codec, model = codec_for(cell_id, **settings), build(cell, tokenizer_of(cell_id), CPU)
+    features = codec.encode(rows_of(ROWS[cell_id.split("_")[1]])[:24], training=True)
+    trainer = Trainer(cell, model, codec, features, Meter(device=CPU))
+    trainer.run(silent())
+    return Evidence(cell=cell, codec=codec, trainer=trainer)
+
+
+@cache
+def shared(cell_id):
+    """The same for tests that change nothing in it."""
+    return evidence_of(cell_id)
+
+
+# Saved and loaded again
+
+
+@pytest.mark.parametrize(
+    "cell_id", ["bert_qa_sft", "bert_sum_sft", "gpt2_sa_sft", "gpt2_sum_sft", "t5_sa_sft", "t5_qa_sft", "t5_sum_sft"]
+)
+def test_a_full_model_comes_back_bit_for_bit(cell_id):
+    assert saved_is_served(shared(cell_id)) == (True, EQUAL)
+
+
+@pytest.mark.parametrize("cell_id", ["bert_qa_lora", "bert_sum_lora", "gpt2_sa_lora", "gpt2_sum_lora", "t5_qa_lora"])
+def test_an_adapter_comes_back_bit_for_bit_and_merges(cell_id):
+    passed, detail = saved_is_served(shared(cell_id))
+    assert passed, detail
+    assert detail.startswith(f"{EQUAL}; merged, by ")
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_qlora", "gpt2_sum_qlora", "t5_sum_qlora"])
+def test_over_a_packed_base_an_adapter_comes_back_bit_for_bit(cell_id):
+    _, detail = saved_is_served(shared(cell_id))
+    assert detail.startswith(f"{EQUAL}; merged and packed anew, ")
+
+
+def test_what_starts_from_random_and_is_adapted_is_saved_with_the_adapter(tmp_path):
+    evidence = shared("bert_sa_lora")  # its head of two layers is drawn anew, and only adapted
+    assert saved_is_served(evidence)[0]
+    Serving().save(evidence.cell, evidence.model, evidence.codec.tokenizer, tmp_path)
+    assert (tmp_path / "base" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "t5_sa_qlora"])
+def test_a_base_that_was_moved_is_saved_with_the_adapter(cell_id):
+    _, detail = saved_is_served(evidence_of(cell_id, perturbation=1))
+    assert detail.startswith(EQUAL)
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_that_rewrites_the_base_is_served_over_the_base_as_rewritten(start):
+    evidence = evidence_of("t5_sa_lora", Lora(id=start, name=start, options={"init_lora_weights": start}))
+    passed, detail = saved_is_served(evidence)
+    assert passed, detail
+    assert detail.startswith(EQUAL)
+    assert evidence.model.peft_config["default"].init_lora_weights == start
+
+
+def test_nothing_changes_and_nothing_is_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    evidence = shared("bert_sa_lora")
+    model = evidence.model
+    model.train()
+    model.get_base_model().eval()
+    modes, names = [m.training for m in model.modules()], [name for name, _ in model.named_modules()]
+    before, state, numbers = model_marks(model), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    assert saved_is_served(evidence)[0]
+    assert [m.training for m in model.modules()] == modes
+    assert [name for name, _ in model.named_modules()] == names
+    assert model_marks(model) == before
+    assert torch.equal(torch.get_rng_state(), state)
+    assert np.random.get_state()[1].tolist() == numbers
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_below_an_adapter_is_the_base():
+    model = shared("gpt2_sum_lora").model
+    with unwrapped(model) as base:
+        assert [name for name in base.state_dict() if "lora" in name or "token_adapter" in name or "base_layer" in name] == []
+    assert any("lora" in name for name in base.state_dict())
+
+
+# What is lost
+
+
+def broken(cell_id, sabotage, evidence=None):
+    return saved_is_served(replace(evidence or shared(cell_id), serving=sabotage(Serving(), None)))
+
+
+def test_a_head_that_is_not_saved_is_named():
+    passed, detail = broken("gpt2_sa_lora", head_not_saved)
+    assert not passed
+    assert detail.endswith("; not as trained: base_model.model.score.modules_to_save.default.weight")
+
+
+def test_a_lost_row_of_a_new_token_is_named():
+    passed, detail = broken("gpt2_sum_lora", token_row_not_saved)
+    assert not passed
+    assert detail.endswith("; not as trained: base_model.model.transformer.wte.token_adapter.trainable_tokens_delta.default")
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "bert_sum_lora"])
+def test_an_adapter_merged_twice_is_caught(cell_id):
+    passed, detail = broken(cell_id, merged_twice)
+    assert not passed
+    assert detail.startswith(f"{EQUAL}; merged, by ")
+
+
+def without_a_tensor(serving, folder):
+    class Lossy(type(serving)):
+        def save(self, cell, model, tokenizer, folder):
+            state = {name: tensor for name, tensor in model.state_dict().items() if name != "classifier.bias"}
+            tokenizer.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=state)
+
+    return Lossy()
+
+
+def test_a_full_model_without_a_tensor_cannot_be_loaded_again():
+    assert broken("t5_sa_sft", without_a_tensor) == (
+        False,
+        "what was saved cannot be loaded again: InputError: the saved model lacks 1 tensors, classifier.bias among them",
+    )
+
+
+def with_the_checkpoints_tokenizer(serving, folder):
+    class Forgetful(type(serving)):
+        def load(self, cell, folder, device):
+            model, _ = super().load(cell, folder, device)
+            return model, tokenizer_of("gpt2_sa_lora")
+
+    return Forgetful()
+
+
+def test_a_tokenizer_without_the_new_token_is_named():
+    assert broken("gpt2_sum_lora", with_the_checkpoints_tokenizer) == (
+        False,
+        "the saved tokenizer has other tokens for '<sum>'",
+    )
+
+
+# Merging
+
+
+def test_prompts_are_not_merged():
+    evidence = evidence_of("bert_sa_sft", Prompts(id="prompts", name="prompt tuning"))
+    assert saved_is_served(evidence) == (True, f"{EQUAL}; not merged: prompts are in no layer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unmergeable(Lora):
+    """LoRA that says that it cannot be merged."""
+
+    def unmergeable(self, cell):
+        return f"PEFT cannot merge over {cell.backbone.name}"
+
+
+def test_a_method_says_why_it_does_not_merge():
+    evidence = shared("gpt2_sa_lora")
+    labelled = replace(evidence, cell=replace(evidence.cell, method=Unmergeable(id="lora", name="LoRA")))
+    assert saved_is_served(labelled) == (True, f"{EQUAL}; not merged: PEFT cannot merge over GPT-2")
+
+
+def refusing(serving, folder):
+    class Refusing(type(serving)):
+        def merge(self, model):
+            raise ValueError("Cannot merge layers when the model is loaded in 4-bit mode")
+
+    return Refusing()
+
+
+def test_a_method_that_cannot_be_merged_is_asked_to_say_so():
+    assert broken("gpt2_sa_lora", refusing) == (
+        False,
+        f"{EQUAL}; PEFT cannot merge 'lora', as its `unmergeable` should say: "
+        "Cannot merge layers when the model is loaded in 4-bit mode",
+    )
+
+
+def test_another_adapter_than_lora_merges():
+    passed, detail = saved_is_served(evidence_of("gpt2_sa_sft", IA3(id="ia3", name="IA3")))
+    assert passed, detail
+    assert detail.startswith(f"{EQUAL}; merged, by ")
+
+
+def spoiled(serving, folder):
+    class Spoiled(type(serving)):
+        def merge(self, model):
+            merged = super().merge(model)
+            for parameter in merged.parameters():
+                if parameter.is_floating_point():
+                    parameter.mul_(-1)
+            return merged
+
+    return Spoiled()
+
+
+def test_a_packed_base_that_merging_spoils_is_caught():
+    passed, detail = broken("gpt2_sum_qlora", spoiled)
+    assert not passed
+    assert detail.endswith("of what the adapter changes is lost")
+
+
+# What is not looked at
+
+
+def test_a_model_too_large_to_be_copied_is_not_said_to_pass(monkeypatch):
+    monkeypatch.setattr(served, "LARGEST_GIB", 0.001)
+    assert saved_is_served(shared("gpt2_sa_sft")) is None
+
+
+def test_random_weights_serve_nothing():
+    evidence = shared("gpt2_sa_lora")
+    assert saved_is_served(replace(evidence, cell=STUDY.cell("gpt2_sa_lora", FOOTPRINT_PROFILE))) is None

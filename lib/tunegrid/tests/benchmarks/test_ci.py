@@ -1,0 +1,399 @@
+"""The CI recipes: sound by the published schemas; their shell parts do what they should, with stand-ins for pip and pytest."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from check_jsonschema import main as check
+from ruamel.yaml import YAML
+
+from tunegrid import ROOT
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.results.files import read_list
+from tunegrid.results.judgements import Outcome
+from tunegrid.tests.repositories import git
+
+RECIPES = ROOT / "benchmarks" / "ci"
+OWN, GITHUB, MATRIX, GITLAB, SLURM = (
+    ROOT / ".github" / "workflows" / "quick.yml",
+    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "gitlab.yml", "slurm.sh")),
+)
+# Writes the run and the page, and ends as it is told to; fails as pytest does where the baseline or the folder is missing.
+PYTEST = """
+for argument; do case "$argument" in
+  --gate=*) [ -f "${argument#*=}" ] || exit 4;;
+  --benchmark-json=*|--html=*) echo . > "${argument#*=}" || exit 4;;
+esac; done
+code="$(sed -n "$(grep -c ^pytest "$LOG")p" "$CODES" 2>/dev/null)"; exit "${code:-0}"
+"""
+# What each stand-in does when it has written down its words. pip also says which version stands where it installs from.
+TOOLS = {
+    "pip": 'for last; do :; done; [ ! -f "$last/VERSION" ] || echo "version $(cat "$last/VERSION")" >> "$LOG"',
+    "pytest": PYTEST,
+    "python": f'exec env PYTHONPATH="{ROOT}" "{sys.executable}" "$@"',
+}
+
+
+def read(path):
+    return YAML(typ="safe").load(path.read_text())
+
+
+def shell_steps(job, expressions):
+    """The shell parts of a GitHub job, each with its variables; an `if` that is false leaves a step out."""
+
+    def text(value):
+        return re.sub(r"\$\{\{ *(.*?) *\}\}", lambda match: str(expressions.get(match[1], "")), str(value))
+
+    for step in job["steps"]:
+        if "run" in step and expressions.get(str(step.get("if", "")).strip("${ }"), True):
+            yield step["run"], {name: text(value) for name, value in (job.get("env", {}) | step.get("env", {})).items()}
+
+
+class Machine:
+    """A folder with stand-ins on its path, and a log of their calls."""
+
+    def __init__(self, folder, tools=TOOLS):
+        self.folder, self.log = folder, folder / "log.txt"
+        (folder / "bin").mkdir()
+        self.log.touch()
+        for name, body in tools.items():
+            tool = folder / "bin" / name
+            tool.write_text(f'#!/bin/bash\n{{ printf {name}; printf " %q" "$@"; echo; }} >> "$LOG"\n{body}\n')
+            tool.chmod(0o755)
+
+    def run(self, script, **variables):
+        """Run a script as GitHub does, in this folder; return the exit code."""
+        own = {"PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}", "LOG": str(self.log), "CODES": str(self.folder / "codes")}
+        return subprocess.run(
+            ["bash", "-e", "-c", script], cwd=self.folder, env=os.environ | own | variables, check=False
+        ).returncode
+
+    def calls(self):
+        """Each call as its words, without the folder."""
+        return [shlex.split(line) for line in self.log.read_text().replace(str(self.folder), "WORK").splitlines()]
+
+
+@pytest.fixture
+def machine(tmp_path):
+    return Machine(tmp_path)
+
+
+@pytest.fixture
+def library(tmp_path):
+    """A library's checkout with two commits, 1 and 2; and the first one's name."""
+    repo = tmp_path / "library"
+    repo.mkdir()
+    git(repo, "init", "--quiet")
+    for version in ("1", "2"):
+        (repo / "VERSION").write_text(version)
+        git(repo, "add", ".")
+        git(repo, "commit", "--quiet", "-m", version)
+    return repo, git(repo, "rev-parse", "HEAD~1")
+
+
+# YAML
+
+
+@pytest.mark.parametrize("path", [OWN, GITHUB, MATRIX], ids=lambda path: path.name)
+def test_a_workflow_is_as_githubs_schema_says(path):
+    check(["--builtin-schema", "vendor.github-workflows", str(path)], standalone_mode=False)
+
+
+def test_the_gitlab_recipe_is_as_gitlabs_schema_says():
+    arguments = ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci", str(GITLAB)]
+    check(arguments, standalone_mode=False)
+
+
+def test_the_schema_refuses_a_step_that_is_none(tmp_path):
+    broken = tmp_path / "broken.yml"
+    broken.write_text(OWN.read_text().replace("run: pip install .", "runs: pip install ."))
+    with pytest.raises(SystemExit) as exit_:
+        check(["--builtin-schema", "vendor.github-workflows", str(broken)])
+    assert exit_.value.code == 1
+
+
+@pytest.mark.parametrize("path", [OWN, GITHUB, MATRIX], ids=lambda path: path.name)
+def test_no_expression_stands_inside_a_script(path):
+    """A branch's name is text of strangers: as a variable it stays text."""
+    scripts = [step["run"] for job in read(path)["jobs"].values() for step in job.get("steps", ()) if "run" in step]
+    assert scripts
+    assert not [script for script in scripts if "${{" in script]
+
+
+def test_every_recipe_is_in_the_list():
+    page = (RECIPES / "README.md").read_text()
+    assert all(f"]({path.name})" in page for path in RECIPES.iterdir() if path.suffix in (".yml", ".sh"))
+
+
+def test_the_parts_of_the_matrix_are_all_shards():
+    cells = read(MATRIX)["jobs"]["cells"]
+    assert cells["with"]["shard"] == "${{ matrix.part }}/${{ strategy.job-total }}"
+    parts = cells["strategy"]["matrix"]["part"]
+    assert parts == list(range(1, len(parts) + 1))
+
+
+def test_the_matrix_gives_what_the_called_workflow_takes():
+    inputs = read(GITHUB)["on"]["workflow_call"]["inputs"]
+    assert set(read(MATRIX)["jobs"]["cells"]["with"]) <= set(inputs)
+
+
+# Shell
+
+
+@pytest.mark.slow
+def test_our_own_workflow_runs_the_grid_by_the_committed_baseline(machine):
+    baseline = machine.folder / "reports" / "baselines" / "quick-cpu.json"
+    baseline.parent.mkdir(parents=True)
+    baseline.touch()
+    for script, variables in shell_steps(read(OWN)["jobs"]["quick"], {}):
+        assert machine.run(script, **variables) == 0
+    assert machine.calls()[-1] == [
+        *("pytest", "-m", "quick", "-n", "auto", "--gate=reports/baselines/quick-cpu.json"),
+        *("--benchmark-json=run/run.json", "--html=run/page.html"),
+    ]
+    assert (ROOT / "reports" / "baselines" / "quick-cpu.json").is_file()
+
+
+def github(machine, expressions, codes=()):
+    """Run the recipe's shell parts until one fails; return the last exit code."""
+    (machine.folder / "tunegrid").mkdir()
+    (machine.folder / "codes").write_text("\n".join(map(str, codes)))
+    for script, variables in shell_steps(read(GITHUB)["jobs"]["gate"], expressions):
+        code = machine.run(script, **variables)
+        if code:
+            return code
+    return 0
+
+
+def github_expressions(base, **changes):
+    return {
+        "inputs.profile || 'quick'": "quick",
+        "inputs.cells": "",
+        "inputs.baseline": "",
+        "github.event.pull_request.base.sha || github.event.before": base,
+    } | changes
+
+
+INSTALL = ["pip", "install", "--no-deps", "--force-reinstall"]
+RUN = ["pytest", "-m", "quick", "-n", "auto"]
+COUNTS = "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
+
+
+@pytest.mark.slow
+def test_github_measures_the_base_commit_and_then_the_pull_request(machine, library):
+    _, base = library
+    assert github(machine, github_expressions(base), codes=[1, 0]) == 0  # the base commit misses a bound
+    assert machine.calls() == [
+        ["pip", "install", "./tunegrid"],
+        [*INSTALL, "./base"],
+        ["version", "1"],
+        [*RUN, "--benchmark-json=../run/before.json"],
+        [*INSTALL, "./library"],
+        ["version", "2"],
+        [*RUN, "--gate=../run/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"],
+    ]
+
+
+@pytest.mark.slow
+def test_github_runs_the_cells_that_are_asked_for(machine, library):
+    asked = {"inputs.cells": "bert_sa_lora,t5_qa_sft", "inputs.profile || 'quick'": "full"}
+    assert github(machine, github_expressions(library[1], **asked)) == 0
+    runs = [call for call in machine.calls() if call[0] == "pytest"]
+    assert [call[:6] for call in runs] == [["pytest", "-m", "full", "-n", "auto", "--cells=bert_sa_lora,t5_qa_sft"]] * 2
+
+
+@pytest.mark.slow
+def test_github_runs_the_shard_that_is_asked_for(machine, library):
+    assert github(machine, github_expressions(library[1], **{"inputs.shard": "2/3"})) == 0
+    runs = [call for call in machine.calls() if call[0] == "pytest"]
+    assert [call[:6] for call in runs] == [[*RUN, "--shard=2/3"]] * 2
+
+
+@pytest.mark.slow
+def test_github_takes_a_given_baseline(machine, library):
+    repo, base = library
+    (repo / "before.json").touch()
+    given = {"inputs.baseline": "before.json", "!inputs.baseline": False}
+    assert github(machine, github_expressions(base, **given)) == 0
+    assert [call for call in machine.calls() if call[0] == "pytest"] == [
+        [*RUN, "--gate=../library/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"]
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codes", "code"), [([0, 1], 1), ([2], 1), ([1, 4], 4), ([0, 6], 6)])
+def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code, capfd):
+    assert github(machine, github_expressions(library[1]), codes) == code
+    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is (code == Outcome.CANNOT_TELL.exit_code)
+
+
+def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
+    assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Outcome.CANNOT_TELL.exit_code}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("code", "told"), [(0, True), (1, True), (6, False)])
+def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, told):
+    machine = Machine(tmp_path, {"python": f'case "$*" in *" gate "*) exit {code};; esac'})
+    (tmp_path / "tunegrid").mkdir()
+    [(script, variables)] = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
+    assert machine.run(script, **variables) == code
+    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is not told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1)])
+def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, library, tmp_path, codes, code):
+    repo, base = library
+    origin = tmp_path / "origin"
+    origin.mkdir()
+    git(origin, "init", "--quiet")
+    git(origin, "commit", "--quiet", "--allow-empty", "-m", "tunegrid")
+    (machine.folder / "codes").write_text("\n".join(map(str, codes)))
+    job = read(GITLAB)["tunegrid"]
+    own = {
+        "WORK": str(tmp_path / "work"),
+        "PROFILE": job["variables"]["PROFILE"],
+        "TUNEGRID_URL": origin.as_uri(),
+        "CI_PROJECT_DIR": str(repo),
+        "CI_MERGE_REQUEST_DIFF_BASE_SHA": base,
+    }
+    script = "\n".join(["set -o pipefail", f"cd {repo}", *job["script"]])
+    assert machine.run(script, **own) == code
+    run = "WORK/library/run"
+    expected = [
+        ["pip", "install", "."],
+        [*INSTALL, "WORK/work/base"],
+        ["version", "1"],
+        [*RUN, f"--benchmark-json={run}/before.json"],
+        [*INSTALL, "WORK/library"],
+        ["version", "2"],
+        [
+            *(*RUN, f"--gate={run}/before.json", COUNTS, f"--benchmark-json={run}/after.json"),
+            *(f"--html={run}/page.html", f"--junitxml={run}/junit.xml"),
+        ],
+    ]
+    assert machine.calls() == (expected[:4] if codes == [2] else expected)
+
+
+@pytest.mark.slow
+def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
+    """With real commands, on a cell of each part, of the committed baseline."""
+    baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
+    saved = json.loads(baseline.read_text())
+    cells = []
+    for part in read(MATRIX)["jobs"]["cells"]["strategy"]["matrix"]["part"]:
+        folder = machine.folder / "parts" / f"tunegrid-part-{part}"
+        folder.mkdir(parents=True)
+        (folder / "examples").symlink_to(baseline.parent / "examples")
+        chosen = [STUDY_IDS[9 * part - 1]]
+        rows = [row for row in saved["benchmarks"] if row["extra_info"]["cell"] in chosen]
+        rows = [row for row in rows if row["extra_info"]["seeds"]["seed"] == 0]
+        for name in ("before", "after"):
+            (folder / f"{name}.json").write_text(json.dumps(saved | {"benchmarks": rows}))
+        cells += chosen
+    (machine.folder / "tunegrid").mkdir()
+    summary = machine.folder / "summary.md"
+    for script, variables in shell_steps(read(MATRIX)["jobs"]["merge"], {}):
+        assert machine.run(script, **variables, GITHUB_STEP_SUMMARY=str(summary)) == 0
+    run = machine.folder / "run"
+    records = read_list(run / "after.json")
+    assert sorted(record.cell for record in records) == sorted(cells)
+    assert {record.examples.file for record in records} <= {path.name for path in (run / "examples").iterdir()}
+    assert "3 equal" in summary.read_text()
+    assert (run / "page.html").stat().st_size > 10_000
+
+
+def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
+    text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB))
+    options = set(re.findall(r"--[a-z-]+(?==)", text))
+    assert {"--gate", "--gate-on", "--html", "--cells", "--shard", "--benchmark-json", "--junitxml"} <= options
+    for name in options:
+        pytestconfig.getoption(name)  # raises ValueError for an unknown one
+
+
+# Slurm
+
+# Slurm's part, one job after the other. A script is copied before it runs, as Slurm does.
+SBATCH = """
+for argument; do case "$argument" in
+  --array=*) array="${argument#*=}";;
+  --output=*) output="${argument#*=}";;
+  --*) ;;
+  *) break;;
+esac; shift; done
+script=$(mktemp -p "$WORK"); cp "$1" "$script"; shift
+tasks=$(for part in ${array//,/ }; do seq "${part%-*}" "${part#*-}"; done)
+[ -n "$array" ] || { bash "$script" "$@" > "$output" 2>&1; exit 0; }
+for task in $tasks; do
+  SLURM_ARRAY_TASK_ID=$task SLURM_ARRAY_TASK_COUNT=$(wc -w <<< "$tasks") SLURM_CPUS_PER_TASK=8 \
+    bash "$script" "$@" > "${output/\\%a/$task}" 2>&1
+done
+echo "41;cluster"
+"""
+SRUN = 'shift; exec "$@"'
+TESTS_OF_CELLS = """
+import pytest
+
+@pytest.mark.cells("quick")
+def test_cell(profile, backbone, task, method, seed, benchmark):
+    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
+"""
+PLUGINS = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "sharding", "planning", "journal", "results")]
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """A machine with Slurm's commands, whose pytest runs cells that train nothing; a function that submits the recipe."""
+    own = {"sbatch": SBATCH, "srun": SRUN, "pytest": f'exec env PYTHONPATH="{ROOT}" "{sys.executable}" -m pytest "$@"'}
+    for name in [name for name in os.environ if name.startswith(("PYTEST_", "SLURM_"))]:
+        monkeypatch.delenv(name)
+    machine = Machine(tmp_path, TOOLS | own)
+    (tmp_path / "test_cells.py").write_text(TESTS_OF_CELLS)
+    options = shlex.join([*PLUGINS, "--cells=bert_sa_lora,t5_qa_sft,t5_sa_sft", "test_cells.py"])
+
+    def submit(**variables):
+        code = machine.run(f"{SLURM} {options}", WORK=str(tmp_path), **variables)
+        return code, machine.calls()
+
+    return tmp_path, submit
+
+
+@pytest.mark.slow
+def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
+    folder, submit = cluster
+    code, calls = submit(SHARDS="3")
+    assert code == 0
+    array, merge = (call for call in calls if call[0] == "sbatch")
+    assert array[1:6] == ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt", str(SLURM)]
+    assert merge[1:5] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00", "--output=WORK/run/merge.txt"]
+    runs = [call for call in calls if call[0] == "srun"]
+    assert [call[1:3] for call in runs] == [["--cpus-per-task=8", "pytest"]] * 3
+    assert [call[-4:] for call in runs] == [
+        ["--shard", f"{task}/3", "--resume", f"--benchmark-json=WORK/run/shard-{task}.json"] for task in (1, 2, 3)
+    ]
+    cells = sorted(record.cell for record in read_list(folder / "run" / "run.json"))
+    assert cells == ["bert_sa_lora", "t5_qa_sft", "t5_sa_sft"]
+    assert (folder / "run" / "merge.txt").read_text().endswith("run/run.json: 3 rows of 3 runs\n")
+
+
+@pytest.mark.slow
+def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
+    folder, submit = cluster
+    submit(SHARDS="3", ONLY="1,3", GPUS="")
+    assert "no file of shard 2/3\n1 of 3 runs are missing: " in (folder / "run" / "merge.txt").read_text()
+    _, calls = submit(SHARDS="3", ONLY="2", GPUS="")
+    assert [call[-3] for call in calls if call[0] == "srun"] == ["1/3", "3/3", "2/3"]
+    assert not [word for call in calls for word in call if word.startswith("--gpus")]
+    assert len(read_list(folder / "run" / "run.json")) == 3
+
+
+@pytest.mark.slow
+def test_a_slurm_job_without_a_number_of_shards_says_so(cluster):
+    _, submit = cluster
+    code, calls = submit()
+    assert (code, calls) == (1, [])

@@ -1,0 +1,258 @@
+import os
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from functools import partial
+
+import pyarrow as pa
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.codecs import cache, codec_of, store
+from tunegrid.codecs.base import Feature
+from tunegrid.codecs.cache import cache_key, features_of
+from tunegrid.codecs.extract import Window
+from tunegrid.codecs.store import StoredFeatures, lengths_of, write_features
+from tunegrid.errors import InputError
+from tunegrid.tests.small import cell_of, rows_of, tokenizer_of
+
+FOLDERS = {"sa": "amazon_polarity", "qa": "squad", "sum": "cnn_dailymail"}
+CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
+
+
+def codec_with(folder, cell_id, task=None, **changes):
+    cell = cell_of(cell_id, **changes)
+    cell = replace(cell, profile=replace(cell.profile, feature_cache=folder), task=replace(cell.task, **task or {}))
+    return codec_of(cell, tokenizer_of(cell_id))
+
+
+def rows_for(cell_id):
+    return rows_of(f"{FOLDERS[cell_id.split('_')[1]]}/train")[:20]
+
+
+@pytest.mark.parametrize("cell_id", CELLS)
+@pytest.mark.parametrize("training", [True, False])
+def test_features_from_the_cache_are_the_encoded_ones(tmp_path, cell_id, training):
+    codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
+    fresh, again = (features_of(codec, rows, training=training) for _ in range(2))
+    assert list(fresh) == list(again) == codec.encode(rows, training=training)
+    assert len(list(tmp_path.glob("*.arrow"))) == 1
+
+
+def test_the_second_time_nothing_is_tokenised(tmp_path, monkeypatch):
+    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
+    features_of(codec, rows, training=True)
+    monkeypatch.setattr(type(codec), "ids_of", lambda *_: pytest.fail("tokenised again"))
+    assert len(features_of(codec, rows, training=True)) == 20
+
+
+def test_without_a_folder_nothing_is_written(tmp_path):
+    codec = codec_with(None, "bert_sa_lora")
+    assert len(features_of(codec, rows_for("bert_sa_lora"), training=True)) == 20
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not():
+    rows, lora, sft = rows_for("bert_sa_lora"), *(codec_with(None, cell) for cell in ("bert_sa_lora", "bert_sa_sft"))
+    features = features_of(lora, rows, training=True)
+    assert features_of(sft, rows, training=True) is features
+    assert features_of(sft, rows, training=False) is not features
+    assert features_of(sft, rows[1:], training=True) is not features
+
+    def codec_that(drops):
+        def ids_of(self, texts):
+            return [tokens[drops:] for tokens in type(sft).ids_of(self, texts)]
+
+        return type("Broken", (type(sft),), {"ids_of": ids_of})
+
+    lengths = [len(features_of(codec_that(n)(sft.cell, sft.tokenizer), rows, training=True)[0].input_ids) for n in (0, 1, 2)]
+    assert lengths == [len(features[0].input_ids) - n for n in (0, 1, 2)]
+
+
+def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
+    codec, rows = codec_with(None, "bert_sa_lora"), rows_for("bert_sa_lora")
+    first, second, *_ = (features_of(codec, rows[n:], training=True) for n in range(cache.SHARED))
+    assert features_of(codec, rows, training=True) is first
+    assert len(features_of(codec, rows[-1:], training=True)) == 1  # one list more than there is room for
+    assert features_of(codec, rows[1:], training=True) is second
+    again = features_of(codec, rows, training=True)
+    assert again == first
+    assert again is not first
+    monkeypatch.setattr(cache, "LARGEST", len(rows) - 1)
+    assert features_of(codec, rows, training=False) is not features_of(codec, rows, training=False)
+
+
+@pytest.mark.parametrize("library", ["transformers", "tokenizers"])
+def test_after_an_upgrade_rows_are_tokenised_again(tmp_path, monkeypatch, library):
+    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
+    before, known = cache_key(codec, rows, training=True), cache.versions()
+    assert known[library]
+    monkeypatch.setattr(cache, "versions", lambda: {**known, library: "99.0"})
+    assert cache_key(codec, rows, training=True) != before
+
+
+def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
+    rows = rows_for("gpt2_sa_lora")
+
+    def key(cell_id, rows=rows, training=True, **changes):
+        return cache_key(codec_with(tmp_path, cell_id, **changes), rows, training=training)
+
+    assert key("gpt2_sa_lora") == key("gpt2_sa_qlora") == key("gpt2_sa_sft")
+    others = [
+        key("t5_sa_lora"),
+        key("gpt2_sa_lora", training=False),
+        key("gpt2_sa_lora", max_length=63),
+        key("gpt2_sa_lora", text=("content",)),
+        key("gpt2_sa_lora", prefix="review: "),
+        key("gpt2_sa_lora", task={"text_pair": ("title",)}),
+        key("gpt2_sa_lora", task={"labels": ("bad", "fair", "good")}),
+        key("gpt2_sa_lora", rows=rows[1:]),
+        key("gpt2_sa_lora", rows=[rows[0] | {"content": "another"}, *rows[1:]]),
+    ]
+    assert len({key("gpt2_sa_lora"), *others}) == 10
+
+
+def test_a_damaged_file_is_written_again(tmp_path):
+    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
+    features = features_of(codec, rows, training=True)
+    wanted = list(features)
+    [path] = tmp_path.glob("*.arrow")
+    for damaged in (path.read_bytes()[:100], path.read_bytes()[:-10], b""):
+        path.unlink()  # `features` maps it
+        path.write_bytes(damaged)
+        assert list(features_of(codec, rows, training=True)) == wanted
+    assert pa.ipc.open_file(path).read_all().num_rows == 20
+
+
+FULL_DISK = """
+import resource, signal, sys
+from pathlib import Path
+from tunegrid.codecs.cache import features_of
+from tunegrid.errors import InputError
+from tunegrid.tests.codecs.test_cache import codec_with, rows_for
+
+codec, rows = codec_with(Path(sys.argv[1]), "bert_sa_lora"), rows_for("bert_sa_lora")
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
+try:
+    features_of(codec, rows, training=True)
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path):
+    command = [sys.executable, "-c", FULL_DISK, tmp_path]
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert f"cannot keep tokenised rows in {tmp_path} (" in answer.stdout
+    assert "make room there: what it holds can be deleted" in answer.stdout
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    codec = codec_with(tmp_path / "file" / "folder", "bert_sa_lora")
+    with pytest.raises(InputError, match="cannot keep tokenised rows in"):
+        features_of(codec, rows_for("bert_sa_lora"), training=True)
+
+
+@pytest.mark.slow
+def test_two_processes_at_once_get_the_same_features(tmp_path):
+    code = (
+        "import hashlib, sys; from pathlib import Path\n"
+        "from tunegrid.tests.codecs.test_cache import codec_with, features_of, rows_for\n"
+        "codec = codec_with(Path(sys.argv[1]), 'bert_qa_sft')\n"
+        "features = features_of(codec, rows_for('bert_qa_sft'), training=True)\n"
+        "print(hashlib.sha256(repr(list(features)).encode()).hexdigest())"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, tmp_path]
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = {process.communicate(timeout=60)[0] for process in both}
+    assert len(answers) == 1
+    assert {process.returncode for process in both} == {0}
+    assert len(list(tmp_path.glob("*.arrow"))) == 1
+
+
+# What is stored
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000])
+def test_rows_encoded_in_blocks_give_the_features_of_all(monkeypatch, block):
+    monkeypatch.setattr(cache, "BLOCK", block)
+    for cell_id in ("bert_sa_sft", "bert_qa_sft", "gpt2_sum_sft", "t5_sum_lora"):
+        codec, rows = codec_with(None, cell_id), rows_for(cell_id)
+        assert list(cache.encoded(codec, rows, training=True)) == codec.encode(rows, training=True)
+        assert codec.encode([], training=True) == []
+
+
+def kept(tmp_path, cell_id, features):
+    codec = codec_with(tmp_path, cell_id)
+    write_features(tmp_path / "features.arrow", lambda: features, codec)
+    return StoredFeatures(tmp_path / "features.arrow", codec)
+
+
+def test_stored_features_are_a_sequence(tmp_path):
+    features = [Feature(example=i, input_ids=[i] * (1 + i % 3), target=i % 2) for i in range(2500)]  # three blocks
+    stored = kept(tmp_path, "bert_sa_lora", features)
+    assert len(stored) == 2500
+    assert list(stored) == features
+    assert (stored[-1], stored[999:1002]) == (features[-1], features[999:1002])
+    assert list(lengths_of(stored)) == lengths_of(features) == [len(feature.input_ids) for feature in features]
+    with pytest.raises(IndexError):
+        stored[2500]
+
+
+def test_no_feature_at_all_is_stored_too(tmp_path):
+    assert list(kept(tmp_path, "bert_sa_lora", [])) == []
+
+
+@pytest.mark.parametrize("token", [65_535, 65_536, 2**32 - 1])
+def test_numbers_that_do_not_fit_into_two_bytes_take_four(tmp_path, token):
+    features = [Feature(example=0, input_ids=[1, token], target=0), Feature(example=70_000, input_ids=[], target=1)]
+    assert list(kept(tmp_path, "bert_sa_lora", features)) == features
+
+
+def test_the_second_text_of_a_pair_begins_where_it_did(tmp_path):
+    features = [Feature(example=i, input_ids=[1, 2], target=0, extra=extra) for i, extra in enumerate((None, 0, 300))]
+    assert list(kept(tmp_path, "bert_sa_lora", features)) == features
+
+
+def windows(count, tokens=384):
+    """Windows as long as SQuAD's are at most; in memory, there is one."""
+    window = Window(shift=14, offsets=[(5 * i, 5 * i + 4) for i in range(tokens - 15)])
+    ids = list(range(1000, 1000 + tokens))
+    return (Feature(example=i, input_ids=ids, target=(20, 22), extra=window) for i in range(count))
+
+
+def peak_of(call):
+    """What Python holds after a call, and held at most."""
+    tracemalloc.start()
+    answer = call()
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    del answer
+    return held, peak
+
+
+def test_20000_windows_of_squad_take_45_mb_of_disk(tmp_path):
+    stored = kept(tmp_path, "bert_qa_sft", windows(20_000))
+    assert (tmp_path / "features.arrow").stat().st_size < 50e6  # (384 + 2 x 369) numbers of two bytes each
+    assert {feature.target for feature in stored[::1000]} == {(20, 22)}
+
+
+def test_writing_windows_holds_a_block_of_them_and_reading_none(tmp_path):
+    held, peak = peak_of(lambda: kept(tmp_path, "bert_qa_sft", windows(3000)))
+    assert held < 1e6
+    assert peak < 15e6  # 1,000 windows as plain numbers; as tuples, their offsets take 369 x 120 bytes each: 44 MB
+
+
+def test_encoding_more_rows_does_not_hold_their_features(tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "BLOCK", 50)
+    monkeypatch.setattr(store, "BLOCK", 50)
+    rows = [{"label": n % 2, "title": f"bicycle {n}", "content": 20 * "the price is fine . "} for n in range(1000)]
+    codec = codec_with(tmp_path, "bert_sa_sft")
+    (_, small), (_, large) = (peak_of(partial(features_of, codec, rows[:n], training=True)) for n in (200, 1000))
+    assert (large - small) / 800 < 500  # bytes a row; a feature of 80 tokens takes about 3,000

@@ -1,0 +1,386 @@
+"""Chat models: the template survives, the loss is on the answer, and a modern decoder goes all the way, batched or alone."""
+
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from random import Random
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tunegrid.codecs import codec_of
+from tunegrid.codecs.base import IGNORED
+from tunegrid.codecs.cache import cache_key
+from tunegrid.codecs.synthetic import SyntheticTokenizer
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import Backbone, Head, Layout, Wrap
+from tunegrid.grid.cells import STUDY, Cell
+from tunegrid.grid.methods import SFT
+from tunegrid.grid.profiles import Profile
+from tunegrid.grid.recipes import Generation, Recipe
+from tunegrid.grid.tasks import QA, SA, SUM, Problem
+from tunegrid.run.audits.answers import prompt_intact_at_inference
+from tunegrid.run.audits.evidence import Evidence
+from tunegrid.run.evaluation import evaluate
+from tunegrid.run.metrics import Metrics
+from tunegrid.tests.small import CPU, rows_of, silent
+
+CHATML = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+DATED = "{% set day = strftime_now('%d %B %Y') %}{% if date_string is defined %}{{ date_string }}{% endif %}{{ day }}" + CHATML
+# No special tokens and spaces around the turns; the model's turn ends with a token that is not EOS.
+PLAIN = (
+    "{% for message in messages %}{{ 'Human: ' if message['role'] == 'user' else 'Robot: ' }}{{ message['content'] | trim }}"
+    "{{ '\n' if message['role'] == 'user' else '<end>' }}{% endfor %}{% if add_generation_prompt %}Robot: {% endif %}"
+)
+TEMPLATES = {"chatml": CHATML, "dated": DATED, "plain": PLAIN}
+FIRE = {"article": "shops in dover opened late . the bridge in dover came down .", "highlights": "dover bridge falls ."}
+TEA = {"article": "tea was served in the hall .", "highlights": "anna has tea and cake in the hall ."}
+BORN = {
+    "question": "where was clara born ?",
+    "context": "anna was born in dover . clara was born in upton .",
+    "answers": {"text": ["upton"], "answer_start": [43]},
+}
+LLAMA = Backbone(
+    id="llama",
+    name="Llama",
+    checkpoint="somebody/tiny-instruct",
+    wrap=Wrap(before=None, between="eos_token", after=None),
+    shape={},
+    special_tokens={"eos_token_id": 0, "pad_token_id": 1},
+    vocabulary=400,
+    heads={
+        Problem.CLASSIFY: Head(architecture="LlamaForSequenceClassification", new_modules=("score",)),
+        Problem.EXTRACT: Head(architecture="LlamaForCausalLM", layout=Layout.CHAT),
+        Problem.GENERATE: Head(architecture="LlamaForCausalLM", layout=Layout.CHAT),
+    },
+)
+
+
+@cache
+def tokenizer_with(template: str | None):
+    """A byte-level BPE of this file's own words."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|im_end|>", "<pad>", "<|im_start|>", "<end>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
+    texts = [text for row in (FIRE, TEA, BORN) for text in row.values() if isinstance(text, str)]
+    tokenizer.train_from_iterator(["Human: Robot: " + text for text in texts * 5], trainer)
+    tokens = {"eos_token": "<|im_end|>", "pad_token": "<pad>", "additional_special_tokens": special[2:]}
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template, **tokens)
+
+
+def chat_cell(task, **changes):
+    recipe = Recipe(
+        learning_rate=1e-3,
+        num_train_epochs=1,
+        per_device_train_batch_size=2,
+        precision="fp32",
+        max_length=128,
+        max_target_length=16,
+        generation=Generation(num_beams=1, max_new_tokens=6),
+    )
+    return Cell(
+        backbone=LLAMA,
+        task=task,
+        method=SFT,
+        recipe=replace(recipe, **changes),
+        head=LLAMA.heads[task.problem],
+        optimizers=STUDY.optimizers,
+        profile=Profile(id="full"),
+    )
+
+
+def codec_with(template, task=SUM, **changes):
+    return codec_of(chat_cell(task, **changes), tokenizer_with(TEMPLATES[template]))
+
+
+@cache
+def tiny(kind, vocabulary, **options):
+    """An untrained Llama: two layers, 64 wide."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    config = hf.LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=None,
+        **options,
+    )
+    return getattr(hf, kind)(config).eval()
+
+
+def model_for(codec, kind="LlamaForCausalLM", **options):
+    return tiny(kind, len(codec.tokenizer), **options)
+
+
+def conversation(codec, user, assistant):
+    """The tokenizer's own rendering of both turns, without what follows the end of the last one."""
+    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": assistant}]
+    template = codec.tokenizer.chat_template.replace("strftime_now('%d %B %Y')", "'01 January 2025'")
+    text = codec.tokenizer.apply_chat_template(turns, tokenize=False, chat_template=template, date_string="01 Jan 2025")
+    return codec.tokenizer(text.removesuffix("\n"), add_special_tokens=False)["input_ids"]
+
+
+# The template
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("row", [FIRE, TEA])
+def test_prompt_and_target_are_the_tokenizers_own_conversation(template, row):
+    codec = codec_with(template)
+    [feature] = codec.encode([row], training=True)
+    assert feature.input_ids + feature.target == conversation(codec, row["article"], row["highlights"])
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_question_and_its_answer_are_the_tokenizers_own_conversation(template):
+    codec = codec_with(template, QA, prefix="read : ")
+    [feature] = codec.encode([BORN], training=True)
+    user = f"read : {BORN['context']}\n\n{BORN['question']}"
+    assert feature.input_ids + feature.target == conversation(codec, user, "upton")
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_a_long_source_is_cut_never_the_template(template):
+    codec = codec_with(template, max_length=80)
+    long, short = codec.encode([FIRE | {"article": FIRE["article"] * 20}, FIRE], training=False)
+    begin, end = codec.frame()
+    assert len(long.input_ids) == 80 - 16
+    assert long.input_ids[: len(begin)] == short.input_ids[: len(begin)] == begin
+    assert long.input_ids[-len(end) :] == short.input_ids[-len(end) :] == end
+
+
+def test_todays_date_does_not_reach_the_prompt():
+    codec = codec_with("dated")
+    assert codec.tokenizer.decode(codec.frame()[0]).startswith("01 Jan 202501 January 2025<|im_start|>system\nYou help.")
+
+
+def test_a_prefix_survives_the_cut_and_belongs_to_the_frame():
+    codec = codec_with("chatml", prefix="tea in the hall : ", max_length=64)
+    [feature] = codec.encode([FIRE | {"article": FIRE["article"] * 20}], training=False)
+    begin, _ = codec.frame()
+    assert codec.tokenizer.decode(begin).endswith("<|im_start|>user\ntea in the hall ")
+    assert feature.input_ids[: len(begin)] == begin
+
+
+@pytest.mark.parametrize(("template", "end"), [("chatml", "<|im_end|>"), ("plain", "<end>")])
+def test_a_turn_ends_with_the_token_that_the_template_ends_it_with(template, end):
+    codec = codec_with(template, max_target_length=4, generation=Generation(num_beams=1, max_new_tokens=4))
+    [feature] = codec.encode([TEA], training=True)
+    assert len(feature.target) == 4
+    assert codec.tokenizer.convert_ids_to_tokens(feature.target[-1]) == end
+
+
+def test_a_tokenizer_without_a_template_is_refused_in_a_sentence():
+    with pytest.raises(InputError, match="llama_sum_sft needs a chat template: that of somebody/tiny-instruct cannot render"):
+        codec_of(chat_cell(SUM), tokenizer_with(None))
+
+
+def test_a_template_that_repeats_a_turn_is_refused():
+    twice = tokenizer_with("{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}")
+    with pytest.raises(InputError, match="shows a turn 2 times, so source and target cannot be told apart"):
+        codec_of(chat_cell(SUM), twice)
+
+
+def test_a_length_that_the_template_fills_is_refused():
+    with pytest.raises(InputError, match="llama_sum_sft: max_length 30 leaves no room for the text"):
+        codec_with("chatml", max_length=30)
+
+
+def test_another_template_is_another_file_of_the_cache():
+    keys = {cache_key(codec_with(template), [FIRE], training=True) for template in ("chatml", "dated", "chatml")}
+    assert len(keys) == 2
+
+
+# Tensors
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_labels_are_the_assistants_turn_and_nothing_else(template):
+    codec = codec_with(template)
+    batch = codec.collate(codec.encode([FIRE, TEA], training=True))
+    counted = batch["labels"] != IGNORED
+    assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
+    for row, labels in zip((FIRE, TEA), batch["labels"], strict=True):
+        *words, end = labels[labels != IGNORED].tolist()
+        assert codec.tokenizer.decode(words).strip() == row["highlights"]
+        assert end == codec.end_id
+
+
+def test_prompts_are_padded_on_the_left():
+    codec = codec_with("chatml")
+    features = codec.encode([FIRE, TEA], training=False)
+    gap = len(features[0].input_ids) - len(features[1].input_ids)
+    batch = codec.prompt(features)
+    assert gap > 0
+    assert batch["input_ids"][1].tolist() == [codec.pad_id] * gap + features[1].input_ids
+    assert batch["attention_mask"][1].tolist() == [0] * gap + [1] * len(features[1].input_ids)
+
+
+def test_the_shortest_answer_is_counted_without_the_prompt():
+    codec = codec_with("chatml", generation=Generation(num_beams=1, max_new_tokens=6, min_length=4))
+    assert codec.search() == {
+        "num_beams": 1,
+        "max_new_tokens": 6,
+        "min_new_tokens": 4,
+        "no_repeat_ngram_size": 0,
+        "length_penalty": 1.0,
+    }
+
+
+def test_the_context_is_cut_and_the_question_stays():
+    codec = codec_with("chatml", QA, max_length=64)
+    long = BORN | {"context": BORN["context"] + " " + BORN["context"] * 20}
+    [feature] = codec.encode([long], training=True)
+    prompt = codec.tokenizer.decode(feature.input_ids)
+    assert 64 - 16 - 2 <= len(feature.input_ids) <= 64 - 16
+    assert prompt.endswith("\n\nwhere was clara born ?<|im_end|>\n<|im_start|>assistant\n")
+    assert "<|im_start|>user\nanna was born" in prompt
+
+
+def test_a_row_whose_answer_is_cut_away_trains_all_the_same():
+    codec = codec_with("chatml", QA, max_length=58)
+    row = BORN | {"context": "anna has tea . " * 9 + "upton", "answers": {"text": ["upton"], "answer_start": [135]}}
+    [feature] = codec.encode([row], training=True)
+    assert "upton" not in codec.tokenizer.decode(feature.input_ids)
+    assert codec.tokenizer.decode(feature.target) == "upton<|im_end|>"
+
+
+def test_an_endless_question_is_cut_before_the_template():
+    codec = codec_with("chatml", QA, max_length=64)
+    [feature] = codec.encode([BORN | {"question": BORN["question"] * 20}], training=False)
+    begin, end = codec.frame()
+    assert len(feature.input_ids) == 64 - 16
+    assert (feature.input_ids[: len(begin)], feature.input_ids[-len(end) :]) == (begin, end)
+
+
+def test_only_the_rows_own_answer_is_its_target():
+    codec = codec_with("chatml", QA)
+    [feature] = codec.encode([BORN], training=True)
+    label = codec.collate([feature])["labels"][0]
+    assert codec.label_is_target(BORN, feature, label)
+    assert not codec.label_is_target(BORN | {"answers": {"text": ["dover"], "answer_start": [17]}}, feature, label)
+
+
+@pytest.mark.parametrize("task", [SUM, QA])
+def test_synthetic_rows_fill_the_length_and_their_template_is_the_same_each_time(task):
+    cell = chat_cell(task)
+    codec, rng = codec_of(cell, SyntheticTokenizer(LLAMA)), Random(0)
+    one, other = (codec.synthetic(rng) for _ in range(2))
+    begin, end = codec.frame()
+    assert (len(begin), len(end), len(one.target)) == (25, 5, 16)
+    assert len(one.input_ids) + len(one.target) == 128
+    assert one.input_ids != other.input_ids
+    assert one.input_ids[:25] == other.input_ids[:25] == begin
+    assert one.input_ids[-5:] == other.input_ids[-5:] == end
+
+
+# A modern decoder, untrained
+
+
+@pytest.mark.parametrize(("task", "rows"), [(SUM, [FIRE, TEA]), (QA, [BORN, BORN | {"context": "clara : upton"}])])
+@pytest.mark.parametrize("beams", [1, 3])
+def test_generation_side_by_side_equals_generation_alone(task, rows, beams):
+    codec = codec_with("chatml", task, generation=Generation(num_beams=beams, max_new_tokens=12))
+    model, features = model_for(codec), codec.encode(rows, training=False)
+    assert len({len(feature.input_ids) for feature in features}) == 2
+    alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
+    assert codec.predict(model, features, CPU) == alone
+    assert all(alone)
+
+
+@pytest.mark.parametrize("task", [SUM, QA])
+def test_padding_takes_no_part_in_the_loss(task):
+    codec = codec_with("chatml", task)
+    rows = [FIRE, TEA] if task is SUM else [BORN, BORN | {"context": "clara : upton"}]
+    features = codec.encode(rows, training=True)
+    with torch.inference_mode():
+        alone = [float(codec.loss(model_for(codec), codec.collate([feature]))) for feature in features]
+        together = float(codec.loss(model_for(codec), codec.collate(features)))
+    assert together == pytest.approx(sum(alone), rel=1e-5)
+
+
+def test_generated_answers_are_scored_as_answers():
+    codec = codec_with("chatml", QA)
+    evaluation = evaluate(model_for(codec), codec, [BORN] * 3, Metrics(), CPU, silent())
+    assert set(evaluation.scores) == {"exact_match", "f1"}
+    assert [codec.ended(ids) for ids in evaluation.outputs] == [ids[-1] == codec.end_id for ids in evaluation.outputs]
+    # The same as if the model had known the answer:
+    [feature] = codec.encode([BORN], training=True)
+    assert codec.decode([BORN], [feature], [feature.target])[0].value == "upton"
+
+
+def test_a_template_that_is_cut_at_inference_fails_its_audit():
+    codec = codec_with("chatml")
+    evaluation = evaluate(model_for(codec), codec, [FIRE, TEA], Metrics(), CPU, silent())
+    evidence = Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation)
+    assert prompt_intact_at_inference(evidence)[0]
+    cut = [replace(feature, input_ids=feature.input_ids[:-1]) for feature in evaluation.features]
+    assert not prompt_intact_at_inference(replace(evidence, evaluation=replace(evaluation, features=cut)))[0]
+
+
+def reviews_codec(tokenizer):
+    return codec_of(chat_cell(replace(SA, labels=("bad", "fair", "good"))), tokenizer)
+
+
+def test_a_decoder_classifies_alike_beside_a_longer_row_and_alone():
+    codec = reviews_codec(tokenizer_with(None))
+    rows = [{"label": 2, "title": "tea", "content": "tea in the hall . " * 3}, {"label": 0, "title": "", "content": "dover ."}]
+    features = codec.encode(rows, training=False)
+    model = model_for(codec, "LlamaForSequenceClassification", num_labels=3, pad_token_id=codec.pad_id)
+    side, alone = codec.predict(model, features, CPU)[1], codec.predict(model, features[1:], CPU)[0]
+    assert side[0] == alone[0]
+    assert side[1] == pytest.approx(alone[1], rel=1e-5)
+
+
+# The same with the tokenizer of a real instruct model
+
+
+@pytest.fixture(scope="module")
+def real_tokenizer():
+    folder = Path(os.environ.get("TUNEGRID_CHECKPOINT_ROOT", "")) / "SmolLM2-135M-Instruct"
+    if not (folder / "tokenizer.json").is_file():
+        pytest.skip("TUNEGRID_CHECKPOINT_ROOT names no folder that holds SmolLM2-135M-Instruct")
+    return hf.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [SUM, QA])
+def test_a_real_template_goes_all_the_way(real_tokenizer, task):
+    codec = codec_of(chat_cell(task, max_length=256, max_target_length=64), real_tokenizer)
+    rows = rows_of({"sum": "cnn_dailymail/validation", "qa": "squad/validation"}[task.id])[:6]
+    for row, feature in zip(rows, codec.encode(rows, training=True), strict=True):
+        user = row["article"] if task is SUM else f"{row['context']}\n\n{row['question']}"
+        assistant = row["highlights"] if task is SUM else row["answers"]["text"][0]
+        assert feature.input_ids + feature.target == conversation(codec, user, assistant)
+        assert codec.label_is_target(row, feature, codec.collate([feature])["labels"][0])
+    model, features = model_for(codec), codec.encode(rows, training=False)
+    alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
+    assert codec.predict(model, features, CPU) == alone
+    assert len(codec.decode(rows, features, alone)) == 6
+
+
+@pytest.mark.slow
+def test_a_real_tokenizers_reviews_are_classified(real_tokenizer):
+    codec, rows = reviews_codec(real_tokenizer), rows_of("amazon_polarity/train")[:6]
+    model = model_for(codec, "LlamaForSequenceClassification", num_labels=3, pad_token_id=codec.pad_id)
+    features = codec.encode(rows, training=True)
+    alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
+    side = codec.predict(model, features, CPU)
+    assert [label for label, *_ in side] == [label for label, *_ in alone]
+    with torch.inference_mode():
+        loss = float(codec.loss(model, codec.collate(features)))
+    assert loss == pytest.approx(sum(loss for _, loss, _ in alone), rel=1e-4)

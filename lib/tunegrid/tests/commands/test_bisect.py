@@ -1,0 +1,319 @@
+"""Bisecting: the search by hand-worked cases, and whole bisections of a package made here, whose fifth release is worse."""
+
+import inspect
+import json
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tunegrid.commands import bisect
+from tunegrid.commands.environments import Releases
+from tunegrid.results import examples
+from tunegrid.results.bisection import Answer, Bisection, bisection, most_steps
+from tunegrid.tests.records import MEASURED, hits, record_of, run_file
+from tunegrid.tests.repositories import git
+
+GOOD, BAD = 480, 416  # rows of 512 that are right: 12.5 points between them
+EIGHT = [f"1.{minor}" for minor in range(8)]
+
+# The search
+
+
+def searched(versions, first_bad, broken=()):
+    """What is learned, and the questions with the steps left that were announced."""
+    asked = []
+
+    def oracle(version, steps_left):
+        asked.append((version, steps_left))
+        if version in broken:
+            return Answer.SKIPPED
+        return Answer.BAD if versions.index(version) >= versions.index(first_bad) else Answer.GOOD
+
+    return bisection(versions, oracle), asked
+
+
+def test_six_versions_between_the_ends_are_halved():
+    result, asked = searched(EIGHT, "1.5")
+    assert asked == [("1.4", 3), ("1.6", 2), ("1.5", 1)]
+    assert result == Bisection(last_good="1.4", first_bad="1.5", skipped=())
+
+
+@pytest.mark.parametrize("first_bad", EIGHT[1:])
+def test_every_first_bad_one_of_eight_takes_at_most_three_steps(first_bad):
+    result, asked = searched(EIGHT, first_bad)
+    assert (result.first_bad, result.last_good) == (first_bad, EIGHT[EIGHT.index(first_bad) - 1])
+    assert len(asked) <= 3
+    assert len(asked) <= asked[0][1]
+
+
+def test_neighbours_need_no_step():
+    assert searched(["1.0", "1.1"], "1.1") == (Bisection(last_good="1.0", first_bad="1.1", skipped=()), [])
+
+
+def test_a_skipped_version_away_from_the_change_costs_a_step_more():
+    result, asked = searched(EIGHT, "1.6", broken=["1.4"])
+    assert asked == [("1.4", 3), ("1.3", 3), ("1.6", 2), ("1.5", 1)]
+    assert result == Bisection(last_good="1.5", first_bad="1.6", skipped=())
+
+
+def test_skipped_versions_at_the_change_are_named():
+    result, _ = searched(EIGHT, "1.4", broken=["1.3", "1.4"])
+    assert result == Bisection(last_good="1.2", first_bad="1.5", skipped=("1.3", "1.4"))
+
+
+def test_where_all_between_is_skipped_only_the_ends_are_known():
+    result, asked = searched(EIGHT, "1.4", broken=EIGHT[1:-1])
+    assert len(asked) == 6
+    assert result == Bisection(last_good="1.0", first_bad="1.7", skipped=tuple(EIGHT[1:-1]))
+
+
+@pytest.mark.parametrize(("candidates", "steps"), [(0, 0), (1, 1), (2, 2), (3, 2), (6, 3), (7, 3), (8, 4)])
+def test_most_steps_by_hand(candidates, steps):
+    assert most_steps(candidates) == steps
+
+
+# Releases and their order
+
+
+def test_releases_are_in_the_order_of_versions_and_spelled_as_listed():
+    releases = Releases(name="p", listed=["5.10.0", "5.9.0", "5.20.0", "5.8.1"])
+    assert releases.between("5.9", "5.20") == ["5.9.0", "5.10.0", "5.20.0"]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "sentence"),
+    [
+        ("p==1.1", "p==1.0", "p 1.1 is not older than 1.0: give the older release as --good"),
+        ("p==1.0", "q==1.1", "give two releases of one package"),
+        ("p", "p", "give two releases of one package"),
+        ("p==1.0", "p==new", "Invalid version: 'new'"),
+    ],
+)
+def test_ends_that_are_none_are_one_sentence(good, bad, sentence, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(bisect, "RUNS", tmp_path)
+    with pytest.raises(SystemExit):
+        bisect.main(["--good", good, "--bad", bad, "--cells", "bert_sa_lora", "--versions", "1.0"])
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    assert list(tmp_path.iterdir()) == []
+
+
+# Whole bisections
+
+
+def wheel(folder, version, rows):
+    """A wheel of a package `planted` that holds one number, written by hand: building it installs nothing."""
+    files = {
+        "planted.py": f"ROWS = {rows!r}\n",
+        f"planted-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: planted\nVersion: {version}\n",
+        f"planted-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"planted-{version}.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
+    path = Path(folder) / f"planted-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path.name
+
+
+STAND_IN = """
+import importlib.metadata, pathlib, shutil, sys
+import planted, packaging  # one is this environment's own, the other is shared
+log, folder, out = map(pathlib.Path, sys.argv[1:])
+with log.open("a") as file:
+    file.write(importlib.metadata.version("planted") + "\\n")
+shutil.copy(folder / f"{planted.ROWS}.json", out)
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """A command in place of the suite, which copies a run saved for what the installed version holds; and its log."""
+    monkeypatch.setattr(bisect, "RUNS", tmp_path / "bisect")
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    for right in (GOOD, BAD):
+        run_file(tmp_path / f"{right}.json", [record_of("bert_sa_lora", {"accuracy": hits(512, right)})])
+    log = tmp_path / "measured.txt"
+    return lambda python, out: [str(python), "-c", STAND_IN, str(log), str(tmp_path), str(out)], log
+
+
+@pytest.fixture
+def saved(tmp_path, stand_in, monkeypatch):
+    """A command that needs no environment: it copies the run that is saved for each version; and what is saved."""
+    monkeypatch.setattr(bisect, "python_with", lambda subject, version, folder: folder.parent.mkdir(exist_ok=True))
+    rows = {"1.0": GOOD, "1.0 again": GOOD, "1.1": GOOD, "1.7": BAD}
+
+    def command(_, out):
+        version = out.parent.name + (" again" if out.stem == "again" else "")
+        return ["cp", str(tmp_path / f"{rows[version]}.json"), str(out)]
+
+    return command, rows
+
+
+def bisected(capsys, command, *options, good="planted==1.0", bad="planted==1.7"):
+    """Exit code and lines of a bisection."""
+    try:
+        code = bisect.main(["--good", good, "--bad", bad, "--cells", "bert_sa_lora", *map(str, options)], command)
+    except SystemExit as exit_:
+        code = exit_.code
+    streams = capsys.readouterr()
+    return code, (streams.out + streams.err).splitlines()
+
+
+def test_a_planted_regression_among_eight_releases_takes_three_steps_and_is_not_measured_again(tmp_path, stand_in, capsys):
+    command, log = stand_in
+    for minor, version in enumerate(EIGHT):
+        wheel(tmp_path, version, GOOD if minor < 5 else BAD)
+    code, lines = bisected(capsys, command, "--find-links", tmp_path)
+    assert (code, lines[-1]) == (0, "planted 1.5 is the first that is worse; 1.4 is not")
+    assert lines[0].startswith("planted: 8 versions, at most 3 steps after the two ends; kept in ")
+    assert [line for line in lines if line.startswith("tries")] == [
+        "tries 1.4; at most 3 steps left",
+        "tries 1.6; at most 2 steps left",
+        "tries 1.5; at most 1 step left",
+    ]
+    assert "1.5: worse: bert_sa_lora accuracy -12.50 points (" in "".join(lines)
+    assert log.read_text().split() == ["1.0", "1.0", "1.7", "1.4", "1.6", "1.5"]
+    assert bisected(capsys, command, "--find-links", tmp_path) == (0, lines)
+    assert len(log.read_text().split()) == 6  # all came from disk
+
+
+def test_a_stopped_bisection_goes_on_where_it_was(saved, capsys):
+    command, _ = saved
+    measured = []
+
+    def stopped(python, out):
+        if out.parent.name == "1.1" and measured.count(out.parent.name) == 0:
+            measured.append("1.1")
+            raise KeyboardInterrupt
+        measured.append(f"{out.parent.name} {out.stem}")
+        return command(python, out)
+
+    code, lines = bisected(capsys, stopped, "--versions", "1.1")
+    assert (code, lines[-1].split(";")[0]) == (130, "stopped")
+    code, lines = bisected(capsys, stopped, "--versions", "1.1")
+    assert (code, lines[-1]) == (0, "planted 1.7 is the first that is worse; 1.1 is not")
+    assert measured == ["1.0 run", "1.0 again", "1.7 run", "1.1", "1.1 run"]
+
+
+def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_path, stand_in, capsys):
+    command, _ = stand_in
+    for version, rows in (("1.0", GOOD), ("1.2", "none"), ("1.7", BAD)):  # no run is saved for "none"
+        wheel(tmp_path, version, rows)
+    code, lines = bisected(capsys, command, "--find-links", tmp_path, "--versions", "1.1,1.2")
+    assert (code, lines[-1]) == (
+        1,
+        "planted became worse after 1.0: with 1.7, or with one that was skipped: 1.1, 1.2",
+    )
+    skips = [line for line in lines if line.startswith("skips")]
+    assert skips[0].startswith("skips 1.2: bert_sa_lora does not finish with planted 1.2; ")
+    assert skips[1].startswith("skips 1.1: planted 1.1 cannot be installed: ERROR: No matching distribution found")
+    [state] = (tmp_path / "bisect").glob("planted-*/state.json")
+    assert json.loads(state.read_text())["skipped"].keys() == {"1.1", "1.2"}
+
+
+def test_a_version_that_the_gate_cannot_tell_is_skipped(tmp_path, saved, capsys):
+    """Its losses are others, so it is another training: no noise was calibrated, and one seed a side tells nothing."""
+    command, rows = saved
+    training = MEASURED["training"] | {"losses": [0.9, 0.8]}
+    run_file(tmp_path / "other.json", [record_of("bert_sa_lora", {"accuracy": hits(512, GOOD - 9)}, training=training)])
+    rows["1.1"] = "other"
+    code, lines = bisected(capsys, command, "--versions", "1.1")
+    assert (code, lines[-1].split(":")[0]) == (1, "planted became worse after 1.0")
+    [skip] = [line for line in lines if line.startswith("skips")]
+    assert skip.startswith("skips 1.1: cannot tell: bert_sa_lora accuracy -1.76 points (no noise was calibrated, ")
+
+
+def test_a_bad_end_that_is_not_worse_is_one_sentence(saved, capsys):
+    command, rows = saved
+    rows["1.7"] = GOOD
+    code, lines = bisected(capsys, command, "--versions", "1.1")
+    assert code == 2
+    assert "1.7 is not worse than 1.0 (numerics of 1 cells: 1 equal; quality: 1 same)" in lines[-1]
+    assert lines[-1].endswith(
+        "; more seeds (-- --seeds 0-2) see smaller drops, and --by numerics sees changes before scores do"
+    )
+
+
+def test_what_was_asked_for_is_not_advised(saved, capsys):
+    command, rows = saved
+    rows["1.7"] = GOOD
+    _, lines = bisected(capsys, command, "--versions", "1.1", "--by", "numerics")
+    assert lines[-1].endswith("; other cells may show what these do not")
+    assert bisect.advice(["quality", "numerics"]) == (
+        "more seeds (-- --seeds 0-2) see smaller drops, and other cells may show what these do not"
+    )
+    assert bisect.advice(["memory"]) == "--by numerics sees changes before scores do"
+
+
+def test_a_good_end_that_is_worse_than_itself_is_one_sentence(saved, capsys):
+    command, rows = saved
+    rows["1.0 again"] = BAD
+    code, lines = bisected(capsys, command, "--versions", "1.1")
+    assert code == 2
+    assert "1.0 is called worse than itself, so nothing can be told: worse: bert_sa_lora accuracy" in lines[-1]
+
+
+def test_only_the_kinds_that_are_asked_for_count(saved, capsys):
+    code, lines = bisected(capsys, saved[0], "--versions", "1.1", "--by", "memory")
+    assert code == 2
+    assert "1.7 is not worse than 1.0" in lines[-1]
+    assert "by memory 1.7 is not worse than 1.0 (numerics of 1 cells: " in lines[-1]
+
+
+def test_releases_that_cannot_be_listed_are_one_sentence(tmp_path, stand_in, capsys):
+    code, lines = bisected(capsys, stand_in[0], "--find-links", tmp_path)
+    assert code == 2
+    assert "the releases of planted cannot be listed (give them with --versions A,B,C): ERROR: No matching" in lines[-1]
+
+
+BACKEND = f"""
+import zipfile
+from pathlib import Path
+
+{inspect.getsource(wheel)}
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    return wheel(folder, "1.0", int(Path("rows.txt").read_text()))
+"""
+
+PYPROJECT = """
+[build-system]
+requires = []
+build-backend = "backend"
+backend-path = ["."]
+[project]
+name = "planted"
+version = "1.0"
+"""
+
+
+def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
+    command, log = stand_in
+    repo = tmp_path / "library"
+    repo.mkdir()
+    git(repo, "init", "--quiet")
+    (repo / "backend.py").write_text(BACKEND)
+    (repo / "pyproject.toml").write_text(PYPROJECT)
+    commits = []
+    for rows in (GOOD, BAD, BAD):
+        (repo / "rows.txt").write_text(str(rows))
+        git(repo, "add", ".")
+        git(repo, "commit", "--quiet", "--allow-empty", "-m", f"{rows}")
+        commits.append(git(repo, "rev-parse", "--short", "HEAD"))
+    (repo / "rows.txt").write_text("12")  # what is not committed is neither tried nor touched
+    code, lines = bisected(capsys, command, "--repo", repo, "--find-links", tmp_path, good="HEAD~2", bad="HEAD")
+    assert (code, lines[-1]) == (0, f"{repo} {commits[1]} is the first that is worse; {commits[0]} is not")
+    assert len(log.read_text().split()) == 4  # the good end twice, the bad end, one step
+    assert git(repo, "status", "--short") == "M rows.txt"
+    assert git(repo, "worktree", "list").count("\n") == 0
+    code, lines = bisected(capsys, command, "--repo", repo, good="HEAD", bad="HEAD~1")
+    assert (code, "HEAD is no ancestor of HEAD~1" in lines[-1]) == (2, True)
+
+
+def test_the_suite_runs_the_cells_with_pytests_own_options():
+    command = bisect.suite(["t5_qa_lora", "bert_sa_sft"], ["--seeds", "0-2"])
+    assert command(Path("env/bin/python"), Path("out.part")) == [
+        *("env/bin/python", "-m", "pytest", "-q", "-m", "quick", "--cells", "t5_qa_lora,bert_sa_sft"),
+        *("--seeds", "0-2", "--benchmark-json=out.part"),
+    ]

@@ -1,0 +1,137 @@
+"""The commands: what they print, and how they refuse."""
+
+import json
+import re
+
+import pytest
+
+from tunegrid import __main__ as command
+from tunegrid.commands import gate
+from tunegrid.data import hub
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.lab import __main__ as lab
+from tunegrid.record import new_record, to_json
+from tunegrid.tests.records import MEASURED
+
+
+def saved(path, points, cells=27):
+    """A pytest-benchmark file whose first cells all score `points`."""
+    records = []
+    for cell in STUDY.cells(QUICK_PROFILE)[:cells]:
+        measured = {"scores": dict.fromkeys(cell.task.bounded_scores, points), "device": MEASURED["device"]}
+        records.append(to_json(new_record(cell)) | measured)
+    path.write_text(json.dumps({"benchmarks": [{"extra_info": record} for record in records]}))
+    return path
+
+
+# tunegrid
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
+    assert command.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:-2]] == list(command.COMMANDS)
+    assert all(len(line) <= 100 for line in lines)
+
+
+def test_an_unknown_command_is_one_sentence(capsys):
+    assert command.main(["gaet", "a.json"]) == 2
+    assert capsys.readouterr().err == "tunegrid: unknown command 'gaet'; did you mean gate?\n"
+    assert command.main(["retrain"]) == 2
+    assert capsys.readouterr().err == "tunegrid: unknown command 'retrain'; tunegrid lists them all\n"
+
+
+@pytest.mark.parametrize("name", command.COMMANDS)
+def test_every_command_describes_itself(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([name, "--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: tunegrid {name}")
+
+
+def test_a_commands_code_is_handed_on(tmp_path):
+    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.0)
+    assert command.main(["gate", "--exact", str(first), str(first)]) == 0
+    assert command.main(["gate", "--exact", str(first), str(second)]) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "now"),
+    [
+        ("numerics", "write `tunegrid gate --numerics --on numerics`"),
+        ("silence", "write `python -m tunegrid.lab false_alarms`"),
+        ("scaling", "what it found stands in the notes of version 0.13, in reports/CHANGELOG.md"),
+    ],
+)
+def test_a_command_of_an_older_version_says_what_to_do_now(name, now, capsys):
+    assert command.main([name, "a.json"]) == 2
+    assert capsys.readouterr().err == f"tunegrid {name} was removed: {now}\n"
+
+
+def test_every_command_that_an_older_version_had_is_still_here_or_says_what_to_do_now():
+    was = "numerics scores measure calibrate power sees silence overhead scaling finish profile schema"
+    assert set(command.FORMER) == set(was.split())
+    assert not command.FORMER.keys() & command.COMMANDS.keys()
+    for said in command.FORMER.values():
+        if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", said):
+            assert command_line[1] in {**command.COMMANDS, **lab.COMMANDS}
+
+
+# The lab
+
+
+def test_the_lab_lists_what_it_measures(capsys):
+    assert lab.main([]) == 0
+    first, _, *lines, _, last = capsys.readouterr().out.splitlines()
+    assert (first, last) == (
+        "usage: python -m tunegrid.lab COMMAND ...",
+        "python -m tunegrid.lab COMMAND --help describes one.",
+    )
+    assert [line.split()[0] for line in lines] == ["measure", "calibrate", "power", "sensitivity", "false_alarms"]
+
+
+@pytest.mark.parametrize("name", lab.COMMANDS)
+def test_everything_in_the_lab_describes_itself(name, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        lab.main([name, "--help"])
+    assert exit_.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: python -m tunegrid.lab {name}")
+
+
+# Scores and bounds
+
+
+def test_equal_scores_are_called_identical(tmp_path, capsys):
+    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.5)
+    assert gate.main(["--exact", str(first), str(second)]) == 0
+    # 9 sentiment and 9 question cells with 2 scores each, 9 summarization cells with 5
+    assert capsys.readouterr().out.startswith("identical: 81 scores of 27 cells")
+
+
+def test_a_difference_in_the_last_digit_is_listed(tmp_path, capsys):
+    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.50000000000001)
+    assert gate.main(["--exact", str(first), str(second)]) == 1
+    assert "bert_sa_lora: accuracy 90.5 and 90.50000000000001" in capsys.readouterr().out
+
+
+def test_a_cell_that_only_one_run_has_is_a_difference(tmp_path, capsys):
+    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.5, cells=26)
+    assert gate.main(["--exact", str(first), str(second)]) == 1
+    assert capsys.readouterr().out == "t5_sa_sft: only in one of the two\n"
+
+
+def test_a_missing_file_is_one_sentence(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        gate.main(["--exact", str(tmp_path / "none.json"), str(tmp_path / "none.json")])
+    assert "does not exist" in capsys.readouterr().err
+
+
+def test_an_unreachable_hub_switches_the_libraries_to_their_caches(monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "")  # so that its old value, if any, is restored afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    assert not hub.prefer_cache_if_unreachable.__wrapped__()
+    assert hub.os.environ["HF_HUB_OFFLINE"] == "1"

@@ -1,0 +1,76 @@
+"""Runs as tables, read back by pandas and DuckDB."""
+
+import duckdb
+import pandas as pd
+import pytest
+
+from tunegrid.commands import export
+from tunegrid.errors import InputError
+from tunegrid.record import from_json
+from tunegrid.results import examples
+from tunegrid.results.tidy import figures
+from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, saved
+from tunegrid.tests.records import complete
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Examples of these runs stay out of the machine's own store."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A file of two cells: 36 of 40 rows right, and 30 of 40."""
+    return saved(tmp_path / "run.json", [record_of("bert_sa_lora", 36), record_of("t5_qa_sft", 30, seed=1)])
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_figure_is_a_row_named_as_in_the_record(run, tmp_path, suffix):
+    out = tmp_path / f"runs.{suffix}"
+    assert export.main([str(run), "-o", str(out)]) == 0
+    frame = pd.read_parquet(out) if suffix == "parquet" else pd.read_csv(out)
+    [f1] = frame[(frame.cell == "t5_qa_sft") & (frame.metric == "scores.f1")].to_dict("records")
+    assert (f1["run"], f1["seed"], f1["status"], f1["value"]) == ("run.json", 1, "passed", 75.0)
+    assert {"memory.ledger.weights_bytes", "throughput.train_samples_per_second", "bounds.accuracy"} <= set(frame.metric)
+    assert "training.losses" not in set(frame.metric)
+    [(points,)] = duckdb.sql(f"select value from '{out}' where metric = 'scores.accuracy'").fetchall()
+    assert points == 90.0
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv"])
+def test_a_test_row_is_a_row_with_what_it_says(run, tmp_path, suffix):
+    out = tmp_path / f"rows.{suffix}"
+    assert export.main([str(run), "--rows", "-o", str(out)]) == 0
+    frame = pd.read_parquet(out) if suffix == "parquet" else pd.read_csv(out)
+    assert len(frame) == 80
+    last = frame[(frame.cell == "bert_sa_lora") & (frame.row == 40)].iloc[0]
+    assert (last.input, last.accuracy, pd.isna(last.f1)) == (HOSTILE, 0.0, True)
+    means = duckdb.sql(f"select cell, avg(accuracy), avg(f1) from '{out}' group by cell order by cell").fetchall()
+    assert means == [("bert_sa_lora", 90.0, None), ("t5_qa_sft", None, 75.0)]
+
+
+def test_what_was_not_measured_has_no_row(tmp_path):
+    table = figures([(tmp_path / "run.json", from_json(footprint_json()))])
+    assert "flops.mfu_percent" in table["metric"]
+    assert not [name for name in table["metric"] if name.startswith(("scores.", "evaluation."))]
+
+
+def test_a_record_without_its_rows_is_named_and_a_run_of_such_is_refused(tmp_path, capsys):
+    gone = complete("t5_sa_sft", examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
+    mixed = saved(tmp_path / "mixed.json", [record_of(), gone])
+    assert export.main([str(mixed), "--rows", "-o", str(tmp_path / "rows.csv")]) == 0
+    told = capsys.readouterr()
+    assert told.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
+    assert told.out.endswith("rows.csv: 40 rows of 16 columns\n")
+    with pytest.raises(SystemExit):
+        export.main([str(saved(tmp_path / "gone.json", [gone])), "--rows", "-o", str(tmp_path / "none.csv")])
+    assert "none of these runs has its test rows beside it" in capsys.readouterr().err
+
+
+def test_another_format_and_an_unwritable_place_are_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"give a name that ends in \.parquet or \.csv"):
+        export.write_table({"run": ["a"]}, tmp_path / "runs.xlsx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        export.write_table({"run": ["a"]}, tmp_path / "file" / "runs.csv")

@@ -1,0 +1,501 @@
+"""Rows are read alike from every kind of file, split without leaks, and refused in one sentence that names them."""
+
+import json
+import tracemalloc
+from dataclasses import replace
+
+import pytest
+
+from tunegrid.data import sources
+from tunegrid.data.hygiene import check_rows
+from tunegrid.data.sources import StoredRows, tables
+from tunegrid.data.splits import load_splits
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import QUICK_PROFILE, Profile
+from tunegrid.grid.tasks import QA, SA, SUM, Carve, Problem, Task
+
+
+def reviews(negative, positive):
+    labels = [0] * negative + [1] * positive
+    return [{"label": label, "title": f"title {i}", "content": f"review {i}"} for i, label in enumerate(labels)]
+
+
+def questions(titles, each=3, first=0):
+    answers = {"text": ["red car"], "answer_start": [2]}
+    return [
+        {"id": f"{t}-{i}", "title": f"title {t}", "context": "a red car", "question": f"what {t}-{i}?", "answers": answers}
+        for t in range(first, first + titles)
+        for i in range(each)
+    ]
+
+
+REVIEW, QUESTION = reviews(0, 1)[0], questions(1)[0]
+ARTICLE = {"id": "a", "article": "A dog ran.", "highlights": "Dog ran."}
+
+
+def put(root, task, **splits):
+    """Writes each split as a file of JSON lines; returns the profile that reads them."""
+    folder = root / task.folder
+    folder.mkdir(exist_ok=True, parents=True)
+    for split, rows in splits.items():
+        text = rows if isinstance(rows, str) else "\n".join(map(json.dumps, rows))
+        (folder / f"{split}.jsonl").write_text(text)
+    return Profile(id="full", data_root=root)
+
+
+def refusal(task, profile):
+    """The one sentence that refuses unusable rows."""
+    with pytest.raises(InputError) as caught:
+        load_splits(task, profile)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# Sources
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """`datasets` copies the Parquet files that it reads; here they go to a folder of the test's own."""
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """The same rows as JSON lines, as Parquet in two shards, and as `save_to_disk` writes them."""
+    import datasets
+
+    roots = {kind: tmp_path_factory.mktemp(kind) for kind in ("jsonl", "parquet", "saved")}
+    put(roots["jsonl"], QA, train=questions(4), validation=questions(1, first=50))
+    parquet = roots["parquet"] / QA.folder
+    parquet.mkdir()
+    for name, rows in (
+        ("train-00000-of-00002", questions(4)[:7]),
+        ("train-00001-of-00002", questions(4)[7:]),
+        ("validation", questions(1, first=50)),
+    ):
+        datasets.Dataset.from_list(rows).to_parquet(parquet / f"{name}.parquet")
+    splits = {
+        "train": datasets.Dataset.from_list(questions(4)),
+        "validation": datasets.Dataset.from_list(questions(1, first=50)),
+    }
+    datasets.DatasetDict(splits).save_to_disk(roots["saved"] / QA.folder)
+    return roots
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_every_kind_of_file_gives_the_same_rows(stored, kind):
+    by_name = tables(QA, stored[kind])
+    assert list(by_name["train"].take(range(12))) == questions(4)
+    assert list(by_name["validation"].take([2, 0])) == questions(1, first=50)[2::-2]
+    assert list(by_name["train"].column("title")) == ["title 0"] * 3 + ["title 1"] * 3 + ["title 2"] * 3 + ["title 3"] * 3
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("kind", ["parquet", "saved"])
+def test_every_kind_of_file_is_split_alike(stored, kind):
+    same, other = (load_splits(QA, Profile(id="full", data_root=stored[k])).fingerprint for k in ("jsonl", kind))
+    assert same == other
+
+
+def test_a_missing_folder_is_named_with_what_is_there_instead(tmp_path):
+    (tmp_path / "polarity").mkdir()
+    sentence = refusal(SA, Profile(id="full", data_root=tmp_path))
+    assert f"no folder 'amazon_polarity' below --data-root {tmp_path} (it holds polarity)" in sentence
+
+
+def test_a_missing_root_is_said_to_be_missing(tmp_path):
+    assert "which does not exist" in refusal(SA, Profile(id="full", data_root=tmp_path / "none"))
+
+
+def test_a_folder_without_rows_is_told_what_files_to_hold(tmp_path):
+    profile = put(tmp_path, SA)
+    assert refusal(SA, profile).endswith("one file per split, as in train.jsonl")
+
+
+def test_a_misnamed_column_is_named_with_those_there(tmp_path):
+    rows = [{"label": 1, "title": "t", "text": "c"}]
+    sentence = refusal(SA, put(tmp_path, SA, train=rows))
+    assert "train.jsonl: column 'content' is missing" in sentence
+    assert "split 'train' has label, title, text" in sentence
+
+
+def test_a_broken_line_is_named_by_its_number(tmp_path):
+    text = json.dumps(REVIEW) + '\n\n{"label": 1,'
+    assert "train.jsonl, line 3: invalid JSON" in refusal(SA, put(tmp_path, SA, train=text))
+
+
+def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path):
+    row = REVIEW | {"content": "one\u2028two\u0085three"}
+    profile = put(tmp_path, SA, train=json.dumps(row, ensure_ascii=False))
+    assert tables(SA, profile.data_root)["train"].take([0]) == [row]
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    sentence = refusal(QA, put(tmp_path, QA, train=questions(10), validation=""))
+    assert sentence.endswith("validation.jsonl: no rows to use; split 'validation' of squad is empty")
+
+
+def test_an_empty_train_split_is_refused_before_anything_is_carved_out_of_it(tmp_path):
+    assert "no rows to use" in refusal(QA, put(tmp_path, QA, train="", validation=questions(1, first=50)))
+
+
+def test_too_few_rows_to_carve_from_are_refused(tmp_path):
+    assert "15% of" in refusal(SA, put(tmp_path, SA, train=reviews(1, 1)))
+
+
+def test_a_missing_split_is_named_with_those_there(tmp_path):
+    sentence = refusal(QA, put(tmp_path, QA, train=questions(10)))
+    assert sentence == "squad has no split 'validation', only train; give one file or folder per split"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_split_file_is_not_taken_for_another_whose_name_it_starts_with(tmp_path):
+    import datasets
+
+    put(tmp_path, SA)
+    datasets.Dataset.from_list(reviews(20, 20)).to_parquet(tmp_path / SA.folder / "train.parquet")
+    datasets.Dataset.from_list(reviews(5, 5)).to_parquet(tmp_path / SA.folder / "train_old.parquet")
+    assert len(tables(SA, tmp_path)["train"]) == 40
+
+
+def test_an_unreachable_hub_is_one_sentence_with_the_way_round_it(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    task = replace(SA, dataset="nobody/nothing_at_all")
+    assert refusal(task, Profile(id="full")).endswith("local folders with --data-root=DIR and --checkpoint-root=DIR")
+
+
+# Large files
+
+
+@pytest.fixture
+def on_disk(monkeypatch):
+    """Every file of JSON lines counts as a large one, and rows are read four at a time."""
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK", 4)
+
+
+def test_rows_that_stay_on_disk_are_the_same_rows_in_the_same_splits(tmp_path, monkeypatch):
+    text = "\n\r\n" + "\n".join(json.dumps(row | {"title": "ä\u2028"}, ensure_ascii=False) for row in reviews(40, 20))
+    profile = put(tmp_path, SA, train=text)
+    held = load_splits(SA, profile)
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK", 4)
+    stored = load_splits(SA, profile)
+    assert isinstance(stored.train, StoredRows)
+    assert [list(rows) for rows in parts(stored)] == list(parts(held))
+    assert (stored.fingerprint, stored.dropped, stored.origins) == (held.fingerprint, held.dropped, held.origins)
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_rows_on_disk_are_a_sequence(tmp_path):
+    rows = reviews(0, 10)
+    stored = tables(SA, put(tmp_path, SA, train=rows).data_root)["train"].take(range(10))
+    assert (len(stored), stored[-1], stored[2:7], stored[::-3]) == (10, rows[-1], rows[2:7], rows[::-3])
+    with pytest.raises(IndexError):
+        stored[10]
+
+
+@pytest.mark.usefixtures("on_disk")
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [(json.dumps(REVIEW) + '\n{"label": 1,', "train.jsonl, line 2: invalid JSON"), ("\n\n", "no rows to use")],
+)
+def test_a_large_file_is_refused_as_a_small_one_is(tmp_path, text, sentence):
+    assert sentence in refusal(SA, put(tmp_path, SA, train=text))
+
+
+def test_text_that_is_no_utf_8_is_refused(tmp_path):
+    profile = put(tmp_path, SA)
+    (tmp_path / SA.folder / "train.jsonl").write_bytes(b'{"label": 1, "title": "\xe4", "content": "c"}')
+    assert "train.jsonl cannot be read as UTF-8 text" in refusal(SA, profile)
+
+
+def test_more_rows_on_disk_take_no_more_than_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "HELD_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK", 50)
+
+    def peak(count):
+        rows = [row | {"content": f"{row['content']} {100 * 'word '}"} for row in reviews(count // 2, count // 2)]
+        profile = put(tmp_path / str(count), SA, train=rows)
+        tracemalloc.start()
+        load_splits(SA, profile)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    small, large = peak(200), peak(2200)
+    assert (large - small) / 2000 < 150  # bytes a row, of about 550 of text
+
+
+# Splits
+
+
+def test_sentiment_is_split_70_15_15_within_each_label(tmp_path):
+    splits = load_splits(SA, put(tmp_path, SA, train=reviews(40, 20)))
+    counts = [[sum(row["label"] == label for row in rows) for label in (0, 1)] for rows in parts(splits)]
+    assert counts == [[28, 14], [6, 3], [6, 3]]
+
+
+def parts(splits):
+    return splits.train, splits.validation, splits.test
+
+
+def test_no_review_is_lost_or_in_two_splits(tmp_path):
+    splits = load_splits(SA, put(tmp_path, SA, train=reviews(40, 20)))
+    contents = [row["content"] for rows in parts(splits) for row in rows]
+    assert sorted(contents) == sorted(row["content"] for row in reviews(40, 20))
+
+
+def test_questions_about_one_article_stay_on_one_side(tmp_path):
+    splits = load_splits(QA, put(tmp_path, QA, train=questions(20), validation=questions(2, first=50)))
+    learned, held = ({row["title"] for row in rows} for rows in (splits.train, splits.validation))
+    assert (len(learned), len(held), learned & held) == (18, 2, set())
+    assert splits.test == questions(2, first=50)
+
+
+def test_summaries_keep_the_hubs_splits(tmp_path):
+    rows = [ARTICLE | {"id": str(i), "article": f"Dog {i} ran."} for i in range(3)]
+    splits = load_splits(SUM, put(tmp_path, SUM, train=rows[:1], validation=rows[1:2], test=rows[2:]))
+    assert parts(splits) == (rows[:1], rows[1:2], rows[2:])
+
+
+def test_copies_of_rows_that_score_are_left_out_and_counted(tmp_path):
+    def articles(*texts):
+        return [ARTICLE | {"article": text} for text in texts]
+
+    splits = load_splits(
+        SUM,
+        put(tmp_path, SUM, train=articles("a", "B  b", "c", "c"), validation=articles("b b", "d"), test=articles("d", "a")),
+    )
+    assert [[row["article"] for row in rows] for rows in parts(splits)] == [["c", "c"], ["b b"], ["d", "a"]]
+    assert splits.dropped == {"train": 2, "validation": 1}
+
+
+def test_a_review_under_another_title_is_a_copy_too(tmp_path):
+    own = [row | {"title": "again"} for row in reviews(2, 2)]
+    splits = load_splits(SA, replace(put(tmp_path, SA, train=reviews(40, 20), test=own), own_test=True))
+    assert not {row["content"] for row in own} & {row["content"] for row in [*splits.train, *splits.validation]}
+    assert sum(splits.dropped.values()) == 4
+
+
+def test_a_train_split_that_is_the_test_split_is_refused(tmp_path):
+    rows = [ARTICLE]
+    sentence = refusal(SUM, put(tmp_path, SUM, train=rows, validation=[ARTICLE | {"article": "b"}], test=rows))
+    assert sentence.endswith("train.jsonl: no rows to use; each stands in a split that scores, too, so give other files")
+
+
+def test_no_row_of_the_micro_world_stands_in_two_splits():
+    dropped = [load_splits(task, QUICK_PROFILE).dropped for task in (SA, QA, SUM)]
+    assert dropped == [{"train": 0, "validation": 0}] * 3
+
+
+def test_a_split_says_where_it_came_from(tmp_path):
+    train = str(tmp_path / "amazon_polarity" / "train.jsonl")
+    splits = load_splits(SA, put(tmp_path, SA, train=reviews(20, 20)))
+    assert splits.origins == {"train": train, "validation": f"15% of {train}", "test": f"15% of {train}"}
+
+
+def test_own_test_scores_on_the_data_sets_own_rows_and_leaves_them_out_of_train(tmp_path):
+    own = [row | {"content": f"own {row['content']}"} for row in reviews(2, 2)]
+    profile = replace(put(tmp_path, SA, train=reviews(40, 20), test=own), own_test=True)
+    splits = load_splits(SA, profile)
+    assert [len(rows) for rows in parts(splits)] == [51, 9, 4]
+    assert splits.test == own
+
+
+def test_own_test_leaves_a_task_without_the_choice_as_it_is(tmp_path):
+    profile = put(tmp_path, QA, train=questions(20), validation=questions(2, first=50))
+    usual, own = (load_splits(QA, replace(profile, own_test=own_test)) for own_test in (False, True))
+    assert own.test == questions(2, first=50)
+    assert own.fingerprint == usual.fingerprint
+
+
+def test_own_test_without_such_a_split_is_refused(tmp_path):
+    profile = replace(put(tmp_path, SA, train=reviews(40, 20)), own_test=True)
+    assert "has no split 'test', only train" in refusal(SA, profile)
+
+
+def test_caps_take_the_same_rows_each_time_in_their_order(tmp_path):
+    profile = put(tmp_path, SA, train=reviews(40, 20))
+    whole, once, again = (load_splits(SA, replace(profile, train_rows=n, eval_rows=4)) for n in (None, 5, 5))
+    assert [len(rows) for rows in parts(once)] == [5, 4, 4]
+    assert parts(once) == parts(again)
+    assert [row for row in whole.train if row in once.train] == once.train
+
+
+def test_a_cap_above_the_number_of_rows_takes_all(tmp_path):
+    profile = put(tmp_path, SA, train=reviews(40, 20))
+    assert load_splits(SA, replace(profile, train_rows=10_000)).fingerprint == load_splits(SA, profile).fingerprint
+
+
+def test_the_three_methods_and_any_seed_see_the_same_rows(tmp_path):
+    profile = put(tmp_path, SA, train=reviews(20, 20))
+    cells = [cell for seed in (0, 1) for cell in STUDY.cells(replace(profile, seed=seed)) if cell.task is SA]
+    assert len({load_splits(cell.task, cell.profile).fingerprint for cell in cells}) == 1
+    assert {cell.method.id for cell in cells} == {"lora", "qlora", "sft"}
+
+
+def test_one_character_changes_the_fingerprint(tmp_path):
+    before = load_splits(SA, put(tmp_path, SA, train=reviews(20, 20))).fingerprint
+    changed = [*reviews(20, 20)[:-1], reviews(20, 20)[-1] | {"content": "review 39!"}]
+    after = load_splits(SA, put(tmp_path, SA, train=changed)).fingerprint
+    assert before != after
+    assert [len(before), len(after)] == [16, 16]
+
+
+@pytest.mark.parametrize(("task", "text"), [(SA, "content"), (QA, "context"), (SUM, "article")])
+def test_no_embedded_test_text_is_trained_on(task, text):
+    splits = load_splits(task, QUICK_PROFILE)
+    learned, validated, scored = ({row[text] for row in rows} for rows in parts(splits))
+    assert not scored & (learned | validated)
+    assert not validated & learned
+
+
+# Any task: its own columns, labels and splits
+
+NLI = Task(
+    id="nli",
+    name="inference",
+    problem=Problem.CLASSIFY,
+    dataset="somebody/nli",
+    columns={"premise": str, "hypothesis": str, "gold": int},
+    text=("premise",),
+    text_pair=("hypothesis",),
+    target="gold",
+    labels=("entailment", "neutral", "contradiction"),
+    validation=Carve(share=0.2, stratify="gold"),
+    test="matched",
+    main_score="accuracy",
+    bounded_scores=("accuracy",),
+)
+
+
+def pairs(each):
+    return [{"premise": f"p {i}", "hypothesis": f"h {i}", "gold": i % 3} for i in range(3 * each)]
+
+
+def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
+    matched = [row | {"premise": f"other {row['premise']}"} for row in pairs(1)]
+    splits = load_splits(NLI, put(tmp_path, NLI, train=pairs(10), matched=matched))
+    counts = [[sum(row["gold"] == label for row in rows) for label in range(3)] for rows in parts(splits)]
+    assert counts == [[8, 8, 8], [2, 2, 2], [1, 1, 1]]
+
+
+def test_a_label_beyond_the_tasks_own_is_named_with_those_it_has(tmp_path):
+    sentence = refusal(NLI, put(tmp_path, NLI, train=pairs(10), matched=[pairs(1)[0] | {"gold": -1}]))
+    assert sentence.endswith(
+        "matched.jsonl, row 0: invalid label -1 in column 'gold': expected "
+        "it has 0 (entailment), 1 (neutral), 2 (contradiction)"
+    )
+
+
+def test_of_many_labels_the_first_and_the_last_are_named():
+    task = replace(NLI, labels=tuple("abcdefgh"))
+    with pytest.raises(InputError, match=r"it has 0 \(a\), 1 \(b\), .* 5 \(f\), \.\.\. 7 \(h\)$"):
+        check_rows(task, [pairs(1)[0] | {"gold": 8}], [0], "rows")
+
+
+def test_questions_and_summaries_may_have_columns_of_other_names():
+    task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
+    row = {"ask": "what?", "page": "a red car", "spans": {"text": ["red"], "answer_start": [3]}}
+    with pytest.raises(InputError, match="answer 'red' does not stand at answer_start 3, where the context has 'ed '"):
+        check_rows(task, [row], [0], "rows")
+    brief = replace(SUM, columns={"head": str, "body": str, "gist": str}, text=("head", "body"), target="gist")
+    check_rows(brief, [{"head": "", "body": "b", "gist": "g"}], [0], "rows")
+    with pytest.raises(InputError, match="'head' and 'body' are empty"):
+        check_rows(brief, [{"head": "", "body": " ", "gist": "g"}], [0], "rows")
+
+
+@pytest.mark.parametrize(
+    ("task", "sentence"),
+    [
+        (replace(QA, text_pair=()), "task 'qa': text_pair must name one column, the text that holds the answers"),
+        (replace(SUM, text_pair=("id",)), "task 'sum': generation reads one text; name all its columns in `text`"),
+        (replace(NLI, target="premise", text=("hypothesis",)), "task 'nli': for classify, column 'premise' must hold a whole"),
+        (replace(NLI, text=("gold",), target="premise"), "task 'nli': for classify, column 'gold' must hold a text"),
+        (replace(NLI, test=Carve(share=0.1, group="genre")), "task 'nli' is split by column 'genre', which is not among"),
+    ],
+)
+def test_a_task_that_its_problem_cannot_use_is_refused(tmp_path, task, sentence):
+    assert refusal(task, Profile(id="full", data_root=tmp_path)).startswith(sentence)
+
+
+# Hygiene
+
+
+def test_an_answer_that_is_not_where_it_says_names_the_row(tmp_path):
+    moved = questions(1)[1] | {"answers": {"text": ["red car"], "answer_start": [3]}}
+    sentence = refusal(QA, put(tmp_path, QA, train=questions(10), validation=[QUESTION, moved]))
+    assert sentence.endswith(
+        "validation.jsonl, row 1 (id 0-1): answer 'red car' does not stand at answer_start 3, where the context has 'ed car'"
+    )
+
+
+def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
+    with pytest.raises(InputError, match="reviews, row 7: column 'label' holds 2, which is no label"):
+        check_rows(SA, [REVIEW, REVIEW | {"label": 2}], [3, 7], "reviews")
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "fault"),
+    [
+        (
+            SA,
+            REVIEW | {"label": -1},
+            "invalid label -1 in column 'label': expected 0 (negative), 1 (positive)",
+        ),
+        (SA, REVIEW | {"label": "1"}, "column 'label' holds '1', not a whole number"),
+        (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
+        (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
+        (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),
+        (QA, QUESTION | {"answers": {"text": [], "answer_start": []}}, "at least one"),
+        (QA, QUESTION | {"answers": {"text": ["red", "car"], "answer_start": [2]}}, "two lists of one length"),
+        (QA, QUESTION | {"answers": {"text": ["Red"], "answer_start": [2]}}, "where the context has 'red'"),
+        (SUM, ARTICLE | {"highlights": " \n"}, "'highlights' is empty"),
+        (SUM, ARTICLE | {"article": ""}, "'article' is empty"),
+    ],
+)
+def test_a_faulty_row_is_described(task, row, fault):
+    with pytest.raises(InputError) as caught:
+        check_rows(task, [row], [0], "rows")
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"text": [""], "answer_start": [3]},  # stands anywhere
+        {"text": ["ca"], "answer_start": [-3]},  # Python would count from the end
+        {"text": ["red"], "answer_start": ["2"]},
+        {"text": "car", "answer_start": 6},
+        {"text": [5], "answer_start": [2]},
+    ],
+    ids=["empty", "negative start", "start in quotes", "not lists", "number for text"],
+)
+def test_an_answer_no_span_can_stand_for_is_refused(answers):
+    with pytest.raises(InputError, match="row 4"):
+        check_rows(QA, [QUESTION | {"answers": answers}], [4], "rows")
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"title": "t", "content": "c"}, REVIEW | {"label": "1"}, REVIEW | {"label": None}, REVIEW | {"label": [1]}, 3],
+    ids=["no label", "label in quotes", "null label", "label in a list", "not an object"],
+)
+def test_one_odd_row_among_many_is_refused_in_a_sentence(tmp_path, row):
+    assert "train.jsonl" in refusal(SA, put(tmp_path, SA, train=[*reviews(20, 20), row]))
+
+
+def test_a_null_title_among_many_is_refused_in_a_sentence(tmp_path):
+    rows = [*questions(10), QUESTION | {"title": None}]
+    assert "train.jsonl" in refusal(QA, put(tmp_path, QA, train=rows, validation=questions(1, first=50)))
+
+
+def test_a_file_that_is_not_utf_8_is_refused_in_a_sentence(tmp_path):
+    profile = put(tmp_path, SA, train=reviews(20, 20))
+    (tmp_path / SA.folder / "train.jsonl").write_bytes('{"label": 1, "title": "é"}'.encode("latin-1"))
+    assert "train.jsonl" in refusal(SA, profile)

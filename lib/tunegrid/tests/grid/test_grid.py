@@ -1,0 +1,367 @@
+"""The grid is the study's, and says so when it is asked for something else."""
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid import quick, recipes
+from tunegrid.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, T5, Head
+from tunegrid.grid.cells import STUDY, STUDY_IDS, study
+from tunegrid.grid.methods import LORA, METHODS, NF4, Lora, Method
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.quick import QUICK
+from tunegrid.grid.recipes import GPT2_C_ATTN, RECIPES, TARGETS_WITHOUT_EXCEPTION, merged
+from tunegrid.grid.tasks import SA, TASKS, Problem
+
+FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
+SPECIFICATION = ROOT.parent / "shared" / "spec" / "cells.json"
+
+# The study's words for what libraries call something else.
+OPTIMIZERS = {"adamw": "adamw_torch", "adamw_8bit": "adamw_bnb_8bit"}
+REMARKS = {"head", "reported", "trust", "note", "from_notebook", "ours"}
+COMPARED = {
+    *("adapter", "quantization", "optimizer", "lr", "weight_decay", "schedule", "warmup_ratio", "warmup_steps", "epochs"),
+    *("batch", "accumulation", "clip", "precision", "max_length", "stride", "target_length", "text", "prefix"),
+    *("generation", "trainable", "total"),
+}
+
+
+@pytest.fixture(scope="module")
+def specification():
+    if not SPECIFICATION.is_file():
+        pytest.skip("the study's own table, shared/spec/cells.json beside this checkout, is not here to compare with")
+    return json.loads(SPECIFICATION.read_text())
+
+
+def as_recipe(words):
+    """The study's words for one cell as `Recipe` fields; a word that is missing takes the value that means "none"."""
+    return {
+        "adapter": words["adapter"] and as_adapter(words["adapter"]),
+        "optim": OPTIMIZERS[words["optimizer"]],
+        "learning_rate": words["lr"],
+        "head_learning_rate": None,  # the study trains all at one rate
+        "weight_decay": words["weight_decay"],
+        "lr_scheduler_type": words["schedule"],
+        "warmup_ratio": words.get("warmup_ratio", 0.0),
+        "warmup_steps": words.get("warmup_steps", 0),
+        "num_train_epochs": words["epochs"],
+        "max_steps": 0,
+        "per_device_train_batch_size": words["batch"],
+        "gradient_accumulation_steps": words["accumulation"],
+        "max_grad_norm": words["clip"],
+        "precision": words["precision"],
+        "max_length": words["max_length"],
+        "doc_stride": words.get("stride"),
+        "max_target_length": words.get("target_length"),
+        "text": tuple(words["text"].split("+")) if "text" in words else (),
+        "prefix": words.get("prefix", ""),
+        "generation": as_generation(words["generation"]) if "generation" in words else None,
+        "trainable_params": words.get("trainable"),
+        "total_params": words.get("total"),
+    }
+
+
+def as_adapter(words):
+    names = {"r": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "targets": "target_modules"}
+    return {names[key]: tuple(value) if key == "targets" else value for key, value in words.items()}
+
+
+def as_generation(words):
+    names = {"beams": "num_beams", "max_length": "max_new_tokens", "no_repeat_ngram": "no_repeat_ngram_size"}
+    defaults = {"min_length": 0, "length_penalty": 1.0}
+    return defaults | {names.get(key, key): value for key, value in words.items()}
+
+
+def test_27_cells_each_with_its_own_id():
+    assert len(STUDY_IDS) == len(set(STUDY_IDS)) == len(BACKBONES) * len(TASKS) * len(METHODS) == 27
+
+
+@pytest.mark.parametrize("profile", [QUICK_PROFILE, FULL_PROFILE], ids=lambda profile: profile.id)
+def test_both_profiles_have_the_same_cells_in_the_same_order(profile):
+    assert tuple(cell.id for cell in STUDY.cells(profile)) == STUDY_IDS
+
+
+def test_heaviest_task_comes_first_and_the_methods_of_a_pair_stand_together():
+    assert STUDY_IDS[:3] == ("bert_sum_lora", "bert_sum_qlora", "bert_sum_sft")
+    assert STUDY_IDS[-3:] == ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
+    assert [name.split("_")[1] for name in STUDY_IDS] == ["sum"] * 9 + ["qa"] * 9 + ["sa"] * 9
+
+
+def test_recipes_and_quick_rows_cover_the_grid_and_nothing_else():
+    assert set(RECIPES) == set(QUICK) == set(STUDY_IDS)
+
+
+def test_a_narrower_line_overrides_a_wider_one_and_a_cells_row_overrides_them_all():
+    shared = {
+        "sa": {"max_length": 1, "text": 1, "prefix": 1, "optim": 1, "precision": 1},
+        "lora": {"max_length": 2, "text": 2, "prefix": 2, "optim": 2},
+        "t5": {"max_length": 3, "text": 3, "prefix": 3},
+        "t5_sa": {"max_length": 4, "text": 4},
+        "t5_qa": {"max_length": 6},
+    }
+    rows = {"t5_sa_lora": {"max_length": 5}, "t5_qa_lora": {}}
+    assert merged("t5_sa_lora", shared, rows) == {"max_length": 5, "text": 4, "prefix": 3, "optim": 2, "precision": 1}
+    assert merged("t5_qa_lora", shared, rows) == {"max_length": 6, "text": 3, "prefix": 3, "optim": 2}
+
+
+TABLES = {"study": (recipes.SHARED, recipes.CELLS), "quick": (quick.SHARED, quick.QUICK)}
+
+
+@pytest.mark.parametrize("shared", [shared for shared, _ in TABLES.values()], ids=TABLES)
+def test_what_cells_share_is_named_for_a_task_a_method_a_backbone_or_a_backbones_task(shared):
+    ids = [{entry.id for entry in entries} for entries in (BACKBONES, TASKS, METHODS)]
+    assert shared.keys() <= {*ids[0], *ids[1], *ids[2], *(f"{backbone}_{task}" for backbone in ids[0] for task in ids[1])}
+
+
+@pytest.mark.parametrize(("shared", "cells"), TABLES.values(), ids=TABLES)
+def test_a_cells_row_repeats_nothing_that_it_shares(shared, cells):
+    common = {cell_id: merged(cell_id, shared, {cell_id: {}}) for cell_id in cells}
+    repeated = [
+        (cell_id, name)
+        for cell_id, row in cells.items()
+        for name in row.keys() & common[cell_id]
+        if row[name] == common[cell_id][name]
+    ]
+    assert repeated == []
+
+
+def test_the_study_says_nothing_that_is_not_compared(specification):
+    assert set(specification) == set(STUDY_IDS)
+    assert {key for words in specification.values() for key in words} == COMPARED | REMARKS
+
+
+OURS = ("from_notebook", "ours", "gradient_checkpointing")  # fields that the study does not have
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_a_recipe_is_the_studys(specification, cell_id):
+    recipe = asdict(FULL[cell_id].recipe)
+    assert {name: recipe[name] for name in recipe if name not in OURS} == as_recipe(specification[cell_id])
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_the_base_is_stored_as_the_study_says(specification, cell_id):
+    nf4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
+    assert specification[cell_id]["quantization"] == (nf4 if FULL[cell_id].quantization else None)
+
+
+def test_qlora_is_nf4_with_double_quantization():
+    assert asdict(NF4) == {
+        "bnb_4bit_quant_type": "nf4",
+        "bnb_4bit_use_double_quant": True,
+        "bnb_4bit_compute_dtype": "bfloat16",
+    }
+    assert {cell.method.id for cell in FULL.values() if cell.quantization} == {"qlora"}
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "expected"),
+    [
+        ("bert_sa_lora", 8 * (768 + 512) + 8 * (512 + 2)),  # fc1, fc2
+        ("bert_sa_qlora", 12 * 2 * 8 * (768 + 768) + 768 * 2 + 2),  # query, value; classifier
+        ("bert_qa_lora", 12 * 8 * (3 * (768 + 768) + 2 * (768 + 3072)) + 768 * 2 + 2),  # query, value, 3 dense; qa_outputs
+        ("gpt2_sa_lora", 12 * 8 * (768 + 3 * 768) + 768 * 2),  # c_attn; score has no bias
+        ("gpt2_qa_lora", 12 * 8 * (768 + 3 * 768) + 768 * 2 + 2),  # c_attn; qa_outputs
+        ("gpt2_sum_lora", 12 * 8 * (768 + 3 * 768)),  # c_attn
+        ("t5_sum_lora", 3 * 6 * 4 * 4 * (512 + 512)),  # q, k, v, o of encoder, decoder and cross-attention
+    ],
+)
+def test_trainable_parameters_worked_out_from_the_layers(cell_id, expected):
+    assert RECIPES[cell_id].trainable_params == expected
+
+
+def test_an_unknown_cell_gets_the_nearest_known_one():
+    with pytest.raises(InputError, match=r"unknown cell 'bert_sa_lorra'; did you mean bert_sa_lora\? .*lists all 27"):
+        STUDY.checked_ids(["t5_qa_sft", "bert_sa_lorra"])
+
+
+def test_a_cell_like_no_other_gets_the_command_that_lists_them():
+    with pytest.raises(InputError, match="unknown cell 'zzz'; `pytest -m full --list-cells` lists all 27"):
+        STUDY.checked_ids(["zzz"])
+
+
+def test_known_cells_come_back_in_the_order_asked_for():
+    assert STUDY.checked_ids(name for name in ("t5_qa_sft", "bert_sa_lora")) == ("t5_qa_sft", "bert_sa_lora")
+
+
+# What users add
+
+
+@pytest.fixture
+def grid():
+    return study()
+
+
+def test_a_method_like_another_gets_its_recipes_without_the_studys_counts(grid):
+    grid.add_method(Lora(id="dora", name="DoRA", options={"use_dora": True}), like="lora", learning_rate=1e-3)
+    assert len(grid.ids(QUICK_PROFILE)) == len(grid.ids(FULL_PROFILE)) == 36
+    cell = grid.cell("bert_qa_dora", FULL_PROFILE)
+    assert cell.recipe == replace(RECIPES["bert_qa_lora"], learning_rate=1e-3, trainable_params=None)
+    assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"]["max_steps"]
+    assert len(STUDY.ids(FULL_PROFILE)) == 27
+
+
+LIKE = {
+    "bert_sst2_lora": lambda grid, **changes: grid.add_task(replace(SA, id="sst2"), like="sa", **changes),
+    "bert_sa_dora": lambda grid, **changes: grid.add_method(replace(LORA, id="dora"), like="lora", **changes),
+    "bertlarge_sa_lora": lambda grid, **changes: grid.add_backbone(replace(BERT, id="bertlarge"), like="bert", **changes),
+}
+
+
+@pytest.mark.parametrize("cell_id", LIKE)
+def test_an_exceptional_head_of_the_studys_is_inherited_by_no_cell_of_a_user(grid, cell_id):
+    LIKE[cell_id](grid, weight_decay=0.5)
+    cell, study_cell = grid.cell(cell_id, FULL_PROFILE), FULL["bert_sa_lora"]
+    assert cell.head == BERT.heads[Problem.CLASSIFY]
+    assert cell.recipe.adapter == replace(study_cell.recipe.adapter, target_modules=("query", "value"))
+    assert cell.recipe.weight_decay == 0.5
+    assert (cell.recipe.learning_rate, cell.recipe.text) == (study_cell.recipe.learning_rate, study_cell.recipe.text)
+    assert grid.cell("bert_sa_lora", FULL_PROFILE) == study_cell
+    assert HEAD_EXCEPTIONS.keys() == TARGETS_WITHOUT_EXCEPTION.keys()
+
+
+def test_a_head_that_a_user_gave_a_cell_is_inherited(grid):
+    own = replace(BERT.heads[Problem.CLASSIFY], start_token="sep_token")
+    grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_qlora"], head=own)
+    LIKE["bert_sst2_lora"](grid)
+    cell = grid.cell("bert_sst2_lora", FULL_PROFILE)
+    assert (cell.head, cell.recipe.adapter) == (own, RECIPES["bert_sa_qlora"].adapter)
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "add"),
+    [
+        ("t5_sa_dora", lambda grid, **changes: grid.add_method(replace(LORA, id="dora"), like="lora", **changes)),
+        ("t5base_sa_lora", lambda grid, **changes: grid.add_backbone(replace(T5, id="t5base"), like="t5", **changes)),
+    ],
+)
+def test_a_heads_rate_of_the_studys_is_inherited_by_no_cell_of_a_user(grid, cell_id, add):
+    add(grid, quick={"max_steps": 7})
+    assert grid.cell("t5_sa_lora", QUICK_PROFILE).recipe.head_learning_rate == 4e-4
+    recipe = grid.cell(cell_id, QUICK_PROFILE).recipe
+    assert (recipe.head_learning_rate, recipe.learning_rate, recipe.max_steps) == (None, 4e-3, 7)
+
+
+def test_a_heads_rate_that_a_user_gave_a_cell_is_inherited(grid):
+    grid.add_recipe("t5_sa_lora", RECIPES["t5_sa_lora"], quick={"head_learning_rate": 4e-4})
+    grid.add_method(replace(LORA, id="dora"), like="lora")
+    grid.add_method(replace(LORA, id="fast"), like="lora", quick={"head_learning_rate": 1e-2})
+    assert grid.cell("t5_sa_dora", QUICK_PROFILE).recipe.head_learning_rate == 4e-4
+    assert grid.cell("t5_qa_fast", QUICK_PROFILE).recipe.head_learning_rate == 1e-2
+
+
+def test_a_backbone_without_a_micro_one_has_no_quick_cells(grid):
+    grid.add_backbone(replace(BERT, id="bertlarge", micro=None), like="bert")
+    assert len(grid.ids(FULL_PROFILE)) == len(grid.ids(FOOTPRINT_PROFILE)) == 36
+    assert len(grid.ids(QUICK_PROFILE)) == 27
+    with pytest.raises(InputError, match="bertlarge_sa_sft has no quick recipe, so it runs with -m full and -m footprint only"):
+        grid.cell("bertlarge_sa_sft", QUICK_PROFILE)
+
+
+def test_a_task_of_another_size_comes_first_by_its_problem(grid):
+    grid.add_task(replace(SA, id="stars", labels=("1", "2", "3")), like="sa", num_train_epochs=1)
+    assert grid.ids(FULL_PROFILE)[18:20] == ("bert_stars_lora", "bert_stars_qlora")
+    assert grid.cell("t5_stars_sft", FULL_PROFILE).recipe.num_train_epochs == 1
+
+
+def test_a_combination_without_a_recipe_gets_a_sentence(grid):
+    grid.add_method(Method(id="full", name="full"))
+    with pytest.raises(InputError, match=r"bert_sa_full has no recipe, so it does not exist; .* grid.add_recipe"):
+        grid.cell("bert_sa_full", FULL_PROFILE)
+    grid.add_recipe("bert_sa_full", RECIPES["bert_sa_sft"])
+    assert grid.cell("bert_sa_full", FULL_PROFILE).recipe == RECIPES["bert_sa_sft"]
+
+
+@pytest.mark.parametrize(
+    ("add", "sentence"),
+    [
+        (
+            lambda grid: grid.add_method(Method(id="sft", name="x")),
+            "method 'sft' is in the grid already; give yours another id",
+        ),
+        (
+            lambda grid: grid.add_method(Method(id="my_m", name="x")),
+            "invalid id of method 'my_m': expected lower-case letters and digits",
+        ),
+        (lambda grid: grid.add_optimizer("adamw_torch", None), "optimizer 'adamw_torch' is in the grid already"),
+        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "'x' cannot be like 'lorra', which is not in the"),
+        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "bert_sa_x: a recipe has no field 'lr'"),
+        (lambda grid: grid.add_recipe("bert_nli_lora", RECIPES["bert_sa_lora"]), "unknown cell 'bert_nli_lora'; did you mean"),
+        (lambda grid: replace(SA, labels=("one",)), "task 'sa': only a classification names labels, and at least two"),
+        (lambda grid: replace(SA, text=("body",)), "task 'sa' reads column 'body', which is not among its columns"),
+        (lambda grid: replace(SA, main_score="f1"), "task 'sa': main_score 'f1' is not among its bounded_scores"),
+        (
+            lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)),
+            "task 'sa': unknown score 'acuracy'; a task to classify has accuracy, f1_macro, precision_0, recall_0, f1_0",
+        ),
+        (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "'x': learning_rate would change copied"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "invalid recipe of bert_sa_lora: expected a Recipe, got 'text'"),
+        (
+            lambda grid: grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_lora"], quick={"lr": 1}),
+            "bert_sa_lora: a recipe has no field 'lr'",
+        ),
+        (
+            lambda grid: replace(BERT, heads={Problem.GENERATE: Head(architecture="BertToBert")}),
+            "backbone 'bert': its head for generate has no layout; give one of Layout.ENCODER_DECODER, Layout.SEPARATED",
+        ),
+    ],
+)
+def test_an_entry_that_cannot_be_used_gets_one_sentence(grid, add, sentence):
+    with pytest.raises(InputError, match=sentence.replace("(", r"\(")):
+        add(grid)
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "changes", "sentence"),
+    [
+        (
+            "bert_sa_sft",
+            {"adapter": GPT2_C_ATTN},
+            "bert_sa_sft: method 'sft' trains every parameter, but the recipe has an adapter",
+        ),
+        ("t5_qa_lora", {"adapter": None}, "t5_qa_lora: method 'lora' needs an adapter in the recipe"),
+        ("t5_qa_lora", {"optim": "adam"}, "t5_qa_lora: unknown optimizer 'adam'; known are adamw_bnb_8bit, adamw_torch"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(grid, cell_id, changes, sentence):
+    grid.add_recipe(cell_id, replace(RECIPES[cell_id], **changes))
+    with pytest.raises(InputError, match=sentence):
+        grid.cell(cell_id, FULL_PROFILE)
+
+
+def test_a_backbone_without_a_head_for_a_problem_has_no_cells_of_it(grid):
+    grid.add_backbone(replace(BERT, id="enc", heads={Problem.CLASSIFY: BERT.heads[Problem.CLASSIFY]}), like="bert")
+    assert [name for name in grid.ids(FULL_PROFILE) if name.startswith("enc_")] == ["enc_sa_lora", "enc_sa_qlora", "enc_sa_sft"]
+    with pytest.raises(InputError, match="enc_qa_sft: backbone 'enc' declares no head for extract, which task 'qa' needs"):
+        grid.cell("enc_qa_sft", FULL_PROFILE)
+
+
+def test_an_optimizer_of_ones_own_is_known_by_its_name(grid):
+    rates = []
+    grid.add_optimizer("mine", lambda groups, learning_rate: rates.append(learning_rate))
+    grid.add_recipe("bert_sa_sft", replace(RECIPES["bert_sa_sft"], optim="mine"))
+    grid.cell("bert_sa_sft", FULL_PROFILE).optimizer([], 0.5)
+    assert rates == [0.5]
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_quick_keeps_the_adapter_and_the_optimizer_of_the_study(cell_id):
+    quick, full = STUDY.cell(cell_id, QUICK_PROFILE).recipe, RECIPES[cell_id]
+    assert (quick.adapter, quick.optim, quick.text, quick.prefix) == (full.adapter, full.optim, full.text, full.prefix)
+
+
+def test_quick_trains_by_updates_once_over_the_rows_and_in_fp32_but_for_one_cell():
+    recipes = {cell.id: cell.recipe for cell in STUDY.cells(QUICK_PROFILE)}
+    assert {recipe.num_train_epochs for recipe in recipes.values()} == {1}
+    assert [cell_id for cell_id, recipe in recipes.items() if recipe.precision != "fp32"] == ["gpt2_sa_lora"]
+    assert all(recipe.max_steps == QUICK[cell_id]["max_steps"] > 0 for cell_id, recipe in recipes.items())
+
+
+def test_a_head_is_looked_up_by_problem_unless_the_cell_is_an_exception():
+    assert FULL["bert_sa_lora"].head.architecture == "BertMLPClassifier"
+    assert FULL["bert_sa_qlora"].head == BERT.heads[Problem.CLASSIFY]
+    assert FULL["gpt2_qa_sft"].head == GPT2.heads[Problem.EXTRACT]
+    assert HEAD_EXCEPTIONS.keys() <= set(STUDY_IDS)

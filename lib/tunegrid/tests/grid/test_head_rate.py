@@ -1,0 +1,73 @@
+"""A head's new modules may train at a rate of their own: `Recipe.head_learning_rate`."""
+
+from dataclasses import replace
+
+import pytest
+
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.methods import LORA
+from tunegrid.grid.names import within
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.variants import LoraFA, LoraPlus
+from tunegrid.run.audits.evidence import Evidence
+from tunegrid.run.audits.trained import schedule_counts_updates
+from tunegrid.tests.small import cell_of, rows_of, silent, trainer_for
+
+RATES = {"learning_rate": 1e-2, "head_learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 2}
+REVIEWS = rows_of("amazon_polarity/train")[:4]
+
+
+def peaks(trainer):
+    """The peak rate of each parameter that trains, by whether it is the head's."""
+    by_id = {id(p): group["initial_lr"] for group in trainer.optimizer.param_groups for p in group["params"]}
+    rates = {True: set(), False: set()}
+    for name, parameter in trainer.stepped.items():
+        if parameter.requires_grad:
+            rates[within(name, trainer.cell.head.new_modules)].add(by_id[id(parameter)])
+    return rates
+
+
+@pytest.mark.parametrize("cell_id", ["t5_sa_lora", "bert_sa_sft"])
+def test_the_head_has_its_own_rate_and_the_rest_the_recipes(cell_id):
+    trainer = trainer_for(cell_of(cell_id, **RATES), REVIEWS)
+    assert peaks(trainer) == {True: {1e-3}, False: {1e-2}}
+
+
+def test_without_one_all_trains_at_the_recipes_rate():
+    trainer = trainer_for(cell_of("t5_sa_lora", **RATES | {"head_learning_rate": None}), REVIEWS)
+    assert peaks(trainer) == {True: {1e-2}, False: {1e-2}}
+    assert len(trainer.optimizer.param_groups) == 2
+
+
+def test_lora_plus_keeps_its_ratio_beside_it():
+    cell = replace(cell_of("t5_sa_lora", **RATES), method=LoraPlus(id="loraplus", name="LoRA+"))
+    assert peaks(trainer_for(cell, REVIEWS)) == {True: {1e-3}, False: {1e-2, 16e-2}}
+
+
+def test_lora_fa_which_has_one_rate_refuses_it():
+    method = LoraFA(id="lorafa", name="LoRA-FA")
+    method.check(replace(cell_of("t5_sa_lora").recipe, head_learning_rate=None))
+    with pytest.raises(InputError, match="head_learning_rate=None"):
+        method.check(cell_of("t5_sa_lora", **RATES).recipe)
+
+
+@pytest.mark.slow
+def test_a_method_that_ignores_it_is_caught():
+    class OneRate(type(LORA)):
+        def parameter_groups(self, model, cell):
+            return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": 0.0}]
+
+    for method, passes in ((LORA, True), (OneRate(id="lora", name="LoRA"), False)):
+        trainer = trainer_for(replace(cell_of("t5_sa_lora", **RATES), method=method), REVIEWS)
+        trainer.run(silent())
+        passed, detail = schedule_counts_updates(Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, splits=None))
+        assert passed is passes
+        assert passes or detail == "the head trains at a peak rate of 0.01, not 0.001"
+
+
+def test_another_learning_rate_changes_the_heads_in_proportion():
+    plain = STUDY.cell("t5_sa_lora", QUICK_PROFILE).recipe
+    changed = STUDY.cell("t5_sa_lora", replace(QUICK_PROFILE, changes={"learning_rate": plain.learning_rate / 2})).recipe
+    assert changed.head_learning_rate == pytest.approx(plain.head_learning_rate / 2)
+    assert STUDY.cell("bert_sa_sft", replace(QUICK_PROFILE, changes={"learning_rate": 1.0})).recipe.head_learning_rate is None

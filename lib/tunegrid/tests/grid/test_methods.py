@@ -1,0 +1,241 @@
+"""Methods beyond the study's three: each is a few lines, trains in the same trainer and is held to the same audits."""
+
+from dataclasses import dataclass, replace
+from itertools import islice
+from types import SimpleNamespace
+
+import peft
+import pytest
+import torch
+
+from tunegrid.errors import InputError
+from tunegrid.grid.adapters import IA3
+from tunegrid.grid.cells import STUDY, study
+from tunegrid.grid.methods import LORA, SFT, Adapting, Method
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.zoo import METHODS
+from tunegrid.run.audits import Evidence, audited
+from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.checkpoint import Checkpoints
+from tunegrid.run.meter import Meter
+from tunegrid.run.training import Trainer
+from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of, trainer_of
+
+pytestmark = pytest.mark.slow
+
+REVIEWS = rows_of("amazon_polarity/train")[:16]
+NEWS = rows_of("cnn_dailymail/train")[:8]
+FEW = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}
+
+
+ZOO = {method.id: method for method in METHODS}
+
+
+def trainer_with(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, **changes) -> Trainer:
+    """A trainer of a quick cell with another method."""
+    torch.set_num_threads(1)
+    cell = replace(cell_of(like, **FEW | changes), method=method)
+    codec = codec_for(like, **FEW | changes)
+    return Trainer(cell, build(cell, tokenizer_of(like), CPU), codec, codec.encode(rows, training=True), Meter(device=CPU))
+
+
+def trained(method: Method, like: str = "gpt2_sa_lora", rows=REVIEWS, built: Method | None = None, **changes):
+    """A quick cell labelled with a method, after a few updates, and what moved; `built` is the method that really trained."""
+    trainer = trainer_with(built or method, like, rows, **changes)
+    before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
+    trainer.run(silent())
+    moved = {name for name, p in trainer.parameters.items() if not torch.equal(p, before[name])}
+    return Evidence(cell=replace(trainer.cell, method=method), codec=trainer.codec, trainer=trainer), moved
+
+
+def failed(evidence) -> dict[str, str]:
+    return {finding.name: finding.detail for finding in audited(evidence) if not finding.passed}
+
+
+def groups(method, names) -> set[str]:
+    return {method.group_of(name) for name in names}
+
+
+DORA, RSLORA = ZOO["dora"], ZOO["rslora"]
+
+
+def test_dora_is_lora_with_an_option():
+    evidence, moved = trained(DORA)
+    assert failed(evidence) == {}
+    assert groups(DORA, moved & evidence.own) == {"lora_A", "lora_B", "lora_magnitude_vector"}
+    details = {finding.name: finding.detail for finding in audited(evidence)}
+    assert details["variant_applied"] == "use_dora; lora_A, lora_B, lora_magnitude_vector"
+    assert DORA.settings(evidence.cell.recipe)["use_dora"] is True
+
+
+def test_rslora_has_another_scale():
+    evidence, _ = trained(RSLORA)  # rank 8, alpha 16: 16 / sqrt(8)
+    assert failed(evidence) == {}
+    details = {finding.name: finding.detail for finding in audited(evidence)}
+    assert details["adapters_where_declared"] == "3 adapters: rank 8, scale 5.65685"
+
+
+@pytest.mark.parametrize(
+    ("declared", "objecting"),
+    [(DORA, {"variant_applied"}), (RSLORA, {"variant_applied", "adapters_where_declared", "adapters_add_as_declared"})],
+)
+def test_plain_lora_is_not_taken_for_a_variant(declared, objecting):
+    evidence, _ = trained(declared, built=LORA)
+    assert failed(evidence).keys() == objecting
+
+
+def test_the_studys_methods_have_no_variant_to_show():
+    evidence, _ = trained(LORA)
+    assert failed(evidence) == {}
+    assert "variant_applied" not in {finding.name for finding in audited(evidence)}
+
+
+def test_ia3_gives_a_config_and_targets():
+    method = ZOO["ia3"]
+    evidence, moved = trained(method, "bert_qa_qlora", rows_of("squad/train")[:8], optim="adamw_torch")
+    assert failed(evidence) == {}
+    assert groups(method, moved & evidence.own) == {"ia3_l"}
+
+
+def test_targets_that_do_not_carry_an_adapter_are_named():
+    narrow = peft.IA3Config(target_modules=["key", "value"], feedforward_modules=[], modules_to_save=["qa_outputs"])
+
+    @dataclass(frozen=True, kw_only=True)
+    class Narrow(IA3):
+        def peft_config(self, cell, base):
+            return narrow
+
+    evidence, _ = trained(Narrow(**vars(ZOO["ia3"])), "bert_qa_lora", rows_of("squad/train")[:8])
+    first = "base_model.model.bert.encoder.layer.0.attention.output.dense"
+    # micro BERT has three layers: key, value, and two layers that end in output.dense each
+    detail = f"6 adapters where 12 layers are targets, {first} among the differences"
+    assert failed(evidence)["adapters_where_declared"] == detail
+
+
+def test_lora_plus_has_two_rates_and_the_schedule_holds_for_the_first():
+    evidence, _ = trained(ZOO["loraplus"], lr_scheduler_type="constant")
+    assert [group["lr"] for group in evidence.trainer.optimizer.param_groups] == pytest.approx([0.01, 0.01, 0.16, 0.16])
+    assert failed(evidence) == {}
+
+
+def test_lora_fa_leaves_a_where_it_started():
+    method = ZOO["lorafa"]
+    evidence, moved = trained(method)
+    assert failed(evidence) == {}
+    assert groups(method, moved & evidence.own) == {"lora_B"}
+
+
+def test_adalora_prunes_between_updates_and_is_held_orthogonal():
+    method = ZOO["adalora"]
+    evidence, _ = trained(method)
+    assert failed(evidence) == {}
+    singular = [p for name, p in evidence.trainer.parameters.items() if "lora_E" in name]
+    assert sum(int(p.count_nonzero()) for p in singular) == 8 * len(singular)  # the target rank, on average
+
+
+def test_adalora_plans_its_cuts_over_an_epochs_updates():
+    config = trainer_with(ZOO["adalora"], max_steps=0, num_train_epochs=5).model.peft_config["default"]
+    # 16 rows in batches of 4, two of which make an update: 2 updates an epoch; a tenth and four tenths of 10
+    assert (config.tinit, config.tfinal, config.total_step) == (1, 4, 10)
+
+
+def test_adalora_resumes_with_the_importance_it_had_measured(tmp_path):
+    method = ZOO["adalora"]
+    cut, resumed = (trainer_with(method, max_steps=5) for _ in range(2))
+    for group in islice(cut.updates(0), 2):
+        cut.losses.append(cut.update(group))
+    file = Checkpoints(path=tmp_path / "state.safetensors", every_seconds=0.0, resume=True)
+    file.save_if_due(cut)
+    file.restore(resumed)
+    allocators = [trainer.model.base_model.rankallocator for trainer in (cut, resumed)]
+    measured = allocators[0].exp_avg_ipt
+    assert len(measured) == 3 * 3  # A, B and E of three layers
+    assert all(torch.equal(allocators[1].exp_avg_ipt[name], importance) for name, importance in measured.items())
+
+
+def test_a_penalty_pulls_on_weights_and_leaves_the_loss_as_it_is():
+    @dataclass(frozen=True, kw_only=True)
+    class Pulled(Method):
+        def penalty(self, model):
+            return 1e6 * model.score.weight.sum()
+
+    pulled, _ = trained(Pulled(id="pulled", name="pulled"), "gpt2_sa_sft", max_steps=1)
+    plain, _ = trained(SFT, "gpt2_sa_sft", max_steps=1)
+    assert pulled.trainer.course.losses == plain.trainer.course.losses
+    gained = [e.trainer.parameters["score.weight"] for e in (pulled, plain)]
+    assert not torch.equal(*gained)
+
+
+def test_learned_prompts_adapt_no_layer():
+    method = ZOO["prompt"]
+    evidence, moved = trained(method, "t5_sum_lora", NEWS, gradient_checkpointing=False)
+    assert failed(evidence) == {}
+    assert groups(method, moved & evidence.own) == {"prompt_encoder"}
+
+
+def test_layers_of_any_kind_can_carry_an_adapter():
+    method = ZOO["ln"]
+    evidence, moved = trained(method, "bert_qa_lora", rows_of("squad/train")[:8])
+    assert failed(evidence) == {}
+    assert groups(method, moved & evidence.own) == {"ln_tuning_layers"}
+
+
+def test_pissa_may_rewrite_its_targets_and_nothing_else():
+    method = ZOO["pissa"]
+    evidence, _ = trained(method)
+    assert failed(evidence) == {}
+    plain = replace(evidence, cell=replace(evidence.cell, method=LORA))
+    assert failed(plain)["checkpoint_loaded"].startswith("3 of ")  # c_attn of three layers
+
+
+def test_a_new_tokens_row_is_the_methods_own():
+    evidence, moved = trained(LORA, "gpt2_sum_lora", NEWS)
+    assert "trainable_tokens_delta" in groups(LORA, moved & evidence.own)
+    assert failed(evidence) == {}
+
+
+def test_what_a_method_adds_is_found_by_structure_not_by_name():
+    model = peft.get_peft_model(
+        torch.nn.ModuleDict({"lora_lookalike": torch.nn.Linear(2, 2), "target": torch.nn.Linear(2, 2)}),
+        peft.LoraConfig(r=1, target_modules=["target"]),
+    )
+    assert {name.split(".")[-3] for name in LORA.own_parameters(model)} == {"lora_A", "lora_B"}
+
+
+def test_a_method_without_a_config_says_what_is_missing():
+    with pytest.raises(InputError, match="'mine' does not say what its adapter is: give it a `peft_config`"):
+        trained(Adapting(id="mine", name="mine"))
+
+
+def test_lora_needs_an_adapter_and_full_fine_tuning_none():
+    with_adapter, without = (SimpleNamespace(adapter=cell_of(f"gpt2_sa_{name}").recipe.adapter) for name in ("lora", "sft"))
+    with pytest.raises(InputError, match="'lora' needs an adapter in the recipe"):
+        LORA.check(without)
+    with pytest.raises(InputError, match="'sft' trains every parameter, but the recipe has an adapter"):
+        SFT.check(with_adapter)
+
+
+# Optimizers
+
+
+def test_an_unknown_optimizer_is_refused_with_the_known_ones():
+    profile = replace(QUICK_PROFILE, changes={"optim": "adamw_tourch"})
+    with pytest.raises(InputError, match="unknown optimizer 'adamw_tourch'; known are adamw_bnb_8bit, adamw_torch"):
+        STUDY.cell("bert_sa_sft", profile)
+
+
+def test_an_optimizer_of_ones_own_gets_the_methods_groups_and_the_recipes_rate():
+    grid = study()
+    grid.add_optimizer("sgd", lambda groups, rate: torch.optim.SGD(groups, lr=rate))
+    cell = grid.cell("gpt2_sa_lora", replace(QUICK_PROFILE, changes={"optim": "sgd", "learning_rate": 0.5}))
+    optimizer = cell.method.make_optimizer(build(cell, load_tokenizer(cell), CPU), cell)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert [(group["lr"], group["weight_decay"], len(group["params"])) for group in optimizer.param_groups] == [
+        (0.5, 0.01, 2 * 3 + 1),  # A and B of three layers, and the head's weight; nothing has one dimension
+        (0.5, 0.0, 0),
+    ]
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(InputError, match="gpt2_sa_sft: unknown schedule 'linnear'; known are "):
+        trainer_of("gpt2_sa_sft", REVIEWS, lr_scheduler_type="linnear")

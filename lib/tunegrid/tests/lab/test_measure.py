@@ -1,0 +1,227 @@
+"""Measuring everything once: sessions that are kept, stages, the baseline of the same runs. No session is trained here."""
+
+import json
+import subprocess
+from dataclasses import replace
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.lab import false_alarms, grid_runs, measure, measured, sensitivity
+from tunegrid.lab.calibrate import Plan
+from tunegrid.lab.grid_runs import GridRun, OtherSession, Sessions
+from tunegrid.record import to_json
+from tunegrid.results.files import read_list
+from tunegrid.tests.records import complete
+
+CELLS = ("bert_sa_lora", "bert_sa_sft")
+PLAN = [GridRun(seeds=range(5), only=CELLS), GridRun(seeds=range(5, 10), only=CELLS)]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where sessions are kept."""
+    monkeypatch.setattr(grid_runs, "folder", lambda: tmp_path)
+    return tmp_path
+
+
+def rows_of(run, **changes):
+    seeds = [{"seed": seed, "split_seed": 42, "perturbation": run.draw} for seed in run.seeds]
+    return [to_json(complete(cell, seeds=own, **changes)) for own in seeds for cell in run.cells]
+
+
+def save(path, rows):
+    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
+
+
+def pytest_that(monkeypatch, code=0, rows=None):
+    """Let sessions end with this exit code and these rows; what was started is noted."""
+    started = []
+
+    def run(command, **options):
+        started.append(command)
+        path = command[-1].partition("=")[2]
+        save(grid_runs.Path(path), rows or next(rows_of(one) for one in PLAN if one.name in path))
+        return subprocess.CompletedProcess(command, code)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return started
+
+
+# Sessions
+
+
+def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, capsys):
+    save(PLAN[0].path, rows_of(PLAN[0]))
+    started = pytest_that(monkeypatch, code=1)  # a cell that misses a bound has its row
+    Sessions(workers="2").train(PLAN)
+    part = PLAN[1].path.with_suffix(".unfinished.json")
+    words = ["-q", "-n", "2", "-m", "quick", "--seeds", "5,6,7,8,9", "--cells", ",".join(CELLS), f"--benchmark-json={part}"]
+    assert [command[3:] for command in started] == [words]
+    assert set(PLAN[1].grids()) == {5, 6, 7, 8, 9}
+    Sessions().train(PLAN)
+    assert len(started) == 1
+    assert "1 of 2: keeps quick-seeds-0-4" in capsys.readouterr().out
+
+
+def test_a_session_that_was_stopped_is_not_kept(folder, monkeypatch):
+    pytest_that(monkeypatch, code=2)  # pytest writes its JSON also where somebody interrupts it
+    with pytest.raises(InputError, match="pytest ended with exit code 2; other sessions are kept, run the command again"):
+        Sessions().train(PLAN)
+    assert not PLAN[0].path.exists()
+
+
+@pytest.mark.parametrize("left_out", ["a row", "an end"])
+def test_a_session_without_a_finished_cell_is_not_kept(folder, monkeypatch, left_out):
+    rows = rows_of(PLAN[0])
+    rows = rows[:-1] if left_out == "a row" else [*rows[:-1], rows[-1] | {"status": "error"}]
+    pytest_that(monkeypatch, code=1, rows=rows)
+    with pytest.raises(InputError, match="bert_sa_sft of seed 4 did not finish"):
+        Sessions().train(PLAN[:1])
+    assert not PLAN[0].path.exists()
+
+
+def test_the_time_left_is_that_of_all_stages(folder, monkeypatch, capsys):
+    times = iter([0.0, 600.0, 600.0, 1500.0])
+    monkeypatch.setattr(grid_runs, "monotonic", lambda: next(times))
+    pytest_that(monkeypatch)
+    sessions = Sessions()
+    sessions.expect([*PLAN, OtherSession(label="controls", options=(), count=20)])
+    sessions.train(PLAN)
+    told = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()]
+    # ten trainings took ten minutes; ten more and twenty controls are to do
+    assert told == ["40 in all, how long is not known yet", "30 in all, about 30 min left"]
+    assert sessions.left() == "20 in all, about 25 min left"  # twenty took 25 minutes
+
+
+def test_fresh_trains_what_is_kept_but_nothing_twice(folder, monkeypatch):
+    save(PLAN[0].path, rows_of(PLAN[0]))
+    started = pytest_that(monkeypatch)
+    sessions = Sessions(fresh=True)
+    sessions.expect(PLAN)
+    sessions.train(PLAN[:1])
+    sessions.train(PLAN[:1])
+    assert len(started) == 1
+
+
+def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
+    for room in grid_runs.TRAINS:
+        assert (ROOT / room).is_dir()
+        (tmp_path / room).mkdir(parents=True)
+    monkeypatch.setattr(grid_runs, "ROOT", tmp_path)
+    recipes, bounds = tmp_path / "lib" / "tunegrid" / "grid" / "recipes.py", tmp_path / "benchmarks" / "quick.toml"
+    recipes.write_text("RATE = 1")
+    kept = grid_runs.folder.__wrapped__()
+    bounds.write_text("minimum = 90")  # what is measured
+    assert grid_runs.folder.__wrapped__() == kept
+    recipes.write_text("RATE = 2")
+    assert grid_runs.folder.__wrapped__() != kept
+
+
+# Stages
+
+
+def test_stages_have_one_order():
+    assert measure.stages_of("") == ["bounds", "numerics", "baseline", "power", "sensitivity", "false_alarms", "zoo"]
+    assert measure.stages_of("power,bounds") == ["bounds", "power"]
+    stages = "bounds,numerics,baseline,power,sensitivity,false_alarms,zoo"
+    with pytest.raises(InputError, match=f"'bound' is no stage; give some of {stages}"):
+        measure.stages_of("bound")
+
+
+def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
+    work = measure.Work(plan=Plan(), sessions=Sessions(), to=measure.ROOT, runs=20)
+    names = {name: {session.name for session in stage.sessions(work)} for name, stage in measure.STAGES.items()}
+    assert names["baseline"] < names["bounds"]
+    assert len(names["numerics"] & names["bounds"]) == 1 + 3  # seeds 0 to 4, three draws
+    names["numerics"] -= names["bounds"]
+    rest = [session for name, own in names.items() if name != "baseline" for session in own]
+    assert len(rest) == len(set(rest)) == 8 + 3 + 0 + 4 + 8 + 2
+    trained = {seed for run in false_alarms.planned(4) if run.draw is None for seed in run.seeds}
+    assert not trained & set(range(30))  # fresh seeds are not those of the bounds
+    assert {run.draw for run in false_alarms.planned(4)} & {1, 2, 3} == set()
+
+
+def test_the_command_runs_its_stages_and_tells_what_is_left(folder, monkeypatch, capsys):
+    done = []
+
+    def bounds(work):
+        work.sessions.train(PLAN)
+        done.append("bounds")
+        return 0
+
+    stages = {
+        "bounds": measure.Stage(sessions=lambda work: PLAN, do=bounds),
+        "power": measure.Stage(sessions=lambda work: [], do=lambda work: done.append("power") or 1),
+    }
+    monkeypatch.setattr(measure, "STAGES", stages)
+    pytest_that(monkeypatch)
+    assert measure.main(["--to", str(folder)]) == 1
+    assert done == ["bounds", "power"]
+    assert capsys.readouterr().out.splitlines()[0] == "stage 1 of 2, bounds: 20 trainings left"
+
+
+def test_who_stops_it_reads_how_to_go_on(folder, monkeypatch, capsys):
+    def stop(work):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(measure, "STAGES", {"bounds": measure.Stage(sessions=lambda work: PLAN, do=stop)})
+    assert measure.main(["--to", str(folder)]) == 130
+    assert "stopped; 20 trainings left, finished sessions are kept: run it again to go on" in capsys.readouterr().out
+
+
+def test_no_baseline_is_measured_of_a_changed_tree(monkeypatch):
+    changed = subprocess.CompletedProcess([], 0, stdout=" M lib/tunegrid/grid/recipes.py\n")
+    monkeypatch.setattr(subprocess, "run", lambda *arguments, **options: changed)
+    with pytest.raises(InputError, match="uncommitted changes, of which no baseline is made"):
+        measure.check_clean(["bounds", "baseline"])
+    measure.check_clean(["power"])
+
+
+# The baseline
+
+
+def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
+    low = "accuracy 80.0 is below 85.0 (bert_sa_lora, quick, seed 0)"
+    shared = {"scores": {"accuracy": 80.0}, "bounds": {"accuracy": 85.0}}
+    was = complete("bert_sa_lora", **shared, status="missed", missed=[low])
+    audit = replace(was, cell="bert_sa_sft", missed=["audit x: y (bert_sa_sft, quick, seed 0)"])
+    save(tmp_path / "run.json", [to_json(was), to_json(audit)])
+    bounds = {"bert_sa_lora": {"accuracy": 75.0}, "bert_sa_sft": {"accuracy": 81.0}}
+    measure.rebound(tmp_path / "run.json", tmp_path / "again.json", bounds)
+    first, second = read_list(tmp_path / "again.json")
+    assert (first.status, first.missed, first.bounds) == ("passed", [], {"accuracy": 75.0})
+    assert (second.status, len(second.missed)) == ("missed", 2)
+    assert second.missed[1] == "accuracy 80.0 is below 81.0 (bert_sa_sft, quick, seed 0)"
+    assert [record.status for record in read_list(tmp_path / "run.json")] == ["missed", "missed"]  # the session stays as it was
+
+
+# Figures
+
+
+def test_a_command_replaces_its_own_figures_alone(tmp_path):
+    path = tmp_path / "measured.json"
+    measured.note(path, "power", {"runs": 5})
+    measured.note(path, "sensitivity", {"cells": 27})
+    measured.note(path, "power", {"runs": 6})
+    assert {name: section["date"] > "2020" for name, section in measured.read(path).items()} == {
+        "power": True,
+        "sensitivity": True,
+    }
+    assert measured.read(path)["power"]["runs"] == 6
+    measured.note(None, "power", {})
+
+
+def test_the_figures_of_degradations():
+    answers = ["-9.1 worse", "+2.3 same", "-0.1 same, bound or audit", "-3.0 worse, numerics"]
+    told = {"cells": 4, "low": -9.1, "high": 2.3, "median": -1.6, "worse": 2, "called": 3}
+    assert sensitivity.figures(answers, [-9.14, 2.31, -0.1, -3.0]) == told
+
+
+def test_the_figures_of_false_alarms():
+    def run(name, missed=()):
+        return false_alarms.Verdicts(name=name, missed=missed, failing=(), untold=0, changed=0)
+
+    judged = [run("seed 0 draw 11"), run("seed 100", ("f1",)), run("seed 1 draw 11", ("f1",)), run("seed 101")]
+    assert false_alarms.figures(judged) == {"moved starts": 1, "fresh seeds": 1, "all": 2, "runs": 4}

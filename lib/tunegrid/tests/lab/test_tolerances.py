@@ -1,0 +1,268 @@
+"""Tolerances of numerics are what harmless changes did, doubled; sessions of the bounds say it. No session is trained here."""
+
+import json
+import re
+import tomllib
+from dataclasses import replace
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.lab import grid_runs, measure, measured
+from tunegrid.lab import numerics as stage
+from tunegrid.lab.calibrate import Plan
+from tunegrid.lab.grid_runs import GridRun, Sessions
+from tunegrid.lab.tolerances import (
+    FLOORS,
+    Apart,
+    Evidence,
+    apart,
+    blunt,
+    largest,
+    numerics_toml,
+    of_optimizer,
+    tolerance,
+    tolerances_of,
+)
+from tunegrid.record import to_json
+from tunegrid.results.numerics import load_tolerances
+from tunegrid.tests.records import complete
+
+LOSSES = [0.75, 0.5, 0.25]
+
+
+def later(deviations, kind="nf4 fp32"):
+    """Cells a, b, c ... whose later losses lie so far apart."""
+    return [Apart(cell=cell, kind=kind, figures={"later": value}) for cell, value in zip("abcdef", deviations, strict=False)]
+
+
+# The rule
+
+
+@pytest.mark.parametrize(("deviation", "doubled"), [(3.1e-4, 6.2e-4), (3.14e-4, 6.3e-4), (4.96e-4, 1e-3), (0.0, 0.0)])
+def test_a_tolerance_is_twice_the_deviation_rounded_up_to_two_digits(deviation, doubled):
+    assert tolerance(deviation) == doubled
+
+
+def test_a_tolerance_is_no_less_than_its_floor():
+    assert tolerance(1e-6, 1.5e-5) == 1.5e-5
+    assert tolerance(8e-6, 1.5e-5) == 1.6e-5
+
+
+def test_an_arithmetic_is_held_to_the_largest_deviation_of_all_its_pairs():
+    most = largest([*later([1e-3, 3e-3]), *later([2e-3, 1e-3]), *later([1e-4], "fp32")])
+    assert most == {"nf4 fp32": {"later": 3e-3}, "fp32": {"later": 1e-4}}
+    assert tolerances_of(most)["nf4 fp32"]["later"] == 6e-3
+    assert tolerances_of(most)["fp32"]["later"] == 2e-4
+
+
+def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
+    # the median of 1, 2, 3, 4 and 31 is 3: 31 lies beyond 30, so that 4 is the largest of the others
+    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2])))
+    assert tables["nf4 fp32"]["later"] == 8e-3
+    assert tables["cell e"] == {"later": 6.2e-2}
+
+
+def test_a_cell_within_ten_times_the_median_widens_the_tolerance_of_all():
+    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))
+    assert tables.keys() == {"nf4 fp32"}
+    assert tables["nf4 fp32"]["later"] == 5.8e-2
+
+
+def test_a_cell_that_the_floor_covers_needs_no_tolerance_of_its_own():
+    tables = tolerances_of(largest(later([0.0, 0.0, 2.5e-5])))  # twice as much is 5e-5, the floor
+    assert tables.keys() == {"nf4 fp32"}
+    assert tables["nf4 fp32"]["later"] == 5e-5
+    assert "cell c" in largest(later([0.0, 0.0, 2.6e-5]))
+
+
+def test_a_lone_cell_of_an_arithmetic_is_never_far_beyond():
+    assert largest(later([0.5], "bf16")) == {"bf16": {"later": 0.5}}
+
+
+def test_what_no_cell_showed_has_its_floor_and_no_evidence():
+    most = largest(later([1e-3]))
+    assert "decoded" not in most["nf4 fp32"]
+    assert tolerances_of(most)["nf4 fp32"] == {**FLOORS, "later": 2e-3}
+    bf16 = tolerances_of(largest(later([1e-3], "bf16")))["bf16"]
+    assert (bf16["moved"], bf16["decoded"], bf16["weights"]) == (6e-3, 5e-2, FLOORS["weights"])
+    assert tolerances_of(largest(later([1e-3], "fp32")))["fp32"]["moved_alone"] == 1e-3
+
+
+ALIKE = {"first": 0.0, "later": 1e-6, "weights": 0.0, "probe_gradients": 0.0, "gradients": 0.0, "moved": 2e-4}
+
+
+def test_the_optimizer_rounds_alone_where_all_before_it_is_bit_identical():
+    def figures(**changes):
+        return of_optimizer(Apart(cell="a", kind="fp32", figures=ALIKE | changes)).figures
+
+    assert figures()["moved_alone"] == 2e-4
+    assert "moved" not in figures()
+    assert figures(gradients=1e-9)["moved"] == 2e-4
+    assert "moved_alone" not in figures(gradients=1e-9)
+
+
+# Two records
+
+
+def record(cell="bert_sa_lora", seed=0, draw=None, by=0.0):
+    """A finished record whose first loss lies so far off."""
+    made = complete(cell, seeds={"seed": seed, "split_seed": 42, "perturbation": draw})
+    losses = [LOSSES[0] + by, *LOSSES[1:]]
+    return replace(made, training=replace(made.training, losses=losses, updates=len(losses)))
+
+
+def test_two_trainings_lie_apart_by_all_figures_of_numerics():
+    old, new = record(), record(by=0.125)
+    new.training.first_step = replace(new.training.first_step, decoded=5e-6)
+    found = apart(old, new)
+    assert (found.cell, found.kind) == ("bert_sa_lora", "fp32")
+    assert found.figures["first"] == 0.125
+    assert found.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
+    assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)  # three updates are one mean; the mean loss is 0.5
+    assert found.figures.keys() | {"moved_alone"} == FLOORS.keys()
+
+
+def test_where_no_model_searched_nothing_was_decoded():
+    old, new = record(), record()
+    new.training.first_step = replace(new.training.first_step, decoded=None)
+    assert "decoded" not in apart(old, new).figures
+
+
+def test_a_training_without_a_number_calibrates_nothing():
+    broken = record()
+    broken.training.losses[1] = None
+    with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is no number"):
+        apart(record(), broken)
+
+
+# The file
+
+
+def evidence(pairs, optimizers=(), masks=()):
+    first = record()
+    return Evidence(pairs=pairs, optimizers=optimizers, masks=masks, seeds=[0, 1], draws=[1], first=first)
+
+
+def masks_of(cell, curve):
+    return Apart(cell=cell, kind="nf4 fp32", figures={"curve": curve})
+
+
+def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
+    optimizers = [Apart(cell="a", kind="nf4 fp32", figures={"moved_alone": 1e-4})]
+    made = evidence(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2]), optimizers, [masks_of("a", 0.2), masks_of("a", 0.1)])
+    path = tmp_path / "numerics.toml"
+    path.write_text(numerics_toml(made))
+    assert load_tolerances(path) == {
+        "nf4 fp32": {**FLOORS, "later": 8e-3, "moved_alone": 2e-4},
+        "cell e": {"later": 6.2e-2},
+    }
+    told = tomllib.loads(path.read_text())["evidence"]
+    assert told["largest"] == {"nf4 fp32": {"later": 4e-3, "moved_alone": 1e-4}, "cell e": {"later": 3.1e-2}}
+    assert told["drawn"] == {"a": {"kind": "nf4 fp32", "curve": 0.1}}
+    assert (told["pairs"], told["optimizers"], told["seeds"], told["draws"]) == (5, 1, [0, 1], [1])
+    assert told["versions"].keys() >= {"torch", "transformers", "peft"}
+    assert told["device"]
+    assert all(line.startswith("# ") and len(line) <= 128 for line in path.read_text().partition("\n\n")[0].splitlines())
+
+
+@pytest.mark.parametrize("deviation", [3.35e-4, 3.05e-4, 3.0501e-4, 7.549e-4])
+def test_a_tolerance_is_at_least_twice_the_evidence_as_the_file_shows_it(deviation):
+    written = tomllib.loads(numerics_toml(evidence(later([deviation]))))
+    assert written["nf4 fp32"]["later"] >= 2 * written["evidence"]["largest"]["nf4 fp32"]["later"] > 0
+
+
+def test_a_tolerance_that_hides_other_masks_of_dropout_is_said_to_be_blunt():
+    pairs = [masks_of("a", 2e-3), masks_of("b", 1e-3)]
+    assert blunt(evidence(pairs, masks=[masks_of("a", 5e-3)])) == []
+    assert blunt(evidence(pairs, masks=[masks_of("a", 4e-3)])) == [
+        "blunt: a curve 4.0e-03; other masks of dropout part it by 4.0e-03 only"
+    ]
+
+
+def test_a_figure_of_one_training_alone_is_refused():
+    with pytest.raises(InputError, match="a has later in one of two trainings alone"):
+        numerics_toml(evidence(later([float("inf")])))
+
+
+# The stage
+
+CELLS = ("bert_sa_lora", "bert_sa_qlora")
+COUNTS = {"--seeds": 6, "--perturbed-seeds": 2, "--draws": 2, "--cells": ",".join(CELLS)}
+PLAN = Plan(seeds=6, perturbed=2, draws=2, cells=CELLS)
+
+
+@pytest.fixture
+def sessions(tmp_path, monkeypatch):
+    """All sessions of the stage, kept: starts of seed S and draw D move the first loss by D x 2**-10, in QLoRA twice as far."""
+    monkeypatch.setattr(grid_runs, "folder", lambda: tmp_path)
+    for run in stage.planned(PLAN):
+        run.path.write_text(json.dumps({"benchmarks": rows_of(run)}))
+    return tmp_path
+
+
+def rows_of(run):
+    if not isinstance(run, GridRun):
+        tests = {f"test_{stage.OPTIMIZER}_of_it[{cell}]": ALIKE for cell in CELLS}
+        tests |= {f"test_{stage.MASKS}_random_number[{CELLS[0]}]": {"curve": 0.5, "later": 0.0}}
+        kinds = dict(zip(CELLS, ("fp32", "nf4 fp32"), strict=True))
+        cells = [name.partition("[")[2][:-1] for name in tests]
+        return [
+            {"name": name, "extra_info": {"of": cell, "kind": kinds[cell], **figures}}
+            for (name, figures), cell in zip(tests.items(), cells, strict=True)
+        ]
+    moved = (run.draw or 0) * 2.0**-10
+    records = [record(cell, seed, run.draw, seed + moved * (1 + CELLS.index(cell))) for seed in run.seeds for cell in run.cells]
+    return [{"name": made.cell, "extra_info": to_json(made)} for made in records]
+
+
+def command(to):
+    return ["--only", "numerics", *(str(part) for pair in COUNTS.items() for part in pair), "--to", str(to)]
+
+
+def test_the_stage_pairs_moved_starts_with_unmoved_ones_and_trains_nothing_that_is_kept(sessions, capsys):
+    assert measure.main(command(sessions)) == 0
+    path = sessions / "benchmarks" / "thresholds" / "numerics.toml"
+    tables, told = load_tolerances(path), tomllib.loads(path.read_text())["evidence"]
+    # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
+    assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
+    assert (tables["fp32"]["moved_alone"], tables["nf4 fp32"]["moved_alone"]) == (1e-3, 4e-4)  # 2e-4 in both; fp32 has a floor
+    assert (told["pairs"], told["optimizers"], told["seeds"], told["draws"]) == (8, 4, [0, 1], [1, 2])
+    assert told["drawn"] == {"bert_sa_lora": {"kind": "fp32", "curve": 0.5}}
+    noted = measured.read(sessions / "reports" / "measured.json")["numerics"]
+    assert (noted["pairs"], noted["cells_of_their_own"]) == (8, [])
+    assert noted["largest"]["fp32"]["first"] == 2 / 1024
+    output = capsys.readouterr().out
+    assert "stage 1 of 1, numerics: 0 trainings left" in output
+    assert "trains" not in output
+
+
+def test_the_stage_needs_the_perturbed_seeds_alone_and_the_optimizer_once_a_seed():
+    names = [session.name.partition("-2-cells")[0] for session in stage.planned(PLAN)]
+    optimizers = ["quick-seeds-0-0", "quick-seeds-1-1"]
+    assert names == ["quick-seeds-0-4", "quick-seeds-0-1-draw-1", "quick-seeds-0-1-draw-2", *optimizers]
+    [*_, last] = stage.planned(PLAN)
+    words = "(another_implementation or one_more) and (bert_sa_lora] or bert_sa_qlora])"
+    assert list(last.arguments) == ["-m", "perturbed", "-k", words, "--seeds", "1"]
+    [*_, last] = stage.planned(Plan())
+    assert last.arguments[3] == "(another_implementation or one_more)"
+    assert last.name == "quick-seeds-2-2-optimizer"
+
+
+@pytest.mark.parametrize("word", [stage.OPTIMIZER, stage.MASKS])
+def test_the_words_of_a_session_name_one_test_each(word):
+    tests = re.findall(r"^def (test_\w+)", (ROOT / "benchmarks" / "test_perturbed.py").read_text(), re.MULTILINE)
+    assert len([test for test in tests if word in test]) == 1
+
+
+def test_without_moved_starts_there_is_nothing_to_measure():
+    with pytest.raises(InputError, match="tolerances rest on moved starts: give --perturbed-seeds and --draws of at least 1"):
+        stage.measured(Plan(seeds=2, draws=0), Sessions())
+
+
+def test_a_cell_whose_optimizer_was_not_seen_is_named(sessions):
+    run = stage.optimizers(PLAN)[1]
+    run.path.write_text(json.dumps({"benchmarks": rows_of(run)[1:]}))
+    with pytest.raises(InputError, match=r"bert_sa_lora of seed 1 did not finish in .*-optimizer.json; remove "):
+        stage.measured(PLAN, Sessions())

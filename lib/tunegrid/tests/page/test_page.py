@@ -1,0 +1,388 @@
+"""What the page says, of runs whose answers are known. No browser: `test_page_browser.py` opens pages in one."""
+
+import json
+import re
+from itertools import pairwise
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.commands import page as command
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.page import charts, render
+from tunegrid.page.charts import Dot
+from tunegrid.page.rows import sampled
+from tunegrid.page.runs import PageRun, of_profile, read_page_run
+from tunegrid.page.study import compared
+from tunegrid.page.verdict import minus
+from tunegrid.page.view import COSTS, page_of
+from tunegrid.record import from_json, to_json
+from tunegrid.results import comparison, examples
+from tunegrid.results.examples import Examples, Texts
+from tunegrid.results.files import read_list
+from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.results.noise import Noise
+from tunegrid.tests import pages
+from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
+from tunegrid.tests.records import complete
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Examples of these runs stay out of the machine's own store."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+
+
+def text_of(page):
+    return re.sub(r"<[^>]*>", " ", re.sub(r"<(style|script)>.*?</\1>", "", render.html(page), flags=re.S))
+
+
+# The answer
+
+
+def test_a_passing_run_says_so_in_one_sentence():
+    assert pages.passing().head.answer == "Passed: all 27 cells reached every bound and passed every audit."
+    assert pages.one_cell().head.answer == "Passed: the one cell reached every bound and passed every audit."
+
+
+def test_a_failing_run_says_how_many_and_where_the_gravest_first():
+    head = pages.failing().head
+    assert head.answer == "Failed: 1 of 27 cells failed audit base_frozen, 2 missed a bound, 1 broke off."
+    assert head.more_sentences[0] == (
+        "Failed against before.json: 1 cell missing (t5_sa_lora), 2 cells worse (t5_qa_sft f1, gpt2_sa_lora accuracy)."
+    )
+    assert [(item.cell, item.verdict) for item in head.items] == [
+        ("t5_sa_lora", "missing"),
+        ("t5_qa_sft", "worse"),
+        ("gpt2_sa_lora", "worse"),
+        ("t5_sa_lora", "error"),
+        ("t5_qa_sft", "missed"),
+        ("gpt2_sa_lora", "missed"),
+        ("bert_sum_sft", "missed"),
+    ]
+    assert head.items[1].sentence.startswith("f1 −85.0 points (−")  # 39 of 40 rows were right, now 5
+
+
+def test_a_run_that_reaches_its_bounds_but_got_worse_has_not_passed():
+    loose = {"bounds": {"accuracy": 1.0}}
+    page = page_of(run_of([record_of(right=8, **loose)]), [run_of([record_of(right=39, **loose)], "b.json", "2026-11-01")])
+    assert page.head.state == "failed"
+    assert page.head.answer == "Failed against b.json: 1 cell worse (bert_sa_lora accuracy)."
+    assert page.head.more_sentences[0] == "The one cell reached every bound and passed every audit."
+
+
+def test_a_run_without_cells_and_a_published_one_pass_nothing():
+    assert pages.empty().head.answer == "Nothing to show: this run holds no cell that was run."
+    reported = read_page_run(ROOT / "reports" / "study.json")
+    assert page_of(reported).head.answer == "Reported: 27 results as published; nothing was run here."
+
+
+def test_a_minus_is_no_hyphen():
+    assert minus("f1 -3.1 points (-4.2 to +0.1), rouge-1, 2026-11-25") == "f1 −3.1 points (−4.2 to +0.1), rouge-1, 2026-11-25"
+
+
+# The grid and the cells
+
+
+def shown_before(page):
+    """What the page's table of scores says was before, of its one cell."""
+    table = render.html(page).partition('aria-label="Scores of bert_sa_lora"')[2].partition("</table>")[0]
+    return re.findall(r'<td class="n">([^<]*)</td>', table)[2]
+
+
+def test_before_is_of_the_runs_that_the_gate_paired_with():
+    older = run_of([record_of(right=right, seed=seed) for seed, right in enumerate((40, 20, 30))], "b.json", "2026-11-01")
+    page = page_of(run_of([record_of(right=30, seed=1)]), [older], verdicts=[])
+    assert shown_before(page) == "50.00"  # of seed 1, 20 of 40 rows; the mean of all three seeds is 75
+    main = Judgement(cell="bert_sa_lora", main_score="accuracy", quantity="accuracy", verdict=Verdict.SAME, before=62.5)
+    assert shown_before(page_of(run_of([record_of(right=30, seed=1)]), [older], verdicts=[main])) == "62.50"
+    assert shown_before(page_of(run_of([record_of(right=30, seed=7)]), [older], verdicts=[])) == "75.00"
+
+
+def test_a_field_of_the_grid_says_that_numerics_changed():
+    changed = [
+        Judgement(cell="bert_sa_lora", main_score="accuracy", quantity=quantity, verdict=verdict, detail=detail)
+        for quantity, verdict, detail in (
+            ("accuracy", Verdict.SAME, ""),
+            ("numerics", Verdict.CHANGED, "start: weights before training, lora_A x 0.9258"),
+        )
+    ]
+    page = page_of(run_of([record_of()]), [run_of([record_of()], "b.json", "2026-11-01")], verdicts=changed)
+    assert page.cells[0].verdict is Verdict.CHANGED
+    assert "first at the stage start (1 cell, as in bert_sa_lora: weights before training, lora_A x 0.9258)" in text_of(page)
+
+
+@pytest.mark.parametrize(
+    ("right", "shade"), [(36, "a2"), (40, "a4"), (35, "b1"), (34, "b3"), (20, "b4")]
+)  # 90, 100, 87.5, 85 and 50 points for a bound of 88
+def test_a_field_is_shaded_by_its_distance_from_the_bound(right, shade):
+    [cell] = page_of(run_of([record_of(right=right)])).cells
+    assert cell.shade == shade
+
+
+def test_seeds_are_one_cell_with_an_interval():
+    [cell] = page_of(run_of(record_of(right=right, seed=seed) for seed, right in enumerate((36, 37, 38)))).cells
+    # 90, 92.5, 95: sd 2.5, t 4.303 with two degrees of freedom, 4.303 * 2.5 / sqrt(3) = 6.21
+    assert cell.score == 92.5
+    assert (round(cell.low, 2), round(cell.high, 2)) == (86.29, 98.71)
+    assert cell.command == "pytest -m quick --cells=bert_sa_lora --seeds=0,1,2"
+
+
+def test_a_cell_says_how_to_run_just_it():
+    own = complete(limits={"train_rows": None, "validation_rows": None, "test_rows": None, "own_test": True}, profile="full")
+    assert page_of(run_of([own])).cells[0].command == (
+        "pytest -m full --cells=bert_sa_lora --seeds=0 --set own_test=true --device=cpu"
+    )
+    [cell] = page_of(run_of([pages.foreign("net1", "sa", "dora", 36)])).cells
+    assert cell.command == "pytest -m quick --grid=FILE.py --cells=net1_sa_dora --seeds=0"
+
+
+def test_history_has_a_verdict_at_each_step_that_can_be_judged():
+    runs = [run_of([record_of(right=right)], f"{right}.json", f"2026-11-{right}") for right in (10, 20, 30)]
+    story = page_of(runs[2], [runs[1], runs[0]]).story
+    assert [run.name for run in story.runs] == ["10.json", "20.json", "30.json"]
+    assert [score for score, _ in story.steps["bert_sa_lora"]] == [25.0, 50.0, 75.0]
+    assert [verdict for _, verdict in story.steps["bert_sa_lora"]] == [None, "better", "better"]
+
+
+def test_a_full_run_stands_beside_the_study():
+    full = run_of([complete("bert_sum_lora", profile="full", scores={"rouge1": 30.0})])
+    lines = compared(full).lines
+    assert [(line.score, line.ours, line.theirs) for line in lines][:2] == [("rouge1", 30.0, 26.88), ("rouge2", None, 12.69)]
+    assert compared(full).findings == [
+        ("bert_sum_lora", "bertscore_f1 56.23 is above the mean of precision 55.14 and recall 55.68")
+    ]
+    assert "Beside the study" in text_of(page_of(full))
+    assert compared(run_of([complete("bert_sum_lora")])) is None
+
+
+def test_committed_runs_become_pages():
+    footprint = page_of(read_page_run(ROOT / "reports" / "cpu-amd-epyc" / "footprint.json"))
+    assert "activations" in text_of(footprint)
+    assert len(footprint.cells) == 27
+    for path in sorted((ROOT / "reports" / "real-text").glob("*.json")):
+        assert text_of(page_of(read_page_run(path)))
+
+
+# Test rows
+
+
+def rows_with(points, predictions=None, ids=None):
+    """A record and its examples."""
+    kept = Examples(
+        ids=ids or [f"id{place}" for place in range(len(points))],
+        points={"accuracy": points},
+        predictions=predictions or ["1"] * len(points),
+    )
+    return complete(examples=vars(examples.write(kept)), labels=["bad", "good"])
+
+
+def test_flips_come_first_then_the_rows_with_fewest_points():
+    old, new = rows_with([100.0, 0.0, 100.0, 0.0, 100.0]), rows_with([100.0, 100.0, 0.0, 0.0, 100.0])
+    sample = sampled(new, None, old, None, limit=4)
+    assert [(row.number, row.change) for row in sample.rows] == [(3, "lost"), (2, "gained"), (4, "same"), (1, "same")]
+    assert (sample.total, sample.lost, sample.gained, sample.paired) == (5, 1, 1, True)
+
+
+def test_many_lost_rows_leave_room_for_gained_ones():
+    old = rows_with([100.0] * 9 + [0.0] * 9)
+    new = rows_with([0.0] * 9 + [100.0] * 9)
+    changes = [row.change for row in sampled(new, None, old, None, limit=6).rows]
+    assert changes == ["lost"] * 3 + ["gained"] * 3
+
+
+def test_labels_have_names_and_of_two_the_true_one_is_deduced():
+    [right, wrong] = sampled(rows_with([100.0, 0.0], ["1", "1"]), None, None, None, limit=2).rows[::-1]
+    assert (right.new, right.reference, wrong.new, wrong.reference) == ("good", "good", "good", "bad")
+
+
+def test_rows_of_an_older_run_on_other_rows_are_not_paired():
+    old, new = rows_with([100.0], ids=["other"]), rows_with([0.0])
+    sample = sampled(new, None, old, None, limit=1)
+    assert (sample.paired, sample.rows[0].old) == (False, None)
+    assert sample.missing[0] == "the older run scored other test rows: its predictions are not paired"
+
+
+def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_path):
+    record = rows_with([100.0])
+    assert record.examples.file == "aa99e1b22573f893.parquet"  # as before there were texts
+    assert examples.read_texts(record, None) is None
+    examples.write_texts(record.examples.rows_hash, Texts(inputs=["x" * 700], references=["good"]))
+    texts = examples.read_texts(record, None)
+    assert (len(texts.inputs[0]), texts.references) == (600, ["good"])
+    examples.keep_beside([record], tmp_path / "kept" / "run.json")
+    assert {path.name for path in (tmp_path / "kept" / "examples").iterdir()} == {
+        record.examples.file,
+        f"rows-{record.examples.rows_hash}.parquet",
+    }
+
+
+def test_text_of_data_sets_is_escaped():
+    content = render.html(pages.failing())
+    assert HOSTILE not in content
+    assert "&lt;script&gt;document.title" in content
+    assert content.count("<script>") == 1
+
+
+# Charts
+
+
+def dot(name, cost, score, front=""):
+    return Dot(name=name, front=front, shape="0", cost=cost, score=score, low=score, high=score)
+
+
+def test_each_front_is_drawn_as_stairs_on_top_of_other_dots():
+    dots = [dot("good", 9, 90, "bert"), dot("cheap", 1, 50, "bert"), dot("bad", 8, 40), dot("fair", 3, 70, "bert")]
+    chart = charts.scatter([*dots, dot("other", 2, 99, "t5")])
+    assert [mark.dot.name for mark in chart.marks] == ["bad", "cheap", "other", "fair", "good"]
+    cheap, other, fair, good = ((mark.x, mark.y) for mark in chart.marks[1:])
+    stairs = [cheap, (fair[0], cheap[1]), fair, (good[0], fair[1]), good]
+    assert chart.fronts == [" ".join(f"{x},{y}" for x, y in stairs), f"{other[0]},{other[1]}"]
+
+
+def test_page_and_comparison_star_the_same_cells():
+    path = ROOT / "reports" / "baselines" / "quick-cpu.json"
+    page = page_of(read_page_run(path))
+    by_page = {(cell.id, name) for group in page.groups for cell in group.cells for name in group.on_fronts(cell)}
+    tables = comparison.compared({path: read_list(path)}, Noise())
+    by_tables = {
+        (f"{table.backbone}_{table.task}_{method}", name)
+        for table in tables
+        for cost, name in COSTS.items()
+        for method in table.on_front(cost)
+    }
+    drawn = {
+        ("{0}_{task}_{1}".format(*mark.dot.name.split(), task=group.task), name)
+        for group in page.groups
+        for name, chart in group.scatters
+        for mark in chart.marks
+        if mark.dot.front
+    }
+    assert by_page == by_tables == drawn
+    assert len(tables) * len(COSTS) <= len(by_page) < 27 * len(COSTS)
+
+
+def test_a_cell_that_an_audit_objects_to_is_on_no_front():
+    failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
+    good = complete("bert_sa_lora", scores={"accuracy": 99.0}, audits=failed)
+    page = page_of(PageRun(name="run", records=[complete("bert_sa_sft", scores={"accuracy": 80.0}), good]))
+    [group] = page.groups
+    assert {cell.id: bool(group.on_fronts(cell)) for cell in group.cells} == {"bert_sa_sft": True, "bert_sa_lora": False}
+
+
+def test_ticks_are_round_and_inside():
+    assert charts.linear_ticks(61.3, 97.2, 5) == [70, 80, 90]
+    assert charts.log_ticks(40, 30_000, 4) == [100, 1000, 10_000]
+    assert charts.log_ticks(9, 110, 5) == [10, 20, 50, 100]
+
+
+def test_labels_cover_neither_dots_nor_each_other():
+    crowd = [(100.0 + place, 100.0, dot(f"cell {place}", 1, 1)) for place in range(30)]
+    places = charts.placed(crowd, [], (340, 250))
+    assert 1 <= len(places) < 30  # those without a place are left to the table
+    spans = sorted((y, x if anchor == "start" else x - 5.6 * 6) for x, y, anchor in places.values())
+    assert all(b[0] - a[0] >= 8 or b[1] - a[1] >= 5.6 * 6 for a, b in pairwise(spans))
+
+
+def test_a_bars_parts_follow_each_other_in_percent_of_the_longest():
+    parts = charts.stacked([10, None, 30], longest=80)
+    assert [(part.start, part.width, part.kind) for part in parts] == [(0, 12.5, 0), (12.5, 37.5, 2)]
+
+
+def test_long_curves_are_thinned_to_means():
+    assert charts.thinned([1.0, 3.0, None, 5.0], most=2) == [(1.5, 2.0), (3.5, 5.0)]
+    assert len(charts.thinned([0.5] * 100_000)) <= 120
+
+
+# Size and bad input
+
+
+def test_27_cells_with_long_rows_and_two_runs_are_under_a_megabyte_and_a_half():
+    long = "a long review with many words in it " * 30
+    count = 800
+
+    def record(cell, seed):
+        metric = pages.MAIN[cell.split("_")[1]]
+        scored = [float(100 * ((place + seed) % 2)) for place in range(count)]
+        kept = Examples(ids=[f"{place}" for place in range(count)], points={metric: scored}, predictions=[long] * count)
+        written = examples.write(kept)
+        examples.write_texts(written.rows_hash, Texts(inputs=[long] * count, references=[long] * count))
+        return record_of(cell, examples=vars(written), scores={metric: 50.0})
+
+    older = run_of((record(cell, 1) for cell in STUDY_IDS), "old.json", "2026-11-01")
+    content = render.html(page_of(run_of(record(cell, 0) for cell in STUDY_IDS), [older]))
+    assert len(content.encode()) < 1_500_000
+    assert "30 of 800 rows" in content
+
+
+def test_a_row_of_ten_megabytes_is_cut(tmp_path):
+    huge = rows_with([0.0], ["x" * 10_000_000])
+    assert len(render.html(page_of(run_of([huge])))) < 100_000
+    losses = complete(training=to_json(huge)["training"] | {"losses": [0.5] * 1_000_000})
+    assert len(render.html(page_of(run_of([losses])))) < 100_000
+
+
+def test_what_is_missing_is_said_on_the_page(tmp_path):
+    gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
+    assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])))
+    unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
+    told = "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired or judged"
+    assert told in text_of(unlike).replace("O", "o")
+    assert unlike.head.state == "passed"
+    disjoint = page_of(run_of([record_of()]), [run_of([record_of("t5_qa_sft")], "old.json", "2026-11-01")])
+    assert disjoint.head.more_sentences == ["Old.json and run.json have no finished cell in common, so nothing is compared."]
+
+
+def test_of_two_profiles_the_larger_is_shown_and_the_other_named():
+    records = [record_of(), record_of("t5_sa_lora"), from_json(footprint_json())]
+    page = page_of(of_profile(run_of(records)))
+    assert len(page.cells) == 2
+    assert page.remarks == ["run.json also holds records of another profile (1 of footprint): --profile shows those"]
+    assert page_of(of_profile(run_of(records), "footprint")).footprint
+
+
+def refusal(capsys, *arguments):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([*map(str, arguments)])
+    assert exit_.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tunegrid page: error:")]
+    return line
+
+
+BAD = [
+    ('{"benchmarks": [{"extra_info": {"cell"', "is not a complete pytest-benchmark JSON"),
+    ('{"benchmarks": []}', "holds no cells; was it saved by `pytest -m quick`?"),
+    (json.dumps({"benchmarks": [{"extra_info": {"cell": "a_b_c", "schema_version": 99}}]}), "schema version 99 is newer than"),
+    ("[]", "is not a complete pytest-benchmark JSON"),
+]
+
+
+@pytest.mark.parametrize(("text", "sentence"), BAD)
+def test_a_run_that_cannot_be_read_is_one_sentence(text, sentence, tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(text)
+    assert sentence in refusal(capsys, path, "-o", tmp_path / "page.html")
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_a_score_that_is_not_a_number_and_an_unknown_profile_are_one_sentence(tmp_path, capsys):
+    good = saved(tmp_path / "good.json", [record_of()])
+    bad = tmp_path / "bad.json"
+    bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
+    assert "scores.accuracy is NaN, but it should be a finite number" in refusal(capsys, bad, "-o", tmp_path / "p.html")
+    told = refusal(capsys, good, "-o", tmp_path / "p.html", "--profile", "full")
+    assert told.endswith("good.json holds no cells of full, but of quick")
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    run = saved(tmp_path / "run.json", [record_of()])
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in refusal(capsys, run, "-o", tmp_path / "file" / "page.html")
+    assert "cannot be written" in refusal(capsys, run, "-o", tmp_path)
+
+
+def test_without_a_browser_a_screenshot_is_one_sentence(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(render, "which", lambda name: None)
+    run = saved(tmp_path / "run.json", [record_of()])
+    told = refusal(capsys, run, "-o", tmp_path / "p.html", "--screenshot", tmp_path / "p.png")
+    assert "--screenshot needs Chromium: none of chromium, " in told

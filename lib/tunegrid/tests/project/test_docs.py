@@ -1,0 +1,247 @@
+"""The pages: each command in them is one that the code takes, each link leads somewhere, and no sentence stands twice."""
+
+import argparse
+import ast
+import json
+import re
+import shlex
+from collections import Counter
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid import __main__ as product
+from tunegrid.lab import __main__ as lab
+from tunegrid.tests.sessions import collected_together
+
+GUIDES = sorted((ROOT / "benchmarks" / "guides").glob("*.md"))
+PAGES = [
+    ROOT / "README.md",
+    *GUIDES,
+    *sorted((ROOT / "reports" / "evidence").glob("*.md")),
+    *(ROOT / folder / "README.md" for folder in ("benchmarks", "benchmarks/ci", "reports", "lib")),
+    ROOT / "reports" / "CHANGELOG.md",
+]
+# What needs a network, or runs everything; and Ray's own command, which lib/tunegrid/tests/hosts.py gives.
+INSTALLING = ("pip", "python3", "source", ".ci/run", "ray", "benchmarks/ci/slurm.sh")
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+
+
+# Commands
+
+
+def blocks(language):
+    """Every code block of the pages in a language."""
+    return [
+        block
+        for page in PAGES
+        for block in re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    ]
+
+
+def commands():
+    """Every command of the pages' bash blocks, as words."""
+    for line in "\n".join(blocks("bash")).replace("\\\n", " ").splitlines():
+        for command in re.sub(r"\[[^\]]*\.\.\.\]", "", line).split("&&"):
+            words = shlex.split(command, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+                del words[0]
+            if words and words[0] not in INSTALLING:
+                yield words
+
+
+def examples():
+    """The files that the guides show."""
+    block = re.compile(r"<!-- example: (\w+\.py) -->\n```python\n(.*?)```", re.DOTALL)
+    return {name: code for guide in GUIDES for name, code in block.findall(guide.read_text())}
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory):
+    """What a user's own files are named in the pages, with a file or folder that stands in for each."""
+    folder = tmp_path_factory.mktemp("pages")
+    for name, code in examples().items():
+        (folder / name).write_text(code)
+    full = json.loads(BASELINE.read_text())
+    for row in full["benchmarks"]:
+        row["extra_info"]["profile"] = "full"
+    (folder / "full.json").write_text(json.dumps(full))
+    saved = {"reports/saved/.../0001_h100.json": folder / "full.json", "before.json": BASELINE, "DIR": folder}
+    return saved | {name: folder / name for name in examples()}
+
+
+def with_stand_ins(words, stand_ins):
+    """A command in which each name of a user's file is that of its stand-in."""
+    swapped = []
+    for word in words:
+        option, equals, value = word.rpartition("=")
+        swapped.append(f"{option}{equals}{stand_ins.get(value, value)}" if word.startswith("--") else word)
+    return swapped
+
+
+def own_commands():
+    """The package, the name and the arguments of each command of ours; `tunegrid run` is pytest, and replaces the process."""
+    for words in commands():
+        if words[0] == "tunegrid" and words[1] != "run":
+            yield "tunegrid.commands", words[1], words[2:]
+        elif words[:3] == ["python", "-m", "tunegrid.lab"]:
+            yield "tunegrid.lab", words[3], words[4:]
+
+
+def test_every_command_is_one_that_this_test_knows():
+    assert {words[0] for words in commands()} == {"pytest", "python", "tunegrid"}
+    assert {words[2] for words in commands() if words[0] == "python"} == {"tunegrid.lab"}
+
+
+def pytest_commands():
+    """The arguments of each pytest command, those of the project's own tests apart."""
+    wanted = [list(words) for words in dict.fromkeys(tuple(words[1:]) for words in commands() if words[0] == "pytest")]
+    return [[words for words in wanted if any("lib/tunegrid/tests" in word for word in words) is own] for own in (True, False)]
+
+
+def test_the_pages_commands_on_own_tests_name_files_that_exist():
+    own, suite = pytest_commands()
+    paths = [word for words in own for word in words if "/" in word]
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+    assert len(suite) >= 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loads_torch", [False, True])
+def test_the_pages_pytest_commands_collect(stand_ins, loads_torch):
+    asked = [words for words in pytest_commands()[1] if bool({"faults", "library_bugs"} & set(words)) is loads_torch]
+    asked = [[word for word in with_stand_ins(words, stand_ins) if word != "--list-cells"] for words in asked]
+    answers = collected_together(asked)
+    assert [(words, text) for words, (code, text) in zip(asked, answers, strict=True) if code] == []
+    assert all(re.search(r"\d tests? collected", text) for _, text in answers)
+
+
+def test_the_pages_commands_on_saved_runs_parse(monkeypatch):
+    class Parsed(Exception):
+        """Its command line was taken."""
+
+    parse = argparse.ArgumentParser.parse_args
+
+    def only_parse(parser, arguments):
+        parse(parser, arguments)
+        raise Parsed
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", only_parse)
+    wanted = list(own_commands())
+    for package, name, arguments in wanted:
+        assert name in (lab.COMMANDS if package == "tunegrid.lab" else product.COMMANDS)
+        with pytest.raises(Parsed):
+            import_module(f"{package}.{name}").main(arguments)
+    assert len(wanted) >= 10
+
+
+# Links, words and sentences
+
+
+def anchor(heading):
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def without_code(page):
+    return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def links(page):
+    return [target for target in re.findall(r"\]\(([^)\s]+)\)", without_code(page)) if not target.startswith("http")]
+
+
+def leads_nowhere(page, link):
+    """Whether a link names a file or a heading that is not there."""
+    name, _, place = link.partition("#")
+    target = page.parent / name if name else page
+    if not target.exists():
+        return True
+    return bool(place) and place not in [anchor(line) for line in re.findall(r"^#+ (.+)$", without_code(target), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_somewhere(page):
+    assert [link for link in links(page) if leads_nowhere(page, link)] == []
+
+
+def test_a_link_to_a_missing_file_or_heading_leads_nowhere(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("# One\n\n```\n# two\n```\n")
+    assert [leads_nowhere(page, link) for link in ("page.md", "#one", "page.md#two", "other.md")] == [False, False, True, True]
+
+
+def test_the_list_of_guides_is_complete():
+    listed = [link for link in links(ROOT / "benchmarks" / "README.md") if link.startswith("guides/")]
+    assert sorted(listed) == [f"guides/{guide.name}" for guide in GUIDES]
+
+
+def words_of(page):
+    """How many words a page has, by `wc -w`."""
+    return len(page.read_text().split())
+
+
+def test_the_readme_is_read_in_a_few_minutes():
+    assert words_of(ROOT / "README.md") <= 900
+
+
+@pytest.mark.parametrize("guide", GUIDES, ids=lambda guide: guide.name)
+def test_a_guide_has_300_to_900_words(guide):
+    assert 300 <= words_of(guide) <= 900
+
+
+def sentences(text):
+    """The sentences of a page's prose and tables, of eight words and more."""
+    prose = re.sub(r"\]\([^)]*\)|[*`\[\]]", "", text)
+    parts = re.split(r"(?<=[.:;?!])\s|\n\n|\|", prose)
+    return [" ".join(part.split()) for part in parts if len(part.split()) >= 8]
+
+
+def test_no_sentence_stands_twice_in_the_pages():
+    counts = Counter(sentence for page in PAGES for sentence in sentences(without_code(page)))
+    assert [sentence for sentence, count in counts.items() if count > 1] == []
+
+
+def test_a_repeated_sentence_is_found_across_line_breaks():
+    text = "One two three four five six\nseven eight. Short one.\n\nOne two three four `five` six seven eight. Short one.\n"
+    assert Counter(sentences(text)) == {"One two three four five six seven eight.": 2}
+
+
+def test_the_readmes_tree_is_the_repositorys():
+    tree = (ROOT / "README.md").read_text().partition("in reading order\n\n```\n")[2].partition("```")[0]
+    paths, folder = [], Path()
+    for line in tree.splitlines():
+        names = re.findall(r"[\w./]+(?=\s{2}|$)", line.strip().partition("   ")[0] + "  ")
+        folder = folder if line.startswith(" ") else Path(names[0])
+        paths += [folder / name if line.startswith(" ") else Path(name) for name in names]
+    assert len(paths) > 15
+    assert [str(path) for path in paths if not (ROOT / path).exists()] == []
+
+
+# Troubleshooting
+
+
+def messages():
+    """The text of every error that the code raises, with {} for what changes."""
+    for path in (path for folder in ("lib", "fixtures") for path in (ROOT / folder).rglob("*.py") if "tests" not in path.parts):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
+            if name in ("InputError", "UsageError") and node.args:
+                yield constant_parts(node.args[0])
+
+
+def constant_parts(node):
+    """What of a string stays the same, with {} for the rest."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) else "{}"
+
+
+def test_troubleshooting_quotes_what_the_code_says():
+    page = (ROOT / "benchmarks" / "guides" / "troubleshooting.md").read_text()
+    quoted = [words for title in re.findall(r"^\*\*(.+?)\*\*", page, re.MULTILINE) for words in re.findall(r"`([^`]+)`", title)]
+    texts = list(messages())
+    assert len(quoted) >= 10
+    assert [words for words in quoted if not any(words in text for text in texts)] == []

@@ -1,0 +1,144 @@
+"""The user files that the guides show, each run as it is written: offline, with tiny weights made on the spot."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from fixtures.session import user_module
+from tunegrid import ROOT
+from tunegrid.grid.cells import study
+from tunegrid.grid.profiles import FIXTURES, FOOTPRINT_PROFILE
+from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.meter import parameter_counts
+
+pytestmark = pytest.mark.slow
+
+GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
+BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
+EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
+MOST_LINES = {"dora.py": 12, "ia3.py": 20, "bertlarge.py": 15, "nli.py": 60, "smollm2.py": 50, "optimizer.py": 8}
+LIMITS = ("--set", "train_rows=48", "--set", "eval_rows=8", "--set", "max_steps=3")
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_the_guides_show_every_example_within_its_number_of_lines():
+    counts = {name: len(code.splitlines()) for name, code in EXAMPLES.items()}
+    for name, count in counts.items():
+        print(f"{name}: {count} lines of at most {MOST_LINES[name]}")
+    assert counts.keys() == MOST_LINES.keys()
+    assert all(count <= MOST_LINES[name] for name, count in counts.items())
+
+
+def records_of(folder, example, cells, *options):
+    """The records that the cells of an example leave, by cell."""
+    path, out = folder / example, folder / "run.json"
+    path.write_text(EXAMPLES[example])
+    command = [sys.executable, "-m", "pytest", f"--grid={path}", f"--cells={','.join(cells)}", f"--benchmark-json={out}"]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    answer = subprocess.run(
+        [*command, *LIMITS, *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    records = {row["extra_info"]["cell"]: row["extra_info"] for row in json.loads(out.read_text())["benchmarks"]}
+    assert set(records) == set(cells)
+    assert {record["status"] for record in records.values()} == {"passed"}
+    return records
+
+
+def full(folder):
+    """Options of a full run on the checkpoints and data in `folder`."""
+    return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
+
+
+def test_dora_runs_on_every_backbone(tmp_path):
+    records = records_of(tmp_path, "dora.py", ("bert_qa_dora", "gpt2_sum_dora", "t5_sa_dora"), "-m", "quick")
+    assert {record["recipe"]["adapter"]["use_dora"] for record in records.values()} == {True}
+
+
+def test_ia3_runs_on_every_backbone(tmp_path):
+    records = records_of(tmp_path, "ia3.py", ("bert_sa_ia3", "gpt2_qa_ia3", "t5_sum_ia3"), "-m", "quick")
+    # a vector of 128 a layer for keys and for values, one for the feed-forward layer's input; twice the vectors of T5's
+    # decoder, which attends to the encoder too; the heads of bert_sa and gpt2_qa
+    assert all(record["parameters"]["trainable_percent"] < 1 for record in records.values())
+
+
+def test_an_optimizer_of_ones_own_is_chosen_by_name(tmp_path):
+    records = records_of(tmp_path, "optimizer.py", ("bert_sa_sft",), "-m", "quick", "--set", "optim=nadam")
+    assert records["bert_sa_sft"]["recipe"]["optim"] == "nadam"
+
+
+def test_bert_large_has_its_true_size_and_runs(tmp_path):
+    path = tmp_path / "bertlarge.py"
+    path.write_text(EXAMPLES["bertlarge.py"])
+    grid = study()
+    user_module(path).pytest_tunegrid_grid(grid)
+    cell = grid.cell("bertlarge_sa_sft", FOOTPRINT_PROFILE)
+    counts = parameter_counts(build(cell, load_tokenizer(cell), torch.device("meta")))
+    # embeddings (30,522 + 512 + 2) x 1,024 and a norm; 24 layers of 4 x (1,024 x 1,024 + 1,024) + 2 x 1,024 x 4,096
+    # + 4,096 + 1,024 + 2 norms; the pooler 1,024 x 1,024 + 1,024; the classifier 1,024 x 2 + 2
+    layer = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024
+    total = (30_522 + 512 + 2) * 1024 + 2 * 1024 + 24 * layer + 1024 * 1024 + 1024 + 1024 * 2 + 2
+    assert counts["trainable_params"] == cell.recipe.trainable_params == total
+    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-large-uncased")
+    shutil.copytree(FIXTURES / "data" / "amazon_polarity", tmp_path / "amazon_polarity")
+    records_of(tmp_path, "bertlarge.py", ("bertlarge_sa_qlora", "bertlarge_sa_sft"), *full(tmp_path))
+
+
+def test_three_labels_and_two_texts(tmp_path):
+    folder = tmp_path / "multi_nli"
+    folder.mkdir()
+    pairs = [
+        ("the lamp is great .", "the lamp is good .", 0),
+        ("the tea is cold .", "we had tea .", 1),
+        ("it broke .", "fine .", 2),
+    ]
+    rows = [{"premise": f"{p} {n}", "hypothesis": h, "label": label} for n in range(40) for p, h, label in pairs]
+    for split, part in (("train", rows[:90]), ("validation_matched", rows[90:])):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
+    shutil.copytree(FIXTURES / "backbones" / "gpt2-micro", tmp_path / "gpt2")
+    cells = ("bert_nli_sft", "bert_nli_lora", "bert_nli_qlora", "gpt2_nli_lora")
+    records = records_of(tmp_path, "nli.py", cells, *full(tmp_path), "--set", "max_steps=40", "--set", "learning_rate=1e-3")
+    assert {"f1_0", "f1_1", "f1_2"} <= records["bert_nli_sft"]["scores"].keys()
+    assert records["bert_nli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
+
+
+def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):
+    for name in ("amazon_polarity", "squad", "cnn_dailymail"):
+        shutil.copytree(FIXTURES / "data" / name, tmp_path / name)
+    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")  # for BERTScore
+    tiny_llama(tmp_path / "SmolLM2-135M-Instruct", tmp_path / "squad" / "train.jsonl")
+    cells = ("smollm2_sa_lora", "smollm2_qa_qlora", "smollm2_sum_sft")
+    records = records_of(tmp_path, "smollm2.py", cells, *full(tmp_path))
+    assert {"exact_match", "f1"} == records["smollm2_qa_qlora"]["scores"].keys()
+
+
+def tiny_llama(folder, text):
+    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as users save them."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    tokenizer.train_from_iterator(
+        text.read_text().splitlines()[:300],
+        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
+    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    fast.chat_template = CHAT
+    fast.save_pretrained(folder)
+    config = hf.LlamaConfig(
+        vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        tie_word_embeddings=True, bos_token_id=0, eos_token_id=2, pad_token_id=2,
+    )  # fmt: skip
+    hf.LlamaForCausalLM(config).save_pretrained(folder)

@@ -1,0 +1,69 @@
+"""The figures that the pages quote are those that the commands measured: reports/measured.json."""
+
+import re
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.lab.measured import read
+
+COUNT, SIGNED = r"([\d,]+)", r"([+-][\d.]+)"
+MOVES = rf"{SIGNED} to {SIGNED}(?: points)?, median {SIGNED} \| {COUNT} of 27(?: cells)? \| {COUNT} of 27 \|"
+DEGRADED = ("low", "high", "median", "worse", "called")
+# Page, the text around the figures, the section of the file, and each figure's name in it.
+QUOTED = [
+    ("gate", rf"one training but for rounding \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
+     ("sees 2 points: same seeds, 1 run", "sees 2 points: same seeds, 3 runs")),
+    ("gate", rf"\| anything else \| {COUNT} of 27 \| {COUNT} of 27 \|", "power",
+     ("sees 2 points: other seeds, 1 run", "sees 2 points: other seeds, 3 runs")),
+    ("gate", rf"Of {COUNT} simulated equal runs, at the same seeds {COUNT} are called worse", "power",
+     ("runs", "worse: same seeds, 1 run, 1 look")),
+    ("gate", rf"At other seeds it is {COUNT}, of three runs each {COUNT}, and with four looks {COUNT}", "power",
+     ("worse: other seeds, 1 run, 1 look", "worse: other seeds, 3 runs, 1 look", "worse: other seeds, 1 run, 4 looks")),
+    ("gate", rf"of {COUNT} healthy runs {COUNT} miss a bound", "power", ("runs", "miss a bound")),
+    ("gate", rf"\| 5 % of training targets \| {MOVES}", "sensitivity.targets_5", DEGRADED),
+    ("gate", rf"\| 10 % of training targets \| {MOVES}", "sensitivity.targets_10", DEGRADED),
+    ("gate", rf"\| the learning rate, halved \| {MOVES}", "sensitivity.rate_halved", DEGRADED),
+    ("gate", rf"\| every tenth update, lost \| {MOVES}", "sensitivity.tenth_missing", DEGRADED),
+    ("gate", rf"By `false_alarms`.*?, {COUNT} of {COUNT} healthy runs fails?:", "false_alarms", ("all", "runs")),
+    ("controls", rf"labels: {COUNT} of {COUNT} miss", "controls zoo", ("missed", "controls")),
+    ("controls", rf"would not show\. {COUNT} of {COUNT} miss", "controls quick", ("missed", "controls")),
+]  # fmt: skip
+
+
+def text_of(page):
+    """A page of the evidence, in one line."""
+    return " ".join((ROOT / "reports" / "evidence" / f"{page}.md").read_text().split())
+
+
+def section(name):
+    """A section of the file, or a part of one."""
+    found = read()
+    for part in name.split("."):
+        found = found[part]
+    return found
+
+
+@pytest.mark.parametrize(("page", "pattern", "name", "keys"), QUOTED, ids=[pattern[:30] for _, pattern, *_ in QUOTED])
+def test_a_page_quotes_what_was_measured(page, pattern, name, keys):
+    text = text_of(page)
+    quoted = re.findall(pattern, text)
+    assert len(quoted) == 1, f"{page}.md has {len(quoted)} places like {pattern}"
+    figures = quoted[0] if isinstance(quoted[0], tuple) else (quoted[0],)
+    measured = [section(name)[key] for key in keys]
+    told = f"{page}.md quotes {', '.join(figures)} of {name}; measured is {measured}"
+    assert [float(figure.replace(",", "")) for figure in figures] == measured, told
+
+
+def test_every_section_is_quoted_or_evidence_alone():
+    quoted = {name.partition(".")[0] for _, _, name, _ in QUOTED}
+    assert quoted <= set(read())
+    assert {name for name in read() if name not in quoted} <= {"calibrate quick", "calibrate zoo"}
+
+
+def test_a_page_says_of_which_recipes_older_figures_are():
+    text = text_of("gate")
+    for name in ("sensitivity", "false_alarms"):
+        version = section(name).get("recipes")
+        assert (f"By `{name}`, with the recipes of" in text) == bool(version)
+        assert not version or f"By `{name}`, with the recipes of {version}, " in text

@@ -1,0 +1,147 @@
+"""The architecture as a test: what may import what, and what stays cheap to import."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.grid.backbones import BACKBONES
+from tunegrid.grid.methods import METHODS
+
+LIB = ROOT / "lib" / "tunegrid"
+# Each may import from itself and from those to its left.
+ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
+LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
+# What the folders of tests hold beside the rooms.
+BESIDE = {
+    "audits": "tests of tunegrid.run.audits",
+    "fixtures": "what the plugins do, and sessions as a user runs them",
+    "benchmarks": "the fault table, the library's bugs, CI",
+    "project": "pages, figures, examples, committed runs, rooms",
+}
+
+
+def modules(room):
+    return sorted((LIB / room).glob("**/*.py")) or [LIB / f"{room}.py"]
+
+
+def imported(path):
+    """Full names of everything a module imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def run_python(*arguments):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_lib_has_these_rooms_and_no_other():
+    folders = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
+    assert folders == {*ROOMS, "tests"} - {"errors", "machine"}
+
+
+def test_tests_stand_in_the_folder_of_their_room():
+    tests = LIB / "tests"
+    folders = {path.name for path in tests.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders == {path.parent.name for path in tests.glob("*/test_*.py")} <= {*ROOMS, *BESIDE}
+    assert [path.name for path in tests.glob("test_*.py")] == []
+
+
+def test_no_module_of_tests_imports_from_another():
+    paths = [*(LIB / "tests").rglob("*.py")]
+    assert [path.name for path in paths if any(".test_" in f".{name}" for name in imported(path))] == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_from_rooms_to_its_left(room):
+    allowed = (*ROOMS[: ROOMS.index(room) + 1], "ROOT")
+    names = {name for path in modules(room) for name in imported(path) if name.startswith("tunegrid.")}
+    assert {name for name in names if name.split(".")[1] not in allowed} == set()
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_lib_knows_nothing_of_pytest_and_its_plugins(room):
+    tops = {name.split(".")[0] for path in modules(room) for name in imported(path)}
+    assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", "conftest", ""} == set()
+
+
+@pytest.mark.parametrize("room", ["record", "results", "page"])
+def test_results_take_plain_figures_from_nobody_that_runs(room):
+    names = {name for path in modules(room) for name in imported(path)}
+    assert not [name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "torch", "transformers", "peft"))]
+
+
+def test_the_page_knows_records_and_results_only():
+    rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
+    assert rooms - {"ROOT"} == {"errors", "grid", "record", "results", "page"}
+
+
+def test_nothing_that_users_run_imports_the_lab():
+    product = [path for room in ROOMS if room != "lab" for path in modules(room)] + [LIB / "__main__.py", LIB / "__init__.py"]
+    product += [*(ROOT / "fixtures").glob("*.py"), ROOT / "conftest.py"]
+    importing = [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))]
+    assert importing == []
+
+
+def dependencies():
+    """Which modules of lib each module imports, at its top or inside functions."""
+    names = {
+        ".".join(path.relative_to(LIB.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in LIB.rglob("*.py")
+    }
+    for module, path in names.items():
+        if "tests" not in path.parts:
+            needed = {name if name in names else name.rpartition(".")[0] for name in imported(path)}
+            yield module, {name for name in needed if name in names and name != module}
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = dict(dependencies())
+    while leaves := [module for module, needs in graph.items() if not needs & graph.keys()]:
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
+    assert graph == {}
+
+
+def test_no_module_but_the_methods_knows_the_names_of_an_adapters_parameters():
+    assert [path.name for path in (LIB / "run").rglob("*.py") if re.search(r"\"(lora|ia3)_", path.read_text())] == []
+
+
+def test_only_the_grid_and_the_plans_of_micro_list_backbones_or_methods():
+    outside = [path for path in LIB.rglob("*.py") if path.relative_to(LIB).parts[0] not in ("grid", "tests", "micro")]
+    outside += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
+    assert [path.name for path in outside for ids in literals(path) if any(ids >= listed for listed in LISTED)] == []
+
+
+def literals(path):
+    """The strings of each tuple, list, set, and of the keys of each dictionary."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
+        yield {item.value for item in items if isinstance(item, ast.Constant)}
+
+
+def test_results_can_be_read_without_torch():
+    names = "tunegrid.results.run_table, tunegrid.results.gates, tunegrid.record, tunegrid.page.render"
+    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
+    assert run_python("-c", code).returncode == 0
+
+
+@pytest.mark.slow
+def test_collecting_the_27_cells_is_quick_and_loads_no_torch():
+    code = (
+        "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"
+        "print(*{'torch', 'transformers', 'peft', 'datasets', 'scipy', 'pyarrow'} & sys.modules.keys(), sep='loaded ', end='')"
+    )
+    began = time.monotonic()
+    lines = run_python("-c", code).stdout.splitlines()
+    assert time.monotonic() - began < 3
+    assert sum("test_finetune[" in line for line in lines) == 27
+    assert lines[-1].startswith("27/54 tests collected")

@@ -1,0 +1,89 @@
+"""Faults that we work around are still there, and faster ways have the libraries' results.
+
+Once a release mends a fault, its test says what to drop. No test looks at how much faster a way is.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.machine import versions
+
+pytestmark = pytest.mark.slow
+
+FAULTY, MENDED, CANNOT_SHOW = 1, 0, 2
+REPACKING = "support_avx512bf16_for_cpu in keep_packed_layers (lib/tunegrid/run/build.py)"
+FAULTS = {
+    "bitsandbytes_repacking": ("bitsandbytes", REPACKING, "after one evaluation, training"),
+    "bitsandbytes_biases": (
+        "bitsandbytes",
+        "module.bias in keep_packed_layers (lib/tunegrid/run/build.py)",
+        "the frozen bias was torch.float32",
+    ),
+    "transformers_accumulation": (
+        "transformers",
+        "the limit to an accumulation of 1 in lib/tunegrid/tests/run/test_parity.py",
+        "BertForSequenceClassification: gradient",
+    ),
+    "peft_prompts": (
+        "peft",
+        "REPEATED and IGNORED in lib/tunegrid/grid/zoo.py",
+        "PromptTuningConfig: logits of generate differ",
+    ),
+}
+FASTER = {  # how many gains each script prints
+    **{"torch_bernoulli": 1, "torch_safe_softmax": 3, "torch_bf16_products": 1, "transformers_gelu_new": 2},
+    **{"transformers_beam_prompts": 3, "peft_trainable_tokens": 2, "bitsandbytes_unpack": 1},
+}
+
+
+def run_script(name, *arguments, **environment):
+    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    command = [sys.executable, str(ROOT / "reports" / "upstream" / f"{name}.py"), *arguments]
+    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=False)
+
+
+def verdict(code, output, library, workaround, sign):
+    """None where the fault shows; else the sentence to fail or skip with. A crash is not the fault."""
+    if code == FAULTY and sign in output:
+        return None
+    if code == MENDED:
+        return f"mended in {library} {versions()[library]}: drop our workaround, {workaround}"
+    if code == CANNOT_SHOW:
+        return output.splitlines()[-1]
+    return f"the script itself failed: {output}"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_that_we_work_around_is_still_there(name):
+    run = run_script(name, OMP_NUM_THREADS="1")
+    sentence = verdict(run.returncode, run.stdout + (run.stderr if run.returncode > CANNOT_SHOW else ""), *FAULTS[name])
+    if run.returncode == CANNOT_SHOW:
+        pytest.skip(f"{name}: {sentence}")
+    assert sentence is None, sentence or run.stderr
+
+
+@pytest.mark.parametrize("name", FASTER)
+def test_a_faster_way_has_the_results_of_the_librarys(name):
+    run = run_script(name, "--quick", OMP_NUM_THREADS="1", ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")  # hides AMX
+    if run.returncode == CANNOT_SHOW:
+        pytest.skip(f"{name}: {run.stdout.splitlines()[-1]}")
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert run.stdout.count(" ms, proposed ") == FASTER[name], run.stdout
+
+
+def test_a_mended_fault_a_machine_without_it_and_a_crash_are_told_apart():
+    fault = FAULTS["bitsandbytes_repacking"]
+    assert verdict(1, "after one evaluation, training raises", *fault) is None
+    assert verdict(0, "", *fault) == f"mended in bitsandbytes {versions()['bitsandbytes']}: drop our workaround, {REPACKING}"
+    assert verdict(2, "bitsandbytes 1\nthis CPU has no AVX512-bf16", *fault) == "this CPU has no AVX512-bf16"
+    assert verdict(1, "Traceback", *fault) == "the script itself failed: Traceback"
+
+
+def test_every_script_has_its_report():
+    folder = ROOT / "reports" / "upstream"
+    assert {path.stem for path in folder.glob("*.py")} == FAULTS.keys() | FASTER.keys()
+    assert all(f"[{name}.py]({name}.py)" in (folder / "README.md").read_text() for name in FAULTS | FASTER)

@@ -1,0 +1,244 @@
+"""Records are typed, plain as JSON and sound; older versions are refused; the schema follows from the classes."""
+
+import json
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jsonschema import Draft202012Validator
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import Generation, Recipe
+from tunegrid.machine import PACKAGES, versions
+from tunegrid.record import Record, from_json, new_record, plain, schema, to_json
+from tunegrid.record.invariants import ORDERED, ORDERED_MEANS, impossible
+from tunegrid.record.parts import GenerationRecord, RecipeRecord
+from tunegrid.record.reading import checked
+from tunegrid.record.rules import contradictions
+from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
+
+# Plain values
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (np.float32(0.5), 0.5),
+        (np.float64(0.5), 0.5),
+        (np.int64(7), 7),
+        (np.bool_(True), True),
+        (float("nan"), None),
+        (np.float32("inf"), None),
+        ((1, (2.5, None)), [1, [2.5, None]]),
+        ({8: np.int32(1)}, {"8": 1}),
+        (True, True),
+        ("text", "text"),
+    ],
+    ids=repr,
+)
+def test_a_value_becomes_what_json_can_hold(value, expected):
+    converted = plain(value)
+    assert converted == expected
+    assert type(converted) is type(expected)
+
+
+def test_a_torch_scalar_becomes_a_number():
+    import torch
+
+    assert [plain(torch.tensor(0.5)), plain(torch.tensor(7)), plain(torch.tensor(float("nan")))] == [0.5, 7, None]
+
+
+@pytest.mark.parametrize(
+    "value", [object(), {1, 2}, b"bytes", [Path("here")]], ids=["object", "set", "bytes", "path in a list"]
+)
+def test_a_value_without_a_plain_form_is_refused(value):
+    with pytest.raises(TypeError, match="a record cannot hold"):
+        plain(value)
+
+
+def test_versions_name_python_and_every_library_that_matters():
+    library_versions = versions()
+    assert library_versions.keys() == {"python", *PACKAGES}
+    assert library_versions["python"].startswith("3.")
+
+
+# Types
+
+
+@pytest.mark.parametrize(
+    "cell", [*STUDY.cells(QUICK_PROFILE), *STUDY.cells(FULL_PROFILE)], ids=lambda cell: f"{cell.profile.id}-{cell.id}"
+)
+def test_a_new_record_goes_to_json_and_back(cell):
+    data = to_json(new_record(cell))
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert from_json(data) == new_record(cell)
+
+
+def test_a_new_record_says_what_the_cell_is():
+    record = new_record(STUDY.cell("gpt2_sa_qlora", replace(QUICK_PROFILE, seed=3, train_rows=40)))
+    assert (record.status, record.main_score, record.bounded_scores) == ("unfinished", "accuracy", ["accuracy", "f1_macro"])
+    assert (record.labels, record.seeds.seed, record.limits.train_rows) == (["negative", "positive"], 3, 40)
+    assert record.recipe.adapter == {"r": 8, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": ["c_attn"]}
+    assert record.recipe.quantization.bnb_4bit_quant_type == "nf4"
+    assert record.recipe.rows_per_update == 16  # batches of 8, two an update
+    assert new_record(STUDY.cell("gpt2_sa_sft", QUICK_PROFILE)).recipe.adapter is None
+
+
+def test_the_recipes_fields_are_those_of_recipes():
+    assert {field.name for field in fields(RecipeRecord)} == {field.name for field in fields(Recipe)} | {"quantization"}
+    assert {field.name for field in fields(GenerationRecord)} == {field.name for field in fields(Generation)}
+
+
+def test_settings_that_are_not_plain_are_refused_in_a_sentence():
+    cell = CELLS["gpt2_sa_lora"]
+    odd = replace(cell, method=replace(cell.method, options={"init": object()}))
+    with pytest.raises(InputError, match="gpt2_sa_lora: the settings of method 'lora' must be plain values"):
+        new_record(odd)
+
+
+def test_the_peak_is_of_the_cells_own_phases():
+    phases = {"train": PHASE | {"rss_peak_gib": 1.25}, "load": PHASE, "audit": PHASE | {"rss_peak_gib": 9.0}}
+    memory = complete(memory=MEASURED["memory"] | {"phases": phases}).memory
+    assert (memory.peak("rss_peak_gib"), memory.peak("reserved_peak_gib")) == (1.25, None)
+
+
+# Reading
+
+
+@pytest.mark.parametrize("data", [complete_json(), complete_json(**FOOTPRINT)], ids=["scores", "footprint"])
+def test_a_complete_record_is_sound(data):
+    record, faults = checked(data)
+    assert faults == []
+    assert to_json(record) == data
+
+
+def test_a_stopped_record_is_sound():
+    stopped = MEASURED["training"] | {"losses": [0.7, None], "stopped": "loss is nan at update 2 of 80"}
+    outcome = {"status": "stopped", "missed": ["loss is nan at update 2 of 80"]}
+    assert from_json(complete_json(training=stopped, evaluation=None, scores={}, **outcome)).training.losses == [0.7, None]
+
+
+OLDER = "is older than 4, which this tunegrid reads; tunegrid 0.12 reads versions 2 to 4, or run its cells again"
+STRAYS = [
+    ({"accuracy": 91.0}, "accuracy is no field of a record"),
+    ({"scores": {"accuracy": 100.5}}, "scores.accuracy is 100.5, but it should be less than or equal to 100.000001"),
+    ({"scores": {"accuracy": "91"}}, 'scores.accuracy is "91", but it should be a valid number'),
+    ({"scores": {"accuracy": float("nan")}}, "scores.accuracy is NaN, but it should be a finite number"),
+    ({"status": "failed"}, "status is \"failed\", but it should be 'unfinished', 'passed', "),
+    ({"status": "missed"}, "missed is empty, but the status is 'missed'"),
+    ({"missed": ["f1 1.0 is below 2.0"]}, "missed holds sentences, but the status is 'passed'"),
+    ({"training": None}, "training is null, but the status is 'passed'"),
+    ({"profile": "footprint"}, "flops is null, but the status is 'passed'"),
+    ({"device": MEASURED["device"] | {"threads": 0}}, "device.threads is 0, but it should be greater than or equal to 1"),
+    ({"device": MEASURED["device"] | {"threads": True}}, "device.threads is true, but it should be a valid integer"),
+    ({"memory": MEASURED["memory"] | {"phases": {"train": {"seconds": 1.0}}}}, "memory.phases.train.rss_peak_gib is missing"),
+    ({"recipe": {"learning_rate": 0.1}}, "recipe.adapter is missing"),
+    ({"seeds": {"split_seed": 42, "perturbation": None}}, "seeds.seed is missing"),
+    ({"schema_version": 1}, f"schema version 1 {OLDER}"),
+    ({"schema_version": 3, "outcome": "passed"}, f"schema version 3 {OLDER}"),
+    ({"schema_version": 5}, "schema version 5 is newer than 4, which this tunegrid reads; update it"),
+    ({"schema_version": "3"}, "its schema_version is '3'; this tunegrid reads 4"),
+]
+
+
+@pytest.mark.parametrize(("changes", "sentence"), STRAYS, ids=[sentence[:24] for _, sentence in STRAYS])
+def test_a_record_that_strays_is_refused_in_a_sentence(changes, sentence):
+    with pytest.raises(InputError, match=re.escape(f"run.json, bert_sa_lora: {sentence}")) as refused:
+        from_json(complete_json(**changes), "run.json")
+    assert "\n" not in str(refused.value)
+
+
+def test_several_faults_are_counted_and_listed():
+    data = complete_json(seeds={})
+    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more: tunegrid audit lists them\)"):
+        from_json(data)
+    assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing", "seeds.perturbation is missing"]
+
+
+# Schema
+
+
+def test_the_committed_schema_is_the_classes(request):
+    file, text = ROOT / "reports" / "schema.json", json.dumps(schema(), indent=2) + "\n"
+    if request.config.getoption("--write-schema", default=False):
+        file.write_text(text)
+    assert file.read_text() == text, "`pytest lib/tunegrid/tests --write-schema -k committed_schema` writes it anew"
+
+
+def test_the_schema_is_one_and_asks_for_every_field():
+    Draft202012Validator.check_schema(schema())
+    late = {"ranks", "excused", "replaced"}  # files of this version were written before it
+    assert {*schema()["required"], *late} == set(schema()["properties"]) == {field.name for field in fields(Record)}
+    assert schema()["properties"]["scores"]["description"] == "points; null: not a number"
+    assert "title" not in schema()["$defs"]["Ledger"]
+
+
+@pytest.mark.parametrize("data", [complete_json(), complete_json(**FOOTPRINT), to_json(new_record(CELLS["t5_qa_sft"]))])
+def test_a_sound_record_is_as_the_schema_says(data):
+    Draft202012Validator(schema()).validate(data)
+
+
+@pytest.mark.parametrize("changes", [changes for changes, _ in STRAYS if "NaN" not in json.dumps(changes)], ids=str)
+def test_what_reading_refuses_the_schema_refuses(changes):
+    assert not Draft202012Validator(schema()).is_valid(complete_json(**changes))
+
+
+def test_contradictions_are_about_the_status():
+    assert list(contradictions(complete(status="unfinished", training=None, missed=["why"]))) == []
+    assert list(contradictions(complete(evaluation=None, data=None, profile="full"))) == [
+        "data is null, but the status is 'passed'",
+        "evaluation is null, but the status is 'passed'",
+    ]
+
+
+def test_a_record_from_before_copies_were_dropped_does_not_say_how_many():
+    data = {name: value for name, value in MEASURED["data"].items() if name != "dropped"}
+    assert from_json(complete_json(data=data)).data.dropped is None
+    Draft202012Validator(schema()).validate(complete_json(data=data))
+
+
+# Impossible scores
+
+
+@pytest.mark.parametrize(
+    ("scores", "sentence"),
+    [
+        ({"exact_match": 62.6, "f1": 62.1}, "exact_match 62.6 is above f1 62.1"),
+        ({"rouge1": 20.0, "rougeL": 21.0}, "rougeL 21.0 is above rouge1 20.0"),
+        ({"rouge1": 20.0, "rouge2": 21.0}, "rouge2 21.0 is above rouge1 20.0"),
+        ({"accuracy": 101.0}, "accuracy is 101.0"),
+        ({"accuracy": None}, "accuracy is not a number"),
+        (
+            {"bertscore_precision": 55.14, "bertscore_recall": 55.68, "bertscore_f1": 56.23},
+            "bertscore_f1 56.23 is above the mean of precision 55.14 and recall 55.68",
+        ),
+    ],
+)
+def test_scores_that_cannot_be_are_told(scores, sentence):
+    assert impossible(scores) == [sentence]
+
+
+def test_scores_that_can_be_are_not():
+    fine = {"exact_match": 62.1, "f1": 62.1, "rouge1": 30.0, "rouge2": 10.0, "rougeL": 30.0}
+    assert impossible(fine | {"bertscore_precision": 50.0, "bertscore_f1": 54.5, "bertscore_recall": 60.0}) == []
+
+
+def test_answers_without_a_word_may_match_exactly_and_share_nothing():
+    assert impossible({"exact_match": 90.0, "f1": 89.9}, empty_answers=0.1) == []
+    assert impossible({"exact_match": 90.0, "f1": 89.8}, empty_answers=0.1) == ["exact_match 90.0 is above f1 89.8"]
+
+
+def test_a_bigram_may_repeat_on_a_row_but_not_on_average():
+    assert set(ORDERED_MEANS) - set(ORDERED) == {("rouge2", "rouge1")}
+
+
+def test_an_evaluation_without_its_precision_and_lengths_is_read_as_not_known():
+    data = complete_json()
+    older = {name: value for name, value in data["evaluation"].items() if name not in ("precision", "generated_tokens")}
+    evaluation = from_json(data | {"evaluation": older}).evaluation
+    assert (evaluation.precision, evaluation.generated_tokens) == (None, None)

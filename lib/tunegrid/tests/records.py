@@ -1,0 +1,197 @@
+"""Records made up for tests: those of a finished cell, with changes; with points for each row; and files of them."""
+
+import json
+
+import numpy as np
+
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.tasks import TASKS
+from tunegrid.record import Record, new_record, plain, to_json
+from tunegrid.record.reading import adapter
+from tunegrid.results import examples
+from tunegrid.results.examples import Examples
+
+CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
+PHASE = {"seconds": 1.5, "rss_peak_gib": 0.75, "allocated_peak_gib": None, "reserved_peak_gib": None}
+FIRST_STEP = {
+    "tokens": "0" * 16,
+    "types": {"layer 0 attention": "float32", "head": "float32"},
+    "weights": {"layer 0 attention": 10.0, "head": 1.0},
+    "stream": "1" * 16,
+    "drawn": "2" * 16,
+    "probe_loss": 0.7,
+    "probe_gradients": {"layer 0 attention": 0.2, "head": 2.0},
+    "gradients": {"layer 0 attention": 0.1, "head": 1.0},
+    "moved": {"layer 0 attention": 0.01, "head": 0.05},
+    "generated": None,
+    "metrics": {"accuracy": 50.0, "f1_macro": 50.0},
+    "probe": "3" * 16,
+    "computed": {"layer 0 attention": "bfloat16"},
+    "probe_reached": {"layer 0 attention": 4, "head": 2},
+    "reached": {"layer 0 attention": 4, "head": 2},
+    "decoded": 1e-6,
+}
+MEASURED = {
+    "device": {
+        "type": "cpu",
+        "name": "a CPU",
+        "threads": 1,
+        "attention": "sdpa",
+        "tf32": None,
+        "used_by_others_gib": None,
+        "contended": None,
+    },
+    "data": {
+        "rows": {"train": 70, "validation": 15, "test": 15},
+        "origins": {"train": "train.jsonl", "validation": "15% of train.jsonl", "test": "15% of train.jsonl"},
+        "revision": None,
+        "fingerprint": "0123456789abcdef",
+        "dropped": {"train": 3, "validation": 1},
+    },
+    "model": {
+        "checkpoint": "bert-micro",
+        "fingerprint": "f" * 16,
+        "architecture": "BertMLPClassifier",
+        "adapted_modules": ["fc1", "fc2"],
+    },
+    "parameters": {"trainable_params": 25, "total_params": 1000, "trainable_percent": 2.5},
+    "training": {
+        "seconds": 12.25,
+        "updates": 2,
+        "precision": "fp32",
+        "order": "0123456789abcdef",
+        "tokens": 5000,
+        "gradient_norm": 2.5,
+        "clipped_norm": 1.0,
+        "first_step": FIRST_STEP,
+        "micro_batch": 16,
+        "fallbacks": [],
+        "losses": [0.7, 0.5],
+        "final_learning_rate": 5e-5,
+        "epoch_scores": [],
+        "chosen_epoch": None,
+        "stopped": None,
+    },
+    "evaluation": {
+        "seconds": 0.5,
+        "loss": 0.4,
+        "batch": 64,
+        "metric_sources": {"accuracy": "built-in", "f1": "built-in"},
+        "precision": "fp32",
+        "generated_tokens": None,
+    },
+    "memory": {
+        "phases": {"load": PHASE, "train": PHASE | {"rss_peak_gib": 1.25}, "evaluate": PHASE},
+        "ledger": {
+            "weights_bytes": 4000,
+            "gradients_bytes": 100,
+            "optimizer_bytes": 200,
+            "checkpoint_bytes": 100,
+            "activations_bytes": None,
+            "peak_bytes": None,
+        },
+    },
+    "throughput": {
+        "train_samples_per_second": 123.4,
+        "train_tokens_per_second": 4000.0,
+        "train_steps_per_second": 8.0,
+        "step_seconds_median": 0.12,
+        "step_seconds_p90": 0.15,
+        "padding_share": 0.1,
+        "step_seconds": [0.12, 0.13],
+        "measured_steps": 77,
+        "warmup_steps": 3,
+        "eval_samples_per_second": 30.0,
+        "generated_tokens_per_second": None,
+    },
+    "scores": {"accuracy": 91.04, "f1_macro": 91.0},
+    "examples": {"file": "0123456789abcdef.parquet", "rows_hash": "0123456789abcdef"},
+    "bounds": {"accuracy": 88.0},
+    "status": "passed",
+}
+MIB = 2**20
+FOOTPRINT = {
+    "profile": "footprint",
+    "data": None,
+    "evaluation": None,
+    "scores": {},
+    "bounds": {},
+    "flops": {
+        "flops_per_step": 10**9,
+        "achieved_flops_per_second": 2e10,
+        "matmul_flops_per_second": 8e10,
+        "mfu_percent": 25.0,
+    },
+    "memory": {
+        "phases": {"train": PHASE},
+        "ledger": {
+            "weights_bytes": 400 * MIB,
+            "gradients_bytes": 3 * MIB,
+            "optimizer_bytes": 6 * MIB,
+            "checkpoint_bytes": 3 * MIB,
+            "activations_bytes": 103 * MIB,
+            "peak_bytes": 512 * MIB,
+        },
+    },
+}
+# Test rows of each task at the quick profile.
+ROWS = {"sa": 512, "qa": 384, "sum": 400}
+
+
+def complete_json(cell_id="bert_sa_lora", **changes):
+    """A finished cell's record as JSON, with changes to its fields."""
+    return to_json(new_record(CELLS[cell_id])) | MEASURED | changes
+
+
+def complete(cell_id="bert_sa_lora", **changes) -> Record:
+    """The same as a record; its parts must be sound, but its status need not fit them."""
+    return adapter().validate_json(json.dumps(complete_json(cell_id, **changes)))
+
+
+def hits(count, right, lost=0):
+    return [100.0 if n < right - lost else 0.0 for n in range(count)]
+
+
+def record_of(cell, points=None, seed=0, ids=None, **changes):
+    """A record whose scores are the means of these points, with the points kept."""
+    reference = None
+    scores = {}
+    if points is not None:
+        count = len(next(iter(points.values())))
+        by_row = Examples(
+            ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
+        )
+        reference = vars(examples.write(by_row))
+        scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
+    task = next(task for task in TASKS if task.id == cell.split("_")[1])
+    scores = {metric: 90.0 for metric in task.bounded_scores} | scores
+    parts = {
+        "scores": scores,
+        "examples": reference,
+        "bounds": {"accuracy": 1.0},
+        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
+    }
+    return complete(cell, **parts | changes)
+
+
+def saved(path, *records):
+    """A run's file with these records, or with the rows of another benchmark."""
+    table = [{"extra_info": to_json(record) if isinstance(record, Record) else record} for record in records]
+    path.write_text(json.dumps({"benchmarks": table}))
+    return path
+
+
+def run_file(path, records, dirty=False):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = [{"name": r.cell, "fullname": f"benchmarks::{r.cell}", "extra_info": to_json(r)} for r in records]
+    path.write_text(json.dumps({"benchmarks": table, "commit_info": {"dirty": dirty}}))
+    return path
+
+
+def footprint(path, cell, rate, **recipe):
+    """A footprint of one cell at `rate` rows a second."""
+    speed = MEASURED["throughput"] | {"train_samples_per_second": rate}
+    changed = complete_json(cell)["recipe"] | recipe
+    path.parent.mkdir(exist_ok=True)
+    return saved(path, complete(cell, **FOOTPRINT | {"throughput": speed, "recipe": changed}))

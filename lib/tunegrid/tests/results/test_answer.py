@@ -1,0 +1,301 @@
+"""The answer to a run: on made-up records and judgements, and in the four places where a whole session says it."""
+
+import json
+import os
+import subprocess
+import sys
+from copy import deepcopy
+from xml.etree import ElementTree
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.commands import gate as command
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.results.answer import State, answer_of
+from tunegrid.results.gates import FAILED_BY, kinds_of
+from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.tests.records import complete
+
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+NUMERICS = ("numerics", "quality", "memory")
+ADAPTERS = [cell for cell in STUDY_IDS if not cell.endswith("_sft")]
+SOUND = {"name": "base_frozen", "passed": True, "detail": "nothing moved"}
+MOVED = "start: weights before training, lora_A x 0.9258"  # kaiming's sqrt(5) as sqrt(6): sqrt(6 / 7)
+
+
+def failed(name):
+    return {"name": name, "passed": False, "detail": "why"}
+
+
+def record_of(cell="bert_sa_lora", status="passed", audits=(), missed=(), score=95.0, bound=88.0, seed=0):
+    objections = [f"audit {audit['name']}: {audit['detail']} ({cell}, quick, seed {seed})" for audit in audits]
+    return complete(
+        cell,
+        status=status,
+        audits=[SOUND, *audits],
+        missed=[*objections, *missed] if status != "passed" else [],
+        scores={"accuracy": score},
+        bounds={} if bound is None else {"accuracy": bound},
+        seeds={"seed": seed, "split_seed": 42, "perturbation": None},
+    )
+
+
+def judgement(cell, quantity, verdict, **evidence):
+    main = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}[cell.split("_")[1]]
+    return Judgement(cell=cell, main_score=main, quantity=quantity or main, verdict=verdict, **evidence)
+
+
+def judged(cells=STUDY_IDS, **verdicts):
+    """Equal numerics and the same main scores, but for the verdicts of some cells; each was tested."""
+    scores = [judgement(cell, "", verdicts.get(cell, Verdict.SAME), p=0.5) for cell in cells]
+    return [*scores, *(judgement(cell, "numerics", Verdict.EQUAL) for cell in cells)]
+
+
+def with_numerics(judgements, details):
+    """Numerics of these cells changed."""
+    kept = [j for j in judgements if j.quantity != "numerics" or j.cell not in details]
+    return [*kept, *(judgement(cell, "numerics", Verdict.CHANGED, detail=detail) for cell, detail in details.items())]
+
+
+HEALTHY = [record_of(cell) for cell in STUDY_IDS]
+
+
+# Cells
+
+
+def test_a_failed_audit_is_the_first_sentence_whatever_the_gate_says():
+    records = [record_of(c, "missed", [failed("dropout_drops")]) if c in ADAPTERS else record_of(c) for c in STUDY_IDS]
+    answer = answer_of(records, judged(), baseline="before.json")
+    assert answer.sentences[0] == "Failed: 18 of 27 cells failed audit dropout_drops."
+    assert (answer.state, answer.exit_code) == (State.FAILED, 1)
+
+
+def test_causes_are_counted_by_cell_audits_first_and_each_by_name():
+    cells = iter(STUDY_IDS)
+    records = [
+        record_of(next(cells), "unfinished"),
+        record_of(next(cells), "error", missed=["ValueError: no"]),
+        record_of(next(cells), "stopped", missed=["loss is nan"]),
+        record_of(next(cells), "stopped", [failed("adapters_where_declared")]),
+        *(record_of(next(cells), "missed", score=80.0) for _ in range(2)),
+        record_of(next(cells), "missed", [failed("base_frozen")], score=80.0),
+        *(record_of("t5_sa_sft", "missed", [failed("dropout_drops")], seed=seed) for seed in range(3)),
+        *(record_of(cell, "missed", [failed("dropout_drops")]) for cell in ("t5_sum_sft", "t5_qa_sft")),
+        record_of("t5_sa_lora", "missed", missed=["the ledger holds 2 bytes, the device 3"]),
+    ]
+    assert answer_of(records).sentences == (
+        "Failed: 3 of 11 cells failed audit dropout_drops, 1 failed audit adapters_where_declared, 1 failed audit base_frozen, "
+        "3 missed a bound, 1 had wrong figures, 1 broke off, 1 stopped early, 1 did not finish.",
+    )
+
+
+def test_a_short_run_claims_no_bound():
+    assert answer_of([record_of(bound=None)]).text == (
+        "Passed: the one cell ran to the end, without bounds, and passed every audit."
+    )
+    two = [record_of(), record_of("t5_sa_lora", bound=None)]
+    assert answer_of(two).text == "Passed: all 2 cells reached every bound there is and passed every audit."
+
+
+def test_an_audit_that_objects_without_counting_is_named_and_a_run_without_audits_passed_none():
+    [sentence] = answer_of([record_of(audits=[failed("learned_something")], bound=None), record_of("t5_sa_lora")]).sentences
+    assert sentence.endswith("but audits that do not count here object in 1 cell (learned_something).")
+    assert answer_of([complete(audits=[])]).text.endswith("but not every cell was audited.")
+
+
+def test_what_else_breaks_a_session_is_never_called_passed():
+    answer = answer_of([record_of()], troubles=["1 other test failed (test_x)"])
+    assert (answer.text, answer.exit_code) == ("Failed: 1 other test failed (test_x).", 1)
+
+
+# The gate
+
+
+def test_a_clean_run_is_no_worse():
+    answer = answer_of(HEALTHY, judged(), baseline="before.json")
+    assert answer.sentences == (
+        "Passed: all 27 cells reached every bound and passed every audit.",
+        "By quality and memory no worse than before.json.",
+    )
+    assert (answer.state, answer.exit_code, answer.failing) == (State.PASSED, 0, [])
+
+
+def test_changed_numerics_name_their_stage_and_cells_and_fail_where_they_count():
+    judgements = with_numerics(judged(), dict.fromkeys(ADAPTERS, MOVED))
+    change = "umerics changed in 18 of 27 cells, first at the stage start (18 cells, as in "
+    sample = f"{ADAPTERS[0]}: weights before training, lora_A x 0.9258)"
+    shown = answer_of(HEALTHY, judgements, baseline="before.json")
+    assert shown.sentences[1] == f"N{change}{sample}; that does not count here."
+    assert shown.sentences[2] == "By quality and memory no worse than before.json."
+    assert shown.exit_code == 0
+    counted = answer_of(HEALTHY, judgements, NUMERICS)
+    assert counted.sentences[0] == f"Failed: n{change}{sample}."
+    assert (counted.exit_code, {j.cell for j in counted.failing}) == (1, set(ADAPTERS))
+
+
+def test_of_several_stages_the_first_of_the_flow_is_named():
+    details = {"bert_sa_lora": "optimizer: late", "t5_sa_lora": "start: early", "t5_qa_lora": "evaluation: last"}
+    [_, sentence, _] = answer_of(HEALTHY, with_numerics(judged(), details)).sentences
+    assert sentence.startswith("Numerics changed in 3 of 27 cells, first at the stage start (1 cell, as in t5_sa_lora: early)")
+
+
+def test_numerics_that_count_and_could_not_be_compared_are_not_called_unchanged():
+    cells = ("bert_sa_lora", "t5_sa_lora")
+    unlike = judgement(cells[0], "numerics", Verdict.NOT_COMPARABLE, detail="no run of the same seed")
+    judgements = [j for j in judged(cells) if (j.cell, j.quantity) != (cells[0], "numerics")]
+    answer = answer_of([record_of(cell) for cell in cells], [*judgements, unlike], NUMERICS)
+    assert "Numerics did not change in 1 of 2 cells; 1 cell cannot be compared (no run of the same seed)." in answer.sentences
+
+
+def test_what_is_worse_or_missing_comes_before_what_passed():
+    judgements = judged(t5_qa_sft=Verdict.WORSE, bert_qa_sft=Verdict.WORSE)
+    judgements.append(judgement("t5_sa_lora", "cell", Verdict.MISSING))
+    answer = answer_of(HEALTHY, judgements, baseline="before.json")
+    assert answer.sentences[0] == (
+        "Failed against before.json: 2 cells worse (bert_qa_sft f1, t5_qa_sft f1), 1 cell missing (t5_sa_lora)."
+    )
+    assert answer.sentences[1] == "All 27 cells reached every bound and passed every audit."
+
+
+def test_a_gate_that_could_test_no_main_score_cannot_tell_at_all():
+    untested = [judgement(cell, "", Verdict.CANNOT_TELL, detail="no points by row to test") for cell in STUDY_IDS]
+    answer = answer_of(HEALTHY, untested, baseline="before.json")
+    assert answer.sentences[0] == (
+        "Cannot tell whether the run is worse than before.json: no main score could be tested "
+        "(bert_sum_lora rougeLsum: no points by row to test)."
+    )
+    assert (answer.state, answer.exit_code) == (State.CANNOT_TELL, 6)
+    assert "no worse" not in answer.text
+
+
+def test_a_doubt_is_said_and_counts_only_where_it_was_asked_for():
+    judgements = judged(t5_sa_lora=Verdict.CANNOT_TELL)
+    answer = answer_of(HEALTHY, judgements, baseline="before.json")
+    assert answer.sentences[-1].endswith("no worse than before.json, though the gate cannot tell for 1 main score.")
+    for kinds in ("quality,memory,cannot-tell", "numerics,cannot-tell", "cannot-tell"):
+        asked = answer_of(HEALTHY, judgements, kinds_of(kinds), baseline="before.json")
+        assert (asked.exit_code, asked.sentences[0]) == (
+            6,
+            "Cannot tell whether the run is worse than before.json: 1 cell cannot be told (t5_sa_lora accuracy).",
+        )
+    told = answer_of(HEALTHY, judged(), kinds_of("quality,memory,cannot-tell"), baseline="before.json")
+    assert told.sentences[-1] == "By quality and memory no worse than before.json."
+
+
+def test_what_is_too_good_is_a_finding_that_fails_nothing_by_itself():
+    answer = answer_of(HEALTHY, judged(t5_sa_lora=Verdict.TOO_GOOD))
+    assert answer.sentences[-1] == "Too good in 1 cell (t5_sa_lora accuracy): look for leaked rows or a lost mask."
+    assert answer.exit_code == 0
+
+
+@pytest.mark.parametrize("kinds", [FAILED_BY, NUMERICS, ("memory",)])
+@pytest.mark.parametrize("verdict", list(Verdict))
+@pytest.mark.parametrize("status", ["passed", "missed", "error"])
+def test_what_fails_never_begins_with_no_worse_or_passed_and_what_passes_never_with_failed(kinds, verdict, status):
+    records = [record_of(status=status, score=80.0, missed=["accuracy 80.0 is below 88.0"]), record_of("t5_sa_lora")]
+    answer = answer_of(records, judged(("bert_sa_lora", "t5_sa_lora"), t5_sa_lora=verdict), kinds)
+    assert answer.sentences[0].startswith("Failed") == (answer.exit_code == 1)
+    assert ("no worse" in answer.sentences[0] or answer.sentences[0].startswith("Passed")) <= (answer.exit_code == 0)
+
+
+# The four places
+
+
+def session(folder, change, *options):
+    """A whole session but for training, gated by the baseline of its rows: its exit code, its answer in four places."""
+    saved = json.loads(BASELINE.read_text())
+    rows = [deepcopy(row) for row in saved["benchmarks"] if row["extra_info"]["seeds"]["seed"] == 0]
+    for row in rows:
+        change(row["extra_info"])
+    (folder / "rows.json").write_text(json.dumps(saved | {"benchmarks": rows}))
+    (folder / "cache").mkdir()
+    (folder / "cache" / "examples").symlink_to(BASELINE.parent / "examples")
+    page, xml, summary = (folder / name for name in ("page.html", "junit.xml", "summary.md"))
+    rehearse = ("-p", "tunegrid.tests.rehearsal", f"--rehearse={folder / 'rows.json'}")
+    told = (f"--gate={BASELINE}", f"--benchmark-json={folder / 'run.json'}", f"--html={page}", f"--junit-xml={xml}")
+    names = [name for name in os.environ if not name.startswith(("PYTEST_", "GITHUB_"))]
+    own = {name: os.environ[name] for name in names}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "quick", *rehearse, *told, *options],
+        cwd=ROOT,
+        env=own | {"GITHUB_STEP_SUMMARY": str(summary), "TUNEGRID_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert page.is_file(), done.stdout + done.stderr
+    suite = ElementTree.parse(xml).getroot().find("testsuite")
+    places = {
+        "terminal": done.stdout.partition("; quality: ")[2].partition("\n")[2],
+        "summary": summary.read_text().replace("\\", "").strip("*"),
+        "page": page.read_text().partition("<h1>")[2].partition("</span> ")[2].replace("\u2212", "-"),
+        "junit": suite.find("properties/property[@name='answer']").get("value"),
+    }
+    return done.returncode, places, suite
+
+
+def failed_audit(record):
+    if record["cell"] in ADAPTERS:
+        record["audits"][0] |= {"passed": False}
+        audit = record["audits"][0]
+        record |= {
+            "status": "missed",
+            "missed": [f"audit {audit['name']}: {audit['detail']} ({record['cell']}, quick, seed 0)"],
+        }
+
+
+def moved_start(record):
+    if record["cell"] in ADAPTERS:
+        record["training"]["first_step"]["weights"]["lora_A"] *= (6 / 7) ** 0.5
+
+
+def nothing(record):
+    return None
+
+
+@pytest.mark.slow
+def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_path):
+    code, places, suite = session(tmp_path, failed_audit)
+    assert code == 1
+    first = "Failed: 18 of 27 cells failed audit checkpoint_loaded."
+    assert {name: text[: len(first)] for name, text in places.items()} == dict.fromkeys(places, first)
+    [case] = suite.findall("testcase[@classname='tunegrid']")
+    assert case.get("name") == "answer"
+    assert case.find("failure").get("message").startswith(first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--gate-on=numerics,quality,memory",)])
+def test_all_four_places_name_the_stage_at_which_numerics_changed(tmp_path, options):
+    code, places, suite = session(tmp_path, moved_start, *options)
+    told = "umerics changed in 18 of 27 cells, first at the stage start (18 cells, as in "
+    assert [name for name, text in places.items() if told not in text] == []
+    assert [name for name, text in places.items() if "lora_A x 0.9258" not in text] == []
+    assert code == bool(options)
+    assert (suite.find("testcase[@classname='tunegrid']/failure") is not None) == bool(options)
+    if options:
+        assert [name for name, text in places.items() if not text.startswith("Failed: n")] == []
+
+
+@pytest.mark.slow
+def test_all_four_places_say_of_a_clean_run_that_it_is_no_worse(tmp_path):
+    code, places, suite = session(tmp_path, nothing)
+    assert code == 0
+    first = "Passed: all 27 cells reached every bound and passed every audit."
+    assert {name: text[: len(first)] for name, text in places.items()} == dict.fromkeys(places, first)
+    told = "By quality and memory no worse than quick-cpu.json"
+    assert [name for name, text in places.items() if told not in text] == []
+    assert suite.find("testcase[@classname='tunegrid']/failure") is None
+
+
+def test_the_command_fails_where_a_cell_of_the_new_run_did(tmp_path, capsys):
+    saved = json.loads(BASELINE.read_text())
+    rows = [row for row in saved["benchmarks"] if row["extra_info"]["seeds"]["seed"] == 0]
+    for row in rows:
+        failed_audit(row["extra_info"])
+    new = tmp_path / "new.json"
+    new.write_text(json.dumps(saved | {"benchmarks": rows}))
+    (tmp_path / "examples").symlink_to(BASELINE.parent / "examples")
+    assert command.main([str(BASELINE), str(new)]) == 1
+    assert "\nFailed: 18 of 27 cells failed audit checkpoint_loaded.\nBy quality and memory no worse" in capsys.readouterr().out

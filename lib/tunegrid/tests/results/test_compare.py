@@ -1,0 +1,368 @@
+"""Methods beside each other: fronts, intervals and groups, on records whose answers are known by hand."""
+
+import json
+import random
+from collections import defaultdict
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.commands import compare as command
+from tunegrid.errors import InputError
+from tunegrid.record import to_json
+from tunegrid.results import examples
+from tunegrid.results.comparison import Comparison, chance_of, combined, compared, row_error
+from tunegrid.results.comparison_report import as_markdown, as_text, remarks, summary
+from tunegrid.results.entries import PEAK, SECONDS, TRAINED, Entry, entry_of
+from tunegrid.results.files import read_list
+from tunegrid.results.fronts import front, letters
+from tunegrid.results.noise import Deviation, Noise, load_noise
+from tunegrid.results.table import markdown
+from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Examples of these runs stay out of the machine's own store."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+
+
+MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations
+LIMITED = {"train_rows": 7, "validation_rows": None, "test_rows": None, "own_test": False}
+COSTS = {  # trained bytes, GiB, seconds
+    "bert_sa_sft": (300, 1.0, 10.0),
+    "bert_sa_lora": (300, 1.1, 12.0),
+    "bert_sa_qlora": (100, 0.9, 8.0),
+}
+
+
+def measured(cell, score, seed=0, **changes):
+    """A record of a method, with its costs and without points by row."""
+    trained, peak, seconds = COSTS.get(cell, (300, 1.0, 10.0))
+    ledger = MEASURED["memory"]["ledger"] | {"checkpoint_bytes": trained}
+    task = cell.split("_")[1]
+    parts = {
+        "scores": {{"sa": "accuracy", "qa": "f1"}[task]: score},
+        "examples": None,
+        "data": MANY,
+        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
+        "memory": {"phases": {"train": PHASE | {"rss_peak_gib": peak}}, "ledger": ledger},
+        "training": MEASURED["training"] | {"seconds": seconds + seed},
+        "audits": [],
+    }
+    return complete(cell, **parts | changes)
+
+
+def comparisons(records, noise=None, path=Path("run.json")):
+    return compared({path: records}, noise or Noise())
+
+
+def alone(records, **options):
+    [comparison] = comparisons(records, **options)
+    return comparison
+
+
+def three_on_two_seeds():
+    """Means 90, 83 and 76; each method's deviation is the square root of 2."""
+    pairs = {"bert_sa_sft": (89.0, 91.0), "bert_sa_lora": (82.0, 84.0), "bert_sa_qlora": (75.0, 77.0)}
+    return [measured(cell, score, seed) for cell, scores in pairs.items() for seed, score in enumerate(scores)]
+
+
+# Three methods on two seeds
+
+
+def test_three_methods_on_two_seeds_are_a_and_ab_and_b():
+    comparison = alone(three_on_two_seeds())
+    # A mean of two has variance 2 / 2 and one degree of freedom; a difference of two means 2 and two degrees: t is 7 / sqrt 2
+    # and 14 / sqrt 2. For two degrees p is 1 - t / sqrt(t ** 2 + 2), and Holm takes the smallest of three p-values three times.
+    p = {"".join(sorted(pair)): value for pair, value in comparison.p_values.items()}
+    assert p["lorasft"] == p["loraqlora"] == pytest.approx(1 - 7 / (49 + 4) ** 0.5)  # 0.038, by Holm 0.077
+    assert p["qlorasft"] == pytest.approx(1 - 14 / (196 + 4) ** 0.5)  # 0.010, by Holm 0.030
+    assert comparison.groups == {"sft": "a", "lora": "ab", "qlora": "b"}
+    assert comparison.best == ["sft", "lora"]
+
+
+def test_the_front_has_two_of_them():
+    comparison = alone(three_on_two_seeds())
+    standing = {entry.method: comparison.standing(entry) for entry in comparison.entries}
+    assert standing == {"sft": ("yes", ""), "lora": ("no", "sft"), "qlora": ("yes", "")}
+    assert comparison.on_front(TRAINED) == comparison.on_front(PEAK) == comparison.on_front(SECONDS) == ["sft", "qlora"]
+
+
+def test_costs_are_of_all_seeds():
+    [sft, *_] = alone(three_on_two_seeds()).entries
+    assert sft.costs == {TRAINED: 300, PEAK: 1.0, SECONDS: 10.5}
+
+
+def test_the_interval_of_two_seeds_is_students():
+    comparison = alone(three_on_two_seeds())
+    interval = comparison.chance.interval(comparison.entries[2])
+    # t of one degree of freedom is 12.706, the error sqrt(2) / sqrt(2)
+    assert (interval.low, interval.high) == (pytest.approx(76 - 12.706, abs=1e-3), pytest.approx(76 + 12.706, abs=1e-3))
+    assert interval.by == "2 seeds"
+
+
+def test_a_better_score_that_noise_may_explain_is_perhaps_on_the_front():
+    records = [measured("bert_sa_sft", score, seed) for seed, score in enumerate((77.0, 79.0))]
+    records += [measured("bert_sa_qlora", score, seed) for seed, score in enumerate((75.0, 77.0))]
+    comparison = alone(records)
+    assert [comparison.standing(entry) for entry in comparison.entries] == [("perhaps", "qlora"), ("yes", "")]
+    assert comparison.groups == {"sft": "a", "qlora": "a"}
+
+
+# Chance
+
+
+def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
+    known = {(f"bert_sa_{method}", "accuracy"): Deviation(sd=1.0, df=9.0) for method in ("sft", "lora", "qlora")}
+    noise = Noise(profile="quick", rows={"sa": 10_000}, measured={"seeds": known})
+    records = [measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0)]
+    comparison = alone(records, noise=noise)
+    assert comparison.groups == {"sft": "a", "lora": "b"}
+    assert comparison.chance.interval(comparison.entries[0]).by == "calibrated"
+    # three equal deviations: the prior counts 9 degrees, too, and 2 go to its parameters; t of 16 is 2.120
+    assert comparison.chance.interval(comparison.entries[0]).high == pytest.approx(92.120, abs=1e-3)
+    assert set(alone(records).p_values.values()) == {None}  # without it, nothing can tell
+
+
+def test_noise_of_other_test_rows_does_not_count():
+    known = {(f"bert_sa_{method}", "accuracy"): Deviation(sd=1.0, df=9.0) for method in ("sft", "lora", "qlora")}
+    noise = Noise(profile="quick", rows={"sa": 768}, measured={"seeds": known})
+    assert set(alone([measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0)], noise=noise).p_values.values()) == {None}
+
+
+def test_a_method_of_one_seed_is_held_to_the_noise_of_the_others():
+    records = [*three_on_two_seeds()[:5]]  # qlora has one seed
+    comparison = alone(records)
+    assert comparison.chance.interval(comparison.entries[2]).by == "others' seeds"
+    assert comparison.p_values[frozenset(("sft", "qlora"))] is not None
+
+
+def test_rows_alone_tell_no_two_methods_of_one_seed_apart():
+    few, many = hits(512, 480, 20), hits(512, 480)
+    comparison = alone([record_of("bert_sa_sft", {"accuracy": many}), record_of("bert_sa_lora", {"accuracy": few})])
+    assert (list(comparison.p_values.values()), comparison.groups) == ([None], {"sft": "a", "lora": "a"})
+    told = "cannot tell lora and sft apart: nobody knows by how much a seed moves sft or lora; --seeds 0-4 trains more"
+    assert told in remarks(comparison)
+    assert comparison.chance.interval(comparison.entries[0]).by == "rows"
+    # 93.75 % of 512: the error is sqrt(0.9375 x 0.0625 / 511) = 1.071 %, t of 511 is 1.965
+    assert comparison.chance.interval(comparison.entries[0]).low == pytest.approx(93.75 - 1.965 * 1.0708, abs=2e-3)
+
+
+def test_seeds_and_rows_add_up():
+    gains = np.array([100.0] * 4 + [0.0] * 96)
+    variance, df = row_error(gains)
+    assert (variance, df) == (pytest.approx((4 * 96**2 + 96 * 4**2) / 99 / 100), 99)
+    assert row_error(np.zeros(100)) == (0.25, 99)  # half of one row's point: no proof that none would change
+    # variances 3 and 1 of 3 and 1 degrees: error 2, and 16 / (9 / 3 + 1 / 1) degrees
+    assert combined([(3.0, 3.0), (1.0, 1.0)]) == (2.0, 4.0)
+
+
+def test_several_seeds_with_rows_rest_on_both():
+    records = [
+        record_of(cell, {"accuracy": hits(512, 480, lost + seed)}, seed=seed)
+        for cell, lost in (("bert_sa_sft", 0), ("bert_sa_lora", 3))
+        for seed in (0, 1)
+    ]
+    comparison = alone(records)
+    assert comparison.chance.interval(comparison.entries[0]).by == "2 seeds, rows"
+    assert comparison.entries[0].rows.mean() == pytest.approx(100 * 479.5 / 512)
+
+
+@pytest.fixture(scope="module")
+def seeds_of_the_baseline():
+    """By cell, the entries of its five seeds: methods that are equally good, since they are one and the same."""
+    path = ROOT / "reports" / "baselines" / "quick-cpu.json"
+    cells = defaultdict(list)
+    for record in read_list(path):
+        own = cells[record.cell]
+        own.append(entry_of([(replace(record, method=f"seed {record.seeds.seed}"), path)]))
+    return cells
+
+
+@pytest.mark.parametrize("noise", [Noise(), load_noise()], ids=["of nobody", "calibrated"])
+def test_equal_methods_of_one_seed_each_are_told_apart_in_one_table_of_twenty_at_most(seeds_of_the_baseline, noise):
+    tables = [
+        Comparison(task="", backbone="", entries=three, chance=chance_of(three, noise))
+        for entries in seeds_of_the_baseline.values()
+        for three in combinations(entries, 3)
+    ]
+    told = sum(bool(table.apart) for table in tables)
+    print(f"{told} of {len(tables)} tables of three equal methods tell any apart")
+    assert len(tables) == 270
+    assert all(entry.rows is not None for entries in seeds_of_the_baseline.values() for entry in entries)
+    assert told <= 0.05 * len(tables)
+
+
+@pytest.mark.parametrize("seeds", [2, 5])
+@pytest.mark.parametrize("deviations", [(1.0, 1.0, 1.0), (0.3, 0.5, 1.0, 1.0, 2.0, 3.0)], ids=["alike", "unlike"])
+def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviations, seeds):
+    rng, runs, alarms = np.random.default_rng(1), 500, 0
+    records = [
+        replace(measured("bert_sa_lora", 80.0), method=f"m{place}", cell=f"bert_sa_m{place}")
+        for place in range(len(deviations))
+    ]
+    for _ in range(runs):
+        entries = [
+            Entry(records=[replace(record, scores={"accuracy": float(score)}) for score in rng.normal(80, deviation, seeds)])
+            for record, deviation in zip(records, deviations, strict=True)
+        ]
+        chance = chance_of(entries, Noise())
+        alarms += bool(Comparison(task="sa", backbone="bert", entries=entries, chance=chance).apart)
+    assert alarms / runs <= 0.05 + 0.02  # two standard errors
+
+
+# Letters and fronts
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_names_share_a_letter_unless_they_are_told_apart(seed):
+    rng = random.Random(seed)
+    names = [f"m{place}" for place in range(rng.randint(1, 9))]
+    apart = {frozenset(pair) for pair in combinations(names, 2) if rng.random() < 0.5}
+    shown = letters(names, apart)
+    assert shown[names[0]].startswith("a")
+    for one, other in combinations(names, 2):
+        assert bool(set(shown[one]) & set(shown[other])) == (frozenset((one, other)) not in apart)
+
+
+def test_letters_by_hand():
+    assert letters(["x", "y", "z"], {frozenset("xz")}) == {"x": "a", "y": "ab", "z": "b"}
+    assert letters(["x", "y", "z"], set()) == {"x": "a", "y": "a", "z": "a"}
+    assert letters(["x", "y", "z"], {frozenset("xy"), frozenset("xz"), frozenset("yz")}) == {"x": "a", "y": "b", "z": "c"}
+
+
+def test_a_front_of_several_figures_has_who_is_best_in_any():
+    figures = {"small": (1, 9, 5), "fast": (9, 1, 5), "between": (5, 5, 5), "beaten": (5, 6, 5), "equal": (5, 5, 5)}
+    assert front(figures, figures.__getitem__) == ["small", "fast", "between", "equal"]
+
+
+# What limits a comparison
+
+
+def test_a_method_that_an_audit_objects_to_is_shown_and_left_out():
+    failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
+    records = [measured("bert_sa_sft", 99.0, audits=failed), *three_on_two_seeds()[2:]]
+    comparison = alone(records)
+    assert [entry.method for entry in comparison.entries] == ["lora", "qlora", "sft"]
+    assert comparison.groups.keys() == {"lora", "qlora"}
+    told = "left out of groups and front: sft: audit learned_something: no better than the majority"
+    assert told in remarks(comparison)
+    assert "audits failed" in as_text([comparison])
+
+
+def test_other_budgets_precisions_and_data_are_not_like_for_like():
+    changes = {
+        "training": MEASURED["training"] | {"updates": 5, "precision": "bf16"},
+        "data": MANY | {"fingerprint": "f" * 16},
+    }
+    comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_qlora", 80.0, **changes)])
+    told = remarks(comparison)
+    assert "not like for like, budget: 2 updates of 16 rows (sft); 5 updates of 12 rows (qlora)" in told
+    assert "not like for like, precision: fp32 (sft); bf16 (qlora)" in told
+    assert "not like for like, data: 0123456789abcdef (sft); ffffffffffffffff (qlora)" in told
+    assert "cannot tell qlora and sft apart: they scored other test rows" in told
+
+
+def test_a_method_that_a_task_lacks_is_named_and_counted():
+    records = [*three_on_two_seeds(), *(measured(f"t5_sa_{method}", 80.0 + n) for n, method in enumerate(("sft", "lora")))]
+    bert, t5 = comparisons(records)
+    assert (remarks(t5)[-1], bert.absent) == ("not in this run: qlora", [])
+    assert ("sa", "qlora", "0 of 2", "1 of 2", "0 of 2") in summary([bert, t5])
+
+
+def test_a_cost_that_was_not_measured_of_all_is_left_out_of_the_front():
+    memory = {"phases": {}, "ledger": MEASURED["memory"]["ledger"] | {"checkpoint_bytes": None}}
+    comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0, memory=memory)])
+    assert comparison.costs == [TRAINED, SECONDS]
+    assert comparison.entries[1].costs[TRAINED] == 4 * MEASURED["parameters"]["trainable_params"]
+    assert f"not measured of every method, so the front leaves it out: {PEAK}" in remarks(comparison)
+
+
+def test_rows_that_were_not_kept_for_every_seed_are_not_averaged(tmp_path):
+    kept, lost = record_of("bert_sa_sft", {"accuracy": hits(20, 10)}), measured("bert_sa_sft", 50.0, seed=1)
+    assert entry_of([(kept, tmp_path / "run.json"), (lost, tmp_path / "run.json")]).rows is None
+
+
+# The command
+
+
+def saved(tmp_path, records, name="run.json"):
+    path = tmp_path / name
+    path.write_text(json.dumps({"benchmarks": [{"extra_info": to_json(record)} for record in records]}))
+    return path
+
+
+def test_the_command_prints_a_table_for_each_task_and_backbone(tmp_path, capsys):
+    assert command.main([str(saved(tmp_path, three_on_two_seeds()))]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "sa on bert: accuracy, 2 seeds"
+    words = [" ".join(line.split()) for line in out]
+    assert words[1] == "method points 95 % interval by group MiB GiB seconds over seeds front"
+    assert words[3] == "lora 83.0 70.3 to 95.7 2 seeds ab 0.00 1.10 12.5 12.0-13.0 no (sft)"
+    assert words[4] == "qlora 76.0 63.3 to 88.7 2 seeds b 0.00* 0.90* 8.5* 8.0-9.0 yes"
+    assert words[-1].startswith("the quick profile's learning rates were tuned with test scores in view")
+
+
+def test_two_runs_count_as_one(tmp_path, capsys):
+    first, second = three_on_two_seeds()[::2], three_on_two_seeds()[1::2]
+    together = as_text(comparisons(three_on_two_seeds()))
+    assert command.main([str(saved(tmp_path, first, "a.json")), str(saved(tmp_path, second, "b.json"))]) == 0
+    assert capsys.readouterr().out.strip() == together
+
+
+def test_markdown_has_the_same_cells():
+    shown = as_markdown(comparisons(three_on_two_seeds()))
+    assert "**sa on bert: accuracy, 2 seeds**" in shown
+    assert f"| qlora | 76.0 | 63.3 to 88.7 | 2 seeds | b | {markdown('0.00*')} | {markdown('0.90*')} |" in shown
+
+
+def refusal(capsys, *paths):
+    with pytest.raises(SystemExit) as exit_:
+        command.main([*map(str, paths)])
+    assert exit_.value.code == 2
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tunegrid compare: error: ")]
+    return line.removeprefix("tunegrid compare: error: ")
+
+
+def test_no_such_file_is_one_sentence(tmp_path, capsys):
+    assert refusal(capsys, tmp_path / "no.json").startswith(f"{tmp_path / 'no.json'} does not exist")
+
+
+def test_another_schema_is_one_sentence(tmp_path, capsys):
+    path = tmp_path / "run.json"
+    path.write_text(json.dumps({"benchmarks": [{"extra_info": {"cell": "a_b_c", "schema_version": 99}}]}))
+    assert "schema version 99 is newer than" in refusal(capsys, path)
+
+
+@pytest.mark.parametrize(
+    ("records", "sentence"),
+    [
+        (
+            [measured("bert_sa_lora", 80.0), measured("t5_sa_lora", 80.0)],
+            "one method only, lora; a comparison takes two or more",
+        ),
+        (
+            [measured("bert_sa_lora", 80.0), measured("bert_sa_sft", 80.0, profile="full")],
+            "cells of full and quick; compare one profile at a time",
+        ),
+        ([complete(**FOOTPRINT)], "no cell finished with a score, so there is nothing to compare"),
+        (
+            [measured("bert_sa_lora", 80.0), measured("bert_sa_lora", 81.0)],
+            "run.json holds twice bert_sa_lora of seed 0; a comparison takes each seed once",
+        ),
+        (
+            [measured("bert_sa_lora", 80.0), measured("bert_sa_sft", 80.0), measured("bert_sa_sft", 80.0, 1, limits=LIMITED)],
+            "the runs trained or scored bert_sa_sft differently, so they are not seeds of one experiment",
+        ),
+    ],
+    ids=["one method", "two profiles", "footprints", "one seed twice", "two recipes"],
+)
+def test_runs_that_cannot_be_compared_are_one_sentence(records, sentence):
+    with pytest.raises(InputError) as error:
+        comparisons(records)
+    assert str(error.value).endswith(sentence)

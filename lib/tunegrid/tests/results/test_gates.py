@@ -1,0 +1,547 @@
+"""Gates on made-up runs whose verdicts are known."""
+
+import json
+import resource
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.commands import baseline, merge
+from tunegrid.commands import gate as command
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.grid.tasks import TASKS
+from tunegrid.record import from_json
+from tunegrid.results import examples
+from tunegrid.results.answer import answer_of
+from tunegrid.results.examples import Examples
+from tunegrid.results.gate_report import COLUMNS, as_json, as_markdown, as_text, counted, rows
+from tunegrid.results.gates import FAILED_BY, KINDS, Run, Verdict, failing, gate, kinds_of, load_margins, read_run
+from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, complete_json, hits, record_of, run_file
+
+BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
+COLUMNS_BEFORE = len(COLUMNS) - len(KINDS)  # the verdicts come last
+VERSIONS = complete().versions
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Examples of these runs stay out of the machine's own store."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def judged(old, new):
+    """Verdicts by quantity."""
+    return {judgement.quantity: judgement for judgement in gate(Run.of([old]), Run.of([new]))}
+
+
+# Quality
+
+
+def test_equal_runs_are_the_same_in_everything():
+    record = record_of("bert_sa_lora", {"accuracy": hits(512, 480)})
+    judgements = judged(record, record)
+    assert judgements.pop("numerics").verdict is Verdict.EQUAL
+    assert {j.verdict for j in judgements.values()} == {Verdict.SAME}
+    assert judgements["accuracy"].effect == 0.0
+    assert set(judgements) == {"accuracy", "f1_macro", "rss_peak_gib", "step_seconds"} | {
+        f"{name}_bytes" for name in ("weights", "gradients", "optimizer", "checkpoint")
+    }
+
+
+def test_a_drop_that_is_no_chance_is_worse_with_its_evidence():
+    old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
+    judgement = judged(old, new)["accuracy"]
+    assert judgement.verdict is Verdict.WORSE
+    assert judgement.effect == pytest.approx(-100 * 20 / 512)
+    assert judgement.p == pytest.approx(0.5**20)  # twenty tosses, all lost; one cell, so Holm adds nothing
+    assert judgement.low < judgement.effect < judgement.high < 0
+    assert judgement.detail == "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0"
+
+
+def test_a_drop_within_the_margin_is_the_same_and_a_gain_is_better():
+    old, four = (record_of("bert_sa_lora", {"accuracy": hits(2000, 1900, lost)}) for lost in (0, 4))
+    assert judged(old, four)["accuracy"].verdict is Verdict.SAME
+    assert (
+        judged(
+            record_of("bert_sa_lora", {"accuracy": hits(512, 480, 20)}), record_of("bert_sa_lora", {"accuracy": hits(512, 480)})
+        )["accuracy"].verdict
+        is Verdict.BETTER
+    )
+
+
+def test_a_small_test_set_cannot_tell_and_says_what_it_would_see():
+    old, new = (record_of("bert_sa_lora", {"accuracy": hits(30, 28, lost)}) for lost in (0, 2))
+    judgement = judged(old, new)["accuracy"]
+    assert judgement.verdict is Verdict.CANNOT_TELL
+    assert judgement.smallest > 10
+
+
+def test_more_cells_make_each_verdict_stricter():
+    """All of five changed rows are lost: p = 1/32 is enough for one cell alone, but not for one of nine."""
+    cells = [name for name in STUDY_IDS if "_sa_" in name]
+    good = {name: record_of(name, {"accuracy": hits(512, 480)}) for name in cells}
+    bad = record_of("bert_sa_lora", {"accuracy": hits(512, 480, 5)})
+    margins = load_margins() | {"points": load_margins()["points"] | {"accuracy": 0.5}}
+
+    def verdict(old, new):
+        judgements = gate(Run.of(old), Run.of(new), margins=margins)
+        return next(j for j in judgements if (j.cell, j.quantity) == ("bert_sa_lora", "accuracy"))
+
+    assert verdict([good["bert_sa_lora"]], [bad]).verdict is Verdict.WORSE
+    among = verdict(good.values(), [*(good | {"bert_sa_lora": bad}).values()])
+    assert (among.verdict, among.p) == (Verdict.CANNOT_TELL, pytest.approx(9 / 32))
+
+
+def test_without_points_by_row_a_change_is_shown_and_not_judged():
+    old, new = (record_of("t5_qa_sft", scores={"exact_match": 60.0, "f1": f1}) for f1 in (70.0, 40.0))
+    judgement = judged(old, new)["f1"]
+    assert (judgement.verdict, judgement.effect, judgement.low) == (Verdict.CANNOT_TELL, -30.0, None)
+    assert judgement.detail.startswith("no points by row to test; no noise was calibrated")
+    assert judgement.detail.endswith("give both runs --seeds 0-4")
+
+
+@pytest.mark.parametrize("score", [None, float("nan")])
+def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
+    old, new = record_of("t5_qa_sft"), record_of("t5_qa_sft")
+    new.scores = {"exact_match": 60.0, "f1": score}
+    assert judged(old, new)["f1"].verdict is Verdict.WORSE
+    assert judged(new, old)["f1"].verdict in (Verdict.CANNOT_TELL, Verdict.WORSE)
+
+
+def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_does_not():
+    points = {"accuracy": hits(512, 480)}
+    labels, scores = ["yes", "perhaps", "no"], {"accuracy": 93.75}
+    two, three = record_of("bert_sa_lora", points), record_of("bert_sa_lora", points, labels=labels)
+    other = record_of("bert_sa_lora", points, labels=labels, scores=scores | {"f1_macro": 89.0})
+    assert judged(two, two)["f1_macro"].verdict is Verdict.SAME
+    judgement = judged(three, other)["f1_macro"]
+    assert (judgement.verdict, judgement.p) == (Verdict.CANNOT_TELL, None)
+
+
+def test_macro_f1_of_three_classes_is_tested_where_the_true_labels_were_kept():
+    def with_labels(wrong):
+        record = record_of("bert_sa_lora", labels=["yes", "perhaps", "no"])
+        truth = [str(row % 3) for row in range(300)]
+        guesses = [str((row + (row < wrong)) % 3) for row in range(300)]
+        points = [100.0 * (a == b) for a, b in zip(truth, guesses, strict=True)]
+        kept = Examples(
+            ids=[str(row) for row in range(300)], points={"accuracy": points}, predictions=guesses, references=truth
+        )
+        record.examples = examples.write(kept)
+        return record
+
+    judgement = judged(with_labels(0), with_labels(60))["f1_macro"]
+    assert judgement.effect == pytest.approx(-20.0)  # each class: 80 right of 100, 20 taken for it wrongly
+    assert judgement.verdict is Verdict.WORSE
+    assert judgement.p is not None
+
+
+def test_a_score_without_a_margin_of_its_own_takes_the_one_for_others():
+    old, new = (
+        record_of(
+            "bert_sa_lora", {"accuracy": hits(512, 480), "recall_1": hits(512, right)}, bounded_scores=["accuracy", "recall_1"]
+        )
+        for right in (480, 479)
+    )
+    judgement = judged(old, new)["recall_1"]
+    assert (judgement.verdict, judgement.margin) == (Verdict.SAME, load_margins()["points"]["other"])
+
+
+def test_points_that_are_no_numbers_are_refused():
+    old, new = (
+        record_of("bert_sa_lora", {"accuracy": values}, ids=["a", "b"], scores={"accuracy": 1.5, "f1_macro": 1.5})
+        for values in ([1.0, 2.0], [1.0, float("nan")])
+    )
+    with pytest.raises(InputError, match="bert_sa_lora, accuracy: two runs pair only row by row, in numbers"):
+        judged(old, new)
+
+
+def test_other_test_rows_are_refused_with_their_hashes():
+    old, new = (record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"]))
+    hashes = [record.examples.rows_hash for record in (old, new)]
+    with pytest.raises(InputError, match=rf"scored different test rows \({hashes[0]} and {hashes[1]}\)"):
+        judged(old, new)
+
+
+# Cells that are missing or new
+
+
+def test_a_missing_cell_fails_and_a_new_one_is_reported():
+    one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
+    verdicts = {
+        (j.cell, j.verdict) for j in gate(Run.of([one, other]), Run.of([one, record_of("gpt2_qa_sft")])) if j.quantity == "cell"
+    }
+    assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
+
+
+def test_runs_without_a_common_cell_are_refused():
+    with pytest.raises(InputError, match="no cell in common"):
+        gate(Run.of([record_of("bert_sa_lora")]), Run.of([record_of("t5_qa_sft")]))
+
+
+def test_two_profiles_are_refused():
+    one = record_of("bert_sa_lora")
+    with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
+        Run.of([one, record_of("bert_sa_lora", profile="full")])
+
+
+def test_two_profiles_in_two_files_are_refused_with_one_sentence(tmp_path, capsys):
+    quick = run_file(tmp_path / "quick.json", [record_of("bert_sa_lora")])
+    footprint = run_file(tmp_path / "footprint.json", [complete("bert_sa_lora", **FOOTPRINT)])
+    with pytest.raises(SystemExit) as refusal:
+        command.main([str(quick), str(footprint)])
+    assert refusal.value.code == 2
+    sentence = "the baseline is of quick and the run of footprint: judge one profile at a time"
+    assert capsys.readouterr().err.splitlines()[-1].endswith(sentence)
+
+
+def test_a_cell_that_did_not_finish_is_missing():
+    one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
+    failed = record_of("t5_qa_sft", status="error", memory=None)
+    judgements = gate(Run.of([one, other]), Run.of([one, failed]))
+    assert [j.cell for j in judgements if j.verdict is Verdict.MISSING] == ["t5_qa_sft"]
+
+
+# Memory and speed
+
+
+def with_ledger(**sizes):
+    memory = MEASURED["memory"]
+    return record_of("bert_sa_lora", memory=memory | {"ledger": memory["ledger"] | sizes})
+
+
+def test_one_byte_more_of_weights_is_worse_and_one_less_is_changed():
+    same, more, less = (with_ledger(weights_bytes=size) for size in (4000, 4001, 3999))
+    assert judged(same, more)["weights_bytes"].verdict is Verdict.WORSE
+    assert judged(same, less)["weights_bytes"].verdict is Verdict.CHANGED
+
+
+def test_a_peak_has_a_tolerance():
+    def with_peak(peak):
+        phase = MEASURED["memory"]["phases"]["train"]
+        return record_of("bert_sa_lora", memory=MEASURED["memory"] | {"phases": {"train": phase | {"rss_peak_gib": peak}}})
+
+    margin = load_margins()["memory"]["rss_peak_gib"]
+    assert judged(with_peak(1.0), with_peak(1.0 + margin - 0.01))["rss_peak_gib"].verdict is Verdict.SAME
+    assert judged(with_peak(1.0), with_peak(1.0 + margin + 0.01))["rss_peak_gib"].verdict is Verdict.WORSE
+
+
+def test_peaks_of_another_machine_are_not_compared():
+    other = record_of("bert_sa_lora", device=MEASURED["device"] | {"name": "another CPU"})
+    assert "rss_peak_gib" not in judged(record_of("bert_sa_lora"), other)
+
+
+def with_steps(seconds, **changes):
+    steps = [seconds * (1 + 0.01 * (n % 7)) for n in range(60)]
+    speed = MEASURED["throughput"] | {"step_seconds": steps, "step_seconds_median": float(np.median(steps))}
+    return record_of("bert_sa_lora", throughput=speed, **changes)
+
+
+def test_slower_steps_on_a_like_machine_are_worse():
+    judgement = judged(with_steps(0.1), with_steps(0.13))["step_seconds"]
+    assert (judgement.verdict, judgement.effect) == (Verdict.WORSE, pytest.approx(0.3))
+    assert judged(with_steps(0.1), with_steps(0.105))["step_seconds"].verdict is Verdict.SAME
+    assert judged(with_steps(0.1), with_steps(0.05))["step_seconds"].verdict is Verdict.BETTER
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"device": MEASURED["device"] | {"name": "another CPU"}}, "name: a CPU and another CPU"),
+        ({"device": MEASURED["device"] | {"threads": 2}}, "threads: 1 and 2"),
+        ({"device": MEASURED["device"] | {"contended": True}}, "measured on a device that others used"),
+        ({"versions": VERSIONS | {"torch": "9"}}, f"torch: {VERSIONS['torch']} and 9"),
+    ],
+)
+def test_speed_is_compared_between_like_machines_only(changes, reason):
+    judgement = judged(with_steps(0.1), with_steps(0.2, **changes))["step_seconds"]
+    assert (judgement.verdict, judgement.detail) == (Verdict.NOT_COMPARABLE, reason)
+
+
+def test_seeds_of_a_mixed_baseline_that_ran_on_another_card_do_not_count():
+    other = {"device": MEASURED["device"] | {"name": "H100"}, "seeds": {"seed": 1, "split_seed": 42, "perturbation": None}}
+    baseline, now = Run.of([with_steps(0.1), with_steps(0.01, **other)]), Run.of([with_steps(0.1)])
+    [speed] = [judgement for judgement in gate(baseline, now) if judgement.quantity == "step_seconds"]
+    assert (speed.verdict, speed.effect) == (Verdict.SAME, pytest.approx(0.0))
+
+
+# Words
+
+
+def test_a_report_is_a_row_a_cell_and_the_answer():
+    old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
+    judgements = gate(Run.of([old]), Run.of([new]))
+    assert rows(judgements)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
+    assert rows(judgements)[0][6:] == ("changed", "worse", "same", "same")
+    counts, answer = "numerics of 1 cells: 1 changed; quality: 1 worse", answer_of([new], judgements)
+    assert counted(judgements) == counts
+    text = as_text(judgements, answer)
+    assert text.endswith("\n".join(["", counts, *answer.sentences]))
+    evidence = "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0; sees drops from 2.9"
+    assert f"worse: bert_sa_lora accuracy -3.91 points ({evidence})" in text
+    assert text.splitlines()[:2] == [
+        "cell            main score change 95 % interval   p      sees  numerics     quality      memory       speed",
+        "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.9   changed      worse        same         same",
+    ]
+    first = "Failed against the baseline: 1 cell worse (bert\\_sa\\_lora accuracy)."
+    assert as_markdown(judgements, answer).startswith(f"**{first.replace(chr(92), '')}**")
+    assert {row["verdict"] for row in json.loads(as_json(judgements, answer))} == {"worse", "same", "changed"}
+
+
+# Commands
+
+
+def whole_grid(lost=0, seed=0, **changes):
+    """27 cells with points for every row."""
+    rng = np.random.default_rng(5)
+    records = []
+    for place, cell in enumerate(STUDY_IDS):
+        task = cell.split("_")[1]
+        metrics = [m for t in TASKS if t.id == task for m in t.bounded_scores if m != "f1_macro"]
+        if task == "sum":
+            points = {metric: list(np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)) for metric in metrics}
+        else:
+            points = {metric: hits(ROWS[task], ROWS[task] - 20, lost if place == 20 else 0) for metric in metrics}
+        losses = MEASURED["training"] | {"losses": [float(place)]}
+        records.append(record_of(cell, points, seed=seed, training=losses, **changes))
+    return records
+
+
+def seconds_of_children():
+    """Processor time: other work on the machine does not count."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+@pytest.mark.slow
+def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
+    old, new = (run_file(tmp_path / name, whole_grid(lost)) for name, lost in (("old.json", 0), ("new.json", 30)))
+    for path in (old, new):
+        examples.keep_beside([from_json(row["extra_info"]) for row in json.loads(path.read_text())["benchmarks"]], path)
+    code = (
+        "import sys; from tunegrid.commands.gate import main; code = main(sys.argv[1:]);"
+        "print('torch' in sys.modules); sys.exit(code)"
+    )
+    began = seconds_of_children()
+    answer = subprocess.run([sys.executable, "-c", code, old, new], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert seconds_of_children() - began < 8  # 5 on an idle machine
+    assert answer.returncode == 1, answer.stderr
+    assert answer.stdout.splitlines()[-1] == "False"
+    assert "quality: 1 worse, 26 same\nFailed against old.json: 1 cell worse (" in answer.stdout
+    assert "no points by row, by the margin" not in "".join(line for line in answer.stdout.splitlines() if "worse:" in line)
+
+
+def test_a_missing_cells_row_names_its_main_score():
+    one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
+    judgements = gate(Run.of([one, other]), Run.of([one]))
+    assert rows(judgements)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "-", "missing", "-", "-")
+
+
+def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
+    summary = tmp_path / "summary.md"
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(summary))
+    same = run_file(tmp_path / "same.json", [record_of("bert_sa_lora", {"accuracy": hits(512, 480)})])
+    worse = run_file(tmp_path / "worse.json", [record_of("bert_sa_lora", {"accuracy": hits(512, 480, 20)})])
+    small = [run_file(tmp_path / f"{n}.json", [record_of("bert_sa_lora", {"accuracy": hits(30, 28, n)})]) for n in (0, 2)]
+    assert command.main([str(same), str(same)]) == 0
+    assert command.main([str(same), str(worse)]) == 1
+    assert command.main([*map(str, small)]) == 0
+    slow = [run_file(tmp_path / f"slow{n}.json", [with_steps(0.1 + n)]) for n in (0, 1)]
+    assert command.main([*map(str, slow), "--on", "memory"]) == 0
+    assert command.main([*map(str, slow)]) == 6  # their scores are equal, but no rows are at hand, and no noise was calibrated
+    assert command.main([*map(str, slow), "--on", "quality,speed"]) == 1
+    assert command.main([*map(str, small), "--on=quality,memory,cannot-tell", "--format", "markdown"]) == 6
+    assert (
+        "**Cannot tell whether the run is worse than 0.json: 1 cell cannot be told (bert_sa_lora accuracy).**"
+        in capsys.readouterr().out
+    )
+
+
+def lowered(points):
+    """The committed baseline's rows with every score lowered by so many points."""
+    rows = json.loads(BASELINE.read_text())["benchmarks"]
+    for row in rows:
+        record = row["extra_info"]
+        record["scores"] = {name: score - points for name, score in record["scores"].items()}
+    return rows
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2, 3, 4)], ids=["one seed", "all seeds"])
+def test_a_collapse_by_twenty_points_is_worse_in_every_cell_by_scores_alone(tmp_path, capsys, seeds):
+    files = {}
+    for name, points in (("old", 0.0), ("new", 20.0)):
+        rows = [row for row in lowered(points) if row["extra_info"]["seeds"]["seed"] in seeds]
+        files[name] = tmp_path / f"{name}.json"
+        files[name].write_text(json.dumps({"benchmarks": rows}))
+    assert command.main([str(files["old"]), str(files["new"])]) == 1
+    assert "quality: 27 worse" in capsys.readouterr().out
+
+
+# Too good
+
+
+def too_good(old, new):
+    return [judgement for judgement in gate(Run.of(old), Run.of(new)) if judgement.verdict is Verdict.TOO_GOOD]
+
+
+def test_a_score_far_above_what_healthy_runs_reach_is_too_good():
+    """The bound lies 4.4 points below their mean, so 4.4 above it is the most; of cells without that bound nothing is known."""
+    known = tomllib.loads((ROOT / "benchmarks" / "thresholds" / "quick.toml").read_text())["cells"]["t5_qa_lora"]["f1"]
+    highest = 2 * known["mean"] - known["minimum"]
+    old = record_of("t5_qa_lora")
+
+    def scored(points, bound=known["minimum"]):
+        return record_of("t5_qa_lora", scores={"exact_match": 80.0, "f1": points}, bounds={"f1": bound})
+
+    assert too_good([old], [scored(highest - 0.1)]) == []
+    [finding] = too_good([old], [scored(highest + 0.1)])
+    assert finding.detail.endswith(f"is above {highest:.1f}, which healthy runs do not reach: leaked rows, a lost mask?")
+    assert too_good([old], [scored(highest + 0.1, bound=known["minimum"] - 1)]) == []
+
+
+def learning(losses_by_seed, **changes):
+    return [
+        record_of("t5_qa_lora", seed=seed, training=MEASURED["training"] | {"losses": [loss, loss]}, bounds={}, **changes)
+        for seed, loss in enumerate(losses_by_seed)
+    ]
+
+
+def test_losses_far_below_those_of_the_baselines_seeds_are_too_good():
+    """Logs 0, 0.1, 0.2 deviate by 0.1; t of 2 degrees at 2 % is 4.85, and three seeds and one make sqrt(4 / 3).
+
+    So noise explains what lies above 0.1 - 0.56, and 0.1 more is allowed.
+    """
+    old = learning(np.exp([0.0, 0.1, 0.2]))
+    assert too_good(old, learning(np.exp([-0.55]))) == []
+    [finding] = too_good(old, learning(np.exp([-0.57])))
+    assert finding.detail == (
+        "the mean loss is 0.566, the baseline's seeds explain no less than 0.631: leaked rows, a lost mask?"
+    )
+    shorter = learning(np.exp([-0.57]), recipe=vars(complete("t5_qa_lora").recipe) | {"max_steps": 7})
+    assert too_good(old, shorter) == []  # another recipe
+    assert too_good(old[:1], learning(np.exp([-2.0]))) == []  # one seed does not tell a deviation
+
+
+def test_too_good_is_shown_and_fails_only_where_asked(tmp_path, capsys):
+    old, new = learning(np.exp([0.0, 0.1, 0.2])), learning(np.exp([-2.0]))
+    judgements = gate(Run.of(old), Run.of(new))
+    assert rows(judgements)[0][COLUMNS_BEFORE + KINDS.index("quality")] == "too good"
+    assert "too good: t5_qa_lora learning (the mean loss is 0.135" in as_text(judgements, answer_of(new, judgements))
+    assert failing(judgements, FAILED_BY) == []
+    assert [j.verdict for j in failing(judgements, kinds_of("quality,too-good"))] == [Verdict.TOO_GOOD]
+    files = [str(run_file(tmp_path / f"{name}.json", records)) for name, records in (("old", old), ("new", new))]
+    assert command.main([*files, "--on", "memory"]) == 0
+    assert command.main([*files, "--on", "too-good"]) == 1
+
+
+def test_no_seed_of_the_baseline_is_too_good_beside_the_others():
+    records = read_run(BASELINE).records
+    for seed in range(5):
+        old, new = ([own[s] for own in records.values() for s in own if (s == seed) is apart] for apart in (False, True))
+        assert too_good(old, new) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (None, "does not exist"),
+        ("", "is not a complete pytest-benchmark JSON"),
+        ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
+        ('{"benchmarks": []}', "holds no cells"),
+        (json.dumps({"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}), "schema version 1"),
+    ],
+    ids=["absent", "empty", "cut off", "no cells", "older"],
+)
+def test_a_baseline_that_is_none_is_one_sentence(tmp_path, capsys, text, sentence):
+    path, new = tmp_path / "old.json", run_file(tmp_path / "new.json", [record_of("bert_sa_lora")])
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(SystemExit):
+        command.main([str(path), str(new)])
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert sentence in error
+
+
+def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
+    runs = [str(run_file(tmp_path / f"{seed}.json", whole_grid(seed=seed))) for seed in (0, 1)]
+    target = tmp_path / "baselines" / "quick.json"
+    assert baseline.main([*runs, str(target)]) == 0
+    assert "bert_sum_lora   rougeLsum    none -> " in capsys.readouterr().out
+    saved = read_run(target)
+    assert {cell: sorted(seeds) for cell, seeds in saved.records.items()} == {cell: [0, 1] for cell in STUDY_IDS}
+    assert all((target.parent / "examples" / r.examples.file).is_file() for s in saved.records.values() for r in s.values())
+    assert baseline.main([runs[0], str(target)]) == 0
+    assert "none" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda records: records[:-1], "a baseline needs the study's cells; 1 of 27 are missing, t5_sa_sft among them"),
+        (
+            lambda records: [replace(records[0], status="missed", missed=["why"]), *records[1:]],
+            "bert_sum_lora did not pass: missed",
+        ),
+        (lambda records: [replace(records[0], bounds={}), *records[1:]], "bert_sum_lora was changed or limited"),
+        (lambda records: [replace(r, profile="other") for r in records], "it is not of one profile that has scores"),
+        (
+            lambda records: [replace(records[0], device=replace(records[0].device, contended=True)), *records[1:]],
+            "bert_sum_lora shared its device",
+        ),
+    ],
+)
+def test_what_is_no_baseline_is_refused(tmp_path, capsys, change, reason):
+    run = run_file(tmp_path / "run.json", change(whole_grid()))
+    with pytest.raises(SystemExit):
+        baseline.main([str(run), str(tmp_path / "to.json")])
+    assert f"cannot be a baseline: {reason}" in capsys.readouterr().err
+    assert not (tmp_path / "to.json").exists()
+
+
+def test_a_dirty_commit_and_a_seed_twice_are_refused(tmp_path, capsys):
+    dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
+    clean = [run_file(tmp_path / f"{name}.json", whole_grid()) for name in "ab"]
+    apart = [replace(r, recipe=replace(r.recipe, max_steps=9)) for r in whole_grid(seed=1)]
+    other = run_file(tmp_path / "other.json", apart)
+    refused = (([dirty], "uncommitted changes"), (clean, "are both of seed 0"), ([clean[0], other], "differently"))
+    for arguments, reason in refused:
+        with pytest.raises(SystemExit):
+            baseline.main([*map(str, arguments), str(tmp_path / "to.json")])
+        assert reason in capsys.readouterr().err
+
+
+def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
+    records = whole_grid()
+    first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
+    target = tmp_path / "c" / "c.json"
+    assert merge.main([str(first), str(second), "-o", str(target)]) == 1  # these made-up cells have each other's results
+    assert set(read_run(target).records) == set(STUDY_IDS)
+    other = run_file(tmp_path / "other.json", [replace(records[0], scores={"rougeLsum": 1.0})])
+    with pytest.raises(SystemExit):
+        merge.main([str(first), str(other), "-o", str(target)])
+    assert "bert_sum_lora with seed 0 is in" in capsys.readouterr().err
+
+
+def test_merging_keeps_rows_that_hold_no_record(tmp_path):
+    study = ROOT / "reports" / "study.json"
+    odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
+    first = run_file(tmp_path / "a.json", [record_of("bert_sa_lora")])
+    first.write_text(
+        json.dumps(json.loads(first.read_text()) | {"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]})
+    )
+    assert merge.main([str(first), str(study), "-o", str(tmp_path / "c.json")]) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
+    assert odd in rows
+    assert len(rows) == 1 + 1 + 27
+
+
+def test_a_full_baseline_may_be_of_a_users_own_cells(tmp_path):
+    run = run_file(tmp_path / "run.json", [record_of("bert_sa_lora", profile="full")])
+    assert baseline.main([str(run), str(tmp_path / "to.json")]) == 0

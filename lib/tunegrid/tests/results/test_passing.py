@@ -1,0 +1,123 @@
+"""What decides passed or missed: a table of cases, and the cells together."""
+
+import pytest
+
+from tunegrid.record import AuditFinding
+from tunegrid.results.passing import Extent, beside_each_other, contradicts, excuses, judged, located, too_short
+from tunegrid.tests.records import MEASURED, complete
+
+GOOD = AuditFinding(name="base_frozen", passed=True, detail="")
+BROKEN = AuditFinding(name="base_frozen", passed=False, detail="3 tensors changed")
+UNLEARNED = AuditFinding(name="learned_something", passed=False, detail="accuracy 51.2, without a model 50.9")
+FAILED = "audit base_frozen: 3 tensors changed"
+CHANCE = "audit learned_something: accuracy 51.2, without a model 50.9"
+BELOW = "f1 1.0 is below 2.0"
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "sentences"),
+    [
+        ({}, "passed", []),
+        ({"findings": [GOOD]}, "passed", []),
+        ({"findings": [GOOD, BROKEN]}, "missed", [FAILED]),
+        ({"findings": [UNLEARNED]}, "missed", [CHANCE]),
+        ({"findings": [UNLEARNED], "excused": {"learned_something": "too short"}}, "passed", []),
+        ({"findings": [BROKEN, UNLEARNED], "excused": {"learned_something": "too short"}}, "missed", [FAILED]),
+        ({"below": [BELOW]}, "missed", [BELOW]),
+        ({"findings": [BROKEN], "below": [BELOW]}, "missed", [FAILED, BELOW]),
+        ({"unexpected": ["the ledger holds 5 bytes, the device 6"]}, "missed", ["the ledger holds 5 bytes, the device 6"]),
+        ({"stopped": "loss is nan", "findings": [BROKEN], "below": [BELOW]}, "stopped", ["loss is nan"]),
+    ],
+    ids=str,
+)
+def test_a_cell_passes_where_nothing_is_wrong(changes, status, sentences):
+    nothing_wrong = {"stopped": None, "findings": [], "excused": {}, "below": [], "unexpected": []}
+    assert judged(**nothing_wrong | changes) == (status, sentences)
+
+
+# Runs that the command line shortens: the recipe plans 300 updates, three passes over the rows
+
+
+def extent(updates, test_rows=None):
+    return Extent(updates=updates, planned=300, one_pass=100, test_rows=test_rows)
+
+
+@pytest.mark.parametrize(
+    ("audit", "run", "reason"),
+    [
+        ("learned_something", extent(99), "a run of 99 of 300 planned updates may be too short to meet it"),
+        ("learned_something", extent(100), None),  # it has seen each row once
+        ("learned_something", extent(300, test_rows=8), "8 test rows may be too few to meet it"),
+        ("learned_something", extent(300, test_rows=100), None),
+        ("generation_not_truncated", extent(99), "a run of 99 of 300 planned updates may be too short to meet it"),
+        ("generation_not_truncated", extent(100, test_rows=8), None),
+        ("weights_moved", extent(9), "a run of 9 of 300 planned updates may be too short to meet it"),
+        ("weights_moved", extent(10), None),
+        ("weights_moved", Extent(updates=3, planned=3, one_pass=3), None),  # as long as the recipe says
+        ("base_frozen", extent(1, test_rows=1), None),
+    ],
+)
+def test_an_audit_is_excused_where_the_run_is_shorter_than_it_needs(audit, run, reason):
+    failed = AuditFinding(name=audit, passed=False, detail="")
+    assert excuses([failed], run) == ({audit: reason} if reason else {})
+    assert excuses([AuditFinding(name=audit, passed=True, detail="")], run) == {}
+
+
+def test_what_a_short_run_failed_is_named_with_its_cell():
+    record = complete(
+        audits=[vars(UNLEARNED)], excused={"learned_something": "a run of 3 of 40 planned updates may be too short"}
+    )
+    assert too_short(record) == [f"{CHANCE}; a run of 3 of 40 planned updates may be too short (bert_sa_lora, quick, seed 0)"]
+    assert too_short(complete()) == []
+
+
+# Cells together
+
+
+def scored(cell, score, **changes):
+    return complete(cell, scores={"accuracy": score}, **changes)
+
+
+def test_copied_results_turn_both_cells_to_missed():
+    records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
+    told = beside_each_other(records)
+    assert [record.status for record in told] == ["missed", "missed", "passed"]
+    assert [contradicts(record) for record in told] == [True, True, False]
+    assert told[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    assert [(f.name, f.passed) for f in told[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
+    assert [f.passed for f in told[2].audits] == [True, True]
+
+
+def test_records_that_come_in_stay_as_they_are():
+    records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
+    beside_each_other(records)
+    assert records == [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
+
+
+def test_in_other_company_cells_are_told_anew():
+    together = beside_each_other([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)])
+    assert beside_each_other(together) == together
+    assert [(r.status, r.missed) for r in beside_each_other(together[:1])] == [("passed", [])]
+
+
+def test_profiles_and_cells_that_did_not_finish_are_not_compared():
+    records = [
+        scored("t5_sa_lora", 99.0),
+        scored("t5_sa_sft", 99.0, profile="full"),
+        scored("t5_sa_qlora", 99.0, status="stopped", missed=["loss is nan"]),
+    ]
+    told = beside_each_other(records)
+    assert [record.status for record in told] == ["passed", "passed", "stopped"]
+    assert told[2].audits == []
+
+
+def test_a_fault_is_added_to_what_a_cell_missed_already():
+    other = MEASURED["data"] | {"fingerprint": "f" * 16}
+    records = [scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW]), scored("t5_sa_sft", 8.0, data=other)]
+    told = beside_each_other(records)
+    assert [record.status for record in told] == ["missed", "missed"]
+    assert told[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+
+
+def test_a_sentence_names_its_cell_and_profile():
+    assert located(complete("t5_qa_sft"), BELOW) == "f1 1.0 is below 2.0 (t5_qa_sft, quick, seed 0)"

@@ -1,0 +1,389 @@
+"""Verdicts on scores where training noise is known: which noise applies, several seeds, one error rate; looks."""
+
+import time
+from dataclasses import replace
+from itertools import permutations
+
+import numpy as np
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.results import examples
+from tunegrid.results.gates import FAILED_BY, Run, gate, kind_of, outcome, read_run
+from tunegrid.results.judgements import Judgement, Outcome, Verdict
+from tunegrid.results.looks import chance_to_tell, promising, share_of_alpha
+from tunegrid.results.noise import Deviation, Noise
+from tunegrid.results.quality import MAIN_ALPHA, Decision, decide
+from tunegrid.results.statistics import by_training, cauchy, row_deviation
+from tunegrid.tests.records import MEASURED, ROWS, complete, hits, record_of
+
+CELL = "bert_sa_lora"
+REPORTS = ROOT / "reports"
+SUMS = {
+    "bounded_scores": ["bertscore_f1"],
+    "data": MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 192}},
+}
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Examples of these runs stay out of the machine's own store."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+
+
+def noise_of(deviations, df=20.0, cell=CELL, metric="accuracy"):
+    """One cell's noise; the records' `data` say 15 test rows."""
+    rows = {cell.split("_")[1]: MEASURED["data"]["rows"]["test"]}
+    return Noise(
+        profile="quick",
+        rows=rows,
+        measured={kind: {(cell, metric): Deviation(sd=sd, df=df)} for kind, sd in deviations.items()},
+    )
+
+
+# A row of 15 is worth more than these deviations, so records say 15 rows and have 512 with points.
+BOTH = {"perturbed": 4.0, "seeds": 8.0}
+
+
+def run_of(lost_by_seed, first_loss=1.0, right=480):
+    """A run of one cell with a seed for each number of rows lost."""
+    changes = {
+        "training": MEASURED["training"] | {"losses": [first_loss, 0.5], "order": "a" * 16},
+        "bounded_scores": ["accuracy"],
+    }
+    points = [{"accuracy": hits(512, right, lost)} for lost in lost_by_seed]
+    return Run.of(record_of(CELL, by_row, seed=seed, **changes) for seed, by_row in enumerate(points))
+
+
+def accuracy(judgements):
+    return next(judgement for judgement in judgements if judgement.quantity == "accuracy")
+
+
+# Which noise
+
+
+def test_a_run_of_the_same_seed_is_held_to_noise_of_one_seed():
+    judgement = accuracy(gate(run_of([0]), run_of([100]), noise=noise_of(BOTH)))
+    assert judgement.effect == pytest.approx(-100 * 100 / 512)
+    assert judgement.error == pytest.approx(4.0 * 2**0.5, rel=1e-6)
+    assert judgement.verdict is Verdict.WORSE
+    assert "noise of one seed, perturbed: error 5.66" in judgement.detail
+
+
+def test_another_first_loss_is_held_to_noise_between_seeds():
+    judgement = accuracy(gate(run_of([0]), run_of([100], first_loss=1.1), noise=noise_of(BOTH)))
+    assert judgement.error == pytest.approx(8.0 * 2**0.5, rel=1e-6)
+    assert judgement.verdict is Verdict.CANNOT_TELL
+
+
+def one_run(losses, **changes):
+    """A run of one seed and cell; a hundred rows fewer are right than in `run_of([0])`."""
+    training = MEASURED["training"] | {"losses": losses, "order": "a" * 16}
+    points = {"accuracy": hits(512, 480, 100)}
+    return Run.of([record_of(CELL, points, training=training, bounded_scores=["accuracy"], **changes)])
+
+
+ALIKE = [1.0] * 20
+PARTED = [1.0] * 10 + [0.9] * 10  # one more random number before each update from the eleventh on
+LOWER_RANK = complete(CELL).recipe.adapter | {"r": 4}
+
+
+@pytest.mark.parametrize(
+    ("losses", "changes", "sd"),
+    [
+        (ALIKE, {}, 4.0),
+        ([*ALIKE[:-1], 1.0001], {}, 4.0),
+        (PARTED, {}, 8.0),
+        (ALIKE, {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}, 8.0),
+        (ALIKE, {"recipe": vars(complete(CELL).recipe) | {"adapter": LOWER_RANK}}, 8.0),
+    ],
+    ids=["equal", "rounding", "other masks from update 11 on", "other rows", "half the rank"],
+)
+def test_noise_of_rounding_is_given_to_one_training_only(losses, changes, sd):
+    old = one_run(ALIKE)
+    judgement = accuracy(gate(old, one_run(losses, **changes), noise=noise_of(BOTH)))
+    assert judgement.error == pytest.approx(sd * 2**0.5, rel=1e-6)
+
+
+def test_the_sentence_on_numerics_says_that_the_curves_part():
+    judged = gate(one_run(ALIKE), one_run(PARTED), noise=noise_of(BOTH))
+    numerics = next(judgement for judgement in judged if judgement.quantity == "numerics")
+    assert numerics.verdict is Verdict.ROUNDING
+    assert numerics.detail.startswith("losses are equal to update 10, then others; curves part by 0.1 of the mean loss")
+
+
+def test_without_noise_of_one_seed_that_between_seeds_holds():
+    judgement = accuracy(gate(run_of([0]), run_of([100]), noise=noise_of({"seeds": 8.0})))
+    assert judgement.error == pytest.approx(8.0 * 2**0.5, rel=1e-6)
+
+
+def test_several_seeds_are_judged_by_several():
+    same = accuracy(gate(run_of([0] * 5), run_of([40] * 4), noise=noise_of(BOTH)))
+    assert same.error == pytest.approx(4.0 * (2 / 4) ** 0.5, rel=1e-6)  # four pairs of one seed each
+    other = accuracy(gate(run_of([0] * 5), run_of([40] * 4, first_loss=1.1), noise=noise_of(BOTH)))
+    assert other.error == pytest.approx(8.0 * (1 / 4 + 1 / 5) ** 0.5, rel=1e-6)
+    assert (same.seeds, other.seeds) == (4, 4)
+    assert same.effect == other.effect == pytest.approx(-100 * 40 / 512)
+    assert "160 rows lost, 0 gained of 4 x 512" in same.detail
+
+
+def test_without_calibration_several_seeds_tell_their_own_noise():
+    judgement = accuracy(gate(run_of([0, 10, 20]), run_of([0, 10, 20, 30]), noise=Noise()))
+    # variances of 10-row steps: 100 and 500 / 3 rows squared, with 2 and 3 degrees: (200 + 500) / 5 = 140
+    sd = 140**0.5 * 100 / 512
+    assert judgement.error == pytest.approx(sd * (1 / 3 + 1 / 4) ** 0.5)
+    assert "noise between these seeds" in judgement.detail
+
+
+def scores_alone(run):
+    """The run without its points by row, as a CI that keeps only the JSON has it."""
+    for record in (record for seeds in run.records.values() for record in seeds.values()):
+        record.examples = None
+    return run
+
+
+def test_calibrated_noise_needs_scores_alone():
+    # 512 rows lost 100: 19.5 points, 3.45 errors of 4 x sqrt(2)
+    old, new = scores_alone(run_of([0])), scores_alone(run_of([100]))
+    judged = gate(old, new, noise=noise_of(BOTH))
+    judgement = accuracy(judged)
+    assert judgement.verdict is Verdict.WORSE
+    assert judgement.error == pytest.approx(4.0 * 2**0.5, rel=1e-6)
+    assert judgement.detail == "by scores alone, no rows were at hand; noise of one seed, perturbed: error 5.66; margin 1.0"
+    with_rows = accuracy(gate(run_of([0]), scores_alone(run_of([100])), noise=noise_of(BOTH)))
+    assert with_rows == judgement  # of a pair, both need their rows
+    assert outcome(judged, FAILED_BY) is Outcome.WORSE
+
+
+def test_several_seeds_tell_their_own_noise_by_scores_alone():
+    # of 512 rows: variances 100 and 700 / 3 rows squared, with 2 degrees of freedom each
+    old, new = scores_alone(run_of([0, 10, 20])), scores_alone(run_of([0, 10, 30]))
+    for record in old.records[CELL].values():
+        record.data.rows.test = 512
+    judgement = accuracy(gate(old, new, noise=Noise()))
+    assert judgement.error == pytest.approx(((100 + 700 / 3) / 2) ** 0.5 * 100 / 512 * (2 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize("change", [lambda run: run, scores_alone], ids=["rows", "scores alone"])
+def test_without_noise_one_seed_a_side_cannot_be_told_and_says_what_helps(change):
+    old, new = change(run_of([0])), change(run_of([100], first_loss=1.1))
+    judged = gate(old, new, noise=Noise())
+    judgement = accuracy(judged)
+    assert (judgement.verdict, judgement.p) == (Verdict.CANNOT_TELL, None)
+    assert judgement.effect == pytest.approx(-100 * 100 / 512)
+    assert "give both runs --seeds 0-4" in judgement.detail
+    assert outcome(judged, FAILED_BY) is Outcome.CANNOT_TELL
+
+
+def test_rows_alone_decide_between_runs_of_one_training():
+    judgement = accuracy(gate(run_of([0]), run_of([100]), noise=Noise()))
+    assert judgement.verdict is Verdict.WORSE
+    assert "noise of rows alone" in judgement.detail
+
+
+def test_no_seed_of_the_baseline_is_called_worse_than_another_without_noise():
+    """Twenty ordered pairs of healthy seeds; by rows alone twelve had a cell that was called worse."""
+    path = REPORTS / "baselines" / "quick-cpu.json"
+    run = read_run(path)
+    seeds = list(next(iter(run.records.values())))
+    one = {seed: Run(records={cell: {seed: own[seed]} for cell, own in run.records.items()}, path=path) for seed in seeds}
+    mains = [
+        judgement
+        for old, new in permutations(seeds, 2)
+        for judgement in gate(one[old], one[new], noise=Noise())
+        if judgement.quantity == judgement.main_score
+    ]
+    assert len(mains) == 20 * 27
+    assert {judgement.verdict for judgement in mains} <= {Verdict.CANNOT_TELL, Verdict.SAME}
+
+
+def test_before_and_after_are_of_the_runs_that_were_paired():
+    """Seeds 0 and 1 of the baseline lost 0 and 256 rows of 512: the run of seed 0 is held to seed 0 alone."""
+    old, new = run_of([0, 256]), run_of([64])
+    same = accuracy(gate(old, new, noise=noise_of(BOTH)))
+    assert (same.before, same.after) == (93.75, 81.25)  # 480 and 416 of 512
+    other = accuracy(gate(old, run_of([64], first_loss=1.1), noise=noise_of(BOTH)))
+    assert (other.before, other.after) == (68.75, 81.25)  # 480 and 224 of 512
+
+
+def test_what_is_equal_to_the_last_digit_is_the_same_however_wide_the_noise():
+    judgement = accuracy(gate(run_of([0]), run_of([0], first_loss=1.1), noise=noise_of({"seeds": 40.0})))
+    assert (judgement.verdict, judgement.low, judgement.high) == (Verdict.SAME, 0.0, 0.0)
+    untested = accuracy(gate(run_of([0]), run_of([0], first_loss=1.1), noise=Noise()))
+    assert untested.verdict is Verdict.SAME
+    assert outcome([untested], FAILED_BY) is Outcome.NO_WORSE
+
+
+def test_equal_scores_of_other_rows_that_are_not_at_hand_are_not_called_equal():
+    judgement = accuracy(gate(scores_alone(run_of([0])), scores_alone(run_of([0])), noise=noise_of({"seeds": 40.0})))
+    assert judgement.verdict is Verdict.CANNOT_TELL
+
+
+def test_the_baseline_is_the_same_as_itself_in_every_score():
+    """One seed: BERTScore of the nine cells that summarize could not be told, as if a row were worth 100 points."""
+    path = REPORTS / "baselines" / "quick-cpu.json"
+    run = Run(records={cell: {0: own[0]} for cell, own in read_run(path).records.items()}, path=path)
+    judged = [judgement for judgement in gate(run, run) if kind_of(judgement) == "quality"]
+    assert len(judged) == 81
+    assert {judgement.verdict for judgement in judged} == {Verdict.SAME}
+
+
+def test_a_summary_that_changed_a_little_is_the_same_by_bertscore():
+    """A row of 192 moved by two points: its noise is half of what a changed row moves by, not half of a hit."""
+    points = [80.0] * 192
+    old, new = (Run.of([record_of("t5_sum_sft", {"bertscore_f1": [*points[1:], last]}, **SUMS)]) for last in (80.0, 78.0))
+    noise = Noise(
+        profile="quick", rows={"sum": 192}, measured={"perturbed": {("t5_sum_sft", "bertscore_f1"): Deviation(sd=0.0, df=9)}}
+    )
+    judgement = next(judgement for judgement in gate(old, new, noise=noise) if judgement.quantity == "bertscore_f1")
+    assert judgement.verdict is Verdict.SAME
+    assert judgement.effect == pytest.approx(-2 / 192)
+
+
+def test_rows_that_go_both_ways_widen_a_noise_that_is_too_small():
+    lost_and_won = np.array([-100.0] * 30 + [100.0] * 20 + [0.0] * 334)
+    # twenty rows of 384 gained: (20 * 100 ** 2 / 384 ** 2) ** 0.5
+    assert row_deviation([lost_and_won]) == pytest.approx(20**0.5 * 100 / 384)
+    assert row_deviation([np.array([-100.0] * 30 + [0.0] * 354)]) == 0.0
+
+
+# One error rate
+
+
+def effects(p_values, points=-5.0):
+    """Effects whose p-values of being worse are these."""
+    made = {}
+    for key, p in p_values.items():
+        effect = by_training(points, 1.0, 1e6, rows=500, flips=(0, 0))
+        made[key] = replace(effect, p_worse=p, p_better=1 - p)
+    return made
+
+
+MARGINS = {"other": 1.0}
+MAINS = {"a": "f1", "b": "f1"}
+
+
+def verdicts(p_values, **options):
+    return {key: decision.verdict for key, decision in decide(effects(p_values, **options), MAINS, MARGINS).items()}
+
+
+def test_main_scores_share_nine_tenths_of_alpha_over_the_cells():
+    assert pytest.approx(0.045) == MAIN_ALPHA
+    assert verdicts({("a", "f1"): 0.022, ("b", "f1"): 0.5})["a", "f1"] is Verdict.WORSE
+    assert verdicts({("a", "f1"): 0.023, ("b", "f1"): 0.5})["a", "f1"] is Verdict.CANNOT_TELL
+    share = decide(effects({("a", "f1"): 0.022, ("b", "f1"): 0.5}), MAINS, MARGINS, share=0.5)
+    assert share["a", "f1"] == Decision(verdict=Verdict.CANNOT_TELL, p=pytest.approx(0.088))
+
+
+def test_other_scores_alarm_through_one_global_test_only():
+    alone = {("a", "f1"): 0.5, **{("a", f"rouge{n}"): 0.4 for n in range(4)}}
+    assert Verdict.WORSE not in verdicts(alone | {("a", "rouge0"): 0.004}).values()  # of five such tests, one in fifty
+    worse = verdicts(alone | {("a", "rouge0"): 1e-5})
+    assert [key for key, verdict in worse.items() if verdict is Verdict.WORSE] == [("a", "rouge0")]
+
+
+def test_a_drop_below_the_margin_is_never_worse():
+    assert Verdict.WORSE not in verdicts({("a", "f1"): 1e-9, ("a", "em"): 1e-9}, points=-0.9).values()
+
+
+def test_the_global_test_by_hand():
+    assert cauchy([0.01]) == pytest.approx(0.01)
+    assert cauchy([0.03, 0.03, 0.03]) == pytest.approx(0.03)  # the same thrice is no more
+    # of ten, nine at one half count nothing: tan of (0.5 - 0.001) pi is 318.3; a tenth of it has p = 0.01
+    assert cauchy([0.001] + [0.5] * 9) == pytest.approx(0.01, abs=1e-4)
+    assert cauchy([0.001, 1.0]) < 0.0025  # a gain elsewhere does not hide it
+    assert cauchy([]) == 1.0
+
+
+def test_a_run_has_three_outcomes():
+    """What cannot be told counts where no main score could be tested; with `cannot-tell`, where any main score cannot be."""
+    tested = accuracy(gate(run_of([0]), run_of([30]), noise=noise_of({"seeds": 8.0})))
+    assert tested.verdict is Verdict.CANNOT_TELL
+    untested = replace(tested, cell="t5_sa_lora", p=None)
+    same, worse = (replace(tested, cell="gpt2_sa_lora", verdict=verdict) for verdict in (Verdict.SAME, Verdict.WORSE))
+    other_score = replace(tested, quantity="f1_macro")
+    quality = ["quality"]
+    assert outcome([untested], quality) is Outcome.CANNOT_TELL
+    assert outcome([untested, tested], quality) is Outcome.NO_WORSE
+    assert outcome([untested, same], quality) is Outcome.NO_WORSE
+    assert outcome([untested, worse], quality) is Outcome.WORSE
+    assert outcome([untested], ["memory"]) is Outcome.CANNOT_TELL  # nothing of memory was compared
+    told = ["quality", "cannot-tell"]
+    assert outcome([same, tested], told) is Outcome.CANNOT_TELL
+    assert outcome([same, other_score], told) is Outcome.NO_WORSE
+    assert outcome([worse, tested], told) is Outcome.WORSE
+    assert [answer.exit_code for answer in Outcome] == [0, 1, 6]
+
+
+# Speed
+
+
+def test_27_cells_of_five_seeds_take_two_seconds():
+    rng = np.random.default_rng(5)
+    metrics = {
+        "sa": ["accuracy"],
+        "qa": ["exact_match", "f1"],
+        "sum": ["rouge1", "rouge2", "rougeL", "rougeLsum", "bertscore_f1"],
+    }
+    records, measured = [], {}
+    for cell in STUDY_IDS:
+        task = cell.split("_")[1]
+        measured |= {(cell, metric): Deviation(sd=1.0, df=4) for metric in [*metrics[task], "f1_macro"]}
+        for seed in range(5):
+            points = {metric: list(np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)) for metric in metrics[task]}
+            records.append(record_of(cell, points, seed=seed))
+    rows = dict.fromkeys(metrics, MEASURED["data"]["rows"]["test"])
+    noise = Noise(profile="quick", rows=rows, measured={"seeds": measured, "perturbed": measured})
+    run = Run.of(records)
+    began = time.process_time()
+    judged = gate(run, run, noise=noise)
+    assert time.process_time() - began < 2
+    assert {j.verdict for j in judged if j.quantity == j.main_score} <= {Verdict.SAME, Verdict.CANNOT_TELL}
+
+
+# Looks: shares of alpha, and which cells to train once more
+
+
+def untold(cell, effect, error=1.0, seeds=1, **changes):
+    """A judgement with a 95 % interval of two standard errors and a margin of one point; worse from three standard errors."""
+    evidence = {"low": effect - 2 * error, "error": error, "critical": 3.0, "margin": 1.0, "seeds": seeds, "effect": effect}
+    names = {"cell": cell, "main_score": "f1", "quantity": "f1", "verdict": Verdict.CANNOT_TELL}
+    return Judgement(**names | evidence | changes)
+
+
+def test_shares_of_all_looks_make_one():
+    assert sum(share_of_alpha(look, 5) for look in range(1, 6)) == pytest.approx(1.0)
+    assert share_of_alpha(1, 1) == 1.0
+
+
+@pytest.mark.parametrize(("look", "looks"), [(0, 3), (4, 3), (1, 0)])
+def test_a_look_that_does_not_exist_is_refused(look, looks):
+    with pytest.raises(InputError, match=f"look {look} of {looks} does not exist"):
+        share_of_alpha(look, looks)
+
+
+def test_intervals_of_a_look_hold_at_its_share_of_alpha():
+    once, first = (accuracy(gate(run_of([0]), run_of([20]), noise=noise_of(BOTH), looks=looks)) for looks in (1, 4))
+    # one cell, df 20: t of 1 - 0.05 / 2 is 2.086, of 1 - 0.0125 / 2 it is 2.744
+    assert (first.effect - first.low) / (once.effect - once.low) == pytest.approx(2.744 / 2.086, rel=1e-3)
+    assert (first.high - first.effect) / (once.high - once.effect) == pytest.approx(2.744 / 2.086, rel=1e-3)
+
+
+def test_the_chance_to_tell_by_hand():
+    # one more seed: reach 2 / sqrt 2 = 1.414, spread 1 / sqrt 2 = 0.707; same if it then exceeds 0.414: (0.5 - 0.414) / 0.707
+    # worse from -3 / sqrt 2 = -2.121: (-0.5 - 2.121) / 0.707 = -3.71
+    assert chance_to_tell(untold("a", 0.5)) == pytest.approx(0.548, abs=0.001)
+
+
+def test_cells_near_a_verdict_come_first_and_told_ones_not_at_all():
+    told = untold("e", 0.0, verdict=Verdict.SAME)
+    other = untold("f", 0.9, quantity="exact_match")
+    judged = [untold("a", -1.0), untold("b", 0.9), untold("c", -2.8), untold("d", -1.2, error=30.0), told, other]
+    assert promising(judged) == ["c", "b", "a", "d"]
+
+
+def test_what_seeds_cannot_help_comes_last():
+    no_rows = Judgement(cell="z", main_score="f1", quantity="f1", verdict=Verdict.CANNOT_TELL, effect=-3.0)
+    assert promising([no_rows, untold("a", -1.0)]) == ["a", "z"]

@@ -1,0 +1,192 @@
+"""Whoever ran a run's cells, equal records make an equal run: in a session, elsewhere, resumed, or merged."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.commands import merge
+from tunegrid.errors import InputError
+from tunegrid.record import to_json
+from tunegrid.results.files import read_records
+from tunegrid.results.journal import Journal, latest
+from tunegrid.results.writing import FinishedRun, Line
+from tunegrid.tests.records import complete
+
+PLUGINS = ("options", "session", "selection", "sharding", "planning", "progress", "journal", "results", "isolation", "engine")
+CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
+# Cells that train nothing. Two have the results of one, the third fails an audit of its own.
+TESTS = """
+import pytest
+from fixtures.session import session_of
+from tunegrid.tests.records import complete
+
+SCORES = {"t5_sa_lora": 91.0, "t5_sa_qlora": 92.0, "t5_sa_sft": 91.0}
+BROKEN = [{"name": "base_frozen", "passed": False, "detail": "3 tensors changed"}]
+
+@pytest.mark.cells("quick")
+def test_cell(request, profile, backbone, task, method, seed, benchmark):
+    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
+    run = session_of(request.config).run_of(request.node)
+    run.record = complete(run.cell.id, scores={"accuracy": SCORES[run.cell.id]})
+    if method == "qlora":
+        run.record.audits = complete(audits=BROKEN).audits
+        run.record.status, run.record.missed = "missed", ["audit base_frozen: 3 tensors changed"]
+    assert not run.record.missed
+"""
+# What Ray does, in this process and one cell at a time: all else of --engine ray is as it is.
+LOCAL_CLUSTER = """
+from pathlib import Path
+import fixtures.cluster
+from fixtures.errand import Brought
+from fixtures.process import run
+
+class Cluster:
+    nodes = [{"CPU": 1.0}]
+    def __init__(self, address, pack):
+        self.sent = []
+    def send(self, errand, share):
+        self.sent.append(errand)
+        return errand
+    def ended(self, sent, seconds):
+        return sent[0]
+    def bring(self, errand):
+        return Brought(ended=run(errand.arguments, errand.nodeid, cwd=Path.cwd()), files={})
+    def starts(self):
+        return {}
+    def standings(self):
+        return {}
+    def leave(self):
+        pass
+
+fixtures.cluster.Cluster = Cluster
+"""
+COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"
+EXPECTED = {
+    "t5_sa_lora": ("missed", [COPIED.format(cell="t5_sa_lora", other="t5_sa_sft")], {"distinct_results"}),
+    "t5_sa_qlora": ("missed", ["audit base_frozen: 3 tensors changed"], {"base_frozen"}),
+    "t5_sa_sft": ("missed", [COPIED.format(cell="t5_sa_sft", other="t5_sa_lora")], {"distinct_results"}),
+}
+
+
+def session(folder, name, *options):
+    """Exit code, output, and the path of the JSON of a session over these cells; all of a folder share a cache."""
+    (folder / "test_cells.py").write_text(TESTS)
+    (folder / "local_cluster.py").write_text(LOCAL_CLUSTER)
+    (folder / "ray").mkdir(exist_ok=True)
+    (folder / "ray" / "__init__.py").touch()
+    command = [sys.executable, "-m", "pytest", *(f"-pfixtures.{plugin}" for plugin in PLUGINS), f"--cells={','.join(CELLS)}"]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "TUNEGRID_CACHE": str(folder / "cache")}
+    command += [f"--benchmark-json={name}.json", *options, "test_cells.py"]
+    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return answer.returncode, answer.stdout + answer.stderr, folder / f"{name}.json"
+
+
+def told(path):
+    """Status, sentences and failed audits by cell."""
+    records = read_records(path)
+    failed = {cell: {finding.name for finding in record.audits if not finding.passed} for cell, record in records.items()}
+    return {cell: (record.status, record.missed, failed[cell]) for cell, record in records.items()}
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("plain")
+    return *session(folder, "run", "-n0"), folder
+
+
+WAYS = {
+    "workers": ("-n2",),
+    "own processes": ("--isolate=yes",),
+    "cluster": ("--engine=ray", "-plocal_cluster"),
+}
+
+
+@pytest.mark.slow
+def test_a_session_tells_what_its_cells_show_together(plain):
+    code, output, path, _ = plain
+    assert (code, told(path)) == (1, EXPECTED), output
+    assert "0 of 3 cells passed" in output
+    assert COPIED.format(cell="t5_sa_sft", other="t5_sa_lora") in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", WAYS)
+def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
+    code, output, path = session(tmp_path, "run", *WAYS[way])
+    assert (code, told(path)) == (1, EXPECTED), output
+
+
+@pytest.mark.slow
+def test_a_resumed_session_tells_the_same_of_cells_that_had_passed_alone(plain):
+    folder = plain[-1]
+    code, output, path = session(folder, "again", "-n0", "--resume")
+    assert "resumed 2 cells" in output
+    assert (code, told(path)) == (1, EXPECTED), output
+
+
+@pytest.mark.slow
+def test_finishing_and_merging_tell_the_same_and_leave_the_journal_as_it_was(plain, tmp_path, capsys):
+    *_, run, folder = plain
+    journal = sorted((folder / "cache" / "journal").glob("*.jsonl"))[0]
+    before = journal.read_bytes()
+    assert [json.loads(line)["row"]["extra_info"]["status"] for line in before.splitlines()].count("passed") == 2
+    for name in ("first", "second"):
+        assert merge.main(["--journal", str(journal), "-o", str(tmp_path / f"{name}.json")]) == 1
+    assert "0 of 3 cells passed on a CPU" in capsys.readouterr().out
+    assert merge.main([str(run), str(tmp_path / "first.json"), "-o", str(tmp_path / "merged.json")]) == 1
+    assert told(tmp_path / "first.json") == told(tmp_path / "merged.json") == EXPECTED
+    assert read_records(tmp_path / "first.json") == read_records(tmp_path / "second.json") == read_records(run)
+    assert journal.read_bytes() == before
+
+
+def test_a_run_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys):
+    journal = Journal(tmp_path)
+    for cell, score in (("t5_sa_lora", 91.0), ("t5_sa_sft", 92.0)):
+        journal.append(cell, {"fullname": cell, "extra_info": to_json(complete(cell, scores={"accuracy": score}))})
+    assert merge.main(["--journal", str(latest(tmp_path)), "-o", str(tmp_path / "run.json")]) == 0
+    assert "2 of 2 cells passed on a CPU" in capsys.readouterr().out
+    assert {status for status, _, _ in told(tmp_path / "run.json").values()} == {"passed"}
+
+
+def test_rows_that_are_no_cells_stay_and_stand_by_name(tmp_path):
+    finished = FinishedRun({"b": complete()})
+    rows = finished.rows({"b": {"fullname": "b", "extra_info": {}}, "a": {"name": "a", "extra_info": {"control": 1}}})
+    assert [row.get("fullname") or row["name"] for row in rows] == ["a", "b"]
+    assert rows[0] == {"name": "a", "extra_info": {"control": 1}}
+    assert rows[1]["extra_info"]["cell"] == "bert_sa_lora"
+
+
+def test_a_run_that_cannot_be_written_is_one_sentence_and_leaves_no_half_of_it(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"file/run\.json cannot be written"):
+        FinishedRun({"a": complete()}).save({"benchmarks": []}, tmp_path / "file" / "run.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_lines_stand_in_the_order_of_cells_and_sentences_below_them():
+    short = complete(
+        "t5_sa_lora",
+        bounds={},
+        scores={"accuracy": 51.2},
+        audits=[{"name": "learned_something", "passed": False, "detail": "accuracy 51.2"}],
+        excused={"learned_something": "a run of 3 of 40 planned updates may be too short to meet it"},
+    )
+    missed = complete(status="missed", missed=["accuracy 91.0 is below 92.0"])
+    _, first, second, *rest = FinishedRun({1: missed, 2: short}).lines(["t5_sa_lora", "bert_sa_lora"])
+    assert (first.text.split()[0], first.colour) == ("t5_sa_lora", "green")
+    assert first.text.endswith("too short")
+    assert (second.text.split()[0], second.colour) == ("bert_sa_lora", "red")
+    assert rest == [
+        Line("1 of 2 cells passed, 1 of them too short for some audit, on a CPU"),
+        Line("accuracy 91.0 is below 92.0", "red"),
+        Line(
+            "audit learned_something: accuracy 51.2; a run of 3 of 40 planned updates may be too short to meet it "
+            "(t5_sa_lora, quick, seed 0)",
+            "yellow",
+        ),
+    ]

@@ -1,0 +1,525 @@
+import json
+import shutil
+from dataclasses import replace
+from functools import cache
+
+import bitsandbytes as bnb
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from tunegrid.codecs import codec_of
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.run.audits import Evidence, audited
+from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.meter import Meter, parameter_counts
+from tunegrid.run.namesakes import checkpoint_marks
+from tunegrid.run.training import Trainer
+from tunegrid.run.weights import checkpoint_fingerprint, weight_files
+from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tiny_llama, tokenizer_of
+
+ADAPTED = [cell_id for cell_id in STUDY_IDS if not cell_id.endswith("sft")]
+QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
+SFT = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("sft")]
+
+model_once = cache(model_of)  # for tests that only look
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget():
+    yield
+    model_once.cache_clear()
+
+
+def trainable(model) -> list[str]:
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def layers(model, *kinds) -> dict[str, nn.Module]:
+    """Base layers of these classes by their name in the checkpoint."""
+    chosen = {name: module for name, module in model.named_modules() if type(module) in kinds and "lora_" not in name}
+    return {name.removeprefix("base_model.model.").removesuffix(".base_layer"): module for name, module in chosen.items()}
+
+
+# What trains
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_only_adapters_new_modules_and_new_tokens_train(cell_id):
+    allowed = (
+        "lora_A.",
+        "lora_B.",
+        "trainable_tokens_delta",
+        *(f"{n}.modules_to_save." for n in cell_of(cell_id).head.new_modules),
+    )
+    assert [name for name in trainable(model_once(cell_id)) if not any(part in name for part in allowed)] == []
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_every_new_module_trains(cell_id):
+    names = trainable(model_once(cell_id))
+    for module in cell_of(cell_id).head.new_modules:
+        assert any(f"{module}.modules_to_save.default.weight" in name for name in names)
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_adapters_sit_on_the_recipes_targets_and_on_all_of_them(cell_id):
+    targets = cell_of(cell_id).recipe.adapter.target_modules
+    adapted = {
+        name.split(".lora_")[0].removeprefix("base_model.model.") for name in trainable(model_once(cell_id)) if ".lora_" in name
+    }
+    linear = layers(model_once(cell_id), nn.Linear, Conv1D, bnb.nn.Linear4bit)
+    assert adapted == {name for name in linear if name.split(".")[-1] in targets}
+    assert {name.split(".")[-1] for name in adapted} == set(targets)
+
+
+@pytest.mark.parametrize("cell_id", ADAPTED)
+def test_adapters_have_the_recipes_rank_and_scale_and_start_from_nothing(cell_id):
+    adapter = cell_of(cell_id).recipe.adapter
+    for module in model_once(cell_id).modules():
+        if hasattr(module, "lora_A") and "default" in module.lora_A:
+            assert module.lora_A["default"].weight.shape[0] == adapter.r
+            assert module.scaling["default"] == adapter.lora_alpha / adapter.r
+            assert not module.lora_B["default"].weight.any()
+
+
+@pytest.mark.parametrize("cell_id", SFT)
+def test_full_fine_tuning_trains_everything(cell_id):
+    counts = parameter_counts(model_once(cell_id))
+    assert counts["trainable_params"] == counts["total_params"]
+
+
+def test_bert_sa_lora_trains_its_two_adapted_layers_and_no_more():
+    # rank 8 on fc1 (128 to 512) and fc2 (512 to 2)
+    assert parameter_counts(model_once("bert_sa_lora"))["trainable_params"] == 8 * (128 + 512) + 8 * (512 + 2)
+
+
+def test_gpt2_sum_lora_trains_attention_adapters_and_one_row():
+    # rank 8 on c_attn (128 to 3 x 128) in three layers; <sum> is one row of 128
+    assert parameter_counts(model_once("gpt2_sum_lora"))["trainable_params"] == 3 * 8 * (128 + 384) + 128
+
+
+def test_lora_and_qlora_count_the_same_weights():
+    for triple in ("bert_qa", "gpt2_qa"):
+        totals = [
+            parameter_counts(model_once(f"{triple}_{method}"))["total_params"]
+            - parameter_counts(model_once(f"{triple}_{method}"))["trainable_params"]
+            for method in ("lora", "qlora")
+        ]
+        assert totals[0] == totals[1]
+
+
+def test_the_new_row_is_read_and_written_by_the_same_weights():
+    model, tokenizer = model_of("gpt2_sum_lora").eval(), tokenizer_of("gpt2_sum_lora")
+    separator = tokenizer.convert_tokens_to_ids("<sum>")
+    [delta] = {p for name, p in model.named_parameters() if "trainable_tokens_delta" in name}
+    ids = {"input_ids": torch.tensor([[5, separator, 6]])}
+    with torch.no_grad():
+        before = model(**ids).logits
+        delta += 1.0
+        after = model(**ids).logits
+    assert torch.equal(before[0, 0, :separator], after[0, 0, :separator])  # nothing was read yet
+    assert not torch.isclose(before[0, 0, separator], after[0, 0, separator])
+    assert not torch.allclose(before[0, 1, :separator], after[0, 1, :separator])
+
+
+# What is quantized
+
+
+@pytest.mark.parametrize("cell_id", QLORA)
+def test_every_base_layer_is_nf4_with_double_quantization_but_heads_and_tied_outputs(cell_id):
+    head = cell_of(cell_id).head
+    # transformers keeps T5's wo in fp32 whatever type is requested: its inputs overflow in half precision
+    kept = [*head.new_modules, *head.tied_modules, *(["wo"] if cell_id.startswith("t5") else [])]
+    plain = layers(model_once(cell_id), nn.Linear, Conv1D)
+    packed = layers(model_once(cell_id), bnb.nn.Linear4bit)
+    assert [name for name in plain if not any(f".{k}." in f".{name}." for k in kept)] == []
+    assert packed
+    assert {(m.weight.quant_state.quant_type, m.weight.quant_state.nested) for m in packed.values()} == {("nf4", True)}
+
+
+def test_both_halves_of_bert2bert_are_quantized():
+    # a layer has 4 + 2 linear layers; the decoder's 4 more for cross-attention; its output head has one
+    packed = list(layers(model_once("bert_sum_qlora"), bnb.nn.Linear4bit))
+    assert sum(name.startswith("encoder.encoder.layer") for name in packed) == 3 * 6
+    assert sum(name.startswith("decoder.bert.encoder.layer") for name in packed) == 3 * 10
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sum_qlora", "gpt2_qa_qlora", "t5_sa_qlora"])
+def test_adapters_heads_and_norms_of_a_quantized_model_stay_in_fp32(cell_id):
+    packed = layers(model_once(cell_id), bnb.nn.Linear4bit).values()
+    biases = {id(layer.bias) for layer in packed if layer.bias is not None}
+    assert {p.dtype for p in model_once(cell_id).parameters() if id(p) not in biases} == {torch.float32, torch.uint8}
+    assert {layer.bias.dtype for layer in packed if layer.bias is not None} <= {torch.bfloat16}
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_qlora", "gpt2_sa_qlora", "t5_sa_qlora"])
+def test_a_quantized_model_trains_on_after_an_evaluation_as_if_there_had_been_none(cell_id):
+    codec, model = codec_for(cell_id), model_of(cell_id)
+    features = codec.encode(rows_of("amazon_polarity/train")[:4], training=True)
+    parameter = next(p for name, p in model.named_parameters() if "lora_B" in name)
+
+    def gradient():
+        torch.manual_seed(0)  # dropout
+        model.train().zero_grad()
+        codec.loss(model, codec.collate(features)).backward()
+        return parameter.grad.clone()
+
+    before = gradient()
+    with torch.inference_mode():
+        codec.predict(model.eval(), features, CPU)
+    torch.testing.assert_close(gradient(), before)
+
+
+# BERT2BERT
+
+
+def test_cross_attention_starts_as_the_same_layers_self_attention():
+    for layer in model_once("bert_sum_sft").decoder.bert.encoder.layer:
+        own, cross = layer.attention.state_dict(), layer.crossattention.state_dict()
+        assert own.keys() == cross.keys()
+        assert all(torch.equal(cross[name], own[name]) for name in own)
+        assert own["self.query.weight"].data_ptr() != cross["self.query.weight"].data_ptr()
+
+
+def test_the_halves_start_alike_and_are_not_tied():
+    model = model_once("bert_sum_sft")
+    one, other = (bert.encoder.layer[0].attention.self.query.weight for bert in (model.encoder, model.decoder.bert))
+    assert torch.equal(one, other)
+    assert one.data_ptr() != other.data_ptr()
+    words = model.encoder.embeddings.word_embeddings.weight, model.decoder.bert.embeddings.word_embeddings.weight
+    assert words[0].data_ptr() != words[1].data_ptr()
+    assert model.decoder.cls.predictions.decoder.weight is words[1]
+
+
+def test_the_decoder_cannot_look_ahead():
+    model = model_once("bert_sum_sft").eval()
+    source = {"input_ids": torch.tensor([[7, 8, 9]]), "attention_mask": torch.ones(1, 3, dtype=torch.long)}
+    with torch.no_grad():
+        one, other = (model(**source, decoder_input_ids=torch.tensor([[2, 10, last]])).logits for last in (11, 12))
+    torch.testing.assert_close(one[:, :2], other[:, :2])
+
+
+# Same start
+
+
+@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "gpt2_sum_lora"])
+def test_two_builds_start_from_the_same_weights(cell_id):
+    one, other = (dict(model_of(cell_id).named_parameters()) for _ in range(2))
+    assert all(torch.equal(p, other[name]) for name, p in one.items())
+
+
+@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "gpt2_sa_sft", "t5_sum_sft"])
+def test_pretrained_weights_are_the_checkpoints(cell_id):
+    cell = cell_of(cell_id)
+    stored = load_file(QUICK_PROFILE.checkpoint_root / cell.backbone.micro / "model.safetensors")
+    built = model_once(cell_id).state_dict()
+    shared = {name.removeprefix("transformer."): name for name in built} | {name: name for name in built}
+    common = [name for name in stored if name in shared]
+    assert len(common) > 30
+    assert all(torch.equal(stored[name], built[shared[name]]) for name in common)
+
+
+# Checkpoints that cannot be used
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """A cell's checkpoint in a folder of its own, and the cell that reads it there."""
+
+    def copy(cell_id):
+        cell = cell_of(cell_id)
+        folder = tmp_path / cell.backbone.micro
+        shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder)
+        return folder, replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
+
+    return copy
+
+
+def complaint(cell) -> str:
+    """What the user reads: one sentence."""
+    with pytest.raises(InputError) as caught:
+        build(cell, load_tokenizer(cell), CPU)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def rewrite(folder, change):
+    """The same checkpoint with other tensors."""
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    save_file({name: tensor.clone().contiguous() for name, tensor in change(weights).items()}, path, {"format": "pt"})
+
+
+def test_a_missing_folder_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    shutil.rmtree(folder)
+    assert complaint(cell) == f"no checkpoint folder 'bert-micro' below {folder.parent}; it is named as the hub's model"
+
+
+def test_a_folder_without_a_tokenizer_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    (folder / "tokenizer.json").unlink()
+    assert complaint(cell).startswith(f"{folder} has no tokenizer")
+
+
+def test_a_folder_without_a_config_is_named(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    (folder / "config.json").unlink()
+    assert complaint(cell).startswith(f"{folder} has no config.json")
+
+
+def test_a_pickle_is_not_read(copied):
+    folder, cell = copied("t5_sa_sft")
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    assert "only pytorch_model.bin, a pickle" in complaint(cell)
+
+
+def test_half_a_weight_file_is_told_from_a_whole_one(copied):
+    folder, cell = copied("bert_sa_sft")
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert complaint(cell).startswith(f"cannot load {folder} (")
+
+
+def test_a_missing_shard_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    weights = list(load_file(folder / "model.safetensors"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    shards = {name: f"model-0000{1 + (i % 2)}-of-00002.safetensors" for i, name in enumerate(weights)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
+    assert complaint(cell).startswith(f"cannot load {folder} (")
+
+
+def test_a_config_of_another_size_names_a_tensor(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    assert "transformer." in complaint(cell)
+
+
+@pytest.mark.parametrize("cell_id", ["bert_qa_sft", "bert_sum_sft", "bert_sum_lora", "bert_sa_lora", "bert_sa_qlora"])
+def test_tensors_that_would_stay_random_are_named(copied, cell_id):
+    folder, cell = copied(cell_id)
+    lost = "bert.encoder.layer.0.attention.self.query.weight"
+    rewrite(folder, lambda weights: {name: tensor for name, tensor in weights.items() if name != lost})
+    assert "encoder.layer.0.attention.self.query.weight" in complaint(cell)
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "lost"),
+    [
+        ("gpt2_sum_lora", "transformer.h.1.attn.c_attn.weight"),
+        ("t5_sum_lora", "decoder.block.1.layer.1.EncDecAttention.q.weight"),
+    ],
+)
+def test_an_adapters_target_may_not_start_from_random_either(copied, cell_id, lost):
+    folder, cell = copied(cell_id)
+    rewrite(folder, lambda weights: {name: tensor for name, tensor in weights.items() if name != lost})
+    assert lost in complaint(cell)
+
+
+def test_a_checkpoint_whose_names_do_not_match_is_refused(copied):
+    folder, cell = copied("t5_qa_lora")
+    rewrite(folder, lambda weights: {f"other.{name}": tensor for name, tensor in weights.items()})
+    assert "would start from random" in complaint(cell)
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft", "bert_sum_sft"])
+def test_tensors_of_another_shape_are_refused(copied, cell_id):
+    folder, cell = copied(cell_id)
+
+    def widened(weights):
+        name = next(name for name, tensor in weights.items() if tensor.ndim == 2 and "embed" not in name and "wte" not in name)
+        return weights | {name: torch.zeros(3, 5)}
+
+    rewrite(folder, widened)
+    assert "would start from random" in complaint(cell)
+
+
+def test_a_broken_weight_file_is_named(copied):
+    folder, cell = copied("bert_sa_sft")
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    assert str(folder) in complaint(cell)
+
+
+def test_an_encoder_without_pooler_and_output_head_will_do_for_bert2bert(copied):
+    folder, cell = copied("bert_sum_sft")
+    rewrite(folder, lambda weights: {n: t for n, t in weights.items() if "pooler" not in n and not n.startswith("cls.")})
+    assert build(cell, load_tokenizer(cell), CPU)
+
+
+def in_two_files(folder):
+    """The same weights in two files and an index, as save_pretrained writes large ones."""
+    weights = load_file(folder / "model.safetensors")
+    files = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    for file in set(files.values()):
+        save_file({name: tensor for name, tensor in weights.items() if files[name] == file}, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (folder / "model.safetensors").unlink()
+
+
+def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    whole = checkpoint_fingerprint(cell)
+    in_two_files(folder)
+    save_file({"another": torch.zeros(1)}, folder / "adapter_model.safetensors")  # no part of the model
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    assert [path.name for path in weight_files(cell)] == names
+    built, plain = build(cell, load_tokenizer(cell), CPU), model_once("gpt2_sa_sft")
+    assert all(torch.equal(p, built.get_parameter(name)) for name, p in plain.named_parameters())
+    before = checkpoint_fingerprint(cell)
+    second = load_file(folder / names[1])
+    save_file({name: tensor + 1 for name, tensor in second.items()}, folder / names[1], {"format": "pt"})
+    assert len({whole, before, checkpoint_fingerprint(cell)}) == 3
+
+
+def test_one_file_goes_before_an_index_as_in_transformers(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
+    assert [path.name for path in weight_files(cell)] == ["model.safetensors"]
+
+
+def test_the_fingerprint_changes_with_the_weights(copied):
+    folder, cell = copied("bert_sa_sft")
+    before = checkpoint_fingerprint(cell)
+    rewrite(folder, lambda weights: {name: tensor + 1 for name, tensor in weights.items()})
+    assert len(before) == 16
+    assert checkpoint_fingerprint(cell) != before
+
+
+# Revisions on the hub
+
+
+@pytest.fixture
+def cached_hub(monkeypatch, tmp_path):
+    """A hub whose cache has one file a name, under a commit, for whatever revision is asked."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    asked = []
+
+    def cached_file(source, name, revision=None, **_):
+        asked.append((source, name, revision))
+        path = tmp_path / "snapshots" / commit / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return str(path)
+
+    monkeypatch.setattr(hf.utils, "cached_file", cached_file)
+    return commit, asked
+
+
+def test_the_hubs_commit_is_the_pinned_one_or_that_of_the_newest_files(cached_hub):
+    commit, asked = cached_hub
+    cell = STUDY.cell("bert_sa_sft", FULL_PROFILE)
+    assert checkpoint_fingerprint(cell) == cell.backbone.revision
+    newest = replace(cell, backbone=replace(cell.backbone, revision=None))
+    assert checkpoint_fingerprint(newest) == commit
+    assert asked == [("google-bert/bert-base-uncased", "model.safetensors", None)]
+
+
+# Labels
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_sa_lora", "gpt2_sa_qlora", "t5_sa_lora"])
+@pytest.mark.parametrize("profile", [QUICK_PROFILE, FOOTPRINT_PROFILE], ids=["quick", "true size"])
+def test_a_classifier_has_as_many_outputs_as_its_task_has_labels(cell_id, profile):
+    cell = STUDY.cell(cell_id, profile)
+    three = replace(cell, task=replace(cell.task, labels=("no", "maybe", "yes")))
+    device = torch.device("meta" if profile.random_weights else "cpu")
+    for labels, chosen in ((2, cell), (3, three)):
+        model = build(chosen, load_tokenizer(chosen), device)
+        assert model.config.num_labels == labels
+        ends = [m for name, m in model.named_modules() if isinstance(m, nn.Linear) and f".{name}".endswith(OUTPUTS)]
+        assert {layer.out_features for layer in ends} == {labels}
+
+
+OUTPUTS = (".classifier", ".score", ".fc2", ".modules_to_save.default", ".fc2.base_layer")
+
+
+def test_a_head_of_another_size_in_the_checkpoint_is_new_all_the_same(copied):
+    folder, cell = copied("gpt2_sa_sft")
+    rewrite(folder, lambda weights: weights | {"score.weight": torch.zeros(5, 128)})
+    assert build(cell, load_tokenizer(cell), CPU).score.weight.shape == (2, 128)
+
+
+def test_what_pads_is_what_the_model_takes_for_padding():
+    for cell_id in ("gpt2_sa_sft", "bert_sum_sft", "t5_sum_sft"):
+        assert model_once(cell_id).config.pad_token_id == codec_for(cell_id).pad_id
+
+
+# A base in bf16
+
+
+def in_bf16(cell, **changes):
+    recipe = replace(cell.recipe, **{"precision": "bf16", "max_steps": 3, "per_device_train_batch_size": 4} | changes)
+    return replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=recipe)
+
+
+def trained(cell):
+    """A few updates on reviews, and what they leave behind."""
+    tokenizer = load_tokenizer(cell)
+    codec = codec_of(cell, tokenizer)
+    features = codec.encode(rows_of("amazon_polarity/train")[:16], training=True)
+    trainer = Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU))
+    trainer.run(silent())
+    with torch.inference_mode():
+        trainer.codec.predict(trainer.model.eval(), features, CPU)  # outside of autocast, as evaluation does it
+    return Evidence(cell=cell, codec=codec, trainer=trainer)
+
+
+def types(evidence) -> dict[bool, set[torch.dtype]]:
+    """The types of what trains, and of what is frozen."""
+    parameters = evidence.trainer.parameters.values()
+    return {trains: {p.dtype for p in parameters if p.requires_grad is trains} for trains in (True, False)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["lora", "qlora"])
+@pytest.mark.parametrize("backbone", ["bert", "llama"])
+def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp_path):
+    cell = tiny_llama(tmp_path) if backbone == "llama" else cell_of("bert_sa_qlora", optim="adamw_torch")
+    evidence = trained(in_bf16(replace(cell, method=STUDY.methods[method]), warmup_ratio=0.0, learning_rate=1e-2))
+    frozen = {torch.bfloat16, torch.uint8} if method == "qlora" else {torch.bfloat16}
+    assert types(evidence) == {True: {torch.float32}, False: frozen}
+    assert [finding for finding in audited(evidence) if not finding.passed] == []
+    assert len({round(loss, 4) for loss in evidence.trainer.course.losses}) == 3
+
+
+@pytest.mark.slow
+def test_full_fine_tuning_is_in_fp32_whatever_the_checkpoint_is_in(tmp_path):
+    cell = tiny_llama(tmp_path)
+    sft = replace(cell, method=STUDY.methods["sft"], recipe=replace(cell.recipe, adapter=None))
+    evidence = trained(in_bf16(sft, warmup_ratio=0.0))
+    assert types(evidence) == {True: {torch.float32}, False: set()}
+    assert [finding for finding in audited(evidence) if not finding.passed] == []
+
+
+@pytest.mark.slow
+def test_another_checkpoint_is_told_from_the_right_one_in_bf16_too(tmp_path):
+    cell = in_bf16(tiny_llama(tmp_path), warmup_ratio=0.0)
+    evidence = trained(cell)
+    shard = weight_files(cell)[0]
+    save_file({name: tensor * 2 for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
+    checkpoint_marks.cache_clear()  # the files had the same names
+    failed = {finding.name for finding in audited(evidence) if not finding.passed}
+    checkpoint_marks.cache_clear()
+    assert failed == {"checkpoint_loaded", "saved_is_served"}  # a fresh base is of that file, too
+
+
+def test_an_fp32_recipe_over_a_bf16_base_is_refused_with_the_way_out():
+    assert complaint(in_bf16(cell_of("bert_sa_qlora"), precision="fp32")) == (
+        "bert_sa_qlora: the base of BERT is loaded in bfloat16, over which nothing trains in fp32 "
+        '(the recipe says fp32); give the recipe precision="bf16" or the backbone dtype="float32"'
+    )
+
+
+def test_an_unknown_type_is_refused():
+    cell = cell_of("bert_sa_qlora")
+    other = replace(cell, backbone=replace(cell.backbone, dtype="bf16"))
+    assert complaint(other) == "backbone 'bert' has unknown dtype 'bf16'; known are float32, bfloat16"

@@ -1,0 +1,188 @@
+"""A training that was cut off goes on to the same weights, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from tunegrid import ROOT
+from tunegrid.run.checkpoint import Checkpoints
+from tunegrid.tests.small import rows_of, silent, trainer_of
+
+pytestmark = pytest.mark.slow
+
+ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
+UPDATES = 12
+
+
+class Cut(Exception):
+    """Training ends here."""
+
+
+def trainer_for(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0):
+    rows = rows_of(ROWS[cell_id.split("_")[1]])[:24]
+    settings = {"max_steps": UPDATES, "num_train_epochs": epochs, "per_device_train_batch_size": 4}
+    trainer = trainer_of(cell_id, rows, **settings)
+    checkpoints = Checkpoints(path=path, every_seconds=every_seconds, resume=resume)
+    checkpoints.restore(trainer)
+    trainer.after_update = checkpoints.save_if_due
+    if cut_at is not None:
+        update = trainer.update
+
+        def cut(group):
+            if trainer.course.updates == cut_at:
+                raise Cut
+            return update(group)
+
+        trainer.update = cut
+    return trainer
+
+
+def scores():
+    """A validation in which the second epoch scores best."""
+    points = iter([1.0, 3.0, 2.0, 2.0])
+    return lambda: (next(points), [])
+
+
+def weights(trainer):
+    return {name: p.detach().clone() for name, p in trainer.parameters.items() if p.requires_grad}
+
+
+# bert_qa_qlora has bitsandbytes' 8-bit moments; gpt2 accumulates two micro-batches; dropout is on in all of them.
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_qa_qlora", "gpt2_sum_lora", "t5_sa_qlora"])
+@pytest.mark.parametrize("cut_at", [1, 6, 11])
+def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, cut_at, tmp_path):
+    whole = trainer_for(cell_id, tmp_path / "whole.safetensors", resume=False)
+    course = whole.run(silent())
+    path = tmp_path / "cut.safetensors"
+    with pytest.raises(Cut):
+        trainer_for(cell_id, path, resume=False, cut_at=cut_at).run(silent())
+    resumed = trainer_for(cell_id, path, resume=True)
+    again = resumed.run(silent())
+    assert again.losses == course.losses
+    assert again.learning_rates == course.learning_rates
+    assert (again.updates, again.order) == (course.updates, course.order)
+    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
+    assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput are of the rest"]
+    Checkpoints(path=path, every_seconds=0.0).clear()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("cut_at", [5, 6, 7, 11])
+def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_path):
+    whole = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates an epoch
+    course = whole.run(silent(), scores())
+    path, validate = tmp_path / "b.safetensors", scores()
+    with pytest.raises(Cut):
+        trainer_for("bert_sa_sft", path, resume=False, cut_at=cut_at, epochs=2).run(silent(), validate)
+    if cut_at == 6:
+        validate = scores()  # cut right at the end of an epoch: the file is older than its validation, which comes again
+    resumed = trainer_for("bert_sa_sft", path, resume=True, epochs=2)
+    again = resumed.run(silent(), validate)
+    assert (again.epoch_scores, again.chosen_epoch) == (course.epoch_scores, course.chosen_epoch) == ([1.0, 3.0], 2)
+    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
+
+
+def test_without_resume_a_file_is_not_taken_up(tmp_path):
+    path = tmp_path / "cut.safetensors"
+    with pytest.raises(Cut):
+        trainer_for("bert_sa_sft", path, resume=False, cut_at=4).run(silent())
+    assert trainer_for("bert_sa_sft", path, resume=False).run(silent()).fallbacks == []
+
+
+def test_nothing_is_saved_before_its_time(tmp_path):
+    trainer = trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False, cut_at=4, every_seconds=600.0)
+    with pytest.raises(Cut):
+        trainer.run(silent())
+    assert list(tmp_path.iterdir()) == []
+
+
+class State:
+    """An object with a state to save and restore."""
+
+    def __init__(self, state=None):
+        self.state = state
+
+    def state_dict(self):
+        return self.state
+
+    def load_state_dict(self, state):
+        self.state = state
+
+
+def test_a_state_comes_back_as_it_was_but_for_keys_that_are_no_text(tmp_path):
+    path = tmp_path / "state.safetensors"
+    state = {"a.b": {0: {"step": torch.ones(2), "rate": 0.5}}, "none": {}, "list": [1, 2], "no": None}
+    Checkpoints(path=path, every_seconds=0.0).save_if_due(State(state))
+    target = State()
+    Checkpoints(path=path, every_seconds=0.0, resume=True).restore(target)
+    assert torch.equal(target.state["a.b"]["0"].pop("step"), torch.ones(2))
+    assert target.state == {"a.b": {"0": {"rate": 0.5}}, "none": {}, "list": [1, 2], "no": None}
+
+
+def test_a_file_that_cannot_be_written_costs_the_checkpoint_alone(tmp_path):
+    (tmp_path / "folder").write_text("a file where the folder should be")
+    checkpoints = Checkpoints(path=tmp_path / "folder" / "state.safetensors", every_seconds=0.0)
+    checkpoints.save_if_due(State({"tensor": torch.ones(1)}))
+    assert "Not a directory" in checkpoints.trouble or "File exists" in checkpoints.trouble
+
+
+def test_an_optimizers_own_state_is_resumed_beside_its_moments(tmp_path):
+    first, second = (trainer_for("bert_sa_sft", tmp_path / "x.safetensors", resume=False) for _ in range(2))
+    first.optimizer.optimizer.param_groups[1]["estimate"] = 0.25  # as Prodigy keeps its step size
+    path = tmp_path / "state.safetensors"
+    Checkpoints(path=path, every_seconds=0.0).save_if_due(first)
+    Checkpoints(path=path, every_seconds=0.0, resume=True).restore(second)
+    assert second.optimizer.optimizer.param_groups[1]["estimate"] == 0.25
+    assert len(second.optimizer.optimizer.param_groups[1]["params"]) == len(first.optimizer.optimizer.param_groups[1]["params"])
+
+
+def test_a_state_that_is_not_plain_costs_the_checkpoint_alone(tmp_path):
+    checkpoints = Checkpoints(path=tmp_path / "state.safetensors", every_seconds=0.0)
+    checkpoints.save_if_due(State({"function": print}))
+    assert checkpoints.trouble == "Object of type builtin_function_or_method is not JSON serializable"
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from safetensors.torch import save_file
+from tunegrid.tests.run.test_checkpoint import trainer_for, weights
+from tunegrid.tests.small import silent
+
+trainer = trainer_for("gpt2_sa_lora", Path(sys.argv[1]), resume=True)
+trainer.run(silent())
+save_file(weights(trainer), sys.argv[2])
+"""
+
+
+def updates_in(path):
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads(file.metadata()["plain"])["course/updates"]
+    except Exception:
+        return 0
+
+
+def test_sigkill_at_three_points_loses_no_bit(tmp_path):
+    path, out = tmp_path / "run.safetensors", tmp_path / "final.safetensors"
+    command = [sys.executable, "-c", KILLED, path, out]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    for point in (2, 5, 9):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+        while updates_in(path) < point and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(timeout=30) == -signal.SIGKILL, "it ended before it could be killed"
+    assert subprocess.run(command, cwd=ROOT, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0
+    whole = trainer_for("gpt2_sa_lora", tmp_path / "whole.safetensors", resume=False)
+    whole.run(silent())
+    with safe_open(out, "pt") as file:
+        assert all(torch.equal(file.get_tensor(name), p) for name, p in weights(whole).items())

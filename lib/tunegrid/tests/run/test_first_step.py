@@ -1,0 +1,274 @@
+"""Figures of the first step: groups of parameters, what is probed before training, and what the first updates leave."""
+
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+
+import bitsandbytes as bnb
+import pytest
+import torch
+
+from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.run.audits.probing import FIRST_ROWS, hooked, short_to_long
+from tunegrid.run.first_updates import sampled
+from tunegrid.run.groups import digest, digest_of, figure, group_of, norms, reached
+from tunegrid.run.metrics import Metrics
+from tunegrid.run.probe import PROBED, fixed_answers, probed, spoiled
+from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
+
+REVIEWS = rows_of("amazon_polarity/train")[:8]
+QUESTIONS = rows_of("squad/train")[:4]
+NEWS = rows_of("cnn_dailymail/train")[:4]
+
+# Groups
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "name", "group"),
+    [
+        ("bert_sa_sft", "bert.encoder.layer.1.attention.self.query.weight", "encoder 1 attention"),
+        ("bert_sa_sft", "bert.encoder.layer.1.intermediate.dense.bias", "encoder 1 MLP"),
+        ("bert_sa_sft", "bert.encoder.layer.1.attention.output.LayerNorm.weight", "norms"),
+        ("bert_sa_sft", "bert.embeddings.word_embeddings.weight", "embeddings"),
+        ("bert_sum_sft", "decoder.bert.encoder.layer.0.crossattention.self.key.weight", "decoder 0 cross-attention"),
+        ("gpt2_sa_sft", "transformer.h.3.attn.c_attn.weight", "layer 3 attention"),
+        ("gpt2_sa_sft", "transformer.h.3.mlp.c_fc.weight", "layer 3 MLP"),
+        ("gpt2_sa_sft", "transformer.h.3.ln_1.bias", "norms"),
+        ("gpt2_sa_sft", "transformer.ln_f.weight", "norms"),
+        ("gpt2_sa_sft", "transformer.wpe.weight", "embeddings"),
+        ("gpt2_sa_sft", "score.weight", "head"),
+        ("t5_sum_sft", "decoder.block.1.layer.1.EncDecAttention.k.weight", "decoder 1 cross-attention"),
+        ("t5_sum_sft", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight", "biases of position"),
+        ("t5_sum_sft", "encoder.block.0.layer.1.DenseReluDense.wo.weight", "encoder 0 MLP"),
+        ("t5_sum_sft", "encoder.block.0.layer.1.layer_norm.weight", "norms"),
+        ("t5_sum_sft", "shared.weight", "embeddings"),
+    ],
+)
+def test_a_parameter_belongs_to_the_group_of_its_layer(cell_id, name, group):
+    assert group_of(name, cell_of(cell_id), ()) == group
+
+
+def test_what_the_method_added_is_in_the_methods_groups():
+    name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
+    assert group_of(name, cell_of("gpt2_sa_lora"), {name}) == "lora_B"
+
+
+def test_norms_are_over_all_tensors_of_a_group():
+    tensors = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]]), "c": torch.tensor([2.0])}
+    assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, tensors.get) == {"one": 5.0, "other": 2.0}
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1 / 3, 0.333333333), (math.nan, None), (math.inf, None), (0, 0.0)])
+def test_a_figure_has_nine_digits_or_is_none(value, shown):
+    assert figure(value) == shown
+
+
+def test_a_large_tensor_is_sampled_evenly():
+    [some] = sampled({"a": torch.arange(3 * 4096.0)}).values()
+    assert some.tolist() == [3.0 * place for place in range(4096)]
+
+
+# Before training
+
+
+@pytest.fixture
+def trainer():
+    return trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+
+
+def test_probing_disturbs_nothing(trainer):
+    trainer.model.train()
+    before = torch.get_rng_state()
+    probed(trainer, Metrics(), REVIEWS)
+    assert trainer.model.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(p.grad is None for p in trainer.parameters.values())
+
+
+def test_probing_twice_gives_the_same(trainer):
+    assert probed(trainer, Metrics(), REVIEWS) == probed(trainer, Metrics(), REVIEWS)
+
+
+def test_the_loss_is_taken_without_dropout(trainer):
+    with torch.no_grad():
+        batch = trainer.codec.collate(short_to_long(trainer.features, 4))
+        expected = float(trainer.codec.loss(trainer.model.eval(), batch)) / trainer.codec.targets(batch)
+    assert probed(trainer, Metrics(), REVIEWS)["probe_loss"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_base_in_nf4_says_so_and_its_norms_are_of_the_numbers_it_stands_for():
+    packed, plain = (probed(trainer_of(f"bert_qa_{method}", QUESTIONS), Metrics(), QUESTIONS) for method in ("qlora", "lora"))
+    assert packed["types"]["encoder 0 MLP"] == "bfloat16, nf4 in blocks of 64, scales packed"  # its biases are bf16
+    assert plain["types"]["encoder 0 MLP"] == "float32"
+    assert packed["weights"]["encoder 0 MLP"] == pytest.approx(plain["weights"]["encoder 0 MLP"], rel=0.02)
+
+
+def test_a_generating_cell_says_what_its_untrained_model_generates():
+    trainer = trainer_of("t5_sum_lora", NEWS)
+    one = probed(trainer, Metrics(), NEWS)["generated"]
+    with torch.no_grad():
+        trainer.parameters[next(name for name in trainer.parameters if "shared" in name)].mul_(-1)
+    assert one
+    assert one != probed(trainer, Metrics(), NEWS)["generated"]
+
+
+def test_a_search_that_goes_wrong_from_the_eleventh_token_on_is_seen_before_training():
+    trainer = trainer_of("gpt2_sum_sft", NEWS)
+    sound = probed(trainer, Metrics(), NEWS)
+    assert sound["decoded"] < 1e-5
+    with scaled_late(trainer.model, first=11):
+        assert probed(trainer, Metrics(), NEWS)["decoded"] > 5e-3
+    assert probed(trainer_of("bert_sa_lora", REVIEWS), Metrics(), REVIEWS)["decoded"] is None
+
+
+def test_an_encoder_block_without_gradients_is_counted():
+    trainer = trainer_of("t5_sum_qlora", NEWS)
+    [block] = [m for name, m in trainer.model.named_modules() if name.endswith("encoder.block.0")]
+    sound = probed(trainer, Metrics(), NEWS)["probe_reached"]
+    block.register_forward_hook(lambda module, inputs, output: (output[0].detach(), *output[1:]))
+    broken = probed(trainer, Metrics(), NEWS)["probe_reached"]
+    assert sound["lora_B"] - broken["lora_B"] == sum("lora_B" in name for name, _ in block.named_parameters())
+    assert sound["lora_A"] == broken["lora_A"] == 0  # B starts at zero
+
+
+def test_tensors_with_a_gradient_are_counted_by_group():
+    gradients = {"a": torch.tensor([0.0, 1.0]), "b": torch.zeros(2)}
+    assert reached({"one": ["a", "b"], "other": ["c"]}, gradients) == {"one": 1, "other": 0}
+
+
+def test_the_type_that_a_packed_base_computes_in_is_a_figure():
+    trainer = trainer_of("t5_sa_qlora", REVIEWS)
+    assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"bfloat16"}
+    for layer in trainer.model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.compute_dtype = torch.float32
+    assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
+
+    with torch.autocast("cpu", torch.bfloat16):  # a matter of the layers, not of the precision of training
+        assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
+
+
+@contextmanager
+def passes_of(trainer):
+    """Meanwhile the numbers of rows of the model's passes."""
+    rows = []
+    with hooked([trainer.model], lambda module, inputs, output: rows.append(len(output.logits))):
+        yield rows
+
+
+def test_the_probe_takes_no_more_rows_at_once_than_training():
+    at_once, one_by_one = (
+        trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=size) for size in (4, 1)
+    )
+    whole = probed(at_once, Metrics(), REVIEWS)
+    with passes_of(one_by_one) as rows:
+        pieces = probed(one_by_one, Metrics(), REVIEWS)
+    assert rows == [1, 1, 1, 1]
+    assert pieces["probe_loss"] == pytest.approx(whole["probe_loss"], rel=1e-6)
+    assert pieces["probe_gradients"] == pytest.approx(whole["probe_gradients"], rel=1e-4, abs=1e-9)
+    assert pieces["probe_reached"] == whole["probe_reached"]
+
+
+def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
+    trainer = trainer_of("t5_sum_lora", NEWS)
+    fits = probed(trainer, Metrics(), NEWS)
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    handle = trainer.model.register_forward_pre_hook(full)
+    figures = probed(trainer, Metrics(), NEWS)
+    handle.remove()
+    absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded")
+    assert [figures[name] for name in absent] == [None] * 6
+    assert figures["probe_gradients"] == {}
+    assert figures["weights"] == fits["weights"], "the others are taken"
+    assert probed(trainer, Metrics(), NEWS) == fits
+
+
+def test_the_probes_search_is_no_longer_than_a_target():
+    search = replace(cell_of("bert_sum_lora").recipe.generation, max_new_tokens=300)  # the decoder has 256 positions
+    trainer = trainer_of("bert_sum_lora", NEWS, generation=search)
+    assert probed(trainer, Metrics(), NEWS) == probed(trainer_of("bert_sum_lora", NEWS), Metrics(), NEWS)
+
+
+# What the probes cover
+
+
+@cache
+def training_features(backbone, task, lengths):
+    """The training features of the cells that share a backbone, a task and lengths."""
+    rows = rows_of({"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}[task])
+    return codec_for(f"{backbone}_{task}_sft").encode(rows, training=True)
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
+    """Of all 27 cells: what a padding mask, truncation, a window and a late step of decoding need to be seen."""
+    cell = cell_of(cell_id)
+    features = training_features(cell.backbone.id, cell.task.id, (cell.recipe.max_length, cell.recipe.doc_stride))
+    lengths = sorted(len(feature.input_ids) for feature in features)
+    probe = [len(row.input_ids) for row in short_to_long(features, PROBED)]
+    assert (probe[0], probe[-1]) == (lengths[0], lengths[-1])
+    assert probe[0] <= 0.7 * probe[-1], "the short row has padding beside the long one"
+    asked = [len(row.input_ids) for row in short_to_long(features[:FIRST_ROWS], 2)]
+    assert asked[0] < asked[1], "and so it has in the audits that ask the trained model again"
+    if cell.recipe.generation:
+        cap, start = cell.recipe.generation.max_new_tokens, probe if cell.backbone.id == "gpt2" else [1]
+        assert cap > 16, "wherever a prompt ends, its text crosses a multiple of 16"
+        assert all(any((length + step) % 16 == 0 for step in range(cap)) for length in start)
+
+
+# Fixed answers
+
+
+def test_a_spoiled_text_lacks_every_third_word():
+    row = {"article": "", "highlights": "one two three four five six"}
+    assert spoiled(cell_of("t5_sum_sft").task, row, 0) == "the two three five six"
+    assert spoiled(cell_of("t5_sum_sft").task, row, 2) == "the one three four six"
+
+
+def test_fixed_answers_are_scored():
+    rows = [{"content": "x", "label": label} for label in (0, 1, 1, 1)]  # answers are 0, 1, 0, 1
+    assert fixed_answers(cell_of("bert_sa_sft").task, Metrics(), rows)["accuracy"] == 75.0
+
+
+# The first updates
+
+
+@pytest.mark.slow
+def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
+    start = sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
+    course = trainer.run(silent())
+    assert math.hypot(*course.first_step["gradients"].values()) == pytest.approx(course.clipped_norm, rel=1e-5)
+    now = sampled({name: trainer.parameters[name] for name in start})
+    apart = float(torch.nn.utils.get_total_norm([now[name] - start[name] for name in start]))
+    assert math.hypot(*course.first_step["moved"].values()) == pytest.approx(apart, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_movement_is_that_of_the_first_three_updates_of_more():
+    """Later updates move weights on, and say nothing of the first."""
+    trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    start = sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
+    after = []
+    trainer.after_update = lambda trainer: after.append(sampled({name: trainer.parameters[name] for name in start}))
+    moved = trainer.run(silent()).first_step["moved"]
+    apart = [float(torch.nn.utils.get_total_norm([now[name] - start[name] for name in start])) for now in after]
+    assert math.hypot(*moved.values()) == pytest.approx(apart[2], rel=1e-5)
+    assert apart[4] > 1.1 * apart[2]
+
+
+@pytest.mark.slow
+def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
+    trainer.course.first_step |= probed(trainer, Metrics(), REVIEWS)
+    trainer.run(silent())
+    other = trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    other.load_state_dict(trainer.state_dict())
+    assert other.course.first_step == trainer.course.first_step
+
+
+def test_a_digest_taken_value_by_value_is_that_of_the_list():
+    for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
+        assert digest_of(iter(values)) == digest(values)

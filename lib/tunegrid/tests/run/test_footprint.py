@@ -1,0 +1,249 @@
+from dataclasses import replace
+from random import Random
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tunegrid.codecs import codec_of
+from tunegrid.codecs.base import Feature, all_tokens, real_tokens
+from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.profiles import FOOTPRINT_CPU_PROFILE
+from tunegrid.run import footprint
+from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.footprint import (
+    Footprint,
+    TensorBytes,
+    complete,
+    matmul_peak,
+    synthetic_features,
+    trace,
+    uncounted,
+    wrong_bytes,
+    wrong_counts,
+    wrong_savings,
+)
+from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
+
+CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}
+REVIEWS = rows_of("amazon_polarity/train")[:16]
+
+
+def codec_for(cell_id):
+    return codec_of(CELLS[cell_id], load_tokenizer(CELLS[cell_id]))
+
+
+# Synthetic rows
+
+
+@pytest.mark.parametrize("cell_id", STUDY_IDS)
+def test_synthetic_rows_fill_the_recipes_lengths(cell_id):
+    codec, recipe = codec_for(cell_id), CELLS[cell_id].recipe
+    features = synthetic_features(CELLS[cell_id], codec)
+    assert len(features) == recipe.max_steps
+    batch = codec.collate(features[:2])
+    separate = "decoder_input_ids" in batch
+    assert real_tokens(batch) == all_tokens(batch) == 2 * (recipe.max_length + (recipe.max_target_length if separate else 0))
+    assert int(batch["input_ids"].max()) < CELLS[cell_id].backbone.vocabulary + 1
+
+
+def test_synthetic_answers_lie_in_the_window():
+    codec = codec_for("bert_qa_sft")
+    for feature in (codec.synthetic(Random(seed)) for seed in range(50)):
+        window = feature.extra
+        assert window.shift <= feature.target[0] == feature.target[1] < window.shift + len(window.offsets)
+        assert feature.input_ids[0] == 101
+        assert feature.input_ids[window.shift - 1] == feature.input_ids[-1] == 102
+
+
+def test_synthetic_words_are_no_special_tokens():
+    tokenizer = load_tokenizer(CELLS["gpt2_sum_lora"])
+    assert tokenizer.convert_tokens_to_ids("<sum>") == 50_257
+    assert len(tokenizer) == 50_258
+    assert not {50_256, 50_257} & set(tokenizer.draw(Random(0), 200_000))
+
+
+# FLOPs
+
+
+def gpt2(cell_id, **changes):
+    trainer = trainer_of(cell_id, REVIEWS, max_steps=4, per_device_train_batch_size=1, gradient_accumulation_steps=1, **changes)
+    trainer.features = [Feature(example=i, input_ids=[5 + i] * 64, target=1) for i in range(4)]
+    return trainer
+
+
+@pytest.mark.slow
+def test_flops_of_an_update_worked_out_from_the_layers():
+    # A layer of micro GPT-2, 64 tokens, 128 wide: c_attn 128 x 384, c_proj 128 x 128, mlp 128 x 512 twice; attention takes
+    # 64 x 64 x 128 twice. Two FLOPs a product; three layers; score is 128 x 2; backward is twice forward.
+    layer = 2 * 64 * (128 * 384 + 128 * 128 + 2 * 128 * 512) + 2 * 2 * 64 * 64 * 128
+    assert trace(gpt2("gpt2_sa_sft"), 0).flops_per_step == 3 * (3 * layer + 2 * 64 * 128 * 2)
+
+
+@pytest.mark.slow
+def test_lora_saves_the_frozen_weights_gradients():
+    lora, full = (trace(gpt2(cell_id), 0).flops_per_step for cell_id in ("gpt2_sa_lora", "gpt2_sa_sft"))
+    assert full / 2 < lora < full * 0.8
+
+
+@pytest.mark.slow
+def test_packed_weights_take_the_products_that_plain_ones_take():
+    lora, qlora = (trace(gpt2(cell_id), 0).flops_per_step for cell_id in ("gpt2_sa_lora", "gpt2_sa_qlora"))
+    assert qlora == lora
+
+
+def test_fused_attention_counts_alike_on_every_device():
+    # Two rows, 4 heads, 5 queries and 7 keys of 8 values: two products of 2 x 4 x 5 x 7 x 8, two FLOPs each.
+    query, key = (2, 4, 5, 8), (2, 4, 7, 8)
+    forward = 2 * (2 * 2 * 4 * 5 * 7 * 8)
+    aten = torch.ops.aten
+    for kernel in ("flash_attention", "efficient_attention", "cudnn_attention", "flash_attention_for_cpu"):
+        ahead, back = (getattr(aten, f"_scaled_dot_product_{kernel}{end}") for end in ("", "_backward"))
+        assert uncounted()[ahead](query, key, key, None, 0.0) == forward
+        assert uncounted()[back](query, query, key, key) == 2 * forward
+
+
+@pytest.mark.slow
+def test_the_trace_leaves_attention_as_training_has_it(monkeypatch):
+    trainer, kernels = gpt2("gpt2_sa_sft"), []
+
+    class Seen(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            kernels.append(func.overloadpacket)
+            return func(*args, **(kwargs or {}))
+
+    for module in trainer.model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    with Seen():
+        trace(trainer, 0)
+    assert torch.ops.aten._scaled_dot_product_flash_attention_for_cpu in kernels
+    assert not {torch.ops.aten._softmax, torch.ops.aten._safe_softmax}.intersection(kernels)
+
+
+@pytest.mark.slow
+def test_timed_updates_go_on_behind_the_traced_ones():
+    trainer = gpt2("gpt2_sa_sft", lr_scheduler_type="cosine", warmup_ratio=0.0)
+    trainer.features *= 2
+    trace(trainer, 0)
+    course = trainer.run(silent())
+    assert (course.updates, len(course.losses), len(course.learning_rates)) == (4, 4, 4)
+    assert course.learning_rates[-1] == min(course.learning_rates)
+
+
+def test_the_products_peak_is_of_random_numbers(monkeypatch):
+    matrices, multiply = [], torch.mm
+    monkeypatch.setattr(torch, "mm", lambda one, other: (matrices.append(one), multiply(one, other))[1])
+    monkeypatch.setitem(footprint.MATRIX, "cpu", 64)
+    states = torch.get_rng_state()
+    matmul_peak.__wrapped__(CPU, "fp32")
+    assert matrices[0].std() == pytest.approx(1.0, abs=0.1)
+    assert torch.equal(torch.get_rng_state(), states)
+
+
+def test_the_products_peak_is_a_rate():
+    assert 1e8 < matmul_peak(CPU, "fp32") < 1e15
+
+
+# Bytes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sa_lora", "gpt2_sa_qlora"])
+def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
+    trainer = gpt2(cell_id)
+    traced = trace(trainer, 0)
+    ledger = complete(trainer.course.memory, traced)
+    rest = ledger["weights_bytes"] + ledger["gradients_bytes"] + ledger["optimizer_bytes"]
+    assert traced.live_bytes == rest
+    assert ledger["activations_bytes"] == traced.peak_bytes - rest >= 0
+
+
+def test_a_tensor_that_is_kept_is_counted_and_one_that_is_dropped_is_not():
+    weight = torch.zeros(100)
+    with TensorBytes([weight]) as counter:
+        assert counter.live == 400
+        kept = weight + 1
+        dropped = kept * 2
+        assert (counter.live, counter.peak) == (1200, 1200)
+        del dropped
+        assert counter.live == 800
+        view = kept[:50]
+        ids = torch.arange(1000)
+        assert counter.live == 800
+    assert counter.peak == 1200
+    assert (len(view), len(ids)) == (50, 1000)
+
+
+@pytest.mark.slow
+def test_a_model_that_hoards_tensors_breaks_the_sum():
+    trainer = gpt2("gpt2_sa_sft")
+    hoard = []
+    trainer.model.score.register_forward_hook(lambda module, args, output: hoard.append(output * 2))
+    traced = trace(trainer, 0)
+    [sentence] = wrong_bytes(trainer.course.memory, traced, CPU)
+    assert sentence.startswith("the ledger holds ")
+    assert traced.live_bytes - sum(trainer.course.memory[f"{n}_bytes"] for n in ("weights", "gradients", "optimizer")) == 512
+
+
+# Expectations
+
+
+def expect(cell_id, weights, gradients, moments, extra=0):
+    ledger = {"weights_bytes": weights, "gradients_bytes": gradients, "optimizer_bytes": moments}
+    traced = Footprint(
+        flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=weights + gradients + moments + extra, peak_bytes=0
+    )
+    return wrong_bytes(ledger, traced, CPU) + wrong_savings(CELLS[cell_id], ledger)
+
+
+def test_what_holds_is_not_mentioned():
+    assert expect("gpt2_sa_qlora", 10**8, 10**6, 2 * 10**6) == []
+    assert expect("gpt2_sa_sft", 5 * 10**8, 5 * 10**8, 10**9) == []
+
+
+def test_a_byte_too_many_is_mentioned():
+    assert expect("gpt2_sa_sft", 100, 10, 20, extra=1) == ["the ledger holds 130 bytes, the device 131"]
+
+
+def test_quantized_weights_as_large_as_plain_ones_are_mentioned():
+    # LoRA's GPT-2 with its score: 124,441,344 + 294,912 parameters of 4 bytes
+    lora = 4 * (124_441_344 + 294_912)
+    assert expect("gpt2_sa_qlora", lora, 0, 0) == [f"quantized weights take {lora:,} bytes, unquantized ones {lora:,}"]
+
+
+def test_over_a_base_in_bf16_unquantized_weights_take_two_bytes():
+    cell = CELLS["gpt2_sa_qlora"]
+    cell = replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=replace(cell.recipe, precision="bf16"))
+    plain = 2 * (124_441_344 + 294_912)
+    ledger = {"weights_bytes": plain, "gradients_bytes": 0, "optimizer_bytes": 0}
+    assert wrong_savings(cell, ledger) == [f"quantized weights take {plain:,} bytes, unquantized ones {plain:,}"]
+
+
+def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():
+    full = 3 * 4 * 124_441_344
+    assert expect("gpt2_sa_lora", 5 * 10**8, full // 20 + 1, 0) == [
+        f"gradients and optimizer take {full // 20 + 1:,} bytes, those of full fine-tuning {full:,}"
+    ]
+
+
+def test_other_counts_than_the_recipes_are_mentioned():
+    cell = CELLS["bert_sa_sft"]
+    model = build(cell, load_tokenizer(cell), torch.device("meta"))
+    assert wrong_counts(cell, model) == []
+    other = replace(cell, recipe=replace(cell.recipe, trainable_params=109_483_779))
+    assert wrong_counts(other, model) == ["109,483,778 parameters train, the recipe says 109,483,779"]
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sum_lora", "bert_sum_qlora"])
+def test_the_row_of_a_new_token_is_not_counted_by_the_study(cell_id):
+    cell = CELLS[cell_id]
+    assert wrong_counts(cell, build(cell, load_tokenizer(cell), torch.device("meta"))) == []
+
+
+def test_generation_is_timed_for_summaries_alone(monkeypatch):
+    assert footprint.generation_rate(torch.nn.Module(), codec_for("bert_sa_sft"), CPU, silent()) is None
+    clock = iter([10.0, 12.0])
+    monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(footprint, "predict", lambda model, codec, features, *_: ([[1] * 16 for _ in features], 64))
+    assert footprint.generation_rate(torch.nn.Module(), codec_for("t5_sum_sft"), CPU, silent()) == 8.0

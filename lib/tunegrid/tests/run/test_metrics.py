@@ -1,0 +1,270 @@
+from dataclasses import replace
+from random import Random
+
+import evaluate
+import pytest
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
+
+from tunegrid.grid.tasks import QA, SA, SUM, Problem
+from tunegrid.run.metrics import (
+    METRICS,
+    ROUGE_TYPES,
+    Metrics,
+    classification_scores,
+    exact_match,
+    load_evaluate,
+    means,
+    needs_bertscore,
+    normalized,
+    rouge_examples,
+    sentence_lines,
+    squad_examples,
+    token_f1,
+)
+from tunegrid.tests.metric_script import SCRIPT
+
+
+def scored(examples, references, texts):
+    """Scores over all rows from a function that scores each row."""
+    return means(examples(references, texts))
+
+
+# SQuAD v1.1
+
+
+def test_case_punctuation_articles_and_spaces_do_not_count():
+    assert normalized("The  Cat's a-sat, an' THE end.") == "cats asat end"
+    assert exact_match("the Red car.", "red  car") == 1.0
+    assert exact_match("red cars", "red car") == 0.0
+
+
+def test_articles_are_whole_words():
+    assert normalized("another theatre a day") == "another theatre day"
+
+
+def test_f1_is_over_shared_words():
+    assert token_f1("a red car", "red bike") == 0.5  # precision 1/2, recall 1/2
+    assert token_f1("red car", "red") == pytest.approx(2 / 3)  # precision 1/2, recall 1
+    assert token_f1("red red car", "red car") == 0.8  # precision 2/3, recall 1
+
+
+def test_squad_takes_the_best_of_several_answers():
+    assert scored(squad_examples, [["the red car", "a car"]], ["car"]) == {"exact_match": 100.0, "f1": 100.0}
+
+
+def test_squad_identity_is_100_and_disjoint_is_0():
+    assert scored(squad_examples, [["dover"], ["anna reed"]], ["dover", "anna reed"]) == {"exact_match": 100.0, "f1": 100.0}
+    assert scored(squad_examples, [["dover"], ["anna reed"]], ["upton", ""]) == {"exact_match": 0.0, "f1": 0.0}
+
+
+def test_squad_is_the_mean_over_questions():
+    scores = scored(squad_examples, [["dover"], ["anna reed"], ["1950"], ["red bike"]], ["dover", "anna", "1951", "red car"])
+    assert scores == pytest.approx({"exact_match": 25.0, "f1": 100 * (1 + 2 / 3 + 0 + 1 / 2) / 4})
+
+
+# Classification
+
+
+def test_classification_by_hand():
+    scores = classification_scores([1, 1, 1, 0, 0], [1, 1, 0, 0, 1], 2)
+    assert scores == pytest.approx(
+        {
+            "accuracy": 60.0,
+            "precision_1": 200 / 3,
+            "recall_1": 200 / 3,
+            "f1_1": 200 / 3,
+            "precision_0": 50.0,
+            "recall_0": 50.0,
+            "f1_0": 50.0,
+            "f1_macro": (200 / 3 + 50) / 2,
+        }
+    )
+
+
+def test_a_class_nobody_predicted_scores_0():
+    scores = classification_scores([1, 0], [1, 1], 2)
+    assert (scores["precision_0"], scores["recall_0"], scores["f1_0"]) == (0.0, 0.0, 0.0)
+    assert scores["f1_macro"] == pytest.approx(100 / 3)  # class 1: precision 1/2, recall 1
+
+
+def test_three_classes_by_hand():
+    scores = classification_scores([0, 0, 1, 2, 2], [0, 1, 1, 2, 0], 3)
+    assert scores["accuracy"] == 60.0
+    assert [scores[f"precision_{label}"] for label in range(3)] == [50.0, 50.0, 100.0]
+    assert [scores[f"recall_{label}"] for label in range(3)] == [50.0, 100.0, 50.0]
+    assert [scores[f"f1_{label}"] for label in range(3)] == pytest.approx([50.0, 200 / 3, 200 / 3])
+    assert scores["f1_macro"] == pytest.approx((50 + 2 * 200 / 3) / 3)
+
+
+def test_a_class_that_no_row_has_counts_in_the_macro_average():
+    assert classification_scores([0, 1], [0, 1], 4)["f1_macro"] == 50.0
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_classification_equals_scikit_learn(seed, count):
+    rng = Random(seed)
+    truth, guess = ([rng.randrange(count) for _ in range(57)] for _ in range(2))
+    wanted = {"accuracy": accuracy_score(truth, guess), "f1_macro": f1_score(truth, guess, average="macro")}
+    for name, score in (("precision", precision_score), ("recall", recall_score), ("f1", f1_score)):
+        wanted |= {f"{name}_{label}": value for label, value in enumerate(score(truth, guess, average=None))}
+    assert classification_scores(truth, guess, count) == pytest.approx({name: 100 * value for name, value in wanted.items()})
+
+
+# ROUGE
+
+
+def test_rouge_by_hand():
+    # 6 words each, 5 of them shared; of 5 pairs "the cat", "on the", "the mat"; longest common subsequence without "sat"
+    scores = scored(rouge_examples, ["the cat sat on the mat"], ["the cat lay on the mat"])
+    assert scores == pytest.approx({"rouge1": 500 / 6, "rouge2": 60.0, "rougeL": 500 / 6, "rougeLsum": 500 / 6})
+
+
+def test_rouge_stems_words():
+    assert scored(rouge_examples, ["the cats jumped"], ["the cat jumping"])["rouge1"] == 100.0
+
+
+def test_rouge_identity_is_100_and_disjoint_or_empty_is_0():
+    assert set(scored(rouge_examples, ["dover bridge falls"], ["dover bridge falls"]).values()) == {100.0}
+    assert set(scored(rouge_examples, ["dover bridge falls"] * 2, ["anna sings", ""]).values()) == {0.0}
+
+
+def test_rouge_equals_rouge_score():
+    references = ["fire hits dover bridge .\npolice arrest anna reed .", "flood closes upton mill ."]
+    texts = ["police arrest anna .\nfire hits bridge .", "upton mill opens ."]
+    scorer = RougeScorer(list(ROUGE_TYPES), use_stemmer=True)
+    pairs = [scorer.score(*pair) for pair in zip(references, texts, strict=True)]
+    wanted = {name: 50 * sum(pair[name].fmeasure for pair in pairs) for name in ROUGE_TYPES}
+    assert scored(rouge_examples, references, texts) == pytest.approx(wanted)
+
+
+def test_generated_sentences_become_lines():
+    assert sentence_lines(" fire hits town .  police come ! why ? ") == "fire hits town .\npolice come !\nwhy ?"
+    assert sentence_lines("it cost 2.50 pounds") == "it cost 2.50 pounds"
+
+
+def test_rouge_lsum_matches_generated_sentences_in_any_order():
+    rows = [{"highlights": "fire hits dover .\npolice arrest anna ."}]
+    scores = METRICS[Problem.GENERATE](Metrics(), SUM, rows, ["police arrest anna . fire hits dover ."]).scores
+    assert scores["rougeLsum"] == 100.0
+    assert scores["rougeL"] == 50.0  # in one sequence only one of the two lines can match
+
+
+def test_each_row_keeps_its_own_points():
+    result = METRICS[Problem.CLASSIFY](Metrics(), SA, [{"label": 1}, {"label": 0}, {"label": 1}], [1, 1, 1])
+    assert result.examples == {"accuracy": [100.0, 0.0, 100.0]}
+    rows = [{"id": n, "answers": {"text": ["red car"], "answer_start": [0]}} for n in "ab"]
+    result = METRICS[Problem.EXTRACT](Metrics(), QA, rows, ["red", "red car"])
+    assert result.examples["exact_match"] == [0.0, 100.0]
+    assert result.examples["f1"] == pytest.approx([200 / 3, 100.0])
+    result = METRICS[Problem.GENERATE](Metrics(), SUM, [{"highlights": "a fire"}, {"highlights": "a flood"}], ["a fire", ""])
+    assert result.examples == {name: [100.0, 0.0] for name in ROUGE_TYPES}
+    assert result.scores["rouge1"] == 50.0
+
+
+def test_metrics_read_the_columns_of_their_task():
+    task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
+    rows = [{"spans": {"text": ["red car"], "answer_start": [0]}}]
+    assert METRICS[Problem.EXTRACT](Metrics(), task, rows, ["red car"]).scores == {"exact_match": 100.0, "f1": 100.0}
+    task = replace(
+        SA, columns={"verdict": int, "body": str}, text=("body",), identity=(), target="verdict", labels=("no", "hm", "yes")
+    )
+    assert METRICS[Problem.CLASSIFY](Metrics(), task, [{"verdict": 2}], [2]).scores["recall_2"] == 100.0
+    task = replace(SUM, columns={"body": str, "gist": str}, text=("body",), target="gist")
+    assert METRICS[Problem.GENERATE](Metrics(), task, [{"gist": "a fire"}], ["a fire"]).scores["rougeL"] == 100.0
+
+
+class Perfect:
+    """A BERTScore that is always 100."""
+
+    name = "perfect"
+
+    def examples(self, references, candidates):
+        return {"bertscore_f1": [100.0] * len(references)}
+
+
+def test_bertscore_is_computed_only_for_a_task_that_is_held_to_it():
+    metrics, rows = Metrics(bert_scorer=Perfect()), [{"highlights": "a fire"}]
+    rouge_only = replace(SUM, bounded_scores=ROUGE_TYPES)
+    assert (needs_bertscore(SUM), needs_bertscore(rouge_only), needs_bertscore(QA)) == (True, False, False)
+    assert set(METRICS[Problem.GENERATE](metrics, SUM, rows, ["a fire"]).scores) == {*ROUGE_TYPES, "bertscore_f1"}
+    assert set(METRICS[Problem.GENERATE](metrics, rouge_only, rows, ["a fire"]).scores) == set(ROUGE_TYPES)
+    assert metrics.sources(SUM) == {"rouge": "rouge_score", "bertscore": "built-in, perfect"}
+    assert metrics.sources(rouge_only) == {"rouge": "rouge_score"}
+
+
+# Where scores come from
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
+    return tmp_path
+
+
+QUESTION = [{"id": "q", "answers": {"text": ["dover"], "answer_start": [0]}}]
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_a_local_metric_script_is_used_and_recorded(offline):
+    (offline / "squad").mkdir()
+    (offline / "squad" / "squad.py").write_text(SCRIPT)
+    metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
+    assert metrics.sources(QA) == {"squad": "evaluate"}
+    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
+
+
+# As evaluate's own script: a score a row without the aggregator. With it, that script takes the median of resamples which
+# nobody seeded; this one takes the median of the rows, so that the test sees the same numbers every time.
+ROUGE_SCRIPT = """
+import datasets
+import evaluate
+from statistics import median
+from rouge_score import rouge_scorer
+
+
+class Rouge(evaluate.Metric):
+    def _info(self):
+        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, predictions, references, use_aggregator=True, use_stemmer=False):
+        names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
+        scorer = rouge_scorer.RougeScorer(names, use_stemmer=use_stemmer)
+        rows = [scorer.score(reference, text) for reference, text in zip(references, predictions)]
+        points = {name: [row[name].fmeasure for row in rows] for name in names}
+        return {name: median(scores) for name, scores in points.items()} if use_aggregator else points
+"""
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_rouge_of_a_local_script_is_the_mean_of_its_rows(offline):
+    (offline / "rouge").mkdir()
+    (offline / "rouge" / "rouge.py").write_text(ROUGE_SCRIPT)
+    metrics = Metrics(loaded=load_evaluate(["rouge"], str(offline)))
+    task = replace(SUM, bounded_scores=ROUGE_TYPES)
+    rows = [{"highlights": text} for text in ("a fire broke out", "a fire", "the harbour closed")]
+    scored = METRICS[Problem.GENERATE](metrics, task, rows, ["a fire broke out", "a fire broke out", "rain"])
+    # Rows: 4 of 4 words, 2 of 2 and 4 (F 2 * 2 / 6), none.
+    assert scored.scores["rouge1"] == pytest.approx((100 + 200 / 3 + 0) / 3, abs=1e-9)
+    assert scored.scores == pytest.approx({name: sum(points) / 3 for name, points in scored.examples.items()}, abs=1e-9)
+
+
+def test_an_empty_folder_leaves_the_built_in_metrics_and_says_so(offline):
+    metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
+    assert metrics.sources(QA) == {"squad": "built-in"}
+    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 100.0, "f1": 100.0}
+
+
+def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monkeypatch):
+    loaded_paths = []
+    monkeypatch.chdir(offline)
+    monkeypatch.setattr(evaluate, "load", lambda path, **_: loaded_paths.append(path))
+    load_evaluate(["squad"], "metrics")  # "metrics/squad" is somebody's module on the hub
+    assert loaded_paths == []
+
+
+def test_built_in_sources_are_named():
+    assert Metrics().sources(SA) == {"accuracy": "built-in", "f1": "built-in"}
+    assert Metrics().sources(SUM) == {"rouge": "rouge_score"}

@@ -1,0 +1,171 @@
+"""One cell whose weights are shared out among ranks is the cell on ranks that hold them whole."""
+
+from dataclasses import replace
+
+import pytest
+from torch.distributed.tensor import DTensor
+
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import study
+from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.zoo import zoo
+from tunegrid.run.audits import Evidence
+from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
+from tunegrid.run.ranks import Ranks
+from tunegrid.run.sharded import Sharded, blocks
+from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks, twin_is_the_model
+from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, trainer_for, trainer_of
+
+pytestmark = pytest.mark.slow
+
+UNEVEN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
+
+
+def made(cell_id, ranks, count=14, **changes):
+    return still(trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:count], ranks=ranks, **changes))
+
+
+def course_of(trainer):
+    training = trainer.run(silent())
+    weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return training, weights
+
+
+def both(ranks, cell_id, count, changes):
+    """Courses with weights shared out, and held whole by each rank, and how far apart the weights are that they end with."""
+    (ours, weights), (theirs, others) = [course_of(made(cell_id, one, count, **changes)) for one in (sharded(ranks), ranks)]
+    assert weights.keys() == others.keys()
+    return ours, theirs, max(float((weights[name] - others[name]).abs().max()) for name in others)
+
+
+def sharded(ranks):
+    return Sharded(ranks.rank, ranks.count)
+
+
+@pytest.mark.parametrize("cell_id", [*HEADS, "gpt2_sum_lora", "t5_qa_lora"])
+def test_every_head_trains_shared_out_as_held_whole(cell_id):
+    for ours, theirs, apart in on_ranks(2, both, cell_id, 14, CUT):
+        assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
+        assert [norm for norm in ours.gradient_norms if norm] == pytest.approx(
+            [n for n in theirs.gradient_norms if n], rel=1e-3
+        )
+        assert (ours.order, ours.updates) == (theirs.order, 3)
+        # AdamW moves a weight by its rate, in a direction that rounding turns where the gradient is next to zero.
+        assert apart < 0.1 * cell_of(cell_id).recipe.learning_rate
+
+
+def llama_on(ranks, cell, method):
+    """Losses with weights shared out, and held whole; how many layers the model has."""
+    adapter = cell.recipe.adapter if method == "lora" else None
+    recipe = replace(cell.recipe, **CUT | {"precision": "fp32", "adapter": adapter})
+    cell, rows = replace(cell, method=study().methods[method], recipe=recipe), rows_of(ROWS["sa"])[:14]
+    (ours, _), (theirs, _) = [course_of(still(trainer_for(cell, rows, ranks=one))) for one in (sharded(ranks), ranks)]
+    return ours.losses, theirs.losses, len(blocks(trainer_for(cell, rows).model))
+
+
+@pytest.mark.parametrize("method", ["sft", "lora"])
+def test_a_users_backbone_trains_shared_out_as_held_whole(tmp_path, method):
+    for ours, theirs, layers in on_ranks(2, llama_on, tiny_llama(tmp_path), method):
+        assert (len(ours), layers) == (3, 2)
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+def test_an_update_with_fewer_rows_than_ranks_waits_for_nobody():
+    for ours, theirs, _ in on_ranks(3, both, "gpt2_sum_lora", 5, UNEVEN):
+        assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)
+
+
+def test_ranks_make_as_many_passes_as_each_other():
+    def rows_of_ranks(size):
+        return [Sharded(rank, 2).share([["a", "b", "c", "d", "e"]], size) for rank in range(2)]
+
+    assert rows_of_ranks(2) == [[["a", "c"], ["e"]], [["b", "d"], []]]
+    assert [Ranks(rank, 2).share([["a", "b", "c", "d", "e"]], 2) for rank in range(2)] == [[["a", "c"], ["e"]], [["b", "d"]]]
+
+
+def held_on(ranks):
+    """Bytes of the ledger with weights shared out and whole, and how many of the weights are parts."""
+    ledgers = []
+    for one in (sharded(ranks), ranks):
+        trainer = made("gpt2_sum_sft", one, 6, **CUT | {"max_steps": 1})
+        trainer.run(silent())
+        ledgers.append(trainer.course.memory)
+    parts = [isinstance(p, DTensor) for p in sharded(ranks).twin(trainer.model, trainer.cell, "fp32").parameters()]
+    return *ledgers, all(parts)
+
+
+def test_a_rank_holds_half_of_weights_gradients_and_moments():
+    for shared, whole, all_parts in on_ranks(2, held_on):
+        assert all_parts
+        for name in ("weights_bytes", "gradients_bytes", "optimizer_bytes"):
+            assert shared[name] == pytest.approx(whole[name] / 2, rel=0.02), name
+        assert shared["checkpoint_bytes"] == whole["checkpoint_bytes"]
+
+
+def audits_of(ranks):
+    trainer = made("gpt2_sum_lora", sharded(ranks), 12, **CUT)
+    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    early = ranks_train_as_one(evidence)
+    trainer.run(silent())
+    return early, ranks_end_alike(evidence)
+
+
+def test_the_audits_of_ranks_hold():
+    for answers in on_ranks(2, audits_of):
+        assert all(passed for passed, _ in answers), answers
+
+
+def best_on(ranks):
+    """Marks of the model, and of the twin gathered again, where the first of two epochs scored best."""
+    trainer = made("gpt2_sum_lora", sharded(ranks), 6, **CUT | {"num_train_epochs": 2, "max_steps": 0})
+    scores = iter([2.0, 1.0])
+    trainer.run(silent(), lambda: (next(scores), []))
+    return trainer.course.chosen_epoch, twin_is_the_model(trainer)
+
+
+def test_the_twin_follows_the_epoch_that_was_chosen():
+    assert on_ranks(2, best_on) == [(1, True), (1, True)]
+
+
+def cut_on_parts(ranks, path):
+    return cut_on(sharded(ranks), path, loses_a_file=False)
+
+
+def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path):
+    for began, losses, again, same in on_ranks(2, cut_on_parts, tmp_path / "kept.safetensors"):
+        assert (began, again) == (2, losses)
+        assert same
+
+
+# What cannot be done
+
+
+def refused_on(ranks, cell_id, changes):
+    try:
+        made(cell_id, sharded(ranks), 6, **changes)
+    except InputError as error:
+        return str(error)
+
+
+def zoo_refused_on(ranks, cell_id):
+    cell = zoo().cell(cell_id, replace(ZOO_PROFILE, max_steps=2))
+    try:
+        trainer_for(cell, rows_of(ROWS["sa"])[:6], ranks=sharded(ranks))
+    except InputError as error:
+        return str(error)
+
+
+def test_a_packed_base_is_refused_in_a_sentence():
+    assert on_ranks(2, refused_on, "gpt2_sum_qlora", {})[0] == (
+        "gpt2_sum_qlora cannot be shared out: FSDP takes packed weights only where bnb_4bit_quant_storage is the dtype of all "
+        "other weights (float32), and NF4 is stored as uint8 here; leave out --fsdp: each rank then holds the packed base whole"
+    )
+
+
+def test_an_optimizer_that_needs_whole_weights_is_refused():
+    sentence = on_ranks(2, refused_on, "gpt2_sum_lora", {"optim": "adamw_bnb_8bit"})[0]
+    assert sentence.endswith("cannot step parts of weights; leave out --fsdp, or take an optimizer of torch's")
+
+
+def test_a_method_that_changes_weights_between_updates_is_refused():
+    assert on_ranks(2, zoo_refused_on, "gpt2_sa_adalora")[0].endswith("changes whole weights between updates; leave out --fsdp")

@@ -1,0 +1,479 @@
+import copy
+import math
+import time
+from dataclasses import replace
+from itertools import islice
+from unittest.mock import Mock
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tunegrid.codecs.base import Feature
+from tunegrid.codecs.classify import ClassifyCodec
+from tunegrid.errors import InputError
+from tunegrid.run.order import epoch_batches
+from tunegrid.run.scale import LossScale
+from tunegrid.run.training import Trainer
+from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
+
+pytestmark = pytest.mark.slow
+
+REVIEWS = rows_of("amazon_polarity/train")[:8]
+# Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
+NEWS = rows_of("cnn_dailymail/train")[:8]
+
+
+LENGTHS = [1 + i % 7 for i in range(700)]
+
+
+def trained(trainer: Trainer):
+    """The course of a training and the gradients that its last update saw."""
+    gradients = {}
+
+    def keep(*_):
+        gradients.update({name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.grad is not None})
+
+    trainer.optimizer.optimizer.register_step_pre_hook(keep)
+    return trainer.run(silent()), gradients
+
+
+def poisoned(at: int):
+    """A codec whose loss is not a number from the `at`-th micro-batch on."""
+
+    class Poisoned(ClassifyCodec):
+        calls = 0
+
+        def loss(self, model, batch):
+            self.calls += 1
+            return super().loss(model, batch) * (math.nan if self.calls == at else 1)
+
+    return Poisoned
+
+
+# Accumulation
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "rows"), [("bert_sa_sft", REVIEWS), ("gpt2_sum_sft", NEWS), ("t5_sum_sft", NEWS), ("bert_sum_lora", NEWS)]
+)
+def test_accumulating_small_batches_equals_one_large_batch(cell_id, rows):
+    one_step = {"max_steps": 1, "max_grad_norm": None}
+    cuts = ({"per_device_train_batch_size": size, "gradient_accumulation_steps": 8 // size} for size in (8, 2))
+    (whole, one), (parts, other) = (trained(still(trainer_of(cell_id, rows, **one_step, **cut))) for cut in cuts)
+    assert parts.losses == pytest.approx(whole.losses, abs=1e-6)
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(other[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+def features_of_lengths(*lengths):
+    return [Feature(example=number, input_ids=[1] * length, target=0) for number, length in enumerate(lengths)]
+
+
+def in_full(trainer: Trainer) -> Trainer:
+    """The trainer as that of a cell which is no micro one."""
+    trainer.cell = replace(trainer.cell, profile=replace(trainer.cell.profile, micro=False))
+    return trainer
+
+
+def test_the_news_of_these_tests_differ_in_length():
+    assert len({len(row["highlights"].split()) for row in NEWS}) > 3
+
+
+def test_the_loss_is_the_mean_over_the_targets_of_the_update():
+    trainer = trainer_of("gpt2_sum_sft", NEWS, max_steps=1, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    with torch.no_grad():
+        batches = [trainer.codec.collate([feature]) for feature in trainer.features]
+        total = sum(float(trainer.codec.loss(trainer.model.eval(), batch)) for batch in batches)
+    words = sum(trainer.codec.targets(batch) for batch in batches)
+    assert trainer.run(silent()).losses == pytest.approx([total / words], rel=1e-5)
+
+
+# Schedule
+
+
+def test_a_linear_schedule_warms_up_and_ends_in_updates():
+    trainer = trainer_of(
+        "bert_sa_sft",
+        REVIEWS,
+        max_steps=6,
+        warmup_steps=2,
+        learning_rate=1e-3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+    )
+    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
+
+
+def test_a_cosine_schedule_follows_half_a_wave_over_the_updates():
+    trainer = trainer_of(
+        "gpt2_sa_sft",
+        REVIEWS,
+        max_steps=4,
+        warmup_ratio=0.0,
+        lr_scheduler_type="cosine",
+        learning_rate=1e-3,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=2,
+    )
+    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    assert rates == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
+
+
+def test_a_warm_up_share_is_of_the_updates():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=5, warmup_ratio=0.4, learning_rate=1e-3)
+    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    assert rates == pytest.approx([0, 0.5, 1, 2 / 3, 1 / 3])
+
+
+def test_epochs_are_counted_in_updates_and_the_last_may_be_smaller():
+    recipe = {"max_steps": 0, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    # 17 rows: 5 micro-batches, 3 updates an epoch
+    assert cell_of("bert_sa_sft", **recipe).recipe.planned_updates(17) == 9
+    assert cell_of("bert_sa_sft", **recipe | {"max_steps": 7}).recipe.planned_updates(17) == 7
+
+
+def test_training_takes_the_planned_updates():
+    trainer = trainer_of("bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2)
+    course = trainer.run(silent())
+    assert (trainer.total, course.updates, len(course.losses), len(trainer.meter.updates)) == (6, 6, 6, 6)
+
+
+# Order
+
+
+def test_an_epoch_covers_every_feature_once():
+    batches = epoch_batches(LENGTHS[:103], 4, seed=0, epoch=0)
+    assert sorted(place for batch in batches for place in batch) == list(range(103))
+    assert sorted(map(len, batches)) == [3] + [4] * 25
+
+
+def test_the_order_depends_on_seed_and_epoch_only():
+    def order(seed, epoch):
+        return epoch_batches(LENGTHS[:60], 4, seed, epoch)
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+def test_batches_are_of_like_length():
+    batches = epoch_batches(LENGTHS, 10, seed=0, epoch=0)  # 200 at a time: about 29 of each of 7 lengths
+    spread = [max(LENGTHS[i] for i in batch) - min(LENGTHS[i] for i in batch) for batch in batches]
+    assert max(spread) <= 1
+
+
+def test_the_order_of_rows_is_the_one_that_bounds_and_noise_were_calibrated_with():
+    assert epoch_batches([3, 1, 2, 1, 3, 2, 1], 2, seed=0, epoch=0) == [[1, 6], [5, 4], [3, 2], [0]]
+
+
+def test_all_methods_of_a_triple_see_the_same_batches():
+    def order(method):
+        trainer = trainer_of(f"gpt2_sa_{method}", REVIEWS, per_device_train_batch_size=2, gradient_accumulation_steps=1)
+        return [[f.input_ids for batch in group for f in batch] for group in trainer.updates(0)]
+
+    assert order("lora") == order("qlora") == order("sft")
+
+
+def test_two_runs_are_identical():
+    settings = {"max_steps": 4, "per_device_train_batch_size": 4}
+    one, other = (trainer_of("bert_sa_lora", REVIEWS, **settings).run(silent()) for _ in range(2))  # dropout included
+    assert one.losses == other.losses
+
+
+# fp16
+
+
+def overflowing(*updates):
+    """A codec whose gradients overflow in these updates, counted from 0; its losses are finite."""
+
+    class Overflowing(ClassifyCodec):
+        calls = 0
+
+        def loss(self, model, batch):
+            loss = super().loss(model, batch)
+            if self.calls in updates:
+                loss.register_hook(lambda gradient: gradient * math.inf)
+            self.calls += 1
+            return loss
+
+    return Overflowing
+
+
+def scaled(codec, **changes):
+    """A trainer that scales its losses as in fp16. Its optimizer is fused and skips a lost step by itself, as on a GPU."""
+    settings = {
+        "max_steps": 6,
+        "per_device_train_batch_size": 2,
+        "max_grad_norm": None,
+        "warmup_ratio": 0.0,
+        "learning_rate": 6e-4,
+    }
+    trainer = trainer_of("bert_sa_sft", REVIEWS, codec, **settings | changes)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    trainer.accelerator.scaler = scaler
+    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.loss_scale = LossScale(scaler)
+    return trainer
+
+
+def test_the_schedule_does_not_advance_on_updates_that_fp16_lost():
+    course = scaled(overflowing(0, 3, 4, 5)).run(silent())
+    assert course.skipped == [0, 3, 4, 5]
+    assert [rate * 1e4 for rate in course.learning_rates] == pytest.approx([6, 6, 5, 4, 4, 4])
+    assert (course.updates, course.stopped) == (6, None)
+
+
+def test_a_lost_update_moves_no_weight_and_the_next_one_does():
+    trainer = scaled(overflowing(1))
+    weights = []
+    trainer.after_update = lambda trainer: weights.append(trainer.trained[0].detach().clone())
+    trainer.run(silent())
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[1], weights[2])
+
+
+class Fetches(TorchDispatchMode):
+    """Counts values that the host asks for, each of which makes it wait for a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
+    trainer = scaled(overflowing(1), max_grad_norm=1.0)
+    fetches, clip, step = Fetches(), trainer.clipping.clip, trainer.loss_scale.step
+    monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
+    monkeypatch.setattr(trainer, "_first", Mock(gradients=lambda device: {}, moved=dict))  # figures of the first update wait
+    monkeypatch.setattr(trainer.clipping, "clip", lambda course: (fetches.__enter__(), clip(course)))
+    monkeypatch.setattr(trainer.loss_scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
+    for group in islice(trainer.updates(0), 3):
+        trainer.update(group)
+    assert fetches.count == 0
+
+
+def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there_was_one():
+    trainer, calls = scaled(overflowing(1)), []
+
+    class Counting(type(trainer.cell.method)):
+        def after_step(self, model, update):
+            calls.append((update, all(p.grad is not None for p in trainer.trained if p.requires_grad)))
+
+    trainer.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
+    trainer.run(silent())
+    assert [update for update, _ in calls] == [0, 2, 3, 4, 5]
+
+
+# What trains, and what is kept
+
+
+def test_a_full_update_moves_every_parameter_that_the_loss_reaches():
+    trainer = trainer_of("t5_qa_sft", rows_of("squad/train")[:4], max_steps=1, warmup_ratio=0.0, learning_rate=1e-3)
+    before = {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+    trainer.run(silent())
+    assert [name for name, p in trainer.model.named_parameters() if torch.equal(p, before[name])] == []
+
+
+def test_biases_and_norms_do_not_decay():
+    trainer = trainer_of("bert_sa_sft", REVIEWS)
+    decaying, still = trainer.cell.method.make_optimizer(trainer.model, trainer.cell).param_groups
+    assert (decaying["weight_decay"], still["weight_decay"]) == (0.01, 0.0)
+    assert {p.ndim for p in still["params"]} == {1}
+    assert len(decaying["params"]) + len(still["params"]) == len(list(trainer.model.parameters()))
+
+
+@pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_sa_lora"])
+def test_the_best_epochs_weights_are_kept(cell_id):
+    trainer = trainer_of(cell_id, REVIEWS, max_steps=0, num_train_epochs=3, learning_rate=1e-2)
+    kept = []
+
+    def validate():
+        kept.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
+        return [1.0, 3.0, 2.0][len(kept) - 1], REVIEWS
+
+    course = trainer.run(silent(), validate)
+    assert (course.epoch_scores, course.chosen_epoch) == ([1.0, 3.0, 2.0], 2)
+    assert all(torch.equal(p, kept[1][name]) for name, p in trainer.model.named_parameters())
+    assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
+
+
+def test_validation_and_the_copy_of_the_best_weights_are_phases_of_their_own():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=2)
+
+    def validate():
+        time.sleep(0.2)
+        return 1.0, REVIEWS
+
+    with trainer.meter.phase("train"):
+        began = time.perf_counter()
+        trainer.run(silent(), validate)
+        seconds = time.perf_counter() - began
+    phases = {name: phase["seconds"] for name, phase in trainer.meter.phases.items()}
+    assert phases.keys() == {"train", "validate", "keep_best"}
+    assert phases["validate"] >= 0.4
+    assert sum(phases.values()) == pytest.approx(seconds, abs=0.1)
+
+
+def test_the_earlier_of_two_equal_epochs_is_kept():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=2)
+    assert trainer.run(silent(), lambda: (5.0, REVIEWS)).chosen_epoch == 1
+
+
+def test_one_epoch_leaves_nothing_to_choose():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=1)
+    course = trainer.run(silent(), lambda: pytest.fail("validated in vain"))
+    assert (course.chosen_epoch, course.epoch_scores) == (None, [])
+
+
+# State
+
+
+def test_a_trainer_goes_on_from_another_ones_state():
+    settings = {"max_steps": 6, "num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
+    points = [2.0, 1.0]
+    whole = trainer_of("gpt2_sum_lora", NEWS, **settings)
+    states = []
+    whole.after_update = lambda trainer: states.append(copy.deepcopy(trainer.state_dict()))
+    course = whole.run(silent(), lambda: (points[len(whole.course.epoch_scores)], NEWS))
+    resumed = trainer_of("gpt2_sum_lora", NEWS, **settings)
+    resumed.load_state_dict(states[4])  # after the fifth of six updates, the first of the second epoch
+    again = resumed.run(silent(), lambda: (points[len(resumed.course.epoch_scores)], NEWS))
+    assert len(states) == 6
+    assert (again.losses, again.order, again.chosen_epoch) == (course.losses, course.order, 1)
+    assert all(torch.equal(p, whole.parameters[name]) for name, p in resumed.parameters.items())
+
+
+def test_updates_made_before_the_run_are_not_made_again():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=3, per_device_train_batch_size=4)
+    first = next(trainer.updates(0))
+    trainer.losses.append(trainer.update(first))
+    course = trainer.run(silent())
+    assert (course.updates, len(course.losses), course.losses[0]) == (3, 3, float(trainer.losses[0]))
+
+
+# Losses that are not numbers
+
+
+def test_a_loss_that_is_not_a_number_names_its_update():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, poisoned(5), max_steps=6, per_device_train_batch_size=2)
+    assert trainer.run(silent()).stopped == "loss is nan at update 5 of 6"
+
+
+def test_the_update_is_counted_not_the_micro_batch():
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = trainer_of("bert_sa_sft", REVIEWS, poisoned(5), max_steps=6, **cut)
+    assert trainer.run(silent()).stopped == "loss is nan at update 3 of 6"
+
+
+def test_training_ends_at_the_next_look():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, poisoned(2), max_steps=30, per_device_train_batch_size=8)
+    course = trainer.run(silent())
+    assert course.stopped == "loss is nan at update 2 of 30"
+    assert course.updates == 10  # losses are looked at every ten updates
+
+
+def test_a_good_run_stops_for_nothing():
+    assert trainer_of("bert_sa_sft", REVIEWS, max_steps=2).run(silent()).stopped is None
+
+
+# Out of memory
+
+
+def crowded(rows: int, error=torch.OutOfMemoryError):
+    """A codec for which memory runs out with more than `rows` rows at once."""
+
+    class Crowded(ClassifyCodec):
+        def loss(self, model, batch):
+            if len(batch["labels"]) > rows:
+                raise error("DefaultCPUAllocator: can't allocate memory")
+            return super().loss(model, batch)
+
+    return Crowded
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_where_memory_runs_out_smaller_micro_batches_make_the_same_update(error):
+    settings = {"max_steps": 2, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
+    whole = trainer_of("bert_sa_sft", REVIEWS, **settings)
+    parts = trainer_of("bert_sa_sft", REVIEWS, crowded(1, error), **settings)
+    for trainer in (whole, parts):
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    one, other = whole.run(silent()), parts.run(silent())
+    assert other.losses == pytest.approx(one.losses, abs=1e-5)
+    assert (one.micro_batch, other.micro_batch, other.updates) == (4, 1, 2)
+    assert one.fallbacks == []
+    assert other.fallbacks == [
+        "out of memory at update 1 of 2: micro-batches of 2 in place of 4, accumulated to the same update",
+        "out of memory at update 1 of 2: micro-batches of 1 in place of 2, accumulated to the same update",
+    ]
+    assert len(parts.meter.updates) == 2  # failed updates are not training time
+
+
+def test_one_row_that_does_not_fit_ends_the_cell_in_a_sentence():
+    trainer = trainer_of("bert_sa_sft", REVIEWS, crowded(0), per_device_train_batch_size=2)
+    with pytest.raises(
+        InputError, match=r"bert_sa_sft does not fit: memory runs out at update 1 of \d+ with one row at a time"
+    ):
+        trainer.run(silent())
+
+
+def test_memory_that_runs_out_in_the_step_ends_the_cell_in_a_sentence(monkeypatch):
+    trainer = trainer_of("bert_sa_sft", REVIEWS)
+
+    def step(*_):
+        raise RuntimeError("CUDA error: out of memory")
+
+    monkeypatch.setattr(trainer.optimizer.optimizer, "step", step)
+    with pytest.raises(
+        InputError, match=r"bert_sa_sft does not fit: memory runs out in the optimizer's step of update 1 \(CUDA"
+    ):
+        trainer.run(silent())
+
+
+def test_another_error_is_not_taken_for_lack_of_memory():
+    class Broken(ClassifyCodec):
+        def loss(self, model, batch):
+            raise RuntimeError("shapes differ")
+
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        trainer_of("bert_sa_sft", REVIEWS, Broken).run(silent())
+
+
+# The ledger of a run
+
+
+def test_the_ledger_of_a_run_is_that_of_adam_over_what_trains():
+    trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=1)
+    memory = trainer.run(silent()).memory
+    tensors = [p for p in trainer.model.parameters() if p.requires_grad]
+    size = 4 * sum(p.numel() for p in tensors)
+    assert memory["gradients_bytes"] == memory["checkpoint_bytes"] == size
+    assert memory["optimizer_bytes"] == 2 * size + 4 * len(tensors)
+
+
+def test_eight_bit_moments_take_a_quarter_where_tensors_are_large():
+    trainer = trainer_of("bert_qa_sft", rows_of("squad/train")[:4], max_steps=1, optim="adamw_bnb_8bit")
+    memory = trainer.run(silent()).memory
+    assert memory["optimizer_bytes"] < 0.6 * 2 * memory["weights_bytes"]
+
+
+def test_a_meter_is_given_every_sample():
+    trainer = trainer_of("bert_sa_sft", REVIEWS[:7], max_steps=0, num_train_epochs=1, per_device_train_batch_size=3)
+    trainer.run(silent())
+    assert [update.samples for update in trainer.meter.updates].count(3) == 2
+    assert sum(update.samples for update in trainer.meter.updates) == 7
+
+
+def test_a_course_that_was_stopped_before_it_began_makes_no_update():
+    trainer = trainer_of("bert_sa_lora", REVIEWS[:16], max_steps=2)
+    trainer.course.stopped = "audit heads_trainable: frozen"
+    course = trainer.run(silent())
+    assert (course.stopped, course.updates, trainer.losses) == ("audit heads_trainable: frozen", 0, [])
