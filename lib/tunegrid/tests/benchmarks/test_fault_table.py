@@ -14,10 +14,20 @@ def test_all_64_faults_are_there_once():
     assert [fault.id for fault in FAULTS] == [f"F{n}" for n in range(1, 65)]
 
 
-def test_every_fault_names_a_check_that_exists():
+def audit_names():
+    """The audits of a cell, and those of all cells together."""
     together = {finding.name for finding in across([complete()])["bert_sa_lora"]}
-    known = {audit.__name__ for audit in (*AUDITS, *OF_LEARNING)} | together | {"threshold", *STAGES}
+    return {audit.__name__ for audit in (*AUDITS, *OF_LEARNING)} | together
+
+
+def test_every_fault_names_a_check_that_exists():
+    known = audit_names() | {"threshold", *STAGES}
     assert {fault.caught_by for fault in FAULTS} <= known
+
+
+def test_the_page_of_audits_names_each_of_them():
+    page = (ROOT / "reports" / "evidence" / "audits.md").read_text()
+    assert [name for name in audit_names() if f"`{name}`" not in page] == []
 
 
 def test_the_page_shows_the_table():
