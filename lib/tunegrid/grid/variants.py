@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunegrid.errors import InputError
 from tunegrid.grid.methods import Answer, Base, CellLike, Lora, grouped
+from tunegrid.grid.names import within
 from tunegrid.grid.optimizers import ParameterGroups
 from tunegrid.grid.recipes import Recipe
 
@@ -84,14 +84,6 @@ def _shown(rates: set[Any]) -> str:
 class LoraFA(Lora):
     """LoRA-FA (Zhang et al. 2023): A stays as it was drawn, and B's gradient is corrected for it."""
 
-    def check(self, recipe: Recipe) -> None:
-        """Raises InputError for a head with a rate of its own, which PEFT's optimizer does not take."""
-        super().check(recipe)
-        if recipe.head_learning_rate is not None:
-            raise InputError(
-                f"method {self.id!r} trains all at one rate, as PEFT's LoRA-FA does; give the recipe head_learning_rate=None"
-            )
-
     def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
         """PEFT's own AdamW, which freezes A. The correction is its own, so no other optimizer will do."""
         from peft.optimizers import create_lorafa_optimizer
@@ -101,7 +93,19 @@ class LoraFA(Lora):
         optimizer: torch.optim.Optimizer = create_lorafa_optimizer(
             model, adapter.r, adapter.lora_alpha, recipe.learning_rate, recipe.weight_decay
         )
+        if recipe.head_learning_rate is not None:
+            self._part_the_head(optimizer, cell, recipe.head_learning_rate)
         return optimizer
+
+    @staticmethod
+    def _part_the_head(optimizer: "torch.optim.Optimizer", cell: CellLike, rate: float) -> None:
+        """PEFT puts all parameters into one group, with lists of their own beside them; the head gets a group with its rate."""
+        (group,) = optimizer.param_groups
+        optimizer.param_groups.clear()
+        lists = [key for key in ("params", "names", "scaling_factors") if key in group]
+        for settings, of_head in (({}, False), ({"lr": rate}, True)):
+            chosen = [i for i, name in enumerate(group["names"]) if within(name, cell.head.new_modules) == of_head]
+            optimizer.add_param_group({**group, **settings, **{key: [group[key][i] for i in chosen] for key in lists}})
 
     def holds_after(self, evidence: Any) -> Answer:
         """No A moved, and every B did."""

@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import LORA
 from tunegrid.grid.names import within
@@ -45,11 +44,14 @@ def test_lora_plus_keeps_its_ratio_beside_it():
     assert peaks(trainer_for(cell, REVIEWS)) == {True: {1e-3}, False: {1e-2, 16e-2}}
 
 
-def test_lora_fa_which_has_one_rate_refuses_it():
-    method = LoraFA(id="lorafa", name="LoRA-FA")
-    method.check(replace(cell_of("t5_sa_lora").recipe, head_learning_rate=None))
-    with pytest.raises(InputError, match="head_learning_rate=None"):
-        method.check(cell_of("t5_sa_lora", **RATES).recipe)
+def test_lora_fa_keeps_its_own_lists_beside_each_parameter():
+    cell = replace(cell_of("t5_sa_lora", **RATES), method=LoraFA(id="lorafa", name="LoRA-FA"))
+    trainer = trainer_for(cell, REVIEWS)
+    groups = trainer.optimizer.param_groups
+    names = {id(p): name for name, p in trainer.stepped.items()}
+    assert [[names[id(p)] for p in group["params"]] for group in groups] == [group["names"] for group in groups]
+    assert all(len(group["scaling_factors"]) == len(group["names"]) for group in groups)
+    assert peaks(trainer) == {True: {1e-3}, False: {1e-2}}
 
 
 @pytest.mark.slow
