@@ -25,7 +25,7 @@ BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json
 def cell(request, change, cell_id, monkeypatch, tmp_path):
     """The cell over the changed library: everything else is set up after it, and no rows are shared with cells over another."""
     session = session_of(request.config)
-    monkeypatch.setattr("tunegrid.codecs.cache._shared", {})
+    monkeypatch.setattr("tunegrid.codecs.features._shared", {})
     change.patch(monkeypatch)
     return session.grid.cell(cell_id, change.setting(session.profile("quick"), tmp_path))
 

@@ -10,4 +10,5 @@ ROOT = Path(__file__).parents[2]  # the checkout, which has fixtures, benchmarks
 # in commands, and in the processes that both start.
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

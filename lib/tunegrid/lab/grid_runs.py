@@ -31,6 +31,7 @@ TRAINS = (
     "lib/tunegrid/codecs",
     "lib/tunegrid/run",
     "lib/tunegrid/record",
+    "lib/tunegrid/lab/micro",  # draws the weights of controls
     "fixtures",
     "benchmarks",
 )

@@ -1,13 +1,17 @@
-"""How long does a cell take, and how much memory? In: records of earlier runs. Out: estimates by cell; what fits a budget."""
+"""How long does a cell take, and how much memory? In: records of earlier runs. Out: estimates by cell; what fits; shares."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol, TypeVar
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import Cell
+from tunegrid.grid.cells import STUDY, Cell
+from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.tasks import Carve
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
@@ -29,6 +33,16 @@ COLUMNS = (
     Column(title="est. GiB", width=8, right=True, gap=2),
     Column(title="from", gap=2),
 )
+
+
+class Ordered(Protocol):
+    """What can be sorted."""
+
+    def __lt__(self, other: Any, /) -> bool:
+        """Whether it comes first."""
+
+
+Unit = TypeVar("Unit", bound=Ordered)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,6 +172,19 @@ def planned_updates(cell: Cell) -> int | None:
     return cell.recipe.max_steps or (None if rows is None else cell.recipe.planned_updates(rows))
 
 
+def seconds_of_cells(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, float]:
+    """By cell, what saved runs say of it; else of the study's cells of its backbone and task; else of all; 1 where nothing."""
+    paths = list(paths)
+    study = STUDY.cells(QUICK_PROFILE if any(cell.profile.micro for cell in cells) else FULL_PROFILE)
+    known, kin = ({name: e.seconds for name, e in estimates(some, paths).items() if e.seconds} for some in (cells, study))
+    kinds: dict[str, list[float]] = {}
+    for name, seconds in (kin | known).items():
+        kinds.setdefault(name.rpartition("_")[0], []).append(seconds)
+    middle = fmean(seconds for kind in kinds.values() for seconds in kind) if kinds else 1.0
+    by_kind = {kind: fmean(seconds) for kind, seconds in kinds.items()}
+    return {cell.id: known.get(cell.id) or by_kind.get(cell.id.rpartition("_")[0], middle) for cell in cells}
+
+
 def fitting(wanted: Sequence[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
     """The cells that fit into the budget of all workers together, longest first; a cell never measured does not fit."""
     times = {cell: known[cell].seconds or 0.0 for cell in wanted if cell in known}
@@ -175,6 +202,20 @@ def affordable(ordered: Iterable[str], known: Mapping[str, Estimate], budget_sec
             chosen.append(cell)
             left -= seconds
     return chosen
+
+
+def shared_out(seconds: Mapping[Unit, float], count: int) -> list[list[Unit]]:
+    """Shares of about equal length: the longest unit first, each to the share that has least (LPT, Graham 1969).
+
+    Equal units come in the order of their names, so that every machine shares out alike.
+    """
+    shares: list[list[Unit]] = [[] for _ in range(count)]
+    loads = [(0.0, place) for place in range(count)]
+    for unit in sorted(seconds, key=lambda unit: (-seconds[unit], unit)):
+        load, place = heappop(loads)
+        shares[place].append(unit)
+        heappush(loads, (load + seconds[unit], place))
+    return shares
 
 
 def seconds_left(estimated: Sequence[float | None], spent: Sequence[float], workers: int, pace: float = 1.0) -> float | None:

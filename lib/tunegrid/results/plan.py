@@ -9,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from tunegrid.results.estimates import Estimate, duration
-from tunegrid.results.shards import shared_out
+from tunegrid.results.estimates import Estimate, duration, shared_out
 from tunegrid.results.table import Column, number
 from tunegrid.results.table import lines as table_lines
 

@@ -1,34 +1,19 @@
-"""A grid over several machines. In: seconds of each run, how many machines. Out: who runs what; whether all came back.
+"""The files of a grid that several machines share. In: what each file says of its shard. Out: whether all came back.
 
-Nobody hands out work: each machine reckons all shards and takes its own. So nothing here may depend on the machine.
+Nobody hands out work: each machine reckons all shards (`tunegrid.results.estimates.shared_out`) and takes its own.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from heapq import heappop, heappush
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple
 
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY, Cell
-from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import Record
-from tunegrid.results.estimates import estimates
 
 SHOWN = 30  # missing runs that are named
 KEY = "shard"  # of a run's JSON, beside pytest-benchmark's own
-
-
-class Ordered(Protocol):
-    """What can be sorted."""
-
-    def __lt__(self, other: Any, /) -> bool:
-        """Whether it comes first."""
-
-
-Unit = TypeVar("Unit", bound=Ordered)
 
 
 class Case(NamedTuple):
@@ -46,36 +31,6 @@ class Case(NamedTuple):
 def case_of(record: Record) -> Case:
     """Which run a record is of."""
     return Case(record.profile, record.cell, record.seeds.seed)
-
-
-def shared_out(seconds: Mapping[Unit, float], count: int) -> list[list[Unit]]:
-    """Shares of about equal length: the longest unit first, each to the share that has least (LPT, Graham 1969).
-
-    Equal units come in the order of their names, so that every machine shares out alike.
-    """
-    shares: list[list[Unit]] = [[] for _ in range(count)]
-    loads = [(0.0, place) for place in range(count)]
-    for unit in sorted(seconds, key=lambda unit: (-seconds[unit], unit)):
-        load, place = heappop(loads)
-        shares[place].append(unit)
-        heappush(loads, (load + seconds[unit], place))
-    return shares
-
-
-def seconds_of_cells(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, float]:
-    """By cell, what saved runs say of it; else of the study's cells of its backbone and task; else of all; 1 where nothing."""
-    paths = list(paths)
-    study = STUDY.cells(QUICK_PROFILE if any(cell.profile.micro for cell in cells) else FULL_PROFILE)
-    known, kin = ({name: e.seconds for name, e in estimates(some, paths).items() if e.seconds} for some in (cells, study))
-    kinds: dict[str, list[float]] = {}
-    for name, seconds in (kin | known).items():
-        kinds.setdefault(name.rpartition("_")[0], []).append(seconds)
-    middle = fmean(seconds for kind in kinds.values() for seconds in kind) if kinds else 1.0
-    by_kind = {kind: fmean(seconds) for kind, seconds in kinds.items()}
-    return {cell.id: known.get(cell.id) or by_kind.get(cell.id.rpartition("_")[0], middle) for cell in cells}
-
-
-# What a shard's file says of itself
 
 
 @dataclass(frozen=True, kw_only=True)

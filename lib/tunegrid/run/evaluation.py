@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from tunegrid.codecs.base import Codec, Feature, Prediction
-from tunegrid.codecs.cache import features_of
-from tunegrid.codecs.store import lengths_of
+from tunegrid.codecs.features import features_of, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell

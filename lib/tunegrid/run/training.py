@@ -18,7 +18,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import Batch, Codec, Feature, all_tokens, real_tokens
-from tunegrid.codecs.store import lengths_of
+from tunegrid.codecs.features import lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell

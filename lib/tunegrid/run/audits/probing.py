@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import IGNORED, Batch, Feature, on
+from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.codecs.store import lengths_of
 from tunegrid.run.build import base_type
 from tunegrid.run.device import random_states, set_random_states
 from tunegrid.run.order import chunks

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tunegrid.codecs.base import Feature
+from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.codecs.store import lengths_of
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.audits.probing import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed

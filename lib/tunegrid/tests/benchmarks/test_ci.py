@@ -110,7 +110,7 @@ def test_the_gitlab_recipe_is_as_gitlabs_schema_says():
 
 def test_the_schema_refuses_a_step_that_is_none(tmp_path):
     broken = tmp_path / "broken.yml"
-    broken.write_text(OWN.read_text().replace("run: pip install .", "runs: pip install ."))
+    broken.write_text(OWN.read_text().replace("run: pip install", "runs: pip install"))
     with pytest.raises(SystemExit) as exit_:
         check(["--builtin-schema", "vendor.github-workflows", str(broken)])
     assert exit_.value.code == 1

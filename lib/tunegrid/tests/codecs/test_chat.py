@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import IGNORED
-from tunegrid.codecs.cache import cache_key
+from tunegrid.codecs.features import cache_key
 from tunegrid.codecs.synthetic import SyntheticTokenizer
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Backbone, Head, Layout, Wrap

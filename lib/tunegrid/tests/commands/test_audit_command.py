@@ -39,7 +39,7 @@ def test_each_of_several_copies_names_another_one():
     details = {name: found.detail for name, [found, *_] in across([cell(*pair) for pair in apart.items()]).items()}
     assert details == {
         "t5_sa_lora": "the results are those of t5_sa_sft",
-        "t5_sa_qlora": "",
+        "t5_sa_qlora": "none other",
         "t5_qa_lora": "the results are those of t5_sa_sft",
         "t5_sa_sft": "the results are those of t5_qa_lora",
     }

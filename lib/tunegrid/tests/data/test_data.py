@@ -388,14 +388,13 @@ def test_a_task_is_read_and_split_by_its_own_columns(tmp_path):
 def test_a_label_beyond_the_tasks_own_is_named_with_those_it_has(tmp_path):
     sentence = refusal(NLI, put(tmp_path, NLI, train=pairs(10), matched=[pairs(1)[0] | {"gold": -1}]))
     assert sentence.endswith(
-        "matched.jsonl, row 0: invalid label -1 in column 'gold': expected "
-        "it has 0 (entailment), 1 (neutral), 2 (contradiction)"
+        "matched.jsonl, row 0: invalid label -1 in column 'gold': expected 0 (entailment), 1 (neutral), 2 (contradiction)"
     )
 
 
 def test_of_many_labels_the_first_and_the_last_are_named():
     task = replace(NLI, labels=tuple("abcdefgh"))
-    with pytest.raises(InputError, match=r"it has 0 \(a\), 1 \(b\), .* 5 \(f\), \.\.\. 7 \(h\)$"):
+    with pytest.raises(InputError, match=r"expected 0 \(a\), 1 \(b\), .* 5 \(f\), \.\.\. 7 \(h\)$"):
         check_rows(task, [pairs(1)[0] | {"gold": 8}], [0], "rows")
 
 
@@ -436,7 +435,7 @@ def test_an_answer_that_is_not_where_it_says_names_the_row(tmp_path):
 
 
 def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
-    with pytest.raises(InputError, match="reviews, row 7: column 'label' holds 2, which is no label"):
+    with pytest.raises(InputError, match="reviews, row 7: invalid label 2 in column 'label'"):
         check_rows(SA, [REVIEW, REVIEW | {"label": 2}], [3, 7], "reviews")
 
 

@@ -14,6 +14,7 @@ from tunegrid.lab.grid_runs import GridRun, OtherSession, Sessions
 from tunegrid.record import to_json
 from tunegrid.results.files import read_list
 from tunegrid.tests.records import complete
+from tunegrid.tests.sessions import collected_together
 
 CELLS = ("bert_sa_lora", "bert_sa_sft")
 PLAN = [GridRun(seeds=range(5), only=CELLS), GridRun(seeds=range(5, 10), only=CELLS)]
@@ -141,6 +142,16 @@ def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
     trained = {seed for run in false_alarms.planned(4) if run.draw is None for seed in run.seeds}
     assert not trained & set(range(30))  # fresh seeds are not those of the bounds
     assert {run.draw for run in false_alarms.planned(4)} & {1, 2, 3} == set()
+
+
+@pytest.mark.slow
+def test_pytest_takes_the_options_of_every_stages_sessions():
+    """One session of each stage; a trained cell's controls and degradations are tests, too."""
+    work = measure.Work(plan=Plan(), sessions=Sessions(), to=measure.ROOT, runs=20)
+    sessions = {name: stage.sessions(work) for name, stage in measure.STAGES.items() if stage.sessions(work)}
+    last = [list(own[-1].arguments) for own in (*sessions.values(), work.plan.moved)]
+    assert len(last) == 7
+    assert [(arguments, text) for arguments, (code, text) in zip(last, collected_together(last), strict=True) if code] == []
 
 
 def test_the_command_runs_its_stages_and_tells_what_is_left(folder, monkeypatch, capsys):

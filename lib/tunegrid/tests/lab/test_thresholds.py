@@ -267,6 +267,7 @@ def test_the_command_trains_what_is_missing_and_writes_its_files(workplace, tmp_
     assert (figures["controls quick"]["controls"], figures["controls quick"]["missed"]) == (27, 27)
 
 
+@pytest.mark.slow
 def test_the_same_command_trains_nothing_twice(workplace, tmp_path):
     calibrate.main([*ARGUMENTS, str(tmp_path)])
     first = list(workplace)

@@ -130,7 +130,7 @@ def test_a_size_that_is_none_is_one_sentence(arguments, capsys):
 
 def test_sizes_have_binary_units():
     assert (bytes_of("500MiB"), bytes_of("1.5GiB")) == (500 * 2**20, 3 * 2**29)
-    with pytest.raises(InputError, match="no size"):
+    with pytest.raises(InputError, match="invalid --keep '5GB': expected a size"):
         bytes_of("5GB")
 
 

@@ -1,0 +1,85 @@
+"""Installed beside a project that has a `lib/` and `fixtures/` of its own, neither is in the other's way."""
+
+import os
+import subprocess
+import sys
+import sysconfig
+
+import pytest
+
+from tunegrid import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """A project with names of ours in it, and a virtual environment in which tunegrid is installed."""
+    folder = tmp_path_factory.mktemp("project")
+    for name in ("lib", "fixtures", "benchmarks"):
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text("WHOSE = 'the project'\n")
+    (folder / "conftest.py").write_text("raise RuntimeError('of another suite')\n")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder / "venv"], check=True)
+    python = folder / "venv" / "bin" / "python"
+    [packages] = (folder / "venv").glob("lib/python*/site-packages")
+    (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")  # what is installed here, there too
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-e",
+        ROOT,
+    ]
+    subprocess.run(install, check=True)
+    return folder
+
+
+def answer(project, *command):
+    """Exit code and output of a command in the project, as its user calls it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHONPATH"))}
+    program, *arguments = command
+    run = subprocess.run(
+        [project / "venv" / "bin" / program, *arguments],
+        cwd=project,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return run.returncode, run.stdout + run.stderr
+
+
+def test_the_projects_own_modules_stay_its_own(project):
+    code = "import lib, fixtures, tunegrid.grid.methods; print(lib.WHOSE, fixtures.WHOSE, tunegrid.grid.methods.Lora.__name__)"
+    assert answer(project, "python", "-c", code) == (0, "the project the project Lora\n")
+
+
+def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
+    code, output = answer(project, "tunegrid", "run", "-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=2", "-q")
+    assert code == 0, output
+    assert (project / "reports" / "latest.json").is_file()
+
+
+def test_commands_read_paths_of_the_projects_folder(project):
+    assert "none.json does not exist" in answer(project, "tunegrid", "audit", "none.json")[1]
+
+
+def test_the_command_of_old_says_what_to_write(project):
+    command = [sys.executable, "-m", "lib", "gate", "a", "b"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr == "python -m lib is now tunegrid: write `tunegrid gate a b` (after `pip install -e .`)\n"
+
+
+def test_a_users_file_of_old_says_what_to_write(project):
+    (project / "mine.py").write_text("from lib.grid.methods import Lora\n")
+    code, output = answer(project, "tunegrid", "run", "-m", "quick", "--collect-only", "--grid", "mine.py")
+    assert code != 0
+    assert "mine.py imports from lib, which is the package tunegrid now: write `from tunegrid.` for `from lib.`" in output
