@@ -188,7 +188,7 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
     _, base = library
     assert github(machine, github_expressions(base), codes=[1, 0]) == 0  # the base commit misses a bound
     assert machine.calls() == [
-        ["pip", "install", "./tunegrid"],
+        ["pip", "install", "-e", "./tunegrid"],
         [*INSTALL, "./base"],
         ["version", "1"],
         [*RUN, "--benchmark-json=../run/before.json"],
@@ -238,7 +238,7 @@ def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
 @pytest.mark.slow
 @pytest.mark.parametrize(("code", "told"), [(0, True), (1, True), (6, False)])
 def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, told):
-    machine = Machine(tmp_path, {"python": f'case "$*" in *" gate "*) exit {code};; esac'})
+    machine = Machine(tmp_path, {"tunegrid": f'case "$*" in "gate "*) exit {code};; esac'})
     (tmp_path / "tunegrid").mkdir()
     [(script, variables)] = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
     assert machine.run(script, **variables) == code
@@ -266,7 +266,7 @@ def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, lib
     assert machine.run(script, **own) == code
     run = "WORK/library/run"
     expected = [
-        ["pip", "install", "."],
+        ["pip", "install", "-e", "."],
         [*INSTALL, "WORK/work/base"],
         ["version", "1"],
         [*RUN, f"--benchmark-json={run}/before.json"],

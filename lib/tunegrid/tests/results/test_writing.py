@@ -41,6 +41,7 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
 LOCAL_CLUSTER = """
 from pathlib import Path
 import fixtures.cluster
+from fixtures.child import Child
 from fixtures.errand import Brought
 from fixtures.process import run
 
@@ -54,7 +55,7 @@ class Cluster:
     def ended(self, sent, seconds):
         return sent[0]
     def bring(self, errand):
-        return Brought(ended=run(errand.arguments, errand.nodeid, cwd=Path.cwd()), files={})
+        return Brought(ended=run(errand.arguments, Child(test=errand.nodeid), cwd=Path.cwd()), files={})
     def starts(self):
         return {}
     def standings(self):
