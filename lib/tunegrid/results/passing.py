@@ -5,7 +5,6 @@ An audit counts in every run, but for those in `TOO_SHORT` where the run is shor
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.results.record_checks import TOGETHER, across
@@ -15,22 +14,6 @@ from tunegrid.results.record_checks import TOGETHER, across
 FIRST_UPDATES = 10
 # Of so many test rows, three standard errors of a difference are about 15 points.
 TELLING_ROWS = 100
-
-
-class Finding(Protocol):
-    """What an audit found."""
-
-    @property
-    def name(self) -> str:
-        """The audit's."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether it had nothing to object to."""
-
-    @property
-    def detail(self) -> str:
-        """What it saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +53,7 @@ TOO_SHORT: Mapping[str, Callable[[Extent], str | None]] = {
 }
 
 
-def excuses(findings: Iterable[Finding], extent: Extent) -> dict[str, str]:
+def excuses(findings: Iterable[AuditFinding], extent: Extent) -> dict[str, str]:
     """By audit that failed: why that does not count, where the run was too short to meet it."""
     failed = [finding.name for finding in findings if not finding.passed and finding.name in TOO_SHORT]
     return {name: reason for name in failed if (reason := TOO_SHORT[name](extent))}
@@ -79,7 +62,7 @@ def excuses(findings: Iterable[Finding], extent: Extent) -> dict[str, str]:
 def judged(
     *,
     stopped: str | None,
-    findings: Iterable[Finding],
+    findings: Iterable[AuditFinding],
     excused: Collection[str],
     below: Sequence[str],
     unexpected: Sequence[str],
@@ -106,7 +89,7 @@ def too_short(record: Record) -> list[str]:
     return [located(record, f"{sentence_of(finding)}; {record.excused[finding.name]}") for finding in failed]
 
 
-def sentence_of(finding: Finding) -> str:
+def sentence_of(finding: AuditFinding) -> str:
     """What an audit that failed saw."""
     return f"audit {finding.name}: {finding.detail}"
 
