@@ -13,6 +13,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.machine import cpu_name, give_back_memory
+from tunegrid.record.parts import Precision
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
@@ -112,12 +113,12 @@ def device_names(wish: str | None) -> list[str]:
     return ["cuda", *sorted({torch.cuda.get_device_name(place) for place in places})]
 
 
-def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None]:
+def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
     """The recipe's precision, or the nearest one that works here with a sentence that says so.
 
     A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
     """
-    wish = cell.recipe.precision
+    wish: Precision = cell.recipe.precision  # type: ignore[assignment]  # one of the three, by the record's check
     if wish == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
         return "bf16", "bf16 in place of fp16, which a CPU only emulates"
     overflow = f"in which {cell.backbone.name} overflows" if wish == "fp16" and cell.backbone.overflows_fp16 else ""

@@ -1,7 +1,6 @@
 """A cell's measurements, written into its record. In: what the stages left behind. Out: the record's measured parts."""
 
 import math
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from tunegrid.record.parts import (
     DataRecord,
     DeviceRecord,
     Dropped,
-    EvaluationRecord,
     FirstStep,
     Flops,
-    GeneratedRecord,
     Ledger,
     Memory,
     ModelRecord,
@@ -61,7 +58,7 @@ def measured(
     record.model = model_record(cell)
     record.parameters = Parameters(**parameter_counts(model))  # type: ignore[arg-type]  # a mapping of counts and a share
     record.training = training_record(training, meter)
-    record.evaluation = evaluation_record(evaluation) if evaluation else None
+    record.evaluation = evaluation.part if evaluation else None
     record.scores = dict(evaluation.scores) if evaluation else {}
     record.memory = memory_record(training, meter, footprint)
     record.throughput = throughput_record(meter, evaluation, footprint)
@@ -166,23 +163,6 @@ def _known(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def evaluation_record(evaluation: Evaluation) -> EvaluationRecord:
-    """How the test rows were predicted and scored."""
-    return EvaluationRecord(
-        seconds=evaluation.seconds,
-        loss=evaluation.loss,
-        batch=evaluation.batch,
-        metric_sources=dict(evaluation.sources),
-        precision=evaluation.precision,  # type: ignore[arg-type]  # as above
-        generated_tokens=generated_record(evaluation.generated) if evaluation.generated else None,
-    )
-
-
-def generated_record(lengths: list[int]) -> GeneratedRecord:
-    """How long the generated texts are."""
-    return GeneratedRecord(mean=statistics.fmean(lengths), median=float(statistics.median(lengths)), longest=max(lengths))
-
-
 def memory_record(training: Training, meter: Meter, footprint: Footprint | None) -> Memory:
     """Peaks of each phase, and the ledger; a footprint's ledger has its peak, too."""
     ledger = complete(training.memory, footprint) if footprint else training.memory
@@ -192,13 +172,11 @@ def memory_record(training: Training, meter: Meter, footprint: Footprint | None)
 
 def throughput_record(meter: Meter, evaluation: Evaluation | None, footprint: Footprint | None) -> Throughput:
     """Rates of training, of prediction and of generation: in a footprint on full-length inputs, otherwise on the test rows."""
-    generated = footprint.generated_tokens_per_second if footprint else None
-    if evaluation and evaluation.generated:
-        generated = sum(evaluation.generated) / evaluation.seconds
+    generating = evaluation or footprint
     return Throughput(
         **meter.throughput(),
         eval_samples_per_second=evaluation.samples_per_second if evaluation else None,
-        generated_tokens_per_second=generated,
+        generated_tokens_per_second=generating.generated_tokens_per_second if generating else None,
     )
 
 

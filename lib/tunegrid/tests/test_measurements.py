@@ -10,12 +10,10 @@ from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, QUICK_PROFILE
 from tunegrid.run.course import Training
-from tunegrid.run.evaluation import Evaluation
 from tunegrid.run.footprint import Footprint
 from tunegrid.run.measurements import (
     data_record,
     device_record,
-    evaluation_record,
     flops_record,
     memory_record,
     model_record,
@@ -50,27 +48,6 @@ def test_a_training_that_stopped_at_once_has_an_empty_ledger_and_no_rates():
     assert list(memory.phases) == ["train"]
     speed = throughput_record(meter, None, None)
     assert (speed.train_samples_per_second, speed.step_seconds, speed.measured_steps) == (None, [], 0)
-
-
-def evaluation(generated):
-    """An evaluation of 2 s, of which only the lengths of the texts matter."""
-    blank = dict.fromkeys(("predictions", "scores", "examples", "rows", "features", "outputs", "loss", "batch"))
-    return Evaluation(
-        **blank | {"seconds": 2.0, "samples_per_second": 2.0, "sources": {}, "generated": generated, "precision": "fp32"}
-    )
-
-
-def test_a_generating_cell_says_how_fast_and_how_much_it_generates():
-    wrote = evaluation([3, 4, 4, 9])
-    assert vars(evaluation_record(wrote).generated_tokens) == {"mean": 5.0, "median": 4.0, "longest": 9}
-    assert throughput_record(Meter(device=CPU), wrote, None).generated_tokens_per_second == 10.0
-
-
-def test_a_cell_that_generates_nothing_has_no_such_figures():
-    classified = evaluation(None)
-    assert evaluation_record(classified).generated_tokens is None
-    assert throughput_record(Meter(device=CPU), classified, None).generated_tokens_per_second is None
-    assert evaluation_record(classified).precision == "fp32"
 
 
 def test_origins_do_not_name_the_folder_that_holds_the_data():
