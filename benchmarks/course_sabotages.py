@@ -112,8 +112,7 @@ def points_of_neighbours(score: Callable[[Any], Evaluation], folder: Path) -> Ca
 
     def shifted(rows: Any) -> Evaluation:
         evaluation = score(rows)
-        evaluation.examples = {name: [points[-1], *points[:-1]] for name, points in evaluation.examples.items()}
-        return evaluation
+        return replace(evaluation, examples={name: [p[-1], *p[:-1]] for name, p in evaluation.examples.items()})
 
     return shifted
 

@@ -133,7 +133,7 @@ class Vera(OnTargets):
         layers: list[Any] = [module for module in evidence.model.modules() if hasattr(module, "vera_lambda_b")]
         shared = {(layer.vera_A["default"].data_ptr(), layer.vera_B["default"].data_ptr()) for layer in layers}
         trains = any(layer.vera_A["default"].requires_grad or layer.vera_B["default"].requires_grad for layer in layers)
-        still = evidence.own & evidence.trainer.reached - evidence.moved
+        still = evidence.own & evidence.trainer.log.reached - evidence.moved
         right = len(shared) == 1 and not trains and not still
         return right, f"{len(layers)} layers share {len(shared)} pairs of matrices; {len(still)} vectors did not move"
 
@@ -175,7 +175,7 @@ class OFT(OnTargets):
         with torch.no_grad():
             blocks = self.rotations(evidence.model)
             gap = max((float((b @ b.mT - torch.eye(b.shape[-1], device=b.device)).abs().max()) for b in blocks), default=1.0)
-        still = evidence.own & evidence.trainer.reached - evidence.moved
+        still = evidence.own & evidence.trainer.log.reached - evidence.moved
         return gap <= ORTHOGONAL and not still, f"{len(blocks)} layers, {gap:.0e} from orthogonal; {len(still)} did not move"
 
 
@@ -229,7 +229,7 @@ class BitFit(Method):
         """The backbone has biases, every one trains, and all that the loss uses moved."""
         pretrained = [name for name in evidence.own if not within(name, evidence.cell.head.new_modules)]
         trained = {name for name in evidence.own if evidence.trainer.parameters[name].requires_grad}
-        still = (trained & evidence.trainer.reached) - evidence.moved
+        still = (trained & evidence.trainer.log.reached) - evidence.moved
         right = bool(pretrained) and trained == evidence.own and not still
         return right, f"{len(trained)} of {len(evidence.own)} biases train, {len(still)} of them did not move"
 

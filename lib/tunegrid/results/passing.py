@@ -6,8 +6,10 @@ An audit counts in every run, but for those in `TOO_SHORT` where the run is shor
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.results.record_checks import TOGETHER, across
+from tunegrid.results.thresholds import missed
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
@@ -59,6 +61,17 @@ def excuses(findings: Iterable[AuditFinding], extent: Extent) -> dict[str, str]:
     return {name: reason for name in failed if (reason := TOO_SHORT[name](extent))}
 
 
+def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
+    """Why a cell must not train, by what audits found before it does; None where it may.
+
+    A full cell that is wrong from the start would train for hours. A micro one trains, so that its record shows all that
+    objects to it; so does one on random tokens, whose rows no audit looks at.
+    """
+    failed = [sentence_of(finding) for finding in findings if not finding.passed]
+    guarded = not (cell.profile.micro or cell.profile.random_weights)
+    return f"not trained, {'; '.join(failed)}" if failed and guarded else None
+
+
 def judged(
     *,
     stopped: str | None,
@@ -81,6 +94,21 @@ def judged(
     failed = [sentence_of(finding) for finding in findings if not finding.passed and finding.name not in excused]
     sentences = [*failed, *unexpected, *below]
     return ("missed" if sentences else "passed"), sentences
+
+
+def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
+    """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
+
+    Args:
+        record: with all that was measured, scored and found.
+        extent: how far the run went.
+        unexpected: what a footprint shows that must not be.
+    """
+    stopped = record.training.stopped if record.training else None
+    excused = {} if stopped else excuses(record.audits, extent)
+    below = missed(record.scores, record.bounds) if record.evaluation else []
+    status, sentences = judged(stopped=stopped, findings=record.audits, excused=excused, below=below, unexpected=unexpected)
+    return replace(record, status=status, excused=excused, missed=[located(record, sentence) for sentence in sentences])
 
 
 def too_short(record: Record) -> list[str]:

@@ -13,13 +13,14 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.machine import cpu_name, give_back_memory
-from tunegrid.record.parts import Precision
+from tunegrid.record.parts import DeviceRecord, Precision
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 MEASURED = ("cpu", "cuda")
+ATTENTION = "sdpa"  # torch's fused attention
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
 
@@ -74,6 +75,21 @@ def contended(device: torch.device, others_gib: float | None) -> bool | None:
     if device.type != "cuda":
         return None
     return device.index in CLAIMS.shared or (others_gib or 0.0) > BUSY_GIB
+
+
+def device_record(device: torch.device) -> DeviceRecord:
+    """The device's name, the threads of a CPU run, and what affects speed and memory on a GPU."""
+    cuda = device.type == "cuda"
+    others = used_by_others_gib(device)
+    return DeviceRecord(
+        type="cuda" if cuda else "cpu",
+        name=torch.cuda.get_device_name(device) if cuda else cpu_name(),
+        threads=None if cuda else torch.get_num_threads(),
+        attention=ATTENTION,
+        tf32=False if cuda else None,  # `resolve_device` switches it off
+        used_by_others_gib=others,
+        contended=contended(device, others),
+    )
 
 
 def resolve_device(wish: str | None, worker: int = 0) -> torch.device:

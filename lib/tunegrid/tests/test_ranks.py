@@ -14,7 +14,6 @@ from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.fingerprints import model_marks
-from tunegrid.run.measurements import ranks_record
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks, whole
 from tunegrid.tests.ranked import on_ranks
@@ -29,13 +28,13 @@ CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_
 
 
 def course_of(trainer):
-    training = still(trainer).run(silent())
+    still(trainer).run(silent())
     marks = {name: mark for name, mark in model_marks(trainer.model).items() if trainer.parameters[name].requires_grad}
-    return training, marks
+    return trainer.log, marks
 
 
 def both(ranks, make):
-    """A course on all ranks and, on the first, the one of a process alone; the weights they end with."""
+    """The log of a training on all ranks and, on the first, of one process alone; the weights they end with."""
     return course_of(make(ranks)), course_of(make(ALONE)) if ranks.rank == 0 else None
 
 
@@ -185,8 +184,8 @@ def test_three_ranks_score_every_row_once(cell_id, count):
 
 def meters_of(ranks):
     trainer = trainer_of("bert_sa_sft", rows_of(ROWS["sa"])[:14], ranks=ranks, **CUT)
-    trainer.run(silent())
-    return ranks_record(ranks, trainer.meter), trainer.meter.sizes(), trainer.meter.train_tokens()
+    training = trainer.run(silent())
+    return trainer.meter.over(ranks), trainer.meter.sizes(), training.tokens
 
 
 def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
@@ -213,27 +212,28 @@ def twin_is_the_model(trainer):
 def cut_on(ranks, path, loses_a_file):
     """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
 
-    def prepared(resume):
-        trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:14], ranks=ranks, **CUT)
+    def prepared(resume, cuts=False):
         checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
+
+        def save_and_cut(trainer):
+            checkpoints.save_if_due(trainer)
+            if cuts and trainer.log.updates == 2:
+                raise Cut
+
+        rows = rows_of(ROWS["sum"])[:14]
+        trainer = trainer_of("gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **CUT)
         checkpoints.restore(trainer)
         return trainer, checkpoints
 
-    def save_and_cut(trainer):
-        checkpoints.save_if_due(trainer)
-        if trainer.course.updates == 2:
-            raise Cut
-
     whole, _ = prepared(resume=False)
     losses = whole.run(silent()).losses
-    trainer, checkpoints = prepared(resume=False)
-    trainer.after_update = save_and_cut
+    trainer, checkpoints = prepared(resume=False, cuts=True)
     with pytest.raises(Cut):
         trainer.run(silent())
     if loses_a_file and ranks.rank == 1:
         checkpoints.clear()
     again, _ = prepared(resume=True)
-    began = again.course.updates
+    began = again.log.updates
     assert twin_is_the_model(again)  # audits look at the model before it goes on
     return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
 

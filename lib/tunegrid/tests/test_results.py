@@ -166,7 +166,7 @@ def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(opt
     cell = STUDY.cell("bert_sa_sft", replace(FULL_PROFILE, **options))
     session = SimpleNamespace(limited=True, grid_of=lambda profile: STUDY)
     splits = SimpleNamespace(train=range(rows), test=range(8))
-    trainer = SimpleNamespace(features=range(rows), course=SimpleNamespace(updates=updates))
+    trainer = SimpleNamespace(features=range(rows), log=SimpleNamespace(updates=updates))
     names = ("updates", "planned", "one_pass", "test_rows")
     assert extent_of(session, cell, splits, trainer) == Extent(**dict(zip(names, extent, strict=True)))
 

@@ -75,6 +75,26 @@ def test_what_only_a_type_names_is_not_imported(tmp_path):
     assert list(imported(path)) == ["one", "three.four"]
 
 
+WRITING = ("append", "extend", "update", "clear", "fetch", "load_state_dict")
+
+
+def writes_to_a_log(path):
+    """Statements that change an object's `log`, or what it holds."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (ast.unparse(node) for target in targets if ".log" in ast.unparse(target))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ".log" in ast.unparse(node.func.value):
+            name = node.func.attr
+            yield from [ast.unparse(node)] if name in WRITING or name.startswith("note_") else []
+
+
+def test_nobody_but_the_trainer_writes_its_log():
+    writers = [path for room in ROOMS for path in modules(room)]
+    writers += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert {path.name for path in writers for _ in writes_to_a_log(path)} == {"training.py"}
+
+
 def untyped_evidence(path):
     """Functions that take audits' evidence and do not say what it is."""
     functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))

@@ -148,6 +148,31 @@ def test_a_full_cell_that_is_wrong_from_the_start_does_not_train_and_keeps_its_r
     assert [f["name"] for f in record["audits"] if not f["passed"]] == ["adapters_where_declared"]
 
 
+FORGETFUL = """
+import pytest
+from tunegrid.results.passing import why_not_to_train
+
+@pytest.mark.cells("full")
+def test_mine(cell, audit_before, trainer, progress, benchmark):
+    wrong = why_not_to_train(cell, audit_before())
+    train, given = (trainer.not_run, (wrong,)) if wrong else (trainer.run, (progress,))
+    training = benchmark.pedantic(train, args=given, rounds=1)
+    print("updates:", training.updates, training.stopped)
+"""
+
+
+def test_a_cell_whose_test_forgets_its_record_is_guarded_all_the_same(tmp_path):
+    """Its body says so, not a fixture that only `record` asks for."""
+    (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "test_mine.py").write_text(FORGETFUL)
+    shutil.copytree(ROOT / "fixtures" / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
+    roots = (f"--data-root={ROOT / 'fixtures' / 'data'}", f"--checkpoint-root={tmp_path}", f"--grid={tmp_path / 'wrong.py'}")
+    mine = (str(tmp_path / "test_mine.py"), f"--rootdir={ROOT}", f"--config-file={ROOT / 'pyproject.toml'}", "-p", "conftest")
+    code, output, _ = run(tmp_path, "-m", "full", "--cells", "bert_qa_wrong", "--device", "cpu", "-s", *mine, *roots)
+    assert code == 0, output
+    assert "updates: 0 not trained, audit adapters_where_declared: " in output
+
+
 COUNT = """
 from tunegrid.grid.methods import Method
 
