@@ -35,7 +35,7 @@ def splits(splits, cell, degradation):
 @pytest.fixture
 def trainer(trainer, degradation):
     if degradation == "rate_halved":
-        trainer.schedule.base_lrs = [rate / 2 for rate in trainer.schedule.base_lrs]
+        trainer.stepper.schedule.base_lrs = [rate / 2 for rate in trainer.stepper.schedule.base_lrs]
     if degradation == "tenth_missing":
         trainer.update = losing_every_tenth(trainer, trainer.update)
     return trainer

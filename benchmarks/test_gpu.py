@@ -178,7 +178,7 @@ def test_lost_updates_are_counted(trainer_of, agree):
         trainer.accelerator.scaler._init_scale = high  # far too high: the first updates overflow until it has come down
         train(trainer, updates)
         halvings = math.log2(high / trainer.accelerator.scaler.get_scale())
-        skipped, scheduled = trainer.log.skipped, trainer.schedule.last_epoch
+        skipped, scheduled = trainer.log.skipped, trainer.stepper.schedule.last_epoch
         return skips_miscounted(skipped, halvings, updates, scheduled), {"skipped": skipped, "halvings": halvings}
 
     agree(check)

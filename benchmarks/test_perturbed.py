@@ -99,7 +99,8 @@ def other_settings(**settings):
 
 def scaled_rate(trainer):
     """The schedule's rates are 2 % too high."""
-    trainer.schedule.base_lrs = [1.02 * rate for rate in trainer.schedule.base_lrs]
+    schedule = trainer.stepper.schedule
+    schedule.base_lrs = [1.02 * rate for rate in schedule.base_lrs]
 
 
 def no_dropout(trainer):

@@ -21,9 +21,7 @@ from tunegrid.codecs.store import lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Method
 from tunegrid.record.parts import TrainingRecord
-from tunegrid.run.clipping import Clipping
 from tunegrid.run.device import free_memory, random_states, replacements, resolve_precision, set_random_states
 from tunegrid.run.fingerprints import model_marks
 from tunegrid.run.first_updates import MOVED, FirstUpdates
@@ -33,8 +31,7 @@ from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.order import chunks, epoch_batches
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks, held, whole
-from tunegrid.run.scale import LossScale
-from tunegrid.run.schedule import make_schedule
+from tunegrid.run.stepper import Stepper
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
@@ -82,23 +79,23 @@ class Trainer:
         self.parameters, self.before = dict(model.named_parameters()), model_marks(model)
         self.twin = ranks.twin(model, cell, self.log.precision)
         self.stepped = dict(self.twin.named_parameters())
-        optimizer = cell.method.make_optimizer(self.twin, cell)  # LoRA-FA's freezes weights
-        self.clipping = Clipping(self.accelerator, self.trained, cell.recipe.max_grad_norm)
+        self.stepper = Stepper(cell, model, self.twin, self.accelerator, self.total)
         self.replica = ranks.replica(self.twin)
-        self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
-        self.loss_scale = LossScale(self.accelerator.scaler)
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.best: dict[str, Tensor] | None = None
         self._after_update = after_update
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
-        self._unsettled: int | None = None  # the update of which is not known yet whether fp16 lost it
 
     @property
     def total(self) -> int:
         """Updates in all."""
         return self.cell.recipe.planned_updates(len(self.features))
+
+    @property
+    def optimizer(self) -> Any:
+        """Accelerate's, around the recipe's."""
+        return self.stepper.optimizer
 
     @property
     def trained(self) -> list[Tensor]:
@@ -154,18 +151,11 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on, and the log so far, as nested mappings of tensors and plain values."""
         self._fetch()
-        scaler = self.accelerator.scaler
         return {
             "weights": {name: p.detach() for name, p in self.stepped.items() if p.requires_grad},
             "best": self.best or {},
             "log": self.log.state_dict(),
-            "optimizer": self.optimizer.optimizer.state_dict()["state"],
-            "groups": {
-                str(i): {k: v for k, v in g.items() if k != "params"} for i, g in enumerate(self.optimizer.param_groups)
-            },
-            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
-            "scaler": scaler.state_dict() if scaler else {},
-            "method": self.cell.method.state_dict(self.model),
+            "steps": self.stepper.state_dict(),
             "random": random_states(self.meter.device),
         }
 
@@ -175,16 +165,7 @@ class Trainer:
             for name, tensor in state["weights"].items():
                 held(self.stepped[name]).copy_(tensor)
         self.ranks.from_twin(self.model, self.twin)
-        optimizer = self.optimizer.optimizer
-        groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
-        stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        kept = {int(number): entry for number, entry in state.get("optimizer", {}).items()}
-        moments = {number: self.ranks.moments(entry, stepped[number]) for number, entry in kept.items()}
-        optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
-        if self.accelerator.scaler and state.get("scaler"):
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.cell.method.load_state_dict(self.model, state.get("method", {}))
+        self.stepper.load_state_dict(state["steps"], self.ranks)
         self.log.load_state_dict(state["log"])
         self.best = dict(state.get("best", {})) or None
         self._random_states = state["random"]
@@ -234,18 +215,16 @@ class Trainer:
             loss = self._backward(batches, len(own))
             try:
                 with fitting():
-                    self._clip()
+                    self.log.note_norm(*self.stepper.clip(again=not self.log.updates))
                     self._settle()
                     if not self.log.updates:
                         self.log.first_step |= self._first.gradients(self.meter.device)
-                    self.loss_scale.step(self.optimizer)
+                    rates, scheduled = self.stepper.step(self.log.updates)
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
                 cause = f"in the optimizer's step of update {self.log.updates + 1} ({error})"
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
-            rates = [float(group["lr"]) for group in self.optimizer.param_groups]
-            self.log.note_rates(rates, scheduled=self.schedule.get_last_lr()[0])
-            self._unsettled = self.log.updates
-            if not self._settles_late():
+            self.log.note_rates(rates, scheduled)
+            if not self.stepper.settles_late:
                 self._settle()
             if self.log.ledger is None:
                 self._take_ledger()
@@ -255,27 +234,10 @@ class Trainer:
             self.log.first_step |= self._first.moved()
         return loss
 
-    def _clip(self) -> None:
-        before = self.clipping.clip()
-        self.log.note_norm(before, after=self.clipping.norm() if before is not None and not self.log.updates else None)
-
-    def _settles_late(self) -> bool:
-        """Whether an update is settled when the next one is about to step: in fp16, so that no device waits for its host.
-
-        What a method does after a step needs the gradients of that step, so it cannot wait.
-        """
-        return self.loss_scale.scaler is not None and type(self.cell.method).after_step is Method.after_step
-
     def _settle(self) -> None:
-        """Advance the schedule past the last update, unless fp16 lost it."""
-        update, self._unsettled = self._unsettled, None
-        if update is None:
-            return
-        if self.loss_scale.lost():
-            self.log.skipped.append(update)
-        else:
-            self.cell.method.after_step(self.model, update)
-            self.schedule.step()
+        lost = self.stepper.settle()
+        if lost is not None:
+            self.log.skipped.append(lost)
 
     def _fetch(self) -> None:
         """Bring what updates left on the device to the host."""
@@ -296,7 +258,7 @@ class Trainer:
         own = self._own(group)
         loss = self._backward(self._collated(own), len(own))
         wanted = [self.stepped[name] for name in names]
-        gradients = [whole(torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor) for p in wanted]
+        gradients = [whole(torch.zeros_like(p) if p.grad is None else p.grad / self.stepper.loss_scale.factor) for p in wanted]
         self.optimizer.zero_grad()
         return loss, gradients
 

@@ -220,8 +220,8 @@ def scaled(codec, **changes):
     trainer = trainer_of("bert_sa_sft", REVIEWS, codec, **settings | changes)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     trainer.accelerator.scaler = scaler
-    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
-    trainer.loss_scale = LossScale(scaler)
+    trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.stepper.loss_scale = LossScale(scaler)
     return trainer
 
 
@@ -253,11 +253,12 @@ class Fetches(TorchDispatchMode):
 
 def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
     trainer = scaled(overflowing(1), max_grad_norm=1.0)
-    fetches, clip, step = Fetches(), trainer.clipping.clip, trainer.loss_scale.step
+    clipping, scale = trainer.stepper.clipping, trainer.stepper.loss_scale
+    fetches, clip, step = Fetches(), clipping.clip, scale.step
     monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
     monkeypatch.setattr(trainer, "_first", Mock(gradients=lambda device: {}, moved=dict))  # figures of the first update wait
-    monkeypatch.setattr(trainer.clipping, "clip", lambda: (fetches.__enter__(), clip())[1])
-    monkeypatch.setattr(trainer.loss_scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
+    monkeypatch.setattr(clipping, "clip", lambda: (fetches.__enter__(), clip())[1])
+    monkeypatch.setattr(scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
     for group in islice(trainer.updates(0), 3):
         trainer.update(group)
     assert fetches.count == 0
@@ -270,7 +271,7 @@ def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there
         def after_step(self, model, update):
             calls.append((update, all(p.grad is not None for p in trainer.trained if p.requires_grad)))
 
-    trainer.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
+    trainer.stepper.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
     trainer.run(silent())
     assert [update for update, _ in calls] == [0, 2, 3, 4, 5]
 
