@@ -44,7 +44,7 @@ def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
     codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
     wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
     assert [p.value for p in narrow.predictions] == [p.value for p in wide.predictions]
-    assert (wide.batch, narrow.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
+    assert (wide.part.batch, narrow.part.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
 
 
 class Shapes(Longest):

@@ -320,7 +320,7 @@ def test_validation_and_the_copy_of_the_best_weights_are_phases_of_their_own():
         began = time.perf_counter()
         trainer.run(silent(), validate)
         seconds = time.perf_counter() - began
-    phases = {name: phase["seconds"] for name, phase in trainer.meter.phases.items()}
+    phases = {name: phase.seconds for name, phase in trainer.meter.phases.items()}
     assert phases.keys() == {"train", "validate", "keep_best"}
     assert phases["validate"] >= 0.4
     assert sum(phases.values()) == pytest.approx(seconds, abs=0.1)
