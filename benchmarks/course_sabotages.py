@@ -62,7 +62,7 @@ def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
 def stretched(trainer: Trainer, folder: Path) -> Trainer:
     """The schedule is made for as many steps as there are micro-batches."""
     steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
-    trainer.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
+    trainer.stepper.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
     return trainer
 
 
@@ -87,13 +87,13 @@ def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
 
 def hardly_clipped(trainer: Trainer, folder: Path) -> Trainer:
     """Gradients are clipped at a bound that they hardly reach."""
-    trainer.clipping.bound = 100.0
+    trainer.stepper.clipping.bound = 100.0
     return trainer
 
 
 def one_group_scheduled(trainer: Trainer, folder: Path) -> Trainer:
     """The schedule moves the first group of parameters; the second one keeps its rate."""
-    trainer.schedule.lr_lambdas[1] = lambda update: 1.0
+    trainer.stepper.schedule.lr_lambdas[1] = lambda update: 1.0
     return trainer
 
 
@@ -112,8 +112,7 @@ def points_of_neighbours(score: Callable[[Any], Evaluation], folder: Path) -> Ca
 
     def shifted(rows: Any) -> Evaluation:
         evaluation = score(rows)
-        evaluation.examples = {name: [points[-1], *points[:-1]] for name, points in evaluation.examples.items()}
-        return evaluation
+        return replace(evaluation, examples={name: [p[-1], *p[:-1]] for name, p in evaluation.examples.items()})
 
     return shifted
 

@@ -91,14 +91,14 @@ def switch_off(model, start):
 
 @pytest.mark.parametrize(("control", "profile", "cell_id"), CASES)
 def test_a_control_misses_a_threshold(
-    cell_id, control, bounds, model, trainer, start, validate, splits, score, progress, benchmark, record
+    cell_id, control, bounds, model, audit_before, trainer, start, validate, splits, score, progress, benchmark, record
 ):
     benchmark.group = f"controls {control}"
+    findings = audit_before()
     training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
     if control == "adapter_off":
         switch_off(model, start)
-    record(training, score(splits.test))
-    scores = record.record.scores
+    scores = record(findings, training, score(splits.test)).scores
     below = missed(scores, bounds)
     benchmark.extra_info.update(control=control, of=cell_id, scores=scores, bounds=bounds, missed=below)
     assert below, f"{cell_id} reaches every bound with {control}: {scores}"

@@ -35,7 +35,7 @@ def splits(splits, cell, degradation):
 @pytest.fixture
 def trainer(trainer, degradation):
     if degradation == "rate_halved":
-        trainer.schedule.base_lrs = [rate / 2 for rate in trainer.schedule.base_lrs]
+        trainer.stepper.schedule.base_lrs = [rate / 2 for rate in trainer.stepper.schedule.base_lrs]
     if degradation == "tenth_missing":
         trainer.update = losing_every_tenth(trainer, trainer.update)
     return trainer
@@ -45,7 +45,7 @@ def losing_every_tenth(trainer, update):
     """Every tenth update moves nothing."""
 
     def lossy(group):
-        if len(trainer.losses) % 10 == 9:
+        if trainer.log.updates % 10 == 9:
             for settings in trainer.optimizer.param_groups:
                 settings["lr"] = 0.0  # the schedule sets the next update's
         return update(group)
@@ -55,8 +55,11 @@ def losing_every_tenth(trainer, update):
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 @pytest.mark.parametrize("degradation", DEGRADATIONS)
-def test_a_degraded_run_leaves_its_row(degradation, cell_id, trainer, validate, splits, score, progress, benchmark, record):
+def test_a_degraded_run_leaves_its_row(
+    degradation, cell_id, audit_before, trainer, validate, splits, score, progress, benchmark, record
+):
+    findings = audit_before()
     training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
-    record(training, score(splits.test))
-    benchmark.extra_info.update(to_json(record.record))
-    assert record.record.finished
+    row = record(findings, training, score(splits.test))
+    benchmark.extra_info.update(to_json(row))
+    assert row.finished

@@ -113,13 +113,14 @@ def bounds(bounds, fault):
 
 
 @pytest.fixture
-def objections(trainer, validate, splits, score, progress, record, bounds, fault, sabotaged):
+def objections(audit_before, trainer, validate, splits, score, progress, record, bounds, fault, sabotaged):
     """What objects to the run: details by audit, the threshold, and for a fault of arithmetic the stage that numerics names."""
+    findings = audit_before()
     training = trainer.run(progress, validate)
-    record(training, score(splits.test))
-    below = missed(record.record.scores, bounds)
-    failed = {finding.name: finding.detail for finding in record.record.audits if not finding.passed}
-    stage = changed(record.record) if sabotaged and fault.caught_by in STAGES else {}
+    row = record(findings, training, score(splits.test))
+    below = missed(row.scores, bounds)
+    failed = {finding.name: finding.detail for finding in row.audits if not finding.passed}
+    stage = changed(row) if sabotaged and fault.caught_by in STAGES else {}
     return failed | ({"threshold": "; ".join(below)} if below else {}) | stage
 
 

@@ -2,12 +2,17 @@
 
 import pytest
 
+from tunegrid.results.passing import why_not_to_train
+
 
 @pytest.mark.cells("quick", "zoo", "full")
-def test_finetune(trainer, validate, splits, score, meter, progress, benchmark, record):
+def test_finetune(cell, audit_before, trainer, validate, splits, score, meter, progress, benchmark, record):
+    findings = audit_before()
+    wrong = why_not_to_train(cell, findings)
     with meter.phase("train"):
-        training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
+        train, given = (trainer.not_run, (wrong,)) if wrong else (trainer.run, (progress, validate))
+        training = benchmark.pedantic(train, args=given, rounds=1)
     with meter.phase("evaluate"):
         evaluation = None if training.stopped else score(splits.test)
-    missed = record(training, evaluation)
+    missed = record(findings, training, evaluation).missed
     assert not missed, "; ".join(missed)

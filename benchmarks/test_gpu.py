@@ -77,8 +77,8 @@ def agree(benchmark):
 
 def train(trainer, updates):
     for group in islice(trainer.updates(0), updates):
-        trainer.losses.append(trainer.update(group))
-    trainer.state_dict()  # brings to the host what is still on the device
+        trainer.update(group)
+    trainer.part()  # brings to the host what is still on the device
     return trainer
 
 
@@ -108,8 +108,8 @@ def test_the_ledger_is_the_allocators(cell_id, trainer_of, device, agree):
         baseline = baseline_bytes(device)
         trainer = trainer_of(cell_id)
         traced = trace(trainer, baseline)
-        ledger = trainer.course.memory
-        return wrong_bytes(ledger, traced, device), {"live_bytes": traced.live_bytes, "peak_bytes": traced.peak_bytes, **ledger}
+        ledger = trainer.log.ledger
+        return wrong_bytes(ledger, traced, device), vars(ledger) | vars(traced)
 
     agree(check)
 
@@ -159,9 +159,9 @@ def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, agree
             pieces = float(trainer.update(second))
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
-        course, size = trainer.course, trainer.cell.recipe.per_device_train_batch_size
-        figures = {"micro_batch": course.micro_batch, "limit_bytes": int(limit), "losses": [whole, pieces]}
-        return ladder_broken(course.fallbacks, course.micro_batch, size, (whole, pieces)), figures
+        log, size = trainer.log, trainer.cell.recipe.per_device_train_batch_size
+        figures = {"micro_batch": log.micro_batch, "limit_bytes": int(limit), "losses": [whole, pieces]}
+        return ladder_broken(log.fallbacks, log.micro_batch, size, (whole, pieces)), figures
 
     agree(check)
 
@@ -178,7 +178,7 @@ def test_lost_updates_are_counted(trainer_of, agree):
         trainer.accelerator.scaler._init_scale = high  # far too high: the first updates overflow until it has come down
         train(trainer, updates)
         halvings = math.log2(high / trainer.accelerator.scaler.get_scale())
-        skipped, scheduled = trainer.course.skipped, trainer.schedule.last_epoch
+        skipped, scheduled = trainer.log.skipped, trainer.stepper.schedule.last_epoch
         return skips_miscounted(skipped, halvings, updates, scheduled), {"skipped": skipped, "halvings": halvings}
 
     agree(check)

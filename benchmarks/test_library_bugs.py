@@ -31,13 +31,14 @@ def cell(request, change, cell_id, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def objections(trainer, validate, splits, score, progress, record, bounds, benchmark, change):
+def objections(audit_before, trainer, validate, splits, score, progress, record, bounds, benchmark, change):
     """What objects to the run, and in which words."""
+    findings = audit_before()
     training = benchmark.pedantic(trainer.run, args=(progress, validate), rounds=1)
-    record(training, None if training.stopped else score(splits.test))
-    named = objecting(record.record, bounds)
+    row = record(findings, training, None if training.stopped else score(splits.test))
+    named = objecting(row, bounds)
     benchmark.group = "library bugs"
-    benchmark.extra_info.update(change=change.id, of=record.record.cell, named=named)
+    benchmark.extra_info.update(change=change.id, of=row.cell, named=named)
     return named
 
 

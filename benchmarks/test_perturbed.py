@@ -15,7 +15,6 @@ from fixtures.session import session_of
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.numerics import FINE, UPDATES, Pair, changes, load_tolerances, tolerance_of
 from tunegrid.run.build import build, perturb
-from tunegrid.run.measurements import training_record
 from tunegrid.run.meter import Meter
 from tunegrid.run.probe import probed
 from tunegrid.run.training import Trainer
@@ -36,7 +35,7 @@ def twin(cell, trainer, codec, tokenizer, features, device, metrics, splits):
     def changed(change):
         twin = Trainer(cell, build(cell, tokenizer, device), codec, features, Meter(device=device))
         change(twin)
-        twin.course.first_step |= probed(twin, metrics, splits.test)
+        twin.start_from(probed(twin, metrics, splits.test))
         return twin
 
     return changed
@@ -66,15 +65,14 @@ def deviation(pair):
 
 
 def first_updates(trainer, updates, draw=None):
-    """The course of the first updates, as a record holds it; `draw` is called before each that comes after the tenth."""
+    """The first updates, as a record holds them; `draw` is called before each that comes after the tenth."""
     hf.set_seed(trainer.cell.profile.seed)
     trainer.model.train()
-    trainer.course.losses = []
     for number, group in enumerate(islice(trainer.updates(0), updates)):
         if draw and number >= UPDATES:
             draw()
-        trainer.course.losses.append(float(trainer.update(group)))
-    return training_record(trainer.course, trainer.meter)
+        trainer.update(group)
+    return trainer.part()
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
@@ -101,7 +99,8 @@ def other_settings(**settings):
 
 def scaled_rate(trainer):
     """The schedule's rates are 2 % too high."""
-    trainer.schedule.base_lrs = [1.02 * rate for rate in trainer.schedule.base_lrs]
+    schedule = trainer.stepper.schedule
+    schedule.base_lrs = [1.02 * rate for rate in schedule.base_lrs]
 
 
 def no_dropout(trainer):

@@ -6,13 +6,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tunegrid.grid.backbones import Head, Layout
-from tunegrid.grid.methods import Adapting, Answer, Base, CellLike, Method
+from tunegrid.grid.methods import Adapting, Answer, Base, Method
 from tunegrid.grid.names import within
 from tunegrid.grid.recipes import Recipe
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+    from tunegrid.grid.cells import Cell
+    from tunegrid.run.audits.evidence import Evidence
 
 ORTHOGONAL = 1e-4  # of a block times its transpose, from the unit matrix
 
@@ -21,7 +24,7 @@ ORTHOGONAL = 1e-4  # of a block times its transpose, from the unit matrix
 class OnTargets(Adapting):
     """An adapter on the recipe's target modules."""
 
-    def targets(self, cell: CellLike) -> tuple[str, ...]:
+    def targets(self, cell: "Cell") -> tuple[str, ...]:
         """The recipe's target modules."""
         assert cell.recipe.adapter, "the zoo's recipes have one"
         return cell.recipe.adapter.target_modules
@@ -45,7 +48,7 @@ class OnLayers(Adapting):
         """Nothing that a recipe could change."""
         return {}
 
-    def targets(self, cell: CellLike) -> tuple[str, ...]:
+    def targets(self, cell: "Cell") -> tuple[str, ...]:
         """The backbone's layers."""
         return self.layers[cell.backbone.id]
 
@@ -60,7 +63,7 @@ class IA3(OnLayers):
 
     feedforward: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config."""
         import peft
 
@@ -69,18 +72,18 @@ class IA3(OnLayers):
             modules_to_save=base.modules_to_save, fan_in_fan_out=base.fan_in_fan_out,
         )  # fmt: skip
 
-    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+    def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """What the vector l makes of inputs (..., in): base(l x) - base(x), or (l - 1) base(x)."""
         vector, base = layer.ia3_l["default"].flatten(), layer.get_base_layer()
         plain: torch.Tensor = base(inputs).float()
         product: torch.Tensor = base(inputs * vector).float() if layer.is_feedforward else plain * vector
         return product - plain
 
-    def unmergeable(self, cell: CellLike) -> str | None:
+    def unmergeable(self, cell: "Cell") -> str | None:
         """PEFT multiplies no packed weight."""
         return None if self.quantization is None else "PEFT merges no vectors into packed layers"
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """Every layer has one vector, which moved; `adapters_add_as_declared` sees that it multiplies."""
         vectors = [p for name, p in evidence.trainer.parameters.items() if name in evidence.own and p.requires_grad]
         ok = bool(vectors) and all(min(p.shape) == 1 for p in vectors) and evidence.own <= evidence.moved
@@ -101,7 +104,7 @@ class Vera(OnTargets):
         """Its rank, and the recipe's target modules."""
         return {"r": self.rank, **_targets(recipe)}
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config; the shared matrices are drawn from a key of their own, which PEFT saves with the adapter."""
         import peft
 
@@ -114,23 +117,23 @@ class Vera(OnTargets):
         """Its rank."""
         return (f"rank {len(layer.vera_lambda_d['default'])}",)
 
-    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
         """Its rank."""
         return (f"rank {self.rank}",)
 
-    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+    def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """Lambda_b B lambda_d A x of inputs (..., in), equation 2 of VeRA."""
         a, b = layer.vera_A["default"][:, : layer.in_features].float(), layer.vera_B["default"][: layer.out_features].float()
         inner = inputs.float() @ a.T * layer.vera_lambda_d["default"]
         product: torch.Tensor = inner @ b.T * layer.vera_lambda_b["default"]
         return product
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """Both vectors of every layer moved, and all layers share one pair of matrices, which does not train."""
-        layers = [module for module in evidence.model.modules() if hasattr(module, "vera_lambda_b")]
+        layers: list[Any] = [module for module in evidence.model.modules() if hasattr(module, "vera_lambda_b")]
         shared = {(layer.vera_A["default"].data_ptr(), layer.vera_B["default"].data_ptr()) for layer in layers}
         trains = any(layer.vera_A["default"].requires_grad or layer.vera_B["default"].requires_grad for layer in layers)
-        still = evidence.own & evidence.trainer.reached - evidence.moved
+        still = evidence.own & evidence.trainer.log.reached - evidence.moved
         right = len(shared) == 1 and not trains and not still
         return right, f"{len(layers)} layers share {len(shared)} pairs of matrices; {len(still)} vectors did not move"
 
@@ -149,7 +152,7 @@ class OFT(OnTargets):
         """Its block size, and the recipe's target modules."""
         return {"oft_block_size": self.block_size, **_targets(recipe)}
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config. Its default inverts by a series, which at the rates of small models is no rotation any more."""
         import peft
 
@@ -165,14 +168,14 @@ class OFT(OnTargets):
             m._cayley_batch(m.weight, m.block_size, m.use_cayley_neumann, m.num_cayley_neumann_terms).float() for m in modules
         ]
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """Every rotation moved, and its blocks are orthogonal."""
         import torch
 
         with torch.no_grad():
             blocks = self.rotations(evidence.model)
             gap = max((float((b @ b.mT - torch.eye(b.shape[-1], device=b.device)).abs().max()) for b in blocks), default=1.0)
-        still = evidence.own & evidence.trainer.reached - evidence.moved
+        still = evidence.own & evidence.trainer.log.reached - evidence.moved
         return gap <= ORTHOGONAL and not still, f"{len(blocks)} layers, {gap:.0e} from orthogonal; {len(still)} did not move"
 
 
@@ -180,19 +183,19 @@ class OFT(OnTargets):
 class Norms(OnLayers):
     """LN tuning (Zhao et al. 2023): the norms train, and nothing else."""
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config."""
         import peft
 
         return peft.LNTuningConfig(target_modules=list(self.targets(cell)), modules_to_save=base.modules_to_save)
 
-    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model. It warns of layers whose width it does not know, which it does not need here."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Unsupported layer type")
             return super().adapted(model, cell, base)
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """All that is the method's own are weights and biases of norms, and all of them moved."""
         odd = [name for name in evidence.own if evidence.trainer.parameters[name].ndim != 1]
         still = evidence.own - evidence.moved
@@ -208,7 +211,7 @@ class BitFit(Method):
     def check(self, recipe: Recipe) -> None:
         """Any recipe will do: it adds nothing."""
 
-    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """The model itself, in which the biases and the head's new modules train."""
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(within(name, cell.head.new_modules) or name.endswith("bias"))
@@ -222,11 +225,11 @@ class BitFit(Method):
         """All biases are one group."""
         return "bias"
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """The backbone has biases, every one trains, and all that the loss uses moved."""
         pretrained = [name for name in evidence.own if not within(name, evidence.cell.head.new_modules)]
         trained = {name for name in evidence.own if evidence.trainer.parameters[name].requires_grad}
-        still = (trained & evidence.trainer.reached) - evidence.moved
+        still = (trained & evidence.trainer.log.reached) - evidence.moved
         right = bool(pretrained) and trained == evidence.own and not still
         return right, f"{len(trained)} of {len(evidence.own)} biases train, {len(still)} of them did not move"
 
@@ -251,11 +254,11 @@ class VirtualTokens(Adapting):
         """How many tokens."""
         return {"num_virtual_tokens": self.tokens}
 
-    def task_type(self, cell: CellLike) -> str:
+    def task_type(self, cell: "Cell") -> str:
         """PEFT's name for how the model generates."""
         return "SEQ_2_SEQ_LM" if cell.head.layout is Layout.ENCODER_DECODER else "CAUSAL_LM"
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """There are as many learned rows as declared, all moved, and nothing else trains."""
         trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
         rows = {len(p) for p in trained.values()}
@@ -267,7 +270,7 @@ class VirtualTokens(Adapting):
 class PromptTuning(VirtualTokens):
     """Prompt tuning (Lester et al. 2021): the tokens are rows of the input embedding."""
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config. Of an encoder-decoder the encoder alone reads the tokens, as in the paper."""
         import peft
 
@@ -280,7 +283,7 @@ class PromptTuning(VirtualTokens):
 class PrefixTuning(VirtualTokens):
     """Prefix tuning (Li and Liang 2021): the tokens are keys and values of every layer."""
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config, without the network that the paper trains them through."""
         import peft
 

@@ -9,45 +9,23 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import Backbone, Head
+from tunegrid.grid.backbones import Head
 from tunegrid.grid.names import within
-from tunegrid.grid.optimizers import OptimizerFactory, ParameterGroups
+from tunegrid.grid.optimizers import ParameterGroups
 from tunegrid.grid.recipes import Recipe
-from tunegrid.grid.tasks import Task
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tunegrid.grid.cells import Cell
+    from tunegrid.run.audits.evidence import Evidence
+
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
 Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at
-
-
-class CellLike(Protocol):
-    """What a method reads of a `tunegrid.grid.cells.Cell`, which itself has a method."""
-
-    @property
-    def backbone(self) -> Backbone:
-        """The pretrained model."""
-
-    @property
-    def task(self) -> Task:
-        """The data set and its question."""
-
-    @property
-    def head(self) -> Head:
-        """What stands on the backbone."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """How the cell trains."""
-
-    @property
-    def optimizer(self) -> OptimizerFactory:
-        """Makes the recipe's optimizer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,11 +80,11 @@ class Method:
         """What the record says of the adapter; None where there is none."""
         return None
 
-    def targets(self, cell: CellLike) -> tuple[str, ...]:
+    def targets(self, cell: "Cell") -> tuple[str, ...]:
         """Ends of the names of layers that must carry an adapter."""
         return ()
 
-    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """The model with what the method adds. Only the parameters that train require gradients."""
         return model
 
@@ -118,7 +96,7 @@ class Method:
         """The group of one of the method's own parameters, as "lora_A". Audits want every group to move."""
         return name
 
-    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
         """What `layer_facts` must return for every adapted layer."""
         return ()
 
@@ -126,19 +104,19 @@ class Method:
         """Facts of an adapted layer, as "rank 8" and "scale 2"."""
         return ()
 
-    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+    def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """What an adapted layer must add to its base's output, without dropout; None where the method does not say."""
         return None
 
-    def rewritten(self, cell: CellLike) -> tuple[str, ...]:
+    def rewritten(self, cell: "Cell") -> tuple[str, ...]:
         """Ends of the names of layers whose pretrained weights the method replaces before training, as PiSSA does."""
         return ()
 
-    def parameter_groups(self, model: "nn.Module", cell: CellLike) -> ParameterGroups:
+    def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
         """The parameters that train, in groups. Biases and norms do not decay. The first group has the recipe's rate."""
         return grouped(dict(model.named_parameters()), cell)
 
-    def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
+    def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
         """The recipe's optimizer over the method's groups."""
         return cell.optimizer(self.parameter_groups(model, cell), cell.recipe.learning_rate)
 
@@ -159,20 +137,20 @@ class Method:
     def load_state_dict(self, model: "nn.Module", state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
 
-    def save(self, model: Any, cell: CellLike, folder: Path) -> None:
+    def save(self, model: Any, cell: "Cell", folder: Path) -> None:
         """Write the trained model, or its adapter, as its users would."""
         model.save_pretrained(folder)
 
-    def unmergeable(self, cell: CellLike) -> str | None:
+    def unmergeable(self, cell: "Cell") -> str | None:
         """Why PEFT cannot merge the adapter into the base; None where it can. Full fine-tuning has none to merge."""
         return None
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """Whether the trained model shows that this method trained it; `evidence` is what audits see."""
         return None
 
 
-def grouped(parameters: "Mapping[str, nn.Parameter]", cell: CellLike, **settings: float) -> ParameterGroups:
+def grouped(parameters: "Mapping[str, nn.Parameter]", cell: "Cell", **settings: float) -> ParameterGroups:
     """Those that train, in groups with these settings. Biases and norms do not decay; a head may have a rate of its own."""
     trained = {name: p for name, p in parameters.items() if p.requires_grad}
     rate = cell.recipe.head_learning_rate
@@ -209,11 +187,11 @@ class Adapting(Method):
             return f"method {self.id!r} cannot train the embedding row of the new token {head.new_token}"
         return None
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config for this cell. Raises InputError where a subclass does not give one."""
         raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config`")
 
-    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""
         import peft
 
@@ -278,12 +256,12 @@ class Lora(Adapting):
         assert recipe.adapter, "checked by `check`"
         return asdict(recipe.adapter) | dict(self.options)
 
-    def targets(self, cell: CellLike) -> tuple[str, ...]:
+    def targets(self, cell: "Cell") -> tuple[str, ...]:
         """The recipe's target modules."""
         assert cell.recipe.adapter, "checked by `check`"
         return cell.recipe.adapter.target_modules
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """The recipe's adapter with the variant's options."""
         import peft
 
@@ -291,18 +269,18 @@ class Lora(Adapting):
         adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
         return peft.LoraConfig(**adapter, **self.options, **vars(base))
 
-    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
         """Rank and scale."""
         assert cell.recipe.adapter, "checked by `check`"
         return f"rank {cell.recipe.adapter.r}", f"scale {self._scale(cell):g}"
 
-    def _scale(self, cell: CellLike) -> float:
+    def _scale(self, cell: "Cell") -> float:
         """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
         assert cell.recipe.adapter, "checked by `check`"
         rank = cell.recipe.adapter.r
         return cell.recipe.adapter.lora_alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
 
-    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+    def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants."""
         from torch import nn
 
@@ -320,11 +298,11 @@ class Lora(Adapting):
         """Rank and scale."""
         return f"rank {layer.lora_A['default'].weight.shape[0]}", f"scale {layer.scaling['default']:g}"
 
-    def rewritten(self, cell: CellLike) -> tuple[str, ...]:
+    def rewritten(self, cell: "Cell") -> tuple[str, ...]:
         """The recipe's target modules, where PiSSA or its like subtracts the adapter's start from the pretrained weights."""
         return self.targets(cell) if str(self.options.get("init_lora_weights")).startswith(REWRITING) else ()
 
-    def save(self, model: Any, cell: CellLike, folder: Path) -> None:
+    def save(self, model: Any, cell: "Cell", folder: Path) -> None:
         """Write the adapter; one whose start rewrote the base says that it starts plainly, over the base as rewritten.
 
         Otherwise PEFT would rewrite that base once more when it loads the adapter.
@@ -335,7 +313,7 @@ class Lora(Adapting):
         super().save(model, cell, folder)
         config.init_lora_weights = start
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """PEFT has the variant's options and no other variant's parameters; None for plain LoRA that is plain."""
         groups = {self.group_of(name) for name in self.own_parameters(evidence.model)}
         foreign = sorted({trace for option, trace in TRACES.items() if option not in self.options} & groups)

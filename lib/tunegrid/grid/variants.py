@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tunegrid.grid.methods import Answer, Base, CellLike, Lora, grouped
+from tunegrid.grid.methods import Answer, Base, Lora, grouped
 from tunegrid.grid.names import within
 from tunegrid.grid.optimizers import ParameterGroups
 from tunegrid.grid.recipes import Recipe
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tunegrid.grid.cells import Cell
+    from tunegrid.run.audits.evidence import Evidence
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dora(Lora):
     """DoRA (Liu et al. 2024): the magnitude of each output's weights is learned apart from their direction."""
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """PEFT's option is set, and the magnitudes of all layers moved."""
         names = {name for name in evidence.own if "lora_magnitude_vector" in name}
         if not names <= evidence.moved:
@@ -33,12 +36,12 @@ class Dora(Lora):
 class Pissa(Lora):
     """PiSSA (Meng et al. 2024): the adapter starts as the largest singular directions, which the base loses."""
 
-    def adapted(self, model: "nn.Module", cell: CellLike, base: Base) -> "nn.Module":
+    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model. Weights on the meta device have no directions: there it has its shape alone."""
         shape = any(parameter.is_meta for parameter in model.parameters())
         return super(Pissa, replace(self, options={}) if shape else self).adapted(model, cell, base)
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """PEFT's option is set, and the target layers' weights are no longer the checkpoint's."""
         targets = [name for name in evidence.trainer.before if self._is_base_of_target(name, evidence.cell)]
         kept = [name for name in targets if name not in evidence.strangers]
@@ -46,7 +49,7 @@ class Pissa(Lora):
             return False, f"{len(kept)} of {len(targets)} target weights are still the checkpoint's, {kept[:1]} among them"
         return super().holds_after(evidence)
 
-    def _is_base_of_target(self, name: str, cell: CellLike) -> bool:
+    def _is_base_of_target(self, name: str, cell: "Cell") -> bool:
         return name.endswith("base_layer.weight") and any(f".{target}." in name for target in self.targets(cell))
 
 
@@ -60,13 +63,13 @@ class LoraPlus(Lora):
         """The recipe's adapter, and the ratio of rates."""
         return {**(super().settings(recipe) or {}), "loraplus_lr_ratio": self.ratio}
 
-    def parameter_groups(self, model: "nn.Module", cell: CellLike) -> ParameterGroups:
+    def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
         """All but the matrices B at the recipe's rate, and these at `ratio` times it."""
         fast = {name: p for name, p in model.named_parameters() if "lora_B" in name}
         rest = {name: p for name, p in model.named_parameters() if name not in fast}
         return [*grouped(rest, cell), *grouped(fast, cell, lr=cell.recipe.learning_rate * self.ratio)]
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """B's peak rate is `ratio` times A's."""
         rates = {id(p): group["initial_lr"] for group in evidence.trainer.optimizer.param_groups for p in group["params"]}
         matrices = {letter: {rates.get(id(p)) for name, p in evidence.trainer.stepped.items() if f"lora_{letter}" in name}
@@ -84,7 +87,7 @@ def _shown(rates: set[Any]) -> str:
 class LoraFA(Lora):
     """LoRA-FA (Zhang et al. 2023): A stays as it was drawn, and B's gradient is corrected for it."""
 
-    def make_optimizer(self, model: "nn.Module", cell: CellLike) -> "torch.optim.Optimizer":
+    def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
         """PEFT's own AdamW, which freezes A. The correction is its own, so no other optimizer will do."""
         from peft.optimizers import create_lorafa_optimizer
 
@@ -98,7 +101,7 @@ class LoraFA(Lora):
         return optimizer
 
     @staticmethod
-    def _part_the_head(optimizer: "torch.optim.Optimizer", cell: CellLike, rate: float) -> None:
+    def _part_the_head(optimizer: "torch.optim.Optimizer", cell: "Cell", rate: float) -> None:
         """PEFT puts all parameters into one group, with lists of their own beside them; the head gets a group with its rate."""
         (group,) = optimizer.param_groups
         optimizer.param_groups.clear()
@@ -107,7 +110,7 @@ class LoraFA(Lora):
             chosen = [i for i, name in enumerate(group["names"]) if within(name, cell.head.new_modules) == of_head]
             optimizer.add_param_group({**group, **settings, **{key: [group[key][i] for i in chosen] for key in lists}})
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """No A moved, and every B did."""
         stray = {name for name in evidence.own if "lora_A" in name} & evidence.moved
         still = {name for name in evidence.own if "lora_B" in name} - evidence.moved
@@ -136,7 +139,7 @@ class AdaLora(Lora):
         assert recipe.adapter, "checked by `check`"
         return {"init_r": round(recipe.adapter.r * self.start), "target_r": recipe.adapter.r}
 
-    def peft_config(self, cell: CellLike, base: Base) -> Any:
+    def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config; `plan` says when ranks are cut."""
         import peft
 
@@ -152,7 +155,7 @@ class AdaLora(Lora):
         config: Any = model.peft_config["default"]  # type: ignore[index]
         config.tinit, config.tfinal, config.total_step = round(updates * self.first), round(updates * self.last), updates
 
-    def declared_facts(self, cell: CellLike) -> tuple[str, ...]:
+    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
         """The rank that every layer has room for."""
         return (f"rank {self._ranks(cell.recipe)['init_r']}",)
 
@@ -160,7 +163,7 @@ class AdaLora(Lora):
         """The rank that a layer has room for."""
         return (f"rank {len(layer.lora_E['default'])}",)
 
-    def contribution(self, layer: Any, cell: CellLike, inputs: "torch.Tensor") -> "torch.Tensor | None":
+    def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """Scale x B E A x of inputs (..., in), divided by the layer's number of ranks, equation 3 of AdaLoRA."""
         a, b, e = (getattr(layer, name)["default"].float() for name in ("lora_A", "lora_B", "lora_E"))
         scale: float = layer.scaling["default"] / (float(layer.ranknum["default"]) + 1e-5)
@@ -194,7 +197,7 @@ class AdaLora(Lora):
         for name, value in state.items():
             setattr(model.base_model.rankallocator, name, value)  # type: ignore[union-attr]
 
-    def holds_after(self, evidence: Any) -> Answer:
+    def holds_after(self, evidence: "Evidence") -> Answer:
         """Ranks were cut to the target, on average over the layers."""
         kept = [int(p.count_nonzero()) for name, p in evidence.trainer.parameters.items() if "lora_E" in name]
         room, goal = (rank * len(kept) for rank in self._ranks(evidence.cell.recipe).values())

@@ -3,35 +3,14 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
-from tunegrid.record import Status
+from tunegrid.page.cells import CellView
 from tunegrid.results.answer import Answer
 from tunegrid.results.gate_report import WEIGHT
 from tunegrid.results.gates import kind_of
 from tunegrid.results.judgements import Judgement
 
 SHOWN = 8  # items below the answer; the grid has them all
-
-
-class Cell(Protocol):
-    """What the top of the page needs of a cell."""
-
-    @property
-    def id(self) -> str:
-        """Its name."""
-
-    @property
-    def status(self) -> Status:
-        """How it ended."""
-
-    @property
-    def above(self) -> float | None:
-        """How far its main score is above the bound."""
-
-    @property
-    def sentences(self) -> list[str]:
-        """What it missed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +41,7 @@ class Headline:
     more: int
 
 
-def headline(answer: Answer, cells: Sequence[Cell], remarks: Sequence[str]) -> Headline:
+def headline(answer: Answer, cells: Sequence[CellView], remarks: Sequence[str]) -> Headline:
     """The answer with what to look at; `remarks` say what was not compared."""
     items = [*_worse(answer.failing), *_missed(cells)]
     first, *others = [minus(sentence) for sentence in answer.sentences]
@@ -96,7 +75,7 @@ def minus(figures: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "−", figures)
 
 
-def _missed(cells: Sequence[Cell]) -> list[Item]:
+def _missed(cells: Sequence[CellView]) -> list[Item]:
     """One line per cell that did not pass: those that did not finish, then those furthest below their bound."""
     bad = [cell for cell in cells if cell.status not in ("passed", "reported")]
     ordered = sorted(bad, key=lambda cell: (cell.status == "missed", 0.0 if cell.above is None else cell.above))

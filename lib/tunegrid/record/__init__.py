@@ -3,7 +3,7 @@
 from tunegrid.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord
 from tunegrid.record.plain import plain
 from tunegrid.record.reading import from_json, to_json
-from tunegrid.record.record import SCHEMA_VERSION, Record, Status, new_record
+from tunegrid.record.record import SCHEMA_VERSION, Record, Status, data_record, new_record
 from tunegrid.record.schema import schema
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Record",
     "ReplacedRecord",
     "Status",
+    "data_record",
     "from_json",
     "new_record",
     "plain",

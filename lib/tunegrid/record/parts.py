@@ -352,7 +352,7 @@ class ReplacedRecord(Part):
 
 @dataclass(kw_only=True)
 class AuditFinding(Part):
-    """What one audit of `tunegrid.run.audits` or `tunegrid.results.record_checks` found."""
+    """What one audit found."""
 
     name: str
     passed: bool

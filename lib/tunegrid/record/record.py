@@ -9,7 +9,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
-from tunegrid.data.splits import SPLIT_SEED
+from tunegrid.data.splits import SPLIT_SEED, Splits
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Head
 from tunegrid.grid.cells import Cell
@@ -18,6 +18,7 @@ from tunegrid.record.parts import (
     AuditFinding,
     DataRecord,
     DeviceRecord,
+    Dropped,
     EvaluationRecord,
     ExamplesRecord,
     Flops,
@@ -26,6 +27,7 @@ from tunegrid.record.parts import (
     Limits,
     Memory,
     ModelRecord,
+    Origins,
     Parameters,
     Part,
     Points,
@@ -33,6 +35,7 @@ from tunegrid.record.parts import (
     RecipeRecord,
     ReplacedRecord,
     Seeds,
+    SplitRows,
     Throughput,
     TrainingRecord,
 )
@@ -153,6 +156,21 @@ def recipe_record(cell: Cell) -> RecipeRecord:
         "quantization": quantization and QuantizationRecord(**asdict(quantization)),
     }
     return RecipeRecord(**plain({name: value for name, value in recipe.items() if name not in parts}), **parts)
+
+
+def data_record(cell: Cell, splits: Splits) -> DataRecord:
+    """How many rows came from where, the revision of the data set, and the hash of all rows.
+
+    Origins do not name the folder that holds the data, so that the records of two machines are alike.
+    """
+    below = f"{cell.profile.data_root}/"
+    return DataRecord(
+        rows=SplitRows(train=len(splits.train), validation=len(splits.validation), test=len(splits.test)),
+        origins=Origins(**{split: origin.replace(below, "") for split, origin in splits.origins.items()}),
+        revision=splits.revision,
+        fingerprint=splits.fingerprint,
+        dropped=Dropped(**splits.dropped) if splits.dropped else None,
+    )
 
 
 def architecture_name(head: Head) -> str:

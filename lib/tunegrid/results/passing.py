@@ -5,32 +5,17 @@ An audit counts in every run, but for those in `TOO_SHORT` where the run is shor
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
+from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
 from tunegrid.results.record_checks import TOGETHER, across
+from tunegrid.results.thresholds import missed
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
 FIRST_UPDATES = 10
 # Of so many test rows, three standard errors of a difference are about 15 points.
 TELLING_ROWS = 100
-
-
-class Finding(Protocol):
-    """What an audit found."""
-
-    @property
-    def name(self) -> str:
-        """The audit's."""
-
-    @property
-    def passed(self) -> bool:
-        """Whether it had nothing to object to."""
-
-    @property
-    def detail(self) -> str:
-        """What it saw."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,16 +55,27 @@ TOO_SHORT: Mapping[str, Callable[[Extent], str | None]] = {
 }
 
 
-def excuses(findings: Iterable[Finding], extent: Extent) -> dict[str, str]:
+def excuses(findings: Iterable[AuditFinding], extent: Extent) -> dict[str, str]:
     """By audit that failed: why that does not count, where the run was too short to meet it."""
     failed = [finding.name for finding in findings if not finding.passed and finding.name in TOO_SHORT]
     return {name: reason for name in failed if (reason := TOO_SHORT[name](extent))}
 
 
+def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None:
+    """Why a cell must not train, by what audits found before it does; None where it may.
+
+    A full cell that is wrong from the start would train for hours. A micro one trains, so that its record shows all that
+    objects to it; so does one on random tokens, whose rows no audit looks at.
+    """
+    failed = [sentence_of(finding) for finding in findings if not finding.passed]
+    guarded = not (cell.profile.micro or cell.profile.random_weights)
+    return f"not trained, {'; '.join(failed)}" if failed and guarded else None
+
+
 def judged(
     *,
     stopped: str | None,
-    findings: Iterable[Finding],
+    findings: Iterable[AuditFinding],
     excused: Collection[str],
     below: Sequence[str],
     unexpected: Sequence[str],
@@ -100,13 +96,28 @@ def judged(
     return ("missed" if sentences else "passed"), sentences
 
 
+def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
+    """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
+
+    Args:
+        record: with all that was measured, scored and found.
+        extent: how far the run went.
+        unexpected: what a footprint shows that must not be.
+    """
+    stopped = record.training.stopped if record.training else None
+    excused = {} if stopped else excuses(record.audits, extent)
+    below = missed(record.scores, record.bounds) if record.evaluation else []
+    status, sentences = judged(stopped=stopped, findings=record.audits, excused=excused, below=below, unexpected=unexpected)
+    return replace(record, status=status, excused=excused, missed=[located(record, sentence) for sentence in sentences])
+
+
 def too_short(record: Record) -> list[str]:
     """Sentences on the audits that failed and do not count, since the run was too short to meet them."""
     failed = [finding for finding in record.audits if not finding.passed and finding.name in record.excused]
     return [located(record, f"{sentence_of(finding)}; {record.excused[finding.name]}") for finding in failed]
 
 
-def sentence_of(finding: Finding) -> str:
+def sentence_of(finding: AuditFinding) -> str:
     """What an audit that failed saw."""
     return f"audit {finding.name}: {finding.detail}"
 

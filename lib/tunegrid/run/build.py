@@ -21,10 +21,9 @@ from tunegrid.grid.names import within
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.bertscore import BertScorer
-from tunegrid.run.device import resolve_precision, resolve_quantization
+from tunegrid.run.device import ATTENTION, resolve_precision, resolve_quantization
 
 PERTURBATION = 1e-6  # relative: a few last bits of fp32
-ATTENTION = "sdpa"  # torch's fused attention
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -81,7 +81,7 @@ class Checkpoints:
         Nor where a kill left some ranks with another update's file than others.
         """
         leaves = self._read() if self.resume and self._own.is_file() else None
-        updates = self.ranks.gathered(leaves and leaves.get("course/updates"))
+        updates = self.ranks.gathered(leaves and leaves.get("log/updates"))
         if leaves and len(set(updates)) == 1:
             target.load_state_dict(_tree(leaves))
 

@@ -1,15 +1,10 @@
-"""Clipping of gradients. In: what trains, and the recipe's bound. Out: norms before it, and of the first update after it.
-
-Norms stay on the device until they are fetched, so that an update does not wait for them.
-"""
+"""Clipping of gradients. In: what trains, and the recipe's bound. Out: norms, which stay on the device until the log asks."""
 
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from tunegrid.run.course import Training
 from tunegrid.run.ranks import whole
 
 
@@ -23,22 +18,13 @@ class Clipping:
     def __init__(self, accelerator: Any, trained: Sequence[Tensor], bound: float | None) -> None:
         """Clip the gradients of `trained`."""
         self.bound, self._accelerator, self._trained = bound, accelerator, trained
-        self._norms: list[Tensor] = []
-        self._clipped: Tensor | None = None
 
-    def clip(self, course: Training) -> None:
-        """Clip the gradients of the update that `course` is about to make."""
+    def clip(self) -> Tensor | None:
+        """Clip the gradients as they are now; return the norm that they had, or None where they are not clipped."""
         if self.bound is None:
-            course.gradient_norms.append(None)
-            return
-        self._norms.append(whole(self._accelerator.clip_grad_norm_(self._trained, self.bound)))
-        if not course.updates:
-            self._clipped = whole(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))
+            return None
+        return whole(self._accelerator.clip_grad_norm_(self._trained, self.bound))
 
-    def fetch(self, course: Training) -> None:
-        """Bring the norms to the host."""
-        if self._norms:
-            course.gradient_norms += torch.stack(self._norms).tolist()
-            self._norms = []
-        if self._clipped is not None:
-            course.clipped_norm, self._clipped = float(self._clipped), None
+    def norm(self) -> Tensor:
+        """The norm that the gradients have now."""
+        return whole(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))

@@ -13,12 +13,14 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.machine import cpu_name, give_back_memory
+from tunegrid.record.parts import DeviceRecord, Precision
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
 LEFT_GIB = 0.125  # libraries' workspaces stay: cuBLAS keeps 32 MiB on an H100
 BUSY_GIB = 1.0  # a CUDA context of our own takes about half of that
 MEASURED = ("cpu", "cuda")
+ATTENTION = "sdpa"  # torch's fused attention
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
 
@@ -75,6 +77,21 @@ def contended(device: torch.device, others_gib: float | None) -> bool | None:
     return device.index in CLAIMS.shared or (others_gib or 0.0) > BUSY_GIB
 
 
+def device_record(device: torch.device) -> DeviceRecord:
+    """The device's name, the threads of a CPU run, and what affects speed and memory on a GPU."""
+    cuda = device.type == "cuda"
+    others = used_by_others_gib(device)
+    return DeviceRecord(
+        type="cuda" if cuda else "cpu",
+        name=torch.cuda.get_device_name(device) if cuda else cpu_name(),
+        threads=None if cuda else torch.get_num_threads(),
+        attention=ATTENTION,
+        tf32=False if cuda else None,  # `resolve_device` switches it off
+        used_by_others_gib=others,
+        contended=contended(device, others),
+    )
+
+
 def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
     """The wished device, or else CUDA where there is one; each worker takes a GPU of its own.
 
@@ -112,12 +129,12 @@ def device_names(wish: str | None) -> list[str]:
     return ["cuda", *sorted({torch.cuda.get_device_name(place) for place in places})]
 
 
-def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None]:
+def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
     """The recipe's precision, or the nearest one that works here with a sentence that says so.
 
     A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
     """
-    wish = cell.recipe.precision
+    wish: Precision = cell.recipe.precision  # type: ignore[assignment]  # one of the three, by the record's check
     if wish == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
         return "bf16", "bf16 in place of fp16, which a CPU only emulates"
     overflow = f"in which {cell.backbone.name} overflows" if wish == "fp16" and cell.backbone.overflows_fp16 else ""

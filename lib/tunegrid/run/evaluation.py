@@ -1,5 +1,6 @@
 """Evaluation. In: a trained model, its codec, rows. Out: a prediction a row, and scores in points."""
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from tunegrid.codecs.features import features_of, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
+from tunegrid.record.parts import EvaluationRecord, GeneratedRecord, Precision
 from tunegrid.run.device import autocast, free_memory, resolve_precision
 from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.metrics import METRICS, Metrics
@@ -28,33 +30,34 @@ ROOM = 2048  # tokens with padding at once on a CPU, which gains nothing by more
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """What a model scores on some rows.
+    """What a model scores on some rows: for the record, and as evidence for audits.
 
     Attributes:
+        part: the record's: how the rows were predicted and scored.
         scores: points, 0 to 100, by metric.
         examples: points of each row, by metric.
-        features, outputs: what the model read, and what it answered, before decoding.
-        loss: mean loss in nats a row, None where the codec computes none.
-        seconds: of prediction alone, without encoding and scoring.
-        batch: most features predicted at once at the end, by the rank with the fewest; below `EVAL_BATCH` where memory ran out.
-        precision: of the forward passes.
-        sources: which implementation computed the scores.
-        generated: tokens of each generated text, the end token included; None for a codec that generates nothing.
+        rows, features: what was asked, and what the model read of it.
+        outputs, predictions: what it answered, before and after decoding.
     """
 
-    predictions: list[Prediction]
+    part: EvaluationRecord
     scores: dict[str, float]
     examples: dict[str, list[float]]
     rows: Sequence[Row]
     features: Sequence[Feature]
     outputs: Sequence[Any]
-    loss: float | None
-    seconds: float
-    samples_per_second: float
-    batch: int
-    precision: str
-    sources: dict[str, str]
-    generated: list[int] | None = None
+    predictions: list[Prediction]
+
+    @property
+    def samples_per_second(self) -> float | None:
+        """Rows predicted a second."""
+        return len(self.rows) / self.part.seconds if self.part.seconds else None
+
+    @property
+    def generated_tokens_per_second(self) -> float | None:
+        """Of all rows together; None where nothing was generated."""
+        seconds = self.part.seconds
+        return sum(map(len, self.outputs)) / seconds if self.part.generated_tokens and seconds else None
 
 
 def evaluate(
@@ -78,24 +81,34 @@ def evaluate(
     score = partial(METRICS[codec.task.problem], metrics, codec.task, rows, [prediction.value for prediction in predictions])
     scored = ranks.first(score)
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
+    part = EvaluationRecord(
+        seconds=seconds,
+        loss=sum(losses) / len(losses) if losses else None,
+        batch=batch,
+        metric_sources=metrics.sources(codec.task),
+        precision=precision_of(codec.cell, device),
+        generated_tokens=lengths_of_texts(outputs) if codec.generates else None,
+    )
     return Evaluation(
-        predictions=predictions,
+        part=part,
+        scores=scored.scores,
+        examples=scored.examples,
         rows=rows,
         features=features,
         outputs=outputs,
-        scores=scored.scores,
-        examples=scored.examples,
-        loss=sum(losses) / len(losses) if losses else None,
-        seconds=seconds,
-        samples_per_second=len(rows) / seconds,
-        batch=batch,
-        precision=precision_of(codec.cell, device),
-        sources=metrics.sources(codec.task),
-        generated=[len(output) for output in outputs] if codec.generates else None,
+        predictions=predictions,
     )
 
 
-def precision_of(cell: Cell, device: torch.device) -> str:
+def lengths_of_texts(outputs: Sequence[Sequence[int]]) -> GeneratedRecord | None:
+    """How many tokens texts have, the end token included; None without a text."""
+    lengths = [len(output) for output in outputs]
+    if not lengths:
+        return None
+    return GeneratedRecord(mean=statistics.fmean(lengths), median=float(statistics.median(lengths)), longest=max(lengths))
+
+
+def precision_of(cell: Cell, device: torch.device) -> Precision:
     """What a cell is scored in: as transformers' `Trainer` does it, and so the study's notebooks, in the precision of training.
 
     Text is generated in fp32: one token that rounding turns makes another text, and each step would cast all weights again.

@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tunegrid.codecs.base import Codec, Feature
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import SFT, TOKEN_ROWS, Method
+from tunegrid.record.parts import Flops, Ledger
 from tunegrid.run.build import base_type, build, load_tokenizer
 from tunegrid.run.device import free_memory
 from tunegrid.run.evaluation import predict
@@ -69,12 +70,11 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     """Two updates of the trainer: one counts FLOPs, one traces bytes beyond `baseline_bytes`, held before the model was."""
     group = next(trainer.updates(0))
     with FlopCounterMode(display=False, custom_mapping=uncounted()) as counter:
-        first = trainer.update(group)
-    live, peak, second = _traced_bytes(trainer, next(trainer.updates(0)), baseline_bytes)
-    trainer.losses = [first, second]
+        trainer.update(group)
+    live, peak = _traced_bytes(trainer, next(trainer.updates(0)), baseline_bytes)
     return Footprint(
         flops_per_step=counter.get_total_flops(),
-        matmul_flops_per_second=matmul_peak(trainer.meter.device, trainer.course.precision),
+        matmul_flops_per_second=matmul_peak(trainer.meter.device, trainer.log.precision),
         live_bytes=live,
         peak_bytes=peak,
     )
@@ -109,16 +109,16 @@ def packed_product_flops(a: Sequence[int], packed: Any, shape: Sequence[int], *_
     return 2 * math.prod(a) * shape[0]
 
 
-def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int, torch.Tensor]:
+def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int]:
     cuda = trainer.meter.device.type == "cuda"
     held = held_before(trainer)
     tracer: Any = CudaBytes(trainer.meter.device, baseline) if cuda else TensorBytes(held)
     live: list[int] = []
     hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: live.append(tracer.live))
     with tracer:
-        loss = trainer.update(group)
+        trainer.update(group)
     hook.remove()
-    return live[0], tracer.peak, loss
+    return live[0], tracer.peak
 
 
 def held_before(trainer: Trainer) -> list[torch.Tensor]:
@@ -239,15 +239,33 @@ def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progre
     return sum(map(len, outputs)) / (time.perf_counter() - began)
 
 
-def complete(ledger: dict[str, int | None], footprint: Footprint) -> dict[str, int | None]:
+def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
     """The ledger with the peak; activations are the peak minus the rest."""
-    rest = sum(ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
-    return ledger | {"peak_bytes": footprint.peak_bytes, "activations_bytes": footprint.peak_bytes - rest}
+    peak = footprint.peak_bytes
+    return replace(ledger, peak_bytes=peak, activations_bytes=peak - kept_bytes(ledger))
+
+
+def kept_bytes(ledger: Ledger) -> int:
+    """What stays between two updates."""
+    return sum(size or 0 for size in (ledger.weights_bytes, ledger.gradients_bytes, ledger.optimizer_bytes))
+
+
+def flops_of(footprint: Footprint, step_seconds: float | None) -> Flops:
+    """FLOPs of an update, and how fast they were done beside the device's best."""
+    achieved = footprint.flops_per_step / step_seconds if step_seconds else None
+    peak = footprint.matmul_flops_per_second
+    return Flops(
+        flops_per_step=footprint.flops_per_step,
+        achieved_flops_per_second=achieved,
+        matmul_flops_per_second=peak,
+        mfu_percent=100 * achieved / peak if achieved else None,
+    )
 
 
 def unexpected(trainer: Trainer, footprint: Footprint) -> list[str]:
     """A sentence for every expectation that must hold on any machine and does not."""
-    ledger = trainer.course.memory
+    ledger = trainer.log.ledger
+    assert ledger, "a traced trainer has made two updates"
     return [
         *wrong_counts(trainer.cell, trainer.model),
         *wrong_bytes(ledger, footprint, trainer.meter.device),
@@ -262,18 +280,18 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
     return [] if expected in (None, trained) else [f"{trained:,} parameters train, the recipe says {expected:,}"]
 
 
-def wrong_bytes(ledger: dict[str, int | None], footprint: Footprint, device: torch.device) -> list[str]:
+def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
     """A sentence where the device holds other tensors than the ledger books."""
-    booked = sum(ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
+    booked = kept_bytes(ledger)
     room = CUDA_ROOM * booked if device.type == "cuda" else 0
     if abs(footprint.live_bytes - booked) <= room:
         return []
     return [f"the ledger holds {booked:,} bytes, the device {footprint.live_bytes:,}"]
 
 
-def wrong_savings(cell: Cell, ledger: dict[str, int | None]) -> list[str]:
+def wrong_savings(cell: Cell, ledger: Ledger) -> list[str]:
     """A sentence where quantized weights, or an adapter's gradients and moments, are not much smaller than without it."""
-    weights, gradients, moments = (ledger[f"{name}_bytes"] or 0 for name in ("weights", "gradients", "optimizer"))
+    weights, gradients, moments = (size or 0 for size in (ledger.weights_bytes, ledger.gradients_bytes, ledger.optimizer_bytes))
     sentences = []
     if cell.quantization:
         plain = base_type(cell).itemsize * _parameters(cell, replace(cell.method, quantization=None))
@@ -290,4 +308,4 @@ def _parameters(cell: Cell, method: Method) -> int:
     """The number of parameters of the same cell with another method, counted on the meta device."""
     recipe = cell.recipe if method.adapts else replace(cell.recipe, adapter=None)
     twin = replace(cell, method=method, recipe=recipe)
-    return int(parameter_counts(build(twin, load_tokenizer(twin), torch.device("meta")))["total_params"])
+    return parameter_counts(build(twin, load_tokenizer(twin), torch.device("meta"))).total_params

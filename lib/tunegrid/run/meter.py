@@ -1,4 +1,4 @@
-"""Measures time, throughput and memory. In: marks set by training and evaluation. Out: plain figures, None where nothing
+"""Measures time, throughput and memory. In: marks set by training and evaluation. Out: the record's parts, None where nothing
 was measured.
 
 What it takes care of: training time is the time of updates, without encoding, validation and generation; throughput counts
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.machine import give_back_memory
-from tunegrid.run.ranks import held
+from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, Throughput
+from tunegrid.record.ranks import RankRecord, RanksRecord
+from tunegrid.run.ranks import Ranks, backend_of, held
 
 GIB = 2**30
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
@@ -79,7 +81,7 @@ class Meter:
     device: torch.device
     clock: Clock = field(default_factory=WallClock)
     updates: list[Update] = field(default_factory=list)
-    phases: dict[str, dict[str, float | None]] = field(default_factory=dict)
+    phases: dict[str, Phase] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
     _began: float = field(default=0.0, init=False)
 
@@ -127,15 +129,35 @@ class Meter:
             return
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        before = self.phases.get(self._open[-1], {})
-        seconds = time.perf_counter() - self._began + (before.get("seconds") or 0.0)
-        highest = peaks(self.device)
-        self.phases[self._open[-1]] = {"seconds": seconds, **{key: _higher(highest[key], before.get(key)) for key in highest}}
+        now = peaks(self.device, seconds=time.perf_counter() - self._began)
+        before = self.phases.get(self._open[-1])
+        self.phases[self._open[-1]] = together(before, now) if before else now
 
     def recent_rate(self, count: int, ranks: int = 1) -> str:
         """Samples a second over the last updates, of so many ranks, for the progress line; empty where they took no time."""
         seconds = sum(self._durations(self.updates[-count:]))
         return f"{ranks * sum(update.samples for update in self.updates[-count:]) / seconds:.0f} samples/s" if seconds else ""
+
+    def over(self, ranks: Ranks) -> RanksRecord | None:
+        """What each rank did, which all must ask together; None for one process. From then on this meter counts rows of all."""
+        if ranks.count == 1:
+            return None
+        each = ranks.gathered(self.of_this_rank())
+        sizes = ranks.gathered(self.sizes())
+        self.add(of_rank for rank, of_rank in enumerate(sizes) if rank != ranks.rank)
+        return RanksRecord(count=ranks.count, backend=backend_of(self.device), fsdp=ranks.holds_parts, each=each)
+
+    def of_this_rank(self) -> RankRecord:
+        """This rank's own figures."""
+        memory, rates = self.memory(), self.throughput()
+        return RankRecord(
+            rss_peak_gib=memory.peak("rss_peak_gib"),
+            allocated_peak_gib=memory.peak("allocated_peak_gib"),
+            reserved_peak_gib=memory.peak("reserved_peak_gib"),
+            train_samples=sum(update.samples for update in self.updates),
+            train_samples_per_second=rates.train_samples_per_second,
+            train_tokens_per_second=rates.train_tokens_per_second,
+        )
 
     def sizes(self) -> list[tuple[int, int, int]]:
         """Samples, tokens and tokens with padding of each update."""
@@ -149,6 +171,10 @@ class Meter:
                 update.tokens += tokens
                 update.padded_tokens += padded
 
+    def memory(self, ledger: Ledger | None = None) -> Memory:
+        """Peaks of each phase, and the ledger; an empty one where training made no update."""
+        return Memory(phases=dict(self.phases), ledger=ledger or Ledger(**dict.fromkeys(Ledger.__annotations__)))
+
     def train_seconds(self) -> float:
         """Time spent in updates, warm-up included."""
         return sum(self._durations(self.updates))
@@ -157,31 +183,44 @@ class Meter:
         """Real tokens of all updates."""
         return sum(update.tokens for update in self.updates)
 
-    def throughput(self) -> dict[str, Any]:
-        """Rates over the updates after warm-up; None where a run was too short to have any."""
+    def throughput(
+        self, *, eval_samples_per_second: float | None = None, generated_tokens_per_second: float | None = None
+    ) -> Throughput:
+        """Rates over the updates after warm-up, None where a run was too short to have any; and what evaluation measured."""
         steady = self.updates[WARMUP_UPDATES:]
         durations = self._durations(steady)
         total = sum(durations)
         tokens, padded = (sum(getattr(u, name) for u in self.updates) for name in ("tokens", "padded_tokens"))
-        return {
-            "train_samples_per_second": sum(u.samples for u in steady) / total if total else None,
-            "train_tokens_per_second": sum(u.tokens for u in steady) / total if total else None,
-            "train_steps_per_second": len(steady) / total if total else None,
-            "step_seconds_median": statistics.median(durations) if durations else None,
-            "step_seconds_p90": statistics.quantiles(durations, n=10)[-1] if len(durations) > 1 else None,
-            "padding_share": 1 - tokens / padded if padded else None,
-            "step_seconds": [round(seconds, 5) for seconds in durations],
-            "measured_steps": len(steady),
-            "warmup_steps": min(WARMUP_UPDATES, len(self.updates)),
-        }
+        return Throughput(
+            train_samples_per_second=sum(u.samples for u in steady) / total if total else None,
+            train_tokens_per_second=sum(u.tokens for u in steady) / total if total else None,
+            train_steps_per_second=len(steady) / total if total else None,
+            step_seconds_median=statistics.median(durations) if durations else None,
+            step_seconds_p90=statistics.quantiles(durations, n=10)[-1] if len(durations) > 1 else None,
+            padding_share=1 - tokens / padded if padded else None,
+            step_seconds=[round(seconds, 5) for seconds in durations],
+            measured_steps=len(steady),
+            warmup_steps=min(WARMUP_UPDATES, len(self.updates)),
+            eval_samples_per_second=eval_samples_per_second,
+            generated_tokens_per_second=generated_tokens_per_second,
+        )
 
     def _durations(self, updates: Iterable[Update]) -> list[float]:
         return [self.clock.seconds(update.began, update.ended) for update in updates]
 
 
-def _higher(now: float | None, before: float | None) -> float | None:
-    known = [value for value in (now, before) if value is not None]
-    return max(known) if known else None
+def together(before: Phase, now: Phase) -> Phase:
+    """A phase that was interrupted: its seconds add up, and the higher peaks count."""
+    return Phase(
+        seconds=before.seconds + now.seconds,
+        rss_peak_gib=_higher(before.rss_peak_gib, now.rss_peak_gib),
+        allocated_peak_gib=_higher(before.allocated_peak_gib, now.allocated_peak_gib),
+        reserved_peak_gib=_higher(before.reserved_peak_gib, now.reserved_peak_gib),
+    )
+
+
+def _higher(before: float | None, now: float | None) -> float | None:
+    return max((peak for peak in (before, now) if peak is not None), default=None)
 
 
 def reset_peaks(device: torch.device) -> None:
@@ -198,14 +237,15 @@ def reset_peaks(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
-def peaks(device: torch.device) -> dict[str, float | None]:
-    """High-water marks since the last reset, in GiB: resident set of the process; allocated and reserved on CUDA."""
+def peaks(device: torch.device, seconds: float) -> Phase:
+    """High-water marks since the last reset, `seconds` ago: resident set of the process; allocated and reserved on CUDA."""
     cuda = device.type == "cuda"
-    return {
-        "rss_peak_gib": _rss_peak_gib(),
-        "allocated_peak_gib": torch.cuda.max_memory_allocated(device) / GIB if cuda else None,
-        "reserved_peak_gib": torch.cuda.max_memory_reserved(device) / GIB if cuda else None,
-    }
+    return Phase(
+        seconds=seconds,
+        rss_peak_gib=_rss_peak_gib(),
+        allocated_peak_gib=torch.cuda.max_memory_allocated(device) / GIB if cuda else None,
+        reserved_peak_gib=torch.cuda.max_memory_reserved(device) / GIB if cuda else None,
+    )
 
 
 def _rss_peak_gib() -> float | None:
@@ -233,19 +273,21 @@ def weight_tensors(model: nn.Module) -> list[Tensor]:
     return tensors
 
 
-def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradient_bytes: int | None) -> dict[str, int | None]:
+def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradients_bytes: int | None) -> Ledger:
     """Exact bytes of weights, gradients, optimizer state, and a checkpoint of what trains: an adapter, or the whole model."""
     states = optimizer.state.values() if optimizer else ()
     moments = [value for state in states for value in state.values() if isinstance(value, Tensor)]
-    return {
-        "weights_bytes": tensor_bytes(weight_tensors(model)),
-        "gradients_bytes": gradient_bytes,
-        "optimizer_bytes": tensor_bytes(moments) if optimizer else None,
-        "checkpoint_bytes": sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
-    }
+    return Ledger(
+        weights_bytes=tensor_bytes(weight_tensors(model)),
+        gradients_bytes=gradients_bytes,
+        optimizer_bytes=tensor_bytes(moments) if optimizer else None,
+        checkpoint_bytes=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
+        activations_bytes=None,
+        peak_bytes=None,
+    )
 
 
-def parameter_counts(model: nn.Module) -> dict[str, int | float]:
+def parameter_counts(model: nn.Module) -> Parameters:
     """Trainable and total parameters; a weight packed to 4 bits counts as the weights it holds.
 
     What PEFT keeps twice counts once: a head that trains in full has a frozen copy, a trained token a row in the embedding.
@@ -253,7 +295,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int | float]:
     named = dict(model.named_parameters())  # tied weights once
     total = sum(_unpacked(p) for name, p in named.items() if not any(part in name for part in PEFT_TWINS))
     trainable = sum(p.numel() for p in named.values() if p.requires_grad)
-    return {"trainable_params": trainable, "total_params": total, "trainable_percent": 100 * trainable / total}
+    return Parameters(trainable_params=trainable, total_params=total, trainable_percent=100 * trainable / total)
 
 
 def _unpacked(parameter: Tensor) -> int:

@@ -19,7 +19,8 @@ from torch import nn
 from tunegrid.codecs.architectures import architecture
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.run.build import ATTENTION, base_type, keep_packed_layers, load_base
+from tunegrid.run.build import base_type, keep_packed_layers, load_base
+from tunegrid.run.device import ATTENTION
 from tunegrid.run.weights import lacking_modules
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds

@@ -18,6 +18,7 @@ from torch.nn.modules import module as torch_module
 
 from tunegrid.codecs.architectures import OWN
 from tunegrid.machine import keeps_freed_memory
+from tunegrid.record.parts import ReplacedRecord
 from tunegrid.run.namespaces import Look, Namespaces
 from tunegrid.run.owners import Owner, author_of, is_packaged, owner_of, written_in
 
@@ -52,6 +53,11 @@ class Replaced:
     def reason(self) -> str | None:
         """Why it may stand there; None for a user's or a package's, and for what may not."""
         return REASONS.get(self.by) if self.ours else None
+
+    @property
+    def part(self) -> ReplacedRecord:
+        """The record's."""
+        return ReplacedRecord(what=self.what, by=self.by, reason=self.reason)
 
 
 def _of(what: str, owner: Owner | None) -> Replaced:

@@ -11,6 +11,8 @@ import transformers as hf
 
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.names import within
+from tunegrid.record.parts import ModelRecord
+from tunegrid.record.record import architecture_name
 from tunegrid.run.build import checkpoint_of
 from tunegrid.run.namesakes import places
 
@@ -42,6 +44,21 @@ def _file(source: str, name: str, pin: Mapping[str, Any]) -> Path | None:
     """A file of a local folder, or of the hub's cache; None where there is none."""
     path = hf.utils.cached_file(source, name, _raise_exceptions_for_missing_entries=False, **pin)
     return Path(path) if path else None
+
+
+def model_record(cell: Cell) -> ModelRecord:
+    """Which weights the cell started from, and the class they were loaded into."""
+    if cell.profile.random_weights:
+        checkpoint = f"random weights, shape of {cell.backbone.checkpoint}"
+    else:
+        source, _ = checkpoint_of(cell.backbone, cell.profile)
+        checkpoint = Path(source).name if Path(source).is_dir() else source
+    return ModelRecord(
+        checkpoint=checkpoint,
+        fingerprint=checkpoint_fingerprint(cell),
+        architecture=architecture_name(cell.head),
+        adapted_modules=list(cell.head.adapted_modules),
+    )
 
 
 def checkpoint_fingerprint(cell: Cell) -> str | None:

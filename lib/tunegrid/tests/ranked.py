@@ -66,26 +66,27 @@ def twin_is_the_model(trainer):
 def cut_on(ranks, path, loses_a_file):
     """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
 
-    def prepared(resume):
-        trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:14], ranks=ranks, **CUT)
+    def prepared(resume, cuts=False):
         checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
+
+        def save_and_cut(trainer):
+            checkpoints.save_if_due(trainer)
+            if cuts and trainer.log.updates == 2:
+                raise Cut
+
+        rows = rows_of(ROWS["sum"])[:14]
+        trainer = trainer_of("gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **CUT)
         checkpoints.restore(trainer)
         return trainer, checkpoints
 
-    def save_and_cut(trainer):
-        checkpoints.save_if_due(trainer)
-        if trainer.course.updates == 2:
-            raise Cut
-
     whole, _ = prepared(resume=False)
     losses = whole.run(silent()).losses
-    trainer, checkpoints = prepared(resume=False)
-    trainer.after_update = save_and_cut
+    trainer, checkpoints = prepared(resume=False, cuts=True)
     with pytest.raises(Cut):
         trainer.run(silent())
     if loses_a_file and ranks.rank == 1:
         checkpoints.clear()
     again, _ = prepared(resume=True)
-    began = again.course.updates
+    began = again.log.updates
     assert twin_is_the_model(again)  # audits look at the model before it goes on
     return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)

@@ -51,18 +51,18 @@ def silent() -> Progress:
     return Progress("test", lambda line: None)
 
 
-def trainer_of(cell_id: str, rows, codec=None, ranks=ALONE, **changes) -> Trainer:
+def trainer_of(cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None, **changes) -> Trainer:
     """A trainer of a quick cell on these rows; `codec` is a class to use in place of the cell's own."""
-    return trainer_for(cell_of(cell_id, **changes), rows, codec, ranks)
+    return trainer_for(cell_of(cell_id, **changes), rows, codec, ranks, after_update)
 
 
-def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE) -> Trainer:
+def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None) -> Trainer:
     """The same for a cell of any grid."""
     torch.set_num_threads(1)
     tokenizer = load_tokenizer(cell)
     codec = (codec or codec_of)(cell, tokenizer)
     features = codec.encode(rows, training=True)
-    return Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU), ranks)
+    return Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU), ranks, after_update)
 
 
 def still(trainer: Trainer) -> Trainer:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
+from tunegrid.record import AuditFinding
 from tunegrid.run.audits.answers import (
     generation_not_truncated,
     learned_something,
@@ -33,7 +34,7 @@ from tunegrid.run.audits.built import (
 )
 from tunegrid.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
 from tunegrid.run.audits.dropout import dropout_drops
-from tunegrid.run.audits.evidence import Evidence, Finding
+from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.audits.generated import decoder_sees_no_future
 from tunegrid.run.audits.libraries import libraries_untouched
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
@@ -56,7 +57,7 @@ from tunegrid.run.audits.trained import (
     weights_moved,
 )
 
-__all__ = ["AUDITS", "BEFORE", "OF_LEARNING", "Evidence", "Finding", "audited", "audited_before"]
+__all__ = ["AUDITS", "BEFORE", "OF_LEARNING", "Evidence", "audited", "audited_before"]
 
 Audit = Callable[[Evidence], Answer]
 BEFORE: tuple[Audit, ...] = (
@@ -114,19 +115,19 @@ OF_LEARNING: tuple[Audit, ...] = (weights_moved, generation_not_truncated, learn
 ORDER = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
 
 
-def audited_before(evidence: Evidence) -> list[Finding]:
+def audited_before(evidence: Evidence) -> list[AuditFinding]:
     """Findings of the audits that can look before training."""
     return _findings(evidence, BEFORE)
 
 
-def audited(evidence: Evidence, before: Sequence[Finding] | None = None) -> list[Finding]:
+def audited(evidence: Evidence, before: Sequence[AuditFinding] | None = None) -> list[AuditFinding]:
     """Findings of all audits, in the record's order; `before` has those of `audited_before`, asked here if absent."""
     early = audited_before(evidence) if before is None else before
     late = _findings(evidence, [audit for audit in (*AUDITS, *OF_LEARNING) if audit not in BEFORE])
     return sorted([*early, *late], key=lambda finding: ORDER.index(finding.name))
 
 
-def _findings(evidence: Evidence, audits: Iterable[Audit]) -> list[Finding]:
+def _findings(evidence: Evidence, audits: Iterable[Audit]) -> list[AuditFinding]:
     """A finding for every audit that has something to look at; one that cannot look is one that failed."""
     findings = []
     for audit in audits:
@@ -135,5 +136,5 @@ def _findings(evidence: Evidence, audits: Iterable[Audit]) -> list[Finding]:
         except Exception as error:  # a broken run must not keep its own record from being written
             answer = False, f"could not look: {type(error).__name__}: {first_line(error)}"
         if answer is not None:
-            findings.append(Finding(name=audit.__name__, passed=answer[0], detail=answer[1]))
+            findings.append(AuditFinding(name=audit.__name__, passed=answer[0], detail=answer[1]))
     return findings

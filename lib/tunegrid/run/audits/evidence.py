@@ -1,4 +1,4 @@
-"""What audits look at, and what they say. In: the stages' own objects. Out: `Evidence`, and a `Finding` an audit."""
+"""What audits look at: all that a cell's stages leave behind."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,15 +89,6 @@ class Evidence:
     def model(self) -> nn.Module:
         """The model after training."""
         return self.trainer.model
-
-
-@dataclass(frozen=True, kw_only=True)
-class Finding:
-    """What an audit found."""
-
-    name: str
-    passed: bool
-    detail: str
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:

@@ -74,7 +74,7 @@ def asked(trainer: Trainer) -> Asked:
             gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
             summed = [total + gradients[name] for total, name in zip(summed, small, strict=True)]
-        fits = trainer.course.micro_batch >= len(rows)
+        fits = trainer.log.micro_batch >= len(rows)
         with torch.set_grad_enabled(fits):
             logits = logits_of(trainer, rows)[0]
             answer.together = [one.detach() for one in logits]
@@ -307,7 +307,7 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 def is_plain(trainer: Trainer) -> bool:
     """Whether all is computed in fp32."""
     plain = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return plain and trainer.course.precision == "fp32"
+    return plain and trainer.log.precision == "fp32"
 
 
 def allowance(trainer: Trainer) -> float:

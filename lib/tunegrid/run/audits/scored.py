@@ -44,7 +44,7 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
         return None
     places = scored_rows(evaluation)
     device = evidence.trainer.meter.device
-    with torch.no_grad(), undisturbed(evidence.trainer), autocast(evaluation.precision, device):
+    with torch.no_grad(), undisturbed(evidence.trainer), autocast(evaluation.part.precision or "fp32", device):
         alone = [codec.predict(evidence.model, [evaluation.features[i]], device)[0] for i in places]
     pairs = [(codec.scores(evaluation.outputs[i]), codec.scores(again)) for i, again in zip(places, alone, strict=True)]
     if not all(ours for ours, _ in pairs):
@@ -164,4 +164,4 @@ def _forbidden(codec: GenerateCodec, row: Feature, ids: Sequence[int]) -> list[i
 def _allowed(evidence: Evidence) -> float:
     """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
     plain = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
-    return FINE if plain and (evidence.evaluation is None or evidence.evaluation.precision == "fp32") else COARSE
+    return FINE if plain and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE

@@ -115,7 +115,7 @@ def _allowed(evidence: Evidence) -> float:
 def _rows(evidence: Evidence) -> list[Feature]:
     """A few test rows; training rows where nothing was scored."""
     features = evidence.evaluation.features if evidence.evaluation else evidence.trainer.features
-    return sample(features, min(ROWS, evidence.trainer.course.micro_batch))
+    return sample(features, min(ROWS, evidence.trainer.log.micro_batch))
 
 
 def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> list[Tensor]:

@@ -40,9 +40,9 @@ def weights_moved(evidence: Evidence) -> Answer:
     """Every group of weights that trains has changed: each of the method's own, each new part, each layer of a full model."""
     trainer, head = evidence.trainer, evidence.cell.head
     groups: dict[str, list[bool]] = {}
-    for name in trainer.reached:
+    for name in trainer.log.reached:
         groups.setdefault(_group(evidence, name), []).append(evidence.after[name] != trainer.before[name])
-    unreached = [name for name, p in trainer.parameters.items() if p.requires_grad and name not in trainer.reached]
+    unreached = [name for name, p in trainer.parameters.items() if p.requires_grad and name not in trainer.log.reached]
     own = [name for name in unreached if name in evidence.own or within(name, head.new_modules)]
     dead = [name for name in own if not within(name, head.optional_modules)]  # BERT2BERT's loss does not use its pooler
     still = sorted(group for group, moved in groups.items() if not any(moved))
@@ -60,16 +60,16 @@ def _group(evidence: Evidence, name: str) -> str:
 
 def gradients_clipped(evidence: Evidence) -> Answer:
     """The first update's gradients have, after clipping, the smaller one of their own norm and the recipe's bound."""
-    bound, course = evidence.cell.recipe.max_grad_norm, evidence.trainer.course
-    if bound is None or not course.updates:
+    bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
+    if bound is None or not log.updates:
         return None
-    before = course.gradient_norms[0] if course.gradient_norms else None
-    if before is None or course.clipped_norm is None:
+    before = log.gradient_norms[0] if log.gradient_norms else None
+    if before is None or log.clipped_norm is None:
         return False, f"nothing was clipped, where the bound is {bound:g}"
     if not math.isfinite(before):  # fp16 lost the update to an overflow
         return None
-    right = math.isclose(course.clipped_norm, min(before, bound), rel_tol=CLIPPED)
-    return right, f"{before:.3g} before, {course.clipped_norm:.3g} after, bound {bound:g}"
+    right = math.isclose(log.clipped_norm, min(before, bound), rel_tol=CLIPPED)
+    return right, f"{before:.3g} before, {log.clipped_norm:.3g} after, bound {bound:g}"
 
 
 def trains_in_fp32(evidence: Evidence) -> Answer:
@@ -146,7 +146,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
 
 def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
     """The mean loss of some rows, and its gradients; in several batches only where training never held so many rows."""
-    size, parameters = trainer.course.micro_batch, [trainer.parameters[name] for name in names]
+    size, parameters = trainer.log.micro_batch, [trainer.parameters[name] for name in names]
     batches = [trainer.codec.collate(features[start : start + size]) for start in range(0, len(features), size)]
     count = sum(trainer.codec.targets(batch) for batch in batches)
     total, gradients = 0.0, [torch.zeros_like(parameter) for parameter in parameters]
@@ -167,12 +167,12 @@ def _added(sums: Sequence[torch.Tensor], more: Sequence[torch.Tensor | None]) ->
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
     """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion."""
-    course, total = evidence.trainer.course, planned_updates(evidence)
-    if course.stopped:
+    log, total = evidence.trainer.log, planned_updates(evidence)
+    if log.stopped:
         return None
-    rates = course.learning_rates
-    if not course.updates == len(rates) == total:
-        return False, f"{course.updates} updates with {len(rates)} rates, where the recipe plans {total}"
+    rates = log.learning_rates
+    if not log.updates == len(rates) == total:
+        return False, f"{log.updates} updates with {len(rates)} rates, where the recipe plans {total}"
     wanted = wanted_rates(evidence)
     odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not _same_rate(a, b)]
     if odd:
@@ -192,8 +192,8 @@ def planned_updates(evidence: Evidence) -> int:
 
 def wanted_rates(evidence: Evidence) -> list[float]:
     """The recipe's rate at each update that was made; one that fp16 lost does not count."""
-    course, total = evidence.trainer.course, planned_updates(evidence)
-    places = [i - sum(update < i for update in course.skipped) for i in range(len(course.learning_rates))]
+    log, total = evidence.trainer.log, planned_updates(evidence)
+    places = [i - sum(update < i for update in log.skipped) for i in range(len(log.learning_rates))]
     if evidence.cell.recipe.lr_scheduler_type in DECAYS:
         return [learning_rate_at(evidence.cell, place, total) for place in places]
     planned = rates_of_transformers(evidence.cell, total)
@@ -215,7 +215,7 @@ def stray_groups(evidence: Evidence, rates: Sequence[float]) -> list[int]:
     starts = [group.get("initial_lr") for group in evidence.trainer.optimizer.param_groups]
     if not starts or not starts[0]:
         return []  # a schedule without a factor, as reduce_lr_on_plateau
-    updates = list(zip(evidence.trainer.course.group_rates, rates, strict=True))
+    updates = list(zip(evidence.trainer.log.group_rates, rates, strict=True))
     factors = [start / starts[0] for start in starts]
     return [i for i, factor in enumerate(factors) if not all(_same_rate(row[i], rate * factor) for row, rate in updates)]
 

@@ -14,6 +14,7 @@ from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.recipes import RECIPES
 from tunegrid.grid.tasks import QA, SA, SUM
+from tunegrid.record.parts import EvaluationRecord
 from tunegrid.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, audited_before, trained
 from tunegrid.run.audits.evidence import text_of
 from tunegrid.run.evaluation import Evaluation
@@ -270,17 +271,9 @@ def evaluated(cell_id, rows, values, metrics=None):
     cell = cell_of(cell_id)
     scored = METRICS[cell.task.problem](metrics or Metrics(), cell.task, rows, values)
     predictions = [Prediction(value=value) for value in values]
-    nothing = {
-        "features": [],
-        "outputs": [],
-        "loss": None,
-        "seconds": 1.0,
-        "samples_per_second": 1.0,
-        "batch": 1,
-        "precision": "fp32",
-        "sources": {},
-    }
-    return Evaluation(predictions=predictions, rows=rows, scores=scored.scores, examples=scored.examples, **nothing)
+    part = EvaluationRecord(seconds=1.0, loss=None, batch=1, metric_sources={}, precision="fp32")
+    points = {"scores": scored.scores, "examples": scored.examples}
+    return Evaluation(part=part, predictions=predictions, rows=rows, features=[], outputs=[], **points)
 
 
 def invariants(cell_id, evaluation):

@@ -103,13 +103,10 @@ def test_gradients_that_do_not_add_up_are_caught(monkeypatch):
 
 
 def test_without_room_for_two_rows_gradients_are_not_added():
-    evidence = shared("gpt2_sa_lora")
-    evidence.trainer.course.micro_batch, kept = 1, evidence.trainer.course.micro_batch
-    one = replace(evidence)
+    one = altered(shared("gpt2_sa_lora"), micro_batch=1)
     assert arithmetic.rows_alone_as_in_batch(one)[0]
     assert one.asked.gap is None
     assert arithmetic.predicting_twice_is_the_same(one) == (True, "bit for bit")
-    evidence.trainer.course.micro_batch = kept
 
 
 # Gradients
@@ -297,11 +294,11 @@ def look_ahead(module, inputs, output):
 # What an update was
 
 
-def altered(evidence, **course):
-    """The same run as if its course had been another."""
+def altered(evidence, **notes):
+    """The same run as if other things had happened."""
     trainer = evidence.trainer
     copy = type(trainer).__new__(type(trainer))
-    vars(copy).update(vars(trainer) | {"course": replace(trainer.course, **course)})
+    vars(copy).update(vars(trainer) | {"log": replace(trainer.log, **notes)})
     return replace(evidence, trainer=copy)
 
 
@@ -321,14 +318,14 @@ def test_an_update_that_fp16_lost_has_no_norm_to_clip():
 
 def test_a_recipe_without_a_bound_clips_nothing():
     evidence = evidence_of("bert_qa_sft", max_grad_norm=None)
-    assert evidence.trainer.course.gradient_norms == [None] * 4
+    assert evidence.trainer.log.gradient_norms == [None] * 4
     assert trained.gradients_clipped(evidence) is None
 
 
 def test_every_group_follows_the_schedule():
     evidence = shared("gpt2_sa_sft")
     assert trained.schedule_counts_updates(evidence)[0]
-    rates = evidence.trainer.course.group_rates
+    rates = evidence.trainer.log.group_rates
     assert len(rates) == 4
     kept = [[first, rates[1][1]] for first, _ in rates]
     assert trained.schedule_counts_updates(altered(evidence, group_rates=kept)) == (
@@ -339,9 +336,9 @@ def test_every_group_follows_the_schedule():
 
 def test_a_training_that_ends_early_does_not_pass_for_the_planned_one():
     evidence = evidence_of("gpt2_sa_sft", steps=8)
-    course = evidence.trainer.course
+    log = evidence.trainer.log
     assert trained.schedule_counts_updates(evidence)[0]
-    cut = {"learning_rates": course.learning_rates[:2], "group_rates": course.group_rates[:2], "updates": 2}
+    cut = {"learning_rates": log.learning_rates[:2], "group_rates": log.group_rates[:2], "updates": 2}
     assert trained.schedule_counts_updates(altered(evidence, **cut)) == (
         False,
         "2 updates with 2 rates, where the recipe plans 8",

@@ -50,21 +50,21 @@ def forget():
 def test_trainable_parameters_are_the_recipes(cell_id):
     expected = UNSAID.get(cell_id) or RECIPES[cell_id].trainable_params
     extra = SUM_ROW if cell_id in ("gpt2_sum_lora", "gpt2_sum_qlora") else 0
-    assert parameter_counts(model_of(cell_id))["trainable_params"] == expected + extra
+    assert parameter_counts(model_of(cell_id)).trainable_params == expected + extra
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_total_parameters_are_the_bases_and_the_adapters(cell_id):
     counts = parameter_counts(model_of(cell_id))
     if RECIPES[cell_id].total_params is not None:
-        assert counts["total_params"] == RECIPES[cell_id].total_params
+        assert counts.total_params == RECIPES[cell_id].total_params
     elif cell_id.endswith("sft"):
-        assert counts["total_params"] == counts["trainable_params"]
+        assert counts.total_params == counts.trainable_params
     else:  # the base of the same backbone and task, whose head and <sum> row are among the trained
-        base = parameter_counts(model_of(cell_id.rsplit("_", 1)[0] + "_sft"))["total_params"]
+        base = parameter_counts(model_of(cell_id.rsplit("_", 1)[0] + "_sft")).total_params
         adapters = sum(p.numel() for name, p in model_of(cell_id).named_parameters() if "lora_" in name)
         frozen_head = 512 * 768 + 512 - 768 * 2 - 2 + 512 * 2 + 2 if cell_id == "bert_sa_lora" else 0  # two layers, not one
-        assert counts["total_params"] == base + adapters + frozen_head
+        assert counts.total_params == base + adapters + frozen_head
 
 
 # The zoo on BERT's classifier, whose new layer has 768 x 2 + 2. Twelve layers; queries and values of 768 x 768 are adapted.
@@ -88,7 +88,7 @@ ZOO_COUNTS = {
 def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
     cell = zoo().cell(f"bert_sa_{method}", replace(FOOTPRINT_PROFILE, zoo=True))
     model = build(cell, load_tokenizer(cell), META)
-    assert parameter_counts(model)["trainable_params"] == ZOO_COUNTS[method] + HEAD
+    assert parameter_counts(model).trainable_params == ZOO_COUNTS[method] + HEAD
 
 
 def test_no_weight_is_held_in_memory():

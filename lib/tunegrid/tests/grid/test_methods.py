@@ -161,7 +161,7 @@ def test_a_penalty_pulls_on_weights_and_leaves_the_loss_as_it_is():
 
     pulled, _ = trained(Pulled(id="pulled", name="pulled"), "gpt2_sa_sft", max_steps=1)
     plain, _ = trained(SFT, "gpt2_sa_sft", max_steps=1)
-    assert pulled.trainer.course.losses == plain.trainer.course.losses
+    assert pulled.trainer.log.losses == plain.trainer.log.losses
     gained = [e.trainer.parameters["score.weight"] for e in (pulled, plain)]
     assert not torch.equal(*gained)
 

@@ -89,7 +89,7 @@ def test_bert_large_has_its_true_size_and_runs(tmp_path):
     # + 4,096 + 1,024 + 2 norms; the pooler 1,024 x 1,024 + 1,024; the classifier 1,024 x 2 + 2
     layer = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024
     total = (30_522 + 512 + 2) * 1024 + 2 * 1024 + 24 * layer + 1024 * 1024 + 1024 + 1024 * 2 + 2
-    assert counts["trainable_params"] == cell.recipe.trainable_params == total
+    assert counts.trainable_params == cell.recipe.trainable_params == total
     shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-large-uncased")
     shutil.copytree(FIXTURES / "data" / "amazon_polarity", tmp_path / "amazon_polarity")
     records_of(tmp_path, "bertlarge.py", ("bertlarge_sa_qlora", "bertlarge_sa_sft"), *full(tmp_path))

@@ -31,12 +31,20 @@ def modules(room):
 
 
 def imported(path):
-    """Full names of everything a module imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Full names of everything a module imports, inside functions too; what only its types name, it does not import."""
+    for node in executed(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{'.' * node.level}{node.module or ''}.{alias.name}" for alias in node.names)
+
+
+def executed(tree):
+    """Every node below one, but for the bodies of `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING"):
+            yield node
+            yield from executed(node)
 
 
 def run_python(*arguments):
@@ -78,6 +86,45 @@ def test_lib_knows_nothing_of_pytest_and_its_plugins(room):
 def test_results_take_plain_figures_from_nobody_that_runs(room):
     names = {name for path in modules(room) for name in imported(path)}
     assert not [name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "torch", "transformers", "peft"))]
+
+
+def test_what_only_a_type_names_is_not_imported(tmp_path):
+    path = tmp_path / "module.py"
+    path.write_text("import one\nif TYPE_CHECKING:\n    import two\nif other:\n    from three import four\n")
+    assert list(imported(path)) == ["one", "three.four"]
+
+
+WRITING = ("append", "extend", "update", "clear", "fetch", "load_state_dict")
+
+
+def writes_to_a_log(path):
+    """Statements that change an object's `log`, or what it holds."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign | ast.AugAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (ast.unparse(node) for target in targets if ".log" in ast.unparse(target))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ".log" in ast.unparse(node.func.value):
+            name = node.func.attr
+            yield from [ast.unparse(node)] if name in WRITING or name.startswith("note_") else []
+
+
+def test_nobody_but_the_trainer_writes_its_log():
+    writers = [path for room in ROOMS for path in modules(room)]
+    writers += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert {path.name for path in writers for _ in writes_to_a_log(path)} == {"training.py"}
+
+
+def untyped_evidence(path):
+    """Functions that take audits' evidence and do not say what it is."""
+    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+    for function in functions:
+        for argument in function.args.args:
+            if argument.arg == "evidence" and ast.unparse(argument.annotation) == "Any":
+                yield f"{path.name}: {function.name}"
+
+
+def test_evidence_is_typed_wherever_it_is_read():
+    assert [name for room in ROOMS for path in modules(room) for name in untyped_evidence(path)] == []
 
 
 def test_the_page_knows_records_and_results_only():

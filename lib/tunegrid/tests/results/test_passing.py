@@ -2,8 +2,19 @@
 
 import pytest
 
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import AuditFinding
-from tunegrid.results.passing import Extent, beside_each_other, contradicts, excuses, judged, located, too_short
+from tunegrid.results.passing import (
+    Extent,
+    beside_each_other,
+    contradicts,
+    excuses,
+    judged,
+    located,
+    too_short,
+    why_not_to_train,
+)
 from tunegrid.tests.records import MEASURED, complete
 
 GOOD = AuditFinding(name="base_frozen", passed=True, detail="")
@@ -121,3 +132,17 @@ def test_a_fault_is_added_to_what_a_cell_missed_already():
 
 def test_a_sentence_names_its_cell_and_profile():
     assert located(complete("t5_qa_sft"), BELOW) == "f1 1.0 is below 2.0 (t5_qa_sft, quick, seed 0)"
+
+
+# Before training
+
+
+def test_a_full_cell_that_is_wrong_from_the_start_must_not_train():
+    cell = STUDY.cell("bert_sa_lora", FULL_PROFILE)
+    assert why_not_to_train(cell, [GOOD, BROKEN]) == "not trained, audit base_frozen: 3 tensors changed"
+    assert why_not_to_train(cell, [GOOD]) is None
+
+
+@pytest.mark.parametrize("profile", [QUICK_PROFILE, FOOTPRINT_PROFILE])
+def test_a_cell_that_takes_no_hours_trains_whatever_audits_say(profile):
+    assert why_not_to_train(STUDY.cell("bert_sa_lora", profile), [BROKEN]) is None

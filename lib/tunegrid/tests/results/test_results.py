@@ -28,6 +28,8 @@ from tunegrid.results.table import lines as table_lines
 from tunegrid.results.thresholds import load_bounds, missed
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json, saved
 
+SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
+
 # Bounds
 
 
@@ -168,7 +170,7 @@ def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(opt
     cell = STUDY.cell("bert_sa_sft", replace(FULL_PROFILE, **options))
     session = SimpleNamespace(limited=True, grid_of=lambda profile: STUDY)
     splits = SimpleNamespace(train=range(rows), test=range(8))
-    trainer = SimpleNamespace(features=range(rows), course=SimpleNamespace(updates=updates))
+    trainer = SimpleNamespace(features=range(rows), log=SimpleNamespace(updates=updates))
     names = ("updates", "planned", "one_pass", "test_rows")
     assert extent_of(session, cell, splits, trainer) == Extent(**dict(zip(names, extent, strict=True)))
 
@@ -249,7 +251,7 @@ def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
     options = [*plugins, "--cells=bert_sa_lora", "--benchmark-json=rows/new.json", "--benchmark-save=h100", "test_one.py"]
     options += ["--benchmark-storage=file://./saved"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": str(ROOT), "TUNEGRID_CACHE": str(tmp_path / "cache")}
+    environment |= {"PYTHONPATH": SOURCES, "TUNEGRID_CACHE": str(tmp_path / "cache")}
     older = tmp_path / "saved" / "older" / "0001_a.json"
     older.parent.mkdir(parents=True)
     older.write_text("{}")
@@ -279,7 +281,7 @@ def test_rows_reach_one_file_misses_too_whatever_the_number_of_workers(tmp_path,
     options = [*plugins, "--cells=bert_sum_lora,bert_sum_qlora", "-n", workers, "--benchmark-json=rows/new.json"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", *options, "test_two.py"]
-    path = {"PYTHONPATH": str(ROOT)}
+    path = {"PYTHONPATH": SOURCES}
     run = subprocess.run(command, cwd=tmp_path, env=environment | path, capture_output=True, text=True, check=False)
     rows = json.loads((tmp_path / "rows" / "new.json").read_text())["benchmarks"]
     assert [row["extra_info"]["cell"] for row in rows] == ["bert_sum_lora", "bert_sum_qlora"]

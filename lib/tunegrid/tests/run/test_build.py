@@ -91,24 +91,24 @@ def test_adapters_have_the_recipes_rank_and_scale_and_start_from_nothing(cell_id
 @pytest.mark.parametrize("cell_id", SFT)
 def test_full_fine_tuning_trains_everything(cell_id):
     counts = parameter_counts(model_once(cell_id))
-    assert counts["trainable_params"] == counts["total_params"]
+    assert counts.trainable_params == counts.total_params
 
 
 def test_bert_sa_lora_trains_its_two_adapted_layers_and_no_more():
     # rank 8 on fc1 (128 to 512) and fc2 (512 to 2)
-    assert parameter_counts(model_once("bert_sa_lora"))["trainable_params"] == 8 * (128 + 512) + 8 * (512 + 2)
+    assert parameter_counts(model_once("bert_sa_lora")).trainable_params == 8 * (128 + 512) + 8 * (512 + 2)
 
 
 def test_gpt2_sum_lora_trains_attention_adapters_and_one_row():
     # rank 8 on c_attn (128 to 3 x 128) in three layers; <sum> is one row of 128
-    assert parameter_counts(model_once("gpt2_sum_lora"))["trainable_params"] == 3 * 8 * (128 + 384) + 128
+    assert parameter_counts(model_once("gpt2_sum_lora")).trainable_params == 3 * 8 * (128 + 384) + 128
 
 
 def test_lora_and_qlora_count_the_same_weights():
     for triple in ("bert_qa", "gpt2_qa"):
         totals = [
-            parameter_counts(model_once(f"{triple}_{method}"))["total_params"]
-            - parameter_counts(model_once(f"{triple}_{method}"))["trainable_params"]
+            parameter_counts(model_once(f"{triple}_{method}")).total_params
+            - parameter_counts(model_once(f"{triple}_{method}")).trainable_params
             for method in ("lora", "qlora")
         ]
         assert totals[0] == totals[1]
@@ -488,7 +488,7 @@ def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp
     frozen = {torch.bfloat16, torch.uint8} if method == "qlora" else {torch.bfloat16}
     assert types(evidence) == {True: {torch.float32}, False: frozen}
     assert [finding for finding in audited(evidence) if not finding.passed] == []
-    assert len({round(loss, 4) for loss in evidence.trainer.course.losses}) == 3
+    assert len({round(loss, 4) for loss in evidence.trainer.log.losses}) == 3
 
 
 @pytest.mark.slow

@@ -28,15 +28,14 @@ class Cut(Exception):
 def trainer_for(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0):
     rows = rows_of(ROWS[cell_id.split("_")[1]])[:24]
     settings = {"max_steps": UPDATES, "num_train_epochs": epochs, "per_device_train_batch_size": 4}
-    trainer = trainer_of(cell_id, rows, **settings)
     checkpoints = Checkpoints(path=path, every_seconds=every_seconds, resume=resume)
+    trainer = trainer_of(cell_id, rows, after_update=checkpoints.save_if_due, **settings)
     checkpoints.restore(trainer)
-    trainer.after_update = checkpoints.save_if_due
     if cut_at is not None:
         update = trainer.update
 
         def cut(group):
-            if trainer.course.updates == cut_at:
+            if trainer.log.updates == cut_at:
                 raise Cut
             return update(group)
 
@@ -59,15 +58,15 @@ def weights(trainer):
 @pytest.mark.parametrize("cut_at", [1, 6, 11])
 def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, cut_at, tmp_path):
     whole = trainer_for(cell_id, tmp_path / "whole.safetensors", resume=False)
-    course = whole.run(silent())
+    training = whole.run(silent())
     path = tmp_path / "cut.safetensors"
     with pytest.raises(Cut):
         trainer_for(cell_id, path, resume=False, cut_at=cut_at).run(silent())
     resumed = trainer_for(cell_id, path, resume=True)
     again = resumed.run(silent())
-    assert again.losses == course.losses
-    assert again.learning_rates == course.learning_rates
-    assert (again.updates, again.order) == (course.updates, course.order)
+    assert again.losses == training.losses
+    assert resumed.log.learning_rates == whole.log.learning_rates
+    assert (again.updates, again.order) == (training.updates, training.order)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
     assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput are of the rest"]
     Checkpoints(path=path, every_seconds=0.0).clear()
@@ -77,7 +76,7 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, c
 @pytest.mark.parametrize("cut_at", [5, 6, 7, 11])
 def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_path):
     whole = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates an epoch
-    course = whole.run(silent(), scores())
+    training = whole.run(silent(), scores())
     path, validate = tmp_path / "b.safetensors", scores()
     with pytest.raises(Cut):
         trainer_for("bert_sa_sft", path, resume=False, cut_at=cut_at, epochs=2).run(silent(), validate)
@@ -85,7 +84,7 @@ def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_p
         validate = scores()  # cut right at the end of an epoch: the file is older than its validation, which comes again
     resumed = trainer_for("bert_sa_sft", path, resume=True, epochs=2)
     again = resumed.run(silent(), validate)
-    assert (again.epoch_scores, again.chosen_epoch) == (course.epoch_scores, course.chosen_epoch) == ([1.0, 3.0], 2)
+    assert (again.epoch_scores, again.chosen_epoch) == (training.epoch_scores, training.chosen_epoch) == ([1.0, 3.0], 2)
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
 
 
@@ -166,7 +165,7 @@ save_file(weights(trainer), sys.argv[2])
 def updates_in(path):
     try:
         with safe_open(path, "pt") as file:
-            return json.loads(file.metadata()["plain"])["course/updates"]
+            return json.loads(file.metadata()["plain"])["log/updates"]
     except Exception:
         return 0
 

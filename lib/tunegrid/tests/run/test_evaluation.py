@@ -44,7 +44,7 @@ def test_where_memory_runs_out_fewer_rows_are_predicted_at_once():
     codec, rows = codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[: EVAL_BATCH + 9]
     wide, narrow = (evaluate(model, codec, rows, Metrics(), CPU, silent()) for model in (Longest(), Narrow(EVAL_BATCH // 3)))
     assert [p.value for p in narrow.predictions] == [p.value for p in wide.predictions]
-    assert (wide.batch, narrow.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
+    assert (wide.part.batch, narrow.part.batch) == (EVAL_BATCH, EVAL_BATCH // 4)
 
 
 class Shapes(Longest):
@@ -115,34 +115,33 @@ def test_forward_passes_compute_in_that_precision_and_the_evaluation_says_so(mic
     recipe, profile = replace(codec.cell.recipe, precision="bf16"), replace(codec.cell.profile, micro=micro)
     codec.cell = replace(codec.cell, recipe=recipe, profile=profile)
     evaluation = evaluate(model, codec, rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
-    assert (model.kind, evaluation.precision) == (kind, "fp32" if micro else "bf16")
+    assert (model.kind, evaluation.part.precision) == (kind, "fp32" if micro else "bf16")
 
 
 def test_scores_and_losses_are_over_all_rows():
     rows = [{"label": 0, "content": "poor lamp ."}, {"label": 1, "content": "poor lamp ."}] * 2
     evaluation = evaluate(Longest(), codec_for("bert_sa_sft"), rows, Metrics(), CPU, silent())  # calls all of them bad
     assert evaluation.scores["accuracy"] == 50.0
-    assert evaluation.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
+    assert evaluation.part.loss == pytest.approx(5.0, abs=1e-3)  # nearly 0 for one half, nearly 10 for the other
 
 
 def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
     rows = rows_of("squad/validation")[:20]
     evaluation = evaluate(model_of("bert_qa_sft"), codec_for("bert_qa_sft"), rows, Metrics(), CPU, silent())
     assert len(evaluation.predictions) == 20
-    assert evaluation.loss is None
-    assert evaluation.samples_per_second == pytest.approx(20 / evaluation.seconds)
+    assert evaluation.part.loss is None
+    assert evaluation.samples_per_second == pytest.approx(20 / evaluation.part.seconds)
 
 
 def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
     codec, rows = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")[:2]
     monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
     monkeypatch.setattr("tunegrid.run.evaluation.METRICS", {codec.task.problem: lambda *_: Scored(scores={}, examples={})})
-    assert sorted(evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent()).generated) == [2, 3]
+    evaluation = evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent())
+    assert vars(evaluation.part.generated_tokens) == {"mean": 2.5, "median": 2.5, "longest": 3}
+    assert evaluation.generated_tokens_per_second == pytest.approx(5 / evaluation.part.seconds)
 
 
-def test_evaluation_moves_no_weight_and_switches_dropout_off():
-    model, rows = model_of("bert_sa_lora"), rows_of("amazon_polarity/train")[:8]
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    one, other = (evaluate(model.train(), codec_for("bert_sa_lora"), rows, Metrics(), CPU, silent()) for _ in range(2))
-    assert one.loss == other.loss
-    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+def test_a_cell_that_classifies_generates_nothing():
+    evaluation = evaluate(Longest(), codec_for("bert_sa_sft"), rows_of("amazon_polarity/train")[:3], Metrics(), CPU, silent())
+    assert (evaluation.part.generated_tokens, evaluation.generated_tokens_per_second) == (None, None)

@@ -239,22 +239,26 @@ def test_fixed_answers_are_scored():
 
 @pytest.mark.slow
 def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
-    start = sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
-    course = trainer.run(silent())
-    assert math.hypot(*course.first_step["gradients"].values()) == pytest.approx(course.clipped_norm, rel=1e-5)
-    now = sampled({name: trainer.parameters[name] for name in start})
+    start = trained_of(trainer)
+    training, figures = trainer.run(silent()), trainer.log.first_step
+    assert math.hypot(*figures["gradients"].values()) == pytest.approx(training.clipped_norm, rel=1e-5)
+    now = trained_of(trainer)
     apart = float(torch.nn.utils.get_total_norm([now[name] - start[name] for name in start]))
-    assert math.hypot(*course.first_step["moved"].values()) == pytest.approx(apart, rel=1e-5)
+    assert math.hypot(*figures["moved"].values()) == pytest.approx(apart, rel=1e-5)
+
+
+def trained_of(trainer):
+    return sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
 
 
 @pytest.mark.slow
 def test_movement_is_that_of_the_first_three_updates_of_more():
     """Later updates move weights on, and say nothing of the first."""
-    trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=5, per_device_train_batch_size=4, gradient_accumulation_steps=1)
-    start = sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
-    after = []
-    trainer.after_update = lambda trainer: after.append(sampled({name: trainer.parameters[name] for name in start}))
-    moved = trainer.run(silent()).first_step["moved"]
+    after, cut = [], {"max_steps": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
+    trainer = trainer_of("bert_sa_lora", REVIEWS, after_update=lambda trainer: after.append(trained_of(trainer)), **cut)
+    start = trained_of(trainer)
+    trainer.run(silent())
+    moved = trainer.log.first_step["moved"]
     apart = [float(torch.nn.utils.get_total_norm([now[name] - start[name] for name in start])) for now in after]
     assert math.hypot(*moved.values()) == pytest.approx(apart[2], rel=1e-5)
     assert apart[4] > 1.1 * apart[2]
@@ -262,11 +266,11 @@ def test_movement_is_that_of_the_first_three_updates_of_more():
 
 @pytest.mark.slow
 def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
-    trainer.course.first_step |= probed(trainer, Metrics(), REVIEWS)
-    trainer.run(silent())
+    trainer.start_from(probed(trainer, Metrics(), REVIEWS))
+    whole = trainer.run(silent()).first_step
     other = trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     other.load_state_dict(trainer.state_dict())
-    assert other.course.first_step == trainer.course.first_step
+    assert other.part().first_step == whole is not None
 
 
 def test_a_digest_taken_value_by_value_is_that_of_the_list():

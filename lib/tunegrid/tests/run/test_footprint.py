@@ -9,12 +9,14 @@ from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import Feature, all_tokens, real_tokens
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_CPU_PROFILE
+from tunegrid.record.parts import Ledger
 from tunegrid.run import footprint
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.footprint import (
     Footprint,
     TensorBytes,
     complete,
+    kept_bytes,
     matmul_peak,
     synthetic_features,
     trace,
@@ -126,9 +128,9 @@ def test_timed_updates_go_on_behind_the_traced_ones():
     trainer = gpt2("gpt2_sa_sft", lr_scheduler_type="cosine", warmup_ratio=0.0)
     trainer.features *= 2
     trace(trainer, 0)
-    course = trainer.run(silent())
-    assert (course.updates, len(course.losses), len(course.learning_rates)) == (4, 4, 4)
-    assert course.learning_rates[-1] == min(course.learning_rates)
+    training, rates = trainer.run(silent()), trainer.log.learning_rates
+    assert (training.updates, len(training.losses), len(rates)) == (4, 4, 4)
+    assert training.final_learning_rate == rates[-1] == min(rates)
 
 
 def test_the_products_peak_is_of_random_numbers(monkeypatch):
@@ -153,10 +155,10 @@ def test_the_products_peak_is_a_rate():
 def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
     trainer = gpt2(cell_id)
     traced = trace(trainer, 0)
-    ledger = complete(trainer.course.memory, traced)
-    rest = ledger["weights_bytes"] + ledger["gradients_bytes"] + ledger["optimizer_bytes"]
+    ledger = complete(trainer.log.ledger, traced)
+    rest = ledger.weights_bytes + ledger.gradients_bytes + ledger.optimizer_bytes
     assert traced.live_bytes == rest
-    assert ledger["activations_bytes"] == traced.peak_bytes - rest >= 0
+    assert ledger.activations_bytes == traced.peak_bytes - rest >= 0
 
 
 def test_a_tensor_that_is_kept_is_counted_and_one_that_is_dropped_is_not():
@@ -181,16 +183,21 @@ def test_a_model_that_hoards_tensors_breaks_the_sum():
     hoard = []
     trainer.model.score.register_forward_hook(lambda module, args, output: hoard.append(output * 2))
     traced = trace(trainer, 0)
-    [sentence] = wrong_bytes(trainer.course.memory, traced, CPU)
+    [sentence] = wrong_bytes(trainer.log.ledger, traced, CPU)
     assert sentence.startswith("the ledger holds ")
-    assert traced.live_bytes - sum(trainer.course.memory[f"{n}_bytes"] for n in ("weights", "gradients", "optimizer")) == 512
+    assert traced.live_bytes - kept_bytes(trainer.log.ledger) == 512
 
 
 # Expectations
 
 
+def ledger_of(weights, gradients, moments):
+    rest = dict.fromkeys(("checkpoint_bytes", "activations_bytes", "peak_bytes"))
+    return Ledger(weights_bytes=weights, gradients_bytes=gradients, optimizer_bytes=moments, **rest)
+
+
 def expect(cell_id, weights, gradients, moments, extra=0):
-    ledger = {"weights_bytes": weights, "gradients_bytes": gradients, "optimizer_bytes": moments}
+    ledger = ledger_of(weights, gradients, moments)
     traced = Footprint(
         flops_per_step=1, matmul_flops_per_second=1.0, live_bytes=weights + gradients + moments + extra, peak_bytes=0
     )
@@ -216,8 +223,9 @@ def test_over_a_base_in_bf16_unquantized_weights_take_two_bytes():
     cell = CELLS["gpt2_sa_qlora"]
     cell = replace(cell, backbone=replace(cell.backbone, dtype="bfloat16"), recipe=replace(cell.recipe, precision="bf16"))
     plain = 2 * (124_441_344 + 294_912)
-    ledger = {"weights_bytes": plain, "gradients_bytes": 0, "optimizer_bytes": 0}
-    assert wrong_savings(cell, ledger) == [f"quantized weights take {plain:,} bytes, unquantized ones {plain:,}"]
+    assert wrong_savings(cell, ledger_of(plain, 0, 0)) == [
+        f"quantized weights take {plain:,} bytes, unquantized ones {plain:,}"
+    ]
 
 
 def test_an_adapter_with_the_gradients_of_a_whole_model_is_mentioned():

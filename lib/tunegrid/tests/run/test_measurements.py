@@ -9,35 +9,27 @@ import torch
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, QUICK_PROFILE
-from tunegrid.run.course import Training
-from tunegrid.run.evaluation import Evaluation
-from tunegrid.run.footprint import Footprint
-from tunegrid.run.measurements import (
-    data_record,
-    device_record,
-    evaluation_record,
-    flops_record,
-    memory_record,
-    model_record,
-    throughput_record,
-)
+from tunegrid.record import data_record
+from tunegrid.record.parts import Ledger
+from tunegrid.run.device import device_record
+from tunegrid.run.footprint import Footprint, complete, flops_of
 from tunegrid.run.meter import Meter
+from tunegrid.run.weights import model_record
 
 CPU = torch.device("cpu")
-LEDGER = {"weights_bytes": 100, "gradients_bytes": 10, "optimizer_bytes": 20, "checkpoint_bytes": 10}
+SIZES = {"weights_bytes": 100, "gradients_bytes": 10, "optimizer_bytes": 20, "checkpoint_bytes": 10}
+LEDGER = Ledger(**SIZES, activations_bytes=None, peak_bytes=None)
 FOOTPRINT = Footprint(flops_per_step=3_000, matmul_flops_per_second=5_000.0, live_bytes=130, peak_bytes=180)
 
 
 def test_mfu_is_what_an_update_achieves_of_the_devices_best():
-    flops = flops_record(FOOTPRINT, 2.0)
+    flops = flops_of(FOOTPRINT, 2.0)
     assert (flops.achieved_flops_per_second, flops.mfu_percent) == (1_500.0, 30.0)
-    assert (flops_record(FOOTPRINT, None).achieved_flops_per_second, flops_record(FOOTPRINT, None).mfu_percent) == (None, None)
+    assert (flops_of(FOOTPRINT, None).achieved_flops_per_second, flops_of(FOOTPRINT, None).mfu_percent) == (None, None)
 
 
 def test_a_footprints_ledger_has_its_peak_and_what_is_left_for_activations():
-    training, meter = Training(memory=LEDGER), Meter(device=CPU)
-    assert memory_record(training, meter, None).ledger.peak_bytes is None
-    ledger = memory_record(training, meter, FOOTPRINT).ledger
+    ledger = complete(LEDGER, FOOTPRINT)
     assert (ledger.weights_bytes, ledger.peak_bytes, ledger.activations_bytes) == (100, 180, 50)
 
 
@@ -45,32 +37,11 @@ def test_a_training_that_stopped_at_once_has_an_empty_ledger_and_no_rates():
     meter = Meter(device=CPU)
     with meter.phase("train"):
         pass
-    memory = memory_record(Training(stopped="loss is nan"), meter, None)
+    memory = meter.memory()
     assert set(vars(memory.ledger).values()) == {None}
     assert list(memory.phases) == ["train"]
-    speed = throughput_record(meter, None, None)
+    speed = meter.throughput()
     assert (speed.train_samples_per_second, speed.step_seconds, speed.measured_steps) == (None, [], 0)
-
-
-def evaluation(generated):
-    """An evaluation of 2 s, of which only the lengths of the texts matter."""
-    blank = dict.fromkeys(("predictions", "scores", "examples", "rows", "features", "outputs", "loss", "batch"))
-    return Evaluation(
-        **blank | {"seconds": 2.0, "samples_per_second": 2.0, "sources": {}, "generated": generated, "precision": "fp32"}
-    )
-
-
-def test_a_generating_cell_says_how_fast_and_how_much_it_generates():
-    wrote = evaluation([3, 4, 4, 9])
-    assert vars(evaluation_record(wrote).generated_tokens) == {"mean": 5.0, "median": 4.0, "longest": 9}
-    assert throughput_record(Meter(device=CPU), wrote, None).generated_tokens_per_second == 10.0
-
-
-def test_a_cell_that_generates_nothing_has_no_such_figures():
-    classified = evaluation(None)
-    assert evaluation_record(classified).generated_tokens is None
-    assert throughput_record(Meter(device=CPU), classified, None).generated_tokens_per_second is None
-    assert evaluation_record(classified).precision == "fp32"
 
 
 def test_origins_do_not_name_the_folder_that_holds_the_data():

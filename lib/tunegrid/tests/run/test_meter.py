@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from tunegrid.codecs.base import all_tokens, real_tokens
+from tunegrid.record.parts import Ledger, Parameters
 from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, peaks, tensor_bytes
 from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
@@ -42,7 +43,7 @@ def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
 
 def test_updates_of_ten_milliseconds_give_a_hundred_samples_per_second_however_many_there_are():
     for updates in (4, 13, 130):  # a peer divided all updates' samples by one update's time
-        assert measured([0.01] * updates).throughput()["train_samples_per_second"] == pytest.approx(100)
+        assert measured([0.01] * updates).throughput().train_samples_per_second == pytest.approx(100)
 
 
 def test_real_updates_of_ten_milliseconds_give_a_hundred_samples_per_second():
@@ -53,7 +54,7 @@ def test_real_updates_of_ten_milliseconds_give_a_hundred_samples_per_second():
                 until = time.perf_counter() + 0.01
                 while time.perf_counter() < until:
                     pass
-        return meter.throughput()["train_samples_per_second"]
+        return meter.throughput().train_samples_per_second
 
     # Other processes can only slow an update down: one undisturbed try is enough, and a wrong meter never has one.
     assert any(rate() == pytest.approx(100, rel=0.05) for _ in range(30))
@@ -62,7 +63,7 @@ def test_real_updates_of_ten_milliseconds_give_a_hundred_samples_per_second():
 def test_validation_and_encoding_between_updates_are_not_training_time():
     meter = measured([0.5] * 8, between=60.0)
     assert meter.train_seconds() == 4.0
-    assert meter.throughput()["train_samples_per_second"] == 2.0
+    assert meter.throughput().train_samples_per_second == 2.0
 
 
 @pytest.mark.slow
@@ -83,15 +84,15 @@ def test_collating_is_training_time():
 def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     meter = measured([9.0, 9.0, 9.0, 1.0, 1.0], samples=4)
     throughput = meter.throughput()
-    assert (throughput["train_samples_per_second"], throughput["train_steps_per_second"]) == (4.0, 1.0)
-    assert (throughput["warmup_steps"], throughput["measured_steps"]) == (3, 2)
+    assert (throughput.train_samples_per_second, throughput.train_steps_per_second) == (4.0, 1.0)
+    assert (throughput.warmup_steps, throughput.measured_steps) == (3, 2)
     assert meter.train_seconds() == 29.0
 
 
 def test_token_rates_count_real_tokens_and_padding_has_a_share_of_its_own():
     throughput = measured([0.5] * 5, tokens=30, padded_tokens=40).throughput()
-    assert throughput["train_tokens_per_second"] == 60.0
-    assert throughput["padding_share"] == 0.25
+    assert throughput.train_tokens_per_second == 60.0
+    assert throughput.padding_share == 0.25
 
 
 def test_real_tokens_of_a_batch_are_those_under_its_masks():
@@ -109,14 +110,14 @@ def test_tokens_of_a_separate_target_count_too():
 
 def test_the_median_and_the_ninetieth_percentile_of_updates():
     steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
-    assert (steps["step_seconds_median"], steps["step_seconds_p90"]) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
+    assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
 
 
 def test_a_run_too_short_to_measure_says_so_with_none():
     throughput = measured([1.0] * WARMUP_UPDATES).throughput()
-    assert throughput["train_samples_per_second"] is None
-    assert throughput["step_seconds_median"] is None
-    assert throughput["measured_steps"] == 0
+    assert throughput.train_samples_per_second is None
+    assert throughput.step_seconds_median is None
+    assert throughput.measured_steps == 0
 
 
 @pytest.mark.slow
@@ -164,7 +165,7 @@ def test_each_phase_has_its_own_peak(resettable):
         torch.ones(256 * MIB // 4).sum()
     with meter.phase("train"):
         torch.ones(8).sum()
-    high, low = (meter.phases[name]["rss_peak_gib"] for name in ("load", "train"))
+    high, low = (meter.phases[name].rss_peak_gib for name in ("load", "train"))
     assert high - low == pytest.approx(0.25, abs=0.05)
 
 
@@ -173,11 +174,11 @@ def test_a_phase_that_comes_again_adds_time_and_keeps_the_higher_peak(resettable
     with meter.phase("train"):
         torch.ones(256 * MIB // 4).sum()
         time.sleep(0.02)
-    first = meter.phases["train"]["rss_peak_gib"]
+    first = meter.phases["train"].rss_peak_gib
     with meter.phase("train"):
         time.sleep(0.02)
-    assert meter.phases["train"]["rss_peak_gib"] == first
-    assert 0.04 <= meter.phases["train"]["seconds"] < 2
+    assert meter.phases["train"].rss_peak_gib == first
+    assert 0.04 <= meter.phases["train"].seconds < 2
 
 
 def test_a_phase_inside_another_interrupts_it(resettable):
@@ -189,21 +190,21 @@ def test_a_phase_inside_another_interrupts_it(resettable):
             time.sleep(0.2)
         time.sleep(0.05)
     train, validate = meter.phases["train"], meter.phases["validate"]
-    assert validate["rss_peak_gib"] - train["rss_peak_gib"] == pytest.approx(0.25, abs=0.05)
-    assert validate["seconds"] >= 0.2
-    assert 0.1 <= train["seconds"] < 0.2
+    assert validate.rss_peak_gib - train.rss_peak_gib == pytest.approx(0.25, abs=0.05)
+    assert validate.seconds >= 0.2
+    assert 0.1 <= train.seconds < 0.2
 
 
 def test_a_phase_that_fails_is_measured_all_the_same():
     meter = Meter(device=CPU)
     with pytest.raises(RuntimeError), meter.phase("train"):
         raise RuntimeError
-    assert meter.phases["train"]["seconds"] >= 0
+    assert meter.phases["train"].seconds >= 0
 
 
 def test_what_a_cpu_cannot_measure_is_none():
-    cpu_peaks = peaks(CPU)
-    assert (cpu_peaks["allocated_peak_gib"], cpu_peaks["reserved_peak_gib"]) == (None, None)
+    cpu_peaks = peaks(CPU, seconds=1.0)
+    assert (cpu_peaks.allocated_peak_gib, cpu_peaks.reserved_peak_gib) == (None, None)
 
 
 def test_the_ledger_of_a_linear_layer_is_exact():
@@ -211,35 +212,37 @@ def test_the_ledger_of_a_linear_layer_is_exact():
     optimizer = torch.optim.AdamW(layer.parameters(), fused=True)
     layer(torch.ones(1, 3)).sum().backward()
     optimizer.step()
-    assert ledger(layer, optimizer, tensor_bytes(p.grad for p in layer.parameters())) == {
-        "weights_bytes": 32,
-        "gradients_bytes": 32,
-        "optimizer_bytes": 72,  # two moments, and a step count of 4 bytes a tensor
-        "checkpoint_bytes": 32,
-    }
+    assert ledger(layer, optimizer, tensor_bytes(p.grad for p in layer.parameters())) == Ledger(
+        weights_bytes=32,
+        gradients_bytes=32,
+        optimizer_bytes=72,  # two moments, and a step count of 4 bytes a tensor
+        checkpoint_bytes=32,
+        activations_bytes=None,
+        peak_bytes=None,
+    )
 
 
 def test_frozen_weights_are_weights_but_not_trainable_ones():
     layer = nn.Linear(3, 2)
     layer.weight.requires_grad_(False)
     sizes = ledger(layer, None, None)
-    assert (sizes["weights_bytes"], sizes["checkpoint_bytes"]) == (32, 8)
-    assert (sizes["gradients_bytes"], sizes["optimizer_bytes"]) == (None, None)
+    assert (sizes.weights_bytes, sizes.checkpoint_bytes) == (32, 8)
+    assert (sizes.gradients_bytes, sizes.optimizer_bytes) == (None, None)
 
 
 def test_tied_weights_and_views_count_once():
     one, other = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
     other.weight = one.weight
     both = nn.ModuleList([one, other])
-    assert ledger(both, None, None)["weights_bytes"] == 36
-    assert parameter_counts(both)["total_params"] == 9
+    assert ledger(both, None, None).weights_bytes == 36
+    assert parameter_counts(both).total_params == 9
     assert tensor_bytes([one.weight, one.weight.t(), one.weight[0]]) == 36
 
 
 def test_parameter_counts_say_what_trains():
     layer = nn.Linear(3, 2)
     layer.weight.requires_grad_(False)
-    assert parameter_counts(layer) == {"trainable_params": 2, "total_params": 8, "trainable_percent": 25.0}
+    assert parameter_counts(layer) == Parameters(trainable_params=2, total_params=8, trainable_percent=25.0)
 
 
 @pytest.fixture
@@ -251,14 +254,14 @@ def packed():
 
 
 def test_a_four_bit_layer_counts_the_weights_it_holds(packed):
-    assert parameter_counts(packed)["total_params"] == 64 * 32
+    assert parameter_counts(packed).total_params == 64 * 32
 
 
 def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales(packed):
     weights, scales = 64 * 32 // 2, 64 * 32 // 64  # half a byte a weight; a byte a block of 64
     scales_of_scales = 4 + 4  # one block of 256, and their offset
     tables = 16 * 4 + 256 * 4  # the values that 4 bits and 8 bits stand for
-    assert ledger(packed, None, None)["weights_bytes"] == weights + scales + scales_of_scales + tables
+    assert ledger(packed, None, None).weights_bytes == weights + scales + scales_of_scales + tables
 
 
 @pytest.mark.slow

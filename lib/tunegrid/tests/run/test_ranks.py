@@ -12,7 +12,6 @@ from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.fingerprints import model_marks
-from tunegrid.run.measurements import ranks_record
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks
@@ -26,13 +25,13 @@ PLAIN = sorted(METHODS.difference(PACKED))
 
 
 def course_of(trainer):
-    training = still(trainer).run(silent())
+    still(trainer).run(silent())
     marks = {name: mark for name, mark in model_marks(trainer.model).items() if trainer.parameters[name].requires_grad}
-    return training, marks
+    return trainer.log, marks
 
 
 def both(ranks, make):
-    """A course on all ranks and, on the first, the one of a process alone; the weights they end with."""
+    """The log of a training on all ranks and, on the first, of one process alone; the weights they end with."""
     return course_of(make(ranks)), course_of(make(ALONE)) if ranks.rank == 0 else None
 
 
@@ -182,8 +181,8 @@ def test_three_ranks_score_every_row_once(cell_id, count):
 
 def meters_of(ranks):
     trainer = trainer_of("bert_sa_sft", rows_of(ROWS["sa"])[:14], ranks=ranks, **CUT)
-    trainer.run(silent())
-    return ranks_record(ranks, trainer.meter), trainer.meter.sizes(), trainer.meter.train_tokens()
+    training = trainer.run(silent())
+    return trainer.meter.over(ranks), trainer.meter.sizes(), training.tokens
 
 
 def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():

@@ -26,9 +26,9 @@ def made(cell_id, ranks, count=14, **changes):
 
 
 def course_of(trainer):
-    training = trainer.run(silent())
+    trainer.run(silent())
     weights = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    return training, weights
+    return trainer.log, weights
 
 
 def both(ranks, cell_id, count, changes):
@@ -89,7 +89,7 @@ def held_on(ranks):
     for one in (sharded(ranks), ranks):
         trainer = made("gpt2_sum_sft", one, 6, **CUT | {"max_steps": 1})
         trainer.run(silent())
-        ledgers.append(trainer.course.memory)
+        ledgers.append(vars(trainer.log.ledger))
     parts = [isinstance(p, DTensor) for p in sharded(ranks).twin(trainer.model, trainer.cell, "fp32").parameters()]
     return *ledgers, all(parts)
 
@@ -119,8 +119,8 @@ def best_on(ranks):
     """Marks of the model, and of the twin gathered again, where the first of two epochs scored best."""
     trainer = made("gpt2_sum_lora", sharded(ranks), 6, **CUT | {"num_train_epochs": 2, "max_steps": 0})
     scores = iter([2.0, 1.0])
-    trainer.run(silent(), lambda: (next(scores), []))
-    return trainer.course.chosen_epoch, twin_is_the_model(trainer)
+    training = trainer.run(silent(), lambda: (next(scores), []))
+    return training.chosen_epoch, twin_is_the_model(trainer)
 
 
 def test_the_twin_follows_the_epoch_that_was_chosen():

@@ -29,7 +29,7 @@ LENGTHS = [1 + i % 7 for i in range(700)]
 
 
 def trained(trainer: Trainer):
-    """The course of a training and the gradients that its last update saw."""
+    """The record's part of a training, and the gradients that its last update saw."""
     gradients = {}
 
     def keep(*_):
@@ -37,6 +37,12 @@ def trained(trainer: Trainer):
 
     trainer.optimizer.optimizer.register_step_pre_hook(keep)
     return trainer.run(silent()), gradients
+
+
+def rates_of(trainer: Trainer):
+    """The learning rate of each update of a training."""
+    trainer.run(silent())
+    return trainer.log.learning_rates
 
 
 def poisoned(at: int):
@@ -104,7 +110,7 @@ def test_a_linear_schedule_warms_up_and_ends_in_updates():
         per_device_train_batch_size=1,
         gradient_accumulation_steps=4,
     )
-    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    rates = [rate * 1e3 for rate in rates_of(trainer)]
     assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
 
 
@@ -119,13 +125,13 @@ def test_a_cosine_schedule_follows_half_a_wave_over_the_updates():
         per_device_train_batch_size=1,
         gradient_accumulation_steps=2,
     )
-    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    rates = [rate * 1e3 for rate in rates_of(trainer)]
     assert rates == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
 
 
 def test_a_warm_up_share_is_of_the_updates():
     trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=5, warmup_ratio=0.4, learning_rate=1e-3)
-    rates = [rate * 1e3 for rate in trainer.run(silent()).learning_rates]
+    rates = [rate * 1e3 for rate in rates_of(trainer)]
     assert rates == pytest.approx([0, 0.5, 1, 2 / 3, 1 / 3])
 
 
@@ -138,8 +144,8 @@ def test_epochs_are_counted_in_updates_and_the_last_may_be_smaller():
 
 def test_training_takes_the_planned_updates():
     trainer = trainer_of("bert_sa_sft", REVIEWS[:5], max_steps=0, num_train_epochs=2, per_device_train_batch_size=2)
-    course = trainer.run(silent())
-    assert (trainer.total, course.updates, len(course.losses), len(trainer.meter.updates)) == (6, 6, 6, 6)
+    training = trainer.run(silent())
+    assert (trainer.total, training.updates, len(training.losses), len(trainer.meter.updates)) == (6, 6, 6, 6)
 
 
 # Order
@@ -215,22 +221,22 @@ def scaled(codec, **changes):
     trainer = trainer_of("bert_sa_sft", REVIEWS, codec, **settings | changes)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     trainer.accelerator.scaler = scaler
-    trainer.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
-    trainer.loss_scale = LossScale(scaler)
+    trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.stepper.loss_scale = LossScale(scaler)
     return trainer
 
 
 def test_the_schedule_does_not_advance_on_updates_that_fp16_lost():
-    course = scaled(overflowing(0, 3, 4, 5)).run(silent())
-    assert course.skipped == [0, 3, 4, 5]
-    assert [rate * 1e4 for rate in course.learning_rates] == pytest.approx([6, 6, 5, 4, 4, 4])
-    assert (course.updates, course.stopped) == (6, None)
+    trainer = scaled(overflowing(0, 3, 4, 5))
+    training = trainer.run(silent())
+    assert trainer.log.skipped == [0, 3, 4, 5]
+    assert [rate * 1e4 for rate in trainer.log.learning_rates] == pytest.approx([6, 6, 5, 4, 4, 4])
+    assert (training.updates, training.stopped) == (6, None)
 
 
 def test_a_lost_update_moves_no_weight_and_the_next_one_does():
-    trainer = scaled(overflowing(1))
     weights = []
-    trainer.after_update = lambda trainer: weights.append(trainer.trained[0].detach().clone())
+    trainer = scaled(overflowing(1), after_update=lambda trainer: weights.append(trainer.trained[0].detach().clone()))
     trainer.run(silent())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[1], weights[2])
@@ -248,11 +254,12 @@ class Fetches(TorchDispatchMode):
 
 def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
     trainer = scaled(overflowing(1), max_grad_norm=1.0)
-    fetches, clip, step = Fetches(), trainer.clipping.clip, trainer.loss_scale.step
+    clipping, scale = trainer.stepper.clipping, trainer.stepper.loss_scale
+    fetches, clip, step = Fetches(), clipping.clip, scale.step
     monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
     monkeypatch.setattr(trainer, "_first", Mock(gradients=lambda device: {}, moved=dict))  # figures of the first update wait
-    monkeypatch.setattr(trainer.clipping, "clip", lambda course: (fetches.__enter__(), clip(course)))
-    monkeypatch.setattr(trainer.loss_scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
+    monkeypatch.setattr(clipping, "clip", lambda: (fetches.__enter__(), clip())[1])
+    monkeypatch.setattr(scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
     for group in islice(trainer.updates(0), 3):
         trainer.update(group)
     assert fetches.count == 0
@@ -265,7 +272,7 @@ def test_a_method_with_something_to_do_after_a_step_learns_at_once_whether_there
         def after_step(self, model, update):
             calls.append((update, all(p.grad is not None for p in trainer.trained if p.requires_grad)))
 
-    trainer.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
+    trainer.stepper.cell = replace(trainer.cell, method=Counting(id="counting", name="counting"))
     trainer.run(silent())
     assert [update for update, _ in calls] == [0, 2, 3, 4, 5]
 
@@ -297,8 +304,8 @@ def test_the_best_epochs_weights_are_kept(cell_id):
         kept.append({name: p.detach().clone() for name, p in trainer.model.named_parameters()})
         return [1.0, 3.0, 2.0][len(kept) - 1], REVIEWS
 
-    course = trainer.run(silent(), validate)
-    assert (course.epoch_scores, course.chosen_epoch) == ([1.0, 3.0, 2.0], 2)
+    training = trainer.run(silent(), validate)
+    assert (training.epoch_scores, training.chosen_epoch) == ([1.0, 3.0, 2.0], 2)
     assert all(torch.equal(p, kept[1][name]) for name, p in trainer.model.named_parameters())
     assert not all(torch.equal(kept[1][name], kept[2][name]) for name in kept[1])
 
@@ -314,7 +321,7 @@ def test_validation_and_the_copy_of_the_best_weights_are_phases_of_their_own():
         began = time.perf_counter()
         trainer.run(silent(), validate)
         seconds = time.perf_counter() - began
-    phases = {name: phase["seconds"] for name, phase in trainer.meter.phases.items()}
+    phases = {name: phase.seconds for name, phase in trainer.meter.phases.items()}
     assert phases.keys() == {"train", "validate", "keep_best"}
     assert phases["validate"] >= 0.4
     assert sum(phases.values()) == pytest.approx(seconds, abs=0.1)
@@ -327,8 +334,8 @@ def test_the_earlier_of_two_equal_epochs_is_kept():
 
 def test_one_epoch_leaves_nothing_to_choose():
     trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=0, num_train_epochs=1)
-    course = trainer.run(silent(), lambda: pytest.fail("validated in vain"))
-    assert (course.chosen_epoch, course.epoch_scores) == (None, [])
+    training = trainer.run(silent(), lambda: pytest.fail("validated in vain"))
+    assert (training.chosen_epoch, training.epoch_scores) == (None, [])
 
 
 # State
@@ -337,24 +344,24 @@ def test_one_epoch_leaves_nothing_to_choose():
 def test_a_trainer_goes_on_from_another_ones_state():
     settings = {"max_steps": 6, "num_train_epochs": 2, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1}
     points = [2.0, 1.0]
-    whole = trainer_of("gpt2_sum_lora", NEWS, **settings)
     states = []
-    whole.after_update = lambda trainer: states.append(copy.deepcopy(trainer.state_dict()))
-    course = whole.run(silent(), lambda: (points[len(whole.course.epoch_scores)], NEWS))
+    keep = lambda trainer: states.append(copy.deepcopy(trainer.state_dict()))  # noqa: E731
+    whole = trainer_of("gpt2_sum_lora", NEWS, after_update=keep, **settings)
+    training = whole.run(silent(), lambda: (points[len(whole.log.epoch_scores)], NEWS))
     resumed = trainer_of("gpt2_sum_lora", NEWS, **settings)
     resumed.load_state_dict(states[4])  # after the fifth of six updates, the first of the second epoch
-    again = resumed.run(silent(), lambda: (points[len(resumed.course.epoch_scores)], NEWS))
+    again = resumed.run(silent(), lambda: (points[len(resumed.log.epoch_scores)], NEWS))
     assert len(states) == 6
-    assert (again.losses, again.order, again.chosen_epoch) == (course.losses, course.order, 1)
+    assert (again.losses, again.order, again.chosen_epoch) == (training.losses, training.order, 1)
     assert all(torch.equal(p, whole.parameters[name]) for name, p in resumed.parameters.items())
 
 
 def test_updates_made_before_the_run_are_not_made_again():
     trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=3, per_device_train_batch_size=4)
     first = next(trainer.updates(0))
-    trainer.losses.append(trainer.update(first))
-    course = trainer.run(silent())
-    assert (course.updates, len(course.losses), course.losses[0]) == (3, 3, float(trainer.losses[0]))
+    loss = float(trainer.update(first))
+    training = trainer.run(silent())
+    assert (training.updates, len(training.losses), training.losses[0]) == (3, 3, loss)
 
 
 # Losses that are not numbers
@@ -373,9 +380,9 @@ def test_the_update_is_counted_not_the_micro_batch():
 
 def test_training_ends_at_the_next_look():
     trainer = trainer_of("bert_sa_sft", REVIEWS, poisoned(2), max_steps=30, per_device_train_batch_size=8)
-    course = trainer.run(silent())
-    assert course.stopped == "loss is nan at update 2 of 30"
-    assert course.updates == 10  # losses are looked at every ten updates
+    training = trainer.run(silent())
+    assert training.stopped == "loss is nan at update 2 of 30"
+    assert training.updates == 10  # losses are looked at every ten updates
 
 
 def test_a_good_run_stops_for_nothing():
@@ -452,17 +459,18 @@ def test_another_error_is_not_taken_for_lack_of_memory():
 
 def test_the_ledger_of_a_run_is_that_of_adam_over_what_trains():
     trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=1)
-    memory = trainer.run(silent()).memory
+    trainer.run(silent())
+    ledger = trainer.log.ledger
     tensors = [p for p in trainer.model.parameters() if p.requires_grad]
     size = 4 * sum(p.numel() for p in tensors)
-    assert memory["gradients_bytes"] == memory["checkpoint_bytes"] == size
-    assert memory["optimizer_bytes"] == 2 * size + 4 * len(tensors)
+    assert ledger.gradients_bytes == ledger.checkpoint_bytes == size
+    assert ledger.optimizer_bytes == 2 * size + 4 * len(tensors)
 
 
 def test_eight_bit_moments_take_a_quarter_where_tensors_are_large():
     trainer = trainer_of("bert_qa_sft", rows_of("squad/train")[:4], max_steps=1, optim="adamw_bnb_8bit")
-    memory = trainer.run(silent()).memory
-    assert memory["optimizer_bytes"] < 0.6 * 2 * memory["weights_bytes"]
+    trainer.run(silent())
+    assert trainer.log.ledger.optimizer_bytes < 0.6 * 2 * trainer.log.ledger.weights_bytes
 
 
 def test_a_meter_is_given_every_sample():
@@ -472,8 +480,17 @@ def test_a_meter_is_given_every_sample():
     assert sum(update.samples for update in trainer.meter.updates) == 7
 
 
-def test_a_course_that_was_stopped_before_it_began_makes_no_update():
+def test_a_training_that_must_not_begin_says_why_and_makes_no_update():
     trainer = trainer_of("bert_sa_lora", REVIEWS[:16], max_steps=2)
-    trainer.course.stopped = "audit heads_trainable: frozen"
-    course = trainer.run(silent())
-    assert (course.stopped, course.updates, trainer.losses) == ("audit heads_trainable: frozen", 0, [])
+    training = trainer.not_run("audit heads_trainable: frozen")
+    assert (training.stopped, training.updates, training.losses) == ("audit heads_trainable: frozen", 0, [])
+    assert (training.final_learning_rate, training.first_step, trainer.log.ledger) == (None, None, None)
+
+
+def test_what_is_returned_stays_as_it_is_when_the_trainer_goes_on():
+    trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=2)
+    before = trainer.part()
+    after = trainer.run(silent())
+    assert (before.losses, before.fallbacks, len(after.losses)) == ([], after.fallbacks, 2)
+    assert after.losses is not trainer.log.losses
+    assert after.fallbacks is not trainer.log.fallbacks
