@@ -16,7 +16,18 @@ from tunegrid.results.journal import Journal, latest
 from tunegrid.results.writing import FinishedRun, Line
 from tunegrid.tests.records import complete
 
-PLUGINS = ("options", "session", "selection", "sharding", "planning", "progress", "journal", "results", "isolation", "engine")
+PLUGINS = (
+    "options",
+    "session",
+    "selection",
+    "sharding",
+    "planning",
+    "progress",
+    "journal",
+    "results",
+    "isolation",
+    "ray.plugin",
+)
 CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
 # Cells that train nothing. Two have the results of one, the third fails an audit of its own.
 TESTS = """
@@ -40,29 +51,30 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
 # What Ray does, in this process and one cell at a time: all else of --engine ray is as it is.
 LOCAL_CLUSTER = """
 from pathlib import Path
-import fixtures.cluster
-from fixtures.errand import Brought
+import fixtures.ray.cluster
+from fixtures.ray.remote_cell import RemoteResult
+from fixtures.child import Child
 from fixtures.process import run
 
 class Cluster:
     nodes = [{"CPU": 1.0}]
     def __init__(self, address, pack):
         self.sent = []
-    def send(self, errand, share):
-        self.sent.append(errand)
-        return errand
+    def send(self, cell, needed):
+        self.sent.append(cell)
+        return cell
     def ended(self, sent, seconds):
         return sent[0]
-    def bring(self, errand):
-        return Brought(ended=run(errand.arguments, errand.nodeid, cwd=Path.cwd()), files={})
+    def result_of(self, cell):
+        return RemoteResult(ended=run(cell.arguments, Child(test=cell.nodeid), cwd=Path.cwd()), files={})
     def starts(self):
         return {}
-    def standings(self):
+    def states(self):
         return {}
     def leave(self):
         pass
 
-fixtures.cluster.Cluster = Cluster
+fixtures.ray.cluster.Cluster = Cluster
 """
 COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"
 EXPECTED = {
