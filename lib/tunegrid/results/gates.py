@@ -90,7 +90,7 @@ def gate(
         new: the run to judge, of one seed or several.
         margins: by kind and quantity; those of the suite if None.
         noise: of training; what the suite was calibrated to if None.
-        look: which look at the run this is (`tunegrid.results.looks`).
+        look: which look at the run this is (`tunegrid.results.interim`).
         looks: how many there are at most.
 
     Raises:

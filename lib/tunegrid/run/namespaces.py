@@ -20,7 +20,7 @@ _ABSENT = object()
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Namespace:
-    """One namespace as it was at one look.
+    """One namespace as it was at one moment.
 
     Attributes:
         holder: the module, class or mapping; kept alive, so that its id stays its own.
@@ -56,19 +56,19 @@ class Namespace:
         return callable(value) or isinstance(self.holder, type)
 
 
-Look = dict[int, Namespace]  # by the id of its holder
+Snapshot = dict[int, Namespace]  # by the id of its holder
 
 
 class Namespaces:
-    """All namespaces of the libraries that are imported. A look costs little where nothing changed since the one before."""
+    """All namespaces of the libraries that are imported. A snapshot costs little where nothing changed since the one before."""
 
     def __init__(self) -> None:
-        """Nobody looked yet."""
-        self._known: Look = {}
+        """No snapshot was taken yet."""
+        self._known: Snapshot = {}
 
-    def look(self) -> Look:
+    def snapshot(self) -> Snapshot:
         """The namespaces as they are now."""
-        seen: Look = {}
+        seen: Snapshot = {}
         waiting = list(_modules())
         for name, holder in waiting:  # which grows meanwhile
             if id(holder) not in seen:
@@ -121,7 +121,7 @@ def _inner(value: Any) -> Iterator[Any]:
 
 
 def _is_dull(key: Any) -> bool:
-    """Whether a name says that nothing is to be looked for behind it; hooks have a look of their own."""
+    """Whether a name says that nothing is to be looked for behind it; hooks are looked at by themselves."""
     return key in DULL or str(key).endswith("hooks")
 
 

@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 
 from tunegrid.codecs.architectures import OWN
 from tunegrid.machine import keeps_freed_memory
-from tunegrid.run.namespaces import Look, Namespaces
+from tunegrid.run.namespaces import Snapshot, Namespaces
 from tunegrid.run.owners import Owner, author_of, is_packaged, owner_of, written_in
 
 UNKNOWN = "unknown"  # who changed what stood otherwise when the cell began
@@ -63,13 +63,13 @@ class Watch:
 
     def __init__(self) -> None:
         """Nothing was looked at, but for the kernels, which an earlier cell may have left behind."""
-        self._namespaces, self._before = Namespaces(), Look()
+        self._namespaces, self._before = Namespaces(), Snapshot()
         self._at_start, self._operators = registrations(), frozenset(torch._C._dispatch_get_all_op_names())
         self._kernels: tuple[tuple[frozenset[str], int], list[Replaced]] = (frozenset(), 0), []
 
     def begin(self) -> None:
         """A cell begins: what changes from now on is found, whoever changes it."""
-        self._before = self._namespaces.look()
+        self._before = self._namespaces.snapshot()
 
     def inside(self, model: nn.Module) -> list[Replaced]:
         """What stands in the libraries' place this moment, also inside of a forward pass."""
@@ -80,7 +80,7 @@ class Watch:
         return list(dict.fromkeys([*self.inside(model), *hooks(model), *known(model)]))
 
     def _code(self) -> Iterator[Replaced]:
-        for place, now in self._namespaces.look().items():
+        for place, now in self._namespaces.snapshot().items():
             yield from (_of(f"{now.name}.{key}", owner) for key, owner in now.strangers.items())
             before = self._before.get(place, now)
             if before is not now:

@@ -13,7 +13,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results import examples
 from tunegrid.results.gates import FAILED_BY, Run, gate, kind_of, outcome, read_run
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
-from tunegrid.results.looks import chance_to_tell, promising, share_of_alpha
+from tunegrid.results.interim import chance_to_decide, promising, share_of_alpha
 from tunegrid.results.noise import Deviation, Noise
 from tunegrid.results.quality import MAIN_ALPHA, Decision, decide
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
@@ -374,7 +374,7 @@ def test_intervals_of_a_look_hold_at_its_share_of_alpha():
 def test_the_chance_to_tell_by_hand():
     # one more seed: reach 2 / sqrt 2 = 1.414, spread 1 / sqrt 2 = 0.707; same if it then exceeds 0.414: (0.5 - 0.414) / 0.707
     # worse from -3 / sqrt 2 = -2.121: (-0.5 - 2.121) / 0.707 = -3.71
-    assert chance_to_tell(untold("a", 0.5)) == pytest.approx(0.548, abs=0.001)
+    assert chance_to_decide(untold("a", 0.5)) == pytest.approx(0.548, abs=0.001)
 
 
 def test_cells_near_a_verdict_come_first_and_told_ones_not_at_all():
