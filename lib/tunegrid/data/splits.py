@@ -13,7 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from tunegrid.data.columns import identity, mark
+from tunegrid.data.columns import identity, text_hash
 from tunegrid.data.hygiene import check_column, check_row, check_task
 from tunegrid.data.sources import Row, Table, tables
 from tunegrid.errors import InputError
@@ -74,11 +74,11 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """
     check_task(task)
     parts = {name: _capped(task, part, profile.cap(task.id, name)) for name, part in _parts(task, profile).items()}
-    marks = {name: _marks(task, part) for name, part in parts.items()}
-    scoring, apart = set(marks["test"]), {}
-    apart["validation"] = _without(parts["validation"], marks["validation"], scoring)
-    scoring.update(marks["validation"])
-    apart["train"] = _without(parts["train"], marks["train"], scoring)
+    hashes = {name: _text_hashes(task, part) for name, part in parts.items()}
+    scoring, apart = set(hashes["test"]), {}
+    apart["validation"] = _without(parts["validation"], hashes["validation"], scoring)
+    scoring.update(hashes["validation"])
+    apart["train"] = _without(parts["train"], hashes["train"], scoring)
     dropped = {name: len(parts[name].places) - len(part.places) for name, part in apart.items()}
     kept = parts | apart
     return Splits(
@@ -153,18 +153,18 @@ def _capped(task: Task, part: Part, cap: int | None) -> Part:
     return replace(part, places=array("q", sorted(Random(SPLIT_SEED).sample(part.places, cap))))
 
 
-def _marks(task: Task, part: Part) -> Sequence[int]:
-    """A mark of each row's text, which all of them are checked for: the texts themselves are not kept."""
-    columns, marks = task.identity or (*task.text, *task.text_pair), array("Q")
+def _text_hashes(task: Task, part: Part) -> Sequence[int]:
+    """A hash of each row's text, which all of them are checked for: the texts themselves are not kept."""
+    columns, hashes = task.identity or (*task.text, *task.text_pair), array("Q")
     for place, row in zip(part.places, part.rows, strict=True):
         check_row(task, row, place, part.origin)
-        marks.append(mark(identity(row, columns)))
-    return marks
+        hashes.append(text_hash(identity(row, columns)))
+    return hashes
 
 
-def _without(part: Part, marks: Sequence[int], scoring: Container[int]) -> Part:
+def _without(part: Part, hashes: Sequence[int], scoring: Container[int]) -> Part:
     """The rows whose text is in none of those that score: real data sets hold some texts twice."""
-    kept = array("q", (place for place, own in zip(part.places, marks, strict=True) if own not in scoring))
+    kept = array("q", (place for place, own in zip(part.places, hashes, strict=True) if own not in scoring))
     if not kept:
         raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
     return replace(part, places=kept)

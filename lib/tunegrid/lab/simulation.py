@@ -18,8 +18,8 @@ import numpy as np
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab.calibration import bound_of
-from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.interim import promising, share_of_alpha
+from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import PERTURBED, Deviation, Groups, Key, Noise, Scores, deviation, kind_of_cell, pooled
 from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of
 from tunegrid.results.statistics import Array, TrainingEffect, by_training

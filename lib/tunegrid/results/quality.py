@@ -20,8 +20,8 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.costs import Seeds
 from tunegrid.results.examples import Examples, read, read_points
-from tunegrid.results.judgements import Judgement, Verdict, judgement_of
 from tunegrid.results.interim import share_of_alpha
+from tunegrid.results.judgements import Judgement, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Key, Noise, deviation, mean_score, resolution
 from tunegrid.results.numerics import Tolerances, same_course
 from tunegrid.results.statistics import (

@@ -23,10 +23,10 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
+from tunegrid.run.checksums import model_checksums
 from tunegrid.run.clipping import Clipping
 from tunegrid.run.course import COURSE, Training
 from tunegrid.run.device import free_memory, random_states, replacements, resolve_precision, set_random_states
-from tunegrid.run.fingerprints import model_marks
 from tunegrid.run.first_updates import MOVED, FirstUpdates
 from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
@@ -44,7 +44,7 @@ class Trainer:
     """One cell's training: made before it runs; audits look at it afterwards.
 
     Attributes:
-        parameters: the model's, by name; `before` holds their marks before training.
+        parameters: the model's, by name; `before` holds their checksums before training.
         stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
         reached: names of parameters that got a gradient.
         twin: the model, or its copy that ranks share out; `replica` is what forward passes of training go through.
@@ -71,7 +71,7 @@ class Trainer:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
-        self.parameters, self.before = dict(model.named_parameters()), model_marks(model)
+        self.parameters, self.before = dict(model.named_parameters()), model_checksums(model)
         self.twin = ranks.twin(model, cell, self.course.precision)
         self.stepped = dict(self.twin.named_parameters())
         optimizer = cell.method.make_optimizer(self.twin, cell)  # LoRA-FA's freezes weights

@@ -18,7 +18,7 @@ from torch.nn.modules import module as torch_module
 
 from tunegrid.codecs.architectures import OWN
 from tunegrid.machine import keeps_freed_memory
-from tunegrid.run.namespaces import Snapshot, Namespaces
+from tunegrid.run.namespaces import Namespaces, Snapshot
 from tunegrid.run.owners import Owner, author_of, is_packaged, owner_of, written_in
 
 UNKNOWN = "unknown"  # who changed what stood otherwise when the cell began

@@ -10,7 +10,7 @@ import torch
 
 from tunegrid.grid.cells import study
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.fingerprints import model_marks
+from tunegrid.run.checksums import model_checksums
 from tunegrid.run.ranks import joined, whole
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
@@ -64,7 +64,7 @@ def twin_is_the_model(trainer):
 
 
 def cut_on(ranks, path, loses_a_file):
-    """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
+    """Losses of a whole training, and of one that was cut after its second update and went on; checksums of their weights."""
 
     def prepared(resume):
         trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:14], ranks=ranks, **CUT)
@@ -88,4 +88,4 @@ def cut_on(ranks, path, loses_a_file):
     again, _ = prepared(resume=True)
     began = again.course.updates
     assert twin_is_the_model(again)  # audits look at the model before it goes on
-    return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
+    return began, losses, again.run(silent()).losses, model_checksums(whole.model) == model_checksums(again.model)

@@ -93,8 +93,8 @@ def no_leakage(evidence: Evidence) -> Answer:
     key, test = text_of(evidence.cell), evidence.splits.test
     scored = [key(row) for row in test]
     wanted = set(scored)
-    trained = {mark for row in evidence.splits.train if (mark := key(row)) in wanted}
-    shared = [i for i, mark in enumerate(scored) if mark in trained]
+    trained = {key_hash for row in evidence.splits.train if (key_hash := key(row)) in wanted}
+    shared = [i for i, key_hash in enumerate(scored) if key_hash in trained]
     if shared:
         return False, f"{len(shared)} of {len(test)} test rows are trained on, row {shared[0]} among them"
     return True, f"{len(test)} test rows, none in train"

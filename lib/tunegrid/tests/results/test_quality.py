@@ -12,8 +12,8 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results import examples
 from tunegrid.results.gates import FAILED_BY, Run, gate, kind_of, outcome, read_run
-from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.interim import chance_to_decide, promising, share_of_alpha
+from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
 from tunegrid.results.quality import MAIN_ALPHA, Decision, decide
 from tunegrid.results.statistics import by_training, cauchy, row_deviation

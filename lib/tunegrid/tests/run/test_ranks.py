@@ -10,8 +10,8 @@ from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
+from tunegrid.run.checksums import model_checksums
 from tunegrid.run.evaluation import evaluate
-from tunegrid.run.fingerprints import model_marks
 from tunegrid.run.measurements import ranks_record
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
@@ -27,8 +27,10 @@ PLAIN = sorted(METHODS.difference(PACKED))
 
 def course_of(trainer):
     training = still(trainer).run(silent())
-    marks = {name: mark for name, mark in model_marks(trainer.model).items() if trainer.parameters[name].requires_grad}
-    return training, marks
+    checksums = {
+        name: checksum for name, checksum in model_checksums(trainer.model).items() if trainer.parameters[name].requires_grad
+    }
+    return training, checksums
 
 
 def both(ranks, make):
