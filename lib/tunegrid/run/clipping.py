@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.run.course import Training
-from tunegrid.run.ranks import whole
+from tunegrid.run.ranks import full_tensor
 
 
 class Clipping:
@@ -31,9 +31,9 @@ class Clipping:
         if self.bound is None:
             course.gradient_norms.append(None)
             return
-        self._norms.append(whole(self._accelerator.clip_grad_norm_(self._trained, self.bound)))
+        self._norms.append(full_tensor(self._accelerator.clip_grad_norm_(self._trained, self.bound)))
         if not course.updates:
-            self._clipped = whole(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))
+            self._clipped = full_tensor(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))
 
     def fetch(self, course: Training) -> None:
         """Bring the norms to the host."""

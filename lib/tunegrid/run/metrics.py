@@ -76,7 +76,7 @@ def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
     loaded = {}
     for name in names:
         if root and not (Path(root) / name / f"{name}.py").is_file():
-            continue  # else evaluate asks the hub for a stranger's module of that name
+            continue  # else evaluate asks the hub for somebody else's module of that name
         try:
             # Two processes on one cache file collide (evaluate issues 382 and 489): keep results in memory.
             loaded[name] = evaluate.load(str(Path(root) / name) if root else name, keep_in_memory=True)

@@ -25,14 +25,14 @@ class Namespace:
     Attributes:
         holder: the module, class or mapping; kept alive, so that its id stays its own.
         entries: what it held.
-        strangers: who wrote those of its entries that no package holds.
+        unpackaged: who wrote those of its entries that no package holds.
         inner: the namespaces in it, as names and holders.
     """
 
     name: str
     holder: Any
     entries: dict[Any, Any]
-    strangers: dict[str, Owner] = field(default_factory=dict)
+    unpackaged: dict[str, Owner] = field(default_factory=dict)
     inner: list[tuple[str, Any]] = field(default_factory=list)
 
     @property
@@ -82,10 +82,10 @@ class Namespaces:
         if known is not None and known.stands:
             return known
         entries = _entries(holder)
-        strangers = {key: owner for key, value in entries.items() if (owner := owner_of(value)) is not None}
+        unpackaged = {key: owner for key, value in entries.items() if (owner := owner_of(value)) is not None}
         inner = [(f"{name}.{key}", one) for key, value in entries.items() if not _is_dull(key) for one in _inner(value)]
         name = f"{holder.__module__}.{holder.__qualname__}" if issubclass(type(holder), type) else name
-        return Namespace(name=name, holder=holder, entries=entries, strangers=strangers, inner=inner)
+        return Namespace(name=name, holder=holder, entries=entries, unpackaged=unpackaged, inner=inner)
 
 
 def _modules() -> Iterator[tuple[str, ModuleType]]:

@@ -124,13 +124,13 @@ class Ranks:
 ALONE = Ranks()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor; gathered from all ranks where each holds a part of it, so all of them must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor; gathered from all ranks where each holds a shard of it, so all of them must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def held(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor, or all of it where it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 

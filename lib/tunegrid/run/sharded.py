@@ -20,7 +20,7 @@ from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.run.fitting import out_of_memory
-from tunegrid.run.ranks import Ranks, whole
+from tunegrid.run.ranks import Ranks, full_tensor
 
 HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates
 
@@ -110,7 +110,7 @@ class Sharded(Ranks):
         with torch.no_grad():
             for own, learned in zip(model.parameters(), twin.parameters(), strict=True):
                 if own.requires_grad:
-                    own.copy_(whole(learned))
+                    own.copy_(full_tensor(learned))
 
     def from_model(self, model: nn.Module, twin: nn.Module) -> None:
         """Give the twin its parts of the model's weights."""

@@ -32,7 +32,7 @@ from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.order import chunks, epoch_batches
 from tunegrid.run.progress import Progress
-from tunegrid.run.ranks import ALONE, Ranks, held, whole
+from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
 from tunegrid.run.scale import LossScale
 from tunegrid.run.schedule import make_schedule
 
@@ -151,7 +151,7 @@ class Trainer:
         """Take over a `state_dict`; `run` goes on from there, to the same weights, bit for bit on a CPU."""
         with torch.no_grad():
             for name, tensor in state["weights"].items():
-                held(self.stepped[name]).copy_(tensor)
+                local_shard(self.stepped[name]).copy_(tensor)
         self.ranks.from_twin(self.model, self.twin)
         optimizer = self.optimizer.optimizer
         groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
@@ -274,7 +274,7 @@ class Trainer:
         own = self._own(group)
         loss = self._backward(self._collated(own), len(own))
         wanted = [self.stepped[name] for name in names]
-        gradients = [whole(torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor) for p in wanted]
+        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / self.loss_scale.factor) for p in wanted]
         self.optimizer.zero_grad()
         return loss, gradients
 

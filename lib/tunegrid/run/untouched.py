@@ -81,10 +81,10 @@ class Watch:
 
     def _code(self) -> Iterator[Replaced]:
         for place, now in self._namespaces.snapshot().items():
-            yield from (_of(f"{now.name}.{key}", owner) for key, owner in now.strangers.items())
+            yield from (_of(f"{now.name}.{key}", owner) for key, owner in now.unpackaged.items())
             before = self._before.get(place, now)
             if before is not now:
-                changed = [key for key in now.changed(before) if key not in {*now.strangers, *before.strangers}]
+                changed = [key for key in now.changed(before) if key not in {*now.unpackaged, *before.unpackaged}]
                 yield from (_of(f"{now.name}.{key}", author_of(now.entries[key])) for key in changed)
 
     def _registered(self) -> list[Replaced]:

@@ -11,7 +11,7 @@ import torch
 from tunegrid.grid.cells import study
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.checksums import model_checksums
-from tunegrid.run.ranks import joined, whole
+from tunegrid.run.ranks import full_tensor, joined
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -59,7 +59,7 @@ class Cut(Exception):
 
 
 def twin_is_the_model(trainer):
-    learned = {name: whole(p) for name, p in trainer.stepped.items() if p.requires_grad}
+    learned = {name: full_tensor(p) for name, p in trainer.stepped.items() if p.requires_grad}
     return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
 
 
@@ -77,8 +77,8 @@ def cut_on(ranks, path, loses_a_file):
         if trainer.course.updates == 2:
             raise Cut
 
-    whole, _ = prepared(resume=False)
-    losses = whole.run(silent()).losses
+    uninterrupted, _ = prepared(resume=False)
+    losses = uninterrupted.run(silent()).losses
     trainer, checkpoints = prepared(resume=False)
     trainer.after_update = save_and_cut
     with pytest.raises(Cut):
@@ -88,4 +88,4 @@ def cut_on(ranks, path, loses_a_file):
     again, _ = prepared(resume=True)
     began = again.course.updates
     assert twin_is_the_model(again)  # audits look at the model before it goes on
-    return began, losses, again.run(silent()).losses, model_checksums(whole.model) == model_checksums(again.model)
+    return began, losses, again.run(silent()).losses, model_checksums(uninterrupted.model) == model_checksums(again.model)

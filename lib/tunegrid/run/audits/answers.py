@@ -30,17 +30,17 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         return None
     rows, features = evidence.evaluation.rows, evidence.evaluation.features
     windows = [f for f in sample(features, 2 * SAMPLE) if not _shows(evidence.codec, rows[f.example], f)]
-    strangers = _strangers(evidence.codec, evidence.evaluation)
+    misread = _misread(evidence.codec, evidence.evaluation)
     covered = {f.example for f in features} == set(range(len(rows)))
-    if windows or strangers or not covered:
+    if windows or misread or not covered:
         return False, (
-            f"{len(windows)} windows show another row's context, {len(strangers)} answers are not what was pointed at"
-            + (f", row {strangers[0]} among them" if strangers else "")
+            f"{len(windows)} windows show another row's context, {len(misread)} answers are not what was pointed at"
+            + (f", row {misread[0]} among them" if misread else "")
         )
     return True, f"{len(features)} windows of {len(rows)} rows"
 
 
-def _strangers(codec: Codec, evaluation: Evaluation) -> list[int]:
+def _misread(codec: Codec, evaluation: Evaluation) -> list[int]:
     """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span.
 
     Answers beyond ASCII are left out: a token may be a part of such a letter. The mark that T5's tokenizer puts before a text

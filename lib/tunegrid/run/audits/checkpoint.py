@@ -36,11 +36,11 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
         return None
     lacking = lacking_modules(evidence.cell)
     started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
-    strangers = sorted(evidence.strangers.intersection(started))
-    if strangers or not started:
+    others = sorted(evidence.not_from_checkpoint.intersection(started))
+    if others or not started:
         return False, (
-            f"{len(strangers)} of {len(started)} pretrained tensors are not the checkpoint's of their name: "
-            f"{', '.join(strangers[:3])}"
+            f"{len(others)} of {len(started)} pretrained tensors are not the checkpoint's of their name: "
+            f"{', '.join(others[:3])}"
         )
     return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
 

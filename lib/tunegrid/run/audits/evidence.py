@@ -76,7 +76,7 @@ class Evidence:
         return checkpoint_checksums(tuple(weight_files(self.cell)), base_type(self.cell))
 
     @cached_property
-    def strangers(self) -> frozenset[str]:
+    def not_from_checkpoint(self) -> frozenset[str]:
         """Names of the parameters that did not start as a tensor of their name in the checkpoint."""
         files = tuple(weight_files(self.cell))
         return frozenset(

@@ -118,7 +118,7 @@ def test_the_schema_refuses_a_step_that_is_none(tmp_path):
 
 @pytest.mark.parametrize("path", [OWN, GITHUB, MATRIX], ids=lambda path: path.name)
 def test_no_expression_stands_inside_a_script(path):
-    """A branch's name is text of strangers: as a variable it stays text."""
+    """A branch's name is untrusted text: as a variable it stays text."""
     scripts = [step["run"] for job in read(path)["jobs"].values() for step in job.get("steps", ()) if "run" in step]
     assert scripts
     assert not [script for script in scripts if "${{" in script]

@@ -58,8 +58,8 @@ def weights(trainer):
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_qa_qlora", "gpt2_sum_lora", "t5_sa_qlora"])
 @pytest.mark.parametrize("cut_at", [1, 6, 11])
 def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, cut_at, tmp_path):
-    whole = trainer_for(cell_id, tmp_path / "whole.safetensors", resume=False)
-    course = whole.run(silent())
+    uninterrupted = trainer_for(cell_id, tmp_path / "whole.safetensors", resume=False)
+    course = uninterrupted.run(silent())
     path = tmp_path / "cut.safetensors"
     with pytest.raises(Cut):
         trainer_for(cell_id, path, resume=False, cut_at=cut_at).run(silent())
@@ -68,7 +68,7 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, c
     assert again.losses == course.losses
     assert again.learning_rates == course.learning_rates
     assert (again.updates, again.order) == (course.updates, course.order)
-    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
+    assert all(torch.equal(p, weights(uninterrupted)[name]) for name, p in weights(resumed).items())
     assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput are of the rest"]
     Checkpoints(path=path, every_seconds=0.0).clear()
     assert not path.exists()
@@ -76,8 +76,8 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, c
 
 @pytest.mark.parametrize("cut_at", [5, 6, 7, 11])
 def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_path):
-    whole = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates an epoch
-    course = whole.run(silent(), scores())
+    uninterrupted = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates an epoch
+    course = uninterrupted.run(silent(), scores())
     path, validate = tmp_path / "b.safetensors", scores()
     with pytest.raises(Cut):
         trainer_for("bert_sa_sft", path, resume=False, cut_at=cut_at, epochs=2).run(silent(), validate)
@@ -86,7 +86,7 @@ def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_p
     resumed = trainer_for("bert_sa_sft", path, resume=True, epochs=2)
     again = resumed.run(silent(), validate)
     assert (again.epoch_scores, again.chosen_epoch) == (course.epoch_scores, course.chosen_epoch) == ([1.0, 3.0], 2)
-    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
+    assert all(torch.equal(p, weights(uninterrupted)[name]) for name, p in weights(resumed).items())
 
 
 def test_without_resume_a_file_is_not_taken_up(tmp_path):
@@ -182,7 +182,7 @@ def test_sigkill_at_three_points_loses_no_bit(tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=30) == -signal.SIGKILL, "it ended before it could be killed"
     assert subprocess.run(command, cwd=ROOT, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0
-    whole = trainer_for("gpt2_sa_lora", tmp_path / "whole.safetensors", resume=False)
-    whole.run(silent())
+    uninterrupted = trainer_for("gpt2_sa_lora", tmp_path / "whole.safetensors", resume=False)
+    uninterrupted.run(silent())
     with safe_open(out, "pt") as file:
-        assert all(torch.equal(file.get_tensor(name), p) for name, p in weights(whole).items())
+        assert all(torch.equal(file.get_tensor(name), p) for name, p in weights(uninterrupted).items())
