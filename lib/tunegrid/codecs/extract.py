@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from tunegrid.codecs.alphanumeric import same_alphanumeric
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
-from tunegrid.codecs.letters import same_letters
 from tunegrid.data.columns import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
@@ -136,7 +136,7 @@ class ExtractCodec(Codec):
         if (first, last) == (0, 0):
             return not self.holds_answer(row, feature)
         tokens = self.tokenizer.decode(feature.input_ids[first : last + 1])
-        return same_letters(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
+        return same_alphanumeric(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
 
     def holds_answer(self, row: Row, feature: Feature) -> bool:
         """Whether a window begins at or before the annotated answer, and ends at or behind it."""

@@ -18,7 +18,7 @@ from tunegrid.record import Record
 from tunegrid.record.parts import GenerationRecord
 from tunegrid.results.costs import ALIKE
 from tunegrid.results.entries import Entry, entries_of, figures, fronts, sound
-from tunegrid.results.fronts import Pair, dominates, letters
+from tunegrid.results.fronts import Pair, compact_letters, dominates
 from tunegrid.results.noise import SEEDS, Key, Noise, deviation, resolution
 from tunegrid.results.record_checks import adapts_head_alone
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
@@ -155,7 +155,7 @@ class Comparison:
     @cached_property
     def groups(self) -> dict[str, str]:
         """By method, the letters of its groups."""
-        return letters([entry.method for entry in self.sound], self.apart)
+        return compact_letters([entry.method for entry in self.sound], self.apart)
 
     @property
     def best(self) -> list[str]:

@@ -47,7 +47,7 @@ class Trainer:
         parameters: the model's, by name; `before` holds their checksums before training.
         stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
         reached: names of parameters that got a gradient.
-        twin: the model, or its copy that ranks share out; `replica` is what forward passes of training go through.
+        sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
         last_group: the micro-batches of the last update, those of all ranks.
         losses: mean loss of each update so far; `run` does not repeat updates that were made before it.
         best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
@@ -72,12 +72,12 @@ class Trainer:
         mixed = {"fp32": "no"}.get(self.course.precision, self.course.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
         self.parameters, self.before = dict(model.named_parameters()), model_checksums(model)
-        self.twin = ranks.twin(model, cell, self.course.precision)
-        self.stepped = dict(self.twin.named_parameters())
-        optimizer = cell.method.make_optimizer(self.twin, cell)  # LoRA-FA's freezes weights
+        self.sharded_model = ranks.sharded_model(model, cell, self.course.precision)
+        self.stepped = dict(self.sharded_model.named_parameters())
+        optimizer = cell.method.make_optimizer(self.sharded_model, cell)  # LoRA-FA's freezes weights
         self.trained = [p for p in self.stepped.values() if p.requires_grad]
         self.clipping = Clipping(self.accelerator, self.trained, cell.recipe.max_grad_norm)
-        self.replica = ranks.replica(self.twin)
+        self.ddp_model = ranks.ddp_model(self.sharded_model)
         self.schedule = make_schedule(optimizer, cell, self.total)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.loss_scale = LossScale(self.accelerator.scaler)
@@ -102,7 +102,7 @@ class Trainer:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
         for epoch in range(max(0, len(self.losses) - 1) // per_epoch, math.ceil(self.total / per_epoch)):
-            with self.ranks.training(self.model, self.twin):
+            with self.ranks.training(self.model, self.sharded_model):
                 self._train_epoch(epoch, epoch * per_epoch, progress)
             if self.course.stopped:
                 return self.course
@@ -114,12 +114,12 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
-                self.ranks.from_model(self.model, self.twin)
+                self.ranks.copy_to_sharded(self.model, self.sharded_model)
         return self.course
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
         """Train the rest of an epoch, which began after `before` updates."""
-        self.replica.train()
+        self.ddp_model.train()
         for group in islice(self.updates(epoch), len(self.losses) - before, self.total - before):
             self.losses.append(self.update(group))
             self._look(progress)
@@ -152,7 +152,7 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 local_shard(self.stepped[name]).copy_(tensor)
-        self.ranks.from_twin(self.model, self.twin)
+        self.ranks.copy_from_sharded(self.model, self.sharded_model)
         optimizer = self.optimizer.optimizer
         groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
@@ -298,7 +298,7 @@ class Trainer:
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
             for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
-                with self.ranks.waiting(self.replica) if place < len(batches) else nullcontext():
+                with self.ranks.waiting(self.ddp_model) if place < len(batches) else nullcontext():
                     total += self._pass(batch, count)
             if self.ranks.count == 1:
                 self._penalize()
@@ -307,7 +307,7 @@ class Trainer:
     def _pass(self, batch: Batch, count: float | Tensor) -> Tensor:
         """Add a batch's gradients; return its part of the loss without its graph, whose room the next batch may need."""
         with self.accelerator.autocast():
-            loss = self.codec.loss(self.replica, self.codec.placed(batch, self.meter.device)) / count
+            loss = self.codec.loss(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -321,7 +321,7 @@ class Trainer:
         """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
         self.reached = {name for name, p in self.stepped.items() if p.grad is not None}
         gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
-        self.course.memory = ledger(self.twin, self.optimizer, gradients)
+        self.course.memory = ledger(self.sharded_model, self.optimizer, gradients)
 
     def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""

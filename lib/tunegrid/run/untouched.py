@@ -58,7 +58,7 @@ def _of(what: str, owner: Owner | None) -> Replaced:
     return Replaced(what=what, by=owner.by, ours=owner.ours) if owner else Replaced(what=what, by=UNKNOWN, ours=True)
 
 
-class Watch:
+class LibraryMonitor:
     """Watches the libraries of this process while its cells run."""
 
     def __init__(self) -> None:
@@ -117,7 +117,7 @@ def kernels(at_start: Registrations, operators: frozenset[str]) -> Iterator[Repl
             yield Replaced(what=f"operator {operator} on {key}", by="torch.library", ours=False)
 
 
-WATCH = Watch()
+MONITOR = LibraryMonitor()
 
 
 def modes() -> Iterator[Replaced]:

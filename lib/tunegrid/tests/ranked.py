@@ -58,7 +58,7 @@ class Cut(Exception):
     """Training ends here."""
 
 
-def twin_is_the_model(trainer):
+def sharded_is_the_model(trainer):
     learned = {name: full_tensor(p) for name, p in trainer.stepped.items() if p.requires_grad}
     return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
 
@@ -87,5 +87,5 @@ def cut_on(ranks, path, loses_a_file):
         checkpoints.clear()
     again, _ = prepared(resume=True)
     began = again.course.updates
-    assert twin_is_the_model(again)  # audits look at the model before it goes on
+    assert sharded_is_the_model(again)  # audits look at the model before it goes on
     return began, losses, again.run(silent()).losses, model_checksums(uninterrupted.model) == model_checksums(again.model)

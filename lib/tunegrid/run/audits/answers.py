@@ -8,8 +8,8 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Any
 
+from tunegrid.codecs.alphanumeric import alphanumeric, same_alphanumeric
 from tunegrid.codecs.base import Codec, Feature
-from tunegrid.codecs.letters import letters, same_letters
 from tunegrid.data.columns import answer_texts, context, joined
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
@@ -57,7 +57,7 @@ def _misread(codec: Codec, evaluation: Evaluation) -> list[int]:
         for row, (_, tokens) in best.items()
         if tokens is not None
         and answers[row].isascii()
-        and not (same_letters(tokens, answers[row], unknown) or (tokens == "" and len(answers[row]) == 1))
+        and not (same_alphanumeric(tokens, answers[row], unknown) or (tokens == "" and len(answers[row]) == 1))
     ]
 
 
@@ -66,10 +66,10 @@ def _shows(codec: Codec, row: Row, feature: Feature) -> bool:
     if window is None:
         return True
     tokens, text = window
-    if same_letters(tokens, text, codec.tokenizer.unk_token):
+    if same_alphanumeric(tokens, text, codec.tokenizer.unk_token):
         return True
     # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
-    return SequenceMatcher(None, letters(tokens), letters(text), autojunk=False).ratio() > ALIKE
+    return SequenceMatcher(None, alphanumeric(tokens), alphanumeric(text), autojunk=False).ratio() > ALIKE
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:

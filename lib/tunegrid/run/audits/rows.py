@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from tunegrid.codecs.alphanumeric import alphanumeric
 from tunegrid.codecs.base import Codec, Feature
-from tunegrid.codecs.letters import letters
 from tunegrid.data.columns import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
@@ -79,9 +79,9 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
         text, extra = context(codec.task, rows[feature.example]), feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
-            said = letters(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
+            said = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
             if said and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
-                wrong += said != letters(text[start:end])
+                wrong += said != alphanumeric(text[start:end])
                 count += 1
     return not wrong, f"{count - wrong} of {count} tokens"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks.library_patches.text import decoding_cleans_up
+from tunegrid.codecs.alphanumeric import alphanumeric, same_alphanumeric
 from tunegrid.codecs.base import Prediction
-from tunegrid.codecs.letters import letters, same_letters
 from tunegrid.data.columns import text_hash
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY, STUDY_IDS
@@ -177,14 +177,14 @@ def test_rates_by_hand():
 
 
 def test_letters_survive_every_tokenizer():
-    assert letters("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
+    assert alphanumeric("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
 
 
 def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
-    assert same_letters("reed ,", "Reed", "[UNK]")
-    assert same_letters("anna [UNK]", "anna X", "[UNK]")
-    assert not same_letters("anna", "anna reed", "[UNK]")
-    assert not same_letters("anna", "anna reed", None)
+    assert same_alphanumeric("reed ,", "Reed", "[UNK]")
+    assert same_alphanumeric("anna [UNK]", "anna X", "[UNK]")
+    assert not same_alphanumeric("anna", "anna reed", "[UNK]")
+    assert not same_alphanumeric("anna", "anna reed", None)
 
 
 def test_a_row_is_identified_by_all_that_its_cell_reads():
@@ -323,8 +323,8 @@ def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_conte
     evaluation.features, evaluation.outputs = features, outputs
     evidence = Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation)
     assert answers.windows_map_to_examples(evidence)[0]
-    said = letters(predictions[3].value)
-    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if letters(w) not in said))
+    said = alphanumeric(predictions[3].value)
+    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if alphanumeric(w) not in said))
     assert answers.windows_map_to_examples(evidence) == (
         False,
         "0 windows show another row's context, 1 answers are not what was pointed at, row 3 among them",

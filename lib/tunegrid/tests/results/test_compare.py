@@ -19,7 +19,7 @@ from tunegrid.results.comparison import Comparison, chance_of, combined, compare
 from tunegrid.results.comparison_report import as_markdown, as_text, remarks, summary
 from tunegrid.results.entries import PEAK, SECONDS, TRAINED, Entry, entry_of
 from tunegrid.results.files import read_list
-from tunegrid.results.fronts import front, letters
+from tunegrid.results.fronts import compact_letters, front
 from tunegrid.results.noise import Deviation, Noise, load_noise
 from tunegrid.results.table import markdown
 from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of
@@ -224,16 +224,20 @@ def test_names_share_a_letter_unless_they_are_told_apart(seed):
     rng = random.Random(seed)
     names = [f"m{place}" for place in range(rng.randint(1, 9))]
     apart = {frozenset(pair) for pair in combinations(names, 2) if rng.random() < 0.5}
-    shown = letters(names, apart)
+    shown = compact_letters(names, apart)
     assert shown[names[0]].startswith("a")
     for one, other in combinations(names, 2):
         assert bool(set(shown[one]) & set(shown[other])) == (frozenset((one, other)) not in apart)
 
 
 def test_letters_by_hand():
-    assert letters(["x", "y", "z"], {frozenset("xz")}) == {"x": "a", "y": "ab", "z": "b"}
-    assert letters(["x", "y", "z"], set()) == {"x": "a", "y": "a", "z": "a"}
-    assert letters(["x", "y", "z"], {frozenset("xy"), frozenset("xz"), frozenset("yz")}) == {"x": "a", "y": "b", "z": "c"}
+    assert compact_letters(["x", "y", "z"], {frozenset("xz")}) == {"x": "a", "y": "ab", "z": "b"}
+    assert compact_letters(["x", "y", "z"], set()) == {"x": "a", "y": "a", "z": "a"}
+    assert compact_letters(["x", "y", "z"], {frozenset("xy"), frozenset("xz"), frozenset("yz")}) == {
+        "x": "a",
+        "y": "b",
+        "z": "c",
+    }
 
 
 def test_a_front_of_several_figures_has_who_is_best_in_any():

@@ -29,16 +29,16 @@ FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 CUDA = torch.device("cuda:0")
 
 
-@pytest.mark.parametrize("wish", ["tpu9", "cuda:99", "gpu"])
-def test_a_device_that_is_not_here_is_refused_in_a_sentence(wish):
-    with pytest.raises(InputError, match=f"--device '?{wish}'?"):
-        resolve_device(wish)
+@pytest.mark.parametrize("requested", ["tpu9", "cuda:99", "gpu"])
+def test_a_device_that_is_not_here_is_refused_in_a_sentence(requested):
+    with pytest.raises(InputError, match=f"--device '?{requested}'?"):
+        resolve_device(requested)
 
 
-@pytest.mark.parametrize("wish", ["mps", "xpu:1", "meta"])
-def test_a_device_whose_memory_and_time_we_cannot_measure_is_refused_by_name(wish):
-    with pytest.raises(InputError, match=f"^--device {wish}: time and memory are measured on cpu and cuda only"):
-        resolve_device(wish)
+@pytest.mark.parametrize("requested", ["mps", "xpu:1", "meta"])
+def test_a_device_whose_memory_and_time_we_cannot_measure_is_refused_by_name(requested):
+    with pytest.raises(InputError, match=f"^--device {requested}: time and memory are measured on cpu and cuda only"):
+        resolve_device(requested)
 
 
 def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
@@ -173,7 +173,7 @@ def test_a_gpu_of_another_session_is_passed_by_and_shared_only_in_need(tmp_path)
 @pytest.mark.usefixtures("two_gpus")
 def test_a_wished_gpu_is_taken_and_shared_where_it_is_held(tmp_path):
     first, second = Claims(tmp_path), Claims(tmp_path)
-    assert (first.take(0, wish=1), second.take(0, wish=1)) == (1, 1)
+    assert (first.take(0, requested=1), second.take(0, requested=1)) == (1, 1)
     assert (first.shared, second.shared) == (set(), {1})
 
 
