@@ -21,7 +21,7 @@ from tunegrid.commands.environments import Commits, Releases, Subject, python_wi
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.machine import versions
-from tunegrid.results.bisection import Answer, Bisection, bisection, most_steps
+from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.results.cache import lock_of
 from tunegrid.results.gate_report import counted, remarks
 from tunegrid.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, untold
@@ -99,7 +99,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
         raise InputError(f"by {' and '.join(kinds)} {bad} is not worse than {good} ({counted(judged)}); {advice(kinds)}")
     say(f"{bad}: {remarks(failing(judged, kinds))[0]}")
 
-    def answer(version: str, steps_left: int) -> Answer:
+    def answer(version: str, steps_left: int) -> VersionState:
         say(f"tries {version}; at most {steps_left} step{'s' if steps_left > 1 else ''} left")
         try:
             judged = gate(baseline, steps.run(version))
@@ -109,9 +109,9 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
         except InputError as error:
             steps.skip(version, str(error))
             say(f"skips {version}: {error}")
-            return Answer.SKIPPED
+            return VersionState.SKIPPED
         say(f"{version}: {remarks(worse)[0]}" if worse else f"{version} is not worse")
-        return Answer.BAD if worse else Answer.GOOD
+        return VersionState.BAD if worse else VersionState.GOOD
 
     return bisection(candidates, answer)
 

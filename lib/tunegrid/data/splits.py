@@ -53,7 +53,7 @@ class Splits:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class TableSlice:
     """Some rows of a table; `origin` says where they came from."""
 
     table: Table
@@ -89,22 +89,22 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     )
 
 
-def _parts(task: Task, profile: Profile) -> dict[str, Part]:
+def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
     """Where the rows of each split stand, all of them."""
     by_name = tables(task, profile.data_root)
     train = _named(by_name, "train", task)
     pool: Sequence[int] = range(len(train))
-    parts: dict[str, Part] = {}
+    parts: dict[str, TableSlice] = {}
     test = task.own_test if profile.own_test and task.own_test else task.test
     for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
             aside = carve(task, train, pool, rule)
             pool = _rest(pool, aside)
-            parts[name] = Part(table=train, places=aside, origin=f"{rule.share:.0%} of {train.origin}")
+            parts[name] = TableSlice(table=train, places=aside, origin=f"{rule.share:.0%} of {train.origin}")
         else:
             table = _named(by_name, rule, task)
-            parts[name] = Part(table=table, places=range(len(table)), origin=table.origin)
-    return parts | {"train": Part(table=train, places=pool, origin=train.origin)}
+            parts[name] = TableSlice(table=table, places=range(len(table)), origin=table.origin)
+    return parts | {"train": TableSlice(table=train, places=pool, origin=train.origin)}
 
 
 def _rest(pool: Sequence[int], aside: Sequence[int]) -> Sequence[int]:
@@ -143,7 +143,7 @@ def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
     return by_name[split]
 
 
-def _capped(task: Task, part: Part, cap: int | None) -> Part:
+def _capped(task: Task, part: TableSlice, cap: int | None) -> TableSlice:
     if not part.places:
         raise InputError(
             f"{part.origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
@@ -153,7 +153,7 @@ def _capped(task: Task, part: Part, cap: int | None) -> Part:
     return replace(part, places=array("q", sorted(Random(SPLIT_SEED).sample(part.places, cap))))
 
 
-def _text_hashes(task: Task, part: Part) -> Sequence[int]:
+def _text_hashes(task: Task, part: TableSlice) -> Sequence[int]:
     """A hash of each row's text, which all of them are checked for: the texts themselves are not kept."""
     columns, hashes = task.identity or (*task.text, *task.text_pair), array("Q")
     for place, row in zip(part.places, part.rows, strict=True):
@@ -162,7 +162,7 @@ def _text_hashes(task: Task, part: Part) -> Sequence[int]:
     return hashes
 
 
-def _without(part: Part, hashes: Sequence[int], scoring: Container[int]) -> Part:
+def _without(part: TableSlice, hashes: Sequence[int], scoring: Container[int]) -> TableSlice:
     """The rows whose text is in none of those that score: real data sets hold some texts twice."""
     kept = array("q", (place for place, own in zip(part.places, hashes, strict=True) if own not in scoring))
     if not kept:

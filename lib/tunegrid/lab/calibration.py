@@ -32,7 +32,7 @@ HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses 
 CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
 UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
-Grid = Mapping[str, Record]
+RecordsByCell = Mapping[str, Record]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class Calibration:
         control_share: of the way from the mean to a control, beyond which no bound lies.
     """
 
-    seeds: Sequence[Grid]
-    perturbed: Mapping[int, Sequence[Grid]] = field(default_factory=dict)
+    seeds: Sequence[RecordsByCell]
+    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
     controls: Mapping[Key, float] = field(default_factory=dict)
     control_share: float = CONTROL_SHARE
 
@@ -160,7 +160,7 @@ class Calibration:
         }
 
 
-def score_of(grid: Grid, cell: str, metric: str) -> float:
+def score_of(grid: RecordsByCell, cell: str, metric: str) -> float:
     """One score of a finished cell; raises InputError where the run has none."""
     score = grid[cell].scores.get(metric) if cell in grid else None
     if score is None:

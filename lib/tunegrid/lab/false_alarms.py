@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.lab.grid_runs import GridRun, Sessions
+from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.measured import note
 from tunegrid.record import Record
 from tunegrid.results.gates import FAILED_BY, Run, failing, gate, read_run
@@ -112,7 +112,7 @@ def figures(judged: Sequence[Verdicts]) -> dict[str, int]:
     return {name: sum(verdict.fails for verdict in some) for name, some in counted.items()} | {"runs": len(judged)}
 
 
-def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
+def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:
     """Train, judge, print; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab false_alarms", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="of each kind, in fives (default 20)")
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
     plan = planned(-(-options.runs // SESSION))
     try:
         baseline = read_run(options.baseline)
-        (sessions or Sessions(workers=options.workers, fresh=options.fresh)).train(plan)
+        (sessions or LabSessions(workers=options.workers, fresh=options.fresh)).train(plan)
         judged = [verdict for run in plan for verdict in verdicts(run, baseline, load_bounds(options.bounds))]
         note(options.measured, "false_alarms", figures(judged))
     except InputError as error:

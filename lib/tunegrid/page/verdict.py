@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tunegrid.record import Status
-from tunegrid.results.answer import Answer
+from tunegrid.results.answer import RunAnswer
 from tunegrid.results.gate_report import WEIGHT
 from tunegrid.results.gates import kind_of
 from tunegrid.results.judgements import Judgement
@@ -14,7 +14,7 @@ from tunegrid.results.judgements import Judgement
 SHOWN = 8  # items below the answer; the grid has them all
 
 
-class Cell(Protocol):
+class JudgedCell(Protocol):
     """What the top of the page needs of a cell."""
 
     @property
@@ -35,7 +35,7 @@ class Cell(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class Highlight:
     """One thing to look at."""
 
     cell: str
@@ -58,11 +58,11 @@ class Headline:
     state: str
     answer: str
     more_sentences: Sequence[str]
-    items: Sequence[Item]
+    items: Sequence[Highlight]
     more: int
 
 
-def headline(answer: Answer, cells: Sequence[Cell], remarks: Sequence[str]) -> Headline:
+def headline(answer: RunAnswer, cells: Sequence[JudgedCell], remarks: Sequence[str]) -> Headline:
     """The answer with what to look at; `remarks` say what was not compared."""
     items = [*_worse(answer.failing), *_missed(cells)]
     first, *others = [minus(sentence) for sentence in answer.sentences]
@@ -75,9 +75,9 @@ def headline(answer: Answer, cells: Sequence[Cell], remarks: Sequence[str]) -> H
     )
 
 
-def _worse(failing: Sequence[Judgement]) -> list[Item]:
+def _worse(failing: Sequence[Judgement]) -> list[Highlight]:
     ordered = sorted(failing, key=lambda j: (WEIGHT.index(j.verdict), j.effect or 0.0))
-    return [Item(cell=j.cell, verdict=j.verdict, sentence=change(j)) for j in ordered]
+    return [Highlight(cell=j.cell, verdict=j.verdict, sentence=change(j)) for j in ordered]
 
 
 def change(judgement: Judgement) -> str:
@@ -96,11 +96,11 @@ def minus(figures: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "−", figures)
 
 
-def _missed(cells: Sequence[Cell]) -> list[Item]:
+def _missed(cells: Sequence[JudgedCell]) -> list[Highlight]:
     """One line per cell that did not pass: those that did not finish, then those furthest below their bound."""
     bad = [cell for cell in cells if cell.status not in ("passed", "reported")]
     ordered = sorted(bad, key=lambda cell: (cell.status == "missed", 0.0 if cell.above is None else cell.above))
-    return [Item(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]
+    return [Highlight(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]
 
 
 def _short(sentences: Sequence[str]) -> str:

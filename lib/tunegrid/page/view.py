@@ -8,9 +8,9 @@ from tunegrid.page import charts
 from tunegrid.page.cells import LEDGER, CellView, cell_view
 from tunegrid.page.history import Story, story_of
 from tunegrid.page.runs import PageRun, judged
-from tunegrid.page.study import Comparison, compared
+from tunegrid.page.study import StudyComparison, compared
 from tunegrid.page.verdict import Headline, headline
-from tunegrid.results.answer import Answer, answer_of
+from tunegrid.results.answer import RunAnswer, answer_of
 from tunegrid.results.entries import PEAK, SECONDS, TRAINED, fronts
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
 
@@ -92,7 +92,7 @@ class Page:
     judged: Sequence[Judgement]
     remarks: Sequence[str]
     story: Story | None
-    study: Comparison | None
+    study: StudyComparison | None
     missing: Sequence[Judgement] = field(default=())
 
     @cached_property
@@ -126,7 +126,7 @@ def page_of(
     older: Sequence[PageRun] = (),
     *,
     verdicts: Sequence[Judgement] | None = None,
-    answer: Answer | None = None,
+    answer: RunAnswer | None = None,
 ) -> Page:
     """The page of a run.
 

@@ -36,11 +36,11 @@ class State(StrEnum):
     EMPTY = "empty"
 
 
-Said = tuple[State, str]  # one sentence, and what it makes of the run
+Statement = tuple[State, str]  # one sentence, and what it makes of the run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RunAnswer:
     """What is to be said of a run.
 
     Attributes:
@@ -72,7 +72,7 @@ def answer_of(
     *,
     baseline: str = "the baseline",
     troubles: Sequence[str] = (),
-) -> Answer:
+) -> RunAnswer:
     """The answer to a run: what fails it comes first, then what cannot be told, then the rest.
 
     Among equals, the order is that of the run's own flow::
@@ -97,13 +97,13 @@ def answer_of(
     said.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
     state, (first, *others) = said[0][0], [sentence for _, sentence in said]
     head = f"Passed: {first[0].lower()}{first[1:]}" if state is State.PASSED else first
-    return Answer(state=state, sentences=(head, *others), failing=bad)
+    return RunAnswer(state=state, sentences=(head, *others), failing=bad)
 
 
 # Cells
 
 
-def _of_cells(records: Sequence[Record], troubles: Sequence[str]) -> Said:
+def _of_cells(records: Sequence[Record], troubles: Sequence[str]) -> Statement:
     total = _count(len(_cells(records)), "cell")
     counts = [(len(_cells(bad)), cause) for cause, bad in _by_cause(records)]
     causes = [f"{count} {cause}" if place else f"{count} of {total} {cause}" for place, (count, cause) in enumerate(counts)]
@@ -161,7 +161,7 @@ def _cells(records: Iterable[Record]) -> set[tuple[str, str]]:
 # Judgements
 
 
-def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[Said]:
+def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[Statement]:
     """Whether numerics changed, in how many cells, and at which stage of the flow first."""
     told = [j for j in judged if j.quantity == "numerics"]
     changed = [j for j in told if j.verdict is Verdict.CHANGED]
@@ -181,7 +181,9 @@ def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[
         yield state, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
 
 
-def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str) -> Iterable[Said]:
+def _of_figures(
+    judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str
+) -> Iterable[Statement]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
     others = [kind for kind in figures_of(kinds) if kind != "numerics"]
     figures = [j for j in bad if j.quantity != "numerics"]
@@ -213,7 +215,7 @@ def _joined(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def _of_gains(judged: Sequence[Judgement], bad: Sequence[Judgement]) -> Iterable[Said]:
+def _of_gains(judged: Sequence[Judgement], bad: Sequence[Judgement]) -> Iterable[Statement]:
     """What is too good to be believed; where that counts, it stands among what fails."""
     suspect = [j for j in judged if j.verdict is Verdict.TOO_GOOD and j not in bad]
     if suspect:

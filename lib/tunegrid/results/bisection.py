@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Answer(StrEnum):
+class VersionState(StrEnum):
     """What an oracle says of a version."""
 
     GOOD = "not worse"
@@ -14,7 +14,7 @@ class Answer(StrEnum):
 
 
 # Answers for a version, and is told how many steps are left at most, this one included.
-Oracle = Callable[[str, int], Answer]
+Oracle = Callable[[str, int], VersionState]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,9 @@ def bisection(versions: Sequence[str], oracle: Oracle) -> Bisection:
     while candidates := [place for place in range(last_good + 1, first_bad) if place not in skipped]:
         place = candidates[len(candidates) // 2]
         answer = oracle(versions[place], most_steps(len(candidates)))
-        if answer is Answer.GOOD:
+        if answer is VersionState.GOOD:
             last_good = place
-        elif answer is Answer.BAD:
+        elif answer is VersionState.BAD:
             first_bad = place
         else:
             skipped.add(place)

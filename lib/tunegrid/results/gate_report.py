@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tunegrid.results.answer import Answer
+from tunegrid.results.answer import RunAnswer
 from tunegrid.results.costs import LEDGER
 from tunegrid.results.gates import KINDS, decides, kind_of
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
@@ -106,7 +106,7 @@ def numerics_table(judged: Sequence[Judgement], furthest: Mapping[str, Mapping[s
     return [*lines(NUMERICS_COLUMNS, cells), *(f"furthest apart, {kind}: {figures}" for kind, figures in most)]
 
 
-def as_text(judged: Sequence[Judgement], answer: Answer) -> str:
+def as_text(judged: Sequence[Judgement], answer: RunAnswer) -> str:
     """A table, what is not the same, how many cells have each verdict, and the answer."""
     return "\n".join([verdict_table(judged), *answer.sentences])
 
@@ -116,7 +116,7 @@ def verdict_table(judged: Sequence[Judgement]) -> str:
     return "\n".join([*lines(COLUMNS, rows(judged)), *remarks(judged), counted(judged)])
 
 
-def as_markdown(judged: Sequence[Judgement], answer: Answer) -> str:
+def as_markdown(judged: Sequence[Judgement], answer: RunAnswer) -> str:
     """The answer first, for a pull request or a step summary; a table where anything was judged."""
     first, *others = map(markdown, answer.sentences)
     said = [f"**{first}**", *([" ".join(others)] if others else [])]
@@ -128,19 +128,19 @@ def as_markdown(judged: Sequence[Judgement], answer: Answer) -> str:
     return "\n\n".join([*said, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
 
 
-def as_json(judged: Sequence[Judgement], answer: Answer) -> str:
+def as_json(judged: Sequence[Judgement], answer: RunAnswer) -> str:
     """Every judgement with all its figures."""
     return json.dumps([asdict(judgement) for judgement in judged], indent=1)
 
 
-FORMATS: dict[str, Callable[[Sequence[Judgement], Answer], str]] = {
+FORMATS: dict[str, Callable[[Sequence[Judgement], RunAnswer], str]] = {
     "text": as_text,
     "markdown": as_markdown,
     "json": as_json,
 }
 
 
-def write_step_summary(judged: Sequence[Judgement], answer: Answer) -> None:
+def write_step_summary(judged: Sequence[Judgement], answer: RunAnswer) -> None:
     """Append the answer and the verdicts to GitHub's step summary, where there is one."""
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:

@@ -15,7 +15,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, to_json
 from tunegrid.results import run_table
 from tunegrid.results.examples import keep_beside
-from tunegrid.results.files import Row, RunJson, save
+from tunegrid.results.files import BenchmarkRow, RunJson, save
 from tunegrid.results.passing import beside_each_other, contradicts, too_short
 from tunegrid.results.record_checks import unlike_pairs
 
@@ -23,14 +23,14 @@ Key = TypeVar("Key", bound=Hashable)  # of a row and its record
 
 
 @dataclass(frozen=True)
-class Line:
+class TerminalLine:
     """A line on the terminal."""
 
     text: str
     colour: Literal["", "green", "yellow", "red"] = ""
 
 
-def name_of(row: Row) -> str:
+def name_of(row: BenchmarkRow) -> str:
     """Of a row's test."""
     return str(row.get("fullname") or row.get("name"))
 
@@ -51,7 +51,7 @@ class FinishedRun(Generic[Key]):
         """Whether cells beside each other show that some of them cannot be right."""
         return any(map(contradicts, self.records.values()))
 
-    def rows(self, rows: Mapping[Key, Row]) -> list[Row]:
+    def rows(self, rows: Mapping[Key, BenchmarkRow]) -> list[BenchmarkRow]:
         """The rows by name, those of cells with their records as they are now."""
         told = {key: row | {"extra_info": to_json(self.records[key])} for key, row in rows.items() if key in self.records}
         return sorted((told.get(key, row) for key, row in rows.items()), key=name_of)
@@ -79,7 +79,7 @@ class FinishedRun(Generic[Key]):
         except OSError as error:
             raise InputError(f"the examples of {path} cannot be written ({error.strerror or error})") from None
 
-    def lines(self, cells: Sequence[str] = STUDY_IDS, seconds: float | None = None) -> Iterable[Line]:
+    def lines(self, cells: Sequence[str] = STUDY_IDS, seconds: float | None = None) -> Iterable[TerminalLine]:
         """What is told of the run: one line per cell over its seeds, and a sentence for all that was missed.
 
         Args:
@@ -92,11 +92,11 @@ class FinishedRun(Generic[Key]):
         )
         if not records:
             return
-        yield Line(run_table.header(records))
+        yield TerminalLine(run_table.header(records))
         for text, status in run_table.rows(records):
-            yield Line(text, "green" if status == "passed" else "red")
-        yield Line(run_table.footer(records, seconds))
-        yield from (Line(sentence, "red") for record in records for sentence in record.missed)
-        yield from (Line(sentence, "yellow") for record in records for sentence in too_short(record))
+            yield TerminalLine(text, "green" if status == "passed" else "red")
+        yield TerminalLine(run_table.footer(records, seconds))
+        yield from (TerminalLine(sentence, "red") for record in records for sentence in record.missed)
+        yield from (TerminalLine(sentence, "yellow") for record in records for sentence in too_short(record))
         if pairs := unlike_pairs(records):
-            yield Line(f"{len(pairs)} pairs of methods are not like for like: tunegrid audit RUN.json lists them")
+            yield TerminalLine(f"{len(pairs)} pairs of methods are not like for like: tunegrid audit RUN.json lists them")

@@ -17,7 +17,7 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.invariants import ORDERED, POINTS, impossible
 from tunegrid.run.audits.evidence import SAMPLE, Evidence, sample
 from tunegrid.run.evaluation import Evaluation
-from tunegrid.run.metrics import Examples, normalized, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
@@ -137,7 +137,7 @@ def _other_points(task: Task, evaluation: Evaluation) -> list[str]:
 
 
 # The points of one row by itself. BERTScore is left out: its encoder is gone by now.
-ALONE: dict[Problem, Callable[[Task, Row, Any], Examples]] = {
+ALONE: dict[Problem, Callable[[Task, Row, Any], PointsByMetric]] = {
     Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
     Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
     Problem.GENERATE: lambda task, row, value: rouge_examples([row[task.target]], [sentence_lines(value)]),

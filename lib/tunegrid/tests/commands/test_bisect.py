@@ -10,7 +10,7 @@ import pytest
 from tunegrid.commands import bisect
 from tunegrid.commands.environments import Releases
 from tunegrid.results import examples
-from tunegrid.results.bisection import Answer, Bisection, bisection, most_steps
+from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.tests.records import MEASURED, hits, record_of, run_file
 from tunegrid.tests.repositories import git
 
@@ -27,8 +27,8 @@ def searched(versions, first_bad, broken=()):
     def oracle(version, steps_left):
         asked.append((version, steps_left))
         if version in broken:
-            return Answer.SKIPPED
-        return Answer.BAD if versions.index(version) >= versions.index(first_bad) else Answer.GOOD
+            return VersionState.SKIPPED
+        return VersionState.BAD if versions.index(version) >= versions.index(first_bad) else VersionState.GOOD
 
     return bisection(versions, oracle), asked
 

@@ -15,9 +15,9 @@ from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.zoo import zoo
 from tunegrid.lab import calibrate, grid_runs
-from tunegrid.lab.calibrate import Plan, blunt, calibration, read_controls
+from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
 from tunegrid.lab.calibration import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
-from tunegrid.lab.grid_runs import GridRun, OtherSession
+from tunegrid.lab.grid_runs import GridRun, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.noise import Deviation, load_noise, pooled
 from tunegrid.results.thresholds import load_bounds, missed
@@ -106,17 +106,17 @@ def runs():
 
 
 def test_seeds_are_trained_five_at_a_time_then_moved_starts_and_controls():
-    names = [session.name for session in Plan(seeds=12, draws=2).sessions]
+    names = [session.name for session in CalibrationPlan(seeds=12, draws=2).sessions]
     seeds = ["quick-seeds-0-4", "quick-seeds-5-9", "quick-seeds-10-11"]
     assert names == [*seeds, "quick-seeds-0-2-draw-1", "quick-seeds-0-2-draw-2", "quick-controls"]
-    assert [session.name for session in Plan(profile="zoo", seeds=5).sessions] == ["zoo-seeds-0-4", "zoo-controls"]
+    assert [session.name for session in CalibrationPlan(profile="zoo", seeds=5).sessions] == ["zoo-seeds-0-4", "zoo-controls"]
 
 
 def test_cells_with_a_tail_have_sessions_of_their_own():
-    one, other = Plan(seeds=20, more_seeds=10).tails(["t5_sa_lora", "t5_sa_qlora"])
+    one, other = CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora", "t5_sa_qlora"])
     assert (list(one.seeds), list(other.seeds), one.trainings) == ([20, 21, 22, 23, 24], [25, 26, 27, 28, 29], 10)
-    assert one.path != Plan(seeds=20, more_seeds=10).tails(["t5_sa_lora"])[0].path
-    assert Plan().tails([]) == []
+    assert one.path != CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora"])[0].path
+    assert CalibrationPlan().tails([]) == []
 
 
 def collapsed(scores):
@@ -228,7 +228,7 @@ def workplace(tmp_path, monkeypatch):
 
     monkeypatch.setattr(grid_runs, "folder", lambda: tmp_path)
     monkeypatch.setattr(GridRun, "train", train)
-    monkeypatch.setattr(OtherSession, "train", train)
+    monkeypatch.setattr(OtherLabSession, "train", train)
     return started
 
 

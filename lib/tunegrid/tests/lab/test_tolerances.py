@@ -11,12 +11,12 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.lab import grid_runs, measure, measured
 from tunegrid.lab import numerics as stage
-from tunegrid.lab.calibrate import Plan
-from tunegrid.lab.grid_runs import GridRun, Sessions
+from tunegrid.lab.calibrate import CalibrationPlan
+from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.tolerances import (
     FLOORS,
     Apart,
-    Evidence,
+    ToleranceEvidence,
     apart,
     blunt,
     largest,
@@ -142,7 +142,7 @@ def test_a_training_without_a_number_calibrates_nothing():
 
 def evidence(pairs, optimizers=(), masks=()):
     first = record()
-    return Evidence(pairs=pairs, optimizers=optimizers, masks=masks, seeds=[0, 1], draws=[1], first=first)
+    return ToleranceEvidence(pairs=pairs, optimizers=optimizers, masks=masks, seeds=[0, 1], draws=[1], first=first)
 
 
 def masks_of(cell, curve):
@@ -190,7 +190,7 @@ def test_a_figure_of_one_training_alone_is_refused():
 
 CELLS = ("bert_sa_lora", "bert_sa_qlora")
 COUNTS = {"--seeds": 6, "--perturbed-seeds": 2, "--draws": 2, "--cells": ",".join(CELLS)}
-PLAN = Plan(seeds=6, perturbed=2, draws=2, cells=CELLS)
+PLAN = CalibrationPlan(seeds=6, perturbed=2, draws=2, cells=CELLS)
 
 
 @pytest.fixture
@@ -245,7 +245,7 @@ def test_the_stage_needs_the_perturbed_seeds_alone_and_the_optimizer_once_a_seed
     [*_, last] = stage.planned(PLAN)
     words = "(another_implementation or one_more) and (bert_sa_lora] or bert_sa_qlora])"
     assert list(last.arguments) == ["-m", "perturbed", "-k", words, "--seeds", "1"]
-    [*_, last] = stage.planned(Plan())
+    [*_, last] = stage.planned(CalibrationPlan())
     assert last.arguments[3] == "(another_implementation or one_more)"
     assert last.name == "quick-seeds-2-2-optimizer"
 
@@ -258,11 +258,11 @@ def test_the_words_of_a_session_name_one_test_each(word):
 
 def test_without_moved_starts_there_is_nothing_to_measure():
     with pytest.raises(InputError, match="tolerances rest on moved starts: give --perturbed-seeds and --draws of at least 1"):
-        stage.measured(Plan(seeds=2, draws=0), Sessions())
+        stage.measured(CalibrationPlan(seeds=2, draws=0), LabSessions())
 
 
 def test_a_cell_whose_optimizer_was_not_seen_is_named(sessions):
     run = stage.optimizers(PLAN)[1]
     run.path.write_text(json.dumps({"benchmarks": rows_of(run)[1:]}))
     with pytest.raises(InputError, match=r"bert_sa_lora of seed 1 did not finish in .*-optimizer.json; remove "):
-        stage.measured(PLAN, Sessions())
+        stage.measured(PLAN, LabSessions())

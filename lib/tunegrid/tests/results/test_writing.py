@@ -13,7 +13,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results.files import read_records
 from tunegrid.results.journal import Journal, latest
-from tunegrid.results.writing import FinishedRun, Line
+from tunegrid.results.writing import FinishedRun, TerminalLine
 from tunegrid.tests.records import complete
 
 PLUGINS = (
@@ -194,9 +194,9 @@ def test_lines_stand_in_the_order_of_cells_and_sentences_below_them():
     assert first.text.endswith("too short")
     assert (second.text.split()[0], second.colour) == ("bert_sa_lora", "red")
     assert rest == [
-        Line("1 of 2 cells passed, 1 of them too short for some audit, on a CPU"),
-        Line("accuracy 91.0 is below 92.0", "red"),
-        Line(
+        TerminalLine("1 of 2 cells passed, 1 of them too short for some audit, on a CPU"),
+        TerminalLine("accuracy 91.0 is below 92.0", "red"),
+        TerminalLine(
             "audit learned_something: accuracy 51.2; a run of 3 of 40 planned updates may be too short to meet it "
             "(t5_sa_lora, quick, seed 0)",
             "yellow",
