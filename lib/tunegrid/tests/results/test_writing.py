@@ -66,7 +66,7 @@ class Cluster:
     def ended(self, sent, seconds):
         return sent[0]
     def result_of(self, cell):
-        return RemoteResult(ended=run(cell.arguments, Child(test=cell.nodeid), cwd=Path.cwd()), files={})
+        return RemoteResult(process=run(cell.arguments, Child(test=cell.nodeid), cwd=Path.cwd()), files={})
     def starts(self):
         return {}
     def states(self):
