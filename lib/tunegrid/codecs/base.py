@@ -205,8 +205,8 @@ class Codec(ABC):
         longest = max(map(len, rows))
         pads = [[self.pad_id] * (longest - len(row)) for row in rows]
         ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
-        places, lengths = torch.arange(longest), integers([*map(len, rows)]).unsqueeze(1)
-        real = places >= longest - lengths if left else places < lengths
+        positions, lengths = torch.arange(longest), integers([*map(len, rows)]).unsqueeze(1)
+        real = positions >= longest - lengths if left else positions < lengths
         batch = {"input_ids": integers(ids), "attention_mask": real.long()}
         if segments is not None and self.cell.backbone.segments:
             second = torch.arange(longest) >= integers(segments).unsqueeze(1)

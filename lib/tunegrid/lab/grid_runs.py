@@ -211,11 +211,11 @@ class LabSessions:
     def train(self, plan: Sequence[LabSession]) -> None:
         """Train those of a plan that are not there."""
         self.expect(plan)
-        for place, run in enumerate(plan, start=1):
+        for number, run in enumerate(plan, start=1):
             if run.path not in self.waiting:
-                print(f"{place} of {len(plan)}: keeps {run.name}", flush=True)
+                print(f"{number} of {len(plan)}: keeps {run.name}", flush=True)
                 continue
-            print(f"{place} of {len(plan)}: trains {run.name}, {run.trainings} trainings; {self.left()}", flush=True)
+            print(f"{number} of {len(plan)}: trains {run.name}, {run.trainings} trainings; {self.left()}", flush=True)
             started = monotonic()
             run.train(self.workers)
             self.seconds += monotonic() - started

@@ -194,8 +194,8 @@ def main(arguments: list[str] | None = None) -> int:
         for name in names:
             sessions.expect(STAGES[name].sessions(work))
         codes = []
-        for place, name in enumerate(names, start=1):
-            print(f"stage {place} of {len(names)}, {name}: {sum(sessions.waiting.values())} trainings left", flush=True)
+        for number, name in enumerate(names, start=1):
+            print(f"stage {number} of {len(names)}, {name}: {sum(sessions.waiting.values())} trainings left", flush=True)
             codes.append(STAGES[name].do(work))
         return max(codes)
     except InputError as error:

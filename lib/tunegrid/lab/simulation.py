@@ -201,7 +201,7 @@ def _calibrated(
     for cell, metrics in setting.metrics.items():
         count = min(MOST_TRAININGS, 1 + max(round(real[cell, metric].df) for metric in metrics))
         drawn = _draws(setting, truth, cell, count, rng)
-        scores |= {(cell, metric): drawn[:, place].tolist() for place, metric in enumerate(metrics)}
+        scores |= {(cell, metric): drawn[:, index].tolist() for index, metric in enumerate(metrics)}
     measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
     known = {key: [own] for key, own in scores.items()} if setting.noise.scores.get(setting.kind) else None
     return estimates(measured, setting.noise.rows, known), scores

@@ -42,7 +42,7 @@ def story_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement])
     told = [by_cell(judgements) for judgements, _ in answers]
     cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
     steps = {
-        cell: [(one.score(cell), _verdict(told[place - 1].get(cell, [])) if place else None) for place, one in enumerate(runs)]
+        cell: [(one.score(cell), _verdict(told[index - 1].get(cell, [])) if index else None) for index, one in enumerate(runs)]
         for cell in cells
     }
     return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, remarks in answers for remark in remarks)))

@@ -39,9 +39,9 @@ class Group:
     @cached_property
     def lines(self) -> list[tuple[str, list[CellView | None]]]:
         """A backbone and its cells, None where the grid has none."""
-        places = {(cell.first.backbone, cell.first.method): cell for cell in self.cells}
+        by_position = {(cell.first.backbone, cell.first.method): cell for cell in self.cells}
         backbones = dict.fromkeys(cell.first.backbone for cell in self.cells)
-        return [(backbone, [places.get((backbone, method)) for method in self.methods]) for backbone in backbones]
+        return [(backbone, [by_position.get((backbone, method)) for method in self.methods]) for backbone in backbones]
 
     @cached_property
     def scatters(self) -> list[tuple[str, charts.Scatter]]:
@@ -109,7 +109,7 @@ class Page:
     @property
     def ledger_places(self) -> list[int]:
         """The places of `LEDGER` that any cell has a figure for."""
-        return [place for place in range(len(LEDGER)) if any(cell.ledger[place] is not None for cell in self.cells)]
+        return [index for index in range(len(LEDGER)) if any(cell.ledger[index] is not None for cell in self.cells)]
 
     @property
     def phases(self) -> list[str]:

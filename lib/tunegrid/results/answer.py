@@ -106,7 +106,7 @@ def answer_of(
 def _of_cells(records: Sequence[Record], troubles: Sequence[str]) -> Statement:
     total = _count(len(_cells(records)), "cell")
     counts = [(len(_cells(bad)), cause) for cause, bad in _by_cause(records)]
-    causes = [f"{count} {cause}" if place else f"{count} of {total} {cause}" for place, (count, cause) in enumerate(counts)]
+    causes = [f"{count} {cause}" if index else f"{count} of {total} {cause}" for index, (count, cause) in enumerate(counts)]
     if causes or troubles:
         return State.FAILED, f"Failed: {', '.join([*causes, *troubles])}."
     if not records:
@@ -123,8 +123,8 @@ def _by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     for record in records:
         for cause in causes_of(record):
             bad.setdefault(cause, []).append(record)
-    places = {cause: place for place, cause in enumerate(CAUSES)}
-    return sorted(bad.items(), key=lambda item: (places.get(item[0], -1), -len(_cells(item[1]))))
+    order = {cause: index for index, cause in enumerate(CAUSES)}
+    return sorted(bad.items(), key=lambda item: (order.get(item[0], -1), -len(_cells(item[1]))))
 
 
 def causes_of(record: Record) -> list[str]:
@@ -191,7 +191,7 @@ def _of_figures(
         groups = {
             verdict: [j for j in figures if j.verdict is verdict] for verdict in dict.fromkeys(j.verdict for j in figures)
         }
-        parts = [f"{_in(group)} {verdict} ({_places(group)})" for verdict, group in groups.items()]
+        parts = [f"{_in(group)} {verdict} ({_list_of_cells(group)})" for verdict, group in groups.items()]
         yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
     elif (others or (CANNOT_TELL in kinds and untold(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
         yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {_doubt(judged, others)}."
@@ -208,7 +208,7 @@ def _doubt(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
         return f"nothing of {_joined(kinds)} could be compared"
     if all(j.p is None for j in judged if j.quantity == j.main_score):
         return f"no main score could be tested ({doubtful[0].cell} {doubtful[0].quantity}: {doubtful[0].detail})"
-    return f"{_in(doubtful)} cannot be told ({_places(doubtful)})"
+    return f"{_in(doubtful)} cannot be told ({_list_of_cells(doubtful)})"
 
 
 def _joined(words: Sequence[str]) -> str:
@@ -219,14 +219,14 @@ def _of_gains(judged: Sequence[Judgement], bad: Sequence[Judgement]) -> Iterable
     """What is too good to be believed; where that counts, it stands among what fails."""
     suspect = [j for j in judged if j.verdict is Verdict.TOO_GOOD and j not in bad]
     if suspect:
-        yield State.PASSED, f"Too good in {_in(suspect)} ({_places(suspect)}): look for leaked rows or a lost mask."
+        yield State.PASSED, f"Too good in {_in(suspect)} ({_list_of_cells(suspect)}): look for leaked rows or a lost mask."
 
 
 def _in(judged: Sequence[Judgement]) -> str:
     return _count(len({judgement.cell for judgement in judged}), "cell")
 
 
-def _places(judged: Sequence[Judgement]) -> str:
+def _list_of_cells(judged: Sequence[Judgement]) -> str:
     return _some(list(dict.fromkeys(j.cell if j.quantity == "cell" else f"{j.cell} {j.quantity}" for j in judged)))
 
 

@@ -205,11 +205,11 @@ def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[C
     entries = entries_of(runs)
     chance = chance_of(entries, calibrated)
     methods = list(dict.fromkeys(entry.method for entry in entries))
-    places: dict[tuple[str, str], list[Entry]] = {}
+    groups: dict[tuple[str, str], list[Entry]] = {}
     for task in dict.fromkeys(entry.first.task for entry in entries):
         for entry in entries:
             if entry.first.task == task:
-                places.setdefault((task, entry.first.backbone), []).append(entry)
+                groups.setdefault((task, entry.first.backbone), []).append(entry)
     return [
         Comparison(
             task=task,
@@ -218,7 +218,7 @@ def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[C
             chance=chance,
             absent=[method for method in methods if method not in {entry.method for entry in own}],
         )
-        for (task, backbone), own in places.items()
+        for (task, backbone), own in groups.items()
     ]
 
 

@@ -100,9 +100,9 @@ def summary(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
 
 
 def _counts(own: Sequence[Comparison], method: str) -> tuple[str, ...]:
-    places = [(comparison, entry) for comparison in own for entry in comparison.sound if entry.method == method]
-    answers = [comparison.standing(entry)[0] for comparison, entry in places]
-    best = sum(method in comparison.best for comparison, _ in places)
+    ranked = [(comparison, entry) for comparison in own for entry in comparison.sound if entry.method == method]
+    answers = [comparison.standing(entry)[0] for comparison, entry in ranked]
+    best = sum(method in comparison.best for comparison, _ in ranked)
     return (method, *(f"{count} of {len(own)}" for count in (best, answers.count("yes"), answers.count("perhaps"))))
 
 

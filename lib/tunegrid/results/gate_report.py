@@ -69,8 +69,8 @@ def counted(judged: Sequence[Judgement]) -> str:
 
 def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
     """How many cells have each verdict on one kind of figure, the gravest first."""
-    place = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
-    counts = {verdict: sum(row[place] == verdict for row in cells) for verdict in WEIGHT}
+    column = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
+    counts = {verdict: sum(row[column] == verdict for row in cells) for verdict in WEIGHT}
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "none"
 
 

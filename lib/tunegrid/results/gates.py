@@ -122,7 +122,7 @@ def gate(
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
     order = {
-        cell: place for place, cell in enumerate([*(cell for cell in old.records if cell not in new.records), *new.records])
+        cell: index for index, cell in enumerate([*(cell for cell in old.records if cell not in new.records), *new.records])
     }
     return sorted(judged, key=lambda judgement: order[judgement.cell])
 

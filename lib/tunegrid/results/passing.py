@@ -125,10 +125,10 @@ def beside_each_other(records: Sequence[Record]) -> list[Record]:
     alone = [_alone(record) if record.finished else record for record in records]
     told = list(alone)
     for run in dict.fromkeys(_run_of(record) for record in alone if record.finished):
-        places = [place for place, record in enumerate(alone) if record.finished and _run_of(record) == run]
-        findings = across([alone[place] for place in places])
-        for place in places:
-            told[place] = _with(alone[place], findings.get(alone[place].cell, ()))
+        indices = [index for index, record in enumerate(alone) if record.finished and _run_of(record) == run]
+        findings = across([alone[index] for index in indices])
+        for index in indices:
+            told[index] = _with(alone[index], findings.get(alone[index].cell, ()))
     return told
 
 

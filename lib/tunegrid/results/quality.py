@@ -85,7 +85,7 @@ class Rows:
         """The pairs of records, those of one seed first."""
         others = list(self.old.values())
         pairs = [
-            (self.old.get(seed, others[place % len(others)]), record) for place, (seed, record) in enumerate(self.new.items())
+            (self.old.get(seed, others[index % len(others)]), record) for index, (seed, record) in enumerate(self.new.items())
         ]
         return sorted(pairs, key=lambda pair: pair[0].seeds.seed != pair[1].seeds.seed)
 

@@ -86,9 +86,9 @@ class FinishedRun(Generic[Key]):
             cells: ids in the order of their lines.
             seconds: that the session took; None where nobody knows.
         """
-        places = {cell: place for place, cell in enumerate(cells)}
+        order = {cell: index for index, cell in enumerate(cells)}
         records = sorted(
-            self.records.values(), key=lambda r: (r.profile, places.get(r.cell, len(places)), r.cell, r.seeds.seed or 0)
+            self.records.values(), key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0)
         )
         if not records:
             return

@@ -108,8 +108,8 @@ def device_names(requested: str | None) -> list[str]:
     if requested == "cpu":
         return ["cpu", cpu_name()]
     count, index = torch.cuda.device_count(), torch.device(requested).index
-    places = range(count) if index is None else [place for place in (index,) if place < count]
-    return ["cuda", *sorted({torch.cuda.get_device_name(place) for place in places})]
+    indices = range(count) if index is None else [index for index in (index,) if index < count]
+    return ["cuda", *sorted({torch.cuda.get_device_name(index) for index in indices})]
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[str, str | None]:

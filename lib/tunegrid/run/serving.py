@@ -60,9 +60,9 @@ def _load_saved(cell: Cell, folder: Path, device: torch.device) -> Any:
     """A model that was saved whole; raises InputError for one that lacks tensors, which would start from random."""
     kind = architecture(cell.head.architecture)
     options = {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
-    place = {"device_map": {"": device}} if cell.quantization else {}
+    device_options = {"device_map": {"": device}} if cell.quantization else {}
     load = getattr(kind, "from_saved", kind.from_pretrained)
-    model, report = load(folder, output_loading_info=True, **options, **place)
+    model, report = load(folder, output_loading_info=True, **options, **device_options)
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
     if lost:
         raise InputError(f"the saved model lacks {len(lost)} tensors, {lost[0]} among them")

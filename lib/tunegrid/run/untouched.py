@@ -80,9 +80,9 @@ class LibraryMonitor:
         return list(dict.fromkeys([*self.inside(model), *hooks(model), *known(model)]))
 
     def _code(self) -> Iterator[Replaced]:
-        for place, now in self._namespaces.snapshot().items():
+        for holder, now in self._namespaces.snapshot().items():
             yield from (_of(f"{now.name}.{key}", owner) for key, owner in now.unpackaged.items())
-            before = self._before.get(place, now)
+            before = self._before.get(holder, now)
             if before is not now:
                 changed = [key for key in now.changed(before) if key not in {*now.unpackaged, *before.unpackaged}]
                 yield from (_of(f"{now.name}.{key}", author_of(now.entries[key])) for key in changed)
@@ -138,14 +138,14 @@ def methods(model: nn.Module) -> Iterator[Replaced]:
 
 def hooks(model: nn.Module) -> Iterator[Replaced]:
     """Hooks of the model's modules and parameters, and of all modules; those of libraries aside."""
-    places = [("every module", vars(torch_module))]
-    places += [(f"{type(module).__name__} of the model", vars(module)) for module in model.modules()]
-    places += [("a parameter", {name: getattr(p, name) for name in OF_TENSORS}) for p in model.parameters()]
-    for place, attributes in places:
+    holders = [("every module", vars(torch_module))]
+    holders += [(f"{type(module).__name__} of the model", vars(module)) for module in model.modules()]
+    holders += [("a parameter", {name: getattr(p, name) for name in OF_TENSORS}) for p in model.parameters()]
+    for holder, attributes in holders:
         for kind, registered in attributes.items():
             if kind.endswith("hooks") and isinstance(registered, dict):
                 owners = map(owner_of, registered.values())
-                yield from (_of(f"hook of {place}", owner) for owner in owners if owner is not None)
+                yield from (_of(f"hook of {holder}", owner) for owner in owners if owner is not None)
 
 
 def known(model: nn.Module) -> Iterator[Replaced]:

@@ -45,10 +45,10 @@ class Handler(BaseHTTPRequestHandler):
             if path.startswith(f"/api/{self.api(repo)}"):
                 rest = path.removeprefix(f"/api/{self.api(repo)}").strip("/").split("/")
                 if rest[0] == "tree":
-                    place = folder.joinpath(*rest[2:])
-                    if not place.is_dir():
+                    subfolder = folder.joinpath(*rest[2:])
+                    if not subfolder.is_dir():
                         return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-                    files = place.rglob("*") if "recursive=True" in self.path else place.iterdir()
+                    files = subfolder.rglob("*") if "recursive=True" in self.path else subfolder.iterdir()
                     return self.reply(200, json.dumps([self.entry(folder, file) for file in sorted(files)]).encode())
                 names = [{"rfilename": str(file.relative_to(folder))} for file in sorted(folder.rglob("*")) if file.is_file()]
                 info = {"id": repo.removeprefix("datasets/"), "sha": COMMIT, "siblings": names, "private": False, "tags": []}

@@ -338,7 +338,7 @@ def test_the_mark_before_a_text_may_be_pointed_at():
     ]
     features = codec.encode(rows, training=False)
     first = [feature.extra.shift for feature in features]
-    outputs = [(1.0, place, place) for place in first]  # the tokens are a mark alone, and a word
+    outputs = [(1.0, index, index) for index in first]  # the tokens are a mark alone, and a word
     predictions = [prediction.value for prediction in codec.decode(rows, features, outputs)]
     assert [codec.pointed_at(*pair) for pair in zip(features, outputs, strict=True)] == ["", "the"]
     assert predictions == ["F", "the"]

@@ -126,7 +126,7 @@ def collapsed(scores):
 
 
 def test_a_cell_of_which_one_training_collapsed_needs_more_seeds():
-    normal = [90 + float(ndtri((place + 0.5) / 20)) for place in range(20)]  # as normal as scores can be
+    normal = [90 + float(ndtri((index + 0.5) / 20)) for index in range(20)]  # as normal as scores can be
     assert collapsed(normal).with_tails() == []
     assert collapsed([*normal[1:], 85.0]).with_tails() == ["t5_sa_lora"]
     assert collapsed([*normal[1:], 95.0]).with_tails() == []  # too good is no collapse

@@ -170,7 +170,7 @@ def test_committed_runs_become_pages():
 def rows_with(points, predictions=None, ids=None):
     """A record and its examples."""
     kept = Examples(
-        ids=ids or [f"id{place}" for place in range(len(points))],
+        ids=ids or [f"id{index}" for index in range(len(points))],
         points={"accuracy": points},
         predictions=predictions or ["1"] * len(points),
     )
@@ -277,10 +277,10 @@ def test_ticks_are_round_and_inside():
 
 
 def test_labels_cover_neither_dots_nor_each_other():
-    crowd = [(100.0 + place, 100.0, dot(f"cell {place}", 1, 1)) for place in range(30)]
-    places = charts.placed(crowd, [], (340, 250))
-    assert 1 <= len(places) < 30  # those without a place are left to the table
-    spans = sorted((y, x if anchor == "start" else x - 5.6 * 6) for x, y, anchor in places.values())
+    crowd = [(100.0 + index, 100.0, dot(f"cell {index}", 1, 1)) for index in range(30)]
+    positions = charts.placed(crowd, [], (340, 250))
+    assert 1 <= len(positions) < 30  # those without a place are left to the table
+    spans = sorted((y, x if anchor == "start" else x - 5.6 * 6) for x, y, anchor in positions.values())
     assert all(b[0] - a[0] >= 8 or b[1] - a[1] >= 5.6 * 6 for a, b in pairwise(spans))
 
 
@@ -303,8 +303,8 @@ def test_27_cells_with_long_rows_and_two_runs_are_under_a_megabyte_and_a_half():
 
     def record(cell, seed):
         metric = pages.MAIN[cell.split("_")[1]]
-        scored = [float(100 * ((place + seed) % 2)) for place in range(count)]
-        kept = Examples(ids=[f"{place}" for place in range(count)], points={metric: scored}, predictions=[long] * count)
+        scored = [float(100 * ((index + seed) % 2)) for index in range(count)]
+        kept = Examples(ids=[f"{index}" for index in range(count)], points={metric: scored}, predictions=[long] * count)
         written = examples.write(kept)
         examples.write_texts(written.rows_hash, Texts(inputs=[long] * count, references=[long] * count))
         return record_of(cell, examples=vars(written), scores={metric: 50.0})

@@ -226,13 +226,13 @@ def session(folder, change, *options):
     )
     assert page.is_file(), done.stdout + done.stderr
     suite = ElementTree.parse(xml).getroot().find("testsuite")
-    places = {
+    outputs = {
         "terminal": done.stdout.partition("; quality: ")[2].partition("\n")[2],
         "summary": summary.read_text().replace("\\", "").strip("*"),
         "page": page.read_text().partition("<h1>")[2].partition("</span> ")[2].replace("\u2212", "-"),
         "junit": suite.find("properties/property[@name='answer']").get("value"),
     }
-    return done.returncode, places, suite
+    return done.returncode, outputs, suite
 
 
 def failed_audit(record):
@@ -256,10 +256,10 @@ def nothing(record):
 
 @pytest.mark.slow
 def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_path):
-    code, places, suite = session(tmp_path, failed_audit)
+    code, outputs, suite = session(tmp_path, failed_audit)
     assert code == 1
     first = "Failed: 18 of 27 cells failed audit checkpoint_loaded."
-    assert {name: text[: len(first)] for name, text in places.items()} == dict.fromkeys(places, first)
+    assert {name: text[: len(first)] for name, text in outputs.items()} == dict.fromkeys(outputs, first)
     [case] = suite.findall("testcase[@classname='tunegrid']")
     assert case.get("name") == "answer"
     assert case.find("failure").get("message").startswith(first)
@@ -268,24 +268,24 @@ def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--gate-on=numerics,quality,memory",)])
 def test_all_four_places_name_the_stage_at_which_numerics_changed(tmp_path, options):
-    code, places, suite = session(tmp_path, moved_start, *options)
+    code, outputs, suite = session(tmp_path, moved_start, *options)
     told = "umerics changed in 18 of 27 cells, first at the stage start (18 cells, as in "
-    assert [name for name, text in places.items() if told not in text] == []
-    assert [name for name, text in places.items() if "lora_A x 0.9258" not in text] == []
+    assert [name for name, text in outputs.items() if told not in text] == []
+    assert [name for name, text in outputs.items() if "lora_A x 0.9258" not in text] == []
     assert code == bool(options)
     assert (suite.find("testcase[@classname='tunegrid']/failure") is not None) == bool(options)
     if options:
-        assert [name for name, text in places.items() if not text.startswith("Failed: n")] == []
+        assert [name for name, text in outputs.items() if not text.startswith("Failed: n")] == []
 
 
 @pytest.mark.slow
 def test_all_four_places_say_of_a_clean_run_that_it_is_no_worse(tmp_path):
-    code, places, suite = session(tmp_path, nothing)
+    code, outputs, suite = session(tmp_path, nothing)
     assert code == 0
     first = "Passed: all 27 cells reached every bound and passed every audit."
-    assert {name: text[: len(first)] for name, text in places.items()} == dict.fromkeys(places, first)
+    assert {name: text[: len(first)] for name, text in outputs.items()} == dict.fromkeys(outputs, first)
     told = "By quality and memory no worse than quick-cpu.json"
-    assert [name for name, text in places.items() if told not in text] == []
+    assert [name for name, text in outputs.items() if told not in text] == []
     assert suite.find("testcase[@classname='tunegrid']/failure") is None
 
 

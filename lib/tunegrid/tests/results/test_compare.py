@@ -203,8 +203,8 @@ def test_equal_methods_of_one_seed_each_are_told_apart_in_one_table_of_twenty_at
 def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviations, seeds):
     rng, runs, alarms = np.random.default_rng(1), 500, 0
     records = [
-        replace(measured("bert_sa_lora", 80.0), method=f"m{place}", cell=f"bert_sa_m{place}")
-        for place in range(len(deviations))
+        replace(measured("bert_sa_lora", 80.0), method=f"m{index}", cell=f"bert_sa_m{index}")
+        for index in range(len(deviations))
     ]
     for _ in range(runs):
         entries = [
@@ -222,7 +222,7 @@ def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviati
 @pytest.mark.parametrize("seed", range(40))
 def test_names_share_a_letter_unless_they_are_told_apart(seed):
     rng = random.Random(seed)
-    names = [f"m{place}" for place in range(rng.randint(1, 9))]
+    names = [f"m{index}" for index in range(rng.randint(1, 9))]
     apart = {frozenset(pair) for pair in combinations(names, 2) if rng.random() < 0.5}
     shown = compact_letters(names, apart)
     assert shown[names[0]].startswith("a")

@@ -59,12 +59,12 @@ def ampere(monkeypatch):
 
 
 @pytest.mark.usefixtures("ampere")
-@pytest.mark.parametrize("place", [CPU, CUDA], ids=str)
-def test_t5_never_trains_in_fp16(place):
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_t5_never_trains_in_fp16(device):
     assert FULL["t5_sa_lora"].recipe.precision == "fp16"
-    answer = resolve_precision(FULL["t5_sa_lora"], place)
+    answer = resolve_precision(FULL["t5_sa_lora"], device)
     assert answer == ("bf16", "bf16 in place of fp16, in which T5 overflows")
-    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, place)[0] == "fp16"]
+    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, device)[0] == "fp16"]
 
 
 @pytest.mark.usefixtures("turing")
@@ -95,8 +95,8 @@ def test_packed_weights_compute_in_the_precision_of_training_where_bf16_has_no_u
 @pytest.mark.usefixtures("ampere")
 def test_packed_weights_compute_as_declared_elsewhere():
     for cell_id in ("bert_sa_qlora", "bert_sa_sft"):
-        for place in (CPU, CUDA):
-            assert resolve_quantization(FULL[cell_id], place) == (FULL[cell_id].quantization, None)
+        for where in (CPU, CUDA):
+            assert resolve_quantization(FULL[cell_id], where) == (FULL[cell_id].quantization, None)
 
 
 def test_a_recipes_fp32_stays():

@@ -66,7 +66,7 @@ def test_a_figure_has_nine_digits_or_is_none(value, shown):
 
 def test_a_large_tensor_is_sampled_evenly():
     [some] = sampled({"a": torch.arange(3 * 4096.0)}).values()
-    assert some.tolist() == [3.0 * place for place in range(4096)]
+    assert some.tolist() == [3.0 * index for index in range(4096)]
 
 
 # Before training
