@@ -147,8 +147,8 @@ def folder_of(options: argparse.Namespace) -> Path:
     """A folder for runs of these cells: those of another suite or beside other libraries are kept apart."""
     name = options.repo.resolve().name if options.repo else options.good.partition("==")[0]
     installed = {package: version for package, version in versions().items() if package != name}
-    asked = [name if options.repo is None else str(options.repo.resolve()), options.cells, options.pytest_options]
-    digest = hashlib.sha256(json.dumps([asked, installed, code_digest()]).encode()).hexdigest()[:12]
+    question = [name if options.repo is None else str(options.repo.resolve()), options.cells, options.pytest_options]
+    digest = hashlib.sha256(json.dumps([question, installed, code_digest()]).encode()).hexdigest()[:12]
     return RUNS / f"{name}-{digest}"
 
 

@@ -19,8 +19,8 @@ from tunegrid.results.noise import (
     SEEDS,
     Deviation,
     Groups,
-    Key,
     Noise,
+    NoiseKey,
     deviation,
     kind_of_cell,
     residuals,
@@ -93,7 +93,7 @@ class Calibration:
 
     seeds: Sequence[RecordsByCell]
     perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
-    controls: Mapping[Key, float] = field(default_factory=dict)
+    controls: Mapping[NoiseKey, float] = field(default_factory=dict)
     control_share: float = CONTROL_SHARE
 
     def scores(self, cell: str, metric: str) -> list[float]:
@@ -111,7 +111,7 @@ class Calibration:
         }
         return [cell for cell in self.seeds[0] if cell in heavy]
 
-    def tested(self) -> Iterator[Key]:
+    def tested(self) -> Iterator[NoiseKey]:
         """Every cell and bounded score."""
         for cell, record in self.seeds[0].items():
             yield from ((cell, metric) for metric in record.bounded_scores)
@@ -125,7 +125,7 @@ class Calibration:
             rows[record.task] = record.data.rows.test
         return rows
 
-    def groups(self, kind: str) -> dict[Key, Groups]:
+    def groups(self, kind: str) -> dict[NoiseKey, Groups]:
         """By cell and score, the scores that one kind of noise tells apart."""
         if kind == SEEDS:
             return {(cell, metric): [self.scores(cell, metric)] for cell, metric in self.tested()}
@@ -145,7 +145,7 @@ class Calibration:
             scores=scores,
         )
 
-    def bounds(self) -> dict[Key, Bound]:
+    def bounds(self) -> dict[NoiseKey, Bound]:
         """Every bound, from noise between seeds."""
         measured, pools = self.noise.measured[SEEDS], self.noise.pools[SEEDS]
         return {

@@ -109,9 +109,9 @@ def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
     for row, record in read_rows(path):
         old = {located(record, sentence) for sentence in missed(record.scores, record.bounds)}
         below = [located(record, sentence) for sentence in missed(record.scores, bounds.get(record.cell, {}))]
-        told = [sentence for sentence in record.missed if sentence not in old] + below
-        status = record.status if record.status not in ("passed", "missed") else "missed" if told else "passed"
-        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=told, status=status)
+        messages = [sentence for sentence in record.missed if sentence not in old] + below
+        status = record.status if record.status not in ("passed", "missed") else "missed" if messages else "passed"
+        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=messages, status=status)
         rows.append(row | {"extra_info": to_json(again)})
     save(run | {"benchmarks": rows}, to)
 

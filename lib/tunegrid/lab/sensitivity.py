@@ -76,8 +76,8 @@ def summed_up(name: str, figures: Mapping[str, float]) -> str:
     """How many cells are called at one degradation."""
     worse, called = figures["worse"], figures["called"]
     moved = f"{signed(figures['low'], 1)} to {signed(figures['high'], 1)}, median {signed(figures['median'], 1)}"
-    told = f"the gate calls {worse} of {figures['cells']} cells worse; bounds, audits and numerics included, {called}"
-    return f"{name}: changes main scores by {moved}; {told}"
+    verdicts = f"the gate calls {worse} of {figures['cells']} cells worse; bounds, audits and numerics included, {called}"
+    return f"{name}: changes main scores by {moved}; {verdicts}"
 
 
 def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:

@@ -104,7 +104,7 @@ class CellView:
         return worst([j for j in self.judged if decides(j) and kind_of(j) == kind])
 
     @property
-    def told(self) -> list[Judgement]:
+    def gravest_first(self) -> list[Judgement]:
         """All judgements, the gravest first."""
         return sorted(self.judged, key=lambda judgement: WEIGHT.index(judgement.verdict))
 

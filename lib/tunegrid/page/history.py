@@ -39,10 +39,10 @@ def story_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement])
     runs = [*sorted(older, key=lambda one: one.when), run]
     pairs = list(pairwise(runs))
     answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
-    told = [by_cell(judgements) for judgements, _ in answers]
+    verdicts = [by_cell(judgements) for judgements, _ in answers]
     cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
     steps = {
-        cell: [(one.score(cell), _verdict(told[index - 1].get(cell, [])) if index else None) for index, one in enumerate(runs)]
+        cell: [(one.score(cell), _verdict(verdicts[i - 1].get(cell, [])) if i else None) for i, one in enumerate(runs)]
         for cell in cells
     }
     return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, remarks in answers for remark in remarks)))

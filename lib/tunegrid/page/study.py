@@ -45,7 +45,7 @@ def compared(run: PageRun, path: Path = STUDY) -> StudyComparison | None:
     lines = [line for cell, record in reported.items() for line in _lines(run.by_cell[cell], record)]
     if not lines:
         return None
-    return StudyComparison(lines=lines, findings=[(cell, told) for cell, told in _findings(path) if cell in reported])
+    return StudyComparison(lines=lines, findings=[(cell, sentence) for cell, sentence in _findings(path) if cell in reported])
 
 
 def _lines(ours: Sequence[Record], reported: Record) -> list[StudyLine]:
@@ -60,5 +60,5 @@ def _findings(path: Path) -> list[tuple[str, str]]:
     """What cannot be in the study's figures; two cells with the same results only show beside each other."""
     records = list(read_records(path).values())
     alone = [(record.cell, sentence) for record in records for sentence in impossible(record.scores)]
-    together = [(cell, finding.detail) for cell, told in across(records).items() for finding in told if not finding.passed]
+    together = [(cell, finding.detail) for cell, found in across(records).items() for finding in found if not finding.passed]
     return [*alone, *together]

@@ -90,12 +90,12 @@ def answer_of(
         baseline: the name of the run that was compared with.
         troubles: what else makes the run fail, as "1 other test failed".
     """
-    said, bad = [_of_cells(records, troubles)], failing(judged, kinds)
+    statements, bad = [_of_cells(records, troubles)], failing(judged, kinds)
     if judged:
-        said += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
+        statements += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
     order = (State.FAILED, State.CANNOT_TELL)
-    said.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
-    state, (first, *others) = said[0][0], [sentence for _, sentence in said]
+    statements.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
+    state, (first, *others) = statements[0][0], [sentence for _, sentence in statements]
     head = f"Passed: {first[0].lower()}{first[1:]}" if state is State.PASSED else first
     return RunAnswer(state=state, sentences=(head, *others), failing=bad)
 
@@ -163,9 +163,9 @@ def _cells(records: Iterable[Record]) -> set[tuple[str, str]]:
 
 def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[Statement]:
     """Whether numerics changed, in how many cells, and at which stage of the flow first."""
-    told = [j for j in judged if j.quantity == "numerics"]
-    changed = [j for j in told if j.verdict is Verdict.CHANGED]
-    counts, total = "numerics" in kinds, _count(len(told), "cell")
+    numerics = [j for j in judged if j.quantity == "numerics"]
+    changed = [j for j in numerics if j.verdict is Verdict.CHANGED]
+    counts, total = "numerics" in kinds, _count(len(numerics), "cell")
     if changed:
         stages = [j.detail.partition(": ")[0] for j in changed]
         first = min(stages, key=lambda stage: FLOW.index(stage) if stage in FLOW else len(FLOW))
@@ -174,11 +174,11 @@ def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[
         sentence = f"umerics changed in {len(changed)} of {total}, first at the stage {first} ({where})"
         yield (State.FAILED, f"Failed: n{sentence}.") if counts else (State.PASSED, f"N{sentence}; that does not count here.")
     elif counts:
-        unlike = [j for j in told if j.verdict is Verdict.NOT_COMPARABLE]
+        unlike = [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]
         doubt = f"; {_count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
         untested = outcome(judged, kinds) is Outcome.CANNOT_TELL
-        state = State.CANNOT_TELL if untested and len(unlike) == len(told) else State.PASSED
-        yield state, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
+        state = State.CANNOT_TELL if untested and len(unlike) == len(numerics) else State.PASSED
+        yield state, f"Numerics did not change in {len(numerics) - len(unlike)} of {total}{doubt}."
 
 
 def _of_figures(

@@ -63,9 +63,9 @@ class Entry:
     @cached_property
     def objections(self) -> list[str]:
         """What audits find in any seed: its figures may not be those of the method."""
-        told = [sentence for r in self.records for sentence in (*failed(r), *invariants(r), *not_numbers(r))]
+        messages = [sentence for r in self.records for sentence in (*failed(r), *invariants(r), *not_numbers(r))]
         absent = [] if len(self.scores) == len(self.records) else [f"a seed has no {self.first.main_score}"]
-        return list(dict.fromkeys([*told, *absent]))
+        return list(dict.fromkeys([*messages, *absent]))
 
     @cached_property
     def seconds(self) -> list[float]:

@@ -76,8 +76,8 @@ def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
     """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
-    told = [j for j in judged if j.verdict not in QUIET and decides(j)]
-    sentences = [_sentence(judgement) for judgement in sorted(told, key=lambda j: WEIGHT.index(j.verdict))]
+    decisive = [j for j in judged if j.verdict not in QUIET and decides(j)]
+    sentences = [_sentence(judgement) for judgement in sorted(decisive, key=lambda j: WEIGHT.index(j.verdict))]
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 
@@ -119,13 +119,13 @@ def verdict_table(judged: Sequence[Judgement]) -> str:
 def as_markdown(judged: Sequence[Judgement], answer: RunAnswer) -> str:
     """The answer first, for a pull request or a step summary; a table where anything was judged."""
     first, *others = map(markdown, answer.sentences)
-    said = [f"**{first}**", *([" ".join(others)] if others else [])]
+    parts = [f"**{first}**", *([" ".join(others)] if others else [])]
     if not judged:
-        return "\n\n".join(said)
+        return "\n\n".join(parts)
     titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(judged)]
     sentences = [f"* {markdown(line)}" for line in remarks(judged)]
-    return "\n\n".join([*said, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
+    return "\n\n".join([*parts, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
 
 
 def as_json(judged: Sequence[Judgement], answer: RunAnswer) -> str:

@@ -123,13 +123,13 @@ def beside_each_other(records: Sequence[Record]) -> list[Record]:
     company, as in a shard, is taken back first.
     """
     alone = [_alone(record) if record.finished else record for record in records]
-    told = list(alone)
+    together = list(alone)
     for run in dict.fromkeys(_run_of(record) for record in alone if record.finished):
         indices = [index for index, record in enumerate(alone) if record.finished and _run_of(record) == run]
         findings = across([alone[index] for index in indices])
         for index in indices:
-            told[index] = _with(alone[index], findings.get(alone[index].cell, ()))
-    return told
+            together[index] = _with(alone[index], findings.get(alone[index].cell, ()))
+    return together
 
 
 def contradicts(record: Record) -> bool:
@@ -154,7 +154,7 @@ def _with(record: Record, findings: Iterable[AuditFinding]) -> Record:
 def _alone(record: Record) -> Record:
     """The record without what an earlier comparison with other cells added."""
     together = [finding for finding in record.audits if finding.name in _TOGETHER]
-    told = {located(record, sentence_of(finding)) for finding in together if not finding.passed}
-    missed = [sentence for sentence in record.missed if sentence not in told]
-    status: Status = "passed" if told and not missed else record.status
+    added = {located(record, sentence_of(finding)) for finding in together if not finding.passed}
+    missed = [sentence for sentence in record.missed if sentence not in added]
+    status: Status = "passed" if added and not missed else record.status
     return replace(record, audits=[f for f in record.audits if f not in together], missed=missed, status=status)

@@ -53,8 +53,8 @@ class FinishedRun(Generic[Key]):
 
     def rows(self, rows: Mapping[Key, BenchmarkRow]) -> list[BenchmarkRow]:
         """The rows by name, those of cells with their records as they are now."""
-        told = {key: row | {"extra_info": to_json(self.records[key])} for key, row in rows.items() if key in self.records}
-        return sorted((told.get(key, row) for key, row in rows.items()), key=name_of)
+        updated = {key: row | {"extra_info": to_json(self.records[key])} for key, row in rows.items() if key in self.records}
+        return sorted((updated.get(key, row) for key, row in rows.items()), key=name_of)
 
     def save(self, run: RunJson, path: Path, *, beside: Collection[Path] = (), examples: bool = True) -> None:
         """Write the run, and the examples of its cells next to it; whole, or not at all.

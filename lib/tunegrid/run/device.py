@@ -152,7 +152,7 @@ def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization
 
 def replacements(cell: Cell, device: torch.device) -> list[str]:
     """A sentence for each number format that the cell has here in place of another."""
-    return [said for _, said in (resolve_precision(cell, device), resolve_quantization(cell, device)) if said]
+    return [sentence for _, sentence in (resolve_precision(cell, device), resolve_quantization(cell, device)) if sentence]
 
 
 def used_by_others_gib(device: torch.device) -> float | None:

@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, send):
         path = self.path.split("?")[0]
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         for repo, folder in self.server.repos.items():
             if path.startswith(f"/{repo}/resolve/"):
                 revision, name = path.removeprefix(f"/{repo}/resolve/").split("/", 1)
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
 def serving(repos: dict[str, Path]) -> Iterator[ThreadingHTTPServer]:
     """A hub with these repositories at `server.address`; `asked` are the requested paths, `revisions` the pins."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.repos, server.asked, server.revisions = repos, [], set()
+    server.repos, server.requests, server.revisions = repos, [], set()
     server.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -32,8 +32,9 @@ def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SO
     kept = examples.write(
         Examples(ids=[f"{task}{rows or ''}{index}" for index in range(len(points))], points={metric: points}, predictions=texts)
     )
-    said = [HOSTILE if index == 39 else f"review {index}: it works well, I would buy it again" for index in range(len(points))]
-    examples.write_texts(kept.rows_hash, Texts(inputs=said, references=words))
+    praise = "it works well, I would buy it again"
+    inputs = [HOSTILE if index == 39 else f"review {index}: {praise}" for index in range(len(points))]
+    examples.write_texts(kept.rows_hash, Texts(inputs=inputs, references=words))
     score = sum(points) / len(points)
     missed = [f"{metric} {score:.1f} is below 88.0 ({cell}, quick, seed {seed})"] if status == "missed" else []
     index = list(STUDY_IDS).index(cell) if cell in STUDY_IDS else 3

@@ -33,15 +33,15 @@ def on_ranks(count: int, function, *arguments) -> list:
     ]
     for worker in workers:
         worker.start()
-    said = []
+    answers = []
     for rank, (receiving, _) in enumerate(pipes):
         assert receiving.poll(300), f"rank {rank} says nothing"
-        said.append(receiving.recv())
-    traces = [f"rank {rank}: {trace}" for rank, (_, trace) in enumerate(said) if trace]
+        answers.append(receiving.recv())
+    traces = [f"rank {rank}: {trace}" for rank, (_, trace) in enumerate(answers) if trace]
     assert not traces, "\n".join(traces)  # one that failed takes the others along
     for worker in workers:
         worker.join()
-    return [answer for answer, _ in said]
+    return [answer for answer, _ in answers]
 
 
 def _work(rank, count, port, sending, function, arguments):

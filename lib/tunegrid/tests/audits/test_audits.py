@@ -105,10 +105,10 @@ def test_what_is_known_before_training_is_not_asked_again(evidence):
         "quantized_as_declared",
         "drawn_from_the_seed",
     ]
-    told = [replace(finding, detail="told before") for finding in early]
-    whole = audited(evidence, told)
+    earlier = [replace(finding, detail="told before") for finding in early]
+    whole = audited(evidence, earlier)
     assert [finding.name for finding in whole] == [finding.name for finding in audited(evidence)]
-    assert [finding for finding in whole if finding.detail == "told before"] == told
+    assert [finding for finding in whole if finding.detail == "told before"] == earlier
 
 
 @pytest.mark.slow
@@ -323,8 +323,8 @@ def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_conte
     evaluation.features, evaluation.outputs = features, outputs
     evidence = Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation)
     assert answers.windows_map_to_examples(evidence)[0]
-    said = alphanumeric(predictions[3].value)
-    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if alphanumeric(w) not in said))
+    answer = alphanumeric(predictions[3].value)
+    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if alphanumeric(w) not in answer))
     assert answers.windows_map_to_examples(evidence) == (
         False,
         "0 windows show another row's context, 1 answers are not what was pointed at, row 3 among them",

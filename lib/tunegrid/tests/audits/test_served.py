@@ -41,8 +41,8 @@ class IA3(Adapting):
     """Vectors that rescale layers (Liu et al. 2022)."""
 
     def peft_config(self, cell, base):
-        told = {"modules_to_save": base.modules_to_save, "fan_in_fan_out": base.fan_in_fan_out}
-        return peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], **told)
+        options = {"modules_to_save": base.modules_to_save, "fan_in_fan_out": base.fan_in_fan_out}
+        return peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], **options)
 
 
 def evidence_of(cell_id, method=None, perturbation=None):

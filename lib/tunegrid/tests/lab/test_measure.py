@@ -90,9 +90,9 @@ def test_the_time_left_is_that_of_all_stages(folder, monkeypatch, capsys):
     sessions = LabSessions()
     sessions.expect([*PLAN, OtherLabSession(label="controls", options=(), count=20)])
     sessions.train(PLAN)
-    told = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()]
+    messages = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()]
     # ten trainings took ten minutes; ten more and twenty controls are to do
-    assert told == ["40 in all, how long is not known yet", "30 in all, about 30 min left"]
+    assert messages == ["40 in all, how long is not known yet", "30 in all, about 30 min left"]
     assert sessions.left() == "20 in all, about 25 min left"  # twenty took 25 minutes
 
 
@@ -226,8 +226,8 @@ def test_a_command_replaces_its_own_figures_alone(tmp_path):
 
 def test_the_figures_of_degradations():
     answers = ["-9.1 worse", "+2.3 same", "-0.1 same, bound or audit", "-3.0 worse, numerics"]
-    told = {"cells": 4, "low": -9.1, "high": 2.3, "median": -1.6, "worse": 2, "called": 3}
-    assert sensitivity.figures(answers, [-9.14, 2.31, -0.1, -3.0]) == told
+    messages = {"cells": 4, "low": -9.1, "high": 2.3, "median": -1.6, "worse": 2, "called": 3}
+    assert sensitivity.figures(answers, [-9.14, 2.31, -0.1, -3.0]) == messages
 
 
 def test_the_figures_of_false_alarms():

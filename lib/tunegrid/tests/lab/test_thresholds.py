@@ -167,9 +167,9 @@ def test_bounds_keep_their_evidence(tmp_path):
     assert entry == {"minimum": 80.0, "mean": 90.0, "sd": 2.83, "scores": [88.0, 92.0], "control": 60.0}
     assert load_bounds(path)["t5_qa_sft"]["f1"] == 80.0
     assert len(load_bounds(path)) == 27
-    told = blunt(measured)
-    assert len(told) == 9  # f1, of questions only
-    assert told[0].startswith("blunt: bert_qa_lora f1 80.0; a healthy run needs ")
+    messages = blunt(measured)
+    assert len(messages) == 9  # f1, of questions only
+    assert messages[0].startswith("blunt: bert_qa_lora f1 80.0; a healthy run needs ")
 
 
 def test_a_run_that_lacks_a_score_calibrates_nothing():

@@ -158,12 +158,12 @@ def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
         "nf4 fp32": {**FLOORS, "later": 8e-3, "moved_alone": 2e-4},
         "cell e": {"later": 6.2e-2},
     }
-    told = tomllib.loads(path.read_text())["evidence"]
-    assert told["largest"] == {"nf4 fp32": {"later": 4e-3, "moved_alone": 1e-4}, "cell e": {"later": 3.1e-2}}
-    assert told["drawn"] == {"a": {"kind": "nf4 fp32", "curve": 0.1}}
-    assert (told["pairs"], told["optimizers"], told["seeds"], told["draws"]) == (5, 1, [0, 1], [1])
-    assert told["versions"].keys() >= {"torch", "transformers", "peft"}
-    assert told["device"]
+    written = tomllib.loads(path.read_text())["evidence"]
+    assert written["largest"] == {"nf4 fp32": {"later": 4e-3, "moved_alone": 1e-4}, "cell e": {"later": 3.1e-2}}
+    assert written["drawn"] == {"a": {"kind": "nf4 fp32", "curve": 0.1}}
+    assert (written["pairs"], written["optimizers"], written["seeds"], written["draws"]) == (5, 1, [0, 1], [1])
+    assert written["versions"].keys() >= {"torch", "transformers", "peft"}
+    assert written["device"]
     assert all(line.startswith("# ") and len(line) <= 128 for line in path.read_text().partition("\n\n")[0].splitlines())
 
 
@@ -224,12 +224,12 @@ def command(to):
 def test_the_stage_pairs_moved_starts_with_unmoved_ones_and_trains_nothing_that_is_kept(sessions, capsys):
     assert measure.main(command(sessions)) == 0
     path = sessions / "benchmarks" / "thresholds" / "numerics.toml"
-    tables, told = load_tolerances(path), tomllib.loads(path.read_text())["evidence"]
+    tables, written = load_tolerances(path), tomllib.loads(path.read_text())["evidence"]
     # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
     assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
     assert (tables["fp32"]["moved_alone"], tables["nf4 fp32"]["moved_alone"]) == (1e-3, 4e-4)  # 2e-4 in both; fp32 has a floor
-    assert (told["pairs"], told["optimizers"], told["seeds"], told["draws"]) == (8, 4, [0, 1], [1, 2])
-    assert told["drawn"] == {"bert_sa_lora": {"kind": "fp32", "curve": 0.5}}
+    assert (written["pairs"], written["optimizers"], written["seeds"], written["draws"]) == (8, 4, [0, 1], [1, 2])
+    assert written["drawn"] == {"bert_sa_lora": {"kind": "fp32", "curve": 0.5}}
     noted = measured.read(sessions / "reports" / "measured.json")["numerics"]
     assert (noted["pairs"], noted["cells_of_their_own"]) == (8, [])
     assert noted["largest"]["fp32"]["first"] == 2 / 1024

@@ -326,8 +326,8 @@ def test_what_is_missing_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
     assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])))
     unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
-    told = "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired or judged"
-    assert told in text_of(unlike).replace("O", "o")
+    messages = "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired or judged"
+    assert messages in text_of(unlike).replace("O", "o")
     assert unlike.head.state == "passed"
     disjoint = page_of(run_of([record_of()]), [run_of([record_of("t5_qa_sft")], "old.json", "2026-11-01")])
     assert disjoint.head.more_sentences == ["Old.json and run.json have no finished cell in common, so nothing is compared."]
@@ -370,8 +370,8 @@ def test_a_score_that_is_not_a_number_and_an_unknown_profile_are_one_sentence(tm
     bad = tmp_path / "bad.json"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     assert "scores.accuracy is NaN, but it should be a finite number" in refusal(capsys, bad, "-o", tmp_path / "p.html")
-    told = refusal(capsys, good, "-o", tmp_path / "p.html", "--profile", "full")
-    assert told.endswith("good.json holds no cells of full, but of quick")
+    messages = refusal(capsys, good, "-o", tmp_path / "p.html", "--profile", "full")
+    assert messages.endswith("good.json holds no cells of full, but of quick")
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
@@ -384,5 +384,5 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
 def test_without_a_browser_a_screenshot_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(render, "which", lambda name: None)
     run = saved(tmp_path / "run.json", [record_of()])
-    told = refusal(capsys, run, "-o", tmp_path / "p.html", "--screenshot", tmp_path / "p.png")
-    assert "--screenshot needs Chromium: none of chromium, " in told
+    messages = refusal(capsys, run, "-o", tmp_path / "p.html", "--screenshot", tmp_path / "p.png")
+    assert "--screenshot needs Chromium: none of chromium, " in messages

@@ -146,8 +146,8 @@ def test_rows_alone_tell_no_two_methods_of_one_seed_apart():
     few, many = hits(512, 480, 20), hits(512, 480)
     comparison = alone([record_of("bert_sa_sft", {"accuracy": many}), record_of("bert_sa_lora", {"accuracy": few})])
     assert (list(comparison.p_values.values()), comparison.groups) == ([None], {"sft": "a", "lora": "a"})
-    told = "cannot tell lora and sft apart: nobody knows by how much a seed moves sft or lora; --seeds 0-4 trains more"
-    assert told in remarks(comparison)
+    messages = "cannot tell lora and sft apart: nobody knows by how much a seed moves sft or lora; --seeds 0-4 trains more"
+    assert messages in remarks(comparison)
     assert comparison.chance.interval(comparison.entries[0]).by == "rows"
     # 93.75 % of 512: the error is sqrt(0.9375 x 0.0625 / 511) = 1.071 %, t of 511 is 1.965
     assert comparison.chance.interval(comparison.entries[0]).low == pytest.approx(93.75 - 1.965 * 1.0708, abs=2e-3)
@@ -191,11 +191,11 @@ def test_equal_methods_of_one_seed_each_are_told_apart_in_one_table_of_twenty_at
         for entries in seeds_of_the_baseline.values()
         for three in combinations(entries, 3)
     ]
-    told = sum(bool(table.apart) for table in tables)
-    print(f"{told} of {len(tables)} tables of three equal methods tell any apart")
+    messages = sum(bool(table.apart) for table in tables)
+    print(f"{messages} of {len(tables)} tables of three equal methods tell any apart")
     assert len(tables) == 270
     assert all(entry.rows is not None for entries in seeds_of_the_baseline.values() for entry in entries)
-    assert told <= 0.05 * len(tables)
+    assert messages <= 0.05 * len(tables)
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
@@ -254,8 +254,8 @@ def test_a_method_that_an_audit_objects_to_is_shown_and_left_out():
     comparison = alone(records)
     assert [entry.method for entry in comparison.entries] == ["lora", "qlora", "sft"]
     assert comparison.groups.keys() == {"lora", "qlora"}
-    told = "left out of groups and front: sft: audit learned_something: no better than the majority"
-    assert told in remarks(comparison)
+    messages = "left out of groups and front: sft: audit learned_something: no better than the majority"
+    assert messages in remarks(comparison)
     assert "audits failed" in as_text([comparison])
 
 
@@ -265,11 +265,11 @@ def test_other_budgets_precisions_and_data_are_not_like_for_like():
         "data": MANY | {"fingerprint": "f" * 16},
     }
     comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_qlora", 80.0, **changes)])
-    told = remarks(comparison)
-    assert "not like for like, budget: 2 updates of 16 rows (sft); 5 updates of 12 rows (qlora)" in told
-    assert "not like for like, precision: fp32 (sft); bf16 (qlora)" in told
-    assert "not like for like, data: 0123456789abcdef (sft); ffffffffffffffff (qlora)" in told
-    assert "cannot tell qlora and sft apart: they scored other test rows" in told
+    messages = remarks(comparison)
+    assert "not like for like, budget: 2 updates of 16 rows (sft); 5 updates of 12 rows (qlora)" in messages
+    assert "not like for like, precision: fp32 (sft); bf16 (qlora)" in messages
+    assert "not like for like, data: 0123456789abcdef (sft); ffffffffffffffff (qlora)" in messages
+    assert "cannot tell qlora and sft apart: they scored other test rows" in messages
 
 
 def test_a_method_that_a_task_lacks_is_named_and_counted():

@@ -80,12 +80,12 @@ def scored(cell, score, **changes):
 
 def test_copied_results_turn_both_cells_to_missed():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
-    told = beside_each_other(records)
-    assert [record.status for record in told] == ["missed", "missed", "passed"]
-    assert [contradicts(record) for record in told] == [True, True, False]
-    assert told[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
-    assert [(f.name, f.passed) for f in told[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
-    assert [f.passed for f in told[2].audits] == [True, True]
+    together = beside_each_other(records)
+    assert [record.status for record in together] == ["missed", "missed", "passed"]
+    assert [contradicts(record) for record in together] == [True, True, False]
+    assert together[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
+    assert [f.passed for f in together[2].audits] == [True, True]
 
 
 def test_records_that_come_in_stay_as_they_are():
@@ -106,17 +106,17 @@ def test_profiles_and_cells_that_did_not_finish_are_not_compared():
         scored("t5_sa_sft", 99.0, profile="full"),
         scored("t5_sa_qlora", 99.0, status="stopped", missed=["loss is nan"]),
     ]
-    told = beside_each_other(records)
-    assert [record.status for record in told] == ["passed", "passed", "stopped"]
-    assert told[2].audits == []
+    together = beside_each_other(records)
+    assert [record.status for record in together] == ["passed", "passed", "stopped"]
+    assert together[2].audits == []
 
 
 def test_a_fault_is_added_to_what_a_cell_missed_already():
     other = MEASURED["data"] | {"fingerprint": "f" * 16}
     records = [scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW]), scored("t5_sa_sft", 8.0, data=other)]
-    told = beside_each_other(records)
-    assert [record.status for record in told] == ["missed", "missed"]
-    assert told[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    together = beside_each_other(records)
+    assert [record.status for record in together] == ["missed", "missed"]
+    assert together[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
 
 def test_a_sentence_names_its_cell_and_profile():

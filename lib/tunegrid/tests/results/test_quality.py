@@ -310,10 +310,10 @@ def test_a_run_has_three_outcomes():
     assert outcome([untested, same], quality) is Outcome.NO_WORSE
     assert outcome([untested, worse], quality) is Outcome.WORSE
     assert outcome([untested], ["memory"]) is Outcome.CANNOT_TELL  # nothing of memory was compared
-    told = ["quality", "cannot-tell"]
-    assert outcome([same, tested], told) is Outcome.CANNOT_TELL
-    assert outcome([same, other_score], told) is Outcome.NO_WORSE
-    assert outcome([worse, tested], told) is Outcome.WORSE
+    kinds = ["quality", "cannot-tell"]
+    assert outcome([same, tested], kinds) is Outcome.CANNOT_TELL
+    assert outcome([same, other_score], kinds) is Outcome.NO_WORSE
+    assert outcome([worse, tested], kinds) is Outcome.WORSE
     assert [answer.exit_code for answer in Outcome] == [0, 1, 6]
 
 
@@ -378,9 +378,9 @@ def test_the_chance_to_tell_by_hand():
 
 
 def test_cells_near_a_verdict_come_first_and_told_ones_not_at_all():
-    told = untold("e", 0.0, verdict=Verdict.SAME)
+    certain = untold("e", 0.0, verdict=Verdict.SAME)
     other = untold("f", 0.9, quantity="exact_match")
-    judged = [untold("a", -1.0), untold("b", 0.9), untold("c", -2.8), untold("d", -1.2, error=30.0), told, other]
+    judged = [untold("a", -1.0), untold("b", 0.9), untold("c", -2.8), untold("d", -1.2, error=30.0), certain, other]
     assert promising(judged) == ["c", "b", "a", "d"]
 
 

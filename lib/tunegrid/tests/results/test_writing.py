@@ -98,7 +98,7 @@ def session(folder, name, *options):
     return answer.returncode, answer.stdout + answer.stderr, folder / f"{name}.json"
 
 
-def told(path):
+def findings_of(path):
     """Status, sentences and failed audits by cell."""
     records = read_records(path)
     failed = {cell: {finding.name for finding in record.audits if not finding.passed} for cell, record in records.items()}
@@ -121,7 +121,7 @@ WAYS = {
 @pytest.mark.slow
 def test_a_session_tells_what_its_cells_show_together(plain):
     code, output, path, _ = plain
-    assert (code, told(path)) == (1, EXPECTED), output
+    assert (code, findings_of(path)) == (1, EXPECTED), output
     assert "0 of 3 cells passed" in output
     assert COPIED.format(cell="t5_sa_sft", other="t5_sa_lora") in output
 
@@ -130,7 +130,7 @@ def test_a_session_tells_what_its_cells_show_together(plain):
 @pytest.mark.parametrize("way", WAYS)
 def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
     code, output, path = session(tmp_path, "run", *WAYS[way])
-    assert (code, told(path)) == (1, EXPECTED), output
+    assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
 @pytest.mark.slow
@@ -138,7 +138,7 @@ def test_a_resumed_session_tells_the_same_of_cells_that_had_passed_alone(plain):
     folder = plain[-1]
     code, output, path = session(folder, "again", "-n0", "--resume")
     assert "resumed 2 cells" in output
-    assert (code, told(path)) == (1, EXPECTED), output
+    assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
 @pytest.mark.slow
@@ -151,7 +151,7 @@ def test_finishing_and_merging_tell_the_same_and_leave_the_journal_as_it_was(pla
         assert merge.main(["--journal", str(journal), "-o", str(tmp_path / f"{name}.json")]) == 1
     assert "0 of 3 cells passed on a CPU" in capsys.readouterr().out
     assert merge.main([str(run), str(tmp_path / "first.json"), "-o", str(tmp_path / "merged.json")]) == 1
-    assert told(tmp_path / "first.json") == told(tmp_path / "merged.json") == EXPECTED
+    assert findings_of(tmp_path / "first.json") == findings_of(tmp_path / "merged.json") == EXPECTED
     assert read_records(tmp_path / "first.json") == read_records(tmp_path / "second.json") == read_records(run)
     assert journal.read_bytes() == before
 
@@ -162,7 +162,7 @@ def test_a_run_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys
         journal.append(cell, {"fullname": cell, "extra_info": to_json(complete(cell, scores={"accuracy": score}))})
     assert merge.main(["--journal", str(latest(tmp_path)), "-o", str(tmp_path / "run.json")]) == 0
     assert "2 of 2 cells passed on a CPU" in capsys.readouterr().out
-    assert {status for status, _, _ in told(tmp_path / "run.json").values()} == {"passed"}
+    assert {status for status, _, _ in findings_of(tmp_path / "run.json").values()} == {"passed"}
 
 
 def test_rows_that_are_no_cells_stay_and_stand_by_name(tmp_path):

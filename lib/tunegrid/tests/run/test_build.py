@@ -401,26 +401,26 @@ def test_the_fingerprint_changes_with_the_weights(copied):
 def cached_hub(monkeypatch, tmp_path):
     """A hub whose cache has one file a name, under a commit, for whatever revision is asked."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    asked = []
+    requests = []
 
     def cached_file(source, name, revision=None, **_):
-        asked.append((source, name, revision))
+        requests.append((source, name, revision))
         path = tmp_path / "snapshots" / commit / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         return str(path)
 
     monkeypatch.setattr(hf.utils, "cached_file", cached_file)
-    return commit, asked
+    return commit, requests
 
 
 def test_the_hubs_commit_is_the_pinned_one_or_that_of_the_newest_files(cached_hub):
-    commit, asked = cached_hub
+    commit, requests = cached_hub
     cell = STUDY.cell("bert_sa_sft", FULL_PROFILE)
     assert checkpoint_fingerprint(cell) == cell.backbone.revision
     newest = replace(cell, backbone=replace(cell.backbone, revision=None))
     assert checkpoint_fingerprint(newest) == commit
-    assert asked == [("google-bert/bert-base-uncased", "model.safetensors", None)]
+    assert requests == [("google-bert/bert-base-uncased", "model.safetensors", None)]
 
 
 # Labels

@@ -212,8 +212,8 @@ def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
     probe = [len(row.input_ids) for row in short_to_long(features, PROBED)]
     assert (probe[0], probe[-1]) == (lengths[0], lengths[-1])
     assert probe[0] <= 0.7 * probe[-1], "the short row has padding beside the long one"
-    asked = [len(row.input_ids) for row in short_to_long(features[:FIRST_ROWS], 2)]
-    assert asked[0] < asked[1], "and so it has in the audits that ask the trained model again"
+    lengths = [len(row.input_ids) for row in short_to_long(features[:FIRST_ROWS], 2)]
+    assert lengths[0] < lengths[1], "and so it has in the audits that ask the trained model again"
     if cell.recipe.generation:
         cap, start = cell.recipe.generation.max_new_tokens, probe if cell.backbone.id == "gpt2" else [1]
         assert cap > 16, "wherever a prompt ends, its text crosses a multiple of 16"
