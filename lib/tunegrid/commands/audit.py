@@ -16,7 +16,7 @@ from tunegrid.record import AuditFinding, Record
 from tunegrid.record.reading import checked
 from tunegrid.results.files import is_cell, load
 from tunegrid.results.passing import sentence_of, too_short
-from tunegrid.results.record_checks import across, invariants, not_numbers, unlike_pairs
+from tunegrid.results.record_checks import cross_cell_audits, invariants, not_numbers, unlike_pairs
 from tunegrid.results.table import markdown
 
 
@@ -36,7 +36,7 @@ def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Recor
     seeds = dict.fromkeys(record.seeds.seed for record in records)
     for seed in seeds:
         of_seed = [record for record in records if record.seeds.seed == seed]
-        together = across(of_seed)
+        together = cross_cell_audits(of_seed)
         suffix = f" (seed {seed})" if len(seeds) > 1 else ""
         for record in of_seed:
             sentences[record.cell] += [fault + suffix for fault in faults_of(record, together.get(record.cell, ()))]

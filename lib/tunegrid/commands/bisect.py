@@ -24,7 +24,7 @@ from tunegrid.machine import versions
 from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.results.cache import lock_of
 from tunegrid.results.gate_report import counted, remarks
-from tunegrid.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, untold
+from tunegrid.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, undecided
 from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Outcome
 
@@ -104,7 +104,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
         try:
             judged = gate(baseline, steps.run(version))
             if outcome(judged, kinds) is Outcome.CANNOT_TELL:
-                raise InputError(remarks(untold(judged))[0])
+                raise InputError(remarks(undecided(judged))[0])
             worse = failing(judged, kinds)
         except InputError as error:
             steps.skip(version, str(error))

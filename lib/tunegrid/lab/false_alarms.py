@@ -42,13 +42,13 @@ class Verdicts:
     Attributes:
         missed: sentences on bounds and audits.
         failing: judgements that fail the gate.
-        untold: scores that the gate cannot tell; `changed`: cells whose numerics changed.
+        undecided: scores that the gate cannot tell; `changed`: cells whose numerics changed.
     """
 
     name: str
     missed: Sequence[str]
     failing: Sequence[Judgement]
-    untold: int
+    undecided: int
     changed: int
 
     @property
@@ -86,7 +86,7 @@ def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run,
         name=f"seed {seed}" if run.draw is None else f"seed {seed} draw {run.draw}",
         missed=[sentence for record in records for sentence in objections(record, bounds.get(record.cell, {}))],
         failing=failing(judged, FAILED_BY),
-        untold=sum(j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score for j in judged),
+        undecided=sum(j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score for j in judged),
         changed=sum(j.verdict is Verdict.CHANGED and j.quantity == "numerics" for j in judged),
     )
 
@@ -94,7 +94,7 @@ def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run,
 def page(judged: Sequence[Verdicts]) -> Iterable[str]:
     """A row a run, what fails in words, and the count."""
     rows = [
-        (v.name, str(len(v.missed)), str(len(v.failing)), str(v.untold), str(v.changed), "yes" if v.fails else "-")
+        (v.name, str(len(v.missed)), str(len(v.failing)), str(v.undecided), str(v.changed), "yes" if v.fails else "-")
         for v in judged
     ]
     yield from lines(COLUMNS, rows)

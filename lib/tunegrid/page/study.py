@@ -9,7 +9,7 @@ from tunegrid.page.runs import PageRun, mean
 from tunegrid.record import Record
 from tunegrid.record.invariants import impossible
 from tunegrid.results.files import read_records
-from tunegrid.results.record_checks import across
+from tunegrid.results.record_checks import cross_cell_audits
 
 STUDY = ROOT / "reports" / "study.json"
 
@@ -60,5 +60,6 @@ def _findings(path: Path) -> list[tuple[str, str]]:
     """What cannot be in the study's figures; two cells with the same results only show beside each other."""
     records = list(read_records(path).values())
     alone = [(record.cell, sentence) for record in records for sentence in impossible(record.scores)]
-    together = [(cell, finding.detail) for cell, found in across(records).items() for finding in found if not finding.passed]
+    found = [(cell, finding) for cell, findings in cross_cell_audits(records).items() for finding in findings]
+    together = [(cell, finding.detail) for cell, finding in found if not finding.passed]
     return [*alone, *together]

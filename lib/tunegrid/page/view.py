@@ -6,7 +6,7 @@ from functools import cached_property
 
 from tunegrid.page import charts
 from tunegrid.page.cells import LEDGER, CellView, cell_view
-from tunegrid.page.history import Story, story_of
+from tunegrid.page.history import RunHistory, history_of
 from tunegrid.page.runs import PageRun, judged
 from tunegrid.page.study import StudyComparison, compared
 from tunegrid.page.verdict import Headline, headline
@@ -91,7 +91,7 @@ class Page:
     cells: Sequence[CellView]
     judged: Sequence[Judgement]
     remarks: Sequence[str]
-    story: Story | None
+    history: RunHistory | None
     study: StudyComparison | None
     missing: Sequence[Judgement] = field(default=())
 
@@ -149,7 +149,7 @@ def page_of(
         cells=cells,
         judged=judgements,
         remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
-        story=story_of(run, older, judgements),
+        history=history_of(run, older, judgements),
         study=compared(run),
         missing=[judgement for judgement in judgements if judgement.verdict is Verdict.MISSING],
     )

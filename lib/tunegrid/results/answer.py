@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tunegrid.record import Record
-from tunegrid.results.gates import CANNOT_TELL, FAILED_BY, decides, failing, figures_of, kind_of, outcome, untold
+from tunegrid.results.gates import CANNOT_TELL, FAILED_BY, decides, failing, figures_of, kind_of, outcome, undecided
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.thresholds import missed
@@ -193,7 +193,7 @@ def _of_figures(
         }
         parts = [f"{_in(group)} {verdict} ({_list_of_cells(group)})" for verdict, group in groups.items()]
         yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
-    elif (others or (CANNOT_TELL in kinds and untold(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
+    elif (others or (CANNOT_TELL in kinds and undecided(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
         yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {_doubt(judged, others)}."
     elif others:
         doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and decides(j) and kind_of(j) in others]
@@ -203,7 +203,7 @@ def _of_figures(
 
 def _doubt(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
     """Why nobody can tell."""
-    doubtful = untold(judged)
+    doubtful = undecided(judged)
     if not doubtful:
         return f"nothing of {_joined(kinds)} could be compared"
     if all(j.p is None for j in judged if j.quantity == j.main_score):

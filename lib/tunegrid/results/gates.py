@@ -196,7 +196,7 @@ def failing(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[Judgement
     ]
 
 
-def untold(judged: Sequence[Judgement]) -> list[Judgement]:
+def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
     """The main scores that cannot be told."""
     return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
 
@@ -210,7 +210,7 @@ def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     if failing(judged, kinds):
         return Outcome.WORSE
     mains = [j for j in judged if j.quantity == j.main_score]
-    doubtful = untold(mains)
+    doubtful = undecided(mains)
     untested = bool(mains) and all(j in doubtful and j.p is None for j in mains)
     doubt = ("quality" in kinds and untested) or (CANNOT_TELL in kinds and bool(doubtful))
     return Outcome.CANNOT_TELL if doubt or _nothing_compared(judged, kinds) else Outcome.NO_WORSE

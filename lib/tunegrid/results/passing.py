@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.results.record_checks import TOGETHER, across
+from tunegrid.results.record_checks import TOGETHER, cross_cell_audits
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
@@ -116,7 +116,7 @@ def located(record: Record, sentence: str) -> str:
     return f"{sentence} ({record.cell}, {record.profile}, seed {record.seeds.seed})"
 
 
-def beside_each_other(records: Sequence[Record]) -> list[Record]:
+def compared_together(records: Sequence[Record]) -> list[Record]:
     """The records, with what only the cells together show; those that came in stay as they are.
 
     Only records that finished are compared, those of each profile and seed by themselves. What was said of them in other
@@ -126,7 +126,7 @@ def beside_each_other(records: Sequence[Record]) -> list[Record]:
     together = list(alone)
     for run in dict.fromkeys(_run_of(record) for record in alone if record.finished):
         indices = [index for index, record in enumerate(alone) if record.finished and _run_of(record) == run]
-        findings = across([alone[index] for index in indices])
+        findings = cross_cell_audits([alone[index] for index in indices])
         for index in indices:
             together[index] = _with(alone[index], findings.get(alone[index].cell, ()))
     return together

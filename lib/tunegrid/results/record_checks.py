@@ -12,7 +12,7 @@ from tunegrid.record.invariants import impossible
 Findings = dict[str, list[AuditFinding]]  # by cell
 
 
-def across(records: Sequence[Record]) -> Findings:
+def cross_cell_audits(records: Sequence[Record]) -> Findings:
     """Audits over the cells of each profile together: one finding an audit for every cell that it concerns."""
     findings: Findings = defaultdict(list)
     for profile in dict.fromkeys(record.profile for record in records):

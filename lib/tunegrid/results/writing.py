@@ -16,7 +16,7 @@ from tunegrid.record import Record, to_json
 from tunegrid.results import run_table
 from tunegrid.results.examples import keep_beside
 from tunegrid.results.files import BenchmarkRow, RunJson, save
-from tunegrid.results.passing import beside_each_other, contradicts, too_short
+from tunegrid.results.passing import compared_together, contradicts, too_short
 from tunegrid.results.record_checks import unlike_pairs
 
 Key = TypeVar("Key", bound=Hashable)  # of a row and its record
@@ -44,7 +44,7 @@ class FinishedRun(Generic[Key]):
 
     def __init__(self, records: Mapping[Key, Record]) -> None:
         """The run of these cells."""
-        self.records = dict(zip(records, beside_each_other(list(records.values())), strict=True))
+        self.records = dict(zip(records, compared_together(list(records.values())), strict=True))
 
     @property
     def contradicted(self) -> bool:

@@ -90,7 +90,7 @@ class Ranks:
         """An optimizer's state of a parameter, as a checkpoint kept it, in the optimizer's own types."""
         return dict(kept)
 
-    def waiting(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
         """Inside, gradients stay with this rank: they are summed over the ranks with the update's last micro-batch."""
         return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
 

@@ -25,7 +25,7 @@ from tunegrid.run.ranks import Ranks, full_tensor
 HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates
 
 
-def why_not(cell: Cell, model: nn.Module, precision: str) -> str | None:
+def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
     """Why FSDP cannot share a cell's weights out, in a sentence; None where it can."""
     method = cell.method
     if method.quantization is not None:
@@ -62,7 +62,7 @@ class Sharded(Ranks):
 
         Raises InputError where FSDP cannot share the cell's weights out.
         """
-        if sentence := why_not(cell, model, precision):
+        if sentence := fsdp_refusal(cell, model, precision):
             raise InputError(f"{cell.id} cannot be shared out: {sentence}")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (self.count,))
@@ -84,7 +84,7 @@ class Sharded(Ranks):
         """The sharded model itself sums its gradients."""
         return model
 
-    def waiting(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
         """Nothing waits: gradients are shared out with every micro-batch, since whole ones would take the room of weights."""
         return nullcontext()
 

@@ -298,7 +298,7 @@ class Trainer:
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
             for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
-                with self.ranks.waiting(self.ddp_model) if place < len(batches) else nullcontext():
+                with self.ranks.no_sync(self.ddp_model) if place < len(batches) else nullcontext():
                     total += self._pass(batch, count)
             if self.ranks.count == 1:
                 self._penalize()

@@ -232,7 +232,7 @@ def test_the_figures_of_degradations():
 
 def test_the_figures_of_false_alarms():
     def run(name, missed=()):
-        return false_alarms.Verdicts(name=name, missed=missed, failing=(), untold=0, changed=0)
+        return false_alarms.Verdicts(name=name, missed=missed, failing=(), undecided=0, changed=0)
 
     judged = [run("seed 0 draw 11"), run("seed 100", ("f1",)), run("seed 1 draw 11", ("f1",)), run("seed 101")]
     assert false_alarms.figures(judged) == {"moved starts": 1, "fresh seeds": 1, "all": 2, "runs": 4}

@@ -139,10 +139,10 @@ def test_a_cell_says_how_to_run_just_it():
 
 def test_history_has_a_verdict_at_each_step_that_can_be_judged():
     runs = [run_of([record_of(right=right)], f"{right}.json", f"2026-11-{right}") for right in (10, 20, 30)]
-    story = page_of(runs[2], [runs[1], runs[0]]).story
-    assert [run.name for run in story.runs] == ["10.json", "20.json", "30.json"]
-    assert [score for score, _ in story.steps["bert_sa_lora"]] == [25.0, 50.0, 75.0]
-    assert [verdict for _, verdict in story.steps["bert_sa_lora"]] == [None, "better", "better"]
+    history = page_of(runs[2], [runs[1], runs[0]]).history
+    assert [run.name for run in history.runs] == ["10.json", "20.json", "30.json"]
+    assert [score for score, _ in history.steps["bert_sa_lora"]] == [25.0, 50.0, 75.0]
+    assert [verdict for _, verdict in history.steps["bert_sa_lora"]] == [None, "better", "better"]
 
 
 def test_a_full_run_stands_beside_the_study():

@@ -3,7 +3,7 @@
 import pytest
 
 from tunegrid.record import AuditFinding
-from tunegrid.results.passing import Extent, beside_each_other, contradicts, excuses, judged, located, too_short
+from tunegrid.results.passing import Extent, compared_together, contradicts, excuses, judged, located, too_short
 from tunegrid.tests.records import MEASURED, complete
 
 GOOD = AuditFinding(name="base_frozen", passed=True, detail="")
@@ -80,7 +80,7 @@ def scored(cell, score, **changes):
 
 def test_copied_results_turn_both_cells_to_missed():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
-    together = beside_each_other(records)
+    together = compared_together(records)
     assert [record.status for record in together] == ["missed", "missed", "passed"]
     assert [contradicts(record) for record in together] == [True, True, False]
     assert together[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
@@ -90,14 +90,14 @@ def test_copied_results_turn_both_cells_to_missed():
 
 def test_records_that_come_in_stay_as_they_are():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
-    beside_each_other(records)
+    compared_together(records)
     assert records == [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
 
 
 def test_in_other_company_cells_are_told_anew():
-    together = beside_each_other([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)])
-    assert beside_each_other(together) == together
-    assert [(r.status, r.missed) for r in beside_each_other(together[:1])] == [("passed", [])]
+    together = compared_together([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)])
+    assert compared_together(together) == together
+    assert [(r.status, r.missed) for r in compared_together(together[:1])] == [("passed", [])]
 
 
 def test_profiles_and_cells_that_did_not_finish_are_not_compared():
@@ -106,7 +106,7 @@ def test_profiles_and_cells_that_did_not_finish_are_not_compared():
         scored("t5_sa_sft", 99.0, profile="full"),
         scored("t5_sa_qlora", 99.0, status="stopped", missed=["loss is nan"]),
     ]
-    together = beside_each_other(records)
+    together = compared_together(records)
     assert [record.status for record in together] == ["passed", "passed", "stopped"]
     assert together[2].audits == []
 
@@ -114,7 +114,7 @@ def test_profiles_and_cells_that_did_not_finish_are_not_compared():
 def test_a_fault_is_added_to_what_a_cell_missed_already():
     other = MEASURED["data"] | {"fingerprint": "f" * 16}
     records = [scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW]), scored("t5_sa_sft", 8.0, data=other)]
-    together = beside_each_other(records)
+    together = compared_together(records)
     assert [record.status for record in together] == ["missed", "missed"]
     assert together[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
