@@ -27,8 +27,8 @@ def other_spans(rows: Rows, rng: Random) -> Rows:
 def some_word(context: str, rng: Random) -> dict[str, Any]:
     """A word of the context, as an answer."""
     words = context.split()
-    place = rng.randrange(len(words))
-    return {"text": [words[place]], "answer_start": [len(" ".join(words[:place])) + bool(place)]}
+    index = rng.randrange(len(words))
+    return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
 
 
 def flipped(rows: Rows, rng: Random) -> Rows:

@@ -13,7 +13,7 @@ from fixtures.session import session_of
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import STAGES, compared, load_tolerances
-from tunegrid.results.record_checks import across
+from tunegrid.results.record_checks import cross_cell_audits
 from tunegrid.results.thresholds import missed
 
 pytestmark = pytest.mark.faults
@@ -147,7 +147,7 @@ def saved(fault):
 
 
 def objecting(records):
-    return {finding.name for findings in across(records).values() for finding in findings if not finding.passed}
+    return {finding.name for findings in cross_cell_audits(records).values() for finding in findings if not finding.passed}
 
 
 @pytest.mark.parametrize("fault", RECORD_FAULTS, ids=lambda fault: fault.id)

@@ -52,9 +52,9 @@ def worker() -> tuple[int, int]:
     return int(name.removeprefix("gw")), int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 
 
-def thread_share(wish: int | None, ranks: int = 1) -> int:
-    """Threads of this process: as wished, or its share of the cores, where so many ranks run one cell."""
-    return wish or max(1, usable_cores() // (worker()[1] * ranks))
+def thread_share(requested: int | None, ranks: int = 1) -> int:
+    """Threads of this process: as requested, or its share of the cores, where so many ranks run one cell."""
+    return requested or max(1, usable_cores() // (worker()[1] * ranks))
 
 
 def announce_threads(count: int) -> None:

@@ -92,9 +92,9 @@ class BertToBert(hf.EncoderDecoderModel):
         options.pop("output_loading_info", None)
         # Both halves are copied on the CPU in full precision; quantizing comes last, when the model is loaded from them.
         which = {name: options.pop(name) for name in ("revision", "config", "state_dict") if name in options}
-        place = {"device_map": options["device_map"]} if "meta" in str(options.get("device_map")) else {}
+        device_options = {"device_map": options["device_map"]} if "meta" in str(options.get("device_map")) else {}
         source, report = cls.checkpoint_class.from_pretrained(
-            checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **which, **place
+            checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **which, **device_options
         )
         state = paired_state(source.state_dict())
         lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})

@@ -74,9 +74,9 @@ class Codec(ABC):
         self._check()
 
     def _check(self) -> None:
-        if strangers := [column for column in self.cell.text if column not in self.task.columns]:
+        if unknown_columns := [column for column in self.cell.text if column not in self.task.columns]:
             columns = ", ".join(self.task.columns)
-            raise InputError(f"{self.cell.id} reads column {strangers[0]!r}, but {self.task.folder} has {columns}")
+            raise InputError(f"{self.cell.id} reads column {unknown_columns[0]!r}, but {self.task.folder} has {columns}")
         if self.room < 1:
             raise InputError(
                 f"{self.cell.id}: max_length {self.recipe.max_length} leaves no room for the text; give the recipe a larger one"
@@ -205,8 +205,8 @@ class Codec(ABC):
         longest = max(map(len, rows))
         pads = [[self.pad_id] * (longest - len(row)) for row in rows]
         ids = [[*pad, *row] if left else [*row, *pad] for row, pad in zip(rows, pads, strict=True)]
-        places, lengths = torch.arange(longest), integers([*map(len, rows)]).unsqueeze(1)
-        real = places >= longest - lengths if left else places < lengths
+        positions, lengths = torch.arange(longest), integers([*map(len, rows)]).unsqueeze(1)
+        real = positions >= longest - lengths if left else positions < lengths
         batch = {"input_ids": integers(ids), "attention_mask": real.long()}
         if segments is not None and self.cell.backbone.segments:
             second = torch.arange(longest) >= integers(segments).unsqueeze(1)

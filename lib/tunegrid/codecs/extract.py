@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from tunegrid.codecs.alphanumeric import same_alphanumeric
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
-from tunegrid.codecs.letters import same_letters
 from tunegrid.data.columns import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
@@ -136,7 +136,7 @@ class ExtractCodec(Codec):
         if (first, last) == (0, 0):
             return not self.holds_answer(row, feature)
         tokens = self.tokenizer.decode(feature.input_ids[first : last + 1])
-        return same_letters(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
+        return same_alphanumeric(tokens, answer_texts(self.task, row)[0], self.tokenizer.unk_token)
 
     def holds_answer(self, row: Row, feature: Feature) -> bool:
         """Whether a window begins at or before the annotated answer, and ends at or behind it."""
@@ -161,7 +161,7 @@ class ExtractCodec(Codec):
         """Characters of the answer's first and last token; None for a window without the answer."""
         if feature.target == (0, 0):
             return None
-        first, last = (feature.extra.offsets[place - feature.extra.shift] for place in feature.target)
+        first, last = (feature.extra.offsets[position - feature.extra.shift] for position in feature.target)
         return first, last
 
     @staticmethod
@@ -196,8 +196,8 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
     span = slice(window.shift, window.shift + len(window.offsets))
     behind = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
     nearby = pad(ends[span], (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(0, MAX_ANSWER_TOKENS, 1)  # from each first on
-    score, place = (starts[span].unsqueeze(1) + nearby).flatten().max(0)
-    first, more = divmod(int(place), MAX_ANSWER_TOKENS)
+    score, position = (starts[span].unsqueeze(1) + nearby).flatten().max(0)
+    first, more = divmod(int(position), MAX_ANSWER_TOKENS)
     return float(score), window.shift + first, window.shift + first + more
 
 

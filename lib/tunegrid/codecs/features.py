@@ -55,14 +55,14 @@ class StoredFeatures(Sequence[Feature]):
         return len(self.lengths)
 
     @overload
-    def __getitem__(self, place: int) -> Feature: ...
+    def __getitem__(self, index: int) -> Feature: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Feature]: ...
-    def __getitem__(self, place: int | slice) -> Feature | list[Feature]:
+    def __getitem__(self, index: slice) -> list[Feature]: ...
+    def __getitem__(self, index: int | slice) -> Feature | list[Feature]:
         """A feature, made anew; of a slice, a list."""
-        if isinstance(place, slice):
-            return [self[i] for i in range(len(self))[place]]
-        row = self._table[range(len(self))[place]]
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        row = self._table[range(len(self))[index]]
         ids, target, extra = (row[name].tolist() for name in COLUMNS)
         return Feature(example=int(row["example"]), input_ids=ids, **self._codec.restored(target, extra))
 
@@ -146,10 +146,10 @@ def _mapped(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) ->
 
     numbers = datasets.List(datasets.Value("uint32"))
     schema = datasets.Features({"example": datasets.Value("uint32"), **dict.fromkeys(COLUMNS, numbers)})
-    places = datasets.Dataset.from_dict({"row": range(len(rows))})
+    indices = datasets.Dataset.from_dict({"row": range(len(rows))})
     with TemporaryDirectory(dir=path.parent) as folder:  # a file appears whole or not at all
         part = Path(folder) / path.name
-        table = places.map(
+        table = indices.map(
             lambda block: _columns(codec, rows, block["row"], training=training),
             batched=True,
             batch_size=BLOCK,
@@ -165,11 +165,11 @@ def _mapped(path: Path, codec: Codec, rows: Sequence[Row], *, training: bool) ->
     return datasets.Dataset.from_file(str(path))
 
 
-def _columns(codec: Codec, rows: Sequence[Row], places: Sequence[int], *, training: bool) -> dict[str, list[Any]]:
+def _columns(codec: Codec, rows: Sequence[Row], indices: Sequence[int], *, training: bool) -> dict[str, list[Any]]:
     """The features of some rows that follow one another, by column."""
     table: dict[str, list[Any]] = defaultdict(list)
-    start = places[0]
-    for feature in codec.encode(rows[start : start + len(places)], training=training):
+    start = indices[0]
+    for feature in codec.encode(rows[start : start + len(indices)], training=training):
         values = (start + feature.example, feature.input_ids, *codec.packed(feature))
         for name, value in zip(("example", *COLUMNS), values, strict=True):
             table[name].append(value)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tunegrid.codecs.alphanumeric import alphanumeric
 from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, integers, on
-from tunegrid.codecs.letters import letters
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -194,7 +194,7 @@ class GenerateCodec(Codec):
             return False
         if not self._decodes_as_its_backend(counted):
             return False
-        text, whole = letters(self.tokenizer.decode(counted[:-1])), letters(self.target_text(row))
+        text, whole = alphanumeric(self.tokenizer.decode(counted[:-1])), alphanumeric(self.target_text(row))
         unknown = self.tokenizer.unk_token_id in counted[:-1]
         return unknown or text == whole or (len(counted) == self.max_target_length and whole.startswith(text))
 

@@ -16,7 +16,7 @@ from tunegrid.record import AuditFinding, Record
 from tunegrid.record.reading import checked
 from tunegrid.results.files import is_cell, load
 from tunegrid.results.passing import sentence_of, too_short
-from tunegrid.results.record_checks import across, invariants, not_numbers, unlike_pairs
+from tunegrid.results.record_checks import cross_cell_audits, invariants, not_numbers, unlike_pairs
 from tunegrid.results.table import markdown
 
 
@@ -36,11 +36,11 @@ def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Recor
     seeds = dict.fromkeys(record.seeds.seed for record in records)
     for seed in seeds:
         of_seed = [record for record in records if record.seeds.seed == seed]
-        together = across(of_seed)
+        together = cross_cell_audits(of_seed)
         suffix = f" (seed {seed})" if len(seeds) > 1 else ""
         for record in of_seed:
             sentences[record.cell] += [fault + suffix for fault in faults_of(record, together.get(record.cell, ()))]
-    return records, {cell: told for cell, told in sentences.items() if told}
+    return records, {cell: messages for cell, messages in sentences.items() if messages}
 
 
 def faults_of(record: Record, together: Sequence[AuditFinding]) -> list[str]:
@@ -57,7 +57,7 @@ def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence
     cells = {record.cell for record in records}
     lines = [f"# Audit of {markdown(path.name)}", ""]
     lines += [f"{len(cells | sentences.keys())} cells, {len(sentences)} with findings.", ""]
-    lines += [f"* {_name(cell)}: {markdown(sentence)}" for cell, told in sentences.items() for sentence in told]
+    lines += [f"* {_name(cell)}: {markdown(sentence)}" for cell, messages in sentences.items() for sentence in messages]
     share = audit_share(records)
     if share is not None:
         lines += ["", f"Audits took {share:.2f} % of the cells' time."]
@@ -66,9 +66,9 @@ def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence
     return "\n".join(lines) + "\n"
 
 
-def _listed(title: str, told: Iterable[Sequence[str]]) -> list[str]:
+def _listed(title: str, messages: Iterable[Sequence[str]]) -> list[str]:
     """A title and its items; nothing where there are none."""
-    items = [f"* {markdown(sentence)}" for sentences in told for sentence in sentences]
+    items = [f"* {markdown(sentence)}" for sentences in messages for sentence in sentences]
     return ["", title, "", *items] if items else []
 
 

@@ -21,10 +21,10 @@ from tunegrid.commands.environments import Commits, Releases, Subject, python_wi
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.machine import versions
-from tunegrid.results.bisection import Answer, Bisection, bisection, most_steps
+from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.results.cache import lock_of
 from tunegrid.results.gate_report import counted, remarks
-from tunegrid.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, untold
+from tunegrid.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, undecided
 from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Outcome
 
@@ -99,19 +99,19 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
         raise InputError(f"by {' and '.join(kinds)} {bad} is not worse than {good} ({counted(judged)}); {advice(kinds)}")
     say(f"{bad}: {remarks(failing(judged, kinds))[0]}")
 
-    def answer(version: str, steps_left: int) -> Answer:
+    def answer(version: str, steps_left: int) -> VersionState:
         say(f"tries {version}; at most {steps_left} step{'s' if steps_left > 1 else ''} left")
         try:
             judged = gate(baseline, steps.run(version))
             if outcome(judged, kinds) is Outcome.CANNOT_TELL:
-                raise InputError(remarks(untold(judged))[0])
+                raise InputError(remarks(undecided(judged))[0])
             worse = failing(judged, kinds)
         except InputError as error:
             steps.skip(version, str(error))
             say(f"skips {version}: {error}")
-            return Answer.SKIPPED
+            return VersionState.SKIPPED
         say(f"{version}: {remarks(worse)[0]}" if worse else f"{version} is not worse")
-        return Answer.BAD if worse else Answer.GOOD
+        return VersionState.BAD if worse else VersionState.GOOD
 
     return bisection(candidates, answer)
 
@@ -147,8 +147,8 @@ def folder_of(options: argparse.Namespace) -> Path:
     """A folder for runs of these cells: those of another suite or beside other libraries are kept apart."""
     name = options.repo.resolve().name if options.repo else options.good.partition("==")[0]
     installed = {package: version for package, version in versions().items() if package != name}
-    asked = [name if options.repo is None else str(options.repo.resolve()), options.cells, options.pytest_options]
-    digest = hashlib.sha256(json.dumps([asked, installed, code_digest()]).encode()).hexdigest()[:12]
+    question = [name if options.repo is None else str(options.repo.resolve()), options.cells, options.pytest_options]
+    digest = hashlib.sha256(json.dumps([question, installed, code_digest()]).encode()).hexdigest()[:12]
     return RUNS / f"{name}-{digest}"
 
 

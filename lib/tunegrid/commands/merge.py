@@ -15,13 +15,13 @@ from pathlib import Path
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.files import Row, RunJson, is_cell, load
+from tunegrid.results.files import BenchmarkRow, RunJson, is_cell, load
 from tunegrid.results.files import current as current_row
 from tunegrid.results.journal import as_run, latest
 from tunegrid.results.shards import KEY, case_of, check_divided_alike, missing, shard_of
 from tunegrid.results.writing import FinishedRun, name_of
 
-Key = tuple[str, int | None]  # a row's name without its seed, and the seed
+RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Merged:
     """
 
     run: RunJson
-    finished: FinishedRun[Key]
+    finished: FinishedRun[RowKey]
     absent: Sequence[str]
 
 
@@ -50,11 +50,11 @@ def merged(runs: Mapping[Path, RunJson]) -> Merged:
     return Merged(run=run, finished=finished, absent=missing(shards.values(), {case_of(record) for record in records.values()}))
 
 
-def _joined(runs: Mapping[Path, RunJson]) -> tuple[dict[Key, Row], dict[Key, Record]]:
+def _joined(runs: Mapping[Path, RunJson]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
     """The rows of all runs, and the records of those that are cells."""
-    rows: dict[Key, Row] = {}
-    records: dict[Key, Record] = {}
-    sources: dict[Key, Path] = {}
+    rows: dict[RowKey, BenchmarkRow] = {}
+    records: dict[RowKey, Record] = {}
+    sources: dict[RowKey, Path] = {}
     for path, run in runs.items():
         for row in run["benchmarks"]:
             key, current, record = _read(row, path)
@@ -68,7 +68,7 @@ def _joined(runs: Mapping[Path, RunJson]) -> tuple[dict[Key, Row], dict[Key, Rec
     return rows, records
 
 
-def _read(row: Row, path: Path) -> tuple[Key, Row, Record | None]:
+def _read(row: BenchmarkRow, path: Path) -> tuple[RowKey, BenchmarkRow, Record | None]:
     name = name_of(row)
     if not is_cell(row["extra_info"]):
         return (name, None), row, None

@@ -17,7 +17,7 @@ def identity(row: Row, columns: Sequence[str]) -> str:
     return " ".join(" ".join(row[column] for column in columns).lower().split())
 
 
-def mark(text: str) -> int:
+def text_hash(text: str) -> int:
     """Eight bytes of a text's hash, to hold in its place; any two of three million texts share one with a chance of 2.4e-7."""
     return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 

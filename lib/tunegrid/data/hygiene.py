@@ -29,24 +29,24 @@ def check_task(task: Task) -> None:
             raise InputError(f"task {task.id!r} is split by column {column!r}, which is not among its columns")
 
 
-def check_rows(task: Task, rows: Sequence[Row], places: Sequence[int], origin: str) -> None:
+def check_rows(task: Task, rows: Sequence[Row], indices: Sequence[int], origin: str) -> None:
     """Raises InputError for the first row that the task cannot use; `places` are the rows' numbers in their file."""
-    for place, row in zip(places, rows, strict=True):
-        check_row(task, row, place, origin)
+    for index, row in zip(indices, rows, strict=True):
+        check_row(task, row, index, origin)
 
 
-def check_row(task: Task, row: Row, place: int, origin: str) -> None:
+def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `place` is its number in its file."""
     if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row):
         name = f" (id {row['id']})" if "id" in row else ""
-        raise InputError(f"{origin}, row {place}{name}: {fault}")
+        raise InputError(f"{origin}, row {index}{name}: {fault}")
 
 
 def check_column(task: Task, column: str, values: Sequence[Any], origin: str) -> None:
     """Raises InputError for the first value that is not of the column's type: before rows are split by it."""
-    for place, value in enumerate(values):
+    for index, value in enumerate(values):
         if not isinstance(value, task.columns[column]):
-            raise InputError(f"{origin}, row {place}: {_type_fault(task, column, value)}")
+            raise InputError(f"{origin}, row {index}: {_type_fault(task, column, value)}")
 
 
 def _type_fault(task: Task, column: str, value: Any) -> str:

@@ -33,33 +33,33 @@ class Table(Protocol):
         """One column's values."""
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these places."""
+        """The rows at these indices."""
 
 
 class StoredRows(Sequence[Row]):
     """Rows that stay on disk: some are read, a block at a time, when one of them is asked for."""
 
-    def __init__(self, read: Callable[[Sequence[int]], list[Row]], places: Sequence[int]) -> None:
+    def __init__(self, read: Callable[[Sequence[int]], list[Row]], indices: Sequence[int]) -> None:
         """How rows are read, and which."""
-        self._read, self._places = read, places
+        self._read, self._indices = read, indices
         self._block: list[Row] = []
         self._number = -1  # of the block that was read last: rows are mostly asked for in their order
 
     def __len__(self) -> int:
         """How many rows."""
-        return len(self._places)
+        return len(self._indices)
 
     @overload
-    def __getitem__(self, place: int) -> Row: ...
+    def __getitem__(self, index: int) -> Row: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Row]: ...
-    def __getitem__(self, place: int | slice) -> Row | list[Row]:
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
         """A row; of a slice, a list."""
-        if isinstance(place, slice):
-            return [self[i] for i in range(len(self))[place]]
-        number, i = divmod(range(len(self))[place], BLOCK)
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        number, i = divmod(range(len(self))[index], BLOCK)
         if number != self._number:
-            self._block = self._read(self._places[number * BLOCK : (number + 1) * BLOCK])
+            self._block = self._read(self._indices[number * BLOCK : (number + 1) * BLOCK])
             self._number = number
         return self._block[i]
 
@@ -84,12 +84,12 @@ class ListTable:
         return [row.get(name) for row in self._rows]
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these places."""
+        """The rows at these indices."""
         return [self._rows[i] for i in indices]
 
 
 class LinesTable:
-    """A large file of JSON lines, of which only the places of its rows are held."""
+    """A large file of JSON lines, of which only the offsets of its rows are held."""
 
     revision = None
 
@@ -108,12 +108,12 @@ class LinesTable:
         return [row.get(name) for row in self.take(range(len(self)))]
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these places."""
+        """The rows at these indices."""
         return StoredRows(self._read, indices)
 
-    def _read(self, places: Sequence[int]) -> list[Row]:
+    def _read(self, indices: Sequence[int]) -> list[Row]:
         with self._path.open("rb") as file:
-            return [json.loads(_line_at(file, self._starts[place])) for place in places]
+            return [json.loads(_line_at(file, self._starts[index])) for index in indices]
 
 
 def _line_at(file: BinaryIO, start: int) -> bytes:
@@ -140,11 +140,11 @@ class DatasetTable:
         return list(self._dataset[name])
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these places."""
+        """The rows at these indices."""
         return StoredRows(self._read, indices)
 
-    def _read(self, places: Sequence[int]) -> list[Row]:
-        columns = self._dataset.select(list(places))[:]
+    def _read(self, indices: Sequence[int]) -> list[Row]:
+        columns = self._dataset.select(list(indices))[:]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -187,7 +187,7 @@ def _saved(folder: Path) -> dict[str, Any]:
 
 
 def _json_lines(folder: Path, split: str) -> ListTable | LinesTable:
-    """The rows of a small file, or the places of those of a large one, every one of which is read once."""
+    """The rows of a small file, or the offsets of those of a large one, every one of which is read once."""
     path = folder / f"{split}.jsonl"
     rows: list[Row] = []
     starts, begin = array("q"), 0
@@ -205,13 +205,13 @@ def _json_lines(folder: Path, split: str) -> ListTable | LinesTable:
     return ListTable(rows, str(path)) if held or not starts else LinesTable(path, starts)
 
 
-def _json_row(line: str, place: str) -> Row:
+def _json_row(line: str, source: str) -> Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise InputError(f"{place}: invalid JSON ({error})") from None
+        raise InputError(f"{source}: invalid JSON ({error})") from None
     if not isinstance(row, dict):
-        raise InputError(f"{place}: expected a JSON object with the data set's columns")
+        raise InputError(f"{source}: expected a JSON object with the data set's columns")
     return row
 
 
@@ -241,5 +241,5 @@ def _from_hub(task: Task) -> dict[str, Any]:
 
 def revision_of(dataset: Any) -> str | None:
     """The hub's commit that a data set was read at; `datasets` has it in the addresses of the sources or of its cache."""
-    places = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
-    return next((commit.group() for place in places if (commit := COMMIT.search(place))), None)
+    addresses = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
+    return next((commit.group() for address in addresses if (commit := COMMIT.search(address))), None)

@@ -13,7 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from tunegrid.data.columns import identity, mark
+from tunegrid.data.columns import identity, text_hash
 from tunegrid.data.hygiene import check_column, check_row, check_task
 from tunegrid.data.sources import Row, Table, tables
 from tunegrid.errors import InputError
@@ -46,24 +46,24 @@ class Splits:
         digest, encode = hashlib.sha256(), json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode
         for rows in (self.train, self.validation, self.test):
             digest.update(b"[")
-            for place, row in enumerate(rows):
-                digest.update(f"{', ' if place else ''}{encode(row)}".encode())
+            for index, row in enumerate(rows):
+                digest.update(f"{', ' if index else ''}{encode(row)}".encode())
             digest.update(b"]")
         return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class TableSlice:
     """Some rows of a table; `origin` says where they came from."""
 
     table: Table
-    places: Sequence[int]
+    indices: Sequence[int]
     origin: str
 
     @property
     def rows(self) -> Sequence[Row]:
         """The rows themselves."""
-        return self.table.take(self.places)
+        return self.table.take(self.indices)
 
 
 def load_splits(task: Task, profile: Profile) -> Splits:
@@ -74,12 +74,12 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """
     check_task(task)
     parts = {name: _capped(task, part, profile.cap(task.id, name)) for name, part in _parts(task, profile).items()}
-    marks = {name: _marks(task, part) for name, part in parts.items()}
-    scoring, apart = set(marks["test"]), {}
-    apart["validation"] = _without(parts["validation"], marks["validation"], scoring)
-    scoring.update(marks["validation"])
-    apart["train"] = _without(parts["train"], marks["train"], scoring)
-    dropped = {name: len(parts[name].places) - len(part.places) for name, part in apart.items()}
+    hashes = {name: _text_hashes(task, part) for name, part in parts.items()}
+    scoring, apart = set(hashes["test"]), {}
+    apart["validation"] = _without(parts["validation"], hashes["validation"], scoring)
+    scoring.update(hashes["validation"])
+    apart["train"] = _without(parts["train"], hashes["train"], scoring)
+    dropped = {name: len(parts[name].indices) - len(part.indices) for name, part in apart.items()}
     kept = parts | apart
     return Splits(
         **{name: part.rows for name, part in kept.items()},
@@ -89,30 +89,30 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     )
 
 
-def _parts(task: Task, profile: Profile) -> dict[str, Part]:
+def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
     """Where the rows of each split stand, all of them."""
     by_name = tables(task, profile.data_root)
     train = _named(by_name, "train", task)
     pool: Sequence[int] = range(len(train))
-    parts: dict[str, Part] = {}
+    parts: dict[str, TableSlice] = {}
     test = task.own_test if profile.own_test and task.own_test else task.test
     for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
             aside = carve(task, train, pool, rule)
             pool = _rest(pool, aside)
-            parts[name] = Part(table=train, places=aside, origin=f"{rule.share:.0%} of {train.origin}")
+            parts[name] = TableSlice(table=train, indices=aside, origin=f"{rule.share:.0%} of {train.origin}")
         else:
             table = _named(by_name, rule, task)
-            parts[name] = Part(table=table, places=range(len(table)), origin=table.origin)
-    return parts | {"train": Part(table=train, places=pool, origin=train.origin)}
+            parts[name] = TableSlice(table=table, indices=range(len(table)), origin=table.origin)
+    return parts | {"train": TableSlice(table=train, indices=pool, origin=train.origin)}
 
 
 def _rest(pool: Sequence[int], aside: Sequence[int]) -> Sequence[int]:
     """The places of a pool that were not set aside."""
     taken = bytearray(max(pool, default=-1) + 1)
-    for place in aside:
-        taken[place] = 1
-    return array("q", (place for place in pool if not taken[place]))
+    for index in aside:
+        taken[index] = 1
+    return array("q", (index for index in pool if not taken[index]))
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
@@ -130,8 +130,8 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     for i in pool:
         strata[values[i]].append(i)
     sizes = Counter(values)
-    drawn = (rng.sample(places, round(rule.share * sizes[value])) for value, places in sorted(strata.items()))
-    return array("q", sorted(i for places in drawn for i in places))
+    drawn = (rng.sample(indices, round(rule.share * sizes[value])) for value, indices in sorted(strata.items()))
+    return array("q", sorted(i for indices in drawn for i in indices))
 
 
 def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
@@ -143,28 +143,28 @@ def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
     return by_name[split]
 
 
-def _capped(task: Task, part: Part, cap: int | None) -> Part:
-    if not part.places:
+def _capped(task: Task, part: TableSlice, cap: int | None) -> TableSlice:
+    if not part.indices:
         raise InputError(
             f"{part.origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
         )
-    if cap is None or cap >= len(part.places):
+    if cap is None or cap >= len(part.indices):
         return part
-    return replace(part, places=array("q", sorted(Random(SPLIT_SEED).sample(part.places, cap))))
+    return replace(part, indices=array("q", sorted(Random(SPLIT_SEED).sample(part.indices, cap))))
 
 
-def _marks(task: Task, part: Part) -> Sequence[int]:
-    """A mark of each row's text, which all of them are checked for: the texts themselves are not kept."""
-    columns, marks = task.identity or (*task.text, *task.text_pair), array("Q")
-    for place, row in zip(part.places, part.rows, strict=True):
-        check_row(task, row, place, part.origin)
-        marks.append(mark(identity(row, columns)))
-    return marks
+def _text_hashes(task: Task, part: TableSlice) -> Sequence[int]:
+    """A hash of each row's text, which all of them are checked for: the texts themselves are not kept."""
+    columns, hashes = task.identity or (*task.text, *task.text_pair), array("Q")
+    for index, row in zip(part.indices, part.rows, strict=True):
+        check_row(task, row, index, part.origin)
+        hashes.append(text_hash(identity(row, columns)))
+    return hashes
 
 
-def _without(part: Part, marks: Sequence[int], scoring: Container[int]) -> Part:
+def _without(part: TableSlice, hashes: Sequence[int], scoring: Container[int]) -> TableSlice:
     """The rows whose text is in none of those that score: real data sets hold some texts twice."""
-    kept = array("q", (place for place, own in zip(part.places, marks, strict=True) if own not in scoring))
+    kept = array("q", (index for index, own in zip(part.indices, hashes, strict=True) if own not in scoring))
     if not kept:
         raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
-    return replace(part, places=kept)
+    return replace(part, indices=kept)

@@ -134,20 +134,20 @@ class Grid:
         if head is not None:
             self.heads[cell_id] = head
 
-    def _add_like(self, place: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
+    def _add_like(self, index: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
         """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts.
 
         A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
         does one hand on its head's own rate in the quick profile.
         """
-        known = (self.backbones, self.tasks, self.methods)[place]
+        known = (self.backbones, self.tasks, self.methods)[index]
         if like is None and (changes or quick):
             raise InputError(f"{name!r}: {', '.join([*changes, *quick])} would change copied recipes; say of which with like=")
         if like is not None and like not in known:
             raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
-        for old in [cell_id for cell_id in self.recipes if cell_id.split("_")[place] == like]:
+        for old in [cell_id for cell_id in self.recipes if cell_id.split("_")[index] == like]:
             parts = old.split("_")
-            new = "_".join([*parts[:place], name, *parts[place + 1 :]])
+            new = "_".join([*parts[:index], name, *parts[index + 1 :]])
             recipe = self.recipes[old]
             head = self.heads.get(old)
             if head is not None and head == HEAD_EXCEPTIONS.get(old):
@@ -156,7 +156,7 @@ class Grid:
             elif head is not None:
                 self.heads[new] = head
             self.recipes[new] = _changed(new, recipe, {"trainable_params": None, "total_params": None, **changes})
-            if old in self.quick and self._parts(new)[0].micro and place != 1:  # micro rows are of the study's tasks
+            if old in self.quick and self._parts(new)[0].micro and index != 1:  # micro rows are of the study's tasks
                 _changed(new, self.recipes[new], quick)
                 self.quick[new] = {**self._quick_to_copy(old), **quick}
 

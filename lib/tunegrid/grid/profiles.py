@@ -71,11 +71,11 @@ class Profile:
 
     def cap(self, task_id: str, split: str) -> int | None:
         """At most so many rows of a split; None takes all."""
-        wish = self.train_rows if split == "train" else self.eval_rows
-        if wish is None:
+        requested = self.train_rows if split == "train" else self.eval_rows
+        if requested is None:
             cap: int | None = getattr(self.caps.get(task_id, Caps()), split)
             return cap
-        return wish or None
+        return requested or None
 
     def adjusted(self, cell_id: str, recipe: Recipe, quick: Mapping[str, Any] | None) -> Recipe:
         """A cell's recipe at this profile; `quick` are the fields that make it a quick one.

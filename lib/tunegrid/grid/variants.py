@@ -44,7 +44,7 @@ class Pissa(Lora):
     def holds_after(self, evidence: "Evidence") -> Answer:
         """PEFT's option is set, and the target layers' weights are no longer the checkpoint's."""
         targets = [name for name in evidence.trainer.before if self._is_base_of_target(name, evidence.cell)]
-        kept = [name for name in targets if name not in evidence.strangers]
+        kept = [name for name in targets if name not in evidence.not_from_checkpoint]
         if kept or not targets:
             return False, f"{len(kept)} of {len(targets)} target weights are still the checkpoint's, {kept[:1]} among them"
         return super().holds_after(evidence)

@@ -166,5 +166,5 @@ def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:
 
 def reason_against(method: str, backbone: str, task: str) -> str | None:
     """Why a combination is refused; None where it is not."""
-    place = (method, backbone, task)
-    return next((reason for key, reason in {**REFUSED, **UNLEARNED}.items() if key == place[: len(key)]), None)
+    combination = (method, backbone, task)
+    return next((reason for key, reason in {**REFUSED, **UNLEARNED}.items() if key == combination[: len(key)]), None)

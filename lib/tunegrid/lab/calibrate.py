@@ -16,11 +16,11 @@ from typing import Any
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.lab.calibration import CONTROL_SHARE, Calibration, Grid, noise_toml, thresholds_toml
-from tunegrid.lab.grid_runs import GridRun, OtherSession, Session, Sessions, fives
+from tunegrid.lab.calibration import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
+from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives
 from tunegrid.lab.measured import note
 from tunegrid.results.files import save
-from tunegrid.results.noise import Key
+from tunegrid.results.noise import NoiseKey
 from tunegrid.results.thresholds import load_bounds, missed
 
 ADAPTER_OFF = "adapter_off"  # a control of benchmarks/test_controls.py
@@ -53,7 +53,7 @@ RULES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class CalibrationPlan:
     """What is trained.
 
     Attributes:
@@ -91,22 +91,22 @@ class Plan:
         return [GridRun(seeds=range(self.perturbed), draw=1 + draw, only=self.cells) for draw in range(draws)]
 
     @property
-    def controls(self) -> OtherSession:
+    def controls(self) -> OtherLabSession:
         """Runs that cannot learn."""
         cells = self.first[0].cells
         options = ["-m", self.rules.controls]
         options += ["-k", " or ".join(f"{cell}]" for cell in cells)] if self.cells else []
         run = self.first[0].name.partition("-seeds")[2].partition("-cells")[2]
         label = f"{self.profile}-controls{run}"
-        return OtherSession(label=label, options=tuple(options), count=round(self.rules.controls_a_cell * len(cells)))
+        return OtherLabSession(label=label, options=tuple(options), count=round(self.rules.controls_a_cell * len(cells)))
 
     @property
-    def sessions(self) -> list[Session]:
+    def sessions(self) -> list[LabSession]:
         """All but those that the first seeds decide on."""
         return [*self.first, *self.moved, self.controls]
 
 
-def train(plan: Plan, sessions: Sessions) -> tuple[Calibration, dict[str, Any]]:
+def train(plan: CalibrationPlan, sessions: LabSessions) -> tuple[Calibration, dict[str, Any]]:
     """Train what is missing; the calibration, and the file of controls."""
     sessions.train(plan.first)
     first = calibration([(run, run.grids()) for run in plan.first], {})
@@ -120,7 +120,7 @@ def train(plan: Plan, sessions: Sessions) -> tuple[Calibration, dict[str, Any]]:
 
 
 def calibration(
-    runs: Sequence[tuple[GridRun, Mapping[int, Grid]]], controls: dict[Key, float], share: float = CONTROL_SHARE
+    runs: Sequence[tuple[GridRun, Mapping[int, RecordsByCell]]], controls: dict[NoiseKey, float], share: float = CONTROL_SHARE
 ) -> Calibration:
     """Runs by what they are for: a perturbed seed's run without a draw is one more draw."""
     drawn = {seed for run, _ in runs if run.draw is not None for seed in run.seeds}
@@ -129,14 +129,14 @@ def calibration(
     return Calibration(seeds=seeds, perturbed=perturbed, controls=controls, control_share=share)
 
 
-def read_controls(path: Path) -> dict[Key, float]:
+def read_controls(path: Path) -> dict[NoiseKey, float]:
     """The best score that a control reached which learned nothing, by cell and score.
 
     A run without its adapter has learned: it must miss a bound, but no bound keeps clear of it.
 
     Raises InputError where the file has no controls.
     """
-    best: dict[Key, float] = {}
+    best: dict[NoiseKey, float] = {}
     try:
         rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
         for row in (row for row in rows if row["control"] != ADAPTER_OFF):
@@ -165,7 +165,7 @@ def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
     return {"controls": len(records), "missed": sum(bool(missed(row["scores"], bounds[row["of"]])) for row in records)}
 
 
-def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
+def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:
     """Train, write, say which bounds are blunt; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
     parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
@@ -182,7 +182,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
     if seeds < 2 or options.perturbed_seeds > seeds:
         parser.error("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
     try:
-        plan = Plan(
+        plan = CalibrationPlan(
             profile=options.profile,
             seeds=seeds,
             more_seeds=options.more_seeds,
@@ -190,7 +190,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
             draws=options.draws,
             cells=cells_of(options.cells, options.to),
         )
-        measured, controls = train(plan, sessions or Sessions(workers=options.workers, fresh=options.fresh))
+        measured, controls = train(plan, sessions or LabSessions(workers=options.workers, fresh=options.fresh))
         texts = {f"{options.profile}.toml": thresholds_toml(measured)}
         texts |= {"noise.toml": noise_toml(measured)} if plan.rules.noise else {}
         reports, thresholds = options.to / "reports", options.to / "benchmarks" / "thresholds"

@@ -19,8 +19,8 @@ from tunegrid.results.noise import (
     SEEDS,
     Deviation,
     Groups,
-    Key,
     Noise,
+    NoiseKey,
     deviation,
     kind_of_cell,
     residuals,
@@ -32,7 +32,7 @@ HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses 
 CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
 UNLIKELY = 0.05  # that the worst of a cell's trainings is as bad as it is, if noise were normal
 LEAST_ROOM = 1.0  # points; another CPU rounds differently
-Grid = Mapping[str, Record]
+RecordsByCell = Mapping[str, Record]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,9 @@ class Calibration:
         control_share: of the way from the mean to a control, beyond which no bound lies.
     """
 
-    seeds: Sequence[Grid]
-    perturbed: Mapping[int, Sequence[Grid]] = field(default_factory=dict)
-    controls: Mapping[Key, float] = field(default_factory=dict)
+    seeds: Sequence[RecordsByCell]
+    perturbed: Mapping[int, Sequence[RecordsByCell]] = field(default_factory=dict)
+    controls: Mapping[NoiseKey, float] = field(default_factory=dict)
     control_share: float = CONTROL_SHARE
 
     def scores(self, cell: str, metric: str) -> list[float]:
@@ -111,7 +111,7 @@ class Calibration:
         }
         return [cell for cell in self.seeds[0] if cell in heavy]
 
-    def tested(self) -> Iterator[Key]:
+    def tested(self) -> Iterator[NoiseKey]:
         """Every cell and bounded score."""
         for cell, record in self.seeds[0].items():
             yield from ((cell, metric) for metric in record.bounded_scores)
@@ -125,7 +125,7 @@ class Calibration:
             rows[record.task] = record.data.rows.test
         return rows
 
-    def groups(self, kind: str) -> dict[Key, Groups]:
+    def groups(self, kind: str) -> dict[NoiseKey, Groups]:
         """By cell and score, the scores that one kind of noise tells apart."""
         if kind == SEEDS:
             return {(cell, metric): [self.scores(cell, metric)] for cell, metric in self.tested()}
@@ -145,7 +145,7 @@ class Calibration:
             scores=scores,
         )
 
-    def bounds(self) -> dict[Key, Bound]:
+    def bounds(self) -> dict[NoiseKey, Bound]:
         """Every bound, from noise between seeds."""
         measured, pools = self.noise.measured[SEEDS], self.noise.pools[SEEDS]
         return {
@@ -160,7 +160,7 @@ class Calibration:
         }
 
 
-def score_of(grid: Grid, cell: str, metric: str) -> float:
+def score_of(grid: RecordsByCell, cell: str, metric: str) -> float:
     """One score of a finished cell; raises InputError where the run has none."""
     score = grid[cell].scores.get(metric) if cell in grid else None
     if score is None:

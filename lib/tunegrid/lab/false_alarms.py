@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.lab.grid_runs import GridRun, Sessions
+from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.measured import note
 from tunegrid.record import Record
 from tunegrid.results.gates import FAILED_BY, Run, failing, gate, read_run
@@ -42,13 +42,13 @@ class Verdicts:
     Attributes:
         missed: sentences on bounds and audits.
         failing: judgements that fail the gate.
-        untold: scores that the gate cannot tell; `changed`: cells whose numerics changed.
+        undecided: scores that the gate cannot tell; `changed`: cells whose numerics changed.
     """
 
     name: str
     missed: Sequence[str]
     failing: Sequence[Judgement]
-    untold: int
+    undecided: int
     changed: int
 
     @property
@@ -86,7 +86,7 @@ def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run,
         name=f"seed {seed}" if run.draw is None else f"seed {seed} draw {run.draw}",
         missed=[sentence for record in records for sentence in objections(record, bounds.get(record.cell, {}))],
         failing=failing(judged, FAILED_BY),
-        untold=sum(j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score for j in judged),
+        undecided=sum(j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score for j in judged),
         changed=sum(j.verdict is Verdict.CHANGED and j.quantity == "numerics" for j in judged),
     )
 
@@ -94,7 +94,7 @@ def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run,
 def page(judged: Sequence[Verdicts]) -> Iterable[str]:
     """A row a run, what fails in words, and the count."""
     rows = [
-        (v.name, str(len(v.missed)), str(len(v.failing)), str(v.untold), str(v.changed), "yes" if v.fails else "-")
+        (v.name, str(len(v.missed)), str(len(v.failing)), str(v.undecided), str(v.changed), "yes" if v.fails else "-")
         for v in judged
     ]
     yield from lines(COLUMNS, rows)
@@ -112,7 +112,7 @@ def figures(judged: Sequence[Verdicts]) -> dict[str, int]:
     return {name: sum(verdict.fails for verdict in some) for name, some in counted.items()} | {"runs": len(judged)}
 
 
-def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
+def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:
     """Train, judge, print; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab false_alarms", description=__doc__)
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="of each kind, in fives (default 20)")
@@ -127,7 +127,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
     plan = planned(-(-options.runs // SESSION))
     try:
         baseline = read_run(options.baseline)
-        (sessions or Sessions(workers=options.workers, fresh=options.fresh)).train(plan)
+        (sessions or LabSessions(workers=options.workers, fresh=options.fresh)).train(plan)
         judged = [verdict for run in plan for verdict in verdicts(run, baseline, load_bounds(options.bounds))]
         note(options.measured, "false_alarms", figures(judged))
     except InputError as error:

@@ -36,7 +36,7 @@ TRAINS = (
     "benchmarks",
 )
 COMPLETE = (0, 1)  # exit codes of pytest: every test ran
-Grid = Mapping[str, Record]
+RecordsByCell = Mapping[str, Record]
 
 
 @cache
@@ -49,7 +49,7 @@ def folder() -> Path:
     return RUNS / digest.hexdigest()[:12]
 
 
-class Session(ABC):
+class LabSession(ABC):
     """A session of pytest."""
 
     @property
@@ -95,7 +95,7 @@ class Session(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OtherSession(Session):
+class OtherLabSession(LabSession):
     """A session that is no plain run of a grid, as of controls or degraded cells."""
 
     label: str
@@ -119,7 +119,7 @@ class OtherSession(Session):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GridRun(Session):
+class GridRun(LabSession):
     """One session of a micro grid: its cells with each of some seeds. A cell that misses a bound still has its row.
 
     Attributes:
@@ -162,11 +162,11 @@ class GridRun(Session):
         """Raises InputError where a cell is missing or did not finish, or the file is of another run."""
         self._read(path)
 
-    def grids(self) -> dict[int, Grid]:
+    def grids(self) -> dict[int, RecordsByCell]:
         """The grid's records by seed; raises InputError as `check` does."""
         return self._read(self.path)
 
-    def _read(self, path: Path) -> dict[int, Grid]:
+    def _read(self, path: Path) -> dict[int, RecordsByCell]:
         records = {(record.seeds.seed, record.cell): record for record in read_list(path)}
         if {(r.seeds.seed, r.seeds.perturbation) for r in records.values()} != {(seed, self.draw) for seed in self.seeds}:
             raise InputError(f"{path} is of other seeds or draws than its name says; remove it")
@@ -183,7 +183,7 @@ def fives(seeds: range, **parts: object) -> list[GridRun]:
 
 
 @dataclass(kw_only=True)
-class Sessions:
+class LabSessions:
     """Trains what is missing, and says how far it is.
 
     Attributes:
@@ -199,7 +199,7 @@ class Sessions:
     seconds: float = 0.0
     trained: int = 0
 
-    def expect(self, plan: Sequence[Session]) -> None:
+    def expect(self, plan: Sequence[LabSession]) -> None:
         """Count these in the time that is left."""
         for run in plan:
             if run.path not in self.known and self.fresh:
@@ -208,14 +208,14 @@ class Sessions:
                 self.waiting[run.path] = run.trainings
             self.known.add(run.path)
 
-    def train(self, plan: Sequence[Session]) -> None:
+    def train(self, plan: Sequence[LabSession]) -> None:
         """Train those of a plan that are not there."""
         self.expect(plan)
-        for place, run in enumerate(plan, start=1):
+        for number, run in enumerate(plan, start=1):
             if run.path not in self.waiting:
-                print(f"{place} of {len(plan)}: keeps {run.name}", flush=True)
+                print(f"{number} of {len(plan)}: keeps {run.name}", flush=True)
                 continue
-            print(f"{place} of {len(plan)}: trains {run.name}, {run.trainings} trainings; {self.left()}", flush=True)
+            print(f"{number} of {len(plan)}: trains {run.name}, {run.trainings} trainings; {self.left()}", flush=True)
             started = monotonic()
             run.train(self.workers)
             self.seconds += monotonic() - started

@@ -24,7 +24,7 @@ from tunegrid import ROOT
 from tunegrid.commands import baseline
 from tunegrid.errors import InputError
 from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
-from tunegrid.lab.grid_runs import Session, Sessions, folder
+from tunegrid.lab.grid_runs import LabSession, LabSessions, folder
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
 from tunegrid.results.passing import located
@@ -43,8 +43,8 @@ class Work:
         runs: healthy runs of each kind.
     """
 
-    plan: calibrate.Plan
-    sessions: Sessions
+    plan: calibrate.CalibrationPlan
+    sessions: LabSessions
     to: Path
     runs: int
 
@@ -74,7 +74,7 @@ class Work:
 class Stage:
     """One stage: the sessions that it needs as far as they are known, and what it does with them; returns an exit code."""
 
-    sessions: Callable[[Work], Sequence[Session]]
+    sessions: Callable[[Work], Sequence[LabSession]]
     do: Callable[[Work], int]
 
 
@@ -109,9 +109,9 @@ def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
     for row, record in read_rows(path):
         old = {located(record, sentence) for sentence in missed(record.scores, record.bounds)}
         below = [located(record, sentence) for sentence in missed(record.scores, bounds.get(record.cell, {}))]
-        told = [sentence for sentence in record.missed if sentence not in old] + below
-        status = record.status if record.status not in ("passed", "missed") else "missed" if told else "passed"
-        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=told, status=status)
+        messages = [sentence for sentence in record.missed if sentence not in old] + below
+        status = record.status if record.status not in ("passed", "missed") else "missed" if messages else "passed"
+        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=messages, status=status)
         rows.append(row | {"extra_info": to_json(again)})
     save(run | {"benchmarks": rows}, to)
 
@@ -139,7 +139,9 @@ STAGES: Mapping[str, Stage] = {
     "power": Stage(sessions=lambda work: [], do=_power),
     "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
     "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
-    "zoo": Stage(sessions=lambda work: calibrate.Plan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds).sessions, do=_zoo),
+    "zoo": Stage(
+        sessions=lambda work: calibrate.CalibrationPlan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds).sessions, do=_zoo
+    ),
 }
 
 
@@ -178,22 +180,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         names = stages_of(options.only)
-        plan = calibrate.Plan(
+        plan = calibrate.CalibrationPlan(
             seeds=options.seeds,
             more_seeds=options.more_seeds,
             perturbed=options.perturbed_seeds,
             draws=options.draws,
             cells=calibrate.cells_of(options.cells, options.to),
         )
-        sessions = Sessions(workers=options.workers, fresh=options.fresh)
+        sessions = LabSessions(workers=options.workers, fresh=options.fresh)
         work = Work(plan=plan, sessions=sessions, to=options.to, runs=options.runs)
         if options.to == ROOT and not plan.first[0].path.is_file():
             check_clean(names)
         for name in names:
             sessions.expect(STAGES[name].sessions(work))
         codes = []
-        for place, name in enumerate(names, start=1):
-            print(f"stage {place} of {len(names)}, {name}: {sum(sessions.waiting.values())} trainings left", flush=True)
+        for number, name in enumerate(names, start=1):
+            print(f"stage {number} of {len(names)}, {name}: {sum(sessions.waiting.values())} trainings left", flush=True)
             codes.append(STAGES[name].do(work))
         return max(codes)
     except InputError as error:

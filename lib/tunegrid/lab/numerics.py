@@ -9,37 +9,37 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tunegrid.errors import InputError
-from tunegrid.lab.calibrate import Plan
-from tunegrid.lab.grid_runs import GridRun, OtherSession, Session, Sessions
+from tunegrid.lab.calibrate import CalibrationPlan
+from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession
 from tunegrid.lab.measured import note
-from tunegrid.lab.tolerances import Apart, Evidence, apart, blunt, numerics_toml, of_optimizer
+from tunegrid.lab.tolerances import Apart, ToleranceEvidence, apart, blunt, numerics_toml, of_optimizer
 
 OPTIMIZER, MASKS = "another_implementation", "one_more"  # words of tests in benchmarks/test_perturbed.py
 COUNT = 2 / 3  # trainings a cell that such a session takes about as long as: ten updates, twice; for the time that is left
 
 
-def unmoved(plan: Plan) -> list[GridRun]:
+def unmoved(plan: CalibrationPlan) -> list[GridRun]:
     """Runs of the seeds that are trained from moved starts, too."""
     return [run for run in plan.first if run.seeds[0] < plan.perturbed]
 
 
-def optimizers(plan: Plan) -> dict[int, OtherSession]:
+def optimizers(plan: CalibrationPlan) -> dict[int, OtherLabSession]:
     """By seed, first updates by another implementation of the optimizer, and trainings with other masks of dropout."""
     runs = {seed: GridRun(seeds=[seed], only=plan.cells) for seed in range(plan.perturbed)}
     cells = f" and ({' or '.join(f'{cell}]' for cell in plan.cells)})" if plan.cells else ""
     options = ("-m", "perturbed", "-k", f"({OPTIMIZER} or {MASKS}){cells}", "--seeds")
     return {
-        seed: OtherSession(label=f"{run.name}-optimizer", options=(*options, str(seed)), count=round(COUNT * len(run.cells)))
+        seed: OtherLabSession(label=f"{run.name}-optimizer", options=(*options, str(seed)), count=round(COUNT * len(run.cells)))
         for seed, run in runs.items()
     }
 
 
-def planned(plan: Plan) -> list[Session]:
+def planned(plan: CalibrationPlan) -> list[LabSession]:
     """All that the tolerances rest on."""
     return [*unmoved(plan), *plan.moved, *optimizers(plan).values()]
 
 
-def measured(plan: Plan, sessions: Sessions) -> Evidence:
+def measured(plan: CalibrationPlan, sessions: LabSessions) -> ToleranceEvidence:
     """Train what is missing; the evidence. Raises InputError where no start is moved."""
     if not plan.moved:
         raise InputError("tolerances rest on moved starts: give --perturbed-seeds and --draws of at least 1")
@@ -47,7 +47,7 @@ def measured(plan: Plan, sessions: Sessions) -> Evidence:
     before = {seed: grid for run in unmoved(plan) for seed, grid in run.grids().items()}
     moved = [(seed, grid) for run in plan.moved for seed, grid in run.grids().items()]
     rows = [row for seed, session in optimizers(plan).items() for row in perturbed(session.path, seed, plan.first[0].cells)]
-    return Evidence(
+    return ToleranceEvidence(
         pairs=[apart(before[seed][cell], new) for seed, grid in moved for cell, new in grid.items()],
         optimizers=[of_optimizer(found) for test, found in rows if OPTIMIZER in test],
         masks=[found for test, found in rows if MASKS in test],
@@ -68,7 +68,7 @@ def perturbed(path: Path, seed: int, cells: tuple[str, ...]) -> Iterator[tuple[s
         yield test, Apart(cell=info["of"], kind=info["kind"], figures=figures)
 
 
-def write(plan: Plan, sessions: Sessions, to: Path) -> int:
+def write(plan: CalibrationPlan, sessions: LabSessions, to: Path) -> int:
     """Train, write, say which tolerances are blunt; return the exit code."""
     evidence = measured(plan, sessions)
     path = to / "benchmarks" / "thresholds" / "numerics.toml"

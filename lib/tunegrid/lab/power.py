@@ -12,7 +12,7 @@ from tunegrid.errors import InputError
 from tunegrid.lab.measured import note
 from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
 from tunegrid.results.gates import load_margins
-from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Key, Noise, load_noise
+from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Noise, NoiseKey, load_noise
 from tunegrid.results.table import Column, lines, number
 
 GOAL = 2.0  # points
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _noise(setting: Setting, key: Key) -> str:
+def _noise(setting: Setting, key: NoiseKey) -> str:
     own = setting.estimates.get(key)
     return number(own.sd if own else None, 2)
 

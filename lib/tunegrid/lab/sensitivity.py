@@ -14,7 +14,7 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.false_alarms import BOUNDS, objections
-from tunegrid.lab.grid_runs import OtherSession, Sessions
+from tunegrid.lab.grid_runs import LabSessions, OtherLabSession
 from tunegrid.lab.measured import note
 from tunegrid.results.files import read_list
 from tunegrid.results.gates import Run, gate, read_run
@@ -39,10 +39,10 @@ def calls(records: Mapping[str, Sequence[str]], judged: Sequence[Judgement], cel
     return AND.join([f"{signed(main.effect, 1)} {main.verdict}", *others])
 
 
-def planned(seed: int) -> dict[str, OtherSession]:
+def planned(seed: int) -> dict[str, OtherLabSession]:
     """A session a degradation."""
     return {
-        name: OtherSession(
+        name: OtherLabSession(
             label=f"{name}-seed-{seed}",
             options=("-m", "degraded", "-k", name, "--seeds", str(seed)),
             count=len(STUDY_IDS),
@@ -76,11 +76,11 @@ def summed_up(name: str, figures: Mapping[str, float]) -> str:
     """How many cells are called at one degradation."""
     worse, called = figures["worse"], figures["called"]
     moved = f"{signed(figures['low'], 1)} to {signed(figures['high'], 1)}, median {signed(figures['median'], 1)}"
-    told = f"the gate calls {worse} of {figures['cells']} cells worse; bounds, audits and numerics included, {called}"
-    return f"{name}: changes main scores by {moved}; {told}"
+    verdicts = f"the gate calls {worse} of {figures['cells']} cells worse; bounds, audits and numerics included, {called}"
+    return f"{name}: changes main scores by {moved}; {verdicts}"
 
 
-def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -> int:
+def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:
     """Train, judge, print; return 0."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab sensitivity", description=__doc__)
     parser.add_argument(
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None, sessions: Sessions | None = None) -
     try:
         baseline = read_run(options.baseline)
         plan = planned(options.seed)
-        (sessions or Sessions(workers=options.workers, fresh=options.fresh)).train(list(plan.values()))
+        (sessions or LabSessions(workers=options.workers, fresh=options.fresh)).train(list(plan.values()))
         columns_of = {name: column(run.path, baseline, load_bounds(options.bounds)) for name, run in plan.items()}
         answers = {name: by_cell for name, (by_cell, _) in columns_of.items()}
         counted = {name: figures(by_cell.values(), effects) for name, (by_cell, effects) in columns_of.items()}

@@ -18,9 +18,9 @@ import numpy as np
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab.calibration import bound_of
+from tunegrid.results.interim import promising, share_of_alpha
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.looks import promising, share_of_alpha
-from tunegrid.results.noise import PERTURBED, Deviation, Groups, Key, Noise, Scores, deviation, kind_of_cell, pooled
+from tunegrid.results.noise import PERTURBED, Deviation, Groups, Noise, NoiseKey, ScoresByKey, deviation, kind_of_cell, pooled
 from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of
 from tunegrid.results.statistics import Array, TrainingEffect, by_training
 
@@ -52,7 +52,7 @@ class Setting:
     drops: Mapping[str, float] | None = None
 
     @cached_property
-    def estimates(self) -> dict[Key, Deviation]:
+    def estimates(self) -> dict[NoiseKey, Deviation]:
         """What the calibration says of every score."""
         return estimates(self.noise.measured[self.kind], self.noise.rows, self.noise.scores.get(self.kind))
 
@@ -85,7 +85,9 @@ class Setting:
         return sqrt(1 / seeds + 1 / (seeds if self.kind == PERTURBED else BASELINE_SEEDS))
 
 
-def estimates(measured: Mapping[Key, Deviation], rows: Mapping[str, int], scores: Scores | None) -> dict[Key, Deviation]:
+def estimates(
+    measured: Mapping[NoiseKey, Deviation], rows: Mapping[str, int], scores: ScoresByKey | None
+) -> dict[NoiseKey, Deviation]:
     """Moderated deviations by cell and score."""
     pools = pooled(measured, rows, scores)
     return {(cell, metric): pools[kind_of_cell(cell), metric].by_cell[cell] for cell, metric in measured}
@@ -114,7 +116,7 @@ def smallest(setting: Setting) -> dict[str, float]:
     }
 
 
-def effect(setting: Setting, key: Key, points: float, seeds: int, noise: Deviation) -> TrainingEffect:
+def effect(setting: Setting, key: NoiseKey, points: float, seeds: int, noise: Deviation) -> TrainingEffect:
     """A change of so many points, as the gate would see it."""
     rows = setting.noise.rows[key[0].split("_")[1]]
     return by_training(points, noise.sd * setting.factor(seeds), noise.df, rows=rows, flips=(0, 0), tail=noise.tail_of(seeds))
@@ -169,7 +171,7 @@ def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     return worse
 
 
-def _truth(setting: Setting, rng: np.random.Generator) -> dict[Key, float]:
+def _truth(setting: Setting, rng: np.random.Generator) -> dict[NoiseKey, float]:
     """True deviations, as the real calibration leaves them open: a cell's is off by as much for all its scores."""
     factors: dict[str, float] = {}
     for (cell, _), own in setting.estimates.items():
@@ -177,7 +179,7 @@ def _truth(setting: Setting, rng: np.random.Generator) -> dict[Key, float]:
     return {key: own.sd * factors[key[0]] for key, own in setting.estimates.items()}
 
 
-def _draws(setting: Setting, truth: Mapping[Key, float], cell: str, count: int, rng: np.random.Generator) -> Array:
+def _draws(setting: Setting, truth: Mapping[NoiseKey, float], cell: str, count: int, rng: np.random.Generator) -> Array:
     """Scores of so many trainings, a row each, around 0: measured residuals of the cell's kind, in its own deviations."""
     metrics = setting.metrics[cell]
     spread = np.array([truth[cell, metric] for metric in metrics])
@@ -191,21 +193,21 @@ def _draws(setting: Setting, truth: Mapping[Key, float], cell: str, count: int, 
 
 
 def _calibrated(
-    setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator
-) -> tuple[dict[Key, Deviation], dict[Key, list[float]]]:
+    setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Generator
+) -> tuple[dict[NoiseKey, Deviation], dict[NoiseKey, list[float]]]:
     """A calibration with as many trainings of each cell as the real one, and its scores; tails where the real one has them."""
     real = setting.noise.measured[setting.kind]
-    scores: dict[Key, list[float]] = {}
+    scores: dict[NoiseKey, list[float]] = {}
     for cell, metrics in setting.metrics.items():
         count = min(MOST_TRAININGS, 1 + max(round(real[cell, metric].df) for metric in metrics))
         drawn = _draws(setting, truth, cell, count, rng)
-        scores |= {(cell, metric): drawn[:, place].tolist() for place, metric in enumerate(metrics)}
+        scores |= {(cell, metric): drawn[:, index].tolist() for index, metric in enumerate(metrics)}
     measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
     known = {key: [own] for key, own in scores.items()} if setting.noise.scores.get(setting.kind) else None
     return estimates(measured, setting.noise.rows, known), scores
 
 
-def _gaps(setting: Setting, truth: Mapping[Key, float], rng: np.random.Generator) -> dict[Key, Array]:
+def _gaps(setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, Array]:
     """New minus old mean of every score, after 1 to `seeds + looks - 1` seeds."""
     count = setting.seeds + setting.looks - 1
     baseline = count if setting.kind == PERTURBED else BASELINE_SEEDS

@@ -132,7 +132,7 @@ def tolerances_of(most: Tables) -> Tables:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evidence:
+class ToleranceEvidence:
     """Trainings that only round otherwise, and some that do not.
 
     Attributes:
@@ -175,7 +175,7 @@ class Evidence:
         }
 
 
-def blunt(evidence: Evidence) -> list[str]:
+def blunt(evidence: ToleranceEvidence) -> list[str]:
     """A sentence for every cell whose curve may round as far as other masks of dropout part it."""
     tables = tolerances_of(evidence.most)
     return [
@@ -185,7 +185,7 @@ def blunt(evidence: Evidence) -> list[str]:
     ]
 
 
-def numerics_toml(evidence: Evidence) -> str:
+def numerics_toml(evidence: ToleranceEvidence) -> str:
     """The file of tolerances."""
     lines = [*_header(), ""]
     for name, table in tolerances_of(evidence.most).items():

@@ -104,7 +104,7 @@ class CellView:
         return worst([j for j in self.judged if decides(j) and kind_of(j) == kind])
 
     @property
-    def told(self) -> list[Judgement]:
+    def gravest_first(self) -> list[Judgement]:
         """All judgements, the gravest first."""
         return sorted(self.judged, key=lambda judgement: WEIGHT.index(judgement.verdict))
 
@@ -188,8 +188,8 @@ class CellView:
     def loss_rows(self) -> list[tuple[int, float | None, float | None]]:
         """Update, new and old loss of some updates, the first and the last among them."""
         new, old = self.losses(), self.losses(old=True)
-        places = sorted({round(share * (len(new) - 1) / 5) for share in range(6)}) if new else []
-        return [(place + 1, new[place], old[place] if place < len(old) else None) for place in places]
+        indices = sorted({round(share * (len(new) - 1) / 5) for share in range(6)}) if new else []
+        return [(index + 1, new[index], old[index] if index < len(old) else None) for index in indices]
 
     @property
     def settings(self) -> list[tuple[str, str]]:

@@ -36,7 +36,7 @@ def linear_ticks(low: float, high: float, most: int) -> list[float]:
     power = 10 ** math.floor(math.log10((high - low) / most))
     step = next(power * factor for factor in (1, 2, 5, 10, 20) if (high - low) / (power * factor) <= most)
     first = math.ceil(low / step - 1e-9)
-    return [round(step * place, 10) for place in range(first, math.floor(high / step + 1e-9) + 1)]
+    return [round(step * index, 10) for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def log_ticks(low: float, high: float, most: int) -> list[float]:
@@ -121,9 +121,9 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter
 
 def _steps(best: Sequence[Dot], x: Scale, y: Scale) -> Iterable[str]:
     """The front as stairs: nothing between two of its dots was measured."""
-    for place, dot in enumerate(best):
-        if place:
-            yield f"{x(dot.cost)},{y(best[place - 1].score)}"
+    for index, dot in enumerate(best):
+        if index:
+            yield f"{x(dot.cost)},{y(best[index - 1].score)}"
         yield f"{x(dot.cost)},{y(dot.score)}"
 
 
@@ -136,16 +136,16 @@ def placed(
 ) -> dict[str, tuple[float, float, str]]:
     """A place beside its dot for each label that covers no dot, line or other label; the first dots choose first."""
     taken: list[Box] = [*((x - 5, y - 5, x + 5, y + 5) for x, y, _ in dots), *lines]
-    places: dict[str, tuple[float, float, str]] = {}
+    positions: dict[str, tuple[float, float, str]] = {}
     for x, y, dot in dots:
         length = CHARACTER * len(dot.name)
         for left, base, anchor in _around(x, y, length):
             box = (left, base - LINE + 2, left + length, base + 2)
             if _inside(box, size) and not any(_overlap(box, other) for other in taken):
                 taken.append(box)
-                places[dot.name] = (round(left if anchor == "start" else left + length, 1), round(base, 1), anchor)
+                positions[dot.name] = (round(left if anchor == "start" else left + length, 1), round(base, 1), anchor)
                 break
-    return places
+    return positions
 
 
 def _inside(box: Box, size: tuple[int, int]) -> bool:
@@ -237,12 +237,12 @@ class Spark:
 
 def spark(scores: Sequence[float | None], width: int = 120, height: int = 28) -> Spark | None:
     """A line through the runs that have the cell, at least one point high; None where fewer than two have it."""
-    known = [(place, score) for place, score in enumerate(scores) if score is not None]
+    known = [(index, score) for index, score in enumerate(scores) if score is not None]
     if len(known) < 2:
         return None
     middle = (min(score for _, score in known) + max(score for _, score in known)) / 2
     half = max(0.5, max(abs(score - middle) for _, score in known))
     x = Scale(low=0, high=len(scores) - 1, start=6, end=width - 6)
     y = Scale(low=middle - half, high=middle + half, start=height - 6, end=6)
-    dots = [(x(place), y(score), place) for place, score in known]
+    dots = [(x(index), y(score), index) for index, score in known]
     return Spark(line=" ".join(f"{dot_x:g},{dot_y:g}" for dot_x, dot_y, _ in dots), dots=dots)

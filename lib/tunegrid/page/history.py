@@ -14,7 +14,7 @@ Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the
 
 
 @dataclass(frozen=True, kw_only=True)
-class Story:
+class RunHistory:
     """Scores over runs.
 
     Attributes:
@@ -32,20 +32,21 @@ class Story:
         return charts.spark([score for score, _ in self.steps[cell]])
 
 
-def story_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement]) -> Story | None:
+def history_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement]) -> RunHistory | None:
     """The history that ends with this run; None without older runs. `known` judges it by the first of them."""
     if not older:
         return None
     runs = [*sorted(older, key=lambda one: one.when), run]
     pairs = list(pairwise(runs))
     answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
-    told = [by_cell(judgements) for judgements, _ in answers]
+    verdicts = [by_cell(judgements) for judgements, _ in answers]
     cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
     steps = {
-        cell: [(one.score(cell), _verdict(told[place - 1].get(cell, [])) if place else None) for place, one in enumerate(runs)]
+        cell: [(one.score(cell), _verdict(verdicts[i - 1].get(cell, [])) if i else None) for i, one in enumerate(runs)]
         for cell in cells
     }
-    return Story(runs=runs, steps=steps, remarks=list(dict.fromkeys(remark for _, remarks in answers for remark in remarks)))
+    remarks = dict.fromkeys(remark for _, found in answers for remark in found)
+    return RunHistory(runs=runs, steps=steps, remarks=list(remarks))
 
 
 def _verdict(judgements: Sequence[Judgement]) -> Verdict | None:

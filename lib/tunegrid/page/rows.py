@@ -65,7 +65,7 @@ def sampled(new: Record, path: Path | None, old: Record | None, old_path: Path |
     if texts is None:
         missing.append("the rows' text was not kept with this run: inputs and references are not shown")
     metric = new.main_score if new.main_score in after.points else next(iter(after.points))
-    rows = [_row(place, new, after, before, texts, metric) for place in range(len(after.ids))]
+    rows = [_row(index, new, after, before, texts, metric) for index in range(len(after.ids))]
     lost, gained = ([row for row in rows if row.change == change] for change in ("lost", "gained"))
     return RowSample(
         rows=[_cut(row) for row in _first(rows, lost, gained, limit)],
@@ -94,16 +94,16 @@ def _older(new: Record, old: Record | None, path: Path | None) -> tuple[Examples
     return before, [] if before else [f"the older run's rows are not here: examples/{old.examples.file} is missing beside it"]
 
 
-def _row(place: int, record: Record, after: Examples, before: Examples | None, texts: Texts | None, metric: str) -> ScoredRow:
-    points = after.points[metric][place]
-    known = texts.references[place] if texts else after.references[place] if after.references else None
+def _row(index: int, record: Record, after: Examples, before: Examples | None, texts: Texts | None, metric: str) -> ScoredRow:
+    points = after.points[metric][index]
+    known = texts.references[index] if texts else after.references[index] if after.references else None
     return ScoredRow(
-        number=place + 1,
-        input=texts.inputs[place] if texts else None,
-        reference=_label(record, known) if known is not None else _deduced(record, after.predictions[place], points),
-        old=_label(record, before.predictions[place]) if before else None,
-        new=_label(record, after.predictions[place]),
-        old_points=before.points[metric][place] if before and metric in before.points else None,
+        number=index + 1,
+        input=texts.inputs[index] if texts else None,
+        reference=_label(record, known) if known is not None else _deduced(record, after.predictions[index], points),
+        old=_label(record, before.predictions[index]) if before else None,
+        new=_label(record, after.predictions[index]),
+        old_points=before.points[metric][index] if before and metric in before.points else None,
         points=points,
     )
 

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.files import Saved, read_saved
+from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gates import Run, gate
 from tunegrid.results.judgements import Judgement
 from tunegrid.results.quality import check_rows
@@ -62,7 +62,7 @@ def read_page_run(path: Path, profile: str | None = None) -> PageRun:
     return page_run(read_saved(path), profile)
 
 
-def page_run(saved: Saved, profile: str | None = None) -> PageRun:
+def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     """A saved run that was read before."""
     run = PageRun(name=saved.path.name, records=saved.records, path=saved.path, when=saved.when, commit=saved.commit)
     return of_profile(run, profile)

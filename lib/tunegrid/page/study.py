@@ -9,13 +9,13 @@ from tunegrid.page.runs import PageRun, mean
 from tunegrid.record import Record
 from tunegrid.record.invariants import impossible
 from tunegrid.results.files import read_records
-from tunegrid.results.record_checks import across
+from tunegrid.results.record_checks import cross_cell_audits
 
 STUDY = ROOT / "reports" / "study.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Line:
+class StudyLine:
     """A score that the study reports, beside ours."""
 
     cell: str
@@ -30,14 +30,14 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class StudyComparison:
     """Figures side by side, and by cell what the audits find in the study's."""
 
-    lines: Sequence[Line]
+    lines: Sequence[StudyLine]
     findings: Sequence[tuple[str, str]]
 
 
-def compared(run: PageRun, path: Path = STUDY) -> Comparison | None:
+def compared(run: PageRun, path: Path = STUDY) -> StudyComparison | None:
     """The study's figures of the run's cells; None where the run is of another profile, or has none of its cells."""
     if run.profile != "full":
         return None
@@ -45,12 +45,12 @@ def compared(run: PageRun, path: Path = STUDY) -> Comparison | None:
     lines = [line for cell, record in reported.items() for line in _lines(run.by_cell[cell], record)]
     if not lines:
         return None
-    return Comparison(lines=lines, findings=[(cell, told) for cell, told in _findings(path) if cell in reported])
+    return StudyComparison(lines=lines, findings=[(cell, sentence) for cell, sentence in _findings(path) if cell in reported])
 
 
-def _lines(ours: Sequence[Record], reported: Record) -> list[Line]:
+def _lines(ours: Sequence[Record], reported: Record) -> list[StudyLine]:
     return [
-        Line(cell=reported.cell, score=name, ours=mean(record.scores.get(name) for record in ours), theirs=theirs)
+        StudyLine(cell=reported.cell, score=name, ours=mean(record.scores.get(name) for record in ours), theirs=theirs)
         for name, theirs in reported.scores.items()
         if theirs is not None
     ]
@@ -60,5 +60,6 @@ def _findings(path: Path) -> list[tuple[str, str]]:
     """What cannot be in the study's figures; two cells with the same results only show beside each other."""
     records = list(read_records(path).values())
     alone = [(record.cell, sentence) for record in records for sentence in impossible(record.scores)]
-    together = [(cell, finding.detail) for cell, told in across(records).items() for finding in told if not finding.passed]
+    found = [(cell, finding) for cell, findings in cross_cell_audits(records).items() for finding in findings]
+    together = [(cell, finding.detail) for cell, finding in found if not finding.passed]
     return [*alone, *together]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunegrid.page.cells import CellView
-from tunegrid.results.answer import Answer
+from tunegrid.results.answer import RunAnswer
 from tunegrid.results.gate_report import WEIGHT
 from tunegrid.results.gates import kind_of
 from tunegrid.results.judgements import Judgement
@@ -14,7 +14,7 @@ SHOWN = 8  # items below the answer; the grid has them all
 
 
 @dataclass(frozen=True, kw_only=True)
-class Item:
+class Highlight:
     """One thing to look at."""
 
     cell: str
@@ -37,11 +37,11 @@ class Headline:
     state: str
     answer: str
     more_sentences: Sequence[str]
-    items: Sequence[Item]
+    items: Sequence[Highlight]
     more: int
 
 
-def headline(answer: Answer, cells: Sequence[CellView], remarks: Sequence[str]) -> Headline:
+def headline(answer: RunAnswer, cells: Sequence[CellView], remarks: Sequence[str]) -> Headline:
     """The answer with what to look at; `remarks` say what was not compared."""
     items = [*_worse(answer.failing), *_missed(cells)]
     first, *others = [minus(sentence) for sentence in answer.sentences]
@@ -54,9 +54,9 @@ def headline(answer: Answer, cells: Sequence[CellView], remarks: Sequence[str]) 
     )
 
 
-def _worse(failing: Sequence[Judgement]) -> list[Item]:
+def _worse(failing: Sequence[Judgement]) -> list[Highlight]:
     ordered = sorted(failing, key=lambda j: (WEIGHT.index(j.verdict), j.effect or 0.0))
-    return [Item(cell=j.cell, verdict=j.verdict, sentence=change(j)) for j in ordered]
+    return [Highlight(cell=j.cell, verdict=j.verdict, sentence=change(j)) for j in ordered]
 
 
 def change(judgement: Judgement) -> str:
@@ -75,11 +75,11 @@ def minus(figures: str) -> str:
     return re.sub(r"(?<![\w-])-(?=\d)", "−", figures)
 
 
-def _missed(cells: Sequence[CellView]) -> list[Item]:
+def _missed(cells: Sequence[CellView]) -> list[Highlight]:
     """One line per cell that did not pass: those that did not finish, then those furthest below their bound."""
     bad = [cell for cell in cells if cell.status not in ("passed", "reported")]
     ordered = sorted(bad, key=lambda cell: (cell.status == "missed", 0.0 if cell.above is None else cell.above))
-    return [Item(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]
+    return [Highlight(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]
 
 
 def _short(sentences: Sequence[str]) -> str:

@@ -6,11 +6,11 @@ from functools import cached_property
 
 from tunegrid.page import charts
 from tunegrid.page.cells import LEDGER, CellView, cell_view
-from tunegrid.page.history import Story, story_of
+from tunegrid.page.history import RunHistory, history_of
 from tunegrid.page.runs import PageRun, judged
-from tunegrid.page.study import Comparison, compared
+from tunegrid.page.study import StudyComparison, compared
 from tunegrid.page.verdict import Headline, headline
-from tunegrid.results.answer import Answer, answer_of
+from tunegrid.results.answer import RunAnswer, answer_of
 from tunegrid.results.entries import PEAK, SECONDS, TRAINED, fronts
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
 
@@ -39,9 +39,9 @@ class Group:
     @cached_property
     def lines(self) -> list[tuple[str, list[CellView | None]]]:
         """A backbone and its cells, None where the grid has none."""
-        places = {(cell.first.backbone, cell.first.method): cell for cell in self.cells}
+        by_position = {(cell.first.backbone, cell.first.method): cell for cell in self.cells}
         backbones = dict.fromkeys(cell.first.backbone for cell in self.cells)
-        return [(backbone, [places.get((backbone, method)) for method in self.methods]) for backbone in backbones]
+        return [(backbone, [by_position.get((backbone, method)) for method in self.methods]) for backbone in backbones]
 
     @cached_property
     def scatters(self) -> list[tuple[str, charts.Scatter]]:
@@ -91,8 +91,8 @@ class Page:
     cells: Sequence[CellView]
     judged: Sequence[Judgement]
     remarks: Sequence[str]
-    story: Story | None
-    study: Comparison | None
+    history: RunHistory | None
+    study: StudyComparison | None
     missing: Sequence[Judgement] = field(default=())
 
     @cached_property
@@ -109,7 +109,7 @@ class Page:
     @property
     def ledger_places(self) -> list[int]:
         """The places of `LEDGER` that any cell has a figure for."""
-        return [place for place in range(len(LEDGER)) if any(cell.ledger[place] is not None for cell in self.cells)]
+        return [index for index in range(len(LEDGER)) if any(cell.ledger[index] is not None for cell in self.cells)]
 
     @property
     def phases(self) -> list[str]:
@@ -126,7 +126,7 @@ def page_of(
     older: Sequence[PageRun] = (),
     *,
     verdicts: Sequence[Judgement] | None = None,
-    answer: Answer | None = None,
+    answer: RunAnswer | None = None,
 ) -> Page:
     """The page of a run.
 
@@ -149,7 +149,7 @@ def page_of(
         cells=cells,
         judged=judgements,
         remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
-        story=story_of(run, older, judgements),
+        history=history_of(run, older, judgements),
         study=compared(run),
         missing=[judgement for judgement in judgements if judgement.verdict is Verdict.MISSING],
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from tunegrid.record import Record
-from tunegrid.results.gates import CANNOT_TELL, FAILED_BY, decides, failing, figures_of, kind_of, outcome, untold
+from tunegrid.results.gates import CANNOT_TELL, FAILED_BY, decides, failing, figures_of, kind_of, outcome, undecided
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.numerics import STAGES
 from tunegrid.results.thresholds import missed
@@ -36,11 +36,11 @@ class State(StrEnum):
     EMPTY = "empty"
 
 
-Said = tuple[State, str]  # one sentence, and what it makes of the run
+Statement = tuple[State, str]  # one sentence, and what it makes of the run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answer:
+class RunAnswer:
     """What is to be said of a run.
 
     Attributes:
@@ -72,7 +72,7 @@ def answer_of(
     *,
     baseline: str = "the baseline",
     troubles: Sequence[str] = (),
-) -> Answer:
+) -> RunAnswer:
     """The answer to a run: what fails it comes first, then what cannot be told, then the rest.
 
     Among equals, the order is that of the run's own flow::
@@ -90,23 +90,23 @@ def answer_of(
         baseline: the name of the run that was compared with.
         troubles: what else makes the run fail, as "1 other test failed".
     """
-    said, bad = [_of_cells(records, troubles)], failing(judged, kinds)
+    statements, bad = [_of_cells(records, troubles)], failing(judged, kinds)
     if judged:
-        said += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
+        statements += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
     order = (State.FAILED, State.CANNOT_TELL)
-    said.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
-    state, (first, *others) = said[0][0], [sentence for _, sentence in said]
+    statements.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
+    state, (first, *others) = statements[0][0], [sentence for _, sentence in statements]
     head = f"Passed: {first[0].lower()}{first[1:]}" if state is State.PASSED else first
-    return Answer(state=state, sentences=(head, *others), failing=bad)
+    return RunAnswer(state=state, sentences=(head, *others), failing=bad)
 
 
 # Cells
 
 
-def _of_cells(records: Sequence[Record], troubles: Sequence[str]) -> Said:
+def _of_cells(records: Sequence[Record], troubles: Sequence[str]) -> Statement:
     total = _count(len(_cells(records)), "cell")
     counts = [(len(_cells(bad)), cause) for cause, bad in _by_cause(records)]
-    causes = [f"{count} {cause}" if place else f"{count} of {total} {cause}" for place, (count, cause) in enumerate(counts)]
+    causes = [f"{count} {cause}" if index else f"{count} of {total} {cause}" for index, (count, cause) in enumerate(counts)]
     if causes or troubles:
         return State.FAILED, f"Failed: {', '.join([*causes, *troubles])}."
     if not records:
@@ -123,8 +123,8 @@ def _by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     for record in records:
         for cause in causes_of(record):
             bad.setdefault(cause, []).append(record)
-    places = {cause: place for place, cause in enumerate(CAUSES)}
-    return sorted(bad.items(), key=lambda item: (places.get(item[0], -1), -len(_cells(item[1]))))
+    order = {cause: index for index, cause in enumerate(CAUSES)}
+    return sorted(bad.items(), key=lambda item: (order.get(item[0], -1), -len(_cells(item[1]))))
 
 
 def causes_of(record: Record) -> list[str]:
@@ -161,11 +161,11 @@ def _cells(records: Iterable[Record]) -> set[tuple[str, str]]:
 # Judgements
 
 
-def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[Said]:
+def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[Statement]:
     """Whether numerics changed, in how many cells, and at which stage of the flow first."""
-    told = [j for j in judged if j.quantity == "numerics"]
-    changed = [j for j in told if j.verdict is Verdict.CHANGED]
-    counts, total = "numerics" in kinds, _count(len(told), "cell")
+    numerics = [j for j in judged if j.quantity == "numerics"]
+    changed = [j for j in numerics if j.verdict is Verdict.CHANGED]
+    counts, total = "numerics" in kinds, _count(len(numerics), "cell")
     if changed:
         stages = [j.detail.partition(": ")[0] for j in changed]
         first = min(stages, key=lambda stage: FLOW.index(stage) if stage in FLOW else len(FLOW))
@@ -174,14 +174,16 @@ def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[
         sentence = f"umerics changed in {len(changed)} of {total}, first at the stage {first} ({where})"
         yield (State.FAILED, f"Failed: n{sentence}.") if counts else (State.PASSED, f"N{sentence}; that does not count here.")
     elif counts:
-        unlike = [j for j in told if j.verdict is Verdict.NOT_COMPARABLE]
+        unlike = [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]
         doubt = f"; {_count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
         untested = outcome(judged, kinds) is Outcome.CANNOT_TELL
-        state = State.CANNOT_TELL if untested and len(unlike) == len(told) else State.PASSED
-        yield state, f"Numerics did not change in {len(told) - len(unlike)} of {total}{doubt}."
+        state = State.CANNOT_TELL if untested and len(unlike) == len(numerics) else State.PASSED
+        yield state, f"Numerics did not change in {len(numerics) - len(unlike)} of {total}{doubt}."
 
 
-def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str) -> Iterable[Said]:
+def _of_figures(
+    judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str
+) -> Iterable[Statement]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
     others = [kind for kind in figures_of(kinds) if kind != "numerics"]
     figures = [j for j in bad if j.quantity != "numerics"]
@@ -189,9 +191,9 @@ def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Se
         groups = {
             verdict: [j for j in figures if j.verdict is verdict] for verdict in dict.fromkeys(j.verdict for j in figures)
         }
-        parts = [f"{_in(group)} {verdict} ({_places(group)})" for verdict, group in groups.items()]
+        parts = [f"{_in(group)} {verdict} ({_list_of_cells(group)})" for verdict, group in groups.items()]
         yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
-    elif (others or (CANNOT_TELL in kinds and untold(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
+    elif (others or (CANNOT_TELL in kinds and undecided(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
         yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {_doubt(judged, others)}."
     elif others:
         doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and decides(j) and kind_of(j) in others]
@@ -201,30 +203,30 @@ def _of_figures(judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Se
 
 def _doubt(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
     """Why nobody can tell."""
-    doubtful = untold(judged)
+    doubtful = undecided(judged)
     if not doubtful:
         return f"nothing of {_joined(kinds)} could be compared"
     if all(j.p is None for j in judged if j.quantity == j.main_score):
         return f"no main score could be tested ({doubtful[0].cell} {doubtful[0].quantity}: {doubtful[0].detail})"
-    return f"{_in(doubtful)} cannot be told ({_places(doubtful)})"
+    return f"{_in(doubtful)} cannot be told ({_list_of_cells(doubtful)})"
 
 
 def _joined(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def _of_gains(judged: Sequence[Judgement], bad: Sequence[Judgement]) -> Iterable[Said]:
+def _of_gains(judged: Sequence[Judgement], bad: Sequence[Judgement]) -> Iterable[Statement]:
     """What is too good to be believed; where that counts, it stands among what fails."""
     suspect = [j for j in judged if j.verdict is Verdict.TOO_GOOD and j not in bad]
     if suspect:
-        yield State.PASSED, f"Too good in {_in(suspect)} ({_places(suspect)}): look for leaked rows or a lost mask."
+        yield State.PASSED, f"Too good in {_in(suspect)} ({_list_of_cells(suspect)}): look for leaked rows or a lost mask."
 
 
 def _in(judged: Sequence[Judgement]) -> str:
     return _count(len({judgement.cell for judgement in judged}), "cell")
 
 
-def _places(judged: Sequence[Judgement]) -> str:
+def _list_of_cells(judged: Sequence[Judgement]) -> str:
     return _some(list(dict.fromkeys(j.cell if j.quantity == "cell" else f"{j.cell} {j.quantity}" for j in judged)))
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 
-class Answer(StrEnum):
+class VersionState(StrEnum):
     """What an oracle says of a version."""
 
     GOOD = "not worse"
@@ -14,7 +14,7 @@ class Answer(StrEnum):
 
 
 # Answers for a version, and is told how many steps are left at most, this one included.
-Oracle = Callable[[str, int], Answer]
+Oracle = Callable[[str, int], VersionState]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,14 +43,14 @@ def most_steps(candidates: int) -> int:
 def bisection(versions: Sequence[str], oracle: Oracle) -> Bisection:
     """Halve until no version is left to ask about; the first version is good and the last one is bad, unasked."""
     last_good, first_bad, skipped = 0, len(versions) - 1, set[int]()
-    while candidates := [place for place in range(last_good + 1, first_bad) if place not in skipped]:
-        place = candidates[len(candidates) // 2]
-        answer = oracle(versions[place], most_steps(len(candidates)))
-        if answer is Answer.GOOD:
-            last_good = place
-        elif answer is Answer.BAD:
-            first_bad = place
+    while candidates := [index for index in range(last_good + 1, first_bad) if index not in skipped]:
+        index = candidates[len(candidates) // 2]
+        answer = oracle(versions[index], most_steps(len(candidates)))
+        if answer is VersionState.GOOD:
+            last_good = index
+        elif answer is VersionState.BAD:
+            first_bad = index
         else:
-            skipped.add(place)
+            skipped.add(index)
     between = tuple(versions[last_good + 1 : first_bad])
     return Bisection(last_good=versions[last_good], first_bad=versions[first_bad], skipped=between)

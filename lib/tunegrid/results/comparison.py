@@ -18,8 +18,8 @@ from tunegrid.record import Record
 from tunegrid.record.parts import GenerationRecord
 from tunegrid.results.costs import ALIKE
 from tunegrid.results.entries import Entry, entries_of, figures, fronts, sound
-from tunegrid.results.fronts import Pair, dominates, letters
-from tunegrid.results.noise import SEEDS, Key, Noise, deviation, resolution
+from tunegrid.results.fronts import NamePair, compact_letters, dominates
+from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution
 from tunegrid.results.record_checks import adapts_head_alone
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
 
@@ -48,7 +48,7 @@ class Chance:
     """
 
     noise: Noise
-    calibrated: Collection[Key] = ()
+    calibrated: Collection[NoiseKey] = ()
 
     def interval(self, entry: Entry) -> Interval | None:
         """The interval of a score; None where neither seeds nor rows tell it."""
@@ -136,18 +136,18 @@ class Comparison:
         return sound(self.entries)
 
     @cached_property
-    def untested(self) -> dict[Pair, str]:
+    def untested(self) -> dict[NamePair, str]:
         """By pair of methods that cannot be tested, why."""
         pairs = {frozenset((a.method, b.method)): self.chance.untested(a, b) for a, b in combinations(self.sound, 2)}
         return {pair: reason for pair, reason in pairs.items() if reason}
 
     @cached_property
-    def p_values(self) -> dict[Pair, float | None]:
+    def p_values(self) -> dict[NamePair, float | None]:
         """By pair of methods; None where nothing can tell them."""
         return {frozenset((one.method, other.method)): self.chance.p(one, other) for one, other in combinations(self.sound, 2)}
 
     @cached_property
-    def apart(self) -> set[Pair]:
+    def apart(self) -> set[NamePair]:
         """The pairs that are told apart. The chance that any of them is so by mistake is 5 % at most (Holm)."""
         tested = {pair: p for pair, p in self.p_values.items() if p is not None}
         return {pair for pair, p in holm(tested).items() if p < ALPHA}
@@ -155,7 +155,7 @@ class Comparison:
     @cached_property
     def groups(self) -> dict[str, str]:
         """By method, the letters of its groups."""
-        return letters([entry.method for entry in self.sound], self.apart)
+        return compact_letters([entry.method for entry in self.sound], self.apart)
 
     @property
     def best(self) -> list[str]:
@@ -205,11 +205,11 @@ def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[C
     entries = entries_of(runs)
     chance = chance_of(entries, calibrated)
     methods = list(dict.fromkeys(entry.method for entry in entries))
-    places: dict[tuple[str, str], list[Entry]] = {}
+    groups: dict[tuple[str, str], list[Entry]] = {}
     for task in dict.fromkeys(entry.first.task for entry in entries):
         for entry in entries:
             if entry.first.task == task:
-                places.setdefault((task, entry.first.backbone), []).append(entry)
+                groups.setdefault((task, entry.first.backbone), []).append(entry)
     return [
         Comparison(
             task=task,
@@ -218,7 +218,7 @@ def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[C
             chance=chance,
             absent=[method for method in methods if method not in {entry.method for entry in own}],
         )
-        for (task, backbone), own in places.items()
+        for (task, backbone), own in groups.items()
     ]
 
 

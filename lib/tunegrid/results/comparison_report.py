@@ -71,14 +71,14 @@ def _standing(comparison: Comparison, entry: Entry) -> str:
 
 def remarks(comparison: Comparison) -> list[str]:
     """A sentence for everything that limits what the table says."""
-    told = [f"left out of groups and front: {e.method}: {sentence}" for e in comparison.entries for sentence in e.objections]
-    told += [f"cannot tell {' and '.join(sorted(pair))} apart: {reason}" for pair, reason in comparison.untested.items()]
+    notes = [f"left out of groups and front: {e.method}: {sentence}" for e in comparison.entries for sentence in e.objections]
+    notes += [f"cannot tell {' and '.join(sorted(pair))} apart: {reason}" for pair, reason in comparison.untested.items()]
     absent = [name for name in COSTS if name not in comparison.costs]
-    told += [f"not measured of every method, so the front leaves it out: {name}" for name in absent]
-    told += comparison.unlike
+    notes += [f"not measured of every method, so the front leaves it out: {name}" for name in absent]
+    notes += comparison.unlike
     contended = [e.method for e in comparison.entries if any(r.device and r.device.contended for r in e.records)]
-    told += [f"measured on a device that others used: {', '.join(contended)}"] if contended else []
-    return told + ([f"not in this run: {', '.join(comparison.absent)}"] if comparison.absent else [])
+    notes += [f"measured on a device that others used: {', '.join(contended)}"] if contended else []
+    return notes + ([f"not in this run: {', '.join(comparison.absent)}"] if comparison.absent else [])
 
 
 def title(comparison: Comparison) -> str:
@@ -100,9 +100,9 @@ def summary(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
 
 
 def _counts(own: Sequence[Comparison], method: str) -> tuple[str, ...]:
-    places = [(comparison, entry) for comparison in own for entry in comparison.sound if entry.method == method]
-    answers = [comparison.standing(entry)[0] for comparison, entry in places]
-    best = sum(method in comparison.best for comparison, _ in places)
+    ranked = [(comparison, entry) for comparison in own for entry in comparison.sound if entry.method == method]
+    answers = [comparison.standing(entry)[0] for comparison, entry in ranked]
+    best = sum(method in comparison.best for comparison, _ in ranked)
     return (method, *(f"{count} of {len(own)}" for count in (best, answers.count("yes"), answers.count("perhaps"))))
 
 
@@ -116,23 +116,23 @@ def legend(comparisons: Sequence[Comparison]) -> list[str]:
 
 def as_text(comparisons: Sequence[Comparison]) -> str:
     """A table for each task and backbone, the summary, and what the columns mean."""
-    told = []
+    parts = []
     for one in comparisons:
-        told += [title(one), *lines(COLUMNS, [row(one, entry) for entry in one.entries]), *remarks(one), ""]
+        parts += [title(one), *lines(COLUMNS, [row(one, entry) for entry in one.entries]), *remarks(one), ""]
     counts = summary(comparisons)
-    told += [*lines(SUMMARY, counts), ""] if counts else []
-    return "\n".join([*told, *legend(comparisons)])
+    parts += [*lines(SUMMARY, counts), ""] if counts else []
+    return "\n".join([*parts, *legend(comparisons)])
 
 
 def as_markdown(comparisons: Sequence[Comparison]) -> str:
     """The same for a pull request or a report."""
-    told = []
+    parts = []
     for one in comparisons:
-        told += [f"**{markdown(title(one))}**", "", *_table(COLUMNS, [row(one, entry) for entry in one.entries]), ""]
-        told += [*(f"* {markdown(line)}" for line in remarks(one)), ""]
+        parts += [f"**{markdown(title(one))}**", "", *_table(COLUMNS, [row(one, entry) for entry in one.entries]), ""]
+        parts += [*(f"* {markdown(line)}" for line in remarks(one)), ""]
     counts = summary(comparisons)
-    told += [*_table(SUMMARY, counts), ""] if counts else []
-    return "\n".join([*told, *(f"* {markdown(line)}" for line in legend(comparisons))])
+    parts += [*_table(SUMMARY, counts), ""] if counts else []
+    return "\n".join([*parts, *(f"* {markdown(line)}" for line in legend(comparisons))])
 
 
 def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:

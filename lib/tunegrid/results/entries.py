@@ -13,14 +13,14 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.examples import read
 from tunegrid.results.fronts import front
-from tunegrid.results.noise import Key
+from tunegrid.results.noise import NoiseKey
 from tunegrid.results.record_checks import check_alike, failed, invariants, not_numbers
 from tunegrid.results.run_table import peak_gib
 from tunegrid.results.statistics import Array
 
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
 TRAINED, PEAK, SECONDS = COSTS = ("trained bytes", "peak GiB", "seconds")
-Saved = tuple[Record, Path]  # a record, and the file of its run
+SourcedRecord = tuple[Record, Path]  # a record, and the file of its run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Entry:
         return self.first.method
 
     @property
-    def key(self) -> Key:
+    def key(self) -> NoiseKey:
         """Cell and main score, as noise is kept by."""
         return self.first.cell, self.first.main_score
 
@@ -63,9 +63,9 @@ class Entry:
     @cached_property
     def objections(self) -> list[str]:
         """What audits find in any seed: its figures may not be those of the method."""
-        told = [sentence for r in self.records for sentence in (*failed(r), *invariants(r), *not_numbers(r))]
+        messages = [sentence for r in self.records for sentence in (*failed(r), *invariants(r), *not_numbers(r))]
         absent = [] if len(self.scores) == len(self.records) else [f"a seed has no {self.first.main_score}"]
-        return list(dict.fromkeys([*told, *absent]))
+        return list(dict.fromkeys([*messages, *absent]))
 
     @cached_property
     def seconds(self) -> list[float]:
@@ -115,7 +115,7 @@ def fronts(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 # From records
 
 
-def entry_of(saved: Sequence[Saved]) -> Entry:
+def entry_of(saved: Sequence[SourcedRecord]) -> Entry:
     """The entry of a cell's records."""
     kept = [(read(record, path), record.main_score) for record, path in saved]
     points = [examples.points[name] for examples, name in kept if examples and name in examples.points]
@@ -130,13 +130,13 @@ def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
     _check_seeds(saved)
     finished = [(record, path) for record, path in saved if record.finished]
     _check([record for record, _ in finished], " and ".join(map(str, runs)))
-    cells: dict[str, list[Saved]] = defaultdict(list)
+    cells: dict[str, list[SourcedRecord]] = defaultdict(list)
     for record, path in finished:
         cells[record.cell].append((record, path))
     return [entry_of(own) for own in cells.values()]
 
 
-def _check_seeds(saved: Sequence[Saved]) -> None:
+def _check_seeds(saved: Sequence[SourcedRecord]) -> None:
     """Raises InputError where two records are of one profile, cell and seed."""
     runs: dict[tuple[str, str, int | None], Path] = {}
     for record, path in saved:

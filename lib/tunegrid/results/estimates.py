@@ -210,11 +210,11 @@ def shared_out(seconds: Mapping[Unit, float], count: int) -> list[list[Unit]]:
     Equal units come in the order of their names, so that every machine shares out alike.
     """
     shares: list[list[Unit]] = [[] for _ in range(count)]
-    loads = [(0.0, place) for place in range(count)]
+    loads = [(0.0, index) for index in range(count)]
     for unit in sorted(seconds, key=lambda unit: (-seconds[unit], unit)):
-        load, place = heappop(loads)
-        shares[place].append(unit)
-        heappush(loads, (load + seconds[unit], place))
+        load, index = heappop(loads)
+        shares[index].append(unit)
+        heappush(loads, (load + seconds[unit], index))
     return shares
 
 

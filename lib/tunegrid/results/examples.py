@@ -116,7 +116,7 @@ def cut(text: str) -> str:
 
 def read_texts(record: Record, run: Path | None) -> Texts | None:
     """What a record's test rows say; None where neither the run nor this machine has kept it, as before tunegrid 0.6."""
-    path = _place(_texts_name(record.examples.rows_hash), run) if record.examples else None
+    path = _file_of(_texts_name(record.examples.rows_hash), run) if record.examples else None
     return _texts(path) if path else None
 
 
@@ -153,7 +153,7 @@ def read_points(record: Record, run: Path | None) -> Mapping[str, Sequence[float
 def _read(record: Record, run: Path | None, without: Collection[str] = ()) -> dict[str, list[Any]] | None:
     from pyarrow.lib import ArrowException
 
-    path = _place(record.examples.file, run) if record.examples else None
+    path = _file_of(record.examples.file, run) if record.examples else None
     if path is None:
         return None
     try:
@@ -165,9 +165,9 @@ def _read(record: Record, run: Path | None, without: Collection[str] = ()) -> di
     return columns
 
 
-def _place(name: str, *runs: Path | None) -> Path | None:
-    places = (*(run.parent / FOLDER / name for run in runs if run), STORE / name)
-    return next((place for place in places if place.is_file()), None)
+def _file_of(name: str, *runs: Path | None) -> Path | None:
+    paths = (*(run.parent / FOLDER / name for run in runs if run), STORE / name)
+    return next((path for path in paths if path.is_file()), None)
 
 
 def files_of(kept: ExamplesRecord) -> tuple[str, str]:
@@ -197,7 +197,7 @@ def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
     kept = [record.examples for record in records if record.examples]
     folder = run.parent / FOLDER
     for name in dict.fromkeys(name for one in kept for name in files_of(one)):
-        path = _place(name, *sources)
+        path = _file_of(name, *sources)
         if path and path != folder / name:
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, folder / name)

@@ -10,7 +10,7 @@ from typing import Any
 from tunegrid.errors import InputError
 from tunegrid.record import Record, from_json, to_json
 
-Row = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
+BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
 
 
@@ -50,7 +50,7 @@ def save(run: RunJson, path: Path) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Saved:
+class SavedRun:
     """A saved run, read once for all who look at it.
 
     Attributes:
@@ -64,13 +64,13 @@ class Saved:
     commit: str
 
 
-def read_saved(path: Path) -> Saved:
+def read_saved(path: Path) -> SavedRun:
     """A saved run with all its records, in the current version; raises InputError where it cannot be read."""
     run = load(path)
     records = [from_json(row["extra_info"], str(path)) for row in run["benchmarks"] if is_cell(row["extra_info"])]
     commit: Any = run.get("commit_info")
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
-    return Saved(path=path, records=records, when=str(run.get("datetime") or ""), commit=commit)
+    return SavedRun(path=path, records=records, when=str(run.get("datetime") or ""), commit=commit)
 
 
 def read_list(path: Path) -> list[Record]:
@@ -78,12 +78,12 @@ def read_list(path: Path) -> list[Record]:
     return read_saved(path).records
 
 
-def read_rows(path: Path) -> list[tuple[Row, Record]]:
+def read_rows(path: Path) -> list[tuple[BenchmarkRow, Record]]:
     """The rows of a saved run's cells, each with its record; raises InputError as `read_list` does."""
     return [current(row, str(path)) for row in load(path)["benchmarks"] if is_cell(row["extra_info"])]
 
 
-def current(row: Row, source: str) -> tuple[Row, Record]:
+def current(row: BenchmarkRow, source: str) -> tuple[BenchmarkRow, Record]:
     """A cell's row with its record in the current version, and that record; raises InputError where it is not sound."""
     record = from_json(row["extra_info"], source)
     return row | {"extra_info": to_json(record)}, record

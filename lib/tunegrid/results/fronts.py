@@ -5,7 +5,7 @@ from string import ascii_letters
 from typing import TypeVar
 
 Item = TypeVar("Item")
-Pair = frozenset[str]  # two names
+NamePair = frozenset[str]  # two names
 
 
 def front(items: Iterable[Item], figures: Callable[[Item], Sequence[float]]) -> list[Item]:
@@ -19,7 +19,7 @@ def dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     return tuple(one) != tuple(other) and all(mine <= theirs for mine, theirs in zip(one, other, strict=True))
 
 
-def letters(names: Sequence[str], apart: Collection[Pair]) -> dict[str, str]:
+def compact_letters(names: Sequence[str], apart: Collection[NamePair]) -> dict[str, str]:
     """A compact letter display (Piepho 2004): two names share a letter unless they are told apart; `a` has the first name."""
     groups = {frozenset(names)}
     for pair in apart:

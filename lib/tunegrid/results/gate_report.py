@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from tunegrid.results.answer import Answer
+from tunegrid.results.answer import RunAnswer
 from tunegrid.results.costs import LEDGER
 from tunegrid.results.gates import KINDS, decides, kind_of
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
@@ -69,15 +69,15 @@ def counted(judged: Sequence[Judgement]) -> str:
 
 def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
     """How many cells have each verdict on one kind of figure, the gravest first."""
-    place = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
-    counts = {verdict: sum(row[place] == verdict for row in cells) for verdict in WEIGHT}
+    column = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
+    counts = {verdict: sum(row[column] == verdict for row in cells) for verdict in WEIGHT}
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "none"
 
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
     """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
-    told = [j for j in judged if j.verdict not in QUIET and decides(j)]
-    sentences = [_sentence(judgement) for judgement in sorted(told, key=lambda j: WEIGHT.index(j.verdict))]
+    decisive = [j for j in judged if j.verdict not in QUIET and decides(j)]
+    sentences = [_sentence(judgement) for judgement in sorted(decisive, key=lambda j: WEIGHT.index(j.verdict))]
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 
@@ -106,7 +106,7 @@ def numerics_table(judged: Sequence[Judgement], furthest: Mapping[str, Mapping[s
     return [*lines(NUMERICS_COLUMNS, cells), *(f"furthest apart, {kind}: {figures}" for kind, figures in most)]
 
 
-def as_text(judged: Sequence[Judgement], answer: Answer) -> str:
+def as_text(judged: Sequence[Judgement], answer: RunAnswer) -> str:
     """A table, what is not the same, how many cells have each verdict, and the answer."""
     return "\n".join([verdict_table(judged), *answer.sentences])
 
@@ -116,31 +116,31 @@ def verdict_table(judged: Sequence[Judgement]) -> str:
     return "\n".join([*lines(COLUMNS, rows(judged)), *remarks(judged), counted(judged)])
 
 
-def as_markdown(judged: Sequence[Judgement], answer: Answer) -> str:
+def as_markdown(judged: Sequence[Judgement], answer: RunAnswer) -> str:
     """The answer first, for a pull request or a step summary; a table where anything was judged."""
     first, *others = map(markdown, answer.sentences)
-    said = [f"**{first}**", *([" ".join(others)] if others else [])]
+    parts = [f"**{first}**", *([" ".join(others)] if others else [])]
     if not judged:
-        return "\n\n".join(said)
+        return "\n\n".join(parts)
     titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(judged)]
     sentences = [f"* {markdown(line)}" for line in remarks(judged)]
-    return "\n\n".join([*said, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
+    return "\n\n".join([*parts, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
 
 
-def as_json(judged: Sequence[Judgement], answer: Answer) -> str:
+def as_json(judged: Sequence[Judgement], answer: RunAnswer) -> str:
     """Every judgement with all its figures."""
     return json.dumps([asdict(judgement) for judgement in judged], indent=1)
 
 
-FORMATS: dict[str, Callable[[Sequence[Judgement], Answer], str]] = {
+FORMATS: dict[str, Callable[[Sequence[Judgement], RunAnswer], str]] = {
     "text": as_text,
     "markdown": as_markdown,
     "json": as_json,
 }
 
 
-def write_step_summary(judged: Sequence[Judgement], answer: Answer) -> None:
+def write_step_summary(judged: Sequence[Judgement], answer: RunAnswer) -> None:
     """Append the answer and the verdicts to GitHub's step summary, where there is one."""
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:

@@ -90,7 +90,7 @@ def gate(
         new: the run to judge, of one seed or several.
         margins: by kind and quantity; those of the suite if None.
         noise: of training; what the suite was calibrated to if None.
-        look: which look at the run this is (`tunegrid.results.looks`).
+        look: which look at the run this is (`tunegrid.results.interim`).
         looks: how many there are at most.
 
     Raises:
@@ -122,7 +122,7 @@ def gate(
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
     order = {
-        cell: place for place, cell in enumerate([*(cell for cell in old.records if cell not in new.records), *new.records])
+        cell: index for index, cell in enumerate([*(cell for cell in old.records if cell not in new.records), *new.records])
     }
     return sorted(judged, key=lambda judgement: order[judgement.cell])
 
@@ -196,7 +196,7 @@ def failing(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[Judgement
     ]
 
 
-def untold(judged: Sequence[Judgement]) -> list[Judgement]:
+def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
     """The main scores that cannot be told."""
     return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
 
@@ -210,7 +210,7 @@ def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     if failing(judged, kinds):
         return Outcome.WORSE
     mains = [j for j in judged if j.quantity == j.main_score]
-    doubtful = untold(mains)
+    doubtful = undecided(mains)
     untested = bool(mains) and all(j in doubtful and j.p is None for j in mains)
     doubt = ("quality" in kinds and untested) or (CANNOT_TELL in kinds and bool(doubtful))
     return Outcome.CANNOT_TELL if doubt or _nothing_compared(judged, kinds) else Outcome.NO_WORSE

@@ -23,7 +23,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import CACHE
 from tunegrid.grid.tasks import Problem
 from tunegrid.machine import cpu_name, gpus, versions
-from tunegrid.results.files import Row, RunJson, is_cell
+from tunegrid.results.files import BenchmarkRow, RunJson, is_cell
 
 JOURNAL = CACHE / "journal"
 CODE = ("lib", "fixtures", "benchmarks")
@@ -38,7 +38,7 @@ class Journal:
         """A file of its own for each session."""
         self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.jsonl"
 
-    def append(self, key: str, row: Row) -> None:
+    def append(self, key: str, row: BenchmarkRow) -> None:
         """Write a finished row and wait until the disk has it; raises OSError where it has no room."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as file:
@@ -47,7 +47,7 @@ class Journal:
             os.fsync(file.fileno())
 
 
-def read(path: Path) -> Iterator[tuple[str, Row]]:
+def read(path: Path) -> Iterator[tuple[str, BenchmarkRow]]:
     """Keys and rows of a journal; a last line that was cut off is left out."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
@@ -71,7 +71,7 @@ def as_run(path: Path) -> RunJson:
     }
 
 
-def passed(folder: Path = JOURNAL) -> dict[str, tuple[Row, Path]]:
+def passed(folder: Path = JOURNAL) -> dict[str, tuple[BenchmarkRow, Path]]:
     """Rows of cells that passed, by key, with the journal that holds them; the latest where there are several."""
     rows = {}
     for path in sorted(folder.glob("*.jsonl")):

@@ -29,12 +29,12 @@ PRIOR_PARAMETERS = 2  # its variance and its degrees of freedom, fitted to the s
 LOWEST = 0.05  # of all residuals: those that tell the tail
 LEAST_RESIDUALS = 20
 LEAST_CHANCE = 1e-100  # below it, a residual is as far off as any
-Key = tuple[str, str]  # cell or kind of cells, and score
+NoiseKey = tuple[str, str]  # cell or kind of cells, and score
 # Points by which a row moves that changes, where no row moves by 100: no text is far from any other by BERTScore. The mean of
 # squares over the mean, of the rows that two seeds of the committed baseline answer otherwise, is 15.6.
 STEPS = {"bertscore_f1": 15.6}
 Groups = Sequence[Sequence[float]]  # scores that differ by chance alone within each group
-Scores = Mapping[Key, Groups]
+ScoresByKey = Mapping[NoiseKey, Groups]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +106,12 @@ def tail(of: Array) -> float:
     return max(1.0, float(np.sort(of)[:lowest].sum() / normal.sum()))
 
 
-def tails(scores: Scores, rows: Mapping[str, int]) -> dict[Key, float]:
+def tails(scores: ScoresByKey, rows: Mapping[str, int]) -> dict[NoiseKey, float]:
     """The tail of each kind of cells and score: that of its own residuals, and no less than that of all residuals together.
 
     Thirty trainings hardly show what one in fifty does; all trainings of the grid show it better.
     """
-    by_kind: dict[Key, list[Array]] = defaultdict(list)
+    by_kind: dict[NoiseKey, list[Array]] = defaultdict(list)
     for (cell, metric), groups in scores.items():
         by_kind[kind_of_cell(cell), metric].append(residuals(groups, resolution(rows[cell.split("_")[1]], metric)))
     together = {key: np.concatenate(parts) for key, parts in by_kind.items()}
@@ -140,7 +140,9 @@ def kind_of_cell(cell: str) -> str:
     return cell.rpartition("_")[0]
 
 
-def pooled(measured: Mapping[Key, Deviation], rows: Mapping[str, int], scores: Scores | None = None) -> dict[Key, Pool]:
+def pooled(
+    measured: Mapping[NoiseKey, Deviation], rows: Mapping[str, int], scores: ScoresByKey | None = None
+) -> dict[NoiseKey, Pool]:
     """Empirical Bayes (Smyth 2004): variances follow a scaled inverse chi-square, fitted by moments of their logs.
 
     Each kind has a prior variance of its own, as in limma's trend. The prior's degrees of freedom d0 say how much cells of a
@@ -158,7 +160,7 @@ def pooled(measured: Mapping[Key, Deviation], rows: Mapping[str, int], scores: S
     Returns:
         Pools by kind of cell and score.
     """
-    kinds: dict[Key, dict[str, Deviation]] = defaultdict(dict)
+    kinds: dict[NoiseKey, dict[str, Deviation]] = defaultdict(dict)
     for (cell, metric), own in measured.items():
         floor = resolution(rows[cell.split("_")[1]], metric)
         kinds[kind_of_cell(cell), metric][cell] = Deviation(sd=max(own.sd, floor), df=own.df)
@@ -226,11 +228,11 @@ class Noise:
 
     profile: str = ""
     rows: Mapping[str, int] = field(default_factory=dict)
-    measured: Mapping[str, Mapping[Key, Deviation]] = field(default_factory=dict)
-    scores: Mapping[str, Scores] = field(default_factory=dict)
+    measured: Mapping[str, Mapping[NoiseKey, Deviation]] = field(default_factory=dict)
+    scores: Mapping[str, ScoresByKey] = field(default_factory=dict)
 
     @cached_property
-    def pools(self) -> Mapping[str, Mapping[Key, Pool]]:
+    def pools(self) -> Mapping[str, Mapping[NoiseKey, Pool]]:
         """Pools by kind of noise, then by kind of cell and score."""
         return {kind: pooled(own, self.rows, self.scores.get(kind)) for kind, own in self.measured.items()}
 
@@ -250,8 +252,8 @@ def load_noise(path: Path = NOISE) -> Noise:
     try:
         content = tomllib.loads(path.read_text())
         rows: dict[str, int] = content["rows"]
-        measured: dict[str, dict[Key, Deviation]] = {SEEDS: {}, PERTURBED: {}}
-        scores: dict[str, dict[Key, Groups]] = {SEEDS: {}, PERTURBED: {}}
+        measured: dict[str, dict[NoiseKey, Deviation]] = {SEEDS: {}, PERTURBED: {}}
+        scores: dict[str, dict[NoiseKey, Groups]] = {SEEDS: {}, PERTURBED: {}}
         for cell, metrics in content["cells"].items():
             for metric, kinds in metrics.items():
                 for kind, entry in kinds.items():

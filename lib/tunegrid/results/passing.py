@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.results.record_checks import TOGETHER, across
+from tunegrid.results.record_checks import TOGETHER, cross_cell_audits
 from tunegrid.results.thresholds import missed
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
@@ -127,20 +127,20 @@ def located(record: Record, sentence: str) -> str:
     return f"{sentence} ({record.cell}, {record.profile}, seed {record.seeds.seed})"
 
 
-def beside_each_other(records: Sequence[Record]) -> list[Record]:
+def compared_together(records: Sequence[Record]) -> list[Record]:
     """The records, with what only the cells together show; those that came in stay as they are.
 
     Only records that finished are compared, those of each profile and seed by themselves. What was said of them in other
     company, as in a shard, is taken back first.
     """
     alone = [_alone(record) if record.finished else record for record in records]
-    told = list(alone)
+    together = list(alone)
     for run in dict.fromkeys(_run_of(record) for record in alone if record.finished):
-        places = [place for place, record in enumerate(alone) if record.finished and _run_of(record) == run]
-        findings = across([alone[place] for place in places])
-        for place in places:
-            told[place] = _with(alone[place], findings.get(alone[place].cell, ()))
-    return told
+        indices = [index for index, record in enumerate(alone) if record.finished and _run_of(record) == run]
+        findings = cross_cell_audits([alone[index] for index in indices])
+        for index in indices:
+            together[index] = _with(alone[index], findings.get(alone[index].cell, ()))
+    return together
 
 
 def contradicts(record: Record) -> bool:
@@ -165,7 +165,7 @@ def _with(record: Record, findings: Iterable[AuditFinding]) -> Record:
 def _alone(record: Record) -> Record:
     """The record without what an earlier comparison with other cells added."""
     together = [finding for finding in record.audits if finding.name in _TOGETHER]
-    told = {located(record, sentence_of(finding)) for finding in together if not finding.passed}
-    missed = [sentence for sentence in record.missed if sentence not in told]
-    status: Status = "passed" if told and not missed else record.status
+    added = {located(record, sentence_of(finding)) for finding in together if not finding.passed}
+    missed = [sentence for sentence in record.missed if sentence not in added]
+    status: Status = "passed" if added and not missed else record.status
     return replace(record, audits=[f for f in record.audits if f not in together], missed=missed, status=status)

@@ -169,7 +169,7 @@ def _caveats(plan: Plan) -> list[str]:
     reckoned = [cell for cell in seconds if plan.estimates[cell].reckoned]
     other = [cell for cell in reckoned if not plan.estimates[cell].same_update]
     dark = [cell for cell in plan.estimates if plan.memory(cell)[0] is None]
-    told = [
+    clauses = [
         (seconds, f"times are of {', '.join(devices)}"),
         (seconds and not plan.on_gpu, "a GPU's times come from its own footprint: pytest -m footprint --benchmark-json=FILE"),
         (
@@ -183,7 +183,7 @@ def _caveats(plan: Plan) -> list[str]:
         ),
         (plan.unknown, f"not in it, since no time is known: {', '.join(plan.unknown)}"),
     ]
-    return [sentence for applies, sentence in told if applies]
+    return [sentence for applies, sentence in clauses if applies]
 
 
 def plan_of(cells: Sequence[str], known: Mapping[str, Estimate], *, gpus: int, seeds: int, price: float | None) -> Plan:

@@ -20,9 +20,9 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.costs import Seeds
 from tunegrid.results.examples import Examples, read, read_points
+from tunegrid.results.interim import share_of_alpha
 from tunegrid.results.judgements import Judgement, Verdict, judgement_of
-from tunegrid.results.looks import share_of_alpha
-from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Key, Noise, deviation, mean_score, resolution
+from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.numerics import Tolerances, same_course
 from tunegrid.results.statistics import (
     ALPHA,
@@ -85,7 +85,7 @@ class Rows:
         """The pairs of records, those of one seed first."""
         others = list(self.old.values())
         pairs = [
-            (self.old.get(seed, others[place % len(others)]), record) for place, (seed, record) in enumerate(self.new.items())
+            (self.old.get(seed, others[index % len(others)]), record) for index, (seed, record) in enumerate(self.new.items())
         ]
         return sorted(pairs, key=lambda pair: pair[0].seeds.seed != pair[1].seeds.seed)
 
@@ -213,8 +213,8 @@ class Decision:
 
 
 def decide(
-    effects: Mapping[Key, Effect], mains: Mapping[str, str], margins: Mapping[str, float], share: float = 1.0
-) -> dict[Key, Decision]:
+    effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float], share: float = 1.0
+) -> dict[NoiseKey, Decision]:
     """The verdicts on a whole run.
 
     Args:
@@ -228,7 +228,7 @@ def decide(
     return _main(main, margins, share) | _others(other, margins, share)
 
 
-def _main(effects: Mapping[Key, Effect], margins: Mapping[str, float], share: float) -> dict[Key, Decision]:
+def _main(effects: Mapping[NoiseKey, Effect], margins: Mapping[str, float], share: float) -> dict[NoiseKey, Decision]:
     worse = holm({key: min(1.0, effect.p_worse / share) for key, effect in effects.items()})
     better = holm({key: min(1.0, effect.p_better / share) for key, effect in effects.items()})
     return {
@@ -237,7 +237,7 @@ def _main(effects: Mapping[Key, Effect], margins: Mapping[str, float], share: fl
     }
 
 
-def _others(effects: Mapping[Key, Effect], margins: Mapping[str, float], share: float) -> dict[Key, Decision]:
+def _others(effects: Mapping[NoiseKey, Effect], margins: Mapping[str, float], share: float) -> dict[NoiseKey, Decision]:
     """Where the global test says that some score dropped, the most significant drop of at least its margin is worse."""
     bonferroni = max(1, len(effects)) / share
     decisions = {}
@@ -285,7 +285,7 @@ class Judge:
 
     def judged(self, cells: Sequence[Rows]) -> list[Judgement]:
         """A judgement on every bounded score of every cell."""
-        tests: dict[Key, PairedEffect] = {}
+        tests: dict[NoiseKey, PairedEffect] = {}
         untested = []
         for rows in cells:
             record = rows.records[0][0]
@@ -303,7 +303,7 @@ class Judge:
         judgements = untested + self._by_tests(by_cell, tests)
         return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 
-    def _by_tests(self, cells: Mapping[str, Rows], tests: Mapping[Key, PairedEffect]) -> list[Judgement]:
+    def _by_tests(self, cells: Mapping[str, Rows], tests: Mapping[NoiseKey, PairedEffect]) -> list[Judgement]:
         share = share_of_alpha(self.look, self.looks)
         records = {cell: rows.records[0][0] for cell, rows in cells.items()}
         mains = {cell: record.main_score for cell, record in records.items()}

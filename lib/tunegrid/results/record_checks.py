@@ -12,7 +12,7 @@ from tunegrid.record.invariants import impossible
 Findings = dict[str, list[AuditFinding]]  # by cell
 
 
-def across(records: Sequence[Record]) -> Findings:
+def cross_cell_audits(records: Sequence[Record]) -> Findings:
     """Audits over the cells of each profile together: one finding an audit for every cell that it concerns."""
     findings: Findings = defaultdict(list)
     for profile in dict.fromkeys(record.profile for record in records):
@@ -36,8 +36,8 @@ def distinct_results(records: Mapping[str, Record]) -> dict[str, str]:
             cells_by_figure[figure].append(cell)
     faults = dict.fromkeys(results, "")
     shared = {pair for cells in cells_by_figure.values() if len(cells) > 1 for pair in combinations(cells, 2)}
-    places = {cell: place for place, cell in enumerate(results)}
-    for one, other in sorted(shared, key=lambda pair: (places[pair[0]], places[pair[1]])):
+    order = {cell: index for index, cell in enumerate(results)}
+    for one, other in sorted(shared, key=lambda pair: (order[pair[0]], order[pair[1]])):
         faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
     return faults
 

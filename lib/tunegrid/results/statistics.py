@@ -328,8 +328,8 @@ def holm(p_values: Mapping[Any, float]) -> dict[Any, float]:
     ordered = sorted(p_values, key=lambda key: p_values[key])
     adjusted: dict[Any, float] = {}
     highest = 0.0
-    for place, key in enumerate(ordered):
-        highest = max(highest, min(1.0, (len(ordered) - place) * p_values[key]))
+    for index, key in enumerate(ordered):
+        highest = max(highest, min(1.0, (len(ordered) - index) * p_values[key]))
         adjusted[key] = highest
     return adjusted
 

@@ -55,14 +55,14 @@ def _rows(path: Path, record: Record) -> Iterator[dict[str, Any]]:
     if examples is None:
         return
     references = texts.references if texts else examples.references
-    for place, id_ in enumerate(examples.ids):
+    for index, id_ in enumerate(examples.ids):
         yield key_of(path, record) | {
-            "row": place + 1,
+            "row": index + 1,
             "id": id_,
-            "input": texts.inputs[place] if texts else None,
-            "reference": references[place] if references else None,
-            "prediction": examples.predictions[place],
-            **{metric: points[place] for metric, points in examples.points.items()},
+            "input": texts.inputs[index] if texts else None,
+            "reference": references[index] if references else None,
+            "prediction": examples.predictions[index],
+            **{metric: points[index] for metric, points in examples.points.items()},
         }
 
 

@@ -26,17 +26,18 @@ CHANCE = 0.02  # that the losses of any cell of a healthy run fall so low; the s
 LEAST = 0.1  # of the log of a mean loss, below what noise explains: one healthy seed of the baseline lies 0.05 below
 ADVICE = "leaked rows, a lost mask?"
 Cells = Mapping[str, tuple[Seeds, Seeds]]  # the baseline's records and the new ones
-Evidence = Mapping[str, Mapping[str, Mapping[str, float]]]  # by cell and score: minimum and mean of healthy runs, among others
+# By cell and score: minimum and mean of healthy runs, among others.
+HealthyFalls = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def evidence_of(profile: str, folder: Path = THRESHOLDS) -> Evidence:
+def evidence_of(profile: str, folder: Path = THRESHOLDS) -> HealthyFalls:
     """What a profile's bounds rest on; empty where it has none."""
     path = folder / f"{profile}.toml"
-    cells: Evidence = tomllib.loads(path.read_text())["cells"] if path.is_file() else {}
+    cells: HealthyFalls = tomllib.loads(path.read_text())["cells"] if path.is_file() else {}
     return cells
 
 
-def too_good(cells: Cells, evidence: Evidence) -> Iterator[Judgement]:
+def too_good(cells: Cells, evidence: HealthyFalls) -> Iterator[Judgement]:
     """A finding for every cell that scores, or learns, better than healthy runs do."""
     levels = {cell: (_levels(old), _levels(new)) for cell, (old, new) in cells.items() if _one_recipe(old, new)}
     for cell, (_, new) in cells.items():

@@ -15,22 +15,22 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, to_json
 from tunegrid.results import run_table
 from tunegrid.results.examples import keep_beside
-from tunegrid.results.files import Row, RunJson, save
-from tunegrid.results.passing import beside_each_other, contradicts, too_short
+from tunegrid.results.files import BenchmarkRow, RunJson, save
+from tunegrid.results.passing import compared_together, contradicts, too_short
 from tunegrid.results.record_checks import unlike_pairs
 
 Key = TypeVar("Key", bound=Hashable)  # of a row and its record
 
 
 @dataclass(frozen=True)
-class Line:
+class TerminalLine:
     """A line on the terminal."""
 
     text: str
     colour: Literal["", "green", "yellow", "red"] = ""
 
 
-def name_of(row: Row) -> str:
+def name_of(row: BenchmarkRow) -> str:
     """Of a row's test."""
     return str(row.get("fullname") or row.get("name"))
 
@@ -44,17 +44,17 @@ class FinishedRun(Generic[Key]):
 
     def __init__(self, records: Mapping[Key, Record]) -> None:
         """The run of these cells."""
-        self.records = dict(zip(records, beside_each_other(list(records.values())), strict=True))
+        self.records = dict(zip(records, compared_together(list(records.values())), strict=True))
 
     @property
     def contradicted(self) -> bool:
         """Whether cells beside each other show that some of them cannot be right."""
         return any(map(contradicts, self.records.values()))
 
-    def rows(self, rows: Mapping[Key, Row]) -> list[Row]:
+    def rows(self, rows: Mapping[Key, BenchmarkRow]) -> list[BenchmarkRow]:
         """The rows by name, those of cells with their records as they are now."""
-        told = {key: row | {"extra_info": to_json(self.records[key])} for key, row in rows.items() if key in self.records}
-        return sorted((told.get(key, row) for key, row in rows.items()), key=name_of)
+        updated = {key: row | {"extra_info": to_json(self.records[key])} for key, row in rows.items() if key in self.records}
+        return sorted((updated.get(key, row) for key, row in rows.items()), key=name_of)
 
     def save(self, run: RunJson, path: Path, *, beside: Collection[Path] = (), examples: bool = True) -> None:
         """Write the run, and the examples of its cells next to it; whole, or not at all.
@@ -79,24 +79,24 @@ class FinishedRun(Generic[Key]):
         except OSError as error:
             raise InputError(f"the examples of {path} cannot be written ({error.strerror or error})") from None
 
-    def lines(self, cells: Sequence[str] = STUDY_IDS, seconds: float | None = None) -> Iterable[Line]:
+    def lines(self, cells: Sequence[str] = STUDY_IDS, seconds: float | None = None) -> Iterable[TerminalLine]:
         """What is told of the run: one line per cell over its seeds, and a sentence for all that was missed.
 
         Args:
             cells: ids in the order of their lines.
             seconds: that the session took; None where nobody knows.
         """
-        places = {cell: place for place, cell in enumerate(cells)}
+        order = {cell: index for index, cell in enumerate(cells)}
         records = sorted(
-            self.records.values(), key=lambda r: (r.profile, places.get(r.cell, len(places)), r.cell, r.seeds.seed or 0)
+            self.records.values(), key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0)
         )
         if not records:
             return
-        yield Line(run_table.header(records))
+        yield TerminalLine(run_table.header(records))
         for text, status in run_table.rows(records):
-            yield Line(text, "green" if status == "passed" else "red")
-        yield Line(run_table.footer(records, seconds))
-        yield from (Line(sentence, "red") for record in records for sentence in record.missed)
-        yield from (Line(sentence, "yellow") for record in records for sentence in too_short(record))
+            yield TerminalLine(text, "green" if status == "passed" else "red")
+        yield TerminalLine(run_table.footer(records, seconds))
+        yield from (TerminalLine(sentence, "red") for record in records for sentence in record.missed)
+        yield from (TerminalLine(sentence, "yellow") for record in records for sentence in too_short(record))
         if pairs := unlike_pairs(records):
-            yield Line(f"{len(pairs)} pairs of methods are not like for like: tunegrid audit RUN.json lists them")
+            yield TerminalLine(f"{len(pairs)} pairs of methods are not like for like: tunegrid audit RUN.json lists them")

@@ -45,7 +45,7 @@ class BertScorer:
             for candidate, reference in zip(self._embedded(candidates), self._embedded(references), strict=True)
         ]
         names = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
-        return {name: [100 * triple[place] for triple in triples] for place, name in enumerate(names)}
+        return {name: [100 * triple[index] for triple in triples] for index, name in enumerate(names)}
 
     def _embedded(self, texts: Sequence[str]) -> list[Embedded]:
         """The tokens of each text, as far as the encoder's window reaches."""

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tunegrid.errors import first_line
-from tunegrid.run.ranks import ALONE, Ranks, held
+from tunegrid.run.ranks import ALONE, Ranks, local_shard
 
 SLASH = "/"  # between the keys of a path: names of parameters have dots
 
@@ -55,7 +55,8 @@ class Checkpoints:
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
         leaves = dict(_leaves(source.state_dict()))
-        tensors = {n: held(leaf.detach()).cpu().clone().contiguous() for n, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        found = {name: leaf for name, leaf in leaves.items() if isinstance(leaf, Tensor)}
+        tensors = {name: local_shard(leaf.detach()).cpu().clone().contiguous() for name, leaf in found.items()}
         plain = {name: leaf for name, leaf in leaves.items() if name not in tensors}
         self.saved_at = time.monotonic()
         part = self._own.with_suffix(".part")

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from tunegrid.run.ranks import whole
+from tunegrid.run.ranks import full_tensor
 
 
 class Clipping:
@@ -23,8 +23,8 @@ class Clipping:
         """Clip the gradients as they are now; return the norm that they had, or None where they are not clipped."""
         if self.bound is None:
             return None
-        return whole(self._accelerator.clip_grad_norm_(self._trained, self.bound))
+        return full_tensor(self._accelerator.clip_grad_norm_(self._trained, self.bound))
 
     def norm(self) -> Tensor:
         """The norm that the gradients have now."""
-        return whole(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))
+        return full_tensor(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))

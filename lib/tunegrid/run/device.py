@@ -1,4 +1,4 @@
-"""Where a cell runs and in which precision. In: the wishes of a profile and a recipe. Out: what this machine can do."""
+"""Where a cell runs and in which precision. In: what a profile and a recipe request. Out: what this machine can do."""
 
 import gc
 from dataclasses import replace
@@ -37,10 +37,10 @@ class Claims:
         self._locks: dict[int, FileLock] = {}
         self.shared: set[int] = set()
 
-    def take(self, worker: int, wish: int | None = None) -> int:
-        """A device for this worker: a free one if there is one. A wished device is shared if somebody holds it."""
+    def take(self, worker: int, requested: int | None = None) -> int:
+        """A device for this worker: a free one if there is one. A requested device is shared if somebody holds it."""
         count = torch.cuda.device_count()
-        order = [wish] if wish is not None else [(worker + step) % count for step in range(count)]
+        order = [requested] if requested is not None else [(worker + step) % count for step in range(count)]
         order.sort(key=lambda index: index not in self._locks)  # what it holds already comes first
         chosen = next((index for index in order if index in self._locks or self._lock(index)), None)
         if chosen is not None:
@@ -92,23 +92,23 @@ def device_record(device: torch.device) -> DeviceRecord:
     )
 
 
-def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
-    """The wished device, or else CUDA where there is one; each worker takes a GPU of its own.
+def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
+    """The requested device, or else CUDA where there is one; each worker takes a GPU of its own.
 
     Raises InputError for a device that is not here, and for one that we cannot measure.
     """
-    wish = wish or ("cuda" if torch.cuda.is_available() else "cpu")
+    requested = requested or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(wish)
+        device = torch.device(requested)
     except RuntimeError:
-        raise InputError(f"--device {wish!r} is no device; say cpu, cuda or cuda:N") from None
+        raise InputError(f"--device {requested!r} is no device; say cpu, cuda or cuda:N") from None
     if device.type not in MEASURED:
         raise InputError(
-            f"--device {wish}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong figures; "
-            "say cpu, cuda or cuda:N"
+            f"--device {requested}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong "
+            "figures; say cpu, cuda or cuda:N"
         )
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"--device {wish}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
+        raise InputError(f"--device {requested}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda":
         device = torch.device("cuda", CLAIMS.take(worker, device.index))
         torch.cuda.set_device(device)  # bitsandbytes launches on the current one
@@ -116,17 +116,17 @@ def resolve_device(wish: str | None, worker: int = 0) -> torch.device:
     return device
 
 
-def device_names(wish: str | None) -> list[str]:
-    """What a wish may mean in this process: the CPU, the GPU of that number, or every GPU that torch sees.
+def device_names(requested: str | None) -> list[str]:
+    """What a requested device may mean in this process: the CPU, the GPU of that number, or every GPU that torch sees.
 
     No GPU is claimed. Where cards differ, `--device cuda:N` names one.
     """
-    wish = wish or ("cuda" if torch.cuda.is_available() else "cpu")
-    if wish == "cpu":
+    requested = requested or ("cuda" if torch.cuda.is_available() else "cpu")
+    if requested == "cpu":
         return ["cpu", cpu_name()]
-    count, index = torch.cuda.device_count(), torch.device(wish).index
-    places = range(count) if index is None else [place for place in (index,) if place < count]
-    return ["cuda", *sorted({torch.cuda.get_device_name(place) for place in places})]
+    count, index = torch.cuda.device_count(), torch.device(requested).index
+    indices = range(count) if index is None else [index for index in (index,) if index < count]
+    return ["cuda", *sorted({torch.cuda.get_device_name(index) for index in indices})]
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
@@ -134,14 +134,14 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str 
 
     A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
     """
-    wish: Precision = cell.recipe.precision  # type: ignore[assignment]  # one of the three, by the record's check
-    if wish == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
+    requested: Precision = cell.recipe.precision  # type: ignore[assignment]  # one of the three, by the record's check
+    if requested == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
         return "bf16", "bf16 in place of fp16, which a CPU only emulates"
-    overflow = f"in which {cell.backbone.name} overflows" if wish == "fp16" and cell.backbone.overflows_fp16 else ""
-    if (wish == "bf16" or overflow) and not has_bf16_units(device):
+    overflow = f"in which {cell.backbone.name} overflows" if requested == "fp16" and cell.backbone.overflows_fp16 else ""
+    if (requested == "bf16" or overflow) and not has_bf16_units(device):
         cause = f"fp16, {overflow}, and of bf16" if overflow else "bf16"
         return "fp32", f"fp32 in place of {cause}, for which this GPU has no units"
-    return ("bf16", f"bf16 in place of fp16, {overflow}") if overflow else (wish, None)
+    return ("bf16", f"bf16 in place of fp16, {overflow}") if overflow else (requested, None)
 
 
 def has_bf16_units(device: torch.device) -> bool:
@@ -159,17 +159,17 @@ def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization
 
     Without bf16 units it computes in the precision of training.
     """
-    wish = cell.quantization
-    if wish is None or wish.bnb_4bit_compute_dtype != "bfloat16" or has_bf16_units(device):
-        return wish, None
+    requested = cell.quantization
+    if requested is None or requested.bnb_4bit_compute_dtype != "bfloat16" or has_bf16_units(device):
+        return requested, None
     kind = COMPUTE_TYPES[resolve_precision(cell, device)[0]]
     change = f"the packed base computes in {kind} in place of bfloat16, for which this GPU has no units"
-    return replace(wish, bnb_4bit_compute_dtype=kind), change
+    return replace(requested, bnb_4bit_compute_dtype=kind), change
 
 
 def replacements(cell: Cell, device: torch.device) -> list[str]:
     """A sentence for each number format that the cell has here in place of another."""
-    return [said for _, said in (resolve_precision(cell, device), resolve_quantization(cell, device)) if said]
+    return [sentence for _, sentence in (resolve_precision(cell, device), resolve_quantization(cell, device)) if sentence]
 
 
 def used_by_others_gib(device: torch.device) -> float | None:

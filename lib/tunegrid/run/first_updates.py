@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tunegrid.grid.cells import Cell
 from tunegrid.run.device import random_states
 from tunegrid.run.groups import digest, grouped, norms, reached
-from tunegrid.run.ranks import whole
+from tunegrid.run.ranks import full_tensor
 
 MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
 SAMPLED = 4096  # values of a tensor that tell how far it moved
@@ -29,8 +29,8 @@ class FirstUpdates:
         self._start = sampled({name: self._parameters[name] for name in gradients})
         groups = grouped(self._cell, self._model, gradients)
         return {
-            "gradients": norms(groups, lambda name: whole(gradients[name])),
-            "reached": reached(groups, {name: whole(gradient) for name, gradient in gradients.items()}),
+            "gradients": norms(groups, lambda name: full_tensor(gradients[name])),
+            "reached": reached(groups, {name: full_tensor(gradient) for name, gradient in gradients.items()}),
             "drawn": digest(random_states(device)[device.type].tolist()),  # the generator that dropout draws from
         }
 
@@ -46,4 +46,4 @@ class FirstUpdates:
 def sampled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
     steps = {name: max(1, p.numel() // SAMPLED) for name, p in parameters.items()}
-    return {name: whole(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in parameters.items()}
+    return {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in parameters.items()}

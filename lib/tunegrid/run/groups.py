@@ -85,7 +85,7 @@ def digest(value: Any) -> str:
 def digest_of(values: Iterable[Any]) -> str:
     """The digest of the list of these values, which is never made."""
     whole = sha256(b"[")
-    for place, value in enumerate(values):
-        whole.update(f"{', ' if place else ''}{value!r}".encode())
+    for index, value in enumerate(values):
+        whole.update(f"{', ' if index else ''}{value!r}".encode())
     whole.update(b"]")
     return whole.hexdigest()[:16]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tunegrid.machine import give_back_memory
 from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, Throughput
 from tunegrid.record.ranks import RankRecord, RanksRecord
-from tunegrid.run.ranks import Ranks, backend_of, held
+from tunegrid.run.ranks import Ranks, backend_of, local_shard
 
 GIB = 2**30
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
@@ -258,7 +258,7 @@ def _rss_peak_gib() -> float | None:
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the distinct storages behind tensors, on this rank: views and tied weights count once."""
-    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in map(held, tensors) if t.numel()}
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in map(local_shard, tensors) if t.numel()}
     return sum(storages.values())
 
 

@@ -20,7 +20,7 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.bertscore import BertScorer
 
 Scores = dict[str, float]
-Examples = dict[str, list[float]]  # points of each row, by metric
+PointsByMetric = dict[str, list[float]]  # points of each row, by metric
 ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
@@ -59,7 +59,7 @@ class Scored:
     """
 
     scores: Scores
-    examples: Examples
+    examples: PointsByMetric
 
 
 BUILT_IN: dict[Problem, dict[str, str]] = {
@@ -76,7 +76,7 @@ def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
     loaded = {}
     for name in names:
         if root and not (Path(root) / name / f"{name}.py").is_file():
-            continue  # else evaluate asks the hub for a stranger's module of that name
+            continue  # else evaluate asks the hub for somebody else's module of that name
         try:
             # Two processes on one cache file collide (evaluate issues 382 and 489): keep results in memory.
             loaded[name] = evaluate.load(str(Path(root) / name) if root else name, keep_in_memory=True)
@@ -149,7 +149,7 @@ def token_f1(answer: str, truth: str) -> float:
     return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
 
 
-def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> Examples:
+def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
     """Each question's best score against any of its answers."""
     return {
         name: [100 * max(score(answer, truth) for truth in some) for some, answer in zip(truths, answers, strict=True)]
@@ -169,7 +169,7 @@ def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
     return Scored(scores={name: float(scores[name]) for name in examples}, examples=examples)
 
 
-def means(examples: Examples) -> Scores:
+def means(examples: PointsByMetric) -> Scores:
     """The mean over rows of each metric."""
     return {name: fmean(points) for name, points in examples.items()}
 
@@ -199,7 +199,7 @@ def sentence_lines(text: str) -> str:
     return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
 
 
-def rouge_examples(references: Sequence[str], predicted: Sequence[str], types: Sequence[str] = ROUGE_TYPES) -> Examples:
+def rouge_examples(references: Sequence[str], predicted: Sequence[str], types: Sequence[str] = ROUGE_TYPES) -> PointsByMetric:
     """F-measures of each example, with Porter stemming."""
     from rouge_score.rouge_scorer import RougeScorer
 

@@ -20,19 +20,19 @@ _ABSENT = object()
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Namespace:
-    """One namespace as it was at one look.
+    """One namespace as it was at one moment.
 
     Attributes:
         holder: the module, class or mapping; kept alive, so that its id stays its own.
         entries: what it held.
-        strangers: who wrote those of its entries that no package holds.
+        unpackaged: who wrote those of its entries that no package holds.
         inner: the namespaces in it, as names and holders.
     """
 
     name: str
     holder: Any
     entries: dict[Any, Any]
-    strangers: dict[str, Owner] = field(default_factory=dict)
+    unpackaged: dict[str, Owner] = field(default_factory=dict)
     inner: list[tuple[str, Any]] = field(default_factory=list)
 
     @property
@@ -56,19 +56,19 @@ class Namespace:
         return callable(value) or isinstance(self.holder, type)
 
 
-Look = dict[int, Namespace]  # by the id of its holder
+Snapshot = dict[int, Namespace]  # by the id of its holder
 
 
 class Namespaces:
-    """All namespaces of the libraries that are imported. A look costs little where nothing changed since the one before."""
+    """All namespaces of the libraries that are imported. A snapshot costs little where nothing changed since the one before."""
 
     def __init__(self) -> None:
-        """Nobody looked yet."""
-        self._known: Look = {}
+        """No snapshot was taken yet."""
+        self._known: Snapshot = {}
 
-    def look(self) -> Look:
+    def snapshot(self) -> Snapshot:
         """The namespaces as they are now."""
-        seen: Look = {}
+        seen: Snapshot = {}
         waiting = list(_modules())
         for name, holder in waiting:  # which grows meanwhile
             if id(holder) not in seen:
@@ -82,10 +82,10 @@ class Namespaces:
         if known is not None and known.stands:
             return known
         entries = _entries(holder)
-        strangers = {key: owner for key, value in entries.items() if (owner := owner_of(value)) is not None}
+        unpackaged = {key: owner for key, value in entries.items() if (owner := owner_of(value)) is not None}
         inner = [(f"{name}.{key}", one) for key, value in entries.items() if not _is_dull(key) for one in _inner(value)]
         name = f"{holder.__module__}.{holder.__qualname__}" if issubclass(type(holder), type) else name
-        return Namespace(name=name, holder=holder, entries=entries, strangers=strangers, inner=inner)
+        return Namespace(name=name, holder=holder, entries=entries, unpackaged=unpackaged, inner=inner)
 
 
 def _modules() -> Iterator[tuple[str, ModuleType]]:
@@ -121,7 +121,7 @@ def _inner(value: Any) -> Iterator[Any]:
 
 
 def _is_dull(key: Any) -> bool:
-    """Whether a name says that nothing is to be looked for behind it; hooks have a look of their own."""
+    """Whether a name says that nothing is to be looked for behind it; hooks are looked at by themselves."""
     return key in DULL or str(key).endswith("hooks")
 
 

@@ -1,16 +1,16 @@
-"""Where a training stands, for whoever waits. In: how far it is. Out: standings, told to a listener; a log's lines of them."""
+"""Where a training stands, for whoever waits. In: how far it is. Out: its states, sent to a listener; a log's lines of them."""
 
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-TELL_SECONDS = 0.25  # between standings told; a person sees no more
+SEND_SECONDS = 0.25  # between two states that are sent; a person sees no more
 FIRST_SECONDS = 5.0  # of a stage, before it has a line in a log
 EVERY_SECONDS = 15.0  # between its lines
 
 
 @dataclass(frozen=True, kw_only=True)
-class Standing:
+class ProgressState:
     """Where one training stands.
 
     Attributes:
@@ -35,46 +35,46 @@ class Standing:
 
 
 class Progress:
-    """Tells where one training stands, a few times a second at most."""
+    """Sends where one training stands, a few times a second at most."""
 
     def __init__(
-        self, name: str, tell: Callable[[Standing], None], now: Callable[[], float] = time.monotonic, stage: str = "train"
+        self, name: str, send: Callable[[ProgressState], None], now: Callable[[], float] = time.monotonic, stage: str = "train"
     ) -> None:
-        """Standings go to `tell`; `now` is the clock; the stage's time counts from here."""
-        self._name, self._tell, self._now, self._stage = name, tell, now, stage
+        """States go to `send`; `now` is the clock; the stage's time counts from here."""
+        self._name, self._send, self._now, self._stage = name, send, now, stage
         self._began = now()
         self._next = self._began
 
     def stage(self, name: str) -> "Progress":
         """The same for another stage, which begins now."""
-        return Progress(self._name, self._tell, self._now, name)
+        return Progress(self._name, self._send, self._now, name)
 
     def at(self, done: int, total: int, detail: str = "") -> None:
-        """Report `done` of `total`; tells only when it is time."""
+        """Report `done` of `total`; sends only when it is time."""
         now = self._now()
         if now < self._next:
             return
-        self._next = now + TELL_SECONDS
+        self._next = now + SEND_SECONDS
         seconds = now - self._began
-        self._tell(Standing(name=self._name, stage=self._stage, done=done, total=total, detail=detail, seconds=seconds))
+        self._send(ProgressState(name=self._name, stage=self._stage, done=done, total=total, detail=detail, seconds=seconds))
 
 
-class Rhythm:
+class LogThrottle:
     """When a log says where trainings stand: no line under five seconds, then one every fifteen."""
 
     def __init__(self) -> None:
         """No line was written yet."""
         self._next: dict[tuple[str, str], float] = {}
 
-    def due(self, standings: Iterable[Standing]) -> list[str]:
+    def due(self, states: Iterable[ProgressState]) -> list[str]:
         """The lines that it is time for."""
-        return [standing.line for standing in standings if self._is_due(standing)]
+        return [state.line for state in states if self._is_due(state)]
 
-    def _is_due(self, standing: Standing) -> bool:
-        key = (standing.name, standing.stage)
-        if standing.seconds < self._next.get(key, 0.0) - EVERY_SECONDS:  # the stage began anew, as after another epoch
+    def _is_due(self, state: ProgressState) -> bool:
+        key = (state.name, state.stage)
+        if state.seconds < self._next.get(key, 0.0) - EVERY_SECONDS:  # the stage began anew, as after another epoch
             del self._next[key]
-        if not 0 < standing.done < standing.total or standing.seconds < self._next.get(key, FIRST_SECONDS):
+        if not 0 < state.done < state.total or state.seconds < self._next.get(key, FIRST_SECONDS):
             return False
-        self._next[key] = standing.seconds + EVERY_SECONDS
+        self._next[key] = state.seconds + EVERY_SECONDS
         return True

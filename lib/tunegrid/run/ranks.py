@@ -61,38 +61,38 @@ class Ranks:
         """The seed of this rank's dropout: others drop others."""
         return (seed + self.rank * APART) % SEEDS
 
-    def twin(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
+    def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
         """The model whose parameters the optimizer steps. Here it is the model itself."""
         return model
 
-    def replica(self, model: nn.Module) -> nn.Module:
+    def ddp_model(self, model: nn.Module) -> nn.Module:
         """The model to call in training: where there are several ranks, its backward pass sums gradients over them."""
         if self.count == 1:
             return model
         # What trains is not always used, as BERT2BERT's pooler. Buffers are the same everywhere, and nothing writes to them;
         # torch 2.13 has another name for leaving them alone, which torch 2.6 does not know.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            replica = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
-        replica.register_comm_hook(None, summed)
-        return replica
+            ddp_model = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+        ddp_model.register_comm_hook(None, summed)
+        return ddp_model
 
-    def training(self, model: nn.Module, twin: nn.Module) -> AbstractContextManager[None]:
-        """Inside, the twin trains; afterwards the model has its weights. Here they are one."""
+    def training(self, model: nn.Module, sharded_model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, the sharded model trains; afterwards the model has its weights. Here they are one."""
         return nullcontext()
 
-    def from_twin(self, model: nn.Module, twin: nn.Module) -> None:
-        """Give the model the weights that its twin has got. Here they are one."""
+    def copy_from_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
+        """Give the model the weights that the sharded model has got. Here they are one."""
 
-    def from_model(self, model: nn.Module, twin: nn.Module) -> None:
-        """Give the twin the weights that the model has got. Here they are one."""
+    def copy_to_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
+        """Give the sharded model the weights that the model has got. Here they are one."""
 
     def moments(self, kept: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
         """An optimizer's state of a parameter, as a checkpoint kept it, in the optimizer's own types."""
         return dict(kept)
 
-    def waiting(self, replica: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
         """Inside, gradients stay with this rank: they are summed over the ranks with the update's last micro-batch."""
-        return replica.no_sync() if isinstance(replica, DistributedDataParallel) else nullcontext()
+        return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
 
     def total(self, count: int, device: torch.device) -> int | Tensor:
         """A count summed over the ranks, on the device: the host does not wait for it."""
@@ -124,13 +124,13 @@ class Ranks:
 ALONE = Ranks()
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """A tensor; gathered from all ranks where each holds a part of it, so all of them must ask."""
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A tensor; gathered from all ranks where each holds a shard of it, so all of them must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def held(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
+def local_shard(tensor: Tensor) -> Tensor:
+    """This rank's shard of a tensor, or all of it where it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 

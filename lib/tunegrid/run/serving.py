@@ -1,4 +1,4 @@
-"""A trained model saved, loaded again and merged, as transformers and PEFT document it. In: a model. Out: its files; its twin.
+"""A trained model saved, reloaded and merged, as transformers and PEFT document it. In: a model. Out: its files, or it loaded.
 
 An adapter is loaded over a fresh base. Where no checkpoint holds that base, since the method, a random start or a perturbation
 made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA and OLoRA.
@@ -61,9 +61,9 @@ def _load_saved(cell: Cell, folder: Path, device: torch.device) -> Any:
     """A model that was saved whole; raises InputError for one that lacks tensors, which would start from random."""
     kind = architecture(cell.head.architecture)
     options = {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
-    place = {"device_map": {"": device}} if cell.quantization else {}
+    device_options = {"device_map": {"": device}} if cell.quantization else {}
     load = getattr(kind, "from_saved", kind.from_pretrained)
-    model, report = load(folder, output_loading_info=True, **options, **place)
+    model, report = load(folder, output_loading_info=True, **options, **device_options)
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
     if lost:
         raise InputError(f"the saved model lacks {len(lost)} tensors, {lost[0]} among them")

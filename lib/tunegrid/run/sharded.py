@@ -1,7 +1,7 @@
 """One cell on several processes that share its weights: FSDP2, for a model that does not fit beside its optimizer on one GPU.
 
-In: a model. Out: a twin of it that trains, of which every rank holds a part: of each weight, its gradient and its moments. The
-model itself waits in the host's memory meanwhile, and takes over what the twin has learned when it is asked.
+In: a model. Out: a sharded copy that trains: every rank holds a part of each weight, its gradient and its moments. The model
+itself waits in the host's memory meanwhile, and takes over what the sharded one has learned when it is asked.
 """
 
 import copy
@@ -20,12 +20,12 @@ from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.run.fitting import out_of_memory
-from tunegrid.run.ranks import Ranks, whole
+from tunegrid.run.ranks import Ranks, full_tensor
 
 HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates
 
 
-def why_not(cell: Cell, model: nn.Module, precision: str) -> str | None:
+def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
     """Why FSDP cannot share a cell's weights out, in a sentence; None where it can."""
     method = cell.method
     if method.quantization is not None:
@@ -57,41 +57,42 @@ class Sharded(Ranks):
         own, most = super().share(group, size), -(-sum(map(len, group)) // (self.count * size))
         return [*own, *[[]] * (most - len(own))]
 
-    def twin(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
+    def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
         """A copy of the model, each of its layers shared out among the ranks; gradients are summed over them.
 
         Raises InputError where FSDP cannot share the cell's weights out.
         """
-        if sentence := why_not(cell, model, precision):
+        if sentence := fsdp_refusal(cell, model, precision):
             raise InputError(f"{cell.id} cannot be shared out: {sentence}")
         device = next(model.parameters()).device
         mesh = init_device_mesh(device.type, (self.count,))
-        twin = copy.deepcopy(model.to("cpu"))  # FSDP takes a layer at a time to the device: two whole models may not fit there
-        for block in blocks(twin):
+        # FSDP takes a layer at a time to the device: two whole models may not fit there.
+        sharded_model = copy.deepcopy(model.to("cpu"))
+        for block in blocks(sharded_model):
             fully_shard(block, mesh=mesh)
-        fully_shard(twin, mesh=mesh)
-        for module in twin.modules():
+        fully_shard(sharded_model, mesh=mesh)
+        for module in sharded_model.modules():
             if isinstance(module, FSDPModule):
                 module.set_gradient_divide_factor(
                     1.0
                 )  # see `tunegrid.run.ranks`: a mean would be of unequal numbers of targets
                 module.set_force_sum_reduction_for_comms(True)
         model.to(device)
-        return twin
+        return sharded_model
 
-    def replica(self, model: nn.Module) -> nn.Module:
-        """The twin itself sums its gradients."""
+    def ddp_model(self, model: nn.Module) -> nn.Module:
+        """The sharded model itself sums its gradients."""
         return model
 
-    def waiting(self, replica: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
         """Nothing waits: gradients are shared out with every micro-batch, since whole ones would take the room of weights."""
         return nullcontext()
 
     @contextmanager
-    def training(self, model: nn.Module, twin: nn.Module) -> Iterator[None]:
-        """Inside, the twin trains and the model makes room for it; afterwards the model has its weights.
+    def training(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
+        """Inside, the sharded model trains and the model makes room for it; afterwards the model has its weights.
 
-        Raises InputError where the whole model does not fit beside the twin's parts.
+        Raises InputError where the whole model does not fit beside the sharded one.
         """
         device = next(model.parameters()).device
         model.to("cpu")
@@ -103,19 +104,19 @@ class Sharded(Ranks):
                 sentence = f"the whole model does not fit on rank {self.rank}, where it is scored and audited"
                 raise InputError(f"{sentence} ({first_line(error)}); take more ranks") from None
             raise
-        self.from_twin(model, twin)
+        self.copy_from_sharded(model, sharded_model)
 
-    def from_twin(self, model: nn.Module, twin: nn.Module) -> None:
-        """Give the model the weights of its twin, a tensor at a time."""
+    def copy_from_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
+        """Give the model the weights of the sharded one, a tensor at a time."""
         with torch.no_grad():
-            for own, learned in zip(model.parameters(), twin.parameters(), strict=True):
+            for own, learned in zip(model.parameters(), sharded_model.parameters(), strict=True):
                 if own.requires_grad:
-                    own.copy_(whole(learned))
+                    own.copy_(full_tensor(learned))
 
-    def from_model(self, model: nn.Module, twin: nn.Module) -> None:
-        """Give the twin its parts of the model's weights."""
+    def copy_to_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
+        """Give the sharded model its parts of the model's weights."""
         with torch.no_grad():
-            for own, part in zip(model.parameters(), twin.parameters(), strict=True):
+            for own, part in zip(model.parameters(), sharded_model.parameters(), strict=True):
                 if own.requires_grad and isinstance(part, DTensor):
                     part.copy_(distribute_tensor(own.detach(), part.device_mesh, part.placements))
 

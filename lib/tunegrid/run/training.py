@@ -22,15 +22,15 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.record.parts import TrainingRecord
+from tunegrid.run.checksums import model_checksums
 from tunegrid.run.device import free_memory, random_states, replacements, resolve_precision, set_random_states
-from tunegrid.run.fingerprints import model_marks
 from tunegrid.run.first_updates import MOVED, FirstUpdates
 from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.log import TrainingLog
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.order import chunks, epoch_batches
 from tunegrid.run.progress import Progress
-from tunegrid.run.ranks import ALONE, Ranks, held, whole
+from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
 from tunegrid.run.stepper import Stepper
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
@@ -41,10 +41,10 @@ class Trainer:
     """One cell's training: made before it runs; audits look at it afterwards.
 
     Attributes:
-        parameters: the model's, by name; `before` holds their marks before training.
+        parameters: the model's, by name; `before` holds their checksums before training.
         stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
         log: what happened so far; `run` does not repeat updates that were made before it.
-        twin: the model, or its copy that ranks share out; `replica` is what forward passes of training go through.
+        sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
         last_group: the micro-batches of the last update, those of all ranks.
         best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
     """
@@ -76,11 +76,11 @@ class Trainer:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.log.precision, self.log.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
-        self.parameters, self.before = dict(model.named_parameters()), model_marks(model)
-        self.twin = ranks.twin(model, cell, self.log.precision)
-        self.stepped = dict(self.twin.named_parameters())
-        self.stepper = Stepper(cell, model, self.twin, self.accelerator, self.total)
-        self.replica = ranks.replica(self.twin)
+        self.parameters, self.before = dict(model.named_parameters()), model_checksums(model)
+        self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
+        self.stepped = dict(self.sharded_model.named_parameters())
+        self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
+        self.ddp_model = ranks.ddp_model(self.sharded_model)
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.best: dict[str, Tensor] | None = None
         self._after_update = after_update
@@ -113,7 +113,7 @@ class Trainer:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
         for epoch in range(max(0, self.log.updates - 1) // per_epoch, math.ceil(self.total / per_epoch)):
-            with self.ranks.training(self.model, self.twin):
+            with self.ranks.training(self.model, self.sharded_model):
                 self._train_epoch(epoch, epoch * per_epoch, progress)
             if self.log.stopped:
                 return self.part()
@@ -125,7 +125,7 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
-                self.ranks.from_model(self.model, self.twin)
+                self.ranks.from_model(self.model, self.sharded_model)
         return self.part()
 
     def not_run(self, reason: str) -> TrainingRecord:
@@ -140,7 +140,7 @@ class Trainer:
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
         """Train the rest of an epoch, which began after `before` updates."""
-        self.replica.train()
+        self.ddp_model.train()
         for group in islice(self.updates(epoch), self.log.updates - before, self.total - before):
             self.update(group)
             self._look(progress)
@@ -163,8 +163,8 @@ class Trainer:
         """Take over a `state_dict`; `run` goes on from there, to the same weights, bit for bit on a CPU."""
         with torch.no_grad():
             for name, tensor in state["weights"].items():
-                held(self.stepped[name]).copy_(tensor)
-        self.ranks.from_twin(self.model, self.twin)
+                local_shard(self.stepped[name]).copy_(tensor)
+        self.ranks.copy_from_sharded(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
         self.log.load_state_dict(state["log"])
         self.best = dict(state.get("best", {})) or None
@@ -258,7 +258,8 @@ class Trainer:
         own = self._own(group)
         loss = self._backward(self._collated(own), len(own))
         wanted = [self.stepped[name] for name in names]
-        gradients = [whole(torch.zeros_like(p) if p.grad is None else p.grad / self.stepper.loss_scale.factor) for p in wanted]
+        scale = self.stepper.loss_scale.factor
+        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in wanted]
         self.optimizer.zero_grad()
         return loss, gradients
 
@@ -282,7 +283,7 @@ class Trainer:
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
             for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
-                with self.ranks.waiting(self.replica) if place < len(batches) else nullcontext():
+                with self.ranks.no_sync(self.ddp_model) if place < len(batches) else nullcontext():
                     total += self._pass(batch, count)
             if self.ranks.count == 1:
                 self._penalize()
@@ -291,7 +292,7 @@ class Trainer:
     def _pass(self, batch: Batch, count: float | Tensor) -> Tensor:
         """Add a batch's gradients; return its part of the loss without its graph, whose room the next batch may need."""
         with self.accelerator.autocast():
-            loss = self.codec.loss(self.replica, self.codec.placed(batch, self.meter.device)) / count
+            loss = self.codec.loss(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -305,7 +306,7 @@ class Trainer:
         """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
         self.log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
         gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
-        self.log.ledger = ledger(self.twin, self.optimizer, gradients)
+        self.log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
 
     def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""

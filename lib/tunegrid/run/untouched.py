@@ -19,7 +19,7 @@ from torch.nn.modules import module as torch_module
 from tunegrid.codecs.architectures import OWN
 from tunegrid.machine import keeps_freed_memory
 from tunegrid.record.parts import ReplacedRecord
-from tunegrid.run.namespaces import Look, Namespaces
+from tunegrid.run.namespaces import Namespaces, Snapshot
 from tunegrid.run.owners import Owner, author_of, is_packaged, owner_of, written_in
 
 UNKNOWN = "unknown"  # who changed what stood otherwise when the cell began
@@ -64,18 +64,18 @@ def _of(what: str, owner: Owner | None) -> Replaced:
     return Replaced(what=what, by=owner.by, ours=owner.ours) if owner else Replaced(what=what, by=UNKNOWN, ours=True)
 
 
-class Watch:
+class LibraryMonitor:
     """Watches the libraries of this process while its cells run."""
 
     def __init__(self) -> None:
         """Nothing was looked at, but for the kernels, which an earlier cell may have left behind."""
-        self._namespaces, self._before = Namespaces(), Look()
+        self._namespaces, self._before = Namespaces(), Snapshot()
         self._at_start, self._operators = registrations(), frozenset(torch._C._dispatch_get_all_op_names())
         self._kernels: tuple[tuple[frozenset[str], int], list[Replaced]] = (frozenset(), 0), []
 
     def begin(self) -> None:
         """A cell begins: what changes from now on is found, whoever changes it."""
-        self._before = self._namespaces.look()
+        self._before = self._namespaces.snapshot()
 
     def inside(self, model: nn.Module) -> list[Replaced]:
         """What stands in the libraries' place this moment, also inside of a forward pass."""
@@ -86,11 +86,11 @@ class Watch:
         return list(dict.fromkeys([*self.inside(model), *hooks(model), *known(model)]))
 
     def _code(self) -> Iterator[Replaced]:
-        for place, now in self._namespaces.look().items():
-            yield from (_of(f"{now.name}.{key}", owner) for key, owner in now.strangers.items())
-            before = self._before.get(place, now)
+        for holder, now in self._namespaces.snapshot().items():
+            yield from (_of(f"{now.name}.{key}", owner) for key, owner in now.unpackaged.items())
+            before = self._before.get(holder, now)
             if before is not now:
-                changed = [key for key in now.changed(before) if key not in {*now.strangers, *before.strangers}]
+                changed = [key for key in now.changed(before) if key not in {*now.unpackaged, *before.unpackaged}]
                 yield from (_of(f"{now.name}.{key}", author_of(now.entries[key])) for key in changed)
 
     def _registered(self) -> list[Replaced]:
@@ -123,7 +123,7 @@ def kernels(at_start: Registrations, operators: frozenset[str]) -> Iterator[Repl
             yield Replaced(what=f"operator {operator} on {key}", by="torch.library", ours=False)
 
 
-WATCH = Watch()
+MONITOR = LibraryMonitor()
 
 
 def modes() -> Iterator[Replaced]:
@@ -144,14 +144,14 @@ def methods(model: nn.Module) -> Iterator[Replaced]:
 
 def hooks(model: nn.Module) -> Iterator[Replaced]:
     """Hooks of the model's modules and parameters, and of all modules; those of libraries aside."""
-    places = [("every module", vars(torch_module))]
-    places += [(f"{type(module).__name__} of the model", vars(module)) for module in model.modules()]
-    places += [("a parameter", {name: getattr(p, name) for name in OF_TENSORS}) for p in model.parameters()]
-    for place, attributes in places:
+    holders = [("every module", vars(torch_module))]
+    holders += [(f"{type(module).__name__} of the model", vars(module)) for module in model.modules()]
+    holders += [("a parameter", {name: getattr(p, name) for name in OF_TENSORS}) for p in model.parameters()]
+    for holder, attributes in holders:
         for kind, registered in attributes.items():
             if kind.endswith("hooks") and isinstance(registered, dict):
                 owners = map(owner_of, registered.values())
-                yield from (_of(f"hook of {place}", owner) for owner in owners if owner is not None)
+                yield from (_of(f"hook of {holder}", owner) for owner in owners if owner is not None)
 
 
 def known(model: nn.Module) -> Iterator[Replaced]:

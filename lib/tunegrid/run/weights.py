@@ -14,7 +14,7 @@ from tunegrid.grid.names import within
 from tunegrid.record.parts import ModelRecord
 from tunegrid.record.record import architecture_name
 from tunegrid.run.build import checkpoint_of
-from tunegrid.run.namesakes import places
+from tunegrid.run.checkpoint_keys import files_by_key
 
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
@@ -24,9 +24,9 @@ SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")  # how the hub's cache name
 def weight_files(cell: Cell) -> list[Path]:
     """The safetensors that transformers loads: one file, or else all that the index names."""
     source, pin = checkpoint_of(cell.backbone, cell.profile)
-    whole = _file(source, WEIGHTS, pin)
-    if whole:
-        return [whole]
+    single = _file(source, WEIGHTS, pin)
+    if single:
+        return [single]
     index = _file(source, INDEX, pin)
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else []
     return [path for path in (_file(source, name, pin) for name in names) if path]
@@ -36,7 +36,7 @@ def lacking_modules(cell: Cell) -> list[str]:
     """The head's optional modules that the checkpoint does not hold; they start from random."""
     if not cell.head.optional_modules:
         return []
-    names = places(tuple(weight_files(cell)))
+    names = files_by_key(tuple(weight_files(cell)))
     return [module for module in cell.head.optional_modules if not any(within(name, [module]) for name in names)]
 
 

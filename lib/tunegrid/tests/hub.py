@@ -36,7 +36,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self, *, send):
         path = self.path.split("?")[0]
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         for repo, folder in self.server.repos.items():
             if path.startswith(f"/{repo}/resolve/"):
                 revision, name = path.removeprefix(f"/{repo}/resolve/").split("/", 1)
@@ -45,10 +45,10 @@ class Handler(BaseHTTPRequestHandler):
             if path.startswith(f"/api/{self.api(repo)}"):
                 rest = path.removeprefix(f"/api/{self.api(repo)}").strip("/").split("/")
                 if rest[0] == "tree":
-                    place = folder.joinpath(*rest[2:])
-                    if not place.is_dir():
+                    subfolder = folder.joinpath(*rest[2:])
+                    if not subfolder.is_dir():
                         return self.reply(404, b"", {"X-Error-Code": "EntryNotFound"})
-                    files = place.rglob("*") if "recursive=True" in self.path else place.iterdir()
+                    files = subfolder.rglob("*") if "recursive=True" in self.path else subfolder.iterdir()
                     return self.reply(200, json.dumps([self.entry(folder, file) for file in sorted(files)]).encode())
                 names = [{"rfilename": str(file.relative_to(folder))} for file in sorted(folder.rglob("*")) if file.is_file()]
                 info = {"id": repo.removeprefix("datasets/"), "sha": COMMIT, "siblings": names, "private": False, "tags": []}
@@ -86,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
 def serving(repos: dict[str, Path]) -> Iterator[ThreadingHTTPServer]:
     """A hub with these repositories at `server.address`; `asked` are the requested paths, `revisions` the pins."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.repos, server.asked, server.revisions = repos, [], set()
+    server.repos, server.requests, server.revisions = repos, [], set()
     server.address = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

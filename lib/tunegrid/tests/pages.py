@@ -19,25 +19,26 @@ SOUND = ("checkpoint_loaded", True, "all 53 tensors are the checkpoint's")
 
 def points_of(right, count=40):
     """So many rows right of `count`."""
-    return [100.0 if place < right else 0.0 for place in range(count)]
+    return [100.0 if index < right else 0.0 for index in range(count)]
 
 
 def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SOUND,), rows=None, **changes):
     """A record with test rows of which so many are right; one holds a script."""
     task, points = cell.split("_")[1], points_of(right)
-    words = [("negative", "positive")[place % 2] for place in range(len(points))]
-    labels = [str(place % 2 if hit else 1 - place % 2) for place, hit in enumerate(points)]
-    texts = [f"what hit {place} ?" for place in range(len(points))] if task != "sa" else labels
+    words = [("negative", "positive")[index % 2] for index in range(len(points))]
+    labels = [str(index % 2 if hit else 1 - index % 2) for index, hit in enumerate(points)]
+    texts = [f"what hit {index} ?" for index in range(len(points))] if task != "sa" else labels
     metric = MAIN[task]
     kept = examples.write(
-        Examples(ids=[f"{task}{rows or ''}{place}" for place in range(len(points))], points={metric: points}, predictions=texts)
+        Examples(ids=[f"{task}{rows or ''}{index}" for index in range(len(points))], points={metric: points}, predictions=texts)
     )
-    said = [HOSTILE if place == 39 else f"review {place}: it works well, I would buy it again" for place in range(len(points))]
-    examples.write_texts(kept.rows_hash, Texts(inputs=said, references=words))
+    praise = "it works well, I would buy it again"
+    inputs = [HOSTILE if index == 39 else f"review {index}: {praise}" for index in range(len(points))]
+    examples.write_texts(kept.rows_hash, Texts(inputs=inputs, references=words))
     score = sum(points) / len(points)
     missed = [f"{metric} {score:.1f} is below 88.0 ({cell}, quick, seed {seed})"] if status == "missed" else []
-    place = list(STUDY_IDS).index(cell) if cell in STUDY_IDS else 3
-    sizes = {name: (place + 1) * size for name, size in zip(("weights", "gradients", "optimizer"), (9, 2, 4), strict=True)}
+    index = list(STUDY_IDS).index(cell) if cell in STUDY_IDS else 3
+    sizes = {name: (index + 1) * size for name, size in zip(("weights", "gradients", "optimizer"), (9, 2, 4), strict=True)}
     ledger = MEASURED["memory"]["ledger"] | {f"{name}_bytes": size * MEBI // 8 for name, size in sizes.items()}
     losses = [3.0 * math.exp(-update / 20) + 0.1 * (update % 7) for update in range(90)]
     parts = {
@@ -48,7 +49,7 @@ def record_of(cell="bert_sa_lora", right=36, seed=0, status="passed", audits=(SO
         "status": status,
         "missed": missed,
         "audits": [{"name": name, "passed": passed, "detail": detail} for name, passed, detail in audits],
-        "training": MEASURED["training"] | {"losses": losses, "seconds": 5.0 + place, "updates": 90},
+        "training": MEASURED["training"] | {"losses": losses, "seconds": 5.0 + index, "updates": 90},
         "memory": MEASURED["memory"] | {"ledger": ledger | {"checkpoint_bytes": ledger["gradients_bytes"]}},
     }
     return complete(cell, **parts | changes)
@@ -90,7 +91,7 @@ def one_cell():
 def many_cells():
     """120 cells of a user's grid: ten backbones, three tasks, four methods."""
     cells = [(f"net{b}", task, method) for task in MAIN for b in range(10) for method in ("lora", "dora", "ia3", "sft")]
-    return page_of(run_of(foreign(*cell, right=30 + place % 10) for place, cell in enumerate(cells)))
+    return page_of(run_of(foreign(*cell, right=30 + index % 10) for index, cell in enumerate(cells)))
 
 
 def foreign(backbone, task, method, right):

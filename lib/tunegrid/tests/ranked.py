@@ -10,8 +10,8 @@ import torch
 
 from tunegrid.grid.cells import study
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.fingerprints import model_marks
-from tunegrid.run.ranks import joined, whole
+from tunegrid.run.checksums import model_checksums
+from tunegrid.run.ranks import full_tensor, joined
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -33,15 +33,15 @@ def on_ranks(count: int, function, *arguments) -> list:
     ]
     for worker in workers:
         worker.start()
-    said = []
+    answers = []
     for rank, (receiving, _) in enumerate(pipes):
         assert receiving.poll(300), f"rank {rank} says nothing"
-        said.append(receiving.recv())
-    traces = [f"rank {rank}: {trace}" for rank, (_, trace) in enumerate(said) if trace]
+        answers.append(receiving.recv())
+    traces = [f"rank {rank}: {trace}" for rank, (_, trace) in enumerate(answers) if trace]
     assert not traces, "\n".join(traces)  # one that failed takes the others along
     for worker in workers:
         worker.join()
-    return [answer for answer, _ in said]
+    return [answer for answer, _ in answers]
 
 
 def _work(rank, count, port, sending, function, arguments):
@@ -58,13 +58,13 @@ class Cut(Exception):
     """Training ends here."""
 
 
-def twin_is_the_model(trainer):
-    learned = {name: whole(p) for name, p in trainer.stepped.items() if p.requires_grad}
+def sharded_is_the_model(trainer):
+    learned = {name: full_tensor(p) for name, p in trainer.stepped.items() if p.requires_grad}
     return all(torch.equal(learned[name], trainer.parameters[name]) for name in learned)
 
 
 def cut_on(ranks, path, loses_a_file):
-    """Losses of a whole training, and of one that was cut after its second update and went on; marks of their weights."""
+    """Losses of a whole training, and of one that was cut after its second update and went on; checksums of their weights."""
 
     def prepared(resume, cuts=False):
         checkpoints = Checkpoints(path=path, every_seconds=0.0, resume=resume, ranks=ranks)
@@ -88,5 +88,5 @@ def cut_on(ranks, path, loses_a_file):
         checkpoints.clear()
     again, _ = prepared(resume=True)
     began = again.log.updates
-    assert twin_is_the_model(again)  # audits look at the model before it goes on
-    return began, losses, again.run(silent()).losses, model_marks(whole.model) == model_marks(again.model)
+    assert sharded_is_the_model(again)  # audits look at the model before it goes on
+    return began, losses, again.run(silent()).losses, model_checksums(whole.model) == model_checksums(again.model)

@@ -67,7 +67,7 @@ def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda t
 
 def still(trainer: Trainer) -> Trainer:
     """The trainer without dropout, which cuts of a batch would draw differently."""
-    for module in (*trainer.model.modules(), *trainer.twin.modules()):
+    for module in (*trainer.model.modules(), *trainer.sharded_model.modules()):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return trainer

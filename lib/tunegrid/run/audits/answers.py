@@ -8,8 +8,8 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Any
 
+from tunegrid.codecs.alphanumeric import alphanumeric, same_alphanumeric
 from tunegrid.codecs.base import Codec, Feature
-from tunegrid.codecs.letters import letters, same_letters
 from tunegrid.data.columns import answer_texts, context, joined
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
@@ -17,7 +17,7 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.invariants import ORDERED, POINTS, impossible
 from tunegrid.run.audits.evidence import SAMPLE, Evidence, sample
 from tunegrid.run.evaluation import Evaluation
-from tunegrid.run.metrics import Examples, normalized, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
@@ -30,17 +30,17 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         return None
     rows, features = evidence.evaluation.rows, evidence.evaluation.features
     windows = [f for f in sample(features, 2 * SAMPLE) if not _shows(evidence.codec, rows[f.example], f)]
-    strangers = _strangers(evidence.codec, evidence.evaluation)
+    misread = _misread(evidence.codec, evidence.evaluation)
     covered = {f.example for f in features} == set(range(len(rows)))
-    if windows or strangers or not covered:
+    if windows or misread or not covered:
         return False, (
-            f"{len(windows)} windows show another row's context, {len(strangers)} answers are not what was pointed at"
-            + (f", row {strangers[0]} among them" if strangers else "")
+            f"{len(windows)} windows show another row's context, {len(misread)} answers are not what was pointed at"
+            + (f", row {misread[0]} among them" if misread else "")
         )
     return True, f"{len(features)} windows of {len(rows)} rows"
 
 
-def _strangers(codec: Codec, evaluation: Evaluation) -> list[int]:
+def _misread(codec: Codec, evaluation: Evaluation) -> list[int]:
     """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span.
 
     Answers beyond ASCII are left out: a token may be a part of such a letter. The mark that T5's tokenizer puts before a text
@@ -57,7 +57,7 @@ def _strangers(codec: Codec, evaluation: Evaluation) -> list[int]:
         for row, (_, tokens) in best.items()
         if tokens is not None
         and answers[row].isascii()
-        and not (same_letters(tokens, answers[row], unknown) or (tokens == "" and len(answers[row]) == 1))
+        and not (same_alphanumeric(tokens, answers[row], unknown) or (tokens == "" and len(answers[row]) == 1))
     ]
 
 
@@ -66,10 +66,10 @@ def _shows(codec: Codec, row: Row, feature: Feature) -> bool:
     if window is None:
         return True
     tokens, text = window
-    if same_letters(tokens, text, codec.tokenizer.unk_token):
+    if same_alphanumeric(tokens, text, codec.tokenizer.unk_token):
         return True
     # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
-    return SequenceMatcher(None, letters(tokens), letters(text), autojunk=False).ratio() > ALIKE
+    return SequenceMatcher(None, alphanumeric(tokens), alphanumeric(text), autojunk=False).ratio() > ALIKE
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
@@ -137,7 +137,7 @@ def _other_points(task: Task, evaluation: Evaluation) -> list[str]:
 
 
 # The points of one row by itself. BERTScore is left out: its encoder is gone by now.
-ALONE: dict[Problem, Callable[[Task, Row, Any], Examples]] = {
+ALONE: dict[Problem, Callable[[Task, Row, Any], PointsByMetric]] = {
     Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
     Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
     Problem.GENERATE: lambda task, row, value: rouge_examples([row[task.target]], [sentence_lines(value)]),

@@ -15,7 +15,7 @@ from tunegrid.run.audits.built import is_adapted
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.audits.probing import FINE, allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
 from tunegrid.run.device import resolve_quantization
-from tunegrid.run.ranks import held
+from tunegrid.run.ranks import local_shard
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 
@@ -62,7 +62,7 @@ def _remembered(evidence: Evidence, name: str) -> bool:
     """Whether the optimizer's state shows a gradient of this parameter; the maps of packed moments show none."""
     state: dict[str, Any] = evidence.trainer.optimizer.state.get(evidence.trainer.stepped.get(name), {})
     kept = [value for name, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in name]
-    return any(bool(held(value).any()) for value in kept if value.is_floating_point())
+    return any(bool(local_shard(value).any()) for value in kept if value.is_floating_point())
 
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:

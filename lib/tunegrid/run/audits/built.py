@@ -15,7 +15,7 @@ from tunegrid.grid.names import within
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.audits.probing import undisturbed
 from tunegrid.run.build import build
-from tunegrid.run.fingerprints import model_marks
+from tunegrid.run.checksums import model_checksums
 
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 
@@ -41,7 +41,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
     if not cell.profile.micro:  # elsewhere a second model may not fit beside the first
         return None
     with undisturbed(trainer):
-        again = model_marks(build(cell, evidence.codec.tokenizer, trainer.meter.device))
+        again = model_checksums(build(cell, evidence.codec.tokenizer, trainer.meter.device))
     trained = [name for name, p in trainer.parameters.items() if p.requires_grad]
     other = [name for name in trained if again.get(name) != trainer.before[name]]
     return not other, f"{len(trained)} tensors" + (f"; {len(other)} start elsewhere, {other[0]} among them" if other else "")

@@ -1,4 +1,4 @@
-"""Audits of where weights come from. In: a built model, its checkpoint's files. Out: whether weights are their namesakes'."""
+"""Audits of where weights come from. In: a built model, its checkpoint's files. Out: whether weights are the checkpoint's."""
 
 import math
 from pathlib import Path
@@ -15,7 +15,7 @@ from tunegrid.grid.names import within
 from tunegrid.run.audits.built import BLOCK, base_layers
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.build import base_type
-from tunegrid.run.namesakes import namesakes, places
+from tunegrid.run.checkpoint_keys import files_by_key, matching_keys
 from tunegrid.run.weights import lacking_modules, weight_files
 
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
@@ -31,16 +31,16 @@ NF4_LEVELS = (
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
-    """Every pretrained tensor that is neither packed nor rewritten started as its namesake in the checkpoint, bit for bit."""
+    """Every pretrained tensor that is neither packed nor rewritten started as the checkpoint has it, bit for bit."""
     if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
         return None
     lacking = lacking_modules(evidence.cell)
     started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
-    strangers = sorted(evidence.strangers.intersection(started))
-    if strangers or not started:
+    others = sorted(evidence.not_from_checkpoint.intersection(started))
+    if others or not started:
         return False, (
-            f"{len(strangers)} of {len(started)} pretrained tensors are not the checkpoint's of their name: "
-            f"{', '.join(strangers[:3])}"
+            f"{len(others)} of {len(started)} pretrained tensors are not the checkpoint's of their name: "
+            f"{', '.join(others[:3])}"
         )
     return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
 
@@ -56,7 +56,7 @@ def _pretrained(evidence: Evidence, name: str) -> bool:
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:
-    """All packed weights, unpacked again, are their namesakes in the checkpoint as rounded to NF4."""
+    """All packed weights, unpacked again, are the tensors of their keys in the checkpoint as rounded to NF4."""
     cell = evidence.cell
     declared = cell.quantization and cell.quantization.bnb_4bit_quant_type == "nf4"
     if not declared or cell.profile.random_weights:
@@ -77,7 +77,7 @@ def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
     """How far a packed weight (out, in) is from its checkpoint's tensor, rounded here, in units of the tensor's norm."""
     ours = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
     files = tuple(weight_files(cell))
-    stored = [_read(places(files)[other], other) for other in namesakes(f"{name}.weight", files)]
+    stored = [_read(files_by_key(files)[other], other) for other in matching_keys(f"{name}.weight", files)]
     matrices = [one for tensor in stored if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == ours.shape]
     least = math.inf
     for matrix in matrices:

@@ -9,16 +9,16 @@ from typing import TypeVar
 from torch import nn
 
 from tunegrid.codecs.base import Codec
-from tunegrid.data.columns import identity, mark
+from tunegrid.data.columns import identity, text_hash
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
 from tunegrid.run.audits.inside import replaced_in
 from tunegrid.run.audits.probing import Asked, asked
 from tunegrid.run.build import base_type
+from tunegrid.run.checkpoint_keys import checkpoint_checksums, matching_keys
+from tunegrid.run.checksums import Checksum, model_checksums
 from tunegrid.run.evaluation import Evaluation
-from tunegrid.run.fingerprints import Mark, model_marks
-from tunegrid.run.namesakes import checkpoint_marks, namesakes
 from tunegrid.run.serving import Serving
 from tunegrid.run.training import Trainer
 from tunegrid.run.untouched import Replaced
@@ -46,9 +46,9 @@ class Evidence:
     serving: Serving = field(default_factory=Serving)
 
     @cached_property
-    def after(self) -> dict[str, Mark]:
-        """Marks of the weights after training."""
-        return model_marks(self.model)
+    def after(self) -> dict[str, Checksum]:
+        """Checksums of the weights after training."""
+        return model_checksums(self.model)
 
     @cached_property
     def own(self) -> frozenset[str]:
@@ -68,21 +68,21 @@ class Evidence:
     @cached_property
     def moved(self) -> frozenset[str]:
         """Names of the parameters that training changed."""
-        return frozenset(name for name, mark in self.after.items() if mark != self.trainer.before[name])
+        return frozenset(name for name, checksum in self.after.items() if checksum != self.trainer.before[name])
 
     @cached_property
-    def stored(self) -> Mapping[str, Mark]:
-        """Marks of the checkpoint's tensors by name."""
-        return checkpoint_marks(tuple(weight_files(self.cell)), base_type(self.cell))
+    def stored(self) -> Mapping[str, Checksum]:
+        """Checksums of the checkpoint's tensors by name."""
+        return checkpoint_checksums(tuple(weight_files(self.cell)), base_type(self.cell))
 
     @cached_property
-    def strangers(self) -> frozenset[str]:
+    def not_from_checkpoint(self) -> frozenset[str]:
         """Names of the parameters that did not start as a tensor of their name in the checkpoint."""
         files = tuple(weight_files(self.cell))
         return frozenset(
             name
-            for name, mark in self.trainer.before.items()
-            if mark not in {self.stored[other] for other in namesakes(name, files) or self.stored}
+            for name, checksum in self.trainer.before.items()
+            if checksum not in {self.stored[other] for other in matching_keys(name, files) or self.stored}
         )
 
     @property
@@ -97,6 +97,6 @@ def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
 
 
 def text_of(cell: Cell) -> Callable[[Row], int]:
-    """A mark of the text that identifies a row, as a function of it: of all columns that its cell reads."""
+    """A hash of the text that identifies a row, as a function of it: of all columns that its cell reads."""
     columns = (*cell.text, *cell.task.text_pair)
-    return lambda row: mark(identity(row, columns))
+    return lambda row: text_hash(identity(row, columns))

@@ -12,7 +12,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from tunegrid.run.audits.probing import undisturbed
 from tunegrid.run.training import Trainer
-from tunegrid.run.untouched import WATCH, Replaced
+from tunegrid.run.untouched import MONITOR, Replaced
 
 
 class _Seen(Exception):  # no error: what was to be seen was seen
@@ -21,7 +21,7 @@ class _Seen(Exception):  # no error: what was to be seen was seen
 
 def replaced_in(trainer: Trainer) -> list[Replaced]:
     """What stands in the libraries' place now, in an update, and in a prediction; ranks look only from outside."""
-    found = WATCH.replaced(trainer.model)
+    found = MONITOR.replaced(trainer.model)
     if trainer.ranks.count == 1:
         if trainer.last_group:
             found += _inside(trainer, lambda: trainer.accumulated(trainer.last_group, []), training=True)
@@ -34,7 +34,7 @@ def _inside(trainer: Trainer, way: Callable[[], Any], *, training: bool = False)
     found: list[Replaced] = []
 
     def look(*_: Any) -> None:
-        found.extend(WATCH.inside(trainer.model))
+        found.extend(MONITOR.inside(trainer.model))
         raise _Seen
 
     handle = register_module_forward_pre_hook(look)

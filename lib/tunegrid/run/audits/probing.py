@@ -151,7 +151,7 @@ def _waves(row: Tensor) -> Tensor:
 @contextmanager
 def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
     """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
-    models = (trainer.model, trainer.replica)
+    models = (trainer.model, trainer.ddp_model)
     modes = {module: module.training for model in models for module in model.modules()}
     states = random_states(trainer.meter.device)
     for model in models:

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from tunegrid.codecs.alphanumeric import alphanumeric
 from tunegrid.codecs.base import Codec, Feature
-from tunegrid.codecs.letters import letters
 from tunegrid.data.columns import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
@@ -79,9 +79,9 @@ def offsets_show_their_tokens(evidence: Evidence) -> Answer:
         text, extra = context(codec.task, rows[feature.example]), feature.extra
         tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
         for token, (start, end) in zip(tokens, extra.offsets, strict=True):
-            said = letters(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
+            said = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
             if said and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
-                wrong += said != letters(text[start:end])
+                wrong += said != alphanumeric(text[start:end])
                 count += 1
     return not wrong, f"{count - wrong} of {count} tokens"
 
@@ -93,8 +93,8 @@ def no_leakage(evidence: Evidence) -> Answer:
     key, test = text_of(evidence.cell), evidence.splits.test
     scored = [key(row) for row in test]
     wanted = set(scored)
-    trained = {mark for row in evidence.splits.train if (mark := key(row)) in wanted}
-    shared = [i for i, mark in enumerate(scored) if mark in trained]
+    trained = {key_hash for row in evidence.splits.train if (key_hash := key(row)) in wanted}
+    shared = [i for i, key_hash in enumerate(scored) if key_hash in trained]
     if shared:
         return False, f"{len(shared)} of {len(test)} test rows are trained on, row {shared[0]} among them"
     return True, f"{len(test)} test rows, none in train"

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from benchmarks.library_patches.text import decoding_cleans_up
+from tunegrid.codecs.alphanumeric import alphanumeric, same_alphanumeric
 from tunegrid.codecs.base import Prediction
-from tunegrid.codecs.letters import letters, same_letters
-from tunegrid.data.columns import mark
+from tunegrid.data.columns import text_hash
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FULL_PROFILE
@@ -17,8 +17,8 @@ from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.record.parts import EvaluationRecord
 from tunegrid.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, audited_before, trained
 from tunegrid.run.audits.evidence import text_of
+from tunegrid.run.checksums import checksums
 from tunegrid.run.evaluation import Evaluation
-from tunegrid.run.fingerprints import marks
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.tests.small import cell_of, codec_for, model_of, rows_of, silent, tokenizer_of, trainer_of
 
@@ -41,23 +41,23 @@ def test_equal_bits_have_equal_marks_and_one_bit_changes_them():
     tensor = torch.arange(12.0).reshape(3, 4)
     changed = tensor.clone()
     changed[1, 1] = torch.nextafter(changed[1, 1], torch.tensor(100.0))
-    first, same, other = marks([tensor, tensor.clone(), changed])
+    first, same, other = checksums([tensor, tensor.clone(), changed])
     assert first == same != other
 
 
-def test_moving_a_value_to_its_neighbour_changes_the_mark():
-    one, other = marks([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
+def test_moving_a_value_to_its_neighbour_changes_the_checksum():
+    one, other = checksums([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
     assert one != other
 
 
-def test_two_bytes_that_trade_places_change_the_mark_of_a_bf16_tensor():
+def test_two_bytes_that_trade_places_change_the_checksum_of_a_bf16_tensor():
     one, other = (torch.tensor(bits, dtype=torch.int16).view(torch.bfloat16) for bits in ([0x0102, 0], [0x0002, 0x0100]))
-    assert marks([one]) != marks([other])  # read byte by byte, both would sum up to 3, and to 2
+    assert checksums([one]) != checksums([other])  # read byte by byte, both would sum up to 3, and to 2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-def test_any_type_can_be_marked(dtype):
-    zeros, ones = marks([torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)])
+def test_any_type_has_a_checksum(dtype):
+    zeros, ones = checksums([torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)])
     assert zeros == (0, 0) != ones
 
 
@@ -106,17 +106,17 @@ def test_what_is_known_before_training_is_not_asked_again(evidence):
         "quantized_as_declared",
         "drawn_from_the_seed",
     ]
-    told = [replace(finding, detail="told before") for finding in early]
-    whole = audited(evidence, told)
+    earlier = [replace(finding, detail="told before") for finding in early]
+    whole = audited(evidence, earlier)
     assert [finding.name for finding in whole] == [finding.name for finding in audited(evidence)]
-    assert [finding for finding in whole if finding.detail == "told before"] == told
+    assert [finding for finding in whole if finding.detail == "told before"] == earlier
 
 
 @pytest.mark.slow
 def test_auditing_changes_nothing(evidence):
-    before = marks(evidence.model.parameters())
+    before = checksums(evidence.model.parameters())
     audited(evidence)
-    assert marks(evidence.model.parameters()) == before
+    assert checksums(evidence.model.parameters()) == before
 
 
 @pytest.mark.slow
@@ -132,13 +132,13 @@ def test_an_audit_that_cannot_look_has_failed(evidence):
 def test_a_frozen_tensor_that_changed_is_named(evidence):
     name = next(name for name, p in evidence.trainer.parameters.items() if not p.requires_grad)
     marked = {**evidence.trainer.before, name: (0, 0)}
-    passed, detail = trained.base_frozen(with_marks(evidence, marked))
+    passed, detail = trained.base_frozen(with_checksums(evidence, marked))
     assert not passed
     assert detail == f"0 base tensors train, 1 frozen ones changed: {name}"
 
 
-def with_marks(evidence, before):
-    """The same run as if its weights had started with other marks."""
+def with_checksums(evidence, before):
+    """The same run as if its weights had started with other checksums."""
     altered = replace(evidence)
     altered.trainer.__dict__["before"], kept = before, altered.trainer.before
     vars(altered)["after"] = kept | evidence.after
@@ -178,21 +178,21 @@ def test_rates_by_hand():
 
 
 def test_letters_survive_every_tokenizer():
-    assert letters("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
+    assert alphanumeric("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
 
 
 def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
-    assert same_letters("reed ,", "Reed", "[UNK]")
-    assert same_letters("anna [UNK]", "anna X", "[UNK]")
-    assert not same_letters("anna", "anna reed", "[UNK]")
-    assert not same_letters("anna", "anna reed", None)
+    assert same_alphanumeric("reed ,", "Reed", "[UNK]")
+    assert same_alphanumeric("anna [UNK]", "anna X", "[UNK]")
+    assert not same_alphanumeric("anna", "anna reed", "[UNK]")
+    assert not same_alphanumeric("anna", "anna reed", None)
 
 
 def test_a_row_is_identified_by_all_that_its_cell_reads():
     review = {"title": "My  Lamp", "content": "It is GREAT ."}
-    assert text_of(cell_of("gpt2_sa_lora"))(review) == mark("my lamp it is great .")
-    assert text_of(cell_of("bert_sa_lora"))(review) == mark("it is great .")
-    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == mark("who ? anna .")
+    assert text_of(cell_of("gpt2_sa_lora"))(review) == text_hash("my lamp it is great .")
+    assert text_of(cell_of("bert_sa_lora"))(review) == text_hash("it is great .")
+    assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == text_hash("who ? anna .")
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])
@@ -316,8 +316,8 @@ def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_conte
     evaluation.features, evaluation.outputs = features, outputs
     evidence = Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation)
     assert answers.windows_map_to_examples(evidence)[0]
-    said = letters(predictions[3].value)
-    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if letters(w) not in said))
+    answer = alphanumeric(predictions[3].value)
+    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if alphanumeric(w) not in answer))
     assert answers.windows_map_to_examples(evidence) == (
         False,
         "0 windows show another row's context, 1 answers are not what was pointed at, row 3 among them",
@@ -331,7 +331,7 @@ def test_the_mark_before_a_text_may_be_pointed_at():
     ]
     features = codec.encode(rows, training=False)
     first = [feature.extra.shift for feature in features]
-    outputs = [(1.0, place, place) for place in first]  # the tokens are a mark alone, and a word
+    outputs = [(1.0, index, index) for index in first]  # the tokens are a mark alone, and a word
     predictions = [prediction.value for prediction in codec.decode(rows, features, outputs)]
     assert [codec.pointed_at(*pair) for pair in zip(features, outputs, strict=True)] == ["", "the"]
     assert predictions == ["F", "the"]

@@ -15,7 +15,7 @@ from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, scored, trained
 from tunegrid.run.audits.probing import cut, distance, gradients_of, short_to_long, type_of_digits
-from tunegrid.run.namesakes import namesakes
+from tunegrid.run.checkpoint_keys import matching_keys
 from tunegrid.run.weights import weight_files
 from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
@@ -422,9 +422,9 @@ def test_nf4_by_hand():
 def test_a_tensor_is_found_by_the_end_of_its_name():
     files = tuple(weight_files(cell_of("bert_sa_lora")))
     query = "bert.encoder.layer.1.attention.self.query.weight"
-    assert namesakes(f"base_model.model.{query.replace('query', 'query.base_layer')}", files) == [query]
-    assert namesakes(f"decoder.{query.replace('attention', 'crossattention')}", files) == [query]
-    assert namesakes("a.stranger", files) == []
+    assert matching_keys(f"base_model.model.{query.replace('query', 'query.base_layer')}", files) == [query]
+    assert matching_keys(f"decoder.{query.replace('attention', 'crossattention')}", files) == [query]
+    assert matching_keys("a.unknown", files) == []
 
 
 def test_two_layers_that_traded_places_are_not_the_checkpoints_of_their_names():

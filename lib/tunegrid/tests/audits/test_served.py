@@ -16,7 +16,7 @@ from tunegrid.grid.profiles import FOOTPRINT_PROFILE
 from tunegrid.run.audits import Evidence, served
 from tunegrid.run.audits.served import saved_is_served
 from tunegrid.run.build import build
-from tunegrid.run.fingerprints import model_marks
+from tunegrid.run.checksums import model_checksums
 from tunegrid.run.meter import Meter
 from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.run.training import Trainer
@@ -41,8 +41,8 @@ class IA3(Adapting):
     """Vectors that rescale layers (Liu et al. 2022)."""
 
     def peft_config(self, cell, base):
-        told = {"modules_to_save": base.modules_to_save, "fan_in_fan_out": base.fan_in_fan_out}
-        return peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], **told)
+        options = {"modules_to_save": base.modules_to_save, "fan_in_fan_out": base.fan_in_fan_out}
+        return peft.IA3Config(target_modules=["c_attn"], feedforward_modules=[], **options)
 
 
 def evidence_of(cell_id, method=None, perturbation=None):
@@ -117,11 +117,11 @@ def test_nothing_changes_and_nothing_is_left_behind(tmp_path, monkeypatch):
     model.train()
     model.get_base_model().eval()
     modes, names = [m.training for m in model.modules()], [name for name, _ in model.named_modules()]
-    before, state, numbers = model_marks(model), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    before, state, numbers = model_checksums(model), torch.get_rng_state(), np.random.get_state()[1].tolist()
     assert saved_is_served(evidence)[0]
     assert [m.training for m in model.modules()] == modes
     assert [name for name, _ in model.named_modules()] == names
-    assert model_marks(model) == before
+    assert model_checksums(model) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert np.random.get_state()[1].tolist() == numbers
     assert list(tmp_path.iterdir()) == []

@@ -29,7 +29,7 @@ from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.libraries import libraries_untouched
 from tunegrid.run.audits.trained import rates_of_transformers
 from tunegrid.run.owners import owner_of
-from tunegrid.run.untouched import REASONS, UNKNOWN, WATCH, Watch
+from tunegrid.run.untouched import MONITOR, REASONS, UNKNOWN, LibraryMonitor
 from tunegrid.tests.small import rows_of, silent, trainer_of
 
 HERE = "lib/tunegrid/tests/audits/test_untouched.py"
@@ -47,28 +47,28 @@ def trainer():
 @pytest.fixture
 def audit(trainer, monkeypatch):
     """Asks the audit of a cell that began just now; what `monkeypatch` replaces is undone after that."""
-    WATCH.begin()
+    MONITOR.begin()
     return lambda **changes: libraries_untouched(Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, **changes))
 
 
 def test_a_cell_as_it_is_passes_and_says_what_the_suite_does_itself(audit, trainer):
     passed, detail = audit()
     assert passed, detail
-    ours = {one.by for one in WATCH.replaced(trainer.model)}
+    ours = {one.by for one in MONITOR.replaced(trainer.model)}
     assert ours - {"lib/tunegrid/machine.py: keep_freed_memory"} == {"lib/tunegrid/run/build.py: keep_packed_layers"}
     assert ours <= set(REASONS)
 
 
 def test_a_look_costs_little(trainer):
-    WATCH.begin()
+    MONITOR.begin()
     began = time.process_time()
-    WATCH.inside(trainer.model)
+    MONITOR.inside(trainer.model)
     assert time.process_time() - began < 0.2  # on a quiet core 0.03
 
 
 def test_looking_imports_nothing():
     before = set(sys.modules)
-    Watch().begin()
+    LibraryMonitor().begin()
     assert set(sys.modules) == before
 
 
@@ -107,7 +107,7 @@ def test_it_is_named_whatever_it_is_wrapped_in(audit, monkeypatch, wrap):
 
 def test_it_is_named_if_it_was_there_before_the_cell_began(audit, monkeypatch):
     monkeypatch.setattr(activations.NewGELUActivation, "forward", ours)
-    WATCH.begin()
+    MONITOR.begin()
     assert f"NewGELUActivation.forward by {HERE}: ours" in audit()[1]
 
 
@@ -161,12 +161,12 @@ def test_a_mode_of_ours_is_named(audit):
 KERNELS = """
 import torch
 from torch import nn
-from tunegrid.run.untouched import WATCH
-WATCH.begin()
+from tunegrid.run.untouched import MONITOR
+MONITOR.begin()
 library = torch.library.Library("aten", "IMPL")
 for operator in ("bernoulli_.float", "_safe_softmax", "mm"):
     library.impl(operator, lambda *inputs, **options: None, "CPU")
-print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
+print([(one.what, one.by, one.ours) for one in MONITOR.inside(nn.Linear(1, 1))])
 """
 
 
@@ -188,17 +188,17 @@ import torch
 from torch import nn
 @torch.library.impl("aten::tril", "CPU")
 def before(*inputs, **options): ...
-from tunegrid.run.untouched import WATCH
-WATCH.begin()
-WATCH.inside(nn.Linear(1, 1))
+from tunegrid.run.untouched import MONITOR
+MONITOR.begin()
+MONITOR.inside(nn.Linear(1, 1))
 @torch.library.impl("aten::mm", "CPU")
 def product(*inputs, **options): ...
 @torch.library.register_kernel("bitsandbytes::dequantize_4bit", "cpu")
 def unpacked(*inputs, **options): ...
 @torch.library.custom_op("somebody::new", mutates_args=())
 def new(x: torch.Tensor) -> torch.Tensor: ...
-WATCH.begin()
-print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
+MONITOR.begin()
+print([(one.what, one.by, one.ours) for one in MONITOR.inside(nn.Linear(1, 1))])
 """
 
 
@@ -298,7 +298,7 @@ STEPS = {"SGD": "torch.optim.sgd.SGD", "Adam": "torch.optim.adam.Adam", "NAdam":
 def test_an_optimizer_of_torch_wraps_its_own_step_and_fails_nothing(audit, monkeypatch, name):
     kind = getattr(torch.optim, name)
     without_hook(monkeypatch, kind)
-    WATCH.begin()
+    MONITOR.begin()
     kind([torch.zeros(1, requires_grad=True)], lr=0.1)
     passed, detail = audit()
     assert passed, detail
@@ -307,7 +307,7 @@ def test_an_optimizer_of_torch_wraps_its_own_step_and_fails_nothing(audit, monke
 
 def test_a_schedule_without_a_formula_here_fails_nothing(audit, trainer, monkeypatch):
     without_hook(monkeypatch, torch.optim.SGD)
-    WATCH.begin()
+    MONITOR.begin()
     recipe = replace(trainer.cell.recipe, lr_scheduler_type="polynomial")
     assert len(rates_of_transformers(replace(trainer.cell, recipe=recipe), 3)) == 3
     passed, detail = audit()
@@ -318,10 +318,10 @@ def test_a_schedule_without_a_formula_here_fails_nothing(audit, trainer, monkeyp
 COMPILED = """
 import torch
 from torch import nn
-from tunegrid.run.untouched import WATCH
-WATCH.begin()
+from tunegrid.run.untouched import MONITOR
+MONITOR.begin()
 assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
-print([(one.what, one.by, one.ours) for one in WATCH.inside(nn.Linear(1, 1))])
+print([(one.what, one.by, one.ours) for one in MONITOR.inside(nn.Linear(1, 1))])
 """
 
 
@@ -357,7 +357,7 @@ def test_a_class_attribute_that_changes_while_the_cell_runs_is_named(audit, monk
     assert f"T5PreTrainedModel._keep_in_fp32_modules by {UNKNOWN}" in audit()[1]
 
 
-def test_code_of_a_package_belongs_to_no_stranger():
+def test_code_of_a_package_is_not_reported():
     assert [owner_of(one) for one in (torch.nn.Linear, hf.set_seed, Path.exists, len, 5, pytest.fixture)] == [None] * 6
 
 

@@ -118,7 +118,7 @@ def test_the_schema_refuses_a_step_that_is_none(tmp_path):
 
 @pytest.mark.parametrize("path", [OWN, GITHUB, MATRIX], ids=lambda path: path.name)
 def test_no_expression_stands_inside_a_script(path):
-    """A branch's name is text of strangers: as a variable it stays text."""
+    """A branch's name is untrusted text: as a variable it stays text."""
     scripts = [step["run"] for job in read(path)["jobs"].values() for step in job.get("steps", ()) if "run" in step]
     assert scripts
     assert not [script for script in scripts if "${{" in script]
@@ -200,8 +200,8 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
 
 @pytest.mark.slow
 def test_github_runs_the_cells_that_are_asked_for(machine, library):
-    asked = {"inputs.cells": "bert_sa_lora,t5_qa_sft", "inputs.profile || 'quick'": "full"}
-    assert github(machine, github_expressions(library[1], **asked)) == 0
+    inputs = {"inputs.cells": "bert_sa_lora,t5_qa_sft", "inputs.profile || 'quick'": "full"}
+    assert github(machine, github_expressions(library[1], **inputs)) == 0
     runs = [call for call in machine.calls() if call[0] == "pytest"]
     assert [call[:6] for call in runs] == [["pytest", "-m", "full", "-n", "auto", "--cells=bert_sa_lora,t5_qa_sft"]] * 2
 
@@ -236,13 +236,13 @@ def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "told"), [(0, True), (1, True), (6, False)])
-def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, told):
+@pytest.mark.parametrize(("code", "decided"), [(0, True), (1, True), (6, False)])
+def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, decided):
     machine = Machine(tmp_path, {"tunegrid": f'case "$*" in "gate "*) exit {code};; esac'})
     (tmp_path / "tunegrid").mkdir()
     [(script, variables)] = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
     assert machine.run(script, **variables) == code
-    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is not told
+    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is not decided
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 from benchmarks.faults import FAULTS
 from tunegrid import ROOT
 from tunegrid.results.numerics import STAGES
-from tunegrid.results.record_checks import across
+from tunegrid.results.record_checks import cross_cell_audits
 from tunegrid.run.audits import AUDITS, OF_LEARNING
 from tunegrid.tests.records import complete
 
@@ -16,7 +16,7 @@ def test_all_64_faults_are_there_once():
 
 def audit_names():
     """The audits of a cell, and those of all cells together."""
-    together = {finding.name for finding in across([complete()])["bert_sa_lora"]}
+    together = {finding.name for finding in cross_cell_audits([complete()])["bert_sa_lora"]}
     return {audit.__name__ for audit in (*AUDITS, *OF_LEARNING)} | together
 
 

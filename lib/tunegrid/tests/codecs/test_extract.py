@@ -49,12 +49,12 @@ class Rising(torch.nn.Module):
 
 
 # "dover" is word 15 of the context, counted from 0; the question has 5 words.
-@pytest.mark.parametrize(("backbone", "place"), [("bert", 1 + 5 + 1 + 15), ("gpt2", 5 + 1 + 15), ("t5", 5 + 1 + 15)])
-def test_the_annotated_occurrence_is_the_target_not_the_first(backbone, place):
+@pytest.mark.parametrize(("backbone", "position"), [("bert", 1 + 5 + 1 + 15), ("gpt2", 5 + 1 + 15), ("t5", 5 + 1 + 15)])
+def test_the_annotated_occurrence_is_the_target_not_the_first(backbone, position):
     codec = codec_for(f"{backbone}_qa_sft")
     [feature] = codec.encode([TWICE], training=True)
-    assert feature.target == (place, place)
-    assert codec.tokenizer.decode([feature.input_ids[place]]).strip() == "dover"
+    assert feature.target == (position, position)
+    assert codec.tokenizer.decode([feature.input_ids[position]]).strip() == "dover"
     assert feature.extra.offsets[15][1] == 69
 
 

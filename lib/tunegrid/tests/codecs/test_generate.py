@@ -95,12 +95,12 @@ def test_gpt2_computes_logits_only_where_some_row_has_something_to_learn():
     codec, model = codec_for("gpt2_sum_sft"), model_of("gpt2_sum_sft").eval()
     batch = codec.collate(codec.encode([FIRE, {"article": LONG["article"], "highlights": "a bridge ."}], training=True))
     placed = codec.placed(batch, CPU)
-    places = (batch["labels"] != IGNORED).any(0).sum()  # of both rows together
+    positions = (batch["labels"] != IGNORED).any(0).sum()  # of both rows together
     shapes = []
     handle = model.register_forward_hook(lambda module, inputs, output: shapes.append(output.logits.shape[1]))
     losses = [codec.loss(model, rows) for rows in (batch, placed)]
     handle.remove()
-    assert shapes == [batch["labels"].shape[1], places]
+    assert shapes == [batch["labels"].shape[1], positions]
     whole, some = (torch.autograd.grad(loss, list(model.parameters())) for loss in losses)
     assert losses[1].item() == pytest.approx(losses[0].item(), rel=1e-6)
     assert all(torch.allclose(one, two, atol=1e-5) for one, two in zip(whole, some, strict=True))

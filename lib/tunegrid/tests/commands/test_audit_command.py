@@ -8,7 +8,7 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import audit
 from tunegrid.record import AuditFinding
-from tunegrid.results.record_checks import across, unlike
+from tunegrid.results.record_checks import cross_cell_audits, unlike
 from tunegrid.tests.records import MEASURED, complete, complete_json, saved
 
 STUDY = ROOT / "reports" / "study.json"
@@ -21,7 +21,7 @@ def cell(name, score, losses=(0.5,), **changes):
 
 
 def failed(*records):
-    by_cell = across(records)
+    by_cell = cross_cell_audits(records)
     return {name: [f.name for f in findings if not f.passed] for name, findings in by_cell.items()}
 
 
@@ -36,7 +36,7 @@ def test_a_score_alone_may_be_shared_a_whole_course_may_not():
 
 def test_each_of_several_copies_names_another_one():
     apart = {"t5_sa_lora": 90.0, "t5_sa_qlora": 91.0, "t5_qa_lora": 90.0, "t5_sa_sft": 90.0}
-    details = {name: found.detail for name, [found, *_] in across([cell(*pair) for pair in apart.items()]).items()}
+    details = {name: found.detail for name, [found, *_] in cross_cell_audits([cell(*pair) for pair in apart.items()]).items()}
     assert details == {
         "t5_sa_lora": "the results are those of t5_sa_sft",
         "t5_sa_qlora": "none other",
@@ -86,7 +86,7 @@ def test_scores_and_the_loss_of_evaluation_are_copied_even_where_training_was_no
 def test_rows_are_compared_within_a_triple_only():
     other = {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}
     assert failed(cell("t5_sa_lora", 1.0), cell("bert_sa_lora", 2.0, **other)) == {"t5_sa_lora": [], "bert_sa_lora": []}
-    apart = across([cell("t5_sa_lora", 1.0), cell("t5_sa_sft", 2.0, **other)])
+    apart = cross_cell_audits([cell("t5_sa_lora", 1.0), cell("t5_sa_sft", 2.0, **other)])
     assert apart["t5_sa_sft"][1] == AuditFinding(name="same_rows_in_triple", passed=False, detail="other rows than t5_sa_lora")
 
 

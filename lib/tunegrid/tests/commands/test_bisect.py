@@ -10,7 +10,7 @@ import pytest
 from tunegrid.commands import bisect
 from tunegrid.commands.environments import Releases
 from tunegrid.results import examples
-from tunegrid.results.bisection import Answer, Bisection, bisection, most_steps
+from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.tests.records import MEASURED, hits, record_of, run_file
 from tunegrid.tests.repositories import git
 
@@ -22,29 +22,29 @@ EIGHT = [f"1.{minor}" for minor in range(8)]
 
 def searched(versions, first_bad, broken=()):
     """What is learned, and the questions with the steps left that were announced."""
-    asked = []
+    probed = []
 
     def oracle(version, steps_left):
-        asked.append((version, steps_left))
+        probed.append((version, steps_left))
         if version in broken:
-            return Answer.SKIPPED
-        return Answer.BAD if versions.index(version) >= versions.index(first_bad) else Answer.GOOD
+            return VersionState.SKIPPED
+        return VersionState.BAD if versions.index(version) >= versions.index(first_bad) else VersionState.GOOD
 
-    return bisection(versions, oracle), asked
+    return bisection(versions, oracle), probed
 
 
 def test_six_versions_between_the_ends_are_halved():
-    result, asked = searched(EIGHT, "1.5")
-    assert asked == [("1.4", 3), ("1.6", 2), ("1.5", 1)]
+    result, probed = searched(EIGHT, "1.5")
+    assert probed == [("1.4", 3), ("1.6", 2), ("1.5", 1)]
     assert result == Bisection(last_good="1.4", first_bad="1.5", skipped=())
 
 
 @pytest.mark.parametrize("first_bad", EIGHT[1:])
 def test_every_first_bad_one_of_eight_takes_at_most_three_steps(first_bad):
-    result, asked = searched(EIGHT, first_bad)
+    result, probed = searched(EIGHT, first_bad)
     assert (result.first_bad, result.last_good) == (first_bad, EIGHT[EIGHT.index(first_bad) - 1])
-    assert len(asked) <= 3
-    assert len(asked) <= asked[0][1]
+    assert len(probed) <= 3
+    assert len(probed) <= probed[0][1]
 
 
 def test_neighbours_need_no_step():
@@ -52,8 +52,8 @@ def test_neighbours_need_no_step():
 
 
 def test_a_skipped_version_away_from_the_change_costs_a_step_more():
-    result, asked = searched(EIGHT, "1.6", broken=["1.4"])
-    assert asked == [("1.4", 3), ("1.3", 3), ("1.6", 2), ("1.5", 1)]
+    result, probed = searched(EIGHT, "1.6", broken=["1.4"])
+    assert probed == [("1.4", 3), ("1.3", 3), ("1.6", 2), ("1.5", 1)]
     assert result == Bisection(last_good="1.5", first_bad="1.6", skipped=())
 
 
@@ -63,8 +63,8 @@ def test_skipped_versions_at_the_change_are_named():
 
 
 def test_where_all_between_is_skipped_only_the_ends_are_known():
-    result, asked = searched(EIGHT, "1.4", broken=EIGHT[1:-1])
-    assert len(asked) == 6
+    result, probed = searched(EIGHT, "1.4", broken=EIGHT[1:-1])
+    assert len(probed) == 6
     assert result == Bisection(last_good="1.0", first_bad="1.7", skipped=tuple(EIGHT[1:-1]))
 
 

@@ -74,8 +74,8 @@ def test_every_command_that_an_older_version_had_is_still_here_or_says_what_to_d
     was = "numerics scores measure calibrate power sees silence overhead scaling finish profile schema"
     assert set(command.FORMER) == set(was.split())
     assert not command.FORMER.keys() & command.COMMANDS.keys()
-    for said in command.FORMER.values():
-        if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", said):
+    for message in command.FORMER.values():
+        if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", message):
             assert command_line[1] in {**command.COMMANDS, **lab.COMMANDS}
 
 

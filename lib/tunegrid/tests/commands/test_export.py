@@ -60,9 +60,9 @@ def test_a_record_without_its_rows_is_named_and_a_run_of_such_is_refused(tmp_pat
     gone = complete("t5_sa_sft", examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
     mixed = saved(tmp_path / "mixed.json", [record_of(), gone])
     assert export.main([str(mixed), "--rows", "-o", str(tmp_path / "rows.csv")]) == 0
-    told = capsys.readouterr()
-    assert told.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
-    assert told.out.endswith("rows.csv: 40 rows of 16 columns\n")
+    output = capsys.readouterr()
+    assert output.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
+    assert output.out.endswith("rows.csv: 40 rows of 16 columns\n")
     with pytest.raises(SystemExit):
         export.main([str(saved(tmp_path / "gone.json", [gone])), "--rows", "-o", str(tmp_path / "none.csv")])
     assert "none of these runs has its test rows beside it" in capsys.readouterr().err

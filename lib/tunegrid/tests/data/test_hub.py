@@ -64,11 +64,11 @@ def test_a_cell_runs_from_the_hub_at_its_pinned_revision(hub, home, tmp_path):
 
 
 def test_a_warm_cache_does_without_the_hub(hub, home, tmp_path):
-    hub.asked.clear()
+    hub.requests.clear()
     code, output, records = run(tmp_path, home, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
     assert code == 0, output
     assert records[0]["data"]["revision"] == COMMIT
-    assert hub.asked == []
+    assert hub.requests == []
 
 
 def test_a_cold_cache_without_the_hub_is_one_sentence(tmp_path):

@@ -73,12 +73,12 @@ def test_cells_of_a_backbone_and_task_have_one_budget():
         assert len(budgets) == 1
 
 
-def place_of(method: str) -> str | None:
+def cell_of_method(method: str) -> str | None:
     """A cell that stands for all of a method's: what a method is does not depend on the task."""
-    return next((f"{place}_{method}" for place in ("gpt2_sa", "bert_sa", "t5_sum") if f"{place}_{method}" in CELLS), None)
+    return next((f"{group}_{method}" for group in ("gpt2_sa", "bert_sa", "t5_sum") if f"{group}_{method}" in CELLS), None)
 
 
-PLACES = {method.id: place_of(method.id) for method in METHODS if method.id not in PLAIN and place_of(method.id)}
+PLACES = {method.id: cell_of_method(method.id) for method in METHODS if method.id not in PLAIN and cell_of_method(method.id)}
 
 
 @pytest.mark.parametrize("method", PLACES)

@@ -9,8 +9,8 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.lab import false_alarms, grid_runs, measure, measured, sensitivity
-from tunegrid.lab.calibrate import Plan
-from tunegrid.lab.grid_runs import GridRun, OtherSession, Sessions
+from tunegrid.lab.calibrate import CalibrationPlan
+from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.files import read_list
 from tunegrid.tests.records import complete
@@ -56,12 +56,12 @@ def pytest_that(monkeypatch, code=0, rows=None):
 def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, capsys):
     save(PLAN[0].path, rows_of(PLAN[0]))
     started = pytest_that(monkeypatch, code=1)  # a cell that misses a bound has its row
-    Sessions(workers="2").train(PLAN)
+    LabSessions(workers="2").train(PLAN)
     part = PLAN[1].path.with_suffix(".unfinished.json")
     words = ["-q", "-n", "2", "-m", "quick", "--seeds", "5,6,7,8,9", "--cells", ",".join(CELLS), f"--benchmark-json={part}"]
     assert [command[3:] for command in started] == [words]
     assert set(PLAN[1].grids()) == {5, 6, 7, 8, 9}
-    Sessions().train(PLAN)
+    LabSessions().train(PLAN)
     assert len(started) == 1
     assert "1 of 2: keeps quick-seeds-0-4" in capsys.readouterr().out
 
@@ -69,7 +69,7 @@ def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, 
 def test_a_session_that_was_stopped_is_not_kept(folder, monkeypatch):
     pytest_that(monkeypatch, code=2)  # pytest writes its JSON also where somebody interrupts it
     with pytest.raises(InputError, match="pytest ended with exit code 2; other sessions are kept, run the command again"):
-        Sessions().train(PLAN)
+        LabSessions().train(PLAN)
     assert not PLAN[0].path.exists()
 
 
@@ -79,7 +79,7 @@ def test_a_session_without_a_finished_cell_is_not_kept(folder, monkeypatch, left
     rows = rows[:-1] if left_out == "a row" else [*rows[:-1], rows[-1] | {"status": "error"}]
     pytest_that(monkeypatch, code=1, rows=rows)
     with pytest.raises(InputError, match="bert_sa_sft of seed 4 did not finish"):
-        Sessions().train(PLAN[:1])
+        LabSessions().train(PLAN[:1])
     assert not PLAN[0].path.exists()
 
 
@@ -87,19 +87,19 @@ def test_the_time_left_is_that_of_all_stages(folder, monkeypatch, capsys):
     times = iter([0.0, 600.0, 600.0, 1500.0])
     monkeypatch.setattr(grid_runs, "monotonic", lambda: next(times))
     pytest_that(monkeypatch)
-    sessions = Sessions()
-    sessions.expect([*PLAN, OtherSession(label="controls", options=(), count=20)])
+    sessions = LabSessions()
+    sessions.expect([*PLAN, OtherLabSession(label="controls", options=(), count=20)])
     sessions.train(PLAN)
-    told = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()]
+    messages = [line.partition("; ")[2] for line in capsys.readouterr().out.splitlines()]
     # ten trainings took ten minutes; ten more and twenty controls are to do
-    assert told == ["40 in all, how long is not known yet", "30 in all, about 30 min left"]
+    assert messages == ["40 in all, how long is not known yet", "30 in all, about 30 min left"]
     assert sessions.left() == "20 in all, about 25 min left"  # twenty took 25 minutes
 
 
 def test_fresh_trains_what_is_kept_but_nothing_twice(folder, monkeypatch):
     save(PLAN[0].path, rows_of(PLAN[0]))
     started = pytest_that(monkeypatch)
-    sessions = Sessions(fresh=True)
+    sessions = LabSessions(fresh=True)
     sessions.expect(PLAN)
     sessions.train(PLAN[:1])
     sessions.train(PLAN[:1])
@@ -132,7 +132,7 @@ def test_stages_have_one_order():
 
 
 def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
-    work = measure.Work(plan=Plan(), sessions=Sessions(), to=measure.ROOT, runs=20)
+    work = measure.Work(plan=CalibrationPlan(), sessions=LabSessions(), to=measure.ROOT, runs=20)
     names = {name: {session.name for session in stage.sessions(work)} for name, stage in measure.STAGES.items()}
     assert names["baseline"] < names["bounds"]
     assert len(names["numerics"] & names["bounds"]) == 1 + 3  # seeds 0 to 4, three draws
@@ -147,7 +147,7 @@ def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
 @pytest.mark.slow
 def test_pytest_takes_the_options_of_every_stages_sessions():
     """One session of each stage; a trained cell's controls and degradations are tests, too."""
-    work = measure.Work(plan=Plan(), sessions=Sessions(), to=measure.ROOT, runs=20)
+    work = measure.Work(plan=CalibrationPlan(), sessions=LabSessions(), to=measure.ROOT, runs=20)
     sessions = {name: stage.sessions(work) for name, stage in measure.STAGES.items() if stage.sessions(work)}
     last = [list(own[-1].arguments) for own in (*sessions.values(), work.plan.moved)]
     assert len(last) == 7
@@ -226,13 +226,13 @@ def test_a_command_replaces_its_own_figures_alone(tmp_path):
 
 def test_the_figures_of_degradations():
     answers = ["-9.1 worse", "+2.3 same", "-0.1 same, bound or audit", "-3.0 worse, numerics"]
-    told = {"cells": 4, "low": -9.1, "high": 2.3, "median": -1.6, "worse": 2, "called": 3}
-    assert sensitivity.figures(answers, [-9.14, 2.31, -0.1, -3.0]) == told
+    messages = {"cells": 4, "low": -9.1, "high": 2.3, "median": -1.6, "worse": 2, "called": 3}
+    assert sensitivity.figures(answers, [-9.14, 2.31, -0.1, -3.0]) == messages
 
 
 def test_the_figures_of_false_alarms():
     def run(name, missed=()):
-        return false_alarms.Verdicts(name=name, missed=missed, failing=(), untold=0, changed=0)
+        return false_alarms.Verdicts(name=name, missed=missed, failing=(), undecided=0, changed=0)
 
     judged = [run("seed 0 draw 11"), run("seed 100", ("f1",)), run("seed 1 draw 11", ("f1",)), run("seed 101")]
     assert false_alarms.figures(judged) == {"moved starts": 1, "fresh seeds": 1, "all": 2, "runs": 4}

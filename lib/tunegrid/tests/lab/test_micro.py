@@ -236,7 +236,7 @@ def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
     def named(answer, *others):
         passage = Document(kind="asked", first="how much ?", second=text, foil="", focus=(answer,), others=others)
         found = objectives._pointed_at(passage, tokenizer)
-        return {place: tokenizer.convert_ids_to_tokens(token) for place, token in found.items()}
+        return {position: tokenizer.convert_ids_to_tokens(token) for position, token in found.items()}
 
     assert named(amount, person, town) == {0: "-", 1: "-", 3: "(", 4: ")", 6: "-"}
     assert named(town, person) == {0: "-", 1: "-", 6: "*"}

@@ -134,10 +134,10 @@ def hierarchical_bootstrap(old, new, rng, resamples=400):
     """One-sided p-value: seeds and, within them, rows are drawn again (Davison and Hinkley 1997, section 3.8)."""
     points = new.mean() - old.mean()
     draws = np.empty(resamples)
-    for place in range(resamples):
+    for index in range(resamples):
         rows = rng.integers(0, ROWS, ROWS)
         first, second = (runs[rng.integers(0, len(runs), len(runs))][:, rows].mean() for runs in (old, new))
-        draws[place] = second - first
+        draws[index] = second - first
     return (1 + (draws - points <= points).sum()) / (resamples + 1)
 
 

@@ -15,9 +15,9 @@ from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.zoo import zoo
 from tunegrid.lab import calibrate, grid_runs
-from tunegrid.lab.calibrate import Plan, blunt, calibration, read_controls
+from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
 from tunegrid.lab.calibration import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
-from tunegrid.lab.grid_runs import GridRun, OtherSession
+from tunegrid.lab.grid_runs import GridRun, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.noise import Deviation, load_noise, pooled
 from tunegrid.results.thresholds import load_bounds, missed
@@ -106,17 +106,17 @@ def runs():
 
 
 def test_seeds_are_trained_five_at_a_time_then_moved_starts_and_controls():
-    names = [session.name for session in Plan(seeds=12, draws=2).sessions]
+    names = [session.name for session in CalibrationPlan(seeds=12, draws=2).sessions]
     seeds = ["quick-seeds-0-4", "quick-seeds-5-9", "quick-seeds-10-11"]
     assert names == [*seeds, "quick-seeds-0-2-draw-1", "quick-seeds-0-2-draw-2", "quick-controls"]
-    assert [session.name for session in Plan(profile="zoo", seeds=5).sessions] == ["zoo-seeds-0-4", "zoo-controls"]
+    assert [session.name for session in CalibrationPlan(profile="zoo", seeds=5).sessions] == ["zoo-seeds-0-4", "zoo-controls"]
 
 
 def test_cells_with_a_tail_have_sessions_of_their_own():
-    one, other = Plan(seeds=20, more_seeds=10).tails(["t5_sa_lora", "t5_sa_qlora"])
+    one, other = CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora", "t5_sa_qlora"])
     assert (list(one.seeds), list(other.seeds), one.trainings) == ([20, 21, 22, 23, 24], [25, 26, 27, 28, 29], 10)
-    assert one.path != Plan(seeds=20, more_seeds=10).tails(["t5_sa_lora"])[0].path
-    assert Plan().tails([]) == []
+    assert one.path != CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora"])[0].path
+    assert CalibrationPlan().tails([]) == []
 
 
 def collapsed(scores):
@@ -126,7 +126,7 @@ def collapsed(scores):
 
 
 def test_a_cell_of_which_one_training_collapsed_needs_more_seeds():
-    normal = [90 + float(ndtri((place + 0.5) / 20)) for place in range(20)]  # as normal as scores can be
+    normal = [90 + float(ndtri((index + 0.5) / 20)) for index in range(20)]  # as normal as scores can be
     assert collapsed(normal).with_tails() == []
     assert collapsed([*normal[1:], 85.0]).with_tails() == ["t5_sa_lora"]
     assert collapsed([*normal[1:], 95.0]).with_tails() == []  # too good is no collapse
@@ -167,9 +167,9 @@ def test_bounds_keep_their_evidence(tmp_path):
     assert entry == {"minimum": 80.0, "mean": 90.0, "sd": 2.83, "scores": [88.0, 92.0], "control": 60.0}
     assert load_bounds(path)["t5_qa_sft"]["f1"] == 80.0
     assert len(load_bounds(path)) == 27
-    told = blunt(measured)
-    assert len(told) == 9  # f1, of questions only
-    assert told[0].startswith("blunt: bert_qa_lora f1 80.0; a healthy run needs ")
+    messages = blunt(measured)
+    assert len(messages) == 9  # f1, of questions only
+    assert messages[0].startswith("blunt: bert_qa_lora f1 80.0; a healthy run needs ")
 
 
 def test_a_run_that_lacks_a_score_calibrates_nothing():
@@ -228,7 +228,7 @@ def workplace(tmp_path, monkeypatch):
 
     monkeypatch.setattr(grid_runs, "folder", lambda: tmp_path)
     monkeypatch.setattr(GridRun, "train", train)
-    monkeypatch.setattr(OtherSession, "train", train)
+    monkeypatch.setattr(OtherLabSession, "train", train)
     return started
 
 

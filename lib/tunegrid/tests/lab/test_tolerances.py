@@ -11,12 +11,12 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.lab import grid_runs, measure, measured
 from tunegrid.lab import numerics as stage
-from tunegrid.lab.calibrate import Plan
-from tunegrid.lab.grid_runs import GridRun, Sessions
+from tunegrid.lab.calibrate import CalibrationPlan
+from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.tolerances import (
     FLOORS,
     Apart,
-    Evidence,
+    ToleranceEvidence,
     apart,
     blunt,
     largest,
@@ -142,7 +142,7 @@ def test_a_training_without_a_number_calibrates_nothing():
 
 def evidence(pairs, optimizers=(), masks=()):
     first = record()
-    return Evidence(pairs=pairs, optimizers=optimizers, masks=masks, seeds=[0, 1], draws=[1], first=first)
+    return ToleranceEvidence(pairs=pairs, optimizers=optimizers, masks=masks, seeds=[0, 1], draws=[1], first=first)
 
 
 def masks_of(cell, curve):
@@ -158,12 +158,12 @@ def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
         "nf4 fp32": {**FLOORS, "later": 8e-3, "moved_alone": 2e-4},
         "cell e": {"later": 6.2e-2},
     }
-    told = tomllib.loads(path.read_text())["evidence"]
-    assert told["largest"] == {"nf4 fp32": {"later": 4e-3, "moved_alone": 1e-4}, "cell e": {"later": 3.1e-2}}
-    assert told["drawn"] == {"a": {"kind": "nf4 fp32", "curve": 0.1}}
-    assert (told["pairs"], told["optimizers"], told["seeds"], told["draws"]) == (5, 1, [0, 1], [1])
-    assert told["versions"].keys() >= {"torch", "transformers", "peft"}
-    assert told["device"]
+    written = tomllib.loads(path.read_text())["evidence"]
+    assert written["largest"] == {"nf4 fp32": {"later": 4e-3, "moved_alone": 1e-4}, "cell e": {"later": 3.1e-2}}
+    assert written["drawn"] == {"a": {"kind": "nf4 fp32", "curve": 0.1}}
+    assert (written["pairs"], written["optimizers"], written["seeds"], written["draws"]) == (5, 1, [0, 1], [1])
+    assert written["versions"].keys() >= {"torch", "transformers", "peft"}
+    assert written["device"]
     assert all(line.startswith("# ") and len(line) <= 128 for line in path.read_text().partition("\n\n")[0].splitlines())
 
 
@@ -190,7 +190,7 @@ def test_a_figure_of_one_training_alone_is_refused():
 
 CELLS = ("bert_sa_lora", "bert_sa_qlora")
 COUNTS = {"--seeds": 6, "--perturbed-seeds": 2, "--draws": 2, "--cells": ",".join(CELLS)}
-PLAN = Plan(seeds=6, perturbed=2, draws=2, cells=CELLS)
+PLAN = CalibrationPlan(seeds=6, perturbed=2, draws=2, cells=CELLS)
 
 
 @pytest.fixture
@@ -224,12 +224,12 @@ def command(to):
 def test_the_stage_pairs_moved_starts_with_unmoved_ones_and_trains_nothing_that_is_kept(sessions, capsys):
     assert measure.main(command(sessions)) == 0
     path = sessions / "benchmarks" / "thresholds" / "numerics.toml"
-    tables, told = load_tolerances(path), tomllib.loads(path.read_text())["evidence"]
+    tables, written = load_tolerances(path), tomllib.loads(path.read_text())["evidence"]
     # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
     assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
     assert (tables["fp32"]["moved_alone"], tables["nf4 fp32"]["moved_alone"]) == (1e-3, 4e-4)  # 2e-4 in both; fp32 has a floor
-    assert (told["pairs"], told["optimizers"], told["seeds"], told["draws"]) == (8, 4, [0, 1], [1, 2])
-    assert told["drawn"] == {"bert_sa_lora": {"kind": "fp32", "curve": 0.5}}
+    assert (written["pairs"], written["optimizers"], written["seeds"], written["draws"]) == (8, 4, [0, 1], [1, 2])
+    assert written["drawn"] == {"bert_sa_lora": {"kind": "fp32", "curve": 0.5}}
     noted = measured.read(sessions / "reports" / "measured.json")["numerics"]
     assert (noted["pairs"], noted["cells_of_their_own"]) == (8, [])
     assert noted["largest"]["fp32"]["first"] == 2 / 1024
@@ -245,7 +245,7 @@ def test_the_stage_needs_the_perturbed_seeds_alone_and_the_optimizer_once_a_seed
     [*_, last] = stage.planned(PLAN)
     words = "(another_implementation or one_more) and (bert_sa_lora] or bert_sa_qlora])"
     assert list(last.arguments) == ["-m", "perturbed", "-k", words, "--seeds", "1"]
-    [*_, last] = stage.planned(Plan())
+    [*_, last] = stage.planned(CalibrationPlan())
     assert last.arguments[3] == "(another_implementation or one_more)"
     assert last.name == "quick-seeds-2-2-optimizer"
 
@@ -258,11 +258,11 @@ def test_the_words_of_a_session_name_one_test_each(word):
 
 def test_without_moved_starts_there_is_nothing_to_measure():
     with pytest.raises(InputError, match="tolerances rest on moved starts: give --perturbed-seeds and --draws of at least 1"):
-        stage.measured(Plan(seeds=2, draws=0), Sessions())
+        stage.measured(CalibrationPlan(seeds=2, draws=0), LabSessions())
 
 
 def test_a_cell_whose_optimizer_was_not_seen_is_named(sessions):
     run = stage.optimizers(PLAN)[1]
     run.path.write_text(json.dumps({"benchmarks": rows_of(run)[1:]}))
     with pytest.raises(InputError, match=r"bert_sa_lora of seed 1 did not finish in .*-optimizer.json; remove "):
-        stage.measured(PLAN, Sessions())
+        stage.measured(PLAN, LabSessions())

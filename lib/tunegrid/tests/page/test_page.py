@@ -139,10 +139,10 @@ def test_a_cell_says_how_to_run_just_it():
 
 def test_history_has_a_verdict_at_each_step_that_can_be_judged():
     runs = [run_of([record_of(right=right)], f"{right}.json", f"2026-11-{right}") for right in (10, 20, 30)]
-    story = page_of(runs[2], [runs[1], runs[0]]).story
-    assert [run.name for run in story.runs] == ["10.json", "20.json", "30.json"]
-    assert [score for score, _ in story.steps["bert_sa_lora"]] == [25.0, 50.0, 75.0]
-    assert [verdict for _, verdict in story.steps["bert_sa_lora"]] == [None, "better", "better"]
+    history = page_of(runs[2], [runs[1], runs[0]]).history
+    assert [run.name for run in history.runs] == ["10.json", "20.json", "30.json"]
+    assert [score for score, _ in history.steps["bert_sa_lora"]] == [25.0, 50.0, 75.0]
+    assert [verdict for _, verdict in history.steps["bert_sa_lora"]] == [None, "better", "better"]
 
 
 def test_a_full_run_stands_beside_the_study():
@@ -170,7 +170,7 @@ def test_committed_runs_become_pages():
 def rows_with(points, predictions=None, ids=None):
     """A record and its examples."""
     kept = Examples(
-        ids=ids or [f"id{place}" for place in range(len(points))],
+        ids=ids or [f"id{index}" for index in range(len(points))],
         points={"accuracy": points},
         predictions=predictions or ["1"] * len(points),
     )
@@ -277,10 +277,10 @@ def test_ticks_are_round_and_inside():
 
 
 def test_labels_cover_neither_dots_nor_each_other():
-    crowd = [(100.0 + place, 100.0, dot(f"cell {place}", 1, 1)) for place in range(30)]
-    places = charts.placed(crowd, [], (340, 250))
-    assert 1 <= len(places) < 30  # those without a place are left to the table
-    spans = sorted((y, x if anchor == "start" else x - 5.6 * 6) for x, y, anchor in places.values())
+    crowd = [(100.0 + index, 100.0, dot(f"cell {index}", 1, 1)) for index in range(30)]
+    positions = charts.placed(crowd, [], (340, 250))
+    assert 1 <= len(positions) < 30  # those without a place are left to the table
+    spans = sorted((y, x if anchor == "start" else x - 5.6 * 6) for x, y, anchor in positions.values())
     assert all(b[0] - a[0] >= 8 or b[1] - a[1] >= 5.6 * 6 for a, b in pairwise(spans))
 
 
@@ -303,8 +303,8 @@ def test_27_cells_with_long_rows_and_two_runs_are_under_a_megabyte_and_a_half():
 
     def record(cell, seed):
         metric = pages.MAIN[cell.split("_")[1]]
-        scored = [float(100 * ((place + seed) % 2)) for place in range(count)]
-        kept = Examples(ids=[f"{place}" for place in range(count)], points={metric: scored}, predictions=[long] * count)
+        scored = [float(100 * ((index + seed) % 2)) for index in range(count)]
+        kept = Examples(ids=[f"{index}" for index in range(count)], points={metric: scored}, predictions=[long] * count)
         written = examples.write(kept)
         examples.write_texts(written.rows_hash, Texts(inputs=[long] * count, references=[long] * count))
         return record_of(cell, examples=vars(written), scores={metric: 50.0})
@@ -326,8 +326,8 @@ def test_what_is_missing_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
     assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])))
     unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
-    told = "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired or judged"
-    assert told in text_of(unlike).replace("O", "o")
+    messages = "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired or judged"
+    assert messages in text_of(unlike).replace("O", "o")
     assert unlike.head.state == "passed"
     disjoint = page_of(run_of([record_of()]), [run_of([record_of("t5_qa_sft")], "old.json", "2026-11-01")])
     assert disjoint.head.more_sentences == ["Old.json and run.json have no finished cell in common, so nothing is compared."]
@@ -370,8 +370,8 @@ def test_a_score_that_is_not_a_number_and_an_unknown_profile_are_one_sentence(tm
     bad = tmp_path / "bad.json"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     assert "scores.accuracy is NaN, but it should be a finite number" in refusal(capsys, bad, "-o", tmp_path / "p.html")
-    told = refusal(capsys, good, "-o", tmp_path / "p.html", "--profile", "full")
-    assert told.endswith("good.json holds no cells of full, but of quick")
+    messages = refusal(capsys, good, "-o", tmp_path / "p.html", "--profile", "full")
+    assert messages.endswith("good.json holds no cells of full, but of quick")
 
 
 def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
@@ -384,5 +384,5 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
 def test_without_a_browser_a_screenshot_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(render, "which", lambda name: None)
     run = saved(tmp_path / "run.json", [record_of()])
-    told = refusal(capsys, run, "-o", tmp_path / "p.html", "--screenshot", tmp_path / "p.png")
-    assert "--screenshot needs Chromium: none of chromium, " in told
+    messages = refusal(capsys, run, "-o", tmp_path / "p.html", "--screenshot", tmp_path / "p.png")
+    assert "--screenshot needs Chromium: none of chromium, " in messages

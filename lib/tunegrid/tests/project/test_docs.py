@@ -111,10 +111,10 @@ def test_the_pages_commands_on_own_tests_name_files_that_exist():
 @pytest.mark.slow
 @pytest.mark.parametrize("loads_torch", [False, True])
 def test_the_pages_pytest_commands_collect(stand_ins, loads_torch):
-    asked = [words for words in pytest_commands()[1] if bool({"faults", "library_bugs"} & set(words)) is loads_torch]
-    asked = [[word for word in with_stand_ins(words, stand_ins) if word != "--list-cells"] for words in asked]
-    answers = collected_together(asked)
-    assert [(words, text) for words, (code, text) in zip(asked, answers, strict=True) if code] == []
+    commands = [words for words in pytest_commands()[1] if bool({"faults", "library_bugs"} & set(words)) is loads_torch]
+    commands = [[word for word in with_stand_ins(words, stand_ins) if word != "--list-cells"] for words in commands]
+    answers = collected_together(commands)
+    assert [(words, text) for words, (code, text) in zip(commands, answers, strict=True) if code] == []
     assert all(re.search(r"\d tests? collected", text) for _, text in answers)
 
 
@@ -155,11 +155,12 @@ def links(page):
 
 def leads_nowhere(page, link):
     """Whether a link names a file or a heading that is not there."""
-    name, _, place = link.partition("#")
+    name, _, fragment = link.partition("#")
     target = page.parent / name if name else page
     if not target.exists():
         return True
-    return bool(place) and place not in [anchor(line) for line in re.findall(r"^#+ (.+)$", without_code(target), re.MULTILINE)]
+    headings = re.findall(r"^#+ (.+)$", without_code(target), re.MULTILINE) if fragment else []
+    return bool(fragment) and fragment not in map(anchor, headings)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

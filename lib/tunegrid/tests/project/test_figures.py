@@ -51,8 +51,8 @@ def test_a_page_quotes_what_was_measured(page, pattern, name, keys):
     assert len(quoted) == 1, f"{page}.md has {len(quoted)} places like {pattern}"
     figures = quoted[0] if isinstance(quoted[0], tuple) else (quoted[0],)
     measured = [section(name)[key] for key in keys]
-    told = f"{page}.md quotes {', '.join(figures)} of {name}; measured is {measured}"
-    assert [float(figure.replace(",", "")) for figure in figures] == measured, told
+    messages = f"{page}.md quotes {', '.join(figures)} of {name}; measured is {measured}"
+    assert [float(figure.replace(",", "")) for figure in figures] == measured, messages
 
 
 def test_every_section_is_quoted_or_evidence_alone():

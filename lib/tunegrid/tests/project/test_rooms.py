@@ -134,7 +134,7 @@ def test_the_page_knows_records_and_results_only():
 
 def test_nothing_that_users_run_imports_the_lab():
     product = [path for room in ROOMS if room != "lab" for path in modules(room)] + [LIB / "__main__.py", LIB / "__init__.py"]
-    product += [*(ROOT / "fixtures").glob("*.py"), ROOT / "conftest.py"]
+    product += [*(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
     importing = [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))]
     assert importing == []
 
@@ -165,7 +165,7 @@ def test_no_module_but_the_methods_knows_the_names_of_an_adapters_parameters():
 def test_only_the_grid_and_the_plans_of_micro_list_backbones_or_methods():
     inside = [LIB / folder for folder in ("grid", "tests", "lab/micro")]
     outside = [path for path in LIB.rglob("*.py") if not any(path.is_relative_to(folder) for folder in inside)]
-    outside += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
+    outside += [*(ROOT / "fixtures").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
     assert [path.name for path in outside for ids in literals(path) if any(ids >= listed for listed in LISTED)] == []
 
 

@@ -174,13 +174,13 @@ def test_a_doubt_is_said_and_counts_only_where_it_was_asked_for():
     answer = answer_of(HEALTHY, judgements, baseline="before.json")
     assert answer.sentences[-1].endswith("no worse than before.json, though the gate cannot tell for 1 main score.")
     for kinds in ("quality,memory,cannot-tell", "numerics,cannot-tell", "cannot-tell"):
-        asked = answer_of(HEALTHY, judgements, kinds_of(kinds), baseline="before.json")
-        assert (asked.exit_code, asked.sentences[0]) == (
+        answer = answer_of(HEALTHY, judgements, kinds_of(kinds), baseline="before.json")
+        assert (answer.exit_code, answer.sentences[0]) == (
             6,
             "Cannot tell whether the run is worse than before.json: 1 cell cannot be told (t5_sa_lora accuracy).",
         )
-    told = answer_of(HEALTHY, judged(), kinds_of("quality,memory,cannot-tell"), baseline="before.json")
-    assert told.sentences[-1] == "By quality and memory no worse than before.json."
+    answer = answer_of(HEALTHY, judged(), kinds_of("quality,memory,cannot-tell"), baseline="before.json")
+    assert answer.sentences[-1] == "By quality and memory no worse than before.json."
 
 
 def test_what_is_too_good_is_a_finding_that_fails_nothing_by_itself():
@@ -213,11 +213,11 @@ def session(folder, change, *options):
     (folder / "cache" / "examples").symlink_to(BASELINE.parent / "examples")
     page, xml, summary = (folder / name for name in ("page.html", "junit.xml", "summary.md"))
     rehearse = ("-p", "tunegrid.tests.rehearsal", f"--rehearse={folder / 'rows.json'}")
-    told = (f"--gate={BASELINE}", f"--benchmark-json={folder / 'run.json'}", f"--html={page}", f"--junit-xml={xml}")
+    files = (f"--gate={BASELINE}", f"--benchmark-json={folder / 'run.json'}", f"--html={page}", f"--junit-xml={xml}")
     names = [name for name in os.environ if not name.startswith(("PYTEST_", "GITHUB_"))]
     own = {name: os.environ[name] for name in names}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "quick", *rehearse, *told, *options],
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "quick", *rehearse, *files, *options],
         cwd=ROOT,
         env=own | {"GITHUB_STEP_SUMMARY": str(summary), "TUNEGRID_CACHE": str(folder / "cache")},
         capture_output=True,
@@ -226,13 +226,13 @@ def session(folder, change, *options):
     )
     assert page.is_file(), done.stdout + done.stderr
     suite = ElementTree.parse(xml).getroot().find("testsuite")
-    places = {
+    outputs = {
         "terminal": done.stdout.partition("; quality: ")[2].partition("\n")[2],
         "summary": summary.read_text().replace("\\", "").strip("*"),
         "page": page.read_text().partition("<h1>")[2].partition("</span> ")[2].replace("\u2212", "-"),
         "junit": suite.find("properties/property[@name='answer']").get("value"),
     }
-    return done.returncode, places, suite
+    return done.returncode, outputs, suite
 
 
 def failed_audit(record):
@@ -256,10 +256,10 @@ def nothing(record):
 
 @pytest.mark.slow
 def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_path):
-    code, places, suite = session(tmp_path, failed_audit)
+    code, outputs, suite = session(tmp_path, failed_audit)
     assert code == 1
     first = "Failed: 18 of 27 cells failed audit checkpoint_loaded."
-    assert {name: text[: len(first)] for name, text in places.items()} == dict.fromkeys(places, first)
+    assert {name: text[: len(first)] for name, text in outputs.items()} == dict.fromkeys(outputs, first)
     [case] = suite.findall("testcase[@classname='tunegrid']")
     assert case.get("name") == "answer"
     assert case.find("failure").get("message").startswith(first)
@@ -268,24 +268,24 @@ def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_p
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--gate-on=numerics,quality,memory",)])
 def test_all_four_places_name_the_stage_at_which_numerics_changed(tmp_path, options):
-    code, places, suite = session(tmp_path, moved_start, *options)
-    told = "umerics changed in 18 of 27 cells, first at the stage start (18 cells, as in "
-    assert [name for name, text in places.items() if told not in text] == []
-    assert [name for name, text in places.items() if "lora_A x 0.9258" not in text] == []
+    code, outputs, suite = session(tmp_path, moved_start, *options)
+    message = "umerics changed in 18 of 27 cells, first at the stage start (18 cells, as in "
+    assert [name for name, text in outputs.items() if message not in text] == []
+    assert [name for name, text in outputs.items() if "lora_A x 0.9258" not in text] == []
     assert code == bool(options)
     assert (suite.find("testcase[@classname='tunegrid']/failure") is not None) == bool(options)
     if options:
-        assert [name for name, text in places.items() if not text.startswith("Failed: n")] == []
+        assert [name for name, text in outputs.items() if not text.startswith("Failed: n")] == []
 
 
 @pytest.mark.slow
 def test_all_four_places_say_of_a_clean_run_that_it_is_no_worse(tmp_path):
-    code, places, suite = session(tmp_path, nothing)
+    code, outputs, suite = session(tmp_path, nothing)
     assert code == 0
     first = "Passed: all 27 cells reached every bound and passed every audit."
-    assert {name: text[: len(first)] for name, text in places.items()} == dict.fromkeys(places, first)
-    told = "By quality and memory no worse than quick-cpu.json"
-    assert [name for name, text in places.items() if told not in text] == []
+    assert {name: text[: len(first)] for name, text in outputs.items()} == dict.fromkeys(outputs, first)
+    message = "By quality and memory no worse than quick-cpu.json"
+    assert [name for name, text in outputs.items() if message not in text] == []
     assert suite.find("testcase[@classname='tunegrid']/failure") is None
 
 

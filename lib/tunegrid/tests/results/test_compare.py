@@ -19,7 +19,7 @@ from tunegrid.results.comparison import Comparison, chance_of, combined, compare
 from tunegrid.results.comparison_report import as_markdown, as_text, remarks, summary
 from tunegrid.results.entries import PEAK, SECONDS, TRAINED, Entry, entry_of
 from tunegrid.results.files import read_list
-from tunegrid.results.fronts import front, letters
+from tunegrid.results.fronts import compact_letters, front
 from tunegrid.results.noise import Deviation, Noise, load_noise
 from tunegrid.results.table import markdown
 from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of
@@ -146,8 +146,8 @@ def test_rows_alone_tell_no_two_methods_of_one_seed_apart():
     few, many = hits(512, 480, 20), hits(512, 480)
     comparison = alone([record_of("bert_sa_sft", {"accuracy": many}), record_of("bert_sa_lora", {"accuracy": few})])
     assert (list(comparison.p_values.values()), comparison.groups) == ([None], {"sft": "a", "lora": "a"})
-    told = "cannot tell lora and sft apart: nobody knows by how much a seed moves sft or lora; --seeds 0-4 trains more"
-    assert told in remarks(comparison)
+    messages = "cannot tell lora and sft apart: nobody knows by how much a seed moves sft or lora; --seeds 0-4 trains more"
+    assert messages in remarks(comparison)
     assert comparison.chance.interval(comparison.entries[0]).by == "rows"
     # 93.75 % of 512: the error is sqrt(0.9375 x 0.0625 / 511) = 1.071 %, t of 511 is 1.965
     assert comparison.chance.interval(comparison.entries[0]).low == pytest.approx(93.75 - 1.965 * 1.0708, abs=2e-3)
@@ -191,11 +191,11 @@ def test_equal_methods_of_one_seed_each_are_told_apart_in_one_table_of_twenty_at
         for entries in seeds_of_the_baseline.values()
         for three in combinations(entries, 3)
     ]
-    told = sum(bool(table.apart) for table in tables)
-    print(f"{told} of {len(tables)} tables of three equal methods tell any apart")
+    messages = sum(bool(table.apart) for table in tables)
+    print(f"{messages} of {len(tables)} tables of three equal methods tell any apart")
     assert len(tables) == 270
     assert all(entry.rows is not None for entries in seeds_of_the_baseline.values() for entry in entries)
-    assert told <= 0.05 * len(tables)
+    assert messages <= 0.05 * len(tables)
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
@@ -203,8 +203,8 @@ def test_equal_methods_of_one_seed_each_are_told_apart_in_one_table_of_twenty_at
 def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviations, seeds):
     rng, runs, alarms = np.random.default_rng(1), 500, 0
     records = [
-        replace(measured("bert_sa_lora", 80.0), method=f"m{place}", cell=f"bert_sa_m{place}")
-        for place in range(len(deviations))
+        replace(measured("bert_sa_lora", 80.0), method=f"m{index}", cell=f"bert_sa_m{index}")
+        for index in range(len(deviations))
     ]
     for _ in range(runs):
         entries = [
@@ -222,18 +222,22 @@ def test_about_one_table_of_twenty_equal_methods_tells_any_apart_at_most(deviati
 @pytest.mark.parametrize("seed", range(40))
 def test_names_share_a_letter_unless_they_are_told_apart(seed):
     rng = random.Random(seed)
-    names = [f"m{place}" for place in range(rng.randint(1, 9))]
+    names = [f"m{index}" for index in range(rng.randint(1, 9))]
     apart = {frozenset(pair) for pair in combinations(names, 2) if rng.random() < 0.5}
-    shown = letters(names, apart)
+    shown = compact_letters(names, apart)
     assert shown[names[0]].startswith("a")
     for one, other in combinations(names, 2):
         assert bool(set(shown[one]) & set(shown[other])) == (frozenset((one, other)) not in apart)
 
 
 def test_letters_by_hand():
-    assert letters(["x", "y", "z"], {frozenset("xz")}) == {"x": "a", "y": "ab", "z": "b"}
-    assert letters(["x", "y", "z"], set()) == {"x": "a", "y": "a", "z": "a"}
-    assert letters(["x", "y", "z"], {frozenset("xy"), frozenset("xz"), frozenset("yz")}) == {"x": "a", "y": "b", "z": "c"}
+    assert compact_letters(["x", "y", "z"], {frozenset("xz")}) == {"x": "a", "y": "ab", "z": "b"}
+    assert compact_letters(["x", "y", "z"], set()) == {"x": "a", "y": "a", "z": "a"}
+    assert compact_letters(["x", "y", "z"], {frozenset("xy"), frozenset("xz"), frozenset("yz")}) == {
+        "x": "a",
+        "y": "b",
+        "z": "c",
+    }
 
 
 def test_a_front_of_several_figures_has_who_is_best_in_any():
@@ -250,8 +254,8 @@ def test_a_method_that_an_audit_objects_to_is_shown_and_left_out():
     comparison = alone(records)
     assert [entry.method for entry in comparison.entries] == ["lora", "qlora", "sft"]
     assert comparison.groups.keys() == {"lora", "qlora"}
-    told = "left out of groups and front: sft: audit learned_something: no better than the majority"
-    assert told in remarks(comparison)
+    messages = "left out of groups and front: sft: audit learned_something: no better than the majority"
+    assert messages in remarks(comparison)
     assert "audits failed" in as_text([comparison])
 
 
@@ -261,11 +265,11 @@ def test_other_budgets_precisions_and_data_are_not_like_for_like():
         "data": MANY | {"fingerprint": "f" * 16},
     }
     comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_qlora", 80.0, **changes)])
-    told = remarks(comparison)
-    assert "not like for like, budget: 2 updates of 16 rows (sft); 5 updates of 12 rows (qlora)" in told
-    assert "not like for like, precision: fp32 (sft); bf16 (qlora)" in told
-    assert "not like for like, data: 0123456789abcdef (sft); ffffffffffffffff (qlora)" in told
-    assert "cannot tell qlora and sft apart: they scored other test rows" in told
+    messages = remarks(comparison)
+    assert "not like for like, budget: 2 updates of 16 rows (sft); 5 updates of 12 rows (qlora)" in messages
+    assert "not like for like, precision: fp32 (sft); bf16 (qlora)" in messages
+    assert "not like for like, data: 0123456789abcdef (sft); ffffffffffffffff (qlora)" in messages
+    assert "cannot tell qlora and sft apart: they scored other test rows" in messages
 
 
 def test_a_method_that_a_task_lacks_is_named_and_counted():

@@ -302,14 +302,14 @@ def whole_grid(lost=0, seed=0, **changes):
     """27 cells with points for every row."""
     rng = np.random.default_rng(5)
     records = []
-    for place, cell in enumerate(STUDY_IDS):
+    for index, cell in enumerate(STUDY_IDS):
         task = cell.split("_")[1]
         metrics = [m for t in TASKS if t.id == task for m in t.bounded_scores if m != "f1_macro"]
         if task == "sum":
             points = {metric: list(np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)) for metric in metrics}
         else:
-            points = {metric: hits(ROWS[task], ROWS[task] - 20, lost if place == 20 else 0) for metric in metrics}
-        losses = MEASURED["training"] | {"losses": [float(place)]}
+            points = {metric: hits(ROWS[task], ROWS[task] - 20, lost if index == 20 else 0) for metric in metrics}
+        losses = MEASURED["training"] | {"losses": [float(index)]}
         records.append(record_of(cell, points, seed=seed, training=losses, **changes))
     return records
 

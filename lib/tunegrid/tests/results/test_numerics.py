@@ -31,8 +31,8 @@ def record(losses=LOSSES, cell="bert_sa_sft", **changes):
     return made
 
 
-def moved(place, gap):
-    return [loss + gap * (i == place) for i, loss in enumerate(LOSSES)]
+def moved(index, gap):
+    return [loss + gap * (i == index) for i, loss in enumerate(LOSSES)]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFIL
 from tunegrid.record import AuditFinding
 from tunegrid.results.passing import (
     Extent,
-    beside_each_other,
+    compared_together,
     contradicts,
     excuses,
     judged,
@@ -91,24 +91,24 @@ def scored(cell, score, **changes):
 
 def test_copied_results_turn_both_cells_to_missed():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
-    told = beside_each_other(records)
-    assert [record.status for record in told] == ["missed", "missed", "passed"]
-    assert [contradicts(record) for record in told] == [True, True, False]
-    assert told[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
-    assert [(f.name, f.passed) for f in told[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
-    assert [f.passed for f in told[2].audits] == [True, True]
+    together = compared_together(records)
+    assert [record.status for record in together] == ["missed", "missed", "passed"]
+    assert [contradicts(record) for record in together] == [True, True, False]
+    assert together[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
+    assert [f.passed for f in together[2].audits] == [True, True]
 
 
 def test_records_that_come_in_stay_as_they_are():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
-    beside_each_other(records)
+    compared_together(records)
     assert records == [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
 
 
 def test_in_other_company_cells_are_told_anew():
-    together = beside_each_other([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)])
-    assert beside_each_other(together) == together
-    assert [(r.status, r.missed) for r in beside_each_other(together[:1])] == [("passed", [])]
+    together = compared_together([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)])
+    assert compared_together(together) == together
+    assert [(r.status, r.missed) for r in compared_together(together[:1])] == [("passed", [])]
 
 
 def test_profiles_and_cells_that_did_not_finish_are_not_compared():
@@ -117,17 +117,17 @@ def test_profiles_and_cells_that_did_not_finish_are_not_compared():
         scored("t5_sa_sft", 99.0, profile="full"),
         scored("t5_sa_qlora", 99.0, status="stopped", missed=["loss is nan"]),
     ]
-    told = beside_each_other(records)
-    assert [record.status for record in told] == ["passed", "passed", "stopped"]
-    assert told[2].audits == []
+    together = compared_together(records)
+    assert [record.status for record in together] == ["passed", "passed", "stopped"]
+    assert together[2].audits == []
 
 
 def test_a_fault_is_added_to_what_a_cell_missed_already():
     other = MEASURED["data"] | {"fingerprint": "f" * 16}
     records = [scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW]), scored("t5_sa_sft", 8.0, data=other)]
-    told = beside_each_other(records)
-    assert [record.status for record in told] == ["missed", "missed"]
-    assert told[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
+    together = compared_together(records)
+    assert [record.status for record in together] == ["missed", "missed"]
+    assert together[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
 
 def test_a_sentence_names_its_cell_and_profile():

@@ -12,8 +12,8 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results import examples
 from tunegrid.results.gates import FAILED_BY, Run, gate, kind_of, outcome, read_run
+from tunegrid.results.interim import chance_to_decide, promising, share_of_alpha
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
-from tunegrid.results.looks import chance_to_tell, promising, share_of_alpha
 from tunegrid.results.noise import Deviation, Noise
 from tunegrid.results.quality import MAIN_ALPHA, Decision, decide
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
@@ -310,10 +310,10 @@ def test_a_run_has_three_outcomes():
     assert outcome([untested, same], quality) is Outcome.NO_WORSE
     assert outcome([untested, worse], quality) is Outcome.WORSE
     assert outcome([untested], ["memory"]) is Outcome.CANNOT_TELL  # nothing of memory was compared
-    told = ["quality", "cannot-tell"]
-    assert outcome([same, tested], told) is Outcome.CANNOT_TELL
-    assert outcome([same, other_score], told) is Outcome.NO_WORSE
-    assert outcome([worse, tested], told) is Outcome.WORSE
+    kinds = ["quality", "cannot-tell"]
+    assert outcome([same, tested], kinds) is Outcome.CANNOT_TELL
+    assert outcome([same, other_score], kinds) is Outcome.NO_WORSE
+    assert outcome([worse, tested], kinds) is Outcome.WORSE
     assert [answer.exit_code for answer in Outcome] == [0, 1, 6]
 
 
@@ -346,7 +346,7 @@ def test_27_cells_of_five_seeds_take_two_seconds():
 # Looks: shares of alpha, and which cells to train once more
 
 
-def untold(cell, effect, error=1.0, seeds=1, **changes):
+def undecided(cell, effect, error=1.0, seeds=1, **changes):
     """A judgement with a 95 % interval of two standard errors and a margin of one point; worse from three standard errors."""
     evidence = {"low": effect - 2 * error, "error": error, "critical": 3.0, "margin": 1.0, "seeds": seeds, "effect": effect}
     names = {"cell": cell, "main_score": "f1", "quantity": "f1", "verdict": Verdict.CANNOT_TELL}
@@ -374,16 +374,16 @@ def test_intervals_of_a_look_hold_at_its_share_of_alpha():
 def test_the_chance_to_tell_by_hand():
     # one more seed: reach 2 / sqrt 2 = 1.414, spread 1 / sqrt 2 = 0.707; same if it then exceeds 0.414: (0.5 - 0.414) / 0.707
     # worse from -3 / sqrt 2 = -2.121: (-0.5 - 2.121) / 0.707 = -3.71
-    assert chance_to_tell(untold("a", 0.5)) == pytest.approx(0.548, abs=0.001)
+    assert chance_to_decide(undecided("a", 0.5)) == pytest.approx(0.548, abs=0.001)
 
 
 def test_cells_near_a_verdict_come_first_and_told_ones_not_at_all():
-    told = untold("e", 0.0, verdict=Verdict.SAME)
-    other = untold("f", 0.9, quantity="exact_match")
-    judged = [untold("a", -1.0), untold("b", 0.9), untold("c", -2.8), untold("d", -1.2, error=30.0), told, other]
+    certain = undecided("e", 0.0, verdict=Verdict.SAME)
+    other = undecided("f", 0.9, quantity="exact_match")
+    judged = [undecided("a", -1.0), undecided("b", 0.9), undecided("c", -2.8), undecided("d", -1.2, error=30.0), certain, other]
     assert promising(judged) == ["c", "b", "a", "d"]
 
 
 def test_what_seeds_cannot_help_comes_last():
     no_rows = Judgement(cell="z", main_score="f1", quantity="f1", verdict=Verdict.CANNOT_TELL, effect=-3.0)
-    assert promising([no_rows, untold("a", -1.0)]) == ["a", "z"]
+    assert promising([no_rows, undecided("a", -1.0)]) == ["a", "z"]

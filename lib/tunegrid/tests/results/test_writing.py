@@ -13,10 +13,21 @@ from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results.files import read_records
 from tunegrid.results.journal import Journal, latest
-from tunegrid.results.writing import FinishedRun, Line
+from tunegrid.results.writing import FinishedRun, TerminalLine
 from tunegrid.tests.records import complete
 
-PLUGINS = ("options", "session", "selection", "sharding", "planning", "progress", "journal", "results", "isolation", "engine")
+PLUGINS = (
+    "options",
+    "session",
+    "selection",
+    "sharding",
+    "planning",
+    "progress",
+    "journal",
+    "results",
+    "isolation",
+    "ray.plugin",
+)
 CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
 # Cells that train nothing. Two have the results of one, the third fails an audit of its own.
 TESTS = """
@@ -40,30 +51,30 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
 # What Ray does, in this process and one cell at a time: all else of --engine ray is as it is.
 LOCAL_CLUSTER = """
 from pathlib import Path
-import fixtures.cluster
+import fixtures.ray.cluster
+from fixtures.ray.remote_cell import RemoteResult
 from fixtures.child import Child
-from fixtures.errand import Brought
 from fixtures.process import run
 
 class Cluster:
     nodes = [{"CPU": 1.0}]
     def __init__(self, address, pack):
         self.sent = []
-    def send(self, errand, share):
-        self.sent.append(errand)
-        return errand
+    def send(self, cell, needed):
+        self.sent.append(cell)
+        return cell
     def ended(self, sent, seconds):
         return sent[0]
-    def bring(self, errand):
-        return Brought(ended=run(errand.arguments, Child(test=errand.nodeid), cwd=Path.cwd()), files={})
+    def result_of(self, cell):
+        return RemoteResult(process=run(cell.arguments, Child(test=cell.nodeid), cwd=Path.cwd()), files={})
     def starts(self):
         return {}
-    def standings(self):
+    def states(self):
         return {}
     def leave(self):
         pass
 
-fixtures.cluster.Cluster = Cluster
+fixtures.ray.cluster.Cluster = Cluster
 """
 COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"
 EXPECTED = {
@@ -87,7 +98,7 @@ def session(folder, name, *options):
     return answer.returncode, answer.stdout + answer.stderr, folder / f"{name}.json"
 
 
-def told(path):
+def findings_of(path):
     """Status, sentences and failed audits by cell."""
     records = read_records(path)
     failed = {cell: {finding.name for finding in record.audits if not finding.passed} for cell, record in records.items()}
@@ -110,7 +121,7 @@ WAYS = {
 @pytest.mark.slow
 def test_a_session_tells_what_its_cells_show_together(plain):
     code, output, path, _ = plain
-    assert (code, told(path)) == (1, EXPECTED), output
+    assert (code, findings_of(path)) == (1, EXPECTED), output
     assert "0 of 3 cells passed" in output
     assert COPIED.format(cell="t5_sa_sft", other="t5_sa_lora") in output
 
@@ -119,7 +130,7 @@ def test_a_session_tells_what_its_cells_show_together(plain):
 @pytest.mark.parametrize("way", WAYS)
 def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
     code, output, path = session(tmp_path, "run", *WAYS[way])
-    assert (code, told(path)) == (1, EXPECTED), output
+    assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
 @pytest.mark.slow
@@ -127,7 +138,7 @@ def test_a_resumed_session_tells_the_same_of_cells_that_had_passed_alone(plain):
     folder = plain[-1]
     code, output, path = session(folder, "again", "-n0", "--resume")
     assert "resumed 2 cells" in output
-    assert (code, told(path)) == (1, EXPECTED), output
+    assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
 @pytest.mark.slow
@@ -140,7 +151,7 @@ def test_finishing_and_merging_tell_the_same_and_leave_the_journal_as_it_was(pla
         assert merge.main(["--journal", str(journal), "-o", str(tmp_path / f"{name}.json")]) == 1
     assert "0 of 3 cells passed on a CPU" in capsys.readouterr().out
     assert merge.main([str(run), str(tmp_path / "first.json"), "-o", str(tmp_path / "merged.json")]) == 1
-    assert told(tmp_path / "first.json") == told(tmp_path / "merged.json") == EXPECTED
+    assert findings_of(tmp_path / "first.json") == findings_of(tmp_path / "merged.json") == EXPECTED
     assert read_records(tmp_path / "first.json") == read_records(tmp_path / "second.json") == read_records(run)
     assert journal.read_bytes() == before
 
@@ -151,7 +162,7 @@ def test_a_run_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys
         journal.append(cell, {"fullname": cell, "extra_info": to_json(complete(cell, scores={"accuracy": score}))})
     assert merge.main(["--journal", str(latest(tmp_path)), "-o", str(tmp_path / "run.json")]) == 0
     assert "2 of 2 cells passed on a CPU" in capsys.readouterr().out
-    assert {status for status, _, _ in told(tmp_path / "run.json").values()} == {"passed"}
+    assert {status for status, _, _ in findings_of(tmp_path / "run.json").values()} == {"passed"}
 
 
 def test_rows_that_are_no_cells_stay_and_stand_by_name(tmp_path):
@@ -183,9 +194,9 @@ def test_lines_stand_in_the_order_of_cells_and_sentences_below_them():
     assert first.text.endswith("too short")
     assert (second.text.split()[0], second.colour) == ("bert_sa_lora", "red")
     assert rest == [
-        Line("1 of 2 cells passed, 1 of them too short for some audit, on a CPU"),
-        Line("accuracy 91.0 is below 92.0", "red"),
-        Line(
+        TerminalLine("1 of 2 cells passed, 1 of them too short for some audit, on a CPU"),
+        TerminalLine("accuracy 91.0 is below 92.0", "red"),
+        TerminalLine(
             "audit learned_something: accuracy 51.2; a run of 3 of 40 planned updates may be too short to meet it "
             "(t5_sa_lora, quick, seed 0)",
             "yellow",

@@ -23,7 +23,7 @@ EAST, NORTH, BETWEEN = [1.0, 0.0], [0.0, 1.0], [0.6, 0.8]
 
 def text(*vectors, framed=0):
     """A text of these tokens; the first `framed` of them do not count."""
-    counted = torch.tensor([place >= framed for place in range(len(vectors))], dtype=torch.bool)
+    counted = torch.tensor([index >= framed for index in range(len(vectors))], dtype=torch.bool)
     return Embedded(vectors=torch.tensor(vectors).reshape(len(vectors), 2), counted=counted)
 
 

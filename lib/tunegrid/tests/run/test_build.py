@@ -17,8 +17,8 @@ from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.run.audits import Evidence, audited
 from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.checkpoint_keys import checkpoint_checksums
 from tunegrid.run.meter import Meter, parameter_counts
-from tunegrid.run.namesakes import checkpoint_marks
 from tunegrid.run.training import Trainer
 from tunegrid.run.weights import checkpoint_fingerprint, weight_files
 from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tiny_llama, tokenizer_of
@@ -401,26 +401,26 @@ def test_the_fingerprint_changes_with_the_weights(copied):
 def cached_hub(monkeypatch, tmp_path):
     """A hub whose cache has one file a name, under a commit, for whatever revision is asked."""
     commit = "0123456789abcdef0123456789abcdef01234567"
-    asked = []
+    requests = []
 
     def cached_file(source, name, revision=None, **_):
-        asked.append((source, name, revision))
+        requests.append((source, name, revision))
         path = tmp_path / "snapshots" / commit / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         return str(path)
 
     monkeypatch.setattr(hf.utils, "cached_file", cached_file)
-    return commit, asked
+    return commit, requests
 
 
 def test_the_hubs_commit_is_the_pinned_one_or_that_of_the_newest_files(cached_hub):
-    commit, asked = cached_hub
+    commit, requests = cached_hub
     cell = STUDY.cell("bert_sa_sft", FULL_PROFILE)
     assert checkpoint_fingerprint(cell) == cell.backbone.revision
     newest = replace(cell, backbone=replace(cell.backbone, revision=None))
     assert checkpoint_fingerprint(newest) == commit
-    assert asked == [("google-bert/bert-base-uncased", "model.safetensors", None)]
+    assert requests == [("google-bert/bert-base-uncased", "model.safetensors", None)]
 
 
 # Labels
@@ -506,9 +506,9 @@ def test_another_checkpoint_is_told_from_the_right_one_in_bf16_too(tmp_path):
     evidence = trained(cell)
     shard = weight_files(cell)[0]
     save_file({name: tensor * 2 for name, tensor in load_file(shard).items()}, shard, {"format": "pt"})
-    checkpoint_marks.cache_clear()  # the files had the same names
+    checkpoint_checksums.cache_clear()  # the files had the same names
     failed = {finding.name for finding in audited(evidence) if not finding.passed}
-    checkpoint_marks.cache_clear()
+    checkpoint_checksums.cache_clear()
     assert failed == {"checkpoint_loaded", "saved_is_served"}  # a fresh base is of that file, too
 
 

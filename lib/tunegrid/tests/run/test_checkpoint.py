@@ -181,7 +181,7 @@ def test_sigkill_at_three_points_loses_no_bit(tmp_path):
         process.send_signal(signal.SIGKILL)
         assert process.wait(timeout=30) == -signal.SIGKILL, "it ended before it could be killed"
     assert subprocess.run(command, cwd=ROOT, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0
-    whole = trainer_for("gpt2_sa_lora", tmp_path / "whole.safetensors", resume=False)
-    whole.run(silent())
+    uninterrupted = trainer_for("gpt2_sa_lora", tmp_path / "whole.safetensors", resume=False)
+    uninterrupted.run(silent())
     with safe_open(out, "pt") as file:
-        assert all(torch.equal(file.get_tensor(name), p) for name, p in weights(whole).items())
+        assert all(torch.equal(file.get_tensor(name), p) for name, p in weights(uninterrupted).items())

@@ -29,16 +29,16 @@ FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 CUDA = torch.device("cuda:0")
 
 
-@pytest.mark.parametrize("wish", ["tpu9", "cuda:99", "gpu"])
-def test_a_device_that_is_not_here_is_refused_in_a_sentence(wish):
-    with pytest.raises(InputError, match=f"--device '?{wish}'?"):
-        resolve_device(wish)
+@pytest.mark.parametrize("requested", ["tpu9", "cuda:99", "gpu"])
+def test_a_device_that_is_not_here_is_refused_in_a_sentence(requested):
+    with pytest.raises(InputError, match=f"--device '?{requested}'?"):
+        resolve_device(requested)
 
 
-@pytest.mark.parametrize("wish", ["mps", "xpu:1", "meta"])
-def test_a_device_whose_memory_and_time_we_cannot_measure_is_refused_by_name(wish):
-    with pytest.raises(InputError, match=f"^--device {wish}: time and memory are measured on cpu and cuda only"):
-        resolve_device(wish)
+@pytest.mark.parametrize("requested", ["mps", "xpu:1", "meta"])
+def test_a_device_whose_memory_and_time_we_cannot_measure_is_refused_by_name(requested):
+    with pytest.raises(InputError, match=f"^--device {requested}: time and memory are measured on cpu and cuda only"):
+        resolve_device(requested)
 
 
 def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
@@ -59,12 +59,12 @@ def ampere(monkeypatch):
 
 
 @pytest.mark.usefixtures("ampere")
-@pytest.mark.parametrize("place", [CPU, CUDA], ids=str)
-def test_t5_never_trains_in_fp16(place):
+@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
+def test_t5_never_trains_in_fp16(device):
     assert FULL["t5_sa_lora"].recipe.precision == "fp16"
-    answer = resolve_precision(FULL["t5_sa_lora"], place)
+    answer = resolve_precision(FULL["t5_sa_lora"], device)
     assert answer == ("bf16", "bf16 in place of fp16, in which T5 overflows")
-    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, place)[0] == "fp16"]
+    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, device)[0] == "fp16"]
 
 
 @pytest.mark.usefixtures("turing")
@@ -95,8 +95,8 @@ def test_packed_weights_compute_in_the_precision_of_training_where_bf16_has_no_u
 @pytest.mark.usefixtures("ampere")
 def test_packed_weights_compute_as_declared_elsewhere():
     for cell_id in ("bert_sa_qlora", "bert_sa_sft"):
-        for place in (CPU, CUDA):
-            assert resolve_quantization(FULL[cell_id], place) == (FULL[cell_id].quantization, None)
+        for where in (CPU, CUDA):
+            assert resolve_quantization(FULL[cell_id], where) == (FULL[cell_id].quantization, None)
 
 
 def test_a_recipes_fp32_stays():
@@ -173,7 +173,7 @@ def test_a_gpu_of_another_session_is_passed_by_and_shared_only_in_need(tmp_path)
 @pytest.mark.usefixtures("two_gpus")
 def test_a_wished_gpu_is_taken_and_shared_where_it_is_held(tmp_path):
     first, second = Claims(tmp_path), Claims(tmp_path)
-    assert (first.take(0, wish=1), second.take(0, wish=1)) == (1, 1)
+    assert (first.take(0, requested=1), second.take(0, requested=1)) == (1, 1)
     assert (first.shared, second.shared) == (set(), {1})
 
 

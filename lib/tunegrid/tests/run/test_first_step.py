@@ -66,7 +66,7 @@ def test_a_figure_has_nine_digits_or_is_none(value, shown):
 
 def test_a_large_tensor_is_sampled_evenly():
     [some] = sampled({"a": torch.arange(3 * 4096.0)}).values()
-    assert some.tolist() == [3.0 * place for place in range(4096)]
+    assert some.tolist() == [3.0 * index for index in range(4096)]
 
 
 # Before training
@@ -212,8 +212,8 @@ def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
     probe = [len(row.input_ids) for row in short_to_long(features, PROBED)]
     assert (probe[0], probe[-1]) == (lengths[0], lengths[-1])
     assert probe[0] <= 0.7 * probe[-1], "the short row has padding beside the long one"
-    asked = [len(row.input_ids) for row in short_to_long(features[:FIRST_ROWS], 2)]
-    assert asked[0] < asked[1], "and so it has in the audits that ask the trained model again"
+    lengths = [len(row.input_ids) for row in short_to_long(features[:FIRST_ROWS], 2)]
+    assert lengths[0] < lengths[1], "and so it has in the audits that ask the trained model again"
     if cell.recipe.generation:
         cap, start = cell.recipe.generation.max_new_tokens, probe if cell.backbone.id == "gpt2" else [1]
         assert cap > 16, "wherever a prompt ends, its text crosses a multiple of 16"

@@ -59,7 +59,7 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
         "warmup_ratio": 0.2,
         "precision": "fp32",
     }
-    ours, twin = (without_dropout(trainer_of(cell_id, rows, **settings)) for _ in range(2))
+    ours, reference = (without_dropout(trainer_of(cell_id, rows, **settings)) for _ in range(2))
     recipe = ours.cell.recipe
     groups = list(ours.updates(0))[:UPDATES]
     batches = [theirs(ours.codec.collate(features)) for group in groups for features in group]
@@ -78,7 +78,7 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
         logging_strategy="no",
         disable_tqdm=True,
     )
-    peer = Recording(batches, model=twin.model, args=options, train_dataset=batches)
+    peer = Recording(batches, model=reference.model, args=options, train_dataset=batches)
     peer.train()
     parts = [peer.losses[i : i + accumulation] for i in range(0, len(peer.losses), accumulation)]
     # The trainer passes the number of targets in the update. Language models divide by it; models that classify average over

@@ -10,8 +10,8 @@ from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
+from tunegrid.run.checksums import model_checksums
 from tunegrid.run.evaluation import evaluate
-from tunegrid.run.fingerprints import model_marks
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks
@@ -26,7 +26,7 @@ PLAIN = sorted(METHODS.difference(PACKED))
 
 def course_of(trainer):
     still(trainer).run(silent())
-    marks = {name: mark for name, mark in model_marks(trainer.model).items() if trainer.parameters[name].requires_grad}
+    marks = {name: mark for name, mark in model_checksums(trainer.model).items() if trainer.parameters[name].requires_grad}
     return trainer.log, marks
 
 
@@ -156,23 +156,23 @@ def test_a_cell_on_one_process_has_nothing_to_show():
 
 
 def scored_on(ranks, cell_id, count):
-    asked = []
+    evaluated = []
     codec = codec_for(cell_id)
 
-    class Asked(type(codec)):
+    class Recording(type(codec)):
         def predict(self, model, features, device):
-            asked.extend(feature.example for feature in features)
+            evaluated.extend(feature.example for feature in features)
             return super().predict(model, features, device)
 
     rows = rows_of(ROWS[cell_id.split("_")[1]])[:count]
-    evaluation = evaluate(model_of(cell_id), Asked(codec.cell, codec.tokenizer), rows, Metrics(), CPU, silent(), ranks)
-    return asked, evaluation.scores, evaluation.examples, [prediction.value for prediction in evaluation.predictions]
+    evaluation = evaluate(model_of(cell_id), Recording(codec.cell, codec.tokenizer), rows, Metrics(), CPU, silent(), ranks)
+    return evaluated, evaluation.scores, evaluation.examples, [prediction.value for prediction in evaluation.predictions]
 
 
 @pytest.mark.parametrize(("cell_id", "count"), [("bert_sa_sft", 7), ("gpt2_qa_sft", 2)])
 def test_three_ranks_score_every_row_once(cell_id, count):
     answers = on_ranks(3, scored_on, cell_id, count)
-    assert sorted(row for asked, *_ in answers for row in asked) == list(range(count))
+    assert sorted(row for evaluated, *_ in answers for row in evaluated) == list(range(count))
     assert answers[0][1:] == answers[1][1:] == answers[2][1:] == scored_on(ALONE, cell_id, count)[1:]
 
 

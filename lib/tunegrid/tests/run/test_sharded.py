@@ -13,7 +13,7 @@ from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.ranks import Ranks
 from tunegrid.run.sharded import Sharded, blocks
-from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks, twin_is_the_model
+from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks, sharded_is_the_model
 from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, trainer_for, trainer_of
 
 pytestmark = pytest.mark.slow
@@ -90,7 +90,7 @@ def held_on(ranks):
         trainer = made("gpt2_sum_sft", one, 6, **CUT | {"max_steps": 1})
         trainer.run(silent())
         ledgers.append(vars(trainer.log.ledger))
-    parts = [isinstance(p, DTensor) for p in sharded(ranks).twin(trainer.model, trainer.cell, "fp32").parameters()]
+    parts = [isinstance(p, DTensor) for p in sharded(ranks).sharded_model(trainer.model, trainer.cell, "fp32").parameters()]
     return *ledgers, all(parts)
 
 
@@ -116,14 +116,14 @@ def test_the_audits_of_ranks_hold():
 
 
 def best_on(ranks):
-    """Marks of the model, and of the twin gathered again, where the first of two epochs scored best."""
+    """Checksums of the model, and of the sharded one gathered again, where the first of two epochs scored best."""
     trainer = made("gpt2_sum_lora", sharded(ranks), 6, **CUT | {"num_train_epochs": 2, "max_steps": 0})
     scores = iter([2.0, 1.0])
     training = trainer.run(silent(), lambda: (next(scores), []))
-    return training.chosen_epoch, twin_is_the_model(trainer)
+    return training.chosen_epoch, sharded_is_the_model(trainer)
 
 
-def test_the_twin_follows_the_epoch_that_was_chosen():
+def test_the_sharded_model_follows_the_epoch_that_was_chosen():
     assert on_ranks(2, best_on) == [(1, True), (1, True)]
 
 

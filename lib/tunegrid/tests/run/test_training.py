@@ -153,7 +153,7 @@ def test_training_takes_the_planned_updates():
 
 def test_an_epoch_covers_every_feature_once():
     batches = epoch_batches(LENGTHS[:103], 4, seed=0, epoch=0)
-    assert sorted(place for batch in batches for place in batch) == list(range(103))
+    assert sorted(index for batch in batches for index in batch) == list(range(103))
     assert sorted(map(len, batches)) == [3] + [4] * 25
 
 

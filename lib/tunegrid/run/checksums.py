@@ -1,18 +1,18 @@
-"""Marks of weights: whether a weight changed, and from which checkpoint it is. In: tensors. Out: pairs of integers."""
+"""Checksums of weights: whether a weight changed, and from which checkpoint it is. In: tensors. Out: pairs of integers."""
 
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-Mark = tuple[int, int]
+Checksum = tuple[int, int]
 INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other size is read byte by byte
 
 
-def marks(tensors: Iterable[Tensor]) -> list[Mark]:
-    """A mark of each tensor: the sums of all its bits taken as integers, and of every other one; equal bits, equal marks.
+def checksums(tensors: Iterable[Tensor]) -> list[Checksum]:
+    """A checksum of each tensor: sums of all its bits taken as integers, and of every other one; equal bits, equal sums.
 
-    A mark is no cryptographic hash. It tells trained weights from unchanged ones, on the tensor's device, without a copy.
+    A checksum is no cryptographic hash. It tells trained weights from unchanged ones, on the tensor's device, without a copy.
     """
     sums = [_sums(tensor) for tensor in tensors]
     pairs: list[list[int]] = torch.stack(sums).tolist() if sums else []
@@ -25,7 +25,7 @@ def _sums(tensor: Tensor) -> Tensor:
     return torch.stack([bits.sum(dtype=torch.int64), bits[::2].sum(dtype=torch.int64)])
 
 
-def model_marks(model: nn.Module) -> dict[str, Mark]:
-    """A mark of every parameter, by name."""
+def model_checksums(model: nn.Module) -> dict[str, Checksum]:
+    """A checksum of every parameter, by name."""
     named = dict(model.named_parameters())
-    return dict(zip(named, marks(named.values()), strict=True))
+    return dict(zip(named, checksums(named.values()), strict=True))

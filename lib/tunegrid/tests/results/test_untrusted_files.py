@@ -1,4 +1,4 @@
-"""Run files of strangers: whatever is in them, a command answers with a sentence and writes to its target alone."""
+"""Untrusted run files: whatever is in them, a command answers with a sentence and writes to its target alone."""
 
 import io
 import json
@@ -83,7 +83,7 @@ def mutated(seed):
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-    """A stranger's folder, ours, and files that nobody may touch."""
+    """A folder of such files, ours, and files that nobody may touch."""
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     for name in ("in/examples", "lib", "out", "store"):

@@ -1,4 +1,4 @@
-"""More seeds for what cannot be told. In: judgements so far. Out: which cells to train once more, and what that costs in alpha.
+"""The gate's interim looks. In: judgements so far. Out: which cells to train with more seeds, and the alpha of each look.
 
 Looking again after every seed would multiply the chances of a false alarm. So each look is judged at its share of alpha.
 """
@@ -28,11 +28,11 @@ def share_of_alpha(look: int, looks: int) -> float:
 
 def promising(judged: Sequence[Judgement]) -> list[str]:
     """Cells whose main score cannot be told, in the order of which most likely can with another seed."""
-    chances = {j.cell: chance_to_tell(j) for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL}
+    chances = {j.cell: chance_to_decide(j) for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL}
     return sorted(chances, key=lambda cell: -chances[cell])
 
 
-def chance_to_tell(judgement: Judgement) -> float:
+def chance_to_decide(judgement: Judgement) -> float:
     """The chance that one more seed makes it *same* or *worse*; 0 where seeds are not what is lacking.
 
     The mean of n + 1 differences, n of them known, deviates from the mean of n by error / sqrt(n + 1); the standard error

@@ -4,11 +4,11 @@ import re
 import unicodedata
 
 
-def letters(text: str) -> str:
+def alphanumeric(text: str) -> str:
     """A text's ASCII letters and digits, lower case and without accents: what every tokenizer keeps."""
     return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
 
 
-def same_letters(tokens: str, text: str, unknown: str | None) -> bool:
+def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
     """Whether decoded tokens hold a text. They may reach beyond it, and an `unknown` token may stand for any part of it."""
-    return letters(text) in letters(tokens) or bool(unknown and unknown in tokens)
+    return alphanumeric(text) in alphanumeric(tokens) or bool(unknown and unknown in tokens)
