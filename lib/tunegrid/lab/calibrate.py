@@ -165,31 +165,41 @@ def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
     return {"controls": len(records), "missed": sum(bool(missed(row["scores"], bounds[row["of"]])) for row in records)}
 
 
-def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:
-    """Train, write, say which bounds are blunt; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
-    parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
+def add_plan(parser: argparse.ArgumentParser) -> None:
+    """The options of what is trained, and where its files go; `measure` has them, too."""
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1, at least 2 (default 20; of the zoo 5)")
-    parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="seeds that cells with a tail have more")
+    parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="more seeds of cells with a tail (default 10)")
     parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds with perturbed runs (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="perturbed runs of each of them (default 3)")
     parser.add_argument("--cells", default="", metavar="IDS", help="these cells alone, to try it; needs --to")
     parser.add_argument("--to", type=Path, default=ROOT, metavar="DIR", help="writes below this folder (default: here)")
-    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one per core)")
     parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
-    options = parser.parse_args(arguments)
-    seeds = options.seeds or RULES[options.profile].seeds
+
+
+def plan_of(options: argparse.Namespace, profile: str = "quick") -> CalibrationPlan:
+    """What these options ask for; raises InputError where no noise could be told from it."""
+    seeds = options.seeds or RULES[profile].seeds
     if seeds < 2 or options.perturbed_seeds > seeds:
-        parser.error("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
+        raise InputError("a standard deviation needs at least 2 seeds, and every perturbed seed is one of them")
+    return CalibrationPlan(
+        profile=profile,
+        seeds=seeds,
+        more_seeds=options.more_seeds,
+        perturbed=options.perturbed_seeds,
+        draws=options.draws,
+        cells=cells_of(options.cells, options.to),
+    )
+
+
+def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:
+    """Train, write, say which bounds are blunt; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
+    parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
+    add_plan(parser)
+    options = parser.parse_args(arguments)
     try:
-        plan = CalibrationPlan(
-            profile=options.profile,
-            seeds=seeds,
-            more_seeds=options.more_seeds,
-            perturbed=options.perturbed_seeds,
-            draws=options.draws,
-            cells=cells_of(options.cells, options.to),
-        )
+        plan = plan_of(options, options.profile)
         measured, controls = train(plan, sessions or LabSessions(workers=options.workers, fresh=options.fresh))
         texts = {f"{options.profile}.toml": thresholds_toml(measured)}
         texts |= {"noise.toml": noise_toml(measured)} if plan.rules.noise else {}

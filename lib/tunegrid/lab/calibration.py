@@ -174,9 +174,9 @@ def score_of(grid: RecordsByCell, cell: str, metric: str) -> float:
 def thresholds_toml(calibration: Calibration) -> str:
     """The file of bounds."""
     lines = [
-        "# Written by `python -m tunegrid.lab calibrate`. Scores are points, 0-100. A healthy run of the whole grid misses any",
-        "# minimum with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between seeds",
-        "# (noise.toml, pooled over the cells of a kind). But no bound lies farther from the mean than",
+        "# Written by `python -m tunegrid.lab calibrate`. Scores are points, 0-100. Made so that a healthy run of the whole",
+        "# grid misses any with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between",
+        "# seeds (noise.toml, pooled over the cells of a kind). But no bound lies farther from the mean than",
         f"# {calibration.control_share:.0%} of the way to `control`, the best score of a run that learned nothing.",
         *evidence(calibration),
     ]

@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None, sessions: LabSessions | None = None
     parser.add_argument(
         "--baseline", type=Path, default=BASELINE, metavar="FILE", help="default: reports/baselines/quick-cpu.json"
     )
-    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one per core)")
     parser.add_argument("--bounds", type=Path, default=BOUNDS, metavar="FILE", help="default: the suite's")
     parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="also note the figures in this file")

@@ -166,27 +166,12 @@ def main(arguments: list[str] | None = None) -> int:
         prog="python -m tunegrid.lab measure", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default="", metavar="STAGES", help=f"some of {','.join(STAGES)} (default: all)")
-    parser.add_argument(
-        "--seeds", type=int, default=calibrate.RULES["quick"].seeds, metavar="N", help="of every cell (default 20)"
-    )
-    parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="of cells with a tail, beyond (default 10)")
-    parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds from moved starts (default 3)")
-    parser.add_argument("--draws", type=int, default=3, metavar="N", help="moved starts of each of them (default 3)")
     parser.add_argument("--runs", type=int, default=20, metavar="N", help="healthy runs of each kind (default 20)")
-    parser.add_argument("--cells", default="", metavar="IDS", help="these cells alone, to try it; needs --to")
-    parser.add_argument("--to", type=Path, default=ROOT, metavar="DIR", help="writes below this folder (default: here)")
-    parser.add_argument("--workers", default="auto", metavar="N", help="processes (default: one a core)")
-    parser.add_argument("--fresh", action="store_true", help="train everything anew, also sessions that are kept")
+    calibrate.add_plan(parser)
     options = parser.parse_args(arguments)
     try:
         names = stages_of(options.only)
-        plan = calibrate.CalibrationPlan(
-            seeds=options.seeds,
-            more_seeds=options.more_seeds,
-            perturbed=options.perturbed_seeds,
-            draws=options.draws,
-            cells=calibrate.cells_of(options.cells, options.to),
-        )
+        plan = calibrate.plan_of(options)
         sessions = LabSessions(workers=options.workers, fresh=options.fresh)
         work = Work(plan=plan, sessions=sessions, to=options.to, runs=options.runs)
         if options.to == ROOT and not plan.first[0].path.is_file():

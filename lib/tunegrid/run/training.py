@@ -125,7 +125,7 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
-                self.ranks.from_model(self.model, self.sharded_model)
+                self.ranks.copy_to_sharded(self.model, self.sharded_model)
         return self.part()
 
     def not_run(self, reason: str) -> TrainingRecord:
