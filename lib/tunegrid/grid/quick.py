@@ -73,8 +73,8 @@ QUICK: Mapping[str, Fields] = {
     },
     "gpt2_qa_qlora": {"max_steps": 84, "learning_rate": 6e-3},
     "gpt2_qa_sft": {"max_steps": 70, "learning_rate": 9e-4},
-    "gpt2_sum_lora": {"max_steps": 64, "learning_rate": 4e-3},
-    "gpt2_sum_qlora": {"max_steps": 64, "learning_rate": 4e-3},
+    "gpt2_sum_lora": {"max_steps": 84, "learning_rate": 6e-3},
+    "gpt2_sum_qlora": {"max_steps": 84, "learning_rate": 6e-3},
     "gpt2_sum_sft": {"max_steps": 36, "learning_rate": 1e-3},
     "t5_sa_lora": {"max_steps": 50, "learning_rate": 4e-3, "head_learning_rate": 4e-4},
     "t5_sa_qlora": {"max_steps": 50, "learning_rate": 4e-3, "head_learning_rate": 4e-4},
@@ -84,7 +84,7 @@ QUICK: Mapping[str, Fields] = {
     "t5_qa_sft": {"max_steps": 26, "learning_rate": 1.5e-3, "per_device_train_batch_size": 16},
     "t5_sum_lora": {"max_steps": 30, "learning_rate": 3e-3, "gradient_checkpointing": True},
     "t5_sum_qlora": {"max_steps": 30, "learning_rate": 3e-3},
-    "t5_sum_sft": {"max_steps": 18, "learning_rate": 8e-4},
+    "t5_sum_sft": {"max_steps": 28, "learning_rate": 8e-4},
 }
 
 
