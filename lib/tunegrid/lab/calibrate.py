@@ -21,7 +21,8 @@ from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSes
 from tunegrid.lab.measured import note
 from tunegrid.results.files import save
 from tunegrid.results.noise import NoiseKey
-from tunegrid.results.thresholds import load_bounds, missed
+from tunegrid.results.passing import below_bounds
+from tunegrid.results.thresholds import load_bounds
 
 ADAPTER_OFF = "adapter_off"  # a control of benchmarks/test_controls.py
 
@@ -162,7 +163,7 @@ def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
     """How many controls there are, and how many miss a bound of this file."""
     bounds = load_bounds(path)
     records = [row["extra_info"] for row in rows]
-    return {"controls": len(records), "missed": sum(bool(missed(row["scores"], bounds[row["of"]])) for row in records)}
+    return {"controls": len(records), "missed": sum(bool(below_bounds(row["scores"], bounds[row["of"]])) for row in records)}
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:

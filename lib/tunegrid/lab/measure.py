@@ -27,8 +27,8 @@ from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
 from tunegrid.lab.grid_runs import LabSession, LabSessions, folder
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
-from tunegrid.results.passing import located
-from tunegrid.results.thresholds import Bounds, load_bounds, missed
+from tunegrid.results.passing import below_bounds, located
+from tunegrid.results.thresholds import Bounds, load_bounds
 
 STOPPED = 130  # exit code, as a shell gives it
 
@@ -107,8 +107,8 @@ def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
     """Write a run anew, its cells held to other bounds: those that were made of it, and of other runs beside it."""
     run, rows = load(path), []
     for row, record in read_rows(path):
-        old = {located(record, sentence) for sentence in missed(record.scores, record.bounds)}
-        below = [located(record, sentence) for sentence in missed(record.scores, bounds.get(record.cell, {}))]
+        old = {located(record, sentence) for sentence in below_bounds(record.scores, record.bounds)}
+        below = [located(record, sentence) for sentence in below_bounds(record.scores, bounds.get(record.cell, {}))]
         messages = [sentence for sentence in record.missed if sentence not in old] + below
         status = record.status if record.status not in ("passed", "missed") else "missed" if messages else "passed"
         again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=messages, status=status)

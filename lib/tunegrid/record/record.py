@@ -97,6 +97,14 @@ class Record(Part):
         return self.status in ("passed", "missed")
 
     @property
+    def peak_gib(self) -> float | None:
+        """The highest memory peak of the cell's phases: of the GPU where there is one, else of the process."""
+        if self.memory is None:
+            return None
+        peak = self.memory.peak("reserved_peak_gib")
+        return self.memory.peak("rss_peak_gib") if peak is None else peak
+
+    @property
     def processes(self) -> str:
         """How many shared the cell, as "1", "4" or "4 (FSDP)"."""
         return f"{self.ranks.count}{' (FSDP)' if self.ranks.fsdp else ''}" if self.ranks else "1"

@@ -15,12 +15,10 @@ from pathlib import Path
 from scipy import special
 
 from tunegrid.record import Record
-from tunegrid.record.parts import GenerationRecord
-from tunegrid.results.costs import ALIKE
+from tunegrid.results.alike import FACTS
 from tunegrid.results.entries import Entry, entries_of, figures, fronts, sound
 from tunegrid.results.fronts import NamePair, compact_letters, dominates
 from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution
-from tunegrid.results.record_checks import adapts_head_alone
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
 
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
@@ -223,26 +221,6 @@ def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[C
 
 
 # Like for like
-
-
-def _budget(record: Record) -> str:
-    return f"{record.training.updates if record.training else 'no'} updates of {record.recipe.rows_per_update} rows"
-
-
-def _search(generation: GenerationRecord | None) -> str:
-    return f"num_beams {generation.num_beams}, max_new_tokens {generation.max_new_tokens}" if generation else "none"
-
-
-FACTS: Mapping[str, Callable[[Record], str]] = {
-    "budget": _budget,
-    "precision": lambda record: record.training.precision if record.training else "unknown",
-    "data": lambda record: record.data.fingerprint if record.data else "unknown",
-    "what is adapted": lambda record: "the new head alone" if adapts_head_alone(record) else "the backbone",
-    "search": lambda record: _search(record.recipe.generation),
-    "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
-    "ranks": lambda record: record.processes,
-    "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
-}
 
 
 def _differing(what: str, fact: Callable[[Record], str], entries: Sequence[Entry]) -> str:

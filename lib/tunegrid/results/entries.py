@@ -11,11 +11,11 @@ import numpy as np
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
+from tunegrid.results.alike import check_alike
 from tunegrid.results.examples import read
 from tunegrid.results.fronts import front
 from tunegrid.results.noise import NoiseKey
-from tunegrid.results.record_checks import check_alike, failed, invariants, not_numbers
-from tunegrid.results.run_table import peak_gib
+from tunegrid.results.passing import failures, impossible_figures
 from tunegrid.results.statistics import Array
 
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
@@ -63,7 +63,7 @@ class Entry:
     @cached_property
     def objections(self) -> list[str]:
         """What audits find in any seed: its figures may not be those of the method."""
-        messages = [sentence for r in self.records for sentence in (*failed(r), *invariants(r), *not_numbers(r))]
+        messages = [sentence for r in self.records for sentence in (*failures(r.audits), *impossible_figures(r))]
         absent = [] if len(self.scores) == len(self.records) else [f"a seed has no {self.first.main_score}"]
         return list(dict.fromkeys([*messages, *absent]))
 
@@ -79,7 +79,7 @@ class Entry:
         trained = memory.ledger.checkpoint_bytes if memory else None
         if trained is None and parameters:
             trained = BYTES_A_PARAMETER * parameters.trainable_params
-        peak = max((peak for record in self.records if (peak := peak_gib(record)) is not None), default=None)
+        peak = max((peak for record in self.records if (peak := record.peak_gib) is not None), default=None)
         return {TRAINED: trained, PEAK: peak, SECONDS: fmean(self.seconds) if self.seconds else None}
 
     @property

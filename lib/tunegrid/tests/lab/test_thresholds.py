@@ -20,7 +20,8 @@ from tunegrid.lab.calibration import HEALTHY_MISSES, Calibration, bound_of, nois
 from tunegrid.lab.grid_runs import GridRun, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.noise import Deviation, load_noise, pooled
-from tunegrid.results.thresholds import load_bounds, missed
+from tunegrid.results.passing import below_bounds
+from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import complete
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
@@ -211,7 +212,7 @@ def test_all_committed_controls_miss_a_bound_of_today(profile, cells, count):
     assert {cell for cell, _ in read_controls(path)} == set(cells)
     bounds = load_bounds(ROOT / "benchmarks" / "thresholds" / f"{profile}.toml")
     rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
-    assert sum(bool(missed(row["scores"], bounds[row["of"]])) for row in rows) == len(rows) == count
+    assert sum(bool(below_bounds(row["scores"], bounds[row["of"]])) for row in rows) == len(rows) == count
 
 
 # The command
