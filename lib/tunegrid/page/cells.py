@@ -13,7 +13,7 @@ from tunegrid.page.rows import RowSample, sampled
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.page.settings import settings_of
 from tunegrid.record import Record, Status
-from tunegrid.results.entries import Entry
+from tunegrid.results.compare import Entry
 from tunegrid.results.examples import read
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
 from tunegrid.results.passing import status_of, too_short

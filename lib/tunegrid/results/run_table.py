@@ -29,7 +29,7 @@ SPREADS = (
     Column(title="lowest", width=6, right=True),
     *(column for column in SCORES[2:] if column.title in ("bound", "train s", "peak GiB", "status")),
 )
-COSTS = (
+FOOTPRINT = (
     Column(title="cell", width=15),
     Column(title="step ms", width=7, right=True),
     Column(title="p90 ms", width=7, right=True),
@@ -50,8 +50,8 @@ def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
     cells = by_cell(record for record in records if not record.flops)
     footprints = [record for record in records if record.flops]
     scored = zip(_score_lines(cells)[1:], map(status_of, cells), strict=True)
-    costs = lines(COSTS, [_costs(record) for record in footprints])[1:]
-    return [*scored, *zip(costs, (record.status for record in footprints), strict=True)]
+    measured = lines(FOOTPRINT, [_footprint(record) for record in footprints])[1:]
+    return [*scored, *zip(measured, (record.status for record in footprints), strict=True)]
 
 
 def by_cell(records: Iterable[Record]) -> list[list[Record]]:
@@ -69,13 +69,13 @@ def _score_lines(cells: Sequence[Sequence[Record]]) -> list[str]:
 
 
 def header(records: Sequence[Record]) -> str:
-    """The columns' names: of scores, or of costs where all records are footprints."""
+    """The columns' names: of scores, or of footprints where all records are footprints."""
     if all(record.profile == "footprint" for record in records):
-        return lines(COSTS, [_costs(record) for record in records if record.flops])[0]
+        return lines(FOOTPRINT, [_footprint(record) for record in records if record.flops])[0]
     return _score_lines(by_cell(record for record in records if not record.flops))[0]
 
 
-def _costs(record: Record) -> tuple[str, ...]:
+def _footprint(record: Record) -> tuple[str, ...]:
     speed, flops = record.throughput, record.flops
     steps = (speed.step_seconds_median, speed.step_seconds_p90) if speed else (None, None)
     sizes: tuple[int | None, ...] = (None,) * 5
