@@ -24,7 +24,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.record.parts import TrainingRecord
 from tunegrid.run.checksums import model_checksums
 from tunegrid.run.device import free_memory, random_states, replacements, resolve_precision, set_random_states
-from tunegrid.run.first_updates import MOVED, FirstUpdates
+from tunegrid.run.first_step import MOVED, FirstUpdates
 from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.log import TrainingLog
 from tunegrid.run.meter import Meter, ledger, tensor_bytes

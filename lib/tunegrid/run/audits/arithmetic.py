@@ -1,5 +1,7 @@
 """Audits of what the trained model computes: forward and backward, alone and in a batch, with an adapter and without."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,8 +15,8 @@ from tunegrid.grid.methods import Answer
 from tunegrid.grid.names import within
 from tunegrid.run.audits.built import is_adapted
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import FINE, allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
 from tunegrid.run.device import resolve_quantization
+from tunegrid.run.probe import FINE, allowance, cut, distance, hooked, logits_of, of_targets, target_logits, undisturbed
 from tunegrid.run.ranks import local_shard
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
@@ -145,3 +147,23 @@ def _gap(evidence: Evidence, layer: Any, inputs: Tensor, output: Tensor) -> floa
     base = layer.get_base_layer()(inputs)
     allowed = ADDED * expected.norm() + 4 * torch.finfo(output.dtype).eps * output.float().norm()
     return float((output.float() - base.float() - expected).norm() / allowed)
+
+
+def decoder_sees_no_future(evidence: Evidence) -> Answer:
+    """Another token in the middle of a target leaves that token's own logits and all earlier ones as they were."""
+    rows = evidence.asked.rows if evidence.codec.generates else []
+    if not rows or min(len(row.target) for row in rows) < 2:
+        return None
+    middles = [len(row.target) // 2 for row in rows]
+    others = [replace(row, target=_with_other(row.target, i)) for row, i in zip(rows, middles, strict=True)]
+    before = of_targets(evidence.asked.together[0], evidence.codec.collate(rows))
+    with torch.no_grad(), undisturbed(evidence.trainer), evidence.trainer.accelerator.autocast():
+        after = target_logits(evidence.trainer, others)
+    apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))
+    return apart <= allowance(evidence.trainer), f"earlier logits differ by {apart:.1e} of the largest"
+
+
+def _with_other(target: Sequence[int], place: int) -> list[int]:
+    """The target with another token at a place: the first one that differs from it."""
+    other = next((token for token in target if token != target[place]), 0)
+    return [*target[:place], other, *target[place + 1 :]]

@@ -16,7 +16,7 @@ from torch import nn
 
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import hooked, logits_of, undisturbed
+from tunegrid.run.probe import hooked, logits_of, undisturbed
 
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves

@@ -12,7 +12,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.names import within
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import is_plain, relative_gap, smallest, undisturbed
+from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
 from tunegrid.run.schedule import make_schedule
 from tunegrid.run.training import Trainer
 

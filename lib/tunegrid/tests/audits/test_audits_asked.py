@@ -13,9 +13,9 @@ from transformers.cache_utils import EncoderDecoderCache
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, scored, trained
-from tunegrid.run.audits.probing import cut, distance, gradients_of, short_to_long, type_of_digits
+from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, rows, scored, trained
 from tunegrid.run.checkpoint_keys import matching_keys
+from tunegrid.run.probe import cut, distance, gradients_of, short_to_long, type_of_digits
 from tunegrid.run.weights import weight_files
 from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
@@ -275,13 +275,13 @@ def test_beams_that_keep_each_others_cache_are_caught(monkeypatch):
 
 @pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sum_lora", "t5_sum_qlora"])
 def test_a_decoder_sees_no_future(cell_id):
-    assert generated.decoder_sees_no_future(shared(cell_id))[0]
+    assert arithmetic.decoder_sees_no_future(shared(cell_id))[0]
 
 
 def test_a_decoder_that_sees_the_future_is_caught():
     evidence = evidence_of("t5_sum_lora")
     evidence.model.get_base_model().decoder.register_forward_hook(look_ahead)
-    assert not generated.decoder_sees_no_future(evidence)[0]
+    assert not arithmetic.decoder_sees_no_future(evidence)[0]
 
 
 def look_ahead(module, inputs, output):
