@@ -1,7 +1,7 @@
 """What a model answers beside its training. In: a trainer, before or after it runs. Out: figures, logits, gradients.
 
 `before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for
-rounding, and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates. `asked` and
+rounding, and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates. `probe` and
 what it is made of serve the audits. Probing leaves modes, gradients and random numbers as they were.
 """
 
@@ -162,24 +162,24 @@ def _generated(trainer: Trainer, rows: Sequence[Feature]) -> Mapping[str, Any]:
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
     """The scores of answers that no model gave: every row's reference, spoiled."""
-    answers = [spoiled(task, row, place) for place, row in enumerate(rows)]
+    answers = [spoiled(task, row, index) for index, row in enumerate(rows)]
     scores = METRICS[task.problem](metrics, task, rows, answers).scores
     return {name: figure(score) for name, score in scores.items()}
 
 
-def spoiled(task: Task, row: Row, place: int) -> int | str:
-    """An answer that depends on the row's place: a label, or the reference without every third word."""
+def spoiled(task: Task, row: Row, index: int) -> int | str:
+    """An answer that depends on the row's index: a label, or the reference without every third word."""
     if task.problem is Problem.CLASSIFY:
-        return place % len(task.labels)
+        return index % len(task.labels)
     reference = answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target]
-    return " ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + place) % 3)])
+    return " ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + index) % 3)])
 
 
 # After training
 
 
 @dataclass(kw_only=True)
-class Asked:
+class Probe:
     """What a trained model answers in evaluation mode, in the precision of training.
 
     Attributes:
@@ -205,12 +205,12 @@ class Asked:
     loss: float = math.nan
 
 
-def asked(trainer: Trainer) -> Asked:
+def probe(trainer: Trainer) -> Probe:
     """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
     rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     small = smallest(trained)
     summed = [torch.zeros_like(trained[name]) for name in small]
-    answer = Asked(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
+    answer = Probe(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
     with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
         for row in rows:
             with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
@@ -228,11 +228,11 @@ def asked(trainer: Trainer) -> Asked:
             if fits:
                 shapes = [_shapes(one) for one in answer.alone]
                 answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
-            _ask_again(trainer, answer)
+            _probe_again(trainer, answer)
     return answer
 
 
-def _ask_again(trainer: Trainer, answer: Asked) -> None:
+def _probe_again(trainer: Trainer, answer: Probe) -> None:
     """Another pass over the batch: how far its logits are from the first one's, its loss, and how packed layers compute."""
     with computing(trainer.model) as answer.computed:
         logits, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
@@ -246,12 +246,12 @@ def few_rows(trainer: Trainer) -> list[Feature]:
 
 
 def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
-    """So many features, evenly spread by length: the shortest, the longest, and some between, all of different places."""
+    """So many features, evenly spread by length: the shortest, the longest, and some between, none of them twice."""
     lengths = lengths_of(features)
-    ordered = sorted(range(len(features)), key=lambda place: lengths[place])
+    ordered = sorted(range(len(features)), key=lambda index: lengths[index])
     last = len(ordered) - 1
-    places = [round(last * step / (count - 1)) for step in range(count)]
-    return [features[ordered[place]] for place in dict.fromkeys(places)]
+    indices = [round(last * step / (count - 1)) for step in range(count)]
+    return [features[ordered[index]] for index in dict.fromkeys(indices)]
 
 
 def smallest(trained: Mapping[str, Tensor]) -> list[str]:
@@ -290,9 +290,9 @@ def cut(row: Tensor, shape: torch.Size) -> Tensor:
 
 
 def _waves(row: Tensor) -> Tensor:
-    """Each value times a weight between -1 and 1 that depends on its place alone."""
-    places = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
-    return row.float() * torch.cos(places).reshape(row.shape)
+    """Each value times a weight between -1 and 1 that depends on its position alone."""
+    positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
+    return row.float() * torch.cos(positions).reshape(row.shape)
 
 
 # Logits and losses
@@ -335,9 +335,9 @@ def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor
 def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
     """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
     labels = batch["labels"]
-    if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the places that count alone
+    if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the positions that count alone
         labels = labels[:, batch["kept"] + 1]
-    elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: a token is predicted one place before
+    elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
     return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
 
@@ -388,12 +388,12 @@ def _scores_of_tokens(output: Any) -> Tensor:
     """Log-probabilities (texts, T) that a search gave to the tokens of its texts, before it changed any."""
     steps = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
     tokens = output.sequences[:, : len(steps)]
-    places = getattr(output, "beam_indices", None)
-    if places is None:
-        places = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
-    places = places[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
+    beams = getattr(output, "beam_indices", None)
+    if beams is None:
+        beams = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
+    beams = beams[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
     times = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return steps[times, places, tokens]
+    return steps[times, beams, tokens]
 
 
 # Layers packed to 4 bits

@@ -1,4 +1,4 @@
-"""Audits that ask the trained model again, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
+"""Audits that probe the trained model, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
 
 from copy import copy
 from dataclasses import replace
@@ -64,7 +64,7 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
 
 def test_rows_spread_from_the_shortest_to_the_longest():
     rows = [Feature(example=i, input_ids=[0] * length, target=0) for i, length in enumerate([5, 2, 9, 7, 2, 8])]
-    assert [len(row.input_ids) for row in short_to_long(rows, 4)] == [2, 5, 7, 9]  # places 0, 2, 3 and 5 of 2 2 5 7 8 9
+    assert [len(row.input_ids) for row in short_to_long(rows, 4)] == [2, 5, 7, 9]  # indices 0, 2, 3 and 5 of 2 2 5 7 8 9
     assert [row.example for row in short_to_long(rows[:1], 2)] == [0]
 
 
@@ -105,7 +105,7 @@ def test_gradients_that_do_not_add_up_are_caught(monkeypatch):
 def test_without_room_for_two_rows_gradients_are_not_added():
     one = altered(shared("gpt2_sa_lora"), micro_batch=1)
     assert arithmetic.rows_alone_as_in_batch(one)[0]
-    assert one.asked.gap is None
+    assert one.probe.gap is None
     assert arithmetic.predicting_twice_is_the_same(one) == (True, "bit for bit")
 
 
@@ -147,7 +147,7 @@ def test_lora_adds_scale_times_b_a_x(cell_id):
 
 def test_an_adapter_that_is_switched_off_adds_something_else():
     evidence = evidence_of("gpt2_sa_lora")
-    assert evidence.asked.together
+    assert evidence.probe.together
     with evidence.model.disable_adapter():
         passed, detail = arithmetic.adapters_add_as_declared(evidence)
     assert not passed
