@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 from tunegrid.errors import InputError
+from tunegrid.grid.recipes import Generation
 from tunegrid.record import Record
-from tunegrid.record.parts import GenerationRecord
 
 ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
 
@@ -94,7 +94,7 @@ def _budget(record: Record) -> str:
     return f"{record.training.updates if record.training else 'no'} updates of {record.recipe.rows_per_update} rows"
 
 
-def _search(generation: GenerationRecord | None) -> str:
+def _search(generation: Generation | None) -> str:
     return f"num_beams {generation.num_beams}, max_new_tokens {generation.max_new_tokens}" if generation else "none"
 
 

@@ -202,7 +202,7 @@ def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
 
 
 def half_the_rank(new):
-    new.recipe.adapter = {"r": 4}
+    new.recipe = replace(new.recipe, adapter={"r": 4})
 
 
 def other_order(new):
