@@ -31,6 +31,7 @@ from tunegrid.results.passing import below_bounds, located
 from tunegrid.results.thresholds import Bounds, load_bounds
 
 STOPPED = 130  # exit code, as a shell gives it
+ZOO = calibrate.CalibrationPlan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +80,7 @@ class Stage:
 
 
 def _bounds(work: Work) -> int:
-    plan = work.plan
-    counts = {
-        "--seeds": plan.seeds,
-        "--more-seeds": plan.more_seeds,
-        "--perturbed-seeds": plan.perturbed,
-        "--draws": plan.draws,
-        "--cells": ",".join(plan.cells),
-        "--to": work.to,
-    }
-    return calibrate.main([str(part) for pair in counts.items() for part in pair], work.sessions)
+    return calibrate.write(work.plan, work.sessions, work.to)
 
 
 def _numerics(work: Work) -> int:
@@ -129,7 +121,7 @@ def _false_alarms(work: Work) -> int:
 
 
 def _zoo(work: Work) -> int:
-    return calibrate.main(["--profile", "zoo", "--to", str(work.to)], work.sessions)
+    return calibrate.write(ZOO, work.sessions, work.to)
 
 
 STAGES: Mapping[str, Stage] = {
@@ -139,9 +131,7 @@ STAGES: Mapping[str, Stage] = {
     "power": Stage(sessions=lambda work: [], do=_power),
     "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
     "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
-    "zoo": Stage(
-        sessions=lambda work: calibrate.CalibrationPlan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds).sessions, do=_zoo
-    ),
+    "zoo": Stage(sessions=lambda work: ZOO.sessions, do=_zoo),
 }
 
 
