@@ -3,5 +3,5 @@
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
 BEFORE = ("options", "session", "selection", "sharding", "planning", "progress")
 RUN = ("pipeline", "journal", "results")
-AFTER = ("gating", "answer", "isolation", "ray.plugin", "gpu_summary", "page")
+AFTER = ("gate", "answer", "isolation", "ray.plugin", "gpu_summary", "page")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

@@ -18,7 +18,7 @@ from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.grid.names import within
 from tunegrid.grid.profiles import QUICK_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.results.thresholds import missed
+from tunegrid.results.passing import below_bounds
 
 pytestmark = pytest.mark.controls
 
@@ -99,6 +99,6 @@ def test_a_control_misses_a_threshold(
     if control == "adapter_off":
         switch_off(model, start)
     scores = record(findings, training, score(splits.test)).scores
-    below = missed(scores, bounds)
+    below = below_bounds(scores, bounds)
     benchmark.extra_info.update(control=control, of=cell_id, scores=scores, bounds=bounds, missed=below)
     assert below, f"{cell_id} reaches every bound with {control}: {scores}"

@@ -13,8 +13,7 @@ from fixtures.session import session_of
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import STAGES, compared, load_tolerances
-from tunegrid.results.record_checks import cross_cell_audits
-from tunegrid.results.thresholds import missed
+from tunegrid.results.passing import below_bounds, cross_cell_audits
 
 pytestmark = pytest.mark.faults
 
@@ -118,7 +117,7 @@ def objections(audit_before, trainer, validate, splits, score, progress, record,
     findings = audit_before()
     training = trainer.run(progress, validate)
     row = record(findings, training, score(splits.test))
-    below = missed(row.scores, bounds)
+    below = below_bounds(row.scores, bounds)
     failed = {finding.name: finding.detail for finding in row.audits if not finding.passed}
     stage = changed(row) if sabotaged and fault.caught_by in STAGES else {}
     return failed | ({"threshold": "; ".join(below)} if below else {}) | stage

@@ -12,9 +12,10 @@ from benchmarks.library_bugs import BUGS, HARMLESS
 from fixtures.session import session_of
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
-from tunegrid.results.gates import FAILED_BY, Run, failing, gate, read_run
+from tunegrid.results.answer import FAILED_BY, failing
+from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Verdict
-from tunegrid.results.thresholds import missed
+from tunegrid.results.passing import below_bounds
 
 pytestmark = pytest.mark.library_bugs
 
@@ -46,7 +47,7 @@ def objecting(record, bounds):
     """Sentences of each of the four that objects: bound, audit, gate, numerics."""
     judged, refusal = judgements(record)
     sentences = {
-        "bound": missed(record.scores, bounds),
+        "bound": below_bounds(record.scores, bounds),
         "audit": [f"{finding.name}: {finding.detail}" for finding in record.audits if not finding.passed],
         "gate": [f"{j.quantity}: {j.detail}" for j in failing(judged, FAILED_BY)],
         "numerics": [f"{j.quantity}: {j.detail}" for j in judged if j.verdict is Verdict.CHANGED],

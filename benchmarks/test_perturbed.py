@@ -16,7 +16,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.numerics import FINE, UPDATES, Pair, changes, load_tolerances, tolerance_of
 from tunegrid.run.build import build, perturb
 from tunegrid.run.meter import Meter
-from tunegrid.run.probe import probed
+from tunegrid.run.probe import before_training
 from tunegrid.run.training import Trainer
 
 pytestmark = pytest.mark.perturbed
@@ -35,7 +35,7 @@ def twin(cell, trainer, codec, tokenizer, features, device, metrics, splits):
     def changed(change):
         twin = Trainer(cell, build(cell, tokenizer, device), codec, features, Meter(device=device))
         change(twin)
-        twin.start_from(probed(twin, metrics, splits.test))
+        twin.start_from(before_training(twin, metrics, splits.test))
         return twin
 
     return changed

@@ -14,9 +14,9 @@ from typing import Any
 from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
 from tunegrid.record.reading import checked
+from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.files import is_cell, load
-from tunegrid.results.passing import sentence_of, too_short
-from tunegrid.results.record_checks import cross_cell_audits, invariants, not_numbers, unlike_pairs
+from tunegrid.results.passing import cross_cell_audits, failures, impossible_figures, too_short
 from tunegrid.results.table import markdown
 
 
@@ -47,8 +47,7 @@ def faults_of(record: Record, together: Sequence[AuditFinding]) -> list[str]:
     """Sentences on one record; `together` is what its cell shows beside others, which the record may know already."""
     known = {finding.name for finding in record.audits}
     fresh = [finding for finding in together if not finding.passed and finding.name not in known]
-    failed = [sentence_of(finding) for finding in record.audits if not finding.passed and finding.name not in record.excused]
-    sentences = [*invariants(record), *not_numbers(record), *failed]
+    sentences = [*impossible_figures(record), *failures(record.audits, record.excused)]
     return sentences + [f"{finding.name}: {finding.detail}" for finding in fresh]
 
 

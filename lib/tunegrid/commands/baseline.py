@@ -14,9 +14,9 @@ from typing import Any
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
+from tunegrid.results.alike import check_alike
 from tunegrid.results.examples import keep_beside
 from tunegrid.results.files import load, read_list, read_rows, save
-from tunegrid.results.record_checks import check_alike
 from tunegrid.results.table import Column, lines, number
 
 COLUMNS = (

@@ -17,14 +17,15 @@ from pathlib import Path
 from filelock import FileLock
 
 from tunegrid import ROOT
+from tunegrid.commands.cache import lock_of
 from tunegrid.commands.environments import Commits, Releases, Subject, python_with
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.machine import versions
+from tunegrid.results.answer import COUNTED, FAILED_BY, failing, kinds_of, outcome, undecided
 from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
-from tunegrid.results.cache import lock_of
+from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import counted, remarks
-from tunegrid.results.gates import COUNTED, FAILED_BY, Run, failing, gate, kinds_of, outcome, read_run, undecided
 from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Outcome
 

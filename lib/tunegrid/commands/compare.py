@@ -9,8 +9,7 @@ import argparse
 from pathlib import Path
 
 from tunegrid.errors import InputError
-from tunegrid.results.comparison import compared
-from tunegrid.results.comparison_report import FORMATS
+from tunegrid.results.compare import FORMATS, compared
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import load_noise
 

@@ -7,70 +7,81 @@ chosen here.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+# Types with bounds, which `--set` and reading a record check.
+Precision = Literal["fp32", "fp16", "bf16"]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[int, Field(ge=1)]
+Amount = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapter:
     """A LoRA adapter: PEFT's `LoraConfig` fields; the update is scaled by lora_alpha / r."""
 
-    r: int
-    lora_alpha: int
-    lora_dropout: float
+    r: Positive
+    lora_alpha: Positive
+    lora_dropout: Share
     target_modules: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How summaries are generated: `GenerationConfig` fields; lengths are in tokens of the summary."""
+    """How texts are generated: `GenerationConfig` fields; lengths are in tokens of the text."""
 
-    num_beams: int
-    max_new_tokens: int
-    min_length: int = 0
-    no_repeat_ngram_size: int = 0
+    num_beams: Positive
+    max_new_tokens: Positive
+    min_length: Count = 0
+    no_repeat_ngram_size: Count = 0
     length_penalty: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How one cell trains.
+class Hyperparameters:
+    """How one cell trains: a `Recipe` has the adapter that is asked for, a record's recipe the method's settings in its place.
 
     Attributes:
+        adapter: of the method; each of the two has a type of its own.
         text: columns read as the input, joined by a line break.
         doc_stride: tokens that neighbouring windows share; None reads one window and cuts the rest.
         max_length: of the input, in tokens, special tokens included; `max_target_length` of the summary.
         warmup_steps: updates; stands in for `warmup_ratio` where it is not 0.
-        head_learning_rate: peak rate of the head's new modules; None trains them at `learning_rate`, as the study does.
+        head_learning_rate: None trains the head's new modules at `learning_rate`, as the study does.
         max_steps: updates; 0 trains `num_train_epochs` epochs.
-        max_grad_norm: None does not clip.
-        precision: "fp32", "fp16" or "bf16", where the device can.
+        precision: where the device can.
         gradient_checkpointing: activations are computed again in the backward pass, which saves memory and costs time.
         trainable_params, total_params: expected at full size; None where the study gives no figure.
     """
 
-    adapter: Adapter | None = None
+    adapter: Any
     optim: str = "adamw_torch"
-    learning_rate: float
-    head_learning_rate: float | None = None
-    weight_decay: float = 0.01
+    learning_rate: Annotated[float, Field(gt=0)]
+    head_learning_rate: Annotated[
+        float | None, Field(gt=0, description="peak rate of the head's new modules; null: that of the rest")
+    ] = None
+    weight_decay: Amount = 0.01
     lr_scheduler_type: str = "linear"
-    warmup_ratio: float = 0.0
-    warmup_steps: int = 0
-    num_train_epochs: int
-    max_steps: int = 0
-    per_device_train_batch_size: int
-    gradient_accumulation_steps: int = 1
-    max_grad_norm: float | None = 1.0
-    precision: str
+    warmup_ratio: Share = 0.0
+    warmup_steps: Count = 0
+    num_train_epochs: Positive
+    max_steps: Annotated[int, Field(ge=0, description="0: the epochs decide")] = 0
+    per_device_train_batch_size: Positive
+    gradient_accumulation_steps: Positive = 1
+    max_grad_norm: Annotated[Amount | None, Field(description="null: no clipping")] = 1.0
+    precision: Precision
     gradient_checkpointing: bool = False
-    max_length: int
-    doc_stride: int | None = None
-    max_target_length: int | None = None
-    text: tuple[str, ...] = ()
+    max_length: Positive
+    doc_stride: Positive | None = None
+    max_target_length: Positive | None = None
+    text: Annotated[tuple[str, ...], Field(description="columns read in place of the task's; empty: the task's")] = ()
     prefix: str = ""
     generation: Generation | None = None
-    trainable_params: int | None = None
-    total_params: int | None = None
+    trainable_params: Positive | None = None
+    total_params: Positive | None = None
     from_notebook: tuple[str, ...] = field(default=(), repr=False)
     ours: tuple[str, ...] = field(default=(), repr=False)
 
@@ -86,6 +97,13 @@ class Recipe:
     def planned_updates(self, features: int) -> int:
         """Updates in all: `max_steps`, or the epochs' worth."""
         return self.max_steps or self.num_train_epochs * self.updates_per_epoch(features)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Hyperparameters):
+    """How one cell is to train, with its adapter: None trains what its method trains without one."""
+
+    adapter: Adapter | None = None
 
 
 CONTENT = ("content",)

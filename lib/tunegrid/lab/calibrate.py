@@ -21,7 +21,8 @@ from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSes
 from tunegrid.lab.measured import note
 from tunegrid.results.files import save
 from tunegrid.results.noise import NoiseKey
-from tunegrid.results.thresholds import load_bounds, missed
+from tunegrid.results.passing import below_bounds
+from tunegrid.results.thresholds import load_bounds
 
 ADAPTER_OFF = "adapter_off"  # a control of benchmarks/test_controls.py
 
@@ -162,7 +163,7 @@ def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
     """How many controls there are, and how many miss a bound of this file."""
     bounds = load_bounds(path)
     records = [row["extra_info"] for row in rows]
-    return {"controls": len(records), "missed": sum(bool(missed(row["scores"], bounds[row["of"]])) for row in records)}
+    return {"controls": len(records), "missed": sum(bool(below_bounds(row["scores"], bounds[row["of"]])) for row in records)}
 
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
@@ -192,30 +193,35 @@ def plan_of(options: argparse.Namespace, profile: str = "quick") -> CalibrationP
     )
 
 
-def main(arguments: list[str] | None = None, sessions: LabSessions | None = None) -> int:
-    """Train, write, say which bounds are blunt; return the exit code."""
+def write(plan: CalibrationPlan, sessions: LabSessions, to: Path) -> int:
+    """Train, write below a folder, say which bounds are blunt; return the exit code."""
+    measured, controls = train(plan, sessions)
+    texts = {f"{plan.profile}.toml": thresholds_toml(measured)}
+    texts |= {"noise.toml": noise_toml(measured)} if plan.rules.noise else {}
+    reports, thresholds = to / "reports", to / "benchmarks" / "thresholds"
+    thresholds.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (thresholds / name).write_text(text)
+    save(controls, reports / f"controls-{plan.profile}-cpu.json")
+    figures = held(controls["benchmarks"], thresholds / f"{plan.profile}.toml")
+    note(reports / "measured.json", f"controls {plan.profile}", figures)
+    note(reports / "measured.json", f"calibrate {plan.profile}", counts(measured))
+    print(*blunt(measured), f"{figures['missed']} of {figures['controls']} controls miss a bound", sep="\n")
+    print(f"wrote {' and '.join(texts)} from {', '.join(f'{name}: {count}' for name, count in counts(measured).items())}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Calibrate what the command line names; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab calibrate", description=__doc__)
     parser.add_argument("--profile", choices=RULES, default="quick", help="which grid (default quick)")
     add_plan(parser)
     options = parser.parse_args(arguments)
     try:
         plan = plan_of(options, options.profile)
-        measured, controls = train(plan, sessions or LabSessions(workers=options.workers, fresh=options.fresh))
-        texts = {f"{options.profile}.toml": thresholds_toml(measured)}
-        texts |= {"noise.toml": noise_toml(measured)} if plan.rules.noise else {}
-        reports, thresholds = options.to / "reports", options.to / "benchmarks" / "thresholds"
-        thresholds.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            (thresholds / name).write_text(text)
-        save(controls, reports / f"controls-{options.profile}-cpu.json")
-        figures = held(controls["benchmarks"], thresholds / f"{options.profile}.toml")
-        note(reports / "measured.json", f"controls {options.profile}", figures)
-        note(reports / "measured.json", f"calibrate {options.profile}", counts(measured))
+        return write(plan, LabSessions(workers=options.workers, fresh=options.fresh), options.to)
     except InputError as error:
         parser.error(str(error))
-    print(*blunt(measured), f"{figures['missed']} of {figures['controls']} controls miss a bound", sep="\n")
-    print(f"wrote {' and '.join(texts)} from {', '.join(f'{name}: {count}' for name, count in counts(measured).items())}")
-    return 0
 
 
 def cells_of(text: str, to: Path) -> tuple[str, ...]:

@@ -15,10 +15,12 @@ from tunegrid.errors import InputError
 from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.measured import note
 from tunegrid.record import Record
-from tunegrid.results.gates import FAILED_BY, Run, failing, gate, read_run
+from tunegrid.results.answer import FAILED_BY, failing
+from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.results.passing import below_bounds
 from tunegrid.results.table import Column, lines
-from tunegrid.results.thresholds import Bounds, load_bounds, missed
+from tunegrid.results.thresholds import Bounds, load_bounds
 
 BOUNDS = ROOT / "benchmarks" / "thresholds" / "quick.toml"
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -60,7 +62,7 @@ class Verdicts:
 def objections(record: Record, bounds: Bounds) -> list[str]:
     """Bounds that a record misses, those of today, and audits that failed when it ran."""
     failed = [f"audit {finding.name}: {finding.detail}" for finding in record.audits if not finding.passed]
-    return [f"{record.cell} {sentence}" for sentence in (*missed(record.scores, bounds), *failed)]
+    return [f"{record.cell} {sentence}" for sentence in (*below_bounds(record.scores, bounds), *failed)]
 
 
 def planned(sessions: int) -> list[GridRun]:

@@ -27,10 +27,11 @@ from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
 from tunegrid.lab.grid_runs import LabSession, LabSessions, folder
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
-from tunegrid.results.passing import located
-from tunegrid.results.thresholds import Bounds, load_bounds, missed
+from tunegrid.results.passing import below_bounds, located
+from tunegrid.results.thresholds import Bounds, load_bounds
 
 STOPPED = 130  # exit code, as a shell gives it
+ZOO = calibrate.CalibrationPlan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +80,7 @@ class Stage:
 
 
 def _bounds(work: Work) -> int:
-    plan = work.plan
-    counts = {
-        "--seeds": plan.seeds,
-        "--more-seeds": plan.more_seeds,
-        "--perturbed-seeds": plan.perturbed,
-        "--draws": plan.draws,
-        "--cells": ",".join(plan.cells),
-        "--to": work.to,
-    }
-    return calibrate.main([str(part) for pair in counts.items() for part in pair], work.sessions)
+    return calibrate.write(work.plan, work.sessions, work.to)
 
 
 def _numerics(work: Work) -> int:
@@ -107,8 +99,8 @@ def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
     """Write a run anew, its cells held to other bounds: those that were made of it, and of other runs beside it."""
     run, rows = load(path), []
     for row, record in read_rows(path):
-        old = {located(record, sentence) for sentence in missed(record.scores, record.bounds)}
-        below = [located(record, sentence) for sentence in missed(record.scores, bounds.get(record.cell, {}))]
+        old = {located(record, sentence) for sentence in below_bounds(record.scores, record.bounds)}
+        below = [located(record, sentence) for sentence in below_bounds(record.scores, bounds.get(record.cell, {}))]
         messages = [sentence for sentence in record.missed if sentence not in old] + below
         status = record.status if record.status not in ("passed", "missed") else "missed" if messages else "passed"
         again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=messages, status=status)
@@ -129,7 +121,7 @@ def _false_alarms(work: Work) -> int:
 
 
 def _zoo(work: Work) -> int:
-    return calibrate.main(["--profile", "zoo", "--to", str(work.to)], work.sessions)
+    return calibrate.write(ZOO, work.sessions, work.to)
 
 
 STAGES: Mapping[str, Stage] = {
@@ -139,9 +131,7 @@ STAGES: Mapping[str, Stage] = {
     "power": Stage(sessions=lambda work: [], do=_power),
     "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
     "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
-    "zoo": Stage(
-        sessions=lambda work: calibrate.CalibrationPlan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds).sessions, do=_zoo
-    ),
+    "zoo": Stage(sessions=lambda work: ZOO.sessions, do=_zoo),
 }
 
 

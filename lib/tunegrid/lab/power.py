@@ -11,9 +11,9 @@ from pathlib import Path
 from tunegrid.errors import InputError
 from tunegrid.lab.measured import note
 from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
-from tunegrid.results.gates import load_margins
 from tunegrid.results.noise import NOISE, PERTURBED, SEEDS, Noise, NoiseKey, load_noise
 from tunegrid.results.table import Column, lines, number
+from tunegrid.results.thresholds import load_margins
 
 GOAL = 2.0  # points
 COLUMNS = (

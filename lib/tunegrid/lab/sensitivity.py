@@ -17,7 +17,7 @@ from tunegrid.lab.false_alarms import BOUNDS, objections
 from tunegrid.lab.grid_runs import LabSessions, OtherLabSession
 from tunegrid.lab.measured import note
 from tunegrid.results.files import read_list
-from tunegrid.results.gates import Run, gate, read_run
+from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.table import Column, lines, signed
 from tunegrid.results.thresholds import Bounds, load_bounds

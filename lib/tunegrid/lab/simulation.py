@@ -18,10 +18,9 @@ import numpy as np
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab.calibration import bound_of
-from tunegrid.results.interim import promising, share_of_alpha
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import PERTURBED, Deviation, Groups, Noise, NoiseKey, ScoresByKey, deviation, kind_of_cell, pooled
-from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of
+from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of, promising, share_of_alpha
 from tunegrid.results.statistics import Array, TrainingEffect, by_training
 
 COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows

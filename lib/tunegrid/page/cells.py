@@ -13,13 +13,10 @@ from tunegrid.page.rows import RowSample, sampled
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.page.settings import settings_of
 from tunegrid.record import Record, Status
-from tunegrid.results.entries import Entry
+from tunegrid.results.compare import Entry
 from tunegrid.results.examples import read
-from tunegrid.results.gate_report import WEIGHT, worst
-from tunegrid.results.gates import decides, kind_of
-from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.passing import too_short
-from tunegrid.results.run_table import peak_gib, status_of
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
+from tunegrid.results.passing import status_of, too_short
 
 LEDGER = ("weights", "gradients", "optimizer", "activations")
 
@@ -97,16 +94,16 @@ class CellView:
     @property
     def verdict(self) -> Verdict | None:
         """The gravest verdict on numerics, quality and memory."""
-        return worst([j for j in self.judged if decides(j) and kind_of(j) != "speed"])
+        return worst([j for j in self.judged if j.decides and j.kind != "speed"])
 
     def verdict_on(self, kind: str) -> Verdict | None:
         """The gravest verdict on a kind of figure."""
-        return worst([j for j in self.judged if decides(j) and kind_of(j) == kind])
+        return worst([j for j in self.judged if j.decides and j.kind == kind])
 
     @property
     def gravest_first(self) -> list[Judgement]:
         """All judgements, the gravest first."""
-        return sorted(self.judged, key=lambda judgement: WEIGHT.index(judgement.verdict))
+        return sorted(self.judged, key=lambda judgement: GRAVEST_FIRST.index(judgement.verdict))
 
     @property
     def sentences(self) -> list[str]:
@@ -137,7 +134,7 @@ class CellView:
     @property
     def peak(self) -> float | None:
         """The highest peak in GiB, of the seeds."""
-        return max((peak for record in self.records if (peak := peak_gib(record)) is not None), default=None)
+        return max((peak for record in self.records if (peak := record.peak_gib) is not None), default=None)
 
     @property
     def trained_bytes(self) -> int | None:

@@ -6,9 +6,7 @@ from itertools import pairwise
 
 from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, judged
-from tunegrid.results.gate_report import worst
-from tunegrid.results.gates import decides, kind_of
-from tunegrid.results.judgements import Judgement, Verdict, by_cell
+from tunegrid.results.judgements import Judgement, Verdict, by_cell, worst
 
 Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the run before
 
@@ -50,4 +48,4 @@ def history_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement
 
 
 def _verdict(judgements: Sequence[Judgement]) -> Verdict | None:
-    return worst([j for j in judgements if decides(j) and kind_of(j) == "quality"])
+    return worst([j for j in judgements if j.decides and j.kind == "quality"])

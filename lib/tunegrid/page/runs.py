@@ -9,10 +9,10 @@ from statistics import fmean
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
+from tunegrid.results.alike import check_rows
 from tunegrid.results.files import SavedRun, read_saved
-from tunegrid.results.gates import Run, gate
+from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Judgement
-from tunegrid.results.quality import check_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,10 +39,10 @@ def _circumstances(record: Record) -> list[tuple[str, Any]]:
 
 
 def _told(value: Any) -> bool:
-    return value not in (None, "", [], {}) and not (isinstance(value, dict) and not any(map(_told, value.values())))
+    return value not in (None, "", [], (), {}) and not (isinstance(value, dict) and not any(map(_told, value.values())))
 
 
 def _words(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{name} {_words(item)}" for name, item in value.items() if _told(item))
-    return ", ".join(map(str, value)) if isinstance(value, list) else f"{value:,}" if type(value) is int else str(value)
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else f"{value:,}" if type(value) is int else str(value)

@@ -9,7 +9,7 @@ from tunegrid.page.runs import PageRun, mean
 from tunegrid.record import Record
 from tunegrid.record.invariants import impossible
 from tunegrid.results.files import read_records
-from tunegrid.results.record_checks import cross_cell_audits
+from tunegrid.results.passing import cross_cell_audits
 
 STUDY = ROOT / "reports" / "study.json"
 

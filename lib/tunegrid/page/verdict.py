@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from tunegrid.page.cells import CellView
 from tunegrid.results.answer import RunAnswer
-from tunegrid.results.gate_report import WEIGHT
-from tunegrid.results.gates import kind_of
-from tunegrid.results.judgements import Judgement
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement
 
 SHOWN = 8  # items below the answer; the grid has them all
 
@@ -55,7 +53,7 @@ def headline(answer: RunAnswer, cells: Sequence[CellView], remarks: Sequence[str
 
 
 def _worse(failing: Sequence[Judgement]) -> list[Highlight]:
-    ordered = sorted(failing, key=lambda j: (WEIGHT.index(j.verdict), j.effect or 0.0))
+    ordered = sorted(failing, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect or 0.0))
     return [Highlight(cell=j.cell, verdict=j.verdict, sentence=change(j)) for j in ordered]
 
 
@@ -63,7 +61,7 @@ def change(judgement: Judgement) -> str:
     """What changed and by how much."""
     if judgement.effect is None:
         return judgement.detail
-    if kind_of(judgement) != "quality":
+    if judgement.kind != "quality":
         return minus(f"{judgement.quantity.replace('_', ' ')} {100 * judgement.effect:+.1f} %")
     low, high = judgement.low, judgement.high
     interval = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f})"

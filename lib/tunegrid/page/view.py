@@ -11,7 +11,7 @@ from tunegrid.page.runs import PageRun, judged
 from tunegrid.page.study import StudyComparison, compared
 from tunegrid.page.verdict import Headline, headline
 from tunegrid.results.answer import RunAnswer, answer_of
-from tunegrid.results.entries import PEAK, SECONDS, TRAINED, fronts
+from tunegrid.results.compare import PEAK, SECONDS, TRAINED, fronts
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
@@ -21,7 +21,7 @@ LENGTHS: dict[str, Callable[[CellView], float]] = {
     "peaks": lambda cell: sum(added for _, _, added in cell.peaks),
     "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
 }
-COSTS = {TRAINED: "trainable bytes", PEAK: "peak GiB", SECONDS: "train seconds"}
+AXES = {TRAINED: "trainable bytes", PEAK: "peak GiB", SECONDS: "train seconds"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,13 @@ class Group:
     @cached_property
     def scatters(self) -> list[tuple[str, charts.Scatter]]:
         """Quality against each cost that was measured."""
-        drawn = [(name, charts.scatter(self._dots(cost))) for cost, name in COSTS.items()]
+        drawn = [(name, charts.scatter(self._dots(cost))) for cost, name in AXES.items()]
         return [(name, chart) for name, chart in drawn if chart]
 
     @cached_property
     def fronts(self) -> dict[str, set[str]]:
         """The cells on the front of each cost, backbone by backbone."""
-        cells: dict[str, set[str]] = {cost: set() for cost in COSTS}
+        cells: dict[str, set[str]] = {cost: set() for cost in AXES}
         for _, methods in self.lines:
             for cost, best in fronts([cell.entry for cell in methods if cell and cell.entry.records]).items():
                 cells[cost] |= {entry.first.cell for entry in best}
@@ -60,7 +60,7 @@ class Group:
 
     def on_fronts(self, cell: CellView) -> list[str]:
         """The costs at which no other method of its backbone is as good for as little."""
-        return [name for cost, name in COSTS.items() if cell.id in self.fronts[cost]]
+        return [name for cost, name in AXES.items() if cell.id in self.fronts[cost]]
 
     def _dots(self, cost: str) -> list[charts.Dot]:
         dots = []

@@ -8,15 +8,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from tunegrid.grid.methods import Quantization
+from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
+
 OWN_PHASES = ("audit", "trace")  # what the suite does for itself: it does not count as the cell's cost
 
-Precision = Literal["fp32", "fp16", "bf16"]
 Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-Count = Annotated[int, Field(ge=0)]
-Positive = Annotated[int, Field(ge=1)]
-Amount = Annotated[float, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
 
 
@@ -26,63 +24,12 @@ class Part:
     __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
 
-@dataclass(kw_only=True)
-class GenerationRecord(Part):
-    """How texts are generated: `GenerationConfig` fields."""
-
-    num_beams: Positive
-    max_new_tokens: Positive
-    min_length: Count
-    no_repeat_ngram_size: Count
-    length_penalty: float
-
-
-@dataclass(kw_only=True)
-class QuantizationRecord(Part):
-    """How the frozen base is stored: `BitsAndBytesConfig` fields."""
-
-    bnb_4bit_quant_type: str
-    bnb_4bit_use_double_quant: bool
-    bnb_4bit_compute_dtype: str
-
-
-@dataclass(kw_only=True)
-class RecipeRecord(Part):
+@dataclass(frozen=True, kw_only=True)
+class RecipeRecord(Hyperparameters, Part):
     """The recipe that was asked for, options applied; `training.precision` says what the device could do."""
 
     adapter: Annotated[dict[str, Any] | None, Field(description="the method's settings, as LoRA's rank; null: no adapter")]
-    optim: str
-    learning_rate: Annotated[float, Field(gt=0)]
-    weight_decay: Amount
-    lr_scheduler_type: str
-    warmup_ratio: Share
-    warmup_steps: Count
-    num_train_epochs: Positive
-    max_steps: Annotated[int, Field(ge=0, description="0: the epochs decide")]
-    per_device_train_batch_size: Positive
-    gradient_accumulation_steps: Positive
-    max_grad_norm: Annotated[Amount | None, Field(description="null: no clipping")]
-    precision: Precision
-    gradient_checkpointing: bool
-    max_length: Positive
-    doc_stride: Positive | None
-    max_target_length: Positive | None
-    text: Annotated[list[str], Field(description="columns read in place of the task's; empty: the task's")]
-    prefix: str
-    generation: GenerationRecord | None
-    trainable_params: Positive | None
-    total_params: Positive | None
-    from_notebook: list[str]
-    ours: list[str]
-    quantization: QuantizationRecord | None
-    head_learning_rate: Annotated[
-        float | None, Field(gt=0, description="peak rate of the head's new modules; null: that of the rest")
-    ] = None
-
-    @property
-    def rows_per_update(self) -> int:
-        """Rows that one optimizer update sees."""
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps
+    quantization: Quantization | None
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tunegrid.record.parts import Amount, Count, Part
+from tunegrid.grid.recipes import Amount, Count
+from tunegrid.record.parts import Part
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,7 @@ In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tuneg
 generated from these classes. Scores are points, 0 to 100.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
@@ -22,7 +22,6 @@ from tunegrid.record.parts import (
     EvaluationRecord,
     ExamplesRecord,
     Flops,
-    GenerationRecord,
     Id,
     Limits,
     Memory,
@@ -31,7 +30,6 @@ from tunegrid.record.parts import (
     Parameters,
     Part,
     Points,
-    QuantizationRecord,
     RecipeRecord,
     ReplacedRecord,
     Seeds,
@@ -97,6 +95,14 @@ class Record(Part):
         return self.status in ("passed", "missed")
 
     @property
+    def peak_gib(self) -> float | None:
+        """The highest memory peak of the cell's phases: of the GPU where there is one, else of the process."""
+        if self.memory is None:
+            return None
+        peak = self.memory.peak("reserved_peak_gib")
+        return self.memory.peak("rss_peak_gib") if peak is None else peak
+
+    @property
     def processes(self) -> str:
         """How many shared the cell, as "1", "4" or "4 (FSDP)"."""
         return f"{self.ranks.count}{' (FSDP)' if self.ranks.fsdp else ''}" if self.ranks else "1"
@@ -144,18 +150,11 @@ def new_record(cell: Cell) -> Record:
 
 def recipe_record(cell: Cell) -> RecipeRecord:
     """The cell's recipe, with the method's settings in the place of its adapter."""
-    recipe = asdict(cell.recipe)
     try:
         adapter = plain(cell.method.settings(cell.recipe))
     except TypeError as error:
         raise InputError(f"{cell.id}: the settings of method {cell.method.id!r} must be plain values: {error}") from None
-    generation, quantization = recipe["generation"], cell.quantization
-    parts = {
-        "adapter": adapter,
-        "generation": generation and GenerationRecord(**generation),
-        "quantization": quantization and QuantizationRecord(**asdict(quantization)),
-    }
-    return RecipeRecord(**plain({name: value for name, value in recipe.items() if name not in parts}), **parts)
+    return RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization)
 
 
 def data_record(cell: Cell, splits: Splits) -> DataRecord:

@@ -1,4 +1,4 @@
-"""The answer to a whole run. In: records, judgements, the kinds of figures that count. Out: sentences and an exit code.
+"""What decides whether a whole run passed. In: records, judgements, kinds of figures that count. Out: sentences, an exit code.
 
 Terminal, step summary, page and JUnit print this answer, so none of them can say what another denies.
 """
@@ -7,12 +7,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.gates import CANNOT_TELL, FAILED_BY, decides, failing, figures_of, kind_of, outcome, undecided
-from tunegrid.results.judgements import Judgement, Outcome, Verdict
+from tunegrid.results.judgements import KINDS, Judgement, Outcome, Verdict
 from tunegrid.results.numerics import STAGES
-from tunegrid.results.thresholds import missed
+from tunegrid.results.passing import below_bounds
 
+TOO_GOOD = "too-good"
+CANNOT_TELL = "cannot-tell"
+COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
+# By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
+FAILED_BY = ("quality", "memory")
+# Shown, never failed by: a process's resident set depends on the cells that it ran before.
+NEVER_FAILING = ("rss_peak_gib",)
 FLOW = (*STAGES, "evaluation")
 # How a cell can go wrong, in the order in which causes are told; failed audits come before all of them, by name.
 BOUND, FIGURES, ERROR, STOPPED, UNFINISHED = (
@@ -134,7 +141,7 @@ def causes_of(record: Record) -> list[str]:
     names = [audit.name for audit in record.audits if not audit.passed]
     audits = [f"failed audit {name}" for name in names if any(f"audit {name}: " in sentence for sentence in record.missed)]
     if record.status == "missed":
-        below = [BOUND] if missed(record.scores, record.bounds) else []
+        below = [BOUND] if below_bounds(record.scores, record.bounds) else []
         return audits + below or [FIGURES]
     return audits or [{"stopped": STOPPED, "error": ERROR}.get(record.status, UNFINISHED)]
 
@@ -196,7 +203,7 @@ def _of_figures(
     elif (others or (CANNOT_TELL in kinds and undecided(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
         yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {_doubt(judged, others)}."
     elif others:
-        doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and decides(j) and kind_of(j) in others]
+        doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and j.decides and j.kind in others]
         doubt = f", though the gate cannot tell for {_count(len(doubts), 'main score')}" if doubts else ""
         yield State.PASSED, f"By {_joined(others)} no worse than {baseline}{doubt}."
 
@@ -236,3 +243,63 @@ def _some(names: Sequence[str]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+# What counts
+
+
+def kinds_of(text: str) -> tuple[str, ...]:
+    """Kinds of figures, divided by commas; raises InputError for a name that is none."""
+    kinds = tuple(text.split(","))
+    for kind in kinds:
+        if kind not in COUNTED:
+            raise InputError(f"unknown kind of figure {kind!r}: expected some of {','.join(COUNTED)}")
+    return kinds
+
+
+def figures_of(kinds: Sequence[str]) -> list[str]:
+    """Those that are kinds of figures, which can be compared."""
+    return [kind for kind in kinds if kind in KINDS]
+
+
+def failing(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[Judgement]:
+    """What of these kinds is worse, of numerics changed, or too good, and every missing cell."""
+    return [
+        j
+        for j in judged
+        if j.verdict is Verdict.MISSING
+        or (j.kind in kinds and j.verdict is Verdict.WORSE and j.quantity not in NEVER_FAILING)
+        or ("numerics" in kinds and j.quantity == "numerics" and j.verdict is Verdict.CHANGED)
+        or (TOO_GOOD in kinds and j.verdict is Verdict.TOO_GOOD)
+    ]
+
+
+def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
+    """The main scores that cannot be told."""
+    return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
+
+
+def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
+    """What the judgements say of the whole run.
+
+    It cannot be told where no main score could be tested, or nothing of the kinds that count could be compared; with
+    `cannot-tell` among these, where any main score cannot be told.
+    """
+    if failing(judged, kinds):
+        return Outcome.WORSE
+    mains = [j for j in judged if j.quantity == j.main_score]
+    doubtful = undecided(mains)
+    untested = bool(mains) and all(j in doubtful and j.p is None for j in mains)
+    doubt = ("quality" in kinds and untested) or (CANNOT_TELL in kinds and bool(doubtful))
+    return Outcome.CANNOT_TELL if doubt or _nothing_compared(judged, kinds) else Outcome.NO_WORSE
+
+
+def _nothing_compared(judged: Sequence[Judgement], kinds: Sequence[str]) -> bool:
+    counted = figures_of(kinds)
+    own = [j for j in judged if j.kind in counted]
+    silent = [
+        j
+        for j in own
+        if j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW) or (j.verdict is Verdict.CANNOT_TELL and j.p is None)
+    ]
+    return bool(counted) and own == silent

@@ -15,7 +15,6 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.tasks import Carve
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
-from tunegrid.results.run_table import peak_gib
 from tunegrid.results.table import Column, number
 from tunegrid.results.table import lines as table_lines
 
@@ -122,7 +121,7 @@ def from_run(record: Record, source: str) -> Estimate:
     seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
     name, on_gpu = _device(record)
     source = f"{source}, {name}" if name else source
-    return Estimate(seconds=seconds, gib=peak_gib(record), source=source, device=name, on_gpu=on_gpu)
+    return Estimate(seconds=seconds, gib=record.peak_gib, source=source, device=name, on_gpu=on_gpu)
 
 
 def _device(record: Record) -> tuple[str | None, bool]:
@@ -147,7 +146,7 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     tensors = record.memory.ledger.peak_bytes if record.memory else None
     return Estimate(
         seconds=seconds,
-        gib=peak_gib(record),
+        gib=record.peak_gib,
         source=source,
         tensors_gib=None if tensors is None else tensors / 2**30,
         device=name,

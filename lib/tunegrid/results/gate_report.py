@@ -7,25 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from tunegrid.results.answer import RunAnswer
-from tunegrid.results.costs import LEDGER
-from tunegrid.results.gates import KINDS, decides, kind_of
-from tunegrid.results.judgements import Judgement, Verdict, by_cell
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, LEDGER, Judgement, Verdict, by_cell, worst
 from tunegrid.results.table import Column, lines, markdown, number, signed
 
-# The gravest first: a group of judgements is as bad as its worst.
-WEIGHT = (
-    Verdict.MISSING,
-    Verdict.WORSE,
-    Verdict.CHANGED,
-    Verdict.TOO_GOOD,
-    Verdict.CANNOT_TELL,
-    Verdict.NEW,
-    Verdict.BETTER,
-    Verdict.ROUNDING,
-    Verdict.SAME,
-    Verdict.EQUAL,
-    Verdict.NOT_COMPARABLE,
-)
 # Not worth a sentence of their own.
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)
 COLUMNS = (
@@ -40,19 +24,14 @@ COLUMNS = (
 NUMERICS_COLUMNS = (Column(title="cell", width=15), Column(title="numerics", width=14), Column(title="what"))
 
 
-def worst(judged: Sequence[Judgement]) -> Verdict | None:
-    """The gravest verdict."""
-    return min((j.verdict for j in judged), key=WEIGHT.index, default=None)
-
-
 def rows(judged: Sequence[Judgement]) -> list[tuple[str, ...]]:
     """One row per cell: its main score's change, and one verdict on each kind of figure."""
     cells = []
     for cell, judgements in by_cell(judged).items():
-        own = [judgement for judgement in judgements if decides(judgement)]
+        own = [judgement for judgement in judgements if judgement.decides]
         name = own[0].main_score
         main = next((j for j in own if j.quantity == name), own[0])
-        cells.append((cell, name, *_figures(main), *(str(worst([j for j in own if kind_of(j) == k]) or "-") for k in KINDS)))
+        cells.append((cell, name, *_figures(main), *(str(worst([j for j in own if j.kind == k]) or "-") for k in KINDS)))
     return cells
 
 
@@ -70,14 +49,14 @@ def counted(judged: Sequence[Judgement]) -> str:
 def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
     """How many cells have each verdict on one kind of figure, the gravest first."""
     column = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
-    counts = {verdict: sum(row[column] == verdict for row in cells) for verdict in WEIGHT}
+    counts = {verdict: sum(row[column] == verdict for row in cells) for verdict in GRAVEST_FIRST}
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "none"
 
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
     """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
-    decisive = [j for j in judged if j.verdict not in QUIET and decides(j)]
-    sentences = [_sentence(judgement) for judgement in sorted(decisive, key=lambda j: WEIGHT.index(j.verdict))]
+    decisive = [j for j in judged if j.verdict not in QUIET and j.decides]
+    sentences = [_sentence(judgement) for judgement in sorted(decisive, key=lambda j: GRAVEST_FIRST.index(j.verdict))]
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 
@@ -85,7 +64,7 @@ def remarks(judged: Sequence[Judgement]) -> list[str]:
 def _sentence(judgement: Judgement) -> str:
     if judgement.effect is None:
         change = ""
-    elif kind_of(judgement) == "quality":
+    elif judgement.kind == "quality":
         change = f" {judgement.effect:+.2f} points"
     else:
         digits = 3 if judgement.quantity in LEDGER else 1

@@ -1,11 +1,16 @@
-"""The words of a gate. Out: `Verdict`, what a gate says; `Judgement`, one verdict with its evidence."""
+"""The words of a gate. Out: `Verdict`, what a gate says; `Judgement`, one verdict with its evidence, and what it counts as."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 from tunegrid.record import Record
+
+KINDS = ("numerics", "quality", "memory", "speed")  # of figures
+LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
+PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
+RecordsBySeed = Mapping[int | None, Record]  # of one cell
 
 
 class Verdict(StrEnum):
@@ -22,6 +27,22 @@ class Verdict(StrEnum):
     EQUAL = "equal"
     ROUNDING = "rounding"
     CHANGED = "changed"
+
+
+# A group of judgements is as grave as its gravest.
+GRAVEST_FIRST = (
+    Verdict.MISSING,
+    Verdict.WORSE,
+    Verdict.CHANGED,
+    Verdict.TOO_GOOD,
+    Verdict.CANNOT_TELL,
+    Verdict.NEW,
+    Verdict.BETTER,
+    Verdict.ROUNDING,
+    Verdict.SAME,
+    Verdict.EQUAL,
+    Verdict.NOT_COMPARABLE,
+)
 
 
 class Outcome(StrEnum):
@@ -72,6 +93,24 @@ class Judgement:
     margin: float | None = None
     seeds: int = 1
     detail: str = ""
+
+    @property
+    def kind(self) -> str:
+        """One of `KINDS`; a cell that is missing, new or too good counts as quality."""
+        if self.quantity in ("numerics", "step_seconds"):
+            return {"numerics": "numerics", "step_seconds": "speed"}[self.quantity]
+        return "memory" if self.quantity in (*LEDGER, *PEAKS) else "quality"
+
+    @property
+    def decides(self) -> bool:
+        """Whether a cell's answer rests on it: scores beside the main one are shown, and count only where they are worse."""
+        is_other_score = self.kind == "quality" and self.quantity not in ("cell", self.main_score)
+        return not is_other_score or self.verdict in (Verdict.WORSE, Verdict.TOO_GOOD)
+
+
+def worst(judged: Iterable[Judgement]) -> Verdict | None:
+    """The gravest verdict."""
+    return min((judgement.verdict for judgement in judged), key=GRAVEST_FIRST.index, default=None)
 
 
 def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:

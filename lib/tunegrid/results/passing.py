@@ -1,15 +1,21 @@
-"""What decides whether a cell passed. In: why it stopped, what audits found, which bounds it missed. Out: its status.
+"""What decides whether a cell passed: bounds, audits, what the cells of a run show together. In: records. Out: their status.
 
 An audit counts in every run, but for those in `TOO_SHORT` where the run is shorter than they need; then the record says so.
 """
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.results.record_checks import TOGETHER, cross_cell_audits
-from tunegrid.results.thresholds import missed
+from tunegrid.record.invariants import impossible
+from tunegrid.results.alike import triples
+from tunegrid.results.thresholds import Bounds
+
+Findings = dict[str, list[AuditFinding]]  # by cell
 
 # After so many updates all that trains has moved. LoRA's A moves one update after B; a warm-up may start at a rate of 0; and
 # fp16 loses its first updates to overflows, while its scale falls.
@@ -67,48 +73,57 @@ def why_not_to_train(cell: Cell, findings: Iterable[AuditFinding]) -> str | None
     A full cell that is wrong from the start would train for hours. A micro one trains, so that its record shows all that
     objects to it; so does one on random tokens, whose rows no audit looks at.
     """
-    failed = [sentence_of(finding) for finding in findings if not finding.passed]
+    failed = failures(findings)
     guarded = not (cell.profile.micro or cell.profile.random_weights)
     return f"not trained, {'; '.join(failed)}" if failed and guarded else None
 
 
-def judged(
-    *,
-    stopped: str | None,
-    findings: Iterable[AuditFinding],
-    excused: Collection[str],
-    below: Sequence[str],
-    unexpected: Sequence[str],
-) -> tuple[Status, list[str]]:
-    """The status of a cell that came to an end, and a sentence for everything that is wrong.
-
-    Args:
-        stopped: why training ended early; then nothing else counts.
-        findings: of the audits.
-        excused: audits that do not count, since the run was too short to meet them.
-        below: bounds that scores do not reach.
-        unexpected: what a footprint shows that must not be.
-    """
-    if stopped:
-        return "stopped", [stopped]
-    failed = [sentence_of(finding) for finding in findings if not finding.passed and finding.name not in excused]
-    sentences = [*failed, *unexpected, *below]
-    return ("missed" if sentences else "passed"), sentences
+# A cell by itself
 
 
 def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) -> Record:
     """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
 
     Args:
-        record: with all that was measured, scored and found.
+        record: with all that was measured, scored and found. Where training stopped early, nothing else counts.
         extent: how far the run went.
         unexpected: what a footprint shows that must not be.
     """
-    stopped = record.training.stopped if record.training else None
-    excused = {} if stopped else excuses(record.audits, extent)
-    below = missed(record.scores, record.bounds) if record.evaluation else []
-    status, sentences = judged(stopped=stopped, findings=record.audits, excused=excused, below=below, unexpected=unexpected)
-    return replace(record, status=status, excused=excused, missed=[located(record, sentence) for sentence in sentences])
+    if record.training and record.training.stopped:
+        return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
+    excused = excuses(record.audits, extent)
+    below = below_bounds(record.scores, record.bounds) if record.evaluation else []
+    wrong = [*failures(record.audits, excused), *unexpected, *below]
+    status: Status = "missed" if wrong else "passed"
+    return replace(record, status=status, excused=excused, missed=[located(record, sentence) for sentence in wrong])
+
+
+def below_bounds(scores: Mapping[str, float | None], bounds: Bounds) -> list[str]:
+    """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
+    sentences = []
+    for metric, minimum in bounds.items():
+        score = scores.get(metric)
+        if score is None:
+            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f}")
+        elif not score >= minimum:
+            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f}")
+    return sentences
+
+
+def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
+    """What each audit that failed saw, but for those that do not count."""
+    return [sentence_of(finding) for finding in findings if not finding.passed and finding.name not in excused]
+
+
+def impossible_figures(record: Record) -> list[str]:
+    """Sentences on scores that no predictions can have, and on losses that are not numbers.
+
+    A saved record does not say whether one answer was an article alone.
+    """
+    one_row = 100 / record.data.rows.test if record.data and record.data.rows.test else 0.0
+    losses = record.training.losses if record.training else ()
+    not_numbers = any(loss is None or not math.isfinite(loss) for loss in losses)
+    return impossible(record.scores, empty_answers=one_row) + (["a loss is not a number"] if not_numbers else [])
 
 
 def too_short(record: Record) -> list[str]:
@@ -125,6 +140,78 @@ def sentence_of(finding: AuditFinding) -> str:
 def located(record: Record, sentence: str) -> str:
     """The sentence with the cell, the profile and the seed that it is about."""
     return f"{sentence} ({record.cell}, {record.profile}, seed {record.seeds.seed})"
+
+
+def status_of(seeds: Sequence[Record]) -> Status:
+    """A cell's status: passed where it passed with every seed, else the first other one."""
+    return next((record.status for record in seeds if record.status != "passed"), "passed")
+
+
+# All cells of a run together
+
+
+# Rows that score no point. Two honest cells may be wrong on the same few rows: on the quick cells, five seeds, on two of 512.
+SHARED_BY_LUCK = 30
+
+
+def distinct_results(records: Mapping[str, Record]) -> dict[str, str]:
+    """By cell: which other cell has the same results to the last digit; empty where none has."""
+    results = {cell: figures for cell, record in records.items() if (figures := _results(record))}
+    cells_by_figure: dict[tuple[object, ...], list[str]] = defaultdict(list)
+    for cell, figures in results.items():
+        for figure in figures:
+            cells_by_figure[figure].append(cell)
+    faults = dict.fromkeys(results, "")
+    shared = {pair for cells in cells_by_figure.values() if len(cells) > 1 for pair in combinations(cells, 2)}
+    order = {cell: index for index, cell in enumerate(results)}
+    for one, other in sorted(shared, key=lambda pair: (order[pair[0]], order[pair[1]])):
+        faults[one], faults[other] = f"the results are those of {other}", f"the results are those of {one}"
+    return faults
+
+
+def _results(record: Record) -> set[tuple[object, ...]]:
+    """Figures, of which two honest cells share none: every score, together with what else only one run can have."""
+    if not record.scores:
+        return set()
+    scores, loss = tuple(sorted(record.scores.items())), record.evaluation and record.evaluation.loss
+    figures: set[tuple[object, ...]] = {("training", scores, tuple(record.training.losses) if record.training else (), loss)}
+    if loss:
+        figures.add(("evaluation", scores, loss))
+    if record.examples and not loss and _has_predictions_of_its_own(record):  # a label has few values: methods may agree
+        figures.add(("predictions", scores, record.examples.file))  # the file's name is the hash of its content
+    return figures
+
+
+def _has_predictions_of_its_own(record: Record) -> bool:
+    """Whether equal predictions are a copy: the model learned something, and is wrong on more rows than by luck."""
+    learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
+    main, rows = record.scores.get(record.main_score), record.data.rows.test if record.data else 0
+    return learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK
+
+
+def same_rows_in_triple(records: Mapping[str, Record]) -> dict[str, str]:
+    """By cell: whose rows differ from its own among the methods of one backbone and task; empty where none do."""
+    faults = {}
+    for cells in triples(records).values():
+        fingerprints = {cell: data.fingerprint for cell in cells if (data := records[cell].data)}
+        for cell, own in fingerprints.items():
+            others = [other for other, fingerprint in fingerprints.items() if fingerprint != own]
+            faults[cell] = f"other rows than {', '.join(others)}" if others else ""
+    return faults
+
+
+TOGETHER = {audit.__name__: audit for audit in (distinct_results, same_rows_in_triple)}
+
+
+def cross_cell_audits(records: Sequence[Record]) -> Findings:
+    """Audits over the cells of each profile together: one finding an audit for every cell that it concerns."""
+    findings: Findings = defaultdict(list)
+    for profile in dict.fromkeys(record.profile for record in records):
+        cells = {record.cell: record for record in records if record.profile == profile}
+        for name, audit in TOGETHER.items():
+            for cell, fault in audit(cells).items():
+                findings[cell].append(AuditFinding(name=name, passed=not fault, detail=fault or "none other"))
+    return dict(findings)
 
 
 def compared_together(records: Sequence[Record]) -> list[Record]:
@@ -145,27 +232,24 @@ def compared_together(records: Sequence[Record]) -> list[Record]:
 
 def contradicts(record: Record) -> bool:
     """Whether another cell of its run shows that a record cannot be right."""
-    return any(finding.name in _TOGETHER and not finding.passed for finding in record.audits)
-
-
-_TOGETHER = {audit.__name__ for audit in TOGETHER}
+    return any(finding.name in TOGETHER and not finding.passed for finding in record.audits)
 
 
 def _run_of(record: Record) -> tuple[str, int | None]:
     return record.profile, record.seeds.seed
 
 
-def _with(record: Record, findings: Iterable[AuditFinding]) -> Record:
+def _with(record: Record, findings: Sequence[AuditFinding]) -> Record:
     """The record with these findings of the cells together."""
-    faults = [located(record, sentence_of(finding)) for finding in findings if not finding.passed]
+    faults = [located(record, sentence) for sentence in failures(findings)]
     status: Status = "missed" if faults else record.status
     return replace(record, audits=[*record.audits, *findings], missed=[*record.missed, *faults], status=status)
 
 
 def _alone(record: Record) -> Record:
     """The record without what an earlier comparison with other cells added."""
-    together = [finding for finding in record.audits if finding.name in _TOGETHER]
-    added = {located(record, sentence_of(finding)) for finding in together if not finding.passed}
+    together = [finding for finding in record.audits if finding.name in TOGETHER]
+    added = {located(record, sentence) for sentence in failures(together)}
     missed = [sentence for sentence in record.missed if sentence not in added]
     status: Status = "passed" if added and not missed else record.status
     return replace(record, audits=[f for f in record.audits if f not in together], missed=missed, status=status)

@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from scipy import special
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.costs import Seeds
+from tunegrid.results.alike import check_rows
 from tunegrid.results.examples import Examples, read, read_points
-from tunegrid.results.interim import share_of_alpha
-from tunegrid.results.judgements import Judgement, Verdict, judgement_of
+from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.numerics import Tolerances, same_course
 from tunegrid.results.statistics import (
@@ -63,7 +63,7 @@ class Pairing:
         return math.sqrt(1 / len(self.old) + 1 / len(self.new))
 
 
-def pairings(old: Seeds, new: Seeds, tolerances: Tolerances) -> list[Pairing]:
+def pairings(old: RecordsBySeed, new: RecordsBySeed, tolerances: Tolerances) -> list[Pairing]:
     """How two runs of a cell can be compared, the narrowest noise first: by seed if each differs by rounding; all by all."""
     every = Pairing(kind=SEEDS, old=list(old.values()), new=list(new.values()))
     if not all(seed in old and same_course(old[seed], record, tolerances) for seed, record in new.items()):
@@ -75,8 +75,8 @@ def pairings(old: Seeds, new: Seeds, tolerances: Tolerances) -> list[Pairing]:
 class Rows:
     """The points by row of a cell's runs, paired: a run to judge with the baseline's of its seed, else with any of it."""
 
-    old: Seeds
-    new: Seeds
+    old: RecordsBySeed
+    new: RecordsBySeed
     old_path: Path | None
     new_path: Path | None
 
@@ -124,13 +124,6 @@ class Rows:
         ]
         gains = self.gains(metric)
         return all(before and before == after for before, after in files) or (bool(gains) and not any(map(np.any, gains)))
-
-
-def check_rows(before: Record, after: Record) -> None:
-    """Raises InputError where two records were scored on different test rows."""
-    if before.examples and after.examples and before.examples.rows_hash != after.examples.rows_hash:
-        hashes = f"{before.examples.rows_hash} and {after.examples.rows_hash}"
-        raise InputError(f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired")
 
 
 # Effects
@@ -394,3 +387,43 @@ def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
         high=0.0,
         detail="equal to the last digit, and no row lost or gained points",
     )
+
+
+# Interim looks: looking again after every seed would multiply the chances of a false alarm
+
+
+def share_of_alpha(look: int, looks: int) -> float:
+    """The share of alpha that look `look` of at most `looks` gets: all looks get the same (Bonferroni over looks).
+
+    A cell is judged at no more than `looks` numbers of seeds. With equal shares, the chance that it is ever called falsely
+    stays below alpha, whoever chooses which cells get another seed, and when to stop. Shares that grow from look to look, as
+    O'Brien and Fleming's, hold only where every cell gets its seeds on a fixed schedule.
+
+    Raises:
+        InputError: where there is no such look.
+    """
+    if not 1 <= look <= looks:
+        raise InputError(f"look {look} of {looks} does not exist; count looks from 1")
+    return 1 / looks
+
+
+def promising(judged: Sequence[Judgement]) -> list[str]:
+    """Cells whose main score cannot be told, in the order of which most likely can with another seed."""
+    chances = {j.cell: chance_to_decide(j) for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL}
+    return sorted(chances, key=lambda cell: -chances[cell])
+
+
+def chance_to_decide(judgement: Judgement) -> float:
+    """The chance that one more seed makes it *same* or *worse*; 0 where seeds are not what is lacking.
+
+    The mean of n + 1 differences, n of them known, deviates from the mean of n by error / sqrt(n + 1); the standard error
+    shrinks by sqrt(n / (n + 1)).
+    """
+    effect, error, margin = judgement.effect, judgement.error, judgement.margin
+    if effect is None or margin is None or not error or judgement.low is None or judgement.critical is None:
+        return 0.0
+    seeds = judgement.seeds
+    shrink, spread = (seeds / (seeds + 1)) ** 0.5, error / (seeds + 1) ** 0.5
+    same = (effect + margin - (effect - judgement.low) * shrink) / spread
+    worse = (-effect - max(margin, judgement.critical * error * shrink)) / spread
+    return float(special.ndtr(same) + special.ndtr(worse))

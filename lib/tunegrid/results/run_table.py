@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
 from tunegrid.record import Record, Status
+from tunegrid.results.passing import status_of
 from tunegrid.results.table import Column, lines, number
 
 MIB = 2**20
@@ -28,7 +29,7 @@ SPREADS = (
     Column(title="lowest", width=6, right=True),
     *(column for column in SCORES[2:] if column.title in ("bound", "train s", "peak GiB", "status")),
 )
-COSTS = (
+FOOTPRINT = (
     Column(title="cell", width=15),
     Column(title="step ms", width=7, right=True),
     Column(title="p90 ms", width=7, right=True),
@@ -49,8 +50,8 @@ def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
     cells = by_cell(record for record in records if not record.flops)
     footprints = [record for record in records if record.flops]
     scored = zip(_score_lines(cells)[1:], map(status_of, cells), strict=True)
-    costs = lines(COSTS, [_costs(record) for record in footprints])[1:]
-    return [*scored, *zip(costs, (record.status for record in footprints), strict=True)]
+    measured = lines(FOOTPRINT, [_footprint(record) for record in footprints])[1:]
+    return [*scored, *zip(measured, (record.status for record in footprints), strict=True)]
 
 
 def by_cell(records: Iterable[Record]) -> list[list[Record]]:
@@ -67,19 +68,14 @@ def _score_lines(cells: Sequence[Sequence[Record]]) -> list[str]:
     return lines(SCORES, [_scores(record) for seeds in cells for record in seeds])
 
 
-def status_of(seeds: Sequence[Record]) -> Status:
-    """A cell's status: passed where it passed with every seed, else the first other one."""
-    return next((record.status for record in seeds if record.status != "passed"), "passed")
-
-
 def header(records: Sequence[Record]) -> str:
-    """The columns' names: of scores, or of costs where all records are footprints."""
+    """The columns' names: of scores, or of footprints where all records are footprints."""
     if all(record.profile == "footprint" for record in records):
-        return lines(COSTS, [_costs(record) for record in records if record.flops])[0]
+        return lines(FOOTPRINT, [_footprint(record) for record in records if record.flops])[0]
     return _score_lines(by_cell(record for record in records if not record.flops))[0]
 
 
-def _costs(record: Record) -> tuple[str, ...]:
+def _footprint(record: Record) -> tuple[str, ...]:
     speed, flops = record.throughput, record.flops
     steps = (speed.step_seconds_median, speed.step_seconds_p90) if speed else (None, None)
     sizes: tuple[int | None, ...] = (None,) * 5
@@ -108,7 +104,7 @@ def _scores(record: Record) -> tuple[str, ...]:
         number(record.bounds.get(record.main_score), 1),
         number(training.seconds if training else None, 1),
         number(speed.train_samples_per_second if speed else None, 0),
-        number(peak_gib(record), 2),
+        number(record.peak_gib, 2),
         number(trainable, 2) + (" " if trainable is None else "%"),
         status_word(record),
     )
@@ -119,7 +115,7 @@ def _spread(seeds: Sequence[Record]) -> tuple[str, ...]:
     first = seeds[0]
     scores = [score for record in seeds if (score := record.scores.get(first.main_score)) is not None]
     seconds = [record.training.seconds for record in seeds if record.training]
-    peaks = [peak for record in seeds if (peak := peak_gib(record)) is not None]
+    peaks = [peak for record in seeds if (peak := record.peak_gib) is not None]
     passed = sum(record.status == "passed" for record in seeds)
     alike = len({record.status for record in seeds}) == 1
     return (
@@ -143,14 +139,6 @@ def status_word(record: Record) -> str:
     if record.excused:
         return "too short"
     return "passed" if record.bounds else "no bound yet"
-
-
-def peak_gib(record: Record) -> float | None:
-    """The highest memory peak of the cell's phases: of the GPU where there is one, else of the process."""
-    if record.memory is None:
-        return None
-    peak = record.memory.peak("reserved_peak_gib")
-    return record.memory.peak("rss_peak_gib") if peak is None else peak
 
 
 def footer(records: Iterable[Record], wall_seconds: float | None) -> str:

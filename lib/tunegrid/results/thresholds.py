@@ -1,27 +1,30 @@
-"""Bounds a cell must meet. In: `benchmarks/thresholds/*.toml` and scores. Out: what a run missed, as sentences."""
+"""The files of `benchmarks/thresholds`. Out: what scores must reach, what healthy runs reach, and which drop counts."""
 
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
-Bounds = Mapping[str, float]
+from tunegrid import ROOT
+
+THRESHOLDS = ROOT / "benchmarks" / "thresholds"
+Bounds = Mapping[str, float]  # minimum points by metric
+# By cell and score: minimum and mean of healthy runs, among others.
+Evidence = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def load_bounds(path: Path) -> dict[str, Bounds]:
-    """Minimum points by metric, by cell id; empty where none have been measured yet."""
-    if not path.is_file():
-        return {}
-    cells = tomllib.loads(path.read_text())["cells"]
-    return {cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in cells.items()}
+    """Bounds by cell id; empty where none have been measured yet."""
+    return {
+        cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in load_evidence(path).items()
+    }
 
 
-def missed(scores: Mapping[str, float | None], bounds: Bounds) -> list[str]:
-    """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
-    sentences = []
-    for metric, minimum in bounds.items():
-        score = scores.get(metric)
-        if score is None:
-            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f}")
-        elif not score >= minimum:
-            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f}")
-    return sentences
+def load_evidence(path: Path) -> Evidence:
+    """What a profile's bounds rest on; empty where it has none."""
+    cells: Evidence = tomllib.loads(path.read_text())["cells"] if path.is_file() else {}
+    return cells
+
+
+def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
+    """The drop that is no regression yet, by kind and quantity."""
+    return tomllib.loads(path.read_text())

@@ -14,10 +14,10 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, to_json
 from tunegrid.results import run_table
+from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.examples import keep_beside
 from tunegrid.results.files import BenchmarkRow, RunJson, save
 from tunegrid.results.passing import compared_together, contradicts, too_short
-from tunegrid.results.record_checks import unlike_pairs
 
 Key = TypeVar("Key", bound=Hashable)  # of a row and its record
 

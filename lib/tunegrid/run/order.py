@@ -1,4 +1,4 @@
-"""In which order rows are trained on, and how many at once. In: lengths of features, a seed, an epoch. Out: batches, as places.
+"""The order in which rows are trained on, how many at once. In: lengths of features, a seed, an epoch. Out: batches of indices.
 
 No stage before or after changes which rows an update has.
 """
@@ -23,7 +23,7 @@ def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> l
         epoch: from 0 on.
 
     Returns:
-        The places of each batch's features.
+        The indices of each batch's features.
     """
     rng = Random(f"{seed}-{epoch}")
     shuffled = rng.sample(range(len(lengths)), len(lengths))

@@ -1,30 +1,45 @@
-"""Figures that tell a change without statistics. In: a trainer that has not run. Out: fields of the record's `FirstStep`.
+"""What a model answers beside its training. In: a trainer, before or after it runs. Out: figures, logits, gradients.
 
-The same seed, rows and arithmetic give the same figures, but for rounding; `tunegrid.results.numerics` compares two records by
-them. Taking them leaves modes, gradients and random numbers as they were. `Trainer` adds the figures of the first update.
+`before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for
+rounding, and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates. `probe` and
+what it is made of serve the audits. Probing leaves modes, gradients and random numbers as they were.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
-from tunegrid.codecs.base import Feature
+from tunegrid.codecs.base import IGNORED, Batch, Feature, on
+from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.columns import answer_texts
 from tunegrid.data.sources import Row
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.run.audits.probing import computing, searched, short_to_long, undisturbed
-from tunegrid.run.device import free_memory
+from tunegrid.run.build import base_type
+from tunegrid.run.device import free_memory, random_states, set_random_states
+from tunegrid.run.first_step import Figures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.fitting import DoesNotFit, fitting
-from tunegrid.run.groups import Figures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.order import chunks
 from tunegrid.run.training import Trainer
+from tunegrid.run.untouched import MONITOR, Replaced
 
+FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
+MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
+# Largest differences on the quick cells: fp32 7e-6 of the logits and 2e-6 of the gradients; NF4, which computes in bf16 and
+# so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
+FINE, COARSE = 1e-4, 0.1
+HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
+TakeFigures = Callable[[Trainer, Sequence[Feature]], Mapping[str, Any]]  # of some rows
+Shapes = list[torch.Size]  # of one row's logits
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
 NOT_DIFFERENTIATED: Mapping[str, Any] = {  # without a probe's digest, figures of two probes are not compared
@@ -32,12 +47,14 @@ NOT_DIFFERENTIATED: Mapping[str, Any] = {  # without a probe's digest, figures o
     "probe_gradients": {},
 }
 NOT_GENERATED: Mapping[str, Any] = {"generated": None, "decoded": None}
-Probe = Callable[[Trainer, Sequence[Feature]], Mapping[str, Any]]
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
 
 
-def probed(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
+# Before training
+
+
+def before_training(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
     """What can be said before the first update: of tokens, weights, random numbers, the untrained model, and metrics.
 
     Args:
@@ -88,7 +105,7 @@ def _stream(device: torch.device) -> str:
     return digest(([round(number, 5) for number in numbers], mask))
 
 
-def _where_it_fits(trainer: Trainer, figures: Probe, rows: Sequence[Feature]) -> Mapping[str, Any] | None:
+def _where_it_fits(trainer: Trainer, figures: TakeFigures, rows: Sequence[Feature]) -> Mapping[str, Any] | None:
     """Figures of some rows; None where memory runs out: a probe keeps all activations, training perhaps does not."""
     with suppress(DoesNotFit), fitting():
         return figures(trainer, rows)
@@ -145,14 +162,347 @@ def _generated(trainer: Trainer, rows: Sequence[Feature]) -> Mapping[str, Any]:
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
     """The scores of answers that no model gave: every row's reference, spoiled."""
-    answers = [spoiled(task, row, place) for place, row in enumerate(rows)]
+    answers = [spoiled(task, row, index) for index, row in enumerate(rows)]
     scores = METRICS[task.problem](metrics, task, rows, answers).scores
     return {name: figure(score) for name, score in scores.items()}
 
 
-def spoiled(task: Task, row: Row, place: int) -> int | str:
-    """An answer that depends on the row's place: a label, or the reference without every third word."""
+def spoiled(task: Task, row: Row, index: int) -> int | str:
+    """An answer that depends on the row's index: a label, or the reference without every third word."""
     if task.problem is Problem.CLASSIFY:
-        return place % len(task.labels)
+        return index % len(task.labels)
     reference = answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target]
-    return " ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + place) % 3)])
+    return " ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + index) % 3)])
+
+
+# After training
+
+
+@dataclass(kw_only=True)
+class Probe:
+    """What a trained model answers in evaluation mode, in the precision of training.
+
+    Attributes:
+        rows: a short and a long one; side by side they have padding.
+        alone: logits of each row alone, each (1, ...); none where the model's output names none.
+        together: logits of their batch, each (B, ...).
+        reached: names of the parameters that get a gradient other than zero from a row.
+        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None where it may not fit.
+        called: the modules that the model used.
+        computed: the types in which layers packed to 4 bits computed, by name.
+        repeated: how far the logits of another pass over the batch are from `together`, as `distance`.
+        loss: what the codec made of that pass, in nats.
+    """
+
+    rows: list[Feature]
+    alone: list[list[Tensor]]
+    together: list[Tensor]
+    reached: set[str]
+    gap: float | None
+    called: set[nn.Module]
+    computed: dict[str, str] = field(default_factory=dict)
+    repeated: float = math.nan
+    loss: float = math.nan
+
+
+def probe(trainer: Trainer) -> Probe:
+    """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
+    rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
+    small = smallest(trained)
+    summed = [torch.zeros_like(trained[name]) for name in small]
+    answer = Probe(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
+    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+        for row in rows:
+            with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
+                logits = logits_of(trainer, [row])[0]
+            if not logits:
+                return answer
+            answer.alone.append([one.detach() for one in logits])
+            gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
+            answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
+            summed = [total + gradients[name] for total, name in zip(summed, small, strict=True)]
+        fits = trainer.log.micro_batch >= len(rows)
+        with torch.set_grad_enabled(fits):
+            logits = logits_of(trainer, rows)[0]
+            answer.together = [one.detach() for one in logits]
+            if fits:
+                shapes = [_shapes(one) for one in answer.alone]
+                answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+            _probe_again(trainer, answer)
+    return answer
+
+
+def _probe_again(trainer: Trainer, answer: Probe) -> None:
+    """Another pass over the batch: how far its logits are from the first one's, its loss, and how packed layers compute."""
+    with computing(trainer.model) as answer.computed:
+        logits, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
+    answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, logits, strict=True))
+    answer.loss = float(loss.detach())
+
+
+def few_rows(trainer: Trainer) -> list[Feature]:
+    """The shortest and the longest of the first training rows."""
+    return short_to_long(trainer.features[:FIRST_ROWS], 2)
+
+
+def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
+    """So many features, evenly spread by length: the shortest, the longest, and some between, none of them twice."""
+    lengths = lengths_of(features)
+    ordered = sorted(range(len(features)), key=lambda index: lengths[index])
+    last = len(ordered) - 1
+    indices = [round(last * step / (count - 1)) for step in range(count)]
+    return [features[ordered[index]] for index in dict.fromkeys(indices)]
+
+
+def smallest(trained: Mapping[str, Tensor]) -> list[str]:
+    """The names of the smallest tensors, as many as fit into `MOST_VALUES`."""
+    names = sorted(trained, key=lambda name: trained[name].numel())
+    sizes = accumulate(trained[name].numel() for name in names)
+    return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
+
+
+def _shapes(logits: Sequence[Tensor]) -> Shapes:
+    return [one.shape[1:] for one in logits]
+
+
+def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """How far some gradients are from others, in units of the norm of the others."""
+    norm = float(nn.utils.get_total_norm(theirs))
+    rest = [one - other for one, other in zip(ours, theirs, strict=True)]
+    return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
+
+
+def gradients_of(logits: Sequence[Tensor], shapes: Sequence[Shapes], parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Gradients of a fixed sum of logits (B, ...), of which row i fills `shapes[i]`; zeros where there is none.
+
+    Unlike those of a loss, they do not vanish where a model is sure.
+    """
+    parts = [(batch[i], shape) for i, row in enumerate(shapes) for batch, shape in zip(logits, row, strict=True)]
+    total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in parts]).sum()
+    parameters = list(parameters)
+    taken = torch.autograd.grad(total, parameters, allow_unused=True)
+    return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
+
+
+def cut(row: Tensor, shape: torch.Size) -> Tensor:
+    """What of a padded row (...) is there when the row is alone."""
+    return row[tuple(map(slice, shape))]
+
+
+def _waves(row: Tensor) -> Tensor:
+    """Each value times a weight between -1 and 1 that depends on its position alone."""
+    positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
+    return row.float() * torch.cos(positions).reshape(row.shape)
+
+
+# Logits and losses
+
+
+def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
+    """What the model, or another one, answers to a training batch, each (B, ...), and the batch.
+
+    No logits where its output names none.
+    """
+    batch = on(trainer.meter.device, trainer.codec.collate(features))
+    return answered(trainer, batch, model)[0], batch
+
+
+def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> tuple[list[Tensor], Tensor]:
+    """The logits of a batch, each (B, ...), and the loss that the codec makes of them."""
+    model = trainer.model if model is None else model
+    outputs: list[Any] = []
+    with hooked([model], lambda module, inputs, output: outputs.append(output)):
+        loss = trainer.codec.loss(model, batch)
+    named = [getattr(outputs[-1], name, None) for name in ("logits", "start_logits", "end_logits")]
+    return [logits for logits in named if logits is not None], loss
+
+
+def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
+    """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates.
+
+    Args:
+        trainer: whose model is asked.
+        features: with the targets.
+        encoded: what the encoder made of the one source that all rows share (1, S, H), where it need not read it again.
+    """
+    batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
+    if encoded is not None:
+        batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
+    [logits], _ = answered(trainer, batch)
+    return of_targets(logits, batch)
+
+
+def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
+    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
+    labels = batch["labels"]
+    if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the positions that count alone
+        labels = labels[:, batch["kept"] + 1]
+    elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
+        logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
+    return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+
+
+# Texts
+
+
+def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
+    """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
+
+    The scores that it gave to each text's tokens are held against those of the whole text in one pass without a cache, the
+    row alone: against the model's own, not against another search, in which a near-tie is no fault.
+
+    Args:
+        trainer: whose model searches; in the precision that texts are evaluated in.
+        features: prompts, in one batch.
+        options: that replace the recipe's search.
+    """
+    codec = trainer.codec
+    assert isinstance(codec, GenerateCodec), "only these search"
+    beams = options.get("num_beams", codec.generation.num_beams)
+    with torch.no_grad(), undisturbed(trainer):
+        output = codec.generate(
+            trainer.model,
+            features,
+            trainer.meter.device,
+            **options,
+            num_return_sequences=beams,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        texts = [codec.until_end(ids) for ids in output.sequences.tolist()]
+        pairs = zip(features, chunks(texts, beams), strict=True)
+        whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]
+    gaps = [
+        float((steps[: len(ids)] - chosen(logits.log_softmax(-1), ids)).abs().max() / logits.abs().max())
+        for steps, logits, ids in zip(_scores_of_tokens(output), whole, texts, strict=True)
+    ]
+    return texts, max(gaps)
+
+
+def chosen(scores: Tensor, ids: Sequence[int]) -> Tensor:
+    """Scores (T) of a text's tokens, of those (T, V) of all tokens."""
+    return scores.gather(1, torch.tensor(ids, device=scores.device).unsqueeze(1)).squeeze(1)
+
+
+def _scores_of_tokens(output: Any) -> Tensor:
+    """Log-probabilities (texts, T) that a search gave to the tokens of its texts, before it changed any."""
+    steps = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
+    tokens = output.sequences[:, : len(steps)]
+    beams = getattr(output, "beam_indices", None)
+    if beams is None:
+        beams = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
+    beams = beams[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
+    times = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    return steps[times, beams, tokens]
+
+
+# Layers packed to 4 bits
+
+
+@contextmanager
+def computing(model: nn.Module) -> Iterator[dict[str, str]]:
+    """Meanwhile note, by name, in which type each layer computes whose weights are packed to 4 bits.
+
+    Such a layer turns its inputs into the type that it computes in, and its output back: only the output's digits tell.
+    Each is asked with fp32 inputs outside autocast. Under autocast, bitsandbytes multiplies by `linear` in autocast's type, but
+    few tokens on a GPU by a kernel of its own in the layer's: the type would depend on the batch, and not on the layer alone.
+    """
+    names: dict[nn.Module, str] = {m: name for name, m in model.named_modules() if isinstance(m, bnb.nn.Linear4bit)}
+    types: dict[str, str] = {}
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        own = inputs[0].detach().float().requires_grad_(inputs[0].requires_grad)  # on a CPU, layers are packed anew without
+        with torch.autocast(own.device.type, enabled=False):
+            computed = module.forward(own).detach()  # not by a call, which would come here again
+        if computed.any():  # zeros fit every type
+            types[names[module]] = type_of_digits(computed)
+
+    with hooked(names, look):
+        yield types
+
+
+def type_of_digits(numbers: Tensor) -> str:
+    """The type of 16 bits that holds these numbers as they are, or else the tensor's own."""
+    fitting = (half for half in HALVES if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers))
+    return str(next(fitting, numbers.dtype)).removeprefix("torch.")
+
+
+# The libraries, seen from inside of a forward pass: what stands in their place only meanwhile
+
+
+class _Seen(Exception):  # no error: what was to be seen was seen
+    """The pass need not go on."""
+
+
+def replaced_in(trainer: Trainer) -> list[Replaced]:
+    """What stands in the libraries' place now, in an update, and in a prediction; ranks look only from outside."""
+    found = MONITOR.replaced(trainer.model)
+    if trainer.ranks.count == 1:
+        if trainer.last_group:
+            found += _inside(trainer, lambda: trainer.accumulated(trainer.last_group, []), training=True)
+        found += _inside(trainer, lambda: trainer.codec.predict(trainer.model, trainer.features[:1], trainer.meter.device))
+    return list(dict.fromkeys(found))
+
+
+def _inside(trainer: Trainer, way: Callable[[], Any], *, training: bool = False) -> list[Replaced]:
+    """What stands there when a way to the model's forward pass has come to it; the pass ends there, and changes nothing."""
+    found: list[Replaced] = []
+
+    def look(*_: Any) -> None:
+        found.extend(MONITOR.inside(trainer.model))
+        raise _Seen
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        with undisturbed(trainer, training=training), torch.set_grad_enabled(training), suppress(_Seen):
+            way()
+    finally:
+        handle.remove()
+    return found
+
+
+# Without a trace, and how far rounding goes
+
+
+@contextmanager
+def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
+    """The model in evaluation mode, or in training mode; afterwards modes and random numbers are as they were."""
+    models = (trainer.model, trainer.ddp_model)
+    modes = {module: module.training for model in models for module in model.modules()}
+    states = random_states(trainer.meter.device)
+    for model in models:
+        model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        set_random_states(trainer.meter.device, states)
+
+
+@contextmanager
+def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
+    """Call `look` with each of these modules, its inputs and its output, whenever the model uses it."""
+    handles = [module.register_forward_hook(look) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def distance(ours: Tensor, theirs: Tensor) -> float:
+    """The largest difference of two tensors, in units of the largest value."""
+    scale = max(float(ours.abs().max()), float(theirs.abs().max()))
+    return float((ours.float() - theirs.float()).abs().max()) / scale if scale else 0.0
+
+
+def is_plain(trainer: Trainer) -> bool:
+    """Whether all is computed in fp32."""
+    plain = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    return plain and trainer.log.precision == "fp32"
+
+
+def allowance(trainer: Trainer) -> float:
+    """How far apart rounding may take two ways to compute the same, in units of the largest value."""
+    return FINE if is_plain(trainer) else COARSE

@@ -24,7 +24,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.record.parts import TrainingRecord
 from tunegrid.run.checksums import model_checksums
 from tunegrid.run.device import free_memory, random_states, replacements, resolve_precision, set_random_states
-from tunegrid.run.first_updates import MOVED, FirstUpdates
+from tunegrid.run.first_step import MOVED, FirstUpdates
 from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.log import TrainingLog
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
@@ -177,7 +177,7 @@ class Trainer:
         recipe = self.cell.recipe
         batches = epoch_batches(lengths_of(self.features), recipe.per_device_train_batch_size, self.cell.profile.seed, epoch)
         for group in chunks(batches, recipe.gradient_accumulation_steps):
-            yield [[self.features[place] for place in batch] for batch in group]
+            yield [[self.features[index] for index in batch] for batch in group]
 
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
         """One optimizer update on several micro-batches; return the mean loss over all their targets.
@@ -282,8 +282,8 @@ class Trainer:
         with fitting():
             if self.ranks.count > 1:  # summed over the ranks with the last micro-batch
                 self._penalize()
-            for place, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
-                with self.ranks.no_sync(self.ddp_model) if place < len(batches) else nullcontext():
+            for number, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
+                with self.ranks.no_sync(self.ddp_model) if number < len(batches) else nullcontext():
                     total += self._pass(batch, count)
             if self.ranks.count == 1:
                 self._penalize()

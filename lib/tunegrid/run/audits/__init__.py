@@ -2,7 +2,7 @@
 
 Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
 was built, encoded, trained and predicted. Those `BEFORE` look before training, so that a cell which is wrong from the start is
-known in seconds; all others look at the trained model. Audits over several cells are in `tunegrid.results.record_checks`.
+known in seconds; all others look at the trained model. Audits over several cells are in `tunegrid.results.passing`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,6 +19,7 @@ from tunegrid.run.audits.answers import (
 )
 from tunegrid.run.audits.arithmetic import (
     adapters_add_as_declared,
+    decoder_sees_no_future,
     gradients_reach,
     loss_is_the_tasks,
     output_follows_trained_tokens,
@@ -35,7 +36,6 @@ from tunegrid.run.audits.built import (
 from tunegrid.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
 from tunegrid.run.audits.dropout import dropout_drops
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.generated import decoder_sees_no_future
 from tunegrid.run.audits.libraries import libraries_untouched
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.audits.rows import (

@@ -181,8 +181,8 @@ def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[
     rng = Random(0)
     length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
     contexts = [context(task, row).split() for row in test]
-    places = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
-    answers = [" ".join(words[place : place + length]) for words, place in zip(contexts, places, strict=True)]
+    starts = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
+    answers = [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
     return "f1", squad_examples([answer_texts(task, row) for row in test], answers)["f1"]
 
 

@@ -1,5 +1,7 @@
 """Audits of what the trained model computes: forward and backward, alone and in a batch, with an adapter and without."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
@@ -13,8 +15,8 @@ from tunegrid.grid.methods import Answer
 from tunegrid.grid.names import within
 from tunegrid.run.audits.built import is_adapted
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import FINE, allowance, cut, distance, hooked, logits_of, of_targets, undisturbed
 from tunegrid.run.device import resolve_quantization
+from tunegrid.run.probe import FINE, allowance, cut, distance, hooked, logits_of, of_targets, target_logits, undisturbed
 from tunegrid.run.ranks import local_shard
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
@@ -22,34 +24,34 @@ ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6,
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
     """In evaluation mode nothing is random: another pass over the same batch gives the same bits."""
-    asked = evidence.asked
-    if not asked.together:
+    probe = evidence.probe
+    if not probe.together:
         return None
-    return not asked.repeated, f"logits differ by {asked.repeated:.1e} of the largest" if asked.repeated else "bit for bit"
+    return not probe.repeated, f"logits differ by {probe.repeated:.1e} of the largest" if probe.repeated else "bit for bit"
 
 
 def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
     """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
-    asked = evidence.asked
-    if not asked.together:
+    probe = evidence.probe
+    if not probe.together:
         return None
     apart = max(
         distance(cut(batch[i], one[0].shape), one[0])
-        for i, row in enumerate(asked.alone)
-        for batch, one in zip(asked.together, row, strict=True)
+        for i, row in enumerate(probe.alone)
+        for batch, one in zip(probe.together, row, strict=True)
     )
-    right = max(apart, asked.gap or 0.0) <= allowance(evidence.trainer)
-    return right, f"logits differ by {apart:.1e} of the largest, gradients by {asked.gap or 0:.1e} of their norm"
+    right = max(apart, probe.gap or 0.0) <= allowance(evidence.trainer)
+    return right, f"logits differ by {apart:.1e} of the largest, gradients by {probe.gap or 0:.1e} of their norm"
 
 
 def gradients_reach(evidence: Evidence) -> Answer:
     """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
-    if not evidence.asked.together:
+    if not evidence.probe.together:
         return None
     head = evidence.cell.head
     trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
-    dead = [name for name, p in trained.items() if name not in evidence.asked.reached and not _remembered(evidence, name)]
-    used = {name for name, module in evidence.model.named_modules() if module in evidence.asked.called}
+    dead = [name for name, p in trained.items() if name not in evidence.probe.reached and not _remembered(evidence, name)]
+    used = {name for name, module in evidence.model.named_modules() if module in evidence.probe.called}
     missing = [
         name for name in dead if name.rpartition(".")[0] in used or name in evidence.own or within(name, head.new_modules)
     ]
@@ -67,12 +69,12 @@ def _remembered(evidence: Evidence, name: str) -> bool:
 
 def loss_is_the_tasks(evidence: Evidence) -> Answer:
     """What trains is the cross-entropy of the targets, computed here from the model's logits; no penalty is part of it."""
-    trainer, asked = evidence.trainer, evidence.asked
-    if not asked.together:
+    trainer, probe = evidence.trainer, evidence.probe
+    if not probe.together:
         return None
-    expected = float(_cross_entropy(asked.together, on(trainer.meter.device, trainer.codec.collate(asked.rows))))
-    near = abs(asked.loss - expected) <= allowance(trainer) * max(abs(expected), 1.0)
-    return near, f"{asked.loss:.6f} for {len(asked.rows)} rows" + ("" if near else f", where their targets have {expected:.6f}")
+    expected = float(_cross_entropy(probe.together, on(trainer.meter.device, trainer.codec.collate(probe.rows))))
+    near = abs(probe.loss - expected) <= allowance(trainer) * max(abs(expected), 1.0)
+    return near, f"{probe.loss:.6f} for {len(probe.rows)} rows" + ("" if near else f", where their targets have {expected:.6f}")
 
 
 def _cross_entropy(logits: list[Tensor], batch: Batch) -> Tensor:
@@ -90,7 +92,7 @@ def _cross_entropy(logits: list[Tensor], batch: Batch) -> Tensor:
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
     """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's digits show it."""
     wanted, _ = resolve_quantization(evidence.cell, evidence.trainer.meter.device)
-    computed = evidence.asked.computed
+    computed = evidence.probe.computed
     if wanted is None or not computed:
         return None
     odd = [name for name, kind in computed.items() if kind != wanted.bnb_4bit_compute_dtype]
@@ -121,7 +123,7 @@ def _token_rows(model: nn.Module) -> Any:
 
 def adapters_add_as_declared(evidence: Evidence) -> Answer:
     """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
-    trainer, rows = evidence.trainer, evidence.asked.rows[:1]
+    trainer, rows = evidence.trainer, evidence.probe.rows[:1]
     names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
     gaps: dict[str, float] = {}
 
@@ -145,3 +147,23 @@ def _gap(evidence: Evidence, layer: Any, inputs: Tensor, output: Tensor) -> floa
     base = layer.get_base_layer()(inputs)
     allowed = ADDED * expected.norm() + 4 * torch.finfo(output.dtype).eps * output.float().norm()
     return float((output.float() - base.float() - expected).norm() / allowed)
+
+
+def decoder_sees_no_future(evidence: Evidence) -> Answer:
+    """Another token in the middle of a target leaves that token's own logits and all earlier ones as they were."""
+    rows = evidence.probe.rows if evidence.codec.generates else []
+    if not rows or min(len(row.target) for row in rows) < 2:
+        return None
+    middles = [len(row.target) // 2 for row in rows]
+    others = [replace(row, target=_with_other(row.target, i)) for row, i in zip(rows, middles, strict=True)]
+    before = of_targets(evidence.probe.together[0], evidence.codec.collate(rows))
+    with torch.no_grad(), undisturbed(evidence.trainer), evidence.trainer.accelerator.autocast():
+        after = target_logits(evidence.trainer, others)
+    apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))
+    return apart <= allowance(evidence.trainer), f"earlier logits differ by {apart:.1e} of the largest"
+
+
+def _with_other(target: Sequence[int], index: int) -> list[int]:
+    """The target with another token at an index: the first one that differs from it."""
+    other = next((token for token in target if token != target[index]), 0)
+    return [*target[:index], other, *target[index + 1 :]]

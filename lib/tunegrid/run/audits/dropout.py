@@ -16,7 +16,7 @@ from torch import nn
 
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import hooked, logits_of, undisturbed
+from tunegrid.run.probe import hooked, logits_of, undisturbed
 
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
@@ -82,7 +82,7 @@ def _kind(name: str) -> str:
 
 def _dropped(evidence: Evidence) -> tuple[dict[nn.Module, tuple[int, int]], set[nn.Module]]:
     """Of one pass: how many values each dropout lost of how many it got, and all modules that were called."""
-    rows = evidence.asked.rows
+    rows = evidence.probe.rows
     shares: dict[nn.Module, tuple[int, int]] = {}
     called: set[nn.Module] = set()
 
@@ -103,7 +103,7 @@ def _as_declared(rate: float, lost: int, values: int) -> bool:
 
 def _has_effect(evidence: Evidence, declared: Iterable[Declared], members: Iterable[Declared]) -> bool:
     """Whether two passes differ when of all dropouts only these are on."""
-    rows = evidence.asked.rows
+    rows = evidence.probe.rows
     with _only(declared, members):
         first, second = (logits_of(evidence.trainer, rows)[0] for _ in range(2))
     return any(not torch.equal(one, other) for one, other in zip(first, second, strict=True))

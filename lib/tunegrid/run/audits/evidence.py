@@ -13,12 +13,11 @@ from tunegrid.data.columns import identity, text_hash
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
-from tunegrid.run.audits.inside import replaced_in
-from tunegrid.run.audits.probing import Asked, asked
 from tunegrid.run.build import base_type
 from tunegrid.run.checkpoint_keys import checkpoint_checksums, matching_keys
 from tunegrid.run.checksums import Checksum, model_checksums
 from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.probe import Probe, probe, replaced_in
 from tunegrid.run.serving import Serving
 from tunegrid.run.training import Trainer
 from tunegrid.run.untouched import Replaced
@@ -56,9 +55,9 @@ class Evidence:
         return self.cell.method.own_parameters(self.model)
 
     @cached_property
-    def asked(self) -> Asked:
+    def probe(self) -> Probe:
         """What the trained model answers to a few training rows."""
-        return asked(self.trainer)
+        return probe(self.trainer)
 
     @cached_property
     def replaced(self) -> list[Replaced]:

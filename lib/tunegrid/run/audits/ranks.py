@@ -4,8 +4,8 @@ import torch
 
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import is_plain, relative_gap, smallest, undisturbed
 from tunegrid.run.audits.trained import in_one_batch
+from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
 
 # Measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A mean on each rank: 2e-2 to 3e-1
 # nats where rows have targets of different lengths.

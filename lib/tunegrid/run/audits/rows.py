@@ -33,7 +33,7 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
         return None
     rows, features = evidence.splits.train, evidence.trainer.features
     labelled, repeated, unlabelled = _by_answer(codec, rows, features)
-    chosen = [features[place] for place in sample(repeated, 4 * SAMPLE) + sample(labelled)]
+    chosen = [features[index] for index in sample(repeated, 4 * SAMPLE) + sample(labelled)]
     wrong = [feature for feature in chosen if not _at_start(codec, rows[feature.example], feature)]
     detail = f"{len(chosen) - len(wrong)} of {len(chosen)} sampled spans, {len(repeated)} rows repeat their answer"
     if wrong:
@@ -44,13 +44,13 @@ def answers_at_annotated_start(evidence: Evidence) -> Answer:
 
 
 def _by_answer(codec: Codec, rows: Sequence[Row], features: Sequence[Feature]) -> tuple[list[int], list[int], list[int]]:
-    """Places of labelled features, and of those whose answer repeats; rows of those that hold an answer without a label."""
+    """Indices of labelled features, and of those whose answer repeats; rows of those that hold an answer without a label."""
     labelled, repeated, unlabelled = [], [], []
-    for place, feature in enumerate(features):
+    for index, feature in enumerate(features):
         row = rows[feature.example]
         if codec.labelled_tokens(feature):
-            labelled.append(place)
-            repeated += [place] if _repeats(codec, row) else []
+            labelled.append(index)
+            repeated += [index] if _repeats(codec, row) else []
         elif codec.holds_answer(row, feature):
             unlabelled.append(feature.example)
     return labelled, repeated, unlabelled

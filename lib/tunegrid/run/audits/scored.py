@@ -15,12 +15,12 @@ from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
 from tunegrid.run.audits.search import Scores, repeating, shortfall
 from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
 from tunegrid.run.evaluation import EVAL_BATCH, Evaluation
 from tunegrid.run.order import chunks
+from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
 
 SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text, and the shortest prompt, which is padded
 SCORED_TEXTS = 32  # of which the most doubtful are searched anew; so many are looked at at once:
@@ -32,9 +32,9 @@ MOST_ON_CPU = 2**43  # products of a weight and a token in a search: two minutes
 def scored_rows(evaluation: Evaluation) -> list[int]:
     """The shortest feature, the last and so most padded one of the first batch, and the longest."""
     lengths = lengths_of(evaluation.features)
-    order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     last = len(order) - 1
-    return [order[place] for place in dict.fromkeys((last, min(EVAL_BATCH - 1, last), 0))]
+    return [order[index] for index in dict.fromkeys((last, min(EVAL_BATCH - 1, last), 0))]
 
 
 def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
@@ -42,16 +42,16 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
     evaluation, codec = evidence.evaluation, evidence.codec
     if evaluation is None or codec.generates:
         return None
-    places = scored_rows(evaluation)
+    indices = scored_rows(evaluation)
     device = evidence.trainer.meter.device
     with torch.no_grad(), undisturbed(evidence.trainer), autocast(evaluation.part.precision or "fp32", device):
-        alone = [codec.predict(evidence.model, [evaluation.features[i]], device)[0] for i in places]
-    pairs = [(codec.scores(evaluation.outputs[i]), codec.scores(again)) for i, again in zip(places, alone, strict=True)]
+        alone = [codec.predict(evidence.model, [evaluation.features[i]], device)[0] for i in indices]
+    pairs = [(codec.scores(evaluation.outputs[i]), codec.scores(again)) for i, again in zip(indices, alone, strict=True)]
     if not all(ours for ours, _ in pairs):
         return None
     ours, theirs = (torch.tensor([score for pair in pairs for score in pair[side]]) for side in (0, 1))
     apart = distance(ours, theirs)
-    return apart <= _allowed(evidence), f"{len(places)} rows: scores differ by {apart:.1e} of the largest"
+    return apart <= _allowed(evidence), f"{len(indices)} rows: scores differ by {apart:.1e} of the largest"
 
 
 def cache_changes_nothing(evidence: Evidence) -> Answer:
@@ -59,7 +59,7 @@ def cache_changes_nothing(evidence: Evidence) -> Answer:
     codec = evidence.codec
     if not isinstance(codec, GenerateCodec):
         return None
-    rows = [row for row, _ in _scored_texts(evidence)[:SIDE_BY_SIDE]] or evidence.asked.rows
+    rows = [row for row, _ in _scored_texts(evidence)[:SIDE_BY_SIDE]] or evidence.probe.rows
     texts, apart = searched(evidence.trainer, rows)
     longest = max(map(len, texts))
     detail = f"{len(texts)} texts of up to {longest} tokens: scores differ by {apart:.1e} of the largest logit"
@@ -107,7 +107,7 @@ def _doubtful(evidence: Evidence, codec: GenerateCodec, evaluation: Evaluation) 
     for some in chunks(pairs, AT_ONCE):
         logits = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in some])
         for (row, text), whole in zip(some, logits, strict=True):
-            scores = _allowed_scores(codec, row, whole, [text[:place] for place in range(len(text))])
+            scores = _allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
             doubts.append(float((scores.amax(-1) - chosen(scores, text)).max()))
     return [pairs[i] for i in sorted(range(len(pairs)), key=lambda i: -doubts[i])[:SEARCHED]]
 

@@ -74,8 +74,8 @@ def _let_in(beam: Beam, kept: list[Beam], weakest: Beam, most: int) -> list[floa
 def _continued(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
     """So many continuations of the running texts, best first, and the one that is `own`, however good it is."""
     totals = scores + torch.tensor([beam.score for beam in running], device=scores.device).unsqueeze(1)
-    best, places = totals.flatten().topk(min(count, totals.numel()))
-    pairs = [(score, *divmod(place, totals.shape[1])) for score, place in zip(best.tolist(), places.tolist(), strict=True)]
+    best, indices = totals.flatten().topk(min(count, totals.numel()))
+    pairs = [(score, *divmod(index, totals.shape[1])) for score, index in zip(best.tolist(), indices.tolist(), strict=True)]
     candidates = [Beam(score, (*running[beam].ids, token)) for score, beam, token in pairs]
     parent = next((i for i, beam in enumerate(running) if own and beam.ids == own[:-1]), None)
     return candidates, None if parent is None else Beam(float(totals[parent, own[-1]]), own)

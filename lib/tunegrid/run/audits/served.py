@@ -25,10 +25,10 @@ from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.built import is_adapted
 from tunegrid.run.audits.evidence import Evidence, sample
-from tunegrid.run.audits.probing import COARSE, FINE, distance, logits_of, of_targets, undisturbed
 from tunegrid.run.build import base_type
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
+from tunegrid.run.probe import COARSE, FINE, distance, logits_of, of_targets, undisturbed
 
 ROWS = 4  # test rows that are asked about, in one batch
 LARGEST_GIB = 4.0  # the largest of the study, BERT2BERT at its true size, has 0.95

@@ -12,7 +12,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.names import within
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.probing import is_plain, relative_gap, smallest, undisturbed
+from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
 from tunegrid.run.schedule import make_schedule
 from tunegrid.run.training import Trainer
 
@@ -193,11 +193,11 @@ def planned_updates(evidence: Evidence) -> int:
 def wanted_rates(evidence: Evidence) -> list[float]:
     """The recipe's rate at each update that was made; one that fp16 lost does not count."""
     log, total = evidence.trainer.log, planned_updates(evidence)
-    places = [i - sum(update < i for update in log.skipped) for i in range(len(log.learning_rates))]
+    updates = [i - sum(skipped < i for skipped in log.skipped) for i in range(len(log.learning_rates))]
     if evidence.cell.recipe.lr_scheduler_type in DECAYS:
-        return [learning_rate_at(evidence.cell, place, total) for place in places]
+        return [learning_rate_at(evidence.cell, update, total) for update in updates]
     planned = rates_of_transformers(evidence.cell, total)
-    return [planned[place] for place in places]
+    return [planned[update] for update in updates]
 
 
 def strange_head_rates(evidence: Evidence) -> list[float]:

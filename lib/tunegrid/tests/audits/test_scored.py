@@ -12,9 +12,9 @@ from transformers.cache_utils import DynamicLayer
 from transformers.generation.utils import GenerationMixin
 
 from tunegrid.run.audits import Evidence, scored
-from tunegrid.run.audits.probing import hooked
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
+from tunegrid.run.probe import hooked
 from tunegrid.tests.small import CPU, rows_of, scaled_late, silent, trainer_of
 
 pytestmark = pytest.mark.slow

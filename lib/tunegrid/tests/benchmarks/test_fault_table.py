@@ -3,7 +3,7 @@
 from benchmarks.faults import FAULTS
 from tunegrid import ROOT
 from tunegrid.results.numerics import STAGES
-from tunegrid.results.record_checks import cross_cell_audits
+from tunegrid.results.passing import cross_cell_audits
 from tunegrid.run.audits import AUDITS, OF_LEARNING
 from tunegrid.tests.records import complete
 

@@ -8,7 +8,8 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import audit
 from tunegrid.record import AuditFinding
-from tunegrid.results.record_checks import cross_cell_audits, unlike
+from tunegrid.results.alike import unlike
+from tunegrid.results.passing import cross_cell_audits
 from tunegrid.tests.records import MEASURED, complete, complete_json, saved
 
 STUDY = ROOT / "reports" / "study.json"

@@ -14,13 +14,14 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.zoo import zoo
-from tunegrid.lab import calibrate, grid_runs
+from tunegrid.lab import calibrate, grid_runs, measure
 from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
 from tunegrid.lab.calibration import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
-from tunegrid.lab.grid_runs import GridRun, OtherLabSession
+from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.noise import Deviation, load_noise, pooled
-from tunegrid.results.thresholds import load_bounds, missed
+from tunegrid.results.passing import below_bounds
+from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import complete
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
@@ -211,7 +212,7 @@ def test_all_committed_controls_miss_a_bound_of_today(profile, cells, count):
     assert {cell for cell, _ in read_controls(path)} == set(cells)
     bounds = load_bounds(ROOT / "benchmarks" / "thresholds" / f"{profile}.toml")
     rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
-    assert sum(bool(missed(row["scores"], bounds[row["of"]])) for row in rows) == len(rows) == count
+    assert sum(bool(below_bounds(row["scores"], bounds[row["of"]])) for row in rows) == len(rows) == count
 
 
 # The command
@@ -265,6 +266,15 @@ def test_the_command_trains_what_is_missing_and_writes_its_files(workplace, tmp_
     figures = json.loads((tmp_path / "reports" / "measured.json").read_text())
     assert figures["calibrate quick"]["seeds"] == 2
     assert (figures["controls quick"]["controls"], figures["controls quick"]["missed"]) == (27, 27)
+
+
+def test_measure_calibrates_by_its_own_plan(workplace, tmp_path):
+    plan = CalibrationPlan(seeds=3, perturbed=1, draws=1)
+    work = measure.Work(plan=plan, sessions=LabSessions(workers="1"), to=tmp_path, runs=1)
+    assert measure.STAGES["bounds"].do(work) == 0
+    assert workplace == ["quick-seeds-0-2", "quick-seeds-0-0-draw-1", "quick-controls"]
+    assert len(load_bounds(work.thresholds / "quick.toml")) == 27
+    assert json.loads(work.measured.read_text())["calibrate quick"]["seeds"] == 3
 
 
 @pytest.mark.slow

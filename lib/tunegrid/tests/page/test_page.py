@@ -15,9 +15,9 @@ from tunegrid.page.rows import sampled
 from tunegrid.page.runs import PageRun, of_profile, read_page_run
 from tunegrid.page.study import compared
 from tunegrid.page.verdict import minus
-from tunegrid.page.view import COSTS, page_of
+from tunegrid.page.view import AXES, page_of
 from tunegrid.record import from_json, to_json
-from tunegrid.results import comparison, examples
+from tunegrid.results import compare, examples
 from tunegrid.results.examples import Examples, Texts
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Judgement, Verdict
@@ -244,11 +244,11 @@ def test_page_and_comparison_star_the_same_cells():
     path = ROOT / "reports" / "baselines" / "quick-cpu.json"
     page = page_of(read_page_run(path))
     by_page = {(cell.id, name) for group in page.groups for cell in group.cells for name in group.on_fronts(cell)}
-    tables = comparison.compared({path: read_list(path)}, Noise())
+    tables = compare.compared({path: read_list(path)}, Noise())
     by_tables = {
         (f"{table.backbone}_{table.task}_{method}", name)
         for table in tables
-        for cost, name in COSTS.items()
+        for cost, name in AXES.items()
         for method in table.on_front(cost)
     }
     drawn = {
@@ -259,7 +259,7 @@ def test_page_and_comparison_star_the_same_cells():
         if mark.dot.front
     }
     assert by_page == by_tables == drawn
-    assert len(tables) * len(COSTS) <= len(by_page) < 27 * len(COSTS)
+    assert len(tables) * len(AXES) <= len(by_page) < 27 * len(AXES)
 
 
 def test_a_cell_that_an_audit_objects_to_is_on_no_front():

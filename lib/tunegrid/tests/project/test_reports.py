@@ -10,7 +10,7 @@ from tunegrid.commands import audit
 from tunegrid.record import SCHEMA_VERSION, to_json
 from tunegrid.results import examples
 from tunegrid.results.files import read_list
-from tunegrid.results.gates import Run, gate, kind_of
+from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 
 REPORTS = ROOT / "reports"
@@ -68,7 +68,7 @@ def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
     for seed in seeds:
         apart = [record for record in records if record.seeds.seed == seed]
         judged += gate(Run.of([record for record in records if record not in apart], path), Run.of(apart, path))
-    quality = [judgement for judgement in judged if kind_of(judgement) == "quality"]
+    quality = [judgement for judgement in judged if judgement.kind == "quality"]
     worse = [judgement for judgement in quality if judgement.verdict is Verdict.WORSE]
     print(f"{len(worse)} of {len(quality)} verdicts are worse")
     assert worse == []

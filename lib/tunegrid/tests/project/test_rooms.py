@@ -177,7 +177,7 @@ def literals(path):
 
 
 def test_results_can_be_read_without_torch():
-    names = "tunegrid.results.run_table, tunegrid.results.gates, tunegrid.record, tunegrid.page.render"
+    names = "tunegrid.results.run_table, tunegrid.results.gate, tunegrid.record, tunegrid.page.render"
     code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
     assert run_python("-c", code).returncode == 0
 

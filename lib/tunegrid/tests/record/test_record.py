@@ -13,11 +13,10 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
-from tunegrid.grid.recipes import Generation, Recipe
+from tunegrid.grid.recipes import Recipe
 from tunegrid.machine import PACKAGES, versions
 from tunegrid.record import Record, from_json, new_record, plain, schema, to_json
 from tunegrid.record.invariants import ORDERED, ORDERED_MEANS, impossible
-from tunegrid.record.parts import GenerationRecord, RecipeRecord
 from tunegrid.record.reading import checked
 from tunegrid.record.rules import contradictions
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
@@ -89,9 +88,13 @@ def test_a_new_record_says_what_the_cell_is():
     assert new_record(STUDY.cell("gpt2_sa_sft", QUICK_PROFILE)).recipe.adapter is None
 
 
-def test_the_recipes_fields_are_those_of_recipes():
-    assert {field.name for field in fields(RecipeRecord)} == {field.name for field in fields(Recipe)} | {"quantization"}
-    assert {field.name for field in fields(GenerationRecord)} == {field.name for field in fields(Generation)}
+@pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+def test_a_records_recipe_is_the_cells_with_the_methods_settings_for_an_adapter(cell):
+    recorded, recipe = new_record(cell).recipe, cell.recipe
+    assert recorded.adapter == plain(cell.method.settings(recipe))
+    assert recorded.quantization == cell.quantization
+    others = [field.name for field in fields(Recipe) if field.name != "adapter"]
+    assert {name: getattr(recorded, name) for name in others} == {name: getattr(recipe, name) for name in others}
 
 
 def test_settings_that_are_not_plain_are_refused_in_a_sentence():
@@ -124,6 +127,7 @@ def test_a_stopped_record_is_sound():
 
 
 OLDER = "is older than 4, which this tunegrid reads; tunegrid 0.12 reads versions 2 to 4, or run its cells again"
+BEAMS = complete_json("t5_sum_qlora")["recipe"]
 STRAYS = [
     ({"accuracy": 91.0}, "accuracy is no field of a record"),
     ({"scores": {"accuracy": 100.5}}, "scores.accuracy is 100.5, but it should be less than or equal to 100.000001"),
@@ -138,6 +142,10 @@ STRAYS = [
     ({"device": MEASURED["device"] | {"threads": True}}, "device.threads is true, but it should be a valid integer"),
     ({"memory": MEASURED["memory"] | {"phases": {"train": {"seconds": 1.0}}}}, "memory.phases.train.rss_peak_gib is missing"),
     ({"recipe": {"learning_rate": 0.1}}, "recipe.adapter is missing"),
+    ({"recipe": BEAMS | {"generation": BEAMS["generation"] | {"num_beams": 0}}}, "recipe.generation.num_beams is 0, but it "),
+    ({"recipe": BEAMS | {"generation": BEAMS["generation"] | {"top_k": 5}}}, "recipe.generation.top_k is no field of a record"),
+    ({"recipe": BEAMS | {"text": "article"}}, 'recipe.text is "article", but it should be a valid '),
+    ({"recipe": BEAMS | {"warmup_steps": 2.5}}, "recipe.warmup_steps is 2.5, but it should be a valid integer"),
     ({"seeds": {"split_seed": 42, "perturbation": None}}, "seeds.seed is missing"),
     ({"schema_version": 1}, f"schema version 1 {OLDER}"),
     ({"schema_version": 3, "outcome": "passed"}, f"schema version 3 {OLDER}"),

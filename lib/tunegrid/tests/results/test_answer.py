@@ -12,8 +12,7 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.answer import State, answer_of
-from tunegrid.results.gates import FAILED_BY, kinds_of
+from tunegrid.results.answer import FAILED_BY, State, answer_of, kinds_of
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests.records import complete
 

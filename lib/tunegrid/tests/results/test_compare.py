@@ -15,11 +15,25 @@ from tunegrid.commands import compare as command
 from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.results.comparison import Comparison, chance_of, combined, compared, row_error
-from tunegrid.results.comparison_report import as_markdown, as_text, remarks, summary
-from tunegrid.results.entries import PEAK, SECONDS, TRAINED, Entry, entry_of
+from tunegrid.results.compare import (
+    PEAK,
+    SECONDS,
+    TRAINED,
+    Comparison,
+    Entry,
+    as_markdown,
+    as_text,
+    chance_of,
+    combined,
+    compact_letters,
+    compared,
+    entry_of,
+    front,
+    remarks,
+    row_error,
+    summary,
+)
 from tunegrid.results.files import read_list
-from tunegrid.results.fronts import compact_letters, front
 from tunegrid.results.noise import Deviation, Noise, load_noise
 from tunegrid.results.table import markdown
 from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of
@@ -33,7 +47,7 @@ def store(tmp_path, monkeypatch):
 
 MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations
 LIMITED = {"train_rows": 7, "validation_rows": None, "test_rows": None, "own_test": False}
-COSTS = {  # trained bytes, GiB, seconds
+COSTS_BY_CELL = {  # trained bytes, GiB, seconds
     "bert_sa_sft": (300, 1.0, 10.0),
     "bert_sa_lora": (300, 1.1, 12.0),
     "bert_sa_qlora": (100, 0.9, 8.0),
@@ -42,7 +56,7 @@ COSTS = {  # trained bytes, GiB, seconds
 
 def measured(cell, score, seed=0, **changes):
     """A record of a method, with its costs and without points by row."""
-    trained, peak, seconds = COSTS.get(cell, (300, 1.0, 10.0))
+    trained, peak, seconds = COSTS_BY_CELL.get(cell, (300, 1.0, 10.0))
     ledger = MEASURED["memory"]["ledger"] | {"checkpoint_bytes": trained}
     task = cell.split("_")[1]
     parts = {

@@ -18,10 +18,12 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import from_json
 from tunegrid.results import examples
-from tunegrid.results.answer import answer_of
+from tunegrid.results.answer import FAILED_BY, answer_of, failing, kinds_of
 from tunegrid.results.examples import Examples
+from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import COLUMNS, as_json, as_markdown, as_text, counted, rows
-from tunegrid.results.gates import FAILED_BY, KINDS, Run, Verdict, failing, gate, kinds_of, load_margins, read_run
+from tunegrid.results.judgements import KINDS, Verdict
+from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, complete_json, hits, record_of, run_file
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"

@@ -10,7 +10,7 @@ from scipy import special
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.results.examples import read_points
-from tunegrid.results.gates import read_run
+from tunegrid.results.gate import read_run
 from tunegrid.results.noise import (
     STEPS,
     Deviation,

@@ -8,7 +8,8 @@ import pytest
 
 from tunegrid.commands.gate import main
 from tunegrid.record import to_json
-from tunegrid.results.gates import Run, failing, gate, kind_of
+from tunegrid.results.answer import failing
+from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import TOLERANCES as TOLERANCES_FILE
 from tunegrid.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, pair_of, same_course, tolerance_of
@@ -201,7 +202,7 @@ def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
 
 
 def half_the_rank(new):
-    new.recipe.adapter = {"r": 4}
+    new.recipe = replace(new.recipe, adapter={"r": 4})
 
 
 def other_order(new):
@@ -372,7 +373,7 @@ def judged(new):
 
 def test_the_gate_shows_numerics_and_fails_by_them_only_where_asked():
     judgements = judged(record(moved(0, 0.1)))
-    [numerics] = [judgement for judgement in judgements if kind_of(judgement) == "numerics"]
+    [numerics] = [judgement for judgement in judgements if judgement.kind == "numerics"]
     assert numerics.verdict is Verdict.CHANGED
     assert failing(judgements, ("quality", "memory")) == []
     assert failing(judgements, ("numerics",)) == [numerics]

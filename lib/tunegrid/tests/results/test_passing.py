@@ -10,10 +10,10 @@ from tunegrid.results.passing import (
     compared_together,
     contradicts,
     excuses,
-    judged,
     located,
     too_short,
     why_not_to_train,
+    with_status,
 )
 from tunegrid.tests.records import MEASURED, complete
 
@@ -23,27 +23,36 @@ UNLEARNED = AuditFinding(name="learned_something", passed=False, detail="accurac
 FAILED = "audit base_frozen: 3 tensors changed"
 CHANCE = "audit learned_something: accuracy 51.2, without a model 50.9"
 BELOW = "f1 1.0 is below 2.0"
+LOW = {"scores": {"f1": 1.0}, "bounds": {"f1": 2.0}}
+UNEXPECTED = ["the ledger holds 5 bytes, the device 6"]
 
 
 @pytest.mark.parametrize(
     ("changes", "status", "sentences"),
     [
         ({}, "passed", []),
-        ({"findings": [GOOD]}, "passed", []),
-        ({"findings": [GOOD, BROKEN]}, "missed", [FAILED]),
-        ({"findings": [UNLEARNED]}, "missed", [CHANCE]),
-        ({"findings": [UNLEARNED], "excused": {"learned_something": "too short"}}, "passed", []),
-        ({"findings": [BROKEN, UNLEARNED], "excused": {"learned_something": "too short"}}, "missed", [FAILED]),
-        ({"below": [BELOW]}, "missed", [BELOW]),
-        ({"findings": [BROKEN], "below": [BELOW]}, "missed", [FAILED, BELOW]),
-        ({"unexpected": ["the ledger holds 5 bytes, the device 6"]}, "missed", ["the ledger holds 5 bytes, the device 6"]),
-        ({"stopped": "loss is nan", "findings": [BROKEN], "below": [BELOW]}, "stopped", ["loss is nan"]),
+        ({"audits": [GOOD]}, "passed", []),
+        ({"audits": [GOOD, BROKEN]}, "missed", [FAILED]),
+        ({"audits": [UNLEARNED]}, "missed", [CHANCE]),
+        ({"audits": [UNLEARNED], "updates": 99}, "passed", []),
+        ({"audits": [BROKEN, UNLEARNED], "updates": 99}, "missed", [FAILED]),
+        (LOW, "missed", [BELOW]),
+        (LOW | {"evaluation": None}, "passed", []),  # a footprint scores nothing
+        (LOW | {"audits": [BROKEN]}, "missed", [FAILED, BELOW]),
+        (LOW | {"audits": [BROKEN], "unexpected": UNEXPECTED}, "missed", [FAILED, *UNEXPECTED, BELOW]),
+        (LOW | {"audits": [BROKEN, UNLEARNED], "updates": 99, "stopped": "loss is nan"}, "stopped", ["loss is nan"]),
     ],
     ids=str,
 )
 def test_a_cell_passes_where_nothing_is_wrong(changes, status, sentences):
-    nothing_wrong = {"stopped": None, "findings": [], "excused": {}, "below": [], "unexpected": []}
-    assert judged(**nothing_wrong | changes) == (status, sentences)
+    changes = dict(changes)
+    run, unexpected = extent(changes.pop("updates", 300)), changes.pop("unexpected", [])
+    training = MEASURED["training"] | {"stopped": changes.pop("stopped", None)}
+    audits = [vars(finding) for finding in changes.pop("audits", [])]
+    ended = with_status(complete(training=training, audits=audits, **changes), run, unexpected)
+    assert (ended.status, ended.missed) == (status, [f"{sentence} (bert_sa_lora, quick, seed 0)" for sentence in sentences])
+    short = run.updates == 99 and status != "stopped"
+    assert ended.excused.keys() == ({"learned_something"} if short else set())
 
 
 # Runs that the command line shortens: the recipe plans 300 updates, three passes over the rows

@@ -11,11 +11,11 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results import examples
-from tunegrid.results.gates import FAILED_BY, Run, gate, kind_of, outcome, read_run
-from tunegrid.results.interim import chance_to_decide, promising, share_of_alpha
+from tunegrid.results.answer import FAILED_BY, outcome
+from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
-from tunegrid.results.quality import MAIN_ALPHA, Decision, decide
+from tunegrid.results.quality import MAIN_ALPHA, Decision, chance_to_decide, decide, promising, share_of_alpha
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
 from tunegrid.tests.records import MEASURED, ROWS, complete, hits, record_of
 
@@ -225,7 +225,7 @@ def test_the_baseline_is_the_same_as_itself_in_every_score():
     """One seed: BERTScore of the nine cells that summarize could not be told, as if a row were worth 100 points."""
     path = REPORTS / "baselines" / "quick-cpu.json"
     run = Run(records={cell: {0: own[0]} for cell, own in read_run(path).records.items()}, path=path)
-    judged = [judgement for judgement in gate(run, run) if kind_of(judgement) == "quality"]
+    judged = [judgement for judgement in gate(run, run) if judgement.kind == "quality"]
     assert len(judged) == 81
     assert {judgement.verdict for judgement in judged} == {Verdict.SAME}
 

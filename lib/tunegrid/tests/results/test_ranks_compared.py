@@ -2,7 +2,9 @@
 
 import pytest
 
-from tunegrid.results.costs import PEAKS, memory, unlike_machines
+from tunegrid.results.alike import unlike_machines
+from tunegrid.results.gate import memory
+from tunegrid.results.judgements import PEAKS
 from tunegrid.results.numerics import load_tolerances, not_comparable
 from tunegrid.tests.records import complete
 

@@ -22,10 +22,10 @@ from tunegrid.grid.tasks import TASKS
 from tunegrid.record import new_record
 from tunegrid.results import run_table
 from tunegrid.results.files import read_records
-from tunegrid.results.passing import Extent
+from tunegrid.results.passing import Extent, below_bounds
 from tunegrid.results.table import Column
 from tunegrid.results.table import lines as table_lines
-from tunegrid.results.thresholds import load_bounds, missed
+from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json, saved
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
@@ -34,24 +34,24 @@ SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, wh
 
 
 def test_a_score_below_its_bound_is_a_sentence():
-    sentences = missed({"accuracy": 86.1}, {"accuracy": 88.0})
+    sentences = below_bounds({"accuracy": 86.1}, {"accuracy": 88.0})
     assert sentences == ["accuracy 86.1 is below 88.0"]
 
 
 def test_a_score_on_its_bound_reaches_it():
-    assert missed({"accuracy": 88.0, "f1_macro": 12.0}, {"accuracy": 88.0}) == []
+    assert below_bounds({"accuracy": 88.0, "f1_macro": 12.0}, {"accuracy": 88.0}) == []
 
 
 def test_a_score_that_is_not_there_reaches_nothing():
-    assert missed({"f1": 80.0}, {"exact_match": 70.25, "f1": 75.0}) == ["exact_match was not measured, its bound is 70.2"]
+    assert below_bounds({"f1": 80.0}, {"exact_match": 70.25, "f1": 75.0}) == ["exact_match was not measured, its bound is 70.2"]
 
 
 def test_a_score_that_is_not_a_number_reaches_nothing():
-    assert missed({"f1": float("nan")}, {"f1": 0.0}) == ["f1 nan is below 0.0"]
+    assert below_bounds({"f1": float("nan")}, {"f1": 0.0}) == ["f1 nan is below 0.0"]
 
 
 def test_every_bound_missed_is_told():
-    assert len(missed({"f1": 1.0, "exact_match": 1.0}, {"f1": 2.0, "exact_match": 2.0})) == 2
+    assert len(below_bounds({"f1": 1.0, "exact_match": 1.0}, {"f1": 2.0, "exact_match": 2.0})) == 2
 
 
 def test_bounds_are_read_without_their_evidence(tmp_path):
@@ -122,9 +122,9 @@ def test_the_verdict_is_a_word_or_three(changes, word):
 
 def test_the_peak_is_the_gpus_where_there_is_one():
     phases = {"load": PHASE | {"reserved_peak_gib": 3.5}, "train": PHASE | {"reserved_peak_gib": 0.5, "rss_peak_gib": 9.0}}
-    assert run_table.peak_gib(complete(memory=MEASURED["memory"] | {"phases": phases})) == 3.5
-    assert run_table.peak_gib(complete()) == 1.25
-    assert run_table.peak_gib(new_record(CELLS["bert_sa_lora"])) is None
+    assert complete(memory=MEASURED["memory"] | {"phases": phases}).peak_gib == 3.5
+    assert complete().peak_gib == 1.25
+    assert new_record(CELLS["bert_sa_lora"]).peak_gib is None
 
 
 def test_the_footer_counts_and_names_the_device():

@@ -10,11 +10,9 @@ import pytest
 import torch
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.audits.probing import FIRST_ROWS, hooked, short_to_long
-from tunegrid.run.first_updates import sampled
-from tunegrid.run.groups import digest, digest_of, figure, group_of, norms, reached
+from tunegrid.run.first_step import digest, digest_of, figure, group_of, norms, reached, sampled
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import PROBED, fixed_answers, probed, spoiled
+from tunegrid.run.probe import FIRST_ROWS, PROBED, before_training, fixed_answers, hooked, short_to_long, spoiled
 from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
@@ -80,25 +78,27 @@ def trainer():
 def test_probing_disturbs_nothing(trainer):
     trainer.model.train()
     before = torch.get_rng_state()
-    probed(trainer, Metrics(), REVIEWS)
+    before_training(trainer, Metrics(), REVIEWS)
     assert trainer.model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in trainer.parameters.values())
 
 
 def test_probing_twice_gives_the_same(trainer):
-    assert probed(trainer, Metrics(), REVIEWS) == probed(trainer, Metrics(), REVIEWS)
+    assert before_training(trainer, Metrics(), REVIEWS) == before_training(trainer, Metrics(), REVIEWS)
 
 
 def test_the_loss_is_taken_without_dropout(trainer):
     with torch.no_grad():
         batch = trainer.codec.collate(short_to_long(trainer.features, 4))
         expected = float(trainer.codec.loss(trainer.model.eval(), batch)) / trainer.codec.targets(batch)
-    assert probed(trainer, Metrics(), REVIEWS)["probe_loss"] == pytest.approx(expected, rel=1e-6)
+    assert before_training(trainer, Metrics(), REVIEWS)["probe_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_base_in_nf4_says_so_and_its_norms_are_of_the_numbers_it_stands_for():
-    packed, plain = (probed(trainer_of(f"bert_qa_{method}", QUESTIONS), Metrics(), QUESTIONS) for method in ("qlora", "lora"))
+    packed, plain = (
+        before_training(trainer_of(f"bert_qa_{method}", QUESTIONS), Metrics(), QUESTIONS) for method in ("qlora", "lora")
+    )
     assert packed["types"]["encoder 0 MLP"] == "bfloat16, nf4 in blocks of 64, scales packed"  # its biases are bf16
     assert plain["types"]["encoder 0 MLP"] == "float32"
     assert packed["weights"]["encoder 0 MLP"] == pytest.approx(plain["weights"]["encoder 0 MLP"], rel=0.02)
@@ -106,28 +106,28 @@ def test_a_base_in_nf4_says_so_and_its_norms_are_of_the_numbers_it_stands_for():
 
 def test_a_generating_cell_says_what_its_untrained_model_generates():
     trainer = trainer_of("t5_sum_lora", NEWS)
-    one = probed(trainer, Metrics(), NEWS)["generated"]
+    one = before_training(trainer, Metrics(), NEWS)["generated"]
     with torch.no_grad():
         trainer.parameters[next(name for name in trainer.parameters if "shared" in name)].mul_(-1)
     assert one
-    assert one != probed(trainer, Metrics(), NEWS)["generated"]
+    assert one != before_training(trainer, Metrics(), NEWS)["generated"]
 
 
 def test_a_search_that_goes_wrong_from_the_eleventh_token_on_is_seen_before_training():
     trainer = trainer_of("gpt2_sum_sft", NEWS)
-    sound = probed(trainer, Metrics(), NEWS)
+    sound = before_training(trainer, Metrics(), NEWS)
     assert sound["decoded"] < 1e-5
     with scaled_late(trainer.model, first=11):
-        assert probed(trainer, Metrics(), NEWS)["decoded"] > 5e-3
-    assert probed(trainer_of("bert_sa_lora", REVIEWS), Metrics(), REVIEWS)["decoded"] is None
+        assert before_training(trainer, Metrics(), NEWS)["decoded"] > 5e-3
+    assert before_training(trainer_of("bert_sa_lora", REVIEWS), Metrics(), REVIEWS)["decoded"] is None
 
 
 def test_an_encoder_block_without_gradients_is_counted():
     trainer = trainer_of("t5_sum_qlora", NEWS)
     [block] = [m for name, m in trainer.model.named_modules() if name.endswith("encoder.block.0")]
-    sound = probed(trainer, Metrics(), NEWS)["probe_reached"]
+    sound = before_training(trainer, Metrics(), NEWS)["probe_reached"]
     block.register_forward_hook(lambda module, inputs, output: (output[0].detach(), *output[1:]))
-    broken = probed(trainer, Metrics(), NEWS)["probe_reached"]
+    broken = before_training(trainer, Metrics(), NEWS)["probe_reached"]
     assert sound["lora_B"] - broken["lora_B"] == sum("lora_B" in name for name, _ in block.named_parameters())
     assert sound["lora_A"] == broken["lora_A"] == 0  # B starts at zero
 
@@ -139,14 +139,14 @@ def test_tensors_with_a_gradient_are_counted_by_group():
 
 def test_the_type_that_a_packed_base_computes_in_is_a_figure():
     trainer = trainer_of("t5_sa_qlora", REVIEWS)
-    assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"bfloat16"}
+    assert set(before_training(trainer, Metrics(), REVIEWS)["computed"].values()) == {"bfloat16"}
     for layer in trainer.model.modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             layer.compute_dtype = torch.float32
-    assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
+    assert set(before_training(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
 
     with torch.autocast("cpu", torch.bfloat16):  # a matter of the layers, not of the precision of training
-        assert set(probed(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
+        assert set(before_training(trainer, Metrics(), REVIEWS)["computed"].values()) == {"float32"}
 
 
 @contextmanager
@@ -161,9 +161,9 @@ def test_the_probe_takes_no_more_rows_at_once_than_training():
     at_once, one_by_one = (
         trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=size) for size in (4, 1)
     )
-    whole = probed(at_once, Metrics(), REVIEWS)
+    whole = before_training(at_once, Metrics(), REVIEWS)
     with passes_of(one_by_one) as rows:
-        pieces = probed(one_by_one, Metrics(), REVIEWS)
+        pieces = before_training(one_by_one, Metrics(), REVIEWS)
     assert rows == [1, 1, 1, 1]
     assert pieces["probe_loss"] == pytest.approx(whole["probe_loss"], rel=1e-6)
     assert pieces["probe_gradients"] == pytest.approx(whole["probe_gradients"], rel=1e-4, abs=1e-9)
@@ -172,25 +172,25 @@ def test_the_probe_takes_no_more_rows_at_once_than_training():
 
 def test_a_probe_that_does_not_fit_leaves_no_figures(monkeypatch):
     trainer = trainer_of("t5_sum_lora", NEWS)
-    fits = probed(trainer, Metrics(), NEWS)
+    fits = before_training(trainer, Metrics(), NEWS)
 
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     handle = trainer.model.register_forward_pre_hook(full)
-    figures = probed(trainer, Metrics(), NEWS)
+    figures = before_training(trainer, Metrics(), NEWS)
     handle.remove()
     absent = ("probe_loss", "probe_reached", "computed", "probe", "generated", "decoded")
     assert [figures[name] for name in absent] == [None] * 6
     assert figures["probe_gradients"] == {}
     assert figures["weights"] == fits["weights"], "the others are taken"
-    assert probed(trainer, Metrics(), NEWS) == fits
+    assert before_training(trainer, Metrics(), NEWS) == fits
 
 
 def test_the_probes_search_is_no_longer_than_a_target():
     search = replace(cell_of("bert_sum_lora").recipe.generation, max_new_tokens=300)  # the decoder has 256 positions
     trainer = trainer_of("bert_sum_lora", NEWS, generation=search)
-    assert probed(trainer, Metrics(), NEWS) == probed(trainer_of("bert_sum_lora", NEWS), Metrics(), NEWS)
+    assert before_training(trainer, Metrics(), NEWS) == before_training(trainer_of("bert_sum_lora", NEWS), Metrics(), NEWS)
 
 
 # What the probes cover
@@ -266,7 +266,7 @@ def test_movement_is_that_of_the_first_three_updates_of_more():
 
 @pytest.mark.slow
 def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
-    trainer.start_from(probed(trainer, Metrics(), REVIEWS))
+    trainer.start_from(before_training(trainer, Metrics(), REVIEWS))
     whole = trainer.run(silent()).first_step
     other = trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     other.load_state_dict(trainer.state_dict())

@@ -1,4 +1,4 @@
-"""Audits that ask the trained model again, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
+"""Audits that probe the trained model, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
 
 from copy import copy
 from dataclasses import replace
@@ -13,9 +13,9 @@ from transformers.cache_utils import EncoderDecoderCache
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, generated, rows, scored, trained
-from tunegrid.run.audits.probing import cut, distance, gradients_of, short_to_long, type_of_digits
+from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, rows, scored, trained
 from tunegrid.run.checkpoint_keys import matching_keys
+from tunegrid.run.probe import cut, distance, gradients_of, short_to_long, type_of_digits
 from tunegrid.run.weights import weight_files
 from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
@@ -64,7 +64,7 @@ def test_asking_leaves_modes_random_numbers_and_gradients_as_they_were(cell_id):
 
 def test_rows_spread_from_the_shortest_to_the_longest():
     rows = [Feature(example=i, input_ids=[0] * length, target=0) for i, length in enumerate([5, 2, 9, 7, 2, 8])]
-    assert [len(row.input_ids) for row in short_to_long(rows, 4)] == [2, 5, 7, 9]  # places 0, 2, 3 and 5 of 2 2 5 7 8 9
+    assert [len(row.input_ids) for row in short_to_long(rows, 4)] == [2, 5, 7, 9]  # indices 0, 2, 3 and 5 of 2 2 5 7 8 9
     assert [row.example for row in short_to_long(rows[:1], 2)] == [0]
 
 
@@ -105,7 +105,7 @@ def test_gradients_that_do_not_add_up_are_caught(monkeypatch):
 def test_without_room_for_two_rows_gradients_are_not_added():
     one = altered(shared("gpt2_sa_lora"), micro_batch=1)
     assert arithmetic.rows_alone_as_in_batch(one)[0]
-    assert one.asked.gap is None
+    assert one.probe.gap is None
     assert arithmetic.predicting_twice_is_the_same(one) == (True, "bit for bit")
 
 
@@ -147,7 +147,7 @@ def test_lora_adds_scale_times_b_a_x(cell_id):
 
 def test_an_adapter_that_is_switched_off_adds_something_else():
     evidence = evidence_of("gpt2_sa_lora")
-    assert evidence.asked.together
+    assert evidence.probe.together
     with evidence.model.disable_adapter():
         passed, detail = arithmetic.adapters_add_as_declared(evidence)
     assert not passed
@@ -275,13 +275,13 @@ def test_beams_that_keep_each_others_cache_are_caught(monkeypatch):
 
 @pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sum_lora", "t5_sum_qlora"])
 def test_a_decoder_sees_no_future(cell_id):
-    assert generated.decoder_sees_no_future(shared(cell_id))[0]
+    assert arithmetic.decoder_sees_no_future(shared(cell_id))[0]
 
 
 def test_a_decoder_that_sees_the_future_is_caught():
     evidence = evidence_of("t5_sum_lora")
     evidence.model.get_base_model().decoder.register_forward_hook(look_ahead)
-    assert not generated.decoder_sees_no_future(evidence)[0]
+    assert not arithmetic.decoder_sees_no_future(evidence)[0]
 
 
 def look_ahead(module, inputs, output):

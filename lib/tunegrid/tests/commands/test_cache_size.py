@@ -10,8 +10,8 @@ from filelock import FileLock
 
 import fixtures.journal as plugin
 from tunegrid.commands import cache as command
+from tunegrid.commands.cache import bytes_of, listing, lock_of, prune
 from tunegrid.errors import InputError
-from tunegrid.results.cache import bytes_of, listing, lock_of, prune
 
 HOUR = 3600
 DEAD = 2**22 + 1  # above the highest pid that Linux gives

@@ -1,0 +1,111 @@
+"""Which runs can be compared? In: records. Out: what keeps them from being like for like, as sentences or errors."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+
+from tunegrid.errors import InputError
+from tunegrid.grid.recipes import Generation
+from tunegrid.record import Record
+
+ALIKE = ("torch", "transformers", "peft", "bitsandbytes")  # versions that affect speed
+
+
+# Runs of one cell
+
+
+def check_alike(records: Iterable[Record]) -> None:
+    """Raises InputError where the seeds of a cell differ in more than the seed."""
+    facts_by_cell: dict[str, tuple[object, ...]] = {}
+    for record in records:
+        facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
+        if facts_by_cell.setdefault(record.cell, facts) != facts:
+            raise InputError(f"the runs trained or scored {record.cell} differently, so they are not seeds of one experiment")
+
+
+def check_rows(before: Record, after: Record) -> None:
+    """Raises InputError where two records were scored on different test rows."""
+    if before.examples and after.examples and before.examples.rows_hash != after.examples.rows_hash:
+        hashes = f"{before.examples.rows_hash} and {after.examples.rows_hash}"
+        raise InputError(f"{before.cell}: the two runs scored different test rows ({hashes}) and cannot be paired")
+
+
+def unlike_machines(before: Record, after: Record) -> str:
+    """Why the speed of two records cannot be compared; empty where it can."""
+    if not before.device or not after.device:
+        return "a run does not name its device"
+    facts = [("name", before.device.name, after.device.name), ("threads", before.device.threads, after.device.threads)]
+    facts += [("ranks", before.processes, after.processes)]
+    facts += [(package, before.versions.get(package), after.versions.get(package)) for package in ALIKE]
+    for what, old, new in facts:
+        if old != new:
+            return f"{what}: {old} and {new}"
+    return "measured on a device that others used" if before.device.contended or after.device.contended else ""
+
+
+# Methods on one backbone and task
+
+
+def triples(records: Mapping[str, Record]) -> dict[str, list[str]]:
+    """Cells by backbone and task."""
+    cells_by_pair: dict[str, list[str]] = defaultdict(list)
+    for cell, record in records.items():
+        cells_by_pair[f"{record.backbone}_{record.task}"].append(cell)
+    return cells_by_pair
+
+
+# What methods that are like for like have in common, pair by pair.
+SHARED: tuple[tuple[str, Callable[[Record], object]], ...] = (
+    ("updates", lambda record: record.training and record.training.updates),
+    ("real tokens", lambda record: record.training and record.training.tokens),
+    ("order of rows", lambda record: record.training and record.training.order),
+    ("test rows", lambda record: record.data and record.data.fingerprint),
+    ("search", lambda record: record.recipe.generation),
+    ("ranks", lambda record: record.processes),
+)
+
+
+def unlike(records: Mapping[str, Record]) -> list[str]:
+    """A line for every pair of methods that is not like for like, with what differs."""
+    lines = []
+    for cells in triples(records).values():
+        for one, other in combinations([cell for cell in cells if records[cell].training], 2):
+            differences = [name for name, value in SHARED if value(records[one]) != value(records[other])]
+            differences += [f"{cell} adapts its head alone" for cell in (one, other) if adapts_head_alone(records[cell])]
+            if differences:
+                lines.append(f"{one} and {other}: {', '.join(differences)}")
+    return lines
+
+
+def unlike_pairs(records: Sequence[Record]) -> list[str]:
+    """The lines of `unlike`, each profile and seed by itself; each line once."""
+    runs = dict.fromkeys((record.profile, record.seeds.seed) for record in records)
+    by_run = ({r.cell: r for r in records if (r.profile, r.seeds.seed) == run} for run in runs)
+    return list(dict.fromkeys(line for cells in by_run for line in unlike(cells)))
+
+
+def adapts_head_alone(record: Record) -> bool:
+    """Whether every layer that carries an adapter is one that pretraining never saw."""
+    targets = set((record.recipe.adapter or {}).get("target_modules") or ())
+    return bool(targets) and record.model is not None and targets <= set(record.model.adapted_modules)
+
+
+def _budget(record: Record) -> str:
+    return f"{record.training.updates if record.training else 'no'} updates of {record.recipe.rows_per_update} rows"
+
+
+def _search(generation: Generation | None) -> str:
+    return f"num_beams {generation.num_beams}, max_new_tokens {generation.max_new_tokens}" if generation else "none"
+
+
+# The same in words, and what figures of cost depend on.
+FACTS: Mapping[str, Callable[[Record], str]] = {
+    "budget": _budget,
+    "precision": lambda record: record.training.precision if record.training else "unknown",
+    "data": lambda record: record.data.fingerprint if record.data else "unknown",
+    "what is adapted": lambda record: "the new head alone" if adapts_head_alone(record) else "the backbone",
+    "search": lambda record: _search(record.recipe.generation),
+    "device": lambda record: f"{record.device.name}, {record.device.threads or 'no'} threads" if record.device else "unknown",
+    "ranks": lambda record: record.processes,
+    "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
+}
