@@ -1,16 +1,34 @@
-"""What the first updates did to each group of parameters. In: a model while it trains. Out: fields of `FirstStep`."""
+"""What the first updates did to each group of parameters. In: a model while it trains. Out: fields of `FirstStep`.
 
-from collections.abc import Mapping
+A group is as "layer 1 attention" or "head"; its figures are norms over the group's tensors.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from hashlib import sha256
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.run.device import random_states
-from tunegrid.run.groups import digest, grouped, norms, reached
 from tunegrid.run.ranks import full_tensor
 
+DIGITS = 9  # of a figure: more than fp32 has
+KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; the first that fits
+    ("norm|\\.ln_", "norms"),
+    ("relative_attention_bias", "biases of position"),
+    ("crossattention|encdecattention", "cross-attention"),
+    ("attention|attn", "attention"),
+    ("embed|\\.wte|\\.wpe|shared\\.", "embeddings"),
+    ("lm_head|\\.cls\\.", "output"),
+)
+WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for all layers
+Figures = dict[str, float | None]  # by group; None for what is no finite number
 MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
 SAMPLED = 4096  # values of a tensor that tell how far it moved
 
@@ -47,3 +65,74 @@ def sampled(parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
     steps = {name: max(1, p.numel() // SAMPLED) for name, p in parameters.items()}
     return {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in parameters.items()}
+
+
+# Groups of parameters
+
+
+def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:
+    """The group that a parameter belongs to; `own` are the names of the parameters that the method added."""
+    if within(name, cell.head.new_modules):
+        return "head"
+    if name in own:
+        return cell.method.group_of(name)
+    lower = f".{name.lower()}"
+    kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower)), None)
+    layer = re.search(r"\.(\d+)\.", name)
+    if kind in WHOLE or layer is None:
+        return kind or "rest"
+    return f"{_stack(lower)} {layer[1]} {kind or 'MLP'}"
+
+
+def _stack(lower: str) -> str:
+    return next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
+
+
+def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by group, in the order of the model."""
+    own = cell.method.own_parameters(model)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[group_of(name, cell, own)].append(name)
+    return dict(groups)
+
+
+# Figures by group
+
+
+def norms(groups: Mapping[str, Sequence[str]], tensor_of: Callable[[str], Tensor | None]) -> Figures:
+    """The norm of each group's tensors; groups without one are left out.
+
+    Tensors are asked for one by one: unpacked all at once, those of a packed base would take several times its memory.
+    """
+    figures: Figures = {}
+    for group, names in groups.items():
+        known = [float(tensor.norm(dtype=torch.float32)) for name in names if (tensor := tensor_of(name)) is not None]
+        if known:
+            figures[group] = figure(math.hypot(*known))
+    return figures
+
+
+def reached(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many of each group's tensors have a gradient other than zero: one of many that has none hardly moves a norm."""
+    return {group: sum(name in gradients and bool(gradients[name].any()) for name in names) for group, names in groups.items()}
+
+
+def figure(value: Any) -> float | None:
+    """A number for the record; None for one that is infinite or none."""
+    number = float(value)
+    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits."""
+    return sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def digest_of(values: Iterable[Any]) -> str:
+    """The digest of the list of these values, which is never made."""
+    whole = sha256(b"[")
+    for index, value in enumerate(values):
+        whole.update(f"{', ' if index else ''}{value!r}".encode())
+    whole.update(b"]")
+    return whole.hexdigest()[:16]

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.data.columns import answer_texts
+from tunegrid.data.rows import answer_texts
 from tunegrid.data.sources import Row
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.audits.probing import computing, searched, short_to_long, undisturbed
-from tunegrid.run.device import free_memory
-from tunegrid.run.fitting import DoesNotFit, fitting
-from tunegrid.run.groups import Figures, digest, digest_of, figure, grouped, norms, reached
+from tunegrid.run.device import DoesNotFit, fitting, free_memory
+from tunegrid.run.first_updates import Figures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.order import chunks
 from tunegrid.run.training import Trainer

@@ -11,8 +11,7 @@ import torch
 
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.run.audits.probing import FIRST_ROWS, hooked, short_to_long
-from tunegrid.run.first_updates import sampled
-from tunegrid.run.groups import digest, digest_of, figure, group_of, norms, reached
+from tunegrid.run.first_updates import digest, digest_of, figure, group_of, norms, reached, sampled
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import PROBED, fixed_answers, probed, spoiled
 from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
