@@ -118,17 +118,14 @@ def checkpoint_fingerprint(cell: Cell) -> str | None:
     if cell.profile.random_weights:
         return None
     if cell.profile.checkpoint_root is None:
-        return cell.backbone.revision or next((commit for path in weight_files(cell) if (commit := _commit(path))), None)
+        if cell.backbone.revision:
+            return cell.backbone.revision
+        matches = [SNAPSHOT.search(str(path)) for path in weight_files(cell)]
+        return next((match[1] for match in matches if match), None)
     digest = hashlib.sha256()
     for path in weight_files(cell):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def _commit(path: Path) -> str | None:
-    """The hub's commit of a cached file; None where its path does not tell."""
-    match = SNAPSHOT.search(str(path))
-    return match.group(1) if match else None
 
 
 # The checkpoint's tensor that a weight is

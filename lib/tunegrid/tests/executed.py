@@ -19,6 +19,7 @@ from pytest_benchmark.fixture import PauseInstrumentation
 from tunegrid import ROOT
 
 OWN = tuple(f"{ROOT / name}" for name in ("lib/tunegrid/", "fixtures/", "benchmarks/", "conftest.py"))
+TESTS = "/tunegrid/tests/"
 VARIABLE = "TUNEGRID_EXECUTED"  # names the file that the functions go to, one line each
 
 
@@ -38,7 +39,7 @@ class Executed:
     def _is_ours(self, code):
         if code not in self._known:
             is_function = code.co_flags & CO_OPTIMIZED and not code.co_name.startswith("<")
-            self._known[code] = bool(is_function) and code.co_filename.startswith(OWN) and code.co_filename != __file__
+            self._known[code] = bool(is_function) and code.co_filename.startswith(OWN) and TESTS not in code.co_filename
         return self._known[code]
 
     @property
