@@ -1,10 +1,10 @@
 """A pytest plugin that notes which functions of ours each test runs; `-p tunegrid.tests.executed` loads it.
 
 Counted is what runs between the start of a test's set-up and the end of its teardown, on the main thread: functions and methods
-of `lib/tunegrid`, `fixtures`, `benchmarks` and conftest.py, each once. Not counted: the top level of modules and class bodies;
-what runs because a module of ours is being imported; lambdas and comprehensions; what dataclasses generate; collection; the
-table and the files at the end of the session. What the session does with the test's reports (its row, the journal, the line of
-progress) happens between the phases of a test, and so is counted.
+of `lib/tunegrid` (its tests aside), `fixtures`, `benchmarks` and conftest.py, each once. Not counted: the top level of modules
+and class bodies; what runs because a module of ours is being imported; lambdas and comprehensions; what dataclasses generate;
+collection; the table and the files at the end of the session. What the session does with the test's reports (its row, the
+journal, the line of progress) happens between the phases of a test, and so is counted.
 """
 
 import json
