@@ -20,8 +20,8 @@ from tunegrid.grid.tasks import SA
 from tunegrid.record import Record
 from tunegrid.run.evaluation import Evaluation
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.schedule import make_schedule
 from tunegrid.run.serving import Serving
+from tunegrid.run.stepper import make_schedule
 from tunegrid.run.training import Trainer
 
 # Rows

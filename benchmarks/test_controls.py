@@ -12,10 +12,9 @@ import pytest
 
 from benchmarks.targets import SHUFFLES
 from fixtures.session import session_of
-from tunegrid.grid.backbones import BACKBONES
+from tunegrid.grid.backbones import BACKBONES, within
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import TOKEN_ROWS
-from tunegrid.grid.names import within
 from tunegrid.grid.profiles import QUICK_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.results.passing import below_bounds

@@ -22,12 +22,7 @@ def cpu_name() -> str:
     Virtual machines give all Xeons one name, and only those with AMX multiply bf16 faster than fp32.
     """
     name = cpu_field("model name") or platform.machine()
-    return f"{name} with AMX" if has_amx() else name
-
-
-def has_amx() -> bool:
-    """Whether the CPU multiplies matrices of bf16 in units of their own."""
-    return "amx_bf16" in cpu_field("flags").split()
+    return f"{name} with AMX" if "amx_bf16" in cpu_field("flags").split() else name
 
 
 def cpu_field(name: str) -> str:

@@ -3,6 +3,8 @@
 Shapes: B rows in a batch, L tokens in its longest row.
 """
 
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -14,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tunegrid.data.columns import joined
+from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -232,3 +234,13 @@ def real_tokens(batch: Batch) -> int:
 def all_tokens(batch: Batch) -> int:
     """Tokens with padding, counted as `real_tokens` counts."""
     return batch["attention_mask"].numel() + batch.get("decoder_attention_mask", torch.zeros(0)).numel()
+
+
+def alphanumeric(text: str) -> str:
+    """A text's ASCII letters and digits, lower case and without accents: what every tokenizer keeps."""
+    return re.sub(r"[^a-z0-9]", "", unicodedata.normalize("NFKD", text.lower()))
+
+
+def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
+    """Whether decoded tokens hold a text. They may reach beyond it, and an `unknown` token may stand for any part of it."""
+    return alphanumeric(text) in alphanumeric(tokens) or bool(unknown and unknown in tokens)

@@ -12,7 +12,7 @@ from random import Random
 from tunegrid.codecs.extract import MAX_QUESTION_TOKENS
 from tunegrid.codecs.generate import CausalCodec
 from tunegrid.codecs.synthetic import SyntheticTokenizer
-from tunegrid.data.columns import answer_texts, context, joined
+from tunegrid.data.rows import answer_texts, context, joined
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError, first_line
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
-from tunegrid.data.columns import joined
+from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
 
 

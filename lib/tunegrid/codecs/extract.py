@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from tunegrid.codecs.alphanumeric import same_alphanumeric
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
-from tunegrid.data.columns import answer_span, answer_texts, context
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric
+from tunegrid.data.rows import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 

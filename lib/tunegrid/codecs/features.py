@@ -17,7 +17,7 @@ from typing import Any, overload
 from filelock import FileLock
 
 from tunegrid.codecs.base import Codec, Feature
-from tunegrid.data import columns
+from tunegrid.data import rows as data_rows
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.machine import versions
@@ -29,7 +29,7 @@ BLOCK = 1000  # rows that are encoded at once
 LIBRARIES = ("transformers", "tokenizers")  # a run after an upgrade must not read what the old release made
 SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
 LARGEST = 10_000  # features of a list that is kept in memory: a user's own rows may be many
-CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(columns.__file__)]
+CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(data_rows.__file__)]
 COLUMNS = ("input_ids", "target", "extra")  # whole numbers, as `Codec.packed` makes them
 
 _shared: dict[tuple[type[Codec], str], Sequence[Feature]] = {}

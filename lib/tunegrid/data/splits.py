@@ -13,8 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from tunegrid.data.columns import identity, text_hash
-from tunegrid.data.hygiene import check_column, check_row, check_task
+from tunegrid.data.rows import check_column, check_row, check_task, identity, text_hash
 from tunegrid.data.sources import Row, Table, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import Profile

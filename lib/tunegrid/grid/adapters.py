@@ -5,9 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from tunegrid.grid.backbones import Head, Layout
+from tunegrid.grid.backbones import Head, Layout, within
 from tunegrid.grid.methods import Adapting, Answer, Base, Method
-from tunegrid.grid.names import within
 from tunegrid.grid.recipes import Recipe
 
 if TYPE_CHECKING:

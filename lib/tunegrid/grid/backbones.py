@@ -1,6 +1,6 @@
 """Declares the study's three `Backbone`s, and how each solves each kind of problem."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -210,3 +210,8 @@ HEAD_EXCEPTIONS: Mapping[str, Head] = {
     # head's own base weights, frozen as they start: there is no new module to train in full.
     "bert_sa_lora": Head(architecture="BertMLPClassifier", adapted_modules=("fc1", "fc2")),
 }
+
+
+def within(name: str, modules: Iterable[str]) -> bool:
+    """Whether a parameter or layer belongs to one of these modules: "score.weight" is within "score", "my_score" is not."""
+    return any(f".{module}." in f".{name}." for module in modules)

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import Head
-from tunegrid.grid.names import within
+from tunegrid.grid.backbones import Head, within
 from tunegrid.grid.optimizers import ParameterGroups
 from tunegrid.grid.recipes import Recipe
 

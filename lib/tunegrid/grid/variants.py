@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import Answer, Base, Lora, grouped
-from tunegrid.grid.names import within
 from tunegrid.grid.optimizers import ParameterGroups
 from tunegrid.grid.recipes import Recipe
 

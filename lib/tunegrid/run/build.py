@@ -14,14 +14,13 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.synthetic import SyntheticTokenizer
 from tunegrid.data.sources import ROOTS_HINT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BERT, Backbone
+from tunegrid.grid.backbones import BERT, Backbone, within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
-from tunegrid.grid.names import within
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.bertscore import BertScorer
 from tunegrid.run.device import ATTENTION, resolve_precision, resolve_quantization
+from tunegrid.run.metrics import BertScorer
 
 PERTURBATION = 1e-6  # relative: a few last bits of fp32
 TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")

@@ -1,6 +1,11 @@
-"""Where a cell runs and in which precision. In: what a profile and a recipe request. Out: what this machine can do."""
+"""Where a cell runs and in which precision. In: what a profile and a recipe request. Out: what this machine can do.
+
+Memory, too: what is free, what an earlier cell left, and one kind of error, whatever library says that memory ran out.
+"""
 
 import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from tunegrid.errors import InputError
+from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.machine import cpu_name, give_back_memory
@@ -23,6 +28,8 @@ MEASURED = ("cpu", "cuda")
 ATTENTION = "sdpa"  # torch's fused attention
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPUTE_TYPES = {"fp32": "float32", "fp16": "float16"}  # of packed weights, by the precision of training
+# How libraries say that memory ran out: torch's allocators on a CPU, the CUDA runtime outside them, cuBLAS's handles.
+NO_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class Claims:
@@ -223,3 +230,28 @@ def set_random_states(device: torch.device, states: dict[str, Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+
+
+# When memory runs out
+
+
+class DoesNotFit(Exception):
+    """Memory ran out."""
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+
+
+@contextmanager
+def fitting() -> Iterator[None]:
+    """Raises DoesNotFit where memory runs out meanwhile."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if out_of_memory(error):
+            raise DoesNotFit(first_line(error)) from None
+        raise

@@ -18,8 +18,7 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.record.parts import EvaluationRecord, GeneratedRecord, Precision
-from tunegrid.run.device import autocast, free_memory, resolve_precision
-from tunegrid.run.fitting import DoesNotFit, fitting
+from tunegrid.run.device import DoesNotFit, autocast, fitting, free_memory, resolve_precision
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks

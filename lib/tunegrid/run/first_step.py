@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.names import within
 from tunegrid.run.device import random_states
 from tunegrid.run.ranks import full_tensor
 

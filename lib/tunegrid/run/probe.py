@@ -20,13 +20,12 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from tunegrid.codecs.base import IGNORED, Batch, Feature, on
 from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.data.columns import answer_texts
+from tunegrid.data.rows import answer_texts
 from tunegrid.data.sources import Row
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type
-from tunegrid.run.device import free_memory, random_states, set_random_states
+from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
 from tunegrid.run.first_step import Figures, digest, digest_of, figure, grouped, norms, reached
-from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.order import chunks
 from tunegrid.run.training import Trainer

@@ -19,7 +19,7 @@ from tunegrid.codecs.base import Feature
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
-from tunegrid.run.fitting import out_of_memory
+from tunegrid.run.device import out_of_memory
 from tunegrid.run.ranks import Ranks, full_tensor
 
 HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates

@@ -1,16 +1,19 @@
 """From gradients to weights: clipping, the optimizer, fp16's loss scale and the schedule. In: gradients. Out: weights moved."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
+import transformers as hf
 from torch import Tensor, nn
 
+from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
-from tunegrid.run.clipping import Clipping
-from tunegrid.run.ranks import Ranks
-from tunegrid.run.scale import LossScale
-from tunegrid.run.schedule import make_schedule
+from tunegrid.run.ranks import Ranks, full_tensor
+
+SCHEDULES = tuple(kind.value for kind in hf.SchedulerType)
 
 
 class Stepper:
@@ -25,17 +28,25 @@ class Stepper:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
         self.cell, self._model = cell, model
         optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
-        trained = [p for p in stepped.parameters() if p.requires_grad]
-        self.clipping = Clipping(accelerator, trained, cell.recipe.max_grad_norm)
+        self._trained = [p for p in stepped.parameters() if p.requires_grad]
+        self._accelerator = accelerator
         self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = accelerator.prepare_optimizer(optimizer)
         self.loss_scale = LossScale(accelerator.scaler)
         self._unsettled: int | None = None  # the update of which is not known yet whether fp16 lost it
 
     def clip(self, *, again: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Clip the gradients; return their norm before and, where it is asked `again`, after. None where none are clipped."""
-        before = self.clipping.clip()
-        return before, self.clipping.norm() if before is not None and again else None
+        """Clip the gradients; return their norm before and, where it is asked `again`, after. None where none are clipped.
+
+        Norms stay on the device until the log asks for them.
+        """
+        bound = self.cell.recipe.max_grad_norm
+        if bound is None:
+            return None, None
+        before = full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
+        if not again:
+            return before, None
+        return before, full_tensor(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None]))
 
     def step(self, update: int) -> tuple[list[float], float]:
         """Step the optimizer in an update, counted from 0; return each group's rate in it, and the schedule's."""
@@ -85,3 +96,58 @@ class Stepper:
         if self.loss_scale.scaler and state.get("scaler"):
             self.loss_scale.scaler.load_state_dict(state["scaler"])
         self.cell.method.load_state_dict(self._model, state.get("method", {}))
+
+
+def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
+    """The recipe's schedule, counted in updates. Raises InputError for an unknown one."""
+    recipe = cell.recipe
+    if recipe.lr_scheduler_type not in SCHEDULES:
+        raise InputError(f"{cell.id}: unknown schedule {recipe.lr_scheduler_type!r}; known are {', '.join(sorted(SCHEDULES))}")
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * updates)
+    return hf.get_scheduler(recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=updates)
+
+
+class LossScale:
+    """Whether fp16 lost the last step; it never does in another precision.
+
+    A fused optimizer skips a step that overflows inside its kernel, so only the device knows: the scale is lower afterwards.
+    Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU then wait for the host. So the
+    answer travels to the host by itself, and is read when the next step is due: the GPU has a whole forward and backward pass
+    queued behind it by then, and never runs dry.
+    """
+
+    def __init__(self, scaler: Any | None) -> None:
+        """`scaler` is a `torch.amp.GradScaler`, or None where losses are not scaled."""
+        self.scaler = scaler
+        self._lost: Tensor | None = None
+        self._arrived: Any = None
+
+    @property
+    def factor(self) -> float:
+        """By how much losses, and their gradients, are multiplied now; waits for the device."""
+        return float(self.scaler.get_scale()) if self.scaler else 1.0
+
+    def step(self, optimizer: Any) -> None:
+        """Let accelerate's optimizer step, and send the answer on its way.
+
+        Without a scale its inner one steps: accelerate's looks for another package on the disk each time.
+        """
+        if not self.scaler:
+            optimizer.optimizer.step()
+            return
+        before = self.scaler._get_scale_async().clone()  # `get_scale` without waiting
+        optimizer.step()
+        lost = self.scaler._get_scale_async() < before
+        if lost.is_cuda:
+            self._lost = torch.empty((), dtype=torch.bool, pin_memory=True)
+            self._lost.copy_(lost, non_blocking=True)
+            self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._arrived.record()
+        else:
+            self._lost = lost
+
+    def lost(self) -> bool:
+        """Whether the last step was lost; waits until the device has made it."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._lost is not None and bool(self._lost)

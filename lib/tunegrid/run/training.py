@@ -22,16 +22,23 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.record.parts import TrainingRecord
-from tunegrid.run.checksums import model_checksums
-from tunegrid.run.device import free_memory, random_states, replacements, resolve_precision, set_random_states
+from tunegrid.run.device import (
+    DoesNotFit,
+    fitting,
+    free_memory,
+    random_states,
+    replacements,
+    resolve_precision,
+    set_random_states,
+)
 from tunegrid.run.first_step import MOVED, FirstUpdates
-from tunegrid.run.fitting import DoesNotFit, fitting
 from tunegrid.run.log import TrainingLog
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.order import chunks, epoch_batches
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
 from tunegrid.run.stepper import Stepper
+from tunegrid.run.weights import model_checksums
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on

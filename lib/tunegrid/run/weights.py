@@ -1,24 +1,66 @@
-"""The weight files of a checkpoint. In: a `Cell` whose model was loaded. Out: their paths here, and a fingerprint."""
+"""Weights: their checksums, and the checkpoint that they come from. In: tensors, or a cell. Out: checksums, files, keys.
+
+A model and its checkpoint name one tensor differently: PEFT and heads put parts in front. So names are compared from the end.
+"""
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers as hf
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
+from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.names import within
 from tunegrid.record.parts import ModelRecord
 from tunegrid.record.record import architecture_name
 from tunegrid.run.build import checkpoint_of
-from tunegrid.run.checkpoint_keys import files_by_key
 
+Checksum = tuple[int, int]
+INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other size is read byte by byte
+NameParts = tuple[str, ...]
+# Parts of names that a loaded model has otherwise: old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention
+# starts from the self-attention of its layer.
+RENAMED = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"  # of weights in several files
 SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")  # how the hub's cache names a commit
+
+
+# Checksums
+
+
+def checksums(tensors: Iterable[Tensor]) -> list[Checksum]:
+    """A checksum of each tensor: sums of all its bits taken as integers, and of every other one; equal bits, equal sums.
+
+    A checksum is no cryptographic hash. It tells trained weights from unchanged ones, on the tensor's device, without a copy.
+    """
+    sums = [_sums(tensor) for tensor in tensors]
+    pairs: list[list[int]] = torch.stack(sums).tolist() if sums else []
+    return [(first, second) for first, second in pairs]
+
+
+def _sums(tensor: Tensor) -> Tensor:
+    bits = tensor.detach().reshape(-1)
+    bits = bits.view(INTEGERS.get(bits.element_size(), torch.uint8))
+    return torch.stack([bits.sum(dtype=torch.int64), bits[::2].sum(dtype=torch.int64)])
+
+
+def model_checksums(model: nn.Module) -> dict[str, Checksum]:
+    """A checksum of every parameter, by name."""
+    named = dict(model.named_parameters())
+    return dict(zip(named, checksums(named.values()), strict=True))
+
+
+# The checkpoint
 
 
 def weight_files(cell: Cell) -> list[Path]:
@@ -32,18 +74,28 @@ def weight_files(cell: Cell) -> list[Path]:
     return [path for path in (_file(source, name, pin) for name in names) if path]
 
 
+def _file(source: str, name: str, pin: Mapping[str, Any]) -> Path | None:
+    """A file of a local folder, or of the hub's cache; None where there is none."""
+    path = hf.utils.cached_file(source, name, _raise_exceptions_for_missing_entries=False, **pin)
+    return Path(path) if path else None
+
+
+@cache
+def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
+    """In which file each tensor of a checkpoint is."""
+    found: dict[str, Path] = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
 def lacking_modules(cell: Cell) -> list[str]:
     """The head's optional modules that the checkpoint does not hold; they start from random."""
     if not cell.head.optional_modules:
         return []
     names = files_by_key(tuple(weight_files(cell)))
     return [module for module in cell.head.optional_modules if not any(within(name, [module]) for name in names)]
-
-
-def _file(source: str, name: str, pin: Mapping[str, Any]) -> Path | None:
-    """A file of a local folder, or of the hub's cache; None where there is none."""
-    path = hf.utils.cached_file(source, name, _raise_exceptions_for_missing_entries=False, **pin)
-    return Path(path) if path else None
 
 
 def model_record(cell: Cell) -> ModelRecord:
@@ -66,14 +118,43 @@ def checkpoint_fingerprint(cell: Cell) -> str | None:
     if cell.profile.random_weights:
         return None
     if cell.profile.checkpoint_root is None:
-        return cell.backbone.revision or next((commit for path in weight_files(cell) if (commit := _commit(path))), None)
+        if cell.backbone.revision:
+            return cell.backbone.revision
+        matches = [SNAPSHOT.search(str(path)) for path in weight_files(cell)]
+        return next((match[1] for match in matches if match), None)
     digest = hashlib.sha256()
     for path in weight_files(cell):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _commit(path: Path) -> str | None:
-    """The hub's commit of a cached file; None where its path does not tell."""
-    match = SNAPSHOT.search(str(path))
-    return match.group(1) if match else None
+# The checkpoint's tensor that a weight is
+
+
+@cache
+def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping[str, Checksum]:
+    """Checksums of all tensors of a checkpoint by name, in the type that the model loads them in."""
+    tensors = {name: tensor.to(dtype) for path in files for name, tensor in load_file(path).items()}
+    return dict(zip(tensors, checksums(tensors.values()), strict=True))
+
+
+def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
+    """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least."""
+    stored, own = keys_by_ending(files), parts_of_name(name)
+    return next((stored[own[i:]] for i in range(len(own) - 1) if own[i:] in stored), [])
+
+
+@cache
+def keys_by_ending(files: tuple[Path, ...]) -> Mapping[NameParts, list[str]]:
+    """The names of a checkpoint's tensors, by every end that they have."""
+    endings: dict[NameParts, list[str]] = defaultdict(list)
+    for name in files_by_key(files):
+        parts = parts_of_name(name)
+        for i in range(len(parts)):
+            endings[parts[i:]].append(name)
+    return dict(endings)
+
+
+def parts_of_name(name: str) -> NameParts:
+    """A dotted name in parts, without what PEFT puts in between."""
+    return tuple(RENAMED.get(part, part) for part in name.split(".") if part != "base_layer")

@@ -10,8 +10,8 @@ import torch
 
 from tunegrid.grid.cells import study
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.checksums import model_checksums
 from tunegrid.run.ranks import full_tensor, joined
+from tunegrid.run.weights import model_checksums
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
 CONTEXT = multiprocessing.get_context("forkserver")

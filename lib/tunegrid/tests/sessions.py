@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 
-from fixtures.child import Child
+from fixtures.process import Child
 from tunegrid import ROOT
 
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")

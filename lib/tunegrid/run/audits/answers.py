@@ -8,9 +8,8 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Any
 
-from tunegrid.codecs.alphanumeric import alphanumeric, same_alphanumeric
-from tunegrid.codecs.base import Codec, Feature
-from tunegrid.data.columns import answer_texts, context, joined
+from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
+from tunegrid.data.rows import answer_texts, context, joined
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.tasks import Problem, Task

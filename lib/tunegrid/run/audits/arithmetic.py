@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tunegrid.codecs.base import IGNORED, Batch, on
+from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import Answer
-from tunegrid.grid.names import within
 from tunegrid.run.audits.built import is_adapted
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.device import resolve_quantization

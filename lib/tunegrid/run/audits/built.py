@@ -10,12 +10,12 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import TOKEN_ROWS, Answer
-from tunegrid.grid.names import within
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.build import build
-from tunegrid.run.checksums import model_checksums
 from tunegrid.run.probe import undisturbed
+from tunegrid.run.weights import model_checksums
 
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 

@@ -9,14 +9,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.grid.names import within
 from tunegrid.run.audits.built import BLOCK, base_layers
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.build import base_type
-from tunegrid.run.checkpoint_keys import files_by_key, matching_keys
-from tunegrid.run.weights import lacking_modules, weight_files
+from tunegrid.run.weights import files_by_key, lacking_modules, matching_keys, weight_files
 
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
 # Between packed weights and the checkpoint's rounded here: what double quantization rounds in the scales, at most 0.6 % on the

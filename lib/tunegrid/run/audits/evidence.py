@@ -9,19 +9,17 @@ from typing import TypeVar
 from torch import nn
 
 from tunegrid.codecs.base import Codec
-from tunegrid.data.columns import identity, text_hash
+from tunegrid.data.rows import identity, text_hash
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
 from tunegrid.run.build import base_type
-from tunegrid.run.checkpoint_keys import checkpoint_checksums, matching_keys
-from tunegrid.run.checksums import Checksum, model_checksums
 from tunegrid.run.evaluation import Evaluation
 from tunegrid.run.probe import Probe, probe, replaced_in
 from tunegrid.run.serving import Serving
 from tunegrid.run.training import Trainer
 from tunegrid.run.untouched import Replaced
-from tunegrid.run.weights import weight_files
+from tunegrid.run.weights import Checksum, checkpoint_checksums, matching_keys, model_checksums, weight_files
 
 T = TypeVar("T")
 SAMPLE = 8  # rows that are decoded again

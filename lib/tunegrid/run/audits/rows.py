@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from tunegrid.codecs.alphanumeric import alphanumeric
-from tunegrid.codecs.base import Codec, Feature
-from tunegrid.data.columns import answer_span, answer_texts, context
+from tunegrid.codecs.base import Codec, Feature, alphanumeric
+from tunegrid.data.rows import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.evidence import SAMPLE, Evidence, sample, text_of

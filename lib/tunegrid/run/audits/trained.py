@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from tunegrid.codecs.base import Feature, on
+from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.grid.names import within
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
-from tunegrid.run.schedule import make_schedule
+from tunegrid.run.stepper import make_schedule
 from tunegrid.run.training import Trainer
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.

@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from benchmarks.library_patches.text import decoding_cleans_up
-from tunegrid.codecs.alphanumeric import alphanumeric, same_alphanumeric
-from tunegrid.codecs.base import Prediction
-from tunegrid.data.columns import text_hash
+from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
+from tunegrid.data.rows import text_hash
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FULL_PROFILE
@@ -17,9 +16,9 @@ from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.record.parts import EvaluationRecord
 from tunegrid.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, audited_before, trained
 from tunegrid.run.audits.evidence import text_of
-from tunegrid.run.checksums import checksums
 from tunegrid.run.evaluation import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
+from tunegrid.run.weights import checksums
 from tunegrid.tests.small import cell_of, codec_for, model_of, rows_of, silent, tokenizer_of, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]

@@ -14,9 +14,8 @@ from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, rows, scored, trained
-from tunegrid.run.checkpoint_keys import matching_keys
 from tunegrid.run.probe import cut, distance, gradients_of, short_to_long, type_of_digits
-from tunegrid.run.weights import weight_files
+from tunegrid.run.weights import matching_keys, weight_files
 from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
 
 pytestmark = pytest.mark.slow

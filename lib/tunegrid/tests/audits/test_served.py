@@ -16,10 +16,10 @@ from tunegrid.grid.profiles import FOOTPRINT_PROFILE
 from tunegrid.run.audits import Evidence, served
 from tunegrid.run.audits.served import saved_is_served
 from tunegrid.run.build import build
-from tunegrid.run.checksums import model_checksums
 from tunegrid.run.meter import Meter
 from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.run.training import Trainer
+from tunegrid.run.weights import model_checksums
 from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of
 
 pytestmark = pytest.mark.slow

@@ -28,8 +28,7 @@ from tunegrid.codecs.generate import SeparatedCodec
 from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.libraries import libraries_untouched
 from tunegrid.run.audits.trained import rates_of_transformers
-from tunegrid.run.owners import owner_of
-from tunegrid.run.untouched import MONITOR, REASONS, UNKNOWN, LibraryMonitor
+from tunegrid.run.untouched import MONITOR, REASONS, UNKNOWN, LibraryMonitor, owner_of
 from tunegrid.tests.small import rows_of, silent, trainer_of
 
 HERE = "lib/tunegrid/tests/audits/test_untouched.py"

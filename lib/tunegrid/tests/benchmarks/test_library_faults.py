@@ -10,7 +10,7 @@ from transformers.activations import NewGELUActivation
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from benchmarks.faults import CELL_FAULTS
-from tunegrid.run.owners import owner_of
+from tunegrid.run.untouched import owner_of
 
 PLANTED = [fault for fault in CELL_FAULTS if fault.breaks == "libraries"]
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.data import sources
-from tunegrid.data.hygiene import check_rows
+from tunegrid.data.rows import check_row
 from tunegrid.data.sources import StoredRows, tables
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
@@ -395,18 +395,18 @@ def test_a_label_beyond_the_tasks_own_is_named_with_those_it_has(tmp_path):
 def test_of_many_labels_the_first_and_the_last_are_named():
     task = replace(NLI, labels=tuple("abcdefgh"))
     with pytest.raises(InputError, match=r"expected 0 \(a\), 1 \(b\), .* 5 \(f\), \.\.\. 7 \(h\)$"):
-        check_rows(task, [pairs(1)[0] | {"gold": 8}], [0], "rows")
+        check_row(task, pairs(1)[0] | {"gold": 8}, 0, "rows")
 
 
 def test_questions_and_summaries_may_have_columns_of_other_names():
     task = replace(QA, columns={"ask": str, "page": str, "spans": dict}, text=("ask",), text_pair=("page",), target="spans")
     row = {"ask": "what?", "page": "a red car", "spans": {"text": ["red"], "answer_start": [3]}}
     with pytest.raises(InputError, match="answer 'red' does not stand at answer_start 3, where the context has 'ed '"):
-        check_rows(task, [row], [0], "rows")
+        check_row(task, row, 0, "rows")
     brief = replace(SUM, columns={"head": str, "body": str, "gist": str}, text=("head", "body"), target="gist")
-    check_rows(brief, [{"head": "", "body": "b", "gist": "g"}], [0], "rows")
+    check_row(brief, {"head": "", "body": "b", "gist": "g"}, 0, "rows")
     with pytest.raises(InputError, match="'head' and 'body' are empty"):
-        check_rows(brief, [{"head": "", "body": " ", "gist": "g"}], [0], "rows")
+        check_row(brief, {"head": "", "body": " ", "gist": "g"}, 0, "rows")
 
 
 @pytest.mark.parametrize(
@@ -436,7 +436,7 @@ def test_an_answer_that_is_not_where_it_says_names_the_row(tmp_path):
 
 def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
     with pytest.raises(InputError, match="reviews, row 7: invalid label 2 in column 'label'"):
-        check_rows(SA, [REVIEW, REVIEW | {"label": 2}], [3, 7], "reviews")
+        check_row(SA, REVIEW | {"label": 2}, 7, "reviews")
 
 
 @pytest.mark.parametrize(
@@ -460,7 +460,7 @@ def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
 )
 def test_a_faulty_row_is_described(task, row, fault):
     with pytest.raises(InputError) as caught:
-        check_rows(task, [row], [0], "rows")
+        check_row(task, row, 0, "rows")
     assert fault in str(caught.value)
 
 
@@ -477,7 +477,7 @@ def test_a_faulty_row_is_described(task, row, fault):
 )
 def test_an_answer_no_span_can_stand_for_is_refused(answers):
     with pytest.raises(InputError, match="row 4"):
-        check_rows(QA, [QUESTION | {"answers": answers}], [4], "rows")
+        check_row(QA, QUESTION | {"answers": answers}, 4, "rows")
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import LORA
-from tunegrid.grid.names import within
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.variants import LoraFA, LoraPlus
 from tunegrid.run.audits.evidence import Evidence

@@ -53,7 +53,7 @@ LOCAL_CLUSTER = """
 from pathlib import Path
 import fixtures.ray.cluster
 from fixtures.ray.remote_cell import RemoteResult
-from fixtures.child import Child
+from fixtures.process import Child
 from fixtures.process import run
 
 class Cluster:

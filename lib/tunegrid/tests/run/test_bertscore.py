@@ -2,9 +2,8 @@ import pytest
 import torch
 
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.run.bertscore import BATCH, Embedded, greedy_match
 from tunegrid.run.build import load_bert_scorer
-from tunegrid.run.metrics import means
+from tunegrid.run.metrics import BATCH, Embedded, greedy_match, means
 
 
 @pytest.fixture(scope="module")

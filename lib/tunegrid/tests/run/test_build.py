@@ -17,10 +17,9 @@ from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.run.audits import Evidence, audited
 from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.checkpoint_keys import checkpoint_checksums
 from tunegrid.run.meter import Meter, parameter_counts
 from tunegrid.run.training import Trainer
-from tunegrid.run.weights import checkpoint_fingerprint, weight_files
+from tunegrid.run.weights import checkpoint_checksums, checkpoint_fingerprint, weight_files
 from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tiny_llama, tokenizer_of
 
 ADAPTED = [cell_id for cell_id in STUDY_IDS if not cell_id.endswith("sft")]

@@ -17,12 +17,12 @@ from tunegrid.run.device import (
     check_empty,
     check_idle,
     free_memory,
+    out_of_memory,
     resolve_device,
     resolve_precision,
     resolve_quantization,
     used_by_others_gib,
 )
-from tunegrid.run.fitting import out_of_memory
 from tunegrid.tests.small import CPU
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}

@@ -10,10 +10,10 @@ from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
-from tunegrid.run.checksums import model_checksums
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
+from tunegrid.run.weights import model_checksums
 from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks
 from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent, still, trainer_for, trainer_of
 

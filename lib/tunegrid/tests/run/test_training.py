@@ -14,7 +14,7 @@ from tunegrid.codecs.base import Feature
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.errors import InputError
 from tunegrid.run.order import epoch_batches
-from tunegrid.run.scale import LossScale
+from tunegrid.run.stepper import LossScale
 from tunegrid.run.training import Trainer
 from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
 

@@ -1,9 +1,12 @@
-"""Checks a task's rows before anything trains on them, and raises an InputError that names the row."""
+"""What a row says, read by its task's columns, and whether the task can use it. In: a row and a task. Out: texts and answers.
+
+Rows are checked before anything trains on them; an InputError names the row.
+"""
 
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 from typing import Any
 
-from tunegrid.data.columns import context
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Carve, Problem, Task
@@ -11,6 +14,45 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
 TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
 NAMED_LABELS = 6  # at most so many are listed in a sentence
+
+
+def joined(row: Row, columns: Sequence[str]) -> str:
+    """The columns' texts, joined by a line break; an empty text leaves no line break behind."""
+    return "\n".join(row[column] for column in columns if row[column])
+
+
+def identity(row: Row, columns: Sequence[str]) -> str:
+    """What a row says in some columns, whatever its case and white space: two rows of one identity are one text."""
+    return " ".join(" ".join(row[column] for column in columns).lower().split())
+
+
+def text_hash(text: str) -> int:
+    """Eight bytes of a text's hash, to hold in its place; any two of three million texts share one with a chance of 2.4e-7."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def context(task: Task, row: Row) -> str:
+    """The text that holds an extraction task's answers."""
+    text: str = row[task.text_pair[0]]
+    return text
+
+
+def answer_texts(task: Task, row: Row) -> list[str]:
+    """Every annotated answer of an extraction task, the first one first."""
+    texts: list[str] = row[task.target]["text"]
+    return texts
+
+
+def answer_span(task: Task, row: Row) -> tuple[int, int]:
+    """Where the first annotated answer begins and ends in the context, in characters; the end is exclusive.
+
+    Answers repeat in the context: the annotated start counts, not the first occurrence (SQuAD v1.1).
+    """
+    start: int = row[task.target]["answer_start"][0]
+    return start, start + len(answer_texts(task, row)[0])
+
+
+# Checks
 
 
 def check_task(task: Task) -> None:
@@ -29,14 +71,8 @@ def check_task(task: Task) -> None:
             raise InputError(f"task {task.id!r} is split by column {column!r}, which is not among its columns")
 
 
-def check_rows(task: Task, rows: Sequence[Row], indices: Sequence[int], origin: str) -> None:
-    """Raises InputError for the first row that the task cannot use; `places` are the rows' numbers in their file."""
-    for index, row in zip(indices, rows, strict=True):
-        check_row(task, row, index, origin)
-
-
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
-    """Raises InputError where the task cannot use a row; `place` is its number in its file."""
+    """Raises InputError where the task cannot use a row; `index` is its number in its file."""
     if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row):
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")

@@ -1,8 +1,0 @@
-"""Dotted names of modules and parameters. In: a name, as "bert.encoder.layer.0.attention". Out: where it belongs."""
-
-from collections.abc import Iterable
-
-
-def within(name: str, modules: Iterable[str]) -> bool:
-    """Whether a parameter or layer belongs to one of these modules: "score.weight" is within "score", "my_score" is not."""
-    return any(f".{module}." in f".{name}." for module in modules)
