@@ -17,8 +17,9 @@ from torch import Tensor
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
+from tunegrid.grid.recipes import Precision
 from tunegrid.machine import cpu_name, give_back_memory
-from tunegrid.record.parts import DeviceRecord, Precision
+from tunegrid.record.parts import DeviceRecord
 
 GIB = 2**30
 LOCKS = Path.home() / ".cache" / "tunegrid" / "devices"
@@ -141,7 +142,7 @@ def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str 
 
     A CPU only emulates fp16; some backbones overflow in it on any device; older GPUs have no bf16 units.
     """
-    requested: Precision = cell.recipe.precision  # type: ignore[assignment]  # one of the three, by the record's check
+    requested = cell.recipe.precision
     if requested == "fp16" and device.type == "cpu" and not cell.backbone.overflows_fp16:
         return "bf16", "bf16 in place of fp16, which a CPU only emulates"
     overflow = f"in which {cell.backbone.name} overflows" if requested == "fp16" and cell.backbone.overflows_fp16 else ""

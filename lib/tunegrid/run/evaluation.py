@@ -17,7 +17,8 @@ from tunegrid.codecs.features import features_of, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.record.parts import EvaluationRecord, GeneratedRecord, Precision
+from tunegrid.grid.recipes import Precision
+from tunegrid.record.parts import EvaluationRecord, GeneratedRecord
 from tunegrid.run.device import DoesNotFit, autocast, fitting, free_memory, resolve_precision
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress

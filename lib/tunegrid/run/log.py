@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from tunegrid.data.sources import Row
-from tunegrid.record.parts import FirstStep, Ledger, Precision, TrainingRecord
+from tunegrid.grid.recipes import Precision
+from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord
 
 # What a checkpoint keeps. The rows of `chosen_on` are not kept.
 KEPT = (
