@@ -35,12 +35,12 @@ def is_cell(extra_info: Mapping[str, Any]) -> bool:
 
 def save(run: RunJson, path: Path) -> None:
     """Write a run with one row per line, so that a diff shows which cells changed; whole, or not at all."""
-    rest = {name: value for name, value in run.items() if name != "benchmarks"}
     rows = ",\n".join(json.dumps(row, default=str) for row in run["benchmarks"])
+    fields = {name: json.dumps(value, default=str) for name, value in run.items()} | {"benchmarks": f"[\n{rows}\n]"}
     part = path.with_name(f"{path.name}.part")  # never the path itself, whatever its suffix
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_text(f'{json.dumps(rest)[:-1]}, "benchmarks": [\n{rows}\n]}}\n')
+        part.write_text(f"{{{', '.join(f'{json.dumps(name)}: {value}' for name, value in fields.items())}}}\n")
         part.replace(path)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None

@@ -35,6 +35,15 @@ def run(tmp_path, *options, timeout=120, **variables):
     return answer.returncode, answer.stdout + answer.stderr, [row["extra_info"] for row in rows]
 
 
+def run_in(folder, plugins, *options, **variables):
+    """Exit code and output of a session over a folder's own tests, with some of the suite's plugins."""
+    command = [sys.executable, "-m", "pytest", *(f"-pfixtures.{plugin}" for plugin in plugins), *options]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "lib", ROOT, folder))), **variables}
+    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    return answer.returncode, answer.stdout + answer.stderr
+
+
 def collect(*arguments):
     """pytest's own answer to these arguments, without running a cell."""
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]

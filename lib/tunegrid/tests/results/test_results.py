@@ -1,20 +1,13 @@
 """Bounds speak in sentences, the table after a run is aligned, and rows of parallel workers reach one file."""
 
-import inspect
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from pytest_benchmark.stats import Metadata
 
-from fixtures.results import extent_of, rebuilt
-from tunegrid import ROOT
+from fixtures.results import extent_of
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
@@ -27,8 +20,9 @@ from tunegrid.results.table import Column
 from tunegrid.results.table import lines as table_lines
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json, saved
+from tunegrid.tests.sessions import run_in
 
-SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
+PLUGINS = ("options", "session", "selection", "results")
 
 # Bounds
 
@@ -207,26 +201,7 @@ def test_a_file_that_holds_no_run_is_refused_in_a_sentence(tmp_path, text, sente
         read_records(path)
 
 
-# What we rely on in pytest-benchmark
-
-
-def test_pytest_benchmarks_session_still_has_the_names_we_lean_on(request):
-    names = {"benchmarks", "disabled", "json", "save", "autosave", "quiet", "xdist_warning", "storage"}
-    assert names <= vars(request.config._benchmarksession).keys()
-    assert callable(request.config._benchmarksession.handle_saving)
-    assert isinstance(request.config._benchmarksession.storage.path, Path)
-
-
-def test_pytest_benchmarks_row_is_still_made_of_three_things():
-    assert list(inspect.signature(Metadata).parameters) == ["fixture", "iterations", "options"]
-
-
-def test_a_row_survives_the_way_from_a_worker(benchmark):
-    benchmark.extra_info["cell_like"] = "t5_qa_sft"
-    benchmark.pedantic(sum, args=([1, 2],), rounds=3, iterations=2)
-    row = json.loads(json.dumps(benchmark.stats.as_dict()))
-    assert json.loads(json.dumps(rebuilt(row).as_dict())) == row
-
+# Rows of a session
 
 WITH_EXAMPLES = """
 import pytest
@@ -247,15 +222,12 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
 def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
     """What --benchmark-save wrote before stays without them."""
     (tmp_path / "test_one.py").write_text(WITH_EXAMPLES)
-    plugins = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "results")]
-    options = [*plugins, "--cells=bert_sa_lora", "--benchmark-json=rows/new.json", "--benchmark-save=h100", "test_one.py"]
-    options += ["--benchmark-storage=file://./saved"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": SOURCES, "TUNEGRID_CACHE": str(tmp_path / "cache")}
     older = tmp_path / "saved" / "older" / "0001_a.json"
     older.parent.mkdir(parents=True)
     older.write_text("{}")
-    subprocess.run([sys.executable, "-m", "pytest", *options], cwd=tmp_path, env=environment, capture_output=True, check=True)
+    options = ("--benchmark-json=rows/new.json", "--benchmark-save=h100", "--benchmark-storage=file://./saved")
+    code, output = run_in(tmp_path, PLUGINS, "--cells=bert_sa_lora", *options, TUNEGRID_CACHE=str(tmp_path / "cache"))
+    assert code == 0, output
     stored = next(path for path in (tmp_path / "saved").rglob("*_h100.json"))
     for path in (tmp_path / "rows" / "new.json", stored):
         record = read_records(path)["bert_sa_lora"]
@@ -277,14 +249,10 @@ def test_cell(profile, backbone, task, method, seed, benchmark):
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_rows_reach_one_file_misses_too_whatever_the_number_of_workers(tmp_path, workers):
     (tmp_path / "test_two.py").write_text(TWO_CELLS)
-    plugins = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "results")]
-    options = [*plugins, "--cells=bert_sum_lora,bert_sum_qlora", "-n", workers, "--benchmark-json=rows/new.json"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    command = [sys.executable, "-m", "pytest", *options, "test_two.py"]
-    path = {"PYTHONPATH": SOURCES}
-    run = subprocess.run(command, cwd=tmp_path, env=environment | path, capture_output=True, text=True, check=False)
+    options = ("--cells=bert_sum_lora,bert_sum_qlora", "-n", workers, "--benchmark-json=rows/new.json")
+    _, output = run_in(tmp_path, PLUGINS, *options)
     rows = json.loads((tmp_path / "rows" / "new.json").read_text())["benchmarks"]
     assert [row["extra_info"]["cell"] for row in rows] == ["bert_sum_lora", "bert_sum_qlora"]
     assert [row["extra_info"]["status"] for row in rows] == ["unfinished", "error"]
     assert [row["name"] for row in rows] == ["test_cell[bert_sum_lora]", "test_cell[bert_sum_qlora]"]
-    assert "0 of 2 cells passed" in run.stdout
+    assert "0 of 2 cells passed" in output

@@ -1,13 +1,9 @@
 """Whoever ran a run's cells, equal records make an equal run: in a session, elsewhere, resumed, or merged."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tunegrid import ROOT
 from tunegrid.commands import merge
 from tunegrid.errors import InputError
 from tunegrid.record import to_json
@@ -15,6 +11,7 @@ from tunegrid.results.files import read_records
 from tunegrid.results.journal import Journal, latest
 from tunegrid.results.writing import FinishedRun, TerminalLine
 from tunegrid.tests.records import complete
+from tunegrid.tests.sessions import run_in
 
 PLUGINS = (
     "options",
@@ -90,12 +87,9 @@ def session(folder, name, *options):
     (folder / "local_cluster.py").write_text(LOCAL_CLUSTER)
     (folder / "ray").mkdir(exist_ok=True)
     (folder / "ray" / "__init__.py").touch()
-    command = [sys.executable, "-m", "pytest", *(f"-pfixtures.{plugin}" for plugin in PLUGINS), f"--cells={','.join(CELLS)}"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": f"{ROOT}{os.pathsep}{folder}", "TUNEGRID_CACHE": str(folder / "cache")}
-    command += [f"--benchmark-json={name}.json", *options, "test_cells.py"]
-    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120)
-    return answer.returncode, answer.stdout + answer.stderr, folder / f"{name}.json"
+    options = (f"--cells={','.join(CELLS)}", f"--benchmark-json={name}.json", *options, "test_cells.py")
+    code, output = run_in(folder, PLUGINS, *options, TUNEGRID_CACHE=str(folder / "cache"))
+    return code, output, folder / f"{name}.json"
 
 
 def findings_of(path):
