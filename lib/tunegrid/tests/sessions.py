@@ -56,7 +56,7 @@ def _server():
     )
 
 
-class Session:
+class SessionProcess:
     """`python -m pytest` with these arguments, in a folder. Libraries are loaded already: they have not seen `variables`."""
 
     def __init__(self, *arguments, folder=ROOT, timeout=120, **variables):
@@ -88,13 +88,13 @@ def run(tmp_path, *options, **how):
     """Exit code, output and the rows of the JSON that a run of the suite writes."""
     path = tmp_path / "run.json"
     path.unlink(missing_ok=True)
-    answer = Session(f"--benchmark-json={path}", *SMALL, *options, **how).ended()
+    answer = SessionProcess(f"--benchmark-json={path}", *SMALL, *options, **how).ended()
     return answer.returncode, answer.stdout + answer.stderr, benchmark_rows(path) if path.exists() else []
 
 
 def collect(*arguments):
     """pytest's own answer to these arguments, without running a cell."""
-    return Session("--collect-only", "-q", *arguments).ended()
+    return SessionProcess("--collect-only", "-q", *arguments).ended()
 
 
 def collected(*arguments):
