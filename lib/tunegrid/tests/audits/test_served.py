@@ -20,11 +20,10 @@ from tunegrid.run.checksums import model_checksums
 from tunegrid.run.meter import Meter
 from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.run.training import Trainer
-from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of
+from tunegrid.tests.small import CPU, cell_of, codec_for, silent, tokenizer_of, train_rows
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 EQUAL = "4 rows: served, logits differ by 0.0e+00 of the largest"
 
 
@@ -53,7 +52,7 @@ def evidence_of(cell_id, method=None, perturbation=None):
     profile = replace(cell.profile, perturbation=perturbation)
     cell = replace(cell, method=method or cell.method, profile=profile)
     codec, model = codec_for(cell_id, **settings), build(cell, tokenizer_of(cell_id), CPU)
-    features = codec.encode(rows_of(ROWS[cell_id.split("_")[1]])[:24], training=True)
+    features = codec.encode(train_rows(cell_id)[:24], training=True)
     trainer = Trainer(cell, model, codec, features, Meter(device=CPU))
     trainer.run(silent())
     return Evidence(cell=cell, codec=codec, trainer=trainer)

@@ -12,9 +12,8 @@ from tunegrid.codecs.extract import Window
 from tunegrid.codecs.features import cache_key, features_of, lengths_of
 from tunegrid.errors import InputError
 from tunegrid.tests.processes import apart
-from tunegrid.tests.small import cell_of, rows_of, tokenizer_of
+from tunegrid.tests.small import cell_of, rows_of, tokenizer_of, train_rows
 
-FOLDERS = {"sa": "amazon_polarity", "qa": "squad", "sum": "cnn_dailymail"}
 CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
 
 
@@ -25,7 +24,7 @@ def codec_with(folder, cell_id, task=None, **changes):
 
 
 def rows_for(cell_id):
-    return rows_of(f"{FOLDERS[cell_id.split('_')[1]]}/train")[:20]
+    return train_rows(cell_id)[:20]
 
 
 @pytest.mark.parametrize("cell_id", CELLS)

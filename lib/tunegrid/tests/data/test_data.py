@@ -347,14 +347,6 @@ def test_one_character_changes_the_fingerprint(tmp_path):
     assert [len(before), len(after)] == [16, 16]
 
 
-@pytest.mark.parametrize(("task", "text"), [(SA, "content"), (QA, "context"), (SUM, "article")])
-def test_no_embedded_test_text_is_trained_on(task, text):
-    splits = load_splits(task, QUICK_PROFILE)
-    learned, validated, scored = ({row[text] for row in rows} for rows in parts(splits))
-    assert not scored & (learned | validated)
-    assert not validated & learned
-
-
 # Any task: its own columns, labels and splits
 
 NLI = Task(
@@ -492,9 +484,3 @@ def test_one_odd_row_among_many_is_refused_in_a_sentence(tmp_path, row):
 def test_a_null_title_among_many_is_refused_in_a_sentence(tmp_path):
     rows = [*questions(10), QUESTION | {"title": None}]
     assert "train.jsonl" in refusal(QA, put(tmp_path, QA, train=rows, validation=questions(1, first=50)))
-
-
-def test_a_file_that_is_not_utf_8_is_refused_in_a_sentence(tmp_path):
-    profile = put(tmp_path, SA, train=reviews(20, 20))
-    (tmp_path / SA.folder / "train.jsonl").write_bytes('{"label": 1, "title": "é"}'.encode("latin-1"))
-    assert "train.jsonl" in refusal(SA, profile)

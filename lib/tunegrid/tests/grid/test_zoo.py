@@ -16,11 +16,10 @@ from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
 from tunegrid.run.training import Trainer
 from tunegrid.tests.sessions import collect
-from tunegrid.tests.small import CPU, rows_of, silent
+from tunegrid.tests.small import CPU, silent, train_rows
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 ZOO = zoo()
 OPEN = zoo()
 OPEN.refused.clear()
@@ -43,7 +42,7 @@ def trained(cell_id: str, built=None, updates: int = 3, rows: int = 8) -> Eviden
     tokenizer = tokenizer_of(backbone, task)
     codec = codec_of(cell, tokenizer)
     model = build(replace(cell, method=built or cell.method), tokenizer, CPU)
-    features = codec.encode(rows_of(ROWS[task])[:rows], training=True)
+    features = codec.encode(train_rows(cell_id)[:rows], training=True)
     trainer = Trainer(replace(cell, method=built or cell.method), model, codec, features, Meter(device=CPU))
     trainer.run(silent())
     return Evidence(cell=cell, codec=codec, trainer=trainer)
@@ -95,7 +94,7 @@ def trouble(cell_id: str) -> str | None:
     """What goes wrong where a refused cell is trained and asked all the same; None where nothing does."""
     try:
         evidence = trained(cell_id)
-        features = evidence.codec.encode(rows_of(ROWS[evidence.cell.task.id])[:2], training=False)
+        features = evidence.codec.encode(train_rows(cell_id)[:2], training=False)
         evidence.model.eval()
         with torch.inference_mode():
             evidence.codec.predict(evidence.model, features, CPU)

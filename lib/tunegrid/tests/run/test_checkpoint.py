@@ -11,11 +11,10 @@ from safetensors.torch import save_file
 
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.tests.processes import CONTEXT, apart
-from tunegrid.tests.small import rows_of, silent, trainer_of
+from tunegrid.tests.small import silent, train_rows, trainer_of
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 UPDATES = 12
 
 
@@ -24,7 +23,7 @@ class Cut(Exception):
 
 
 def trainer_for(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0):
-    rows = rows_of(ROWS[cell_id.split("_")[1]])[:24]
+    rows = train_rows(cell_id)[:24]
     settings = {"max_steps": UPDATES, "num_train_epochs": epochs, "per_device_train_batch_size": 4}
     checkpoints = Checkpoints(path=path, every_seconds=every_seconds, resume=resume)
     trainer = trainer_of(cell_id, rows, after_update=checkpoints.save_if_due, **settings)

@@ -3,7 +3,6 @@ import math
 import time
 from dataclasses import replace
 from itertools import islice
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -253,13 +252,17 @@ class Fetches(TorchDispatchMode):
 
 
 def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
-    trainer = scaled(overflowing(1), max_grad_norm=1.0)
-    clipping, scale = trainer.stepper.clipping, trainer.stepper.loss_scale
-    fetches, clip, step = Fetches(), clipping.clip, scale.step
-    monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
-    monkeypatch.setattr(trainer, "_first", Mock(gradients=lambda device: {}, moved=dict))  # figures of the first update wait
-    monkeypatch.setattr(clipping, "clip", lambda: (fetches.__enter__(), clip())[1])
-    monkeypatch.setattr(scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
+    trainer, fetches = scaled(overflowing(1), max_grad_norm=1.0), Fetches()
+
+    def counted(function):
+        def call(*inputs, **options):
+            with fetches:
+                return function(*inputs, **options)
+
+        return call
+
+    for name in ("clip", "step"):
+        monkeypatch.setattr(trainer.stepper, name, counted(getattr(trainer.stepper, name)))
     for group in islice(trainer.updates(0), 3):
         trainer.update(group)
     assert fetches.count == 0
