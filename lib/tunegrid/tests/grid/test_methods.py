@@ -75,15 +75,6 @@ def test_rslora_has_another_scale():
     assert details["adapters_where_declared"] == "3 adapters: rank 8, scale 5.65685"
 
 
-@pytest.mark.parametrize(
-    ("declared", "objecting"),
-    [(DORA, {"variant_applied"}), (RSLORA, {"variant_applied", "adapters_where_declared", "adapters_add_as_declared"})],
-)
-def test_plain_lora_is_not_taken_for_a_variant(declared, objecting):
-    evidence, _ = trained(declared, built=LORA)
-    assert failed(evidence).keys() == objecting
-
-
 def test_the_studys_methods_have_no_variant_to_show():
     evidence, _ = trained(LORA)
     assert failed(evidence) == {}
