@@ -7,7 +7,7 @@ import select
 import subprocess
 import sys
 import tempfile
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from fixtures.child import Child
@@ -15,7 +15,7 @@ from tunegrid import ROOT
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
-# A process that has loaded the libraries, which take seconds, and forks one session after the other. It sees no GPU, which
+# A process that has loaded the libraries, which take seconds, and forks one program after the other. It sees no GPU, which
 # a forked process could not use.
 SERVER = """
 import gc, json, os, runpy, signal, sys
@@ -24,10 +24,10 @@ import transformers.models.bert.modeling_bert, transformers.models.gpt2.modeling
 
 gc.freeze()
 while line := sys.stdin.readline():
-    if not (session := os.fork()):
+    if not (process := os.fork()):
         break
-    print(session, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(session, 0)[1]), flush=True)
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 else:
     sys.exit()
 given = json.loads(line)
@@ -37,10 +37,14 @@ os.environ.clear()
 os.environ.update(given["environment"])
 os.chdir(given["folder"])
 sys.path[:0] = [given["folder"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
-sys.argv = ["pytest", *given["arguments"]]
+program = given["program"]
+sys.argv = [program, *given["arguments"]]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs of a shell in the background ignore
 signal.alarm(given["timeout"])
-runpy.run_module("pytest", run_name="__main__", alter_sys=True)
+if program.endswith(".py"):
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
 
 
@@ -56,17 +60,17 @@ def _server():
     )
 
 
-class SessionProcess:
-    """`python -m pytest` with these arguments, in a folder. Libraries are loaded already: they have not seen `variables`."""
+class ForkedProcess:
+    """Python that runs a module, or a file, in a folder. Libraries are loaded already: they have not seen `variables`."""
 
-    def __init__(self, *arguments, folder=ROOT, timeout=120, **variables):
+    def __init__(self, program, *arguments, folder=ROOT, timeout=120, **variables):
         # Without the outer session's variables: this session is not one of its workers.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
         environment["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"  # of a plugin that libraries load
         self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
-        given = {"arguments": list(map(str, arguments)), "environment": environment, "folder": str(folder), "timeout": timeout}
         self.server = _server()
-        given["streams"] = [stream.name for stream in self.streams]
+        given = {"program": str(program), "arguments": list(map(str, arguments)), "folder": str(folder), "timeout": timeout}
+        given |= {"environment": environment, "streams": [stream.name for stream in self.streams]}
         self.server.stdin.write(json.dumps(given).encode() + b"\n")
         self.pid = int(self.server.stdout.readline())
 
@@ -77,6 +81,9 @@ class SessionProcess:
         """What `subprocess.run` answers."""
         code = int(self.server.stdout.readline())
         return subprocess.CompletedProcess([], code, *(stream.read() for stream in self.streams))
+
+
+SessionProcess = partial(ForkedProcess, "pytest")
 
 
 def benchmark_rows(path):
@@ -99,6 +106,12 @@ def collect(*arguments):
 
 def collected(*arguments):
     return re.findall(r"^benchmarks/test_finetune\.py::test_finetune\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
+
+
+def collected_together(command_lines):
+    """Exit code and output of collecting by each command line."""
+    answers = [collect(*arguments) for arguments in command_lines]
+    return [(answer.returncode, answer.stdout + answer.stderr) for answer in answers]
 
 
 def option_values(**options):

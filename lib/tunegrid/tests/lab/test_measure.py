@@ -14,7 +14,7 @@ from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.files import read_list
 from tunegrid.tests.records import complete
-from tunegrid.tests.sessions import collect
+from tunegrid.tests.sessions import collected_together
 
 CELLS = ("bert_sa_lora", "bert_sa_sft")
 PLAN = [GridRun(seeds=range(5), only=CELLS), GridRun(seeds=range(5, 10), only=CELLS)]
@@ -151,7 +151,7 @@ def test_pytest_takes_the_options_of_every_stages_sessions():
     sessions = {name: stage.sessions(work) for name, stage in measure.STAGES.items() if stage.sessions(work)}
     last = [list(own[-1].arguments) for own in (*sessions.values(), work.plan.moved)]
     assert len(last) == 7
-    assert [answer.stdout + answer.stderr for answer in (collect(*arguments) for arguments in last) if answer.returncode] == []
+    assert [text for code, text in collected_together(last) if code] == []
 
 
 def test_the_command_runs_its_stages_and_tells_what_is_left(folder, monkeypatch, capsys):
