@@ -80,7 +80,11 @@ class ForkedProcess:
     def ended(self):
         """What `subprocess.run` answers."""
         code = int(self.server.stdout.readline())
-        return subprocess.CompletedProcess([], code, *(stream.read() for stream in self.streams))
+        texts = []
+        for stream in self.streams:
+            with stream:
+                texts.append(stream.read())
+        return subprocess.CompletedProcess([], code, *texts)
 
 
 SessionProcess = partial(ForkedProcess, "pytest")
