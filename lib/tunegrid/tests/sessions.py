@@ -26,8 +26,8 @@ gc.freeze()
 while line := sys.stdin.readline():
     if not (process := os.fork()):
         break
-    print(process, flush=True)
-    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+    print("pid", process, flush=True)
+    print("code", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
 else:
     sys.exit()
 given = json.loads(line)
@@ -72,14 +72,19 @@ class ForkedProcess:
         given = {"program": str(program), "arguments": list(map(str, arguments)), "folder": str(folder), "timeout": timeout}
         given |= {"environment": environment, "streams": [stream.name for stream in self.streams]}
         self.server.stdin.write(json.dumps(given).encode() + b"\n")
-        self.pid = int(self.server.stdout.readline())
+        self.pid = self._told(b"pid")
+
+    def _told(self, name):
+        """What the server says next under this name, whatever it still had to say of a process that nobody waited for."""
+        lines = iter(self.server.stdout.readline, b"")
+        return int(next(line for line in lines if line.startswith(name)).split()[1])
 
     def runs(self):
         return not select.select([self.server.stdout], [], [], 0)[0]
 
     def ended(self):
         """What `subprocess.run` answers."""
-        code = int(self.server.stdout.readline())
+        code = self._told(b"code")
         texts = []
         for stream in self.streams:
             with stream:
