@@ -140,16 +140,18 @@ def broken(cell_id, sabotage, evidence=None):
     return saved_is_served(replace(evidence or shared(cell_id), serving=sabotage(Serving(), None)))
 
 
-def test_a_head_that_is_not_saved_is_named():
-    passed, detail = broken("gpt2_sa_lora", head_not_saved)
+@pytest.mark.parametrize(
+    ("cell_id", "sabotage", "lost"),
+    [
+        ("gpt2_sa_lora", head_not_saved, "score.modules_to_save.default.weight"),
+        ("gpt2_sum_lora", token_row_not_saved, "transformer.wte.token_adapter.trainable_tokens_delta.default"),
+    ],
+    ids=["head", "row of a new token"],
+)
+def test_what_is_not_saved_is_named(cell_id, sabotage, lost):
+    passed, detail = broken(cell_id, sabotage)
     assert not passed
-    assert detail.endswith("; not as trained: base_model.model.score.modules_to_save.default.weight")
-
-
-def test_a_lost_row_of_a_new_token_is_named():
-    passed, detail = broken("gpt2_sum_lora", token_row_not_saved)
-    assert not passed
-    assert detail.endswith("; not as trained: base_model.model.transformer.wte.token_adapter.trainable_tokens_delta.default")
+    assert detail.endswith(f"; not as trained: base_model.model.{lost}")
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "bert_sum_lora"])

@@ -43,12 +43,21 @@ def test_an_unknown_command_is_one_sentence(capsys):
     assert capsys.readouterr().err == "tunegrid: unknown command 'retrain'; tunegrid lists them all\n"
 
 
-@pytest.mark.parametrize("name", sorted(command.COMMANDS.keys() - {"run"}))  # which becomes pytest: it would end this session
-def test_every_command_describes_itself(name, capsys):
+OF_PRODUCT = sorted(command.COMMANDS.keys() - {"run"})  # which becomes pytest: it would end this session
+
+
+@pytest.mark.parametrize(
+    ("main", "usage", "name"),
+    [
+        *((command.main, "tunegrid", name) for name in OF_PRODUCT),
+        *((lab.main, "python -m tunegrid.lab", name) for name in lab.COMMANDS),
+    ],
+)
+def test_every_command_describes_itself(main, usage, name, capsys):
     with pytest.raises(SystemExit) as exit_:
-        command.main([name, "--help"])
+        main([name, "--help"])
     assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: tunegrid {name}")
+    assert capsys.readouterr().out.startswith(f"usage: {usage} {name}")
 
 
 def test_a_commands_code_is_handed_on(tmp_path):
@@ -90,14 +99,6 @@ def test_the_lab_lists_what_it_measures(capsys):
         "python -m tunegrid.lab COMMAND --help describes one.",
     )
     assert [line.split()[0] for line in lines] == ["measure", "calibrate", "power", "sensitivity", "false_alarms"]
-
-
-@pytest.mark.parametrize("name", lab.COMMANDS)
-def test_everything_in_the_lab_describes_itself(name, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        lab.main([name, "--help"])
-    assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: python -m tunegrid.lab {name}")
 
 
 # Scores and bounds
