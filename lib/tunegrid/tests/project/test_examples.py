@@ -41,7 +41,8 @@ def records_of(folder, example, cells, *options):
     """The records that the cells of an example leave, by cell."""
     path = folder / example
     path.write_text(EXAMPLES[example])
-    code, output, rows = run(folder, f"--grid={path}", f"--cells={','.join(cells)}", "--set", "max_steps=3", *options)
+    how = (f"--grid={path}", f"--cells={','.join(cells)}", "--set", "max_steps=3")
+    code, output, rows = run(folder, *how, *options, timeout=300)
     assert code == 0, output
     records = {row["cell"]: row for row in rows}
     assert set(records) == set(cells)
