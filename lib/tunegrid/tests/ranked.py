@@ -1,6 +1,5 @@
-"""Ranks in a test: processes of a server that has loaded the libraries, so that they start at once; what they train."""
+"""Ranks in a test, each a process, and what they train."""
 
-import multiprocessing
 import os
 import socket
 import traceback
@@ -12,11 +11,9 @@ from tunegrid.grid.cells import study
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.ranks import full_tensor, joined
 from tunegrid.run.weights import model_checksums
+from tunegrid.tests.processes import CONTEXT
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.run.audits"])
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 HEADS = [cell_id for cell_id in study().recipes if cell_id.endswith("_sft")]
 CUT = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 2, "max_steps": 3}  # updates of 6, 6 and 2 rows
 
@@ -74,7 +71,7 @@ def cut_on(ranks, path, loses_a_file):
             if cuts and trainer.log.updates == 2:
                 raise Cut
 
-        rows = rows_of(ROWS["sum"])[:14]
+        rows = rows_of("cnn_dailymail/train")[:14]
         trainer = trainer_of("gpt2_sum_lora", rows, ranks=ranks, after_update=save_and_cut, **CUT)
         checkpoints.restore(trainer)
         return trainer, checkpoints

@@ -3,36 +3,109 @@
 import json
 import os
 import re
+import select
 import subprocess
 import sys
+import tempfile
+from functools import cache, partial
+from pathlib import Path
 
 from fixtures.process import Child
 from tunegrid import ROOT
 
+SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
-COLLECT = """
-import contextlib, gc, io, json, sys
-import pytest
+# A process that has loaded the libraries, which take seconds, and forks one program after the other. It sees no GPU, which
+# a forked process could not use.
+SERVER = """
+import gc, json, os, runpy, signal, sys
+import accelerate, bitsandbytes, datasets, evaluate, peft, pyarrow, pytest, rouge_score.rouge_scorer, scipy.stats, torch
+import transformers.models.bert.modeling_bert, transformers.models.gpt2.modeling_gpt2, transformers.models.t5.modeling_t5
 
-answers = []
-for arguments in json.load(sys.stdin):
-    with contextlib.redirect_stdout(io.StringIO()) as text, contextlib.redirect_stderr(text):
-        code = int(pytest.main(["--collect-only", "-q", *arguments]))
-    answers.append([code, text.getvalue()])
-    gc.freeze()  # pytest collects garbage five times a session
-json.dump(answers, sys.stdout)
+gc.freeze()
+while line := sys.stdin.readline():
+    if not (process := os.fork()):
+        break
+    print("pid", process, flush=True)
+    print("code", os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+else:
+    sys.exit()
+given = json.loads(line)
+for number, path in enumerate((os.devnull, *given["streams"])):
+    os.dup2(os.open(path, os.O_RDWR | os.O_APPEND), number)
+os.environ.clear()
+os.environ.update(given["environment"])
+os.chdir(given["folder"])
+sys.path[:0] = [given["folder"], *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+program = given["program"]
+sys.argv = [program, *given["arguments"]]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which jobs of a shell in the background ignore
+signal.alarm(given["timeout"])
+if program.endswith(".py"):
+    runpy.run_path(program, run_name="__main__")
+else:
+    runpy.run_module(program, run_name="__main__", alter_sys=True)
 """
 
 
-def run(tmp_path, *options, timeout=120, **variables):
+@cache
+def _server():
+    own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", SERVER],
+        env=own | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        bufsize=0,
+    )
+
+
+class ForkedProcess:
+    """Python that runs a module, or a file, in a folder. Libraries are loaded already: they have not seen `variables`."""
+
+    def __init__(self, program, *arguments, folder=ROOT, timeout=120, **variables):
+        # Without the outer session's variables: this session is not one of its workers.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
+        environment["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"  # of a plugin that libraries load
+        self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
+        self.server = _server()
+        given = {"program": str(program), "arguments": list(map(str, arguments)), "folder": str(folder), "timeout": timeout}
+        given |= {"environment": environment, "streams": [stream.name for stream in self.streams]}
+        self.server.stdin.write(json.dumps(given).encode() + b"\n")
+        self.pid = self._told(b"pid")
+
+    def _told(self, name):
+        """What the server says next under this name, whatever it still had to say of a process that nobody waited for."""
+        lines = iter(self.server.stdout.readline, b"")
+        return int(next(line for line in lines if line.startswith(name)).split()[1])
+
+    def runs(self):
+        return not select.select([self.server.stdout], [], [], 0)[0]
+
+    def ended(self):
+        """What `subprocess.run` answers."""
+        code = self._told(b"code")
+        texts = []
+        for stream in self.streams:
+            with stream:
+                texts.append(stream.read())
+        return subprocess.CompletedProcess([], code, *texts)
+
+
+SessionProcess = partial(ForkedProcess, "pytest")
+
+
+def benchmark_rows(path):
+    """What a run's file holds of each cell."""
+    return [row["extra_info"] for row in json.loads(Path(path).read_text())["benchmarks"]]
+
+
+def run(tmp_path, *options, **how):
     """Exit code, output and the rows of the JSON that a run of the suite writes."""
     path = tmp_path / "run.json"
-    command = [sys.executable, "-m", "pytest", f"--benchmark-json={path}", *SMALL, *options]
-    # Without the outer session's variables: this session is not one of its workers.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
-    answer = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
-    rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
-    return answer.returncode, answer.stdout + answer.stderr, [row["extra_info"] for row in rows]
+    path.unlink(missing_ok=True)
+    answer = SessionProcess(f"--benchmark-json={path}", *SMALL, *options, **how).ended()
+    return answer.returncode, answer.stdout + answer.stderr, benchmark_rows(path) if path.exists() else []
 
 
 def run_in(folder, plugins, *options, **variables):
@@ -46,9 +119,7 @@ def run_in(folder, plugins, *options, **variables):
 
 def collect(*arguments):
     """pytest's own answer to these arguments, without running a cell."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *arguments]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return SessionProcess("--collect-only", "-q", *arguments).ended()
 
 
 def collected(*arguments):
@@ -56,18 +127,9 @@ def collected(*arguments):
 
 
 def collected_together(command_lines):
-    """Exit code and output of collecting by each command line, all in one process."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    run = subprocess.run(
-        [sys.executable, "-c", COLLECT],
-        input=json.dumps(command_lines),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return json.loads(run.stdout)
+    """Exit code and output of collecting by each command line."""
+    answers = [collect(*arguments) for arguments in command_lines]
+    return [(answer.returncode, answer.stdout + answer.stderr) for answer in answers]
 
 
 def option_values(**options):

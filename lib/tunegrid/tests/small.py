@@ -12,6 +12,7 @@ import transformers as hf
 from tunegrid.codecs import codec_of
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FIXTURES, QUICK_PROFILE
+from tunegrid.grid.tasks import TASKS
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
 from tunegrid.run.progress import Progress
@@ -45,6 +46,12 @@ def model_of(cell_id: str):
 def rows_of(name: str) -> list[dict]:
     """Every row of a file below fixtures/data, as in "squad/train"."""
     return [json.loads(line) for line in (FIXTURES / "data" / f"{name}.jsonl").read_text().splitlines()]
+
+
+def train_rows(cell_id: str) -> list[dict]:
+    """Every row that a quick cell of a task of the study may train on."""
+    folders = {task.id: task.folder for task in TASKS}
+    return rows_of(f"{folders[cell_id.split('_')[1]]}/train")
 
 
 def silent() -> Progress:

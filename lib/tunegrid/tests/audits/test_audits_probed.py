@@ -16,23 +16,23 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, rows, scored, trained
 from tunegrid.run.probe import cut, distance, gradients_of, short_to_long, type_of_digits
 from tunegrid.run.weights import matching_keys, weight_files
-from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, trainer_of
+from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, train_rows, trainer_of
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
+QUESTIONS = Splits(train=rows_of("squad/train")[:24], validation=[], test=[], origins={})
 
 
 def evidence_of(cell_id, steps=4, **changes):
     """A quick cell after some updates on a few rows."""
-    trainer = trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:24], max_steps=steps, **changes)
+    trainer = trainer_of(cell_id, train_rows(cell_id)[:24], max_steps=steps, **changes)
     trainer.run(silent())
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
 
 
 def untrained(cell_id):
     """A quick cell before its first update."""
-    trainer = trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:2])
+    trainer = trainer_of(cell_id, train_rows(cell_id)[:2])
     return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
 
 
@@ -117,7 +117,7 @@ def test_all_that_trains_is_reached(cell_id):
 
 
 def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
-    trainer = trainer_of("gpt2_sa_sft", rows_of(ROWS["sa"])[:8], max_steps=1)
+    trainer = trainer_of("gpt2_sa_sft", rows_of("amazon_polarity/train")[:8], max_steps=1)
     trainer.model.spare = nn.Linear(2, 2)
     trainer.parameters = dict(trainer.model.named_parameters())
     evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
@@ -127,7 +127,7 @@ def test_a_parameter_of_a_module_that_nobody_calls_may_be_without_a_gradient():
 
 
 def test_a_bias_of_position_without_a_gradient_is_named():
-    trainer = trainer_of("t5_sa_sft", rows_of(ROWS["sa"])[:24], max_steps=2)
+    trainer = trainer_of("t5_sa_sft", rows_of("amazon_polarity/train")[:24], max_steps=2)
     name, module = next((n, m) for n, m in trainer.model.named_modules() if n.endswith("relative_attention_bias"))
     module.register_forward_hook(lambda module, inputs, output: output.detach())
     trainer.run(silent())
@@ -460,7 +460,7 @@ def test_two_layers_that_traded_places_are_named():
 
 
 def test_one_answer_in_three_labelled_as_in_no_window_is_caught():
-    evidence = replace(shared("gpt2_qa_sft"), splits=Splits(train=rows_of(ROWS["qa"])[:24], validation=[], test=[], origins={}))
+    evidence = replace(shared("gpt2_qa_sft"), splits=QUESTIONS)
     assert rows.answers_at_annotated_start(evidence)[0]
     features = [replace(f, target=(0, 0)) if i % 3 == 1 else f for i, f in enumerate(evidence.trainer.features)]
     trainer = copy(evidence.trainer)
@@ -475,7 +475,7 @@ def test_one_answer_in_three_labelled_as_in_no_window_is_caught():
 
 
 def test_offsets_show_their_tokens():
-    evidence = replace(shared("bert_qa_sft"), splits=Splits(train=rows_of(ROWS["qa"])[:24], validation=[], test=[], origins={}))
+    evidence = replace(shared("bert_qa_sft"), splits=QUESTIONS)
     passed, detail = rows.offsets_show_their_tokens(evidence)
     assert passed, detail
     moved = replace(evidence, splits=replace(evidence.splits, train=evidence.splits.train[::-1]))

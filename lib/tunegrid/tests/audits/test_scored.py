@@ -15,17 +15,16 @@ from tunegrid.run.audits import Evidence, scored
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import hooked
-from tunegrid.tests.small import CPU, rows_of, scaled_late, silent, trainer_of
+from tunegrid.tests.small import CPU, rows_of, scaled_late, silent, train_rows, trainer_of
 
 pytestmark = pytest.mark.slow
 
 TEST = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
-TRAIN = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 
 
 @cache
 def trained(cell_id):
-    trainer = trainer_of(cell_id, rows_of(TRAIN[cell_id.split("_")[1]])[:400])
+    trainer = trainer_of(cell_id, train_rows(cell_id)[:400])
     trainer.run(silent())
     return trainer
 

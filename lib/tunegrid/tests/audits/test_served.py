@@ -20,11 +20,10 @@ from tunegrid.run.meter import Meter
 from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.run.training import Trainer
 from tunegrid.run.weights import model_checksums
-from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of
+from tunegrid.tests.small import CPU, cell_of, codec_for, silent, tokenizer_of, train_rows
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 EQUAL = "4 rows: served, logits differ by 0.0e+00 of the largest"
 
 
@@ -53,7 +52,7 @@ def evidence_of(cell_id, method=None, perturbation=None):
     profile = replace(cell.profile, perturbation=perturbation)
     cell = replace(cell, method=method or cell.method, profile=profile)
     codec, model = codec_for(cell_id, **settings), build(cell, tokenizer_of(cell_id), CPU)
-    features = codec.encode(rows_of(ROWS[cell_id.split("_")[1]])[:24], training=True)
+    features = codec.encode(train_rows(cell_id)[:24], training=True)
     trainer = Trainer(cell, model, codec, features, Meter(device=CPU))
     trainer.run(silent())
     return Evidence(cell=cell, codec=codec, trainer=trainer)
@@ -141,16 +140,18 @@ def broken(cell_id, sabotage, evidence=None):
     return saved_is_served(replace(evidence or shared(cell_id), serving=sabotage(Serving(), None)))
 
 
-def test_a_head_that_is_not_saved_is_named():
-    passed, detail = broken("gpt2_sa_lora", head_not_saved)
+@pytest.mark.parametrize(
+    ("cell_id", "sabotage", "lost"),
+    [
+        ("gpt2_sa_lora", head_not_saved, "score.modules_to_save.default.weight"),
+        ("gpt2_sum_lora", token_row_not_saved, "transformer.wte.token_adapter.trainable_tokens_delta.default"),
+    ],
+    ids=["head", "row of a new token"],
+)
+def test_what_is_not_saved_is_named(cell_id, sabotage, lost):
+    passed, detail = broken(cell_id, sabotage)
     assert not passed
-    assert detail.endswith("; not as trained: base_model.model.score.modules_to_save.default.weight")
-
-
-def test_a_lost_row_of_a_new_token_is_named():
-    passed, detail = broken("gpt2_sum_lora", token_row_not_saved)
-    assert not passed
-    assert detail.endswith("; not as trained: base_model.model.transformer.wte.token_adapter.trainable_tokens_delta.default")
+    assert detail.endswith(f"; not as trained: base_model.model.{lost}")
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "bert_sum_lora"])

@@ -6,7 +6,6 @@ The replacements are small ones of the kinds that this suite once had. Their cod
 import ast
 import functools
 import inspect
-import subprocess
 import sys
 import time
 from contextlib import contextmanager
@@ -29,6 +28,7 @@ from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.libraries import libraries_untouched
 from tunegrid.run.audits.trained import rates_of_transformers
 from tunegrid.run.untouched import MONITOR, REASONS, UNKNOWN, LibraryMonitor, owner_of
+from tunegrid.tests.processes import apart
 from tunegrid.tests.small import rows_of, silent, trainer_of
 
 HERE = "lib/tunegrid/tests/audits/test_untouched.py"
@@ -157,57 +157,46 @@ def test_a_mode_of_ours_is_named(audit):
         assert f"all functions of torch by {HERE}: Counting" in audit()[1]
 
 
-KERNELS = """
-import torch
-from torch import nn
-from tunegrid.run.untouched import MONITOR
-MONITOR.begin()
-library = torch.library.Library("aten", "IMPL")
-for operator in ("bernoulli_.float", "_safe_softmax", "mm"):
-    library.impl(operator, lambda *inputs, **options: None, "CPU")
-print([(one.what, one.by, one.ours) for one in MONITOR.inside(nn.Linear(1, 1))])
-"""
+def found_by(monitor):
+    return [(one.what, one.by, one.ours) for one in monitor.inside(nn.Linear(1, 1))]
+
+
+def with_kernels_of_ours():
+    MONITOR.begin()
+    library = torch.library.Library("aten", "IMPL")
+    for operator in ("bernoulli_.float", "_safe_softmax", "mm"):
+        library.impl(operator, lambda *inputs, **options: None, "CPU")
+    return found_by(MONITOR)
 
 
 @pytest.mark.slow
 def test_kernels_of_ours_are_named():
     operators = ("_safe_softmax", "bernoulli_.float", "mm")
-    assert said_by(KERNELS) == [(f"operator aten::{name} on CPU", f"{HERE}: {name}", True) for name in operators]
+    named = [(f"operator aten::{name} on CPU", f"{HERE}: {name}", True) for name in operators]
+    assert apart(with_kernels_of_ours) == [named]
 
 
-def said_by(program):
-    """What a process of its own prints last; which it may break, and which is compiled as if it stood in this module."""
-    run = f"exec(compile({program!r}, {__file__!r}, 'exec'))"
-    answer = subprocess.run([sys.executable, "-W", "ignore", "-c", run], cwd=ROOT, capture_output=True, text=True, check=True)
-    return ast.literal_eval(answer.stdout.splitlines()[-1])
-
-
-DECORATED = """
-import torch
-from torch import nn
-@torch.library.impl("aten::tril", "CPU")
-def before(*inputs, **options): ...
-from tunegrid.run.untouched import MONITOR
-MONITOR.begin()
-MONITOR.inside(nn.Linear(1, 1))
-@torch.library.impl("aten::mm", "CPU")
-def product(*inputs, **options): ...
-@torch.library.register_kernel("bitsandbytes::dequantize_4bit", "cpu")
-def unpacked(*inputs, **options): ...
-@torch.library.custom_op("somebody::new", mutates_args=())
-def new(x: torch.Tensor) -> torch.Tensor: ...
-MONITOR.begin()
-print([(one.what, one.by, one.ours) for one in MONITOR.inside(nn.Linear(1, 1))])
-"""
+def with_kernels_by_decorators():
+    torch.library.impl("aten::tril", "CPU")(ours)
+    monitor = LibraryMonitor()
+    monitor.begin()
+    found_by(monitor)
+    torch.library.impl("aten::mm", "CPU")(ours)
+    torch.library.register_kernel("bitsandbytes::dequantize_4bit", "cpu")(ours)
+    torch.library.custom_op("somebody::new", mutates_args=(), schema="(Tensor x) -> Tensor")(ours)
+    monitor.begin()
+    return found_by(monitor)
 
 
 @pytest.mark.slow
 def test_kernels_that_torchs_decorator_registered_while_cells_ran_are_named_though_nobody_notes_whose_they_are():
     """Also in a later cell, and for an operator that had a kernel of Python's; not for an operator that is no library's."""
-    assert said_by(DECORATED) == [
-        ("operator aten::mm on CPU", UNKNOWN, True),
-        ("operator aten::tril on CPU", "torch.library", False),
-        ("operator bitsandbytes::dequantize_4bit on CPU", UNKNOWN, True),
+    assert apart(with_kernels_by_decorators) == [
+        [
+            ("operator aten::mm on CPU", UNKNOWN, True),
+            ("operator aten::tril on CPU", "torch.library", False),
+            ("operator bitsandbytes::dequantize_4bit on CPU", UNKNOWN, True),
+        ]
     ]
 
 
@@ -314,19 +303,15 @@ def test_a_schedule_without_a_formula_here_fails_nothing(audit, trainer, monkeyp
     assert "torch.optim.sgd.SGD.step by torch/optim/optimizer.py" in detail
 
 
-COMPILED = """
-import torch
-from torch import nn
-from tunegrid.run.untouched import MONITOR
-MONITOR.begin()
-assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
-print([(one.what, one.by, one.ours) for one in MONITOR.inside(nn.Linear(1, 1))])
-"""
+def with_a_compiled_function():
+    MONITOR.begin()
+    assert torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item() == 2
+    return found_by(MONITOR)
 
 
 @pytest.mark.slow
 def test_a_function_that_is_compiled_fails_nothing():
-    found = said_by(COMPILED)
+    [found] = apart(with_a_compiled_function)
     by = "torch/_dynamo/mutation_guard.py: install_generation_tagging_init.<locals>"
     patched = {("__init__", "patched_init"), ("__setstate__", "patched_setstate")}
     assert {(f"torch.nn.modules.module.Module.{of}", f"{by}.{name}", False) for of, name in patched} <= set(found)

@@ -199,18 +199,20 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
 
 
 @pytest.mark.slow
-def test_github_runs_the_cells_that_are_asked_for(machine, library):
-    inputs = {"inputs.cells": "bert_sa_lora,t5_qa_sft", "inputs.profile || 'quick'": "full"}
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        (
+            {"inputs.cells": "bert_sa_lora,t5_qa_sft", "inputs.profile || 'quick'": "full"},
+            ["pytest", "-m", "full", "-n", "auto", "--cells=bert_sa_lora,t5_qa_sft"],
+        ),
+        ({"inputs.shard": "2/3"}, [*RUN, "--shard=2/3"]),
+    ],
+    ids=["cells", "shard"],
+)
+def test_github_runs_the_part_that_is_asked_for(machine, library, inputs, words):
     assert github(machine, github_expressions(library[1], **inputs)) == 0
-    runs = [call for call in machine.calls() if call[0] == "pytest"]
-    assert [call[:6] for call in runs] == [["pytest", "-m", "full", "-n", "auto", "--cells=bert_sa_lora,t5_qa_sft"]] * 2
-
-
-@pytest.mark.slow
-def test_github_runs_the_shard_that_is_asked_for(machine, library):
-    assert github(machine, github_expressions(library[1], **{"inputs.shard": "2/3"})) == 0
-    runs = [call for call in machine.calls() if call[0] == "pytest"]
-    assert [call[:6] for call in runs] == [[*RUN, "--shard=2/3"]] * 2
+    assert [call[:6] for call in machine.calls() if call[0] == "pytest"] == [words] * 2
 
 
 @pytest.mark.slow

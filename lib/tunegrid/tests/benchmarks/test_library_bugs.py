@@ -19,18 +19,17 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import SA, TASKS
 from tunegrid.run.device import resolve_precision
-from tunegrid.tests.small import CPU, cell_of, rows_of, silent, tokenizer_of, trainer_of
+from tunegrid.tests.small import CPU, cell_of, rows_of, silent, tokenizer_of, train_rows, trainer_of
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 PAGE = (ROOT / "reports" / "evidence" / "library-bugs.md").read_text()
 SENTENCE = "a fox slept in the sun ."
 
 
 def outputs(cell_id):
     """The loss of four padded rows, without dropout."""
-    trainer = trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:4])
+    trainer = trainer_of(cell_id, train_rows(cell_id)[:4])
     return evaluated(trainer, [trainer.features[:4]])
 
 
@@ -42,7 +41,7 @@ def evaluated(trainer, group):
 
 def losses(cell_id, updates=3):
     """The losses of a few updates."""
-    return trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:64], max_steps=updates).run(silent()).losses
+    return trainer_of(cell_id, train_rows(cell_id)[:64], max_steps=updates).run(silent()).losses
 
 
 def bias_gradient():

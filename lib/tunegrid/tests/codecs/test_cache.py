@@ -1,22 +1,19 @@
-import os
-import subprocess
-import sys
+import resource
 import tracemalloc
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
-from tunegrid import ROOT
 from tunegrid.codecs import codec_of
 from tunegrid.codecs import features as cache
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.extract import Window
 from tunegrid.codecs.features import cache_key, features_of, lengths_of
 from tunegrid.errors import InputError
-from tunegrid.tests.small import cell_of, rows_of, tokenizer_of
+from tunegrid.tests.processes import apart
+from tunegrid.tests.small import cell_of, rows_of, tokenizer_of, train_rows
 
-FOLDERS = {"sa": "amazon_polarity", "qa": "squad", "sum": "cnn_dailymail"}
 CELLS = ["bert_sa_lora", "bert_qa_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sum_lora"]
 
 
@@ -27,7 +24,7 @@ def codec_with(folder, cell_id, task=None, **changes):
 
 
 def rows_for(cell_id):
-    return rows_of(f"{FOLDERS[cell_id.split('_')[1]]}/train")[:20]
+    return train_rows(cell_id)[:20]
 
 
 @pytest.mark.parametrize("cell_id", CELLS)
@@ -124,30 +121,19 @@ def test_a_damaged_file_is_written_again(tmp_path):
     assert pa.ipc.open_stream(path).read_all().num_rows == 20
 
 
-FULL_DISK = """
-import resource, signal, sys
-from pathlib import Path
-from tunegrid.codecs.features import features_of
-from tunegrid.errors import InputError
-from tunegrid.tests.codecs.test_cache import codec_with, rows_for
-
-codec, rows = codec_with(Path(sys.argv[1]), "bert_sa_lora"), rows_for("bert_sa_lora")
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
-try:
-    features_of(codec, rows, training=True)
-except InputError as error:
-    print(error)
-"""
-
-
 @pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path):
-    command = [sys.executable, "-c", FULL_DISK, tmp_path]
-    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert f"cannot keep tokenised rows in {tmp_path} (" in answer.stdout
-    assert "make room there: what it holds can be deleted" in answer.stdout
+    [refused] = apart(refused_on_a_full_disk, tmp_path)
+    assert f"cannot keep tokenised rows in {tmp_path} (" in refused
+    assert "make room there: what it holds can be deleted" in refused
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+
+
+def refused_on_a_full_disk(folder):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
+    with pytest.raises(InputError) as refused:
+        features_of(codec_with(folder, "bert_sa_lora"), rows_for("bert_sa_lora"), training=True)
+    return str(refused.value)
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
@@ -159,20 +145,13 @@ def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_at_once_get_the_same_features(tmp_path):
-    code = (
-        "import hashlib, sys; from pathlib import Path\n"
-        "from tunegrid.tests.codecs.test_cache import codec_with, features_of, rows_for\n"
-        "codec = codec_with(Path(sys.argv[1]), 'bert_qa_sft')\n"
-        "features = features_of(codec, rows_for('bert_qa_sft'), training=True)\n"
-        "print(hashlib.sha256(repr(list(features)).encode()).hexdigest())"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", code, tmp_path]
-    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = {process.communicate(timeout=60)[0] for process in both}
-    assert len(answers) == 1
-    assert {process.returncode for process in both} == {0}
+    one, other = apart(kept_features, tmp_path, times=2)
+    assert one == other != []
     assert len(list(tmp_path.glob("*.arrow"))) == 1
+
+
+def kept_features(folder):
+    return list(features_of(codec_with(folder, "bert_qa_sft"), rows_for("bert_qa_sft"), training=True))
 
 
 # What is stored

@@ -160,16 +160,3 @@ def test_the_audits_share_of_the_time_is_told(tmp_path, capsys):
     path = saved(tmp_path / "run.json", complete(memory=MEASURED["memory"] | {"phases": phases}))
     assert audit.main([str(path)]) == 0
     assert "Audits took 10.00 % of the cells' time." in capsys.readouterr().out
-
-
-def test_a_file_that_is_no_run_is_one_sentence(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        audit.main([str(tmp_path / "absent.json")])
-    assert "absent.json does not exist" in capsys.readouterr().err
-
-
-def test_a_version_that_cannot_be_read_is_one_sentence(tmp_path, capsys):
-    path = saved(tmp_path / "old.json", complete_json(schema_version=1))
-    with pytest.raises(SystemExit):
-        audit.main([str(path)])
-    assert f"{path}, bert_sa_lora: schema version 1 is older than 4" in capsys.readouterr().err

@@ -12,7 +12,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab import __main__ as lab
 from tunegrid.record import new_record, to_json
-from tunegrid.tests.records import MEASURED
+from tunegrid.tests.records import MEASURED, complete_json
 
 
 def saved(path, points, cells=27):
@@ -43,12 +43,21 @@ def test_an_unknown_command_is_one_sentence(capsys):
     assert capsys.readouterr().err == "tunegrid: unknown command 'retrain'; tunegrid lists them all\n"
 
 
-@pytest.mark.parametrize("name", sorted(command.COMMANDS.keys() - {"run"}))  # which becomes pytest: it would end this session
-def test_every_command_describes_itself(name, capsys):
+OF_PRODUCT = sorted(command.COMMANDS.keys() - {"run"})  # which becomes pytest: it would end this session
+
+
+@pytest.mark.parametrize(
+    ("main", "usage", "name"),
+    [
+        *((command.main, "tunegrid", name) for name in OF_PRODUCT),
+        *((lab.main, "python -m tunegrid.lab", name) for name in lab.COMMANDS),
+    ],
+)
+def test_every_command_describes_itself(main, usage, name, capsys):
     with pytest.raises(SystemExit) as exit_:
-        command.main([name, "--help"])
+        main([name, "--help"])
     assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: tunegrid {name}")
+    assert capsys.readouterr().out.startswith(f"usage: {usage} {name}")
 
 
 def test_a_commands_code_is_handed_on(tmp_path):
@@ -92,14 +101,6 @@ def test_the_lab_lists_what_it_measures(capsys):
     assert [line.split()[0] for line in lines] == ["measure", "calibrate", "power", "sensitivity", "false_alarms"]
 
 
-@pytest.mark.parametrize("name", lab.COMMANDS)
-def test_everything_in_the_lab_describes_itself(name, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        lab.main([name, "--help"])
-    assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: python -m tunegrid.lab {name}")
-
-
 # Scores and bounds
 
 
@@ -122,10 +123,36 @@ def test_a_cell_that_only_one_run_has_is_a_difference(tmp_path, capsys):
     assert capsys.readouterr().out == "t5_sa_sft: only in one of the two\n"
 
 
-def test_a_missing_file_is_one_sentence(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        gate.main(["--exact", str(tmp_path / "none.json"), str(tmp_path / "none.json")])
-    assert "does not exist" in capsys.readouterr().err
+# Files that hold no run
+
+OF_A_RUN = (
+    *("audit RUN", "baseline RUN TO.json", "compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),
+    *("merge RUN -o TO.json", "page RUN -o TO.html", "plan RUN --gpus 2"),
+)
+NO_RUN = {
+    "missing": (None, "does not exist"),
+    "cut off": ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
+    "another file": ("[]", "is not a complete pytest-benchmark JSON"),
+    "no cells": ('{"benchmarks": []}', "holds no cells"),
+    "older": (
+        json.dumps({"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}),
+        "schema version 1 is older than 4",
+    ),
+}
+
+
+@pytest.mark.parametrize("words", OF_A_RUN)
+@pytest.mark.parametrize("kind", NO_RUN)
+def test_a_file_that_holds_no_run_is_one_sentence_of_every_command(tmp_path, capsys, words, kind):
+    text, sentence = NO_RUN[kind]
+    if text is not None:
+        (tmp_path / "RUN").write_text(text)
+    arguments = [re.sub("^(?=RUN|TO)", f"{tmp_path}/", word) for word in words.split()]
+    with pytest.raises(SystemExit) as refused:
+        command.main(arguments)
+    assert refused.value.code == 2
+    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.glob("TO*"))
 
 
 def test_an_unreachable_hub_switches_the_libraries_to_their_caches(monkeypatch):

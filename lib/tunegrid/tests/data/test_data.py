@@ -104,51 +104,38 @@ def test_a_missing_folder_is_named_with_what_is_there_instead(tmp_path):
     (tmp_path / "polarity").mkdir()
     sentence = refusal(SA, Profile(id="full", data_root=tmp_path))
     assert f"no folder 'amazon_polarity' below --data-root {tmp_path} (it holds polarity)" in sentence
-
-
-def test_a_missing_root_is_said_to_be_missing(tmp_path):
     assert "which does not exist" in refusal(SA, Profile(id="full", data_root=tmp_path / "none"))
 
 
-def test_a_folder_without_rows_is_told_what_files_to_hold(tmp_path):
-    profile = put(tmp_path, SA)
-    assert refusal(SA, profile).endswith("one file per split, as in train.jsonl")
+OTHERS = questions(1, first=50)
 
 
-def test_a_misnamed_column_is_named_with_those_there(tmp_path):
-    rows = [{"label": 1, "title": "t", "text": "c"}]
-    sentence = refusal(SA, put(tmp_path, SA, train=rows))
-    assert "train.jsonl: column 'content' is missing" in sentence
-    assert "split 'train' has label, title, text" in sentence
-
-
-def test_a_broken_line_is_named_by_its_number(tmp_path):
-    text = json.dumps(REVIEW) + '\n\n{"label": 1,'
-    assert "train.jsonl, line 3: invalid JSON" in refusal(SA, put(tmp_path, SA, train=text))
+@pytest.mark.parametrize(
+    ("task", "splits", "sentence"),
+    [
+        (SA, {}, "one file per split, as in train.jsonl"),
+        (SA, {"train": [{"label": 1, "title": "t", "text": "c"}]}, "train.jsonl: column 'content' is missing"),
+        (SA, {"train": [{"label": 1, "title": "t", "text": "c"}]}, "split 'train' has label, title, text"),
+        (SA, {"train": json.dumps(REVIEW) + '\n\n{"label": 1,'}, "train.jsonl, line 3: invalid JSON"),
+        (
+            QA,
+            {"train": questions(10), "validation": ""},
+            "no rows to use; split 'validation' of squad is empty",
+        ),
+        (QA, {"train": "", "validation": OTHERS}, "no rows to use"),  # and none was carved out of it
+        (SA, {"train": reviews(1, 1)}, "15% of"),
+        (QA, {"train": questions(10)}, "squad has no split 'validation', only train; give one file or folder per split"),
+        (QA, {"train": [*questions(10), QUESTION | {"title": None}], "validation": OTHERS}, "train.jsonl"),
+    ],
+)
+def test_files_that_cannot_be_used_are_refused_in_a_sentence(tmp_path, task, splits, sentence):
+    assert sentence in refusal(task, put(tmp_path, task, **splits))
 
 
 def test_line_separators_inside_a_text_do_not_end_a_row(tmp_path):
     row = REVIEW | {"content": "one\u2028two\u0085three"}
     profile = put(tmp_path, SA, train=json.dumps(row, ensure_ascii=False))
     assert tables(SA, profile.data_root)["train"].take([0]) == [row]
-
-
-def test_an_empty_split_is_refused(tmp_path):
-    sentence = refusal(QA, put(tmp_path, QA, train=questions(10), validation=""))
-    assert sentence.endswith("validation.jsonl: no rows to use; split 'validation' of squad is empty")
-
-
-def test_an_empty_train_split_is_refused_before_anything_is_carved_out_of_it(tmp_path):
-    assert "no rows to use" in refusal(QA, put(tmp_path, QA, train="", validation=questions(1, first=50)))
-
-
-def test_too_few_rows_to_carve_from_are_refused(tmp_path):
-    assert "15% of" in refusal(SA, put(tmp_path, SA, train=reviews(1, 1)))
-
-
-def test_a_missing_split_is_named_with_those_there(tmp_path):
-    sentence = refusal(QA, put(tmp_path, QA, train=questions(10)))
-    assert sentence == "squad has no split 'validation', only train; give one file or folder per split"
 
 
 @pytest.mark.usefixtures("own_cache")
@@ -347,14 +334,6 @@ def test_one_character_changes_the_fingerprint(tmp_path):
     assert [len(before), len(after)] == [16, 16]
 
 
-@pytest.mark.parametrize(("task", "text"), [(SA, "content"), (QA, "context"), (SUM, "article")])
-def test_no_embedded_test_text_is_trained_on(task, text):
-    splits = load_splits(task, QUICK_PROFILE)
-    learned, validated, scored = ({row[text] for row in rows} for rows in parts(splits))
-    assert not scored & (learned | validated)
-    assert not validated & learned
-
-
 # Any task: its own columns, labels and splits
 
 NLI = Task(
@@ -487,14 +466,3 @@ def test_an_answer_no_span_can_stand_for_is_refused(answers):
 )
 def test_one_odd_row_among_many_is_refused_in_a_sentence(tmp_path, row):
     assert "train.jsonl" in refusal(SA, put(tmp_path, SA, train=[*reviews(20, 20), row]))
-
-
-def test_a_null_title_among_many_is_refused_in_a_sentence(tmp_path):
-    rows = [*questions(10), QUESTION | {"title": None}]
-    assert "train.jsonl" in refusal(QA, put(tmp_path, QA, train=rows, validation=questions(1, first=50)))
-
-
-def test_a_file_that_is_not_utf_8_is_refused_in_a_sentence(tmp_path):
-    profile = put(tmp_path, SA, train=reviews(20, 20))
-    (tmp_path / SA.folder / "train.jsonl").write_bytes('{"label": 1, "title": "é"}'.encode("latin-1"))
-    assert "train.jsonl" in refusal(SA, profile)

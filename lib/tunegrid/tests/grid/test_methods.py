@@ -75,26 +75,10 @@ def test_rslora_has_another_scale():
     assert details["adapters_where_declared"] == "3 adapters: rank 8, scale 5.65685"
 
 
-@pytest.mark.parametrize(
-    ("declared", "objecting"),
-    [(DORA, {"variant_applied"}), (RSLORA, {"variant_applied", "adapters_where_declared", "adapters_add_as_declared"})],
-)
-def test_plain_lora_is_not_taken_for_a_variant(declared, objecting):
-    evidence, _ = trained(declared, built=LORA)
-    assert failed(evidence).keys() == objecting
-
-
 def test_the_studys_methods_have_no_variant_to_show():
     evidence, _ = trained(LORA)
     assert failed(evidence) == {}
     assert "variant_applied" not in {finding.name for finding in audited(evidence)}
-
-
-def test_ia3_gives_a_config_and_targets():
-    method = ZOO["ia3"]
-    evidence, moved = trained(method, "bert_qa_qlora", rows_of("squad/train")[:8], optim="adamw_torch")
-    assert failed(evidence) == {}
-    assert groups(method, moved & evidence.own) == {"ia3_l"}
 
 
 def test_targets_that_do_not_carry_an_adapter_are_named():
@@ -116,13 +100,6 @@ def test_lora_plus_has_two_rates_and_the_schedule_holds_for_the_first():
     evidence, _ = trained(ZOO["loraplus"], lr_scheduler_type="constant")
     assert [group["lr"] for group in evidence.trainer.optimizer.param_groups] == pytest.approx([0.01, 0.01, 0.16, 0.16])
     assert failed(evidence) == {}
-
-
-def test_lora_fa_leaves_a_where_it_started():
-    method = ZOO["lorafa"]
-    evidence, moved = trained(method)
-    assert failed(evidence) == {}
-    assert groups(method, moved & evidence.own) == {"lora_B"}
 
 
 def test_adalora_prunes_between_updates_and_is_held_orthogonal():
@@ -166,18 +143,22 @@ def test_a_penalty_pulls_on_weights_and_leaves_the_loss_as_it_is():
     assert not torch.equal(*gained)
 
 
-def test_learned_prompts_adapt_no_layer():
-    method = ZOO["prompt"]
-    evidence, moved = trained(method, "t5_sum_lora", NEWS, gradient_checkpointing=False)
-    assert failed(evidence) == {}
-    assert groups(method, moved & evidence.own) == {"prompt_encoder"}
+QUESTIONS = rows_of("squad/train")[:8]
 
 
-def test_layers_of_any_kind_can_carry_an_adapter():
-    method = ZOO["ln"]
-    evidence, moved = trained(method, "bert_qa_lora", rows_of("squad/train")[:8])
+@pytest.mark.parametrize(
+    ("method", "like", "rows", "changes", "moving"),
+    [
+        ("ia3", "bert_qa_qlora", QUESTIONS, {"optim": "adamw_torch"}, "ia3_l"),
+        ("lorafa", "gpt2_sa_lora", REVIEWS, {}, "lora_B"),  # A stays where it started
+        ("prompt", "t5_sum_lora", NEWS, {"gradient_checkpointing": False}, "prompt_encoder"),  # adapts no layer
+        ("ln", "bert_qa_lora", QUESTIONS, {}, "ln_tuning_layers"),
+    ],
+)
+def test_what_a_method_adds_is_all_of_its_own_that_moves(method, like, rows, changes, moving):
+    evidence, moved = trained(ZOO[method], like, rows, **changes)
     assert failed(evidence) == {}
-    assert groups(method, moved & evidence.own) == {"ln_tuning_layers"}
+    assert groups(ZOO[method], moved & evidence.own) == {moving}
 
 
 def test_pissa_may_rewrite_its_targets_and_nothing_else():

@@ -1,8 +1,5 @@
 """The zoo: every method is in every place or refused with a reason that still holds, and none is taken for plain LoRA."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from itertools import product
@@ -10,7 +7,6 @@ from itertools import product
 import pytest
 import torch
 
-from tunegrid import ROOT
 from tunegrid.codecs import codec_of
 from tunegrid.grid.methods import LORA, QLORA, SFT
 from tunegrid.grid.profiles import FULL_PROFILE, ZOO_PROFILE
@@ -19,11 +15,11 @@ from tunegrid.run.audits import OF_LEARNING, Evidence, audited
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
 from tunegrid.run.training import Trainer
-from tunegrid.tests.small import CPU, rows_of, silent
+from tunegrid.tests.sessions import collect
+from tunegrid.tests.small import CPU, silent, train_rows
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 ZOO = zoo()
 OPEN = zoo()
 OPEN.refused.clear()
@@ -46,7 +42,7 @@ def trained(cell_id: str, built=None, updates: int = 3, rows: int = 8) -> Eviden
     tokenizer = tokenizer_of(backbone, task)
     codec = codec_of(cell, tokenizer)
     model = build(replace(cell, method=built or cell.method), tokenizer, CPU)
-    features = codec.encode(rows_of(ROWS[task])[:rows], training=True)
+    features = codec.encode(train_rows(cell_id)[:rows], training=True)
     trainer = Trainer(replace(cell, method=built or cell.method), model, codec, features, Meter(device=CPU))
     trainer.run(silent())
     return Evidence(cell=cell, codec=codec, trainer=trainer)
@@ -98,7 +94,7 @@ def trouble(cell_id: str) -> str | None:
     """What goes wrong where a refused cell is trained and asked all the same; None where nothing does."""
     try:
         evidence = trained(cell_id)
-        features = evidence.codec.encode(rows_of(ROWS[evidence.cell.task.id])[:2], training=False)
+        features = evidence.codec.encode(train_rows(cell_id)[:2], training=False)
         evidence.model.eval()
         with torch.inference_mode():
             evidence.codec.predict(evidence.model, features, CPU)
@@ -116,13 +112,7 @@ def test_what_is_refused_still_does_not_train(cell_id):
 
 
 def listed(*options):
-    return answer("--list-cells", *options)
-
-
-def answer(*options):
-    command = [sys.executable, "-m", "pytest", *options]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    return collect("--list-cells", *options)
 
 
 def test_the_zoo_is_listed_with_what_is_refused_and_why():
@@ -146,7 +136,7 @@ def test_methods_of_the_zoo_are_listed_at_full_size():
 
 
 def test_the_zoo_where_it_changes_nothing_is_refused():
-    assert "--zoo goes with -m full and -m footprint" in answer("--collect-only", "-m", "quick", "--zoo").stderr
+    assert "--zoo goes with -m full and -m footprint" in collect("-m", "quick", "--zoo").stderr
 
 
 def test_the_studys_cells_are_not_the_zoos():

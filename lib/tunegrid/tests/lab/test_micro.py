@@ -15,10 +15,9 @@ from sklearn.pipeline import make_pipeline
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import SA, SUM
-from tunegrid.lab.micro import objectives
 from tunegrid.lab.micro.corpus import Document, documents, reserved_texts
 from tunegrid.lab.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
-from tunegrid.lab.micro.objectives import IGNORED, span_corruption, spelled_and_named
+from tunegrid.lab.micro.objectives import IGNORED, masked_lm, span_corruption, spelled_and_named
 from tunegrid.lab.micro.oddities import SHARES, capitalized, renamed, with_oddities
 from tunegrid.lab.micro.pretrain import PLANS, SEED, card
 from tunegrid.lab.micro.tokenizers import SENTINELS
@@ -207,10 +206,14 @@ def test_a_review_is_judged_at_each_of_its_full_stops():
         kind="review", first="the lid is bad . i can recommend it .", second="", foil="", focus=(), verdict="good"
     )
     tokenizer = tokenizer_of("bert_sa_sft")
-    ids = tokenizer(review.first, add_special_tokens=False)["input_ids"]  # a token a word
-    good = tokenizer.convert_tokens_to_ids("good")
-    assert objectives._judged(review, ids, tokenizer) == {4: good, 9: good}
-    assert objectives._judged(replace(review, verdict=None), ids, tokenizer) == {}
+    stop, good = tokenizer.convert_tokens_to_ids([".", "good"])
+
+    def named_at_stops(document):
+        batch = masked_lm([document], tokenizer, Random(0), judged=True)  # hides none of these words
+        return batch["labels"][batch["input_ids"] == stop].tolist()
+
+    assert named_at_stops(review) == [good, good]
+    assert named_at_stops(replace(review, verdict=None)) == [IGNORED, IGNORED]
 
 
 def test_berts_second_stage_names_verdicts_and_its_first_one_does_not():
@@ -235,8 +238,9 @@ def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
 
     def named(answer, *others):
         passage = Document(kind="asked", first="how much ?", second=text, foil="", focus=(answer,), others=others)
-        found = objectives._pointed_at(passage, tokenizer)
-        return {position: tokenizer.convert_ids_to_tokens(token) for position, token in found.items()}
+        [names] = span_corruption([passage], tokenizer, Random(0))["named"].tolist()  # hides none of these words
+        begin = len(tokenizer(passage.first)["input_ids"])
+        return {i - begin: tokenizer.convert_ids_to_tokens(token) for i, token in enumerate(names) if token != IGNORED}
 
     assert named(amount, person, town) == {0: "-", 1: "-", 3: "(", 4: ")", 6: "-"}
     assert named(town, person) == {0: "-", 1: "-", 6: "*"}

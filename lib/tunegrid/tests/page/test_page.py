@@ -1,6 +1,5 @@
 """What the page says, of runs whose answers are known. No browser: `test_page_browser.py` opens pages in one."""
 
-import json
 import re
 from itertools import pairwise
 
@@ -347,22 +346,6 @@ def refusal(capsys, *arguments):
     assert exit_.value.code == 2
     [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tunegrid page: error:")]
     return line
-
-
-BAD = [
-    ('{"benchmarks": [{"extra_info": {"cell"', "is not a complete pytest-benchmark JSON"),
-    ('{"benchmarks": []}', "holds no cells; was it saved by `pytest -m quick`?"),
-    (json.dumps({"benchmarks": [{"extra_info": {"cell": "a_b_c", "schema_version": 99}}]}), "schema version 99 is newer than"),
-    ("[]", "is not a complete pytest-benchmark JSON"),
-]
-
-
-@pytest.mark.parametrize(("text", "sentence"), BAD)
-def test_a_run_that_cannot_be_read_is_one_sentence(text, sentence, tmp_path, capsys):
-    path = tmp_path / "run.json"
-    path.write_text(text)
-    assert sentence in refusal(capsys, path, "-o", tmp_path / "page.html")
-    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_score_that_is_not_a_number_and_an_unknown_profile_are_one_sentence(tmp_path, capsys):

@@ -12,7 +12,7 @@ CELL = "gpt2_sa_lora"
 
 def test_a_session_leaves_a_page_with_what_its_test_rows_say(tmp_path):
     target = tmp_path / "out" / "page.html"
-    code, output, [record] = run(tmp_path, "-m", "quick", "--cells", CELL, f"--html={target}")
+    code, output, [record] = run(tmp_path, "-m", "quick", "--cells", CELL, "--set", "max_steps=4", f"--html={target}")
     assert code == 0, output
     assert f"page: {target}" in output
     content = target.read_text()

@@ -3,14 +3,11 @@
 Once a release mends a fault, its test says what to drop. No test looks at how much faster a way is.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 
 from tunegrid import ROOT
 from tunegrid.machine import versions
+from tunegrid.tests.sessions import ForkedProcess
 
 pytestmark = pytest.mark.slow
 
@@ -40,10 +37,8 @@ FASTER = {  # how many gains each script prints
 }
 
 
-def run_script(name, *arguments, **environment):
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
-    command = [sys.executable, str(ROOT / "reports" / "upstream" / f"{name}.py"), *arguments]
-    return subprocess.run(command, env=inherited | environment, capture_output=True, text=True, check=False)
+def run_script(name, *arguments, **variables):
+    return ForkedProcess(ROOT / "reports" / "upstream" / f"{name}.py", *arguments, **variables).ended()
 
 
 def verdict(code, output, library, workaround, sign):
@@ -59,7 +54,7 @@ def verdict(code, output, library, workaround, sign):
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_a_fault_that_we_work_around_is_still_there(name):
-    run = run_script(name, OMP_NUM_THREADS="1")
+    run = run_script(name)
     sentence = verdict(run.returncode, run.stdout + (run.stderr if run.returncode > CANNOT_SHOW else ""), *FAULTS[name])
     if run.returncode == CANNOT_SHOW:
         pytest.skip(f"{name}: {sentence}")
@@ -68,7 +63,7 @@ def test_a_fault_that_we_work_around_is_still_there(name):
 
 @pytest.mark.parametrize("name", FASTER)
 def test_a_faster_way_has_the_results_of_the_librarys(name):
-    run = run_script(name, "--quick", OMP_NUM_THREADS="1", ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")  # hides AMX
+    run = run_script(name, "--quick", ONEDNN_MAX_CPU_ISA="AVX512_CORE_BF16")  # hides AMX
     if run.returncode == CANNOT_SHOW:
         pytest.skip(f"{name}: {run.stdout.splitlines()[-1]}")
     assert run.returncode == 0, run.stdout + run.stderr

@@ -339,24 +339,6 @@ def test_markdown_has_the_same_cells():
     assert f"| qlora | 76.0 | 63.3 to 88.7 | 2 seeds | b | {markdown('0.00*')} | {markdown('0.90*')} |" in shown
 
 
-def refusal(capsys, *paths):
-    with pytest.raises(SystemExit) as exit_:
-        command.main([*map(str, paths)])
-    assert exit_.value.code == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tunegrid compare: error: ")]
-    return line.removeprefix("tunegrid compare: error: ")
-
-
-def test_no_such_file_is_one_sentence(tmp_path, capsys):
-    assert refusal(capsys, tmp_path / "no.json").startswith(f"{tmp_path / 'no.json'} does not exist")
-
-
-def test_another_schema_is_one_sentence(tmp_path, capsys):
-    path = tmp_path / "run.json"
-    path.write_text(json.dumps({"benchmarks": [{"extra_info": {"cell": "a_b_c", "schema_version": 99}}]}))
-    assert "schema version 99 is newer than" in refusal(capsys, path)
-
-
 @pytest.mark.parametrize(
     ("records", "sentence"),
     [

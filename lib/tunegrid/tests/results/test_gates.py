@@ -24,7 +24,7 @@ from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import COLUMNS, as_json, as_markdown, as_text, counted, rows
 from tunegrid.results.judgements import KINDS, Verdict
 from tunegrid.results.thresholds import load_margins
-from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, complete_json, hits, record_of, run_file
+from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, hits, record_of, run_file
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 COLUMNS_BEFORE = len(COLUMNS) - len(KINDS)  # the verdicts come last
@@ -448,27 +448,6 @@ def test_no_seed_of_the_baseline_is_too_good_beside_the_others():
     for seed in range(5):
         old, new = ([own[s] for own in records.values() for s in own if (s == seed) is apart] for apart in (False, True))
         assert too_good(old, new) == []
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (None, "does not exist"),
-        ("", "is not a complete pytest-benchmark JSON"),
-        ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
-        ('{"benchmarks": []}', "holds no cells"),
-        (json.dumps({"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}), "schema version 1"),
-    ],
-    ids=["absent", "empty", "cut off", "no cells", "older"],
-)
-def test_a_baseline_that_is_none_is_one_sentence(tmp_path, capsys, text, sentence):
-    path, new = tmp_path / "old.json", run_file(tmp_path / "new.json", [record_of("bert_sa_lora")])
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(SystemExit):
-        command.main([str(path), str(new)])
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert sentence in error
 
 
 def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):

@@ -17,7 +17,7 @@ from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
 from tunegrid.results.quality import MAIN_ALPHA, Decision, chance_to_decide, decide, promising, share_of_alpha
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
-from tunegrid.tests.records import MEASURED, ROWS, complete, hits, record_of
+from tunegrid.tests.records import MEASURED, ROWS, hits, record_of
 
 CELL = "bert_sa_lora"
 REPORTS = ROOT / "reports"
@@ -76,42 +76,6 @@ def test_another_first_loss_is_held_to_noise_between_seeds():
     judgement = accuracy(gate(run_of([0]), run_of([100], first_loss=1.1), noise=noise_of(BOTH)))
     assert judgement.error == pytest.approx(8.0 * 2**0.5, rel=1e-6)
     assert judgement.verdict is Verdict.CANNOT_TELL
-
-
-def one_run(losses, **changes):
-    """A run of one seed and cell; a hundred rows fewer are right than in `run_of([0])`."""
-    training = MEASURED["training"] | {"losses": losses, "order": "a" * 16}
-    points = {"accuracy": hits(512, 480, 100)}
-    return Run.of([record_of(CELL, points, training=training, bounded_scores=["accuracy"], **changes)])
-
-
-ALIKE = [1.0] * 20
-PARTED = [1.0] * 10 + [0.9] * 10  # one more random number before each update from the eleventh on
-LOWER_RANK = complete(CELL).recipe.adapter | {"r": 4}
-
-
-@pytest.mark.parametrize(
-    ("losses", "changes", "sd"),
-    [
-        (ALIKE, {}, 4.0),
-        ([*ALIKE[:-1], 1.0001], {}, 4.0),
-        (PARTED, {}, 8.0),
-        (ALIKE, {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}, 8.0),
-        (ALIKE, {"recipe": vars(complete(CELL).recipe) | {"adapter": LOWER_RANK}}, 8.0),
-    ],
-    ids=["equal", "rounding", "other masks from update 11 on", "other rows", "half the rank"],
-)
-def test_noise_of_rounding_is_given_to_one_training_only(losses, changes, sd):
-    old = one_run(ALIKE)
-    judgement = accuracy(gate(old, one_run(losses, **changes), noise=noise_of(BOTH)))
-    assert judgement.error == pytest.approx(sd * 2**0.5, rel=1e-6)
-
-
-def test_the_sentence_on_numerics_says_that_the_curves_part():
-    judged = gate(one_run(ALIKE), one_run(PARTED), noise=noise_of(BOTH))
-    numerics = next(judgement for judgement in judged if judgement.quantity == "numerics")
-    assert numerics.verdict is Verdict.ROUNDING
-    assert numerics.detail.startswith("losses are equal to update 10, then others; curves part by 0.1 of the mean loss")
 
 
 def test_without_noise_of_one_seed_that_between_seeds_holds():

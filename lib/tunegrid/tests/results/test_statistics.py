@@ -303,18 +303,18 @@ def verdicts(metric, drop, draws):
 
 
 @pytest.mark.slow
-def test_power_and_false_alarms_over_1000_draws_each():
+def test_power_and_false_alarms_over_250_draws_each():
     began = time.process_time()
     for metric in SIZES:
-        dropped, sees = verdicts(metric, 3.0, 1000)
-        power = dropped.count(Verdict.WORSE) / 1000
+        dropped, sees = verdicts(metric, 3.0, 250)
+        power = dropped.count(Verdict.WORSE) / 250
         print(
             f"{metric}: a drop of 3 points is called worse in {power:.0%} of draws; the gate says it sees drops from {sees:.1f}"
         )
         assert power >= 0.8 or sees > 3.0
-        alike, _ = verdicts(metric, 0.0, 1000)
-        assert alike.count(Verdict.WORSE) / 1000 <= 0.05
-    assert time.process_time() - began < 60  # 30 on an idle machine
+        alike, _ = verdicts(metric, 0.0, 250)
+        assert alike.count(Verdict.WORSE) / 250 <= 0.05
+    assert time.process_time() - began < 15  # 8 on an idle machine
 
 
 @pytest.mark.parametrize("metric", SIZES)

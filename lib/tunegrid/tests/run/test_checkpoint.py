@@ -1,23 +1,20 @@
 """A training that was cut off goes on to the same weights, bit for bit."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
-from tunegrid import ROOT
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.tests.small import rows_of, silent, trainer_of
+from tunegrid.tests.processes import CONTEXT, apart
+from tunegrid.tests.small import silent, train_rows, trainer_of
 
 pytestmark = pytest.mark.slow
 
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 UPDATES = 12
 
 
@@ -26,7 +23,7 @@ class Cut(Exception):
 
 
 def trainer_for(cell_id, path, resume, cut_at=None, epochs=1, every_seconds=0.0):
-    rows = rows_of(ROWS[cell_id.split("_")[1]])[:24]
+    rows = train_rows(cell_id)[:24]
     settings = {"max_steps": UPDATES, "num_train_epochs": epochs, "per_device_train_batch_size": 4}
     checkpoints = Checkpoints(path=path, every_seconds=every_seconds, resume=resume)
     trainer = trainer_of(cell_id, rows, after_update=checkpoints.save_if_due, **settings)
@@ -149,17 +146,10 @@ def test_a_state_that_is_not_plain_costs_the_checkpoint_alone(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from safetensors.torch import save_file
-from tunegrid.tests.run.test_checkpoint import trainer_for, weights
-from tunegrid.tests.small import silent
-
-trainer = trainer_for("gpt2_sa_lora", Path(sys.argv[1]), resume=True)
-trainer.run(silent())
-save_file(weights(trainer), sys.argv[2])
-"""
+def trained_to_the_end(path, out):
+    trainer = trainer_for("gpt2_sa_lora", path, resume=True)
+    trainer.run(silent())
+    save_file(weights(trainer), out)
 
 
 def updates_in(path):
@@ -172,15 +162,15 @@ def updates_in(path):
 
 def test_sigkill_at_three_points_loses_no_bit(tmp_path):
     path, out = tmp_path / "run.safetensors", tmp_path / "final.safetensors"
-    command = [sys.executable, "-c", KILLED, path, out]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     for point in (2, 5, 9):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
-        while updates_in(path) < point and process.poll() is None:
+        process = CONTEXT.Process(target=trained_to_the_end, args=(path, out))
+        process.start()
+        while updates_in(path) < point and process.is_alive():
             time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(timeout=30) == -signal.SIGKILL, "it ended before it could be killed"
-    assert subprocess.run(command, cwd=ROOT, env=environment, check=False, stderr=subprocess.DEVNULL).returncode == 0
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it ended before it could be killed"
+    apart(trained_to_the_end, path, out)
     uninterrupted = trainer_for("gpt2_sa_lora", tmp_path / "whole.safetensors", resume=False)
     uninterrupted.run(silent())
     with safe_open(out, "pt") as file:

@@ -8,12 +8,11 @@ import torch
 import transformers as hf
 from torch.utils.data import DataLoader
 
-from tunegrid.tests.small import rows_of, silent, trainer_of
+from tunegrid.tests.small import silent, train_rows, trainer_of
 
 pytestmark = pytest.mark.slow
 
 UPDATES = 10
-ROWS = {"sa": "amazon_polarity/train", "qa": "squad/train", "sum": "cnn_dailymail/train"}
 
 
 def theirs(batch):
@@ -49,7 +48,7 @@ def without_dropout(trainer):
 
 
 def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
-    rows = rows_of(ROWS[cell_id.split("_")[1]])[: batch * accumulation * UPDATES + 8]
+    rows = train_rows(cell_id)[: batch * accumulation * UPDATES + 8]
     settings = {
         "max_steps": UPDATES,
         "per_device_train_batch_size": batch,

@@ -14,8 +14,8 @@ from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.run.weights import model_checksums
-from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks
-from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent, still, trainer_for, trainer_of
+from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks
+from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent, still, train_rows, trainer_for, trainer_of
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,7 @@ def both(ranks, make):
 
 
 def of_study(cell_id, count, changes):
-    rows = rows_of(ROWS[cell_id.split("_")[1]])[:count]
+    rows = train_rows(cell_id)[:count]
     return lambda ranks: trainer_of(cell_id, rows, ranks=ranks, **changes)
 
 
@@ -45,7 +45,7 @@ def of_zoo(method):
     ids = zoo().ids(ZOO_PROFILE)
     cell_id = next(cell_id for cell_id in (f"gpt2_sa_{method}", f"bert_sum_{method}", f"t5_sum_{method}") if cell_id in ids)
     cell = zoo().cell(cell_id, replace(ZOO_PROFILE, max_steps=3, changes=CUT))
-    return lambda ranks: trainer_for(cell, rows_of(ROWS[cell_id.split("_")[1]])[:14], ranks=ranks)
+    return lambda ranks: trainer_for(cell, train_rows(cell_id)[:14], ranks=ranks)
 
 
 def study_on(ranks, cell_id, count, changes):
@@ -114,7 +114,7 @@ def test_ranks_drop_others_and_the_first_one_has_the_cells_seed():
 
 
 def audits_of(ranks, broken):
-    trainer = trainer_of("gpt2_sum_lora", rows_of(ROWS["sum"])[:12], ranks=ranks, **CUT)
+    trainer = trainer_of("gpt2_sum_lora", rows_of("cnn_dailymail/train")[:12], ranks=ranks, **CUT)
     if broken == "mean of each rank":
         trainer.divisors = lambda batches: [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
     evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
@@ -146,7 +146,7 @@ def test_a_rank_that_ends_with_other_weights_is_named():
 
 
 def test_a_cell_on_one_process_has_nothing_to_show():
-    trainer = trainer_of("bert_sa_lora", rows_of(ROWS["sa"])[:4])
+    trainer = trainer_of("bert_sa_lora", rows_of("amazon_polarity/train")[:4])
     evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
     assert ranks_train_as_one(evidence) is None
     assert ranks_end_alike(evidence) is None
@@ -164,7 +164,7 @@ def scored_on(ranks, cell_id, count):
             evaluated.extend(feature.example for feature in features)
             return super().predict(model, features, device)
 
-    rows = rows_of(ROWS[cell_id.split("_")[1]])[:count]
+    rows = train_rows(cell_id)[:count]
     evaluation = evaluate(model_of(cell_id), Recording(codec.cell, codec.tokenizer), rows, Metrics(), CPU, silent(), ranks)
     return evaluated, evaluation.scores, evaluation.examples, [prediction.value for prediction in evaluation.predictions]
 
@@ -180,7 +180,7 @@ def test_three_ranks_score_every_row_once(cell_id, count):
 
 
 def meters_of(ranks):
-    trainer = trainer_of("bert_sa_sft", rows_of(ROWS["sa"])[:14], ranks=ranks, **CUT)
+    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:14], ranks=ranks, **CUT)
     training = trainer.run(silent())
     return trainer.meter.over(ranks), trainer.meter.sizes(), training.tokens
 
@@ -209,7 +209,7 @@ def test_ranks_that_were_cut_go_on_together_or_not_at_all(tmp_path, loses_a_file
 
 
 def out_of_memory_on(ranks):
-    trainer = trainer_of("bert_sa_sft", rows_of(ROWS["sa"])[:4], ranks=ranks, **CUT)
+    trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:4], ranks=ranks, **CUT)
 
     def full(model, batch):
         raise RuntimeError("CUDA out of memory. Tried to allocate 2 GiB")

@@ -13,8 +13,8 @@ from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.ranks import Ranks
 from tunegrid.run.sharded import Sharded, blocks
-from tunegrid.tests.ranked import CUT, HEADS, ROWS, cut_on, on_ranks, sharded_is_the_model
-from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, trainer_for, trainer_of
+from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks, sharded_is_the_model
+from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, train_rows, trainer_for, trainer_of
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ UNEVEN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "m
 
 
 def made(cell_id, ranks, count=14, **changes):
-    return still(trainer_of(cell_id, rows_of(ROWS[cell_id.split("_")[1]])[:count], ranks=ranks, **changes))
+    return still(trainer_of(cell_id, train_rows(cell_id)[:count], ranks=ranks, **changes))
 
 
 def course_of(trainer):
@@ -58,7 +58,7 @@ def llama_on(ranks, cell, method):
     """Losses with weights shared out, and held whole; how many layers the model has."""
     adapter = cell.recipe.adapter if method == "lora" else None
     recipe = replace(cell.recipe, **CUT | {"precision": "fp32", "adapter": adapter})
-    cell, rows = replace(cell, method=study().methods[method], recipe=recipe), rows_of(ROWS["sa"])[:14]
+    cell, rows = replace(cell, method=study().methods[method], recipe=recipe), rows_of("amazon_polarity/train")[:14]
     (ours, _), (theirs, _) = [course_of(still(trainer_for(cell, rows, ranks=one))) for one in (sharded(ranks), ranks)]
     return ours.losses, theirs.losses, len(blocks(trainer_for(cell, rows).model))
 
@@ -150,7 +150,7 @@ def refused_on(ranks, cell_id, changes):
 def zoo_refused_on(ranks, cell_id):
     cell = zoo().cell(cell_id, replace(ZOO_PROFILE, max_steps=2))
     try:
-        trainer_for(cell, rows_of(ROWS["sa"])[:6], ranks=sharded(ranks))
+        trainer_for(cell, rows_of("amazon_polarity/train")[:6], ranks=sharded(ranks))
     except InputError as error:
         return str(error)
 

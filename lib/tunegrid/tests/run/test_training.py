@@ -3,7 +3,6 @@ import math
 import time
 from dataclasses import replace
 from itertools import islice
-from unittest.mock import Mock
 
 import pytest
 import torch
@@ -100,39 +99,22 @@ def test_the_loss_is_the_mean_over_the_targets_of_the_update():
 # Schedule
 
 
-def test_a_linear_schedule_warms_up_and_ends_in_updates():
-    trainer = trainer_of(
-        "bert_sa_sft",
-        REVIEWS,
-        max_steps=6,
-        warmup_steps=2,
-        learning_rate=1e-3,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=4,
-    )
-    rates = [rate * 1e3 for rate in rates_of(trainer)]
-    assert rates == pytest.approx([0, 0.5, 1, 0.75, 0.5, 0.25])
+BY_ONE = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 4}
+COSINE = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0}
 
 
-def test_a_cosine_schedule_follows_half_a_wave_over_the_updates():
-    trainer = trainer_of(
-        "gpt2_sa_sft",
-        REVIEWS,
-        max_steps=4,
-        warmup_ratio=0.0,
-        lr_scheduler_type="cosine",
-        learning_rate=1e-3,
-        per_device_train_batch_size=1,
-        gradient_accumulation_steps=2,
-    )
-    rates = [rate * 1e3 for rate in rates_of(trainer)]
-    assert rates == pytest.approx([1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2])
-
-
-def test_a_warm_up_share_is_of_the_updates():
-    trainer = trainer_of("bert_sa_sft", REVIEWS, max_steps=5, warmup_ratio=0.4, learning_rate=1e-3)
-    rates = [rate * 1e3 for rate in rates_of(trainer)]
-    assert rates == pytest.approx([0, 0.5, 1, 2 / 3, 1 / 3])
+@pytest.mark.parametrize(
+    ("changes", "rates"),
+    [
+        ({"max_steps": 6, "warmup_steps": 2, **BY_ONE}, [0, 0.5, 1, 0.75, 0.5, 0.25]),
+        ({"max_steps": 4, **COSINE, **BY_ONE}, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
+        ({"max_steps": 5, "warmup_ratio": 0.4}, [0, 0.5, 1, 2 / 3, 1 / 3]),
+    ],
+    ids=["linear", "cosine", "a share of warm-up"],
+)
+def test_a_schedule_is_over_updates(changes, rates):
+    trainer = trainer_of("bert_sa_sft", REVIEWS, learning_rate=1e-3, **changes)
+    assert [rate * 1e3 for rate in rates_of(trainer)] == pytest.approx(rates)
 
 
 def test_epochs_are_counted_in_updates_and_the_last_may_be_smaller():
@@ -253,13 +235,17 @@ class Fetches(TorchDispatchMode):
 
 
 def test_from_the_gradients_to_the_step_no_value_is_fetched(monkeypatch):
-    trainer = scaled(overflowing(1), max_grad_norm=1.0)
-    clipping, scale = trainer.stepper.clipping, trainer.stepper.loss_scale
-    fetches, clip, step = Fetches(), clipping.clip, scale.step
-    monkeypatch.setattr(trainer, "_settle", lambda: None)  # it reads what has arrived, see `LossScale`
-    monkeypatch.setattr(trainer, "_first", Mock(gradients=lambda device: {}, moved=dict))  # figures of the first update wait
-    monkeypatch.setattr(clipping, "clip", lambda: (fetches.__enter__(), clip())[1])
-    monkeypatch.setattr(scale, "step", lambda optimizer: (step(optimizer), fetches.__exit__(None, None, None)))
+    trainer, fetches = scaled(overflowing(1), max_grad_norm=1.0), Fetches()
+
+    def counted(function):
+        def call(*inputs, **options):
+            with fetches:
+                return function(*inputs, **options)
+
+        return call
+
+    for name in ("clip", "step"):
+        monkeypatch.setattr(trainer.stepper, name, counted(getattr(trainer.stepper, name)))
     for group in islice(trainer.updates(0), 3):
         trainer.update(group)
     assert fetches.count == 0
