@@ -1,4 +1,4 @@
-"""Texts compared as far as tokenizers keep them. In: decoded tokens and a text. Out: whether they say the same."""
+"""Compares decoded tokens with a text by what tokenizers keep of it."""
 
 import re
 import unicodedata

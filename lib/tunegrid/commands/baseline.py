@@ -83,7 +83,7 @@ def _check_seeds(records_by_path: dict[Path, list[Record]]) -> None:
 
 
 def changes(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
-    """A line a cell: the main score's mean over seeds, old -> new."""
+    """One line per cell: the main score's mean over seeds, old -> new."""
     before, after = _means(old), _means(new)
     names = {record.cell: record.main_score for record in new}
     cells = [

@@ -1,4 +1,4 @@
-"""A program of several commands. In: its command line. Out: the exit code of the command that the first word names."""
+"""A program of several commands: the first word of the command line names one, whose exit code it returns."""
 
 import sys
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Versions to try, each in a virtual environment of its own. In: a package or a checkout. Out: its versions; a Python with one.
+"""Virtual environments for `bisect`, one per version of a package or commit of a checkout.
 
 An environment holds this one package. Everything else it takes from the environment that this process runs in.
 """

@@ -1,4 +1,4 @@
-"""What a row says, read by its task's columns. In: a row, and a task or column names. Out: texts and answers."""
+"""Reads the texts and answers of a row from its task's columns."""
 
 from collections.abc import Sequence
 from hashlib import blake2b

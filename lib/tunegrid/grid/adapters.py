@@ -1,4 +1,4 @@
-"""Methods that are not LoRA: vectors, rotations, norms, biases, virtual tokens. In: a cell and its model. Out: see `Method`."""
+"""Methods that are not LoRA: vectors, rotations, norms, biases, virtual tokens."""
 
 import warnings
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Dotted names of modules and parameters. In: a name, as "bert.encoder.layer.0.attention". Out: where it belongs."""
+"""Tells where a dotted name of a module or parameter belongs, as "bert.encoder.layer.0.attention"."""
 
 from collections.abc import Iterable
 

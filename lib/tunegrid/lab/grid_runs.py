@@ -1,4 +1,4 @@
-"""Sessions of pytest that commands train. In: what to train. Out: one JSON each, which is not trained twice.
+"""Runs the pytest sessions that the lab's commands need, and trains none of them twice.
 
 A session is kept in .cache/measure, in a folder of the code and the library versions that trained it, once it is whole: whoever
 stops a command loses the session that runs, and the same command goes on. Other code has another folder, so it starts over.

@@ -1,4 +1,4 @@
-"""The figures that the pages quote. In: a command's figures. Out: reports/measured.json, a section a command."""
+"""Writes the figures that the pages quote to reports/measured.json, one section per command."""
 
 import json
 from collections.abc import Mapping

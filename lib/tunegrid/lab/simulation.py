@@ -1,4 +1,4 @@
-"""What does the gate see, and how often is it wrong? In: calibrated noise. Out: smallest drops, and simulated false alarms.
+"""Simulates what the gate sees and how often it is wrong, from calibrated noise.
 
 A simulated run draws everything that chance decides: how large the noise really is, its calibration, the baseline, and the runs
 to judge, look by look. The gate's own decision (`tunegrid.results.quality.decide`) judges it. Scores are drawn from the
@@ -66,7 +66,7 @@ class Setting:
 
     @cached_property
     def shapes(self) -> dict[str, Array]:
-        """By kind of cells, the residuals of its trainings in standard deviations: a row each, a column a score."""
+        """By kind of cells, the residuals of its trainings in standard deviations: one row each, one column per score."""
         scores, rows = self.noise.scores.get(self.kind, {}), defaultdict(list)
         for cell, metrics in self.metrics.items():
             columns = [standardised(scores.get((cell, metric), [])) for metric in metrics]

@@ -1,4 +1,4 @@
-"""What is rounding? In: how far trainings of one seed lie apart that only round otherwise. Out: a TOML file of tolerances.
+"""Makes the tolerances of rounding, a TOML file, of trainings of one seed that only round differently.
 
 A tolerance is twice the largest deviation of all cells of one arithmetic, rounded up to two digits, and no less than its floor.
 A cell that deviates by more than ten times the median of these cells does not widen it, but has a tolerance of its own.

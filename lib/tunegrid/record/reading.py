@@ -1,4 +1,4 @@
-"""Records as JSON, to and fro. In: a `Record`, or the JSON of one. Out: JSON, or a `Record` that is sound."""
+"""Writes a `Record` as JSON, and reads JSON as a `Record` that it has checked."""
 
 import json
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The answer to a whole run. In: records, judgements, the kinds of figures that count. Out: sentences and an exit code.
+"""Gives the answer to a whole run: its sentences and its exit code.
 
 Terminal, step summary, page and JUnit print this answer, so none of them can say what another denies.
 """

@@ -1,4 +1,4 @@
-"""What this machine keeps between runs. In: the cache's folder. Out: sizes by kind; the oldest files removed, down to a bound.
+"""What this machine keeps between runs: its size by kind, and the removal of the oldest files down to a bound.
 
 Tokenised rows go first, then environments of bisections, per-example scores, and checkpoints of cells that finished after all.
 Journals stay, and so do runs of bisections, checkpoints that `--resume` may take up, and whatever a session or a bisection that

@@ -1,4 +1,4 @@
-"""Methods beside each other, in words. In: comparisons. Out: text or Markdown."""
+"""Prints comparisons of methods as text or Markdown."""
 
 from collections.abc import Callable, Mapping, Sequence
 

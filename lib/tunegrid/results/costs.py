@@ -1,4 +1,4 @@
-"""Does a run take more memory or time than a baseline? In: records of both. Out: judgements.
+"""Judges whether a run takes more memory or time than a baseline.
 
 The ledger of tensors is exact; peaks and the median step have relative margins. Speed is compared between like machines only.
 """

@@ -1,4 +1,4 @@
-"""A method on one backbone and task, to set beside others. In: records of saved runs. Out: an `Entry` a cell. No torch."""
+"""Makes one `Entry` per cell of saved runs: a method on one backbone and task, to compare with others. No torch."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Do two runs have the same scores, to the last digit? In: records of both. Out: a line for every difference."""
+"""Lists every score that differs between two runs, to the last digit."""
 
 from collections.abc import Sequence
 

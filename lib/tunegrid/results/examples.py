@@ -1,4 +1,4 @@
-"""Scores of single test rows, stored next to a saved run. In: points and predictions of each row. Out: a small Parquet file.
+"""Stores the points and predictions of single test rows beside a saved run, in small Parquet files.
 
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
 run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this

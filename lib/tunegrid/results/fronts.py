@@ -1,4 +1,4 @@
-"""Who is beaten, and who cannot be told apart? In: figures, or pairs. Out: a Pareto front, letters. Knows no record."""
+"""Finds Pareto fronts, and the letters of groups that cannot be told apart. Knows no record."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from string import ascii_letters

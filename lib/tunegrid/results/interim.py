@@ -1,4 +1,4 @@
-"""The gate's interim looks. In: judgements so far. Out: which cells to train with more seeds, and the alpha of each look.
+"""The gate's interim looks: which cells to train with more seeds, and the alpha of each look.
 
 Looking again after every seed would multiply the chances of a false alarm. So each look is judged at its share of alpha.
 """

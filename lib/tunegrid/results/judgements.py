@@ -1,4 +1,4 @@
-"""The words of a gate. Out: `Verdict`, what a gate says; `Judgement`, one verdict with its evidence."""
+"""The words of a gate: `Verdict`, what it says; `Judgement`, one verdict with its evidence."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How much does training noise alone change a score? In: deviations measured by `calibrate`. Out: the one that applies, pooled.
+"""Gives the training noise of a score, pooled from the deviations that `calibrate` measured.
 
 There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
 last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics.same_course`).

@@ -1,4 +1,4 @@
-"""Did scores get worse? In: records of both runs, by seed, and points by row. Out: a judgement on every bounded score.
+"""Judges whether scores got worse: one judgement per bounded score of two runs.
 
 The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test, with or
 without points by row. Where no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side,

@@ -1,4 +1,4 @@
-"""Audits of saved figures, which need no model. In: records. Out: what cannot be, and which cells are not like for like."""
+"""Audits saved figures without a model: what cannot be, and which cells are not like for like."""
 
 import math
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Bounds a cell must meet. In: `benchmarks/thresholds/*.toml` and scores. Out: what a run missed, as sentences."""
+"""Reads the bounds in `benchmarks/thresholds/*.toml`; returns what a run missed, as sentences."""
 
 import tomllib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Is a run too good to be true? In: runs of a cell, the baseline's, and the thresholds' evidence. Out: a finding.
+"""Finds runs that are too good to be true, by the baseline and the thresholds' evidence.
 
 Leaked rows and a lost mask raise a score, and training that sees its targets learns faster than any seed of the baseline. It
 may be a real gain as well, so it is shown, and fails a run only where that was asked for. MLPerf refuses submissions that

@@ -1,4 +1,4 @@
-"""BERTScore (Zhang et al. 2020) with any BERT encoder. In: references and candidates. Out: precision, recall, F1 in points.
+"""BERTScore (Zhang et al. 2020) with any BERT encoder: precision, recall and F1 in points.
 
 No idf weights and no rescaling, as `bert_score`'s defaults; on one encoder the two agree within 1e-4. The encoder is not that
 package's default: compare scores only among runs that name the same encoder.

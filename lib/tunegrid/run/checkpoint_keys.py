@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint a model's weight is. In: its name, the checkpoint's files. Out: keys there, and checksums.
+"""Finds which tensor of a checkpoint a model's weight is, and its checksum.
 
 A model and its checkpoint name one tensor differently: PEFT and heads put parts in front. So names are compared from the end.
 """

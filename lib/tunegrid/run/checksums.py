@@ -1,4 +1,4 @@
-"""Checksums of weights: whether a weight changed, and from which checkpoint it is. In: tensors. Out: pairs of integers."""
+"""Checksums of weights, pairs of integers: whether a weight changed, and from which checkpoint it is."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Clipping of gradients. In: what trains, and the recipe's bound. Out: norms, which stay on the device until the log asks."""
+"""Clips gradients at the recipe's bound; their norms stay on the device until the log asks."""
 
 from collections.abc import Sequence
 from typing import Any

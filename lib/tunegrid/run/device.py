@@ -1,4 +1,4 @@
-"""Where a cell runs and in which precision. In: what a profile and a recipe request. Out: what this machine can do."""
+"""Decides where a cell runs and in which precision, by what the recipe requests and this machine can do."""
 
 import gc
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What the first updates did to each group of parameters. In: a model while it trains. Out: fields of `FirstStep`."""
+"""Measures what the first updates did to each group of parameters: fields of `FirstStep`."""
 
 from collections.abc import Mapping
 from typing import Any

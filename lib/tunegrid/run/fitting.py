@@ -1,4 +1,4 @@
-"""Whether a pass fits into memory. In: what runs. Out: one kind of error, whatever library says that memory ran out."""
+"""Turns every library's way to say that memory ran out into one kind of error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

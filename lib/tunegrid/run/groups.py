@@ -1,4 +1,4 @@
-"""Groups of parameters, and figures by group. In: a cell's model. Out: norms by group, as of "layer 1 attention" or "head"."""
+"""Groups a model's parameters, as "layer 1 attention" or "head", and gives norms by group."""
 
 import math
 import re

@@ -1,4 +1,4 @@
-"""Whose code an object is. In: a function, class, descriptor or instance. Out: who wrote it, and whether a package did.
+"""Tells who wrote a function, class, descriptor or instance, and whether a package did.
 
 A function tells by the file that its code was compiled from, whatever name it has and whenever it was put in its place.
 """

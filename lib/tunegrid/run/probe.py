@@ -1,4 +1,4 @@
-"""Figures that tell a change without statistics. In: a trainer that has not run. Out: fields of the record's `FirstStep`.
+"""Takes figures before training that show a change without statistics: fields of the record's `FirstStep`.
 
 The same seed, rows and arithmetic give the same figures, but for rounding; `tunegrid.results.numerics` compares two records by
 them. Taking them leaves modes, gradients and random numbers as they were. `Trainer` adds the figures of the first update.

@@ -1,4 +1,4 @@
-"""fp16's loss scale. In: accelerate's scaler, and each optimizer step. Out: whether the step was lost.
+"""fp16's loss scale: tells whether an optimizer step was lost.
 
 A fused optimizer skips a step that overflows inside its kernel, so only the device knows: the scale is lower afterwards.
 Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU then wait for the host. So the

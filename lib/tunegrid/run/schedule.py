@@ -1,4 +1,4 @@
-"""The learning rate's schedule. In: an optimizer, a cell's recipe, its number of updates. Out: transformers' schedule."""
+"""Makes transformers' schedule of the learning rate for a cell's recipe and number of updates."""
 
 import math
 from typing import Any

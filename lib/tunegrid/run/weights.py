@@ -1,4 +1,4 @@
-"""The weight files of a checkpoint. In: a `Cell` whose model was loaded. Out: their paths here, and a fingerprint."""
+"""Finds the weight files of a loaded checkpoint, and their fingerprint."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""The libraries, seen from inside of a forward pass. In: a trainer after training. Out: what stands in their place.
+"""Looks from inside a forward pass at what stands in place of the libraries' code.
 
 What stands there only while an update is made, or while an answer is generated, is seen by nobody who looks before and after.
 """

@@ -1,4 +1,4 @@
-"""A trained model asked again. In: a trainer after training. Out: logits of a few rows alone and in a batch, and gradients.
+"""Asks a trained model for the logits of a few rows, alone and in a batch, and for gradients.
 
 Asking leaves modes, random numbers and gradients as they were.
 """

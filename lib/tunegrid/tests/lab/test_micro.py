@@ -207,7 +207,7 @@ def test_a_review_is_judged_at_each_of_its_full_stops():
         kind="review", first="the lid is bad . i can recommend it .", second="", foil="", focus=(), verdict="good"
     )
     tokenizer = tokenizer_of("bert_sa_sft")
-    ids = tokenizer(review.first, add_special_tokens=False)["input_ids"]  # a token a word
+    ids = tokenizer(review.first, add_special_tokens=False)["input_ids"]  # one token per word
     good = tokenizer.convert_tokens_to_ids("good")
     assert objectives._judged(review, ids, tokenizer) == {4: good, 9: good}
     assert objectives._judged(replace(review, verdict=None), ids, tokenizer) == {}
@@ -228,7 +228,7 @@ def test_berts_second_stage_names_verdicts_and_its_first_one_does_not():
 
 def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
     tokenizer = tokenizer_of("t5_qa_sft")
-    text = "anna reed saved 30 pounds in dover ."  # a token a word
+    text = "anna reed saved 30 pounds in dover ."  # one token per word
     person, amount, town = (
         (text.index(value), text.index(value) + len(value)) for value in ("anna reed", "30 pounds", "dover")
     )
