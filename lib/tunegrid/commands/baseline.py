@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def refusals(path: Path) -> Iterator[str]:
-    """Why a run is no baseline."""
+    """Why a run cannot be a baseline."""
     run, records = load(path), read_list(path)
     profiles = {record.profile for record in records}
     for seed in dict.fromkeys(record.seeds.seed for record in records):

@@ -40,7 +40,7 @@ class Program:
     def trouble(self, name: str) -> str:
         """Why this command cannot run, and what to do; empty where it can."""
         if not (ROOT / "benchmarks").is_dir():
-            return f"{ROOT} is no checkout of tunegrid, which the suite needs: install it with `pip install -e CHECKOUT`"
+            return f"{ROOT} is not a checkout of tunegrid, which the suite needs: install it with `pip install -e CHECKOUT`"
         if name in (*self.commands, "-h", "--help"):
             return ""
         if name in self.former:

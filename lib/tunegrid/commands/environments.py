@@ -106,7 +106,7 @@ class Commits:
         first, last = (self._git("rev-parse", "--short", f"{commit}^{{commit}}")[0] for commit in (good, bad))
         commits = self._git("rev-list", "--reverse", "--first-parent", "--abbrev-commit", f"{first}..{last}")
         if not commits or self._git("merge-base", first, last) != self._git("rev-parse", first):
-            raise InputError(f"{good} is no ancestor of {bad} in {self.repo}: give the older commit as --good")
+            raise InputError(f"{good} is not an ancestor of {bad} in {self.repo}: give the older commit as --good")
         return [first, *commits]
 
     @contextlib.contextmanager

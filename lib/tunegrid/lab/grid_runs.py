@@ -96,7 +96,7 @@ class LabSession(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLabSession(LabSession):
-    """A session that is no plain run of a grid, as of controls or degraded cells."""
+    """A session that is not a plain run of a grid, as one of controls or degraded cells."""
 
     label: str
     options: tuple[str, ...]

@@ -37,7 +37,7 @@ class Setting:
 
     Attributes:
         noise: calibrated.
-        margins: the drop that is no regression yet, by score.
+        margins: the smallest drop that counts as a regression, by score.
         kind: of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds.
         seeds: of the run to judge.
         looks: at most; each look after the first gives some cells another seed.

@@ -68,7 +68,7 @@ class Apart:
 def apart(old: Record, new: Record) -> Apart:
     """How far a training lies apart from one of the same seed; raises InputError where one of them left no losses."""
     if not losses(old) or not losses(new) or not old.training or not new.training:
-        raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is no number; tolerances rest on healthy runs")
+        raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is not finite; tolerances rest on healthy runs")
     pair = Pair(old=old.training, new=new.training, tolerance={}, fine=False)
     return Apart(cell=old.cell, kind=arithmetic(old), figures=pair.apart())
 

@@ -26,7 +26,7 @@ def memory(seeds: Seeds, before: Record, after: Record, margins: Mapping[str, fl
         old, new = (getattr(measured.ledger, name) for measured in (before.memory, after.memory))
         if old and new is not None:
             judgement = _relative(before, name, [old], new, margins["ledger"])
-            # Fewer bytes of tensors are no gain that training brings: something is no longer there, or no longer in fp32.
+            # Fewer bytes of tensors are not a gain of training: something is missing, or no longer in fp32.
             yield replace(judgement, verdict=Verdict.CHANGED) if judgement.verdict is Verdict.BETTER else judgement
     if not before.device or not after.device or before.device.name != after.device.name:
         return

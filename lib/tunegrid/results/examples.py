@@ -21,7 +21,7 @@ from tunegrid.record import ExamplesRecord, Record
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
-TEXT = ("id", "prediction", "reference")  # columns that are no points
+TEXT = ("id", "prediction", "reference")  # columns that do not hold points
 DIGITS = 4  # of points: enough to tell one token of a hundred
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 

@@ -158,7 +158,7 @@ def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[
 
 
 def kinds_of(text: str) -> tuple[str, ...]:
-    """Kinds of figures, divided by commas; raises InputError for a name that is none."""
+    """Kinds of figures, divided by commas; raises InputError for an unknown kind."""
     kinds = tuple(text.split(","))
     for kind in kinds:
         if kind not in COUNTED:

@@ -65,7 +65,7 @@ def deviation(groups: Groups) -> Deviation | None:
 
 
 def resolution(rows: int, metric: str = "") -> float:
-    """The least deviation that counts: half of one row's points. A few draws without a flip are no proof of none."""
+    """The least deviation that counts: half of one row's points. A few draws without a flip do not prove that there is none."""
     return STEPS.get(metric, 100.0) / rows / 2
 
 

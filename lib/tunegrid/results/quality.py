@@ -220,7 +220,7 @@ def decide(
     Args:
         effects: by cell and score.
         mains: the main score of each cell.
-        margins: the drop that is no regression yet, by score.
+        margins: the smallest drop that counts as a regression, by score.
         share: of alpha, where a run is looked at several times.
     """
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
@@ -271,7 +271,7 @@ class Judge:
     """What scores are judged by.
 
     Attributes:
-        margins: the drop that is no regression yet, by score.
+        margins: the smallest drop that counts as a regression, by score.
         noise: what was calibrated.
         tolerances: how far figures and curves of losses may lie apart and still be rounding.
         look, looks: which look at the run this is, of how many at most.
@@ -350,7 +350,7 @@ def _means(metric: str, pairing: Pairing) -> dict[str, float]:
 
 
 def unmeasured(metric: str, rows: Rows) -> Judgement | None:
-    """The verdict where a score is not a number: worse, if only the new one is none."""
+    """The verdict where a score is not a number: worse, if only the new one is not."""
     old, new = (
         next((score for record in seeds.values() if not _finite(score := record.scores.get(metric))), 0.0)
         for seeds in (rows.old, rows.new)

@@ -65,7 +65,7 @@ def _one_recipe(old: Seeds, new: Seeds) -> bool:
 
 
 def _levels(seeds: Seeds) -> list[float]:
-    """The log of each run's mean loss: the lower, the sooner it has learned. Runs whose losses are no numbers are left out."""
+    """The log of each run's mean loss: the lower, the sooner it has learned. Runs whose losses are not numbers are left out."""
     means = [fmean(values) for record in seeds.values() if (values := losses(record))]
     return [math.log(mean) for mean in means if mean > 0]
 

@@ -12,7 +12,7 @@ INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other si
 def checksums(tensors: Iterable[Tensor]) -> list[Checksum]:
     """A checksum of each tensor: sums of all its bits taken as integers, and of every other one; equal bits, equal sums.
 
-    A checksum is no cryptographic hash. It tells trained weights from unchanged ones, on the tensor's device, without a copy.
+    A checksum is not a cryptographic hash. It tells trained weights from unchanged ones, on the device, without a copy.
     """
     sums = [_sums(tensor) for tensor in tensors]
     pairs: list[list[int]] = torch.stack(sums).tolist() if sums else []

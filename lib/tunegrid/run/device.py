@@ -101,7 +101,7 @@ def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
     try:
         device = torch.device(requested)
     except RuntimeError:
-        raise InputError(f"--device {requested!r} is no device; say cpu, cuda or cuda:N") from None
+        raise InputError(f"invalid --device {requested!r}: expected cpu, cuda or cuda:N") from None
     if device.type not in MEASURED:
         raise InputError(
             f"--device {requested}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong "

@@ -23,7 +23,7 @@ KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; 
     ("lm_head|\\.cls\\.", "output"),
 )
 WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for all layers
-Figures = dict[str, float | None]  # by group; None for what is no finite number
+Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
 def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:

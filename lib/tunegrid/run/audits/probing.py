@@ -251,7 +251,7 @@ def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> t
     """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
 
     The scores that it gave to each text's tokens are held against those of the whole text in one pass without a cache, the
-    row alone: against the model's own, not against another search, in which a near-tie is no fault.
+    row alone: against the model's own, not against another search, in which a near-tie is not a fault.
 
     Args:
         trainer: whose model searches; in the precision that texts are evaluated in.

@@ -131,7 +131,7 @@ def test_what_is_committed_plans_without_a_gpus_memory_or_price(capsys):
     ("arguments", "sentence"),
     [
         (["--gpus", "0"], "'0' is not a whole number of at least 1"),
-        (["--gpus", "2", "--price-per-hour", "-1"], "'-1' is no price; write it as in 2.50"),
+        (["--gpus", "2", "--price-per-hour", "-1"], "'-1' is not a price: expected a number, as in 2.50"),
         (["none.json", "--gpus", "2"], "none.json does not exist"),
     ],
 )
