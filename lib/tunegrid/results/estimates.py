@@ -142,7 +142,7 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     source = f"{path.parent.name}/{path.name}, training alone"
     measured, planned = record.recipe.rows_per_update, cell.recipe.rows_per_update
     if measured != planned:
-        source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
+        source += f", at {measured} {'row' if measured == 1 else 'rows'} per update: not scaled to {planned}"
     name, on_gpu = _device(record)
     tensors = record.memory.ledger.peak_bytes if record.memory else None
     return Estimate(

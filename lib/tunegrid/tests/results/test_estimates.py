@@ -104,7 +104,7 @@ def test_rows_of_a_full_cell_are_the_splits_under_the_cap():
     assert planned_rows(FULL["bert_sa_lora"]) == 100_000
     assert planned_rows(FULL["bert_qa_lora"]) == round(87_599 * 0.9)
     assert planned_updates(FULL["bert_sa_lora"]) == 3 * 6250  # batches of 16
-    assert planned_updates(FULL["gpt2_qa_lora"]) == 3 * 9855  # 78,839 rows, 2 x 4 an update
+    assert planned_updates(FULL["gpt2_qa_lora"]) == 3 * 9855  # 78,839 rows, 2 x 4 per update
 
 
 def test_a_task_that_does_not_say_its_rows_leaves_updates_open():
