@@ -1,4 +1,4 @@
-"""How faults break rows, training, scoring, serving and saved records. In: a sound value, and a folder. Out: a broken one."""
+"""How faults break rows, training, scoring, serving and saved records."""
 
 import json
 from collections.abc import Callable

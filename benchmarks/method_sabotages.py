@@ -1,4 +1,4 @@
-"""How methods go wrong without a word: another method under a label. In: a cell, a model or a codec. Out: the broken one.
+"""How methods go wrong without a word: another method under a label.
 
 All but the last two are what peft 0.21.2 does when it is asked.
 """

@@ -1,4 +1,4 @@
-"""How faults break what is built, encoded and computed. In: a sound value, and a folder for files. Out: the broken one."""
+"""How faults break what is built, encoded and computed."""
 
 import re
 import shutil

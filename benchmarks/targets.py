@@ -1,4 +1,4 @@
-"""Training rows with targets that are not theirs. In: rows and a seed. Out: the same rows, targets dealt out anew."""
+"""Training rows with targets that are not theirs: the same rows, targets dealt out anew by a seed."""
 
 from collections.abc import Callable, Mapping
 from random import Random

@@ -1,4 +1,4 @@
-"""Bugs of adapters: scale, dropout, type, rows of tokens. In: a monkeypatch. Out: PEFT with the bug."""
+"""Bugs of adapters, put back into PEFT: scale, dropout, type, rows of tokens."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""Bugs of attention: masks, scales, dropout, positions. In: a monkeypatch. Out: the library with the bug."""
+"""Bugs of attention, put back into the libraries: masks, scales, dropout, positions."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Bugs of generation: caches, beams, attention of one token. In: a monkeypatch. Out: transformers with the bug."""
+"""Bugs of generation, put back into transformers: caches, beams, attention of one token."""
 
 from typing import Any
 

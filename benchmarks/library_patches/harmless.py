@@ -1,4 +1,4 @@
-"""Changes that leave training as it is, but for rounding. In: a monkeypatch, or a profile and a folder. Out: both changed."""
+"""Changes of libraries that leave training as it is, but for rounding."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bugs of loading: buffers, activations, what is quantized. In: a monkeypatch. Out: the library with the bug."""
+"""Bugs of loading, put back into the libraries: buffers, activations, what is quantized."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Bugs of text and rows: offsets, decoding, tables. In: a monkeypatch. Out: the library with the bug."""
+"""Bugs of text and rows, put back into the libraries: offsets, decoding, tables."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Bugs of the update: dropout, backward, optimizer, schedule, clipping. In: a monkeypatch. Out: the library with the bug."""
+"""Bugs of the update, put back into the libraries: dropout, backward, optimizer, schedule, clipping."""
 
 import warnings
 from typing import Any

@@ -14,7 +14,7 @@ COMMANDS = {
     "merge": "make one run of several, as of shards or a CI matrix, or of a killed session's journal",
     "plan": "how long the full grid takes on so many GPUs, in how much memory, at what price",
     "bisect": "find the release of a library, or the commit, that made cells worse",
-    "baseline": "make a baseline of complete, clean, passed runs, one a seed",
+    "baseline": "make a baseline of complete, clean, passed runs, one per seed",
     "cache": "what this machine keeps between runs, by kind and size; --prune removes the oldest",
 }
 IN_NOTES = "what it found stands in the notes of version 0.13, in reports/CHANGELOG.md"

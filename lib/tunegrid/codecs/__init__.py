@@ -1,4 +1,4 @@
-"""Text <-> tensors. In: rows, a tokenizer and a `Cell`. Out: batches for a model, and predictions as text or labels.
+"""Turns rows into batches for a model, and a model's outputs into predictions: text or labels.
 
 `CODECS` has a codec for each kind of problem and layout. A codec has no weights: `tunegrid.run.build` makes the model.
 """

@@ -1,4 +1,4 @@
-"""What every codec offers, and what codecs share. In: rows. Out: `Feature`s, batches, predictions.
+"""What every codec offers, and what codecs share: from rows to `Feature`s, batches and predictions.
 
 Shapes: B rows in a batch, L tokens in its longest row.
 """

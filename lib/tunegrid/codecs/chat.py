@@ -1,4 +1,4 @@
-"""Chat models. In: rows, and a tokenizer with a chat template. Out: a generated text, or a generated answer, a row.
+"""The codec of chat models, which generates one text or answer per row by the tokenizer's chat template.
 
 The source is the user's turn, the target the assistant's. Only the source is cut, never the template.
 """

@@ -1,4 +1,4 @@
-"""Sequence classification. In: rows with one text or two, and a label. Out: a label and its loss a row."""
+"""The codec of sequence classification: rows with one or two texts give one label each."""
 
 from collections.abc import Sequence
 from random import Random

@@ -1,4 +1,4 @@
-"""Extractive question answering. In: rows with a question, a context and annotated answers. Out: the best span's text a row.
+"""The codec of extractive question answering: each row gives the text of its best span.
 
 A feature is: question, separator, a window of the context. Shapes: B windows, L tokens.
 """

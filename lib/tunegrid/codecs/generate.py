@@ -1,4 +1,4 @@
-"""Generated text. In: rows with a text and its target. Out: a generated text a row.
+"""The codecs of generated text: each row with a source and a target gives one text.
 
 Two layouts. Encoder-decoder (BERT2BERT, T5): source and target apart. Causal: source and target in one sequence, the loss
 on the target only; `SeparatedCodec` (GPT-2) puts a new token between the two, `tunegrid.codecs.chat` a chat template around

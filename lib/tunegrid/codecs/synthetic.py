@@ -1,4 +1,4 @@
-"""Token ids without text. In: a backbone. Out: a stand-in for its tokenizer, where there is no checkpoint."""
+"""A stand-in for a backbone's tokenizer that makes token ids without text, for runs without a checkpoint."""
 
 from random import Random
 

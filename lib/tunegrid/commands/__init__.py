@@ -1,1 +1,1 @@
-"""The commands behind `tunegrid NAME`, one module each. In: arguments. Out: text or files, and an exit code."""
+"""The commands behind `tunegrid NAME`, one module each: each prints text or writes files, and returns an exit code."""

@@ -1,7 +1,7 @@
 """Re-check a saved run without torch: `tunegrid audit RUN.json` lists what cannot be; exit code 1 if there is anything.
 
 Checked are the schema, scores that contradict each other, results that two cells share, rows that differ within a triple,
-and the audits that each cell recorded when it ran. What a cell was too short for is listed, and is no finding.
+and the audits that each cell recorded when it ran. What a cell was too short for is listed, but is not a finding.
 """
 
 import argparse
@@ -61,7 +61,7 @@ def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence
     if share is not None:
         lines += ["", f"Audits took {share:.2f} % of the cells' time."]
     lines += _listed("Audits that failed and do not count, since the run was short:", map(too_short, records))
-    lines += _listed("Not like for like, which is no fault, but no ranking either:", [unlike_pairs(records)])
+    lines += _listed("Not like for like: not a fault, but these cells cannot be ranked:", [unlike_pairs(records)])
     return "\n".join(lines) + "\n"
 
 

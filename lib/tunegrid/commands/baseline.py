@@ -29,7 +29,7 @@ COLUMNS = (
 
 
 def refusals(path: Path) -> Iterator[str]:
-    """Why a run is no baseline."""
+    """Why a run cannot be a baseline."""
     run, records = load(path), read_list(path)
     profiles = {record.profile for record in records}
     for seed in dict.fromkeys(record.seeds.seed for record in records):
@@ -83,7 +83,7 @@ def _check_seeds(records_by_path: dict[Path, list[Record]]) -> None:
 
 
 def changes(old: Sequence[Record], new: Sequence[Record]) -> list[str]:
-    """A line a cell: the main score's mean over seeds, old -> new."""
+    """One line per cell: the main score's mean over seeds, old -> new."""
     before, after = _means(old), _means(new)
     names = {record.cell: record.main_score for record in new}
     cells = [

@@ -30,7 +30,7 @@ from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Outcome
 
 RUNS = CACHE / "bisect"
-# How cells are run. In: the Python of a version, and the file to write. Out: a command.
+# The command that runs the cells, of the Python of a version and the file to write.
 Command = Callable[[Path, Path], Sequence[str]]
 
 

@@ -1,4 +1,4 @@
-"""A program of several commands. In: its command line. Out: the exit code of the command that the first word names."""
+"""A program of several commands: the first word of the command line names one, whose exit code it returns."""
 
 import sys
 from collections.abc import Mapping
@@ -40,7 +40,7 @@ class Program:
     def trouble(self, name: str) -> str:
         """Why this command cannot run, and what to do; empty where it can."""
         if not (ROOT / "benchmarks").is_dir():
-            return f"{ROOT} is no checkout of tunegrid, which the suite needs: install it with `pip install -e CHECKOUT`"
+            return f"{ROOT} is not a checkout of tunegrid, which the suite needs: install it with `pip install -e CHECKOUT`"
         if name in (*self.commands, "-h", "--help"):
             return ""
         if name in self.former:

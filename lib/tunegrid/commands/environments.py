@@ -1,4 +1,4 @@
-"""Versions to try, each in a virtual environment of its own. In: a package or a checkout. Out: its versions; a Python with one.
+"""Virtual environments for `bisect`, one per version of a package or commit of a checkout.
 
 An environment holds this one package. Everything else it takes from the environment that this process runs in.
 """
@@ -106,7 +106,7 @@ class Commits:
         first, last = (self._git("rev-parse", "--short", f"{commit}^{{commit}}")[0] for commit in (good, bad))
         commits = self._git("rev-list", "--reverse", "--first-parent", "--abbrev-commit", f"{first}..{last}")
         if not commits or self._git("merge-base", first, last) != self._git("rev-parse", first):
-            raise InputError(f"{good} is no ancestor of {bad} in {self.repo}: give the older commit as --good")
+            raise InputError(f"{good} is not an ancestor of {bad} in {self.repo}: give the older commit as --good")
         return [first, *commits]
 
     @contextlib.contextmanager

@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunegrid export", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.parquet|.csv")
-    parser.add_argument("--rows", action="store_true", help="a row a test row")
+    parser.add_argument("--rows", action="store_true", help="one row per test row")
     options = parser.parse_args(arguments)
     try:
         records = [(path, record) for path in options.runs for record in read_list(path)]

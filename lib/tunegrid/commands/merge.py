@@ -40,7 +40,7 @@ class Merged:
 
 
 def merged(runs: Mapping[Path, RunJson]) -> Merged:
-    """What the runs of these files hold; raises InputError where two contradict each other, or are no shards of one run."""
+    """What the runs of these files hold; raises InputError where two contradict each other, or are not shards of one run."""
     shards = {path: shard for path, run in runs.items() if (shard := shard_of(run, path))}
     check_divided_alike(shards)
     rows, records = _joined(runs)

@@ -28,7 +28,7 @@ def _price(text: str) -> float:
     except ValueError:
         price = -1.0
     if not 0 <= price < 1e6:
-        raise argparse.ArgumentTypeError(f"{text!r} is no price; write it as in 2.50")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a price: expected a number, as in 2.50")
     return price
 
 

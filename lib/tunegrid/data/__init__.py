@@ -1,1 +1,1 @@
-"""Text in. In: a `Cell`'s task and profile. Out: `Splits` of rows in the hub's own schema."""
+"""The rows of a task, in the hub's own schema."""

@@ -1,4 +1,4 @@
-"""What a row says, read by its task's columns, and whether the task can use it. In: a row and a task. Out: texts and answers.
+"""Reads the texts and answers of a row from its task's columns, and says whether the task can use it.
 
 Rows are checked before anything trains on them; an InputError names the row.
 """

@@ -1,4 +1,4 @@
-"""Where rows come from: a local folder or the hub. In: a `Task` and a root folder or None. Out: a `Table` a split.
+"""Reads a task's rows from a local folder or from the hub, as one `Table` per split.
 
 A folder may hold JSON lines, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub.
 """

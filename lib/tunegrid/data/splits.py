@@ -1,4 +1,4 @@
-"""Train, validation and test rows. In: a `Task` and a `Profile`. Out: `Splits`, the same for every method and backbone.
+"""Makes train, validation and test rows of a `Task` at a `Profile`: `Splits`, the same for every method and backbone.
 
 A split's rows depend on the data and on `SPLIT_SEED` only, so that a triple's scores can be paired example by example.
 """

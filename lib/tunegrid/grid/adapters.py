@@ -1,4 +1,4 @@
-"""Methods that are not LoRA: vectors, rotations, norms, biases, virtual tokens. In: a cell and its model. Out: see `Method`."""
+"""Methods that are not LoRA: vectors, rotations, norms, biases, virtual tokens."""
 
 import warnings
 from collections.abc import Mapping
@@ -152,7 +152,7 @@ class OFT(OnTargets):
         return {"oft_block_size": self.block_size, **_targets(recipe)}
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config. Its default inverts by a series, which at the rates of small models is no rotation any more."""
+        """PEFT's config. Its default inverts by a series, which at the rates of small models is not a rotation any more."""
         import peft
 
         return peft.OFTConfig(

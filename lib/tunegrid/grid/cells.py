@@ -1,4 +1,4 @@
-"""Cells and the grid they come from. In: backbones, tasks, methods, recipes. Out: `Cell`s at a `Profile`.
+"""Makes `Cell`s at a `Profile` of backbones, tasks, methods and recipes.
 
 The grid is sparse: a cell exists where there is a recipe for its backbone, task and method. The study's 27 are one declared
 set (`study`); users add to it with `pytest_tunegrid_grid`.

@@ -1,4 +1,4 @@
-"""Methods: which weights train, over which base. In: a cell and its model. Out: the model with what the method adds.
+"""Methods: which weights train, over which base.
 
 A method owns all that sets it apart; builders, trainers and audits ask it. `Method` itself is full fine-tuning, `Adapting` is
 any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are imported when a model is at hand.

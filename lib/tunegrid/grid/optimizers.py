@@ -1,4 +1,4 @@
-"""Optimizers by the names that `TrainingArguments.optim` has. In: parameter groups and a peak learning rate. Out: an optimizer.
+"""Makes optimizers by the names that `TrainingArguments.optim` has.
 
 torch and bitsandbytes are imported when one is made: listing cells needs neither.
 """

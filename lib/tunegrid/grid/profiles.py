@@ -1,7 +1,4 @@
-"""Profiles: at what size the grid runs. `full` is the study; `quick` is the same grid on micro backbones and micro data.
-
-In: a recipe. Out: the recipe at that size.
-"""
+"""Profiles: at what size the grid runs. `full` is the study; `quick` is the same grid on micro backbones and micro data."""
 
 import os
 from collections.abc import Mapping
@@ -38,7 +35,7 @@ class Profile:
         random_weights: build the true checkpoint's shape without its weights, and take token ids without text.
         caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
-        one_row: one row an update and short texts, where an update of the recipe's own size would take minutes.
+        one_row: one row per update and short texts, where an update of the recipe's own size would take minutes.
         changes: recipe fields that the command line sets, for every cell; `adapter.r` is of a recipe that has an adapter.
         threads: torch threads a process; None shares the cores among the workers, and their ranks.
         ranks: processes that share one cell.

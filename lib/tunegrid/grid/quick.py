@@ -1,7 +1,6 @@
 """The quick profile's recipes: the fields that make each recipe of the study a quick one, one row per cell.
 
-In: nothing. Out: fields by cell id. They were found by hand on two cores, with test scores in view; the bounds in
-benchmarks/thresholds hold for them.
+The fields were found by hand on two cores, with test scores in view; the bounds in benchmarks/thresholds hold for them.
 """
 
 from collections.abc import Mapping

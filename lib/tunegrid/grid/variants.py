@@ -1,4 +1,4 @@
-"""Variants of LoRA. In: a cell and its model. Out: what `tunegrid.grid.methods.Lora` gives, with what sets a variant apart.
+"""Variants of LoRA, each with what sets it apart.
 
 Each says in `holds_after` by what it is told from plain LoRA in the trained model.
 """

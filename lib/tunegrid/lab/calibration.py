@@ -1,4 +1,4 @@
-"""What runs of the quick grid say of bounds and noise. In: records of seeds, and of perturbed starts. Out: two TOML files.
+"""Makes bounds and noise, two TOML files, of runs of the quick grid.
 
 Scores are points, 0-100. A run of the grid is its records by cell.
 """
@@ -243,7 +243,7 @@ def origin(first: Record | None) -> list[str]:
     return [
         f'profile = "{first.profile}"',
         f'date = "{date.today()}"',
-        f'device = "{first.device.name}, {first.device.threads} thread a process"',
+        f'device = "{first.device.name}, {first.device.threads} thread per process"',
         f"versions = {{ {packages} }}",
     ]
 

@@ -94,7 +94,7 @@ def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run,
 
 
 def page(judged: Sequence[Verdicts]) -> Iterable[str]:
-    """A row a run, what fails in words, and the count."""
+    """One row per run, what fails in words, and the count."""
     rows = [
         (v.name, str(len(v.missed)), str(len(v.failing)), str(v.undecided), str(v.changed), "yes" if v.fails else "-")
         for v in judged

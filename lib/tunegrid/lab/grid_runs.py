@@ -1,4 +1,4 @@
-"""Sessions of pytest that commands train. In: what to train. Out: one JSON each, which is not trained twice.
+"""Runs the pytest sessions that the lab's commands need, and trains none of them twice.
 
 A session is kept in .cache/measure, in a folder of the code and the library versions that trained it, once it is whole: whoever
 stops a command loses the session that runs, and the same command goes on. Other code has another folder, so it starts over.
@@ -96,7 +96,7 @@ class LabSession(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLabSession(LabSession):
-    """A session that is no plain run of a grid, as of controls or degraded cells."""
+    """A session that is not a plain run of a grid, as one of controls or degraded cells."""
 
     label: str
     options: tuple[str, ...]

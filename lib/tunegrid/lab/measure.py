@@ -139,7 +139,7 @@ def stages_of(text: str) -> list[str]:
     """Names of stages, in their order; raises InputError for one that does not exist."""
     names = text.split(",") if text else list(STAGES)
     if unknown := [name for name in names if name not in STAGES]:
-        raise InputError(f"{unknown[0]!r} is no stage; give some of {','.join(STAGES)}")
+        raise InputError(f"unknown stage {unknown[0]!r}: expected some of {','.join(STAGES)}")
     return [name for name in STAGES if name in names]
 
 

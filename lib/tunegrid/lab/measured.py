@@ -1,4 +1,4 @@
-"""The figures that the pages quote. In: a command's figures. Out: reports/measured.json, a section a command."""
+"""Writes the figures that the pages quote to reports/measured.json, one section per command."""
 
 import json
 from collections.abc import Mapping
@@ -13,11 +13,11 @@ MEASURED = ROOT / "reports" / "measured.json"
 
 
 def read(path: Path = MEASURED) -> dict[str, Any]:
-    """All sections; none where the file is not there. Raises InputError where it is no JSON."""
+    """All sections; none where the file is not there. Raises InputError where it is not JSON."""
     try:
         sections: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
     except ValueError as error:
-        raise InputError(f"{path} is no JSON ({error}); remove it, and run `python -m tunegrid.lab measure`") from None
+        raise InputError(f"{path} is not JSON ({error}); remove it, and run `python -m tunegrid.lab measure`") from None
     return sections
 
 

@@ -15,7 +15,7 @@ from tunegrid.lab.measured import note
 from tunegrid.lab.tolerances import Apart, ToleranceEvidence, apart, blunt, numerics_toml, of_optimizer
 
 OPTIMIZER, MASKS = "another_implementation", "one_more"  # words of tests in benchmarks/test_perturbed.py
-COUNT = 2 / 3  # trainings a cell that such a session takes about as long as: ten updates, twice; for the time that is left
+COUNT = 2 / 3  # a session takes about as long as so many trainings per cell: ten updates, twice; for the time that is left
 
 
 def unmoved(plan: CalibrationPlan) -> list[GridRun]:

@@ -1,4 +1,4 @@
-"""What does the gate see, and how often is it wrong? In: calibrated noise. Out: smallest drops, and simulated false alarms.
+"""Simulates what the gate sees and how often it is wrong, from calibrated noise.
 
 A simulated run draws everything that chance decides: how large the noise really is, its calibration, the baseline, and the runs
 to judge, look by look. The gate's own decision (`tunegrid.results.quality.decide`) judges it. Scores are drawn from the
@@ -36,7 +36,7 @@ class Setting:
 
     Attributes:
         noise: calibrated.
-        margins: the drop that is no regression yet, by score.
+        margins: the smallest drop that counts as a regression, by score.
         kind: of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds.
         seeds: of the run to judge.
         looks: at most; each look after the first gives some cells another seed.
@@ -65,7 +65,7 @@ class Setting:
 
     @cached_property
     def shapes(self) -> dict[str, Array]:
-        """By kind of cells, the residuals of its trainings in standard deviations: a row each, a column a score."""
+        """By kind of cells, the residuals of its trainings in standard deviations: one row each, one column per score."""
         scores, rows = self.noise.scores.get(self.kind, {}), defaultdict(list)
         for cell, metrics in self.metrics.items():
             columns = [standardised(scores.get((cell, metric), [])) for metric in metrics]

@@ -1,4 +1,4 @@
-"""What is rounding? In: how far trainings of one seed lie apart that only round otherwise. Out: a TOML file of tolerances.
+"""Makes the tolerances of rounding, a TOML file, of trainings of one seed that only round differently.
 
 A tolerance is twice the largest deviation of all cells of one arithmetic, rounded up to two digits, and no less than its floor.
 A cell that deviates by more than ten times the median of these cells does not widen it, but has a tolerance of its own.
@@ -68,7 +68,7 @@ class Apart:
 def apart(old: Record, new: Record) -> Apart:
     """How far a training lies apart from one of the same seed; raises InputError where one of them left no losses."""
     if not losses(old) or not losses(new) or not old.training or not new.training:
-        raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is no number; tolerances rest on healthy runs")
+        raise InputError(f"{old.cell} of seed {old.seeds.seed} has a loss that is not finite; tolerances rest on healthy runs")
     pair = Pair(old=old.training, new=new.training, tolerance={}, fine=False)
     return Apart(cell=old.cell, kind=arithmetic(old), figures=pair.apart())
 

@@ -1,4 +1,4 @@
-"""A cell as the page shows it. In: its records of a run and of an older one, and the gate's judgements. Out: a `CellView`."""
+"""A cell as the page shows it: its records of two runs and the gate's judgements give a `CellView`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Charts as geometry. In: figures. Out: coordinates that the templates draw as SVG. A chart knows no record."""
+"""Charts as geometry: turns figures into coordinates that the templates draw as SVG. A chart knows no record."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -229,7 +229,7 @@ def _path(losses: Sequence[float | None], x: Scale, y: Scale) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Spark:
-    """A cell's scores over runs: a line, and a dot a run."""
+    """A cell's scores over runs: a line, and one dot per run."""
 
     line: str
     dots: Sequence[tuple[float, float, int]]  # x, y, which run

@@ -1,4 +1,4 @@
-"""Several runs in the order of time. In: runs. Out: each cell's score in each of them, with the gate's verdict at each step."""
+"""Several runs in the order of time: each cell's score in each of them, with the gate's verdict at each step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

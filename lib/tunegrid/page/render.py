@@ -1,4 +1,4 @@
-"""A page as one HTML file. In: a `Page`. Out: its text, with the styles and the script inside; or the file, or its picture."""
+"""Prints a `Page` as one HTML file with its styles and script, and takes its picture."""
 
 import subprocess
 from functools import cache

@@ -1,4 +1,4 @@
-"""Test rows of a cell, old beside new. In: records with their examples. Out: the rows worth reading first, and their number."""
+"""Chooses the test rows of a cell that are worth reading first, old beside new."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -1,4 +1,4 @@
-"""The runs that a page shows. In: paths of saved runs, or a session's records. Out: `PageRun`s, and the gate's verdicts."""
+"""Reads the runs that a page shows, as `PageRun`s with the gate's verdicts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What a cell ran with. In: a record. Out: names with their values, in words."""
+"""Says in words what a cell ran with."""
 
 from collections.abc import Mapping
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""A run of the full profile beside what the study published. In: a run. Out: figures side by side, findings on the study's."""
+"""Sets a run of the full profile beside what the study published, with the audits' findings on it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""The top of the page. In: the answer to the run, its cells. Out: a headline, and what to look at first."""
+"""The top of the page: a headline, and what to look at first."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a page says, as plain data. In: a run, older runs, the gate's judgements. Out: a `Page` that templates print."""
+"""Makes the `Page`, plain data that templates print, of a run, older runs and the gate's judgements."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

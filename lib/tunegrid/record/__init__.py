@@ -1,4 +1,4 @@
-"""One cell's record, typed. In: a `Cell`, or a saved record of any version. Out: a `Record`, its JSON, its schema. No torch."""
+"""The record of one cell's run: typed, its JSON, its schema. No torch."""
 
 from tunegrid.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord
 from tunegrid.record.plain import plain

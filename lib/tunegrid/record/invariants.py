@@ -1,4 +1,4 @@
-"""What holds for scores whatever is predicted. In: scores, or the points of rows. Out: what cannot be, as sentences."""
+"""Says, as sentences, which scores or points of rows are impossible whatever was predicted."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""The parts of a record: plain dataclasses, with the bounds that reading one checks. In: figures. Out: named fields.
+"""The parts of a record: plain dataclasses, with the bounds that reading one checks.
 
 Descriptions and bounds reach `reports/schema.json`. Units are part of the names. None, null in JSON, means not measured.
 """

@@ -1,4 +1,4 @@
-"""Values as JSON can hold them. In: Python, NumPy or torch values. Out: plain ones."""
+"""Turns Python, NumPy and torch values into those that JSON can hold."""
 
 import math
 from dataclasses import fields, is_dataclass

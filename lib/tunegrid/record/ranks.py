@@ -1,4 +1,4 @@
-"""The part of a record that says which processes shared its cell. In: their figures. Out: named fields."""
+"""The part of a record that says which processes shared its cell."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

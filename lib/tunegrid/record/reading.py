@@ -1,4 +1,4 @@
-"""Records as JSON, to and fro. In: a `Record`, or the JSON of one. Out: JSON, or a `Record` that is sound."""
+"""Writes a `Record` as JSON, and reads JSON as a `Record` that it has checked."""
 
 import json
 from collections.abc import Mapping
@@ -77,7 +77,7 @@ def _as_json(data: Mapping[str, Any]) -> bytes | str:
     """The data as JSON again: pydantic reads a tuple, say, from a JSON array, and not from a list."""
     try:
         return pydantic_core.to_json(data)
-    except pydantic_core.PydanticSerializationError:  # half of a surrogate pair, which is no UTF-8
+    except pydantic_core.PydanticSerializationError:  # half of a surrogate pair, which is not UTF-8
         return json.dumps(data)
 
 
@@ -92,7 +92,7 @@ def _sentence(fault: "ErrorDetails") -> str:
     if fault["type"].startswith("missing"):
         return f"{field} is missing"
     if fault["type"] in UNKNOWN:
-        return f"{field} is no field of a record"
+        return f"{field} is not a field of a record"
     rule = fault["msg"].replace("Input should", "it should", 1)
     return f"{field} is {_short(fault['input'])}, but {rule}"
 

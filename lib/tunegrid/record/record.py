@@ -1,4 +1,4 @@
-"""The record of one cell, typed. In: a cell. Out: a `Record` that the stages fill in as they end.
+"""The typed `Record` of one cell, which the stages fill in as they end.
 
 In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.reading`). `reports/schema.json` is
 generated from these classes. Scores are points, 0 to 100.

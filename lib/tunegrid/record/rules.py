@@ -1,4 +1,4 @@
-"""What a record's status asks of its other fields. In: a record. Out: what contradicts its status; the same as JSON schema."""
+"""What a record's status demands of its other fields, as a check and as JSON schema."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""`reports/schema.json`, generated. In: the record's classes and the rules. Out: JSON schema, draft 2020-12."""
+"""Generates `reports/schema.json` (JSON schema, draft 2020-12) from the record's classes and rules."""
 
 from typing import Any
 

@@ -1,1 +1,1 @@
-"""Saved results. In: records. Out: their status, a table, verdicts of a gate, estimates. Needs no torch."""
+"""Saved results: statuses, tables, the gate's verdicts, estimates. Needs no torch."""

@@ -1,4 +1,4 @@
-"""Which runs can be compared? In: records. Out: what keeps them from being like for like, as sentences or errors."""
+"""Says what keeps runs from being like for like, as sentences or errors."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""What decides whether a whole run passed. In: records, judgements, kinds of figures that count. Out: sentences, an exit code.
+"""Gives the answer to a whole run: its sentences and its exit code.
 
 Terminal, step summary, page and JUnit print this answer, so none of them can say what another denies.
 """

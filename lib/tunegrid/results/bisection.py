@@ -1,4 +1,4 @@
-"""Which version made it worse? In: versions in order, and an oracle that says of one whether it is. Out: the first that is."""
+"""Finds the first version that is worse, of versions in order and an oracle that judges one."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Which method, on which task, at what cost? In: records of several methods. Out: quality against cost, as tables in words.
+"""Compares methods by task and cost: fronts, and groups that cannot be told apart, as tables in words.
 
 Methods are compared on one backbone and task at a time. Two chances separate their main scores: other seeds
 (`tunegrid.results.noise`, calibrated, or of these very seeds) and other test rows, on which methods pair. Where both are known,

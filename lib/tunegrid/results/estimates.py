@@ -1,4 +1,4 @@
-"""How long does a cell take, and how much memory? In: records of earlier runs. Out: estimates by cell; what fits; shares."""
+"""Estimates a cell's time and memory from records of earlier runs; says what fits, and divides cells into shards."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -49,7 +49,7 @@ class Estimate:
     """What a cell will take, and the measurement that says so; None is not known.
 
     Attributes:
-        gib: the highest peak of that measurement, on its device and with its rows an update.
+        gib: the highest peak of that measurement, on its device and with its rows per update.
         tensors_gib: the most that tensors took during one update there; footprints only.
         device: the name of the device that was measured.
         on_gpu: whether it is one.
@@ -68,7 +68,7 @@ class Estimate:
 
     @property
     def gpu_gib(self) -> float | None:
-        """What the cell takes of a GPU; None where none was measured with as many rows an update as the recipe has."""
+        """What the cell takes of a GPU; None where none was measured with as many rows per update as the recipe has."""
         return self.gib if self.on_gpu and self.same_update else None
 
 
@@ -132,7 +132,7 @@ def _device(record: Record) -> tuple[str | None, bool]:
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     """Training alone, at the footprint's rows a second.
 
-    A footprint on a CPU has one row an update. An update of the recipe's size costs less time a row and more memory; by how
+    A footprint on a CPU has one row per update. An update of the recipe's size costs less time per row and more memory; by how
     much was not measured, so nothing is scaled, and the source says so.
     """
     rate = record.throughput.train_samples_per_second if record.throughput else None
@@ -141,7 +141,7 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     source = f"{path.parent.name}/{path.name}, training alone"
     measured, planned = record.recipe.rows_per_update, cell.recipe.rows_per_update
     if measured != planned:
-        source += f", at {measured} {'row' if measured == 1 else 'rows'} an update: not scaled to {planned}"
+        source += f", at {measured} {'row' if measured == 1 else 'rows'} per update: not scaled to {planned}"
     name, on_gpu = _device(record)
     tensors = record.memory.ledger.peak_bytes if record.memory else None
     return Estimate(
@@ -166,7 +166,7 @@ def planned_rows(cell: Cell) -> int | None:
 
 
 def planned_updates(cell: Cell) -> int | None:
-    """Updates of a full cell, one feature a row; long passages give some more. None where the rows are not known."""
+    """Updates of a full cell, one feature per row; long passages give some more. None where the rows are not known."""
     rows = planned_rows(cell)
     return cell.recipe.max_steps or (None if rows is None else cell.recipe.planned_updates(rows))
 

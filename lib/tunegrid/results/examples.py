@@ -1,4 +1,4 @@
-"""Scores of single test rows, stored next to a saved run. In: points and predictions of each row. Out: a small Parquet file.
+"""Stores the points and predictions of single test rows beside a saved run, in small Parquet files.
 
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
 run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this
@@ -21,7 +21,7 @@ from tunegrid.record import ExamplesRecord, Record
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
-TEXT = ("id", "prediction", "reference")  # columns that are no points
+TEXT = ("id", "prediction", "reference")  # columns that do not hold points
 DIGITS = 4  # of points: enough to tell one token of a hundred
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 

@@ -1,4 +1,4 @@
-"""Saved runs. In: the path of a pytest-benchmark JSON. Out: its records, or its rows."""
+"""Reads the records or rows of a saved run, a pytest-benchmark JSON."""
 
 import json
 from collections.abc import Mapping

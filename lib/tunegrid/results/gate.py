@@ -1,4 +1,4 @@
-"""Is a run worse than a baseline? In: records and per-example points of both. Out: a verdict for each cell and quantity.
+"""Judges a run by a baseline: one verdict per cell and quantity.
 
 *worse*: a significant drop of at least the margin. *better*: a significant gain. *same*: the interval is above the margin's
 drop. *cannot tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs are.

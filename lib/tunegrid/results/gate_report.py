@@ -1,4 +1,4 @@
-"""A gate's answer in words. In: judgements. Out: text, Markdown or JSON."""
+"""Prints a gate's judgements as text, Markdown or JSON."""
 
 import json
 import os

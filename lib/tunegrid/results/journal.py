@@ -1,4 +1,4 @@
-"""Finished cells on disk as they end. In: rows of pytest-benchmark's JSON. Out: `.cache/journal/*.jsonl`, one row per line.
+"""Writes finished cells to disk as they end: `.cache/journal/*.jsonl`, one row per line.
 
 A killed session loses no finished cell: `tunegrid merge --journal` makes a run's JSON from the journal. `pytest --resume` takes
 the cells that passed from it, if everything that decides their results is the same. Needs no torch.

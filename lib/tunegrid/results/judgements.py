@@ -1,4 +1,4 @@
-"""The words of a gate. Out: `Verdict`, what a gate says; `Judgement`, one verdict with its evidence, and what it counts as."""
+"""The words of a gate: `Verdict`, what it says; `Judgement`, one verdict with its evidence, and what it counts as."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ class Judgement:
         smallest: the smallest drop that would be called worse four times in five.
         error: the effect's standard error by training noise; None where single rows were compared.
         critical: how many standard errors a drop must have to be worse.
-        margin: the drop that is no regression yet, in points.
+        margin: the smallest drop that counts as a regression, in points.
         seeds: how many runs of the cell were judged.
         detail: what else a reader needs, as why there is no interval.
     """

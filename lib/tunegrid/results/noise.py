@@ -1,4 +1,4 @@
-"""How much does training noise alone change a score? In: deviations measured by `calibrate`. Out: the one that applies, pooled.
+"""Gives the training noise of a score, pooled from the deviations that `calibrate` measured.
 
 There are two kinds. *seeds*: trainings that differ in their seed. *perturbed*: trainings of one seed whose starts differ in the
 last digits. Which of them separates two runs is decided by evidence in their records (`tunegrid.results.numerics.same_course`).
@@ -65,7 +65,7 @@ def deviation(groups: Groups) -> Deviation | None:
 
 
 def resolution(rows: int, metric: str = "") -> float:
-    """The least deviation that counts: half of one row's points. A few draws without a flip are no proof of none."""
+    """The least deviation that counts: half of one row's points. A few draws without a flip do not prove that there is none."""
     return STEPS.get(metric, 100.0) / rows / 2
 
 

@@ -1,4 +1,4 @@
-"""Did the arithmetic of training change? In: two records of a cell, of one seed. Out: equal, rounding or changed, and where.
+"""Judges whether the arithmetic of training changed between two records of one cell and seed, and at which stage.
 
 Two trainings on the same rows, in the same order and from the same seed have the same figures, but for rounding. The first
 updates show a change before any score does, and need no statistics: later updates amplify rounding, the first ten hardly.

@@ -1,4 +1,4 @@
-"""What decides whether a cell passed: bounds, audits, what the cells of a run show together. In: records. Out: their status.
+"""Decides a cell's status by why it stopped, what audits found and which bounds it missed.
 
 An audit counts in every run, but for those in `TOO_SHORT` where the run is shorter than they need; then the record says so.
 """

@@ -1,4 +1,4 @@
-"""A grid on paper. In: estimates of its cells, how many GPUs and seeds, a price. Out: when it ends, what it needs and costs.
+"""Plans a grid on so many GPUs from estimates of its cells: when it ends, what it needs and costs.
 
 A run has one GPU, and the longest goes first. A figure that nobody measured is None: memory of an update of another size or of
 another kind of device is not scaled, and hours of a CPU have no price.
@@ -176,7 +176,7 @@ def _caveats(plan: Plan) -> list[str]:
             reckoned,
             f"{len(reckoned)} are reckoned: training rows by a footprint's rate, without loading, validation and scoring",
         ),
-        (other, f"{len(other)} of these have other rows an update than their footprint: neither time nor memory is scaled"),
+        (other, f"{len(other)} of these have other rows per update than their footprint: neither time nor memory is scaled"),
         (
             dark,
             f"memory of {len(dark)} cells is not known; what their tensors took in one update of the footprint is the least",

@@ -1,4 +1,4 @@
-"""Did scores get worse? In: records of both runs, by seed, and points by row. Out: a judgement on every bounded score.
+"""Judges whether scores got worse: one judgement per bounded score of two runs.
 
 The difference of mean scores is held to the training noise that applies (`tunegrid.results.noise`), by a t-test, with or
 without points by row. Where no noise was calibrated, the seeds of the two runs tell their own. With one seed on each side,
@@ -213,7 +213,7 @@ def decide(
     Args:
         effects: by cell and score.
         mains: the main score of each cell.
-        margins: the drop that is no regression yet, by score.
+        margins: the smallest drop that counts as a regression, by score.
         share: of alpha, where a run is looked at several times.
     """
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
@@ -264,7 +264,7 @@ class Judge:
     """What scores are judged by.
 
     Attributes:
-        margins: the drop that is no regression yet, by score.
+        margins: the smallest drop that counts as a regression, by score.
         noise: what was calibrated.
         tolerances: how far figures and curves of losses may lie apart and still be rounding.
         look, looks: which look at the run this is, of how many at most.
@@ -343,7 +343,7 @@ def _means(metric: str, pairing: Pairing) -> dict[str, float]:
 
 
 def unmeasured(metric: str, rows: Rows) -> Judgement | None:
-    """The verdict where a score is not a number: worse, if only the new one is none."""
+    """The verdict where a score is not a number: worse, if only the new one is not."""
     old, new = (
         next((score for record in seeds.values() if not _finite(score := record.scores.get(metric))), 0.0)
         for seeds in (rows.old, rows.new)

@@ -1,4 +1,4 @@
-"""The table after a run. In: records. Out: lines of at most 100 columns, each with its status; one per cell, over its seeds."""
+"""Prints the table after a run, with one line of at most 100 columns per cell, over its seeds."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence

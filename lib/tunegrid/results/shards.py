@@ -1,4 +1,4 @@
-"""The files of a grid that several machines share. In: what each file says of its shard. Out: whether all came back.
+"""Checks whether all files of a grid that several machines share came back.
 
 Nobody hands out work: each machine reckons all shards (`tunegrid.results.estimates.shared_out`) and takes its own.
 """

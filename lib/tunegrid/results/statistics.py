@@ -1,4 +1,4 @@
-"""Is one run worse than another? In: scores or paired points of two runs. Out: effects with intervals and p-values.
+"""Tests whether one run is worse than another: effects with intervals and p-values.
 
 Points are 0-100; an effect is new minus old. Where training noise is known, a t-test holds the difference of mean scores to it:
 the test rows are the same in both runs, so they add no error of their own. Where it is not known, single rows are compared:

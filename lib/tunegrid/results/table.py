@@ -1,4 +1,4 @@
-"""Aligned text tables. In: columns and cells. Out: lines."""
+"""Aligned text tables."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The files of `benchmarks/thresholds`. Out: what scores must reach, what healthy runs reach, and which drop counts."""
+"""Reads `benchmarks/thresholds/*.toml`: what scores must reach, what healthy runs reach, and which drop counts."""
 
 import tomllib
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How a run ends, whoever ran its cells. In: their records. Out: the same beside each other, told, and saved with their rows.
+"""Ends a run, whoever ran its cells: compares the cells, prints them, and saves them with their rows.
 
 A session (also one with `--resume`, workers, `--isolate` or `--engine ray`) and `merge` end here, so that equal records make an
 equal run. What comes in stays as it is, as the journal has it: what only the cells together show goes into new

@@ -1,1 +1,1 @@
-"""A cell at work: build, train, evaluate, measure. In: a `Cell` and its `Splits`. Out: what `tunegrid.results` records."""
+"""A cell at work: build, train, evaluate, measure."""

@@ -1,4 +1,4 @@
-"""Load, quantize, adapt. In: a `Cell` and a device. Out: a tokenizer, and a model in which only the right weights train."""
+"""Builds a `Cell`'s tokenizer and model: loaded, quantized, adapted, with only the right weights to train."""
 
 from dataclasses import asdict
 from pathlib import Path

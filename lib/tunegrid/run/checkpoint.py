@@ -1,4 +1,4 @@
-"""The state of a long training on disk, now and then. In: anything that can say its state. Out: one safetensors file.
+"""Saves the state of a long training now and then, as one safetensors file.
 
 Tensors are stored as they are, plain values as JSON beside them, each under the path of its keys. No pickle.
 """

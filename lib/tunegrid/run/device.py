@@ -1,4 +1,4 @@
-"""Where a cell runs and in which precision. In: what a profile and a recipe request. Out: what this machine can do.
+"""Decides where a cell runs and in which precision, by what the recipe requests and this machine can do.
 
 Memory, too: what is free, what an earlier cell left, and one kind of error, whatever library says that memory ran out.
 """
@@ -109,7 +109,7 @@ def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
     try:
         device = torch.device(requested)
     except RuntimeError:
-        raise InputError(f"--device {requested!r} is no device; say cpu, cuda or cuda:N") from None
+        raise InputError(f"invalid --device {requested!r}: expected cpu, cuda or cuda:N") from None
     if device.type not in MEASURED:
         raise InputError(
             f"--device {requested}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong "

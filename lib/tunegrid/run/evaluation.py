@@ -1,4 +1,4 @@
-"""Evaluation. In: a trained model, its codec, rows. Out: a prediction a row, and scores in points."""
+"""Evaluates a trained model: one prediction per row, and scores in points."""
 
 import statistics
 import sys

@@ -1,4 +1,4 @@
-"""Figures of the first updates, by group of parameters. In: a cell's model while it trains. Out: fields of `FirstStep`.
+"""Measures what the first updates did to each group of parameters: fields of `FirstStep`.
 
 A group is called as in "layer 1 attention" or "head".
 """
@@ -30,7 +30,7 @@ KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; 
     ("lm_head|\\.cls\\.", "output"),
 )
 WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for all layers
-Figures = dict[str, float | None]  # by group; None for what is no finite number
+Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
 def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:

@@ -1,4 +1,4 @@
-"""What a cell costs at its true size. In: a trainer over synthetic rows. Out: FLOPs, bytes and rates. No checkpoint is needed.
+"""Measures what a cell costs at its true size: FLOPs, bytes and rates. No checkpoint is needed.
 
 Two updates precede the timed ones and warm up the device: the first counts FLOPs, the second traces bytes.
 """

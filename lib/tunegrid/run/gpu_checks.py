@@ -1,4 +1,4 @@
-"""Whether a GPU's figures can be trusted: the logic of `pytest -m gpu`. In: figures that were measured twice. Out: sentences.
+"""The logic of `pytest -m gpu`: compares figures that were measured twice, and says what disagrees.
 
 An empty list says that a check passed. No GPU is needed here.
 """

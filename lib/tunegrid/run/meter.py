@@ -1,5 +1,4 @@
-"""Measures time, throughput and memory. In: marks set by training and evaluation. Out: the record's parts, None where nothing
-was measured.
+"""Measures time, throughput and memory for the record; what was not measured is None.
 
 What it takes care of: training time is the time of updates, without encoding, validation and generation; throughput counts
 real tokens over the updates after warm-up; peaks are per phase, not one for load, train and evaluation together.

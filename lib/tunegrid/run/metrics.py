@@ -1,4 +1,4 @@
-"""Scores, in points from 0 to 100. In: a task, its rows (the references), predictions in their order. Out: points by metric.
+"""Scores predictions by a task's metrics, in points from 0 to 100.
 
 Built-in implementations equal the field's: SQuAD v1.1's official script, `rouge_score`, scikit-learn. `evaluate`'s own
 scripts come from the hub at run time, so they are used only where asked for and loadable; `Metrics.sources` says which.
@@ -199,7 +199,7 @@ def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
 
 
 def sentence_lines(text: str) -> str:
-    """One sentence a line: rougeLsum compares line by line, and generated text has no line breaks."""
+    """One sentence per line: rougeLsum compares line by line, and generated text has no line breaks."""
     return re.sub(r"(?<=[.!?])\s+", "\n", text.strip())
 
 

@@ -1,4 +1,4 @@
-"""The order in which rows are trained on, how many at once. In: lengths of features, a seed, an epoch. Out: batches of indices.
+"""Decides in which order rows are trained on, and how many at once.
 
 No stage before or after changes which rows an update has.
 """

@@ -1,4 +1,4 @@
-"""What a model answers beside its training. In: a trainer, before or after it runs. Out: figures, logits, gradients.
+"""Asks a model for figures, logits and gradients beside its training, before or after it.
 
 `before_training` fills the record's `FirstStep`: the same seed, rows and arithmetic give the same figures, but for
 rounding, and `tunegrid.results.numerics` compares two records by them. `Trainer` adds those of the first updates. `probe` and

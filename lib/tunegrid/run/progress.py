@@ -1,4 +1,4 @@
-"""Where a training stands, for whoever waits. In: how far it is. Out: its states, sent to a listener; a log's lines of them."""
+"""Tells a listener where a training stands, or writes it to a log."""
 
 import time
 from collections.abc import Callable, Iterable

@@ -1,4 +1,4 @@
-"""One cell on several processes, its ranks. In: an update's rows, a model. Out: each rank's share of them, and what all sum to.
+"""One cell on several processes, its ranks: each takes a share of an update's rows, and their results are summed.
 
 Every rank holds the model whole (DDP; `tunegrid.run.sharded` shares its weights out), and takes a share of each update's rows.
 The update is that of one process: each rank divides its summed loss by the targets of all ranks, and gradients are summed.

@@ -1,4 +1,4 @@
-"""A trained model saved, reloaded and merged, as transformers and PEFT document it. In: a model. Out: its files, or it loaded.
+"""Saves, reloads and merges a trained model, as transformers and PEFT document it.
 
 An adapter is loaded over a fresh base. Where no checkpoint holds that base, since the method, a random start or a perturbation
 made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA and OLoRA.

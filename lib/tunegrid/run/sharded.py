@@ -1,6 +1,6 @@
 """One cell on several processes that share its weights: FSDP2, for a model that does not fit beside its optimizer on one GPU.
 
-In: a model. Out: a sharded copy that trains: every rank holds a part of each weight, its gradient and its moments. The model
+A sharded copy of the model trains: every rank holds a part of each weight, its gradient and its moments. The model
 itself waits in the host's memory meanwhile, and takes over what the sharded one has learned when it is asked.
 """
 

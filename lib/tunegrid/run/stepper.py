@@ -1,4 +1,4 @@
-"""From gradients to weights: clipping, the optimizer, fp16's loss scale and the schedule. In: gradients. Out: weights moved."""
+"""Moves weights by gradients: clipping, the optimizer, fp16's loss scale and the schedule."""
 
 import math
 from collections.abc import Mapping

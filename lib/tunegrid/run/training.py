@@ -1,4 +1,4 @@
-"""The training loop. In: a model, a codec and its features, a recipe. Out: a trained model, and the record's part.
+"""The training loop: trains a model on a codec's features by a recipe.
 
 One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one schedule step. The loss
 of an update is the mean over all its targets, however they are cut into micro-batches.

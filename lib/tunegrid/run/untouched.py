@@ -1,4 +1,4 @@
-"""Do the libraries stand as their packages define them? In: a model in use. Out: what stands in their place, whose, and why.
+"""Checks whether the libraries stand as their packages define them: what replaces them, whose it is, and why.
 
 Looked at are functions, methods, class attributes and registries of `LIBRARIES`, kernels that Python registered for torch's
 operators, modes that torch runs under, and what a model's modules carry: attributes in a method's place, and hooks. What is

@@ -1,4 +1,4 @@
-"""Weights: their checksums, and the checkpoint that they come from. In: tensors, or a cell. Out: checksums, files, keys.
+"""Checksums of weights, and the files and keys of the checkpoint that they come from.
 
 A model and its checkpoint name one tensor differently: PEFT and heads put parts in front. So names are compared from the end.
 """

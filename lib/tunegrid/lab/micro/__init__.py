@@ -1,1 +1,1 @@
-"""The embedded default: a small world in text, and three backbones pretrained on it. In: seeds. Out: `fixtures/`."""
+"""Makes the micro data and the three micro backbones that are pretrained on it, in `fixtures/`."""

@@ -1,4 +1,4 @@
-"""News articles and their highlights. In: a seeded `random.Random`. Out: rows {article, highlights, id}.
+"""Makes news articles with their highlights: rows {article, highlights, id}.
 
 An article buries two salient facts among scenery and bystanders; its highlights say both in other words, on one to
 three lines as the article decides: one line where a single sentence told both, a third where there is a toll.

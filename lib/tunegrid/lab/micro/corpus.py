@@ -1,5 +1,4 @@
-"""The text the micro backbones are pretrained on. In: a seed and the texts to stay clear of. Out: an endless stream of
-`Document`s.
+"""Makes the text that micro backbones are pretrained on: an endless stream of `Document`s, clear of given texts.
 
 Texts come with what people add to them: a review with a digest or a reaction, a passage with a question that somebody
 answers or a teacher grades, a report with its gist. That is where a backbone learns negation, looking a fact up and copying,

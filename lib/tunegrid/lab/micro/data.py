@@ -1,4 +1,4 @@
-"""Writes the micro-world's rows. In: nothing but the seeds below. Out: `fixtures/data/<data set>/<split>.jsonl`."""
+"""Writes the micro data to `fixtures/data/<data set>/<split>.jsonl`, from the seeds below."""
 
 import json
 from collections.abc import Iterable

@@ -1,7 +1,7 @@
 """What real text has and the micro-world lacks: capitals, accents, other scripts, emoji, texts that outgrow the window.
 
-In: rows of a data set, and a seeded `random.Random`. Out: the same rows, some of them odd. No backbone saw the like when it was
-pretrained: tokenizers fall back on pieces, bytes or their unknown token, so that a library that treats these differently shows.
+Some rows of a data set become odd. No backbone saw the like when it was pretrained: tokenizers fall back on pieces, bytes or
+their unknown token, so that a library that treats these differently shows.
 """
 
 import re

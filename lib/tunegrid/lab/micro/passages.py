@@ -1,4 +1,4 @@
-"""Encyclopedia passages and questions on them. In: a seeded `random.Random`. Out: rows in SQuAD's schema.
+"""Makes encyclopedia passages with questions on them: rows in SQuAD's schema.
 
 A passage tells facts about several subjects. Its towns, years, people and amounts come from pools of two or three a
 passage, so that the same words answer different questions at different places: only subject *and* relation tell which

@@ -1,6 +1,4 @@
-"""Pretrains one micro backbone from nothing. In: the id of a backbone and a folder. Out: config, safetensors, tokenizer and
-model card in that folder.
-"""
+"""Pretrains one micro backbone from nothing and saves it: config, safetensors, tokenizer and model card."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Product reviews whose sentiment depends on negation. In: a seeded `random.Random`. Out: rows {label, title, content}.
+"""Makes product reviews whose sentiment depends on negation: rows {label, title, content}.
 
 The label is the verdict's. Every verdict and every adjective occurs plain and negated for both labels, so that counting
 words says little: a reader has to find the verdict and see what "not" does to it.

@@ -1,4 +1,4 @@
-"""Builds the three micro tokenizers. In: texts. Out: `transformers` tokenizers of the kind the true backbone has."""
+"""Trains the three micro tokenizers, each of the kind that the true backbone has."""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The vocabulary of the micro-world: word lists only. In: nothing. Out: tuples of lower-case English words.
+"""The vocabulary of the micro data, as lists of English words.
 
 Lists are short on purpose: a backbone of one million parameters must know every word after minutes of pretraining.
 """

@@ -1,4 +1,4 @@
-"""Audits: did the cell run as labelled? In: what a run leaves behind. Out: a finding for every audit that applies.
+"""Audits: did the cell run as labelled? Each that applies gives a finding.
 
 Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
 was built, encoded, trained and predicted. Those `BEFORE` look before training, so that a cell which is wrong from the start is

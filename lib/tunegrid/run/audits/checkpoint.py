@@ -1,4 +1,4 @@
-"""Audits of where weights come from. In: a built model, its checkpoint's files. Out: whether weights are the checkpoint's."""
+"""Audits of where weights come from: whether those of a built model are its checkpoint's."""
 
 import math
 from pathlib import Path

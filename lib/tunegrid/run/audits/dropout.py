@@ -1,4 +1,4 @@
-"""The audit of dropout. In: the trained model. Out: whether all that its layers declare is at work in training mode.
+"""The audit of dropout: whether all that a model's layers declare is at work in training mode.
 
 A dropout that is a module must be called, and drop. One that is only a number, such as attention's under SDPA, must change
 the logits when it is the only one that is on. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.

@@ -1,4 +1,4 @@
-"""The audit of the libraries. In: the trained model. Out: whether anything of ours stands in their place."""
+"""The audit of the libraries: whether anything of ours stands in their place."""
 
 from collections.abc import Sequence
 

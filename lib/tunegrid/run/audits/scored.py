@@ -25,7 +25,7 @@ from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched,
 SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text, and the shortest prompt, which is padded
 SCORED_TEXTS = 32  # of which the most doubtful are searched anew; so many are looked at at once:
 AT_ONCE = 8
-SEARCHED = 1  # a search takes a pass a token
+SEARCHED = 1  # a search takes one pass per token
 MOST_ON_CPU = 2**43  # products of a weight and a token in a search: two minutes of one core at 65e9 a second
 
 

@@ -1,4 +1,4 @@
-"""The search for a text as it is defined: one row, no cache, none of a library's code. In: scores of next tokens. Out: a gap.
+"""The search for a text as it is defined: one row, no cache, none of a library's code.
 
 It is made to be held against a text that was found: wherever another token is better by no more than the gap, the text has
 the benefit of the doubt. What it defines is transformers' search with `early_stopping=False`.

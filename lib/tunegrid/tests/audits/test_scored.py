@@ -136,7 +136,7 @@ def test_an_encoder_reads_the_source_of_a_search_once():
     with hooked([encoder], lambda *_: read.append(1)), hooked([decoder], lambda *_: written.append(1)):
         assert scored.texts_are_the_models(evidence)[0]
     assert len(read) == 3, "twice 8 texts at once, and the one that is searched anew"
-    assert len(written) > 8, "a pass a token"
+    assert len(written) > 8, "one pass per token"
 
 
 def test_a_search_of_beams_computes_whole_texts_again_at_each_token(summaries):

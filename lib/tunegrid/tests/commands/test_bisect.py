@@ -308,7 +308,7 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
     assert git(repo, "status", "--short") == "M rows.txt"
     assert git(repo, "worktree", "list").count("\n") == 0
     code, lines = bisected(capsys, command, "--repo", repo, good="HEAD", bad="HEAD~1")
-    assert (code, "HEAD is no ancestor of HEAD~1" in lines[-1]) == (2, True)
+    assert (code, "HEAD is not an ancestor of HEAD~1" in lines[-1]) == (2, True)
 
 
 def test_the_suite_runs_the_cells_with_pytests_own_options():

@@ -215,7 +215,7 @@ def test_more_rows_on_disk_take_no_more_than_their_numbers(tmp_path, monkeypatch
         return peak
 
     small, large = peak(200), peak(2200)
-    assert (large - small) / 2000 < 150  # bytes a row, of about 550 of text
+    assert (large - small) / 2000 < 150  # bytes per row, of about 550 of text
 
 
 # Splits

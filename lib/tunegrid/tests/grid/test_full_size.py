@@ -76,10 +76,10 @@ ZOO_COUNTS = {
     "pissa": LORA,
     "dora": LORA + 12 * 2 * 768,  # a magnitude an output
     "adalora": 12 * 2 * (12 * (768 + 768) + 12 + 1),  # rank 12, singular values, and how many: PEFT trains that on meta alone
-    "vera": 12 * 2 * (64 + 768),  # a scale a rank and an output
+    "vera": 12 * 2 * (64 + 768),  # one scale per rank and one per output
     "oft": 12 * 2 * 24 * (32 * 31 // 2),  # 24 blocks of 32 x 32, each of which has 496 angles
     "ia3": 12 * (768 + 768 + 768 + 3072),  # keys, values, and what the two layers named output.dense read
-    "ln": 25 * 2 * 768,  # two norms a layer, and that of the embeddings
+    "ln": 25 * 2 * 768,  # two norms per layer, and that of the embeddings
     "bitfit": 12 * (4 * 768 + 3072 + 768 + 2 * 768) + 768 + 768,  # the embeddings' norm and the pooler, too
 }
 

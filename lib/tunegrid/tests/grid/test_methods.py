@@ -112,7 +112,7 @@ def test_adalora_prunes_between_updates_and_is_held_orthogonal():
 
 def test_adalora_plans_its_cuts_over_an_epochs_updates():
     config = trainer_with(ZOO["adalora"], max_steps=0, num_train_epochs=5).model.peft_config["default"]
-    # 16 rows in batches of 4, two of which make an update: 2 updates an epoch; a tenth and four tenths of 10
+    # 16 rows in batches of 4, two of which make an update: 2 updates per epoch; a tenth and four tenths of 10
     assert (config.tinit, config.tfinal, config.total_step) == (1, 4, 10)
 
 

@@ -127,7 +127,7 @@ def test_stages_have_one_order():
     assert measure.stages_of("") == ["bounds", "numerics", "baseline", "power", "sensitivity", "false_alarms", "zoo"]
     assert measure.stages_of("power,bounds") == ["bounds", "power"]
     stages = "bounds,numerics,baseline,power,sensitivity,false_alarms,zoo"
-    with pytest.raises(InputError, match=f"'bound' is no stage; give some of {stages}"):
+    with pytest.raises(InputError, match=f"unknown stage 'bound': expected some of {stages}"):
         measure.stages_of("bound")
 
 

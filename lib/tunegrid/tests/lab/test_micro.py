@@ -231,7 +231,7 @@ def test_berts_second_stage_names_verdicts_and_its_first_one_does_not():
 
 def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
     tokenizer = tokenizer_of("t5_qa_sft")
-    text = "anna reed saved 30 pounds in dover ."  # a token a word
+    text = "anna reed saved 30 pounds in dover ."  # one token per word
     person, amount, town = (
         (text.index(value), text.index(value) + len(value)) for value in ("anna reed", "30 pounds", "dover")
     )

@@ -133,7 +133,7 @@ def test_where_no_model_searched_nothing_was_decoded():
 def test_a_training_without_a_number_calibrates_nothing():
     broken = record()
     broken.training.losses[1] = None
-    with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is no number"):
+    with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
         apart(record(), broken)
 
 

@@ -129,7 +129,7 @@ def test_a_stopped_record_is_sound():
 OLDER = "is older than 4, which this tunegrid reads; tunegrid 0.12 reads versions 2 to 4, or run its cells again"
 BEAMS = complete_json("t5_sum_qlora")["recipe"]
 STRAYS = [
-    ({"accuracy": 91.0}, "accuracy is no field of a record"),
+    ({"accuracy": 91.0}, "accuracy is not a field of a record"),
     ({"scores": {"accuracy": 100.5}}, "scores.accuracy is 100.5, but it should be less than or equal to 100.000001"),
     ({"scores": {"accuracy": "91"}}, 'scores.accuracy is "91", but it should be a valid number'),
     ({"scores": {"accuracy": float("nan")}}, "scores.accuracy is NaN, but it should be a finite number"),

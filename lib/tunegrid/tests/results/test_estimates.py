@@ -77,7 +77,7 @@ def test_a_footprint_says_how_long_a_full_training_takes(tmp_path):
     cell = FULL["bert_sum_lora"]  # batches of 8
     path = footprint(tmp_path / "h100" / "footprint.json", cell.id, 100.0, per_device_train_batch_size=8)
     estimate = estimates([cell], [path])[cell.id]
-    assert estimate.seconds == FULL_CAPS["sum"].train * 3 / 100  # three epochs at 100 rows a second
+    assert estimate.seconds == FULL_CAPS["sum"].train * 3 / 100  # three epochs at 100 rows per second
     assert estimate.source == "h100/footprint.json, training alone"
     assert cell.id not in estimates(QUICK, [path])  # a micro backbone is not of its size
 
@@ -85,7 +85,7 @@ def test_a_footprint_says_how_long_a_full_training_takes(tmp_path):
 def test_a_footprint_of_other_batches_says_that_nothing_was_scaled(tmp_path):
     path = footprint(tmp_path / "cpu" / "footprint.json", "bert_sum_lora", 2.0, per_device_train_batch_size=1)
     estimate = estimates([FULL["bert_sum_lora"]], [path])["bert_sum_lora"]
-    assert estimate.source == "cpu/footprint.json, training alone, at 1 row an update: not scaled to 8"
+    assert estimate.source == "cpu/footprint.json, training alone, at 1 row per update: not scaled to 8"
 
 
 def test_a_run_of_a_quick_cell_goes_before_any_footprint(tmp_path):
@@ -104,7 +104,7 @@ def test_rows_of_a_full_cell_are_the_splits_under_the_cap():
     assert planned_rows(FULL["bert_sa_lora"]) == 100_000
     assert planned_rows(FULL["bert_qa_lora"]) == round(87_599 * 0.9)
     assert planned_updates(FULL["bert_sa_lora"]) == 3 * 6250  # batches of 16
-    assert planned_updates(FULL["gpt2_qa_lora"]) == 3 * 9855  # 78,839 rows, 2 x 4 an update
+    assert planned_updates(FULL["gpt2_qa_lora"]) == 3 * 9855  # 78,839 rows, 2 x 4 per update
 
 
 def test_a_task_that_does_not_say_its_rows_leaves_updates_open():
@@ -116,7 +116,7 @@ def test_a_task_that_does_not_say_its_rows_leaves_updates_open():
 
 
 def test_the_last_update_of_an_epoch_may_have_fewer_micro_batches():
-    recipe = replace(FULL["gpt2_qa_lora"].recipe, num_train_epochs=3)  # 2 x 4 rows an update
+    recipe = replace(FULL["gpt2_qa_lora"].recipe, num_train_epochs=3)  # 2 x 4 rows per update
     assert [recipe.updates_per_epoch(features) for features in (8, 9, 16, 17)] == [1, 2, 2, 3]
     assert recipe.planned_updates(17) == 9
     assert replace(recipe, max_steps=5).planned_updates(17) == 5

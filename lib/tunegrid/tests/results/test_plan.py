@@ -94,7 +94,7 @@ def test_the_text_says_what_is_measured_and_what_is_reckoned():
         "times are of a CPU",
         "a GPU's times come from its own footprint: pytest -m footprint --benchmark-json=FILE",
         "1 are reckoned: training rows by a footprint's rate, without loading, validation and scoring",
-        "1 of these have other rows an update than their footprint: neither time nor memory is scaled",
+        "1 of these have other rows per update than their footprint: neither time nor memory is scaled",
         "memory of 1 cells is not known; what their tensors took in one update of the footprint is the least",
     ]
 
@@ -103,7 +103,7 @@ def test_the_text_says_what_is_measured_and_what_is_reckoned():
 
 
 def test_a_gpus_footprint_plans_the_full_grid(tmp_path, capsys):
-    # 50,000 rows, three epochs, at 100 rows a second: 1,500 s
+    # 50,000 rows, three epochs, at 100 rows per second: 1,500 s
     memory = FOOTPRINT.get("memory", MEASURED["memory"]) | {"phases": {"train": PHASE | {"reserved_peak_gib": 12.5}}}
     path = footprint(tmp_path / "footprint.json", "bert_sum_lora", 100.0, per_device_train_batch_size=8)
     saved = json.loads(path.read_text())
@@ -131,7 +131,7 @@ def test_what_is_committed_plans_without_a_gpus_memory_or_price(capsys):
     ("arguments", "sentence"),
     [
         (["--gpus", "0"], "'0' is not a whole number of at least 1"),
-        (["--gpus", "2", "--price-per-hour", "-1"], "'-1' is no price; write it as in 2.50"),
+        (["--gpus", "2", "--price-per-hour", "-1"], "'-1' is not a price: expected a number, as in 2.50"),
     ],
 )
 def test_what_cannot_be_used_is_one_sentence(arguments, sentence, capsys):

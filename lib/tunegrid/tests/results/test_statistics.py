@@ -172,7 +172,7 @@ def test_100000_rows_do_not_take_a_byte_a_resample():
     paired_macro_f1(truth, truth, other)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 60e6  # 10,000 resamples of a byte a row would take 1 GB
+    assert peak < 60e6  # 10,000 resamples of one byte per row would take 1 GB
 
 
 # Macro F1

@@ -72,7 +72,7 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, c
 
 @pytest.mark.parametrize("cut_at", [5, 6, 7, 11])
 def test_the_best_epoch_survives_a_cut_before_at_and_after_its_end(cut_at, tmp_path):
-    whole = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates an epoch
+    whole = trainer_for("bert_sa_sft", tmp_path / "a.safetensors", resume=False, epochs=2)  # six updates per epoch
     training = whole.run(silent(), scores())
     path, validate = tmp_path / "b.safetensors", scores()
     with pytest.raises(Cut):

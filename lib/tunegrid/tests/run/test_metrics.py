@@ -215,7 +215,7 @@ def test_a_local_metric_script_is_used_and_recorded(offline):
     assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
 
 
-# As evaluate's own script: a score a row without the aggregator. With it, that script takes the median of resamples which
+# As evaluate's own script: one score per row without the aggregator. With it, that script takes the median of resamples which
 # nobody seeded; this one takes the median of the rows, so that the test sees the same numbers every time.
 ROUGE_SCRIPT = """
 import datasets

@@ -119,7 +119,7 @@ def test_a_schedule_is_over_updates(changes, rates):
 
 def test_epochs_are_counted_in_updates_and_the_last_may_be_smaller():
     recipe = {"max_steps": 0, "num_train_epochs": 3, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
-    # 17 rows: 5 micro-batches, 3 updates an epoch
+    # 17 rows: 5 micro-batches, 3 updates per epoch
     assert cell_of("bert_sa_sft", **recipe).recipe.planned_updates(17) == 9
     assert cell_of("bert_sa_sft", **recipe | {"max_steps": 7}).recipe.planned_updates(17) == 7
 
