@@ -306,7 +306,7 @@ def other_seed(new):
 
 
 def other_rate(new):
-    new.recipe.learning_rate = 0.5
+    new.recipe = replace(new.recipe, learning_rate=0.5)
 
 
 def other_rows(new):
