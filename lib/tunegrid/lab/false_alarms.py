@@ -15,10 +15,10 @@ from tunegrid.errors import InputError
 from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.measured import note
 from tunegrid.record import Record
-from tunegrid.results.answer import FAILED_BY, failing
+from tunegrid.results.answer import FAILED_BY, failing, undecided
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.passing import below_bounds
+from tunegrid.results.passing import below_bounds, failures
 from tunegrid.results.table import Column, lines
 from tunegrid.results.thresholds import Bounds, load_bounds
 
@@ -61,8 +61,7 @@ class Verdicts:
 
 def objections(record: Record, bounds: Bounds) -> list[str]:
     """Bounds that a record misses, those of today, and audits that failed when it ran."""
-    failed = [f"audit {finding.name}: {finding.detail}" for finding in record.audits if not finding.passed]
-    return [f"{record.cell} {sentence}" for sentence in (*below_bounds(record.scores, bounds), *failed)]
+    return [f"{record.cell} {sentence}" for sentence in (*below_bounds(record.scores, bounds), *failures(record.audits))]
 
 
 def planned(sessions: int) -> list[GridRun]:
@@ -88,7 +87,7 @@ def _verdicts(run: GridRun, seed: int, records: Sequence[Record], baseline: Run,
         name=f"seed {seed}" if run.draw is None else f"seed {seed} draw {run.draw}",
         missed=[sentence for record in records for sentence in objections(record, bounds.get(record.cell, {}))],
         failing=failing(judged, FAILED_BY),
-        undecided=sum(j.verdict is Verdict.CANNOT_TELL and j.quantity == j.main_score for j in judged),
+        undecided=len(undecided(judged)),
         changed=sum(j.verdict is Verdict.CHANGED and j.quantity == "numerics" for j in judged),
     )
 

@@ -17,7 +17,7 @@ kept in .cache/measure, and the same command goes on. Sessions of other code or 
 import argparse
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from tunegrid import ROOT
@@ -27,7 +27,7 @@ from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
 from tunegrid.lab.grid_runs import LabSession, LabSessions, folder
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
-from tunegrid.results.passing import below_bounds, located
+from tunegrid.results.passing import with_bounds
 from tunegrid.results.thresholds import Bounds, load_bounds
 
 STOPPED = 130  # exit code, as a shell gives it
@@ -97,15 +97,8 @@ def _baseline(work: Work) -> int:
 
 def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
     """Write a run anew, its cells held to other bounds: those that were made of it, and of other runs beside it."""
-    run, rows = load(path), []
-    for row, record in read_rows(path):
-        old = {located(record, sentence) for sentence in below_bounds(record.scores, record.bounds)}
-        below = [located(record, sentence) for sentence in below_bounds(record.scores, bounds.get(record.cell, {}))]
-        messages = [sentence for sentence in record.missed if sentence not in old] + below
-        status = record.status if record.status not in ("passed", "missed") else "missed" if messages else "passed"
-        again = replace(record, bounds=dict(bounds.get(record.cell, {})), missed=messages, status=status)
-        rows.append(row | {"extra_info": to_json(again)})
-    save(run | {"benchmarks": rows}, to)
+    held = [(row, with_bounds(record, bounds.get(record.cell, {}))) for row, record in read_rows(path)]
+    save(load(path) | {"benchmarks": [row | {"extra_info": to_json(record)} for row, record in held]}, to)
 
 
 def _power(work: Work) -> int:

@@ -98,6 +98,16 @@ def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) 
     return replace(record, status=status, excused=excused, missed=[located(record, sentence) for sentence in wrong])
 
 
+def with_bounds(record: Record, bounds: Bounds) -> Record:
+    """A saved record held to other bounds; what else was missed stays, and so does the status of a cell that did not finish."""
+    old, new = (
+        [located(record, sentence) for sentence in below_bounds(record.scores, each)] for each in (record.bounds, bounds)
+    )
+    wrong = [*(sentence for sentence in record.missed if sentence not in old), *new]
+    judged: Status = "missed" if wrong else "passed"
+    return replace(record, bounds=dict(bounds), missed=wrong, status=judged if record.finished else record.status)
+
+
 def below_bounds(scores: Mapping[str, float | None], bounds: Bounds) -> list[str]:
     """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
     sentences = []
