@@ -143,7 +143,7 @@ STRAYS = [
     ({"memory": MEASURED["memory"] | {"phases": {"train": {"seconds": 1.0}}}}, "memory.phases.train.rss_peak_gib is missing"),
     ({"recipe": {"learning_rate": 0.1}}, "recipe.adapter is missing"),
     ({"recipe": BEAMS | {"generation": BEAMS["generation"] | {"num_beams": 0}}}, "recipe.generation.num_beams is 0, but it "),
-    ({"recipe": BEAMS | {"generation": BEAMS["generation"] | {"top_k": 5}}}, "recipe.generation.top_k is not a field of a record"),
+    ({"recipe": BEAMS | {"generation": BEAMS["generation"] | {"top_k": 5}}}, "recipe.generation.top_k is not a field of a"),
     ({"recipe": BEAMS | {"text": "article"}}, 'recipe.text is "article", but it should be a valid '),
     ({"recipe": BEAMS | {"warmup_steps": 2.5}}, "recipe.warmup_steps is 2.5, but it should be a valid integer"),
     ({"seeds": {"split_seed": 42, "perturbation": None}}, "seeds.seed is missing"),
