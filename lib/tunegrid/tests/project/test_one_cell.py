@@ -23,7 +23,7 @@ from tunegrid.tests.executed import VARIABLE, Executed
 CELL = "gpt2_sum_lora"
 # What there was when these were last lowered. A change that asks less of a reader lowers them; one that asks more says why.
 # By the same count, commit a0f770c had 83 and 510, and a2f80d8 had 83 and 591: the audits grew.
-MOST_FILES, MOST_FUNCTIONS = 71, 586
+MOST_FILES, MOST_FUNCTIONS = 68, 588
 
 
 def executed_by(call):
