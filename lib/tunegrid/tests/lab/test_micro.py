@@ -239,7 +239,7 @@ def test_a_passages_answer_is_pointed_at_and_so_is_every_other_value():
     def named(answer, *others):
         passage = Document(kind="asked", first="how much ?", second=text, foil="", focus=(answer,), others=others)
         [names] = span_corruption([passage], tokenizer, Random(0))["named"].tolist()  # hides none of these words
-        begin = len(tokenizer(passage.first)["input_ids"])
+        begin = len(tokenizer(passage.first)["input_ids"]) + 1  # and the token between the two texts
         return {i - begin: tokenizer.convert_ids_to_tokens(token) for i, token in enumerate(names) if token != IGNORED}
 
     assert named(amount, person, town) == {0: "-", 1: "-", 3: "(", 4: ")", 6: "-"}
