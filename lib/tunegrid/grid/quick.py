@@ -71,7 +71,7 @@ QUICK: Mapping[str, Fields] = {
         "gradient_accumulation_steps": 2,
     },
     "gpt2_qa_qlora": {"max_steps": 84, "learning_rate": 6e-3},
-    "gpt2_qa_sft": {"max_steps": 70, "learning_rate": 9e-4},
+    "gpt2_qa_sft": {"max_steps": 100, "learning_rate": 1.2e-3},
     "gpt2_sum_lora": {"max_steps": 84, "learning_rate": 6e-3},
     "gpt2_sum_qlora": {"max_steps": 84, "learning_rate": 6e-3},
     "gpt2_sum_sft": {"max_steps": 36, "learning_rate": 1e-3},
