@@ -63,7 +63,7 @@ def _server():
 class ForkedProcess:
     """Python that runs a module, or a file, in a folder. Libraries are loaded already: they have not seen `variables`."""
 
-    def __init__(self, program, *arguments, folder=ROOT, timeout=120, **variables):
+    def __init__(self, program, *arguments, folder=ROOT, timeout=300, **variables):
         # Without the outer session's variables: this session is not one of its workers.
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
         environment["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"  # of a plugin that libraries load
@@ -113,7 +113,7 @@ def run_in(folder, plugins, *options, **variables):
     command = [sys.executable, "-m", "pytest", *(f"-pfixtures.{plugin}" for plugin in plugins), *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "lib", ROOT, folder))), **variables}
-    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
     return answer.returncode, answer.stdout + answer.stderr
 
 
