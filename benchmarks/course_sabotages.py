@@ -87,7 +87,8 @@ def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
 
 def hardly_clipped(trainer: Trainer, folder: Path) -> Trainer:
     """Gradients are clipped at a bound that they hardly reach."""
-    trainer.stepper.clipping.bound = 100.0
+    stepper = trainer.stepper
+    stepper.cell = replace(stepper.cell, recipe=replace(stepper.cell.recipe, max_grad_norm=100.0))
     return trainer
 
 

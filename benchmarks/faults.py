@@ -352,7 +352,7 @@ FAULTS = (
         id="F33",
         what="a checkpoint's own repetition penalty",
         caught_by="texts_are_the_models",
-        cell="gpt2_sum_lora",
+        cell="gpt2_sum_sft",
         breaks="codec",
         sabotage=sabotage.repetition_punished,
     ),
