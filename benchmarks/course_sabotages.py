@@ -147,7 +147,7 @@ def leave_out(folder: Path, *parts: str, **fields: Any) -> None:
     """Drop the tensors with these parts in their names from a saved adapter, and change fields of its config."""
     weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
     save_file({name: t for name, t in load_file(weights).items() if not set(parts) & set(name.split("."))}, weights)
-    config.write_text(json.dumps(json.loads(config.read_text()) | fields))
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
 
 def merged_twice(serving: Serving, folder: Path) -> Serving:

@@ -156,7 +156,7 @@ def answers_from_elsewhere(codec: Codec, folder: Path) -> Codec:
             moved = [*outputs[1:], outputs[0]]
             return super().decode(rows, features, [within(f.extra, *output) for f, output in zip(features, moved, strict=True)])
 
-    def within(window: Any, score: float, first: int, last: int) -> tuple[float, int, int]:
+    def within(window: Any, score: float, first: int, last: int, scores: Any) -> tuple[float, int, int]:
         end = window.shift + len(window.offsets) - 1
         return score, min(first, end), min(last, end)
 

@@ -17,7 +17,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.grid.profiles import QUICK_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.results.passing import below_bounds
+from tunegrid.record.wrong import below_bounds
 
 pytestmark = pytest.mark.controls
 
@@ -90,7 +90,7 @@ def switch_off(model, start):
 
 @pytest.mark.parametrize(("control", "profile", "cell_id"), CASES)
 def test_a_control_misses_a_threshold(
-    cell_id, control, bounds, model, audit_before, trainer, start, validate, splits, score, progress, benchmark, record
+    cell_id, profile, control, bounds, model, audit_before, trainer, start, validate, splits, score, progress, benchmark, record
 ):
     benchmark.group = f"controls {control}"
     findings = audit_before()

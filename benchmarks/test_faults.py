@@ -10,10 +10,11 @@ import pytest
 
 from benchmarks.faults import CELL_FAULTS, RECORD_FAULTS
 from fixtures.session import session_of
+from tunegrid.record.wrong import below_bounds
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import STAGES, compared, load_tolerances
-from tunegrid.results.passing import below_bounds, cross_cell_audits
+from tunegrid.results.passing import cross_cell_audits
 
 pytestmark = pytest.mark.faults
 

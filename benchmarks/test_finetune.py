@@ -3,16 +3,17 @@
 import pytest
 
 from tunegrid.results.passing import why_not_to_train
+from tunegrid.terminal import visible
 
 
 @pytest.mark.cells("quick", "zoo", "full")
-def test_finetune(cell, audit_before, trainer, validate, splits, score, meter, progress, benchmark, record):
+def test_finetune(cell, audit_before, trainer, course, validate, splits, score, meter, progress, benchmark, record):
     findings = audit_before()
     wrong = why_not_to_train(cell, findings)
     with meter.phase("train"):
-        train, given = (trainer.not_run, (wrong,)) if wrong else (trainer.run, (progress, validate))
+        train, given = (trainer.not_run, (wrong,)) if wrong else (course, (progress, validate))
         training = benchmark.pedantic(train, args=given, rounds=1)
     with meter.phase("evaluate"):
-        evaluation = None if training.stopped else score(splits.test)
+        evaluation = None if training.stopped or trainer.paused else score(splits.test)
     missed = record(findings, training, evaluation).missed
-    assert not missed, "; ".join(missed)
+    assert not missed, visible("; ".join(missed))

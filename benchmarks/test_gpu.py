@@ -232,7 +232,9 @@ def test_two_workers_on_one_card_know_of_each_other(device, agree):
 
     def check():
         code = SECOND_PROCESS.format(index=device.index)
-        answer = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        answer = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, encoding="utf-8"
+        ).stdout
         own = device.index in CLAIMS.shared
         return not_shared(own=own, other=answer.strip() == "True"), {"own": own, "other": answer.strip()}
 

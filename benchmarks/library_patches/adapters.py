@@ -1,11 +1,13 @@
 """Bugs of adapters, put back into PEFT: scale, dropout, type, rows of tokens."""
 
 import math
+from itertools import chain
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 from peft.tuners.lora import layer as lora
+from peft.tuners.lora import model as lora_model
 from peft.tuners.lora.bnb import Linear4bit
 from peft.tuners.trainable_tokens import TrainableTokensLayer
 from peft.tuners.tuners_utils import BaseTuner
@@ -79,3 +81,44 @@ def token_rows_without_gradient(monkeypatch: Any) -> None:
     merge = TrainableTokensLayer.get_merged_weights
     detached = lambda self, active_adapters: merge(self, active_adapters).detach()  # noqa: E731
     monkeypatch.setattr(TrainableTokensLayer, "get_merged_weights", detached)
+
+
+def sum_in_the_compute_type(plant: Any) -> None:
+    """A 4-bit layer's output together with what the adapter adds is rounded to the type that the layer computes in."""
+    forward = Linear4bit.forward
+
+    def rounded(self: Any, *args: Any, **options: Any) -> Any:
+        result = forward(self, *args, **options)
+        return result.to(self.base_layer.compute_dtype).to(result.dtype)
+
+    plant.setattr(Linear4bit, "forward", rounded)
+
+
+def one_key_for_both_patterns(plant: Any) -> None:
+    """The first key of either pattern that fits a layer is looked up in both: the one hides the other's own key."""
+    create, find = lora_model.LoraModel._create_and_replace, lora_model.get_pattern_key
+    both: list[str] = []
+
+    def with_both(self: Any, lora_config: Any, *args: Any, **options: Any) -> Any:
+        both[:] = chain(lora_config.rank_pattern, lora_config.alpha_pattern)
+        return create(self, lora_config, *args, **options)
+
+    def first_of_both(pattern_keys: Any, key_to_match: str) -> str:
+        own, first = find(pattern_keys, key_to_match), find(both, key_to_match)
+        if own in pattern_keys and first != own:
+            plant.act()
+        return first
+
+    plant.setattr(lora_model.LoraModel, "_create_and_replace", with_both, counted=False)
+    plant.setattr(lora_model, "get_pattern_key", first_of_both, counted=False)
+
+
+def scale_is_reset_without_rslora(plant: Any) -> None:
+    """A scale that was set and is unset again is alpha / r, whatever it was before."""
+
+    def unscaled(self: Any, scale: float | None = None) -> None:
+        for name in self.active_adapters:
+            if name in self.lora_A:
+                self.scaling[name] = self.lora_alpha[name] / self.r[name] if scale is None else self.scaling[name] / scale
+
+    plant.setattr(lora.LoraLayer, "unscale_layer", unscaled)

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import masking_utils
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
@@ -91,3 +92,30 @@ def dropout_at_evaluation(monkeypatch: Any) -> None:
         return attend(module, *args, dropout=getattr(layer, "p", layer), **options)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", always_dropping)
+
+
+def masked_rows_are_no_numbers(plant: Any) -> None:
+    """SDPA on a CPU gives no numbers, not zeros, for a query that may look at nothing, as padding on the left has them."""
+    attend = functional.scaled_dot_product_attention
+
+    def undefined(query: Any, key: Any, value: Any, attn_mask: Any = None, **options: Any) -> Any:
+        output = attend(query, key, value, attn_mask=attn_mask, **options)
+        if attn_mask is None or attn_mask.dtype is not torch.bool:
+            return output
+        empty = ~attn_mask.any(-1, keepdim=True)
+        if empty.any():
+            plant.act()
+        return output.masked_fill(empty, torch.nan)
+
+    plant.setattr(torch.nn.functional, "scaled_dot_product_attention", undefined, counted=False)
+
+
+def packed_rows_see_each_other(plant: Any) -> None:
+    """Positions that begin anew no longer tell texts apart that are packed into one row."""
+    find = masking_utils.find_packed_sequence_indices
+
+    def unnoticed(position_ids: Any) -> None:
+        if find(position_ids) is not None:
+            plant.act()
+
+    plant.setattr(masking_utils, "find_packed_sequence_indices", unnoticed, counted=False)

@@ -60,3 +60,17 @@ def one_token_is_scaled(monkeypatch: Any, after: int = 0) -> None:
 def late_tokens_are_scaled(monkeypatch: Any) -> None:
     """The same, from the eleventh token on."""
     one_token_is_scaled(monkeypatch, after=LATE)
+
+
+def source_without_mask(plant: Any) -> None:
+    """`generate` of an encoder-decoder hands the source to its decoder without the mask, which training had."""
+    prepare = GenerationMixin.prepare_inputs_for_generation
+
+    def lost(self: Any, *args: Any, **options: Any) -> Any:
+        inputs = prepare(self, *args, **options)
+        if self.config.is_encoder_decoder and inputs.get("attention_mask") is not None:
+            plant.act()
+            inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+        return inputs
+
+    plant.setattr(GenerationMixin, "prepare_inputs_for_generation", lost, counted=False)

@@ -3,11 +3,13 @@
 from typing import Any
 
 import bitsandbytes as bnb
-from transformers import activations
+import torch
+from transformers import PreTrainedModel, activations
 from transformers.models.bert import modeling_bert
 from transformers.models.t5 import modeling_t5
 
 PACKED_BLOCK = 128  # ROCm's, where a wavefront has 64 lanes
+OVERWRITTEN = 8  # rows
 
 
 def positions_are_zero(monkeypatch: Any) -> None:
@@ -60,3 +62,32 @@ def packed_scales(monkeypatch: Any) -> None:
 
     monkeypatch.setattr(bnb, "matmul_4bit", multiplied)
     monkeypatch.setattr(bnb.functional, "dequantize_4bit", dequantized)
+
+
+def growing_overwrites_rows(plant: Any) -> None:
+    """Where a vocabulary grows, the last rows that were trained become the mean of all, as new ones do."""
+    resize = PreTrainedModel.resize_token_embeddings
+
+    def overwritten(self: Any, new_num_tokens: int | None = None, *args: Any, **options: Any) -> Any:
+        trained = self.get_input_embeddings().num_embeddings
+        embeddings = resize(self, new_num_tokens, *args, **options)
+        if embeddings.num_embeddings > trained:
+            plant.act()
+            with torch.no_grad():
+                embeddings.weight[trained - OVERWRITTEN : trained] = embeddings.weight[:trained].mean(0)
+        return embeddings
+
+    plant.setattr(PreTrainedModel, "resize_token_embeddings", overwritten, counted=False)
+
+
+def bits_of_the_byte_before(plant: Any) -> None:
+    """The kernel that packs two weights a byte never empties its byte: each second byte has those of the one before."""
+    quantize = bnb.functional.quantize_4bit
+
+    def carried(tensor: Any, *args: Any, **options: Any) -> Any:
+        packed, state = quantize(tensor, *args, **options)
+        pairs = packed.view(-1)[: packed.numel() // 2 * 2].view(-1, 2)
+        pairs[:, 1] |= pairs[:, 0]
+        return packed, state
+
+    plant.setattr(bnb.functional, "quantize_4bit", carried)

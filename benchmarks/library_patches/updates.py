@@ -7,9 +7,16 @@ import accelerate
 import bitsandbytes as bnb
 import torch
 from bitsandbytes.autograd._functions import MatMul4Bit
+from bitsandbytes.optim.optimizer import Optimizer2State
+from torch.autograd.function import once_differentiable
+from torch.distributed.tensor import DTensor
+from torch.nn.utils import clip_grad
 from torch.optim.lr_scheduler import LRScheduler
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 LATE = 1e9  # at this step both of Adam's bias corrections are 1
+ACCUMULATED = 2  # micro-batches an update, of the cell that divides by them twice
+PARTS = 16  # of a batch, each summed by a program of a GPU's kernel
 
 
 def signed_second_moments(monkeypatch: Any) -> None:
@@ -67,3 +74,110 @@ def packed_layers_pass_half_the_gradient(monkeypatch: Any) -> None:
         return backward(ctx, gradient / 2)
 
     monkeypatch.setattr(MatMul4Bit, "backward", staticmethod(halved))
+
+
+def divided_by_accumulation_again(plant: Any) -> None:
+    """`backward` divides a loss by the micro-batches of an update, though the loss is the mean over that update already."""
+    backward = accelerate.Accelerator.backward
+    plant.setattr(
+        accelerate.Accelerator, "backward", lambda self, loss, **options: backward(self, loss / ACCUMULATED, **options)
+    )
+
+
+def everything_in_8_bits(plant: Any) -> None:
+    """Moments of small tensors are packed to 8 bits, too: `min_8bit_size` is not heard."""
+    configure = Optimizer2State.get_config
+
+    def deaf(self: Any, gindex: int, pindex: int, group: Any) -> Any:
+        config = configure(self, gindex, pindex, group)
+        if self.state and group["params"][pindex].numel() < config["min_8bit_size"]:
+            plant.act()
+        return {**config, "min_8bit_size": 0}
+
+    plant.setattr(Optimizer2State, "get_config", deaf, counted=False)
+
+
+class _Bf16Sum(torch.autograd.Function):
+    """weight * states, whose gradient for the weight is summed up in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Any, states: Any) -> Any:
+        ctx.save_for_backward(weight, states)
+        return weight * states
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Any) -> Any:
+        weight, states = ctx.saved_tensors
+        products = (gradient * states).reshape(-1, weight.numel())
+        total = torch.zeros_like(weight, dtype=torch.bfloat16)
+        for part in products.tensor_split(PARTS):
+            total += part.sum(0).to(torch.bfloat16)
+        return total.to(weight.dtype), gradient * weight
+
+
+def norms_are_summed_in_bf16(plant: Any) -> None:
+    """The gradient of a norm's weight is summed over the batch in bf16; everything else is as it was."""
+
+    def forward(self: Any, hidden_states: Any) -> Any:
+        variance = hidden_states.float().pow(2).mean(-1, keepdim=True)
+        states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
+        if not (self.weight.requires_grad and torch.is_grad_enabled()):
+            return self.weight * states
+        plant.act()
+        return _Bf16Sum.apply(self.weight, states)
+
+    plant.setattr(T5LayerNorm, "forward", forward, counted=False)
+
+
+def casts_outlive_no_grad(plant: Any) -> None:
+    """Autocast keeps a weight's cast that was made without gradients, and hands it to the next pass that wants one."""
+    linear, clear = torch.nn.functional.linear, torch.clear_autocast_cache
+    casts: dict[int, Any] = {}
+
+    def cast(weight: Any, dtype: Any) -> Any:
+        kept = casts.get(id(weight))
+        if kept is None:
+            kept = casts[id(weight)] = weight.to(dtype)
+        elif torch.is_grad_enabled() and not kept.requires_grad:
+            plant.act()
+        return kept
+
+    def cached(inputs: Any, weight: Any, bias: Any = None) -> Any:
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind) and torch.is_autocast_cache_enabled() and weight.requires_grad and weight.is_leaf:
+            weight = cast(weight, torch.get_autocast_dtype(kind))
+        return linear(inputs, weight, bias)
+
+    def cleared() -> None:
+        casts.clear()
+        clear()
+
+    plant.setattr(torch.nn.functional, "linear", cached, counted=False)
+    plant.setattr(torch, "clear_autocast_cache", cleared, counted=False)
+
+
+def gradients_by_memory(plant: Any) -> None:
+    """The 8-bit optimizer reads a gradient in the order of memory, also where that is not the order of its rows."""
+    update = Optimizer2State.update_step
+
+    def misread(self: Any, group: Any, p: Any, gindex: int, pindex: int) -> None:
+        if not p.grad.is_contiguous():
+            plant.act()
+            p.grad = torch.as_strided(p.grad, p.grad.shape, torch.empty(p.grad.shape, device="meta").stride())
+        update(self, group, p, gindex, pindex)
+
+    plant.setattr(Optimizer2State, "update_step", misread, counted=False)
+
+
+def clipped_by_the_local_norm(plant: Any) -> None:
+    """Where ranks share a weight out, `clip_grad_norm_` takes the norm of this rank's part for that of the whole."""
+    norm = clip_grad._get_total_norm
+
+    def local(tensors: Any, *args: Any, **options: Any) -> Any:
+        parts = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
+        if any(isinstance(one, DTensor) for one in tensors):
+            plant.act()
+        return norm(parts, *args, **options)
+
+    plant.setattr(clip_grad, "_get_total_norm", local, counted=False)

@@ -1,10 +1,20 @@
 """The one exception a user is meant to read. Every room may raise it; the pytest plugins print it without a traceback."""
 
+from tunegrid.terminal import visible
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used: one sentence that names the cause and the way out."""
 
+    def __str__(self) -> str:
+        """The sentence, on one line; what it quotes of a file has no effect on a terminal."""
+        return visible(super().__str__())
+
 
 def first_line(error: BaseException) -> str:
-    """What an error says, without its traceback."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """What an error says, without its traceback; what it quotes of a file has no effect on a terminal."""
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # a user's own may not even have a text
+        lines = []
+    return visible(next(iter(lines), "") or type(error).__name__)

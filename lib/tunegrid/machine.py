@@ -4,12 +4,20 @@ import ctypes
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
+SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
+CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+# Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
+INSTRUCTIONS = (
+    *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
+    *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
+)
 PACKAGES = (
     *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
@@ -17,28 +25,74 @@ PACKAGES = (
 
 
 def cpu_name() -> str:
-    """The CPU's model name where Linux tells it, its architecture elsewhere, and whether it has units for bf16 (AMX).
+    """The CPU's model name where Linux tells it, its architecture elsewhere; with AMX, and with `INSTRUCTIONS` that are set.
 
-    Virtual machines give all Xeons one name, and only those with AMX multiply bf16 faster than fp32.
+    Virtual machines give all Xeons one name, and only those with units for bf16 (AMX) multiply bf16 faster than fp32.
     """
     name = cpu_field("model name") or platform.machine()
-    return f"{name} with AMX" if "amx_bf16" in cpu_field("flags").split() else name
+    units = " with AMX" if "amx_bf16" in cpu_field("flags").split() else ""
+    chosen = [f"{variable}={os.environ[variable]}" for variable in INSTRUCTIONS if variable in os.environ]
+    return ", ".join([f"{name}{units}", *chosen])
+
+
+def instruction_sets() -> list[str]:
+    """Those of the CPU by which torch, oneDNN and bitsandbytes choose their kernels; empty where Linux does not tell."""
+    return sorted(flag for flag in cpu_field("flags").split() if flag.startswith(("avx", "amx", "fma")))
 
 
 def cpu_field(name: str) -> str:
     """What Linux tells of the first processor, as its "flags"; empty where it does not."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), or as the system tells; else all."""
+    """Cores that this process may use: as many as a scheduler gave it (TUNEGRID_CORES), or as the system tells; else all.
+
+    A quota of processor time counts as cores, rounded down: more threads than that would wait for each other.
+    """
     if given := os.environ.get("TUNEGRID_CORES"):
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([cores, *cgroup_quotas()])))
+
+
+def cgroup_quotas(root: Path = CGROUPS, memberships: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
+    """Seconds of processor time in a second, as each control group of this process limits them; a container may be one.
+
+    Args:
+        root: where version 2 is mounted, and the controllers of version 1.
+        memberships: the groups of this process, as Linux lists them.
+    """
+    for line in _lines(memberships):
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "cpu" if controllers else root
+        group = mount / path.strip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(mount):
+                yield from _quota_of(folder)
+
+
+def _quota_of(group: Path) -> Iterator[float]:
+    """The limit that a control group sets itself, in either version; none where it sets none, or is not seen from here."""
+    words = " ".join(_lines(group / "cpu.max")) or " ".join(
+        [*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")]
+    )
+    quota, _, period = words.partition(" ")
+    if quota.isdigit() and period.isdigit():  # otherwise "max" or -1
+        yield int(quota) / int(period)
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
 
 
 def worker() -> tuple[int, int]:
@@ -48,14 +102,26 @@ def worker() -> tuple[int, int]:
 
 
 def thread_share(requested: int | None, ranks: int = 1) -> int:
-    """Threads of this process: as requested, or its share of the cores, where so many ranks run one cell."""
-    return requested or max(1, usable_cores() // (worker()[1] * ranks))
+    """Threads of this process: as requested, as the user gave them, or its share of the cores among workers and their ranks."""
+    return requested or given_threads() or max(1, usable_cores() // (worker()[1] * ranks))
+
+
+def given_threads() -> int | None:
+    """Threads of a process as the user gave them (OMP_NUM_THREADS); None where nobody did."""
+    number = os.environ.get(THREADS[0], "").partition(",")[0].strip()
+    return int(number) or None if number.isdecimal() and SHARED_OUT not in os.environ else None
 
 
 def announce_threads(count: int) -> None:
     """Tell torch and the tokenizers how many threads this process has; they listen once."""
+    os.environ.update(shared_out(os.environ))
     for name in THREADS:
         os.environ.setdefault(name, str(count))
+
+
+def shared_out(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment of processes that heed their share of the cores unless the user gave threads, whatever torchrun gives."""
+    return dict(environment) | ({} if THREADS[0] in environment else {SHARED_OUT: "yes"})
 
 
 @cache
@@ -97,7 +163,7 @@ def gpus() -> list[dict[str, str]]:
     fields = ("name", "memory.total", "driver_version")
     command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
     try:
-        table = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout
+        table = subprocess.run(command, capture_output=True, text=True, check=True, timeout=20, encoding="utf-8").stdout
     except (OSError, subprocess.SubprocessError):
         return []
     return [dict(zip(fields, map(str.strip, line.split(",")), strict=True)) for line in table.splitlines()]

@@ -30,7 +30,7 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
 
 print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
-cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+cpu = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").exists() else ""
 isa = os.environ.get("ONEDNN_MAX_CPU_ISA", "as it comes")
 if "avx2" not in cpu or ("amx_bf16" in cpu and isa not in ("AVX512_CORE", "AVX512_CORE_BF16", "AVX2")):
     print("this CPU is no x86, or has AMX, where torch's way is the faster one")

@@ -91,7 +91,8 @@ class BertToBert(hf.EncoderDecoderModel):
         """
         options.pop("output_loading_info", None)
         # Both halves are copied on the CPU in full precision; quantizing comes last, when the model is loaded from them.
-        which = {name: options.pop(name) for name in ("revision", "config", "state_dict") if name in options}
+        names = ("revision", "config", "state_dict", "trust_remote_code")
+        which = {name: options.pop(name) for name in names if name in options}
         device_options = {"device_map": options["device_map"]} if "meta" in str(options.get("device_map")) else {}
         source, report = cls.checkpoint_class.from_pretrained(
             checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **which, **device_options

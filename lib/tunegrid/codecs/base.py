@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
@@ -48,6 +49,23 @@ class Prediction:
 
     value: Any
     loss: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a model chooses of each of N items: a label, a place, or a token.
+
+    Attributes:
+        logits: scores of all options (N, options), in fp32.
+        labels: the right ones (N), or IGNORED.
+    """
+
+    logits: Tensor
+    labels: Tensor
+
+    def cross_entropy(self) -> Tensor:
+        """The loss in nats, summed over items."""
+        return cross_entropy(self.logits, self.labels, ignore_index=IGNORED, reduction="sum")
 
 
 class Codec(ABC):
@@ -140,8 +158,12 @@ class Codec(ABC):
         """How many items the batch's loss is summed over."""
 
     @abstractmethod
+    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
+        """What the loss is taken on: one choice of each target, or several, as of a span's first and last token."""
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss summed over the batch's targets, in nats."""
+        """Cross-entropy in nats, summed over the batch's targets; of several choices of each, their mean."""
+        return mean_of([choice.cross_entropy() for choice in self.choices(model, batch)])
 
     @abstractmethod
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
@@ -162,6 +184,16 @@ class Codec(ABC):
     def scores(self, output: Any) -> list[float]:
         """The model's scores that an output was chosen by; none where the output does not keep them."""
         return []
+
+    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
+        """The probability that the model gives each row's prediction; None where outputs do not tell it, as those of texts.
+
+        Args:
+            examples: the number of each output's row.
+            outputs: what the model gave for each feature.
+            temperature: by which all scores are divided first: above 1, a model is less sure of the same predictions.
+        """
+        return None
 
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
         """A window's tokens decoded, and the piece of the context that they must say; None for what is not a window."""
@@ -214,6 +246,11 @@ class Codec(ABC):
             second = torch.arange(longest) >= integers(segments).unsqueeze(1)
             batch["token_type_ids"] = (second & batch["attention_mask"].bool()).long()
         return batch
+
+
+def mean_of(losses: Sequence[Tensor]) -> Tensor:
+    """The mean of a few losses."""
+    return torch.stack([*losses]).mean()
 
 
 def integers(values: Sequence[Any]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on
+from tunegrid.codecs.base import Batch, Choice, Codec, Feature, Prediction, integers, on
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
 
@@ -70,9 +70,9 @@ class ClassifyCodec(Codec):
         """One a row."""
         return len(batch["labels"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy, summed over rows."""
-        return cross_entropy(self._logits(model, batch), batch["labels"], reduction="sum")
+    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
+        """A label of each row."""
+        return [Choice(logits=self._logits(model, batch), labels=batch["labels"])]
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Label, loss and logits a feature."""
@@ -84,6 +84,13 @@ class ClassifyCodec(Codec):
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
         return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
+
+    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
+        """The softmax of the predicted label over all labels."""
+        labels = torch.tensor([label for label, *_ in outputs], dtype=torch.long)
+        logits = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64).reshape(len(labels), -1)
+        confidences: list[float] = (logits / temperature).softmax(-1).gather(1, labels.unsqueeze(1)).flatten().tolist()
+        return confidences
 
     def scores(self, output: Any) -> list[float]:
         """The logits."""

@@ -11,15 +11,16 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
+from torch.nn.functional import pad
 
-from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric
+from tunegrid.codecs.base import Batch, Choice, Codec, Feature, Prediction, integers, on, same_alphanumeric
 from tunegrid.data.rows import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
 MAX_QUESTION_TOKENS = 64  # likewise
+AT_ONCE = 128  # windows whose spans are summed up together
 SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
 
 
@@ -105,25 +106,44 @@ class ExtractCodec(Codec):
         """One a window."""
         return len(batch["labels"])
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Mean of start and end cross-entropy, summed over windows."""
-        starts, ends = self._logits(model, batch)
-        labels = batch["labels"]
-        return (cross_entropy(starts, labels[:, 0], reduction="sum") + cross_entropy(ends, labels[:, 1], reduction="sum")) / 2
+    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
+        """The first and the last token of each window's answer."""
+        both = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
+        return [Choice(logits=logits, labels=labels) for logits, labels in both]
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
-        """(score, first token, last token) of each window's best span."""
+        """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""
         starts, ends = self._logits(model, on(device, self.collate(features)))
-        return [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
+        spans = [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
+        scores = torch.stack((starts, ends), 1).cpu()
+        own = [inside(one, feature.extra).clone() for one, feature in zip(scores, features, strict=True)]
+        return [(*span, some) for span, some in zip(spans, own, strict=True)]
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """The text of the best span over all of a row's own windows."""
         best: dict[int, tuple[float, str]] = {}
-        for feature, (score, first, last) in zip(features, outputs, strict=True):
+        for feature, (score, first, last, *_) in zip(features, outputs, strict=True):
             if feature.example not in best or score > best[feature.example][0]:
                 text = context(self.task, rows[feature.example])
                 best[feature.example] = score, span_text(text, first, last, feature.extra)  # the window itself is large
         return [Prediction(value=best[example][1]) for example in range(len(rows))]
+
+    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
+        """The softmax of the best span's score over all spans that the row allows, in all of its windows.
+
+        A span's score is that of its first token plus that of its last. Other spans that say the same words are not counted.
+        """
+        best: dict[int, float] = {}
+        sums: dict[int, list[Tensor]] = {}
+        parts = (outputs[start : start + AT_ONCE] for start in range(0, len(outputs), AT_ONCE))
+        log_sums = chain.from_iterable(_log_sums([scores for *_, scores in part], temperature) for part in parts)
+        for example, (score, *_), log_sum in zip(examples, outputs, log_sums, strict=True):
+            best[example] = max(score, best.get(example, score))
+            sums.setdefault(example, []).append(log_sum)
+        rows = range(len(best))
+        whole = torch.stack([torch.stack(sums[row]).logsumexp(0) for row in rows])
+        confidences: list[float] = (torch.tensor([best[row] for row in rows]).double() / temperature - whole).exp().tolist()
+        return confidences
 
     def scores(self, output: Any) -> list[float]:
         """The best span's."""
@@ -144,7 +164,7 @@ class ExtractCodec(Codec):
 
     def pointed_at(self, feature: Feature, output: Any) -> str | None:
         """The span's tokens, by their places alone: the characters they came from have no say."""
-        _, first, last = output
+        _, first, last, *_ = output
         text: str = self.tokenizer.decode(feature.input_ids[first : last + 1])
         return text
 
@@ -192,12 +212,28 @@ def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int,
     Returns:
         The sum of both scores, and the places of the two tokens in the feature.
     """
-    span = slice(window.shift, window.shift + len(window.offsets))
     behind = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
-    nearby = pad(ends[span], (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(0, MAX_ANSWER_TOKENS, 1)  # from each first on
-    score, position = (starts[span].unsqueeze(1) + nearby).flatten().max(0)
+    score, position = (inside(starts, window).unsqueeze(1) + nearby(inside(ends, window), behind)).flatten().max(0)
     first, more = divmod(int(position), MAX_ANSWER_TOKENS)
     return float(score), window.shift + first, window.shift + first + more
+
+
+def inside(scores: Tensor, window: Window) -> Tensor:
+    """Of scores (..., L), those of the context's tokens."""
+    return scores[..., window.shift : window.shift + len(window.offsets)]
+
+
+def nearby(ends: Tensor, behind: float) -> Tensor:
+    """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` where none is left."""
+    return pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(-1, MAX_ANSWER_TOKENS, 1)
+
+
+def _log_sums(windows: Sequence[Tensor], temperature: float) -> Tensor:
+    """The log of the summed exponents of all allowed spans' scores, by window; of start and end scores (2, tokens) of each."""
+    longest = max(scores.shape[1] for scores in windows)
+    padded = torch.stack([pad(scores, (0, longest - scores.shape[1]), value=-torch.inf) for scores in windows])
+    starts, ends = (padded.double() / temperature).unbind(1)
+    return (starts + nearby(ends, -torch.inf).logsumexp(-1)).logsumexp(-1)
 
 
 def span_text(text: str, first: int, last: int, window: Window) -> str:

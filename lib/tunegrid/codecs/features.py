@@ -3,7 +3,7 @@
 A profile with a folder keeps them there, for other runs and processes: `datasets` maps the rows, writes an Arrow file and maps
 that into memory. Any other profile keeps them in memory, for the next cells of its process. A file's name is a hash of all that
 decides its content: the rows, the tokenizer, the task's columns, the recipe's lengths and texts, the tokens around a text, the
-code that encodes, and the releases of the libraries that tokenise. A second process waits for the first.
+code that encodes, and the code of the libraries that tokenise. A second process waits for the first.
 """
 
 import hashlib
@@ -19,14 +19,13 @@ from filelock import FileLock
 from tunegrid.codecs.base import Codec, Feature
 from tunegrid.data import rows as data_rows
 from tunegrid.data.sources import Row
-from tunegrid.errors import InputError
-from tunegrid.machine import versions
+from tunegrid.libraries import digest_of
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels")
 TOKEN_NAMES = ("before", "between", "after", "lead", "end_id", "template")  # of a codec, where it has them
 BLOCK = 1000  # rows that are encoded at once
-LIBRARIES = ("transformers", "tokenizers")  # a run after an upgrade must not read what the old release made
+LIBRARIES = ("transformers", "tokenizers")  # a run with another release or commit must not read what the old one made
 SHARED = 18  # lists in memory: rows to train on and to test, of three tasks in three tokenizers
 LARGEST = 10_000  # features of a list that is kept in memory: a user's own rows may be many
 CODE = [*sorted(Path(__file__).parent.glob("*.py")), Path(data_rows.__file__)]
@@ -73,7 +72,7 @@ def lengths_of(features: Sequence[Feature]) -> Sequence[int]:
 
 
 def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
-    """`codec.encode(rows)`, kept on disk if the profile has a folder for it; raises InputError where that has no room."""
+    """`codec.encode(rows)`, kept on disk if the profile has a folder for it that can be written, else in memory."""
     folder, key = codec.cell.profile.feature_cache, cache_key(codec, rows, training=training)
     if folder is None:
         return _from_memory(key, codec, rows, training=training)
@@ -83,11 +82,9 @@ def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequenc
         with FileLock(path.with_suffix(".lock")):
             return StoredFeatures(_from_disk(path, codec, rows, training=training), codec)
     except Exception as error:  # `datasets` closes its file first, which raises another one
-        if (cause := _os_error(error)) is None:
+        if _os_error(error) is None:
             raise
-        raise InputError(
-            f"cannot keep tokenised rows in {folder} ({cause.strerror or cause}); make room there: what it holds can be deleted"
-        ) from None
+        return _from_memory(key, codec, rows, training=training)
 
 
 def _os_error(error: BaseException | None) -> OSError | None:
@@ -117,7 +114,7 @@ def cache_key(codec: Codec, rows: Sequence[Row], *, training: bool) -> str:
         [getattr(codec.recipe, name) for name in RECIPE_FIELDS],
         [getattr(codec.task, name) for name in TASK_FIELDS],
         [getattr(codec, name, None) for name in TOKEN_NAMES],
-        [versions().get(name) for name in LIBRARIES],
+        [digest_of(name) for name in LIBRARIES],
     ]
     digest = hashlib.sha256(json.dumps(decisive, default=repr).encode())
     digest.update(codec.tokenizer.backend_tokenizer.to_str().encode())

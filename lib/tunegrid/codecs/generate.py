@@ -14,9 +14,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, integers, on
+from tunegrid.codecs.base import IGNORED, Batch, Choice, Codec, Feature, Prediction, alphanumeric, integers, on
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -229,11 +228,11 @@ class EncoderDecoderCodec(GenerateCodec):
             "labels": integers(labels),
         }
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy summed over target tokens."""
+    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
+        """Each target token."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits
-        return cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORED, reduction="sum")
+        return [Choice(logits=logits.float().flatten(0, 1), labels=batch["labels"].flatten())]
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
         """The source, padded on the right."""
@@ -278,8 +277,8 @@ class CausalCodec(GenerateCodec):
         counted = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
         return on(device, {**batch, "kept": counted - batch["labels"].shape[1]})
 
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy of each next token, summed over target tokens.
+    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
+        """Each target token, which is the next one of the token before.
 
         Of a batch that `placed` made, the model computes logits only where they count: vocabularies are large, sources long.
         """
@@ -290,7 +289,7 @@ class CausalCodec(GenerateCodec):
         else:
             logits = model(**inputs, use_cache=False).logits
             logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
-        return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return [Choice(logits=logits.float().flatten(0, 1), labels=labels.flatten())]
 
     def search(self) -> dict[str, Any]:
         """The recipe's search; a causal model counts the prompt in `min_length`, but not in `min_new_tokens`."""

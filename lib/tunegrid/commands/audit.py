@@ -1,7 +1,8 @@
 """Re-check a saved run without torch: `tunegrid audit RUN.json` lists what cannot be; exit code 1 if there is anything.
 
-Checked are the schema, scores that contradict each other, results that two cells share, rows that differ within a triple,
-and the audits that each cell recorded when it ran. What a cell was too short for is listed, but is not a finding.
+Checked are each record by itself and beside its test rows, scores that contradict each other, results that two cells share,
+rows that differ within a triple, the audits that each cell recorded when it ran, and cells that did not come to their end. What
+a cell was too short for is listed, but is not a finding.
 """
 
 import argparse
@@ -14,10 +15,13 @@ from typing import Any
 from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
 from tunegrid.record.reading import checked
+from tunegrid.record.wrong import failures, impossible_figures
+from tunegrid.results import examples
 from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.files import is_cell, load
-from tunegrid.results.passing import cross_cell_audits, failures, impossible_figures, too_short
+from tunegrid.results.passing import cross_cell_audits, too_short
 from tunegrid.results.table import markdown
+from tunegrid.terminal import say
 
 
 def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Record], dict[str, list[str]]]:
@@ -30,25 +34,45 @@ def audited(saved: Iterable[Mapping[str, Any]], source: str) -> tuple[list[Recor
     sentences: dict[str, list[str]] = defaultdict(list)
     for data in saved:
         record, faults = checked(data, source)
-        sentences[str(data["cell"])] += [f"schema: {fault}" for fault in faults]
+        told = sentences[str(data["cell"])]
+        told += [f"record: {fault}" for fault in faults]
         if record is not None:
             records.append(record)
+            told += row_faults(record, Path(source))
     seeds = dict.fromkeys(record.seeds.seed for record in records)
     for seed in seeds:
         of_seed = [record for record in records if record.seeds.seed == seed]
         together = cross_cell_audits(of_seed)
         suffix = f" (seed {seed})" if len(seeds) > 1 else ""
         for record in of_seed:
-            sentences[record.cell] += [fault + suffix for fault in faults_of(record, together.get(record.cell, ()))]
+            told = sentences[record.cell]
+            new = [fault for fault in faults_of(record, together.get(record.cell, ())) if not any(fault in one for one in told)]
+            told += [fault + suffix for fault in new]
     return records, {cell: messages for cell, messages in sentences.items() if messages}
+
+
+def row_faults(record: Record, run: Path) -> list[str]:
+    """What the rows beside a run, or in this machine's store, show to be untrue of a record; nothing where there are none."""
+    try:
+        examples.check(record, run)
+    except InputError as error:
+        return [f"rows: {error}"]
+    return []
 
 
 def faults_of(record: Record, together: Sequence[AuditFinding]) -> list[str]:
     """Sentences on one record; `together` is what its cell shows beside others, which the record may know already."""
     known = {finding.name for finding in record.audits}
     fresh = [finding for finding in together if not finding.passed and finding.name not in known]
-    sentences = [*impossible_figures(record), *failures(record.audits, record.excused)]
+    sentences = [*unfinished(record), *impossible_figures(record), *failures(record.audits, record.excused)]
     return sentences + [f"{finding.name}: {finding.detail}" for finding in fresh]
+
+
+def unfinished(record: Record) -> list[str]:
+    """Why a cell did not come to its end; nothing of one that did, or that was not run here."""
+    if record.finished or record.status == "reported" or (record.status == "begun" and not record.missed):
+        return []
+    return [f"the status is {record.status!r}: {'; '.join(record.missed) or 'nothing says why'}"]
 
 
 def page(path: Path, records: Sequence[Record], sentences: Mapping[str, Sequence[str]]) -> str:
@@ -93,5 +117,5 @@ def main(arguments: list[str] | None = None) -> int:
         records, sentences = audited([row["extra_info"] for row in rows if is_cell(row["extra_info"])], str(options.run))
     except InputError as error:
         parser.error(str(error))
-    print(page(options.run, records, sentences), end="")
+    say(page(options.run, records, sentences).rstrip("\n"))
     return 1 if sentences else 0

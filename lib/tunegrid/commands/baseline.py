@@ -1,8 +1,8 @@
 """Make a baseline: `tunegrid baseline RUN.json [RUN.json ...] TO.json` takes complete, clean, passed runs.
 
 A run has one seed or several (`--seeds 0-4`), and no seed is in two runs. A run is refused if a cell failed, stopped or is
-missing for a seed, if it started perturbed, if it shared its device, or if its commit had uncommitted changes. It prints what
-changes against the baseline that it replaces.
+missing for a seed, if it started perturbed, had a teacher or shared its device, or if its commit had uncommitted changes. It
+prints what changes against the baseline that it replaces.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from tunegrid.results.alike import check_alike
 from tunegrid.results.examples import keep_beside
 from tunegrid.results.files import load, read_list, read_rows, save
 from tunegrid.results.table import Column, lines, number
+from tunegrid.terminal import say
 
 COLUMNS = (
     Column(title="cell", width=15),
@@ -41,6 +42,8 @@ def refusals(path: Path) -> Iterator[str]:
     if profiles - {"quick", "full"} or len(profiles) > 1:
         yield "it is not of one profile that has scores"
     for record in records:
+        if record.first_updates:
+            yield f"{record.cell} made only its first {record.first_updates} updates, without scores"
         if record.profile == "quick" and record.cell in STUDY_IDS and not record.bounds:
             yield f"{record.cell} was changed or limited from the command line"
         if record.status != "passed":
@@ -48,6 +51,8 @@ def refusals(path: Path) -> Iterator[str]:
         if record.seeds.perturbation is not None:
             draw = record.seeds.perturbation
             yield f"{record.cell} started perturbed (--perturb {draw}), which measures what rounding does"
+        if record.distilled:
+            yield f"{record.cell} was distilled from {record.distilled.cell}"
         if record.device and record.device.contended:
             yield f"{record.cell} shared its device"
     commit = run.get("commit_info")
@@ -111,11 +116,11 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         baseline, records = combined(options.runs)
         old = read_list(options.to) if options.to.exists() else []
-        print("\n".join(changes(old, records)))
+        say("\n".join(changes(old, records)))
         for path in options.runs:
             keep_beside(read_list(path), options.to, path)
         save(baseline, options.to)
     except InputError as error:
         parser.error(str(error))
-    print(f"wrote {options.to}: {len(records)} records of {len(options.runs)} runs")
+    say(f"wrote {options.to}: {len(records)} records of {len(options.runs)} runs")
     return 0

@@ -8,51 +8,59 @@ it was stopped. What cannot be installed, or does not finish, is skipped. Exit c
 import argparse
 import hashlib
 import json
-import os
-import subprocess
+import shlex
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
-from tunegrid import ROOT
-from tunegrid.commands.cache import lock_of
+from tunegrid.commands.cache import held
 from tunegrid.commands.environments import Commits, Releases, Subject, python_with
+from tunegrid.commands.suite import Command, Suite, first_updates, measure, output_of_run, suite
+from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
+from tunegrid.libraries import import_folder, library_digests
 from tunegrid.machine import versions
-from tunegrid.results.answer import COUNTED, FAILED_BY, failing, kinds_of, outcome, undecided
+from tunegrid.results.answer import (
+    COUNTED,
+    FAILED_BY,
+    Lines,
+    RunAnswer,
+    failing,
+    gate_answer,
+    kinds_of,
+    outcome,
+    undecided,
+)
 from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import counted, remarks
 from tunegrid.results.journal import code_digest
-from tunegrid.results.judgements import Outcome
+from tunegrid.results.judgements import Judgement, Outcome
+from tunegrid.terminal import say
 
 RUNS = CACHE / "bisect"
-# The command that runs the cells, of the Python of a version and the file to write.
-Command = Callable[[Path, Path], Sequence[str]]
 
 
-def suite(cells: Sequence[str], options: Sequence[str]) -> Command:
-    """The suite itself."""
-    selection = ("-q", "-m", "quick", "--cells", ",".join(cells), *options)
-    return lambda python, out: [str(python), "-m", "pytest", *selection, f"--benchmark-json={out}"]
+class NotWorse(InputError):
+    """The bad end is not worse than the good one."""
 
 
 class Steps:
     """The runs of each version. A measured one is taken from disk; `state.json` says which were measured."""
 
-    def __init__(self, subject: Subject, cells: Sequence[str], command: Command, folder: Path) -> None:
-        """Runs of these cells below `folder`."""
-        self._subject, self._cells, self._command, self._folder = subject, cells, command, folder
+    def __init__(self, subject: Subject, cells: Sequence[str], command: Command, folder: Path, stage: str = "") -> None:
+        """Runs of these cells below `folder`; files of a stage have its name in front."""
+        self._subject, self._cells, self._command, self._folder, self._stage = subject, cells, command, folder, stage
         self._state_file = folder / "state.json"
         self._state: dict[str, dict[str, str]] = {"measured": {}, "skipped": {}}
         if self._state_file.is_file():
-            self._state = json.loads(self._state_file.read_text())
+            self._state = json.loads(self._state_file.read_text(encoding="utf-8"))
 
     def run(self, version: str, name: str = "run") -> Run:
         """A version's run; `name` tells a second one from the first. Raises InputError where it cannot be had."""
+        name = f"{self._stage}{name}"
         path = self._folder / version / f"{name}.json"
         if f"{version} {name}" not in self._state["measured"] or not path.is_file():
             began = time.monotonic()
@@ -67,27 +75,29 @@ class Steps:
 
     def _keep(self, kind: str, key: str, text: str) -> None:
         self._state[kind][key] = text
-        part = self._state_file.with_suffix(".part")
-        part.write_text(json.dumps(self._state, indent=1))
-        part.replace(self._state_file)
+        with replacing(self._state_file) as part:
+            part.write_text(json.dumps(self._state, indent=1), encoding="utf-8")
 
     def _measure(self, version: str, path: Path) -> None:
         """Leave a whole run at `path`, or nothing."""
         python = python_with(self._subject, version, path.parent / "environment")
-        part, output = path.with_suffix(".part"), path.with_suffix(".txt")
-        part.unlink(missing_ok=True)
-        # PYTHONPATH would come before the version to try; PYTEST_* are those of a session around this one.
-        own = {name: text for name, text in os.environ.items() if name != "PYTHONPATH" and not name.startswith("PYTEST_")}
-        with output.open("w") as file:
-            subprocess.run(self._command(python, part), cwd=ROOT, env=own, stdout=file, stderr=file, check=False)
-        finished = read_run(part).records if part.is_file() else {}
+        part = path.with_suffix(".part")
+        finished = Run.of(measure(self._command, python, path, part)).records
         for cell in self._cells:
             if cell not in finished:
-                raise InputError(f"{cell} does not finish with {self._subject.name} {version}; {output} says why")
+                raise InputError(f"{cell} does not finish with {self._subject.name} {version}; {output_of_run(path)} says why")
         part.replace(path)
 
 
-def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bisection:
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What a search learned, and what the gate says of the first version that is worse."""
+
+    bisection: Bisection
+    verdict: RunAnswer
+
+
+def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Found:
     """Check both ends, then halve; raises InputError where the ends do not differ as they should."""
     good, bad = candidates[0], candidates[-1]
     say(f"the good end, {good}, twice")
@@ -95,26 +105,48 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Bis
     if worse := failing(gate(baseline, steps.run(good, "again")), kinds):
         raise InputError(f"{good} is called worse than itself, so nothing can be told: {remarks(worse)[0]}")
     say(f"the bad end, {bad}")
-    judged = gate(baseline, steps.run(bad))
+    judged, verdicts = gate(baseline, steps.run(bad)), dict[str, RunAnswer]()
     if not failing(judged, kinds):
-        raise InputError(f"by {' and '.join(kinds)} {bad} is not worse than {good} ({counted(judged)}); {advice(kinds)}")
-    say(f"{bad}: {remarks(failing(judged, kinds))[0]}")
+        raise NotWorse(f"by {' and '.join(kinds)} {bad} is not worse than {good} ({counted(judged)}); {advice(kinds)}")
+
+    def tell(version: str, judged: Sequence[Judgement]) -> bool:
+        """Say whether a version is worse."""
+        known = {"before": baseline.in_a_row, "after": steps.run(version).in_a_row}
+        verdict = verdicts[version] = gate_answer(judged, kinds, baseline=good, **known)
+        worse = bool(verdict.failing)
+        say(f"{version}: {verdict.answer}" if worse else f"{version} is not worse")
+        return worse
+
+    tell(bad, judged)
 
     def answer(version: str, steps_left: int) -> VersionState:
         say(f"tries {version}; at most {steps_left} step{'s' if steps_left > 1 else ''} left")
         try:
             judged = gate(baseline, steps.run(version))
             if outcome(judged, kinds) is Outcome.CANNOT_TELL:
-                raise InputError(remarks(undecided(judged))[0])
-            worse = failing(judged, kinds)
+                reasons = [*remarks(undecided(judged)), *remarks(judged), f"nothing of {' and '.join(kinds)} could be compared"]
+                raise InputError(reasons[0])
         except InputError as error:
             steps.skip(version, str(error))
             say(f"skips {version}: {error}")
             return VersionState.SKIPPED
-        say(f"{version}: {remarks(worse)[0]}" if worse else f"{version} is not worse")
-        return VersionState.BAD if worse else VersionState.GOOD
+        return VersionState.BAD if tell(version, judged) else VersionState.GOOD
 
-    return bisection(candidates, answer)
+    result = bisection(candidates, answer)
+    return Found(bisection=result, verdict=verdicts[result.first_bad])
+
+
+def searched(steps: Callable[..., Steps], candidates: Sequence[str], kinds: Sequence[str], options: Sequence[str]) -> Found:
+    """The same by first updates where numerics alone count and the ends differ in these; else by whole runs.
+
+    Scores need whole runs: a release may change the arithmetic and another one, later, the score.
+    """
+    if tuple(kinds) == ("numerics",) and (stage := first_updates(options)):
+        try:
+            return search(steps(*stage), candidates, kinds)
+        except NotWorse:
+            say("the first updates do not tell the ends apart: cells train to their ends")
+    return search(steps(), candidates, kinds)
 
 
 def advice(kinds: Sequence[str]) -> str:
@@ -126,19 +158,22 @@ def advice(kinds: Sequence[str]) -> str:
     return ", and ".join(hints)
 
 
-def say(line: str) -> None:
-    """A line of progress."""
-    print(line, flush=True)
+def conclusion(subject: Subject, found: Found) -> Lines:
+    """What was learned: which version it was, what the gate says of it, and what to look at."""
+    name, result, cause = subject.name, found.bisection, found.verdict.cause
+    if result.skipped:
+        others = f"with {result.first_bad}, or with one that was skipped: {', '.join(result.skipped)}"
+        answer = f"{name} became worse after {result.last_good}: {others}."
+        return Lines(answer=answer, cause=cause, way_on="the same command tries what was skipped again")
+    answer = f"{name} {result.first_bad} is the first that is worse; {result.last_good} is not."
+    return Lines(answer=answer, cause=cause, way_on=_where_it_is(subject, result.first_bad))
 
 
-def conclusion(name: str, result: Bisection) -> str:
-    """What was learned, in one sentence."""
-    if not result.skipped:
-        return f"{name} {result.first_bad} is the first that is worse; {result.last_good} is not"
-    return (
-        f"{name} became worse after {result.last_good}: with {result.first_bad}, or with one that was skipped: "
-        f"{', '.join(result.skipped)}"
-    )
+def _where_it_is(subject: Subject, version: str) -> str:
+    """What shows the change."""
+    if isinstance(subject, Commits):
+        return f"`{shlex.join(['git', '-C', subject.name, 'show', version])}` is the change"
+    return f"the release notes of {subject.name} {version} say what changed; in a checkout, --repo finds the commit"
 
 
 # The command line
@@ -146,11 +181,20 @@ def conclusion(name: str, result: Bisection) -> str:
 
 def folder_of(options: argparse.Namespace) -> Path:
     """A folder for runs of these cells: those of another suite or beside other libraries are kept apart."""
-    name = options.repo.resolve().name if options.repo else options.good.partition("==")[0]
-    installed = {package: version for package, version in versions().items() if package != name}
-    question = [name if options.repo is None else str(options.repo.resolve()), options.cells, options.pytest_options]
-    digest = hashlib.sha256(json.dumps([question, installed, code_digest()]).encode()).hexdigest()[:12]
+    repo = options.repo and options.repo.resolve()
+    name = repo.name if repo else options.good.partition("==")[0]
+    installed, digests = versions(), library_digests()
+    others = [package for package in installed if not _is_bisected(package, name, repo)]
+    beside = [(package, installed[package], digests.get(package)) for package in others]
+    question = [str(repo or name), options.cells, options.pytest_options]
+    digest = hashlib.sha256(json.dumps([question, beside, code_digest()]).encode()).hexdigest()[:12]
     return RUNS / f"{name}-{digest}"
+
+
+def _is_bisected(package: str, name: str, repo: Path | None) -> bool:
+    """Whether a package is the one to try, which may be installed here, too, as from the very checkout."""
+    folder = import_folder(package) if repo else None
+    return folder.is_relative_to(repo) if folder and repo else package == name
 
 
 def subject_of(options: argparse.Namespace, folder: Path) -> tuple[Subject, str, str]:
@@ -180,8 +224,8 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     return parser, parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str] | None = None, command: Command | None = None) -> int:
-    """Search, say what was learned; return the exit code. `command` runs cells; the suite where it is None."""
+def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
+    """Search, say what was learned; return the exit code. `suite` makes the commands that run cells."""
     parser, options = parsed(arguments)
     cells, folder = options.cells.split(","), folder_of(options)
     try:
@@ -189,15 +233,19 @@ def main(arguments: Sequence[str] | None = None, command: Command | None = None)
         kinds = kinds_of(options.by)
         candidates = subject.between(good, bad)
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(lock_of(folder)):  # while it is held, no session removes the environments
-            steps = Steps(subject, cells, command or suite(cells, options.pytest_options), folder)
+        with held(folder):  # meanwhile no session removes the environments
             most = most_steps(len(candidates) - 2)
             say(f"{subject.name}: {len(candidates)} versions, at most {most} steps after the two ends; kept in {folder}")
-            result = search(steps, candidates, kinds)
+
+            def steps(*stage: str) -> Steps:
+                chosen = suite(cells, (*stage, *options.pytest_options), "quick")
+                return Steps(subject, cells, chosen, folder, "first-updates-" if stage else "")
+
+            found = searched(steps, candidates, kinds, options.pytest_options)
     except InputError as error:
         parser.error(str(error))
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on with what is in {folder}")
         return 130
-    say(conclusion(subject.name, result))
-    return int(bool(result.skipped))
+    say("\n".join(conclusion(subject, found).sentences))
+    return int(bool(found.bisection.skipped))

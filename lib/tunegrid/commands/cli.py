@@ -1,5 +1,6 @@
 """A program of several commands: the first word of the command line names one, whose exit code it returns."""
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +8,9 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from tunegrid import ROOT
+from tunegrid.terminal import say
+
+BROKEN_PIPE = 141  # exit code, as a shell gives it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +31,22 @@ class Program:
 
     def main(self, arguments: list[str] | None = None) -> int:
         """Run a command; return its exit code, 2 for one that does not exist."""
-        name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+        try:
+            code = self._run(*(sys.argv[1:] if arguments is None else arguments))
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever reads has enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more when it ends
+            return BROKEN_PIPE
+        return code
+
+    def _run(self, name: str = "--help", *rest: str) -> int:
         if trouble := self.trouble(name):
-            print(trouble, file=sys.stderr)
+            say(trouble, error=True)
             return 2
         if name in ("-h", "--help"):
-            print(self.usage)
+            say(self.usage)
             return 0
-        code: int = import_module(f"{self.package}.{name}").main(rest)
+        code: int = import_module(f"{self.package}.{name}").main(list(rest))
         return code
 
     def trouble(self, name: str) -> str:

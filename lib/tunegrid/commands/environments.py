@@ -1,9 +1,11 @@
-"""Virtual environments for `bisect`, one per version of a package or commit of a checkout.
+"""Virtual environments for `bisect` and `upgrade`: for a version of a package, a commit of a checkout, or several packages.
 
-An environment holds this one package. Everything else it takes from the environment that this process runs in.
+An environment holds these packages alone. Everything else it takes from the environment that this process runs in. uv installs
+them where it is on the PATH, and links files of its cache in place of copying them; else pip.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 import subprocess
@@ -20,8 +22,10 @@ from packaging.version import InvalidVersion, Version
 
 from tunegrid.errors import InputError
 
-# Nothing but the package; its modules are compiled as they are imported, which is a part of them.
+# Nothing but the packages; their modules are compiled as they are imported, which is a part of them.
 PIP_OPTIONS = ("--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check")
+UV_OPTIONS = ("--quiet", "--no-deps")
+MAKES_ROOM = "`tunegrid cache --prune` makes room"
 
 
 class Subject(Protocol):
@@ -41,7 +45,7 @@ class Subject(Protocol):
     def between(self, good: str, bad: str) -> list[str]:
         """Versions from the good one to the bad one, both included, in order; raises InputError where there are none."""
 
-    def source(self, version: str) -> AbstractContextManager[str]:
+    def source(self, version: str) -> AbstractContextManager[Sequence[str]]:
         """What pip installs for a version."""
 
 
@@ -77,9 +81,9 @@ class Releases:
         lines = output_of(command, f"the releases of {self.name} cannot be listed (give them with --versions A,B,C)")
         return [text.strip() for line in lines if line.startswith(prefix) for text in line.removeprefix(prefix).split(",")]
 
-    def source(self, version: str) -> AbstractContextManager[str]:
+    def source(self, version: str) -> AbstractContextManager[Sequence[str]]:
         """A requirement."""
-        return contextlib.nullcontext(f"{self.name}=={version}")
+        return contextlib.nullcontext([f"{self.name}=={version}"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +114,13 @@ class Commits:
         return [first, *commits]
 
     @contextlib.contextmanager
-    def source(self, version: str) -> Iterator[str]:
+    def source(self, version: str) -> Iterator[Sequence[str]]:
         """A copy of the commit, with its history, by which some builds name their version."""
         copy = self.folder / "source"
         shutil.rmtree(copy, ignore_errors=True)
         self._git("clone", "--quiet", "--shared", "--no-checkout", ".", str(copy.resolve()))
         output_of(["git", "-C", str(copy), "checkout", "--quiet", version], f"{version} of {self.repo} cannot be read")
-        yield str(copy)
+        yield [str(copy)]
         shutil.rmtree(copy)
 
     def _git(self, *arguments: str) -> list[str]:
@@ -125,28 +129,63 @@ class Commits:
 
 def python_with(subject: Subject, version: str, folder: Path) -> Path:
     """A Python that has this version, installed where it is not yet; raises InputError where it cannot be."""
-    paths = {name: Path(sysconfig.get_path(name, "venv", {"base": str(folder)})) for name in ("scripts", "purelib")}
-    python, link = paths["scripts"] / "python", paths["purelib"] / "tunegrid-shared.pth"
+    return python_of(subject.source(version), folder, subject.options, f"{subject.name} {version}")
+
+
+def python_of(
+    sources: AbstractContextManager[Sequence[str]], folder: Path, options: Sequence[str] = (), what: str = "the upgrade"
+) -> Path:
+    """The Python of an environment with these packages, which is made where it is not there yet.
+
+    Args:
+        sources: what pip installs; entered only where the environment is made.
+        folder: the environment's.
+        options: of pip, as where it looks for wheels.
+        what: is installed, for the sentence of an error.
+
+    Raises:
+        InputError: where they cannot be installed; the folder is gone then.
+    """
+    python, link = path_in(folder, "scripts") / "python", path_in(folder, "purelib") / "tunegrid-shared.pth"
     if link.is_file():  # it is written last
         return python
-    # Without pip, which takes seconds to unpack: ours installs into it.
-    venv.EnvBuilder(clear=True, symlinks=os.name != "nt").create(folder)
-    with subject.source(version) as source:
-        command = [sys.executable, "-m", "pip", "--python", str(python), "install", *PIP_OPTIONS]
-        output_of([*command, *subject.options, source], f"{subject.name} {version} cannot be installed")
-    # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads editable
-    # installations, too; what it adds comes after the environment's own packages.
-    shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    lines = [f"import site; site.addsitedir({path!r})\n" for path in shared]
-    link.write_text("".join(lines))
+    try:
+        # Without pip, which takes seconds to unpack: ours installs into it.
+        venv.EnvBuilder(clear=True, symlinks=os.name != "nt").create(folder)
+        with sources as given:
+            output_of([*installer(python), *options, *given], f"{what} cannot be installed")
+        # Only now, so that pip does not take a version that is already here for the one to install. `addsitedir` reads editable
+        # installations, too; what it adds comes after the environment's own packages.
+        shared = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+        lines = [f"import site; site.addsitedir({path!r})\n" for path in shared]
+        link.write_text("".join(lines), encoding="utf-8")
+    except (OSError, InputError) as error:
+        shutil.rmtree(folder, ignore_errors=True)  # half of one only takes room
+        reason = f"{what} cannot be installed: {error.strerror} ({folder})" if isinstance(error, OSError) else str(error)
+        raise InputError(reason + (f"; {MAKES_ROOM}" if os.strerror(errno.ENOSPC) in reason else "")) from None
     return python
 
 
-def output_of(command: Sequence[str], failure: str) -> list[str]:
-    """The lines that a command prints; raises InputError with its last line of error where it fails."""
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+def path_in(folder: Path, name: str) -> Path:
+    """Where an environment has its scripts or its packages, by sysconfig's name for them."""
+    return Path(sysconfig.get_path(name, "venv", {"base": str(folder), "platbase": str(folder)}))
+
+
+def installer(python: Path) -> list[str]:
+    """The command that installs into the environment of a Python."""
+    if uv := shutil.which("uv"):
+        return [uv, "pip", "install", *UV_OPTIONS, "--python", str(python)]
+    return [sys.executable, "-m", "pip", "--python", str(python), "install", *PIP_OPTIONS]
+
+
+def output_of(command: Sequence[str], failure: str, *, errors_too: bool = False) -> list[str]:
+    """The lines that a command prints, with those on stderr if asked; raises InputError with its last error where it fails."""
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{failure}: {command[0]}: {error.strerror}") from None
     if answer.returncode:
         errors = [line for line in answer.stderr.splitlines() if line.startswith(("ERROR", "fatal"))]
         reason = [*answer.stderr.splitlines(), *errors][-1:] or [f"exit code {answer.returncode}"]
-        raise InputError(f"{failure}: {reason[0]}")
-    return answer.stdout.splitlines()
+        raise InputError(f"{failure}: {reason[0].strip()}")
+    return (answer.stdout + answer.stderr if errors_too else answer.stdout).splitlines()

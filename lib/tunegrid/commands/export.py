@@ -5,12 +5,20 @@ its points.
 """
 
 import argparse
-import sys
 from pathlib import Path
+from typing import Any
 
 from tunegrid.errors import InputError
 from tunegrid.results.files import read_list
 from tunegrid.results.tidy import Columns, figures, rows_of
+from tunegrid.terminal import say
+
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # with which a spreadsheet takes a cell of a CSV file for a formula, and runs it
+
+
+def as_text(value: Any) -> Any:
+    """The value, with an apostrophe before text that a spreadsheet would take for a formula."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def write_table(columns: Columns, path: Path) -> None:
@@ -20,6 +28,8 @@ def write_table(columns: Columns, path: Path) -> None:
     import pyarrow.parquet as pq
 
     writers = {".parquet": pq.write_table, ".csv": pyarrow.csv.write_csv}
+    if path.suffix == ".csv":
+        columns = {as_text(name): list(map(as_text, values)) for name, values in columns.items()}
     if path.suffix not in writers:
         raise InputError(f"{path}: give a name that ends in {' or '.join(writers)}")
     try:
@@ -45,6 +55,6 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         parser.error(str(error))
     for sentence in missing:
-        print(sentence, file=sys.stderr)
-    print(f"wrote {options.output}: {len(columns['run'])} rows of {len(columns)} columns")
+        say(sentence, error=True)
+    say(f"wrote {options.output}: {len(columns['run'])} rows of {len(columns)} columns")
     return 0

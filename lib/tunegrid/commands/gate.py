@@ -12,10 +12,15 @@ from pathlib import Path
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
+from tunegrid.results.annotations import annotate
 from tunegrid.results.answer import COUNTED, FAILED_BY, answer_of, kinds_of
 from tunegrid.results.files import read_list
-from tunegrid.results.gate import Run, furthest, gate
-from tunegrid.results.gate_report import FORMATS, numerics_table, write_step_summary
+from tunegrid.results.flips import flips
+from tunegrid.results.gate import Run, furthest, gate, paired
+from tunegrid.results.gate_report import FORMATS, Report, numerics_table, write_step_summary
+from tunegrid.results.new_warnings import warnings_that_differ
+from tunegrid.results.policy import policy_for
+from tunegrid.terminal import say
 
 
 def parser() -> argparse.ArgumentParser:
@@ -31,8 +36,16 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="also print what verdicts on numerics rest on, and how far figures lie apart",
     )
+    line.add_argument("--show-flips", type=_rows, metavar="N", help="list up to N test rows of each cell that changed")
+    line.add_argument("--policy", type=Path, metavar="FILE.toml", help="which cells are critical, supporting or advisory")
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
     return line
+
+
+def _rows(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,6 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
         line.error("--strict was replaced: write --on=quality,memory,cannot-tell")
     if options.numerics and options.format != "text":
         line.error("--numerics prints text: leave out --format")
+    if options.show_flips and options.format == "json":
+        line.error("--show-flips prints text or Markdown: give another --format")
     try:
         old, new = read_list(options.old), read_list(options.new)
         return exact(old, new) if options.exact else judge(old, new, options)
@@ -53,19 +68,25 @@ def main(arguments: list[str] | None = None) -> int:
 def exact(old: Sequence[Record], new: Sequence[Record]) -> int:
     """Print every difference between scores; return whether there is one."""
     lines = differences(old, new)
-    print("\n".join(lines or [identical(old, new)]))
+    say("\n".join(lines or [identical(old, new)]))
     return int(bool(lines))
 
 
 def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return the answer's exit code."""
     kinds, before, after = kinds_of(options.on), Run.of(old, options.old), Run.of(new, options.new)
-    judged = gate(before, after)
-    answer = answer_of(new, judged, kinds, baseline=options.old.name)
+    policy = policy_for(options.policy, [*old, *new])
+    judged = gate(before, after, policy=policy)
+    answer = answer_of(new, judged, kinds, baseline=options.old.name, before=old, policy=policy)
+    listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else None
+    warnings = warnings_that_differ(old, new)
+    report = Report(judged=judged, answer=answer, flips=listed, policy=policy, warnings=warnings)
     if options.numerics:
-        print(*numerics_table(judged, furthest(before, after)), sep="\n")
-    print(FORMATS[options.format](judged, answer))
-    write_step_summary(judged, answer)
+        say("\n".join(numerics_table(judged, furthest(before, after))))
+    say(FORMATS[options.format](report))
+    if options.format == "text":
+        annotate(answer, new)
+    write_step_summary(report)
     return answer.exit_code
 
 

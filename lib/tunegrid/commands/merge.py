@@ -8,18 +8,18 @@ beside each other anew, since a part does not show what all together do; the exi
 """
 
 import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.files import BenchmarkRow, RunJson, is_cell, load
+from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell, load
 from tunegrid.results.files import current as current_row
 from tunegrid.results.journal import as_run, latest
 from tunegrid.results.shards import KEY, case_of, check_divided_alike, missing, shard_of
 from tunegrid.results.writing import FinishedRun, name_of
+from tunegrid.terminal import say
 
 RowKey = tuple[str, int | None]  # a row's name without its seed, and the seed
 
@@ -47,7 +47,8 @@ def merged(runs: Mapping[Path, RunJson]) -> Merged:
     finished = FinishedRun(records)
     first = next(iter(runs.values()))
     run = {name: value for name, value in first.items() if name != KEY} | {"benchmarks": finished.rows(rows)}
-    return Merged(run=run, finished=finished, absent=missing(shards.values(), {case_of(record) for record in records.values()}))
+    present = {case_of(records[key]) for key in records if not has_no_time(rows[key])}
+    return Merged(run=run, finished=finished, absent=missing(shards.values(), present))
 
 
 def _joined(runs: Mapping[Path, RunJson]) -> tuple[dict[RowKey, BenchmarkRow], dict[RowKey, Record]]:
@@ -58,6 +59,10 @@ def _joined(runs: Mapping[Path, RunJson]) -> tuple[dict[RowKey, BenchmarkRow], d
     for path, run in runs.items():
         for row in run["benchmarks"]:
             key, current, record = _read(row, path)
+            if key in rows and (has_no_time(rows[key]) or has_no_time(current)):
+                if has_no_time(current):
+                    continue  # another run has more of it
+                del rows[key], records[key], sources[key]
             if key in rows and rows[key]["extra_info"] != current["extra_info"]:
                 name, seed = key
                 raise InputError(f"{name} with seed {seed} is in {sources[key]} and in {path}, with different results")
@@ -72,16 +77,20 @@ def _read(row: BenchmarkRow, path: Path) -> tuple[RowKey, BenchmarkRow, Record |
     name = name_of(row)
     if not is_cell(row["extra_info"]):
         return (name, None), row, None
-    row, record = current_row(row, str(path))
+    row, record = current_row(row, path)
     seed = record.seeds.seed
     return (name.replace(f"-seed{seed}]", "]"), seed), row, record  # with --seeds, a test's id says it
 
 
-def runs_of(paths: Sequence[Path], journal: str | None) -> dict[Path, RunJson]:
-    """Saved runs, and that of a journal if one is named; "" names the newest. Raises InputError where one cannot be read."""
+def runs_of(paths: Sequence[Path], journal: str | None, output: Path) -> dict[Path, RunJson]:
+    """Saved runs, and that of a journal if one is named; "" names that of the session that was to write the output.
+
+    Raises:
+        InputError: where one cannot be read.
+    """
     runs = {path: load(path) for path in paths}
     if journal is not None:
-        path = Path(journal) if journal else latest()
+        path = Path(journal) if journal else latest(run=output)
         runs[path] = as_run(path)
     return runs
 
@@ -91,21 +100,27 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunegrid merge", description=__doc__)
     parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
     parser.add_argument(
-        "--journal", nargs="?", const="", metavar="FILE", help="also the cells of this journal (default: the newest here)"
+        "--journal",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="also the cells of this journal (default: of the session that was to write OUT, else the newest)",
     )
     parser.add_argument("-o", "--output", type=Path, required=True, metavar="OUT.json")
     options = parser.parse_args(arguments)
     if not options.runs and options.journal is None:
         parser.error("give the runs to merge, or --journal for that of a session that was killed")
     try:
-        runs = runs_of(options.runs, options.journal)
+        runs = runs_of(options.runs, options.journal, options.output)
         whole = merged(runs)
         whole.finished.save(whole.run, options.output, beside=options.runs)
     except (InputError, OSError) as error:
         parser.error(str(error))
     for line in whole.finished.lines():
-        print(line.text)
-    print(f"wrote {options.output}: {len(whole.run['benchmarks'])} rows of {len(runs)} runs")
+        say(line.text)
+    if options.journal == "":
+        say(f"took the journal {list(runs)[-1]}")
+    say(f"wrote {options.output}: {len(whole.run['benchmarks'])} rows of {len(runs)} runs")
     for sentence in whole.absent:
-        print(sentence, file=sys.stderr)
+        say(sentence, error=True)
     return 1 if whole.absent or whole.finished.contradicted else 0

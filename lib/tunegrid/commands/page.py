@@ -11,6 +11,7 @@ from tunegrid.errors import InputError
 from tunegrid.page.render import screenshot, write
 from tunegrid.page.runs import read_page_run
 from tunegrid.page.view import page_of
+from tunegrid.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,5 +31,5 @@ def main(arguments: list[str] | None = None) -> int:
             screenshot(options.output, options.screenshot)
     except InputError as error:
         parser.error(str(error))
-    print(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
+    say(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
     return 0

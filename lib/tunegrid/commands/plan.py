@@ -10,10 +10,12 @@ from pathlib import Path
 
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
+from tunegrid.grid.larger import is_larger, larger
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.results.estimates import committed_runs, estimates
 from tunegrid.results.files import read_list
 from tunegrid.results.plan import as_json, lines, plan_of
+from tunegrid.terminal import say
 
 
 def _count(text: str) -> int:
@@ -41,14 +43,17 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--gpus", type=_count, required=True, metavar="N")
     parser.add_argument("--seeds", type=_count, default=1, metavar="N", help="runs of each cell (default 1)")
     parser.add_argument("--price-per-hour", type=_price, metavar="PRICE", help="of one GPU, as in 2.50")
+    parser.add_argument("--larger", action="store_true", help="the 36 cells of larger backbones in place of the study's 27")
     parser.add_argument("--format", choices=("text", "json"), default="text")
     options = parser.parse_args(arguments)
     try:
         for path in options.runs:
             read_list(path)  # one that is named must be sound
-        known = estimates(STUDY.cells(FULL_PROFILE), options.runs or committed_runs())
+        grid = larger() if options.larger else STUDY
+        ids = tuple(filter(is_larger, grid.ids(FULL_PROFILE))) if options.larger else STUDY_IDS
+        known = estimates([grid.cell(cell_id, FULL_PROFILE) for cell_id in ids], options.runs or committed_runs())
     except InputError as error:
         parser.error(str(error))
-    plan = plan_of(STUDY_IDS, known, gpus=options.gpus, seeds=options.seeds, price=options.price_per_hour)
-    print(json.dumps(as_json(plan), indent=1) if options.format == "json" else "\n".join(lines(plan)))
+    plan = plan_of(ids, known, gpus=options.gpus, seeds=options.seeds, price=options.price_per_hour)
+    say(json.dumps(as_json(plan), indent=1) if options.format == "json" else "\n".join(lines(plan)))
     return 0

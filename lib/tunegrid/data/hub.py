@@ -36,7 +36,7 @@ def commit_of(dataset: str, config: str | None) -> str | None:
     import datasets
 
     try:
-        commit: str | None = datasets.load_dataset_builder(dataset, config).hash
+        commit: str | None = datasets.load_dataset_builder(dataset, config, trust_remote_code=False).hash
     except Exception:  # whatever their HTTP client raises: reading the rows will say it
         return None
     return commit

@@ -3,6 +3,7 @@
 Rows are checked before anything trains on them; an InputError names the row.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any
@@ -73,7 +74,7 @@ def check_task(task: Task) -> None:
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `index` is its number in its file."""
-    if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row):
+    if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row) or _half_character(task, row):
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")
 
@@ -93,6 +94,16 @@ def _type_fault(task: Task, column: str, value: Any) -> str:
 def _wrong_type(task: Task, row: Row) -> str | None:
     wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
     return next((_type_fault(task, name, row.get(name)) for name in wrong), None)
+
+
+def _half_character(task: Task, row: Row) -> str | None:
+    """JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes."""
+    for column in task.columns:
+        try:
+            json.dumps(row[column], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            return f"column {column!r} holds half a character ({error.object[error.start]!r}), which is no text"
+    return None
 
 
 def _label_fault(task: Task, row: Row) -> str | None:

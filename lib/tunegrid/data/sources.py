@@ -6,7 +6,8 @@ A folder may hold JSON lines, Parquet or what `datasets.save_to_disk` writes; co
 import json
 import re
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, overload
 
@@ -15,8 +16,21 @@ from tunegrid.grid.tasks import Task
 
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
+LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
 HELD_BYTES = 2**25  # of JSON lines: a larger file stays on its disk
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
+
+
+@contextmanager
+def reading(origin: str) -> Iterator[None]:
+    """Whatever a library raises meanwhile, of whichever part of a damaged file, is an InputError of one sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        cause = f"{type(error).__name__}: {first_line(error)[:LONGEST_CAUSE]}"
+        raise InputError(f"{origin} cannot be read ({cause}); save the data set there anew") from None
 
 
 class Table(Protocol):
@@ -137,14 +151,16 @@ class DatasetTable:
 
     def column(self, name: str) -> Sequence[Any]:
         """One column's values."""
-        return list(self._dataset[name])
+        with reading(self.origin):
+            return list(self._dataset[name])
 
     def take(self, indices: Sequence[int]) -> Sequence[Row]:
         """The rows at these indices."""
         return StoredRows(self._read, indices)
 
     def _read(self, indices: Sequence[int]) -> list[Row]:
-        columns = self._dataset.select(list(indices))[:]
+        with reading(self.origin):
+            columns = self._dataset.select(list(indices))[:]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
@@ -168,12 +184,14 @@ def _from_folder(task: Task, root: Path) -> dict[str, Any]:
         inside = f"it holds {', '.join(has) or 'no folders'}" if has is not None else "which does not exist"
         raise InputError(f"no folder {task.folder!r} below --data-root {root} ({inside}); rows of {task.dataset} go there")
     if (folder / "dataset_dict.json").is_file():
-        return _saved(folder)
+        with reading(str(folder)):
+            return _saved(folder)
     by_name: dict[str, Any] = {}
     for path in sorted(folder.iterdir()):
         split = SHARD.sub("", path.stem)
         if path.suffix in READERS and split not in by_name:
-            by_name[split] = READERS[path.suffix](folder, split)
+            with reading(str(path)):
+                by_name[split] = READERS[path.suffix](folder, split)
     if not by_name:
         raise InputError(f"{folder} has no .jsonl, .parquet or dataset_dict.json; give one file per split, as in train.jsonl")
     return by_name
@@ -183,6 +201,8 @@ def _saved(folder: Path) -> dict[str, Any]:
     import datasets
 
     splits = datasets.load_from_disk(str(folder))
+    for split in splits.values():
+        split.data.validate(full=True)  # an Arrow file's wrong offset would read past its end, which no exception tells
     return {name: DatasetTable(split, str(folder / name)) for name, split in splits.items()}
 
 
@@ -208,7 +228,7 @@ def _json_lines(folder: Path, split: str) -> ListTable | LinesTable:
 def _json_row(line: str, source: str) -> Row:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{source}: invalid JSON ({error})") from None
     if not isinstance(row, dict):
         raise InputError(f"{source}: expected a JSON object with the data set's columns")
@@ -232,7 +252,7 @@ def _from_hub(task: Task) -> dict[str, Any]:
     import datasets
 
     try:
-        splits = datasets.load_dataset(task.dataset, task.config)
+        splits = datasets.load_dataset(task.dataset, task.config, trust_remote_code=False)
     except Exception as error:  # the libraries below raise whatever their HTTP client of the year does
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}") from None

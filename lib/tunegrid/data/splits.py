@@ -13,6 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
+from tunegrid.data.noise import noisy
 from tunegrid.data.rows import check_column, check_row, check_task, identity, text_hash
 from tunegrid.data.sources import Row, Table, tables
 from tunegrid.errors import InputError
@@ -69,6 +70,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     """Rows of all three splits, capped, checked and without copies; raises InputError for anything that cannot be used.
 
     A text that stands in test is dropped from train and validation, one that stands in validation from train.
+    A share `profile.label_noise` of the training rows then gets a wrong target.
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
@@ -80,8 +82,11 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     apart["train"] = _without(parts["train"], hashes["train"], scoring)
     dropped = {name: len(parts[name].indices) - len(part.indices) for name, part in apart.items()}
     kept = parts | apart
+    rows = {name: part.rows for name, part in kept.items()}
+    if profile.label_noise:
+        rows["train"] = noisy(task, rows["train"], profile.label_noise)
     return Splits(
-        **{name: part.rows for name, part in kept.items()},
+        **rows,
         origins={name: part.origin for name, part in kept.items()},
         revision=parts["train"].table.revision,
         dropped=dropped,
@@ -156,7 +161,7 @@ def _text_hashes(task: Task, part: TableSlice) -> Sequence[int]:
     """A hash of each row's text, which all of them are checked for: the texts themselves are not kept."""
     columns, hashes = task.identity or (*task.text, *task.text_pair), array("Q")
     for index, row in zip(part.indices, part.rows, strict=True):
-        check_row(task, row, index, part.origin)
+        check_row(task, row, index, part.table.origin)
         hashes.append(text_hash(identity(row, columns)))
     return hashes
 

@@ -17,6 +17,14 @@ class Layout(StrEnum):
     CHAT = "chat"  # the tokenizer's chat template: the source is the user's turn, the target the assistant's
 
 
+class Objective(StrEnum):
+    """What a backbone was pretrained to predict."""
+
+    MASKED = "masked"  # hidden tokens of a text (BERT)
+    CAUSAL = "causal"  # each next token (GPT-2)
+    SPANS = "spans"  # hidden spans, spelled out by the decoder (T5)
+
+
 # The layouts that a head may have for a kind of problem; None points or classifies, and generates nothing.
 LAYOUTS: Mapping[Problem, tuple[Layout | None, ...]] = {
     Problem.CLASSIFY: (None,),
@@ -72,6 +80,7 @@ class Backbone:
         segments: the model tells the two texts apart by token type ids.
         dtype: in which a frozen base is loaded; what trains is fp32 whatever the base is.
         overflows_fp16: its activations leave fp16's range, on any device.
+        objective: that it was pretrained with, for `-m forgetting`; None: not declared, and not asked.
         shape: the checkpoint's config, for models of its true size without its weights.
         special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
     """
@@ -85,6 +94,7 @@ class Backbone:
     segments: bool = False
     dtype: str = "float32"
     overflows_fp16: bool = False
+    objective: Objective | None = None
     shape: Mapping[str, Any] = field(repr=False)
     special_tokens: Mapping[str, int] = field(repr=False)
     vocabulary: int
@@ -113,6 +123,7 @@ BERT = Backbone(
     micro="bert-micro",
     wrap=Wrap(before="cls_token", between="sep_token", after="sep_token"),
     segments=True,
+    objective=Objective.MASKED,
     shape={
         "model_type": "bert",
         "vocab_size": 30_522,
@@ -146,6 +157,7 @@ GPT2 = Backbone(
     revision="607a30d783dfa663caf39e06633721c8d4cfcd7e",
     micro="gpt2-micro",
     wrap=Wrap(before=None, between="eos_token", after=None),
+    objective=Objective.CAUSAL,
     shape={
         "model_type": "gpt2",
         "vocab_size": 50_257,
@@ -175,6 +187,7 @@ T5 = Backbone(
     micro="t5-micro",
     wrap=Wrap(before=None, between="eos_token", after="eos_token"),
     overflows_fp16=True,
+    objective=Objective.SPANS,
     shape={
         "model_type": "t5",
         "vocab_size": 32_128,

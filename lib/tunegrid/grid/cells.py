@@ -18,6 +18,7 @@ from tunegrid.grid.optimizers import OPTIMIZERS, OptimizerFactory
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.quick import QUICK, quick_changes
 from tunegrid.grid.recipes import RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe
+from tunegrid.grid.shifts import RESERVED, Shift
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
@@ -71,6 +72,7 @@ class Grid:
     Attributes:
         recipes: by cell id; `quick` are the fields that make them quick ones, for cells that have a micro backbone.
         heads: of cells whose head is not the backbone's own.
+        shifts: changes of rows that `-m shifted` scores on, beside the suite's own.
         refused: reasons against cells that their libraries cannot train, by cell id.
     """
 
@@ -81,6 +83,7 @@ class Grid:
     recipes: dict[str, Recipe] = field(default_factory=dict)
     quick: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
+    shifts: dict[str, Shift] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
     def add_backbone(
@@ -116,6 +119,12 @@ class Grid:
         if name in self.optimizers:
             raise InputError(f"optimizer {name!r} is in the grid already; give yours another name")
         self.optimizers[name] = make
+
+    def add_shift(self, shift: Shift) -> None:
+        """A change of rows for `-m shifted`. Raises InputError for a name that is taken."""
+        if shift.id in RESERVED:
+            raise InputError(f"shift {shift.id!r}: the name stands for something else; give yours another id")
+        _add(self.shifts, "shift", shift.id, shift)
 
     def add_recipe(
         self, cell_id: str, recipe: Recipe, *, quick: Mapping[str, Any] | None = None, head: Head | None = None
@@ -232,7 +241,8 @@ class Grid:
         if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
             near = get_close_matches(cell_id, [*self.recipes], n=1)
             hint = f"; did you mean {near[0]}?" if near else ";"
-            raise InputError(f"unknown cell {cell_id!r}{hint} `pytest -m full --list-cells` lists all {len(self.recipes)}")
+            lists = "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones"
+            raise InputError(f"unknown cell {cell_id!r}{hint} {lists}")
         backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
         return backbone, task, method
 

@@ -5,6 +5,7 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, is_dataclass
@@ -64,6 +65,7 @@ class Method:
     name: str
     quantization: Quantization | None = None
     adapts: ClassVar[bool] = False
+    scale_can_be_reset: ClassVar[bool] = False  # by PEFT, to what it was, once it was changed
     largest_share: ClassVar[float] = 0.05  # of full fine-tuning's gradients and moments, for a method that adapts
 
     def check(self, recipe: Recipe) -> None:
@@ -98,6 +100,10 @@ class Method:
     def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
         """What `layer_facts` must return for every adapted layer."""
         return ()
+
+    def declared_facts_of(self, cell: "Cell", layer: str) -> tuple[str, ...]:
+        """The same for the layer of this name, where a method declares other facts for some layers."""
+        return self.declared_facts(cell)
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Facts of an adapted layer, as "rank 8" and "scale 2"."""
@@ -243,6 +249,7 @@ class Lora(Adapting):
     """
 
     trains_token_rows: ClassVar[bool] = True
+    scale_can_be_reset: ClassVar[bool] = True
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def check(self, recipe: Recipe) -> None:
@@ -273,11 +280,23 @@ class Lora(Adapting):
         assert cell.recipe.adapter, "checked by `check`"
         return f"rank {cell.recipe.adapter.r}", f"scale {self._scale(cell):g}"
 
-    def _scale(self, cell: "Cell") -> float:
-        """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
+    def declared_facts_of(self, cell: "Cell", layer: str) -> tuple[str, ...]:
+        """Rank and scale, of which `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""
+        if not {"rank_pattern", "alpha_pattern"} & set(self.options):
+            return self.declared_facts(cell)
         assert cell.recipe.adapter, "checked by `check`"
-        rank = cell.recipe.adapter.r
-        return cell.recipe.adapter.lora_alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
+        rank = _by_pattern(self.options.get("rank_pattern", {}), layer, cell.recipe.adapter.r)
+        alpha = _by_pattern(self.options.get("alpha_pattern", {}), layer, cell.recipe.adapter.lora_alpha)
+        return f"rank {rank}", f"scale {self._scaled(alpha, rank):g}"
+
+    def _scale(self, cell: "Cell") -> float:
+        """The recipe's."""
+        assert cell.recipe.adapter, "checked by `check`"
+        return self._scaled(cell.recipe.adapter.lora_alpha, cell.recipe.adapter.r)
+
+    def _scaled(self, alpha: float, rank: int) -> float:
+        """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
+        return alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
 
     def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants."""
@@ -324,6 +343,11 @@ class Lora(Adapting):
         faults += [f"{name} is {known[name]!r}, not {value!r}" for name, value in self.options.items() if known[name] != value]
         faults += [f"no {TRACES[name]}" for name in self.options if name in TRACES and TRACES[name] not in groups]
         return not faults, "; ".join(faults) or f"{', '.join(self.options)}; {', '.join(sorted(groups))}"
+
+
+def _by_pattern(pattern: Mapping[str, int], layer: str, default: int) -> int:
+    """The value of the first key that is a layer's name, or whole parts at its end; keys are regular expressions, as PEFT's."""
+    return next((value for key, value in pattern.items() if re.fullmatch(rf"(.*\.)?({key})", layer)), default)
 
 
 def _plain(value: Any) -> Any:

@@ -42,6 +42,7 @@ class Profile:
         fsdp: each of them holds a part of all weights while the cell trains.
         seed: of initialisation, dropout and the order of rows; the splits have a seed of their own.
         perturbation: the draw of noise that moves the start in its last digits, to measure what rounding does; None: none.
+        label_noise: share of the training rows that get a wrong target.
         feature_cache: folder for tokenised rows; None tokenises every time.
     """
 
@@ -63,6 +64,7 @@ class Profile:
     train_rows: int | None = None
     eval_rows: int | None = None
     own_test: bool = False
+    label_noise: float = 0.0
     device: str | None = None
     feature_cache: Path | None = None
 
@@ -141,3 +143,8 @@ QUICK_PROFILE = Profile(
     device="cpu",  # the same scores on a machine with a GPU
 )
 ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo", zoo=True)
+# The libraries' own path takes a few updates on a few rows, of whatever size the backbone is.
+STOCK_PROFILE = replace(QUICK_PROFILE, id="stock")
+STOCK_FULL_PROFILE = Profile(
+    id="stock", caps=dict.fromkeys(FULL_CAPS, Caps(train=400, validation=10, test=10)), feature_cache=CACHE / "features"
+)

@@ -53,7 +53,7 @@ SHARED: Mapping[str, Fields] = {
 #   the study.
 QUICK: Mapping[str, Fields] = {
     "bert_sa_lora": {"max_steps": 40, "learning_rate": 5e-3},
-    "bert_sa_qlora": {"max_steps": 40, "learning_rate": 6e-3, "per_device_train_batch_size": 12},
+    "bert_sa_qlora": {"max_steps": 56, "learning_rate": 4e-3, "per_device_train_batch_size": 12},
     "bert_sa_sft": {"max_steps": 72, "learning_rate": 1e-3},
     "bert_qa_lora": {"max_steps": 40, "learning_rate": 2e-3},
     "bert_qa_qlora": {"max_steps": 36, "learning_rate": 2e-3},
@@ -63,7 +63,7 @@ QUICK: Mapping[str, Fields] = {
     "bert_sum_sft": {"max_steps": 34, "learning_rate": 2e-3},
     "gpt2_sa_lora": {"max_steps": 40, "learning_rate": 3e-3, "precision": "bf16"},
     "gpt2_sa_qlora": {"max_steps": 40, "learning_rate": 3e-3},
-    "gpt2_sa_sft": {"max_steps": 40, "learning_rate": 5e-4},
+    "gpt2_sa_sft": {"max_steps": 64, "learning_rate": 3e-4},
     "gpt2_qa_lora": {
         "max_steps": 90,
         "learning_rate": 6e-3,
@@ -77,7 +77,7 @@ QUICK: Mapping[str, Fields] = {
     "gpt2_sum_sft": {"max_steps": 36, "learning_rate": 1e-3},
     "t5_sa_lora": {"max_steps": 50, "learning_rate": 4e-3, "head_learning_rate": 4e-4},
     "t5_sa_qlora": {"max_steps": 50, "learning_rate": 4e-3, "head_learning_rate": 4e-4},
-    "t5_sa_sft": {"max_steps": 44, "learning_rate": 5e-4, "head_learning_rate": 5e-3},
+    "t5_sa_sft": {"max_steps": 60, "learning_rate": 5e-4, "head_learning_rate": 5e-3},
     "t5_qa_lora": {"max_steps": 150, "learning_rate": 3e-3, "head_learning_rate": 4e-4},
     "t5_qa_qlora": {"max_steps": 150, "learning_rate": 3e-3, "head_learning_rate": 4e-4},
     "t5_qa_sft": {"max_steps": 26, "learning_rate": 1.5e-3, "per_device_train_batch_size": 16},

@@ -129,6 +129,7 @@ class AdaLora(Lora):
     start: float = 1.5
     first: float = 0.1
     last: float = 0.4
+    scale_can_be_reset: ClassVar[bool] = False  # PEFT 0.21.2 resets it to alpha / r, where AdaLoRA's is alpha
     STATE: ClassVar = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:

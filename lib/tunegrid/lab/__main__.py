@@ -8,8 +8,11 @@ COMMANDS = {
     "measure": "all that the suite says of itself, once: bounds, noise, baseline, error rates, zoo",
     "calibrate": "train a grid with several seeds and write its bounds and its training noise",
     "power": "what the gate sees, and how often it is wrong: simulated",
+    "pairs": "what `tunegrid speed` sees, and how often it is wrong: simulated",
     "sensitivity": "what the gate sees of real degradations: trains the quick cells with something wrong",
     "false_alarms": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
+    "touched": "trace which files of the libraries each quick cell runs, for `tunegrid cells --touched-by`",
+    "record_adapters": "save one small adapter per method with an older PEFT, for newer releases to serve alike",
 }
 
 main = Program(name="python -m tunegrid.lab", package="tunegrid.lab", commands=COMMANDS).main

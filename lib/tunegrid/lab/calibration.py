@@ -65,7 +65,7 @@ def bound_of(
         scores: of healthy runs, one per seed.
         noise: the deviation between seeds, moderated.
         bounds: how many bounds a run must meet.
-        control: the best score of a control, which has learned nothing of the task.
+        control: the best score of a control.
         share: the bound lies at most so far on the way from the mean to the control.
     """
     mean = fmean(scores)
@@ -87,7 +87,7 @@ class Calibration:
     Attributes:
         seeds: runs that differ in their seed: first those of all cells, then those of cells that need more.
         perturbed: by seed, that seed's run and its runs from perturbed starts.
-        controls: the best score of all controls, by cell and score.
+        controls: the best score of the controls that bounds lie far from, by cell and score.
         control_share: of the way from the mean to a control, beyond which no bound lies.
     """
 
@@ -177,7 +177,7 @@ def thresholds_toml(calibration: Calibration) -> str:
         "# Written by `python -m tunegrid.lab calibrate`. Scores are points, 0-100. Made so that a healthy run of the whole",
         "# grid misses any with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between",
         "# seeds (noise.toml, pooled over the cells of a kind). But no bound lies farther from the mean than",
-        f"# {calibration.control_share:.0%} of the way to `control`, the best score of a run that learned nothing.",
+        f"# {calibration.control_share:.0%} of the way to `control`, the best score of a control.",
         *evidence(calibration),
     ]
     for (cell, metric), bound in calibration.bounds().items():

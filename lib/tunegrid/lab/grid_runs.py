@@ -1,6 +1,6 @@
 """Runs the pytest sessions that the lab's commands need, and trains none of them twice.
 
-A session is kept in .cache/measure, in a folder of the code and the library versions that trained it, once it is whole: whoever
+A session is kept in .cache/measure, in a folder of the code and the libraries that trained it, once it is whole: whoever
 stops a command loses the session that runs, and the same command goes on. Other code has another folder, so it starts over.
 """
 
@@ -20,6 +20,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
+from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
@@ -42,7 +43,7 @@ RecordsByCell = Mapping[str, Record]
 @cache
 def folder() -> Path:
     """Where the sessions of this very code are kept."""
-    digest = hashlib.sha256(json.dumps(versions()).encode())
+    digest = hashlib.sha256(json.dumps([versions(), library_digests()]).encode())
     for path in sorted(path for room in TRAINS for path in (ROOT / room).rglob("*") if path.is_file()):
         if "__pycache__" not in path.parts and path.suffix not in (".md", ".toml"):  # bounds are what is measured
             digest.update(str(path.relative_to(ROOT)).encode() + path.read_bytes())
@@ -75,7 +76,7 @@ class LabSession(ABC):
     def check(self, path: Path) -> None:
         """Raises InputError where pytest left no rows."""
         try:
-            rows = json.loads(path.read_text())["benchmarks"]
+            rows = json.loads(path.read_text(encoding="utf-8"))["benchmarks"]
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
         if not rows:

@@ -138,7 +138,9 @@ def stages_of(text: str) -> list[str]:
 
 def check_clean(names: Sequence[str]) -> None:
     """Raises InputError where a baseline is to be made of a commit with changes: better now than after hours."""
-    changed = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True, check=False, encoding="utf-8"
+    ).stdout
     if "baseline" in names and "bounds" in names and changed:
         raise InputError("the working tree has uncommitted changes, of which no baseline is made; commit or remove them first")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
+from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 
 MEASURED = ROOT / "reports" / "measured.json"
@@ -15,7 +16,7 @@ MEASURED = ROOT / "reports" / "measured.json"
 def read(path: Path = MEASURED) -> dict[str, Any]:
     """All sections; none where the file is not there. Raises InputError where it is not JSON."""
     try:
-        sections: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        sections: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}); remove it, and run `python -m tunegrid.lab measure`") from None
     return sections
@@ -26,7 +27,5 @@ def note(path: Path | None, section: str, figures: Mapping[str, Any]) -> None:
     if path is None:
         return
     sections = read(path) | {section: {"date": str(date.today()), **figures}}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(dict(sorted(sections.items())), indent=1) + "\n")
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(json.dumps(dict(sorted(sections.items())), indent=1) + "\n", encoding="utf-8")

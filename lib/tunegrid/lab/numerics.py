@@ -59,7 +59,7 @@ def measured(plan: CalibrationPlan, sessions: LabSessions) -> ToleranceEvidence:
 
 def perturbed(path: Path, seed: int, cells: tuple[str, ...]) -> Iterator[tuple[str, Apart]]:
     """Each row's test, and how far its cell's trainings lie apart; raises InputError where a cell has no such row."""
-    rows = [(row["name"], row["extra_info"]) for row in json.loads(path.read_text())["benchmarks"]]
+    rows = [(row["name"], row["extra_info"]) for row in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
     there = {info.get("of") for test, info in rows if OPTIMIZER in test}
     if missing := [cell for cell in cells if cell not in there]:
         raise InputError(f"{missing[0]} of seed {seed} did not finish in {path.name}; remove {path} and run the command again")
@@ -73,7 +73,7 @@ def write(plan: CalibrationPlan, sessions: LabSessions, to: Path) -> int:
     evidence = measured(plan, sessions)
     path = to / "benchmarks" / "thresholds" / "numerics.toml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(numerics_toml(evidence))
+    path.write_text(numerics_toml(evidence), encoding="utf-8")
     note(to / "reports" / "measured.json", "numerics", evidence.figures())
     print(*blunt(evidence), f"wrote {path} from {len(evidence.pairs)} pairs", sep="\n")
     return 0

@@ -8,13 +8,16 @@ from statistics import fmean, stdev
 from scipy import stats
 
 from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.grid.larger import is_larger
+from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.page import charts
-from tunegrid.page.rows import RowSample, sampled
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.page.settings import settings_of
 from tunegrid.record import Record, Status
+from tunegrid.results.calibration import Bin, forecasts_of, reliability
 from tunegrid.results.compare import Entry
 from tunegrid.results.examples import read
+from tunegrid.results.flips import RowSample, sampled
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
 from tunegrid.results.passing import status_of, too_short
 
@@ -30,6 +33,7 @@ class CellView:
         old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
         judged: the gate's judgements on it.
         low, high: 95 % interval of the main score; over seeds, or over test rows where there is one seed.
+        reliability: the share of hits by confidence, over all seeds; empty where no confidence is known.
     """
 
     records: Sequence[Record]
@@ -38,6 +42,7 @@ class CellView:
     low: float | None
     high: float | None
     rows: RowSample
+    reliability: Sequence[Bin] = ()
 
     @property
     def first(self) -> Record:
@@ -94,7 +99,7 @@ class CellView:
     @property
     def verdict(self) -> Verdict | None:
         """The gravest verdict on numerics, quality and memory."""
-        return worst([j for j in self.judged if j.decides and j.kind != "speed"])
+        return worst([j for j in self.judged if j.decides and j.kind not in ("calibration", "speed")])
 
     def verdict_on(self, kind: str) -> Verdict | None:
         """The gravest verdict on a kind of figure."""
@@ -152,6 +157,14 @@ class CellView:
         rates = (record.throughput for record in (self.old if old else self.records))
         return mean(getattr(rate, name) if rate else None for rate in rates)
 
+    def joules(self, figure: str, phase: str | None = None) -> float | None:
+        """Joules by one counter, of a phase or all of the cell's own; the mean over seeds, None where one was not measured."""
+        memories = [record.memory for record in self.records if record.memory]
+        of_phase = (memory.phases.get(phase) for memory in memories) if phase else ()
+        each = [getattr(own, figure, None) for own in of_phase] if phase else [memory.joules(figure) for memory in memories]
+        known = [joules for joules in each if joules is not None]
+        return fmean(known) if known and len(known) == len(self.records) else None
+
     @property
     def peaks(self) -> list[tuple[str, float, float]]:
         """Phase, its peak in GiB, and by how much it raised the peak of the phases before."""
@@ -181,6 +194,11 @@ class CellView:
         """The loss curve, the older one behind it."""
         return charts.curve(self.losses(), self.losses(old=True), width, height, left)
 
+    @cached_property
+    def diagram(self) -> charts.Diagram | None:
+        """The share of hits over confidence."""
+        return charts.diagram([(one.rows, one.confidence, one.hits, one.low, one.high) for one in self.reliability])
+
     @property
     def loss_rows(self) -> list[tuple[int, float | None, float | None]]:
         """Update, new and old loss of some updates, the first and the last among them."""
@@ -197,13 +215,16 @@ class CellView:
     def command(self) -> str:
         """What runs just this cell again."""
         first = self.first
-        options = ["" if self.id in STUDY_IDS else "--grid=FILE.py", f"--cells={self.id}"]
+        larger = is_larger(self.id)
+        ours = larger or first.profile == ZOO_PROFILE.id or self.id in STUDY_IDS
+        options = ["" if ours else "--grid=FILE.py", f"--cells={self.id}"]
         seeds = [str(record.seeds.seed) for record in self.records]
         options.append(f"--seeds={','.join(seeds)}")
         options.append(f"--perturb={first.seeds.perturbation}" if first.seeds.perturbation is not None else "")
         options.append("--set own_test=true" if first.limits.own_test else "")
+        options.append(f"--set label_noise={first.limits.label_noise}" if first.limits.label_noise else "")
         options.append("--device=cpu" if first.profile == "full" and first.device and first.device.type == "cpu" else "")
-        return " ".join(["pytest -m", first.profile, *filter(None, options)])
+        return " ".join(["pytest -m", f"'{first.profile} and larger'" if larger else first.profile, *filter(None, options)])
 
 
 def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], limit: int) -> CellView:
@@ -216,7 +237,16 @@ def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Seq
     low, high = _interval(records, run)
     rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
     ordered = [pair, *(record for record in old if record is not pair)] if pair else []
-    return CellView(records=records, old=ordered, judged=judgements, low=low, high=high, rows=rows)
+    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path)))]
+    return CellView(
+        records=records,
+        old=ordered,
+        judged=judgements,
+        low=low,
+        high=high,
+        rows=rows,
+        reliability=reliability(known) if known else (),
+    )
 
 
 def _interval(records: Sequence[Record], run: PageRun) -> tuple[float | None, float | None]:

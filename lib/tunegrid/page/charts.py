@@ -90,14 +90,16 @@ class Scatter:
     fronts: Sequence[str]  # the points of a polyline each
 
 
-def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter | None:
-    """Quality over cost, which is on a logarithmic axis; None where nothing was measured."""
-    dots = [dot for dot in dots if dot.cost > 0]
+def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bool = True) -> Scatter | None:
+    """Quality over cost, on a logarithmic axis or a linear one, which may reach below 0; None where nothing was measured."""
+    dots = [dot for dot in dots if dot.cost > 0 or not log]
     if not dots:
         return None
     costs, lows, highs = [dot.cost for dot in dots], [dot.low for dot in dots], [dot.high for dot in dots]
     pad = max(1.0, 0.08 * (max(highs) - min(lows)))
-    x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
+    beside = 0.08 * (max(costs) - min(costs)) or 0.1
+    ends = (min(costs) / 1.25, max(costs) * 1.25) if log else (min(costs) - beside, max(costs) + beside)
+    x = Scale(low=ends[0], high=ends[1], start=38, end=width - 10, log=log)
     y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
     best = sorted((dot for dot in dots if dot.front), key=lambda dot: (dot.cost, dot.score))
     ordered = [*best, *(dot for dot in dots if not dot.front)]
@@ -246,3 +248,36 @@ def spark(scores: Sequence[float | None], width: int = 120, height: int = 28) ->
     y = Scale(low=middle - half, high=middle + half, start=height - 6, end=6)
     dots = [(x(index), y(score), index) for index, score in known]
     return Spark(line=" ".join(f"{dot_x:g},{dot_y:g}" for dot_x, dot_y, _ in dots), dots=dots)
+
+
+# Confidence
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagram:
+    """A reliability diagram: the share of hits over confidence, both from 0 to 1; on the diagonal the two are equal."""
+
+    size: int
+    x: Scale
+    y: Scale
+    dots: Sequence[tuple[float, float, float, float, float, str]]  # x, y, top, bottom, radius, title
+
+
+def diagram(bins: Sequence[tuple[int, float, float, float, float]], size: int = 150) -> Diagram | None:
+    """A dot for each bin (rows, confidence, hits, interval of hits), larger the more rows it has; None without any."""
+    if not bins:
+        return None
+    x, y = Scale(low=0, high=1, start=26, end=size - 8), Scale(low=0, high=1, start=size - 18, end=8)
+    total = sum(rows for rows, *_ in bins)
+    dots = [
+        (
+            x(confidence),
+            y(hits),
+            y(high),
+            y(low),
+            round(1.5 + 5 * (rows / total) ** 0.5, 1),
+            f"{rows} rows: confidence {confidence:.0%}, hits {hits:.0%}",
+        )
+        for rows, confidence, hits, low, high in bins
+    ]
+    return Diagram(size=size, x=x, y=y, dots=dots)

@@ -9,20 +9,34 @@ from tempfile import TemporaryDirectory
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.page.cells import LEDGER
 from tunegrid.page.charts import stacked
 from tunegrid.page.verdict import change, minus
 from tunegrid.page.view import RATE, Page
+from tunegrid.places import without_places
 from tunegrid.results.estimates import duration
+from tunegrid.results.merges import MEANING
 from tunegrid.results.table import number
 from tunegrid.results.table import signed as with_sign
 
 FOLDER = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+DROPS = {"b1": 2, "b2": 10, "b3": 20, "b4": 40}  # styles, by the points that a field lost at least
 MARKS = {
-    **{"passed": "✓", "missed": "✗", "stopped": "■", "error": "!", "unfinished": "…", "reported": "○"},
+    **{
+        "passed": "✓",
+        "missed": "✗",
+        "stopped": "■",
+        "error": "!",
+        "killed": "!",
+        "not run": "–",
+        "unfinished": "…",
+        "begun": "…",
+        "reported": "○",
+    },
     **{"better": "▲", "worse": "▼", "same": "=", "cannot tell": "?", "missing": "✕", "new": "+", "not comparable": "–"},
     **{"equal": "=", "rounding": "≈", "changed": "≠", "too good": "⁈"},
 }
@@ -42,9 +56,14 @@ def tick(figure: float) -> str:
     return f"{figure / scale:.6g}{unit}"
 
 
-def signed(value: float | None) -> str:
+def signed(value: float | None, digits: int = 1) -> str:
     """A difference with its sign."""
-    return "–" if value is None else minus(with_sign(value, 1))
+    return "–" if value is None else minus(with_sign(value, digits))
+
+
+def shade_of_drop(change: float) -> str:
+    """The style of a field by the points that it lost; none for less than the smallest."""
+    return next((name for name, least in reversed(DROPS.items()) if -change >= least), "")
 
 
 def milliseconds(seconds: float | None) -> str:
@@ -57,12 +76,22 @@ def figure(value: float | None, digits: int = 1) -> str:
     return "–" if value is None else number(value, digits)
 
 
+class Verbatim(str):
+    """A test row's text, which is shown as it is."""
+
+
+def shown(value: object) -> object:
+    """What the page prints of a value: of a sentence, no absolute path."""
+    return without_places(value) if type(value) is str else value
+
+
 @cache
 def environment() -> Environment:
     """The templates; whatever they print is escaped."""
     env = Environment(
         loader=FileSystemLoader(FOLDER / "templates"),
         autoescape=True,
+        finalize=shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -75,14 +104,18 @@ def environment() -> Environment:
         "duration": duration,
         "change": change,
         "ms": milliseconds,
+        "verbatim": Verbatim,
     }
     env.globals |= {
         "MARKS": MARKS,
         "LEDGER": LEDGER,
+        "MERGED": MEANING,
+        "DROPS": DROPS,
+        "shade_of_drop": shade_of_drop,
         "RATE": RATE,
         "stacked": stacked,
-        "css": Markup((FOLDER / "page.css").read_text()),
-        "js": Markup((FOLDER / "page.js").read_text()),
+        "css": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),
+        "js": Markup((FOLDER / "page.js").read_text(encoding="utf-8")),
     }
     return env
 
@@ -99,11 +132,9 @@ def write(page: Page, path: Path) -> int:
         content = html(page).encode(errors="replace")  # a file's date or name may hold half a character
     except OverflowError:
         raise InputError(f"{page.run.name} holds a figure that is too large to draw; tunegrid audit checks it") from None
-    part = path.with_name(f"{path.name}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content)
-        part.replace(path)
+        with replacing(path) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place for the page") from None
     return len(content)
@@ -118,7 +149,9 @@ def screenshot(page: Path, picture: Path, width: int = 1200, height: int = 900) 
         options = [f"--screenshot={picture.resolve()}", f"--window-size={width},{height}", f"--user-data-dir={profile}"]
         quiet = ["--headless=new", "--no-sandbox", "--hide-scrollbars", "--disable-gpu", "--no-first-run"]
         address = page.resolve().as_uri()
-        done = subprocess.run([browser, *quiet, *options, address], capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            [browser, *quiet, *options, address], capture_output=True, text=True, check=False, timeout=60, encoding="utf-8"
+        )
     if done.returncode or not picture.is_file():
         last = next(iter(done.stderr.strip().splitlines()[-1:]), f"exit code {done.returncode}")
         raise InputError(f"{browser} could not make {picture}: {last}")

@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunegrid import ROOT
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.record import Record
-from tunegrid.record.invariants import impossible
+from tunegrid.results.claims import STUDY, findings
 from tunegrid.results.files import read_records
-from tunegrid.results.passing import cross_cell_audits
-
-STUDY = ROOT / "reports" / "study.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +41,7 @@ def compared(run: PageRun, path: Path = STUDY) -> StudyComparison | None:
     lines = [line for cell, record in reported.items() for line in _lines(run.by_cell[cell], record)]
     if not lines:
         return None
-    return StudyComparison(lines=lines, findings=[(cell, sentence) for cell, sentence in _findings(path) if cell in reported])
+    return StudyComparison(lines=lines, findings=[(cell, sentence) for cell, sentence in findings(path) if cell in reported])
 
 
 def _lines(ours: Sequence[Record], reported: Record) -> list[StudyLine]:
@@ -54,12 +50,3 @@ def _lines(ours: Sequence[Record], reported: Record) -> list[StudyLine]:
         for name, theirs in reported.scores.items()
         if theirs is not None
     ]
-
-
-def _findings(path: Path) -> list[tuple[str, str]]:
-    """What cannot be in the study's figures; two cells with the same results only show beside each other."""
-    records = list(read_records(path).values())
-    alone = [(record.cell, sentence) for record in records for sentence in impossible(record.scores)]
-    found = [(cell, finding) for cell, findings in cross_cell_audits(records).items() for finding in findings]
-    together = [(cell, finding.detail) for cell, finding in found if not finding.passed]
-    return [*alone, *together]

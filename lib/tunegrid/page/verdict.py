@@ -61,6 +61,8 @@ def change(judgement: Judgement) -> str:
     """What changed and by how much."""
     if judgement.effect is None:
         return judgement.detail
+    if judgement.kind == "calibration":
+        return minus(f"{judgement.quantity} {judgement.effect:+.3f} nats")
     if judgement.kind != "quality":
         return minus(f"{judgement.quantity.replace('_', ' ')} {100 * judgement.effect:+.1f} %")
     low, high = judgement.low, judgement.high
@@ -75,7 +77,8 @@ def minus(figures: str) -> str:
 
 def _missed(cells: Sequence[CellView]) -> list[Highlight]:
     """One line per cell that did not pass: those that did not finish, then those furthest below their bound."""
-    bad = [cell for cell in cells if cell.status not in ("passed", "reported")]
+    begun = [cell for cell in cells if cell.status == "begun" and not cell.sentences]
+    bad = [cell for cell in cells if cell.status not in ("passed", "reported") and cell not in begun]
     ordered = sorted(bad, key=lambda cell: (cell.status == "missed", 0.0 if cell.above is None else cell.above))
     return [Highlight(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]
 

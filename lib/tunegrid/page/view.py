@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 from tunegrid.page import charts
 from tunegrid.page.cells import LEDGER, CellView, cell_view
@@ -10,9 +10,15 @@ from tunegrid.page.history import RunHistory, history_of
 from tunegrid.page.runs import PageRun, judged
 from tunegrid.page.study import StudyComparison, compared
 from tunegrid.page.verdict import Headline, headline
+from tunegrid.record import Record
 from tunegrid.results.answer import RunAnswer, answer_of
+from tunegrid.results.calibration import CalibrationLine, calibration_lines
 from tunegrid.results.compare import PEAK, SECONDS, TRAINED, fronts
+from tunegrid.results.examples import read_shifted
+from tunegrid.results.forgetting import ForgettingLine, forgetting_lines
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
+from tunegrid.results.merges import MergeLine, merge_lines
+from tunegrid.results.shifted import ContrastLine, ShiftLine, contrast_lines, shift_lines
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
 RATE = "train_samples_per_second"
@@ -21,6 +27,7 @@ LENGTHS: dict[str, Callable[[CellView], float]] = {
     "peaks": lambda cell: sum(added for _, _, added in cell.peaks),
     "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
 }
+COUNTERS = {"gpu_energy_joules": "GPU", "cpu_energy_joules": "CPU"}
 AXES = {TRAINED: "trainable bytes", PEAK: "peak GiB", SECONDS: "train seconds"}
 
 
@@ -76,6 +83,68 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Forgotten:
+    """What the cells of one task forgot, and how well they do it."""
+
+    task: str
+    score: str
+    lines: Sequence[ForgettingLine]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """In the order of the cells."""
+        return list(dict.fromkeys(line.method for line in self.lines))
+
+    @cached_property
+    def chart(self) -> charts.Scatter | None:
+        """The score against the change of the backbone's own loss."""
+        return charts.scatter([dot for line in self.lines for dot in self._dots(line)], log=False)
+
+    def _dots(self, line: ForgettingLine) -> list[charts.Dot]:
+        if line.change is None or line.score is None:
+            return []
+        shape, name = str(self.methods.index(line.method) % 4), f"{line.backbone} {line.method}"
+        figures = {"cost": line.change, "score": line.score, "low": line.score, "high": line.score}
+        return [charts.Dot(name=name, front="", shape=shape, **figures)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shifts:
+    """What shifts cost the cells of one task."""
+
+    task: str
+    lines: Sequence[ShiftLine]
+    contrasts: Sequence[ContrastLine]
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The shifts that change any of its rows."""
+        return list(dict.fromkeys(line.shift for line in self.lines))
+
+    @cached_property
+    def cells(self) -> dict[str, dict[str, ShiftLine]]:
+        """By cell and shift."""
+        cells: dict[str, dict[str, ShiftLine]] = {}
+        for line in self.lines:
+            cells.setdefault(line.cell, {})[line.shift] = line
+        return cells
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What each shift changes."""
+        return {line.shift: line.meaning for line in self.lines} | {line.shift: line.meaning for line in self.contrasts}
+
+    @property
+    def turns(self) -> list[str]:
+        """The shifts that turn the right answer."""
+        return list(dict.fromkeys(line.shift for line in self.contrasts))
+
+    def followed(self, cell: str, shift: str) -> ContrastLine | None:
+        """How often a cell's answers follow such a shift."""
+        return next((line for line in self.contrasts if (line.cell, line.shift) == (cell, shift)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """All that a page shows.
 
@@ -106,6 +175,50 @@ class Page:
         """Whether cells were measured, not scored."""
         return self.run.profile == "footprint"
 
+    @cached_property
+    def merges(self) -> list[MergeLine]:
+        """What merges of adapters over packed bases do; none where none was merged."""
+        return merge_lines(record for cell in self.cells for record in cell.records)
+
+    @cached_property
+    def calibration(self) -> list[CalibrationLine]:
+        """How well confidence fits hits, a line for each cell whose outputs tell."""
+        return calibration_lines(record for cell in self.cells for record in cell.records)
+
+    @cached_property
+    def forgotten(self) -> list[Forgotten]:
+        """What backbones forgot, by task; none where none was asked."""
+        known = forgetting_lines(record for cell in self.cells for record in cell.records)
+        scores = {cell.first.task: cell.first.main_score for cell in self.cells}
+        tasks = dict.fromkeys(line.task for line in known)
+        return [Forgotten(task=task, score=scores[task], lines=[line for line in known if line.task == task]) for task in tasks]
+
+    @cached_property
+    def shifts(self) -> list[Shifts]:
+        """What changes of rows cost, by task; none where none was scored."""
+        records = [record for cell in self.cells for record in cell.records]
+        known, contrasts = shift_lines(records, partial(read_shifted, run=self.run.path)), contrast_lines(records)
+        tasks = dict.fromkeys(line.task for line in known)
+        return [
+            Shifts(
+                task=task,
+                lines=[line for line in known if line.task == task],
+                contrasts=[line for line in contrasts if line.cell.split("_")[1] == task],
+            )
+            for task in tasks
+        ]
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What each shift of any task changes."""
+        return {name: meaning for group in self.shifts for name, meaning in group.meanings.items()}
+
+    @property
+    def domains(self) -> list[Record]:
+        """The records that were scored on another data set, too."""
+        records = (record for cell in self.cells for record in cell.records)
+        return [record for record in records if record.shifted and record.shifted.domain]
+
     @property
     def ledger_places(self) -> list[int]:
         """The places of `LEDGER` that any cell has a figure for."""
@@ -115,6 +228,16 @@ class Page:
     def phases(self) -> list[str]:
         """The phases that any cell has a peak of, in their order."""
         return list(dict.fromkeys(name for cell in self.cells for name, _, _ in cell.peaks))
+
+    @property
+    def counters(self) -> dict[str, str]:
+        """The counters of energy that any cell was measured by, with their names."""
+        return {figure: name for figure, name in COUNTERS.items() if any(cell.joules(figure) for cell in self.cells)}
+
+    @property
+    def energy_sources(self) -> list[str]:
+        """What was counted, or why it was not."""
+        return list(dict.fromkeys(r.device.energy for r in self.run.records if r.device and r.device.energy))
 
     def longest(self, name: str) -> float:
         """The largest figure of a kind of bars."""
@@ -141,7 +264,8 @@ def page_of(
     limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // max(1, len(run.by_cell))))
     judged_cells = by_cell(judgements)
     cells = [cell_view(run, baseline, cell, judged_cells.get(cell, []), limit) for cell in run.by_cell]
-    own = answer or answer_of(run.records, judgements, baseline=baseline.name if baseline else "")
+    before = baseline.records if baseline else ()
+    own = answer or answer_of(run.records, judgements, baseline=baseline.name if baseline else "", before=before)
     return Page(
         run=run,
         older=older,

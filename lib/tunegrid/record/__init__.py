@@ -1,6 +1,6 @@
 """The record of one cell's run: typed, its JSON, its schema. No torch."""
 
-from tunegrid.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord
+from tunegrid.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord, WarningRecord
 from tunegrid.record.plain import plain
 from tunegrid.record.reading import from_json, to_json
 from tunegrid.record.record import SCHEMA_VERSION, Record, Status, data_record, new_record
@@ -13,6 +13,7 @@ __all__ = [
     "Record",
     "ReplacedRecord",
     "Status",
+    "WarningRecord",
     "data_record",
     "from_json",
     "new_record",

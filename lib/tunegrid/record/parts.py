@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
 
-OWN_PHASES = ("audit", "trace")  # what the suite does for itself: it does not count as the cell's cost
+OWN_PHASES = ("audit", "calibrate", "trace")  # what the suite does for itself: it does not count as the cell's cost
 
 Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
@@ -40,6 +40,7 @@ class Limits(Part):
     validation_rows: Positive | None
     test_rows: Positive | None
     own_test: Annotated[bool, Field(description="scored on the data set's own test split")]
+    label_noise: Annotated[Share, Field(description="of the training rows, which got a wrong target")] = 0.0
 
 
 @dataclass(kw_only=True)
@@ -67,6 +68,12 @@ class DeviceRecord(Part):
         Field(description="held on the GPU beyond what this process reserved; its own CUDA context is about 0.5"),
     ]
     contended: Annotated[bool | None, Field(description="others used the device at the same time; null on a CPU")]
+    instructions: Annotated[
+        str | None, Field(description="that torch's own kernels use, as AVX512; null: on a GPU, or not known")
+    ] = None
+    energy: Annotated[
+        str | None, Field(description="the counters behind the joules of the phases, or why there are none; null: an older run")
+    ] = None
 
 
 @dataclass(kw_only=True)
@@ -165,6 +172,13 @@ class FirstStep(Part):
         Amount | None,
         Field(description="how far a cache takes a search's scores, as a share of the largest logit"),
     ] = None
+    predicted: Annotated[
+        Hash | None, Field(description="hash of what the untrained model predicts for a few test rows; null: not asked")
+    ] = None
+    modules: Annotated[
+        Annotated[str, Field(pattern="^modules-[0-9a-f]{16}[.]parquet$")] | None,
+        Field(description="figures of each module in the probe: a Parquet file in `examples` beside the run; null: not kept"),
+    ] = None
 
 
 @dataclass(kw_only=True)
@@ -215,6 +229,48 @@ class EvaluationRecord(Part):
 
 
 @dataclass(kw_only=True)
+class Estimate(Part):
+    """A figure with its 95 % interval over what was asked: other texts, or other rows, would give another one."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(kw_only=True)
+class CalibrationFigures(Part):
+    """How well confidence fits hits: of test rows, the prediction's probability and whether it is right."""
+
+    confidence: Annotated[Points, Field(description="mean, in points; the share of hits is a score")]
+    ece: Annotated[
+        Estimate, Field(description="points: mean distance of confidence and share of hits, over 15 bins of equal width")
+    ]
+    adaptive_ece: Annotated[Estimate, Field(description="points: the same over 15 bins of equally many rows")]
+    expected_ece: Annotated[
+        Points,
+        Field(description="small-sample bias: the mean `ece` of so many rows that are hits with just their confidence"),
+    ]
+    brier: Annotated[Estimate, Field(description="mean square of confidence minus hit, 0 to 1")]
+    nll: Annotated[Estimate, Field(description="nats: mean of -log of what was said of the outcome, hit or miss")]
+
+
+@dataclass(kw_only=True)
+class CalibrationRecord(Part):
+    """How well a model knows when it is right; the temperature is fitted on validation rows."""
+
+    hits: Annotated[str, Field(description="the score by which a prediction is a hit, where it has 100 points")]
+    unscaled: CalibrationFigures
+    scaled: Annotated[CalibrationFigures | None, Field(description="at the temperature; null: none could be fitted")]
+    temperature: Annotated[
+        float | None,
+        Field(gt=0, description="by which scores are divided; null: all validation rows are hits, or all misses"),
+    ]
+    validation_rows: Annotated[Count, Field(description="rows that it was fitted on, at most 384")]
+    validation_nll: Annotated[Amount | None, Field(description="nats, before scaling; null: no temperature was fitted")]
+    scaled_validation_nll: Annotated[Amount | None, Field(description="the same at the temperature: never higher")]
+
+
+@dataclass(kw_only=True)
 class ExamplesRecord(Part):
     """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the hash of the rows."""
 
@@ -224,12 +280,19 @@ class ExamplesRecord(Part):
 
 @dataclass(kw_only=True)
 class Phase(Part):
-    """Time and memory peaks of one phase; null: no such device, or no such figure on it."""
+    """Time, memory peaks and energy of one phase; null: no such device, or no such figure on it."""
 
     seconds: Amount
     rss_peak_gib: Amount | None
     allocated_peak_gib: Amount | None
     reserved_peak_gib: Amount | None
+    gpu_energy_joules: Annotated[
+        Amount | None, Field(description="by NVML's counter of the card, idle power included; null: not measured")
+    ] = None
+    cpu_energy_joules: Annotated[
+        Amount | None,
+        Field(description="by RAPL's counters of the machine's processors, whatever ran on them; null: not measured"),
+    ] = None
 
 
 @dataclass(kw_only=True)
@@ -257,6 +320,11 @@ class Memory(Part):
         """The highest of the cell's own phases, in GiB; `figure` is a field of `Phase`."""
         peaks = [getattr(phase, figure) for name, phase in self.phases.items() if name not in OWN_PHASES]
         return max((peak for peak in peaks if peak is not None), default=None)
+
+    def joules(self, figure: str) -> float | None:
+        """Of all of the cell's own phases; None where one was not measured. `figure` is a field of `Phase`."""
+        each = [getattr(phase, figure) for name, phase in self.phases.items() if name not in OWN_PHASES]
+        return None if not each or None in each else sum(each)
 
 
 @dataclass(kw_only=True)
@@ -298,9 +366,128 @@ class ReplacedRecord(Part):
 
 
 @dataclass(kw_only=True)
+class WarningRecord(Part):
+    """What a library warned of while the cell ran."""
+
+    library: Annotated[str, Field(description="the package whose code warns; `compiled code` does not say which")]
+    category: str
+    message: Annotated[str, Field(description="one line, without folders and addresses")]
+    count: Positive
+
+
+@dataclass(kw_only=True)
 class AuditFinding(Part):
     """What one audit found."""
 
     name: str
     passed: bool
     detail: str
+
+
+BaseKind = Literal["packed", "unpacked", "original"]  # packed to 4 bits; these 4 bits as numbers; the checkpoint's own numbers
+
+
+@dataclass(kw_only=True)
+class MergedRecord(Part):
+    """An adapter merged onto one base, beside the adapter that is served over its packed base."""
+
+    base: Annotated[BaseKind | None, Field(description="by the weights of its layers; null: none of these, or not merged")]
+    score: Annotated[Points | None, Field(description="the main score; null: not merged, or not a number")]
+    flips: Annotated[Count | None, Field(description="test rows that are predicted otherwise")]
+    largest_difference: Annotated[Amount | None, Field(description="of logits")]
+    mean_difference: Annotated[Amount | None, Field(description="of logits, without their signs")]
+    layers: Annotated[int, Field(ge=0, description="layers that were held to the adapter")]
+    unlike: Annotated[list[str], Field(description="those that do not compute what the adapter computes over this base")]
+    refused: Annotated[str | None, Field(description="why it could not be merged")]
+
+
+@dataclass(kw_only=True)
+class MergesRecord(Part):
+    """An adapter over a packed base, served as it is and merged in three ways."""
+
+    rows: Annotated[Positive, Field(description="test rows that were scored and compared")]
+    sampled: Annotated[Positive, Field(description="those of them whose logits were compared")]
+    served: Annotated[Points | None, Field(description="the main score of the adapter, saved and loaded again")]
+    largest_logit: Annotated[Amount, Field(description="that the served adapter gives the sampled rows")]
+    packed: Annotated[MergedRecord, Field(description="merged into the packed base, whose layers PEFT packs again")]
+    unpacked: Annotated[MergedRecord, Field(description="merged onto the packed base's numbers")]
+    original: Annotated[MergedRecord, Field(description="merged onto the checkpoint, which was never packed")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilledRecord(Part):
+    """The teacher that a cell was distilled from, and how (`tunegrid distil`)."""
+
+    cell: Annotated[str, Field(description="the teacher's")]
+    seed: Annotated[int | None, Field(description="the teacher's; null: not known")]
+    weights: Annotated[Hash, Field(description="hash of the files of the teacher's weights")]
+    alpha: Annotated[Share, Field(description="of the loss: what the teacher says; the rest is the task's loss")]
+    temperature: Annotated[float, Field(gt=0, description="by which both models' scores were divided")]
+
+
+@dataclass(kw_only=True)
+class ForgettingRecord(Part):
+    """The backbone's own pretraining loss on texts of the other tasks, before and after training, in nats a token."""
+
+    objective: Annotated[
+        Literal["masked", "causal", "spans"] | None,
+        Field(description="that the backbone was pretrained with; null: not declared"),
+    ]
+    texts: Annotated[dict[str, Count], Field(description="how many, by the task that they are of")]
+    tokens: Annotated[Count, Field(description="that were to be predicted")]
+    frozen: Annotated[bool | None, Field(description="nothing that the loss depends on trains; null: not asked")]
+    before: Annotated[Estimate | None, Field(description="of the model as it starts; null: not asked, or no finite number")]
+    after: Annotated[Estimate | None, Field(description="of the trained model, adapter included; null: as above")]
+    change: Annotated[Estimate | None, Field(description="after minus before, paired text by text")]
+    refused: Annotated[str | None, Field(description="why it could not be asked, as that the checkpoint has no such head")]
+
+
+@dataclass(kw_only=True)
+class ShiftRecord(Part):
+    """What the trained model scores on rows as one shift changes them, which have the same answers."""
+
+    meaning: str
+    changed: Annotated[Positive, Field(description="rows of another text; a shift that changes none is not listed")]
+    read: Annotated[Count, Field(description="of these, rows of other tokens: what the tokenizer ignores, it does not change")]
+    score: Annotated[Points, Field(description="mean points of all rows, the unchanged ones included")]
+    change: Annotated[Estimate, Field(description="against the rows as they are, in points, paired row by row")]
+
+
+@dataclass(kw_only=True)
+class ContrastRecord(Part):
+    """What the trained model answers where a shift turns the right answer: it must follow."""
+
+    meaning: str
+    pairs: Annotated[Positive, Field(description="rows that have such a twin")]
+    right: Annotated[Count, Field(description="pairs of which the row itself is answered rightly")]
+    both: Annotated[Count, Field(description="pairs of which its twin is, too")]
+
+
+@dataclass(kw_only=True)
+class DomainRecord(Part):
+    """What the trained model scores on another data set of its task."""
+
+    folder: str
+    rows: Positive
+    rows_hash: Annotated[Hash, Field(description="of what was scored")]
+    score: Points
+    change: Annotated[Estimate, Field(description="against the cell's own rows, in points; not paired")]
+
+
+@dataclass(kw_only=True)
+class ShiftedRecord(Part):
+    """How robust the trained model is: scores on changed rows."""
+
+    metric: Annotated[str, Field(description="whose points by row are compared")]
+    rows: Annotated[Positive, Field(description="test rows that were changed and scored: some, where there are many")]
+    score: Annotated[Points, Field(description="of these rows as they are")]
+    repeated: Annotated[
+        bool, Field(description="scored again without any change, each row has the same points to the last bit")
+    ]
+    unmoved: Annotated[list[str], Field(description="shifts that change no token, and yet points")]
+    shifts: Annotated[dict[str, ShiftRecord], Field(description="by the shift's id")]
+    contrasts: Annotated[dict[str, ContrastRecord], Field(description="by the id of the shift that turns the answer")]
+    domain: Annotated[DomainRecord | None, Field(description="null: run without --shift-data, or it has no such task")]
+    examples: Annotated[
+        ExamplesRecord | None, Field(description="points of each row, by shift, and `plain`; null: could not be kept")
+    ]

@@ -5,9 +5,13 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Any
 
+from tunegrid.places import without_places
+
 
 def plain(value: Any) -> Any:
     """The same value in plain types: numbers as int and float, sequences as lists, dataclasses as dicts, NaN as None.
+
+    No text keeps an absolute path.
 
     pytest-benchmark silently writes anything else as the string "UNSERIALIZABLE[...]".
 
@@ -17,14 +21,16 @@ def plain(value: Any) -> Any:
     kind = type(value)
     if kind is float:  # the common kinds first: a record has a thousand numbers
         return value if math.isfinite(value) else None
-    if value is None or kind in (str, int, bool):
+    if kind is str:
+        return without_places(value)
+    if value is None or kind in (int, bool):
         return value
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, str):
-        return value
+        return without_places(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):

@@ -13,18 +13,25 @@ from tunegrid.data.splits import SPLIT_SEED, Splits
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Head
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.recipes import Positive
+from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
 from tunegrid.record.parts import (
     AuditFinding,
+    CalibrationRecord,
     DataRecord,
     DeviceRecord,
+    DistilledRecord,
     Dropped,
     EvaluationRecord,
     ExamplesRecord,
     Flops,
+    ForgettingRecord,
+    Hash,
     Id,
     Limits,
     Memory,
+    MergesRecord,
     ModelRecord,
     Origins,
     Parameters,
@@ -33,15 +40,18 @@ from tunegrid.record.parts import (
     RecipeRecord,
     ReplacedRecord,
     Seeds,
+    ShiftedRecord,
     SplitRows,
     Throughput,
     TrainingRecord,
+    WarningRecord,
 )
 from tunegrid.record.plain import plain
 from tunegrid.record.ranks import RanksRecord
+from tunegrid.record.stock import StockRecord
 
 SCHEMA_VERSION: Final = 4
-Status = Literal["unfinished", "passed", "missed", "stopped", "error", "reported"]
+Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]
 
 
 @dataclass(kw_only=True)
@@ -80,13 +90,37 @@ class Record(Part):
         dict[str, Annotated[float, Field(ge=0, le=100)]], Field(description="minimum points by metric; empty: none apply")
     ]
     missed: Annotated[list[str], Field(description="a sentence for each bound or audit missed, or why the cell did not finish")]
-    status: Annotated[Status, Field(description="`reported`: copied from a publication, not run here")]
+    status: Annotated[
+        Status,
+        Field(
+            description="`begun`: its first updates alone were asked for; `reported`: copied from a publication, not run here"
+        ),
+    ]
     ranks: Annotated[RanksRecord | None, Field(description="null: one process ran the cell")] = None
     excused: Annotated[
         dict[str, str], Field(description="audits that failed and do not count, each with what the run was too short for")
     ] = field(default_factory=dict)
     replaced: Annotated[
         list[ReplacedRecord] | None, Field(description="what stands in the place of the libraries' code; null: nobody looked")
+    ] = None
+    warnings: Annotated[
+        list[WarningRecord] | None,
+        Field(description="what libraries warned of until the cell was recorded; null: nobody counted"),
+    ] = None
+    libraries: Annotated[
+        dict[str, Hash], Field(description="hash of each library's code as it was imported; empty: not known")
+    ] = field(default_factory=dict)
+    merges: Annotated[MergesRecord | None, Field(description="null: not run with -m merges")] = None
+    calibration: Annotated[
+        CalibrationRecord | None,
+        Field(description="null: generated texts are no hits or misses; or an older run did not ask"),
+    ] = None
+    shifted: Annotated[ShiftedRecord | None, Field(description="null: not run with -m shifted")] = None
+    forgetting: Annotated[ForgettingRecord | None, Field(description="null: not run with -m forgetting")] = None
+    distilled: Annotated[DistilledRecord | None, Field(description="null: it was trained on its rows' targets alone")] = None
+    stock: Annotated[StockRecord | None, Field(description="the libraries' own path; null: only -m stock runs it")] = None
+    first_updates: Annotated[
+        Positive | None, Field(description="it made so many of its updates, as asked, and took no score; null: it was to end")
     ] = None
 
     @property
@@ -127,6 +161,7 @@ def new_record(cell: Cell) -> Record:
             validation_rows=profile.cap(cell.task.id, "validation"),
             test_rows=profile.cap(cell.task.id, "test"),
             own_test=profile.own_test and cell.task.own_test is not None,
+            label_noise=profile.label_noise,
         ),
         seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
         versions=versions(),
@@ -145,6 +180,7 @@ def new_record(cell: Cell) -> Record:
         bounds={},
         missed=[],
         status="unfinished",
+        libraries=library_digests(),
     )
 
 

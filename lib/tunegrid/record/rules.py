@@ -1,10 +1,11 @@
-"""What a record's status demands of its other fields, as a check and as JSON schema."""
+"""Holds a record to itself: what its status demands of its other fields, also as JSON schema, and what can be true."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from tunegrid.record.record import Record, Status
+from tunegrid.record.truths import TRUTHS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +38,21 @@ class Rule:
 
 RULES = (
     Rule(
-        statuses=("passed", "missed", "stopped"),
+        statuses=("passed", "missed", "begun", "stopped"),
+        profiles=("quick", "zoo", "full", "footprint"),
         present=("device", "model", "parameters", "training", "memory", "throughput"),
     ),
+    Rule(statuses=("passed", "missed"), profiles=("stock",), present=("device", "data", "stock")),
     Rule(statuses=("passed", "missed"), profiles=("quick", "zoo", "full"), present=("data", "evaluation")),
     Rule(statuses=("passed", "missed"), profiles=("footprint",), present=("flops",)),
+    Rule(statuses=("begun",), present=("data",)),
     Rule(statuses=("passed",), sentences=False),
-    Rule(statuses=("missed", "stopped"), sentences=True),
+    Rule(statuses=("missed", "stopped", "error", "killed", "not run"), sentences=True),
 )
 
 
 def contradictions(record: Record) -> Iterator[str]:
-    """A sentence for every field that does not fit the record's status."""
+    """A sentence for everything in a record that does not fit its status or its other fields: every reader asks here."""
     for rule in RULES:
         if not rule.applies(record):
             continue
@@ -58,3 +62,5 @@ def contradictions(record: Record) -> Iterator[str]:
         if rule.sentences is not None and rule.sentences != bool(record.missed):
             told = "holds sentences" if record.missed else "is empty"
             yield f"missed {told}, but the status is {record.status!r}"
+    for truth in TRUTHS:
+        yield from truth(record)

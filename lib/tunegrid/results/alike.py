@@ -18,9 +18,22 @@ def check_alike(records: Iterable[Record]) -> None:
     """Raises InputError where the seeds of a cell differ in more than the seed."""
     facts_by_cell: dict[str, tuple[object, ...]] = {}
     for record in records:
-        facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
+        facts = (record.recipe, record.limits, teaching(record), record.examples and record.examples.rows_hash)
         if facts_by_cell.setdefault(record.cell, facts) != facts:
             raise InputError(f"the runs trained or scored {record.cell} differently, so they are not seeds of one experiment")
+
+
+def teaching(record: Record) -> str:
+    """What taught a cell beside its rows, and how; of which seed the teacher was does not count."""
+    source = record.distilled
+    return f"{source.cell} at alpha {source.alpha:g}, temperature {source.temperature:g}" if source else "no teacher"
+
+
+def check_teachers(before: Record, after: Record) -> None:
+    """Raises InputError where one of two records was distilled, and the other was not, or otherwise."""
+    ours, theirs = teaching(before), teaching(after)
+    if ours != theirs:
+        raise InputError(f"{before.cell} was trained with {ours} in the baseline, with {theirs} in the run: not like for like")
 
 
 def check_rows(before: Record, after: Record) -> None:
@@ -43,6 +56,19 @@ def unlike_machines(before: Record, after: Record) -> str:
     return "measured on a device that others used" if before.device.contended or after.device.contended else ""
 
 
+def unlike_libraries(before: Record, after: Record) -> str:
+    """Which libraries two records do not have in common, by version or by code; empty where nothing is known to differ."""
+    versions = [(name, before.versions.get(name), version) for name, version in after.versions.items()]
+    other = [f"{name} {new}, it was {old}" for name, old, new in versions if old != new]
+    digests = [(name, before.libraries[name], digest) for name, digest in after.libraries.items() if name in before.libraries]
+    other += [
+        f"{name} {after.versions.get(name)} of other code"
+        for name, old, new in digests
+        if old != new and before.versions.get(name) == after.versions.get(name)
+    ]
+    return "; ".join(other)
+
+
 # Methods on one backbone and task
 
 
@@ -62,6 +88,7 @@ SHARED: tuple[tuple[str, Callable[[Record], object]], ...] = (
     ("test rows", lambda record: record.data and record.data.fingerprint),
     ("search", lambda record: record.recipe.generation),
     ("ranks", lambda record: record.processes),
+    ("teacher", lambda record: teaching(record)),
 )
 
 
@@ -69,12 +96,17 @@ def unlike(records: Mapping[str, Record]) -> list[str]:
     """A line for every pair of methods that is not like for like, with what differs."""
     lines = []
     for cells in triples(records).values():
-        for one, other in combinations([cell for cell in cells if records[cell].training], 2):
+        for one, other in combinations([cell for cell in cells if _trained(records[cell])], 2):
             differences = [name for name, value in SHARED if value(records[one]) != value(records[other])]
             differences += [f"{cell} adapts its head alone" for cell in (one, other) if adapts_head_alone(records[cell])]
             if differences:
                 lines.append(f"{one} and {other}: {', '.join(differences)}")
     return lines
+
+
+def _trained(record: Record) -> bool:
+    """Whether it was to train to its end; first updates alone are all cut short alike."""
+    return record.training is not None and record.first_updates is None
 
 
 def unlike_pairs(records: Sequence[Record]) -> list[str]:

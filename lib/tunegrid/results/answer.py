@@ -1,17 +1,32 @@
 """Gives the answer to a whole run: its sentences and its exit code.
 
-Terminal, step summary, page and JUnit print this answer, so none of them can say what another denies.
+The first line is the answer, the second its cause, the third the way on. Terminal, step summary, page, JUnit and annotations
+print these lines, so none of them can say what another denies.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
-from tunegrid.results.judgements import KINDS, Judgement, Outcome, Verdict
+from tunegrid.record.stock import STOCK_STAGES
+from tunegrid.record.wrong import below_bounds
+from tunegrid.results import ways_on
+from tunegrid.results.judgements import (
+    DOUBTFUL_NUMERICS,
+    GRAVEST_FIRST,
+    KINDS,
+    SAME_NUMERICS,
+    Judgement,
+    Outcome,
+    Verdict,
+    evidence_of,
+)
 from tunegrid.results.numerics import STAGES
-from tunegrid.results.passing import below_bounds
+from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, Tier
 
 TOO_GOOD = "too-good"
 CANNOT_TELL = "cannot-tell"
@@ -20,16 +35,26 @@ COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
 FAILED_BY = ("quality", "memory")
 # Shown, never failed by: a process's resident set depends on the cells that it ran before.
 NEVER_FAILING = ("rss_peak_gib",)
-FLOW = (*STAGES, "evaluation")
+# Quantities whose changes are named by the first stage: what a sentence calls them, and their stages.
+FLOWS: Mapping[str, tuple[str, Sequence[str]]] = {
+    "numerics": ("Numerics", (*STAGES, "evaluation")),
+    "stock": ("The libraries' own path", STOCK_STAGES),
+    "shifted": ("Robustness", ()),  # its places, and those of forgetting, are figures: the furthest off is named
+    "forgetting": ("Forgetting", ()),
+}
 # How a cell can go wrong, in the order in which causes are told; failed audits come before all of them, by name.
-BOUND, FIGURES, ERROR, STOPPED, UNFINISHED = (
+BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED = (
     "missed a bound",
     "had wrong figures",
     "broke off",
+    "lost its process",
     "stopped early",
+    "did not run",
     "did not finish",
 )
-CAUSES = (BOUND, FIGURES, ERROR, STOPPED, UNFINISHED)
+AUDIT = "failed audit "  # and its name
+CAUSES = (BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED)
+BY_STATUS = {"stopped": STOPPED, "error": ERROR, "killed": KILLED, "not run": NOT_RUN}
 SHOWN = 3  # places that a sentence names
 
 
@@ -38,26 +63,68 @@ class State(StrEnum):
 
     FAILED = "failed"
     CANNOT_TELL = "cannot tell"
+    BEGUN = "begun"
     PASSED = "passed"
     REPORTED = "reported"
     EMPTY = "empty"
 
 
-Statement = tuple[State, str]  # one sentence, and what it makes of the run
+@dataclass(frozen=True, kw_only=True)
+class Statement:
+    """One thing to be said of a run.
+
+    Attributes:
+        state: what it makes of the run.
+        sentence: without its cause.
+        cause: why it is so, and `way_on`, what helps: each a sentence's part, or empty.
+    """
+
+    state: State
+    sentence: str
+    cause: str = ""
+    way_on: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunAnswer:
+class Lines:
+    """What is said at the end, wherever it is said.
+
+    Attributes:
+        answer: the first line, a sentence.
+        cause: the second one: why it is so, as a sentence's part; where it is empty, the first of `more` is the second line.
+        way_on: the third one: what to do about it, as a sentence's part; empty where nothing is to be done.
+        more: what else is to be said, as sentences.
+    """
+
+    answer: str
+    cause: str = ""
+    way_on: str = ""
+    more: tuple[str, ...] = ()
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All lines in their order."""
+        labelled = (("Cause", self.cause), ("Next", self.way_on))
+        cause, way_on = ([f"{label}: {text}."] if text else [] for label, text in labelled)
+        second, rest = (cause, self.more) if cause else (self.more[:1], self.more[1:])
+        return (self.answer, *second, *way_on, *rest)
+
+    @property
+    def text(self) -> str:
+        """The same as one paragraph."""
+        return " ".join(self.sentences)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunAnswer(Lines):
     """What is to be said of a run.
 
     Attributes:
         state: of the first sentence, which is that of the run.
-        sentences: the first one is the headline.
         failing: the judgements that fail the run.
     """
 
     state: State
-    sentences: tuple[str, ...]
     failing: Sequence[Judgement] = ()
 
     @property
@@ -66,11 +133,6 @@ class RunAnswer:
         codes = {State.FAILED: Outcome.WORSE.exit_code, State.CANNOT_TELL: Outcome.CANNOT_TELL.exit_code}
         return codes.get(self.state, 0)
 
-    @property
-    def text(self) -> str:
-        """All sentences, as one paragraph."""
-        return " ".join(self.sentences)
-
 
 def answer_of(
     records: Sequence[Record],
@@ -78,6 +140,8 @@ def answer_of(
     kinds: Sequence[str] = FAILED_BY,
     *,
     baseline: str = "the baseline",
+    before: Sequence[Record] = (),
+    policy: Policy = EVERY_CELL_CRITICAL,
     troubles: Sequence[str] = (),
 ) -> RunAnswer:
     """The answer to a run: what fails it comes first, then what cannot be told, then the rest.
@@ -87,6 +151,8 @@ def answer_of(
                         fails the run                     cannot be told     else
         1. cells        failed, by cause; troubles        -                  passed, with or without bounds
         2. numerics     changed, if numerics count        -                  changed, not changed
+           (of first    -                                 changed            equal, rounding)
+           updates
         3. figures      missing, worse, what else counts  no score tested    no worse
         4. gains        (with the figures, if they count) -                  too good
 
@@ -95,36 +161,183 @@ def answer_of(
         judged: the gate's judgements; empty without a gate.
         kinds: of figures that fail a run.
         baseline: the name of the run that was compared with.
+        before: its records, which tell what differs.
+        policy: which cells may fail the run.
         troubles: what else makes the run fail, as "1 other test failed".
     """
-    statements, bad = [_of_cells(records, troubles)], failing(judged, kinds)
-    if judged:
-        statements += [*_of_numerics(judged, kinds), *_of_figures(judged, bad, kinds, baseline), *_of_gains(judged, bad)]
+    question = Question.of(records, judged, kinds, baseline, before, policy)
+    return _ordered([*_of_first_updates(question), _of_cells(question, troubles), *question.statements()], question.bad)
+
+
+def gate_answer(
+    judged: Sequence[Judgement],
+    kinds: Sequence[str] = FAILED_BY,
+    *,
+    baseline: str = "the baseline",
+    before: Sequence[Record] = (),
+    after: Sequence[Record] = (),
+) -> RunAnswer:
+    """The same of the gate's judgements alone, whatever became of the cells' own bounds and audits."""
+    question = Question.of(after, judged, kinds, baseline, before)
+    return _ordered([*_of_first_updates(question), *question.statements()], question.bad)
+
+
+def _ordered(statements: list[Statement], failing: Sequence[Judgement]) -> RunAnswer:
+    """The gravest statement is the answer, with its cause and way on; the sentences of all others follow."""
     order = (State.FAILED, State.CANNOT_TELL)
-    statements.sort(key=lambda one: order.index(one[0]) if one[0] in order else len(order))
-    state, (first, *others) = statements[0][0], [sentence for _, sentence in statements]
-    head = f"Passed: {first[0].lower()}{first[1:]}" if state is State.PASSED else first
-    return RunAnswer(state=state, sentences=(head, *others), failing=bad)
+    statements.sort(key=lambda one: order.index(one.state) if one.state in order else len(order))
+    first, *others = statements
+    passed = first.state is State.PASSED
+    if passed:  # what is to be done comes after what it is about
+        others.sort(key=lambda one: not one.way_on)
+    return RunAnswer(
+        state=first.state,
+        answer=f"Passed: {first.sentence[0].lower()}{first.sentence[1:]}" if passed else first.sentence,
+        cause=first.cause,
+        way_on=first.way_on or (others[0].way_on if passed and others else ""),
+        more=tuple(one.sentence for one in others),
+        failing=failing,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A run that is asked about, and the gate's judgements on it: arguments of `answer_of`, cells in the study's order."""
+
+    records: Sequence[Record]
+    judged: Sequence[Judgement]
+    kinds: Sequence[str]
+    baseline: str
+    before: Sequence[Record] = ()
+    policy: Policy = EVERY_CELL_CRITICAL
+
+    @classmethod
+    def of(
+        cls,
+        records: Sequence[Record],
+        judged: Sequence[Judgement],
+        kinds: Sequence[str],
+        baseline: str,
+        before: Sequence[Record],
+        policy: Policy = EVERY_CELL_CRITICAL,
+    ) -> "Question":
+        """The same whatever the order of records and judgements: a file and a session have them in different ones."""
+        place = {cell: index for index, cell in enumerate(STUDY_IDS)}
+
+        def order(one: Record | Judgement) -> tuple[int, str]:
+            return place.get(one.cell, len(place)), one.cell
+
+        by_place, judged_by_place = sorted(records, key=order), sorted(judged, key=order)
+        return cls(records=by_place, judged=judged_by_place, kinds=kinds, baseline=baseline, before=before, policy=policy)
+
+    @cached_property
+    def bad(self) -> list[Judgement]:
+        """The judgements that fail the run."""
+        return failing(self.judged, self.kinds, self.policy)
+
+    @cached_property
+    def outcome(self) -> Outcome:
+        """What the judgements say of the whole run."""
+        return outcome(self.judged, self.kinds, self.policy)
+
+    @property
+    def profile(self) -> str:
+        """Of the run, or of its baseline where it has no cell."""
+        return next((record.profile for record in (*self.records, *self.before)), "")
+
+    def statements(self) -> Iterator[Statement]:
+        """What the gate says, in the order of the run's flow."""
+        if self.judged:
+            yield from (*_of_numerics(self), *_of_figures(self), *_of_gains(self), *_of_excused(self))
+
+    def way_on_from(self, cell: str, kinds: Sequence[str]) -> str:
+        """What finds the cause of a change in a cell."""
+        return ways_on.about_change(cell, kinds, self.before, self.records)
 
 
 # Cells
 
 
-def _of_cells(records: Sequence[Record], troubles: Sequence[str]) -> Statement:
-    total = _count(len(_cells(records)), "cell")
-    counts = [(len(_cells(bad)), cause) for cause, bad in _by_cause(records)]
+def _of_cells(question: Question, troubles: Sequence[str]) -> Statement:
+    records = question.records
+    total, causes_of_run = _count(len(_cells(records)), "cell"), by_cause(records)
+    counts = [(len(_cells(bad)), cause) for cause, bad in causes_of_run]
     causes = [f"{count} {cause}" if index else f"{count} of {total} {cause}" for index, (count, cause) in enumerate(counts)]
     if causes or troubles:
-        return State.FAILED, f"Failed: {', '.join([*causes, *troubles])}."
+        why, next_step = _about(*causes_of_run[0], question) if causes_of_run else ("", "")
+        sentence = f"Failed: {', '.join([*causes, *troubles])}."
+        return Statement(state=State.FAILED, sentence=sentence, cause=why, way_on=next_step)
     if not records:
-        return State.EMPTY, "Nothing to show: this run holds no cell that was run."
+        return Statement(state=State.EMPTY, sentence="Nothing to show: this run holds no cell that was run.")
     if all(record.status == "reported" for record in records):
-        return State.REPORTED, f"Reported: {_count(len(_cells(records)), 'result')} as published; nothing was run here."
+        published = f"Reported: {_count(len(_cells(records)), 'result')} as published; nothing was run here."
+        return Statement(state=State.REPORTED, sentence=published)
+    if all(record.stock for record in records):
+        own_path = f"The libraries' own path is ours in {total}, but for the differences that are known."
+        return Statement(state=State.PASSED, sentence=own_path)
+    begun = [record for record in records if record.first_updates]
+    if begun:
+        return Statement(state=State.BEGUN, sentence=_of_begun(begun, [one for one in records if not one.first_updates]))
     all_of = "The one cell" if total == "1 cell" else f"All {total}"
-    return State.PASSED, f"{all_of} {_bounds(records)} {_audits(records)}."
+    return Statement(state=State.PASSED, sentence=f"{all_of} {_bounds(records)} {_audits(records)}.")
 
 
-def _by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
+def _about(cause: str, bad: Sequence[Record], question: Question) -> tuple[str, str]:
+    """What the first of these cells says of it, and what helps. Changed numerics are why a score is below its bound."""
+    if cause == BOUND and (change := _change_in({record.cell for record in bad}, question)):
+        return change
+    if cause.startswith(AUDIT):
+        return _as_in(bad, cause), ways_on.about_audit(cause.removeprefix(AUDIT), bad)
+    if cause in (KILLED, NOT_RUN, UNFINISHED):
+        return _as_in(bad, cause), ways_on.RUN_THE_REST
+    next_step = ways_on.about_bound(bad, gated=bool(question.judged)) if cause == BOUND else ways_on.about_cells(bad)
+    return _as_in(bad, cause), next_step
+
+
+def said_of(record: Record, cause: str) -> str:
+    """What a record says of what it failed by."""
+    about = f"audit {cause.removeprefix(AUDIT)}: " if cause.startswith(AUDIT) else ""
+    return next((sentence for sentence in record.missed if about in sentence), f"{record.cell} says nothing more")
+
+
+def _as_in(bad: Sequence[Record], cause: str) -> str:
+    """What the first of some cells missed, and the names of the others."""
+    first, missed = bad[0], said_of(bad[0], cause)
+    others = list(dict.fromkeys(record.cell for record in bad if record.cell != first.cell))
+    return f"{missed}; likewise {_some(others)}" if others else missed
+
+
+def _change_in(cells: Container[str], question: Question) -> tuple[str, str] | None:
+    """The first stage at which numerics of these cells changed, and what finds it; None where they did not."""
+    changed = [j for j in question.judged if j.quantity in FLOWS and j.verdict is Verdict.CHANGED and j.cell in cells]
+    if not changed:
+        return None
+    sample, stage, where = _first_stage(changed)
+    name = FLOWS[sample.quantity][0]
+    return f"{name[0].lower()}{name[1:]} changed, first at {_at(stage, where)}", question.way_on_from(sample.cell, ["numerics"])
+
+
+def _of_begun(begun: Sequence[Record], others: Sequence[Record]) -> str:
+    """How far cells came that made only their first updates, and the others beside them."""
+    counts = " or ".join(f"{count}" for count in sorted({record.first_updates or 0 for record in begun}))
+    early = len(_cells(begun))
+    own = (
+        f"{_count(early, 'cell')} made only {_their(early)} first {counts} updates, without scores, and {_early_audits(begun)}"
+    )
+    to_end = f"; {_count(len(_cells(others)), 'cell')} {_bounds(others)} {_audits(others)}" if others else ""
+    return f"{own}{to_end}."
+
+
+def _early_audits(begun: Sequence[Record]) -> str:
+    sound = all(audit.passed for record in begun for audit in record.audits)
+    return "passed every audit that can look so early" if sound else "audits that do not count here object"
+
+
+def _their(count: int) -> str:
+    return "its" if count == 1 else "their"
+
+
+def by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     """The records that went wrong by cause: audits first, the one that most cells failed before the others."""
     bad: dict[str, list[Record]] = {}
     for record in records:
@@ -136,14 +349,16 @@ def _by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
 
 def causes_of(record: Record) -> list[str]:
     """Why a record did not pass; empty where it did."""
-    if record.status in ("passed", "reported"):
+    if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
         return []
     names = [audit.name for audit in record.audits if not audit.passed]
-    audits = [f"failed audit {name}" for name in names if any(f"audit {name}: " in sentence for sentence in record.missed)]
+    audits = [f"{AUDIT}{name}" for name in names if any(f"audit {name}: " in sentence for sentence in record.missed)]
+    if record.status == "missed" and record.stock and record.stock.differs:
+        return [f"differed from ours at the stage {record.stock.differs.partition(': ')[0]}"]
     if record.status == "missed":
         below = [BOUND] if below_bounds(record.scores, record.bounds) else []
         return audits + below or [FIGURES]
-    return audits or [{"stopped": STOPPED, "error": ERROR}.get(record.status, UNFINISHED)]
+    return audits or [BY_STATUS.get(record.status, UNFINISHED)]
 
 
 def _bounds(records: Sequence[Record]) -> str:
@@ -168,44 +383,148 @@ def _cells(records: Iterable[Record]) -> set[tuple[str, str]]:
 # Judgements
 
 
-def _of_numerics(judged: Sequence[Judgement], kinds: Sequence[str]) -> Iterable[Statement]:
-    """Whether numerics changed, in how many cells, and at which stage of the flow first."""
-    numerics = [j for j in judged if j.quantity == "numerics"]
-    changed = [j for j in numerics if j.verdict is Verdict.CHANGED]
-    counts, total = "numerics" in kinds, _count(len(numerics), "cell")
+def _of_first_updates(question: Question) -> Iterator[Statement]:
+    """What the first updates say of cells that made only these, and scores of those that trained on."""
+    numerics = [j for j in question.judged if j.quantity == "numerics"]
+    begun, others = ([j for j in numerics if bool(j.first_updates) is early] for early in (True, False))
+    if not begun:
+        return
+    total, updates = _count(len(numerics), "cell"), max(j.first_updates or 0 for j in begun)
+    counts = _counted(begun, SAME_NUMERICS) or "none equal"
+    told = f"{counts} by {_their(len(begun))} first {updates} updates"
+    if others:
+        own = [j for j in question.judged if j.cell in {other.cell for other in others}]
+        told += f"; {_trained_on(others)} and trained to the end: {outcome(own, question.kinds, question.policy)}"
+    doubtful = doubtful_beginnings(weighed(begun, question.policy))
+    if any(j not in question.bad for j in doubtful):  # the others fail the run by themselves
+        cells = _some([j.cell for j in doubtful])
+        what = f"{_counted(doubtful, DOUBTFUL_NUMERICS)} ({cells}), without scores"
+        sentence = f"Cannot tell whether the run is worse than {question.baseline}: {total}, {told}; {what}."
+        scored = any(record.finished for record in question.before)
+        yield Statement(state=State.CANNOT_TELL, sentence=sentence, way_on=ways_on.TRAIN_ON if scored else ways_on.TRAIN_BOTH)
+    else:
+        yield Statement(state=State.BEGUN, sentence=f"{total}: {told}.")
+
+
+def _counted(judged: Sequence[Judgement], verdicts: Iterable[Verdict]) -> str:
+    """How many have each of these verdicts, as "25 equal, 1 rounding"."""
+    counts = [(sum(j.verdict is verdict for j in judged), verdict) for verdict in verdicts]
+    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+
+
+def _trained_on(others: Sequence[Judgement]) -> str:
+    """How many cells trained to their end, and why."""
+    unlike = sum(j.verdict is Verdict.NOT_COMPARABLE for j in others)
+    parts = [(len(others) - unlike, "changed"), (unlike, "could not be compared")]
+    return " and ".join(f"{count} {why}" for count, why in parts if count)
+
+
+def _of_numerics(question: Question) -> Iterator[Statement]:
+    """Whether numerics changed, or the libraries' own path, in how many cells, and at which stage of the flow first."""
+    only_stock = _only_stock(question.judged)
+    for quantity in FLOWS:
+        own = [j for j in question.judged if j.quantity == quantity]
+        if own or (quantity == "numerics" and not only_stock):
+            yield from _of_flow(own, quantity, question)
+
+
+def _only_stock(judged: Sequence[Judgement]) -> bool:
+    """Whether the libraries' own path is all that was judged: no cell was trained by ours."""
+    return bool(judged) and all(j.quantity in ("stock", "cell") for j in judged)
+
+
+def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Iterator[Statement]:
+    name, _ = FLOWS[quantity]
+    changed = [j for j in own if j.verdict is Verdict.CHANGED]
+    counts, total = "numerics" in question.kinds, _count(len(own), "cell")
     if changed:
-        stages = [j.detail.partition(": ")[0] for j in changed]
-        first = min(stages, key=lambda stage: FLOW.index(stage) if stage in FLOW else len(FLOW))
-        sample = changed[stages.index(first)]
-        where = f"{_count(stages.count(first), 'cell')}, as in {sample.cell}: {sample.detail.partition(': ')[2]}"
-        sentence = f"umerics changed in {len(changed)} of {total}, first at the stage {first} ({where})"
-        yield (State.FAILED, f"Failed: n{sentence}.") if counts else (State.PASSED, f"N{sentence}; that does not count here.")
-    elif counts:
-        unlike = [j for j in numerics if j.verdict is Verdict.NOT_COMPARABLE]
-        doubt = f"; {_count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
-        untested = outcome(judged, kinds) is Outcome.CANNOT_TELL
-        state = State.CANNOT_TELL if untested and len(unlike) == len(numerics) else State.PASSED
-        yield state, f"Numerics did not change in {len(numerics) - len(unlike)} of {total}{doubt}."
+        failing_run = [j for j in changed if j in question.bad]
+        sample, stage, where = _first_stage(failing_run or changed)
+        next_step = question.way_on_from(sample.cell, ["numerics"]) or ways_on.LOOK_HERE
+        head = f"{name[1:]} changed in {len(changed)} of {total}"
+        if failing_run:
+            sentence, cause = f"Failed: {name[0].lower()}{head}.", f"first at {_at(stage, where)}"
+            yield Statement(state=State.FAILED, sentence=sentence, cause=cause, way_on=next_step)
+        else:
+            unjudged = "scores have not been judged" if doubtful_beginnings(changed) else "that does not count here"
+            why = f"{question.policy.name} lets that pass" if counts else unjudged
+            sentence = f"{name[0]}{head}, first at {_at(stage, where)}; {why}."
+            yield Statement(state=State.PASSED, sentence=sentence, way_on=next_step)
+    elif counts or quantity == "stock":
+        yield _of_unchanged(own, name, total, question)
 
 
-def _of_figures(
-    judged: Sequence[Judgement], bad: Sequence[Judgement], kinds: Sequence[str], baseline: str
-) -> Iterable[Statement]:
+def _first_stage(changed: Sequence[Judgement]) -> tuple[Judgement, str, str]:
+    """Of changed numerics: a cell of the first stage of the flow, the stage, and where it changed, in words."""
+    _, flow = FLOWS[changed[0].quantity]
+    stages = [j.detail.partition(": ")[0] for j in changed]
+    first = min(stages, key=lambda stage: flow.index(stage) if stage in flow else len(flow))
+    sample = changed[stages.index(first)]
+    where = f"{_count(stages.count(first), 'cell')}, as in {sample.cell}: {sample.detail.partition(': ')[2]}"
+    return sample, first, where
+
+
+def _at(stage: str, where: str) -> str:
+    return f"the stage {stage} ({where})"
+
+
+def _of_unchanged(own: Sequence[Judgement], name: str, total: str, question: Question) -> Statement:
+    unlike = [j for j in own if j.verdict is Verdict.NOT_COMPARABLE]
+    doubt = f"; {_count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
+    cannot_tell = question.outcome is Outcome.CANNOT_TELL and len(unlike) == len(own)
+    return Statement(
+        state=State.CANNOT_TELL if cannot_tell else State.PASSED,
+        sentence=f"{name} did not change in {len(own) - len(unlike)} of {total}{doubt}.",
+        way_on=ways_on.UNLIKE if cannot_tell else "",
+    )
+
+
+def _of_figures(question: Question) -> Iterator[Statement]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
+    judged, kinds, baseline = weighed(question.judged, question.policy), question.kinds, question.baseline
     others = [kind for kind in figures_of(kinds) if kind != "numerics"]
-    figures = [j for j in bad if j.quantity != "numerics"]
+    figures = [j for j in question.bad if j.quantity not in FLOWS]
     if figures:
-        groups = {
-            verdict: [j for j in figures if j.verdict is verdict] for verdict in dict.fromkeys(j.verdict for j in figures)
-        }
-        parts = [f"{_in(group)} {verdict} ({_list_of_cells(group)})" for verdict, group in groups.items()]
-        yield State.FAILED, f"Failed against {baseline}: {', '.join(parts)}."
-    elif (others or (CANNOT_TELL in kinds and undecided(judged))) and outcome(judged, kinds) is Outcome.CANNOT_TELL:
-        yield State.CANNOT_TELL, f"Cannot tell whether the run is worse than {baseline}: {_doubt(judged, others)}."
+        cause, next_step = _why_worse(figures, question)
+        sentence = f"Failed against {baseline}: {_groups(figures, question.policy)}."
+        yield Statement(state=State.FAILED, sentence=sentence, cause=cause, way_on=next_step)
+    elif _only_stock(judged) or not any(j.quantity == j.main_score for j in judged):
+        return  # no score was taken
+    elif (others or (CANNOT_TELL in kinds and undecided(judged))) and question.outcome is Outcome.CANNOT_TELL:
+        untested = not undecided(judged)
+        yield Statement(
+            state=State.CANNOT_TELL,
+            sentence=f"Cannot tell whether the run is worse than {baseline}.",
+            cause=_doubt(judged, others),
+            way_on=ways_on.UNLIKE if untested else ways_on.SEVERAL_SEEDS,
+        )
     elif others:
         doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and j.decides and j.kind in others]
         doubt = f", though the gate cannot tell for {_count(len(doubts), 'main score')}" if doubts else ""
-        yield State.PASSED, f"By {_joined(others)} no worse than {baseline}{doubt}."
+        sentence = f"By {_joined(others)} no worse than {baseline}{doubt}."
+        yield Statement(state=State.PASSED, sentence=sentence, way_on=ways_on.SEVERAL_SEEDS if doubts else "")
+
+
+def _groups(figures: Sequence[Judgement], policy: Policy) -> str:
+    """Judgements by verdict, and by tier where there is a policy, with their cells."""
+    groups: dict[tuple[str, Verdict], list[Judgement]] = {}
+    for judgement in sorted(figures, key=lambda j: GRAVEST_FIRST.index(j.verdict)):
+        tier = f"{policy.tier_of(judgement.cell)} " if policy.name else ""
+        groups.setdefault((tier, judgement.verdict), []).append(judgement)
+    return ", ".join(f"{_in(group, tier)} {verdict} ({_list_of_cells(group)})" for (tier, verdict), group in groups.items())
+
+
+def _why_worse(figures: Sequence[Judgement], question: Question) -> tuple[str, str]:
+    """Why figures are worse, and what helps: numerics of these cells changed; or the evidence of the gravest."""
+    if change := _change_in({j.cell for j in figures}, question):
+        return change[0], change[1] or ways_on.about_worse(figures, question.before, question.records)
+    if missing := [j for j in figures if j.verdict is Verdict.MISSING]:
+        cells = [judgement.cell for judgement in missing]
+        return f"{cells[0]} is {missing[0].detail}", ways_on.about_missing(cells, question.profile)
+    gravest = min(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
+    of_cell = [gravest, *(j for j in figures if j.cell == gravest.cell)]
+    next_step = ways_on.about_worse(of_cell, question.before, question.records)
+    return evidence_of(gravest), ways_on.SUSPECT if gravest.verdict is Verdict.TOO_GOOD else next_step
 
 
 def _doubt(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
@@ -222,15 +541,24 @@ def _joined(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
-def _of_gains(judged: Sequence[Judgement], bad: Sequence[Judgement]) -> Iterable[Statement]:
+def _of_gains(question: Question) -> Iterator[Statement]:
     """What is too good to be believed; where that counts, it stands among what fails."""
-    suspect = [j for j in judged if j.verdict is Verdict.TOO_GOOD and j not in bad]
+    suspect = [j for j in question.judged if j.verdict is Verdict.TOO_GOOD and j not in question.bad]
     if suspect:
-        yield State.PASSED, f"Too good in {_in(suspect)} ({_list_of_cells(suspect)}): look for leaked rows or a lost mask."
+        sentence = f"Too good in {_in(suspect)} ({_list_of_cells(suspect)}): {ways_on.SUSPECT}."
+        yield Statement(state=State.PASSED, sentence=sentence)
 
 
-def _in(judged: Sequence[Judgement]) -> str:
-    return _count(len({judgement.cell for judgement in judged}), "cell")
+def _of_excused(question: Question) -> Iterator[Statement]:
+    """What the policy lets pass; of changed numerics their own sentence says so."""
+    excused = failing(question.judged, question.kinds)
+    let_pass = [j for j in excused if j not in question.bad and j.quantity not in FLOWS]
+    if let_pass:
+        yield Statement(state=State.PASSED, sentence=f"{question.policy.name} lets pass: {_groups(let_pass, question.policy)}.")
+
+
+def _in(judged: Sequence[Judgement], tier: str = "") -> str:
+    return _count(len({judgement.cell for judgement in judged}), f"{tier}cell")
 
 
 def _list_of_cells(judged: Sequence[Judgement]) -> str:
@@ -262,16 +590,19 @@ def figures_of(kinds: Sequence[str]) -> list[str]:
     return [kind for kind in kinds if kind in KINDS]
 
 
-def failing(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[Judgement]:
-    """What of these kinds is worse, of numerics changed, or too good, and every missing cell."""
-    return [
+def failing(judged: Sequence[Judgement], kinds: Sequence[str], policy: Policy = EVERY_CELL_CRITICAL) -> list[Judgement]:
+    """What of these kinds is worse, of numerics changed, or too good, and every missing cell, where its tier lets it fail."""
+    bad = [
         j
         for j in judged
         if j.verdict is Verdict.MISSING
         or (j.kind in kinds and j.verdict is Verdict.WORSE and j.quantity not in NEVER_FAILING)
-        or ("numerics" in kinds and j.quantity == "numerics" and j.verdict is Verdict.CHANGED)
+        or ("numerics" in kinds and j.quantity in FLOWS and j.verdict is Verdict.CHANGED)
         or (TOO_GOOD in kinds and j.verdict is Verdict.TOO_GOOD)
     ]
+    supporting = {j.cell for j in bad if policy.tier_of(j.cell) is Tier.SUPPORTING}
+    count = (Tier.CRITICAL, Tier.SUPPORTING) if len(supporting) > policy.may_be_worse else (Tier.CRITICAL,)
+    return [j for j in bad if policy.tier_of(j.cell) in count]
 
 
 def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
@@ -279,24 +610,38 @@ def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
     return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
 
 
-def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
+def weighed(judged: Sequence[Judgement], policy: Policy) -> list[Judgement]:
+    """Those that the answer rests on: an advisory cell is told, and decides nothing, unless there is no other."""
+    own = [j for j in judged if policy.tier_of(j.cell) is not Tier.ADVISORY]
+    return own or list(judged)
+
+
+def outcome(judged: Sequence[Judgement], kinds: Sequence[str], policy: Policy = EVERY_CELL_CRITICAL) -> Outcome:
     """What the judgements say of the whole run.
 
     It cannot be told where no main score could be tested, or nothing of the kinds that count could be compared; with
-    `cannot-tell` among these, where any main score cannot be told.
+    `cannot-tell` among these, where any main score cannot be told. Advisory cells do not count for that.
     """
-    if failing(judged, kinds):
+    if failing(judged, kinds, policy):
         return Outcome.WORSE
+    judged = weighed(judged, policy)
     mains = [j for j in judged if j.quantity == j.main_score]
+    if doubtful_beginnings(judged):
+        return Outcome.CANNOT_TELL
     doubtful = undecided(mains)
     untested = bool(mains) and all(j in doubtful and j.p is None for j in mains)
     doubt = ("quality" in kinds and untested) or (CANNOT_TELL in kinds and bool(doubtful))
     return Outcome.CANNOT_TELL if doubt or _nothing_compared(judged, kinds) else Outcome.NO_WORSE
 
 
+def doubtful_beginnings(judged: Sequence[Judgement]) -> list[Judgement]:
+    """First updates that are not the baseline's, or could not be compared, of cells that took no score."""
+    return [j for j in judged if j.quantity == "numerics" and j.first_updates and j.verdict in DOUBTFUL_NUMERICS]
+
+
 def _nothing_compared(judged: Sequence[Judgement], kinds: Sequence[str]) -> bool:
     counted = figures_of(kinds)
-    own = [j for j in judged if j.kind in counted]
+    own = [j for j in judged if j.kind in counted or (j.quantity == "stock" and _only_stock(judged))]
     silent = [
         j
         for j in own

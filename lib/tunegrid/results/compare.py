@@ -21,17 +21,19 @@ from scipy import special
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.record import Record
+from tunegrid.record.wrong import failures, impossible_figures
 from tunegrid.results.alike import FACTS, check_alike
 from tunegrid.results.examples import read
 from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution
-from tunegrid.results.passing import failures, impossible_figures
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
-from tunegrid.results.table import Column, lines, markdown, number
+from tunegrid.results.table import Column, lines, markdown, markdown_table, number
+from tunegrid.results.ways_on import INSTRUMENTS
 
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
 TRAINED, PEAK, SECONDS = COSTS = ("trained bytes", "peak GiB", "seconds")  # of which less is better
 SourcedRecord = tuple[Record, Path]  # a record, and the file of its run
 Item = TypeVar("Item")
+RecordKey = tuple[str, str, int | None]  # profile, cell, seed
 NamePair = frozenset[str]  # two methods
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
@@ -115,7 +117,7 @@ def entry_of(saved: Sequence[SourcedRecord]) -> Entry:
 
 def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
     """The entries of all cells that finished; raises InputError where the runs cannot be compared."""
-    saved = [(record, path) for path, records in runs.items() for record in records]
+    saved = _once([(record, path) for path, records in runs.items() for record in records])
     _check_seeds(saved)
     finished = [(record, path) for record, path in saved if record.finished]
     _check([record for record, _ in finished], " and ".join(map(str, runs)))
@@ -125,11 +127,27 @@ def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
     return [entry_of(own) for own in cells.values()]
 
 
+def key_of(record: Record) -> RecordKey:
+    """What a comparison takes once."""
+    return record.profile, record.cell, record.seeds.seed
+
+
+def _once(saved: Sequence[SourcedRecord]) -> list[SourcedRecord]:
+    """The records, without those of an instrument, as of -m shifted, whose cell and seed an earlier record has without it."""
+    asked: dict[RecordKey, list[str]] = {}
+    kept = []
+    for record, path in saved:
+        parts = [part for part in INSTRUMENTS if getattr(record, part)]
+        if asked.setdefault(key_of(record), parts) == parts:
+            kept.append((record, path))
+    return kept
+
+
 def _check_seeds(saved: Sequence[SourcedRecord]) -> None:
     """Raises InputError where two records are of one profile, cell and seed."""
-    runs: dict[tuple[str, str, int | None], Path] = {}
+    runs: dict[RecordKey, Path] = {}
     for record, path in saved:
-        key = (record.profile, record.cell, record.seeds.seed)
+        key = key_of(record)
         if key in runs:
             both = f"{runs[key]} and {path} both hold" if runs[key] != path else f"{path} holds twice"
             raise InputError(f"{both} {record.cell} of seed {record.seeds.seed}; a comparison takes each seed once")
@@ -197,6 +215,32 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Gap:
+    """By how many points two mean scores differ, or two such gaps.
+
+    Attributes:
+        error: standard error, with `df` degrees of freedom.
+        by: what that rests on.
+    """
+
+    points: float
+    error: float
+    df: float
+    by: str
+
+    @property
+    def interval(self) -> Interval:
+        """Its 95 % interval."""
+        half = float(special.stdtrit(self.df, 1 - ALPHA / 2)) * self.error
+        return Interval(low=self.points - half, high=self.points + half, by=self.by)
+
+    def p(self, bound: float = 0.0) -> float:
+        """The two-sided p-value of its true value being `bound`; without any error it is that value or it is not."""
+        distance = abs(self.points - bound)
+        return float(2 * special.stdtr(self.df, -distance / self.error)) if self.error else float(distance == 0)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Chance:
     """What separates methods by chance.
 
@@ -220,18 +264,32 @@ class Chance:
 
     def p(self, one: Entry, other: Entry) -> float | None:
         """The two-sided p-value of two methods being equally good; None where they cannot be tested."""
-        if self.untested(one, other):
+        gap = None if self.untested(one, other) else self.gap(one, other)
+        return gap.p() if gap else None
+
+    def gap(self, one: Entry, other: Entry) -> Gap | None:
+        """One score minus another; None where neither seeds nor the same rows tell how far it may be off."""
+        own, others = self._seed_error(one), self._seed_error(other)
+        seeds = [*own, *others] if own and others else []
+        rows: list[Error] = []
+        if one.rows is not None and other.rows is not None and len(one.test_rows | other.test_rows) == 1:
+            rows = [row_error(gains_of(one.rows.tolist(), other.rows.tolist()))]
+        if not seeds + rows:
             return None
-        rows = [] if one.rows is None or other.rows is None else [row_error(gains_of(one.rows.tolist(), other.rows.tolist()))]
-        error, df = combined([*self._seed_error(one), *self._seed_error(other), *rows])
-        return float(2 * special.stdtr(df, -abs(one.score - other.score) / error))
+        error, df = combined([*seeds, *rows])
+        by = [*(dict.fromkeys((self._source(one), self._source(other))) if seeds else ()), *(["rows"] if rows else [])]
+        return Gap(points=one.score - other.score, error=error, df=df, by=", ".join(by))
 
     def untested(self, one: Entry, other: Entry) -> str:
         """Why two methods cannot be told apart, and the way out; empty where they can be tested."""
         if len(one.test_rows | other.test_rows) > 1:
             return "they scored other test rows"
-        unknown = [entry.method for entry in (one, other) if not self._seed_error(entry)]
+        unknown = [entry.method for entry in (one, other) if not self.knows_seeds(entry)]
         return f"nobody knows by how much a seed moves {' or '.join(unknown)}; --seeds 0-4 trains more" if unknown else ""
+
+    def knows_seeds(self, entry: Entry) -> bool:
+        """Whether it is known by how much a seed moves an entry's score."""
+        return bool(self._seed_error(entry))
 
     def _seed_error(self, entry: Entry) -> list[Error]:
         own = self.noise.of(SEEDS, entry.first, entry.first.main_score)
@@ -318,9 +376,10 @@ class Comparison:
     @property
     def best(self) -> list[str]:
         """The methods that cannot be told from the one with the best score."""
-        return [entry.method for entry in self.sound if not self._told(entry, self.sound[0])]
+        return [entry.method for entry in self.sound if not self.told(entry, self.sound[0])]
 
-    def _told(self, one: Entry, other: Entry) -> bool:
+    def told(self, one: Entry, other: Entry) -> bool:
+        """Whether two entries are told apart."""
         return frozenset((one.method, other.method)) in self.apart
 
     @cached_property
@@ -349,7 +408,7 @@ class Comparison:
         if beaten_by:
             return "no", beaten_by
         cheap = [other for other in others if all(a <= b for a, b in zip(figures(other, self.costs)[1:], own[1:], strict=True))]
-        doubt = next((other.method for other in cheap if not self._told(entry, other)), None)
+        doubt = next((other.method for other in cheap if not self.told(entry, other)), None)
         return ("perhaps", doubt) if doubt else ("yes", "")
 
     @property
@@ -477,9 +536,14 @@ def remarks(comparison: Comparison) -> list[str]:
 def title(comparison: Comparison) -> str:
     """Task, backbone and score."""
     first = comparison.entries[0].first
-    seeds = {len(entry.records) for entry in comparison.entries}
-    count = f"{min(seeds)} to {max(seeds)} seeds" if len(seeds) > 1 else "one seed" if seeds == {1} else f"{max(seeds)} seeds"
-    return f"{comparison.task} on {comparison.backbone}: {first.main_score}, {count}"
+    counts = [len(entry.records) for entry in comparison.entries]
+    return f"{comparison.task} on {comparison.backbone}: {first.main_score}, {counted(counts)}"
+
+
+def counted(seeds: Collection[int]) -> str:
+    """How many seeds methods have, from the fewest to the most."""
+    fewest, most = min(seeds), max(seeds)
+    return f"{fewest} to {most} seeds" if fewest < most else "one seed" if most == 1 else f"{most} seeds"
 
 
 def summary(comparisons: Sequence[Comparison]) -> list[tuple[str, ...]]:
@@ -521,16 +585,11 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     """The same for a pull request or a report."""
     parts = []
     for one in comparisons:
-        parts += [f"**{markdown(title(one))}**", "", *_table(COLUMNS, [row(one, entry) for entry in one.entries]), ""]
+        parts += [f"**{markdown(title(one))}**", "", *markdown_table(COLUMNS, [row(one, entry) for entry in one.entries]), ""]
         parts += [*(f"* {markdown(line)}" for line in remarks(one)), ""]
     counts = summary(comparisons)
-    parts += [*_table(SUMMARY, counts), ""] if counts else []
+    parts += [*markdown_table(SUMMARY, counts), ""] if counts else []
     return "\n".join([*parts, *(f"* {markdown(line)}" for line in legend(comparisons))])
-
-
-def _table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
-    head = [f"| {' | '.join(column.title for column in columns)} |", "|" + "---|" * len(columns)]
-    return head + [f"| {' | '.join(markdown(cell) for cell in cells)} |" for cells in rows]
 
 
 FORMATS: Mapping[str, Callable[[Sequence[Comparison]], str]] = {"text": as_text, "markdown": as_markdown}

@@ -13,12 +13,13 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.tasks import Carve
-from tunegrid.record import Record
-from tunegrid.results.files import read_list
+from tunegrid.record import Record, new_record
+from tunegrid.results.files import read_saved
 from tunegrid.results.table import Column, number
 from tunegrid.results.table import lines as table_lines
 
 REPORTS = ROOT / "reports"
+COMMITTED = ("baselines/quick-cpu.json", "cpu-amd-epyc/footprint.json")  # below it; by name, since users leave files there, too
 UNITS = {"h": 3600, "m": 60, "s": 1}
 LONGER_UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
 SESSION_SECONDS = 15  # imports and collection, once a process
@@ -89,7 +90,7 @@ def duration(seconds: float | None) -> str:
 
 def committed_runs() -> list[Path]:
     """The saved runs that ship with the suite: every machine has the same."""
-    return [*sorted(REPORTS.glob("baselines/*.json")), *sorted(REPORTS.glob("*/footprint.json"))]
+    return [REPORTS / name for name in COMMITTED]
 
 
 def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimate]:
@@ -107,11 +108,32 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimat
     return known
 
 
+def longest_runs(cells: Sequence[Cell], paths: Iterable[Path], *, on_gpu: bool) -> dict[str, float]:
+    """By cell, the most seconds that a saved run on a GPU, or on a CPU, says that it takes.
+
+    Only footprints and runs of the same recipe and rows count: from fewer rows follows a limit that an honest cell misses.
+    """
+    wanted, most = {cell.id: (cell, new_record(cell)) for cell in cells}, dict[str, float]()
+    for path in paths:
+        for record in _finished(path):
+            if record.cell not in wanted or _device(record)[1] != on_gpu:
+                continue
+            cell, fresh = wanted[record.cell]
+            if (record.profile, record.recipe, record.limits) == (fresh.profile, fresh.recipe, fresh.limits):
+                estimate = from_run(record, path.name)
+            elif record.profile == "footprint":
+                estimate = _from_footprint(cell, record, path)
+            else:
+                continue
+            most[cell.id] = max(most.get(cell.id, 0.0), estimate.seconds or 0.0)
+    return {cell_id: seconds for cell_id, seconds in most.items() if seconds}
+
+
 def _finished(path: Path) -> list[Record]:
     if not path.is_file():
         return []
     try:
-        return [record for record in read_list(path) if record.finished]
+        return [record for record in read_saved(path, with_rows=False).records if record.finished]
     except InputError:  # a run that was cut off, or that cannot be read any more, says nothing
         return []
 
@@ -229,14 +251,16 @@ def pace_of(ended: Iterable[tuple[float, float | None]]) -> float:
     return sum(measured for measured, _ in pairs) / sum(seconds for _, seconds in pairs) if pairs else 1.0
 
 
-def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], seeds: int = 1) -> list[str]:
-    """The grid as a table, with a closing line for the sum over all cells and seeds."""
+def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], runs: Mapping[str, int]) -> list[str]:
+    """The grid as a table, with a closing line for the sum over all cells and their `runs`, one per seed."""
     estimated = [known.get(cell.id, Estimate()) for cell in cells]
-    times = [estimate.seconds for estimate in estimated if estimate.seconds is not None]
-    counts = f"{len(cells)} cells" + (f" with {seeds} seeds each" if seeds > 1 else "")
+    times = [runs[cell.id] * one.seconds for cell, one in zip(cells, estimated, strict=True) if one.seconds is not None]
+    counts = f"{len(cells)} cell{'s' * (len(cells) != 1)}" + (
+        f" in {sum(runs.values())} runs" if sum(runs.values()) > len(cells) else ""
+    )
     return [
         *table_lines(COLUMNS, [_cells(cell, estimate) for cell, estimate in zip(cells, estimated, strict=True)]),
-        f"{counts}, {duration(seeds * sum(times))} one after the other for the {len(times)} with an estimate",
+        f"{counts}, {duration(sum(times))} one after the other for the {len(times)} with an estimate",
     ]
 
 

@@ -1,28 +1,37 @@
 """Stores the points and predictions of single test rows beside a saved run, in small Parquet files.
 
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
-run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows). Runs of this
-machine are also kept in `.cache/examples`. Needs no torch.
+run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows); and one more
+per cell and seed: figures of the model's modules (`modules-HASH.parquet`, for `tunegrid.results.modules`). Runs of this machine
+are also kept in `.cache/examples`. Needs no torch.
 """
 
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.record import ExamplesRecord, Record
+from tunegrid.results.parquet import read_columns
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
 TEXT = ("id", "prediction", "reference")  # columns that do not hold points
+CONFIDENCE = "confidence"  # the column of a prediction's probability, 0 to 1
+TEXTS = ("input", "reference")  # of a file of what rows say
 DIGITS = 4  # of points: enough to tell one token of a hundred
+ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
+ROWS = "rows-"  # how the names of files begin that hold what rows say
+MODULES = "modules-"  # and of those that hold figures of modules
+OF_MODULE = ("phase", "module", "kind", "library")  # their columns that do not hold figures
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 
 
@@ -35,12 +44,19 @@ class Examples:
         points: 0 to 100 for each row, by metric.
         predictions: text or label of each row.
         references: the true label of each row, where points and predictions do not tell it: with more than two labels.
+        confidences: the probability of each prediction; None where the model gives none, and in runs before tunegrid 0.16.
     """
 
     ids: Sequence[str]
     points: Mapping[str, Sequence[float]]
     predictions: Sequence[str]
     references: Sequence[str] | None = None
+    confidences: Sequence[float] | None = None
+
+    @property
+    def scored(self) -> "Examples":
+        """The same without confidences, which no prediction and no point depends on."""
+        return replace(self, confidences=None)
 
     @property
     def rows_hash(self) -> str:
@@ -71,32 +87,28 @@ def _hash(content: Any) -> str:
 
 
 def write(examples: Examples) -> ExamplesRecord:
-    """Store the examples; return what the record says of them. Raises InputError where the disk has no room."""
-    points = {name: [round(value, DIGITS) for value in values] for name, values in examples.points.items()}
+    """Store the examples; return what the record says of them. Raises OSError where the disk has no room."""
+    points = {name: [round(float(value), DIGITS) for value in values] for name, values in examples.points.items()}
     columns: dict[str, list[Any]] = {"id": list(examples.ids), **points, "prediction": list(examples.predictions)}
     if examples.references is not None:
         columns["reference"] = list(examples.references)
+    if examples.confidences is not None:
+        columns[CONFIDENCE] = list(examples.confidences)
     name = f"{_hash(columns)}.parquet"
     _keep(name, columns, {key: "float32" for key in points})
     return ExamplesRecord(file=name, rows_hash=examples.rows_hash)
 
 
 def _keep(name: str, columns: Mapping[str, Sequence[Any]], types: Mapping[str, str]) -> None:
+    """Write a file of the store, unless it is there and sound."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if (STORE / name).is_file():
+    if _is_sound(STORE / name):
         return
-    STORE.mkdir(parents=True, exist_ok=True)
-    part = STORE / f"{name}.{os.getpid()}.part"  # another process may write the same
-    try:
-        table = pa.table({key: pa.array(values, types.get(key)) for key, values in columns.items()})
+    table = pa.table({key: pa.array(values, types.get(key)) for key, values in columns.items()})
+    with replacing(STORE / name) as part:
         pq.write_table(table, part, compression="zstd")
-        part.replace(STORE / name)
-    except OSError as error:
-        raise InputError(f"cannot keep per-example scores in {STORE} ({error.strerror or error}); make room there") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def write_texts(rows_hash: str, texts: Texts) -> None:
@@ -106,7 +118,7 @@ def write_texts(rows_hash: str, texts: Texts) -> None:
 
 
 def _texts_name(rows_hash: str) -> str:
-    return f"rows-{rows_hash}.parquet"
+    return f"{ROWS}{rows_hash}.parquet"
 
 
 def cut(text: str) -> str:
@@ -117,23 +129,20 @@ def cut(text: str) -> str:
 def read_texts(record: Record, run: Path | None) -> Texts | None:
     """What a record's test rows say; None where neither the run nor this machine has kept it, as before tunegrid 0.6."""
     path = _file_of(_texts_name(record.examples.rows_hash), run) if record.examples else None
-    return _texts(path) if path else None
+    return _texts(path, _rows_of(record)) if path else None
 
 
 @lru_cache(maxsize=16)  # all cells of a task, and all their seeds, share a file
-def _texts(path: Path) -> Texts:
-    columns = _columns(path)
+def _texts(path: Path, rows: int | None = None) -> Texts:
+    columns = read_columns(path, TEXTS, rows)
+    if columns.keys() != set(TEXTS):
+        raise InputError(f"{path} does not hold inputs and references of rows; remove it")
     return Texts(inputs=columns["input"], references=columns["reference"])
 
 
-def _columns(path: Path, without: Collection[str] = ()) -> dict[str, list[Any]]:
-    """A Parquet file's columns but some; opened as one file, which is sooner done than as a data set of one."""
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path) as file:
-        names = [name for name in file.schema_arrow.names if name not in without]
-        columns: dict[str, list[Any]] = file.read(names, use_threads=False).to_pydict()
-    return columns
+def _rows_of(record: Record) -> int | None:
+    """How many test rows a record names."""
+    return record.data.rows.test if record.data else None
 
 
 def read(record: Record, run: Path | None) -> Examples | None:
@@ -141,63 +150,177 @@ def read(record: Record, run: Path | None) -> Examples | None:
     columns = _read(record, run)
     if columns is None:
         return None
-    references = columns.pop("reference", None)
-    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
+    optional = {"references": columns.pop("reference", None), "confidences": columns.pop(CONFIDENCE, None)}
+    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), points=columns, **optional)
 
 
 def read_points(record: Record, run: Path | None) -> Mapping[str, Sequence[float]] | None:
-    """The points of a record's examples alone, without the text beside them: a gate reads thousands."""
-    return _read(record, run, without=TEXT)
+    """The points of a record's examples alone."""
+    columns = _read(record, run)
+    return columns and {name: values for name, values in columns.items() if name not in (*TEXT, CONFIDENCE)}
 
 
-def _read(record: Record, run: Path | None, without: Collection[str] = ()) -> dict[str, list[Any]] | None:
-    from pyarrow.lib import ArrowException
+def check(record: Record, run: Path | None) -> None:
+    """Raises InputError where the rows of a record are not those that it was made of."""
+    _read(record, run)
 
+
+def _read(record: Record, run: Path | None) -> dict[str, list[Any]] | None:
+    """The columns of a record's file, which are held to its name and to the record: raises InputError, one sentence.
+
+    A broken file gives way to a sound one of the same name.
+    """
     path = _file_of(record.examples.file, run) if record.examples else None
     if path is None:
         return None
-    try:
-        columns = _columns(path, without)
-        if missing := {"id", "prediction"}.difference(columns, without):
-            raise KeyError(min(missing))
-    except (OSError, ArrowException, KeyError) as error:
-        raise InputError(f"{path} does not hold points and predictions of rows ({type(error).__name__}); remove it") from None
+    columns = _columns_of_name(path, _rows_of(record))
+    for sentence in _contradictions(record, columns):
+        raise InputError(f"{path}, of {record.cell}: {sentence}")
     return columns
 
 
+def _columns_of_name(path: Path, rows: int | None = None) -> dict[str, list[Any]]:
+    """The columns of a file that is named by their hash; raises InputError where they are others."""
+    columns = read_columns(path, TEXT, rows)
+    if missing := {"id", "prediction"}.difference(columns):
+        raise InputError(f"{path} does not hold points and predictions of rows ({min(missing)} is missing); remove it")
+    points = {name: [round(value, DIGITS) for value in columns[name]] for name in columns if name not in (*TEXT, CONFIDENCE)}
+    content = _hash(columns | points)
+    if content != path.stem:
+        raise InputError(f"{path} does not hold the rows that it is named for: it was changed or is damaged; remove it")
+    return columns
+
+
+def _contradictions(record: Record, columns: Mapping[str, Sequence[Any]]) -> Iterator[str]:
+    """Sentences on rows that are not the record's: others than it names, another number, or another mean than its scores."""
+    assert record.examples, "the file is named by them"
+    ids = columns["id"]
+    if _hash(list(ids)) != record.examples.rows_hash:
+        yield "it holds other rows than those of rows_hash"
+    if not all(0 <= confidence <= 1 for confidence in columns.get(CONFIDENCE, ())):
+        yield "it holds a confidence that is no probability"
+    if record.status != "passed" or _scored_elsewhere(record):
+        return
+    for name in columns.keys() & record.scores.keys():
+        score, mean = record.scores[name], fmean(columns[name])
+        if score is not None and not abs(score - mean) <= ROUNDING:
+            yield f"its rows have a mean {name} of {mean:.2f}, but scores.{name} is {score:.2f}"
+
+
+def _scored_elsewhere(record: Record) -> bool:
+    """Whether a script of the hub's or a user's computed the scores; points of rows are always ours."""
+    return bool(record.evaluation and "evaluate" in record.evaluation.metric_sources.values())
+
+
+# Figures of modules
+
+
+def write_modules(columns: Mapping[str, Sequence[Any]]) -> str:
+    """Store figures of modules, one row per call; return the file's name. Raises OSError where the disk has no room."""
+    name = _modules_name(columns)
+    _keep(name, columns, {key: "float32" for key in columns if key not in OF_MODULE})
+    return name
+
+
+def _modules_name(columns: Mapping[str, Sequence[Any]]) -> str:
+    """By the hash of texts, and of numbers as the file holds them: it has 20,000 of some cells."""
+    import numpy as np
+
+    texts = {name: list(values) for name, values in columns.items() if name in OF_MODULE}
+    numbers = np.array([columns[name] for name in sorted(columns.keys() - set(OF_MODULE))], dtype=np.float32)  # None is NaN
+    digest = hashlib.sha256(json.dumps([texts, sorted(columns)], sort_keys=True).encode())
+    digest.update((numbers + np.float32(0)).tobytes())  # no -0.0, which is 0.0
+    return f"{MODULES}{digest.hexdigest()[:16]}.parquet"
+
+
+def read_modules(record: Record, run: Path | None) -> Mapping[str, Sequence[Any]] | None:
+    """The columns that a record's file of modules holds; None where neither the run nor this machine has it.
+
+    Raises:
+        InputError: where the file does not hold what it is named for.
+    """
+    step = record.training.first_step if record.training else None
+    path = _file_of(step.modules, run) if step and step.modules else None
+    return _modules(path) if path else None
+
+
+def _modules(path: Path) -> dict[str, list[Any]]:
+    columns = read_columns(path, OF_MODULE, nullable=True, holds="figures of modules")
+    if _modules_name(columns) != path.name:
+        raise InputError(f"{path} does not hold the figures that it is named for: it was changed or is damaged; remove it")
+    return columns
+
+
+# Files
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file is there and holds what its name says; of texts, which are named by their rows, whether it can be read."""
+    try:
+        return bool(next((read for start, read in READ_BY_NAME.items() if path.name.startswith(start)), _columns_of_name)(path))
+    except InputError:
+        return False
+
+
+READ_BY_NAME: Mapping[str, Callable[[Path], Any]] = {ROWS: _texts, MODULES: _modules}
+
+
 def _file_of(name: str, *runs: Path | None) -> Path | None:
-    paths = (*(run.parent / FOLDER / name for run in runs if run), STORE / name)
-    return next((path for path in paths if path.is_file()), None)
+    """The file of this name, next to a run or in the store; of several the first that is sound."""
+    places = (*(run.parent / FOLDER / name for run in runs if run), STORE / name)
+    paths = [path for path in places if path.is_file()]
+    return next(filter(_is_sound, paths), paths[0]) if len(paths) > 1 else next(iter(paths), None)
 
 
-def files_of(kept: ExamplesRecord) -> tuple[str, str]:
-    """The names of the files that hold a record's examples and texts."""
-    return kept.file, _texts_name(kept.rows_hash)
+def read_shifted(record: Record, run: Path | None) -> Mapping[str, Sequence[float]] | None:
+    """Points of each row that `-m shifted` scored, by shift, and `plain`; None where neither the run nor this machine has them.
+
+    Raises InputError where a file does not hold the rows that it is named for.
+    """
+    kept = record.shifted.examples if record.shifted else None
+    path = _file_of(kept.file, run) if kept else None
+    if path is None or record.shifted is None:
+        return None
+    columns = _columns_of_name(path, record.shifted.rows)
+    return {name: values for name, values in columns.items() if name not in TEXT}
 
 
-def contents(kept: ExamplesRecord) -> dict[str, bytes]:
+def kept_of(record: Record) -> list[ExamplesRecord]:
+    """What a record says of files that hold its rows."""
+    return [one for one in (record.examples, record.shifted and record.shifted.examples) if one]
+
+
+def files_of(record: Record) -> list[str]:
+    """The names of the files that hold a record's examples, texts and figures of modules."""
+    step = record.training.first_step if record.training else None
+    rows = [name for kept in kept_of(record) for name in (kept.file, _texts_name(kept.rows_hash))]
+    return [*rows, *([step.modules] if step and step.modules else ())]
+
+
+def contents(record: Record) -> dict[str, bytes]:
     """Those files of this machine's store, to be kept on another machine."""
-    return {name: (STORE / name).read_bytes() for name in files_of(kept) if (STORE / name).is_file()}
+    return {name: (STORE / name).read_bytes() for name in files_of(record) if (STORE / name).is_file()}
 
 
 def keep_contents(files: Mapping[str, bytes]) -> None:
     """Store files of another machine; raises OSError where the disk has no room."""
-    STORE.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        part = STORE / f"{name}.{os.getpid()}.part"
-        part.write_bytes(content)
-        part.replace(STORE / name)
+        if not _is_sound(STORE / name):
+            with replacing(STORE / name) as part:
+                part.write_bytes(content)
 
 
 def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
-    """Copy the examples of these records, and what their rows say, to the folder next to a run.
+    """Copy the examples of these records, what their rows say, and figures of modules to the folder next to a run.
 
-    `sources` are the runs they came from. What is next to none of them, and not in this machine's store, is left out.
+    `sources` are the runs they came from. What is next to none of them, and not in this machine's store, is left out. What lies
+    there and is sound stays; a broken file is no source.
+
+    Raises:
+        OSError: where the disk has no room.
     """
-    kept = [record.examples for record in records if record.examples]
-    folder = run.parent / FOLDER
-    for name in dict.fromkeys(name for one in kept for name in files_of(one)):
-        path = _file_of(name, *sources)
-        if path and path != folder / name:
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
+    for name in dict.fromkeys(name for record in records for name in files_of(record)):
+        target, path = run.parent / FOLDER / name, _file_of(name, *sources)
+        if path and path != target and _is_sound(path) and not _is_sound(target):
+            with replacing(target) as part:
+                shutil.copyfile(path, part)

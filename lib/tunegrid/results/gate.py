@@ -3,9 +3,10 @@
 *worse*: a significant drop of at least the margin. *better*: a significant gain. *same*: the interval is above the margin's
 drop. *cannot tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs are.
 
-Scores are judged by `tunegrid.results.quality`, losses by `tunegrid.results.numerics`, memory and speed here: the ledger of
-tensors is exact; peaks and the median step have relative margins, and speed is compared between like machines only. What the
-verdicts come to is for `tunegrid.results.answer` to say. Needs no torch.
+Scores are judged by `tunegrid.results.quality`, how well confidence fits by `tunegrid.results.confidence`, losses by
+`tunegrid.results.numerics`, memory and speed here: the ledger of tensors is exact; peaks and the median step have relative
+margins, and speed is compared between like machines only. What the verdicts come to is for `tunegrid.results.answer` to say.
+Needs no torch.
 """
 
 import math
@@ -19,19 +20,33 @@ from scipy import special
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.alike import unlike_machines
+from tunegrid.results.alike import check_teachers, unlike_machines
+from tunegrid.results.confidence import judged_nll
 from tunegrid.results.files import read_list
+from tunegrid.results.instruments import FIGURES as INSTRUMENTS
+from tunegrid.results.instruments import compared_part
 from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, RecordsBySeed, Verdict, judgement_of
+from tunegrid.results.modules import Runs
 from tunegrid.results.noise import Noise, deviation, kind_of_cell, load_noise, mean_score
-from tunegrid.results.numerics import Tolerances, compared, furthest_apart, load_tolerances, losses
+from tunegrid.results.numerics import (
+    Tolerances,
+    compared,
+    furthest_apart,
+    load_tolerances,
+    losses,
+    updates_in_common,
+)
+from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
 from tunegrid.results.quality import Judge, Rows
 from tunegrid.results.statistics import ALPHA, slower
+from tunegrid.results.stock import compared_paths
 from tunegrid.results.thresholds import THRESHOLDS, Evidence, load_evidence, load_margins
 
 SEED_DEVIATIONS = 3.0  # of the baseline's median steps, by which a run may be slower
 CHANCE = 0.02  # that the losses of any cell of a healthy run fall so low; the same as that it misses a bound
 LEAST = 0.1  # of the log of a mean loss, below what noise explains: one healthy seed of the baseline lies 0.05 below
 ADVICE = "leaked rows, a lost mask?"
+NO_SCORES = "the baseline holds the first updates of it alone"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,8 +58,11 @@ class Run:
 
     @classmethod
     def of(cls, records: Iterable[Record], path: Path | None = None) -> "Run":
-        """The records that finished, by cell and seed; raises InputError where they are of two profiles."""
-        finished = [record for record in records if record.finished]
+        """The records that finished or made their first updates, by cell and seed.
+
+        Raises InputError where they are of two profiles.
+        """
+        finished = [record for record in records if record.finished or record.status == "begun"]
         profiles = sorted({record.profile for record in finished})
         if len(profiles) > 1:
             raise InputError(f"{path or 'the run'} holds cells of {' and '.join(profiles)}: judge one profile at a time")
@@ -57,6 +75,11 @@ class Run:
     def profile(self) -> str:
         """The profile of its records; empty without any."""
         return next((record.profile for seeds in self.records.values() for record in seeds.values()), "")
+
+    @property
+    def in_a_row(self) -> list[Record]:
+        """Its records, one after the other."""
+        return [record for seeds in self.records.values() for record in seeds.values()]
 
     def only(self, cells: Container[str]) -> "Run":
         """The same run with these cells alone."""
@@ -76,6 +99,7 @@ def gate(
     noise: Noise | None = None,
     look: int = 1,
     looks: int = 1,
+    policy: Policy = EVERY_CELL_CRITICAL,
 ) -> list[Judgement]:
     """Every verdict: missing cells first, then cells in the order of the run to judge.
 
@@ -86,6 +110,7 @@ def gate(
         noise: of training; what the suite was calibrated to if None.
         look: which look at the run this is (`share_of_alpha` of `tunegrid.results.quality`).
         looks: how many there are at most.
+        policy: which cells have margins of their own.
 
     Raises:
         InputError: where the two are of two profiles, have no cell in common, or scored different test rows.
@@ -98,14 +123,24 @@ def gate(
         tolerances=tolerances,
         look=look,
         looks=looks,
+        own_margins={cell: policy.margins_of(cell) for cell in cells},
     )
-    judged = judge.judged(list(cells.values()))
-    for rows in cells.values():
-        before, after = rows.records[0]
-        judged.append(numerics(rows.records, tolerances))
-        judged += memory(rows.old, before, after, margins["memory"])
-        judged.append(speed(rows.old, before, after, margins["speed"]["step_seconds"]))
-    judged += too_good(cells, load_evidence(THRESHOLDS / f"{new.profile}.toml"))
+    stock, trained = _by_path(cells)
+    whole = {cell: both for cell, rows in trained.items() if (both := rows.finished)}
+    judged = [*judge.judged(list(whole.values())), *(_stock(rows.records, tolerances) for rows in stock.values())]
+    for cell, rows in trained.items():
+        seen = whole.get(cell, rows)
+        before, after = seen.records[0]
+        judged.append(numerics(rows.records, tolerances, (old.path, new.path)))
+        judged += instruments(rows.records, tolerances)
+        own = policy.margins_of(before.cell)
+        judged += memory(seen.old, before, after, {**margins["memory"], **own})
+        if cell in whole:
+            judged.append(speed(seen.old, before, after, {**margins["speed"], **own}["step_seconds"]))
+        elif after.finished:
+            judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
+    judged += judged_nll(list(whole.values()), margins["calibration"]["nll"], tolerances)
+    judged += too_good(whole, load_evidence(THRESHOLDS / f"{new.profile}.toml"))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
     missing = [cell for cell in old.records if cell not in new.records]
@@ -114,7 +149,7 @@ def gate(
 
 
 def paired(old: Run, new: Run) -> dict[str, Rows]:
-    """The cells that both runs have; raises InputError where there are none, or the two are of two profiles."""
+    """The cells that both runs have; raises InputError where there are none, or two are of two profiles or teachers."""
     if old.records and new.records and old.profile != new.profile:
         raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
     if not new.records:
@@ -122,7 +157,10 @@ def paired(old: Run, new: Run) -> dict[str, Rows]:
     common = [cell for cell in old.records if cell in new.records]
     if not common:
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
-    return {cell: Rows(old=old.records[cell], new=new.records[cell], old_path=old.path, new_path=new.path) for cell in common}
+    cells = {cell: Rows(old=old.records[cell], new=new.records[cell], old_path=old.path, new_path=new.path) for cell in common}
+    for before, after in (pair for rows in cells.values() for pair in rows.records):
+        check_teachers(before, after)
+    return cells
 
 
 def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:
@@ -132,19 +170,42 @@ def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[
             yield judgement_of(next(iter(seeds.values())), "cell", verdict, detail=detail)
 
 
+def _by_path(cells: Mapping[str, Rows]) -> tuple[dict[str, Rows], dict[str, Rows]]:
+    """Cells whose records are of the libraries' own path, and all others, which trained by ours."""
+    stock = {cell: rows for cell, rows in cells.items() if any(new.stock for _, new in rows.records)}
+    return stock, {cell: rows for cell, rows in cells.items() if cell not in stock}
+
+
 # Numerics
 
 
-def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> Judgement:
-    """The gravest verdict on the arithmetic of a cell's runs."""
-    answers = [compared(before, after, tolerances) for before, after in pairs]
+def _stock(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> Judgement:
+    """The gravest verdict on the libraries' path of a cell's runs."""
+    answers = [compared_paths(before, after, tolerances) for before, after in pairs]
     verdict, detail = min(answers, key=lambda answer: GRAVEST_FIRST.index(answer[0]))
-    return judgement_of(pairs[0][0], "numerics", verdict, detail=detail)
+    return judgement_of(pairs[0][0], "stock", verdict, detail=detail)
+
+
+def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs: Runs) -> Judgement:
+    """The gravest verdict on the arithmetic of a cell's runs, whose files these are."""
+    answers = [(*compared(before, after, tolerances, runs), updates_in_common(before, after)) for before, after in pairs]
+    verdict, detail, first_updates = min(answers, key=lambda answer: GRAVEST_FIRST.index(answer[0]))
+    return judgement_of(pairs[0][0], "numerics", verdict, detail=detail, first_updates=first_updates)
+
+
+def instruments(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> Iterator[Judgement]:
+    """The gravest verdict on what each instrument measured in a cell's runs, where the baseline or the run has it."""
+    for name in INSTRUMENTS:
+        own = [pair for pair in pairs if any(getattr(record, name) for record in pair)]
+        answers = [compared_part(name, before, after, tolerances) for before, after in own]
+        if answers:
+            verdict, detail = min(answers, key=lambda answer: GRAVEST_FIRST.index(answer[0]))
+            yield judgement_of(own[0][0], name, verdict, detail=detail)
 
 
 def furthest(old: Run, new: Run) -> dict[str, dict[str, float]]:
     """How far the figures of numerics lie apart at most, by arithmetic, over all runs of a cell and seed that are not equal."""
-    tolerances = load_tolerances()
+    tolerances, runs = load_tolerances(), (old.path, new.path)
     pairs = [
         (before, after)
         for cell, seeds in new.records.items()
@@ -152,7 +213,7 @@ def furthest(old: Run, new: Run) -> dict[str, dict[str, float]]:
         if (before := old.records.get(cell, {}).get(seed)) is not None
     ]
     apart = (Verdict.ROUNDING, Verdict.CHANGED)
-    return furthest_apart([pair for pair in pairs if compared(*pair, tolerances)[0] in apart], tolerances)
+    return furthest_apart([pair for pair in pairs if compared(*pair, tolerances)[0] in apart], tolerances, runs)
 
 
 # Memory and speed
@@ -168,6 +229,8 @@ def memory(seeds: RecordsBySeed, before: Record, after: Record, margins: Mapping
             judgement = _relative(before, name, [old], new, margins["ledger"])
             # Fewer bytes of tensors are no gain that training brings: something is no longer there, or no longer in fp32.
             yield replace(judgement, verdict=Verdict.CHANGED) if judgement.verdict is Verdict.BETTER else judgement
+    if not before.finished or not after.finished:  # peaks of first updates are not those of a whole run
+        return
     if not before.device or not after.device or before.device.name != after.device.name:
         return
     if before.processes != after.processes:
@@ -184,7 +247,7 @@ def _relative(record: Record, name: str, old: Sequence[float], new: float, margi
     """Worse: over the baseline's largest figure by more than the margin. Better: under its smallest by more than the margin."""
     share = new / max(old) - 1
     verdict = Verdict.WORSE if share > margin else Verdict.BETTER if new / min(old) - 1 < -margin else Verdict.SAME
-    return judgement_of(record, name, verdict, effect=share, detail=f"margin {margin:.0%}")
+    return judgement_of(record, name, verdict, effect=share, detail=f"margin {100 * margin:.3g}%")
 
 
 def speed(seeds: RecordsBySeed, before: Record, after: Record, margin: float) -> Judgement:
@@ -202,7 +265,7 @@ def speed(seeds: RecordsBySeed, before: Record, after: Record, margin: float) ->
     share = now / fmean(medians) - 1
     p = slower(old, new)
     verdict = Verdict.WORSE if share > margin and p < ALPHA else Verdict.BETTER if share < -margin else Verdict.SAME
-    return judgement_of(before, "step_seconds", verdict, effect=share, p=p, detail=f"margin {margin:.0%}")
+    return judgement_of(before, "step_seconds", verdict, effect=share, p=p, detail=f"margin {100 * margin:.3g}%")
 
 
 def _median_step(record: Record) -> float | None:

@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tunegrid.results.answer import RunAnswer
-from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, LEDGER, Judgement, Verdict, by_cell, worst
+from tunegrid.results.flips import FlipList
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, in_words, worst
+from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, described
 from tunegrid.results.table import Column, lines, markdown, number, signed
 
 # Not worth a sentence of their own.
@@ -21,6 +23,7 @@ COLUMNS = (
     Column(title="sees", width=5),
     *(Column(title=kind, width=12) for kind in KINDS),
 )
+TIER = Column(title="tier", width=10)
 NUMERICS_COLUMNS = (Column(title="cell", width=15), Column(title="numerics", width=14), Column(title="what"))
 
 
@@ -55,22 +58,15 @@ def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
 
 def remarks(judged: Sequence[Judgement]) -> list[str]:
     """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
-    decisive = [j for j in judged if j.verdict not in QUIET and j.decides]
-    sentences = [_sentence(judgement) for judgement in sorted(decisive, key=lambda j: GRAVEST_FIRST.index(j.verdict))]
+    decisive = [j for j in judged if j.verdict not in QUIET and j.decides and not _is_doubt_on_calibration(j)]
+    sentences = [in_words(judgement) for judgement in sorted(decisive, key=lambda j: GRAVEST_FIRST.index(j.verdict))]
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 
 
-def _sentence(judgement: Judgement) -> str:
-    if judgement.effect is None:
-        change = ""
-    elif judgement.kind == "quality":
-        change = f" {judgement.effect:+.2f} points"
-    else:
-        digits = 3 if judgement.quantity in LEDGER else 1
-        change = f" {100 * judgement.effect:+.{digits}f} %"
-    sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
-    return f"{judgement.verdict}: {judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"
+def _is_doubt_on_calibration(judgement: Judgement) -> bool:
+    """Which the table shows, and no line repeats: nothing fails by it."""
+    return judgement.kind == "calibration" and judgement.verdict is Verdict.CANNOT_TELL
 
 
 def numerics_table(judged: Sequence[Judgement], furthest: Mapping[str, Mapping[str, float]]) -> list[str]:
@@ -85,43 +81,76 @@ def numerics_table(judged: Sequence[Judgement], furthest: Mapping[str, Mapping[s
     return [*lines(NUMERICS_COLUMNS, cells), *(f"furthest apart, {kind}: {figures}" for kind, figures in most)]
 
 
-def as_text(judged: Sequence[Judgement], answer: RunAnswer) -> str:
-    """A table, what is not the same, how many cells have each verdict, and the answer."""
-    return "\n".join([verdict_table(judged), *answer.sentences])
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """What a gate prints.
+
+    Attributes:
+        flips: test rows that changed, where they were asked for.
+        policy: which cells may fail the run.
+        warnings: sentences on warnings of libraries that are new, or gone.
+    """
+
+    judged: Sequence[Judgement]
+    answer: RunAnswer
+    flips: FlipList | None = None
+    policy: Policy = EVERY_CELL_CRITICAL
+    warnings: Sequence[str] = ()
+
+    @property
+    def columns(self) -> Sequence[Column]:
+        """Of the table; the tier stands last where a policy gives cells tiers."""
+        return (*COLUMNS, TIER) if self.policy.name else COLUMNS
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """One row per cell."""
+        return [(*row, self.policy.tier_of(row[0])) if self.policy.name else row for row in rows(self.judged)]
+
+    @property
+    def tiers(self) -> list[str]:
+        """A line for each tier."""
+        return described(self.policy, list(by_cell(self.judged)))
 
 
-def verdict_table(judged: Sequence[Judgement]) -> str:
+def as_text(report: Report) -> str:
+    """A table, what is not the same, how many cells have each verdict, the rows that changed, and the answer."""
+    return "\n".join([verdict_table(report), *report.answer.sentences])
+
+
+def verdict_table(report: Report) -> str:
     """The same without the answer."""
-    return "\n".join([*lines(COLUMNS, rows(judged)), *remarks(judged), counted(judged)])
+    flips = report.flips.lines() if report.flips else []
+    table = [*lines(report.columns, report.rows), *remarks(report.judged), *report.warnings, *flips]
+    return "\n".join([*table, *report.tiers, counted(report.judged)])
 
 
-def as_markdown(judged: Sequence[Judgement], answer: RunAnswer) -> str:
+def as_markdown(report: Report) -> str:
     """The answer first, for a pull request or a step summary; a table where anything was judged."""
-    first, *others = map(markdown, answer.sentences)
-    parts = [f"**{first}**", *([" ".join(others)] if others else [])]
-    if not judged:
+    first, *others = map(markdown, report.answer.sentences)
+    parts = [f"**{first}**", *others]
+    if not report.judged:
         return "\n\n".join(parts)
-    titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
-    cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(judged)]
-    sentences = [f"* {markdown(line)}" for line in remarks(judged)]
-    return "\n\n".join([*parts, markdown(counted(judged)), "\n".join([*titles, *cells]), "\n".join(sentences)])
+    titles = [f"| {' | '.join(column.title for column in report.columns)} |", "|" + "---|" * len(report.columns)]
+    cells = [f"| {' | '.join(map(markdown, row))} |" for row in report.rows]
+    sentences = [f"* {markdown(line)}" for line in (*report.tiers, *remarks(report.judged), *report.warnings)]
+    flips = report.flips.markdown() if report.flips else []
+    return "\n\n".join([*parts, markdown(counted(report.judged)), "\n".join([*titles, *cells]), "\n".join(sentences), *flips])
 
 
-def as_json(judged: Sequence[Judgement], answer: RunAnswer) -> str:
-    """Every judgement with all its figures."""
-    return json.dumps([asdict(judgement) for judgement in judged], indent=1)
+def as_json(report: Report) -> str:
+    """Every judgement with all its figures; with a policy, its cell's tier."""
+    policy = report.policy
+    tiers = [{"tier": policy.tier_of(j.cell)} if policy.name else {} for j in report.judged]
+    return json.dumps([asdict(j) | tier for j, tier in zip(report.judged, tiers, strict=True)], indent=1)
 
 
-FORMATS: dict[str, Callable[[Sequence[Judgement], RunAnswer], str]] = {
-    "text": as_text,
-    "markdown": as_markdown,
-    "json": as_json,
-}
+FORMATS: dict[str, Callable[[Report], str]] = {"text": as_text, "markdown": as_markdown, "json": as_json}
 
 
-def write_step_summary(judged: Sequence[Judgement], answer: RunAnswer) -> None:
+def write_step_summary(report: Report) -> None:
     """Append the answer and the verdicts to GitHub's step summary, where there is one."""
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:
         with Path(target).open("a", encoding="utf-8") as file:
-            file.write(as_markdown(judged, answer) + "\n")
+            file.write(as_markdown(report) + "\n")

@@ -10,7 +10,8 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -22,33 +23,52 @@ from tunegrid.grid.backbones import BERT
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import CACHE
 from tunegrid.grid.tasks import Problem
-from tunegrid.machine import cpu_name, gpus, versions
-from tunegrid.results.files import BenchmarkRow, RunJson, is_cell
+from tunegrid.libraries import library_digests
+from tunegrid.machine import cpu_name, gpus, instruction_sets, versions
+from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell
 
 JOURNAL = CACHE / "journal"
 CODE = ("lib", "fixtures", "benchmarks")
 LARGE = 64 * 2**20  # bytes; larger folders are compared by sizes and times, not by content
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+NAME = re.compile(r"(\d{8}-\d{6})-(\d+)")  # of a journal: when its session began, and its process
 
 
 class Journal:
-    """One session's lines; the first one creates the file."""
+    """One session's lines; the first one creates the file, and says what file the session's run goes to."""
 
-    def __init__(self, folder: Path = JOURNAL) -> None:
-        """A file of its own for each session."""
+    def __init__(self, folder: Path = JOURNAL, run: Path | None = None) -> None:
+        """A file of its own for each session, whose run goes to the file `run`."""
         self.path = folder / f"{datetime.now():%Y%m%d-%H%M%S}-{os.getpid()}.jsonl"
+        self._run = run
+
+    def begin(self, rows: Iterable[BenchmarkRow]) -> None:
+        """Write the rows of cells that are to run, which says so: a later row of the same test takes their place."""
+        self._write({"key": "", "row": row} for row in rows)
 
     def append(self, key: str, row: BenchmarkRow) -> None:
         """Write a finished row and wait until the disk has it; raises OSError where it has no room."""
+        self._write([{"key": key, "row": row}])
+
+    def _write(self, entries: Iterable[Mapping[str, Any]]) -> None:
+        """Each on a line of its own, also after half a line that a full disk or a kill left."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"key": key, "row": row}) + "\n")
+        with self.path.open("ab") as file:
+            first = [{"run": str(self._run.resolve())}] if self._run and not file.tell() else []
+            text = "".join(json.dumps(entry) + "\n" for entry in [*first, *entries])
+            file.write((b"\n" if _is_torn(self.path) else b"") + text.encode())
             file.flush()
             os.fsync(file.fileno())
 
 
+def _is_torn(path: Path) -> bool:
+    """Whether a file ends within a line."""
+    with path.open("rb") as file:
+        return bool(file.seek(0, os.SEEK_END)) and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+
+
 def read(path: Path) -> Iterator[tuple[str, BenchmarkRow]]:
-    """Keys and rows of a journal; a last line that was cut off is left out."""
+    """Keys and rows of a journal; a line that was cut off is left out."""
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             entry = json.loads(line)
@@ -59,8 +79,9 @@ def read(path: Path) -> Iterator[tuple[str, BenchmarkRow]]:
 
 def as_run(path: Path) -> RunJson:
     """The rows of a journal as a run of this machine; raises InputError where no cell has finished."""
-    rows = [row for _, row in read(path)]
-    if not any(is_cell(row["extra_info"]) for row in rows):
+    # The last of each test: a cell that was to run has run, one whose process was killed ran again.
+    rows = list({str(row.get("fullname") or number): row for number, (_, row) in enumerate(read(path))}.values())
+    if not _ended_cells(path):
         raise InputError(f"{path} holds no finished cell")
     return {
         "machine_info": {"tunegrid": {"versions": versions(), "cpu": cpu_name(), "gpus": gpus()}},
@@ -72,15 +93,20 @@ def as_run(path: Path) -> RunJson:
 
 
 def passed(folder: Path = JOURNAL) -> dict[str, tuple[BenchmarkRow, Path]]:
-    """Rows of cells that passed, by key, with the journal that holds them; the latest where there are several."""
+    """Rows of cells that passed, or began soundly, by key, with the journal that holds them; the latest of several."""
     rows = {}
     for path in sorted(folder.glob("*.jsonl")):
-        rows.update({key: (row, path) for key, row in read(path) if row["extra_info"].get("status") == "passed"})
+        rows.update({key: (row, path) for key, row in read(path) if _is_sound(row["extra_info"])})
     return rows
 
 
+def _is_sound(record: Mapping[str, Any]) -> bool:
+    """Whether a cell passed, or made its first updates without an objection, which another key says."""
+    return record.get("status") == "passed" or (record.get("status") == "begun" and not record.get("missed"))
+
+
 def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
-    """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, versions.
+    """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, libraries.
 
     Args:
         cell: at its profile.
@@ -97,12 +123,14 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "optimizer": _text(cell.optimizer),
         "rows": [profile.cap(cell.task.id, split) for split in ("train", "validation", "test")],
         "own_test": profile.own_test,
+        "label_noise": profile.label_noise,
         "seed": profile.seed,
         "perturbation": profile.perturbation,
         "ranks": [profile.ranks, profile.fsdp],
         "circumstances": circumstances,
         "versions": versions(),
-        "machine": [cpu_name(), _gpus()],
+        "libraries": library_digests(),
+        "machine": [cpu_name(), instruction_sets(), _gpus()],
         "code": code_digest(),
         "sources": source_digests(cell),
         "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
@@ -193,9 +221,44 @@ def folder_digest(folder: Path | None) -> str:
     return digest.hexdigest()
 
 
-def latest(folder: Path = JOURNAL) -> Path:
-    """The newest journal; raises InputError where there is none."""
-    journals = sorted(folder.glob("*.jsonl"))
+def latest(folder: Path = JOURNAL, run: Path | None = None) -> Path:
+    """The newest journal of the sessions that were to write this run; without such, the newest whose session is over.
+
+    Raises:
+        InputError: where there is none.
+    """
+    journals = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not journals:
         raise InputError(f"no journal in {folder}: no cell has finished here yet")
-    return journals[-1]
+    own = [path for path in journals if run and run_of(path) == str(run.resolve())]
+    over = [path for path in journals if not runs(path)]
+    if not own and not over:
+        raise InputError(f"every session that has a journal in {folder} still runs: wait for its end, or name one of its files")
+    *_, newest = own or over
+    return next((path for path in reversed(own or over) if _ended_cells(path)), newest)
+
+
+def _ended_cells(path: Path) -> bool:
+    """Whether a journal holds a cell that came to its end."""
+    return any(is_cell(row["extra_info"]) and not has_no_time(row) for _, row in read(path))
+
+
+def run_of(path: Path) -> str | None:
+    """The file that a journal's session was to write; None where it does not say."""
+    with path.open(encoding="utf-8", errors="replace") as file, suppress(ValueError, TypeError, KeyError):
+        return str(json.loads(file.readline())["run"])
+    return None
+
+
+def runs(path: Path) -> bool:
+    """Whether the session of a journal still runs; this one, which asks at its end, does not."""
+    name = NAME.fullmatch(path.stem)
+    if name is None or int(name[2]) == os.getpid():
+        return False
+    try:
+        os.kill(int(name[2]), 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunegrid.record import Record
 
-KINDS = ("numerics", "quality", "memory", "speed")  # of figures
+KINDS = ("numerics", "quality", "memory", "speed", "calibration")  # of figures
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 RecordsBySeed = Mapping[int | None, Record]  # of one cell
@@ -30,6 +30,8 @@ class Verdict(StrEnum):
 
 
 # A group of judgements is as grave as its gravest.
+# Of numerics: what is the same but for rounding, and what needs scores.
+SAME_NUMERICS, DOUBTFUL_NUMERICS = (Verdict.EQUAL, Verdict.ROUNDING), (Verdict.CHANGED, Verdict.NOT_COMPARABLE)
 GRAVEST_FIRST = (
     Verdict.MISSING,
     Verdict.WORSE,
@@ -64,9 +66,10 @@ class Judgement:
 
     Attributes:
         main_score: the name of the cell's main score.
-        quantity: a score, a memory figure, step_seconds, numerics or learning; "cell" where the whole cell is missing or new.
+        quantity: a score, nll (of confidence in hits), a memory figure, step_seconds, numerics, stock (the libraries' own
+            path), shifted, forgetting or learning; "cell" where the whole cell is missing or new.
         before, after: of a score, the means over the runs that were paired.
-        effect: new minus old, in points or as a share; None where nothing was compared.
+        effect: new minus old, in points, in nats (of nll) or as a share; None where nothing was compared.
         low, high: the effect's 95 % interval.
         p: of being worse; of a main score adjusted over cells and looks.
         smallest: the smallest drop that would be called worse four times in five.
@@ -74,6 +77,7 @@ class Judgement:
         critical: how many standard errors a drop must have to be worse.
         margin: the smallest drop that counts as a regression, in points.
         seeds: how many runs of the cell were judged.
+        first_updates: of numerics, how many updates the verdict rests on; None where it rests on a whole run.
         detail: what else a reader needs, as why there is no interval.
     """
 
@@ -92,13 +96,16 @@ class Judgement:
     critical: float | None = None
     margin: float | None = None
     seeds: int = 1
+    first_updates: int | None = None
     detail: str = ""
 
     @property
     def kind(self) -> str:
         """One of `KINDS`; a cell that is missing, new or too good counts as quality."""
-        if self.quantity in ("numerics", "step_seconds"):
-            return {"numerics": "numerics", "step_seconds": "speed"}[self.quantity]
+        if self.quantity in ("numerics", "stock", "shifted", "forgetting"):
+            return "numerics"
+        if self.quantity in ("step_seconds", "nll"):
+            return "speed" if self.quantity == "step_seconds" else "calibration"
         return "memory" if self.quantity in (*LEDGER, *PEAKS) else "quality"
 
     @property
@@ -124,3 +131,22 @@ def by_cell(judged: Iterable[Judgement]) -> dict[str, list[Judgement]]:
 def judgement_of(record: Record, quantity: str, verdict: Verdict, **evidence: Any) -> Judgement:
     """A verdict on one figure of a cell's record."""
     return Judgement(cell=record.cell, main_score=record.main_score, quantity=quantity, verdict=verdict, **evidence)
+
+
+def in_words(judgement: Judgement) -> str:
+    """A judgement with its evidence, as "worse: bert_sa_lora accuracy -3.91 points (20 rows lost ...)"."""
+    return f"{judgement.verdict}: {evidence_of(judgement)}"
+
+
+def evidence_of(judgement: Judgement) -> str:
+    """The same without the verdict."""
+    if judgement.effect is None:
+        change = ""
+    elif judgement.kind == "quality":
+        change = f" {judgement.effect:+.2f} points"
+    elif judgement.kind == "calibration":
+        change = f" {judgement.effect:+.3f} nats"
+    else:
+        change = f" {100 * judgement.effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
+    sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""
+    return f"{judgement.cell} {judgement.quantity}{change} ({judgement.detail}{sees})"

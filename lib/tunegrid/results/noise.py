@@ -6,7 +6,6 @@ Deviations are in points, 0-100. Needs no torch.
 """
 
 import math
-import tomllib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,9 +17,9 @@ import numpy as np
 from scipy import special
 
 from tunegrid import ROOT
-from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.statistics import Array
+from tunegrid.results.thresholds import number, numbers, table, tables
 
 NOISE = ROOT / "benchmarks" / "thresholds" / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
@@ -164,31 +163,31 @@ def pooled(
     for (cell, metric), own in measured.items():
         floor = resolution(rows[cell.split("_")[1]], metric)
         kinds[kind_of_cell(cell), metric][cell] = Deviation(sd=max(own.sd, floor), df=own.df)
-    prior_df, heavy = _prior_df(list(kinds.values())), tails(scores or {}, rows)
-    return {key: _moderated(cells, prior_df, heavy.get(key, 1.0)) for key, cells in kinds.items()}
+    common_df, heavy = prior_df(list(kinds.values())), tails(scores or {}, rows)
+    return {key: _moderated(cells, common_df, heavy.get(key, 1.0)) for key, cells in kinds.items()}
 
 
-def _logs(cells: Mapping[str, Deviation]) -> Array:
+def log_variances(cells: Mapping[str, Deviation]) -> Array:
     """Logs of variances, without the bias that few degrees of freedom give them."""
     df = np.array([own.df for own in cells.values()])
     logs: Array = np.log([own.sd**2 for own in cells.values()]) - special.digamma(df / 2) + np.log(df / 2)
     return logs
 
 
-def _prior_df(kinds: Sequence[Mapping[str, Deviation]]) -> float:
+def prior_df(kinds: Sequence[Mapping[str, Deviation]]) -> float:
     """d0, by how far log variances differ within kinds, beyond what their own degrees of freedom explain."""
     several = [cells for cells in kinds if len(cells) > 1]
     if not several:
         return MOST_DF
-    spread = sum(float(((logs := _logs(cells)) - logs.mean()) @ (logs - logs.mean())) for cells in several)
+    spread = sum(float(((logs := log_variances(cells)) - logs.mean()) @ (logs - logs.mean())) for cells in several)
     chance = fmean(float(special.polygamma(1, own.df / 2)) for cells in several for own in cells.values())
     excess = spread / sum(len(cells) - 1 for cells in several) - chance
     return min(MOST_DF, 2 * inverse_trigamma(excess)) if excess > 0 else MOST_DF
 
 
-def _moderated(cells: Mapping[str, Deviation], prior_df: float, heavy: float) -> Pool:
-    weight = min(prior_df, *(own.df for own in cells.values()), MOST_DF)
-    prior_variance = float(np.exp(_logs(cells).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
+def _moderated(cells: Mapping[str, Deviation], common_df: float, heavy: float) -> Pool:
+    weight = min(common_df, *(own.df for own in cells.values()), MOST_DF)
+    prior_variance = float(np.exp(log_variances(cells).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
     by_cell = {
         cell: Deviation(
             sd=((weight * prior_variance + own.df * own.sd**2) / (weight + own.df)) ** 0.5,
@@ -249,23 +248,19 @@ def load_noise(path: Path = NOISE) -> Noise:
     """The calibrated noise; none where the file is not there. Raises InputError where it is not sound."""
     if not path.is_file():
         return Noise()
-    try:
-        content = tomllib.loads(path.read_text())
-        rows: dict[str, int] = content["rows"]
+    with tables(path, "noise", "calibrate") as content:
+        rows = {task: int(count) for task, count in numbers(content["rows"]).items()}
         measured: dict[str, dict[NoiseKey, Deviation]] = {SEEDS: {}, PERTURBED: {}}
         scores: dict[str, dict[NoiseKey, Groups]] = {SEEDS: {}, PERTURBED: {}}
-        for cell, metrics in content["cells"].items():
-            for metric, kinds in metrics.items():
-                for kind, entry in kinds.items():
-                    measured[kind][cell, metric] = Deviation(sd=entry["sd"], df=entry["df"])
-                    scores[kind] |= {(cell, metric): entry["scores"]} if "scores" in entry else {}
+        for cell, metrics in table(content["cells"]).items():
+            for metric, kinds in table(metrics).items():
+                for kind, entry in table(kinds).items():
+                    measured[kind][cell, metric] = Deviation(sd=number(entry["sd"], 0, 100), df=number(entry["df"], 1, 10_000))
+                    groups = [[number(score, 0, 100) for score in group] for group in entry.get("scores", ())]
+                    scores[kind] |= {(cell, metric): groups} if groups else {}
         if absent := {cell for cells in measured.values() for cell, _ in cells if cell.split("_")[1] not in rows}:
             raise KeyError(f"rows of {min(absent)}")
-        return Noise(profile=content["evidence"]["profile"], rows=rows, measured=measured, scores=scores)
-    except (KeyError, TypeError, AttributeError, tomllib.TOMLDecodeError) as error:
-        raise InputError(
-            f"{path} holds no noise ({type(error).__name__}: {error}); `python -m tunegrid.lab calibrate` writes it"
-        ) from None
+        return Noise(profile=str(content["evidence"]["profile"]), rows=rows, measured=measured, scores=scores)
 
 
 def mean_score(records: Sequence[Record], metric: str) -> float:

@@ -6,37 +6,63 @@ What comes later shows in the curve of losses, smoothed: it may lie as far apart
 their last digits.
 `STAGES` go through a run in the order of its flow, and the first one that changed is named. The tolerances are measured
 (`benchmarks/thresholds/numerics.toml`).
+Where both records have figures of modules, the stages of the probe name the module that changed, too
+(`tunegrid.results.modules`). These figures name, and never decide: they hold what the model computes of padding, which may
+change without harm.
 """
 
-import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 from tunegrid import ROOT
+from tunegrid.errors import InputError
 from tunegrid.record import Record
+from tunegrid.record.invariants import BERTSCORE
 from tunegrid.record.parts import FirstStep, TrainingRecord
+from tunegrid.results import modules
+from tunegrid.results.alike import teaching, unlike_libraries
+from tunegrid.results.examples import read
 from tunegrid.results.judgements import Verdict
+from tunegrid.results.modules import Modules, Runs
+from tunegrid.results.thresholds import numbers, tables
 
 TOLERANCES = ROOT / "benchmarks" / "thresholds" / "numerics.toml"
 # By arithmetic, and by "cell " and a cell's id where its first updates amplify more. Nats: loss of the `first` update and of
 # `later` ones. Shares: `weights`, `probe_gradients`, `gradients`, `moved`, and `moved_alone` where first gradients are equal;
-# `curve`, of the mean loss; `decoded`, of the largest logit.
+# `curve`, of the mean loss; `decoded`, of the largest logit; `module_outputs` and `module_gradients`, of a module's own.
 Tolerances = Mapping[str, Mapping[str, float]]
+FIGURES = (
+    *("first", "later", "weights", "probe_gradients", "gradients", "moved", "moved_alone", "curve", "decoded"),
+    *("module_outputs", "module_gradients"),
+)
 UPDATES = 10
+MOVED = 3  # updates after which `moved` is taken
 WINDOW = 5  # updates: the losses of so many make a point of the curve; rounding moves single ones by more
 OF_PROBE = ("probe_gradients", "probe_reached")
 BY_GROUP = ("weights", "probe_gradients", "gradients", "moved")
 FINE = "fp32"  # the arithmetic in which a search for text does not depend on rounding
 SMALL = 1e-3  # of the largest group: what is smaller has no digits to compare
+ENCODED = 1e-5  # points by which a mean BERTScore may round; on another CPU 4e-7, and one text of 200 moves it by 5e-4
 SCORED = 0.01  # points that scores of fixed answers may differ by: another BERTScore encoder's last digits
 
 
 def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
-    """How far figures may lie apart and still be rounding, by arithmetic and by cell."""
-    tables: Mapping[str, Mapping[str, float]] = tomllib.loads(path.read_text())
-    return {name: table for name, table in tables.items() if name != "evidence"}
+    """How far figures may lie apart and still be rounding, by arithmetic and by cell.
+
+    Raises:
+        InputError: where the file is not sound.
+    """
+    with tables(path, "tolerances", "numerics") as content:
+        return {name: numbers(table, _needed(name)) for name, table in content.items() if name != "evidence"}
+
+
+def _needed(name: str) -> Collection[str]:
+    """Which figures a table must tell; one of a cell tells those that are its own."""
+    return () if name.startswith("cell ") else FIGURES
 
 
 def tolerance_of(cell: str, kind: str, tolerances: Tolerances) -> Mapping[str, float]:
@@ -52,12 +78,14 @@ class Pair:
         old, new: how both trained.
         tolerance: of their arithmetic.
         fine: whether it is exact enough for generated ids to be compared.
+        modules: reads the figures of both's modules.
     """
 
     old: TrainingRecord
     new: TrainingRecord
     tolerance: Mapping[str, float]
     fine: bool
+    modules: Callable[[], tuple[Modules, Modules] | None] = lambda: None
 
     @property
     def steps(self) -> tuple[FirstStep, FirstStep] | None:
@@ -95,7 +123,24 @@ class Pair:
         first = max([*gaps[:1], abs(probes[0] - probes[1]) if probes else 0.0])
         by_group = {name: self.furthest(name)[0] for name in BY_GROUP}
         decoded = {} if self.decoded is None else {"decoded": self.decoded}
-        return {"first": first, "later": max(gaps[1:], default=0.0)} | by_group | {"curve": self.curve} | decoded
+        both = self.modules() if self.probed_alike else None
+        return {
+            **{"first": first, "later": max(gaps[1:], default=0.0), **by_group, "curve": self.curve, **decoded},
+            **(modules.furthest(*both) if both else {}),
+        }
+
+    def with_module(self, words: str, phase: str, *, backward: bool = False) -> str:
+        """What changed, behind the module that changed first in a phase of the probe, where one can be named."""
+        try:
+            both = self.modules() if words and self.probed_alike else None
+        except InputError as error:  # modules only name: a damaged file costs no verdict
+            return f"{words}; no module is named: {error}"
+        if both is None:
+            return words
+        module = modules.first_forward(both, phase, self.tolerance["module_outputs"])
+        if backward and not module:
+            module = modules.first_backward(both, phase, self.tolerance["module_gradients"])
+        return f"{module}; {words}" if module else words
 
     @property
     def decoded(self) -> float | None:
@@ -182,7 +227,7 @@ def types(pair: Pair) -> str:
 def weights(pair: Pair) -> str:
     """The weights that training starts from."""
     changed = pair.changed("weights")
-    return f"weights before training, {changed}" if changed else ""
+    return pair.with_module(f"weights before training, {changed}" if changed else "", "forward")
 
 
 def forward(pair: Pair) -> str:
@@ -191,29 +236,33 @@ def forward(pair: Pair) -> str:
         return ""
     before, after = (step.probe_loss for step in pair.probed_alike)
     apart = before is None or after is None or abs(before - after) > pair.tolerance["first"]
-    return f"the loss before training is {_shown(after)}, it was {_shown(before)}" if apart and before != after else ""
+    words = f"the loss before training is {_shown(after)}, it was {_shown(before)}" if apart and before != after else ""
+    return pair.with_module(words, "forward")
 
 
 def backward(pair: Pair) -> str:
     """The gradients of that loss."""
     if counted := pair.recounted("probe_reached"):
-        return f"gradients of {counted}, before training"
+        return pair.with_module(f"gradients of {counted}, before training", "forward", backward=True)
     changed = pair.changed("probe_gradients")
-    return f"gradients of {changed} before training, forward equal" if changed else ""
+    words = f"gradients of {changed} before training, forward equal" if changed else ""
+    return pair.with_module(words, "forward", backward=True)
 
 
 def random_numbers(pair: Pair) -> str:
     """What the generator gives, and how much of it the first update draws."""
     if _differ(pair, "stream"):
         return "the generator gives others from the same seed; arithmetic without dropout is equal"
-    return "the first update draws others; arithmetic without dropout is equal" if _differ(pair, "drawn") else ""
+    words = "the first update draws others; arithmetic without dropout is equal" if _differ(pair, "drawn") else ""
+    return pair.with_module(words, "dropout")
 
 
 def dropout(pair: Pair) -> str:
     """The loss of the first update, with dropout."""
     before, after = pair.old.losses[0], pair.new.losses[0]
     apart = before is None or after is None or abs(before - after) > pair.tolerance["first"]
-    return f"the loss of update 1 is {_shown(after)}, it was {_shown(before)}" if apart else ""
+    words = f"the loss of update 1 is {_shown(after)}, it was {_shown(before)}" if apart else ""
+    return pair.with_module(words, "dropout")
 
 
 def gradients(pair: Pair) -> str:
@@ -243,9 +292,17 @@ def generation(pair: Pair) -> str:
         return ""
     if pair.decoded is not None and pair.decoded > pair.tolerance["decoded"]:
         before, after = (step.decoded for step in pair.probed_alike)
-        return f"scores of a search with a cache are off by {after:.1e} of the largest logit, they were by {before:.1e}"
+        words = f"scores of a search with a cache are off by {after:.1e} of the largest logit, they were by {before:.1e}"
+        return pair.with_module(words, "search")
     both = all(step.generated for step in pair.probed_alike)  # memory may not do for it
-    return "the untrained model generates another text" if pair.fine and both and _differ(pair, "generated") else ""
+    words = "the untrained model generates another text" if pair.fine and both and _differ(pair, "generated") else ""
+    return pair.with_module(words, "search")
+
+
+def prediction(pair: Pair) -> str:
+    """What the untrained model predicts for a few test rows; both may not have asked."""
+    asked = pair.steps is not None and all(step.predicted for step in pair.steps)
+    return "the untrained model predicts others for the same rows" if pair.fine and asked and _differ(pair, "predicted") else ""
 
 
 def scoring(pair: Pair) -> str:
@@ -253,16 +310,10 @@ def scoring(pair: Pair) -> str:
     if pair.steps is None:
         return ""
     before, after = (step.metrics for step in pair.steps)
-    other = [name for name in before | after if _points_apart(before.get(name), after.get(name))]
+    other = [name for name in before | after if _apart(before.get(name), after.get(name)) > SCORED]
     return (
         f"{other[0]} of fixed answers is {_shown(after.get(other[0]))}, it was {_shown(before.get(other[0]))}" if other else ""
     )
-
-
-def _points_apart(before: float | None, after: float | None) -> bool:
-    if before is None or after is None:
-        return before is not after
-    return abs(before - after) > SCORED
 
 
 STAGES: Mapping[str, Callable[[Pair], str]] = {
@@ -278,6 +329,7 @@ STAGES: Mapping[str, Callable[[Pair], str]] = {
     "optimizer": optimizer,
     "backward or optimizer": later_updates,
     "generation": generation,
+    "prediction": prediction,
     "scoring": scoring,
 }
 
@@ -287,22 +339,53 @@ def changes(pair: Pair) -> Iterator[str]:
     yield from (f"{name}: {change}" for name, stage in STAGES.items() if (change := stage(pair)))
 
 
-def compared(old: Record, new: Record, tolerances: Tolerances) -> tuple[Verdict, str]:
-    """The verdict on two records of a cell, and a sentence's part that names the first stage that changed.
+def compared(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> tuple[Verdict, str]:
+    """The verdict on two records of a cell, and a sentence's part: the first stage that changed, and libraries that differ.
 
     Args:
         old: the baseline's record.
         new: the record to judge.
         tolerances: by arithmetic and by cell.
+        runs: the files of both, beside which figures of modules may lie; None: no module is named.
     """
+    old, new = alike_long(old, new)
     reason = not_comparable(old, new, tolerances)
     if reason or not old.training or not new.training:
         return Verdict.NOT_COMPARABLE, reason
-    pair = pair_of(old, new, tolerances)
-    change = next(changes(pair), "")
-    if change:
+    pair, libraries = pair_of(old, new, tolerances, runs), unlike_libraries(old, new)
+    verdict, detail = _judged(pair, old, new, runs)
+    return verdict, f"{detail}; with {libraries}" if libraries else detail
+
+
+def updates_in_common(old: Record, new: Record) -> int | None:
+    """How many updates both made, where one made its first alone; None where both were to train to their ends."""
+    if old.first_updates is None and new.first_updates is None:
+        return None
+    return min(record.training.updates if record.training else 0 for record in (old, new)) or None
+
+
+def alike_long(old: Record, new: Record) -> tuple[Record, Record]:
+    """Both records as they were after the updates that they have in common, where one made its first alone."""
+    updates = updates_in_common(old, new)
+    return (_cut(old, updates), _cut(new, updates)) if updates else (old, new)
+
+
+def _cut(record: Record, updates: int) -> Record:
+    """The record as it was after so many updates: what comes later is left out."""
+    training = record.training
+    if training is None:
+        return record
+    step = training.first_step
+    if step and updates < MOVED:
+        step = replace(step, moved={})
+    begun = replace(training, updates=updates, losses=training.losses[:updates], first_step=step)
+    return replace(record, training=begun, scores={}, examples=None, first_updates=updates)
+
+
+def _judged(pair: Pair, old: Record, new: Record, runs: Runs | None) -> tuple[Verdict, str]:
+    if change := next(changes(pair), ""):
         return Verdict.CHANGED, change
-    return (Verdict.ROUNDING, _rounding(pair)) if losses(old) != losses(new) else _by_predictions(old, new)
+    return (Verdict.ROUNDING, _rounding(pair)) if losses(old) != losses(new) else _by_predictions(old, new, runs)
 
 
 def _rounding(pair: Pair) -> str:
@@ -328,30 +411,51 @@ def same_course(old: Record, new: Record, tolerances: Tolerances) -> bool:
     return losses(old) == losses(new) or not (pair.curves_part or any(changes(pair)))
 
 
-def pair_of(old: Record, new: Record, tolerances: Tolerances) -> Pair:
+def pair_of(old: Record, new: Record, tolerances: Tolerances, runs: Runs | None = None) -> Pair:
     """Two records that can be compared, with the tolerances of their arithmetic and cell."""
     kind = arithmetic(old)
     assert old.training, "it has trained"
     assert new.training, "it has trained"
-    return Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
+    pair = Pair(old=old.training, new=new.training, tolerance=tolerance_of(old.cell, kind, tolerances), fine=kind == FINE)
+    return replace(pair, modules=partial(modules.read_both, old, new, runs)) if runs else pair
 
 
-def furthest_apart(pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances) -> dict[str, dict[str, float]]:
+def furthest_apart(
+    pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances, runs: Runs | None = None
+) -> dict[str, dict[str, float]]:
     """The most that each figure lies apart, by arithmetic; apart from it by cell, as "cell ...", where one has tolerances."""
     most: dict[str, dict[str, float]] = {}
-    for old, new in pairs:
+    for old, new in (alike_long(*pair) for pair in pairs):
         kind = f"cell {old.cell}" if f"cell {old.cell}" in tolerances else arithmetic(old)
         known = most.setdefault(kind, {})
-        known |= {name: max(apart, known.get(name, 0.0)) for name, apart in pair_of(old, new, tolerances).apart().items()}
+        known |= {name: max(apart, known.get(name, 0.0)) for name, apart in pair_of(old, new, tolerances, runs).apart().items()}
     return most
 
 
-def _by_predictions(old: Record, new: Record) -> tuple[Verdict, str]:
-    """Equal losses mean equal weights: other predictions are then the evaluation's doing."""
+def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdict, str]:
+    """Equal losses mean equal weights: other predictions are then the evaluation's doing.
+
+    BERTScore's points alone may round otherwise, because a model computes them; with other texts, other scores differ, too.
+    """
+    if new.first_updates:
+        return Verdict.EQUAL, f"all losses of the first {new.first_updates} updates are equal"
     files = [record.examples.file if record.examples else None for record in (old, new)]
-    if all(files) and files[0] != files[1]:
-        return Verdict.CHANGED, "evaluation: all losses are equal, predictions or their points are not"
-    return Verdict.EQUAL, "all losses are equal"
+    if not all(files) or files[0] == files[1]:
+        return Verdict.EQUAL, "all losses are equal"
+    before, after = (read(record, run) for record, run in zip((old, new), runs or (None, None), strict=True))
+    if before and after and before.scored == after.scored:
+        return Verdict.EQUAL, "all losses, predictions and points are equal, confidences are not"
+    apart = {name: _apart(old.scores[name], new.scores.get(name)) for name in old.scores}
+    rounded = {name for name, points in apart.items() if 0 < points <= ENCODED}
+    if rounded and rounded == {name for name, points in apart.items() if points} and rounded <= set(BERTSCORE):
+        return Verdict.ROUNDING, f"all losses are equal, BERTScore differs by at most {max(apart.values()):.1e} points"
+    return Verdict.CHANGED, "evaluation: all losses are equal, predictions or their points are not"
+
+
+def _apart(before: float | None, after: float | None) -> float:
+    if before is None or after is None:
+        return 0.0 if before is after else math.inf
+    return abs(before - after)
 
 
 def _differ(pair: Pair, figure: str) -> bool:
@@ -388,6 +492,8 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
         return "no run of the same seed"
     if old.recipe != new.recipe or old.limits != new.limits:
         return "other recipes or limits"
+    if teaching(old) != teaching(new):
+        return "another teacher"
     if old.processes != new.processes:  # dropout draws others on every rank
         return "other ranks"
     if old.data and new.data and old.data.fingerprint != new.data.fingerprint:

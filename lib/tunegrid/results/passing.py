@@ -3,15 +3,14 @@
 An audit counts in every run, but for those in `TOO_SHORT` where the run is shorter than they need; then the record says so.
 """
 
-import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.record.invariants import impossible
+from tunegrid.record.wrong import below_bounds, failures, sentence_of
 from tunegrid.results.alike import triples
 from tunegrid.results.thresholds import Bounds
 
@@ -85,16 +84,18 @@ def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) 
     """The record of a cell that came to an end, with its status and a sentence for everything that is wrong.
 
     Args:
-        record: with all that was measured, scored and found. Where training stopped early, nothing else counts.
+        record: with all that was measured, scored and found. Where training stopped early, nothing else counts; after first
+            updates no bound does.
         extent: how far the run went.
-        unexpected: what a footprint shows that must not be.
+        unexpected: what a footprint or a merge shows that must not be.
     """
     if record.training and record.training.stopped:
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])
     excused = excuses(record.audits, extent)
     below = below_bounds(record.scores, record.bounds) if record.evaluation else []
     wrong = [*failures(record.audits, excused), *unexpected, *below]
-    status: Status = "missed" if wrong else "passed"
+    ended: Status = "missed" if wrong else "passed"
+    status: Status = "begun" if record.first_updates else ended
     return replace(record, status=status, excused=excused, missed=[located(record, sentence) for sentence in wrong])
 
 
@@ -108,43 +109,10 @@ def with_bounds(record: Record, bounds: Bounds) -> Record:
     return replace(record, bounds=dict(bounds), missed=wrong, status=judged if record.finished else record.status)
 
 
-def below_bounds(scores: Mapping[str, float | None], bounds: Bounds) -> list[str]:
-    """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
-    sentences = []
-    for metric, minimum in bounds.items():
-        score = scores.get(metric)
-        if score is None:
-            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f}")
-        elif not score >= minimum:
-            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f}")
-    return sentences
-
-
-def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
-    """What each audit that failed saw, but for those that do not count."""
-    return [sentence_of(finding) for finding in findings if not finding.passed and finding.name not in excused]
-
-
-def impossible_figures(record: Record) -> list[str]:
-    """Sentences on scores that no predictions can have, and on losses that are not numbers.
-
-    A saved record does not say whether one answer was an article alone.
-    """
-    one_row = 100 / record.data.rows.test if record.data and record.data.rows.test else 0.0
-    losses = record.training.losses if record.training else ()
-    not_numbers = any(loss is None or not math.isfinite(loss) for loss in losses)
-    return impossible(record.scores, empty_answers=one_row) + (["a loss is not a number"] if not_numbers else [])
-
-
 def too_short(record: Record) -> list[str]:
     """Sentences on the audits that failed and do not count, since the run was too short to meet them."""
     failed = [finding for finding in record.audits if not finding.passed and finding.name in record.excused]
     return [located(record, f"{sentence_of(finding)}; {record.excused[finding.name]}") for finding in failed]
-
-
-def sentence_of(finding: AuditFinding) -> str:
-    """What an audit that failed saw."""
-    return f"audit {finding.name}: {finding.detail}"
 
 
 def located(record: Record, sentence: str) -> str:

@@ -21,6 +21,7 @@ COLUMNS = (
     Column(title="time is", gap=2),
     Column(title="from", gap=2),
 )
+PRICE = Column(title="price", width=8, right=True)  # of one run, where a GPU's hour has a price
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,18 @@ class Plan:
         """The price of so much time of one GPU; None where it is not a GPU's, or no price is known."""
         return None if seconds is None or self.price is None or not self.on_gpu else self.price * seconds / 3600
 
+    def cost_of(self, cell: str) -> float | None:
+        """The price of one run of a cell; None where its time is not a GPU's, or no price is known."""
+        estimate = self.estimates[cell]
+        if self.price is None or estimate.seconds is None or not estimate.on_gpu:
+            return None
+        return self.price * estimate.seconds / 3600
+
+    @property
+    def has_prices(self) -> bool:
+        """Whether the price of any cell is known."""
+        return any(self.cost_of(cell) is not None for cell in self.estimates)
+
     def memory(self, cell: str) -> tuple[float | None, float | None]:
         """GiB that a cell was seen to take on a GPU, at its own updates; and GiB that its tensors take at least."""
         return self.estimates[cell].gpu_gib, self.estimates[cell].tensors_gib
@@ -101,6 +114,7 @@ def as_json(plan: Plan) -> dict[str, object]:
             "seconds": estimate.seconds,
             "gib": plan.memory(cell)[0],
             "at_least_gib": plan.memory(cell)[1],
+            "cost": plan.cost_of(cell),
             "reckoned": estimate.reckoned,
             "device": estimate.device,
             "source": estimate.source,
@@ -124,14 +138,15 @@ def as_json(plan: Plan) -> dict[str, object]:
 
 def lines(plan: Plan) -> list[str]:
     """The plan for people: cells, the schedule, what it rests on."""
-    order = [*plan.seconds, *plan.unknown]
-    return [*table_lines(COLUMNS, [_cells(plan, cell) for cell in order]), "", *_schedule(plan), *_caveats(plan)]
+    order, columns = [*plan.seconds, *plan.unknown], (*COLUMNS[:2], PRICE, *COLUMNS[2:]) if plan.has_prices else COLUMNS
+    return [*table_lines(columns, [_cells(plan, cell) for cell in order]), "", *_schedule(plan), *_caveats(plan)]
 
 
 def _cells(plan: Plan, cell: str) -> tuple[str, ...]:
     estimate, (gib, least) = plan.estimates[cell], plan.memory(cell)
+    price = (number(plan.cost_of(cell), 2),) if plan.has_prices else ()
     known = "-" if estimate.seconds is None else "reckoned" if estimate.reckoned else "measured"
-    return cell, duration(estimate.seconds), number(gib, 2), number(least, 2), known, estimate.source
+    return cell, duration(estimate.seconds), *price, number(gib, 2), number(least, 2), known, estimate.source
 
 
 def _schedule(plan: Plan) -> list[str]:

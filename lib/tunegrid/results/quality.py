@@ -10,9 +10,10 @@ other scores together the rest, through one global test.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from scipy import special
@@ -40,6 +41,7 @@ from tunegrid.results.statistics import (
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
+OwnMargins = Mapping[str, Mapping[str, float]]  # by cell and score
 WORDS = {PERTURBED: "of one seed, perturbed", SEEDS: "between seeds"}
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
@@ -79,6 +81,12 @@ class Rows:
     new: RecordsBySeed
     old_path: Path | None
     new_path: Path | None
+
+    @property
+    def finished(self) -> "Rows | None":
+        """Those of runs that trained to their ends; None where a side has none."""
+        old, new = ({seed: record for seed, record in own.items() if record.finished} for own in (self.old, self.new))
+        return replace(self, old=old, new=new) if old and new else None
 
     @cached_property
     def records(self) -> list[tuple[Record, Record]]:
@@ -206,7 +214,11 @@ class Decision:
 
 
 def decide(
-    effects: Mapping[NoiseKey, Effect], mains: Mapping[str, str], margins: Mapping[str, float], share: float = 1.0
+    effects: Mapping[NoiseKey, Effect],
+    mains: Mapping[str, str],
+    margins: Mapping[str, float],
+    share: float = 1.0,
+    own_margins: OwnMargins = MappingProxyType({}),
 ) -> dict[NoiseKey, Decision]:
     """The verdicts on a whole run.
 
@@ -215,29 +227,31 @@ def decide(
         mains: the main score of each cell.
         margins: the smallest drop that counts as a regression, by score.
         share: of alpha, where a run is looked at several times.
+        own_margins: by cell, where it has others.
     """
+    margin = {key: margin_of({**margins, **own_margins.get(key[0], {})}, key[1]) for key in effects}
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
     other = {key: effect for key, effect in effects.items() if key not in main}
-    return _main(main, margins, share) | _others(other, margins, share)
+    return _main(main, margin, share) | _others(other, margin, share)
 
 
-def _main(effects: Mapping[NoiseKey, Effect], margins: Mapping[str, float], share: float) -> dict[NoiseKey, Decision]:
+def _main(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float], share: float) -> dict[NoiseKey, Decision]:
     worse = holm({key: min(1.0, effect.p_worse / share) for key, effect in effects.items()})
     better = holm({key: min(1.0, effect.p_better / share) for key, effect in effects.items()})
     return {
-        key: Decision(verdict=verdict_of(effect, worse[key], better[key], margin_of(margins, key[1])), p=worse[key])
+        key: Decision(verdict=verdict_of(effect, worse[key], better[key], margin[key]), p=worse[key])
         for key, effect in effects.items()
     }
 
 
-def _others(effects: Mapping[NoiseKey, Effect], margins: Mapping[str, float], share: float) -> dict[NoiseKey, Decision]:
+def _others(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float], share: float) -> dict[NoiseKey, Decision]:
     """Where the global test says that some score dropped, the most significant drop of at least its margin is worse."""
     bonferroni = max(1, len(effects)) / share
     decisions = {}
     for key, effect in effects.items():
-        verdict = verdict_of(effect, 1.0, min(1.0, effect.p_better * bonferroni), margin_of(margins, key[1]))
+        verdict = verdict_of(effect, 1.0, min(1.0, effect.p_better * bonferroni), margin[key])
         decisions[key] = Decision(verdict=verdict, p=effect.p_worse)
-    dropped = [key for key, effect in effects.items() if effect.points <= -margin_of(margins, key[1])]
+    dropped = [key for key, effect in effects.items() if effect.points <= -margin[key]]
     overall = cauchy([effect.p_worse for effect in effects.values()]) / share
     if dropped and overall < OTHER_ALPHA:
         worst = min(dropped, key=lambda key: effects[key].p_worse)
@@ -268,6 +282,7 @@ class Judge:
         noise: what was calibrated.
         tolerances: how far figures and curves of losses may lie apart and still be rounding.
         look, looks: which look at the run this is, of how many at most.
+        own_margins: by cell, where a policy gives it others.
     """
 
     margins: Mapping[str, float]
@@ -275,6 +290,7 @@ class Judge:
     tolerances: Tolerances
     look: int = 1
     looks: int = 1
+    own_margins: OwnMargins = field(default_factory=dict)
 
     def judged(self, cells: Sequence[Rows]) -> list[Judgement]:
         """A judgement on every bounded score of every cell."""
@@ -303,17 +319,18 @@ class Judge:
         effects = {key: test.effect.at(share) for key, test in tests.items()}
         mains_tested = sum(mains[cell] == metric for cell, metric in effects)
         judged = []
-        for key, decision in decide(effects, mains, self.margins, share).items():
+        for key, decision in decide(effects, mains, self.margins, share, self.own_margins).items():
             is_main = mains[key[0]] == key[1]
             count = mains_tested if is_main else len(effects) - mains_tested
             alpha = (MAIN_ALPHA if is_main else OTHER_ALPHA) * share / count
             test = replace(tests[key], effect=effects[key])
-            evidence = self._evidence(test, key[1], alpha, len(cells[key[0]].new))
+            evidence = self._evidence(test, key, alpha, len(cells[key[0]].new))
             judged.append(judgement_of(records[key[0]], key[1], decision.verdict, p=decision.p, **evidence))
         return judged
 
-    def _evidence(self, test: PairedEffect, metric: str, alpha: float, seeds: int) -> dict[str, object]:
-        effect, margin = test.effect, margin_of(self.margins, metric)
+    def _evidence(self, test: PairedEffect, key: NoiseKey, alpha: float, seeds: int) -> dict[str, object]:
+        cell, metric = key
+        effect, margin = test.effect, margin_of({**self.margins, **self.own_margins.get(cell, {})}, metric)
         of_training = isinstance(effect, TrainingEffect)
         rows = _rows_in_words(effect, seeds if of_training else 1)
         return {
@@ -326,7 +343,7 @@ class Judge:
             "critical": effect.critical(alpha) if isinstance(effect, TrainingEffect) else None,
             "margin": margin,
             "seeds": seeds,
-            "detail": f"{rows}; noise {test.noise}: error {effect.error:.2f}; margin {margin:.1f}",
+            "detail": f"{rows}; noise {test.noise}: error {effect.error:.2f}; margin {_shown(margin)}",
         }
 
 
@@ -335,6 +352,11 @@ def _rows_in_words(effect: Effect, seeds: int) -> str:
         return "by scores alone, no rows were at hand"
     lost, won = effect.flips
     return f"{lost} rows lost, {won} gained of {effect.rows if seeds == 1 else f'{seeds} x {effect.rows}'}"
+
+
+def _shown(margin: float) -> str:
+    """A margin with one digit, and with more where it has more."""
+    return f"{margin:.1f}" if round(margin, 1) == margin else f"{margin:g}"
 
 
 def _means(metric: str, pairing: Pairing) -> dict[str, float]:

@@ -20,6 +20,11 @@ SCORES = (
     Column(title="trainable", width=9, right=True),
     Column(title="status", gap=2),
 )
+# Where counters of energy were read: kilojoules of all of a cell's phases, in place of the share that trains.
+ENERGY = {
+    "gpu_energy_joules": Column(title="GPU kJ", width=6, right=True),
+    "cpu_energy_joules": Column(title="CPU kJ", width=6, right=True),
+}
 # Where cells ran with several seeds: the deviation and the lowest score take the place of speed and size.
 SPREADS = (
     *SCORES[:2],
@@ -43,15 +48,28 @@ FOOTPRINT = (
     Column(title="MFU %", width=5, right=True),
     Column(title="status", gap=2),
 )
+# Where the libraries' own path was run.
+STOCK = (
+    Column(title="cell", width=15),
+    Column(title="stages", width=6, right=True),
+    Column(title="known", width=5, right=True),
+    Column(title="samples/s", width=9, right=True),
+    Column(title="ours", width=6, right=True),
+    Column(title="status", width=7, gap=2),
+    Column(title="first that differs", gap=2),
+)
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
     """A line and the status of every cell, in the order of the records; a footprint has columns and a line of its own."""
-    cells = by_cell(record for record in records if not record.flops)
+    cells = by_cell(record for record in records if not record.flops and not record.stock)
+    paths = [record for record in records if record.stock]
+    compared = lines(STOCK, [_stock(record) for record in paths])[1:]
     footprints = [record for record in records if record.flops]
     scored = zip(_score_lines(cells)[1:], map(status_of, cells), strict=True)
     measured = lines(FOOTPRINT, [_footprint(record) for record in footprints])[1:]
-    return [*scored, *zip(measured, (record.status for record in footprints), strict=True)]
+    own = zip([*measured, *compared], (record.status for record in [*footprints, *paths]), strict=True)
+    return [*scored, *own]
 
 
 def by_cell(records: Iterable[Record]) -> list[list[Record]]:
@@ -65,14 +83,51 @@ def by_cell(records: Iterable[Record]) -> list[list[Record]]:
 def _score_lines(cells: Sequence[Sequence[Record]]) -> list[str]:
     if any(len(seeds) > 1 for seeds in cells):
         return lines(SPREADS, [_spread(seeds) for seeds in cells])
-    return lines(SCORES, [_scores(record) for seeds in cells for record in seeds])
+    records = [record for seeds in cells for record in seeds]
+    counted = [figure for figure in ENERGY if any(joules_of(record, figure) is not None for record in records)]
+    if not counted:
+        return lines(SCORES, [_scores(record) for record in records])
+    columns = (*SCORES[:-2], *(ENERGY[figure] for figure in counted), SCORES[-1])
+    return lines(columns, [_with_energy(record, counted) for record in records])
+
+
+def _with_energy(record: Record, counted: Sequence[str]) -> tuple[str, ...]:
+    """A cell's line, with its kilojoules by these counters."""
+    return (*_scores(record)[:-2], *(_kilojoules(record, figure) for figure in counted), status_word(record))
+
+
+def joules_of(record: Record, figure: str) -> float | None:
+    """Joules of a cell by one counter, a field of `Phase`; None where it was not read."""
+    return record.memory.joules(figure) if record.memory else None
+
+
+def _kilojoules(record: Record, figure: str) -> str:
+    joules = joules_of(record, figure)
+    return number(None if joules is None else joules / 1000, 2)
 
 
 def header(records: Sequence[Record]) -> str:
-    """The columns' names: of scores, or of footprints where all records are footprints."""
+    """The columns' names: of scores, or of footprints or the libraries' own path where all records are of it."""
+    if all(record.stock for record in records):
+        return lines(STOCK, [_stock(record) for record in records])[0]
     if all(record.profile == "footprint" for record in records):
         return lines(FOOTPRINT, [_footprint(record) for record in records if record.flops])[0]
     return _score_lines(by_cell(record for record in records if not record.flops))[0]
+
+
+def _stock(record: Record) -> tuple[str, ...]:
+    """How many stages were compared, how many known differences reckoned with, and the speed of both sides."""
+    path = record.stock
+    known = sum(len(stage.known) for stage in path.stages.values()) if path else 0
+    return (
+        record.cell,
+        f"{len(path.stages) if path else 0}",
+        f"{known}",
+        number(path.samples_per_second if path else None, 0),
+        number(path.own_samples_per_second if path else None, 0),
+        record.status,
+        (path.differs if path else None) or "-",
+    )
 
 
 def _footprint(record: Record) -> tuple[str, ...]:
@@ -155,7 +210,9 @@ def footer(records: Iterable[Record], wall_seconds: float | None) -> str:
     time = "" if wall_seconds is None else f" in {wall_seconds:.0f} s"
     short = sum(bool(record.excused) for record in records)
     doubt = f", {short} of them too short for some audit," if short else ""
-    closing = f"{passed} of {len(records)} {what} passed{doubt}{time} on {devices}{note}"
+    begun = [record for record in records if record.first_updates]
+    came = f", {len(begun)} made only their first {max(r.first_updates or 0 for r in begun)} updates," if begun else ""
+    closing = f"{passed} of {len(records)} {what} passed{came}{doubt}{time} on {devices}{note}"
     return "\n".join(filter(None, (closing, mixture(records))))
 
 
@@ -166,6 +223,9 @@ def mixture(records: Iterable[Record]) -> str:
     packages = sorted({package for record in measured for package in record.versions})
     versions = {package: sorted({f"{record.versions.get(package)}" for record in measured}) for package in packages}
     unlike = [f"{package} {' and '.join(seen)}" for package, seen in versions.items() if len(seen) > 1]
+    digests = {package: {record.libraries.get(package) for record in measured} - {None} for package in packages}
+    mixed = [name for name in packages if len(versions[name]) == 1 < len(digests[name])]
+    unlike += [f"{name} {versions[name][0]} of {len(digests[name])} different codes" for name in mixed]
     if len(devices) > 1:
         unlike.insert(0, ", ".join(f"{count} on {name}" for name, count in devices.most_common()))
     return (

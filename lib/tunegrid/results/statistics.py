@@ -181,13 +181,13 @@ def gains_of(old: Sequence[float], new: Sequence[float]) -> Array:
 
 
 def _effect(points: float, gains: Array, means: Array, p_worse: float, p_better: float) -> RowEffect:
-    low, high = np.percentile(means, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    low, high = interval(means)
     lost, won = int((gains < 0).sum()), int((gains > 0).sum())
     unseen = 100 * unseen_share(len(gains))
     return RowEffect(
         points=points,
-        low=float(low) if lost else min(float(low), points - unseen),
-        high=float(high) if won else max(float(high), points + unseen),
+        low=low if lost else min(low, points - unseen),
+        high=high if won else max(high, points + unseen),
         p_worse=p_worse,
         p_better=p_better,
         error=float(gains.std(ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else float("inf"),
@@ -299,6 +299,53 @@ def resampled_means(values: Array) -> Array:
     if len(kinds) <= KINDS:
         return np.concatenate([part @ kinds for part in _draws_of_kinds(counts)]) / count
     return np.random.default_rng(SEED).normal(values.mean(), values.std() / count**0.5, RESAMPLES)
+
+
+def resampled_sums(columns: Array) -> Array:
+    """The sums (resamples, columns) of all resamples of rows (rows, columns); of many rows, they are normal."""
+    if len(columns) <= SHARED:
+        return np.concatenate([part.astype(float, copy=False) @ columns for part in _draws(len(columns))])
+    centred = columns - columns.mean(0)
+    rng = np.random.default_rng(SEED)
+    return rng.multivariate_normal(columns.sum(0), centred.T @ centred, RESAMPLES, check_valid="ignore")
+
+
+def interval(figures: Array) -> tuple[float, float]:
+    """Both ends of the 95 % interval of resampled figures."""
+    low, high = np.percentile(figures, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    return float(low), float(high)
+
+
+def share_interval(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share, 0 to 1, of so many (Wilson 1927)."""
+    z = 1.96
+    centre, scale = share + z**2 / (2 * count), 1 + z**2 / count
+    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def unpaired(old: Sequence[float], new: Sequence[float]) -> tuple[float, float, float]:
+    """New minus old mean of rows that are not the same, and its 95 % interval (Welch 1947).
+
+    Both have two rows at least. Rows that all have the same points deviate by half of one row's, the least that counts.
+    """
+    before, after = np.asarray(old, float), np.asarray(new, float)
+    value = float(after.mean() - before.mean())
+    shares = [float(each.var(ddof=1)) / len(each) or (50 / len(each)) ** 2 for each in (before, after)]
+    df = sum(shares) ** 2 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (before, after), strict=True))
+    reach = critical_value(ALPHA / 2, df) * sum(shares) ** 0.5
+    return value, value - reach, value + reach
+
+
+def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
+    """A sum over groups per item, and its 95 % interval over resampled groups, of which the ratio is taken to be linear."""
+    totals, sizes = np.asarray(sums, float), np.asarray(counts, float)
+    value = float(totals.sum() / sizes.sum())
+    if not np.isfinite(totals).all():
+        return value, value, value
+    shifts = resampled_means((totals - value * sizes) / sizes.mean())
+    low, high = np.percentile(shifts, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
+    return value, value + float(low), value + float(high)
 
 
 def _draws_of_kinds(counts: Any) -> Iterator[Array]:

@@ -44,6 +44,12 @@ def markdown(text: str) -> str:
     return MARKUP.sub(r"\\\g<0>", "".join(letter if letter.isprintable() else " " for letter in text))
 
 
+def markdown_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The same as a table of Markdown; what cells hold has no effect as markup."""
+    head = [f"| {' | '.join(column.title for column in columns)} |", "|" + "---|" * len(columns)]
+    return head + [f"| {' | '.join(map(markdown, cells))} |" for cells in rows]
+
+
 def number(value: float | None, digits: int) -> str:
     """A figure; a dash where nothing was measured."""
     return "-" if value is None else f"{value:.{digits}f}"

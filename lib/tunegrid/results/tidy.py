@@ -8,7 +8,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import Record, to_json
 from tunegrid.results.examples import read, read_texts
 
-MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops")
+MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops", "calibration")
 Columns = Mapping[str, Sequence[Any]]
 Runs = Iterable[tuple[Path, Record]]  # each record with the file that it is from
 
@@ -62,6 +62,7 @@ def _rows(path: Path, record: Record) -> Iterator[dict[str, Any]]:
             "input": texts.inputs[index] if texts else None,
             "reference": references[index] if references else None,
             "prediction": examples.predictions[index],
+            "confidence": examples.confidences[index] if examples.confidences else None,
             **{metric: points[index] for metric, points in examples.points.items()},
         }
 

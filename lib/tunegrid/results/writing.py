@@ -30,6 +30,9 @@ class TerminalLine:
     colour: Literal["", "green", "yellow", "red"] = ""
 
 
+COLOURS: Mapping[str, Literal["", "green"]] = {"passed": "green", "begun": ""}  # of a cell's line; others are red
+
+
 def name_of(row: BenchmarkRow) -> str:
     """Of a row's test."""
     return str(row.get("fullname") or row.get("name"))
@@ -94,7 +97,7 @@ class FinishedRun(Generic[Key]):
             return
         yield TerminalLine(run_table.header(records))
         for text, status in run_table.rows(records):
-            yield TerminalLine(text, "green" if status == "passed" else "red")
+            yield TerminalLine(text, COLOURS.get(status, "red"))
         yield TerminalLine(run_table.footer(records, seconds))
         yield from (TerminalLine(sentence, "red") for record in records for sentence in record.missed)
         yield from (TerminalLine(sentence, "yellow") for record in records for sentence in too_short(record))

@@ -1,5 +1,7 @@
 """Builds a `Cell`'s tokenizer and model: loaded, quantized, adapted, with only the right weights to train."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -7,19 +9,19 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 import transformers as hf
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.synthetic import SyntheticTokenizer
-from tunegrid.data.sources import ROOTS_HINT
+from tunegrid.data.sources import LONGEST_CAUSE, ROOTS_HINT
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BERT, Backbone, within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Base
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.device import ATTENTION, resolve_precision, resolve_quantization
+from tunegrid.libraries import hub_code
+from tunegrid.run.device import ATTENTION, out_of_memory, resolve_precision, resolve_quantization
 from tunegrid.run.metrics import BertScorer
 
 PERTURBATION = 1e-6  # relative: a few last bits of fp32
@@ -58,18 +60,31 @@ def load_tokenizer(cell: Cell) -> Any:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
         source, pin = checkpoint_of(cell.backbone, cell.profile)
-        tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
+        tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
+        with _loading(source):
+            tokenizer(["a"], add_special_tokens=False, verbose=False)  # some broken settings show only here
     if cell.head.new_token:
         tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
     return tokenizer
 
 
-def _from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
+def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
+    """What a checkpoint holds; its own code is not run, nor asked about. Raises InputError where it cannot be read."""
+    with _loading(source):
+        return loader.from_pretrained(source, trust_remote_code=False, **options)
+
+
+@contextmanager
+def _loading(source: str | None) -> Iterator[None]:
+    """Whatever a library raises meanwhile, of whichever file of a broken checkpoint, is an InputError of one sentence."""
     try:
-        return loader.from_pretrained(source, **options)
-    except (OSError, SafetensorError) as error:
+        yield
+    except Exception as error:
+        if out_of_memory(error) or isinstance(error, InputError):
+            raise
+        cause = first_line(error) if isinstance(error, OSError) else f"{type(error).__name__}: {first_line(error)}"
         hint = "" if source and Path(source).is_dir() else f"; {ROOTS_HINT}"
-        raise InputError(f"cannot load {source} ({str(error).splitlines()[0]}){hint}") from None
+        raise InputError(f"cannot load {source} ({cause[:LONGEST_CAUSE]}){hint}") from None
 
 
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
@@ -81,6 +96,7 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         InputError: where the checkpoint leaves pretrained tensors random, or the recipe's precision does not fit the base.
     """
     _check_type(cell, device)
+    _check_kernels(cell, device)
     hf.set_seed(cell.profile.seed)
     model = load_base(cell, tokenizer, device)
     adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))
@@ -93,6 +109,15 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     if cell.profile.perturbation is not None:
         perturb(built, cell.profile.perturbation)
     return built
+
+
+def _check_kernels(cell: Cell, device: torch.device) -> None:
+    """Raises InputError where 4-bit layers would run code that bitsandbytes took from the hub, which has no release."""
+    if cell.quantization and device.type == "cpu" and (code := hub_code()):
+        raise InputError(
+            f"bitsandbytes would compute 4-bit layers with {code[0]}, which the package kernels took from the hub, of whatever "
+            "commit is there now: `pip uninstall kernels`, so that its own code runs"
+        )
 
 
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
@@ -194,7 +219,7 @@ def _loaded(cell: Cell, device: torch.device) -> Any:
         options["device_map"] = {"": device}
     if cell.quantization:
         options["quantization_config"] = quantization_config(cell, device)
-    model, report = _from_hub_or_folder(architecture(cell.head.architecture), source, options)
+    model, report = from_hub_or_folder(architecture(cell.head.architecture), source, options)
     _check_loaded(cell, source, report)
     if device.type == "meta":
         model.tie_weights()  # tensors without data are loaded one by one, tied or not
@@ -246,5 +271,5 @@ def embedding_name(model: nn.Module) -> str:
 def load_bert_scorer(profile: Profile) -> BertScorer:
     """BERTScore's encoder: the profile's own BERT."""
     source, pin = checkpoint_of(BERT, profile)
-    tokenizer = _from_hub_or_folder(hf.AutoTokenizer, source, pin)
-    return BertScorer(Path(source).name, tokenizer, _from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin}))
+    tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
+    return BertScorer(Path(source).name, tokenizer, from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin}))

@@ -97,6 +97,7 @@ def device_record(device: torch.device) -> DeviceRecord:
         tf32=False if cuda else None,  # `resolve_device` switches it off
         used_by_others_gib=others,
         contended=contended(device, others),
+        instructions=None if cuda else torch.backends.cpu.get_cpu_capability(),
     )
 
 

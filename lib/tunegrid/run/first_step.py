@@ -20,6 +20,9 @@ from tunegrid.run.ranks import full_tensor
 
 MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
 SAMPLED = 4096  # values of a tensor that tell how far it moved
+# Of the largest gradient of a group. Some gradients are zero by definition, as that of the bias of a span's head, and come out
+# as what is rounded off, or as zero: below 1e-7 in the quick cells, where the smallest of all others is 1e-3.
+ROUNDING = 1e-6
 DIGITS = 9  # of a figure: more than fp32 has
 KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; the first that fits
     ("norm|\\.ln_", "norms"),
@@ -74,8 +77,16 @@ def norms(groups: Mapping[str, Sequence[str]], tensor_of: Callable[[str], Tensor
 
 
 def reached(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many of each group's tensors have a gradient other than zero: one of many that has none hardly moves a norm."""
-    return {group: sum(name in gradients and bool(gradients[name].any()) for name in names) for group, names in groups.items()}
+    """How many of each group's tensors have a gradient other than rounding: one of many that has none hardly moves a norm."""
+    there = {name for name, gradient in gradients.items() if gradient.any()} - rounded(groups, gradients)
+    return {group: len(there & set(names)) for group, names in groups.items()}
+
+
+def rounded(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors whose gradients are no more than what others of their group round off; none where all are zero."""
+    sizes = {name: float(gradient.norm(dtype=torch.float32)) for name, gradient in gradients.items()}
+    largest = {name: max(sizes.get(other, 0.0) for other in names) for names in groups.values() for name in names}
+    return {name for name, size in sizes.items() if largest.get(name, 0.0) > 0 and size <= ROUNDING * largest[name]}
 
 
 def figure(value: Any) -> float | None:
@@ -108,24 +119,30 @@ class FirstUpdates:
         """A look at `parameters`, by name, of a cell's model."""
         self._cell, self._model, self._parameters = cell, model, parameters
         self._start: dict[str, Tensor] = {}
+        self._rounded: set[str] = set()
 
     def gradients(self, device: torch.device) -> dict[str, Any]:
         """Norms by group of the gradients that the optimizer is about to use, and what was drawn so far."""
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
         self._start = sampled({name: self._parameters[name] for name in gradients})
         groups = grouped(self._cell, self._model, gradients)
+        whole = {name: full_tensor(gradient) for name, gradient in gradients.items()}
+        self._rounded = rounded(groups, whole)
         return {
-            "gradients": norms(groups, lambda name: full_tensor(gradients[name])),
-            "reached": reached(groups, {name: full_tensor(gradient) for name, gradient in gradients.items()}),
+            "gradients": norms(groups, whole.get),
+            "reached": reached(groups, whole),
             "drawn": digest(random_states(device)[device.type].tolist()),  # the generator that dropout draws from
         }
 
     def moved(self) -> dict[str, Any]:
-        """How far each group moved since: norms over sampled values. Empty where nobody saw the first update."""
+        """How far each group moved since: norms over sampled values. Empty where nobody saw the first update.
+
+        An AdamW moves a weight by its whole rate also where its gradient is rounding: such tensors are left out.
+        """
         if not self._start:
             return {}
         now = sampled({name: self._parameters[name] for name in self._start})
-        change = {name: now[name] - start for name, start in self._start.items()}
+        change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounded}
         return {"moved": norms(grouped(self._cell, self._model, change), change.get)}
 
 

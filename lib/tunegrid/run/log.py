@@ -89,7 +89,7 @@ class TrainingLog:
         """An update was made, on these rows."""
         self._losses.append(loss)
         self.updates += 1
-        self.order = sha256(f"{self.order}{list(examples)}".encode()).hexdigest()[:16]
+        self.order = order_after(self.order, examples)
 
     def note_epoch(self, score: float, rows: Sequence[Row], best: bool) -> None:
         """An epoch ended with this score on these rows; whether it is the best so far."""
@@ -143,6 +143,11 @@ class TrainingLog:
             chosen_epoch=self.chosen_epoch,
             stopped=self.stopped,
         )
+
+
+def order_after(order: str, examples: Sequence[int]) -> str:
+    """The hash of an order of rows to which an update on these is added."""
+    return sha256(f"{order}{list(examples)}".encode()).hexdigest()[:16]
 
 
 def _fetched(tensors: Iterable[Tensor]) -> list[float]:

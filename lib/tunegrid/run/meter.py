@@ -1,4 +1,4 @@
-"""Measures time, throughput and memory for the record; what was not measured is None.
+"""Measures time, throughput, memory and energy for the record; what was not measured is None.
 
 What it takes care of: training time is the time of updates, without encoding, validation and generation; throughput counts
 real tokens over the updates after warm-up; peaks are per phase, not one for load, train and evaluation together.
@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tunegrid.machine import give_back_memory
 from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, Throughput
 from tunegrid.record.ranks import RankRecord, RanksRecord
-from tunegrid.run.ranks import Ranks, backend_of, local_shard
+from tunegrid.run.energy import Energy
+from tunegrid.run.ranks import Ranks, local_shard
 
 GIB = 2**30
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
@@ -79,6 +80,7 @@ class Meter:
 
     device: torch.device
     clock: Clock = field(default_factory=WallClock)
+    energy: Energy = field(default_factory=Energy)
     updates: list[Update] = field(default_factory=list)
     phases: dict[str, Phase] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
@@ -99,6 +101,7 @@ class Meter:
         yield update
         update.ended = self.clock.mark()
         self.updates.append(update)
+        self.energy.cpu_joules()  # a long phase would let its counters start again unseen
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -120,6 +123,7 @@ class Meter:
         """The innermost open phase begins, or goes on."""
         if self._open:
             reset_peaks(self.device)
+            self.energy.begin()
             self._began = time.perf_counter()
 
     def _close(self) -> None:
@@ -129,6 +133,7 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         now = peaks(self.device, seconds=time.perf_counter() - self._began)
+        now = replace(now, gpu_energy_joules=self.energy.gpu_joules(), cpu_energy_joules=self.energy.cpu_joules())
         before = self.phases.get(self._open[-1])
         self.phases[self._open[-1]] = together(before, now) if before else now
 
@@ -144,7 +149,7 @@ class Meter:
         each = ranks.gathered(self.of_this_rank())
         sizes = ranks.gathered(self.sizes())
         self.add(of_rank for rank, of_rank in enumerate(sizes) if rank != ranks.rank)
-        return RanksRecord(count=ranks.count, backend=backend_of(self.device), fsdp=ranks.holds_parts, each=each)
+        return ranks.part(self.device, each)
 
     def of_this_rank(self) -> RankRecord:
         """This rank's own figures."""
@@ -209,13 +214,19 @@ class Meter:
 
 
 def together(before: Phase, now: Phase) -> Phase:
-    """A phase that was interrupted: its seconds add up, and the higher peaks count."""
+    """A phase that was interrupted: its seconds and joules add up, and the higher peaks count."""
     return Phase(
         seconds=before.seconds + now.seconds,
         rss_peak_gib=_higher(before.rss_peak_gib, now.rss_peak_gib),
         allocated_peak_gib=_higher(before.allocated_peak_gib, now.allocated_peak_gib),
         reserved_peak_gib=_higher(before.reserved_peak_gib, now.reserved_peak_gib),
+        gpu_energy_joules=_sum(before.gpu_energy_joules, now.gpu_energy_joules),
+        cpu_energy_joules=_sum(before.cpu_energy_joules, now.cpu_energy_joules),
     )
+
+
+def _sum(before: float | None, now: float | None) -> float | None:
+    return None if before is None or now is None else before + now
 
 
 def _higher(before: float | None, now: float | None) -> float | None:
@@ -229,7 +240,7 @@ def reset_peaks(device: torch.device) -> None:
     """
     give_back_memory()
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets VmHWM, see proc(5)
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: resets VmHWM, see proc(5)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.empty_cache()
@@ -249,7 +260,7 @@ def peaks(device: torch.device, seconds: float) -> Phase:
 
 def _rss_peak_gib() -> float | None:
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None  # not Linux: no high-water mark that can be reset
     return next((int(line.split()[1]) * 1024 / GIB for line in lines if line.startswith("VmHWM")), None)

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -22,12 +23,16 @@ from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.rows import answer_texts
 from tunegrid.data.sources import Row
+from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type
 from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
+from tunegrid.run.evaluation import predict
 from tunegrid.run.first_step import Figures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
+from tunegrid.run.module_figures import Columns, ModuleFigures
 from tunegrid.run.order import chunks
+from tunegrid.run.progress import Progress
 from tunegrid.run.training import Trainer
 from tunegrid.run.untouched import MONITOR, Replaced
 
@@ -46,25 +51,32 @@ NOT_DIFFERENTIATED: Mapping[str, Any] = {  # without a probe's digest, figures o
     "probe_gradients": {},
 }
 NOT_GENERATED: Mapping[str, Any] = {"generated": None, "decoded": None}
+SEARCHED = 4  # passes of a search whose modules are noted: an encoder's or a prompt's, and those of the first tokens
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
+PREDICTED = 4  # test rows that the untrained model predicts
 
 
 # Before training
 
 
-def before_training(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> dict[str, Any]:
+def before_training(
+    trainer: Trainer, metrics: Metrics, rows: Sequence[Row], keep: Callable[[Columns], str | None] = lambda columns: None
+) -> dict[str, Any]:
     """What can be said before the first update: of tokens, weights, random numbers, the untrained model, and metrics.
 
     Args:
         trainer: before it runs.
         metrics: implementations at hand.
         rows: that the model is scored on; their references are spoiled and scored.
+        keep: stores the figures of single modules, and returns the name that the record gives; None: they are not kept.
     """
-    rows_read = short_to_long(trainer.features, PROBED)
+    rows_read, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
     with undisturbed(trainer):
-        differentiated = _where_it_fits(trainer, _differentiated, rows_read) or NOT_DIFFERENTIATED
-        generated = _where_it_fits(trainer, _generated, [rows_read[0], rows_read[-1]]) or NOT_GENERATED
+        differentiated = _where_it_fits(trainer, partial(_differentiated, modules=modules), rows_read) or NOT_DIFFERENTIATED
+        _where_it_fits(trainer, partial(_dropping, modules=modules), rows_read)
+        ends = [rows_read[0], rows_read[-1]]
+        generated = _where_it_fits(trainer, partial(_generated, modules=modules), ends) or NOT_GENERATED
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         return {
             "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
@@ -74,6 +86,8 @@ def before_training(trainer: Trainer, metrics: Metrics, rows: Sequence[Row]) -> 
             "probe": digest(([(row.input_ids, row.target) for row in rows_read], SEARCH)),
             **differentiated,
             **generated,
+            "predicted": predicted(trainer, rows[:PREDICTED]),
+            "modules": keep(modules.columns()),
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
 
@@ -112,7 +126,7 @@ def _where_it_fits(trainer: Trainer, figures: TakeFigures, rows: Sequence[Featur
     return None
 
 
-def _differentiated(trainer: Trainer, rows: Sequence[Feature]) -> dict[str, Any]:
+def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
     """The loss of a few rows without dropout, in nats a target, its gradients, and how packed layers compute it.
 
     No more rows at once than training takes: their losses and gradients add up.
@@ -122,14 +136,16 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature]) -> dict[str, Any]
     targets = sum(map(codec.targets, batches))
     trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     total, known = torch.zeros((), device=device), dict[str, Tensor]()
-    for batch in batches:
-        with torch.enable_grad(), trainer.accelerator.autocast(), computing(trainer.model) as computed:
-            loss = codec.loss(trainer.model, codec.placed(batch, device)) / targets
-        gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
-        total += loss.detach()
-        for name, gradient in zip(trained, gradients, strict=True):
-            if gradient is not None:
-                known[name] = known[name] + gradient if name in known else gradient
+    with modules.noted("forward"):
+        for batch in batches:
+            with torch.enable_grad(), trainer.accelerator.autocast(), computing(trainer.model) as computed:
+                loss = codec.loss(trainer.model, codec.placed(batch, device)) / targets
+            gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+            total += loss.detach()
+            for name, gradient in zip(trained, gradients, strict=True):
+                if gradient is not None:
+                    known[name] = known[name] + gradient if name in known else gradient
+    modules.note_weights("forward", known)
     groups = grouped(trainer.cell, trainer.model, trained)
     return {
         "computed": computed_types(trainer, computed),
@@ -139,13 +155,22 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature]) -> dict[str, Any]
     }
 
 
+def _dropping(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
+    """Only what modules give with dropout, by masks from a fixed seed, of as many rows as training takes at once."""
+    codec, some = trainer.codec, rows[: trainer.cell.recipe.per_device_train_batch_size]
+    with undisturbed(trainer, training=True), torch.no_grad(), trainer.accelerator.autocast(), modules.noted("dropout"):
+        torch.manual_seed(0)
+        codec.loss(trainer.model, codec.placed(codec.collate(some), trainer.meter.device))
+    return {}
+
+
 def computed_types(trainer: Trainer, computed: Mapping[str, str]) -> dict[str, str]:
     """By group, the types in which layers packed to 4 bits compute."""
     groups = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in groups.items()}
 
 
-def _generated(trainer: Trainer, rows: Sequence[Feature]) -> Mapping[str, Any]:
+def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
     """Token ids that the untrained model generates for a short and a long row, up to the recipe's cap, and how far it is off.
 
     No text ends before the cap: a cache may go wrong late. Nor is one longer than a target, for which a model has positions in
@@ -155,8 +180,25 @@ def _generated(trainer: Trainer, rows: Sequence[Feature]) -> Mapping[str, Any]:
     if not isinstance(codec, GenerateCodec):
         return NOT_GENERATED
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
-    texts, apart = searched(trainer, rows, **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
+    with modules.noted("search", SEARCHED):
+        texts, apart = searched(trainer, rows, **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
     return {"generated": digest(texts), "decoded": figure(apart)}
+
+
+def predicted(trainer: Trainer, rows: Sequence[Row]) -> str | None:
+    """Digest of what the untrained model predicts for some rows, as the evaluation reads and predicts them.
+
+    No more rows at once than training takes. None for text, which is searched for above, and where memory runs out.
+    """
+    codec, silent = trainer.codec, Progress(trainer.cell.id, lambda state: None)
+    if codec.generates:
+        return None
+    features, outputs = codec.encode(rows, training=False), list[Any]()
+    with suppress(InputError):
+        for some in chunks(features, trainer.cell.recipe.per_device_train_batch_size):
+            outputs += predict(trainer.model, codec, some, trainer.meter.device, silent)[0]
+        return digest([str(prediction.value) for prediction in codec.decode(rows, features, outputs)])
+    return None
 
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
@@ -186,7 +228,9 @@ class Probe:
         alone: logits of each row alone, each (1, ...); none where the model's output names none.
         together: logits of their batch, each (B, ...).
         reached: names of the parameters that get a gradient other than zero from a row.
-        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None where it may not fit.
+        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None where it may not fit. Where
+            it is more than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
+        after_evaluation: how far the first row's gradient is from what it is right after an evaluation, as `gap`.
         called: the modules that the model used.
         computed: the types in which layers packed to 4 bits computed, by name.
         repeated: how far the logits of another pass over the batch are from `together`, as `distance`.
@@ -199,6 +243,7 @@ class Probe:
     reached: set[str]
     gap: float | None
     called: set[nn.Module]
+    after_evaluation: float | None = None
     computed: dict[str, str] = field(default_factory=dict)
     repeated: float = math.nan
     loss: float = math.nan
@@ -208,7 +253,7 @@ def probe(trainer: Trainer) -> Probe:
     """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
     rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
     small = smallest(trained)
-    summed = [torch.zeros_like(trained[name]) for name in small]
+    summed, first = [torch.zeros_like(trained[name]) for name in small], dict[str, Tensor]()
     answer = Probe(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
     with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
         for row in rows:
@@ -219,6 +264,7 @@ def probe(trainer: Trainer) -> Probe:
             answer.alone.append([one.detach() for one in logits])
             gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
+            first = first or gradients
             summed = [total + gradients[name] for total, name in zip(summed, small, strict=True)]
         fits = trainer.log.micro_batch >= len(rows)
         with torch.set_grad_enabled(fits):
@@ -227,8 +273,33 @@ def probe(trainer: Trainer) -> Probe:
             if fits:
                 shapes = [_shapes(one) for one in answer.alone]
                 answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+                if answer.gap > allowance(trainer):
+                    answer.gap = min(answer.gap, _gap_of_others(trainer, [trained[name] for name in small]))
             _probe_again(trainer, answer)
+    again = dict(zip(trained, _after_evaluation(trainer, rows[0], trained.values()), strict=True))
+    answer.after_evaluation = relative_gap([again[name] for name in small], [first[name] for name in small])
     return answer
+
+
+def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
+    """The gap of two rows of middling lengths; infinite where there are none."""
+    rows = short_to_long(trainer.features[:FIRST_ROWS], 4)[1:3]
+    if len(rows) < 2:
+        return math.inf
+    alone = [logits_of(trainer, [row])[0] for row in rows]
+    shapes = [_shapes(one) for one in alone]
+    each = [gradients_of(logits, [own], parameters) for logits, own in zip(alone, shapes, strict=True)]
+    batch = gradients_of(logits_of(trainer, rows)[0], shapes, parameters)
+    return relative_gap(batch, [torch.stack(own).sum(0) for own in zip(*each, strict=True)])
+
+
+def _after_evaluation(trainer: Trainer, row: Feature, parameters: Iterable[Tensor]) -> list[Tensor]:
+    """A row's gradients, as `gradients_of`, right after an evaluation of it, which a cast or a packed weight may outlive."""
+    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+        with torch.no_grad():
+            logits_of(trainer, [row])
+        logits = logits_of(trainer, [row])[0]
+        return gradients_of(logits, [_shapes(logits)], parameters)
 
 
 def _probe_again(trainer: Trainer, answer: Probe) -> None:
@@ -279,7 +350,7 @@ def gradients_of(logits: Sequence[Tensor], shapes: Sequence[Shapes], parameters:
     parts = [(batch[i], shape) for i, row in enumerate(shapes) for batch, shape in zip(logits, row, strict=True)]
     total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in parts]).sum()
     parameters = list(parameters)
-    taken = torch.autograd.grad(total, parameters, allow_unused=True)
+    taken = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
     return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
 
 

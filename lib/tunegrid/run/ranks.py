@@ -22,11 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tunegrid.codecs.base import Feature
 from tunegrid.grid.cells import Cell
+from tunegrid.record.ranks import RankRecord, RanksRecord
 from tunegrid.run.order import chunks
 
 T = TypeVar("T")
-# How long a rank waits for another, which may be scoring or auditing alone. A rank that dies is torchrun's to notice, at once.
-PATIENCE = timedelta(hours=6)
+# How long a rank waits for another, which may be scoring alone. A rank that dies is torchrun's to notice, at once.
+PATIENCE = timedelta(minutes=30)
 LET_GO_SECONDS = 0.1
 SEEDS = 2**32  # NumPy takes smaller ones
 APART = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
@@ -46,6 +47,12 @@ class Ranks:
     def __init__(self, rank: int = 0, count: int = 1) -> None:
         """Rank number `rank` of `count`; several have met already, see `joined`."""
         self.rank, self.count = rank, count
+
+    def part(self, device: torch.device, each: Sequence[RankRecord] = ()) -> RanksRecord | None:
+        """The record's part on the processes, with what each did; None for one process."""
+        if self.count == 1:
+            return None
+        return RanksRecord(count=self.count, backend=backend_of(device), fsdp=self.holds_parts, each=list(each))
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
         """This rank's micro-batches of an update, each of at most `size` rows; none where there are fewer rows than ranks.

@@ -55,6 +55,11 @@ class Stepper:
         return [float(group["lr"]) for group in self.optimizer.param_groups], self.schedule.get_last_lr()[0]
 
     @property
+    def steps_alone(self) -> bool:
+        """Whether nothing but the optimizer moves weights, by the gradients that are there: no loss scale, no method."""
+        return self.loss_scale.scaler is None and type(self.cell.method).after_step is Method.after_step
+
+    @property
     def settles_late(self) -> bool:
         """Whether an update is settled when the next one is about to step: in fp16, so that no device waits for its host.
 
@@ -89,13 +94,20 @@ class Stepper:
         optimizer = self.optimizer.optimizer
         groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        kept = {int(number): entry for number, entry in state.get("optimizer", {}).items()}
-        moments = {number: ranks.moments(entry, stepped[number]) for number, entry in kept.items()}
+        kept = {_key(name): entry for name, entry in state.get("optimizer", {}).items()}
+        moments = {
+            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in kept.items()
+        }
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self.loss_scale.scaler and state.get("scaler"):
             self.loss_scale.scaler.load_state_dict(state["scaler"])
         self.cell.method.load_state_dict(self._model, state.get("method", {}))
+
+
+def _key(name: str | int) -> str | int:
+    """How an optimizer knows a parameter: by its number, which a file has as text, or as PEFT's LoRA-FA by a name."""
+    return int(name) if str(name).isdecimal() else name
 
 
 def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import accelerate
@@ -22,6 +22,7 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.record.parts import TrainingRecord
+from tunegrid.run.adamw import AdamW
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
@@ -32,7 +33,7 @@ from tunegrid.run.device import (
     set_random_states,
 )
 from tunegrid.run.first_step import MOVED, FirstUpdates
-from tunegrid.run.log import TrainingLog
+from tunegrid.run.log import TrainingLog, order_after
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.order import chunks, epoch_batches
 from tunegrid.run.progress import Progress
@@ -41,6 +42,7 @@ from tunegrid.run.stepper import Stepper
 from tunegrid.run.weights import model_checksums
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
+Loss = Callable[[nn.Module, Batch], Tensor]  # of a model on a batch, summed over its targets
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
@@ -50,9 +52,11 @@ class Trainer:
     Attributes:
         parameters: the model's, by name; `before` holds their checksums before training.
         stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
+        by_definition: AdamW beside the optimizer's first steps; None where something else moves weights, too.
         log: what happened so far; `run` does not repeat updates that were made before it.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
         last_group: the micro-batches of the last update, those of all ranks.
+        paused: whether it stopped after its first updates, as asked; `run` goes on from there.
         best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
     """
 
@@ -65,11 +69,12 @@ class Trainer:
         meter: Meter,
         ranks: Ranks = ALONE,
         after_update: Callable[["Trainer"], None] = lambda trainer: None,
+        loss: Loss | None = None,
     ) -> None:
         """Make optimizer, schedule and precision for training `model` on `features`.
 
-        `after_update` is called after each update with this trainer, for example to save its state. Raises InputError
-        without features.
+        `after_update` is called after each update with this trainer, for example to save its state; `loss` stands in for the
+        codec's, summed over the same targets. Raises InputError without features.
         """
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
@@ -87,10 +92,12 @@ class Trainer:
         self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
+        self.by_definition = AdamW(self.optimizer.optimizer, self.stepped) if self.stepper.steps_alone else None
         self.ddp_model = ranks.ddp_model(self.sharded_model)
         self.last_group: Sequence[Sequence[Feature]] = ()
+        self.paused, self._end = False, self.total
         self.best: dict[str, Tensor] | None = None
-        self._after_update = after_update
+        self._after_update, self._loss = after_update, loss
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
 
@@ -113,8 +120,13 @@ class Trainer:
         """Take over what was measured of the model before the first update: the record has it beside that update's figures."""
         self.log.first_step |= figures
 
-    def run(self, progress: Progress, validate: Validate | None = None) -> TrainingRecord:
-        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights."""
+    def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
+        """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
+
+        Of `first_updates` it makes just so many of the same course, and pauses: called again, it goes on to the end, to the
+        same losses and weights as without a pause.
+        """
+        self.paused, self._end = False, min(first_updates or self.total, self.total)
         hf.set_seed(self.ranks.seed(self.cell.profile.seed))  # dropout: the same whatever happened while the model was built
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
@@ -124,6 +136,8 @@ class Trainer:
                 self._train_epoch(epoch, epoch * per_epoch, progress)
             if self.log.stopped:
                 return self.part()
+            if first_updates and self.log.updates == self._end:
+                return self._pause()
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.log.epoch_scores) == epoch:
                 with self.meter.phase("validate"):
                     score, rows = validate()
@@ -134,6 +148,18 @@ class Trainer:
                 self.model.load_state_dict(self.best, strict=False)
                 self.ranks.copy_to_sharded(self.model, self.sharded_model)
         return self.part()
+
+    def _pause(self) -> TrainingRecord:
+        self.paused, self._random_states = True, random_states(self.meter.device)
+        return replace(self.part(), order=self.planned_order())
+
+    def planned_order(self) -> str:
+        """The log's order of rows as it will be after the last update."""
+        order = self.log.order
+        epochs = range(math.ceil(self.total / self.cell.recipe.updates_per_epoch(len(self.features))))
+        for group in islice(chain.from_iterable(map(self.updates, epochs)), self.log.updates, self.total):
+            order = order_after(order, examples_of(group))
+        return order
 
     def not_run(self, reason: str) -> TrainingRecord:
         """The record's part of a training that must not begin, and why."""
@@ -148,7 +174,7 @@ class Trainer:
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
         """Train the rest of an epoch, which began after `before` updates."""
         self.ddp_model.train()
-        for group in islice(self.updates(epoch), self.log.updates - before, self.total - before):
+        for group in islice(self.updates(epoch), self.log.updates - before, self._end - before):
             self.update(group)
             self._look(progress)
             if self.log.stopped:
@@ -226,7 +252,7 @@ class Trainer:
                     self._settle()
                     if not self.log.updates:
                         self.log.first_step |= self._first.gradients(self.meter.device)
-                    rates, scheduled = self.stepper.step(self.log.updates)
+                    rates, scheduled = self._stepped()
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
                 cause = f"in the optimizer's step of update {self.log.updates + 1} ({error})"
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
@@ -236,10 +262,19 @@ class Trainer:
             if self.log.ledger is None:
                 self._take_ledger()
             self.optimizer.zero_grad()
-        self.log.note_update(loss, [feature.example for features in self.last_group for feature in features])
-        if self.log.updates == min(MOVED, self.total):
+        self.log.note_update(loss, examples_of(self.last_group))
+        if self.log.updates == min(MOVED, self._end):
             self.log.first_step |= self._first.moved()
         return loss
+
+    def _stepped(self) -> tuple[list[float], float]:
+        """Step the optimizer, and AdamW by its definition beside the first steps; return rates as the stepper does."""
+        if self.by_definition is None or self.log.updates >= MOVED:
+            return self.stepper.step(self.log.updates)
+        self.by_definition.before_step(self.log.updates)
+        rates = self.stepper.step(self.log.updates)
+        self.by_definition.after_step(self.log.updates)
+        return rates
 
     def _settle(self) -> None:
         lost = self.stepper.settle()
@@ -298,8 +333,9 @@ class Trainer:
 
     def _pass(self, batch: Batch, count: float | Tensor) -> Tensor:
         """Add a batch's gradients; return its part of the loss without its graph, whose room the next batch may need."""
+        loss_of = self._loss or self.codec.loss
         with self.accelerator.autocast():
-            loss = self.codec.loss(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
+            loss = loss_of(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
         self.accelerator.backward(loss)
         return loss.detach()
 
@@ -318,7 +354,7 @@ class Trainer:
     def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""
         done = self.log.updates
-        if done % CHECK_EVERY and done != self.total:
+        if done % CHECK_EVERY and done != self._end:
             return
         self._fetch()
         bad = self.log.first_not_finite()
@@ -334,3 +370,8 @@ class Trainer:
         if best:
             # On the host: on the device it would stand in the peaks of all that follows.
             self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters() if p.requires_grad}
+
+
+def examples_of(group: Sequence[Sequence[Feature]]) -> list[int]:
+    """The rows of an update's micro-batches."""
+    return [feature.example for features in group for feature in features]

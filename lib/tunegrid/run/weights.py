@@ -70,7 +70,7 @@ def weight_files(cell: Cell) -> list[Path]:
     if single:
         return [single]
     index = _file(source, INDEX, pin)
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else []
+    names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())) if index else []
     return [path for path in (_file(source, name, pin) for name in names) if path]
 
 

@@ -1,8 +1,25 @@
-"""The option of the test that holds reports/schema.json to the record's classes."""
+"""Fixtures and options of the project's own tests."""
 
 import pytest
 
+from tunegrid.tests import strangers
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--write-schema` writes the file first."""
+    """`--write-schema`, of the test that holds reports/schema.json to the record's classes, writes the file first."""
     parser.addoption("--write-schema", action="store_true", help="write reports/schema.json anew before it is checked")
+
+
+@pytest.fixture
+def attack(request, capsys):
+    """Tries an answer with each seed, and says how it went: `pytest lib/tunegrid/tests -m hostile -n 0` does it at length."""
+
+    def attack(answer, seeds):
+        counts = strangers.attacked(answer, seeds)
+        if request.node.get_closest_marker("hostile"):
+            told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
+            with capsys.disabled():
+                print(f"\n{request.node.name}: seeds {seeds.start} to {seeds.stop - 1}: {told}")
+        return counts
+
+    return attack

@@ -13,7 +13,14 @@ from tunegrid.results import examples
 from tunegrid.results.examples import Examples
 
 CELLS = {cell.id: cell for cell in STUDY.cells(QUICK_PROFILE)}
-PHASE = {"seconds": 1.5, "rss_peak_gib": 0.75, "allocated_peak_gib": None, "reserved_peak_gib": None}
+PHASE = {
+    "seconds": 1.5,
+    "rss_peak_gib": 0.75,
+    "allocated_peak_gib": None,
+    "reserved_peak_gib": None,
+    "gpu_energy_joules": None,
+    "cpu_energy_joules": None,
+}
 FIRST_STEP = {
     "tokens": "0" * 16,
     "types": {"layer 0 attention": "float32", "head": "float32"},
@@ -31,6 +38,8 @@ FIRST_STEP = {
     "probe_reached": {"layer 0 attention": 4, "head": 2},
     "reached": {"layer 0 attention": 4, "head": 2},
     "decoded": 1e-6,
+    "predicted": "0123456789abcdef",
+    "modules": None,
 }
 MEASURED = {
     "device": {
@@ -41,6 +50,8 @@ MEASURED = {
         "tf32": None,
         "used_by_others_gib": None,
         "contended": None,
+        "instructions": "AVX512",
+        "energy": "CPU: no RAPL counters",
     },
     "data": {
         "rows": {"train": 70, "validation": 15, "test": 15},
@@ -100,15 +111,22 @@ MEASURED = {
         "step_seconds_p90": 0.15,
         "padding_share": 0.1,
         "step_seconds": [0.12, 0.13],
-        "measured_steps": 77,
-        "warmup_steps": 3,
+        "measured_steps": 2,
+        "warmup_steps": 0,
         "eval_samples_per_second": 30.0,
         "generated_tokens_per_second": None,
     },
-    "scores": {"accuracy": 91.04, "f1_macro": 91.0},
     "examples": {"file": "0123456789abcdef.parquet", "rows_hash": "0123456789abcdef"},
-    "bounds": {"accuracy": 88.0},
+    "audits": [{"name": "base_frozen", "passed": True, "detail": "199 tensors"}],
     "status": "passed",
+}
+SCORED = {
+    "sa": {"scores": {"accuracy": 91.04, "f1_macro": 91.0}, "bounds": {"accuracy": 88.0}},
+    "qa": {"scores": {"exact_match": 85.0, "f1": 91.04}, "bounds": {"f1": 88.0}},
+    "sum": {
+        "scores": {"rouge1": 93.0, "rouge2": 86.0, "rougeL": 91.0, "rougeLsum": 91.04, "bertscore_f1": 95.0},
+        "bounds": {"rougeLsum": 88.0},
+    },
 }
 MIB = 2**20
 FOOTPRINT = {
@@ -141,7 +159,8 @@ ROWS = {"sa": 512, "qa": 384, "sum": 400}
 
 def complete_json(cell_id="bert_sa_lora", **changes):
     """A finished cell's record as JSON, with changes to its fields."""
-    return to_json(new_record(CELLS[cell_id])) | MEASURED | changes
+    cell = CELLS[cell_id]
+    return to_json(new_record(cell)) | MEASURED | SCORED[cell.task.id] | changes
 
 
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
@@ -155,7 +174,7 @@ def hits(count, right, lost=0):
 
 def record_of(cell, points=None, seed=0, ids=None, **changes):
     """A record whose scores are the means of these points, with the points kept."""
-    reference = None
+    reference, count = None, 0
     scores = {}
     if points is not None:
         count = len(next(iter(points.values())))
@@ -166,13 +185,25 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
         scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     scores = {metric: 90.0 for metric in task.bounded_scores} | scores
+    rows = MEASURED["data"]["rows"] | ({"test": count} if reference else {})
     parts = {
         "scores": scores,
+        "data": MEASURED["data"] | {"rows": rows},
         "examples": reference,
-        "bounds": {"accuracy": 1.0},
+        "bounds": {task.main_score: 1.0},
         "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
     }
     return complete(cell, **parts | changes)
+
+
+def trained(cell, *scores, **changes):
+    """A record for each of these main scores, of seeds 0, 1 ...; on so many rows that they resolve small deviations."""
+    task = next(task for task in TASKS if task.id == cell.split("_")[1])
+    data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
+    for seed, score in enumerate(scores):
+        seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
+        parts = {"scores": {task.main_score: score}, "bounds": {}, "examples": None, "data": data, "seeds": seeds}
+        yield complete(cell, **parts | changes)
 
 
 def saved(path, *records):

@@ -205,7 +205,7 @@ def pretrain(plan_id: str, out: Path, *, steps: int | None = None, log: Callable
     plan.finish(model)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
-    (out / "README.md").write_text(card(plan_id, model.num_parameters(), losses, steps))
+    (out / "README.md").write_text(card(plan_id, model.num_parameters(), losses, steps), encoding="utf-8")
 
 
 def staged(

@@ -21,6 +21,7 @@ from tunegrid.run.audits.arithmetic import (
     adapters_add_as_declared,
     decoder_sees_no_future,
     gradients_reach,
+    gradients_survive_evaluation,
     loss_is_the_tasks,
     output_follows_trained_tokens,
     packed_layers_compute_as_declared,
@@ -47,10 +48,12 @@ from tunegrid.run.audits.rows import (
 )
 from tunegrid.run.audits.scored import cache_changes_nothing, scored_alone_as_in_batch, texts_are_the_models
 from tunegrid.run.audits.served import saved_is_served
+from tunegrid.run.audits.switches import adapter_survives_its_switches
 from tunegrid.run.audits.trained import (
     base_frozen,
     gradients_clipped,
     loss_is_mean_over_accumulation,
+    optimizer_steps_as_defined,
     schedule_counts_updates,
     trains_in_fp32,
     variant_applied,
@@ -86,13 +89,16 @@ AUDITS: tuple[Audit, ...] = (  # in the record's order
     gradients_clipped,
     loss_is_the_tasks,
     loss_is_mean_over_accumulation,
+    optimizer_steps_as_defined,
     ranks_train_as_one,
     ranks_end_alike,
     schedule_counts_updates,
     predicting_twice_is_the_same,
     rows_alone_as_in_batch,
     gradients_reach,
+    gradients_survive_evaluation,
     adapters_add_as_declared,
+    adapter_survives_its_switches,
     output_follows_trained_tokens,
     packed_layers_compute_as_declared,
     dropout_drops,

@@ -60,6 +60,12 @@ def gradients_reach(evidence: Evidence) -> Answer:
     return not missing, f"{got}; none for {', '.join(missing[:3])}" if missing else got
 
 
+def gradients_survive_evaluation(evidence: Evidence) -> Answer:
+    """A row's gradients are the same right after an evaluation, in one region of autocast: no cast of a weight outlives it."""
+    gap = evidence.probe.after_evaluation
+    return None if gap is None else (gap <= allowance(evidence.trainer), f"gradients differ by {gap:.1e} of their norm")
+
+
 def _remembered(evidence: Evidence, name: str) -> bool:
     """Whether the optimizer's state shows a gradient of this parameter; the maps of packed moments show none."""
     state: dict[str, Any] = evidence.trainer.optimizer.state.get(evidence.trainer.stepped.get(name), {})

@@ -61,10 +61,12 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
         odd = sorted(wanted ^ set(layers))
         named = f", {odd[0]} among the differences" if odd else ""
         return False, f"{len(layers)} adapters where {len(wanted)} layers are targets{named}"
-    shown, declared = {method.layer_facts(layer) for layer in layers.values()}, method.declared_facts(cell)
-    facts = " and ".join(", ".join(some) for some in sorted(shown) if some)
+    shown = {name: method.layer_facts(layer) for name, layer in layers.items()}
+    declared = {name: method.declared_facts_of(cell, name) for name in layers}
+    facts = " and ".join(", ".join(some) for some in sorted(set(shown.values())) if some)
     detail = f"{len(layers)} adapters{f': {facts}' if facts else ''}"
-    return shown == {declared}, detail if shown == {declared} else f"{detail}; declared: {', '.join(declared)}"
+    odd = [name for name in layers if shown[name] != declared[name]]
+    return not odd, f"{detail}; declared: {', '.join(declared[odd[0]])} for {odd[0]}" if odd else detail
 
 
 def is_adapted(module: nn.Module) -> bool:

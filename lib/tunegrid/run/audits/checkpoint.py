@@ -1,6 +1,7 @@
 """Audits of where weights come from: whether those of a built model are its checkpoint's."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.built import BLOCK, base_layers
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.build import base_type
+from tunegrid.run.build import base_type, embedding_name
 from tunegrid.run.weights import files_by_key, lacking_modules, matching_keys, weight_files
 
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
 # Between packed weights and the checkpoint's rounded here: what double quantization rounds in the scales, at most 0.6 % on the
 # micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another layer's weights 100 %.
 ROUNDED = 0.03
+LAYER = re.compile(r"(.*?)\.(\d+)\.")
 # Appendix E of Dettmers et al. 2023.
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -30,7 +32,11 @@ NF4_LEVELS = (
 
 
 def checkpoint_loaded(evidence: Evidence) -> Answer:
-    """Every pretrained tensor that is neither packed nor rewritten started as the checkpoint has it, bit for bit."""
+    """Every pretrained tensor that is neither packed nor rewritten started as the checkpoint has it, bit for bit.
+
+    And the model has every layer that the checkpoint has: where a config says fewer, loading leaves the others out. An
+    embedding that grew by a token has the checkpoint's rows before it.
+    """
     if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
         return None
     lacking = lacking_modules(evidence.cell)
@@ -41,7 +47,44 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
             f"{len(others)} of {len(started)} pretrained tensors are not the checkpoint's of their name: "
             f"{', '.join(others[:3])}"
         )
+    if missing := left_out(evidence):
+        return False, f"the checkpoint has {', '.join(missing)}, which the model leaves out: what does its config say?"
+    if rows := overwritten_rows(evidence):
+        return False, f"{len(rows)} rows of the embedding, which grew by a token, are not the checkpoint's: row {rows[0]} first"
     return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
+
+
+def overwritten_rows(evidence: Evidence) -> list[int]:
+    """Rows before the new token's that are not the checkpoint's; where training has begun, nobody can tell any more."""
+    token, trainer = evidence.cell.head.new_token, evidence.trainer
+    if token is None or trainer.log.updates:
+        return []
+    embedding, files = embedding_name(evidence.model), files_by_key(tuple(weight_files(evidence.cell)))
+    own = [p for name, p in trainer.parameters.items() if embedding in name.split(".") and _grew(evidence, p)]
+    keys = [key for key in files if key.split(".")[-2:] == [embedding, "weight"]]
+    pairs = [(ours, _read(files[key], key).to(ours.dtype)) for ours in own for key in keys]
+    new: int = evidence.codec.tokenizer.convert_tokens_to_ids(token)
+    return [row for ours, stored in pairs for row in _other_rows(ours.detach().cpu()[:new], stored[:new])]
+
+
+def _other_rows(ours: Tensor, stored: Tensor) -> list[int]:
+    rows = min(len(ours), len(stored))
+    return (ours[:rows] != stored[:rows]).any(1).nonzero().flatten().tolist()
+
+
+def left_out(evidence: Evidence) -> list[str]:
+    """Layers of the checkpoint that are nowhere in the model, though others of their stack are; a decoder may be left out."""
+    files = tuple(weight_files(evidence.cell))
+    found = {key for name in evidence.trainer.before for key in matching_keys(name, files)}
+    layers, used = ({layer for key in keys if (layer := _layer_of(key))} for keys in (files_by_key(files), found))
+    stacks = {stack for stack, _ in used}
+    return [f"{stack}.{number}" for stack, number in sorted(layers - used) if stack in stacks]
+
+
+def _layer_of(key: str) -> tuple[str, int] | None:
+    """The stack and the number of a tensor's layer, as in encoder.layer and 2; None outside of all layers."""
+    match = LAYER.match(key)
+    return (match[1], int(match[2])) if match else None
 
 
 def _pretrained(evidence: Evidence, name: str) -> bool:
@@ -51,7 +94,12 @@ def _pretrained(evidence: Evidence, name: str) -> bool:
         return False
     if within(name, head.new_modules + head.adapted_modules) or within(name, evidence.cell.method.rewritten(evidence.cell)):
         return False
-    return not (head.new_token and parameter.shape[0] == len(evidence.codec.tokenizer))
+    return not _grew(evidence, parameter)
+
+
+def _grew(evidence: Evidence, parameter: Tensor) -> bool:
+    """Whether a parameter has a row for every token of a vocabulary that grew by one."""
+    return bool(evidence.cell.head.new_token) and parameter.shape[0] == len(evidence.codec.tokenizer)
 
 
 def packed_from_checkpoint(evidence: Evidence) -> Answer:

@@ -8,7 +8,12 @@ from tunegrid.run.untouched import Replaced
 
 
 def libraries_untouched(evidence: Evidence) -> Answer:
-    """No function, class attribute or operator of a library is ours, but for those with a reason; a user's are shown."""
+    """No function, class attribute or operator of a library is ours, but for those with a reason; a user's are shown.
+
+    Of first updates nobody looks: it would take them a tenth of their time.
+    """
+    if evidence.trainer.paused:
+        return None
     replaced = evidence.replaced
     wrong = [one for one in replaced if one.ours and one.reason is None]
     users = [one for one in replaced if not one.ours]

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from tunegrid.codecs.base import Feature, on
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
+from tunegrid.run import adamw as adamw_by_definition
 from tunegrid.run.audits.evidence import Evidence
+from tunegrid.run.first_step import MOVED
 from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
 from tunegrid.run.stepper import make_schedule
 from tunegrid.run.training import Trainer
@@ -75,6 +77,7 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 def trains_in_fp32(evidence: Evidence) -> Answer:
     """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design.
 
+    Bitsandbytes' leaves moments of small tensors in fp32: those of norms, biases and small adapters are few and matter most.
     Packed second moments are never negative: a map with negative levels leaves them half of its levels.
     """
     trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
@@ -87,6 +90,8 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     }
     if moments and not {moment.dtype for moment in moments.values()} <= moment_types(evidence):
         low += [f"{name} is {_type(moment)}" for name, moment in moments.items()]
+    if small := small_but_packed(evidence.trainer.optimizer, trained):
+        return False, f"moments of {len(small)} tensors are packed, though the optimizer leaves small ones in fp32: {small[0]}"
     if signed := [name for name, p in trained.items() if _signed_second_moments(evidence.trainer.optimizer, p)]:
         return False, f"second moments of {len(signed)} tensors are packed with negative levels: {signed[0]}"
     return not low, f"{len(low)} tensors in other types: {low[0]}" if low else f"{len(trained)} tensors and their moments"
@@ -108,6 +113,13 @@ def _signed_second_moments(optimizer: Any, parameter: torch.Tensor) -> bool:
     return levels is not None and bool((levels < 0).any())
 
 
+def small_but_packed(optimizer: Any, trained: Mapping[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors whose moments are packed, though the optimizer says that it packs none so small."""
+    least: int = getattr(getattr(getattr(optimizer, "optimizer", optimizer), "args", None), "min_8bit_size", 0)
+    small = {name: p for name, p in trained.items() if p.numel() < least}
+    return [name for name, p in small.items() if any(m.dtype is torch.uint8 for m in _moments(optimizer, p).values())]
+
+
 def moment_types(evidence: Evidence) -> set[torch.dtype]:
     """The types of moments that the same optimizer keeps for a large fp32 weight alone; none where the method made its own."""
     weight = torch.zeros(64, 128, device=evidence.trainer.meter.device, requires_grad=True)  # large enough to be packed
@@ -117,6 +129,15 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
         return {m.dtype for p in evidence.trainer.trained for m in _moments(evidence.trainer.optimizer, p).values()}
     lone.step()
     return {torch.float32, *(moment.dtype for moment in _moments(lone, weight).values())}
+
+
+def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
+    """The first steps of an AdamW moved the weights as its definition says, computed here from the same gradients and rates."""
+    adamw = evidence.trainer.by_definition
+    if adamw is None or adamw.gap is None:
+        return None
+    allowed = adamw_by_definition.PACKED if adamw.packed else adamw_by_definition.TOLERANCE
+    return adamw.gap <= allowed, f"{MOVED} updates differ from AdamW's definition by {adamw.gap:.1e} of the movement"
 
 
 def variant_applied(evidence: Evidence) -> Answer:
@@ -166,13 +187,17 @@ def _added(sums: Sequence[torch.Tensor], more: Sequence[torch.Tensor | None]) ->
 
 
 def schedule_counts_updates(evidence: Evidence) -> Answer:
-    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion."""
+    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion.
+
+    Of first updates, those that were made have the rates of the whole schedule.
+    """
     log, total = evidence.trainer.log, planned_updates(evidence)
+    due = min(log.updates, total) if evidence.trainer.paused else total
     if log.stopped:
         return None
     rates = log.learning_rates
-    if not log.updates == len(rates) == total:
-        return False, f"{log.updates} updates with {len(rates)} rates, where the recipe plans {total}"
+    if not log.updates == len(rates) == due:
+        return False, f"{log.updates} updates with {len(rates)} rates, where the recipe plans {due}"
     wanted = wanted_rates(evidence)
     odd = [i for i, (a, b) in enumerate(zip(rates, wanted, strict=True)) if not _same_rate(a, b)]
     if odd:
@@ -182,7 +207,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
     strays = stray_groups(evidence, rates)
     if strays:
         return False, f"parameter group {strays[0] + 1} does not follow the schedule"
-    return True, f"{total} updates, the last at {rates[-1]:.3g}"
+    return True, f"{due} updates, the last at {rates[-1]:.3g}"
 
 
 def planned_updates(evidence: Evidence) -> int:

@@ -75,13 +75,16 @@ def test_a_sound_run_passes_what_applies(evidence):
         "base_frozen",
         "weights_moved",
         "loss_is_mean_over_accumulation",
+        "optimizer_steps_as_defined",
         "schedule_counts_updates",
         "trains_in_fp32",
         "gradients_clipped",
         "predicting_twice_is_the_same",
         "rows_alone_as_in_batch",
         "gradients_reach",
+        "gradients_survive_evaluation",
         "adapters_add_as_declared",
+        "adapter_survives_its_switches",
         "dropout_drops",
         "saved_is_served",
         "drawn_from_the_seed",
@@ -92,7 +95,7 @@ def test_a_sound_run_passes_what_applies(evidence):
 
 def test_audits_have_names_of_their_own():
     names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
-    assert len(names) == len(set(names)) == 39
+    assert len(names) == len(set(names)) == 42
 
 
 @pytest.mark.slow

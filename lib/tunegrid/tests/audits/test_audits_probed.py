@@ -1,5 +1,8 @@
 """Audits that probe the trained model, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
 
+import json
+import math
+import shutil
 from copy import copy
 from dataclasses import replace
 from functools import cache
@@ -7,16 +10,36 @@ from functools import cache
 import bitsandbytes as bnb
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 
+from benchmarks.library_patches import updates
+from benchmarks.library_patches.planting import Planting
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.audits import Evidence, arithmetic, checkpoint, dropout, rows, scored, trained
-from tunegrid.run.probe import cut, distance, gradients_of, short_to_long, type_of_digits
+from tunegrid.grid.methods import LORA, Lora
+from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.zoo import zoo
+from tunegrid.run import probe
+from tunegrid.run.audits import Evidence, arithmetic, built, checkpoint, dropout, rows, scored, switches, trained
+from tunegrid.run.build import build
+from tunegrid.run.meter import Meter
+from tunegrid.run.probe import (
+    cut,
+    distance,
+    few_rows,
+    gradients_of,
+    hooked,
+    logits_of,
+    short_to_long,
+    type_of_digits,
+    undisturbed,
+)
+from tunegrid.run.training import Trainer
 from tunegrid.run.weights import matching_keys, weight_files
-from tunegrid.tests.small import cell_of, codec_for, rows_of, silent, train_rows, trainer_of
+from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, train_rows, trainer_for, trainer_of
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +122,22 @@ def test_gradients_that_do_not_add_up_are_caught(monkeypatch):
     hook = evidence.model.qa_outputs.weight.register_hook(lambda gradient: gradient.clamp(-1e-3, 1e-3))
     assert not arithmetic.rows_alone_as_in_batch(replace(evidence))[0]
     hook.remove()
+
+
+def test_a_relu_that_rounding_turns_in_one_batch_is_no_gap(monkeypatch):
+    evidence = evidence_of("t5_sa_lora")
+    wide, token = evidence.model.get_submodule("base_model.model.encoder.block.2.layer.1.DenseReluDense.wi"), []
+    with (
+        undisturbed(evidence.trainer),
+        hooked([wide], lambda _, inputs, output: token.append(inputs[0][0, -1])),
+        torch.no_grad(),
+    ):
+        logits_of(evidence.trainer, few_rows(evidence.trainer)[:1])
+        wide.weight -= torch.outer(wide.weight @ token[0], token[0]) / token[0].square().sum()  # all units are at 0 there
+    passed, detail = arithmetic.rows_alone_as_in_batch(replace(evidence))
+    assert passed, detail
+    monkeypatch.setattr(probe, "_gap_of_others", lambda *_: math.inf)
+    assert not arithmetic.rows_alone_as_in_batch(replace(evidence))[0]
 
 
 def test_without_room_for_two_rows_gradients_are_not_added():
@@ -445,6 +484,30 @@ def test_every_cells_weights_are_those_of_their_names(cell_id):
     assert (packed is not None and packed[0]) == (evidence.cell.quantization is not None), packed
 
 
+@pytest.mark.parametrize(
+    ("cell_id", "field", "missing"),
+    [
+        ("bert_sa_lora", "num_hidden_layers", "bert.encoder.layer.1, bert.encoder.layer.2"),
+        ("gpt2_sa_qlora", "n_layer", "transformer.h.1, transformer.h.2"),
+        ("t5_qa_sft", "num_layers", "encoder.block.1, encoder.block.2"),
+    ],
+)
+def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(tmp_path, cell_id, field, missing):
+    cell = cell_of(cell_id)
+    shutil.copytree(cell.profile.checkpoint_root, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / cell.backbone.micro / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: 1}))
+    cell = replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
+    codec = codec_for(cell_id)
+    features = codec.encode(train_rows(cell_id)[:2], training=True)
+    trainer = Trainer(cell, build(cell, codec.tokenizer, CPU), codec, features, Meter(device=CPU))
+    passed, detail = checkpoint.checkpoint_loaded(Evidence(cell=cell, codec=codec, trainer=trainer))
+    assert (passed, detail) == (
+        False,
+        f"the checkpoint has {missing}, which the model leaves out: what does its config say?",
+    )
+
+
 def test_two_layers_that_traded_places_are_named():
     evidence = evidence_of("t5_sum_qlora")
     layers = {name: m for name, m in evidence.model.named_modules() if name.endswith(("SelfAttention.q.base_layer",))}
@@ -495,3 +558,72 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault():
         evidence = Evidence(cell=cell_of(cell_id), codec=codec, trainer=trainer, splits=splits)
         passed, detail = rows.offsets_show_their_tokens(evidence)
         assert passed, (cell_id, detail)
+
+
+# Bugs of libraries that no baseline is needed to see
+
+
+def test_small_moments_that_are_packed_are_named(monkeypatch):
+    passed, detail = trained.trains_in_fp32(evidence_of("bert_qa_qlora"))
+    assert passed, detail
+    updates.everything_in_8_bits(Planting(monkeypatch))
+    passed, detail = trained.trains_in_fp32(evidence_of("bert_qa_qlora"))
+    assert not passed
+    assert "are packed, though the optimizer leaves small ones in fp32" in detail
+
+
+@pytest.mark.parametrize("cell_id", ["gpt2_sum_lora", "gpt2_sum_sft"])
+def test_rows_that_are_overwritten_where_the_vocabulary_grows_are_named(cell_id):
+    evidence = untrained(cell_id)
+    assert checkpoint.checkpoint_loaded(evidence)[0]
+    with torch.no_grad():
+        embedding = next(p for name, p in evidence.trainer.parameters.items() if ".wte." in name and p.ndim == 2 and len(p) > 1)
+        embedding[3] = 0
+        embedding[-1] = 0  # the new token's own
+    assert checkpoint.overwritten_rows(evidence) == [3]
+    assert checkpoint.checkpoint_loaded(evidence) == (
+        False,
+        "1 rows of the embedding, which grew by a token, are not the checkpoint's: row 3 first",
+    )
+
+
+def test_a_cast_that_outlives_an_evaluation_is_named(monkeypatch):
+    evidence = replace(shared("gpt2_sa_lora"))
+    assert arithmetic.gradients_survive_evaluation(evidence)[0]
+    updates.casts_outlive_no_grad(plant := Planting(monkeypatch))
+    assert not arithmetic.gradients_survive_evaluation(replace(evidence))[0]
+    assert plant.acts
+
+
+def test_a_scale_that_is_not_set_back_is_named_and_set_back(monkeypatch):
+    evidence = shared("bert_sa_lora")
+    flags = {name: p.requires_grad for name, p in evidence.trainer.parameters.items()}
+    assert switches.adapter_survives_its_switches(replace(evidence))[0]
+    monkeypatch.setattr(LoraLayer, "unscale_layer", lambda layer: None)
+    passed, detail = switches.adapter_survives_its_switches(replace(evidence))
+    assert not passed
+    assert "logits differ by" in detail
+    assert built.adapters_where_declared(evidence)[0]  # the scale among its facts
+    assert {name: p.requires_grad for name, p in evidence.trainer.parameters.items()} == flags
+
+
+def test_ranks_and_scales_of_patterns_are_declared_by_layer():
+    patterns = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64, "key": 1}}
+    cell = replace(cell_of("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))  # rank 8, alpha 32
+    names = ["encoder.layer.0.self.value", "encoder.layer.0.value", "encoder.layer.0.my_value", "encoder.layer.0.key"]
+    facts = [cell.method.declared_facts_of(cell, name) for name in names]
+    assert facts == [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
+    assert LORA.declared_facts_of(cell, names[0]) == ("rank 8", "scale 4")
+
+
+def test_moments_without_their_correction_are_named(monkeypatch):
+    passed, detail = trained.optimizer_steps_as_defined(shared("gpt2_sum_lora"))
+    assert passed, detail
+    updates.moments_without_correction(Planting(monkeypatch))
+    assert not trained.optimizer_steps_as_defined(evidence_of("gpt2_sa_sft"))[0]
+
+
+def test_steps_beside_which_a_method_moves_weights_are_not_followed():
+    cell = zoo().cell("bert_sa_adalora", ZOO_PROFILE)
+    trainer = trainer_for(cell, train_rows("bert_sa_lora")[:24])
+    assert trained.optimizer_steps_as_defined(Evidence(cell=cell, codec=trainer.codec, trainer=trainer)) is None

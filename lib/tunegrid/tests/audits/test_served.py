@@ -84,7 +84,7 @@ def test_an_adapter_comes_back_bit_for_bit_and_merges(cell_id):
 @pytest.mark.parametrize("cell_id", ["bert_sa_qlora", "gpt2_sum_qlora", "t5_sum_qlora"])
 def test_over_a_packed_base_an_adapter_comes_back_bit_for_bit(cell_id):
     _, detail = saved_is_served(shared(cell_id))
-    assert detail.startswith(f"{EQUAL}; merged and packed anew, ")
+    assert detail.startswith(f"{EQUAL}; merged into the packed base, which is packed anew, ")
 
 
 def test_what_starts_from_random_and_is_adapted_is_saved_with_the_adapter(tmp_path):
@@ -254,6 +254,48 @@ def test_a_packed_base_that_merging_spoils_is_caught():
     passed, detail = broken("gpt2_sum_qlora", spoiled)
     assert not passed
     assert detail.endswith("of what the adapter changes is lost")
+
+
+def merged_onto(base):
+    """Serving that merges onto another base than the packed one, as many do."""
+
+    def sabotage(serving, folder):
+        class Elsewhere(type(serving)):
+            def load(self, cell, folder, device):
+                self.loads = lambda base: super(Elsewhere, self).load_onto(base, cell, folder, device)
+                return super().load(cell, folder, device)
+
+            def merge(self, model):
+                return super().merge(self.loads(base))
+
+        return Elsewhere()
+
+    return sabotage
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [("unpacked", "merged onto the unpacked base, "), ("original", "merged onto the checkpoint, which was never packed, ")],
+)
+def test_the_base_that_was_merged_onto_is_told_by_its_weights(base, said):
+    passed, detail = broken("gpt2_sum_qlora", merged_onto(base))
+    assert passed, detail
+    assert detail.startswith(f"{EQUAL}; {said}")
+
+
+def test_a_merge_onto_a_base_that_is_neither_fails():
+    def sabotage(serving, folder):
+        class Moved(type(merged_onto("original")(serving, folder))):
+            def merge(self, model):
+                merged = super().merge(model)
+                merged.transformer.h[0].mlp.c_fc.weight.mul_(1.01)
+                return merged
+
+        return Moved()
+
+    passed, detail = broken("gpt2_sum_qlora", sabotage)
+    assert not passed
+    assert detail.endswith("merged onto another base than the one that it was trained over, packed or not")
 
 
 # What is not looked at

@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 
 import pytest
 from check_jsonschema import main as check
@@ -15,12 +16,13 @@ from tunegrid import ROOT
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Outcome
+from tunegrid.run.untouched import LIBRARIES
 from tunegrid.tests.repositories import git
 
 RECIPES = ROOT / "benchmarks" / "ci"
-OWN, GITHUB, MATRIX, GITLAB, SLURM = (
-    ROOT / ".github" / "workflows" / "quick.yml",
-    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "gitlab.yml", "slurm.sh")),
+OWN, LOWEST, GITHUB, MATRIX, NEWEST, GITLAB, SLURM = (
+    *(ROOT / ".github" / "workflows" / name for name in ("quick.yml", "lowest.yml")),
+    *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "gitlab.yml", "slurm.sh")),
 )
 # Writes the run and the page, and ends as it is told to; fails as pytest does where the baseline or the folder is missing.
 PYTEST = """
@@ -98,7 +100,7 @@ def library(tmp_path):
 # YAML
 
 
-@pytest.mark.parametrize("path", [OWN, GITHUB, MATRIX], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST], ids=lambda path: path.name)
 def test_a_workflow_is_as_githubs_schema_says(path):
     check(["--builtin-schema", "vendor.github-workflows", str(path)], standalone_mode=False)
 
@@ -116,12 +118,29 @@ def test_the_schema_refuses_a_step_that_is_none(tmp_path):
     assert exit_.value.code == 1
 
 
-@pytest.mark.parametrize("path", [OWN, GITHUB, MATRIX], ids=lambda path: path.name)
+@pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST], ids=lambda path: path.name)
 def test_no_expression_stands_inside_a_script(path):
     """A branch's name is untrusted text: as a variable it stays text."""
     scripts = [step["run"] for job in read(path)["jobs"].values() for step in job.get("steps", ()) if "run" in step]
     assert scripts
     assert not [script for script in scripts if "${{" in script]
+
+
+@pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST], ids=lambda path: path.name)
+def test_every_action_is_pinned_by_its_commit_and_says_its_release(path):
+    """Whoever owns an action can move its tags, and a run has the repository's token."""
+    actions = re.findall(r"uses: (?!\./)(.+)", path.read_text(encoding="utf-8"))
+    assert actions
+    assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)] == []
+
+
+def test_no_job_takes_tokenised_rows_from_another_which_had_other_code_of_the_library():
+    steps = [
+        step for path in (OWN, GITHUB, MATRIX, NEWEST) for job in read(path)["jobs"].values() for step in job.get("steps", [])
+    ]
+    kept = [step["with"]["path"].split() for step in steps if str(step.get("uses")).startswith("actions/cache")]
+    assert kept == [["~/.cache/huggingface"]]
+    assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]
 
 
 def test_every_recipe_is_in_the_list():
@@ -139,6 +158,15 @@ def test_the_parts_of_the_matrix_are_all_shards():
 def test_the_matrix_gives_what_the_called_workflow_takes():
     inputs = read(GITHUB)["on"]["workflow_call"]["inputs"]
     assert set(read(MATRIX)["jobs"]["cells"]["with"]) <= set(inputs)
+
+
+def test_every_dependency_has_a_lower_bound_which_a_job_installs():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    assert [name for name in sum(extras.values(), project["dependencies"]) if ">=" not in name] == []
+    scripts = [step["run"] for step in read(LOWEST)["jobs"]["lowest"]["steps"] if "run" in step]
+    assert any(f"--resolution lowest-direct --torch-backend cpu -e '.[{','.join(extras)}]'" in script for script in scripts)
+    assert read(LOWEST)["jobs"]["lowest"]["steps"][1]["with"]["python-version"] == project["requires-python"].removeprefix(">=")
 
 
 # Shell
@@ -228,9 +256,43 @@ def test_github_takes_a_given_baseline(machine, library):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("codes", "code"), [([0, 1], 1), ([2], 1), ([1, 4], 4), ([0, 6], 6)])
-def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code, capfd):
+def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code):
     assert github(machine, github_expressions(library[1]), codes) == code
-    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is (code == Outcome.CANNOT_TELL.exit_code)
+
+
+def newest(machine, codes):
+    """Run that recipe's shell parts until one fails; return the last exit code, and all calls but those that list packages."""
+    (machine.folder / "codes").write_text("\n".join(map(str, codes)))
+    recipe = read(NEWEST)
+    for script, variables in shell_steps(recipe["jobs"]["newest"], {}):
+        code = machine.run(script, **variables, **recipe["env"])
+        if code:
+            break
+    return code, [call for call in machine.calls() if call != ["pip", "freeze"]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1), ([0, 6], 6)])
+def test_newest_measures_the_releases_and_then_the_pre_releases(machine, codes, code):
+    ended, calls = newest(machine, codes)
+    expected = [
+        ["pip", "install", "--upgrade", "--upgrade-strategy", "eager", "-e", "."],
+        [*RUN, "--benchmark-json=run/before.json"],
+        ["pip", "install", "--pre", "--upgrade", "-e", ".", *read(NEWEST)["env"]["LIBRARIES"].split()],
+        [*RUN, "--gate=run/before.json", COUNTS, "--benchmark-json=run/after.json", "--html=run/page.html"],
+    ]
+    assert (ended, calls) == (code, expected[:2] if codes == [2] else expected)
+
+
+def test_newest_keeps_the_page_and_both_runs_whatever_came_of_them():
+    upload = read(NEWEST)["jobs"]["newest"]["steps"][-1]
+    assert (upload["with"]["path"], upload["if"]) == ("run/", "${{ !cancelled() }}")
+
+
+def test_newest_runs_weekly_and_tries_every_library_that_is_watched():
+    recipe = read(NEWEST)
+    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", recipe["on"]["schedule"][0]["cron"])
+    assert set(recipe["env"]["LIBRARIES"].split()) == set(LIBRARIES)
 
 
 def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
@@ -238,13 +300,12 @@ def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("code", "decided"), [(0, True), (1, True), (6, False)])
-def test_the_matrix_ends_as_the_gate_does(tmp_path, capfd, code, decided):
+@pytest.mark.parametrize("code", [0, 1, 6])
+def test_the_matrix_ends_as_the_gate_does(tmp_path, code):
     machine = Machine(tmp_path, {"tunegrid": f'case "$*" in "gate "*) exit {code};; esac'})
     (tmp_path / "tunegrid").mkdir()
     [(script, variables)] = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
     assert machine.run(script, **variables) == code
-    assert ("::error title=The gate cannot tell::" in capfd.readouterr().out) is not decided
 
 
 @pytest.mark.slow
@@ -311,7 +372,7 @@ def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
 
 
 def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
-    text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB))
+    text = "".join(path.read_text() for path in (OWN, GITHUB, GITLAB, NEWEST))
     options = set(re.findall(r"--[a-z-]+(?==)", text))
     assert {"--gate", "--gate-on", "--html", "--cells", "--shard", "--benchmark-json", "--junitxml"} <= options
     for name in options:

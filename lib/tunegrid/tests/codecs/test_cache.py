@@ -1,16 +1,23 @@
+import ast
+import inspect
+import os
 import resource
+import shutil
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from tunegrid.codecs import codec_of
 from tunegrid.codecs import features as cache
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.extract import Window
 from tunegrid.codecs.features import cache_key, features_of, lengths_of
-from tunegrid.errors import InputError
+from tunegrid.libraries import import_folder
+from tunegrid.tests.packages import python_says
 from tunegrid.tests.processes import apart
 from tunegrid.tests.small import cell_of, rows_of, tokenizer_of, train_rows
 
@@ -79,13 +86,46 @@ def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
     assert features_of(codec, rows, training=False) is not features_of(codec, rows, training=False)
 
 
-@pytest.mark.parametrize("library", ["transformers", "tokenizers"])
-def test_after_an_upgrade_rows_are_tokenised_again(tmp_path, monkeypatch, library):
-    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
-    before, known = cache_key(codec, rows, training=True), cache.versions()
-    assert known[library]
-    monkeypatch.setattr(cache, "versions", lambda: {**known, library: "99.0"})
-    assert cache_key(codec, rows, training=True) != before
+TOKENISED = """
+import json
+from dataclasses import replace
+from pathlib import Path
+from tunegrid.codecs import codec_of
+from tunegrid.codecs.features import features_of
+from tunegrid.tests.small import cell_of, tokenizer_of, train_rows
+cell = cell_of("bert_sa_lora")
+codec = codec_of(replace(cell, profile=replace(cell.profile, feature_cache=Path({folder!r}))), tokenizer_of("bert_sa_lora"))
+print(json.dumps([feature.input_ids for feature in features_of(codec, train_rows("bert_sa_lora")[:20], training=True)]))
+"""
+
+
+@pytest.mark.slow
+def test_transformers_that_reverses_words_does_not_read_the_rows_of_one_that_does_not(tmp_path):
+    """It is a checkout of one version: only its code tells."""
+    installed, code = import_folder("transformers"), TOKENISED.format(folder=str(tmp_path))
+    shutil.copytree(installed, tmp_path / "transformers", copy_function=os.symlink)
+    file, text = reversing(PreTrainedTokenizerFast._encode_plus)
+    copy = tmp_path / "transformers" / file.relative_to(installed)
+    plain, again = (python_says(code, tmp_path) for _ in range(2))
+    copy.unlink()
+    copy.write_text(text)
+    reversed_ = python_says(code, tmp_path)
+    assert plain == again != reversed_
+    longest = max(map(len, plain))  # texts are cut there
+    whole = [(as_written, turned) for as_written, turned in zip(plain, reversed_, strict=True) if len(as_written) < longest]
+    assert len(whole) > 10
+    assert all(sorted(as_written) == sorted(turned) for as_written, turned in whole)  # the same words
+    assert len(list(tmp_path.glob("*.arrow"))) == 2
+
+
+def reversing(function):
+    """The file of a function of texts, and what would be in it if the words of a text came last to first."""
+    file = Path(inspect.getsourcefile(function)).resolve()
+    text, first = file.read_text(), inspect.unwrap(function).__code__.co_firstlineno
+    [node] = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.lineno == first]
+    lines = text.splitlines(keepends=True)
+    lines.insert(node.body[0].lineno - 1, "        text = [' '.join(reversed(one.split())) for one in text]\n")
+    return file, "".join(lines)
 
 
 def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
@@ -122,25 +162,20 @@ def test_a_damaged_file_is_written_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_sentence_and_leaves_no_half_file(tmp_path):
-    [refused] = apart(refused_on_a_full_disk, tmp_path)
-    assert f"cannot keep tokenised rows in {tmp_path} (" in refused
-    assert "make room there: what it holds can be deleted" in refused
-    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == []
+def test_a_full_disk_costs_the_cache_alone_and_leaves_no_half_file(tmp_path):
+    [features] = apart(features_on_a_full_disk, tmp_path)
+    assert features == kept_features(tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["other"]
 
 
-def refused_on_a_full_disk(folder):
+def features_on_a_full_disk(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
-    with pytest.raises(InputError) as refused:
-        features_of(codec_with(folder, "bert_sa_lora"), rows_for("bert_sa_lora"), training=True)
-    return str(refused.value)
+    return kept_features(folder)
 
 
-def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path):
+def test_a_folder_that_cannot_be_made_costs_the_cache_alone(tmp_path):
     (tmp_path / "file").write_text("")
-    codec = codec_with(tmp_path / "file" / "folder", "bert_sa_lora")
-    with pytest.raises(InputError, match="cannot keep tokenised rows in"):
-        features_of(codec, rows_for("bert_sa_lora"), training=True)
+    assert kept_features(tmp_path / "file" / "folder") == kept_features(tmp_path / "other")
 
 
 @pytest.mark.slow

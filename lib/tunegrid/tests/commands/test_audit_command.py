@@ -136,21 +136,24 @@ def test_a_failed_audit_and_a_broken_schema_are_findings(tmp_path):
     broken = complete_json("t5_qa_sft", seeds={"seed": 0, "perturbation": None})
     records, findings = audit.audited([complete_json(audits=[finding]), broken], "run.json")
     assert findings == {
-        "bert_sa_lora": ["audit weights_moved: unchanged: lora_B"],
-        "t5_qa_sft": ["schema: seeds.split_seed is missing"],
+        "bert_sa_lora": ["record: the status is 'passed', but audit weights_moved: unchanged: lora_B"],
+        "t5_qa_sft": ["record: seeds.split_seed is missing"],
     }
     assert [record.cell for record in records] == ["bert_sa_lora"]
 
 
 def test_every_seed_is_audited_and_compared_by_itself():
-    twins = [complete_json(scores={"accuracy": 90.0}), complete_json(seeds={"seed": 1, "split_seed": 42, "perturbation": None})]
+    twins = [
+        complete_json(scores={"accuracy": 90.0, "f1_macro": 90.0}),
+        complete_json(seeds={"seed": 1, "split_seed": 42, "perturbation": None}),
+    ]
     assert audit.audited(twins, "run.json")[1] == {}  # the same cell with two seeds is no copy
     copied = [
         complete_json(scores={"accuracy": 101.0 - seed}, seeds={"seed": seed, "split_seed": 42, "perturbation": None})
         for seed in (0, 1)
     ]
     assert list(audit.audited(copied, "run.json")[1].values()) == [
-        ["schema: scores.accuracy is 101.0, but it should be less than or equal to 100.000001"]
+        ["record: scores.accuracy is 101.0, but it should be less than or equal to 100.000001"]
     ]
 
 

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,8 @@ from tunegrid.commands import bisect
 from tunegrid.commands.environments import Releases
 from tunegrid.results import examples
 from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
-from tunegrid.tests.records import MEASURED, hits, record_of, run_file
+from tunegrid.tests.packages import PYPROJECT, checkout_of, python_says, wheel
+from tunegrid.tests.records import MEASURED, complete, hits, record_of, run_file
 from tunegrid.tests.repositories import git
 
 GOOD, BAD = 480, 416  # rows of 512 that are right: 12.5 points between them
@@ -101,21 +101,6 @@ def test_ends_that_are_none_are_one_sentence(good, bad, sentence, tmp_path, monk
 # Whole bisections
 
 
-def wheel(folder, version, rows):
-    """A wheel of a package `planted` that holds one number, written by hand: building it installs nothing."""
-    files = {
-        "planted.py": f"ROWS = {rows!r}\n",
-        f"planted-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: planted\nVersion: {version}\n",
-        f"planted-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    files[f"planted-{version}.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
-    path = Path(folder) / f"planted-{version}-py3-none-any.whl"
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-    return path.name
-
-
 STAND_IN = """
 import importlib.metadata, pathlib, shutil, sys
 import planted, packaging  # one is this environment's own, the other is shared
@@ -153,7 +138,7 @@ def saved(tmp_path, stand_in, monkeypatch):
 def bisected(capsys, command, *options, good="planted==1.0", bad="planted==1.7"):
     """Exit code and lines of a bisection."""
     try:
-        code = bisect.main(["--good", good, "--bad", bad, "--cells", "bert_sa_lora", *map(str, options)], command)
+        code = bisect.main(["--good", good, "--bad", bad, "--cells", "bert_sa_lora", *map(str, options)], lambda *_: command)
     except SystemExit as exit_:
         code = exit_.code
     streams = capsys.readouterr()
@@ -165,14 +150,17 @@ def test_a_planted_regression_among_eight_releases_takes_three_steps_and_is_not_
     for minor, version in enumerate(EIGHT):
         wheel(tmp_path, version, GOOD if minor < 5 else BAD)
     code, lines = bisected(capsys, command, "--find-links", tmp_path)
-    assert (code, lines[-1]) == (0, "planted 1.5 is the first that is worse; 1.4 is not")
+    assert code == 0
+    assert lines[-3] == "planted 1.5 is the first that is worse; 1.4 is not."
+    assert lines[-2].startswith("Cause: numerics changed, first at the stage evaluation (1 cell, as in bert_sa_lora: ")
+    assert lines[-1].startswith("Next: the release notes of planted 1.5 say what changed; ")
     assert lines[0].startswith("planted: 8 versions, at most 3 steps after the two ends; kept in ")
     assert [line for line in lines if line.startswith("tries")] == [
         "tries 1.4; at most 3 steps left",
         "tries 1.6; at most 2 steps left",
         "tries 1.5; at most 1 step left",
     ]
-    assert "1.5: worse: bert_sa_lora accuracy -12.50 points (" in "".join(lines)
+    assert "1.5: Failed against 1.0: 1 cell worse (bert_sa_lora accuracy)." in lines
     assert log.read_text().split() == ["1.0", "1.0", "1.7", "1.4", "1.6", "1.5"]
     assert bisected(capsys, command, "--find-links", tmp_path) == (0, lines)
     assert len(log.read_text().split()) == 6  # all came from disk
@@ -192,7 +180,7 @@ def test_a_stopped_bisection_goes_on_where_it_was(saved, capsys):
     code, lines = bisected(capsys, stopped, "--versions", "1.1")
     assert (code, lines[-1].split(";")[0]) == (130, "stopped")
     code, lines = bisected(capsys, stopped, "--versions", "1.1")
-    assert (code, lines[-1]) == (0, "planted 1.7 is the first that is worse; 1.1 is not")
+    assert (code, lines[-3]) == (0, "planted 1.7 is the first that is worse; 1.1 is not.")
     assert measured == ["1.0 run", "1.0 again", "1.7 run", "1.1", "1.1 run"]
 
 
@@ -201,10 +189,11 @@ def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_pa
     for version, rows in (("1.0", GOOD), ("1.2", "none"), ("1.7", BAD)):  # no run is saved for "none"
         wheel(tmp_path, version, rows)
     code, lines = bisected(capsys, command, "--find-links", tmp_path, "--versions", "1.1,1.2")
-    assert (code, lines[-1]) == (
+    assert (code, lines[-3]) == (
         1,
-        "planted became worse after 1.0: with 1.7, or with one that was skipped: 1.1, 1.2",
+        "planted became worse after 1.0: with 1.7, or with one that was skipped: 1.1, 1.2.",
     )
+    assert lines[-1] == "Next: the same command tries what was skipped again."
     skips = [line for line in lines if line.startswith("skips")]
     assert skips[0].startswith("skips 1.2: bert_sa_lora does not finish with planted 1.2; ")
     assert skips[1].startswith("skips 1.1: planted 1.1 cannot be installed: ERROR: No matching distribution found")
@@ -219,7 +208,7 @@ def test_a_version_that_the_gate_cannot_tell_is_skipped(tmp_path, saved, capsys)
     run_file(tmp_path / "other.json", [record_of("bert_sa_lora", {"accuracy": hits(512, GOOD - 9)}, training=training)])
     rows["1.1"] = "other"
     code, lines = bisected(capsys, command, "--versions", "1.1")
-    assert (code, lines[-1].split(":")[0]) == (1, "planted became worse after 1.0")
+    assert (code, lines[-3].split(":")[0]) == (1, "planted became worse after 1.0")
     [skip] = [line for line in lines if line.startswith("skips")]
     assert skip.startswith("skips 1.1: cannot tell: bert_sa_lora accuracy -1.76 points (no noise was calibrated, ")
 
@@ -267,24 +256,83 @@ def test_releases_that_cannot_be_listed_are_one_sentence(tmp_path, stand_in, cap
     assert "the releases of planted cannot be listed (give them with --versions A,B,C): ERROR: No matching" in lines[-1]
 
 
+# First updates
+
+
+@pytest.fixture
+def begun(tmp_path, saved):  # of which it takes the environments that are none
+    """A suite by whose first updates 1.4 and later are another training, and by whole runs, too; and the stages it ran."""
+    other = MEASURED["training"] | {"losses": [0.9, 0.8]}
+    for name, training in (("same", MEASURED["training"]), ("other", other)):
+        parts = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None, "status": "begun", "first_updates": 2}
+        run_file(tmp_path / f"first-{name}.json", [complete("bert_sa_lora", training=training, **parts)])
+        run_file(tmp_path / f"whole-{name}.json", [record_of("bert_sa_lora", {"accuracy": hits(512, GOOD)}, training=training)])
+    stages, seen_early = [], [True]
+
+    def suite(cells, options, profile):
+        stage = "first" if "--first-updates" in options else "whole"
+
+        def command(_, out):
+            stages.append(f"{out.parent.name} {stage}")
+            changed = EIGHT.index(out.parent.name) >= 4 and (stage == "whole" or seen_early[0])
+            return ["cp", str(tmp_path / f"{stage}-{'other' if changed else 'same'}.json"), str(out)]
+
+        return command
+
+    return suite, stages, seen_early
+
+
+def by(suite, kinds, capsys):
+    code = bisect.main(
+        [
+            "--good",
+            "planted==1.0",
+            "--bad",
+            "planted==1.7",
+            "--cells",
+            "bert_sa_lora",
+            "--by",
+            kinds,
+            "--versions",
+            ",".join(EIGHT),
+        ],
+        suite,
+    )
+    return code, capsys.readouterr().out.splitlines()
+
+
+def test_by_numerics_alone_first_updates_tell_the_release(begun, capsys):
+    suite, stages, _ = begun
+    code, lines = by(suite, "numerics", capsys)
+    assert (code, lines[-3]) == (0, "planted 1.4 is the first that is worse; 1.3 is not.")
+    assert stages == [f"{version} first" for version in ("1.0", "1.0", "1.7", "1.4", "1.2", "1.3")]
+
+
+def test_where_first_updates_do_not_tell_the_ends_apart_whole_runs_do(begun, capsys):
+    suite, stages, seen_early = begun
+    seen_early[0] = False
+    code, lines = by(suite, "numerics", capsys)
+    assert (code, lines[-3]) == (0, "planted 1.4 is the first that is worse; 1.3 is not.")
+    assert "the first updates do not tell the ends apart: cells train to their ends" in lines
+    assert stages[:4] == ["1.0 first", "1.0 first", "1.7 first", "1.0 whole"]
+    assert not any(stage.endswith("first") for stage in stages[3:])
+
+
+def test_where_scores_count_every_cell_trains_to_its_end(begun, capsys):
+    suite, stages, _ = begun
+    code, _ = by(suite, "quality,numerics", capsys)
+    assert code == 0
+    assert {stage.split()[1] for stage in stages} == {"whole"}
+
+
 BACKEND = f"""
-import zipfile
+from zipfile import ZipFile
 from pathlib import Path
 
 {inspect.getsource(wheel)}
 
 def build_wheel(folder, config_settings=None, metadata_directory=None):
     return wheel(folder, "1.0", int(Path("rows.txt").read_text()))
-"""
-
-PYPROJECT = """
-[build-system]
-requires = []
-build-backend = "backend"
-backend-path = ["."]
-[project]
-name = "planted"
-version = "1.0"
 """
 
 
@@ -294,7 +342,7 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
     repo.mkdir()
     git(repo, "init", "--quiet")
     (repo / "backend.py").write_text(BACKEND)
-    (repo / "pyproject.toml").write_text(PYPROJECT)
+    (repo / "pyproject.toml").write_text(PYPROJECT.format(name="planted", version="1.0"))
     commits = []
     for rows in (GOOD, BAD, BAD):
         (repo / "rows.txt").write_text(str(rows))
@@ -303,7 +351,8 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
         commits.append(git(repo, "rev-parse", "--short", "HEAD"))
     (repo / "rows.txt").write_text("12")  # what is not committed is neither tried nor touched
     code, lines = bisected(capsys, command, "--repo", repo, "--find-links", tmp_path, good="HEAD~2", bad="HEAD")
-    assert (code, lines[-1]) == (0, f"{repo} {commits[1]} is the first that is worse; {commits[0]} is not")
+    assert (code, lines[-3]) == (0, f"{repo} {commits[1]} is the first that is worse; {commits[0]} is not.")
+    assert lines[-1] == f"Next: `git -C {repo} show {commits[1]}` is the change."
     assert len(log.read_text().split()) == 4  # the good end twice, the bad end, one step
     assert git(repo, "status", "--short") == "M rows.txt"
     assert git(repo, "worktree", "list").count("\n") == 0
@@ -317,3 +366,20 @@ def test_the_suite_runs_the_cells_with_pytests_own_options():
         *("env/bin/python", "-m", "pytest", "-q", "-m", "quick", "--cells", "t5_qa_lora,bert_sa_sft"),
         *("--seeds", "0-2", "--benchmark-json=out.part"),
     ]
+
+
+FOLDERS = """
+import json
+from tunegrid.commands.bisect import folder_of, parsed
+lines = (["--good", "rouge_score==1", "--bad", "rouge_score==2"], ["--good", "a", "--bad", "b", "--repo", {repo!r}],
+         ["--good", "peft==1", "--bad", "peft==2"])
+print(json.dumps([str(folder_of(parsed([*line, "--cells", "bert_sa_lora"])[1])) for line in lines]))
+"""
+
+
+def test_runs_beside_other_code_of_a_library_are_kept_apart_but_for_the_one_that_is_tried(tmp_path):
+    code, module = FOLDERS.format(repo=str(tmp_path)), checkout_of(tmp_path, "rouge_score", "ONE = 1\n")
+    *tried, beside = python_says(code, tmp_path / "src")
+    module.write_text("ONE = 2\n")
+    *same, other = python_says(code, tmp_path / "src")
+    assert (tried == same, beside == other) == (True, False)

@@ -30,7 +30,7 @@ def journal(folder, pid, hours, *keys):
     name = time.strftime("%Y%m%d-%H%M%S", time.localtime(time.time() - hours * HOUR))
     path = folder / "journal" / f"{name}-{pid}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps({"key": key, "row": {"extra_info": {}}}) + "\n" for key in keys))
+    path.write_text("".join(json.dumps({"key": key, "row": {"extra_info": {"status": "passed"}}}) + "\n" for key in keys))
     return path.stat().st_size
 
 
@@ -102,6 +102,15 @@ def test_environments_of_a_bisection_that_runs_stay(searched):
     assert prune(0, searched) == 200
 
 
+def test_environments_of_upgrades_go_too_unless_one_runs(tmp_path):
+    for name in ("environment/bin/python", "environment/lib/planted.py", "whole-0123.json"):
+        keep(tmp_path, f"upgrade/planted-0123/{name}", 9)
+    with FileLock(lock_of(tmp_path / "upgrade" / "planted-0123")):
+        assert prune(0, tmp_path) == 0
+    assert prune(0, tmp_path) == 200
+    assert left(tmp_path) == {"upgrade/planted-0123/whole-0123.json"}
+
+
 def test_the_command_prints_kinds_and_sizes(full, monkeypatch, capsys):
     monkeypatch.setattr(command, "CACHE", full)
     keep(full, "features/large.parquet", 30, size=3 * 2**20)
@@ -111,9 +120,12 @@ def test_the_command_prints_kinds_and_sizes(full, monkeypatch, capsys):
     assert [line.split()[:2] for line in lines] == [
         ["features", "3"],
         ["bisect", "0"],
+        ["upgrade", "0"],
         ["examples", "2"],
         ["checkpoints", "2"],
         ["journal", "0"],
+        ["speed", "0"],
+        ["tune", "0"],
         ["all", "7"],
     ]
     assert command.main(["--prune", "--keep", "1MiB"]) == 0
@@ -142,3 +154,15 @@ def test_a_session_that_ran_cells_prunes_at_its_end_and_its_workers_do_not(recor
     monkeypatch.setattr(plugin, "prune", lambda: calls.append("pruned"))
     plugin.pytest_unconfigure(config=None)
     assert len(calls) == prunes
+
+
+def test_journals_go_after_thirty_days_but_for_those_of_sessions_that_run(tmp_path):
+    old_bytes = journal(tmp_path, DEAD, 31 * 24, "a")
+    journal(tmp_path, os.getppid(), 31 * 24, "b")
+    journal(tmp_path, DEAD, 29 * 24, "c")
+    for path in (tmp_path / "journal").iterdir():
+        began = time.mktime(time.strptime(path.name[:15], "%Y%m%d-%H%M%S"))
+        os.utime(path, (began, began))
+    assert prune(folder=tmp_path) == old_bytes
+    left_over = {int(path.stem.rpartition("-")[2]) for path in (tmp_path / "journal").iterdir()}
+    assert left_over == {DEAD, os.getppid()}

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -41,6 +43,12 @@ def test_an_unknown_command_is_one_sentence(capsys):
     assert capsys.readouterr().err == "tunegrid: unknown command 'gaet'; did you mean gate?\n"
     assert command.main(["retrain"]) == 2
     assert capsys.readouterr().err == "tunegrid: unknown command 'retrain'; tunegrid lists them all\n"
+
+
+def test_a_reader_that_has_enough_ends_a_command_quietly():
+    with subprocess.Popen([sys.executable, "-m", "tunegrid"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as lists:
+        lists.stdout.close()  # before the first line, as `head -0` does
+        assert (lists.stderr.read(), lists.wait()) == (b"", 141)
 
 
 OF_PRODUCT = sorted(command.COMMANDS.keys() - {"run"})  # which becomes pytest: it would end this session
@@ -98,7 +106,16 @@ def test_the_lab_lists_what_it_measures(capsys):
         "usage: python -m tunegrid.lab COMMAND ...",
         "python -m tunegrid.lab COMMAND --help describes one.",
     )
-    assert [line.split()[0] for line in lines] == ["measure", "calibrate", "power", "sensitivity", "false_alarms"]
+    assert [line.split()[0] for line in lines] == [
+        "measure",
+        "calibrate",
+        "power",
+        "pairs",
+        "sensitivity",
+        "false_alarms",
+        "touched",
+        "record_adapters",
+    ]
 
 
 # Scores and bounds

@@ -22,7 +22,8 @@ def store(tmp_path, monkeypatch):
 @pytest.fixture
 def run(tmp_path):
     """A file of two cells: 36 of 40 rows right, and 30 of 40."""
-    return saved(tmp_path / "run.json", [record_of("bert_sa_lora", 36), record_of("t5_qa_sft", 30, seed=1)])
+    records = record_of("bert_sa_lora", 36), record_of("t5_qa_sft", 30, seed=1, bounds={"f1": 70.0})
+    return saved(tmp_path / "run.json", records)
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -62,10 +63,21 @@ def test_a_record_without_its_rows_is_named_and_a_run_of_such_is_refused(tmp_pat
     assert export.main([str(mixed), "--rows", "-o", str(tmp_path / "rows.csv")]) == 0
     output = capsys.readouterr()
     assert output.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
-    assert output.out.endswith("rows.csv: 40 rows of 16 columns\n")
+    assert output.out.endswith("rows.csv: 40 rows of 17 columns\n")
     with pytest.raises(SystemExit):
         export.main([str(saved(tmp_path / "gone.json", [gone])), "--rows", "-o", str(tmp_path / "none.csv")])
     assert "none of these runs has its test rows beside it" in capsys.readouterr().err
+
+
+def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is_in_parquet(tmp_path):
+    said = ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(1)", "\tx", "a=b", "", None]
+    columns = {"prediction": said, "=points": [-1.5, *[0.0] * 7]}
+    for name in ("rows.csv", "rows.parquet"):
+        export.write_table(columns, tmp_path / name)
+    frame = pd.read_csv(tmp_path / "rows.csv", keep_default_na=False)
+    assert list(frame["prediction"]) == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(1)", "'\tx", "a=b", "", ""]
+    assert frame["'=points"][0] == -1.5
+    assert duckdb.sql(f"select prediction from '{tmp_path}/rows.parquet'").fetchall() == [(text,) for text in said]
 
 
 def test_another_format_and_an_unwritable_place_are_one_sentence(tmp_path):

@@ -435,6 +435,7 @@ def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
         (QA, QUESTION | {"answers": {"text": ["Red"], "answer_start": [2]}}, "where the context has 'red'"),
         (SUM, ARTICLE | {"highlights": " \n"}, "'highlights' is empty"),
         (SUM, ARTICLE | {"article": ""}, "'article' is empty"),
+        (SUM, ARTICLE | {"article": "a \ud83d"}, "column 'article' holds half a character ('\\ud83d')"),
     ],
 )
 def test_a_faulty_row_is_described(task, row, fault):

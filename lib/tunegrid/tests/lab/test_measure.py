@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-from dataclasses import replace
 
 import pytest
 
@@ -76,7 +75,7 @@ def test_a_session_that_was_stopped_is_not_kept(folder, monkeypatch):
 @pytest.mark.parametrize("left_out", ["a row", "an end"])
 def test_a_session_without_a_finished_cell_is_not_kept(folder, monkeypatch, left_out):
     rows = rows_of(PLAN[0])
-    rows = rows[:-1] if left_out == "a row" else [*rows[:-1], rows[-1] | {"status": "error"}]
+    rows = rows[:-1] if left_out == "a row" else [*rows[:-1], rows[-1] | {"status": "error", "missed": ["why"]}]
     pytest_that(monkeypatch, code=1, rows=rows)
     with pytest.raises(InputError, match="bert_sa_sft of seed 4 did not finish"):
         LabSessions().train(PLAN[:1])
@@ -197,7 +196,8 @@ def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
     low = "accuracy 80.0 is below 85.0 (bert_sa_lora, quick, seed 0)"
     shared = {"scores": {"accuracy": 80.0}, "bounds": {"accuracy": 85.0}}
     was = complete("bert_sa_lora", **shared, status="missed", missed=[low])
-    audit = replace(was, cell="bert_sa_sft", missed=["audit x: y (bert_sa_sft, quick, seed 0)"])
+    shared |= {"status": "missed", "missed": ["audit x: y (bert_sa_sft, quick, seed 0)"]}
+    audit = complete("bert_sa_sft", **shared)
     save(tmp_path / "run.json", [to_json(was), to_json(audit)])
     bounds = {"bert_sa_lora": {"accuracy": 75.0}, "bert_sa_sft": {"accuracy": 81.0}}
     measure.rebound(tmp_path / "run.json", tmp_path / "again.json", bounds)

@@ -15,6 +15,7 @@ from tunegrid.lab.calibrate import CalibrationPlan
 from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.tolerances import (
     FLOORS,
+    FLOORS_OF,
     Apart,
     ToleranceEvidence,
     apart,
@@ -84,7 +85,7 @@ def test_a_lone_cell_of_an_arithmetic_is_never_far_beyond():
 def test_what_no_cell_showed_has_its_floor_and_no_evidence():
     most = largest(later([1e-3]))
     assert "decoded" not in most["nf4 fp32"]
-    assert tolerances_of(most)["nf4 fp32"] == {**FLOORS, "later": 2e-3}
+    assert tolerances_of(most)["nf4 fp32"] == {**FLOORS, **FLOORS_OF["nf4 fp32"], "later": 2e-3}
     bf16 = tolerances_of(largest(later([1e-3], "bf16")))["bf16"]
     assert (bf16["moved"], bf16["decoded"], bf16["weights"]) == (6e-3, 5e-2, FLOORS["weights"])
     assert tolerances_of(largest(later([1e-3], "fp32")))["fp32"]["moved_alone"] == 1e-3
@@ -121,7 +122,16 @@ def test_two_trainings_lie_apart_by_all_figures_of_numerics():
     assert found.figures["first"] == 0.125
     assert found.figures["decoded"] == pytest.approx(4e-6)  # 1e-6 in a complete record
     assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)  # three updates are one mean; the mean loss is 0.5
-    assert found.figures.keys() | {"moved_alone"} == FLOORS.keys()
+    of_modules = {"module_outputs", "module_gradients"}  # only where the sessions kept their files
+    assert found.figures.keys() | {"moved_alone"} | of_modules == FLOORS.keys()
+
+
+def test_a_cell_whose_modules_amplify_three_times_the_median_has_its_own():
+    cells = [
+        Apart(cell=c, kind="fp32", figures={"module_gradients": v}) for c, v in zip("abc", (1e-3, 1e-3, 3.1e-3), strict=True)
+    ]
+    tables = tolerances_of(largest(cells))
+    assert (tables["fp32"]["module_gradients"], tables["cell c"]) == (2e-3, {"module_gradients": 6.2e-3})
 
 
 def test_where_no_model_searched_nothing_was_decoded():
@@ -155,7 +165,7 @@ def test_the_file_is_read_again_and_holds_its_evidence(tmp_path):
     path = tmp_path / "numerics.toml"
     path.write_text(numerics_toml(made))
     assert load_tolerances(path) == {
-        "nf4 fp32": {**FLOORS, "later": 8e-3, "moved_alone": 2e-4},
+        "nf4 fp32": {**FLOORS, **FLOORS_OF["nf4 fp32"], "later": 8e-3},
         "cell e": {"later": 6.2e-2},
     }
     written = tomllib.loads(path.read_text())["evidence"]
@@ -176,9 +186,27 @@ def test_a_tolerance_is_at_least_twice_the_evidence_as_the_file_shows_it(deviati
 def test_a_tolerance_that_hides_other_masks_of_dropout_is_said_to_be_blunt():
     pairs = [masks_of("a", 2e-3), masks_of("b", 1e-3)]
     assert blunt(evidence(pairs, masks=[masks_of("a", 5e-3)])) == []
-    assert blunt(evidence(pairs, masks=[masks_of("a", 4e-3)])) == [
-        "blunt: a curve 4.0e-03; other masks of dropout part it by 4.0e-03 only"
+    assert blunt(evidence(pairs, masks=[masks_of("a", 2e-3)])) == [
+        "blunt: a curve 4.0e-03; other masks of dropout part it by 2.0e-03 only"
     ]
+
+
+def test_each_cell_has_its_own_curve_and_other_cells_have_that_of_the_median_cell():
+    pairs = [masks_of("a", 9e-3), masks_of("b", 3e-3), masks_of("c", 4e-3), masks_of("d", 1e-5)]
+    tables = evidence(pairs).tolerances
+    assert tables["nf4 fp32"]["curve"] == 7e-3  # twice the middle of 3e-3 and 4e-3
+    assert {name: table["curve"] for name, table in tables.items() if name.startswith("cell ")} == {
+        "cell a": 1.8e-2,
+        "cell b": 6e-3,
+        "cell c": 8e-3,
+        "cell d": 2e-3,  # the floor
+    }
+
+
+def test_a_curve_stays_half_way_to_what_other_masks_do():
+    pairs = [masks_of("a", 4e-3), masks_of("a", 3e-3)]
+    assert evidence(pairs, masks=[masks_of("a", 9e-3)]).tolerances["nf4 fp32"]["curve"] == 8e-3
+    assert evidence(pairs, masks=[masks_of("a", 6e-3), masks_of("a", 7e-3)]).tolerances["cell a"]["curve"] == 5e-3
 
 
 def test_a_figure_of_one_training_alone_is_refused():
@@ -227,7 +255,7 @@ def test_the_stage_pairs_moved_starts_with_unmoved_ones_and_trains_nothing_that_
     tables, written = load_tolerances(path), tomllib.loads(path.read_text())["evidence"]
     # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
     assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
-    assert (tables["fp32"]["moved_alone"], tables["nf4 fp32"]["moved_alone"]) == (1e-3, 4e-4)  # 2e-4 in both; fp32 has a floor
+    assert (tables["fp32"]["moved_alone"], tables["nf4 fp32"]["moved_alone"]) == (1e-3, 1e-3)  # 2e-4 in both; the floor
     assert (written["pairs"], written["optimizers"], written["seeds"], written["draws"]) == (8, 4, [0, 1], [1, 2])
     assert written["drawn"] == {"bert_sa_lora": {"kind": "fp32", "curve": 0.5}}
     noted = measured.read(sessions / "reports" / "measured.json")["numerics"]

@@ -1,8 +1,11 @@
 """What the page says, of runs whose answers are known. No browser: `test_page_browser.py` opens pages in one."""
 
 import re
+from dataclasses import replace
 from itertools import pairwise
+from statistics import fmean
 
+import numpy as np
 import pytest
 
 from tunegrid import ROOT
@@ -10,20 +13,21 @@ from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.page import charts, render
 from tunegrid.page.charts import Dot
-from tunegrid.page.rows import sampled
 from tunegrid.page.runs import PageRun, of_profile, read_page_run
 from tunegrid.page.study import compared
 from tunegrid.page.verdict import minus
 from tunegrid.page.view import AXES, page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.results import compare, examples
+from tunegrid.results.calibration import Forecasts, calibration
 from tunegrid.results.examples import Examples, Texts
 from tunegrid.results.files import read_list
+from tunegrid.results.flips import sampled
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import Noise
 from tunegrid.tests import pages
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import MEASURED, PHASE, complete
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +51,8 @@ def test_a_passing_run_says_so_in_one_sentence():
 def test_a_failing_run_says_how_many_and_where_the_gravest_first():
     head = pages.failing().head
     assert head.answer == "Failed: 1 of 27 cells failed audit base_frozen, 2 missed a bound, 1 broke off."
-    assert head.more_sentences[0] == (
+    assert [sentence.partition(":")[0] for sentence in head.more_sentences[:2]] == ["Cause", "Next"]
+    assert head.more_sentences[2] == (
         "Failed against before.json: 1 cell missing (t5_sa_lora), 2 cells worse (t5_qa_sft f1, gpt2_sa_lora accuracy)."
     )
     assert [(item.cell, item.verdict) for item in head.items] == [
@@ -67,7 +72,7 @@ def test_a_run_that_reaches_its_bounds_but_got_worse_has_not_passed():
     page = page_of(run_of([record_of(right=8, **loose)]), [run_of([record_of(right=39, **loose)], "b.json", "2026-11-01")])
     assert page.head.state == "failed"
     assert page.head.answer == "Failed against b.json: 1 cell worse (bert_sa_lora accuracy)."
-    assert page.head.more_sentences[0] == "The one cell reached every bound and passed every audit."
+    assert page.head.more_sentences[2] == "The one cell reached every bound and passed every audit."
 
 
 def test_a_run_without_cells_and_a_published_one_pass_nothing():
@@ -136,6 +141,11 @@ def test_a_cell_says_how_to_run_just_it():
     assert cell.command == "pytest -m quick --grid=FILE.py --cells=net1_sa_dora --seeds=0"
 
 
+def test_a_cell_of_a_larger_backbone_runs_again_by_its_marker():
+    large = complete("t5_qa_sft", cell="t5large_qa_sft", backbone="t5large", profile="footprint")
+    assert page_of(run_of([large])).cells[0].command == "pytest -m 'footprint and larger' --cells=t5large_qa_sft --seeds=0"
+
+
 def test_history_has_a_verdict_at_each_step_that_can_be_judged():
     runs = [run_of([record_of(right=right)], f"{right}.json", f"2026-11-{right}") for right in (10, 20, 30)]
     history = page_of(runs[2], [runs[1], runs[0]]).history
@@ -173,7 +183,9 @@ def rows_with(points, predictions=None, ids=None):
         points={"accuracy": points},
         predictions=predictions or ["1"] * len(points),
     )
-    return complete(examples=vars(examples.write(kept)), labels=["bad", "good"])
+    data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": len(points)}}
+    of_rows = {"examples": vars(examples.write(kept)), "data": data, "scores": {"accuracy": fmean(points)}, "bounds": {}}
+    return complete(labels=["bad", "good"], **of_rows)
 
 
 def test_flips_come_first_then_the_rows_with_fewest_points():
@@ -269,6 +281,28 @@ def test_a_cell_that_an_audit_objects_to_is_on_no_front():
     assert {cell.id: bool(group.on_fronts(cell)) for cell in group.cells} == {"bert_sa_sft": True, "bert_sa_lora": False}
 
 
+def test_a_reliability_diagram_and_its_figures_are_shown_where_confidence_is_known():
+    hits = np.array([1.0] * 30 + [0.0] * 10)
+    rows = Forecasts(confidences=np.array([0.95] * 40), hits=hits)
+    plain = record_of(right=30)
+    kept = replace(
+        examples.read(plain, None), points={"accuracy": (100 * hits).tolist()}, confidences=rows.confidences.tolist()
+    )
+    part = calibration("accuracy", lambda temperature: rows, None)
+    page = page_of(run_of([replace(plain, examples=examples.write(kept), calibration=part), record_of("t5_sum_sft")]))
+    [line] = page.calibration
+    assert (line.cell, line.confidence, line.hits) == ("bert_sa_lora", pytest.approx(95), 75.0)
+    assert line.ece == pytest.approx(20)  # 95 % sure, 75 % right
+    [dot] = page.cells[0].diagram.dots
+    assert dot[:2] == (page.cells[0].diagram.x(0.95), page.cells[0].diagram.y(0.75))
+    assert dot[-1] == "40 rows: confidence 95%, hits 75%"
+    text = text_of(page)
+    assert "Calibration" in text
+    assert "bert_sa_lora  95.0  75.0  20.0" in re.sub(r"\s*\n\s*", " ", text).replace("   ", "  ")
+    assert page.cells[1].diagram is None
+    assert "Calibration" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
+
+
 def test_ticks_are_round_and_inside():
     assert charts.linear_ticks(61.3, 97.2, 5) == [70, 80, 90]
     assert charts.log_ticks(40, 30_000, 4) == [100, 1000, 10_000]
@@ -306,7 +340,8 @@ def test_27_cells_with_long_rows_and_two_runs_are_under_a_megabyte_and_a_half():
         kept = Examples(ids=[f"{index}" for index in range(count)], points={metric: scored}, predictions=[long] * count)
         written = examples.write(kept)
         examples.write_texts(written.rows_hash, Texts(inputs=[long] * count, references=[long] * count))
-        return record_of(cell, examples=vars(written), scores={metric: 50.0})
+        rows = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": count}}
+        return record_of(cell, examples=vars(written), scores={metric: 50.0}, data=rows)
 
     older = run_of((record(cell, 1) for cell in STUDY_IDS), "old.json", "2026-11-01")
     content = render.html(page_of(run_of(record(cell, 0) for cell in STUDY_IDS), [older]))
@@ -369,3 +404,28 @@ def test_without_a_browser_a_screenshot_is_one_sentence(tmp_path, capsys, monkey
     run = saved(tmp_path / "run.json", [record_of()])
     messages = refusal(capsys, run, "-o", tmp_path / "p.html", "--screenshot", tmp_path / "p.png")
     assert "--screenshot needs Chromium: none of chromium, " in messages
+
+
+# Energy
+
+
+def with_joules(seed, gpu, cpu):
+    phase = PHASE | {"gpu_energy_joules": gpu, "cpu_energy_joules": cpu}
+    memory = MEASURED["memory"] | {"phases": {"load": phase, "train": phase, "audit": phase}}
+    device = MEASURED["device"] | {"energy": "GPU: NVML; CPU: RAPL, 1 package"}
+    return record_of("bert_sa_lora", 39, seed, memory=memory, device=device)
+
+
+def test_joules_stand_on_the_page_where_counters_told_them():
+    shown = text_of(page_of(run_of([with_joules(0, 40.0, None), with_joules(1, 60.0, None)])))
+    # each of the two phases of the cell's own took 40 and 60 J, 50 over both seeds; the audit is the suite's
+    [row] = re.findall(r"GPU J, training\s+bert_sa_lora\s+(\S+)\s+(\S+)", shown)
+    assert row == ("100", "50")
+    assert "GPU: NVML; CPU: RAPL, 1 package" in shown
+    assert "CPU J" not in shown
+
+
+def test_a_page_without_counters_has_no_section_of_energy():
+    page = render.html(pages.one_cell())
+    assert 'id="energy"' not in page
+    assert 'href="#energy"' not in page

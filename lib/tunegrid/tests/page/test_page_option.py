@@ -21,7 +21,8 @@ def test_a_session_leaves_a_page_with_what_its_test_rows_say(tmp_path):
     assert "16 of 16 rows" in content
     assert '<th scope="col">input</th><th scope="col">reference</th>' in content
     beside = {path.name for path in (tmp_path / "examples").iterdir()}
-    assert beside == {record["examples"]["file"], f"rows-{record['examples']['rows_hash']}.parquet"}
+    modules = record["training"]["first_step"]["modules"]
+    assert beside == {record["examples"]["file"], f"rows-{record['examples']['rows_hash']}.parquet", modules}
 
 
 def test_a_page_of_a_session_without_cells_says_so_and_one_that_cannot_be_written_fails(tmp_path):

@@ -54,7 +54,7 @@ def commands():
 
 def examples():
     """The files that the guides show."""
-    block = re.compile(r"<!-- example: (\w+\.py) -->\n```python\n(.*?)```", re.DOTALL)
+    block = re.compile(r"<!-- example: (\w+\.(?:py|toml)) -->\n```(?:python|toml)\n(.*?)```", re.DOTALL)
     return {name: code for guide in GUIDES for name, code in block.findall(guide.read_text())}
 
 
@@ -68,6 +68,7 @@ def stand_ins(tmp_path_factory):
     for row in full["benchmarks"]:
         row["extra_info"]["profile"] = "full"
     (folder / "full.json").write_text(json.dumps(full))
+    (folder / "squad").mkdir()
     saved = {"reports/saved/.../0001_h100.json": folder / "full.json", "before.json": BASELINE, "DIR": folder}
     return saved | {name: folder / name for name in examples()}
 
@@ -111,7 +112,8 @@ def test_the_pages_commands_on_own_tests_name_files_that_exist():
 @pytest.mark.slow
 @pytest.mark.parametrize("loads_torch", [False, True])
 def test_the_pages_pytest_commands_collect(stand_ins, loads_torch):
-    commands = [words for words in pytest_commands()[1] if bool({"faults", "library_bugs"} & set(words)) is loads_torch]
+    loading = {"faults", "library_bugs", "equivalent"}
+    commands = [words for words in pytest_commands()[1] if bool(loading & set(words)) is loads_torch]
     commands = [[word for word in with_stand_ins(words, stand_ins) if word != "--list-cells"] for words in commands]
     answers = collected_together(commands)
     assert [(words, text) for words, (code, text) in zip(commands, answers, strict=True) if code] == []

@@ -22,7 +22,15 @@ pytestmark = pytest.mark.slow
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
 EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
-MOST_LINES = {"dora.py": 12, "ia3.py": 20, "bertlarge.py": 15, "nli.py": 60, "smollm2.py": 50, "optimizer.py": 8}
+MOST_LINES = {
+    "dora.py": 12,
+    "ia3.py": 20,
+    "bertmedium.py": 15,
+    "nli.py": 60,
+    "smollm2.py": 50,
+    "optimizer.py": 8,
+    "loud.py": 12,
+}
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -72,21 +80,37 @@ def test_an_optimizer_of_ones_own_is_chosen_by_name(tmp_path):
     assert records["bert_sa_sft"]["recipe"]["optim"] == "nadam"
 
 
-def test_bert_large_has_its_true_size_and_runs(tmp_path):
-    path = tmp_path / "bertlarge.py"
-    path.write_text(EXAMPLES["bertlarge.py"])
+def test_a_shift_of_ones_own_and_another_data_set_are_scored_beside_the_suites_shifts(tmp_path):
+    path, reviews = tmp_path / "loud.py", tmp_path / "books" / "amazon_polarity"
+    path.write_text(EXAMPLES["loud.py"])
+    shutil.copytree(ROOT / "fixtures" / "data" / "amazon_polarity", reviews)
+    train = reviews / "train.jsonl"
+    train.write_text(train.read_text().replace(" not ", " never "))
+    how = ("-m", "shifted", f"--grid={path}", "--cells=bert_sa_lora", f"--shift-data={reviews.parent}", "--set", "max_steps=12")
+    code, output, rows = run(tmp_path, *how, timeout=300)
+    assert code == 0, output
+    part = rows[0]["shifted"]
+    assert part["shifts"]["loud"]["changed"] == part["rows"] == 16
+    assert part["shifts"]["upper"]["change"] == {"value": 0.0, "low": 0.0, "high": 0.0}  # its tokenizer has no case
+    assert (part["domain"]["folder"], part["domain"]["rows"]) == ("books", 16)
+    assert "loud" in output.partition("shifted: ")[2]
+
+
+def test_bert_medium_has_its_true_size_and_runs(tmp_path):
+    path = tmp_path / "bertmedium.py"
+    path.write_text(EXAMPLES["bertmedium.py"])
     grid = study()
     user_module(path).pytest_tunegrid_grid(grid)
-    cell = grid.cell("bertlarge_sa_sft", FOOTPRINT_PROFILE)
+    cell = grid.cell("bertmedium_sa_sft", FOOTPRINT_PROFILE)
     counts = parameter_counts(build(cell, load_tokenizer(cell), torch.device("meta")))
-    # embeddings (30,522 + 512 + 2) x 1,024 and a norm; 24 layers of 4 x (1,024 x 1,024 + 1,024) + 2 x 1,024 x 4,096
-    # + 4,096 + 1,024 + 2 norms; the pooler 1,024 x 1,024 + 1,024; the classifier 1,024 x 2 + 2
-    layer = 4 * (1024 * 1024 + 1024) + 2 * 1024 * 4096 + 4096 + 1024 + 4 * 1024
-    total = (30_522 + 512 + 2) * 1024 + 2 * 1024 + 24 * layer + 1024 * 1024 + 1024 + 1024 * 2 + 2
+    # embeddings (30,522 + 512 + 2) x 512 and a norm; 8 layers of 4 x (512 x 512 + 512) + 2 x 512 x 2,048 + 2,048 + 512
+    # + 2 norms; the pooler 512 x 512 + 512; the classifier 512 x 2 + 2
+    layer = 4 * (512 * 512 + 512) + 2 * 512 * 2048 + 2048 + 512 + 4 * 512
+    total = (30_522 + 512 + 2) * 512 + 2 * 512 + 8 * layer + 512 * 512 + 512 + 512 * 2 + 2
     assert counts.trainable_params == cell.recipe.trainable_params == total
-    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-large-uncased")
+    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert_uncased_L-8_H-512_A-8")
     shutil.copytree(FIXTURES / "data" / "amazon_polarity", tmp_path / "amazon_polarity")
-    records_of(tmp_path, "bertlarge.py", ("bertlarge_sa_qlora",), *full(tmp_path))
+    records_of(tmp_path, "bertmedium.py", ("bertmedium_sa_qlora",), *full(tmp_path))
 
 
 def test_three_labels_and_two_texts(tmp_path):

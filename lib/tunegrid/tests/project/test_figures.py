@@ -9,6 +9,8 @@ from tunegrid.lab.measured import read
 
 COUNT, SIGNED = r"([\d,]+)", r"([+-][\d.]+)"
 MOVES = rf"{SIGNED} to {SIGNED}(?: points)?, median {SIGNED} \| {COUNT} of 27(?: cells)? \| {COUNT} of 27 \|"
+PAIRS = r" \| ".join([r"([\d.]+) %"] * 4 + [r"([\d.]+)", r"([\d.]+) %"])
+SEEN = ("equal", "same", "5% slower", "10% slower", "rounds, 10% slower", "20% slower")
 DEGRADED = ("low", "high", "median", "worse", "called")
 # Page, the text around the figures, the section of the file, and each figure's name in it.
 QUOTED = [
@@ -26,7 +28,11 @@ QUOTED = [
     ("gate", rf"\| the learning rate, halved \| {MOVES}", "sensitivity.rate_halved", DEGRADED),
     ("gate", rf"\| every tenth update, lost \| {MOVES}", "sensitivity.tenth_missing", DEGRADED),
     ("gate", rf"By `false_alarms`.*?, {COUNT} of {COUNT} healthy runs fails?:", "false_alarms", ("all", "runs")),
-    ("controls", rf"labels: {COUNT} of {COUNT} miss", "controls zoo", ("missed", "controls")),
+    *(("gate", rf"\| {noise} \| {PAIRS} \|", f"pairs.{noise}, 1 cell", SEEN)
+      for noise in ("1 %", "2 %", "3 %", "5 %", "30 %", "30 %, and spells")),
+    ("gate", r"in one of them is seen in ([\d.]+) % of comparisons, in ([\d.]+) rounds", "pairs.2 %, 9 cells",
+     ("10% slower", "rounds, 10% slower")),
+    ("controls", rf"of all controls, {COUNT} of {COUNT} miss", "controls zoo", ("missed", "controls")),
     ("controls", rf"would not show\. {COUNT} of {COUNT} miss", "controls quick", ("missed", "controls")),
 ]  # fmt: skip
 
@@ -58,7 +64,7 @@ def test_a_page_quotes_what_was_measured(page, pattern, name, keys):
 def test_every_section_is_quoted_or_evidence_alone():
     quoted = {name.partition(".")[0] for _, _, name, _ in QUOTED}
     assert quoted <= set(read())
-    assert {name for name in read() if name not in quoted} <= {"calibrate quick", "calibrate zoo"}
+    assert {name for name in read() if name not in quoted} <= {"calibrate quick", "calibrate zoo", "numerics"}
 
 
 def test_a_page_says_of_which_recipes_older_figures_are():

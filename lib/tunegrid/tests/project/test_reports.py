@@ -55,7 +55,7 @@ def test_the_baselines_points_by_row_have_its_scores():
 def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others():
     """All that the records name is there, the texts of their rows, too; and nothing is left over of an older baseline."""
     path = REPORTS / "baselines" / "quick-cpu.json"
-    named = {name for record in read_list(path) if record.examples for name in examples.files_of(record.examples)}
+    named = {name for record in read_list(path) for name in examples.files_of(record)}
     assert named == {file.name for file in (path.parent / "examples").iterdir()}
 
 

@@ -15,13 +15,15 @@ from tunegrid.grid.methods import METHODS
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
-ROOMS = ("errors", "machine", "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
+SINGLE = ("places", "terminal", "errors", "machine", "disk", "libraries")
+ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
 LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 # What the folders of tests hold beside the rooms.
 BESIDE = {
     "audits": "tests of tunegrid.run.audits",
     "fixtures": "what the plugins do, and sessions as a user runs them",
     "benchmarks": "the fault table, the library's bugs, CI",
+    "hostile": "files of strangers",
     "project": "pages, figures, examples, committed runs, rooms",
 }
 
@@ -54,7 +56,7 @@ def run_python(*arguments):
 
 def test_lib_has_these_rooms_and_no_other():
     folders = {path.name for path in LIB.iterdir() if path.is_dir() and not path.name.startswith(("_", "."))}
-    assert folders == {*ROOMS, "tests"} - {"errors", "machine"}
+    assert folders == {*ROOMS, "tests"} - {*SINGLE}
 
 
 def test_tests_stand_in_the_folder_of_their_room():
@@ -114,6 +116,11 @@ def test_nobody_but_the_trainer_writes_its_log():
     assert {path.name for path in writers for _ in writes_to_a_log(path)} == {"training.py"}
 
 
+def test_the_search_alone_imports_optuna():
+    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py")]
+    assert {path.name for path in paths if any(f"{name}.".startswith("optuna.") for name in imported(path))} == {"search.py"}
+
+
 def untyped_evidence(path):
     """Functions that take audits' evidence and do not say what it is."""
     functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
@@ -129,7 +136,7 @@ def test_evidence_is_typed_wherever_it_is_read():
 
 def test_the_page_knows_records_and_results_only():
     rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
-    assert rooms - {"ROOT"} == {"errors", "grid", "record", "results", "page"}
+    assert rooms - {"ROOT"} == {"places", "errors", "disk", "grid", "record", "results", "page"}
 
 
 def test_nothing_that_users_run_imports_the_lab():
@@ -186,7 +193,8 @@ def test_results_can_be_read_without_torch():
 def test_collecting_the_27_cells_is_quick_and_loads_no_torch():
     code = (
         "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"
-        "print(*{'torch', 'transformers', 'peft', 'datasets', 'scipy', 'pyarrow'} & sys.modules.keys(), sep='loaded ', end='')"
+        "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy', 'pyarrow'} & sys.modules.keys();"
+        "print(*heavy, sep='loaded ', end='')"
     )
     began = time.monotonic()
     lines = run_python("-c", code).stdout.splitlines()

@@ -1,10 +1,14 @@
 """The answer to a run: on made-up records and judgements, and in the four places where a whole session says it."""
 
+import io
 import json
 import os
+import re
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from copy import deepcopy
+from html import unescape
 from xml.etree import ElementTree
 
 import pytest
@@ -13,6 +17,7 @@ from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results.answer import FAILED_BY, State, answer_of, kinds_of
+from tunegrid.results.files import load
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests.records import complete
 
@@ -83,10 +88,13 @@ def test_causes_are_counted_by_cell_audits_first_and_each_by_name():
         *(record_of(cell, "missed", [failed("dropout_drops")]) for cell in ("t5_sum_sft", "t5_qa_sft")),
         record_of("t5_sa_lora", "missed", missed=["the ledger holds 2 bytes, the device 3"]),
     ]
-    assert answer_of(records).sentences == (
+    answer = answer_of(records)
+    assert answer.answer == (
         "Failed: 3 of 11 cells failed audit dropout_drops, 1 failed audit adapters_where_declared, 1 failed audit base_frozen, "
-        "3 missed a bound, 1 had wrong figures, 1 broke off, 1 stopped early, 1 did not finish.",
+        "3 missed a bound, 1 had wrong figures, 1 broke off, 1 stopped early, 1 did not finish."
     )
+    assert answer.cause == "audit dropout_drops: why (t5_sum_sft, quick, seed 0); likewise t5_qa_sft, t5_sa_sft"
+    assert answer.more == ()
 
 
 def test_a_short_run_claims_no_bound():
@@ -126,16 +134,18 @@ def test_changed_numerics_name_their_stage_and_cells_and_fail_where_they_count()
     sample = f"{ADAPTERS[0]}: weights before training, lora_A x 0.9258)"
     shown = answer_of(HEALTHY, judgements, baseline="before.json")
     assert shown.sentences[1] == f"N{change}{sample}; that does not count here."
-    assert shown.sentences[2] == "By quality and memory no worse than before.json."
+    assert shown.sentences[2].startswith("Next: ")
+    assert shown.sentences[3] == "By quality and memory no worse than before.json."
     assert shown.exit_code == 0
     counted = answer_of(HEALTHY, judgements, NUMERICS)
-    assert counted.sentences[0] == f"Failed: n{change}{sample}."
+    assert counted.answer == "Failed: numerics changed in 18 of 27 cells."
+    assert counted.cause == f"first at the stage start (18 cells, as in {sample}"
     assert (counted.exit_code, {j.cell for j in counted.failing}) == (1, set(ADAPTERS))
 
 
 def test_of_several_stages_the_first_of_the_flow_is_named():
     details = {"bert_sa_lora": "optimizer: late", "t5_sa_lora": "start: early", "t5_qa_lora": "evaluation: last"}
-    [_, sentence, _] = answer_of(HEALTHY, with_numerics(judged(), details)).sentences
+    sentence = answer_of(HEALTHY, with_numerics(judged(), details)).sentences[1]
     assert sentence.startswith("Numerics changed in 3 of 27 cells, first at the stage start (1 cell, as in t5_sa_lora: early)")
 
 
@@ -149,20 +159,23 @@ def test_numerics_that_count_and_could_not_be_compared_are_not_called_unchanged(
 
 def test_what_is_worse_or_missing_comes_before_what_passed():
     judgements = judged(t5_qa_sft=Verdict.WORSE, bert_qa_sft=Verdict.WORSE)
-    judgements.append(judgement("t5_sa_lora", "cell", Verdict.MISSING))
+    judgements.append(judgement("t5_sa_lora", "cell", Verdict.MISSING, detail="in the baseline, not in this run"))
     answer = answer_of(HEALTHY, judgements, baseline="before.json")
     assert answer.sentences[0] == (
-        "Failed against before.json: 2 cells worse (bert_qa_sft f1, t5_qa_sft f1), 1 cell missing (t5_sa_lora)."
+        "Failed against before.json: 1 cell missing (t5_sa_lora), 2 cells worse (bert_qa_sft f1, t5_qa_sft f1)."
     )
-    assert answer.sentences[1] == "All 27 cells reached every bound and passed every audit."
+    assert answer.cause == "t5_sa_lora is in the baseline, not in this run"
+    assert answer.way_on == "`pytest -m quick --cells t5_sa_lora` runs what is missing"
+    assert answer.more == ("All 27 cells reached every bound and passed every audit.",)
 
 
 def test_a_gate_that_could_test_no_main_score_cannot_tell_at_all():
     untested = [judgement(cell, "", Verdict.CANNOT_TELL, detail="no points by row to test") for cell in STUDY_IDS]
     answer = answer_of(HEALTHY, untested, baseline="before.json")
-    assert answer.sentences[0] == (
-        "Cannot tell whether the run is worse than before.json: no main score could be tested "
-        "(bert_sum_lora rougeLsum: no points by row to test)."
+    assert answer.sentences[:3] == (
+        "Cannot tell whether the run is worse than before.json.",
+        "Cause: no main score could be tested (bert_sum_lora rougeLsum: no points by row to test).",
+        "Next: give both runs several seeds (`--seeds 0-4`), or let the gate train more (`--gate-budget 5m`).",
     )
     assert (answer.state, answer.exit_code) == (State.CANNOT_TELL, 6)
     assert "no worse" not in answer.text
@@ -171,12 +184,14 @@ def test_a_gate_that_could_test_no_main_score_cannot_tell_at_all():
 def test_a_doubt_is_said_and_counts_only_where_it_was_asked_for():
     judgements = judged(t5_sa_lora=Verdict.CANNOT_TELL)
     answer = answer_of(HEALTHY, judgements, baseline="before.json")
-    assert answer.sentences[-1].endswith("no worse than before.json, though the gate cannot tell for 1 main score.")
+    assert answer.sentences[1].endswith("no worse than before.json, though the gate cannot tell for 1 main score.")
+    assert answer.sentences[2].startswith("Next: give both runs several seeds")
     for kinds in ("quality,memory,cannot-tell", "numerics,cannot-tell", "cannot-tell"):
         answer = answer_of(HEALTHY, judgements, kinds_of(kinds), baseline="before.json")
-        assert (answer.exit_code, answer.sentences[0]) == (
+        assert (answer.exit_code, *answer.sentences[:2]) == (
             6,
-            "Cannot tell whether the run is worse than before.json: 1 cell cannot be told (t5_sa_lora accuracy).",
+            "Cannot tell whether the run is worse than before.json.",
+            "Cause: 1 cell cannot be told (t5_sa_lora accuracy).",
         )
     answer = answer_of(HEALTHY, judged(), kinds_of("quality,memory,cannot-tell"), baseline="before.json")
     assert answer.sentences[-1] == "By quality and memory no worse than before.json."
@@ -198,40 +213,64 @@ def test_what_fails_never_begins_with_no_worse_or_passed_and_what_passes_never_w
     assert ("no worse" in answer.sentences[0] or answer.sentences[0].startswith("Passed")) <= (answer.exit_code == 0)
 
 
-# The four places
+# Every place
 
 
-def session(folder, change, *options):
-    """A whole session but for training, gated by the baseline of its rows: its exit code, its answer in four places."""
+def session(folder, change, *options, workers=0):
+    """A whole session but for training, gated by the baseline of its rows: its exit code, its lines by place, JUnit's suite."""
     saved = json.loads(BASELINE.read_text())
     rows = [deepcopy(row) for row in saved["benchmarks"] if row["extra_info"]["seeds"]["seed"] == 0]
     for row in rows:
         change(row["extra_info"])
     (folder / "rows.json").write_text(json.dumps(saved | {"benchmarks": rows}))
+    page, xml, summary, run = (folder / name for name in ("page.html", "junit.xml", "summary.md", "run.json"))
+    files = (f"--gate={BASELINE}", f"--benchmark-json={run}", f"--html={page}", f"--junit-xml={xml}")
+    done = rehearsed(folder, folder / "rows.json", "-n", str(workers), *files, *options, GITHUB_STEP_SUMMARY=str(summary))
+    assert page.is_file(), done.stdout + done.stderr
+    suite = ElementTree.parse(xml).getroot().find("testsuite")
+    after_counts = done.stdout.partition("; quality: ")[2].splitlines()[1:]
+    head = page.read_text().partition("<h1>")[2].partition("<ul")[0].replace("\u2212", "-")
+    places = {
+        "terminal": after_counts,
+        "summary": [line.strip("*") for line in summary.read_text().replace("\\", "").splitlines() if line],
+        "page": re.findall(r"(?:</span> |<p class=\"gate\">)(.*?)</(?:h1|p)>", unescape(head)),
+        "junit": lines_of(properties_of(suite)),
+        "annotation": [line for line in after_counts if line.startswith("::error")][:1],
+        "command": of_command(run, folder, options),
+    }
+    return done.returncode, places, suite
+
+
+def rehearsed(folder, rows, *words, **variables):
+    """A session that takes its rows from a file, as GitHub Actions would run it."""
     (folder / "cache").mkdir()
     (folder / "cache" / "examples").symlink_to(BASELINE.parent / "examples")
-    page, xml, summary = (folder / name for name in ("page.html", "junit.xml", "summary.md"))
-    rehearse = ("-p", "tunegrid.tests.rehearsal", f"--rehearse={folder / 'rows.json'}")
-    files = (f"--gate={BASELINE}", f"--benchmark-json={folder / 'run.json'}", f"--html={page}", f"--junit-xml={xml}")
-    names = [name for name in os.environ if not name.startswith(("PYTEST_", "GITHUB_"))]
-    own = {name: os.environ[name] for name in names}
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "quick", *rehearse, *files, *options],
+    own = {name: os.environ[name] for name in os.environ if not name.startswith(("PYTEST_", "GITHUB_"))}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-m", "quick", "-p", "tunegrid.tests.rehearsal", f"--rehearse={rows}", *words],
         cwd=ROOT,
-        env=own | {"GITHUB_STEP_SUMMARY": str(summary), "TUNEGRID_CACHE": str(folder / "cache")},
+        env=own | {"GITHUB_ACTIONS": "true", "TUNEGRID_CACHE": str(folder / "cache")} | variables,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert page.is_file(), done.stdout + done.stderr
-    suite = ElementTree.parse(xml).getroot().find("testsuite")
-    outputs = {
-        "terminal": done.stdout.partition("; quality: ")[2].partition("\n")[2],
-        "summary": summary.read_text().replace("\\", "").strip("*"),
-        "page": page.read_text().partition("<h1>")[2].partition("</span> ")[2].replace("\u2212", "-"),
-        "junit": suite.find("properties/property[@name='answer']").get("value"),
-    }
-    return done.returncode, outputs, suite
+
+
+def properties_of(node):
+    return {one.get("name"): one.get("value") for one in node.findall("properties/property")}
+
+
+def lines_of(properties):
+    labels = {"answer": "", "cause": "Cause: ", "next": "Next: "}
+    return [f"{label}{properties[name]}{'.' if label else ''}" for name, label in labels.items() if name in properties]
+
+
+def of_command(run, folder, options):
+    """What `tunegrid gate` says at its end of the two files."""
+    words = [option.replace("--gate-on", "--on") for option in options]
+    with redirect_stdout(io.StringIO()) as out:
+        command.main([str(BASELINE), str(run), *words])
+    return out.getvalue().partition("; quality: ")[2].splitlines()[1:]
 
 
 def failed_audit(record):
@@ -253,39 +292,117 @@ def nothing(record):
     return None
 
 
+def assert_same_lines(places, lines):
+    """Every place begins with these lines; the annotation holds them."""
+    annotation = next(iter(places.pop("annotation")), "")
+    assert {name: found[: len(lines)] for name, found in places.items()} == dict.fromkeys(places, lines)
+    if annotation:
+        message = annotation.removeprefix("::error title=tunegrid%3A failed::").split("%0A")
+        assert message[: len(lines)] == [line.replace("%", "%25") for line in lines]
+
+
 @pytest.mark.slow
-def test_all_four_places_begin_with_a_failed_audit_where_the_gate_is_clean(tmp_path):
-    code, outputs, suite = session(tmp_path, failed_audit)
+def test_every_place_says_of_a_failed_audit_the_same_three_lines(tmp_path):
+    code, places, suite = session(tmp_path, failed_audit)
     assert code == 1
-    first = "Failed: 18 of 27 cells failed audit checkpoint_loaded."
-    assert {name: text[: len(first)] for name, text in outputs.items()} == dict.fromkeys(outputs, first)
+    first, second, third, fourth, *_ = ADAPTERS
+    lines = [
+        "Failed: 18 of 27 cells failed audit checkpoint_loaded.",
+        places["terminal"][1],
+        f"Next: `pytest -m quick -n 0 --cells {first}` runs one alone; reports/evidence/audits.md says what checkpoint_loaded "
+        "looks at.",
+    ]
+    assert lines[1].startswith("Cause: audit checkpoint_loaded: ")
+    assert lines[1].endswith(f" ({first}, quick, seed 0); likewise {second}, {third}, {fourth} and 14 more.")
+    assert places["annotation"]
+    assert_same_lines(places, lines)
     [case] = suite.findall("testcase[@classname='tunegrid']")
-    assert case.get("name") == "answer"
-    assert case.find("failure").get("message").startswith(first)
+    assert case.find("failure").get("message") == lines[0]
+    assert case.find("failure").text.splitlines()[:3] == lines
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--gate-on=numerics,quality,memory",)])
-def test_all_four_places_name_the_stage_at_which_numerics_changed(tmp_path, options):
-    code, outputs, suite = session(tmp_path, moved_start, *options)
-    message = "umerics changed in 18 of 27 cells, first at the stage start (18 cells, as in "
-    assert [name for name, text in outputs.items() if message not in text] == []
-    assert [name for name, text in outputs.items() if "lora_A x 0.9258" not in text] == []
-    assert code == bool(options)
-    assert (suite.find("testcase[@classname='tunegrid']/failure") is not None) == bool(options)
+def test_every_place_names_the_stage_at_which_numerics_changed_in_the_same_lines(tmp_path, options):
+    code, places, suite = session(tmp_path, moved_start, *options)
+    where = "first at the stage start (18 cells, as in "
+    lines = places["terminal"][:3]
     if options:
-        assert [name for name, text in outputs.items() if not text.startswith("Failed: n")] == []
+        assert (code, lines[0]) == (1, "Failed: numerics changed in 18 of 27 cells.")
+        assert lines[1].startswith(f"Cause: {where}")
+    else:
+        assert (code, lines[0].partition(":")[0], places["annotation"]) == (0, "Passed", [])
+        assert lines[1].startswith(f"Numerics changed in 18 of 27 cells, {where}")
+        assert lines[1].endswith("; that does not count here.")
+        places["junit"].insert(1, lines[1])  # whose properties have no cause where the run passed
+    assert_same_lines(places, lines)
+    assert "lora_A x 0.9258" in lines[1]
+    assert (suite.find("testcase[@classname='tunegrid']/failure") is not None) == bool(options)
 
 
 @pytest.mark.slow
-def test_all_four_places_say_of_a_clean_run_that_it_is_no_worse(tmp_path):
-    code, outputs, suite = session(tmp_path, nothing)
+def test_every_place_says_of_a_clean_run_that_it_is_no_worse(tmp_path):
+    code, places, suite = session(tmp_path, nothing)
     assert code == 0
+    places.pop("junit")
     first = "Passed: all 27 cells reached every bound and passed every audit."
-    assert {name: text[: len(first)] for name, text in outputs.items()} == dict.fromkeys(outputs, first)
-    message = "By quality and memory no worse than quick-cpu.json"
-    assert [name for name, text in outputs.items() if message not in text] == []
+    assert_same_lines(places, [first, "By quality and memory no worse than quick-cpu.json."])
     assert suite.find("testcase[@classname='tunegrid']/failure") is None
+
+
+def one_cell_changed(record):
+    """One cell misses a bound, and numerics of another start otherwise."""
+    if record["cell"] == "t5_qa_sft":
+        missed = [f"f1 {record['scores']['f1']:.1f} is below 99.0 (t5_qa_sft, quick, seed 0)"]
+        record |= {"status": "missed", "bounds": {"f1": 99.0}, "missed": missed}
+    if record["cell"] == "bert_qa_lora":
+        record["training"]["first_step"]["weights"]["lora_A"] *= (6 / 7) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 1])
+def test_each_case_of_junits_file_has_its_verdict_and_cause_with_and_without_workers(tmp_path, workers):
+    policy = tmp_path / "ci.toml"
+    policy.write_text('[[rule]]\ncells = ["bert_qa_lora"]\ntier = "advisory"\n')
+    options = ("--gate-on=numerics,quality,memory", f"--policy={policy}")
+    code, _, suite = session(tmp_path, one_cell_changed, *options, workers=workers)
+    assert code == 1
+    cases = {properties_of(case).get("cell"): case for case in suite.findall("testcase")}
+    assert cases.keys() == {*STUDY_IDS, None}
+    by_cell = {cell: properties_of(case) for cell, case in cases.items()}
+    changed, missed, same = (by_cell[cell] for cell in ("bert_qa_lora", "t5_qa_sft", "gpt2_sa_sft"))
+    assert [one["verdict"] for one in (changed, missed, same)] == ["changed", "missed", "same"]
+    assert [changed[name] for name in ("tier", "stage", "numerics", "quality")] == ["advisory", "start", "changed", "same"]
+    assert changed["cause"].startswith("bert_qa_lora numerics (start: weights before training, lora_A x 0.9258")
+    assert missed["cause"].endswith(" is below 99.0 (t5_qa_sft, quick, seed 0)")
+    assert ("cause" in same, same["tier"], same["profile"], same["seed"]) == (False, "critical", "quick", "0")
+    scores = {row["extra_info"]["cell"]: row["extra_info"]["scores"] for row in load(tmp_path / "rows.json")["benchmarks"]}
+    assert float(same["scores.accuracy"]) == pytest.approx(scores["gpt2_sa_sft"]["accuracy"], abs=1e-3)
+    whole = properties_of(suite)
+    assert (whole["verdict"], whole["answer"]) == ("failed", "Failed: 1 of 27 cells missed a bound.")
+    assert (suite.get("tests"), suite.get("failures")) == ("28", "1")
+
+
+@pytest.mark.slow
+def test_a_session_lists_the_rows_that_changed_as_the_command_does(tmp_path, capsys):
+    """Seed 1 after seed 0, of one cell."""
+    saved, files = load(BASELINE), {}
+    for seed in (0, 1):
+        rows = [row for row in saved["benchmarks"] if row["extra_info"]["seeds"]["seed"] == seed]
+        files[seed] = tmp_path / f"seed{seed}.json"
+        own = [row for row in rows if row["extra_info"]["cell"] == "bert_sa_lora"]
+        files[seed].write_text(json.dumps(saved | {"benchmarks": own}))
+    (tmp_path / "examples").symlink_to(BASELINE.parent / "examples")
+    words = ("-n", "0", "--cells=bert_sa_lora", "--seeds=1", f"--benchmark-json={tmp_path / 'run.json'}")
+    done = rehearsed(tmp_path, files[1], *words, f"--gate={files[0]}", "--show-flips=2")
+    command.main([*map(str, files.values()), "--show-flips", "2"])
+    [listed, again] = (text[text.index("test rows that changed") :] for text in (done.stdout, capsys.readouterr().out))
+    lines = listed.splitlines()
+    assert lines[0] == "test rows that changed, at most 2 per cell, lost ones first:"
+    assert re.match(r"bert_sa_lora accuracy \(.+\): \d+ rows lost, \d+ gained of 768, seed 1$", lines[1])
+    assert [line.split()[0] for line in lines[2:7]] == ["row", "input", "reference", "before", "after"]
+    assert lines[2].endswith(": 100 -> 0 points")
+    assert again.splitlines()[:10] == lines[:10]
 
 
 def test_the_command_fails_where_a_cell_of_the_new_run_did(tmp_path, capsys):
@@ -297,4 +414,7 @@ def test_the_command_fails_where_a_cell_of_the_new_run_did(tmp_path, capsys):
     new.write_text(json.dumps(saved | {"benchmarks": rows}))
     (tmp_path / "examples").symlink_to(BASELINE.parent / "examples")
     assert command.main([str(BASELINE), str(new)]) == 1
-    assert "\nFailed: 18 of 27 cells failed audit checkpoint_loaded.\nBy quality and memory no worse" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()[-4:]
+    assert [line.partition(" ")[0] for line in lines] == ["Failed:", "Cause:", "Next:", "By"]
+    assert lines[0] == "Failed: 18 of 27 cells failed audit checkpoint_loaded."
+    assert lines[3].startswith("By quality and memory no worse")

@@ -14,6 +14,7 @@ from tunegrid import ROOT
 from tunegrid.commands import compare as command
 from tunegrid.errors import InputError
 from tunegrid.record import to_json
+from tunegrid.record.parts import ForgettingRecord
 from tunegrid.results import examples
 from tunegrid.results.compare import (
     PEAK,
@@ -47,6 +48,9 @@ def store(tmp_path, monkeypatch):
 
 MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations
 LIMITED = {"train_rows": 7, "validation_rows": None, "test_rows": None, "own_test": False}
+FORGOTTEN = ForgettingRecord(
+    objective=None, texts={}, tokens=0, frozen=None, before=None, after=None, change=None, refused="not asked"
+)
 COSTS_BY_CELL = {  # trained bytes, GiB, seconds
     "bert_sa_sft": (300, 1.0, 10.0),
     "bert_sa_lora": (300, 1.1, 12.0),
@@ -61,12 +65,12 @@ def measured(cell, score, seed=0, **changes):
     task = cell.split("_")[1]
     parts = {
         "scores": {{"sa": "accuracy", "qa": "f1"}[task]: score},
+        "bounds": {},
         "examples": None,
         "data": MANY,
         "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
         "memory": {"phases": {"train": PHASE | {"rss_peak_gib": peak}}, "ledger": ledger},
         "training": MEASURED["training"] | {"seconds": seconds + seed},
-        "audits": [],
     }
     return complete(cell, **parts | changes)
 
@@ -331,6 +335,13 @@ def test_two_runs_count_as_one(tmp_path, capsys):
     together = as_text(comparisons(three_on_two_seeds()))
     assert command.main([str(saved(tmp_path, first, "a.json")), str(saved(tmp_path, second, "b.json"))]) == 0
     assert capsys.readouterr().out.strip() == together
+
+
+def test_a_run_of_an_instrument_beside_one_of_the_same_cells_and_seeds_changes_no_score():
+    records = three_on_two_seeds()
+    asked = [replace(record, scores={"accuracy": 1.0}, forgetting=FORGOTTEN) for record in records[:3]]
+    both = compared({Path("run.json"): records, Path("forgetting.json"): asked}, Noise())
+    assert as_text(both) == as_text(comparisons(records))
 
 
 def test_markdown_has_the_same_cells():

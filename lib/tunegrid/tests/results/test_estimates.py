@@ -5,7 +5,17 @@ import pytest
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_CAPS, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.results.estimates import Estimate, duration, estimates, fitting, lines, planned_rows, planned_updates, seconds_of
+from tunegrid.results.estimates import (
+    Estimate,
+    duration,
+    estimates,
+    fitting,
+    lines,
+    longest_runs,
+    planned_rows,
+    planned_updates,
+    seconds_of,
+)
 from tunegrid.tests import records
 from tunegrid.tests.records import MEASURED, PHASE, complete, footprint
 
@@ -112,7 +122,7 @@ def test_a_task_that_does_not_say_its_rows_leaves_updates_open():
     silent = replace(cell, task=replace(cell.task, train_rows=None))
     assert (planned_rows(silent), planned_updates(silent)) == (None, None)
     assert planned_updates(replace(silent, recipe=replace(cell.recipe, max_steps=7))) == 7
-    assert lines([silent], {})[1].split()[:5] == ["bert_qa_lora", "-", "8", "x", "1"]
+    assert lines([silent], {}, {silent.id: 1})[1].split()[:5] == ["bert_qa_lora", "-", "8", "x", "1"]
 
 
 def test_the_last_update_of_an_epoch_may_have_fewer_micro_batches():
@@ -141,10 +151,33 @@ def test_a_time_has_the_unit_that_reads_best(seconds, text):
 
 
 def test_the_table_closes_with_the_sum():
-    table = lines(QUICK[:2], {QUICK[0].id: Estimate(seconds=90, gib=0.5, source="run.json")})
+    table = lines(QUICK[:2], {QUICK[0].id: Estimate(seconds=90, gib=0.5, source="run.json")}, {QUICK[0].id: 2, QUICK[1].id: 1})
     assert table == [
         "cell            updates     batch  precision  tokens  est. time  est. GiB  from",
         "bert_sum_lora        38    12 x 1  fp32       128+28    1.5 min      0.50  run.json",
         "bert_sum_qlora       38    12 x 1  fp32       128+28          -         -  never measured",
-        "2 cells, 1.5 min one after the other for the 1 with an estimate",
+        "2 cells in 3 runs, 3.0 min one after the other for the 1 with an estimate",
     ]
+
+
+# What a time limit follows from
+
+
+def test_the_longest_of_like_runs_says_how_long_a_cell_may_take(tmp_path):
+    paths = [saved(tmp_path / f"{seconds}.json", "t5_qa_sft", "quick", seconds) for seconds in (4.0, 9.0, 5.0)]
+    assert longest_runs(QUICK, paths, on_gpu=False) == {"t5_qa_sft": 18.0}
+    assert longest_runs(QUICK, paths, on_gpu=True) == {}
+
+
+def test_a_run_of_another_size_says_nothing_of_how_long_a_cell_may_take(tmp_path):
+    short = complete("t5_qa_sft")
+    short = replace(short, recipe=replace(short.recipe, max_steps=4))
+    fewer = complete("bert_sa_sft")
+    fewer.limits.train_rows = 48
+    assert longest_runs(QUICK, [records.saved(tmp_path / "run.json", short, fewer)], on_gpu=False) == {}
+
+
+def test_a_footprint_says_how_long_a_full_cell_may_train(tmp_path):
+    path = footprint(tmp_path / "a" / "footprint.json", "bert_sa_lora", 50.0)
+    seconds = planned_rows(FULL["bert_sa_lora"]) * FULL["bert_sa_lora"].recipe.num_train_epochs / 50.0
+    assert longest_runs([*FULL.values()], [path], on_gpu=False) == {"bert_sa_lora": seconds}

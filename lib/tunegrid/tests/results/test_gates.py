@@ -21,7 +21,7 @@ from tunegrid.results import examples
 from tunegrid.results.answer import FAILED_BY, answer_of, failing, kinds_of
 from tunegrid.results.examples import Examples
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import COLUMNS, as_json, as_markdown, as_text, counted, rows
+from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, rows
 from tunegrid.results.judgements import KINDS, Verdict
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, hits, record_of, run_file
@@ -137,6 +137,7 @@ def test_macro_f1_of_three_classes_is_tested_where_the_true_labels_were_kept():
             ids=[str(row) for row in range(300)], points={"accuracy": points}, predictions=guesses, references=truth
         )
         record.examples = examples.write(kept)
+        record.data.rows.test, record.scores["accuracy"] = 300, float(np.mean(points))
         return record
 
     judgement = judged(with_labels(0), with_labels(60))["f1_macro"]
@@ -157,11 +158,12 @@ def test_a_score_without_a_margin_of_its_own_takes_the_one_for_others():
 
 
 def test_points_that_are_no_numbers_are_refused():
+    untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "status": "missed", "missed": ["why"]}
     old, new = (
-        record_of("bert_sa_lora", {"accuracy": values}, ids=["a", "b"], scores={"accuracy": 1.5, "f1_macro": 1.5})
+        record_of("bert_sa_lora", {"accuracy": values}, ids=["a", "b"], **untold)
         for values in ([1.0, 2.0], [1.0, float("nan")])
     )
-    with pytest.raises(InputError, match="bert_sa_lora, accuracy: two runs pair only row by row, in numbers"):
+    with pytest.raises(InputError, match=r"accuracy is not a number in every row\); remove it"):
         judged(old, new)
 
 
@@ -281,20 +283,21 @@ def test_a_report_is_a_row_a_cell_and_the_answer():
     old, new = (record_of("bert_sa_lora", {"accuracy": hits(512, 480, lost)}) for lost in (0, 20))
     judgements = gate(Run.of([old]), Run.of([new]))
     assert rows(judgements)[0][:3] == ("bert_sa_lora", "accuracy", "-3.9")
-    assert rows(judgements)[0][6:] == ("changed", "worse", "same", "same")
+    assert rows(judgements)[0][6:] == ("changed", "worse", "same", "same", "-")
     counts, answer = "numerics of 1 cells: 1 changed; quality: 1 worse", answer_of([new], judgements)
     assert counted(judgements) == counts
-    text = as_text(judgements, answer)
+    report = Report(judged=judgements, answer=answer)
+    text = as_text(report)
     assert text.endswith("\n".join(["", counts, *answer.sentences]))
     evidence = "20 rows lost, 0 gained of 512; noise of rows alone: error 0.86; margin 1.0; sees drops from 2.9"
     assert f"worse: bert_sa_lora accuracy -3.91 points ({evidence})" in text
     assert text.splitlines()[:2] == [
-        "cell            main score change 95 % interval   p      sees  numerics     quality      memory       speed",
-        "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.9   changed      worse        same         same",
+        "cell            main score change 95 % interval   p      sees  "
+        "numerics     quality      memory       speed        calibration",
+        "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.9   changed      worse        same         same         -",
     ]
-    first = "Failed against the baseline: 1 cell worse (bert\\_sa\\_lora accuracy)."
-    assert as_markdown(judgements, answer).startswith(f"**{first.replace(chr(92), '')}**")
-    assert {row["verdict"] for row in json.loads(as_json(judgements, answer))} == {"worse", "same", "changed"}
+    assert as_markdown(report).startswith("**Failed against the baseline: 1 cell worse (bert_sa_lora accuracy).**\n\nCause: ")
+    assert {row["verdict"] for row in json.loads(as_json(report))} == {"worse", "same", "changed"}
 
 
 # Commands
@@ -308,10 +311,11 @@ def whole_grid(lost=0, seed=0, **changes):
         task = cell.split("_")[1]
         metrics = [m for t in TASKS if t.id == task for m in t.bounded_scores if m != "f1_macro"]
         if task == "sum":
-            points = {metric: list(np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)) for metric in metrics}
+            drawn = np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)
+            points = {metric: list(np.maximum(drawn - 5 * (metric == "rouge2"), 0)) for metric in metrics}
         else:
             points = {metric: hits(ROWS[task], ROWS[task] - 20, lost if index == 20 else 0) for metric in metrics}
-        losses = MEASURED["training"] | {"losses": [float(index)]}
+        losses = MEASURED["training"] | {"losses": [float(index)], "updates": 1}
         records.append(record_of(cell, points, seed=seed, training=losses, **changes))
     return records
 
@@ -343,7 +347,7 @@ def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
 def test_a_missing_cells_row_names_its_main_score():
     one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
     judgements = gate(Run.of([one, other]), Run.of([one]))
-    assert rows(judgements)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "-", "missing", "-", "-")
+    assert rows(judgements)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "-", "missing", "-", "-", "-")
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
@@ -360,10 +364,10 @@ def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
     assert command.main([*map(str, slow)]) == 6  # their scores are equal, but no rows are at hand, and no noise was calibrated
     assert command.main([*map(str, slow), "--on", "quality,speed"]) == 1
     assert command.main([*map(str, small), "--on=quality,memory,cannot-tell", "--format", "markdown"]) == 6
-    assert (
-        "**Cannot tell whether the run is worse than 0.json: 1 cell cannot be told (bert_sa_lora accuracy).**"
-        in capsys.readouterr().out
-    )
+    paragraphs = capsys.readouterr().out.partition("**")[2].split("\n\n")
+    assert paragraphs[0] == "Cannot tell whether the run is worse than 0.json.**"
+    assert paragraphs[1] == "Cause: 1 cell cannot be told (bert_sa_lora accuracy)."
+    assert paragraphs[2].startswith("Next: give both runs several seeds")
 
 
 def lowered(points):
@@ -372,6 +376,7 @@ def lowered(points):
     for row in rows:
         record = row["extra_info"]
         record["scores"] = {name: score - points for name, score in record["scores"].items()}
+        record["bounds"] = {}
     return rows
 
 
@@ -435,7 +440,9 @@ def test_too_good_is_shown_and_fails_only_where_asked(tmp_path, capsys):
     old, new = learning(np.exp([0.0, 0.1, 0.2])), learning(np.exp([-2.0]))
     judgements = gate(Run.of(old), Run.of(new))
     assert rows(judgements)[0][COLUMNS_BEFORE + KINDS.index("quality")] == "too good"
-    assert "too good: t5_qa_lora learning (the mean loss is 0.135" in as_text(judgements, answer_of(new, judgements))
+    assert "too good: t5_qa_lora learning (the mean loss is 0.135" in as_text(
+        Report(judged=judgements, answer=answer_of(new, judgements))
+    )
     assert failing(judgements, FAILED_BY) == []
     assert [j.verdict for j in failing(judgements, kinds_of("quality,too-good"))] == [Verdict.TOO_GOOD]
     files = [str(run_file(tmp_path / f"{name}.json", records)) for name, records in (("old", old), ("new", new))]
@@ -504,7 +511,7 @@ def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
     target = tmp_path / "c" / "c.json"
     assert merge.main([str(first), str(second), "-o", str(target)]) == 1  # these made-up cells have each other's results
     assert set(read_run(target).records) == set(STUDY_IDS)
-    other = run_file(tmp_path / "other.json", [replace(records[0], scores={"rougeLsum": 1.0})])
+    other = run_file(tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")])
     with pytest.raises(SystemExit):
         merge.main([str(first), str(other), "-o", str(target)])
     assert "bert_sum_lora with seed 0 is in" in capsys.readouterr().err

@@ -107,6 +107,17 @@ def test_figures_of_the_first_step_name_the_stage(figures, words):
     assert detail.startswith(words)
 
 
+def test_libraries_that_differ_are_named_whatever_the_verdict():
+    old, new = record(), record(moved(0, 1.1e-6))
+    assert compared(old, replace(old, libraries={}), TOLERANCES)[1] == "all losses are equal"  # an older file does not know
+    new.libraries = old.libraries | {"peft": "0" * 16, "torch": "1" * 16}
+    new.versions = old.versions | {"torch": "9"}
+    libraries = f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} of other code"
+    assert compared(old, new, TOLERANCES)[1].endswith(f" is 0.700001, it was 0.7; {libraries}")
+    new.training = old.training
+    assert compared(old, new, TOLERANCES) == (Verdict.EQUAL, f"all losses are equal; {libraries}")
+
+
 def test_the_first_stage_of_several_is_named():
     new = with_step(moved={ATTENTION: 1.0, "head": 1.0}, probe_loss=0.8, metrics={})
     assert compared(record(), new, TOLERANCES)[1].startswith("forward: ")
@@ -296,6 +307,26 @@ def test_equal_losses_with_other_predictions_are_the_evaluations_doing():
     )
 
 
+BERTSCORES = {"rougeLsum": 80.0, "bertscore_f1": 90.0}
+
+
+@pytest.mark.parametrize(
+    ("scores", "verdict"),
+    [
+        ({"bertscore_f1": 90.0 + 4e-7}, Verdict.ROUNDING),  # another CPU
+        ({"bertscore_f1": 90.0 + 5e-4}, Verdict.CHANGED),  # one text of 200 lost its full stop, which ROUGE does not see
+        ({"bertscore_f1": 90.0 + 4e-7, "rougeLsum": 80.0 + 4e-7}, Verdict.CHANGED),  # texts differ
+        ({}, Verdict.CHANGED),  # points of rows differ, and their means do not
+        ({"bertscore_f1": None}, Verdict.CHANGED),
+    ],
+)
+def test_a_score_that_a_model_computes_may_round(scores, verdict):
+    old, new = record(), record()
+    old.examples.file, new.examples.file = "0" * 16 + ".parquet", "1" * 16 + ".parquet"
+    old.scores, new.scores = dict(BERTSCORES), BERTSCORES | scores
+    assert compared(old, new, TOLERANCES)[0] is verdict
+
+
 def test_another_order_of_the_rows_is_a_change():
     answer, detail = compared(record(), record(order="f" * 16), TOLERANCES)
     assert (answer, detail.split(":")[0]) == (Verdict.CHANGED, "rows")
@@ -352,7 +383,9 @@ def test_a_tolerance_is_at_least_twice_what_was_measured(change):
     tolerances = load_tolerances()
     for name, measured in evidence_on(change).items():
         tolerance = tolerance_of(name.removeprefix("cell "), measured.pop("kind", name), tolerances)
-        assert all(tolerance[figure] >= 2 * apart for figure, apart in measured.items())
+        assert all(tolerance[figure] >= 2 * apart for figure, apart in measured.items() if figure != "curve")
+        if "curve" in measured:  # half way to other masks where these are nearer
+            assert tolerance["curve"] > measured["curve"]
 
 
 def test_curves_of_other_masks_of_dropout_lie_farther_apart_than_the_tolerance():
@@ -421,7 +454,7 @@ def test_the_gate_says_what_its_verdicts_on_numerics_rest_on_and_how_far_runs_li
         "rounding",
         "losses of the first 4 updates differ by at most 9.0e-06",
     ]
-    assert furthest.startswith("furthest apart, fp32: first 9.0e-06, later 0.0e+00, weights 0.0e+00")
+    assert furthest.startswith("furthest apart, cell bert_sa_sft: first 9.0e-06, later 0.0e+00, weights 0.0e+00")
     assert main([old, new]) == 0
     assert "furthest" not in capsys.readouterr().out
 

@@ -95,7 +95,7 @@ def test_what_a_short_run_failed_is_named_with_its_cell():
 
 
 def scored(cell, score, **changes):
-    return complete(cell, scores={"accuracy": score}, **changes)
+    return complete(cell, **{"scores": {"accuracy": score}, "audits": []} | changes)
 
 
 def test_copied_results_turn_both_cells_to_missed():

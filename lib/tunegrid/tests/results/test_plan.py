@@ -45,6 +45,23 @@ def test_the_price_is_of_the_runs_and_of_all_gpus_until_the_end():
     assert bought["cost_of_all_gpus_until_the_end"] == 25.0  # two GPUs for 5 hours
 
 
+def test_each_cell_has_the_price_of_one_run_where_its_time_is_a_gpus():
+    known = {"a": Estimate(seconds=5 * HOUR, source="h100.json", **GPU), "b": Estimate(seconds=HOUR, source="cpu.json")}
+    bought = Plan(estimates=known, gpus=1, seeds=3, price=2.5)
+    assert [cell["cost"] for cell in as_json(bought)["cells"]] == [12.5, None]  # 5 hours at 2.50, for one of three seeds
+    titles, first, second, *_ = (line.split() for line in lines(bought))
+    assert titles[:4] == ["cell", "one", "run", "price"]
+    assert (first[:4], second[:4]) == (["a", "5.0", "h", "12.50"], ["b", "1.0", "h", "-"])
+    assert "price" not in lines(Plan(estimates=known, gpus=1))[0]
+
+
+def test_larger_backbones_are_planned_by_themselves(capsys):
+    assert command.main(["--gpus", "1", "--larger", "--format", "json"]) == 0
+    planned = [cell["cell"] for cell in json.loads(capsys.readouterr().out)["cells"]]
+    assert len(planned) == 36
+    assert {cell.split("_")[0] for cell in planned} == {"bertlarge", "gpt2medium", "t5base", "t5large"}
+
+
 def test_a_cell_never_measured_is_named_and_in_no_sum():
     half = Plan(estimates={"a": Estimate(seconds=HOUR, gib=1.0, source="run.json", **GPU), "b": Estimate()}, gpus=2)
     figures = as_json(half)
@@ -54,6 +71,7 @@ def test_a_cell_never_measured_is_named_and_in_no_sum():
         "seconds": None,
         "gib": None,
         "at_least_gib": None,
+        "cost": None,
         "reckoned": False,
         "device": None,
         "source": "never measured",

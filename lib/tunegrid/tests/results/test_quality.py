@@ -34,8 +34,8 @@ def store(tmp_path, monkeypatch):
 
 
 def noise_of(deviations, df=20.0, cell=CELL, metric="accuracy"):
-    """One cell's noise; the records' `data` say 15 test rows."""
-    rows = {cell.split("_")[1]: MEASURED["data"]["rows"]["test"]}
+    """One cell's noise, of runs that scored 512 test rows."""
+    rows = {cell.split("_")[1]: 512}
     return Noise(
         profile="quick",
         rows=rows,
@@ -43,7 +43,6 @@ def noise_of(deviations, df=20.0, cell=CELL, metric="accuracy"):
     )
 
 
-# A row of 15 is worth more than these deviations, so records say 15 rows and have 512 with points.
 BOTH = {"perturbed": 4.0, "seeds": 8.0}
 
 

@@ -13,9 +13,10 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import new_record
+from tunegrid.record.wrong import below_bounds
 from tunegrid.results import run_table
 from tunegrid.results.files import read_records
-from tunegrid.results.passing import Extent, below_bounds
+from tunegrid.results.passing import Extent
 from tunegrid.results.table import Column
 from tunegrid.results.table import lines as table_lines
 from tunegrid.results.thresholds import load_bounds
@@ -91,6 +92,26 @@ def test_figures_end_where_their_headings_end(record):
     header = run_table.header([record])
     ends = [match.end() for match in re.finditer(r"points|bound|train s|samples/s|peak GiB", header)]
     assert all(re.match(r"\S( |$)", lines(record)[0][end - 1 :]) for end in ends)
+
+
+def with_joules(**figures):
+    """Memory of which each phase took so many joules."""
+    return MEASURED["memory"] | {"phases": {"train": PHASE | figures, "evaluate": PHASE | figures}}
+
+
+def test_a_run_with_counters_of_energy_shows_kilojoules_of_all_phases():
+    counted = complete(memory=with_joules(cpu_energy_joules=610.0))
+    assert run_table.header([counted]).split()[-3:] == ["CPU", "kJ", "status"]
+    assert lines(counted)[0].split()[-2:] == ["1.22", "passed"]
+    both = complete(memory=with_joules(cpu_energy_joules=610.0, gpu_energy_joules=60_000.0))
+    assert run_table.header([both]).split()[-5:] == ["GPU", "kJ", "CPU", "kJ", "status"]
+    shown = lines(both, complete("bert_sa_sft"))
+    assert [line.split()[-3:] for line in shown] == [["120.00", "1.22", "passed"], ["-", "-", "passed"]]
+    assert max(len(line) for line in [run_table.header([both]), *lines(both)]) <= 100
+
+
+def test_a_run_without_counters_shows_none():
+    assert "kJ" not in run_table.header([complete()])
 
 
 @pytest.mark.parametrize("cell_id", CELLS)

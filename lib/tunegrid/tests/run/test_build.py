@@ -20,6 +20,7 @@ from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter, parameter_counts
 from tunegrid.run.training import Trainer
 from tunegrid.run.weights import checkpoint_checksums, checkpoint_fingerprint, weight_files
+from tunegrid.tests.packages import python_says
 from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, rows_of, silent, tiny_llama, tokenizer_of
 
 ADAPTED = [cell_id for cell_id in STUDY_IDS if not cell_id.endswith("sft")]
@@ -239,6 +240,49 @@ def complaint(cell) -> str:
         build(cell, load_tokenizer(cell), CPU)
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+@pytest.mark.slow
+def test_code_that_bitsandbytes_took_from_the_hub_computes_no_4_bit_layer(tmp_path):
+    """bitsandbytes itself asks for it, of a package `kernels` that imports from the hub's cache as PyPI's does."""
+    if not bnb.functional.has_avx512bf16():
+        pytest.skip("bitsandbytes takes its CPU kernel from the hub where a CPU has avx512_bf16")
+    code = tmp_path / "kernels--kernels-community--quantization-bitsandbytes" / "snapshots" / ("c" * 40) / "__init__.py"
+    package = tmp_path / "kernels" / "__init__.py"
+    for path, text in ((code, "gemm_4bit_forward = print"), (package, KERNELS.format(code=str(code)))):
+        path.parent.mkdir(parents=True)
+        path.write_text(text)
+    assert python_says(BUILT, tmp_path) == [
+        "bitsandbytes would compute 4-bit layers with kernels-community/quantization-bitsandbytes at commit " + "c" * 40 + ", "
+        "which the package kernels took from the hub, of whatever commit is there now: `pip uninstall kernels`, so that its "
+        "own code runs",
+        "built",
+    ]
+
+
+KERNELS = """
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+
+def get_kernel(repo_id, version):
+    spec = spec_from_file_location("quantization_bitsandbytes_cpu_1", {code!r})
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+"""
+BUILT = """
+import json
+from tunegrid.errors import InputError
+from tunegrid.tests.small import model_of
+
+def answer(cell):
+    try:
+        return model_of(cell) and "built"
+    except InputError as error:
+        return str(error)
+
+print(json.dumps([answer("bert_sa_qlora"), answer("bert_sa_sft")]))
+"""
 
 
 def rewrite(folder, change):

@@ -3,13 +3,17 @@
 import json
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.zoo import zoo
 from tunegrid.run.checkpoint import Checkpoints
+from tunegrid.tests import small
 from tunegrid.tests.processes import CONTEXT, apart
 from tunegrid.tests.small import silent, train_rows, trainer_of
 
@@ -68,6 +72,21 @@ def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, c
     assert again.fallbacks == [f"resumed at update {cut_at} of {UPDATES}; seconds and throughput are of the rest"]
     Checkpoints(path=path, every_seconds=0.0).clear()
     assert not path.exists()
+
+
+def test_an_optimizer_that_knows_parameters_by_name_goes_on_with_its_moments(tmp_path):
+    """PEFT's LoRA-FA."""
+    cell = zoo().cell("gpt2_sa_lorafa", replace(ZOO_PROFILE, max_steps=3, changes={"per_device_train_batch_size": 4}))
+    rows, path = train_rows("gpt2_sa_lorafa")[:24], tmp_path / "kept.safetensors"
+    kept = Checkpoints(path=path, every_seconds=0.0)
+    whole = small.trainer_for(cell, rows, after_update=lambda one: kept.save_if_due(one) if one.log.updates == 2 else None)
+    losses = whole.run(silent()).losses
+    kept.release()
+    resumed = small.trainer_for(cell, rows)
+    Checkpoints(path=path, every_seconds=0.0, resume=True).restore(resumed)
+    assert resumed.log.updates == 2
+    assert resumed.run(silent()).losses == losses
+    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(resumed).items())
 
 
 @pytest.mark.parametrize("cut_at", [5, 6, 7, 11])
@@ -144,6 +163,51 @@ def test_a_state_that_is_not_plain_costs_the_checkpoint_alone(tmp_path):
     checkpoints.save_if_due(State({"function": print}))
     assert checkpoints.trouble == "Object of type builtin_function_or_method is not JSON serializable"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_cut_off_is_set_aside_in_a_sentence_and_training_starts_anew(tmp_path):
+    path = tmp_path / "cut.safetensors"
+    with pytest.raises(Cut):
+        trainer_for("bert_sa_sft", path, resume=False, cut_at=4).run(silent())
+    whole = path.read_bytes()
+    for length in (0, 7, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:length])
+        target, checkpoints = State(), Checkpoints(path=path, every_seconds=0.0, resume=True)
+        checkpoints.restore(target)
+        assert target.state is None
+        [sentence] = checkpoints.remarks
+        assert sentence.startswith("started anew: the checkpoint cannot be read (")
+        assert sentence.endswith("; it is now cut.safetensors.broken")
+        assert (path.with_name("cut.safetensors.broken").read_bytes(), path.exists()) == (whole[:length], False)
+        checkpoints.release()
+
+
+def holds(path, told, over):
+    checkpoints = Checkpoints(path=path, every_seconds=0.0)
+    checkpoints.save_if_due(State({"tensor": torch.ones(1)}))
+    told.set()
+    over.wait()
+
+
+def test_two_processes_do_not_take_each_others_file(tmp_path):
+    path, told, over = tmp_path / "one.safetensors", CONTEXT.Event(), CONTEXT.Event()
+    process = CONTEXT.Process(target=holds, args=(path, told, over))
+    process.start()
+    assert told.wait(60)
+    before = path.read_bytes()
+    target, other = State(), Checkpoints(path=path, every_seconds=0.0, resume=True)
+    other.restore(target)
+    other.save_if_due(State({"tensor": torch.zeros(1)}))
+    other.clear()
+    assert (target.state, path.read_bytes()) == (None, before)
+    assert other.remarks == [
+        "started anew: another session trains this cell, and its checkpoint is not taken",
+        "no checkpoint could be kept: another session trains this cell, and keeps its own",
+    ]
+    process.kill()  # its lock goes with it
+    process.join()
+    other.restore(target)
+    assert torch.equal(target.state["tensor"], torch.ones(1))
 
 
 def trained_to_the_end(path, out):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.first_step import digest, digest_of, figure, group_of, norms, reached, sampled
+from tunegrid.run.first_step import FirstUpdates, digest, digest_of, figure, group_of, norms, reached, rounded, sampled
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import FIRST_ROWS, PROBED, before_training, fixed_answers, hooked, short_to_long, spoiled
 from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
@@ -137,6 +137,35 @@ def test_tensors_with_a_gradient_are_counted_by_group():
     assert reached({"one": ["a", "b"], "other": ["c"]}, gradients) == {"one": 1, "other": 0}
 
 
+@pytest.mark.parametrize("bias", [0.0, 3e-8, 9e-7])
+def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias):
+    """The bias of a span's head: whichever of its values is rounded to zero, the count is the same."""
+    gradients = {"weight": torch.tensor([1.0]), "bias": torch.tensor([bias])}
+    assert reached({"head": ["weight", "bias"]}, gradients) == {"head": 1}
+    assert rounded({"head": ["weight", "bias"]}, gradients) == {"bias"}
+
+
+def test_a_small_gradient_is_one_and_a_group_of_zeros_is_not_rounding():
+    gradients = {"weight": torch.tensor([1.0]), "bias": torch.tensor([2e-6])}
+    assert reached({"head": ["weight", "bias"]}, gradients) == {"head": 2}
+    assert rounded({"lora_A": ["a", "b"]}, {"a": torch.zeros(2), "b": torch.zeros(2)}) == set()
+
+
+def test_what_moves_by_rounding_alone_is_no_movement():
+    """AdamW gives the bias, whose gradient is rounding, as long a step as the weight."""
+    trainer = trainer_of("bert_qa_sft", QUESTIONS)
+    parameters = {name: p for name, p in trainer.parameters.items() if name.startswith("qa_outputs")}
+    for name, parameter in parameters.items():
+        parameter.grad = torch.full_like(parameter, 1e-9 if name.endswith("bias") else 1.0)
+    first = FirstUpdates(trainer.cell, trainer.model, parameters)
+    first.gradients(torch.device("cpu"))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter += 7.0 if name.endswith("bias") else 0.5
+    [weight] = [p for name, p in parameters.items() if name.endswith("weight")]
+    assert first.moved()["moved"]["head"] == pytest.approx(0.5 * weight.numel() ** 0.5, rel=1e-5)
+
+
 def test_the_type_that_a_packed_base_computes_in_is_a_figure():
     trainer = trainer_of("t5_sa_qlora", REVIEWS)
     assert set(before_training(trainer, Metrics(), REVIEWS)["computed"].values()) == {"bfloat16"}
@@ -164,7 +193,7 @@ def test_the_probe_takes_no_more_rows_at_once_than_training():
     whole = before_training(at_once, Metrics(), REVIEWS)
     with passes_of(one_by_one) as rows:
         pieces = before_training(one_by_one, Metrics(), REVIEWS)
-    assert rows == [1, 1, 1, 1]
+    assert rows == [1] * 9  # the fifth with dropout, the last four to predict them
     assert pieces["probe_loss"] == pytest.approx(whole["probe_loss"], rel=1e-6)
     assert pieces["probe_gradients"] == pytest.approx(whole["probe_gradients"], rel=1e-4, abs=1e-9)
     assert pieces["probe_reached"] == whole["probe_reached"]

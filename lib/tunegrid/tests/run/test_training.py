@@ -310,7 +310,7 @@ def test_validation_and_the_copy_of_the_best_weights_are_phases_of_their_own():
     phases = {name: phase.seconds for name, phase in trainer.meter.phases.items()}
     assert phases.keys() == {"train", "validate", "keep_best"}
     assert phases["validate"] >= 0.4
-    assert sum(phases.values()) == pytest.approx(seconds, abs=0.1)
+    assert seconds - 0.4 < sum(phases.values()) <= seconds  # no second counts twice
 
 
 def test_the_earlier_of_two_equal_epochs_is_kept():

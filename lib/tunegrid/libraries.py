@@ -1,0 +1,94 @@
+"""Which code of each library Python imports here, as sixteen hex digits: two commits of a library may have one version.
+
+A wheel's RECORD lists the hash of each file that was installed: these are taken, and only files changed since are read. Of a
+checkout (an editable installation, a folder on PYTHONPATH) all code is read. Equal code has equal digits on every machine. No
+library is imported.
+"""
+
+import base64
+import csv
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
+from pathlib import Path
+
+from tunegrid.machine import PACKAGES
+
+CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
+HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)/snapshots/([0-9a-f]{40})/")  # a file in the hub's cache
+LARGE = 64 * 2**20  # bytes: of a larger file in a checkout, as a torch built in place has, size and time stand for the content
+
+
+def library_digests() -> dict[str, str]:
+    """The digits of each library that is installed."""
+    digests = {package: digest_of(package) for package in PACKAGES}
+    return {package: digest for package, digest in digests.items() if digest is not None}
+
+
+@cache
+def digest_of(package: str) -> str | None:
+    """The digits of one library; None where Python finds none of this name."""
+    folder = import_folder(package)
+    if folder is None:
+        return None
+    hashes = dict(_of_wheel(package, folder)) or dict(_of_checkout(folder))
+    return hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def hub_code() -> list[str]:
+    """Repository and commit of each module that this process imported from the hub's cache, as the package `kernels` does."""
+    files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(Path(file).as_posix()))]
+
+
+def import_folder(package: str) -> Path | None:
+    """The folder that Python would import a library from, or has; None where it finds none."""
+    spec = find_spec(package)
+    return Path(spec.origin).parent.resolve() if spec and spec.origin else None
+
+
+def _of_wheel(package: str, folder: Path) -> Iterator[tuple[str, str]]:
+    """Paths and hashes of a wheel's code as it lies on the disk; nothing where no wheel put it into this folder."""
+    try:
+        wheel = distribution(package)
+    except PackageNotFoundError:
+        return
+    root, record = Path(str(wheel.locate_file(""))).resolve(), wheel.read_text("RECORD") or ""
+    rows = [row for row in csv.reader(record.splitlines()) if len(row) == 3]
+    paths = {path for path, _, _ in rows}
+    lists = next((path for path in paths if path.endswith(".dist-info/RECORD")), None)
+    if folder != root / package or f"{package}/__init__.py" not in paths or lists is None:
+        return
+    installed = (root / lists).stat().st_mtime
+    for path, recorded, size in rows:
+        if CODE.search(path) and not path.startswith(".."):  # a script, which names the environment's Python
+            yield path, recorded if _is_as_installed(root / path, size, installed) else _hash(root / path)
+
+
+def _is_as_installed(path: Path, size: str, installed: float) -> bool:
+    """Whether a file has the size that RECORD has, and is no newer; a RECORD without sizes does not know."""
+    found = path.stat() if path.is_file() else None
+    return found is not None and str(found.st_size) == size and found.st_mtime <= installed
+
+
+def _of_checkout(folder: Path) -> Iterator[tuple[str, str]]:
+    """Paths and hashes of the code in a folder, as a wheel of it would list them."""
+    for path in folder.rglob("*"):
+        if CODE.search(path.name) and path.is_file():
+            found = path.stat()
+            content = _hash(path) if found.st_size <= LARGE else f"{found.st_size} {found.st_mtime_ns}"
+            yield path.relative_to(folder.parent).as_posix(), content
+
+
+def _hash(path: Path) -> str:
+    """A file's hash as RECORD has it; empty where the file is gone."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").digest()
+    return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"

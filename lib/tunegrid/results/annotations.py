@@ -1,0 +1,47 @@
+"""Says a run's answer as annotations of GitHub Actions: one with the answer, then one for each cause, with its cells."""
+
+import os
+from collections.abc import Iterator, Sequence
+
+from tunegrid.record import Record
+from tunegrid.results.answer import RunAnswer, State, by_cause, said_of
+from tunegrid.results.judgements import GRAVEST_FIRST, in_words
+from tunegrid.terminal import annotation, tell_runner
+
+MOST = 10  # of one level that GitHub shows of a step
+MOST_LINES = 30  # of one annotation
+TITLES = {State.FAILED: "tunegrid: failed", State.CANNOT_TELL: "tunegrid: cannot tell"}
+
+
+def annotate(answer: RunAnswer, records: Sequence[Record]) -> None:
+    """Print the annotations where GitHub Actions runs this; its runner reads them from what a step prints."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        tell_runner(annotations(answer, records))
+
+
+def annotations(answer: RunAnswer, records: Sequence[Record]) -> list[str]:
+    """The lines to print; none for a run that passed."""
+    if not answer.exit_code:
+        return []
+    whole = annotation("error", TITLES[answer.state], "\n".join(answer.sentences))
+    return [whole, *(annotation("error", title, _limited(lines)) for title, lines in _groups(answer, records))][:MOST]
+
+
+def _groups(answer: RunAnswer, records: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
+    """What failed by its cause: a title, and a line for each cell."""
+    for cause, bad in by_cause(records):
+        cells = dict.fromkeys(record.cell for record in bad)
+        yield f"{_cells(len(cells))} {cause}", [said_of(record, cause) for record in bad]
+    for verdict in GRAVEST_FIRST:
+        failing = [j for j in answer.failing if j.verdict is verdict]
+        if failing:
+            yield f"{_cells(len({j.cell for j in failing}))} {verdict}", [in_words(j) for j in failing]
+
+
+def _cells(count: int) -> str:
+    return f"{count} cell{'' if count == 1 else 's'}"
+
+
+def _limited(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return "\n".join([*lines[:MOST_LINES], *more])

@@ -1,0 +1,81 @@
+"""Gives the answer to one cell, for readers that show tests: JUnit files and annotations of a CI."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tunegrid.record import Record
+from tunegrid.results.answer import FAILED_BY, FLOWS, causes_of
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, evidence_of, worst
+from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
+
+# Verdicts that have no cause.
+UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING)
+# A module's name, its class and library, where what changed begins with them.
+MODULE = re.compile(r"(\S+) \(\w+, [\w.]+\)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellAnswer:
+    """What is to be said of one record of a cell.
+
+    Attributes:
+        verdict: its status where it did not pass; else the gate's gravest verdict, as "worse" or "same"; without a gate
+            "passed".
+        cause: why, as the record or the gate says it; empty where nothing changed.
+        stage: the first at which numerics changed, and `module`, the first whose output did; empty where none is known.
+        kinds: the gate's verdict on each kind of figure.
+        tier: by the policy; empty without one.
+        scores: of the record, by name; those that are no number are left out.
+    """
+
+    verdict: str
+    cause: str
+    stage: str
+    module: str
+    kinds: Mapping[str, str]
+    tier: str
+    scores: Mapping[str, float]
+
+    @property
+    def properties(self) -> dict[str, str]:
+        """All of it that is known, by name, as text."""
+        named = {"verdict": self.verdict, "cause": self.cause, "stage": self.stage, "module": self.module, "tier": self.tier}
+        scores = {f"scores.{name}": f"{score:.6g}" for name, score in self.scores.items()}
+        return {name: text for name, text in named.items() if text} | dict(self.kinds) | scores
+
+
+def cell_answer(
+    record: Record,
+    judged: Sequence[Judgement] = (),
+    kinds: Sequence[str] = FAILED_BY,
+    policy: Policy = EVERY_CELL_CRITICAL,
+) -> CellAnswer:
+    """The answer to a record, with the gate's judgements on its cell. Speed decides only where it counts."""
+    deciding = sorted((j for j in judged if j.decides), key=lambda j: GRAVEST_FIRST.index(j.verdict))
+    passed = not causes_of(record)
+    gravest = next((j for j in deciding if j.kind != "speed" or "speed" in kinds), None)
+    stage, module = place_of(deciding)
+    return CellAnswer(
+        verdict=str(gravest.verdict) if passed and gravest else record.status,
+        cause=_cause_of(gravest) if passed else "; ".join(record.missed),
+        stage=stage,
+        module=module,
+        kinds={kind: str(verdict) for kind in KINDS if (verdict := worst(j for j in deciding if j.kind == kind))},
+        tier=policy.tier_of(record.cell) if policy.name else "",
+        scores={name: score for name, score in record.scores.items() if score is not None},
+    )
+
+
+def _cause_of(gravest: Judgement | None) -> str:
+    return evidence_of(gravest) if gravest and gravest.verdict not in UNCHANGED else ""
+
+
+def place_of(judged: Sequence[Judgement]) -> tuple[str, str]:
+    """The stage at which numerics changed first, and the module, where the judgement names one; empty where none did."""
+    changed = next((j for j in judged if j.quantity in FLOWS and j.verdict is Verdict.CHANGED), None)
+    if changed is None:
+        return "", ""
+    stage, _, what = changed.detail.partition(": ")
+    module = MODULE.match(what)
+    return stage, module[1] if module else ""

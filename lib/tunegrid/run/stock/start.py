@@ -1,0 +1,145 @@
+"""Where both paths start: a cell with the head that transformers' AutoModel gives, and a folder with its untrained base.
+
+The study's heads are partly our own classes. The stock path trains the library's head, and our loop trains the same one here,
+so that both have the same weights: the folder holds them as `save_pretrained` writes them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers as hf
+from tokenizers.processors import TemplateProcessing
+
+from tunegrid.codecs.architectures import architecture
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import Head, Layout
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import SFT, Method
+from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION, Recipe
+from tunegrid.grid.tasks import Problem
+from tunegrid.run.build import checkpoint_of, load_base, load_tokenizer
+
+LOOP = ("make_optimizer", "parameter_groups", "penalty", "plan", "after_step")  # what a method may add to a training loop
+CPU = torch.device("cpu")
+AUTO: Mapping[Problem, Any] = {
+    Problem.CLASSIFY: hf.AutoModelForSequenceClassification,
+    Problem.EXTRACT: hf.AutoModelForQuestionAnswering,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """What both paths start from.
+
+    Attributes:
+        cell: with the library's head, and the folder in its checkpoint's place.
+        auto: the class of transformers that loads the folder.
+        folder: the untrained base and the tokenizer, as transformers saved them.
+    """
+
+    cell: Cell
+    auto: Any
+    folder: Path
+
+
+def auto_of(cell: Cell) -> Any:
+    """The AutoModel class of the cell's problem."""
+    if cell.task.problem is not Problem.GENERATE or cell.head.layout is Layout.CHAT:
+        return AUTO.get(cell.task.problem, hf.AutoModelForCausalLM)
+    return hf.AutoModelForSeq2SeqLM if cell.head.layout is Layout.ENCODER_DECODER else hf.AutoModelForCausalLM
+
+
+def stock_class(cell: Cell) -> type[Any]:
+    """The model that AutoModel makes of the cell's checkpoint; of an encoder's alone, for generation, a pair of two."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    config, known = type(hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)), auto_of(cell)._model_mapping
+    kind: type[Any] = known.get(config, hf.EncoderDecoderModel)
+    return kind
+
+
+def refused(cell: Cell) -> str:
+    """Why the stock path cannot run a cell as it is; empty where it can."""
+    method = type(cell.method)
+    if cell.head.layout is Layout.CHAT:
+        return "chat templates are not compared"
+    if cell.recipe.optim not in {name.value for name in hf.training_args.OptimizerNames}:
+        return f"TrainingArguments knows no optimizer {cell.recipe.optim!r}"
+    own = [name for name in LOOP if getattr(method, name) is not getattr(Method, name)]
+    if own:
+        return f"method {cell.method.id!r} has a {own[0]} of its own, which Trainer knows nothing of"
+    if cell.method.rewritten(cell):
+        return f"method {cell.method.id!r} replaces pretrained weights, so that no folder holds what both paths start from"
+    return ""
+
+
+def write_start(cell: Cell, folder: Path) -> Start:
+    """Save the cell's untrained base with the library's head, and its tokenizer; raises InputError for a refused cell."""
+    if reason := refused(cell):
+        raise InputError(f"{cell.id} has no stock path: {reason}")
+    kind = stock_class(cell)
+    tokenizer = load_tokenizer(cell)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token  # as every guide for GPT-2 says
+    if cell.profile.micro:
+        complete(cell, tokenizer)
+    head = cell.head
+    if not issubclass(architecture(head.architecture), kind):
+        head = Head(architecture=kind.__name__, new_modules=_new_modules(cell, kind))
+    plain = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
+    hf.set_seed(cell.profile.seed)
+    model = load_base(plain, tokenizer, CPU)
+    if head.layout is Layout.ENCODER_DECODER and model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.cls_token_id
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.sep_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if cell.profile.micro and cell.backbone.segments:
+        name_inputs(folder / "tokenizer_config.json")
+    return Start(cell=_on(cell, replace(head, architecture=kind.__name__), folder), auto=auto_of(cell), folder=folder)
+
+
+def complete(cell: Cell, tokenizer: Any) -> None:
+    """Let a micro tokenizer end its texts as the true one does: t5-micro's has no template, t5-small's has."""
+    after = cell.backbone.wrap.after
+    token = getattr(tokenizer, after) if after else None
+    if token and tokenizer(["a"])["input_ids"][0][-1] != tokenizer.convert_tokens_to_ids(token):
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"$A {token}",
+            pair=f"$A {token} $B {token}",
+            special_tokens=[(token, tokenizer.convert_tokens_to_ids(token))],
+        )
+
+
+def name_inputs(path: Path) -> None:
+    """Let a micro tokenizer tell two texts apart, as bert-base-uncased's class does; bert-micro's has no class of its own."""
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(
+        json.dumps(settings | {"model_input_names": ["input_ids", "token_type_ids", "attention_mask"]}), encoding="utf-8"
+    )
+
+
+def _new_modules(cell: Cell, kind: Any) -> tuple[str, ...]:
+    """Modules of the library's head that the checkpoint does not hold."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    _, report = kind.from_pretrained(source, output_loading_info=True, **pin, trust_remote_code=False)
+    return tuple(sorted({name.split(".")[0] for name in report["missing_keys"]}))
+
+
+def _on(cell: Cell, head: Head, folder: Path) -> Cell:
+    """The cell over the folder; one rate for all weights, since TrainingArguments has no other for a head."""
+    backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
+    profile = replace(cell.profile, checkpoint_root=folder.parent)
+    return replace(cell, backbone=backbone, head=head, profile=profile, recipe=_with_targets(cell, head))
+
+
+def _with_targets(cell: Cell, head: Head) -> Recipe:
+    """The recipe; an adapter of layers that only our head has adapts those that other cells of the method do."""
+    recipe = replace(cell.recipe, head_learning_rate=None)
+    targets = TARGETS_WITHOUT_EXCEPTION.get(cell.id)
+    if recipe.adapter is None or targets is None or head.architecture == cell.head.architecture:
+        return recipe
+    return replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))

@@ -1,0 +1,116 @@
+"""Threshold files and `--grid` files that anybody may have written are used, or refused in one sentence."""
+
+import tomllib
+
+from fixtures.session import Session
+from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
+from tunegrid.results.noise import load_noise
+from tunegrid.results.numerics import load_tolerances
+from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_evidence, load_margins
+from tunegrid.tests.strangers import changed, damaged, seeds_of
+
+LOADERS = {
+    "margins.toml": (load_margins,),
+    "noise.toml": (load_noise, lambda path: load_noise(path).pools),
+    "numerics.toml": (load_tolerances,),
+    "quick.toml": (load_bounds, load_evidence),
+}
+
+
+def toml(value):
+    """A value as TOML writes it; tables stand in braces."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{toml(str(name))} = {toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(toml, value)) + "]"
+    if isinstance(value, str):
+        return '"' + "".join(f"\\U{ord(letter):08X}" for letter in value) + '"'
+    return {True: "true", False: "false"}.get(value, repr(value)) if isinstance(value, bool) else repr(value)
+
+
+@seeds_of(40, 1000)
+def test_threshold_files(attack, seeds, tmp_path):
+    def answer(random):
+        name = random.choice(list(LOADERS))
+        path, content = tmp_path / name, (THRESHOLDS / name).read_bytes()
+        if random.random() < 0.6:
+            tree = changed(tomllib.loads(content.decode()), random, random.choice([1, 1, 4]))
+            content = "".join(f"{toml(str(key))} = {toml(value)}\n" for key, value in tree.items()).encode("utf-8", "replace")
+        else:
+            content = damaged(content, random)
+        path.write_bytes(content)
+        for load in LOADERS[name]:
+            load(path)
+
+    counts = attack(answer, seeds)
+    assert counts["refused"] > 0
+    assert counts["used"] > 0
+
+
+# --grid files
+
+SOUND = """
+from dataclasses import replace
+from tunegrid.grid.backbones import BERT
+from tunegrid.grid.methods import Lora
+from tunegrid.grid.tasks import SA
+
+def pytest_tunegrid_grid(grid):
+    grid.add_method(Lora(id="mine", name="mine"), like="lora")
+    grid.add_backbone(replace(BERT, id="other"), like="bert")
+    grid.add_task(replace(SA, id="stars"), like="sa")
+"""
+NAMES = ('"mine"', '"lora"', '"other"', '"bert"', '"stars"', '"sa"', "BERT", "SA", "id=", "like=", "Lora(", "grid.")
+VALUES = (
+    *(
+        "None",
+        "3",
+        "[]",
+        "{}",
+        "object()",
+        "float('nan')",
+        "'\\x1b[2J'",
+        "'\\n::error::x'",
+        "''",
+        "'a b'",
+        "grid",
+        "lambda: 1",
+        "",
+    ),
+)
+ENDS = (
+    *("import sys; sys.exit()", "import sys; sys.exit(0)", "raise SystemExit('bye')", "exit(3)", "quit()", "1 / 0"),
+    *("import pytest; pytest.exit('bye')", "import pytest; pytest.skip('no', allow_module_level=True)"),
+    *("import pytest; pytest.fail('x')", "raise BaseException", "raise GeneratorExit", "assert False", "del grid"),
+    *("raise ExceptionGroup('a', [ValueError()])", "def f(): f()\n    f()", "raise ValueError('\\x1b[2J\\n::error::x')"),
+    *("raise type('E', (Exception,), {'__str__': lambda self: 1 / 0})()", "grid.tasks.clear()", "grid.methods = None"),
+    *("grid.__dict__.clear()", "return 5", "yield 5", "import asyncio; await 3"),
+)
+
+
+def other_grid(random):
+    """A sound file with a word replaced, which ends the program as it is read or as it is asked, or that is damaged."""
+    how = random.choice(["word", "word", "word", "top", "asked", "asked", "damaged"])
+    if how == "word":
+        return SOUND.replace(random.choice(NAMES), random.choice(VALUES), random.choice([1, -1])).encode()
+    end = random.choice(ENDS)
+    return {
+        "top": f"{end}\n{SOUND}".replace("\n    f()", "\nf()", 1).encode(),
+        "asked": f"{SOUND}    {end}\n".encode(),
+        "damaged": damaged(SOUND.encode(), random),
+    }[how]
+
+
+@seeds_of(60, 600)
+def test_grid_files(attack, seeds, tmp_path, request):
+    def answer(random):
+        path = tmp_path / f"grid{random.random()}.py"
+        path.write_bytes(other_grid(random))
+        session = Session(request.config)
+        session.grid_files = (path,)
+        for profile in (QUICK_PROFILE, FULL_PROFILE):
+            session.grid.cells(profile)
+
+    counts = attack(answer, seeds)
+    assert counts["refused"] > 0
+    assert counts["used"] > 0

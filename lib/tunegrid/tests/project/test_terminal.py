@@ -1,0 +1,108 @@
+"""Text of files is shown on a terminal and in a CI's log, and neither obeys it; files are UTF-8 whatever the locale."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.data.sources import tables
+from tunegrid.errors import InputError, first_line
+from tunegrid.grid.tasks import SA
+from tunegrid.terminal import visible, visible_lines
+from tunegrid.tests.outputs import obeyed
+from tunegrid.tests.records import complete_json
+from tunegrid.tests.sessions import SOURCES
+
+TITLE = "\x1b]0;owned\x07"  # sets a terminal's title
+ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}  # a locale in which Python writes ASCII
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("f1 82.1 – é", "f1 82.1 – é"),
+        (TITLE, r"\x1b]0;owned\x07"),
+        ("a\r\nb\tc", r"a\r\nb\tc"),
+        ("\u202etxt\ud800", r"\u202etxt\ud800"),
+        ("::add-mask::82.1", r"\::add-mask::82.1"),
+        ("  ::error::x", r"\  ::error::x"),
+        ("a ##[group]b ##vso[task]", "a # #[group]b # #vso[task]"),
+        ("std::vector, ## 3 [x]", "std::vector, ## 3 [x]"),
+    ],
+)
+def test_what_a_terminal_or_a_ci_would_obey_is_written_out(text, shown):
+    assert visible(text) == shown
+    assert obeyed(visible(text)) == []
+
+
+def test_line_breaks_of_our_own_stay_and_each_line_is_looked_at():
+    assert visible_lines("cells\n::error::x") == "cells\n\\::error::x"
+
+
+def test_an_error_is_one_line_whatever_it_quotes():
+    assert str(InputError(f"{TITLE} is no cell\n::error::x")) == r"\x1b]0;owned\x07 is no cell\n::error::x"
+    assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
+
+
+def test_an_error_that_quotes_a_data_set_holds_no_control_character_of_it(tmp_path):
+    (tmp_path / "amazon_polarity").mkdir()
+    (tmp_path / "amazon_polarity" / "train.jsonl").write_text(json.dumps({"label": 0, TITLE: "x"}))
+    with pytest.raises(InputError) as error:
+        tables(SA, tmp_path)
+    assert str(error.value).endswith(r"split 'train' has label, \x1b]0;owned\x07")
+
+
+@pytest.mark.parametrize("command", [["merge", "-o", "merged.json"], ["page", "-o", "page.html"]])
+def test_a_run_with_letters_beyond_ascii_is_read_and_told_in_a_locale_of_ascii(command, tmp_path):
+    record = complete_json()
+    record["device"] = record["device"] | {"name": "Prozessor für é"}
+    path = tmp_path / "run.json"
+    path.write_text(
+        json.dumps({"benchmarks": [{"fullname": "b::t", "extra_info": record}]}, ensure_ascii=False), encoding="utf-8"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-m", "tunegrid", command[0], str(path), *command[1:]],
+        cwd=tmp_path, env=os.environ | ASCII | {"PYTHONPATH": SOURCES}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (answer.returncode, answer.stderr) == (0, "")
+    assert f"wrote {command[2]}" in answer.stdout
+    assert "f\\xfcr" in answer.stdout or command[0] == "page"
+
+
+# Encodings
+
+
+def without_encoding(path):
+    """Calls that open, read or write text, or a program's output, in the encoding of whatever locale there is."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and opens_text(node) and "encoding" not in {word.arg for word in node.keywords}:
+            yield f"{path.relative_to(ROOT)}:{node.lineno}"
+
+
+def opens_text(call):
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    words = {word.arg: word.value for word in call.keywords}
+    if name in ("open", "fdopen"):
+        is_method = name == "open" and isinstance(call.func, ast.Attribute)
+        mode = words.get("mode") or next(iter(call.args[0 if is_method else 1 :]), None)
+        return "b" not in str(getattr(mode, "value", "r"))
+    if name == "read_text" and call.args:  # by position; a distribution reads its files as UTF-8
+        return False
+    return name in ("read_text", "write_text") or (name in ("run", "Popen", "check_output") and "text" in words)
+
+
+def test_all_text_is_read_and_written_with_its_encoding_said():
+    product = [path for path in (ROOT / "lib").rglob("*.py") if "tests" not in path.parts]
+    product += [path for folder in ("fixtures", "benchmarks", "reports") for path in (ROOT / folder).rglob("*.py")]
+    assert [place for path in product for place in without_encoding(path)] == []
+
+
+def test_a_call_without_encoding_is_found(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    path = tmp_path / "module.py"
+    path.write_text('a.read_text()\nopen("x", "rb")\nb.open("a")\nrun(c, text=True)\nd.open("r", encoding="utf-8")\n')
+    assert list(without_encoding(path)) == ["module.py:1", "module.py:3", "module.py:4"]

@@ -1,0 +1,75 @@
+"""A library's digest is that of the code which Python imports: real packages, installed by pip, changed under one version."""
+
+import os
+import shutil
+from importlib.metadata import version
+
+import pytest
+
+from tunegrid.libraries import digest_of, import_folder, library_digests
+from tunegrid.machine import PACKAGES
+from tunegrid.tests.packages import Environment, checkout_of
+
+NAME = "rouge_score"  # small, and imported by nothing that starts here
+DIGEST = f"import json; from tunegrid.libraries import digest_of; print(json.dumps(digest_of({NAME!r})))"
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """An environment, the checkout of a package, and the file with its code."""
+    return Environment(tmp_path / "environment"), tmp_path / "checkout", checkout_of(tmp_path / "checkout", NAME, "ONE = 1\n")
+
+
+def test_an_edited_checkout_and_each_wheel_of_one_version_have_digests_of_their_code(installed):
+    environment, checkout, module = installed
+    environment.install("-e", checkout)
+    assert environment.says(f"import json, {NAME}; print(json.dumps({NAME}.ONE))") == 1  # the checkout is what is imported
+    first = environment.says(DIGEST)
+    module.write_text("ONE = 2\n")
+    second = environment.says(DIGEST)
+    environment.install(checkout)  # as CI recipes install a commit
+    assert environment.says(DIGEST) == second != first
+    module.write_text("ONE = 1\n")
+    assert environment.says(DIGEST) == second  # the wheel is a copy
+    assert environment.says(DIGEST, checkout / "src") == first  # in front of the wheel
+    environment.install(checkout)
+    assert environment.says(DIGEST) == first
+    (environment.packages / NAME / "__init__.py").write_text("ONE = 2\n")
+    assert environment.says(DIGEST) == second
+
+
+def test_a_file_of_a_wheel_that_is_newer_but_equal_changes_nothing_and_one_that_is_older_but_longer_does(installed):
+    environment, checkout, _ = installed
+    environment.install(checkout)
+    module, before = environment.packages / NAME / "__init__.py", environment.says(DIGEST)
+    module.touch()
+    assert environment.says(DIGEST) == before
+    module.write_text("ONE = 1 + 1\n")
+    os.utime(module, (0, 0))  # as `cp --preserve` leaves it
+    assert environment.says(DIGEST) != before
+
+
+def test_what_was_compiled_in_a_checkout_counts_and_what_python_keeps_there_does_not(installed):
+    environment, checkout, module = installed
+    environment.install("-e", checkout)
+    digests = [environment.says(DIGEST)]
+    for name, text in (("__pycache__/__init__.pyc", "1"), ("notes.md", "1"), ("core.so", "1"), ("core.so", "2")):
+        (module.parent / name).parent.mkdir(exist_ok=True)
+        (module.parent / name).write_text(text)
+        digests.append(environment.says(DIGEST))
+    assert digests[0] == digests[1] == digests[2]
+    assert len(set(digests)) == 3
+
+
+def test_every_library_that_is_installed_here_has_a_digest_of_its_own():
+    digests = library_digests()
+    assert digests.keys() == {package for package in PACKAGES if version(package)}
+    assert len(set(digests.values())) == len(digests)
+    assert digest_of("no_such_package") is None
+
+
+def test_the_wheel_and_a_copy_of_its_files_have_one_digest(tmp_path):
+    """peft's wheel holds nothing but its package, so that RECORD's hashes are those of the files."""
+    shutil.copytree(import_folder("peft"), tmp_path / "peft")
+    code = "import json; from tunegrid.libraries import digest_of; print(json.dumps(digest_of('peft')))"
+    assert Environment(tmp_path / "environment").says(code, tmp_path) == digest_of("peft")

@@ -1,0 +1,72 @@
+"""A record and a page are published: no sentence of theirs says where on whose machine a file lay."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.page.render import html
+from tunegrid.page.view import page_of
+from tunegrid.places import without_places
+from tunegrid.record import to_json
+from tunegrid.results import examples
+from tunegrid.run.build import checkpoint_of
+from tunegrid.tests.pages import record_of, run_of
+from tunegrid.tests.records import complete
+
+HUB = "https://huggingface.co/google-t5/t5-small and hub:squad/train"
+NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("/data/alice/models/bert has no config.json", "bert has no config.json"),
+        ("no 'squad' below /mnt/alice/rows (missing)", "no 'squad' below rows (missing)"),
+        ("[Errno 2] No such file: '/home/alice/x.json'", "[Errno 2] No such file: 'x.json'"),
+        ("look in /home/alice, /Users/alice or /root", "look in ~, ~ or ~"),
+        (f"{ROOT}/reports/latest.json, line 3", "reports/latest.json, line 3"),
+        ("--cache=/scratch/alice/c", "--cache=c"),
+        (HUB, HUB),
+        (NONE, NONE),
+    ],
+)
+def test_of_an_absolute_path_the_last_part_is_told(text, said):
+    assert without_places(text) == said
+
+
+@pytest.fixture
+def sentence(tmp_path, monkeypatch):
+    """What a cell says whose checkpoint is in no folder; the path would tell who ran it."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    cell = STUDY.cell("bert_sa_sft", QUICK_PROFILE)
+    (tmp_path / "alice").mkdir()
+    with pytest.raises(InputError) as error:
+        checkpoint_of(cell.backbone, replace(cell.profile, checkpoint_root=tmp_path / "alice" / "models"))
+    assert str(tmp_path) in str(error.value)  # the terminal says all of it
+    return str(error.value)
+
+
+def test_a_record_that_is_written_holds_no_absolute_path(sentence, tmp_path):
+    finding = {"name": "served_as_trained", "passed": False, "detail": f"could not look: OSError: {sentence}"}
+    record = complete(status="error", missed=[sentence], audits=[finding])
+    written = json.dumps(to_json(record))
+    assert "no checkpoint folder 'bert-micro' below models" in written
+    assert str(tmp_path) not in written
+    assert "alice" not in written
+
+
+def test_a_page_holds_no_absolute_path_but_a_test_rows_own(sentence, tmp_path):
+    finding = ("served_as_trained", False, f"could not look: OSError: {sentence}")
+    row = "I keep it below /srv/shelf/books"
+    record = record_of(status="missed", missed=[sentence], audits=[finding])
+    (examples.STORE / f"rows-{record.examples.rows_hash}.parquet").unlink()
+    examples.write_texts(record.examples.rows_hash, examples.Texts(inputs=[row] * 40, references=["x"] * 40))
+    page = html(page_of(run_of([record])))
+    assert "below models" in page
+    assert str(tmp_path) not in page
+    assert row in page

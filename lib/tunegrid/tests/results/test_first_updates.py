@@ -1,0 +1,231 @@
+"""Cells that made only their first updates: what their records may say, and what every reader makes of them."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from tunegrid.commands import audit, baseline, export
+from tunegrid.errors import InputError
+from tunegrid.page.render import html
+from tunegrid.page.runs import read_page_run
+from tunegrid.page.view import page_of
+from tunegrid.record import from_json, to_json
+from tunegrid.record.reading import checked
+from tunegrid.results import journal
+from tunegrid.results.answer import FAILED_BY, answer_of
+from tunegrid.results.compare import entries_of
+from tunegrid.results.gate import Run, gate
+from tunegrid.results.judgements import Verdict
+from tunegrid.results.numerics import compared, load_tolerances
+from tunegrid.results.passing import Extent, with_status
+from tunegrid.results.policy import Policy, Rule, Tier
+from tunegrid.results.writing import FinishedRun
+from tunegrid.tests.records import complete, run_file
+
+LOSSES = [0.7, 0.5, 0.4, 0.3]
+WHOLE_ALONE = {"evaluation": None, "scores": {}, "examples": None, "bounds": {}}
+
+
+def whole(cell="bert_sa_lora", losses=LOSSES, **changes):
+    made = complete(cell, **changes)
+    return replace(made, training=replace(made.training, losses=list(losses), updates=len(losses)))
+
+
+def begun(cell="bert_sa_lora", losses=LOSSES[:2], **changes):
+    made = whole(cell, losses, status="begun", first_updates=len(losses), **WHOLE_ALONE)
+    return replace(made, **changes)
+
+
+# The record
+
+
+def test_a_record_of_first_updates_is_sound():
+    assert from_json(to_json(begun())).first_updates == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scores": {"accuracy": 90.0}}, "scores is set, but after the first updates nothing is scored"),
+        ({"bounds": {"accuracy": 90.0}}, "bounds is set, but after the first updates nothing is scored"),
+        ({"status": "passed"}, "first_updates is 2, but the status is 'passed'"),
+        ({"first_updates": None}, "first_updates is null, but the status is 'begun'"),
+        ({"first_updates": 3}, "first_updates is 3, but training.updates is 2"),
+        ({"training": None}, "training is null, but the status is 'begun'"),
+    ],
+)
+def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change, words):
+    _, faults = checked(to_json(begun()) | change)
+    assert words in faults
+
+
+def test_no_bound_counts_after_first_updates_and_an_audit_does():
+    extent = Extent(updates=2, planned=40, one_pass=40)
+    sound = with_status(begun(status="unfinished"), extent)
+    assert (sound.status, sound.missed) == ("begun", [])
+    failed = [replace(sound.audits[0], passed=False, detail="2 frozen ones changed")]
+    assert with_status(begun(audits=failed), extent).missed == [
+        "audit base_frozen: 2 frozen ones changed (bert_sa_lora, quick, seed 0)"
+    ]
+
+
+# Numerics
+
+
+@pytest.mark.parametrize(
+    ("losses", "verdict", "words"),
+    [
+        (LOSSES[:2], Verdict.EQUAL, "all losses of the first 2 updates are equal"),
+        ([0.7, 0.5 + 1e-6], Verdict.ROUNDING, "losses of the first 2 updates differ by at most 1.0e-06"),
+        ([0.7, 0.6], Verdict.CHANGED, "backward or optimizer: losses part by 1.0e-01 at update 2, not at update 1"),
+    ],
+)
+@pytest.mark.parametrize("begun_first", [False, True])
+def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words, begun_first):
+    pair = (begun(losses=losses), whole()) if begun_first else (whole(), begun(losses=losses))
+    assert compared(*pair, load_tolerances()) == (verdict, words)
+
+
+def test_what_comes_after_the_shorter_run_is_not_compared():
+    assert compared(begun(losses=[*LOSSES[:3], 9.0]), begun(losses=LOSSES[:3]), load_tolerances())[0] is Verdict.EQUAL
+
+
+def test_movement_is_compared_from_the_third_update_on():
+    step = replace(whole().training.first_step, moved={"head": 5.0})
+    early, late = begun(), begun(losses=LOSSES[:3])
+    early, late = (replace(one, training=replace(one.training, first_step=step)) for one in (early, late))
+    assert compared(whole(), early, load_tolerances())[0] is Verdict.EQUAL
+    assert compared(whole(), late, load_tolerances())[1].startswith("optimizer: ")
+
+
+# Gate and answer
+
+
+def answered(old, new, kinds=FAILED_BY):
+    judged = gate(Run.of(old), Run.of(new))
+    return judged, answer_of(new, judged, kinds, baseline="before.json", before=old)
+
+
+def test_a_begun_cell_is_judged_by_numerics_and_by_bytes_of_tensors_alone():
+    judged, _ = answered([whole()], [begun()])
+    assert {j.quantity for j in judged} == {
+        "numerics",
+        *("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes"),
+    }
+    assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2]
+
+
+def test_equal_and_rounding_cells_are_counted_and_pass():
+    old = [whole("bert_sa_lora"), whole("bert_sa_sft"), whole("gpt2_sa_sft")]
+    new = [begun("bert_sa_lora"), begun("bert_sa_sft"), begun("gpt2_sa_sft", [0.7, 0.5 + 1e-6])]
+    _, answer = answered(old, new)
+    assert answer.sentences[0] == "3 cells: 2 equal, 1 rounding by their first 2 updates."
+    assert answer.exit_code == 0
+
+
+def test_a_changed_cell_that_took_no_score_cannot_be_told():
+    _, answer = answered(
+        [whole("bert_sa_lora"), whole("bert_sa_sft")], [begun("bert_sa_lora"), begun("bert_sa_sft", [0.7, 0.6])]
+    )
+    assert answer.sentences[0] == (
+        "Cannot tell whether the run is worse than before.json: 2 cells, 1 equal by their first 2 updates; "
+        "1 changed (bert_sa_sft), without scores."
+    )
+    assert answer.way_on == "`--first-updates --then-train` trains such cells to the end"
+    assert any("scores have not been judged" in sentence for sentence in answer.sentences)
+    assert answer.exit_code == 6
+
+
+def test_a_changed_cell_fails_where_numerics_count():
+    _, answer = answered([whole()], [begun(losses=[0.7, 0.6])], ("numerics",))
+    assert answer.sentences[0].startswith("Failed: numerics changed in 1 of 1 cell")
+    assert answer.exit_code == 1
+
+
+def test_a_cell_of_another_seed_cannot_be_told():
+    other = begun(seeds=replace(begun().seeds, seed=7))
+    _, answer = answered([whole()], [other])
+    assert "none equal by its first 2 updates; 1 not comparable (bert_sa_lora), without scores" in answer.sentences[0]
+    assert answer.exit_code == 6
+
+
+@pytest.mark.parametrize(
+    ("points", "weights", "word", "code"),
+    [(91.04, 4000, "no worse", 0), (91.04, 6000, "worse", 1), (40.0, 4000, "cannot tell", 6)],
+    ids=["all equal", "more bytes of weights", "other scores without noise that was calibrated"],
+)
+def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, word, code):
+    old = [whole("bert_sa_lora"), whole("bert_sa_sft")]
+    trained = whole("bert_sa_sft", [0.7, 0.6, 0.4, 0.3], scores={"accuracy": points, "f1_macro": points}, bounds={})
+    trained.memory.ledger.weights_bytes = weights
+    judged, answer = answered(old, [begun("bert_sa_lora"), trained])
+    assert f"2 cells: 1 equal by its first 2 updates; 1 changed and trained to the end: {word}." in answer.sentences
+    assert answer.exit_code == code
+    assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2, None]
+
+
+def test_without_a_gate_nobody_says_passed():
+    answer = answer_of([begun()])
+    assert answer.sentences == (
+        "1 cell made only its first 2 updates, without scores, and passed every audit that can look so early.",
+    )
+    assert answer.exit_code == 0
+
+
+def test_a_baseline_of_first_updates_has_no_scores_to_judge_a_whole_run_by():
+    judged, answer = answered([begun()], [whole()])
+    assert [(j.quantity, str(j.verdict)) for j in judged if j.kind == "quality"] == [("accuracy", "cannot tell")]
+    assert answer.exit_code == 6
+
+
+# Other readers
+
+
+@pytest.fixture
+def file(tmp_path):
+    return run_file(tmp_path / "run.json", [begun("bert_sa_lora"), begun("bert_sa_sft", losses=[0.7, 0.55])])
+
+
+def test_the_table_says_begun(file):
+    records = {n: from_json(row["extra_info"]) for n, row in enumerate(json.loads(file.read_text())["benchmarks"])}
+    text = "\n".join(line.text for line in FinishedRun(records).lines())
+    assert text.count(" begun") == 2
+    assert "0 of 2 cells passed, 2 made only their first 2 updates, on a CPU" in text
+
+
+def test_the_page_shows_it(file):
+    page = page_of(read_page_run(file), [read_page_run(file)])
+    assert page.head.answer == "2 cells: 2 equal by their first 2 updates."
+    assert not page.head.items  # nothing went wrong
+    assert "begun" in html(page)
+
+
+def test_it_is_no_baseline(file, tmp_path):
+    assert any("made only its first 2 updates, without scores" in reason for reason in baseline.refusals(file))
+
+
+def test_it_is_not_compared_by_method(file):
+    with pytest.raises(InputError, match="no cell finished with a score, so there is nothing to compare"):
+        entries_of({file: [begun()]})
+
+
+def test_its_audit_finds_nothing_and_its_figures_are_exported(file, tmp_path, capsys):
+    assert audit.main([str(file)]) == 0
+    assert export.main([str(file), "-o", str(tmp_path / "table.csv")]) == 0
+    assert '"begun"' in (tmp_path / "table.csv").read_text()
+
+
+def test_a_journal_gives_what_began_soundly(tmp_path):
+    kept = journal.Journal(tmp_path)
+    kept.append("sound", {"extra_info": to_json(begun())})
+    kept.append("failed", {"extra_info": to_json(begun(missed=["an audit failed"]))})
+    assert list(journal.passed(tmp_path)) == ["sound"]
+
+
+def test_a_baseline_without_scores_is_no_help_to_train_on_and_advisory_cells_make_no_doubt():
+    old, new = [begun("bert_sa_lora"), begun("bert_sa_sft")], [begun("bert_sa_lora"), begun("bert_sa_sft", [0.7, 0.6])]
+    judged, answer = answered(old, new)
+    assert answer.way_on.startswith("run both sides without --first-updates")
+    advisory = Policy(name="ci.toml", rules=(Rule(tier=Tier.ADVISORY, cells=("bert_sa_sft",)),))
+    assert answer_of(new, judged, before=old, policy=advisory).exit_code == 0

@@ -1,0 +1,151 @@
+"""`--show-flips`: which rows are listed, in which order, and what is said where rows are not there."""
+
+import pytest
+
+from tunegrid.commands import gate as command
+from tunegrid.results import examples
+from tunegrid.results.examples import Examples, Texts
+from tunegrid.results.flips import LONGEST, flips, sampled
+from tunegrid.results.gate import Run, gate, paired
+from tunegrid.tests.outputs import obeyed
+from tunegrid.tests.records import MEASURED, complete, run_file
+
+HOSTILE = "\x1b[2J\n::error::x"
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    """Examples of these runs stay out of the machine's own store."""
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def record_of(cell, points, predictions, texts=None):
+    """A record with these points and predictions of its rows, and what the rows say."""
+    main = {"sa": "accuracy", "qa": "f1", "sum": "rougeLsum"}[cell.split("_")[1]]
+    ids = [f"{cell} {index}" for index in range(len(points))]
+    kept = examples.write(Examples(ids=ids, points={main: points}, predictions=predictions))
+    if texts:
+        examples.write_texts(kept.rows_hash, texts)
+    return complete(
+        cell,
+        scores={main: sum(points) / len(points)},
+        bounds={},
+        bounded_scores=[main],
+        examples=vars(kept),
+        data=MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": len(points)}},
+    )
+
+
+def listed(old, new, limit=9):
+    runs = [Run.of(records) for records in (old, new)]
+    return flips(paired(*runs), gate(*runs), limit)
+
+
+ANSWERS = Texts(inputs=["who ?", "where ?", HOSTILE], references=["Ann", "Rome", "two"])
+
+
+def pair():
+    return [
+        record_of("t5_qa_sft", points, predictions, ANSWERS)
+        for points, predictions in (
+            ([100.0, 0.0, 50.0], ["Ann", "Oslo", "two"]),
+            ([0.0, 100.0, 50.0], ["Bob", "Rome", "two of"]),
+        )
+    ]
+
+
+def test_a_lost_row_comes_before_a_gained_one_and_one_of_equal_points_is_no_flip():
+    old, new = pair()
+    assert listed([old], [new]).lines() == [
+        "test rows that changed, at most 9 per cell, lost ones first:",
+        "t5_qa_sft f1 (cannot tell): 1 row lost, 1 gained of 3",
+        "  row 1: 100 -> 0 points",
+        "    input     who ?",
+        "    reference Ann",
+        "    before    Ann",
+        "    after     Bob",
+        "  row 2: 0 -> 100 points",
+        "    input     where ?",
+        "    reference Rome",
+        "    before    Oslo",
+        "    after     Rome",
+    ]
+
+
+def test_at_most_so_many_rows_of_each_cell_are_listed_and_the_worse_cell_comes_first():
+    right, wrong = [100.0] * 400, [100.0] * 300 + [0.0] * 100
+    labels = ["1"] * 400
+    same = [record_of("bert_sa_lora", right, labels), record_of("bert_sa_lora", [*right[1:], 0.0], labels)]
+    worse = [record_of("t5_sa_lora", right, labels), record_of("t5_sa_lora", wrong, labels)]
+    found = listed([same[0], worse[0]], [same[1], worse[1]], limit=3)
+    assert [(one.cell, one.sample.lost, len(one.sample.rows)) for one in found.cells] == [
+        ("t5_sa_lora", 100, 3),
+        ("bert_sa_lora", 1, 1),
+    ]
+
+
+def test_runs_whose_rows_are_the_same_list_none():
+    old, _ = pair()
+    assert listed([old], [old]).lines() == ["test rows that changed, at most 9 per cell, lost ones first: none"]
+
+
+def test_rows_that_are_not_there_are_one_sentence(store):
+    cells = [record_of(cell, [100.0, 0.0], ["a", "b"]) for cell in ("t5_qa_sft", "t5_qa_lora", "bert_qa_sft")]
+    for path in store.iterdir():
+        path.unlink()
+    [heading, sentence] = listed(cells, cells).lines()
+    assert heading.endswith("lost ones first: none")
+    assert sentence == (
+        f"t5_qa_sft: the test rows' points are not here: examples/{cells[0].examples.file} is missing beside the run "
+        "(and 2 cells more)"
+    )
+
+
+def test_texts_that_were_not_kept_leave_points_and_predictions():
+    old, new = (record_of("t5_qa_sft", [p, 0.0, 100.0], [word, "a", "b"]) for p, word in ((100.0, "Ann"), (0.0, "Bob")))
+    lines = listed([old], [new]).lines()
+    assert lines[2:7] == [
+        "  row 1: 100 -> 0 points",
+        "    input     not kept",
+        "    reference not kept",
+        "    before    Ann",
+        "    after     Bob",
+    ]
+    assert lines[7].startswith("t5_qa_sft: the rows' text was not kept with this run: ")
+
+
+def test_long_texts_are_cut_and_predictions_begin_shortly_before_they_part():
+    start = "x" * 500
+    old, new = (record_of("t5_sum_sft", [points], [start + end]) for points, end in ((100.0, "old"), (0.0, "new" + "y" * 500)))
+    [row] = sampled(new, None, old, None, limit=1).rows
+    assert row.old == "…" + 40 * "x" + "old"
+    assert (row.new[:44], len(row.new), row.new[-1]) == ("…" + 40 * "x" + "new", LONGEST, "…")
+
+
+def test_no_text_of_a_row_has_an_effect_on_a_terminal_a_ci_or_markdown(tmp_path, capsys):
+    texts = Texts(inputs=[f"{HOSTILE} |<b>", "", ""], references=[HOSTILE, "", ""])
+    old, new = (
+        record_of("t5_qa_sft", [points, 0.0, 100.0], [HOSTILE + word, "", ""], texts)
+        for points, word in ((100.0, "a"), (0.0, "b"))
+    )
+    files = [run_file(tmp_path / name, [record]) for name, record in (("old.json", old), ("new.json", new))]
+    command.main([*map(str, files), "--show-flips", "1"])
+    text = capsys.readouterr().out
+    assert "    input     \\x1b[2J\\n::error::x |<b>" in text
+    assert not obeyed(text)
+    command.main([*map(str, files), "--show-flips", "1", "--format", "markdown"])
+    page = capsys.readouterr().out
+    [row] = [line for line in page.splitlines() if line.startswith("| t5_qa_sft | 1 |")]
+    assert (row.count("|") - row.count("\\|"), "\\<b\\>" in row, not obeyed(page)) == (8, True, True)
+
+
+def test_json_has_no_rows_and_no_number_is_refused(tmp_path, capsys):
+    run = str(run_file(tmp_path / "run.json", pair()[:1]))
+    for words, sentence in (
+        (["--show-flips", "3", "--format", "json"], "--show-flips prints text or Markdown: give another --format"),
+        (["--show-flips", "0"], "'0' is not a whole number of at least 1"),
+    ):
+        with pytest.raises(SystemExit):
+            command.main([run, run, *words])
+        assert sentence in capsys.readouterr().err

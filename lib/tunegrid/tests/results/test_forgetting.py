@@ -1,0 +1,109 @@
+"""What is told of forgetting, and what is objected to: figures worked out by hand."""
+
+from dataclasses import asdict
+
+import pytest
+
+from tunegrid.grid.backbones import Objective
+from tunegrid.page import render
+from tunegrid.page.view import page_of
+from tunegrid.record.parts import Estimate, ForgettingRecord
+from tunegrid.results import examples
+from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, objections
+from tunegrid.results.statistics import ratio
+from tunegrid.run.forgetting import TextLosses
+from tunegrid.tests.pages import run_of
+from tunegrid.tests.records import complete
+
+TOKENS = [10, 10, 20]
+
+
+STILL = Estimate(value=0.0, low=0.0, high=0.0)
+
+
+def losses(sums):
+    texts = {"qa": 2, "sum": 1}
+    return TextLosses(objective=Objective.MASKED, texts=texts, tokens=TOKENS, sums=sums, frozen=False)
+
+
+def part(nats=0.5, **changes):
+    estimates = {
+        "before": Estimate(value=1.0, low=0.9, high=1.1),
+        "after": Estimate(value=1.0 + nats, low=0.9 + nats, high=1.1 + nats),
+        "change": Estimate(value=nats, low=nats - 0.1, high=nats + 0.1),
+    }
+    known = {"objective": "masked", "texts": {"qa": 2}, "tokens": 40, "frozen": False, "refused": None}
+    return ForgettingRecord(**known | estimates | changes)
+
+
+def record(cell, forgetting, seed=0):
+    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
+    return complete(cell, forgetting=asdict(forgetting), seeds=seeds)
+
+
+def test_a_loss_is_of_all_tokens_not_a_mean_over_texts():
+    """20 nats over 40 tokens are 0.5; a mean over texts would be 0.6. After: 40 over 40."""
+    told = forgetting_record(losses([10.0, 6.0, 4.0]), losses([10.0, 10.0, 20.0]))
+    assert (told.tokens, told.before.value, told.after.value, told.change.value) == (40, 0.5, 1.0, 0.5)
+    assert told.change.low < 0.5 < told.change.high
+    assert (told.objective, told.texts) == ("masked", {"qa": 2, "sum": 1})
+
+
+def test_texts_that_all_change_alike_leave_no_doubt():
+    """0.1 nats a token more on every text."""
+    told = forgetting_record(losses([10.0, 6.0, 4.0]), losses([11.0, 7.0, 6.0]))
+    assert (told.change.value, told.change.low, told.change.high) == pytest.approx((0.1, 0.1, 0.1))
+
+
+def test_a_ratio_and_its_interval():
+    """Two groups of one item each, 0 and 2: means of resamples are 0, 1 and 2."""
+    assert ratio([0.0, 2.0], [1, 1]) == (1.0, 0.0, 2.0)
+
+
+def test_a_loss_that_is_no_number_is_null_and_objected_to():
+    told = forgetting_record(losses([1.0, 1.0, 1.0]), losses([1.0, float("nan"), 1.0]))
+    assert told.after is told.change is None
+    assert list(objections(told)) == ["the backbone's own loss is no finite number after training"]
+
+
+def test_a_frozen_backbone_that_forgets_is_objected_to():
+    assert list(objections(part(frozen=True))) == ["nothing of the backbone trains, and its own loss went +0.5 nats"]
+    assert list(objections(part(frozen=True, change=STILL))) == []
+    assert list(objections(part())) == []
+
+
+def test_a_backbone_that_trains_and_stays_the_same_was_not_asked():
+    assert list(objections(part(change=STILL))) == [
+        "the backbone trains, and its own loss is the same to the last digit on every text: another model was asked"
+    ]
+
+
+def test_over_seeds_changes_are_means_and_a_share_is_of_sfts():
+    """LoRA: 0.2 and 0.4, a mean of 0.3; SFT: 0.6."""
+    records = [record("bert_sa_lora", part(0.2)), record("bert_sa_lora", part(0.4), seed=1), record("bert_sa_sft", part(0.6))]
+    lora, sft = forgetting_lines(records)
+    assert (lora.change, lora.share, sft.share) == (pytest.approx(0.3), pytest.approx(0.5), None)
+
+
+def test_the_table_says_where_an_adapter_forgot_more_than_sft_and_what_was_not_asked():
+    nothing = dict.fromkeys(("before", "after", "change", "frozen", "objective"))
+    lost = part(refused="the tokenizer has no mask token", **nothing)
+    records = [record("bert_sa_lora", part(0.9)), record("bert_sa_sft", part(0.6)), record("gpt2_sa_lora", lost)]
+    assert forgetting_table(records) == [
+        "cell            points before  after change  95 % interval of SFT's",
+        "bert_sa_lora      91.0  1.000  1.900 +0.900  +0.800 +1.000     150%",
+        "bert_sa_sft       91.0  1.000  1.600 +0.600  +0.500 +0.700",
+        "gpt2_sa_lora      91.0      -      -      -              -",
+        "not asked, gpt2_sa_lora: the tokenizer has no mask token",
+        "more than SFT of the same backbone and task forgot: bert_sa_lora",
+    ]
+    assert forgetting_table([complete("bert_sa_lora")]) == []
+
+
+def test_the_page_shows_scores_against_what_is_forgotten(tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    html = render.html(page_of(run_of([record("bert_sa_lora", part(-0.2)), record("bert_sa_sft", part(0.6))])))
+    section = html.partition('id="forgetting"')[2].partition("</section>")[0]
+    assert section.count('<circle class="dot"') == 2  # the legend's and LoRA's, below 0
+    assert '<td class="n">−0.200</td><td>−0.300 to −0.100</td><td class="n">–33</td>'.replace("–33", "-33") in section
+    assert 'id="forgetting"' not in render.html(page_of(run_of([complete("bert_sa_lora")])))

@@ -1,0 +1,334 @@
+"""The module that changed is named by figures of each module: two tiny models, and plants in one of them, all made by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from tunegrid.errors import InputError
+from tunegrid.results import examples
+from tunegrid.results.modules import (
+    COLUMNS,
+    FIGURES,
+    NUMBERS,
+    Moved,
+    first_backward,
+    first_forward,
+    furthest,
+    modules_of,
+    share,
+)
+from tunegrid.results.numerics import Pair, compared
+from tunegrid.tests.records import complete
+
+BOUND = 1e-4
+EQUAL = (10.0, 1.0, 2.0, 3.0)  # a norm and three projections
+NONE = (None,) * 4
+
+# Calls in the order in which they end: what goes in, what comes out, the gradient there. Index, name, depth, source, maker:
+MODEL = (
+    ("embed", 1, -1, 0),
+    ("block.attention.query", 3, 0, 1),
+    ("block.attention.key", 3, 0, 2),
+    ("block.attention", 2, 0, 3),
+    ("block.norm", 2, -1, 4),
+    ("block.mlp", 2, 4, 5),
+    ("block", 1, 0, 5),
+    ("", 0, -1, 7),
+)
+
+
+def model(moved=None, order=MODEL, phase="forward"):
+    """The columns of a model: each figure is `EQUAL`, or what `moved` says by (name, figure)."""
+    moved = moved or {}
+    rows = []
+    for name, depth, source, maker in order:
+        texts = {"phase": phase, "module": name, "kind": (name or "Model").rpartition(".")[2].title(), "library": "toy"}
+        figures = {
+            (f, n): x for f in FIGURES for n, x in zip(NUMBERS, moved.get((name, f), (10.0, 1.0, 2.0, 3.0)), strict=True)
+        }
+        places = {"call": 1.0, "depth": float(depth), "source": float(source), "maker": float(maker)}
+        rows.append(texts | places | {f"{f}_{n}": x for (f, n), x in figures.items()})
+    return {column: [row[column] for row in rows] for column in COLUMNS}
+
+
+def both(moved, **options):
+    return modules_of(model(**options)), modules_of(model(moved, **options))
+
+
+def by(far):
+    """A figure that lies so far from `EQUAL`, as a share of the norm."""
+    return (10.0, 1.0 + 10 * far, 2.0, 3.0)
+
+
+def behind(names, far, figures=("given",)):
+    return {(name, figure): by(far) for name in names for figure in figures}
+
+
+IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) | behind(
+    ["block.norm", "block.mlp"], 0.02, ("taken", "given")
+)
+
+
+def test_a_planted_change_is_named_where_it_is_and_not_behind_it():
+    assert first_forward(both(IN_KEY), "forward", BOUND) == (
+        "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
+    )
+
+
+def test_what_changes_between_the_modules_of_another_is_that_ones_doing():
+    """The attention's modules are as they were, what it makes of them is not."""
+    moved = {name: figure for name, figure in IN_KEY.items() if name[0] != "block.attention.key"}
+    assert first_forward(both(moved), "forward", BOUND).startswith("block.attention (Attention, toy) is the first whose output")
+
+
+def test_a_module_that_gets_another_input_is_not_named_but_the_one_around_it():
+    moved = behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5)
+    assert first_forward(both(moved), "forward", BOUND).startswith(
+        "block (Block, toy) is the first whose output moved, by 5.0e-01"
+    )
+
+
+def test_of_siblings_two_are_named_and_the_others_counted():
+    moved = IN_KEY | {("block.attention.query", "given"): by(0.03)}
+    assert first_forward(both(moved), "forward", BOUND) == (
+        "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first whose output moved, "
+        "by 3.0e-02 and by 2.0e-02; what goes in is equal"
+    )
+    moved = moved | {("embed", "given"): by(0.04)}
+    assert first_forward(both(moved), "forward", BOUND).endswith("what goes in is equal; 1 more beside them")
+
+
+def test_a_shuffled_tensor_has_its_norm_and_other_projections():
+    shuffled = (10.0, 2.0, 3.0, 1.0)
+    assert share((10.0, 1.0, 2.0, 3.0), shuffled) == 0.2
+    assert first_forward(both({("embed", "given"): shuffled}), "forward", BOUND).startswith("embed (Embed, toy)")
+
+
+def test_what_moved_within_its_bound_is_not_named():
+    assert first_forward(both(behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4)), "forward", BOUND) == ""
+    assert first_forward(both({}), "forward", BOUND) == ""
+
+
+def test_what_grows_slowly_is_not_named_where_it_crosses_the_bound():
+    """Each module amplifies rounding twice: what went into the one that crosses the bound has moved by half of it."""
+    moved = behind(["block.attention.key"], 2e-5) | behind(["block.norm"], 6e-5, ("taken",)) | behind(["block.norm"], 1.2e-4)
+    assert first_forward(both(moved), "forward", BOUND) == ""
+
+
+def test_another_input_of_the_model_is_said():
+    moved = {(name, figure): by(0.1) for name, *_ in MODEL for figure in ("taken", "given")}
+    assert first_forward(both(moved), "forward", BOUND) == "what goes into the model (Model, toy) is another already"
+
+
+def test_a_number_that_is_none_is_infinitely_far():
+    assert share(NONE, NONE) == 0.0
+    assert share(NONE, (1.0, 1.0, 1.0, 1.0)) == math.inf
+    found = first_forward(both({("embed", "given"): NONE}), "forward", BOUND)
+    assert found == "embed (Embed, toy) is the first whose output moved, to or from no finite number; what goes in is equal"
+
+
+# Backward, from the end
+
+
+def test_the_module_that_took_in_what_has_another_gradient_is_named():
+    """The gradient at the norm's output comes from the MLP, which gets an equal one."""
+    moved = behind(["block.norm", "block.attention", "embed"], 0.3, ("gradient",))
+    assert first_backward(both(moved), "forward", BOUND) == (
+        "block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; "
+        "the gradient at its output is equal"
+    )
+
+
+def test_where_no_module_took_it_in_the_one_around_it_is_named():
+    """What the key gave went into a product of the attention."""
+    moved = behind(["block.attention.key", "embed"], 0.3, ("gradient",))
+    assert first_backward(both(moved), "forward", BOUND).startswith(
+        "block.attention (Attention, toy) is the first from the end"
+    )
+
+
+def test_several_that_took_it_in_are_siblings():
+    moved = behind(["embed"], 0.3, ("gradient",))
+    order = tuple(one for one in MODEL if one[0] not in ("block.attention", "block"))
+    named = first_backward(both(moved, order=order), "forward", BOUND)
+    assert named.startswith("block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first from the end")
+
+
+def test_a_module_that_gives_its_own_weights_another_gradient_is_named():
+    moved = {("block.mlp", "weights"): by(0.1)} | behind(["embed"], 0.3, ("gradient",))
+    assert first_backward(both(moved), "forward", BOUND).startswith("block.mlp (Mlp, toy) is the first from the end")
+    gets_another = moved | behind(["block.mlp", "block", ""], 0.3, ("gradient",))
+    assert not first_backward(both(gets_another), "forward", BOUND).startswith("block.mlp")
+
+
+def test_a_loss_that_gives_another_gradient_already_is_nobodys():
+    moved = {(name, "gradient"): by(0.3) for name, *_ in MODEL}
+    assert first_backward(both(moved), "forward", BOUND) == ""
+
+
+def test_a_gradient_of_a_thousandth_of_the_largest_has_no_digits():
+    small = {("embed", "gradient"): (1e-4, 0.0, 0.0, 0.0)}
+    none = {("embed", "gradient"): (0.0, 0.0, 0.0, 0.0)}
+    moved = Moved.between(modules_of(model(small)), modules_of(model(none)), "forward")
+    assert moved.shares[0]["gradient"] == pytest.approx(1e-4 / (1e-3 * 10))
+
+
+def test_weights_that_another_module_holds_now_have_not_moved():
+    moved = {("block.attention.query", "weights"): NONE}
+    assert furthest(*both(moved)) == {"module_outputs": 0.0, "module_gradients": 0.0}
+
+
+def test_only_modules_of_both_are_compared():
+    new = modules_of(model({("embed", "given"): by(0.5)}))
+    old = modules_of(model(order=[one for one in MODEL if one[0] != "embed"]))
+    assert furthest(old, new)["module_outputs"] == 0.0
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+    return tmp_path / "store"
+
+
+def record_with(file):
+    record = complete("bert_sa_sft")
+    record.training.first_step = replace(record.training.first_step, modules=file)
+    return record
+
+
+# What the gate says
+
+
+TOLERANCES = {
+    "fp32": {
+        **{"first": 1e-6, "later": 1e-5, "decoded": 1e-4, "curve": 1e-3, "weights": 1e-4, "moved": 1e-2, "moved_alone": 1e-3},
+        **{"probe_gradients": 1e-3, "gradients": 1e-3, "module_outputs": BOUND, "module_gradients": BOUND},
+    }
+}
+LATER_LOSS = "the loss before training is 0.8, it was 0.7"
+KEY = "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
+
+
+def written(moved=None, phase="forward", **figures):
+    """A record with figures of modules, and with these figures of its first step."""
+    record = record_with(examples.write_modules(model(moved, phase=phase)))
+    record.training.first_step = replace(record.training.first_step, **figures)
+    return record
+
+
+def said(old, new, runs=(None, None)):
+    return compared(old, new, TOLERANCES, runs)[1]
+
+
+@pytest.mark.parametrize(
+    ("phase", "figures", "before", "behind"),
+    [
+        ("forward", {"probe_loss": 0.8}, "forward: ", LATER_LOSS),
+        ("forward", {"weights": {"head": 2.0}}, "start: ", "weights before training, layer 0 attention no number, before 10"),
+        (
+            "dropout",
+            {"drawn": "f" * 16},
+            "random numbers: ",
+            "the first update draws others; arithmetic without dropout is equal",
+        ),
+        (
+            "search",
+            {"decoded": 0.01},
+            "generation: ",
+            "scores of a search with a cache are off by 1.0e-02 of the largest logit, they were by 1.0e-06",
+        ),
+    ],
+)
+def test_the_stage_names_the_module(store, phase, figures, before, behind):
+    assert said(written(phase=phase), written(IN_KEY, phase, **figures)) == f"{before}{KEY}; {behind}"
+
+
+def test_the_backward_stage_names_what_changed_forward_first(store):
+    figures = {"probe_gradients": {"layer 0 attention": 0.4, "head": 2.0}}
+    words = "gradients of layer 0 attention x 2 before training, forward equal"
+    moved = behind(["block.norm"], 0.3, ("gradient",))
+    assert said(written(), written(moved, **figures)) == (
+        "backward without dropout: block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; "
+        f"the gradient at its output is equal; {words}"
+    )
+    assert said(written(), written(IN_KEY | moved, **figures)) == f"backward without dropout: {KEY}; {words}"
+
+
+def test_a_module_that_moved_alone_is_no_change(store):
+    """It may be what the model computes of padding."""
+    assert said(written(), written(IN_KEY)) == "all losses are equal"
+
+
+def test_without_figures_of_modules_the_stage_alone_is_named(store):
+    old, new = written(), written(IN_KEY, probe_loss=0.8)
+    assert said(record_with(None), new) == f"forward: {LATER_LOSS}"
+    assert said(old, new, None) == f"forward: {LATER_LOSS}"
+    (store / old.training.first_step.modules).unlink()
+    assert said(old, new) == f"forward: {LATER_LOSS}"
+
+
+def test_figures_of_another_probe_name_nothing(store):
+    old, new = written(probe="f" * 16), written(IN_KEY, weights={"head": 2.0})
+    assert said(old, new) == "start: weights before training, layer 0 attention no number, before 10"
+
+
+def test_how_far_modules_lie_apart_is_among_the_figures_that_tolerances_rest_on(store):
+    pair = Pair(old=complete().training, new=complete().training, tolerance={}, fine=True, modules=lambda: both(IN_KEY))
+    assert pair.apart()["module_outputs"] == pytest.approx(0.02)
+    assert "module_outputs" not in replace(pair, modules=lambda: None).apart()
+
+
+# Files
+
+
+def test_figures_are_read_as_they_were_written(store, tmp_path):
+    columns = model({("embed", "given"): NONE})
+    record = record_with(examples.write_modules(columns))
+    assert dict(examples.read_modules(record, None)) == columns
+    assert examples.write_modules(columns) == record.training.first_step.modules
+    (store / record.training.first_step.modules).unlink()
+    assert examples.read_modules(record, tmp_path / "run.json") is None
+    assert examples.read_modules(record_with(None), None) is None
+
+
+def test_figures_go_where_a_run_goes(store, tmp_path):
+    record = record_with(examples.write_modules(model()))
+    name, run = record.training.first_step.modules, tmp_path / "elsewhere" / "run.json"
+    assert name in examples.files_of(record)
+    assert examples.contents(record) == {name: (store / name).read_bytes()}
+    examples.keep_beside([record], run)
+    (store / name).unlink()
+    assert examples.read_modules(record, run)["module"][0] == "embed"
+    examples.keep_contents({name: (run.parent / "examples" / name).read_bytes()})
+    assert (store / name).is_file()
+
+
+def test_a_file_that_was_changed_is_refused(store):
+    one, other = examples.write_modules(model()), examples.write_modules(model({("embed", "given"): by(1.0)}))
+    (store / one).write_bytes((store / other).read_bytes())
+    with pytest.raises(InputError, match="does not hold the figures that it is named for"):
+        examples.read_modules(record_with(one), None)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"depth": [None] * 8}, "are not those of at most"),
+        ({"source": [1e30] * 8}, "are not those of at most"),
+        ({"given_norm": []}, "lack the column given_norm"),
+    ],
+)
+def test_columns_that_are_no_calls_are_refused(change, words):
+    with pytest.raises(InputError, match=words):
+        modules_of(model() | change)
+
+
+def test_a_file_is_small(store):
+    """Twelve layers of 25 modules each."""
+    many = model(order=[(f"layer.{layer}.{name}", 1, -1, 0) for layer in range(12) for name in "abcdefghijklmnopqrstuvwxy"])
+    for index, name in enumerate(
+        sorted(set(many) - {"phase", "module", "kind", "library", "call", "depth", "source", "maker"})
+    ):
+        many[name] = [math.sin(index * 1000 + row) for row in range(300)]
+    assert (store / examples.write_modules(many)).stat().st_size < 32_000

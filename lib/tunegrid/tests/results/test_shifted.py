@@ -1,0 +1,186 @@
+"""What is told of shifts: drops, comparisons with SFT and pairs that turn, worked out by hand."""
+
+from dataclasses import asdict
+
+import pytest
+
+from tunegrid.page import render
+from tunegrid.page.view import page_of
+from tunegrid.record.parts import ContrastRecord, DomainRecord, Estimate, ShiftedRecord, ShiftRecord
+from tunegrid.record.truths import shifted_rows
+from tunegrid.results import examples
+from tunegrid.results.examples import Examples, keep_beside, read_shifted
+from tunegrid.results.shifted import contrast_lines, objections, rows_of, shift_lines, shift_tables, shifted_record
+from tunegrid.results.statistics import unpaired
+from tunegrid.run.shifted import Contrast, DomainPoints, ShiftedPoints, ShiftPoints
+from tunegrid.tests.pages import run_of
+from tunegrid.tests.records import complete
+
+RIGHT = [100.0] * 10
+
+
+@pytest.fixture(autouse=True)
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+
+
+def lost(count):
+    """Ten rows of which so many lost all points."""
+    return [0.0] * count + [100.0] * (10 - count)
+
+
+def told(points=None, **changes):
+    shifts = {
+        name: ShiftPoints(meaning="-", points=own, changed=10, read=10) for name, own in (points or {"typos5": lost(3)}).items()
+    }
+    return ShiftedPoints(
+        **{
+            "metric": "accuracy",
+            "rows": [{"n": number} for number in range(10)],
+            "predictions": [1] * 10,
+            "plain": RIGHT,
+            "again": list(RIGHT),
+            "shifts": shifts,
+            "contrasts": {"negated": Contrast(meaning="-", right=[True] * 8 + [False] * 2, twin=[True] * 6 + [False] * 4)},
+            "domain": None,
+        }
+        | changes
+    )
+
+
+def record(cell, points=None, seed=0, **changes):
+    all_points = told(points, **changes)
+    part = shifted_record(all_points, "books", examples.write(rows_of(all_points)))
+    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
+    return complete(cell, shifted=asdict(part), seeds=seeds)
+
+
+def read(one):
+    return read_shifted(one, None)
+
+
+def test_a_drop_is_paired_by_row_and_has_an_interval():
+    """Three of ten rows lose all: -30 points."""
+    part = shifted_record(told(), "", None)
+    shift = part.shifts["typos5"]
+    assert (part.score, shift.score, shift.change.value) == (100.0, 70.0, -30.0)
+    assert shift.change.low < -30 < shift.change.high <= 0
+    assert part.contrasts["negated"] == ContrastRecord(meaning="-", pairs=10, right=8, both=6)
+    assert list(objections(part)) == []
+
+
+def test_what_is_read_as_before_has_no_interval():
+    part = shifted_record(told(shifts={"upper": ShiftPoints(meaning="-", points=list(RIGHT), changed=10, read=0)}), "", None)
+    assert part.shifts["upper"] == ShiftRecord(
+        meaning="-", changed=10, read=0, score=100.0, change=Estimate(value=0.0, low=0.0, high=0.0)
+    )
+
+
+def test_answers_that_turn_no_more_often_than_by_a_coins_toss_are_objected_to():
+    """Of ten rows that are answered rightly, five twins are; of eight, it is too early to say."""
+    blunt = Contrast(meaning="-", right=[True] * 10, twin=[True] * 5 + [False] * 5)
+    assert list(objections(shifted_record(told(contrasts={"negated": blunt}), "", None))) == [
+        "shift negated turns the right answer, and of 10 rows that are answered rightly, only 5 twins are: "
+        "the model hardly reads what decides"
+    ]
+    assert list(objections(shifted_record(told(contrasts={"negated": blunt}), "", None), short=True)) == []
+    few = Contrast(meaning="-", right=[True] * 8, twin=[False] * 8)
+    assert list(objections(shifted_record(told(contrasts={"negated": few}), "", None))) == []
+
+
+def test_another_data_set_is_compared_without_pairs():
+    """Means of 90 and 50."""
+    domain = DomainPoints(rows=[{"m": number} for number in range(4)], points=[0.0, 100.0, 0.0, 100.0])
+    part = shifted_record(told(plain=[100.0] * 9 + [0.0], domain=domain), "books", None)
+    assert (part.domain.folder, part.domain.rows, part.domain.score, part.domain.change.value) == ("books", 4, 50.0, -40.0)
+    assert part.domain.change.low < -40 < part.domain.change.high
+
+
+def test_welchs_interval_by_hand():
+    """Means 1 and 3, variances 2 of two rows each: a standard error of the root of 2, 2 degrees of freedom, 4.303 of it."""
+    value, low, high = unpaired([0.0, 2.0], [2.0, 4.0])
+    assert (value, low, high) == pytest.approx((2.0, 2 - 4.3027 * 2**0.5, 2 + 4.3027 * 2**0.5), abs=1e-3)
+
+
+def test_a_method_is_held_to_sft_row_by_row_as_a_mean_over_seeds():
+    """LoRA loses 3 and 5 of 10 rows, 40 points on average; SFT loses 1, 10 points: 30 points more."""
+    lora = [record("bert_sa_lora"), record("bert_sa_lora", {"typos5": lost(5)}, seed=1)]
+    records = [*lora, record("bert_sa_sft", {"typos5": lost(1)})]
+    lora, sft = shift_lines(records, read)
+    assert (lora.change, sft.change, sft.against) == (-40.0, -10.0, None)
+    assert lora.against.points == pytest.approx(-30.0)
+    assert lora.against.low < -30 < lora.against.high
+
+
+def test_a_shift_that_neither_reads_is_no_comparison():
+    still = {"upper": list(RIGHT)}
+    lora, _ = shift_lines([record("bert_sa_lora", still), record("bert_sa_sft", still)], read)
+    assert lora.against is None
+
+
+def test_rows_that_are_not_at_hand_leave_the_change_without_the_comparison():
+    lora, sft = shift_lines([record("bert_sa_lora"), record("bert_sa_sft")], lambda one: None)
+    assert (lora.change, lora.against, sft.change) == (-30.0, None, -30.0)
+
+
+def test_pairs_are_counted_over_seeds():
+    """6 of 10 and 4 of 10 pairs are both right, of 8 rows each that are: 50 % and 62.5 %."""
+    other = {"negated": Contrast(meaning="-", right=[True] * 8 + [False] * 2, twin=[True] * 4 + [False] * 6)}
+    [line] = contrast_lines([record("bert_sa_sft"), record("bert_sa_sft", seed=1, contrasts=other)])
+    assert (line.shift, line.pairs, line.both, line.followed) == ("negated", 10, 50.0, 62.5)
+
+
+def test_the_tables_have_cells_down_and_shifts_across():
+    both = {"typos5": lost(3), "upper": lost(9)}
+    assert shift_tables([record("bert_sa_lora", {"typos5": lost(4)}), record("bert_sa_sft", both)], read) == [
+        "cell            plain typos5 upper negated",
+        "bert_sa_lora    100.0  -40.0     -     60%",
+        "bert_sa_sft     100.0  -30.0 -90.0     60%",
+        "",
+        "beyond SFT's:",
+        "cell            typos5",
+        "bert_sa_lora    -10.0",
+    ]
+    assert shift_tables([complete("bert_sa_sft")], read) == []
+
+
+def test_what_holds_among_all_comparisons_has_a_star():
+    tables = shift_tables([record("bert_sa_lora", {"typos5": lost(10)}), record("bert_sa_sft", {"typos5": lost(0)})], read)
+    assert tables[-1] == "bert_sa_lora    -100.0*"
+
+
+def test_points_of_rows_are_kept_beside_the_run_and_a_changed_file_is_refused(tmp_path):
+    one, run = record("bert_sa_sft"), tmp_path / "run.json"
+    keep_beside([one], run)
+    assert (tmp_path / "examples" / one.shifted.examples.file).is_file()
+    assert read_shifted(one, run) == {"plain": RIGHT, "typos5": lost(3)}
+    assert read_shifted(complete("bert_sa_sft"), run) is None
+
+
+def test_the_page_shows_what_shifts_cost_in_shades():
+    page = page_of(run_of([record("bert_sa_lora", {"typos5": lost(4)}), record("bert_sa_sft", {"typos5": lost(1)})]))
+    html = render.html(page)
+    section = html.partition('id="shifts"')[2].partition("</section>")[0]
+    assert '<td class="n b4" title="' in section
+    assert '<td class="n b2" title="' in section
+    assert "<td>typos5</td>" in section
+    assert section.count('<td class="n">60</td>') == 2
+    assert 'id="shifts"' not in render.html(page_of(run_of([complete("bert_sa_sft")])))
+
+
+def test_a_record_whose_counts_cannot_be_is_contradicted():
+    one = record("bert_sa_sft")
+    one.shifted.shifts["typos5"].read = 11
+    one.shifted.contrasts["negated"].both = 9
+    assert list(shifted_rows(one)) == [
+        "shifted.shifts.typos5: 11 rows read otherwise, 10 changed, 10 scored",
+        "shifted.contrasts.negated: 9 both right, 8 right, 10 pairs, 10 scored",
+    ]
+    assert list(shifted_rows(record("bert_sa_sft"))) == []
+
+
+def test_a_record_of_shifts_is_read_back():
+    part = record("bert_sa_sft", domain=DomainPoints(rows=[{"m": 1}, {"m": 2}], points=[0.0, 100.0])).shifted
+    assert isinstance(part, ShiftedRecord)
+    assert isinstance(part.domain, DomainRecord)
+    assert Examples(ids=["a"], points={}, predictions=["1"]).rows_hash != part.domain.rows_hash

@@ -1,0 +1,85 @@
+"""AdamW by its definition: steps worked out by hand, and which optimizers are followed."""
+
+import bitsandbytes as bnb
+import numpy as np
+import pytest
+import torch
+
+from tunegrid.run.adamw import AdamW, Values, is_adamw
+
+
+def test_two_steps_by_hand():
+    settings = {"betas": (0.5, 0.75), "lr": 0.1, "weight_decay": 0.5, "eps": 0.0}
+    start, none = np.array([1.0]), np.array([0.0])
+    values = Values(names=["w"], settings=settings, start=start, weights=start, first=none, second=none)
+    values.step(np.array([2.0]), 1)
+    # Corrected, the first moments are 2 and 4: 1 x (1 - 0.1 x 0.5) - 0.1 x 2 / 2.
+    assert values.weights.item() == pytest.approx(0.85)
+    values.step(np.array([-1.0]), 2)
+    # m = 0.5 x 1 - 0.5 x 1 = 0; the weight only decays.
+    assert values.weights.item() == pytest.approx(0.85 * 0.95)
+
+
+def gap(make, updates=3, spoil=lambda weight, update: None):
+    """What is said of an optimizer after some updates of two weights, of which one has no gradient."""
+    torch.manual_seed(0)
+    weight, unused = torch.randn(8, 4, requires_grad=True), torch.zeros(2, requires_grad=True)
+    optimizer = make([weight, unused])
+    adamw = AdamW(optimizer, {"weight": weight, "unused": unused})
+    for update in range(updates):
+        weight.grad = torch.randn(8, 4)
+        adamw.before_step(update)
+        optimizer.step()
+        with torch.no_grad():
+            spoil(weight, update)
+        adamw.after_step(update)
+    return adamw.gap
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.1),
+        lambda weights: torch.optim.AdamW(weights, lr=0.01, betas=(0.8, 0.9), eps=1e-3, fused=True),
+        lambda weights: bnb.optim.AdamW8bit(weights, lr=0.01, weight_decay=0.1),  # of so few values it packs none
+    ],
+    ids=["torch", "fused", "bitsandbytes"],
+)
+def test_an_adamw_steps_as_defined(make):
+    assert gap(make) < 1e-5
+
+
+def test_a_step_that_is_taken_twice_is_seen():
+    def twice(weight, update):
+        weight.sub_(0.01 * weight.grad.sign() if update == 0 else 0.0)  # the first step is the rate, whatever the gradient
+
+    assert gap(lambda weights: torch.optim.AdamW(weights, lr=0.01, weight_decay=0.0), spoil=twice) > 0.1
+
+
+def test_decay_that_is_part_of_the_gradient_is_seen(monkeypatch):
+    def coupled(weights):
+        optimizer = torch.optim.AdamW(weights, lr=0.01, weight_decay=0.5)
+        optimizer.step = torch.optim.Adam(weights, lr=0.01, weight_decay=0.5).step
+        return optimizer
+
+    assert gap(coupled) > 0.1
+
+
+def test_gradients_that_overflow_end_in_no_number_and_no_warning():
+    settings = {"betas": (0.9, 0.999), "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
+    start, none = np.ones(3), np.zeros(3)
+    values = Values(names=["w"], settings=settings, start=start, weights=start, first=none, second=none)
+    values.step(np.array([np.inf, np.nan, 0.0]), 1)
+    assert values.weights.tolist() == [pytest.approx(np.nan, nan_ok=True), pytest.approx(np.nan, nan_ok=True), 1.0]
+
+
+def test_fewer_steps_other_optimizers_and_a_start_in_the_middle_say_nothing():
+    assert gap(lambda weights: torch.optim.AdamW(weights, lr=0.01), updates=2) is None
+    assert gap(lambda weights: torch.optim.SGD(weights, lr=0.01)) is None
+    assert not is_adamw(torch.optim.AdamW([torch.zeros(1)], amsgrad=True))
+    weight = torch.zeros(2, requires_grad=True)
+    weight.grad = torch.ones(2)
+    adamw = AdamW(torch.optim.AdamW([weight]), {"weight": weight})
+    adamw.before_step(2)
+    adamw.after_step(2)
+    assert adamw.gap is None

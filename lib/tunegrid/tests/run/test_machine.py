@@ -1,0 +1,117 @@
+"""How many threads a process has: what the user gives, what control groups leave, and its share of that."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fixtures.planning import pytest_xdist_auto_num_workers
+from tunegrid import ROOT
+from tunegrid.machine import SHARED_OUT, announce_threads, cgroup_quotas, given_threads, shared_out, thread_share
+
+CPU_GROUPS = Path("/sys/fs/cgroup/cpu")  # of version 1
+ASKS = "from tunegrid.machine import usable_cores; print(usable_cores())"
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Four cores for one process, and nothing said of threads."""
+    for name in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", SHARED_OUT, "PYTEST_XDIST_WORKER_COUNT"):
+        monkeypatch.setenv(name, "")  # so that it is taken back afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("TUNEGRID_CORES", "4")
+    return monkeypatch
+
+
+@pytest.mark.parametrize(("given", "threads"), [("1", 1), ("3,1", 3), ("", 4), ("0", 4), ("many", 4)])
+def test_threads_that_the_user_gives_are_heard(environment, given, threads):
+    environment.setenv("OMP_NUM_THREADS", given)
+    assert thread_share(None) == threads
+    assert thread_share(1) == 1  # a quick cell's own, which decides its digits
+
+
+def test_threads_that_the_suite_announced_are_not_the_users(environment):
+    announce_threads(1)  # a quick cell in this process
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert given_threads() is None
+    assert thread_share(None) == 4
+    assert thread_share(None, ranks=2) == 2  # in a process that has inherited it all
+
+
+def test_what_the_user_gave_stays_the_users_after_it_was_announced(environment):
+    environment.setenv("OMP_NUM_THREADS", "2")
+    announce_threads(2)
+    assert thread_share(None) == 2
+    assert SHARED_OUT not in shared_out(os.environ)
+
+
+def test_the_one_thread_that_torchrun_gives_each_rank_is_not_the_users(environment):
+    for name, value in shared_out(os.environ).items():
+        environment.setenv(name, value)
+    environment.setenv("OMP_NUM_THREADS", "1")  # as torchrun sets it where it finds none
+    assert thread_share(None, ranks=2) == 2
+
+
+def groups(folder, memberships, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "memberships").write_text(memberships)
+    return sorted(cgroup_quotas(folder, folder / "memberships"))
+
+
+def test_every_control_group_above_a_process_limits_it(tmp_path):
+    files = {"jobs/7/cpu.max": "max 100000\n", "jobs/cpu.max": "150000 100000\n", "cpu.max": "400000 100000\n"}
+    assert groups(tmp_path, "0::/jobs/7\n", files) == [1.5, 4.0]
+
+
+def test_a_container_sees_its_own_group_as_the_topmost(tmp_path):
+    files = {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}
+    assert groups(tmp_path, "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/\n", files) == [2.5]
+
+
+def test_without_a_limit_there_is_no_quota(tmp_path):
+    files = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n", "cpu.max": "max 100000\n"}
+    assert groups(tmp_path, "4:cpu:/\n0::/\n", files) == []
+    assert list(cgroup_quotas(tmp_path, tmp_path / "none")) == []
+
+
+def cores_of_a_process(quota_us):
+    """What a process answers that the kernel limits to so many microseconds in 100,000."""
+    group = CPU_GROUPS / f"tunegrid-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"needs the right to make a control group of version 1: {error}")
+    try:
+        (group / "cpu.cfs_quota_us").write_text(f"{quota_us}")
+        enters = f"import os; open('{group}/cgroup.procs', 'w').write(str(os.getpid())); "
+        kept = {name: value for name, value in os.environ.items() if name != "TUNEGRID_CORES"}
+        command = [sys.executable, "-c", enters + ASKS]
+        environment = kept | {"PYTHONPATH": str(ROOT / "lib")}
+        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+    finally:
+        group.rmdir()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_quota_of_the_kernel_counts_as_cores():
+    assert cores_of_a_process(-1) == len(os.sched_getaffinity(0))
+    assert cores_of_a_process(150_000) == 1
+    assert cores_of_a_process(50_000) == 1  # never none
+
+
+def test_as_many_workers_start_as_there_are_cores(environment):
+    def started(workers):
+        asking = pytest_xdist_auto_num_workers()
+        next(asking)
+        with pytest.raises(StopIteration) as answered:
+            asking.send(workers)
+        return answered.value.value
+
+    environment.delenv("PYTEST_XDIST_AUTO_NUM_WORKERS", raising=False)
+    assert (started(64), started(2)) == (4, 2)
+    environment.setenv("PYTEST_XDIST_AUTO_NUM_WORKERS", "64")
+    assert started(64) == 64

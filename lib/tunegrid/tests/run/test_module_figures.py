@@ -1,0 +1,270 @@
+"""Figures of modules while a model computes: what is noted, that nothing of it stays behind, and what it costs."""
+
+import json
+import math
+import time
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+
+from fixtures.rows import keep_modules
+from tunegrid import ROOT
+from tunegrid.results import examples
+from tunegrid.results.modules import NUMBERS, first_backward, first_forward, modules_of
+from tunegrid.run import module_figures
+from tunegrid.run.metrics import Metrics
+from tunegrid.run.module_figures import LARGE, ModuleFigures, figures_of, tamed, tensors_in
+from tunegrid.run.probe import before_training
+from tunegrid.tests.small import rows_of, silent, train_rows, trainer_of
+
+REVIEWS = rows_of("amazon_polarity/train")[:8]
+NEWS = rows_of("cnn_dailymail/train")[:4]
+HERE = __name__.partition(".")[0]
+
+
+class Half(nn.Module):
+    """Hands on half of what comes in."""
+
+    def forward(self, states, scale=0.5):
+        return (states * scale, "no tensor")
+
+
+class Toy(nn.Module):
+    """embed -> shrink -> shrink again -> out; shrink is one module, called twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.shrink, self.out = nn.Embedding(3, 2), Half(), nn.Linear(2, 1, bias=False)
+        with torch.no_grad():
+            self.embed.weight.copy_(torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]]))
+            self.out.weight.copy_(torch.tensor([[1.0, 2.0]]))
+
+    def forward(self, ids):
+        states = self.shrink(self.embed(ids))[0]
+        return self.out(self.shrink(states, scale=0.5)[0])
+
+
+def noted(model, ids=(1, 2), phase="forward"):
+    figures = ModuleFigures(model)
+    with figures.noted(phase):
+        loss = model(torch.tensor([ids])).sum()
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+    figures.note_weights(phase, dict(zip((name for name, _ in model.named_parameters()), gradients, strict=True)))
+    return figures
+
+
+def test_norms_are_those_of_what_goes_in_and_comes_out():
+    columns = noted(Toy()).columns()
+    assert columns["module"] == ["embed", "shrink", "shrink", "out", ""]
+    assert columns["call"] == [1, 1, 2, 1, 1]
+    assert columns["depth"] == [1, 1, 1, 1, 0]
+    assert columns["kind"] == ["Embedding", "Half", "Half", "Linear", "Toy"]
+    assert columns["library"] == ["torch", HERE, HERE, "torch", HERE]
+    # (3, 4) and (6, 8) have norms of 5 and 10, together the root of 125; a quarter of each, times (1, 2), is 2.75 and 5.5.
+    root = math.sqrt(125)
+    assert columns["given_norm"] == pytest.approx([root, root / 2, root / 4, math.hypot(2.75, 5.5), math.hypot(2.75, 5.5)])
+    ids = math.hypot(math.sin(1), math.sin(2))
+    assert columns["taken_norm"] == pytest.approx([ids, root, root / 2, root / 4, ids])
+
+
+def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
+    columns = noted(Toy()).columns()
+    # The loss is the sum of two rows: at the output 1 each; before it (1, 2) each, and a half and a quarter of that.
+    two, ten = math.sqrt(2), math.sqrt(10)
+    assert columns["gradient_norm"] == pytest.approx([ten / 4, ten / 2, ten, two, two])
+    # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of (3, 4) / 4 and (6, 8) / 4.
+    assert columns["weights_norm"] == [pytest.approx(ten / 4), None, None, pytest.approx(3 * 5 / 4), None]
+
+
+def test_who_made_what_goes_in_and_what_comes_out_is_noted():
+    columns = noted(Toy()).columns()
+    assert columns["source"] == [-1, 0, 1, 2, -1]
+    assert columns["maker"] == [0, 1, 2, 3, 3]  # the model hands on what its last module made
+
+
+def test_values_that_change_places_keep_their_norm_alone():
+    one = torch.arange(12.0).reshape(2, 3, 2)
+    norm, projections = figures_of(one)
+    assert float(norm) == pytest.approx(math.sqrt(506))  # 506 is the sum of the squares up to 11
+    for other in (one.flip(0), one.flip(1), one.flip(2), one.reshape(-1)[torch.randperm(12)].reshape(2, 3, 2)):
+        norm, others = figures_of(other)
+        assert float(norm) == pytest.approx(math.sqrt(506))
+        assert float((projections - others).abs().max()) > 1
+
+
+def test_a_projection_is_as_large_as_the_norm_on_average():
+    torch.manual_seed(0)
+    norms, projections = map(torch.stack, zip(*(figures_of(torch.randn(3, 5, 7)) for _ in range(1000)), strict=True))
+    shares = projections.square().sum(0) / norms.square().sum()
+    assert shares.tolist() == pytest.approx([1, 1, 1], rel=0.2)
+
+
+def test_autocast_does_not_round_what_is_projected():
+    torch.manual_seed(0)
+    states = torch.randn(4, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = figures_of(states)
+    assert all(map(torch.equal, inside, figures_of(states)))
+
+
+def test_what_masks_hold_hides_nothing():
+    lowest = torch.finfo(torch.float32).min
+    assert tamed(torch.tensor([0.0, lowest, -math.inf, 2.0, LARGE])).tolist() == [0, -1, -1, 2, LARGE]
+    assert tamed(torch.tensor([True, False])).tolist() == pytest.approx([math.sin(1), 0])
+
+
+def test_tensors_are_found_in_what_libraries_nest():
+    one, two = torch.ones(1), torch.zeros(1)
+    assert tensors_in([{"a": (one, None), "b": [two]}, "no", 3, one]) == [one, two, one]
+
+
+def test_a_change_in_one_of_two_models_is_named():
+    """A plant in `shrink`, at its second call only; and one in the backward pass of `out`."""
+    healthy = modules_of(noted(Toy()).columns())
+    planted = Toy()
+    planted.shrink.forward = lambda states, scale=0.4: (states * scale, "no tensor")  # the second call says which scale
+    assert first_forward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4).startswith(
+        f"shrink (Half, {HERE}) is"
+    )
+    planted = Toy()
+    multiply = planted.out.forward
+    planted.out.forward = lambda states: multiply(0.5 * states + (0.5 * states).detach())
+    assert first_forward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4) == ""
+    assert first_backward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4).startswith("out (Linear, torch) is")
+
+
+def hooks_of(model):
+    return [
+        hook
+        for module in model.modules()
+        for hooks in (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+        for hook in hooks
+    ]
+
+
+def test_hooks_are_gone_afterwards_and_after_an_error():
+    model = Toy()
+    figures = ModuleFigures(model)
+    with pytest.raises(IndexError), figures.noted("forward"):
+        model(torch.tensor([[5]]))
+    assert hooks_of(model) == []
+    assert figures.columns()["module"] == []  # of a pass that failed nothing is kept
+    noted(model)
+    assert hooks_of(model) == []
+
+
+def test_only_the_first_passes_of_a_search_are_noted():
+    model, ids = Toy(), torch.tensor([[1]])
+    figures = ModuleFigures(model)
+    with figures.noted("search", passes=2), torch.no_grad():
+        for _ in range(5):
+            model(ids)
+        assert hooks_of(model) == []  # they would cost time in every step that follows
+    assert figures.columns()["module"].count("out") == 2
+
+
+def test_no_more_calls_are_noted_than_a_file_may_hold(monkeypatch):
+    monkeypatch.setattr(module_figures, "MOST_CALLS", 3)
+    columns = noted(Toy()).columns()
+    assert columns["module"] == ["embed", "shrink", "shrink", ""]  # one was begun before
+    assert {len(values) for values in columns.values()} == {4}
+
+
+def test_a_block_that_is_computed_again_in_the_backward_pass_is_noted_again():
+    model = Toy()
+    inner = model.forward
+    model.forward = lambda ids: torch.utils.checkpoint.checkpoint(inner, ids, use_reentrant=False)
+    columns = noted(model).columns()
+    assert columns["module"][:5] == ["embed", "shrink", "shrink", "out", ""]
+    assert columns["module"].count("embed") == 2
+
+
+# The probe
+
+
+def kept_by(trainer, rows):
+    kept = []
+    return before_training(trainer, Metrics(), rows, kept.append), *kept
+
+
+@pytest.mark.parametrize(("cell_id", "rows"), [("bert_sa_lora", REVIEWS), ("t5_sum_qlora", NEWS)])
+def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, cell_id, rows):
+    with_figures, _ = kept_by(trainer_of(cell_id, rows), rows)
+    monkeypatch.setattr(ModuleFigures, "_enter", lambda *_, **__: None)
+    monkeypatch.setattr(ModuleFigures, "_leave", lambda *_: None)
+    without, columns = kept_by(trainer_of(cell_id, rows), rows)
+    assert columns["module"] == []
+    assert without == with_figures
+
+
+@pytest.mark.slow
+def test_training_behind_the_probe_has_the_same_losses(monkeypatch):
+    def losses():
+        trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=3)
+        trainer.start_from(kept_by(trainer, REVIEWS)[0])
+        return trainer.run(silent()).losses
+
+    one = losses()
+    monkeypatch.setattr(ModuleFigures, "_enter", lambda *_, **__: None)
+    monkeypatch.setattr(ModuleFigures, "_leave", lambda *_: None)
+    assert losses() == one
+
+
+def test_the_probe_leaves_no_hook_and_gives_the_same_figures_twice():
+    trainer = trainer_of("bert_sum_lora", NEWS)
+    before = hooks_of(trainer.model)
+    (_, one), (_, other) = kept_by(trainer, NEWS), kept_by(trainer, NEWS)
+    assert hooks_of(trainer.model) == before
+    assert one == other
+    assert set(one["phase"]) == {"forward", "dropout", "search"}
+
+
+def test_a_probe_whose_search_does_not_fit_keeps_the_other_phases(monkeypatch):
+    def full(*_, **__):
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    trainer = trainer_of("t5_sum_lora", NEWS)
+    monkeypatch.setattr(trainer.codec, "generate", full)
+    assert set(kept_by(trainer, NEWS)[1]["phase"]) == {"forward", "dropout"}
+
+
+# What it costs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_sum_lora", "gpt2_qa_sft", "t5_sum_qlora"])
+def test_figures_cost_a_few_percent_of_a_cell(monkeypatch, tmp_path, cell_id):
+    """In seconds of a CPU, by turns with and without; of the cell, what its phases took in the committed baseline."""
+    monkeypatch.setattr("tunegrid.results.examples.STORE", tmp_path)
+    rows = train_rows(cell_id)[:64]
+    trainer = trainer_of(cell_id, rows)
+    with_figures, without = zip(*(by_turns(trainer, rows) for _ in range(7)), strict=True)
+    cost, whole = min(with_figures[1:]) - min(without[1:]), seconds_of(cell_id)  # the first turn fills caches
+    print(f"{cell_id}: figures of modules take {cost:.3f} s, {cost / whole:.2%} of the cell's {whole:.1f} s")
+    assert cost < 0.1 * whole  # about 0.03; other work on the machine takes caches, and so seconds of a CPU, too
+
+
+def by_turns(trainer, rows):
+    """The probe's seconds with figures, their file written, too, and without."""
+    start = time.process_time()
+    name = before_training(trainer, Metrics(), rows, keep_modules)["modules"]
+    middle = time.process_time()
+    (examples.STORE / name).unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModuleFigures, "noted", lambda *_: nullcontext())
+        patch.setattr("tunegrid.run.probe._dropping", lambda *_, **__: {})
+        begun = time.process_time()
+        before_training(trainer, Metrics(), rows)
+        return middle - start, time.process_time() - begun
+
+
+def seconds_of(cell_id):
+    run = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())
+    phases = next(row["extra_info"]["memory"]["phases"] for row in run["benchmarks"] if row["extra_info"]["cell"] == cell_id)
+    return sum(phase["seconds"] for phase in phases.values())
+
+
+def test_every_number_has_a_column():
+    assert {f"given_{number}" for number in NUMBERS} <= set(noted(Toy()).columns())

@@ -1,0 +1,26 @@
+"""PEFT: where an adapter has biases (`lora_bias=True`), merging into a 4-bit layer adds them without the adapter's scale.
+
+Prints what the layer's bias gains by merging, and what the adapter's forward pass adds. Exit code 1 shows the fault, 0 a
+version without it.
+"""
+
+import sys
+import warnings
+
+import bitsandbytes as bnb
+import peft
+import torch
+
+print(f"peft {peft.__version__}, bitsandbytes {bnb.__version__}, torch {torch.__version__}")
+warnings.simplefilter("ignore")
+base = torch.nn.Sequential(bnb.nn.Linear4bit(64, 64, quant_type="nf4"))
+base.load_state_dict(torch.nn.Sequential(torch.nn.Linear(64, 64)).state_dict())
+base.to("cpu").is_loaded_in_4bit = True
+config = peft.LoraConfig(r=8, lora_alpha=32, lora_bias=True, target_modules=["0"])
+layer = peft.get_peft_model(base, config).base_model.model[0]
+layer.lora_B["default"].bias.data.fill_(1.0)
+before = layer.get_base_layer().bias.detach().clone()
+layer.merge()
+gained = float((layer.get_base_layer().bias.detach() - before).mean())
+print(f"the base's bias gains {gained:g}, where the adapter adds {layer.scaling['default']:g}")
+sys.exit(int(abs(gained - layer.scaling["default"]) > 0.1))
