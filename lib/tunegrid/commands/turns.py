@@ -43,6 +43,13 @@ class Process:
             self.process.stdin.write("\n")
             self.process.stdin.flush()
 
+    def end(self) -> None:
+        """End it, whatever it does."""
+        assert self.process.stdin, "a pipe"
+        self.process.kill()
+        with suppress(BrokenPipeError):  # a turn that it did not live to read is written again when its pipe closes
+            self.process.stdin.close()
+
     def answer(self) -> Any:
         """Let it work to its end; return the last JSON that it prints, since a library may print, too."""
         assert self.process.stdout, "a pipe"
@@ -70,10 +77,11 @@ def started(command: Sequence[str], failure: str) -> Iterator[Process]:
         TemporaryFile("w+", encoding="utf-8", errors="replace") as errors,
         subprocess.Popen(command, env=own, cwd=ROOT, stderr=errors, **pipes) as process,
     ):
+        ours = Process(process=process, errors=errors, failure=failure)
         try:
-            yield Process(process=process, errors=errors, failure=failure)
+            yield ours
         finally:
-            process.kill()
+            ours.end()
 
 
 def answer_of(command: Sequence[str], failure: str) -> Any:

@@ -62,7 +62,7 @@ def test_a_look_costs_little(trainer):
     MONITOR.begin()
     began = time.process_time()
     MONITOR.inside(trainer.model)
-    assert time.process_time() - began < 0.2  # on a quiet core 0.03
+    assert time.process_time() - began < 0.5  # on a quiet core 0.03
 
 
 def test_looking_imports_nothing():

@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from tunegrid import ROOT
-from tunegrid.commands import speed, upgrade
+from tunegrid.commands import speed, turns, upgrade
 from tunegrid.commands.sides import Side
 from tunegrid.errors import InputError
 from tunegrid.run.turn import READY
@@ -183,6 +183,16 @@ def test_a_cell_that_fails_is_named_with_the_way_out(python, tmp_path, capsys):
     assert "bert_sa_lora does not run, so leave it out of --cells" in error
     assert f"what fails is {tmp_path / 'new'} -m tunegrid.run.turn bert_sa_lora" in error
     assert error.endswith("KeyError: 'a weight'")
+
+
+def test_a_turn_that_nobody_lives_to_read_leaves_the_processs_own_error(tmp_path):
+    with (
+        pytest.raises(InputError, match="it failed: no weights"),
+        turns.started([sys.executable, "-c", "exit('no weights')"], "it failed") as process,
+    ):
+        process.process.wait()
+        process.go()
+        process.until_ready()
 
 
 def test_what_is_no_environment_says_what_to_give(tmp_path):

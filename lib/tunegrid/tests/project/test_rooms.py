@@ -198,6 +198,6 @@ def test_collecting_the_27_cells_is_quick_and_loads_no_torch():
     )
     began = time.monotonic()
     lines = run_python("-c", code).stdout.splitlines()
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 10  # 1.5 on a quiet machine
     assert sum("test_finetune[" in line for line in lines) == 27
     assert lines[-1].startswith("27/54 tests collected")

@@ -314,7 +314,7 @@ def test_power_and_false_alarms_over_250_draws_each():
         assert power >= 0.8 or sees > 3.0
         alike, _ = verdicts(metric, 0.0, 250)
         assert alike.count(Verdict.WORSE) / 250 <= 0.05
-    assert time.process_time() - began < 15  # 8 on an idle machine
+    assert time.process_time() - began < 60  # 8 on an idle machine
 
 
 @pytest.mark.parametrize("metric", SIZES)
