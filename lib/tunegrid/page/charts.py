@@ -138,6 +138,12 @@ class Scatter:
     marks: Sequence[Mark]
     fronts: Sequence[str]  # the points of a polyline each
 
+    @property
+    def fronts_of_dots(self) -> list[list[Dot]]:
+        """The dots of each front, the cheapest first."""
+        best = sorted((mark.dot for mark in self.marks if mark.dot.front), key=lambda dot: (dot.cost, dot.score))
+        return [[dot for dot in best if dot.front == name] for name in dict.fromkeys(dot.front for dot in best)]
+
 
 def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bool = True) -> Scatter | None:
     """Quality over cost, on a logarithmic axis or a linear one, which may reach below 0; None where nothing was measured."""
@@ -311,7 +317,8 @@ def spark(scores: Sequence[float | None], like: Sequence[float] = (), width: int
     Args:
         scores: of each run.
         like: scores of the cells that share its scale, which is at least one point high.
-        width, height: in pixels.
+        width: in pixels.
+        height: in pixels.
     """
     known = [(index, score) for index, score in enumerate(scores) if score is not None]
     if len(known) < 2:

@@ -13,9 +13,9 @@ from tunegrid.page.runs import PageRun, judged
 from tunegrid.page.study import StudyComparison, compared
 from tunegrid.page.verdict import Headline, headline
 from tunegrid.record import Record
+from tunegrid.results.alike import check_alike
 from tunegrid.results.answer import RunAnswer, answer_of
 from tunegrid.results.calibration import CalibrationLine, calibration_lines
-from tunegrid.results.alike import check_alike
 from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison, beside_each_other, entry_of, summary
 from tunegrid.results.examples import read_shifted
 from tunegrid.results.forgetting import ForgettingLine, forgetting_lines
@@ -35,9 +35,7 @@ COUNTERS = {"gpu_energy_joules": "GPU", "cpu_energy_joules": "CPU"}
 AXES = {TRAINED: "trainable bytes", TENSORS: "bytes of tensors", PEAK: "peak GiB", SECONDS: "train seconds"}
 MOST_COLUMNS = 6  # of methods, in the grid
 MOST_OPEN = 3  # cells
-NO_PEAKS = (
-    "No front is drawn over memory peaks, because processes may have run several cells, and a peak holds what earlier ones left; "
-)
+NO_PEAKS = "No front is over memory peaks: processes may have run several cells, and a peak holds what earlier ones left; "
 INSTEAD = "bytes of weights, gradients and optimizer state stand in their place."
 NOTHING_INSTEAD = "and bytes of tensors, which could stand in their place, are not known of every cell."
 
@@ -102,7 +100,9 @@ class Group:
         """Quality against each cost that was measured."""
         apart = [[one] for one in self.comparisons]
         shown = [self.comparisons] if self.looks.together else apart
-        drawn = [Panel(backbone="" if self.looks.together else own[0].backbone, charts=self._charts(own)) for own in shown if own]
+        drawn = [
+            Panel(backbone="" if self.looks.together else own[0].backbone, charts=self._charts(own)) for own in shown if own
+        ]
         return [panel for panel in drawn if panel.charts]
 
     def on_fronts(self, cell: CellView) -> list[str]:
@@ -111,7 +111,9 @@ class Group:
         return [AXES[cost] for cost in self.axes if own and cell.first.method in own.on_front(cost)]
 
     def _charts(self, comparisons: Sequence[Comparison]) -> list[tuple[str, charts.Scatter]]:
-        drawn = [(AXES[cost], charts.scatter([dot for one in comparisons for dot in self._dots(one, cost)])) for cost in self.axes]
+        drawn = [
+            (AXES[cost], charts.scatter([dot for one in comparisons for dot in self._dots(one, cost)])) for cost in self.axes
+        ]
         return [(name, chart) for name, chart in drawn if chart]
 
     def _dots(self, comparison: Comparison, cost: str) -> Iterator[charts.Dot]:
@@ -352,9 +354,7 @@ def page_of(
     judged_cells = by_cell(judgements)
     comparisons, unlike = comparisons_of(run)
     intervals = {e.first.cell: one.chance.interval(e) for one in comparisons for e in one.entries if e.scores}
-    cells = [
-        cell_view(run, baseline, cell, judged_cells.get(cell, []), intervals.get(cell), limit) for cell in run.by_cell
-    ]
+    cells = [cell_view(run, baseline, cell, judged_cells.get(cell, []), intervals.get(cell), limit) for cell in run.by_cell]
     before = baseline.records if baseline else ()
     own = answer or answer_of(run.records, judgements, baseline=baseline.name if baseline else "", before=before)
     return Page(
@@ -374,7 +374,9 @@ def page_of(
 def comparisons_of(run: PageRun) -> tuple[list[Comparison], list[str]]:
     """What `tunegrid compare` says of the cells that finished; or a sentence why it says nothing."""
     finished = {cell: [record for record in records if record.finished] for cell, records in run.by_cell.items()}
-    entries = [entry_of([(record, run.path or Path(run.name)) for record in own]) for own in finished.values() if own]
+    entries = [
+        entry_of([(record, run.path_of(record) or Path(run.name)) for record in own]) for own in finished.values() if own
+    ]
     try:
         check_alike(record for own in finished.values() for record in own)
     except InputError as error:

@@ -27,7 +27,6 @@ from tunegrid.results.compare import (
     MIB,
     OF_QUICK,
     ON_A_CPU,
-    PEAK,
     TRAINED,
     Comparison,
     Entry,
