@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tunegrid.errors import InputError
 from tunegrid.page import charts
 from tunegrid.page.cells import LEDGER, CellView
+from tunegrid.page.render import tick
 from tunegrid.page.view import RATE, Group, Page
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ SETTINGS = {
     "font.size": 8,
     "axes.titlesize": 8,
     "legend.fontsize": 7,
+    "figure.titlesize": 9,
+    "figure.labelsize": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -88,9 +91,8 @@ def scatters(drawn: Sequence[tuple[str, charts.Scatter]], looks: charts.Looks, s
         place.set_xlabel(name)
     axes[0].set_ylabel(score)
     figure.suptitle(title)
-    marks = [
-        Line2D([], [], linestyle="", **_mark(look, looks.together and look.colour is not None)) for _, look in looks.legend
-    ]
+    filled = {look for _, look in looks.legend if looks.together and look.colour is not None}  # a backbone's colour
+    marks = [Line2D([], [], linestyle="", **_mark(look, look in filled)) for _, look in looks.legend]
     figure.legend(marks, [name for name, _ in looks.legend], loc="outside lower center", ncols=6, frameon=False)
     return figure
 
@@ -99,6 +101,9 @@ def _scatter(place: "Axes", chart: charts.Scatter) -> None:
     place.set_xscale("log" if chart.log else "linear")
     place.set_xlim(chart.x.low, chart.x.high)
     place.set_ylim(chart.y.low, chart.y.high)
+    ticks = chart.x.ticks(4)
+    place.set_xticks(ticks, labels=[tick(value) for value in ticks])
+    place.set_xticks([], minor=True)
     for front in chart.fronts_of_dots:
         colour = COLOURS[front[0].look.colour or 0]
         place.step([dot.cost for dot in front], [dot.score for dot in front], where="post", color=colour, linestyle=":", lw=0.8)
@@ -122,7 +127,9 @@ def losses(group: Group, extent: charts.Extent) -> "Figure":
     figure, axes = _axes(1, len(group.backbones), 2.4 + 0.14 * (len(group.methods) // 6))
     by_method: dict[str, Any] = {}
     for place, backbone in zip(axes, group.backbones, strict=True):
-        place.set(title=f"{group.task} on {backbone}", xlabel="update", xlim=(0, extent.updates), ylim=(extent.low, None))
+        place.set(
+            title=f"{group.task} on {backbone}", xlabel="update", xlim=(0, extent.updates), ylim=(extent.low, extent.high)
+        )
         for cell in (cell for cell in group.cells if cell.first.backbone == backbone):
             colour, style = LINES[group.methods.index(cell.first.method) % len(LINES)]
             place.plot(*_points(cell, old=True), color="#c9ced8", lw=0.8, zorder=1)
