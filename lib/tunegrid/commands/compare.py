@@ -3,7 +3,7 @@
 For every task and backbone: the main score with its interval, trained bytes, peak memory and seconds of training, which methods
 are on the Pareto front of these, and which cannot be told apart. Where runs hold several sizes of one family, a last table sets
 each method's gap to full fine-tuning against size. Several runs count as one: they may hold other methods, or other seeds of
-the same ones.
+the same ones. With --format latex or markdown the tables are for a paper or a pull request; `tunegrid plot` draws the charts.
 """
 
 import argparse
