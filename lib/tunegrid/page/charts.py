@@ -237,17 +237,36 @@ class Spark:
     dots: Sequence[tuple[float, float, int]]  # x, y, which run
 
 
-def spark(scores: Sequence[float | None], width: int = 120, height: int = 28) -> Spark | None:
-    """A line through the runs that have the cell, at least one point high; None where fewer than two have it."""
+def spark(
+    scores: Sequence[float | None], times: Sequence[float] | None = None, width: int = 120, height: int = 28
+) -> Spark | None:
+    """A line through the runs that have the cell, at least one point high; None where fewer than two have it.
+
+    Runs stand where their times are; without times at equal distances.
+    """
     known = [(index, score) for index, score in enumerate(scores) if score is not None]
     if len(known) < 2:
         return None
     middle = (min(score for _, score in known) + max(score for _, score in known)) / 2
     half = max(0.5, max(abs(score - middle) for _, score in known))
-    x = Scale(low=0, high=len(scores) - 1, start=6, end=width - 6)
+    x = along(times or range(len(scores)), width)
     y = Scale(low=middle - half, high=middle + half, start=height - 6, end=6)
-    dots = [(x(index), y(score), index) for index, score in known]
+    places = times or range(len(scores))
+    dots = [(x(places[index]), y(score), index) for index, score in known]
     return Spark(line=" ".join(f"{dot_x:g},{dot_y:g}" for dot_x, dot_y, _ in dots), dots=dots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeAxis:
+    """The axis above sparks: a tick for each run, and what stands at its ends."""
+
+    labels: tuple[str, str]
+    ticks: Sequence[float]
+
+
+def along(times: Sequence[float], width: int = 120) -> Scale:
+    """The axis of time that sparks of one history share."""
+    return Scale(low=times[0], high=times[-1], start=6, end=width - 6)
 
 
 # Confidence

@@ -13,7 +13,7 @@ from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.page.cells import LEDGER
 from tunegrid.page.charts import stacked
-from tunegrid.page.verdict import change, minus
+from tunegrid.page.verdict import begun, change, minus
 from tunegrid.page.view import RATE, Page
 from tunegrid.places import without_places
 from tunegrid.results.estimates import duration
@@ -24,6 +24,7 @@ from tunegrid.results.table import signed as with_sign
 FOLDER = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+NAMED = 30  # cells of a cause that are named before a click
 DROPS = {"b1": 2, "b2": 10, "b3": 20, "b4": 40}  # styles, by the points that a field lost at least
 MARKS = {
     **{
@@ -66,6 +67,12 @@ def shade_of_drop(change: float) -> str:
     return next((name for name, least in reversed(DROPS.items()) if -change >= least), "")
 
 
+def tail(module: str) -> str:
+    """The end of a module's name, where it is long."""
+    parts = module.split(".")
+    return module if len(parts) < 4 else f"…{'.'.join(parts[-3:])}"
+
+
 def milliseconds(seconds: float | None) -> str:
     """Seconds as milliseconds, to three digits."""
     return "–" if seconds is None else f"{1000 * seconds:.3g}"
@@ -103,6 +110,8 @@ def environment() -> Environment:
         "signed": signed,
         "duration": duration,
         "change": change,
+        "begun": begun,
+        "tail": tail,
         "ms": milliseconds,
         "verbatim": Verbatim,
     }
@@ -112,6 +121,7 @@ def environment() -> Environment:
         "MERGED": MEANING,
         "DROPS": DROPS,
         "shade_of_drop": shade_of_drop,
+        "NAMED": NAMED,
         "RATE": RATE,
         "stacked": stacked,
         "css": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),

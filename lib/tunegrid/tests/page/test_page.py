@@ -14,7 +14,6 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.page import charts, render
 from tunegrid.page.charts import Dot
 from tunegrid.page.runs import PageRun, of_profile, read_page_run
-from tunegrid.page.study import compared
 from tunegrid.page.verdict import minus
 from tunegrid.page.view import AXES, page_of
 from tunegrid.record import from_json, to_json
@@ -25,6 +24,7 @@ from tunegrid.results.files import read_list
 from tunegrid.results.flips import sampled
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import Noise
+from tunegrid.results.study import compared
 from tunegrid.tests import pages
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
 from tunegrid.tests.records import MEASURED, PHASE, complete
@@ -156,13 +156,13 @@ def test_history_has_a_verdict_at_each_step_that_can_be_judged():
 
 def test_a_full_run_stands_beside_the_study():
     full = run_of([complete("bert_sum_lora", profile="full", scores={"rouge1": 30.0})])
-    lines = compared(full).lines
+    lines = compared(full.records).lines
     assert [(line.score, line.ours, line.theirs) for line in lines][:2] == [("rouge1", 30.0, 26.88), ("rouge2", None, 12.69)]
-    assert compared(full).findings == [
+    assert compared(full.records).findings == [
         ("bert_sum_lora", "bertscore_f1 56.23 is above the mean of precision 55.14 and recall 55.68")
     ]
     assert "Beside the study" in text_of(page_of(full))
-    assert compared(run_of([complete("bert_sum_lora")])) is None
+    assert compared([complete("bert_sum_lora")]) is None
 
 
 def test_committed_runs_become_pages():
