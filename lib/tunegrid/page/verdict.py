@@ -1,7 +1,7 @@
 """The top of the page: the answer, and what made it so, by cause."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -61,7 +61,7 @@ def headline(answer: RunAnswer, cells: Sequence[CellView], judged: Sequence[Judg
         state=answer.state,
         answer=first,
         more_sentences=[*others, *(f"{begun(remark)}." for remark in remarks if cells)],
-        causes=[*_of_cells(cells), *_of_gate(told, {cell.id: cell.first.labels for cell in cells})],
+        causes=[*_of_cells(cells), *_of_gate(told, {cell.id: cell for cell in cells})],
     )
 
 
@@ -84,7 +84,7 @@ def _of_cells(cells: Sequence[CellView]) -> list[Cause]:
     return causes
 
 
-def _of_records(cause: str, records: Sequence[Record], cells: dict[str, CellView]) -> Cause:
+def _of_records(cause: str, records: Sequence[Record], cells: Mapping[str, CellView]) -> Cause:
     """One cause of these records, the cells that are furthest below their bound first."""
     own = [cells[name] for name in dict.fromkeys(record.cell for record in records)]
     if cause == BOUND:
@@ -117,8 +117,11 @@ def _kind(record: Record, cause: str) -> str:
 # The gate
 
 
-def _of_gate(told: Sequence[Judgement], labels: dict[str, Sequence[str]]) -> list[Cause]:
-    ordered = sorted(told, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect or 0.0))
+def _of_gate(told: Sequence[Judgement], cells: Mapping[str, CellView]) -> list[Cause]:
+    """What the gate says, but for cells that are missing because they broke off, as was said before."""
+    new = [j for j in told if j.verdict is not Verdict.MISSING or j.cell not in cells]
+    ordered = sorted(new, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect or 0.0))
+    labels = {cell: view.first.labels for cell, view in cells.items()}
     return [_of_judgements(group, labels) for group in _grouped(ordered, lambda j: (j.verdict, _name(j)))]
 
 
@@ -131,7 +134,7 @@ def _name(judgement: Judgement) -> str:
     return "" if judgement.quantity == "cell" else judgement.kind
 
 
-def _of_judgements(judged: Sequence[Judgement], labels: dict[str, Sequence[str]]) -> Cause:
+def _of_judgements(judged: Sequence[Judgement], labels: Mapping[str, Sequence[str]]) -> Cause:
     notes: dict[str, list[str]] = {}
     for j in judged:
         notes.setdefault(j.cell, []).append(change(j, labels.get(j.cell, ())) if j.effect is not None else "")

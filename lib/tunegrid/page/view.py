@@ -292,5 +292,5 @@ def page_of(
         remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
         history=history_of(run, older, judgements),
         study=compared(run.records),
-        missing=[judgement for judgement in judgements if judgement.verdict is Verdict.MISSING],
+        missing=[j for j in judgements if j.verdict is Verdict.MISSING and j.cell not in run.by_cell],
     )
