@@ -3,9 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, stdev
-
-from scipy import stats
+from statistics import fmean
 
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.larger import is_larger
@@ -18,7 +16,8 @@ from tunegrid.record import Record, Status
 from tunegrid.record.crash import CrashRecord
 from tunegrid.results.calibration import Bin, forecasts_of, reliability
 from tunegrid.results.cell_answer import UNCHANGED, place_of
-from tunegrid.results.compare import Entry
+from tunegrid.results.claims import INSTEAD
+from tunegrid.results.compare import Interval
 from tunegrid.results.examples import read
 from tunegrid.results.flips import RowSample, sampled
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
@@ -35,15 +34,14 @@ class CellView:
         records: one per seed; the first one stands for the cell where a figure is not a mean.
         old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
         judged: the gate's judgements on it.
-        low, high: 95 % interval of the main score; over seeds, or over test rows where there is one seed.
+        interval: 95 % interval of the main score, as `tunegrid compare` has it; None where nothing tells it.
         reliability: the share of hits by confidence, over all seeds; empty where no confidence is known.
     """
 
     records: Sequence[Record]
     old: Sequence[Record]
     judged: Sequence[Judgement]
-    low: float | None
-    high: float | None
+    interval: Interval | None
     rows: RowSample
     reliability: Sequence[Bin] = ()
 
@@ -63,9 +61,15 @@ class CellView:
         return status_of(self.records)
 
     @property
+    def main_score(self) -> str:
+        """The name of the main score; of a publication that does not have it, of the one that it has instead."""
+        name = self.first.main_score
+        return INSTEAD.get(name, name) if self.status == "reported" and name not in self.first.scores else name
+
+    @property
     def score(self) -> float | None:
         """The main score, its mean over seeds."""
-        return self.score_of(self.first.main_score)
+        return self.score_of(self.main_score)
 
     def score_of(self, name: str) -> float | None:
         """A score's mean over seeds."""
@@ -158,11 +162,6 @@ class CellView:
         """How many audits of its seeds object."""
         return sum(not finding.passed for record in self.records for finding in record.audits)
 
-    @cached_property
-    def entry(self) -> Entry:
-        """Its records that finished, as a method to set beside others."""
-        return Entry(records=[record for record in self.records if record.finished])
-
     @property
     def train_seconds(self) -> float | None:
         """Seconds of training, the mean over seeds."""
@@ -222,9 +221,9 @@ class CellView:
         record = next(iter(self.old if old else self.records), None)
         return list(record.training.losses) if record and record.training else []
 
-    def curve(self, width: int, height: int, left: int = 0) -> charts.Curve | None:
+    def curve(self, width: int, height: int, left: int = 0, axes: charts.Extent | None = None) -> charts.Curve | None:
         """The loss curve, the older one behind it."""
-        return charts.curve(self.losses(), self.losses(old=True), width, height, left)
+        return charts.curve(self.losses(), self.losses(old=True), width, height, left, axes)
 
     @cached_property
     def diagram(self) -> charts.Diagram | None:
@@ -258,14 +257,15 @@ class CellView:
         return " ".join(["pytest -m", f"'{first.profile} and larger'" if larger else first.profile, *filter(None, options)])
 
 
-def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], limit: int) -> CellView:
+def cell_view(
+    run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], interval: Interval | None, limit: int
+) -> CellView:
     """A cell of a run, with at most `limit` of its test rows."""
     records = run.by_cell[cell]
     older = baseline.by_cell.get(cell, []) if baseline else []
     seeds = [record.seeds.seed for record in records]
     old = [record for record in older if record.seeds.seed in seeds] or older
     pair = next((record for record in old if record.seeds.seed == seeds[0]), next(iter(old), None))
-    low, high = _interval(records, run)
     rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
     ordered = [pair, *(record for record in old if record is not pair)] if pair else []
     known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path)))]
@@ -273,21 +273,7 @@ def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Seq
         records=records,
         old=ordered,
         judged=judgements,
-        low=low,
-        high=high,
+        interval=interval,
         rows=rows,
         reliability=reliability(known) if known else (),
     )
-
-
-def _interval(records: Sequence[Record], run: PageRun) -> tuple[float | None, float | None]:
-    """Of the main score, 95 %: by the deviation of seeds; with one seed, by that of its test rows."""
-    name = records[0].main_score
-    figures: Sequence[float] = [score for record in records if (score := record.scores.get(name)) is not None]
-    if len(figures) == 1:
-        examples = read(records[0], run.path)
-        figures = examples.points.get(name, ()) if examples else ()
-    if len(figures) < 2:
-        return None, None
-    half = float(stats.t.ppf(0.975, len(figures) - 1)) * stdev(figures) / len(figures) ** 0.5
-    return max(0.0, fmean(figures) - half), min(100.0, fmean(figures) + half)

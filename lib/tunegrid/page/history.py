@@ -28,8 +28,11 @@ class RunHistory:
     remarks: Sequence[str]
 
     def spark(self, cell: str) -> charts.Spark | None:
-        """A small line of a cell's scores."""
-        return charts.spark([score for score, _ in self.steps[cell]], self.times)
+        """A small line of a cell's scores, on the scale of all cells of its task."""
+        task = cell.split("_")[1]
+        like = [steps for other, steps in self.steps.items() if other.split("_")[1] == task]
+        shared = [score for steps in like for score, _ in steps if score is not None]
+        return charts.spark([score for score, _ in self.steps[cell]], shared, self.times)
 
     @cached_property
     def times(self) -> list[float] | None:

@@ -12,10 +12,11 @@ from markupsafe import Markup
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.page.cells import LEDGER
-from tunegrid.page.charts import stacked
+from tunegrid.page.charts import SHAPES, stacked
 from tunegrid.page.verdict import begun, change, minus
 from tunegrid.page.view import RATE, Page
 from tunegrid.places import without_places
+from tunegrid.results import compare
 from tunegrid.results.estimates import duration
 from tunegrid.results.merges import MEANING
 from tunegrid.results.table import number
@@ -118,6 +119,12 @@ def environment() -> Environment:
     env.globals |= {
         "MARKS": MARKS,
         "LEDGER": LEDGER,
+        "SHAPES": SHAPES,
+        "COLUMNS": compare.COLUMNS,
+        "SUMMARY": compare.SUMMARY,
+        "compared_row": compare.row,
+        "limits": compare.remarks,
+        "column_legend": compare.legend,
         "MERGED": MEANING,
         "DROPS": DROPS,
         "shade_of_drop": shade_of_drop,

@@ -139,6 +139,14 @@ class Record(Part):
         return self.memory.peak("rss_peak_gib") if peak is None else peak
 
     @property
+    def own_peak_gib(self) -> float | None:
+        """The same where it is the cell's own: of a GPU's memory, or of a process that ran no cell before."""
+        if self.memory is None:
+            return None
+        alone = self.memory.cells_before == 0 or self.memory.peak("reserved_peak_gib") is not None
+        return self.peak_gib if alone else None
+
+    @property
     def processes(self) -> str:
         """How many shared the cell, as "1", "4" or "4 (FSDP)"."""
         return f"{self.ranks.count}{' (FSDP)' if self.ranks.fsdp else ''}" if self.ranks else "1"

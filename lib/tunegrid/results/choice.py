@@ -27,7 +27,6 @@ from tunegrid.results.compare import (
     MIB,
     OF_QUICK,
     ON_A_CPU,
-    PEAK,
     TRAINED,
     Comparison,
     Entry,
@@ -278,7 +277,7 @@ def peaks(entry: Entry) -> list[float]:
 
 def within(comparison: Comparison, gib: float) -> str:
     """The best of the methods whose peak stays within so many GiB in each seed."""
-    fitting = [entry for entry in comparison.sound if (peak := entry.costs[PEAK]) is not None and peak <= gib]
+    fitting = [entry for entry in comparison.sound if (peak := entry.peak_gib) is not None and peak <= gib]
     if len(fitting) < 2:
         return f"{scored(comparison, fitting[0]) + ' alone' if fitting else 'no method'} stays within {gib:g} GiB"
     return f"within {gib:g} GiB {best(comparison, fitting)}"
