@@ -13,7 +13,7 @@ from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.page.cells import LEDGER
 from tunegrid.page.charts import SHAPES, stacked
-from tunegrid.page.verdict import begun, change, minus
+from tunegrid.page.verdict import begun, change, minus, tail
 from tunegrid.page.view import RATE, Page
 from tunegrid.places import without_places
 from tunegrid.results import compare
@@ -66,12 +66,6 @@ def signed(value: float | None, digits: int = 1) -> str:
 def shade_of_drop(change: float) -> str:
     """The style of a field by the points that it lost; none for less than the smallest."""
     return next((name for name, least in reversed(DROPS.items()) if -change >= least), "")
-
-
-def tail(module: str) -> str:
-    """The end of a module's name, where it is long."""
-    parts = module.split(".")
-    return module if len(parts) < 4 else f"…{'.'.join(parts[-3:])}"
 
 
 def milliseconds(seconds: float | None) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from tunegrid.grid.cells import study_place
 from tunegrid.grid.tasks import score_title
 from tunegrid.page.cells import CellView
 from tunegrid.record import Record
@@ -25,9 +26,9 @@ class Cause:
 
     Attributes:
         verdict: a status, or the gate's verdict.
-        name: of the cause, as the answer has it; of changed numerics the stage and the module.
+        name: of the cause, as the answer has it; of changed numerics with the stage.
         sentence: what the first of its cells says; empty where the figures behind the cells say all.
-        cells: each with its own figure; empty where it has none.
+        cells: each with its own figure, or the module that changed first; empty where it has neither.
     """
 
     verdict: str
@@ -120,30 +121,36 @@ def _kind(record: Record, cause: str) -> str:
 def _of_gate(told: Sequence[Judgement], cells: Mapping[str, CellView]) -> list[Cause]:
     """What the gate says, but for cells that are missing because they broke off, as was said before."""
     new = [j for j in told if j.verdict is not Verdict.MISSING or j.cell not in cells]
-    ordered = sorted(new, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect or 0.0))
+    ordered = sorted(new, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect or 0.0, study_place(j.cell)))
     labels = {cell: view.first.labels for cell, view in cells.items()}
     return [_of_judgements(group, labels) for group in _grouped(ordered, lambda j: (j.verdict, _name(j)))]
 
 
 def _name(judgement: Judgement) -> str:
-    """What changed: of numerics, the stage and the module."""
+    """What changed: of numerics, the stage."""
     if judgement.quantity in FLOWS:
-        stage, module = place_of([judgement])
-        place = [f"first at the stage {stage}" if stage else "", f"in {module}" if module else ""]
-        return ", ".join(filter(None, [FLOWS[judgement.quantity][0], *place]))
+        stage, _ = place_of([judgement])
+        return f"{FLOWS[judgement.quantity][0]}, first at the stage {stage}" if stage else FLOWS[judgement.quantity][0]
     return "" if judgement.quantity == "cell" else judgement.kind
 
 
 def _of_judgements(judged: Sequence[Judgement], labels: Mapping[str, Sequence[str]]) -> Cause:
     notes: dict[str, list[str]] = {}
     for j in judged:
-        notes.setdefault(j.cell, []).append(change(j, labels.get(j.cell, ())) if j.effect is not None else "")
+        _, module = place_of([j])
+        notes.setdefault(j.cell, []).append(change(j, labels.get(j.cell, ())) if j.effect is not None else tail(module))
     first = judged[0]
     detail = first.detail.partition(": ")[2] if first.quantity in FLOWS else first.detail
-    said = {j.detail for j in judged}
-    sentence = "" if first.effect is not None else f"{first.cell}: {detail}" if len(said) > 1 else detail
+    sample = f"{first.cell}: " if len({j.detail for j in judged}) > 1 else ""
     cells = [(cell, ", ".join(filter(None, own))) for cell, own in notes.items()]
+    sentence = f"{sample}{detail}" if first.effect is None else ""
     return Cause(verdict=str(first.verdict), name=_name(first), sentence=minus(sentence), cells=cells)
+
+
+def tail(module: str) -> str:
+    """The end of a module's name, where it is long."""
+    parts = module.split(".")
+    return module if len(parts) < 4 else f"…{'.'.join(parts[-3:])}"
 
 
 def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[Item]]:
