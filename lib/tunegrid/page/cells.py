@@ -116,8 +116,8 @@ class CellView:
     @property
     def changed(self) -> bool:
         """Whether the gate says that it is other than before, or it ended otherwise."""
-        ended = bool(self.old) and status_of(self.old) != self.status
-        return ended or (self.verdict or Verdict.SAME) not in (*UNCHANGED, Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE)
+        ended = {self.status, status_of(self.old)} if self.old and self.status != "begun" else set()
+        return len(ended) > 1 or (self.verdict or Verdict.SAME) not in (*UNCHANGED, Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE)
 
     @property
     def crash(self) -> CrashRecord | None:
