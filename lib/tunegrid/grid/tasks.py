@@ -1,6 +1,6 @@
 """Declares the study's three `Task`s: a data set, how it is split, and the kind of problem it poses."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -30,9 +30,12 @@ class Carve:
     group: str | None = None
 
 
+BY_LABEL = ("precision", "recall", "f1")  # the scores that a classification has for each label
+
+
 def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
     """The scores that a kind of problem has; a classification has some for each label."""
-    by_label = (f"{name}_{label}" for label in range(labels) for name in ("precision", "recall", "f1"))
+    by_label = (f"{name}_{label}" for label in range(labels) for name in BY_LABEL)
     return {
         Problem.CLASSIFY: ("accuracy", "f1_macro", *by_label),
         Problem.EXTRACT: ("exact_match", "f1"),
@@ -41,6 +44,13 @@ def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
             *("bertscore_precision", "bertscore_recall", "bertscore_f1"),
         ),
     }[problem]
+
+
+def score_title(name: str, labels: Sequence[str]) -> str:
+    """A score's name for readers, as "precision, negative" for `precision_0` of a task with these labels."""
+    score, _, label = name.rpartition("_")
+    known = score in BY_LABEL and label.isdecimal() and int(label) < len(labels)
+    return f"{score}, {labels[int(label)]}" if known else name
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,11 +8,15 @@ from statistics import fmean
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.larger import is_larger
 from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.tasks import score_title
 from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.page.settings import settings_of
 from tunegrid.record import Record, Status
+from tunegrid.record.crash import CrashRecord
 from tunegrid.results.calibration import Bin, forecasts_of, reliability
+from tunegrid.results.cell_answer import UNCHANGED, place_of
+from tunegrid.results.claims import INSTEAD
 from tunegrid.results.compare import Interval
 from tunegrid.results.examples import read
 from tunegrid.results.flips import RowSample, sampled
@@ -57,9 +61,15 @@ class CellView:
         return status_of(self.records)
 
     @property
+    def main_score(self) -> str:
+        """The name of the main score; of a publication that does not have it, of the one that it has instead."""
+        name = self.first.main_score
+        return INSTEAD.get(name, name) if self.status == "reported" and name not in self.first.scores else name
+
+    @property
     def score(self) -> float | None:
         """The main score, its mean over seeds."""
-        return self.score_of(self.first.main_score)
+        return self.score_of(self.main_score)
 
     def score_of(self, name: str) -> float | None:
         """A score's mean over seeds."""
@@ -94,9 +104,38 @@ class CellView:
         return next((j for j in self.judged if j.quantity == self.first.main_score), None)
 
     @property
+    def change(self) -> float | None:
+        """Points by which the main score differs from the older run's, as the gate pairs them; None where nobody compared."""
+        return self.main.effect if self.main else None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The stage at which numerics changed first, and the module; empty where none did."""
+        return place_of(self.gravest_first)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the gate says that it is other than before, or it ended otherwise."""
+        ended = {self.status, status_of(self.old)} if self.old and self.status != "begun" else set()
+        return len(ended) > 1 or (self.verdict or Verdict.SAME) not in (*UNCHANGED, Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE)
+
+    @property
+    def crash(self) -> CrashRecord | None:
+        """How the first seed that broke off did so."""
+        return next((record.crash for record in self.records if record.crash), None)
+
+    def title_of(self, score: str) -> str:
+        """A score's name for readers."""
+        return score_title(score, self.first.labels)
+
+    @property
     def verdict(self) -> Verdict | None:
         """The gravest verdict on numerics, quality and memory."""
         return worst([j for j in self.judged if j.decides and j.kind not in ("calibration", "speed")])
+
+    def gravest(self, kind: str) -> Judgement | None:
+        """The gravest judgement on a kind of figure."""
+        return next((j for j in self.gravest_first if j.kind == kind), None)
 
     def verdict_on(self, kind: str) -> Verdict | None:
         """The gravest verdict on a kind of figure."""
@@ -198,10 +237,9 @@ class CellView:
         indices = sorted({round(share * (len(new) - 1) / 5) for share in range(6)}) if new else []
         return [(index + 1, new[index], old[index] if index < len(old) else None) for index in indices]
 
-    @property
-    def settings(self) -> list[tuple[str, str]]:
-        """What it ran with, as words: recipe, rows, model, device, versions."""
-        return settings_of(self.first)
+    def settings(self, *, alone: bool) -> list[tuple[str, str]]:
+        """What it ran with, as words: recipe, rows, model; with the environment where it stands alone with its own."""
+        return settings_of(self.first, alone=alone)
 
     @property
     def command(self) -> str:

@@ -311,12 +311,19 @@ class Spark:
     dots: Sequence[tuple[float, float, int]]  # x, y, which run
 
 
-def spark(scores: Sequence[float | None], like: Sequence[float] = (), width: int = 120, height: int = 28) -> Spark | None:
+def spark(
+    scores: Sequence[float | None],
+    like: Sequence[float] = (),
+    times: Sequence[float] | None = None,
+    width: int = 120,
+    height: int = 28,
+) -> Spark | None:
     """A line through the runs that have the cell; None where fewer than two have it.
 
     Args:
         scores: of each run.
         like: scores of the cells that share its scale, which is at least one point high.
+        times: of each run; None: at equal distances.
         width: in pixels.
         height: in pixels.
     """
@@ -326,10 +333,24 @@ def spark(scores: Sequence[float | None], like: Sequence[float] = (), width: int
     shown = [*like, *(score for _, score in known)]
     middle = (min(shown) + max(shown)) / 2
     half = max(0.5, (max(shown) - min(shown)) / 2)
-    x = Scale(low=0, high=len(scores) - 1, start=6, end=width - 6)
+    x = along(times or range(len(scores)), width)
     y = Scale(low=middle - half, high=middle + half, start=height - 6, end=6)
-    dots = [(x(index), y(score), index) for index, score in known]
+    places = times or range(len(scores))
+    dots = [(x(places[index]), y(score), index) for index, score in known]
     return Spark(line=" ".join(f"{dot_x:g},{dot_y:g}" for dot_x, dot_y, _ in dots), dots=dots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeAxis:
+    """The axis above sparks: a tick for each run, and what stands at its ends."""
+
+    labels: tuple[str, str]
+    ticks: Sequence[float]
+
+
+def along(times: Sequence[float], width: int = 120) -> Scale:
+    """The axis of time that sparks of one history share."""
+    return Scale(low=times[0], high=times[-1], start=6, end=width - 6)
 
 
 # Confidence

@@ -39,8 +39,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 for (const filter of document.querySelectorAll(".filter")) {
   filter.addEventListener("change", (event) => {
-    for (const row of filter.parentElement.querySelectorAll("tr[data-change]")) {
-      row.hidden = event.target.value !== "all" && row.dataset.change !== event.target.value;
+    for (const one of filter.parentElement.querySelectorAll("[data-change]")) {
+      one.hidden = event.target.value !== "all" && one.dataset.change !== event.target.value;
     }
   });
 }

@@ -1,6 +1,6 @@
 """Makes the `Page`, plain data that templates print, of a run, older runs and the gate's judgements."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from tunegrid.page import charts
 from tunegrid.page.cells import LEDGER, CellView, cell_view
 from tunegrid.page.history import RunHistory, history_of
 from tunegrid.page.runs import PageRun, judged
-from tunegrid.page.study import StudyComparison, compared
+from tunegrid.page.settings import Environment, environment_of
 from tunegrid.page.verdict import Headline, headline
 from tunegrid.record import Record
 from tunegrid.results.alike import check_alike
@@ -23,6 +23,7 @@ from tunegrid.results.judgements import Judgement, Verdict, by_cell
 from tunegrid.results.merges import MergeLine, merge_lines
 from tunegrid.results.noise import load_noise
 from tunegrid.results.shifted import ContrastLine, ShiftLine, contrast_lines, shift_lines
+from tunegrid.results.study import StudyComparison, compared
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
 RATE = "train_samples_per_second"
@@ -249,6 +250,32 @@ class Page:
         both = {group.task: [cell.losses(old=old) for cell in group.cells for old in (False, True)] for group in self.groups}
         return {task: charts.extent(curves) for task, curves in both.items()}
 
+    @cached_property
+    def environment(self) -> Environment:
+        """What this run's cells ran in."""
+        return environment_of(self.run.records)
+
+    @cached_property
+    def before(self) -> Mapping[str, Sequence[str]]:
+        """The versions of the run that judges."""
+        return environment_of(self.older[0].records).versions if self.older else {}
+
+    @property
+    def changed(self) -> list[CellView]:
+        """The cells that are other than before, the largest change first; those that broke off before all."""
+        changed = [cell for cell in self.cells if cell.changed]
+        return sorted(changed, key=lambda cell: (cell.score is not None, -abs(cell.change or 0.0)))
+
+    @property
+    def has_charts(self) -> bool:
+        """Whether scores stand against any cost."""
+        return not self.footprint and any(group.panels for group in self.groups)
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether anything was measured of what cells need, or any of them trained."""
+        return any(map(self.longest, LENGTHS)) or any(cell.losses() for cell in self.cells)
+
     @property
     def footprint(self) -> bool:
         """Whether cells were measured, not scored."""
@@ -360,14 +387,14 @@ def page_of(
     return Page(
         run=run,
         older=older,
-        head=headline(own, cells, remarks),
+        head=headline(own, cells, judgements, remarks),
         cells=cells,
         judged=judgements,
         remarks=[*remarks, *unlike, *run.remarks, *(remark for one in older for remark in one.remarks)],
         history=history_of(run, older, judgements),
-        study=compared(run),
+        study=compared(run.records),
         comparisons=comparisons,
-        missing=[judgement for judgement in judgements if judgement.verdict is Verdict.MISSING],
+        missing=[j for j in judgements if j.verdict is Verdict.MISSING and j.cell not in run.by_cell],
     )
 
 

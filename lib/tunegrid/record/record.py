@@ -16,6 +16,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
+from tunegrid.record.crash import CrashRecord
 from tunegrid.record.parts import (
     AuditFinding,
     CalibrationRecord,
@@ -122,6 +123,7 @@ class Record(Part):
     first_updates: Annotated[
         Positive | None, Field(description="it made so many of its updates, as asked, and took no score; null: it was to end")
     ] = None
+    crash: Annotated[CrashRecord | None, Field(description="how it broke off; null: it did not, or nothing was kept")] = None
 
     @property
     def finished(self) -> bool:

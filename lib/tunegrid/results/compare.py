@@ -19,6 +19,7 @@ import numpy as np
 from scipy import special
 
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import study_place
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.wrong import failures, impossible_figures
@@ -441,10 +442,8 @@ def beside_each_other(entries: Sequence[Entry], calibrated: Noise) -> list[Compa
     chance = chance_of(entries, calibrated)
     methods = list(dict.fromkeys(entry.method for entry in entries))
     groups: dict[tuple[str, str], list[Entry]] = {}
-    for task in dict.fromkeys(entry.first.task for entry in entries):
-        for entry in entries:
-            if entry.first.task == task:
-                groups.setdefault((task, entry.first.backbone), []).append(entry)
+    for entry in sorted(entries, key=lambda entry: study_place(entry.first.cell)):
+        groups.setdefault((entry.first.task, entry.first.backbone), []).append(entry)
     return [
         Comparison(
             task=task,

@@ -15,6 +15,7 @@ BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
 # In a file, the rows of cells that did not come to their end stand apart: pytest-benchmark reads a time from every benchmark.
 UNFINISHED = "unfinished"
+COMMAND = "command"  # of a run's JSON, beside pytest-benchmark's own: what started the session
 
 
 def load(path: Path) -> RunJson:
@@ -82,12 +83,14 @@ class SavedRun:
     Attributes:
         when: the ISO date and time at which it was saved, in UTC.
         commit: of the suite that ran it; ten digits.
+        command: that ran it; empty where the file holds none, as a merged one.
     """
 
     path: Path
     records: list[Record]
     when: str
     commit: str
+    command: str = ""
 
 
 def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
@@ -106,7 +109,8 @@ def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
         examples.check(record, path)
     commit: Any = run.get("commit_info")
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
-    return SavedRun(path=path, records=records, when=str(run.get("datetime") or ""), commit=commit)
+    when, command = (str(run.get(name) or "") for name in ("datetime", COMMAND))
+    return SavedRun(path=path, records=records, when=when, commit=commit, command=command)
 
 
 def read_list(path: Path) -> list[Record]:

@@ -30,6 +30,7 @@ NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
         ("[Errno 2] No such file: '/home/alice/x.json'", "[Errno 2] No such file: 'x.json'"),
         ("look in /home/alice, /Users/alice or /root", "look in ~, ~ or ~"),
         (f"{ROOT}/reports/latest.json, line 3", "reports/latest.json, line 3"),
+        ("/opt/v/lib/python3.11/site-packages/peft/tuners/lora/layer.py, line 9", "peft/tuners/lora/layer.py, line 9"),
         ("--cache=/scratch/alice/c", "--cache=c"),
         (HUB, HUB),
         (NONE, NONE),

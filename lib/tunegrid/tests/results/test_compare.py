@@ -398,3 +398,17 @@ def test_runs_that_cannot_be_compared_are_one_sentence(records, sentence):
     with pytest.raises(InputError) as error:
         comparisons(records)
     assert str(error.value).endswith(sentence)
+
+
+def test_what_was_published_stands_beside_a_run_and_alone_is_refused(tmp_path, capsys):
+    study = str(ROOT / "reports" / "study.json")
+    runs = saved(tmp_path, [measured("bert_sa_lora", 90.0), measured("bert_sa_sft", 92.0)])
+    assert command.main([str(runs), study]) == 0
+    _, table = capsys.readouterr().out.split("beside what was published\n")
+    words = [" ".join(line.split()) for line in table.splitlines()]
+    assert words[1:3] == ["bert_sa_lora accuracy 90.0 87.0 +3.0", "bert_sa_lora precision, negative - 86.0 -"]
+    assert "t5_sa_lora" not in table
+    assert words[-1].startswith("the quick profile trains other backbones")
+    with pytest.raises(SystemExit):
+        command.main([study])
+    assert "only published results, which were not run here; give a run to set them beside" in capsys.readouterr().err
