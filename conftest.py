@@ -16,4 +16,4 @@ BEFORE = ("options", "session", "interrupts", "selection", "sharding", "planning
 RUN = ("pipeline", "library_warnings", "journal", "results", "failures", "first_updates", "asked_for", "stock")
 AFTER = ("gate", "answer", "junit", "isolation", "time_limit", "ray.plugin", "gpu_summary")
 INSTRUMENTS = ("merges", "shifted", "forgetting")
-pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER, *INSTRUMENTS, "page"))
+pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER, *INSTRUMENTS, "page", "report_to"))

@@ -373,7 +373,9 @@ def causes_of(record: Record) -> list[str]:
     """Why a record did not pass; empty where it did."""
     if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
         return []
-    audits = [f"{AUDIT}{name}" for name in _objecting(record) if any(f"audit {name}: " in sentence for sentence in record.missed)]
+    audits = [
+        f"{AUDIT}{name}" for name in _objecting(record) if any(f"audit {name}: " in sentence for sentence in record.missed)
+    ]
     if record.status == "missed" and record.stock and record.stock.differs:
         return [f"differed from ours at the stage {record.stock.differs.partition(': ')[0]}"]
     if record.status == "missed":
