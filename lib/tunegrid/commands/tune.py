@@ -237,12 +237,11 @@ def cells_of(options: argparse.Namespace, grid: Grid, stack: ExitStack) -> list[
 
 def file_name(cell: Cell, space: Space) -> str:
     """The file of a cell's trials is named for all that decides them but their number."""
-    from_hub = cell.profile.data_root is None
     circumstances = {
         "space": asdict(space),
         "device": cell.profile.device,
         "threads": thread_share(cell.profile.threads),
-        "data_commit": commit_of(cell.task.dataset, cell.task.config) if from_hub else None,
+        "data_commit": commit_of(cell.task.dataset, cell.task.config) if cell.rows_from_hub else None,
     }
     return f"{cell.id}-{content_key(cell, circumstances)}.jsonl"
 

@@ -96,7 +96,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
 def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
     """Where the rows of each split stand, all of them."""
     by_name = tables(task, profile.data_root)
-    train = _named(by_name, "train", task)
+    train = _named(by_name, task.train, task)
     pool: Sequence[int] = range(len(train))
     parts: dict[str, TableSlice] = {}
     test = task.own_test if profile.own_test and task.own_test else task.test
