@@ -7,7 +7,7 @@ row has the name of a label, it is read as its number.
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, overload
@@ -18,6 +18,7 @@ from tunegrid.grid.tasks import FILE_KINDS, Task
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
 LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
+NAMED_FOLDERS = 6  # at most so many are listed in a sentence
 HELD_BYTES = 2**25  # of JSON lines: a larger file stays on its disk
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 
@@ -218,16 +219,44 @@ def _has_names(task: Task, table: Table) -> bool:
     return isinstance(table.take([0])[0].get(task.target), str)
 
 
+def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:
+    """Raises InputError where a file or folder of these splits is not there; no row is read, and no hub is asked."""
+    if _names_files(task, root):
+        for split in splits:
+            _file_of(task, root, split)
+    elif root and not (folder_of(task, root) / "dataset_dict.json").is_file():
+        by_name = files_of(folder_of(task, root))
+        for split in splits:
+            check_split(by_name, split, task)
+
+
+def check_split(by_name: Collection[str], split: str, task: Task) -> None:
+    """Raises InputError where a data set lacks a split."""
+    if split not in by_name:
+        known = ", ".join(sorted(by_name))
+        raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
+
+
+def _names_files(task: Task, root: Path | None) -> bool:
+    return task.has_own_rows or bool(task.files and root)
+
+
 def _of_task(task: Task, root: Path | None) -> Mapping[str, Any]:
-    if task.files and (root or task.has_own_rows):
-        return {split: _from_file(task, (root or Path()) / task.folder / path) for split, path in task.files.items()}
+    if _names_files(task, root):
+        return {split: _from_file(task, _file_of(task, root, split)) for split in task.files}
     return _from_hub(task) if root is None else _from_folder(task, root)
 
 
-def _from_file(task: Task, path: Path) -> Any:
-    """A split that the task names the file of."""
+def _file_of(task: Task, root: Path | None, split: str) -> Path:
+    """The file that a task names for a split; raises InputError where it is not there."""
+    check_split(task.files, split, task)
+    path = (root or Path()) / task.folder / task.files[split]
     if not path.is_file():
         raise InputError(f"task {task.id!r}: {path}, which its files name, is not there")
+    return path
+
+
+def _from_file(task: Task, path: Path) -> Any:
     with reading(str(path)):
         return READERS[path.suffix](task, [path])
 
@@ -241,9 +270,6 @@ def _from_folder(task: Task, root: Path) -> dict[str, Any]:
     for split, paths in files_of(folder).items():
         with reading(str(paths[0])):
             by_name[split] = READERS[paths[0].suffix](task, paths)
-    if not by_name:
-        kinds = ", ".join(FILE_KINDS)
-        raise InputError(f"{folder} has no {kinds} or dataset_dict.json; give one file per split, as in train.jsonl")
     return by_name
 
 
@@ -252,18 +278,27 @@ def folder_of(task: Task, root: Path) -> Path:
     folder = root / task.folder
     if not folder.is_dir():
         has = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else None
-        inside = f"it holds {', '.join(has) or 'no folders'}" if has is not None else "which does not exist"
+        more = " ..." if has and len(has) > NAMED_FOLDERS else ""
+        inside = (
+            f"it holds {', '.join(has[:NAMED_FOLDERS]) or 'no folders'}{more}" if has is not None else "which does not exist"
+        )
         raise InputError(f"no folder {task.folder!r} below --data-root {root} ({inside}); rows of {task.dataset} go there")
     return folder
 
 
 def files_of(folder: Path) -> dict[str, list[Path]]:
-    """The files of each split of a folder, by its name: one, or the shards that the hub makes."""
+    """The files of each split of a folder, by its name: one, or the shards that the hub makes.
+
+    Raises InputError where it has none.
+    """
     by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
         files = by_name.setdefault(SHARD.sub("", path.stem), []) if path.suffix in FILE_KINDS else []
-        if not files or files[0].suffix == path.suffix == ".parquet":
+        if path.suffix in FILE_KINDS and (not files or files[0].suffix == path.suffix == ".parquet"):
             files.append(path)
+    if not by_name:
+        kinds = ", ".join(FILE_KINDS)
+        raise InputError(f"{folder} has no {kinds} or dataset_dict.json; give one file per split, as in train.jsonl")
     return by_name
 
 
