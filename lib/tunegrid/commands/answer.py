@@ -9,6 +9,7 @@ the same ones. What was not measured is named with the command that measures it.
 import argparse
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.results.choice import measured, page
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.output:
             write(text, options.output)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say(f"wrote {options.output}" if options.output else text)
     return 0
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunegrid.commands.cache import held
+from tunegrid.commands.cli import refuse
 from tunegrid.commands.environments import Commits, Releases, Subject, python_with
 from tunegrid.commands.suite import Command, Suite, first_updates, measure, output_of_run, suite
 from tunegrid.disk import replacing
@@ -247,7 +248,7 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
         say(f"nothing to find: {error}")
         return 1
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on with what is in {folder}")
         return 130

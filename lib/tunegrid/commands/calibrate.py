@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
@@ -116,8 +117,8 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
         with replacing(path) as part:
             part.write_text(thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={options.grid.name}"), encoding="utf-8")
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     except OSError as error:
-        parser.error(f"{path} cannot be written ({error.strerror or error})")
+        refuse(parser, f"{path} cannot be written ({error.strerror or error})")
     say("\n".join([*summary(measured), f"wrote {path}, which sessions with --grid={options.grid} read"]))
     return 0

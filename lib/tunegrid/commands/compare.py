@@ -9,6 +9,7 @@ the same ones.
 import argparse
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.results import sizes
 from tunegrid.results.compare import FORMATS, compared
@@ -26,6 +27,6 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         comparisons = compared({path: read_list(path) for path in options.runs}, load_noise())
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say("\n".join(filter(None, (FORMATS[options.format](comparisons), sizes.FORMATS[options.format](comparisons)))))
     return 0

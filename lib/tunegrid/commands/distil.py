@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunegrid.commands.cli import refuse
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.machine import keep_freed_memory, thread_share
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings(action="ignore"):  # PEFT's, on names that transformers gave up
             return run(options)
     except InputError as error:
-        line.error(str(error))
+        refuse(line, error)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 from tunegrid import ROOT
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import NAME, study
 from tunegrid.terminal import say
@@ -95,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
         texts = files(options.kind, name, options.to)
         write(texts)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     cell = {"task": f"bert_{name}_lora", "method": f"bert_sa_{name}", "backbone": f"{name}_sa_lora"}[options.kind]
     say("\n".join([f"wrote {', '.join(map(str, texts))}", f"tunegrid run -m quick --grid={path} --cells={cell}"]))
     return 0

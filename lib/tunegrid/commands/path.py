@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunegrid.commands.cli import refuse
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.disk import replacing
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings(action="ignore"):  # PEFT's, on names that transformers gave up, and on rounding in merges
             return walk(options)
     except InputError as error:
-        line.error(str(error))
+        refuse(line, error)
 
 
 def walk(options: argparse.Namespace) -> int:

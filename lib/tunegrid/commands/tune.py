@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from tunegrid.commands.cli import refuse
 from tunegrid.commands.search import check_optuna
 from tunegrid.commands.studies import FRESH, LOOKS, CellStudies, Kept, Pace, Plan
 from tunegrid.data.hub import commit_of, prefer_cache_if_unreachable
@@ -295,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output:
             write(options.output, found, ratios)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     except KeyboardInterrupt:
         say("stopped; the same command goes on after the trials that ended")
         return 130

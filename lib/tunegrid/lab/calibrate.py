@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives
@@ -229,7 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = plan_of(options, options.profile)
         return write(plan, LabSessions(workers=options.workers, fresh=options.fresh), options.to)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
 
 
 def cells_of(text: str, to: Path) -> tuple[str, ...]:
