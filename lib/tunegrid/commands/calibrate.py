@@ -13,7 +13,7 @@ from statistics import fmean
 
 from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
-from tunegrid.disk import replacing
+from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS, study
 from tunegrid.grid.own import add_from
@@ -114,11 +114,8 @@ def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
         cells = cells_of(options.grid, options.profile, options.cells)
         check_others(path, cells)
         measured = Calibration(seeds=by_seed(trained(options, cells, run), cells, options.seeds))
-        with replacing(path) as part:
-            part.write_text(thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={options.grid.name}"), encoding="utf-8")
+        write_whole(path, thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={options.grid.name}"))
     except InputError as error:
         refuse(parser, error)
-    except OSError as error:
-        refuse(parser, f"{path} cannot be written ({error.strerror or error})")
     say("\n".join([*summary(measured), f"wrote {path}, which sessions with --grid={options.grid} read"]))
     return 0

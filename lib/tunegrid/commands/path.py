@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tunegrid.commands.cli import refuse
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
-from tunegrid.disk import replacing
+from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
 from tunegrid.results.path import SCALES, SHARES, PathResult, Points, SoupResult, chosen, path_result, soup_result
 from tunegrid.terminal import say
@@ -65,10 +65,9 @@ def walk(options: argparse.Namespace) -> int:
     splits = saved[0].splits()
     wrong = [sentence for one in saved if (sentence := unlike_record(one, splits.test, device))]
     result = between(saved[0], saved[1], splits, device) if len(saved) == 2 else averaged(saved, splits, device)
-    if options.output:
-        with replacing(options.output) as part:
-            part.write_text(json.dumps(result.as_json(), indent=1), encoding="utf-8")
     say("\n".join([result.as_text(), *wrong]))
+    if options.output:
+        write_whole(options.output, json.dumps(result.as_json(), indent=1))
     return int(bool(wrong))
 
 
