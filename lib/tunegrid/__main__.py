@@ -18,7 +18,7 @@ COMMANDS = {
     "plan": "how long the full grid takes on so many GPUs, in how much memory, at what price",
     "upgrade": "can I upgrade a library? the cells before and after, and what changed",
     "bisect": "find the release of a library, or the commit, that made cells worse",
-    "tune": "search learning rate and LoRA rank on validation rows: how far is a recipe from the best?",
+    "tune": "search learning rate and LoRA rank on validation rows: how far is a recipe from best?",
     "path": "what lies between two saved models, an adapter's other scales, the mean of seeds",
     "distil": "does a teacher help? trains saved cells anew, beside what they scored without one",
     "speed": "did training become slower, or take more memory? two environments take turns",

@@ -190,9 +190,7 @@ class Grid:
             raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
         copied = [cell_id for cell_id in self.recipes if cell_id.split("_")[index] == like]
         if like is not None and not copied:
-            raise InputError(
-                f"{name!r} cannot be like {like!r}, which has no recipes to copy; give it some with grid.add_recipe"
-            )
+            raise InputError(f"{name!r} cannot be like {like!r}, which has no recipes to copy; grid.add_recipe gives some")
         for old in copied:
             parts = old.split("_")
             self._copy(old, "_".join([*parts[:index], name, *parts[index + 1 :]]), changes, quick)

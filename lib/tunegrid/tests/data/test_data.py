@@ -491,7 +491,7 @@ def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
             REVIEW | {"label": -1},
             "invalid label -1 in column 'label': expected 0 (negative), 1 (positive)",
         ),
-        (SA, REVIEW | {"label": "1"}, "column 'label' holds '1', not a whole number"),
+        (SA, REVIEW | {"label": "1"}, "invalid label '1' in column 'label': expected 0 (negative), 1 (positive)"),
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
         (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),
