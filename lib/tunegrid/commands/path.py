@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the result; return the exit code."""
     line = parser()
     options = line.parse_args(arguments)
-    if len(options.folders) < 2:
-        line.error("a path has two ends: give two folders, or more for their mean")
+    if len({folder.resolve() for folder in options.folders}) < max(2, len(options.folders)):
+        line.error("a path has two ends: give two folders, or more for their mean, each once")
     try:
         with warnings.catch_warnings(action="ignore"):  # PEFT's, on names that transformers gave up, and on rounding in merges
             return walk(options)

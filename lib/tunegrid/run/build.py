@@ -36,7 +36,7 @@ def load_tokenizer(cell: Cell) -> Any:
     else:
         source, pin = checkpoint_of(cell.backbone, cell.profile)
         tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
-        with _loading(source):
+        with loading(source):
             tokenizer(["a"], add_special_tokens=False, verbose=False)  # some broken settings show only here
     if cell.head.new_token:
         tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
@@ -45,12 +45,12 @@ def load_tokenizer(cell: Cell) -> Any:
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
     """What a checkpoint holds; its own code is not run, nor asked about. Raises InputError where it cannot be read."""
-    with _loading(source):
+    with loading(source):
         return loader.from_pretrained(source, trust_remote_code=False, **options)
 
 
 @contextmanager
-def _loading(source: str | None) -> Iterator[None]:
+def loading(source: str | None) -> Iterator[None]:
     """Whatever a library raises meanwhile, of whichever file of a broken checkpoint, is an InputError of one sentence."""
     try:
         yield
