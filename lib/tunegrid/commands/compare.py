@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results import sizes, study
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         records = [record for comparison in comparisons for entry in comparison.entries for record in entry.records]
         beside = study.beside(records, published)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     tables = [FORMATS[options.format](comparisons), sizes.FORMATS[options.format](comparisons)]
     tables += [study.FORMATS[options.format](beside)] if beside else []
     say("\n".join(filter(None, tables)))

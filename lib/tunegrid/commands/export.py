@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.results.files import read_saved
 from tunegrid.results.tidy import Columns, figures, rows_of
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         columns, missing = rows_of(records) if options.rows else (figures(runs), [])
         write_table(columns, options.output)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     for sentence in missing:
         say(sentence, error=True)
     say(f"wrote {options.output}: {len(columns['run'])} rows of {len(columns)} columns")

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.files import COMMAND, BenchmarkRow, RunJson, has_no_time, is_cell, load
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         whole = merged(runs)
         whole.finished.save(whole.run, options.output, beside=options.runs)
     except (InputError, OSError) as error:
-        parser.error(str(error))
+        refuse(parser, error)
     for line in whole.finished.lines():
         say(line.text)
     if options.journal == "":

@@ -26,6 +26,8 @@ def load(path: Path) -> RunJson:
         rows = [row["extra_info"] | {} for row in run["benchmarks"]]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; name the file of a run") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
     if not any(is_cell(row) for row in rows):

@@ -18,6 +18,7 @@ from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE, Profile
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.parts import BaseKind
+from tunegrid.run.build import from_hub_or_folder, loading
 from tunegrid.run.serving import Serving
 
 RECORD = "record.json"
@@ -41,7 +42,8 @@ class Saved:
 
     def served(self, device: torch.device) -> tuple[Any, Codec]:
         """The model as it was saved, an adapter over its base, and the codec over its tokenizer."""
-        model, tokenizer = Serving().load(self.cell, self.folder, device)
+        with loading(str(self.folder)):
+            model, tokenizer = Serving().load(self.cell, self.folder, device)
         return model, codec_of(self.cell, tokenizer)
 
     def unlike_record(self, score: float) -> str:
@@ -51,15 +53,16 @@ class Saved:
 
     def codec(self) -> Codec:
         """Text to tensors and back, over the saved tokenizer."""
-        return codec_of(self.cell, hf.AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False))
+        return codec_of(self.cell, from_hub_or_folder(hf.AutoTokenizer, str(self.folder), {}))
 
     def merged(self, device: torch.device) -> Any:
         """The model as plain weights: an adapter is merged, onto its base's own numbers where that is packed to 4 bits."""
         serving = Serving()
-        if not self.cell.method.adapts:
-            return serving.load(self.cell, self.folder, device)[0]
         base: BaseKind = "unpacked" if self.cell.quantization else "packed"  # a base that is not packed is loaded as it is
-        return serving.merge(serving.load_onto(base, self.cell, self.folder, device))
+        with loading(str(self.folder)):
+            if not self.cell.method.adapts:
+                return serving.load(self.cell, self.folder, device)[0]
+            return serving.merge(serving.load_onto(base, self.cell, self.folder, device))
 
     def splits(self) -> Splits:
         """The rows of its run; raises InputError where they are others by now."""

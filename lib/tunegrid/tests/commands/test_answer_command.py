@@ -48,6 +48,13 @@ def test_what_it_cannot_do_is_one_sentence(run, options, sentence, capsys):
     assert sentence in capsys.readouterr().err
 
 
+def test_a_folder_is_no_run(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(tmp_path)])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"tunegrid answer: error: {tmp_path} is a folder; name the file of a run\n"
+
+
 def test_it_needs_no_torch():
     code = f"import sys; from tunegrid.commands.answer import main; main([{str(BASELINE)!r}]); sys.exit('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "lib", capture_output=True, text=True, check=False)

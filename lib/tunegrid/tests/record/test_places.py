@@ -8,13 +8,13 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.page.render import html
 from tunegrid.page.view import page_of
 from tunegrid.places import without_places
 from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.run.build import checkpoint_of
 from tunegrid.tests.pages import record_of, run_of
 from tunegrid.tests.records import complete
 
