@@ -1,4 +1,4 @@
-"""Models that `--save-models=DIR` kept: each in a folder of its cell and seed, with its record."""
+"""Models that `--save-models=DIR` kept: each in a folder of its cell and seed, with its record and its card."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE, Profile
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.parts import BaseKind
 from tunegrid.run.build import from_hub_or_folder, loading
+from tunegrid.run.model_card import write_card
 from tunegrid.run.serving import Serving
 
 RECORD = "record.json"
@@ -87,11 +88,15 @@ def unlike(first: Saved, second: Saved, facts: Mapping[str, Fact]) -> str:
 
 
 def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, serving: Serving) -> Path:
-    """Keep a trained model and its record below `root`; return the folder. Raises InputError where it cannot be written."""
+    """Keep a trained model, its record and its card below `root`; return the folder.
+
+    Raises InputError where it cannot be written.
+    """
     folder = root / f"{cell.id}-seed{cell.profile.seed}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         serving.save(cell, model, tokenizer, folder)
+        write_card(cell, model, record, folder)
         with replacing(folder / RECORD) as part:
             part.write_text(json.dumps(to_json(record)), encoding="utf-8")
     except OSError as error:

@@ -10,6 +10,8 @@ import tomllib
 
 import pytest
 from check_jsonschema import main as check
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
@@ -143,6 +145,32 @@ def test_no_job_takes_tokenised_rows_from_another_which_had_other_code_of_the_li
     assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]
 
 
+# Locked versions
+
+
+def locked(python):
+    """The versions in constraints.txt for a Python on Linux."""
+    lines = (RECIPES / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    machine = {"python_full_version": f"{python}.0", "sys_platform": "linux", "platform_machine": "x86_64"}
+    return {pin.name: str(pin.specifier)[2:] for pin in pins if not pin.marker or pin.marker.evaluate(machine)}
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_locked_versions_are_of_every_package_that_pyproject_asks_for_and_as_it_asks(python):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [text for texts in project["optional-dependencies"].values() for text in texts]
+    wanted, versions = map(Requirement, [*project["dependencies"], *extras]), locked(python)
+    assert [str(one) for one in wanted if not one.specifier.contains(versions.get(canonicalize_name(one.name), "0"))] == []
+
+
+def test_locked_versions_are_those_that_measured_the_committed_baseline():
+    [row, *_] = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())["benchmarks"]
+    measured = {canonicalize_name(name): version.partition("+")[0] for name, version in row["extra_info"]["versions"].items()}
+    del measured["python"]
+    assert {name: version for name, version in locked("3.11").items() if name in measured} == measured
+
+
 def test_every_recipe_is_in_the_list():
     page = (RECIPES / "README.md").read_text()
     assert all(f"]({path.name})" in page for path in RECIPES.iterdir() if path.suffix in (".yml", ".sh"))
@@ -224,6 +252,13 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
         ["version", "2"],
         [*RUN, "--gate=../run/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"],
     ]
+
+
+def test_locked_versions_are_installed_where_the_recipe_says_so(machine):
+    for recipe, job in ((GITHUB, "gate"), (MATRIX, "merge")):
+        [script] = [text for text, _ in shell_steps(read(recipe)["jobs"][job], {}) if "-e ./tunegrid" in text]
+        assert machine.run(script, CONSTRAINTS="a b.txt") == 0
+        assert machine.calls()[-1] == ["pip", "install", "-c", "a b.txt", "-e", "./tunegrid"]
 
 
 @pytest.mark.slow

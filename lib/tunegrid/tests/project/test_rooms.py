@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 
@@ -88,6 +89,20 @@ def test_lib_knows_nothing_of_pytest_and_its_plugins(room):
 def test_results_take_plain_figures_from_nobody_that_runs(room):
     names = {name for path in modules(room) for name in imported(path)}
     assert not [name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "torch", "transformers", "peft"))]
+
+
+PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
+EXTRAS = {"optuna": "tune", "ray": "cluster"}
+
+
+def test_pyproject_asks_for_all_that_is_imported():
+    """What a dependency brings along today, it may leave behind tomorrow."""
+    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py")]
+    tops = {name.split(".")[0] for path in paths for name in imported(path)} - set(sys.stdlib_module_names)
+    wanted = {PARTS.get(name, name).replace("_", "-") for name in tops - {"", "tunegrid", "fixtures", *EXTRAS}}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert wanted <= {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
+    assert EXTRAS.keys() <= tops
 
 
 def test_what_only_a_type_names_is_not_imported(tmp_path):
