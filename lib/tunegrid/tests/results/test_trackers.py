@@ -109,7 +109,7 @@ def test_what_a_tracker_refuses_is_one_sentence(runs, tmp_path, monkeypatch):
         raise OSError("no room\nTraceback")
 
     monkeypatch.setitem(trackers.TRACKERS, "tensorboard", refuse)
-    with pytest.raises(InputError, match="^tensorboard: OSError: no room$"):
+    with pytest.raises(InputError, match=r"^tensorboard: OSError: no room$"):
         list(report(["tensorboard"], runs, "g", tmp_path))
 
 
