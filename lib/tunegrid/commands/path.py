@@ -54,13 +54,15 @@ def main(arguments: list[str] | None = None) -> int:
 def walk(options: argparse.Namespace) -> int:
     """Load, score and print; return whether a saved model is not the one of its record."""
     from tunegrid.run.device import resolve_device
-    from tunegrid.run.path import check_alike, check_seed
+    from tunegrid.run.path import check_alike, check_seed, check_seeds
     from tunegrid.run.saved import read
 
     saved = [read(folder, options.data_root, options.checkpoint_root) for folder in options.folders]
     check_alike(saved)
     if len(saved) == 2:
         check_seed(*saved)
+    else:
+        check_seeds(saved)
     device = resolve_device(options.device or saved[0].cell.profile.device)
     splits = saved[0].splits()
     wrong = [sentence for one in saved if (sentence := unlike_record(one, splits.test, device))]

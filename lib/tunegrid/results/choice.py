@@ -40,10 +40,10 @@ from tunegrid.results.compare import (
 from tunegrid.results.contrasts import ONE_SEED, Contrast, Figure, clauses, contrasts, shown
 from tunegrid.results.examples import read_shifted
 from tunegrid.results.files import read_records
-from tunegrid.results.forgetting import forgetting_lines
+from tunegrid.results.forgetting import change_of, forgetting_lines
 from tunegrid.results.noise import Noise
 from tunegrid.results.shifted import ContrastLine, ReadPoints, RowPoints, ShiftLine, contrast_lines, row_drops, shift_lines
-from tunegrid.results.statistics import share_interval
+from tunegrid.results.statistics import share_interval, stretched
 from tunegrid.results.table import Column, markdown, markdown_table, number, signed
 from tunegrid.results.thresholds import load_margins
 
@@ -185,11 +185,11 @@ def told(places: Sequence[Place], unit: str, digits: int, command: str) -> list[
     return [
         Sentence(
             subject=place.subject,
-            text="; ".join([", ".join(place.words), *clauses(contrasts(place.pairs), unit, digits), *place.then]),
+            text="; ".join(filter(None, [", ".join(place.words), *clauses(contrasts(place.pairs), unit, digits), *place.then])),
             command=command,
         )
         for place in places
-        if place.words
+        if place.words or place.then
     ]
 
 
@@ -258,11 +258,11 @@ def score_contrast(comparison: Comparison, one: Entry, other: Entry) -> Contrast
 
 
 def memory(runs: Measured, gib: float | None) -> list[Sentence]:
-    """The peaks of each backbone and task; with a limit, the best method within it."""
+    """The mean peaks of each backbone and task; with a limit, the best method that no seed takes beyond it."""
     places = []
     for one in runs.comparisons:
         figures = [Figure(method=entry.method, what="peak", values=own) for entry in one.sound if (own := peaks(entry))]
-        words = [f"{own.method} {max(own.values):.2f} GiB ({ranged(own.values, 2)})" for own in figures]
+        words = [f"{own.method} {fmean(own.values):.2f} GiB ({ranged(own.values, 2)})" for own in figures]
         then = [] if gib is None else [within(one, gib)]
         places.append(
             Place(subject=place_of(one, [own.values for own in figures]), words=words, pairs=beside_sft(figures), then=then)
@@ -278,6 +278,10 @@ def peaks(entry: Entry) -> list[float]:
 def within(comparison: Comparison, gib: float) -> str:
     """The best of the methods whose peak stays within so many GiB in each seed."""
     fitting = [entry for entry in comparison.sound if (peak := entry.peak_gib) is not None and peak <= gib]
+    unknown = [entry.method for entry in comparison.sound if entry.peak_gib is None]
+    if unknown:
+        known = ", ".join(entry.method for entry in fitting) or "no other method"
+        return f"the peak of {' and '.join(unknown)} was not measured; {known} stays within {gib:g} GiB"
     if len(fitting) < 2:
         return f"{scored(comparison, fitting[0]) + ' alone' if fitting else 'no method'} stays within {gib:g} GiB"
     return f"within {gib:g} GiB {best(comparison, fitting)}"
@@ -299,11 +303,13 @@ def _robust(runs: Measured, comparison: Comparison) -> Place:
     def read(record: Record) -> RowPoints | None:
         return read_shifted(record, paths[key_of(record)])
 
-    lines = shift_lines(records, read)
-    turned = {line.cell: line for line in contrast_lines(records)}
+    lines = shift_lines(records, lambda _: None)  # what is beyond SFT is tested over seeds here
+    turned = contrast_lines(records)
     by_cell = {seeds[0][0].cell: [record for record, _ in seeds] for seeds in own}
     words = [
-        f"{_worst(seeds[0].method, [line for line in lines if line.cell == cell])}{_followed(turned.get(cell))}{_domain(seeds)}"
+        _worst(seeds[0].method, [line for line in lines if line.cell == cell])
+        + _followed([line for line in turned if line.cell == cell])
+        + _domain(seeds)
         for cell, seeds in by_cell.items()
     ]
     figures = [_changes(seeds, read) for seeds in by_cell.values()]
@@ -335,22 +341,27 @@ def _changes(seeds: Sequence[Record], read: ReadPoints) -> dict[str, Figure]:
 
 
 def _worst(method: str, lines: Sequence[ShiftLine]) -> str:
-    """The shift that costs a method most."""
+    """The shift that costs a method most, of those that are seen to cost it anything among all of them (Bonferroni)."""
     if not lines:
         return f"no shift changes a row of {method}"
-    worst = min(lines, key=lambda line: line.change)
+    seen = [line for line in lines if stretched(line.change, line.high, 1 / len(lines)) < 0]
+    worst = min(seen or lines, key=lambda line: line.change)
     interval = shown(worst.low, worst.high, 1, sign=True)
-    if worst.high < 0:
+    if seen:
         return f"{method} loses most under {worst.shift}, {worst.change:+.1f} of {worst.plain:.1f} ({interval})"
     return f"no shift of {len(lines)} is seen to cost {method} anything, not even {worst.shift} ({interval})"
 
 
-def _followed(turned: ContrastLine | None) -> str:
-    """How often answers follow where the right one turns."""
-    if turned is None or not turned.followed:
-        return ""
-    low, high = share_interval(turned.followed / 100, turned.pairs * turned.both / turned.followed)
-    return f", and follows {turned.followed:.0f} % of turned answers ({100 * low:.0f} to {100 * high:.0f})"
+def _followed(turned: Sequence[ContrastLine]) -> str:
+    """How often answers follow where each shift turns the right one."""
+    known = [_follows(line) for line in turned if line.followed is not None]
+    return f", and follows {', '.join(known)}" if known else ""
+
+
+def _follows(line: ContrastLine) -> str:
+    assert line.followed is not None, "asked by `_followed`"
+    low, high = share_interval(line.followed / 100, line.right)
+    return f"{line.followed:.0f} % of answers that {line.shift} turns ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _domain(seeds: Sequence[Record]) -> str:
@@ -416,13 +427,8 @@ def _forgotten(runs: Measured, comparison: Comparison) -> Place:
         if line.change is not None and line.low is not None and line.high is not None
     ]
     then = [f"{line.method} cannot be asked: {line.refused}" for line in lines if line.refused]
-    figures = [figure for seeds in own if (figure := _loss(seeds)).values]
+    figures = [figure for seeds in own if (figure := change_of(seeds)).values]
     return Place(subject=place_of(comparison, own), words=[*words, *then], pairs=beside_sft(figures))
-
-
-def _loss(seeds: Sequence[Record]) -> Figure:
-    changes = [record.forgetting.change for record in seeds if record.forgetting and record.forgetting.change]
-    return Figure(method=seeds[0].method, what="change of loss", values=[change.value for change in changes], estimates=changes)
 
 
 # What it costs
@@ -442,7 +448,9 @@ def _cost(entry: Entry) -> str:
     kept = entry.costs[TRAINED]
     size = "" if kept is None else f" and a checkpoint of {kept / MIB:.2f} MiB"
     energy = [
-        f", {mean:.0f} J of the {name}" for figure, name in JOULES.items() if (mean := _joules(entry, figure)) is not None
+        f", {mean:.0f} J of the {name} in all phases"
+        for figure, name in JOULES.items()
+        if (mean := _joules(entry, figure)) is not None
     ]
     return f"{entry.method} {fmean(entry.seconds):.1f} s ({ranged(entry.seconds, 1)}){size}{''.join(energy)}"
 
@@ -658,6 +666,6 @@ def _heading(runs: Measured) -> list[str]:
         f"{markdown('; '.join(named))}.",
         "",
         "Intervals are 95 %. A method is below or above another only where the two are told apart over seeds, with a chance of "
-        "5 % for any mistake on one backbone and task (Holm). So an interval may leave out 0 although the two cannot be told "
+        "5 % for any mistake in one line of this page (Holm). So an interval may leave out 0 although the two cannot be told "
         "apart. Commands take your run's own options, too.",
     ]

@@ -9,7 +9,7 @@ from tunegrid.page import render
 from tunegrid.page.view import page_of
 from tunegrid.record.parts import Estimate, ForgettingRecord
 from tunegrid.results import examples
-from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, objections
+from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, forgot_more, objections
 from tunegrid.results.statistics import ratio
 from tunegrid.run.forgetting import TextLosses
 from tunegrid.tests.pages import run_of
@@ -85,10 +85,29 @@ def test_over_seeds_changes_are_means_and_a_share_is_of_sfts():
     assert (lora.change, lora.share, sft.share) == (pytest.approx(0.3), pytest.approx(0.5), None)
 
 
+@pytest.mark.parametrize(
+    ("lora", "sft", "share", "more"),
+    [
+        ((0.8, 0.9), (0.1, 0.2), 17 / 3, ["bert_sa_lora"]),
+        ((0.1, 0.2), (0.8, 0.9), 3 / 17, []),
+        ((0.8, 0.9), (-0.2, -0.1), None, ["bert_sa_lora"]),  # SFT forgot nothing, so that there is no share of it
+        ((-0.3, -0.2), (-0.2, -0.1), None, []),  # LoRA got better by more
+        ((0.61, 0.62), (0.6, 0.61), 123 / 121, []),  # within the noise of texts
+        ((0.9,), (0.1,), 9.0, []),  # one seed does not tell
+    ],
+)
+def test_an_adapter_forgot_more_than_sft_where_seeds_and_texts_tell(lora, sft, share, more):
+    cells = {"bert_sa_lora": lora, "bert_sa_sft": sft}
+    records = [record(cell, part(own), seed) for cell, changes in cells.items() for seed, own in enumerate(changes)]
+    assert forgetting_lines(records)[0].share == (share and pytest.approx(share))
+    assert forgot_more(records) == more
+
+
 def test_the_table_says_where_an_adapter_forgot_more_than_sft_and_what_was_not_asked():
     nothing = dict.fromkeys(("before", "after", "change", "frozen", "objective"))
     lost = part(refused="the tokenizer has no mask token", **nothing)
-    records = [record("bert_sa_lora", part(0.9)), record("bert_sa_sft", part(0.6)), record("gpt2_sa_lora", lost)]
+    two = [record(cell, part(nats), seed) for cell, nats in [("bert_sa_lora", 0.9), ("bert_sa_sft", 0.6)] for seed in (0, 1)]
+    records = [*two, record("gpt2_sa_lora", lost)]
     assert forgetting_table(records) == [
         "cell            points before  after change  95 % interval of SFT's",
         "bert_sa_lora      91.0  1.000  1.900 +0.900  +0.800 +1.000     150%",

@@ -165,5 +165,12 @@ def test_models_of_other_bases_or_seeds_are_refused(pair):
     seeded = replace(second, record=replace(second.record, seeds=replace(second.record.seeds, seed=3)))
     with pytest.raises(InputError, match="have seeds 0 and 3, so their heads start elsewhere"):
         path.check_seed(first, seeded)
+    with pytest.raises(
+        InputError, match="are of gpt2_sa_lora and gpt2_sa_sft: give two models for a path, or seeds of one cell"
+    ):
+        path.check_seeds([first, seeded])
+    path.check_seeds([second, seeded])
+    with pytest.raises(InputError, match="two models have one seed"):
+        path.check_seeds([second, second])
     with pytest.raises(InputError, match="the rows are not those of its run"):
         first.splits()  # these trained on some rows alone
