@@ -12,6 +12,7 @@ COMMANDS = {
     "answer": "which method for my task, what the study claims, and what cannot be told, as a page",
     "page": "a run as one HTML file, beside older runs",
     "export": "runs as one table, for pandas or DuckDB",
+    "plot": "a run's charts as SVG and PNG, and its tables in LaTeX and Markdown, for a paper",
     "merge": "make one run of several, as of shards or a CI matrix, or of a killed session's journal",
     "plan": "how long the full grid takes on so many GPUs, in how much memory, at what price",
     "upgrade": "can I upgrade a library? the cells before and after, and what changed",

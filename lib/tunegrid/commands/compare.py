@@ -3,7 +3,8 @@
 For every task and backbone: the main score with its interval, trained bytes, peak memory and seconds of training, which methods
 are on the Pareto front of these, and which cannot be told apart. Where runs hold several sizes of one family, a last table sets
 each method's gap to full fine-tuning against size. Several runs count as one: they may hold other methods, or other seeds of
-the same ones. What was published, as reports/study.json, stands beside the scores of the runs.
+the same ones. What was published, as reports/study.json, stands beside the scores of the runs. With --format latex or markdown
+the tables are for a paper or a pull request; `tunegrid plot` draws the charts.
 """
 
 import argparse

@@ -266,9 +266,9 @@ def cell_view(
     seeds = [record.seeds.seed for record in records]
     old = [record for record in older if record.seeds.seed in seeds] or older
     pair = next((record for record in old if record.seeds.seed == seeds[0]), next(iter(old), None))
-    rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
+    rows = sampled(records[0], run.path_of(records[0]), pair, baseline.path if baseline else None, limit)
     ordered = [pair, *(record for record in old if record is not pair)] if pair else []
-    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path)))]
+    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path_of(record))))]
     return CellView(
         records=records,
         old=ordered,

@@ -138,6 +138,12 @@ class Scatter:
     marks: Sequence[Mark]
     fronts: Sequence[str]  # the points of a polyline each
 
+    @property
+    def fronts_of_dots(self) -> list[list[Dot]]:
+        """The dots of each front, the cheapest first."""
+        best = sorted((mark.dot for mark in self.marks if mark.dot.front), key=lambda dot: (dot.cost, dot.score))
+        return [[dot for dot in best if dot.front == name] for name in dict.fromkeys(dot.front for dot in best)]
+
 
 def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bool = True) -> Scatter | None:
     """Quality over cost, on a logarithmic axis or a linear one, which may reach below 0; None where nothing was measured."""
@@ -314,8 +320,12 @@ def spark(
 ) -> Spark | None:
     """A line through the runs that have the cell; None where fewer than two have it.
 
-    Cells whose scores are `like` share its scale, which is at least one point high. Runs stand where their times are; without
-    times at equal distances.
+    Args:
+        scores: of each run.
+        like: scores of the cells that share its scale, which is at least one point high.
+        times: of the runs; None sets them at equal distances.
+        width: in pixels.
+        height: in pixels.
     """
     known = [(index, score) for index, score in enumerate(scores) if score is not None]
     if len(known) < 2:

@@ -36,7 +36,7 @@ COUNTERS = {"gpu_energy_joules": "GPU", "cpu_energy_joules": "CPU"}
 AXES = {TRAINED: "trainable bytes", TENSORS: "bytes of tensors", PEAK: "peak GiB", SECONDS: "train seconds"}
 MOST_COLUMNS = 6  # of methods, in the grid
 MOST_OPEN = 3  # cells
-NO_PEAKS = "No front is drawn over memory peaks, because processes may have run several cells, and a peak holds what earlier ones left; "
+NO_PEAKS = "No front is over memory peaks: processes may have run several cells, and a peak holds what earlier ones left; "
 INSTEAD = "bytes of weights, gradients and optimizer state stand in their place."
 NOTHING_INSTEAD = "and bytes of tensors, which could stand in their place, are not known of every cell."
 
@@ -400,10 +400,10 @@ def page_of(
 
 def comparisons_of(run: PageRun) -> tuple[list[Comparison], list[str]]:
     """What `tunegrid compare` says of the cells that finished; or a sentence why it says nothing."""
-    finished = {cell: [record for record in records if record.finished] for cell, records in run.by_cell.items()}
-    entries = [entry_of([(record, run.path or Path(run.name)) for record in own]) for own in finished.values() if own]
+    finished = [[record for record in records if record.finished] for records in run.by_cell.values()]
     try:
-        check_alike(record for own in finished.values() for record in own)
+        check_alike(record for own in finished for record in own)
     except InputError as error:
         return [], [f"methods are not compared: {error}"]
-    return beside_each_other(entries, load_noise()) if entries else [], []
+    sourced = [[(record, run.path_of(record) or Path(run.name)) for record in own] for own in finished if own]
+    return beside_each_other([entry_of(own) for own in sourced], load_noise()) if sourced else [], []

@@ -27,7 +27,7 @@ from tunegrid.results.alike import FACTS, check_alike
 from tunegrid.results.examples import read
 from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
-from tunegrid.results.table import Column, lines, markdown, markdown_table, number
+from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number
 from tunegrid.results.ways_on import INSTRUMENTS
 
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
@@ -128,7 +128,7 @@ def entry_of(saved: Sequence[SourcedRecord]) -> Entry:
 def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
     """The entries of all cells that finished; raises InputError where the runs cannot be compared."""
     saved = _once([(record, path) for path, records in runs.items() for record in records])
-    _check_seeds(saved)
+    check_seeds(saved)
     finished = [(record, path) for record, path in saved if record.finished]
     _check([record for record, _ in finished], " and ".join(map(str, runs)))
     cells: dict[str, list[SourcedRecord]] = defaultdict(list)
@@ -153,7 +153,7 @@ def _once(saved: Sequence[SourcedRecord]) -> list[SourcedRecord]:
     return kept
 
 
-def _check_seeds(saved: Sequence[SourcedRecord]) -> None:
+def check_seeds(saved: Sequence[SourcedRecord]) -> None:
     """Raises InputError where two records are of one profile, cell and seed."""
     runs: dict[RecordKey, Path] = {}
     for record, path in saved:
@@ -501,8 +501,8 @@ LEGEND = (
     "points: the main score. by: what the interval rests on: noise between seeds (calibrated, of so many seeds, or of the "
     "other methods' seeds), test rows, or both",
     "group: methods that share a letter cannot be told apart (pairs, Holm, 5 % a table)",
-    "MiB: what training changes and a checkpoint keeps; tensors: MiB of weights, gradients and optimizer state; GiB: the highest "
-    "memory peak; seconds: of training",
+    "MiB: what training changes and a checkpoint keeps; tensors: MiB of weights, gradients and optimizer state; GiB: the "
+    "highest memory peak; seconds: of training",
     "*: no other method is as good for as little of this. front: the same of all costs together; no: the method in "
     "brackets is as good for as little; perhaps: it costs as little, and its lower score cannot be told from this one",
 )
@@ -614,4 +614,14 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join([*parts, *(f"* {markdown(line)}" for line in legend(comparisons))])
 
 
-FORMATS: Mapping[str, Callable[[Sequence[Comparison]], str]] = {"text": as_text, "markdown": as_markdown}
+def as_latex(comparisons: Sequence[Comparison]) -> str:
+    """The same for a paper: a table for each task and backbone, with what limits it below."""
+    parts = [r"% needs \usepackage{booktabs,graphicx}"]
+    for one in comparisons:
+        parts += ["", *latex_float(title(one), COLUMNS, [row(one, entry) for entry in one.entries], remarks(one))]
+    counts = summary(comparisons)
+    parts += ["", *latex_float("How often each method is among the best, and on the front", SUMMARY, counts)] if counts else []
+    return "\n".join([*parts, "", *(f"% {line}" for line in legend(comparisons))])
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Comparison]], str]] = {"text": as_text, "markdown": as_markdown, "latex": as_latex}

@@ -405,8 +405,8 @@ def test_a_peak_is_drawn_where_it_is_the_cells_own_and_else_the_page_says_what_s
     alone = page_of(run_of(replace(record, memory=replace(record.memory, cells_before=0)) for record in shared.run.records))
     drawn = [[name for name, _ in page.groups[0].panels[0].charts] for page in (shared, alone)]
     assert drawn == [["trainable bytes", "bytes of tensors", "train seconds"], ["trainable bytes", "peak GiB", "train seconds"]]
-    assert "No front is drawn over memory peaks, because processes may have run several cells" in text_of(shared)
-    assert "No front is drawn" not in text_of(alone)
+    assert "No front is over memory peaks: processes may have run several cells" in text_of(shared)
+    assert "No front is over" not in text_of(alone)
 
 
 def test_many_methods_are_rows_and_each_has_one_mark_of_its_own():
