@@ -11,7 +11,7 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record
 from tunegrid.results.claims import STUDY, findings
 from tunegrid.results.files import read_records
-from tunegrid.results.table import Column, lines, markdown, markdown_table, number, signed
+from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number, signed
 
 TITLE = "beside what was published"
 COLUMNS = (
@@ -116,4 +116,9 @@ def as_markdown(comparison: StudyComparison) -> str:
     return "\n".join(["", f"**{markdown(TITLE)}**", "", *table, "", f"* {markdown(comparison.note)}"])
 
 
-FORMATS: Mapping[str, Callable[[StudyComparison], str]] = {"text": as_text, "markdown": as_markdown}
+def as_latex(comparison: StudyComparison) -> str:
+    """The same for a paper."""
+    return "\n".join(["", *latex_float(TITLE, COLUMNS, _rows(comparison), [comparison.note])])
+
+
+FORMATS: Mapping[str, Callable[[StudyComparison], str]] = {"text": as_text, "markdown": as_markdown, "latex": as_latex}

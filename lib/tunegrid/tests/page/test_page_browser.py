@@ -100,6 +100,16 @@ def test_rows_are_filtered_by_lost_and_gained(opened):
     assert set(rows.locator("tbody tr:visible td:nth-child(2)").all_inner_texts()) == {"lost"}
 
 
+def test_the_grid_leaves_out_what_did_not_change(opened):
+    page = opened("failing")
+    fields = page.locator("#grid .field:visible")
+    assert fields.count() == 27
+    page.locator("#grid").get_by_label("changed only").check()
+    assert fields.locator(".hidden").all_inner_texts() == ["bert_sum_sft", "t5_qa_sft", "gpt2_sa_lora", "t5_sa_lora"]
+    page.locator("#grid").get_by_label("all").check()
+    assert fields.count() == 27
+
+
 def test_cells_are_found_by_words_and_a_permalink_still_leads_to_a_hidden_one(opened):
     page = opened("failing")
     page.locator("#find").fill("gpt2 sa")
