@@ -359,13 +359,13 @@ def judgements_of(quantity, verdict, *effects, detail=""):
 
 
 def test_speed_that_fails_nothing_stands_last_and_many_cells_alike_are_one_line():
-    speed = judgements_of("step_seconds", Verdict.WORSE, 0.2, 0.4, 0.3, 0.1)
+    speed = judgements_of("step_seconds", Verdict.WORSE, 0.2, 0.4, 0.3, 0.1, detail="margin 15%")
     numerics = judgements_of("numerics", Verdict.CHANGED, *[None] * 5, detail="start: weights")
     doubts = judgements_of("f1", Verdict.CANNOT_TELL, -1.0, -2.0)
     first, *others = remarks([*speed, *doubts, *numerics], failing=numerics)
     assert first == "changed: numerics of 5 cells, as bert_sum_lora numerics (start: weights)"
     assert [line.partition(" f1 ")[0] for line in others[:2]] == ["cannot tell: bert_sum_lora", "cannot tell: bert_sum_qlora"]
-    assert others[2:] == ["worse: step_seconds of 4 cells, most of all bert_sum_qlora step_seconds +40.0 %"]
+    assert others[2:] == ["worse: step_seconds of 4 cells, most of all bert_sum_qlora step_seconds +40.0 % (margin 15%)"]
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):
