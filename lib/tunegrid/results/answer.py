@@ -55,6 +55,7 @@ BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED = (
 AUDIT = "failed audit "  # and its name
 CAUSES = (BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED)
 BY_STATUS = {"stopped": STOPPED, "error": ERROR, "killed": KILLED, "not run": NOT_RUN}
+PLACES = {cell: index for index, cell in enumerate(STUDY_IDS)}
 SHOWN = 3  # places that a sentence names
 NAMED = 30  # cells that a line of a cause names
 
@@ -223,12 +224,7 @@ class Question:
         policy: Policy = EVERY_CELL_CRITICAL,
     ) -> "Question":
         """The same whatever the order of records and judgements: a file and a session have them in different ones."""
-        place = {cell: index for index, cell in enumerate(STUDY_IDS)}
-
-        def order(one: Record | Judgement) -> tuple[int, str]:
-            return place.get(one.cell, len(place)), one.cell
-
-        by_place, judged_by_place = sorted(records, key=order), sorted(judged, key=order)
+        by_place, judged_by_place = sorted(records, key=_place), sorted(judged, key=_place)
         return cls(records=by_place, judged=judged_by_place, kinds=kinds, baseline=baseline, before=before, policy=policy)
 
     @cached_property
@@ -254,6 +250,11 @@ class Question:
     def way_on_from(self, cell: str, kinds: Sequence[str]) -> str:
         """What finds the cause of a change in a cell."""
         return ways_on.about_change(cell, kinds, self.before, self.records)
+
+
+def _place(one: Record | Judgement) -> tuple[int, str]:
+    """In the study's order, other cells after it by name."""
+    return PLACES.get(one.cell, len(PLACES)), one.cell
 
 
 # Cells
@@ -309,7 +310,7 @@ def sentences_of(record: Record, cause: str) -> list[str]:
 
 def told_by_cause(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: for each cause its cells, and below them what they say; of more than three cells what one says."""
-    for cause, bad in by_cause(records):
+    for cause, bad in by_cause(sorted(records, key=_place)):
         cells = list(dict.fromkeys(record.cell for record in bad))
         yield f"{_count(len(cells), 'cell')} {cause}: {_some(cells, NAMED)}"
         said = [sentences_of(record, cause) for record in bad]

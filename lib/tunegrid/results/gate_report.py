@@ -57,17 +57,20 @@ def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
 
 
 def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
-    """Sentences on all that is not `same`: what fails the run first, then the gravest; each reason not to compare comes once.
+    """Sentences on all that is not `same`: what fails the run first, then the gravest, speed last where it fails nothing.
 
-    Where more than three cells have one verdict on one quantity, and on one stage of numerics, the sentence is of the one that
-    moved most: the table names the others.
+    Each reason not to compare comes once. Where more than three cells have one verdict on one quantity, and on one stage of
+    numerics, the sentence is of the one that moved most: the table names the others.
     """
-    decisive = [j for j in judged if j.verdict not in QUIET and j.decides and not _is_doubt_on_calibration(j)]
-    alike: dict[tuple[bool, Verdict, str, str], list[Judgement]] = {}
-    for j in sorted(decisive, key=lambda j: (j not in failing, GRAVEST_FIRST.index(j.verdict))):
-        alike.setdefault((j in failing, j.verdict, j.quantity, j.detail if j.quantity in FLOWS else ""), []).append(j)
+    alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
+    for j in judged:
+        if j.verdict not in QUIET and j.decides and not _is_doubt_on_calibration(j):
+            fails = j in failing
+            order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
+            alike.setdefault((*order, j.quantity, j.detail if j.quantity in FLOWS else ""), []).append(j)
+    groups = sorted(alike.items(), key=lambda item: item[0][:3])
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
-    sentences = [sentence for group in alike.values() for sentence in _of_alike(group)]
+    sentences = [sentence for _, group in groups for sentence in _of_alike(group)]
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
 
 
@@ -77,7 +80,8 @@ def _of_alike(group: Sequence[Judgement]) -> list[str]:
     if count <= SHOWN:
         return list(map(in_words, group))
     most = max(group, key=lambda j: abs(j.effect or 0.0))
-    return [f"{most.verdict}: {most.quantity} of {count} cells, most of all {evidence_of(most)}"]
+    which = "as" if most.effect is None else "most of all"
+    return [f"{most.verdict}: {most.quantity} of {count} cells, {which} {evidence_of(most)}"]
 
 
 def _is_doubt_on_calibration(judgement: Judgement) -> bool:

@@ -136,6 +136,12 @@ def test_the_search_alone_imports_optuna():
     assert {path.name for path in paths if any(f"{name}.".startswith("optuna.") for name in imported(path))} == {"search.py"}
 
 
+def test_the_reports_to_trackers_alone_import_one():
+    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
+    packages = {"mlflow", "tensorboard", "trackio", "wandb"}
+    assert {path.name for path in paths if packages & {name.split(".")[0] for name in imported(path)}} == {"trackers.py"}
+
+
 def untyped_evidence(path):
     """Functions that take audits' evidence and do not say what it is."""
     functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
