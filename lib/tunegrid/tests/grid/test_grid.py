@@ -337,6 +337,10 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
         (lambda grid: replace(SA, labels=("one",)), "task 'sa': only a classification names labels, and at least two"),
         (lambda grid: replace(SA, text=("body",)), "task 'sa' reads column 'body', which is not among its columns"),
         (lambda grid: replace(SA, text=()), 'task \'sa\' reads no column; write text=("title", "content",) with those'),
+        (
+            lambda grid: replace(SA, columns=("title", "content", "label")),
+            'task \'sa\': columns must say the type of each; write columns={"title": str, "content": str, "label": int}',
+        ),
         (lambda grid: replace(SA, text="title"), "task 'sa': text is a text, not several; write text=(\"title\",)"),
         (
             lambda grid: replace(SA, files={"train": "a.txt"}),
