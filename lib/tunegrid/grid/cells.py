@@ -22,6 +22,7 @@ from tunegrid.grid.shifts import RESERVED, Shift
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
+BOUNDED = ("quick", "full")  # profiles whose cells a user's thresholds hold
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -173,6 +174,10 @@ class Grid:
         the cell's task does not have, and for points that are none.
         """
         task = self._parts(cell_id)[1]
+        if profile not in BOUNDED:
+            raise InputError(
+                f"thresholds of {cell_id}: cells of profile {profile!r} have none, only {' and '.join(BOUNDED)} ones"
+            )
         for name, points in minimum.items():
             if name not in task.bounded_scores:
                 known = ", ".join(task.bounded_scores)
@@ -210,6 +215,8 @@ class Grid:
         does one hand on its head's own rate in the quick profile, or its columns to another task.
         """
         recipe, head = self.recipes[old], self.heads.get(old)
+        for replaced in (self.quick, self.heads):  # of a cell that was there already
+            replaced.pop(new, None)
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
         if head is not None and head == HEAD_EXCEPTIONS.get(old):
             targets = TARGETS_WITHOUT_EXCEPTION[old]

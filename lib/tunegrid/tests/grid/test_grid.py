@@ -229,6 +229,7 @@ def test_a_recipe_like_another_cells_has_its_quick_form_and_not_the_studys_count
     grid.add_recipe("bert_sa_lora", like="bert_sa_qlora", weight_decay=0.5, quick={"max_steps": 7})
     recipe = grid.cell("bert_sa_lora", FULL_PROFILE).recipe
     assert recipe == replace(RECIPES["bert_sa_qlora"], weight_decay=0.5, trainable_params=None)
+    assert grid.cell("bert_sa_lora", FULL_PROFILE).head == BERT.heads[Problem.CLASSIFY]  # as the other's, not the study's own
     quick = grid.cell("bert_sa_lora", QUICK_PROFILE).recipe
     assert (quick.max_steps, quick.learning_rate) == (7, QUICK["bert_sa_qlora"]["learning_rate"])
 
@@ -329,6 +330,10 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
         (
             lambda grid: grid.add_thresholds("bert_sa_lora", f1=5),
             "thresholds of bert_sa_lora: task 'sa' bounds no score 'f1', only accuracy, f1_macro",
+        ),
+        (
+            lambda grid: grid.add_thresholds("bert_sa_lora", profile="qick", accuracy=80),
+            "thresholds of bert_sa_lora: cells of profile 'qick' have none, only quick and full ones",
         ),
         (
             lambda grid: grid.add_thresholds("bert_sa_lora", accuracy=101),
