@@ -234,6 +234,12 @@ def test_a_recipe_like_another_cells_has_its_quick_form_and_not_the_studys_count
     assert (quick.max_steps, quick.learning_rate) == (7, QUICK["bert_sa_qlora"]["learning_rate"])
 
 
+def test_a_recipe_like_itself_is_changed(grid):
+    grid.add_recipe("t5_qa_lora", like="t5_qa_lora", weight_decay=0.5)
+    assert grid.cell("t5_qa_lora", FULL_PROFILE).recipe == replace(RECIPES["t5_qa_lora"], weight_decay=0.5)
+    assert grid.cell("t5_qa_lora", QUICK_PROFILE).recipe.max_steps == QUICK["t5_qa_lora"]["max_steps"]
+
+
 def test_a_task_with_files_of_its_own_has_quick_cells(grid, tmp_path):
     grid.add_task(replace(SA, id="sst2", files={"train": tmp_path / "a.csv"}), like="sa")
     grid.add_task(replace(SA, id="other", files={"train": "a.csv"}), like="sa")
