@@ -22,6 +22,7 @@ from tunegrid.grid.shifts import RESERVED, Shift
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
+BOUNDED = ("quick", "full")  # profiles whose cells a user's thresholds hold
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -173,6 +174,10 @@ class Grid:
         the cell's task does not have, and for points that are none.
         """
         task = self._parts(cell_id)[1]
+        if profile not in BOUNDED:
+            raise InputError(
+                f"thresholds of {cell_id}: cells of profile {profile!r} have none, only {' and '.join(BOUNDED)} ones"
+            )
         for name, points in minimum.items():
             if name not in task.bounded_scores:
                 known = ", ".join(task.bounded_scores)
@@ -209,7 +214,9 @@ class Grid:
         A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
         does one hand on its head's own rate in the quick profile, or its columns to another task.
         """
-        recipe, head = self.recipes[old], self.heads.get(old)
+        recipe, head, micro = self.recipes[old], self.heads.get(old), self._quick_to_copy(old)
+        for replaced in (self.quick, self.heads):  # of a cell that was there already
+            replaced.pop(new, None)
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
         if head is not None and head == HEAD_EXCEPTIONS.get(old):
             targets = TARGETS_WITHOUT_EXCEPTION[old]
@@ -218,15 +225,15 @@ class Grid:
             self.heads[new] = head
         not_copied = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
         self.recipes[new] = _changed(new, recipe, {**not_copied, **changes})
-        if old in self.quick and backbone.micro and (task is task_before or task.has_own_rows):
+        if micro is not None and backbone.micro and (task is task_before or task.has_own_rows):
             _changed(new, self.recipes[new], quick)
-            self.quick[new] = {**self._quick_to_copy(old), **quick}
+            self.quick[new] = {**micro, **quick}
 
-    def _quick_to_copy(self, cell_id: str) -> Mapping[str, Any]:
+    def _quick_to_copy(self, cell_id: str) -> Mapping[str, Any] | None:
         """A cell's quick fields; the study's own without the head's rate, which was found for that cell's micro backbone."""
-        fields = self.quick[cell_id]
+        fields = self.quick.get(cell_id)
         is_the_studys = cell_id in QUICK and fields == quick_changes(cell_id)
-        return {**fields, "head_learning_rate": None} if is_the_studys else fields
+        return {**fields, "head_learning_rate": None} if fields and is_the_studys else fields
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""

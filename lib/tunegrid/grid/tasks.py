@@ -116,6 +116,13 @@ class Task:
         for name in ("text", "text_pair", "identity", "labels", "bounded_scores"):
             if isinstance(value := getattr(self, name), str):
                 raise InputError(f'task {self.id!r}: {name} is a text, not several; write {name}=("{value}",)')
+        if not isinstance(self.columns, Mapping) or not all(isinstance(kind, type) for kind in self.columns.values()):
+            types = ", ".join(
+                f'"{column}": {"int" if self.labels and column == self.target else "str"}' for column in self.columns
+            )
+            raise InputError(
+                f"task {self.id!r}: columns must say the type of each; write columns={{{types}}}, with their types"
+            )
         if not self.text:
             texts = [column for column, kind in self.columns.items() if kind is str and column != self.target]
             columns = ", ".join(f'"{column}"' for column in texts or ["COLUMN"])

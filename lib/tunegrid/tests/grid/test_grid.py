@@ -229,8 +229,15 @@ def test_a_recipe_like_another_cells_has_its_quick_form_and_not_the_studys_count
     grid.add_recipe("bert_sa_lora", like="bert_sa_qlora", weight_decay=0.5, quick={"max_steps": 7})
     recipe = grid.cell("bert_sa_lora", FULL_PROFILE).recipe
     assert recipe == replace(RECIPES["bert_sa_qlora"], weight_decay=0.5, trainable_params=None)
+    assert grid.cell("bert_sa_lora", FULL_PROFILE).head == BERT.heads[Problem.CLASSIFY]  # as the other's, not the study's own
     quick = grid.cell("bert_sa_lora", QUICK_PROFILE).recipe
     assert (quick.max_steps, quick.learning_rate) == (7, QUICK["bert_sa_qlora"]["learning_rate"])
+
+
+def test_a_recipe_like_itself_is_changed(grid):
+    grid.add_recipe("t5_qa_lora", like="t5_qa_lora", weight_decay=0.5)
+    assert grid.cell("t5_qa_lora", FULL_PROFILE).recipe == replace(RECIPES["t5_qa_lora"], weight_decay=0.5)
+    assert grid.cell("t5_qa_lora", QUICK_PROFILE).recipe.max_steps == QUICK["t5_qa_lora"]["max_steps"]
 
 
 def test_a_task_with_files_of_its_own_has_quick_cells(grid, tmp_path):
@@ -331,12 +338,20 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
             "thresholds of bert_sa_lora: task 'sa' bounds no score 'f1', only accuracy, f1_macro",
         ),
         (
+            lambda grid: grid.add_thresholds("bert_sa_lora", profile="qick", accuracy=80),
+            "thresholds of bert_sa_lora: cells of profile 'qick' have none, only quick and full ones",
+        ),
+        (
             lambda grid: grid.add_thresholds("bert_sa_lora", accuracy=101),
             "thresholds of bert_sa_lora: accuracy=101 is not a number of points from 0 to 100",
         ),
         (lambda grid: replace(SA, labels=("one",)), "task 'sa': only a classification names labels, and at least two"),
         (lambda grid: replace(SA, text=("body",)), "task 'sa' reads column 'body', which is not among its columns"),
         (lambda grid: replace(SA, text=()), 'task \'sa\' reads no column; write text=("title", "content",) with those'),
+        (
+            lambda grid: replace(SA, columns=("title", "content", "label")),
+            'task \'sa\': columns must say the type of each; write columns={"title": str, "content": str, "label": int}',
+        ),
         (lambda grid: replace(SA, text="title"), "task 'sa': text is a text, not several; write text=(\"title\",)"),
         (
             lambda grid: replace(SA, files={"train": "a.txt"}),
