@@ -16,7 +16,8 @@ from huggingface_hub.repocard import metadata_load
 
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.grid.tasks import Problem
+from tunegrid.grid.tasks import TASKS, Problem
+from tunegrid.places import without_places
 from tunegrid.record import Record, to_json
 from tunegrid.run.build import checkpoint_of
 
@@ -36,7 +37,7 @@ NO_SETTINGS = ("adapter", "quantization", "trainable_params", "total_params", "f
 def write_card(cell: Cell, model: Any, record: Record, folder: Path) -> None:
     """Write a saved model's card beside it; the one that PEFT left there is replaced. Raises OSError."""
     card_of(cell, record).save(folder / CARD)
-    if isinstance(model, peft.PeftModel):
+    if isinstance(model, peft.PeftModel) and (folder / peft.utils.CONFIG_NAME).is_file():
         model.create_or_update_model_card(str(folder))
         rename_base(cell, folder)
 
@@ -74,7 +75,7 @@ def is_made_up(cell: Cell) -> bool:
 def card_of(cell: Cell, record: Record) -> hub.ModelCard:
     """The card, without what PEFT adds."""
     data = hub.ModelCardData(
-        language="en",
+        language="en" if cell.task in TASKS else None,
         base_model=None if is_micro(cell) else base_name(cell),
         datasets=None if is_made_up(cell) else [cell.task.dataset],
         eval_results=list(eval_results(cell, record)) or None,
@@ -161,7 +162,7 @@ def caveats(cell: Cell, record: Record) -> Iterator[str]:
     if record.distilled:
         yield f"It was distilled from {record.distilled.cell}, seed {record.distilled.seed}."
     if record.status != "passed":
-        yield " ".join(["**Its run did not pass.**", *record.missed])
+        yield without_places(" ".join([f"**Its run did not pass: {record.status}.**", *record.missed]))
     if not record.bounds:
         yield "No bound applied to its scores."
 

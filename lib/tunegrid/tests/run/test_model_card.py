@@ -107,7 +107,7 @@ def test_a_cell_of_the_hub_names_data_and_backbone(no_network):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"status": "missed", "missed": ["accuracy 60.0 is below 88.0"]}, "**Its run did not pass.** accuracy 60.0 is below"),
+        ({"status": "missed", "missed": ["accuracy 60.0 is below 88.0"]}, "**Its run did not pass: missed.** accuracy 60.0"),
         ({"bounds": {}}, "No bound applied to its scores."),
     ],
 )
