@@ -27,6 +27,8 @@ from tunegrid.results.compare import (
     MIB,
     OF_QUICK,
     ON_A_CPU,
+    PEAK,
+    TENSORS,
     TRAINED,
     Comparison,
     Entry,
@@ -263,6 +265,7 @@ def memory(runs: Measured, gib: float | None) -> list[Sentence]:
     for one in runs.comparisons:
         figures = [Figure(method=entry.method, what="peak", values=own) for entry in one.sound if (own := peaks(entry))]
         words = [f"{own.method} {fmean(own.values):.2f} GiB ({ranged(own.values, 2)})" for own in figures]
+        words = tensors(one) if one.peaks_are_shared else words
         then = [] if gib is None else [within(one, gib)]
         places.append(
             Place(subject=place_of(one, [own.values for own in figures]), words=words, pairs=beside_sft(figures), then=then)
@@ -271,17 +274,24 @@ def memory(runs: Measured, gib: float | None) -> list[Sentence]:
 
 
 def peaks(entry: Entry) -> list[float]:
-    """The highest peak of each seed."""
-    return [peak for record in entry.records if (peak := record.peak_gib) is not None]
+    """The highest peak of each seed that is its own."""
+    return [peak for record in entry.records if (peak := record.own_peak_gib) is not None]
+
+
+def tensors(comparison: Comparison) -> list[str]:
+    """What stands in the place of peaks that are nobody's own."""
+    known = [f"{entry.method} {size / MIB:.1f} MiB" for entry in comparison.sound if (size := entry.costs[TENSORS]) is not None]
+    why = "no peak is a cell's own, since processes ran several (--isolate=yes measures it)"
+    return [f"{why}; weights, gradients and optimizer state are {', '.join(known)}" if known else why]
 
 
 def within(comparison: Comparison, gib: float) -> str:
     """The best of the methods whose peak stays within so many GiB in each seed."""
-    fitting = [entry for entry in comparison.sound if (peak := entry.peak_gib) is not None and peak <= gib]
-    unknown = [entry.method for entry in comparison.sound if entry.peak_gib is None]
+    fitting = [entry for entry in comparison.sound if (peak := entry.costs[PEAK]) is not None and peak <= gib]
+    unknown = [entry.method for entry in comparison.sound if entry.costs[PEAK] is None]
     if unknown:
         known = ", ".join(entry.method for entry in fitting) or "no other method"
-        return f"the peak of {' and '.join(unknown)} was not measured; {known} stays within {gib:g} GiB"
+        return f"the peak of {' and '.join(unknown)} is not known; {known} stays within {gib:g} GiB"
     if len(fitting) < 2:
         return f"{scored(comparison, fitting[0]) + ' alone' if fitting else 'no method'} stays within {gib:g} GiB"
     return f"within {gib:g} GiB {best(comparison, fitting)}"
