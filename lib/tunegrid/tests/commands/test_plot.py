@@ -24,7 +24,8 @@ def store(tmp_path, monkeypatch):
 def runs(tmp_path):
     """Two files: 36 and 30 of 40 rows right, by two methods."""
     files = {"bert_sa_lora": 36, "bert_sa_sft": 30}
-    return [saved(tmp_path / f"{cell}.json", [record_of(cell, right, bounds={"accuracy": 70.0})]) for cell, right in files.items()]
+    records = [record_of(cell, right, bounds={"accuracy": 70.0}) for cell, right in files.items()]
+    return [saved(tmp_path / f"{record.cell}.json", [record]) for record in records]
 
 
 def test_each_chart_is_an_svg_and_a_png_and_the_tables_are_those_of_compare(runs, tmp_path, capsys):
