@@ -123,6 +123,6 @@ def test_the_page_shows_scores_against_what_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     html = render.html(page_of(run_of([record("bert_sa_lora", part(-0.2)), record("bert_sa_sft", part(0.6))])))
     section = html.partition('id="forgetting"')[2].partition("</section>")[0]
-    assert section.count('<circle class="dot"') == 2  # the legend's and LoRA's, below 0
+    assert section.count('<path class="dot c0"') == 2  # LoRA's, below 0, and SFT's
     assert '<td class="n">−0.200</td><td>−0.300 to −0.100</td><td class="n">–33</td>'.replace("–33", "-33") in section
     assert 'id="forgetting"' not in render.html(page_of(run_of([complete("bert_sa_lora")])))
