@@ -67,8 +67,8 @@ class ForgettingLine:
 
     Attributes:
         score: the main score.
-        share: the change as a share of that of all weights trained (SFT) on the same backbone and task; None where SFT's
-            forgot nothing.
+        share: the change as a share of that of all weights trained (SFT) on the same backbone and task; None where SFT
+            is not seen to forget: its interval holds 0, or it got better.
     """
 
     cell: str
@@ -88,7 +88,8 @@ class ForgettingLine:
 def forgetting_lines(records: Iterable[Record]) -> list[ForgettingLine]:
     """A line for each cell that was asked, in the order of the records."""
     cells = by_cell(record for record in records if record.forgetting)
-    changes = {(seeds[0].profile, seeds[0].cell): _mean_of(seeds, "change", "value") for seeds in cells}
+    lost = [seeds for seeds in cells if (_mean_of(seeds, "change", "low") or 0) > 0]
+    changes = {(seeds[0].profile, seeds[0].cell): _mean_of(seeds, "change", "value") for seeds in lost}
     return [_line(seeds, changes.get((seeds[0].profile, f"{seeds[0].backbone}_{seeds[0].task}_{SFT.id}"))) for seeds in cells]
 
 
@@ -106,7 +107,7 @@ def _line(seeds: Sequence[Record], of_sft: float | None) -> ForgettingLine:
         change=change,
         low=_mean_of(seeds, "change", "low"),
         high=_mean_of(seeds, "change", "high"),
-        share=change / of_sft if change is not None and of_sft and of_sft > 0 and first.method != SFT.id else None,
+        share=change / of_sft if change is not None and of_sft and first.method != SFT.id else None,
         refused=next((part.refused for record in seeds if (part := record.forgetting) and part.refused), None),
     )
 

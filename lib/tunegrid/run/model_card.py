@@ -15,11 +15,11 @@ import peft
 from huggingface_hub.repocard import metadata_load
 
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS, Problem
 from tunegrid.places import without_places
 from tunegrid.record import Record, to_json
-from tunegrid.run.build import checkpoint_of
 
 CARD = "README.md"
 TAGS = ["tunegrid"]  # PEFT's replace them

@@ -88,12 +88,13 @@ def test_over_seeds_changes_are_means_and_a_share_is_of_sfts():
 @pytest.mark.parametrize(
     ("lora", "sft", "share", "more"),
     [
-        ((0.8, 0.9), (0.1, 0.2), 17 / 3, ["bert_sa_lora"]),
-        ((0.1, 0.2), (0.8, 0.9), 3 / 17, []),
+        ((0.8, 0.9), (0.15, 0.25), 17 / 4, ["bert_sa_lora"]),
+        ((0.8, 0.9), (0.0, 0.1), None, ["bert_sa_lora"]),  # its interval holds 0, so that a share of it says nothing
+        ((0.15, 0.25), (0.8, 0.9), 4 / 17, []),
         ((0.8, 0.9), (-0.2, -0.1), None, ["bert_sa_lora"]),  # SFT forgot nothing, so that there is no share of it
         ((-0.3, -0.2), (-0.2, -0.1), None, []),  # LoRA got better by more
         ((0.61, 0.62), (0.6, 0.61), 123 / 121, []),  # within the noise of texts
-        ((0.9,), (0.1,), 9.0, []),  # one seed does not tell
+        ((0.9,), (0.2,), 4.5, []),  # one seed does not tell
     ],
 )
 def test_an_adapter_forgot_more_than_sft_where_seeds_and_texts_tell(lora, sft, share, more):
