@@ -495,7 +495,7 @@ def claims(runs: Measured, task: str | None, study: Path) -> list[str]:
     parts: list[str] = []
     for own in (judged(claim, entries, chance, margins, reported) for claim in wanted):
         pairs = [_beside(side, answer) for side, answer in zip(own.sides, own.answers, strict=True) if not side.missing]
-        parts += ["", f"### {own.claim.text}: {own.answer}", "", _verdict(runs, own).line]
+        parts += ["", f"### {own.claim.text}: {own.answer} in these runs", "", _verdict(runs, own).line]
         parts += ["", *markdown_table(BESIDE, pairs)] if pairs else []
     cells = {cell for claim in wanted for pair in claim.pairs for cell in pair}
     return [*parts[1:], "", *(sentence.line for sentence in _doubts(cells, study))]
@@ -580,8 +580,6 @@ def _limits(runs: Measured) -> Iterator[Sentence]:
     if any(record.recipe.generation for record in records):
         text = "how sure a model is of a text is not measured, since a text is neither a hit nor a miss"
         yield Sentence(text=text, command=f"tunegrid compare {RUNS}")
-    if runs.profile == QUICK_PROFILE.id:
-        yield Sentence(text=f"{OF_QUICK}; of full-size models they say nothing", command="pytest -m full --seeds 0-2")
 
 
 def _without_energy(runs: Measured) -> list[Sentence]:
@@ -674,6 +672,7 @@ def _heading(runs: Measured) -> list[str]:
         "",
         f"{RUNS} is `{files}`: {len(runs.entries)} cells of the {runs.profile} profile on {markdown(', '.join(devices))}. "
         f"{markdown('; '.join(named))}.",
+        *(["", f"**Of full-size models this page says nothing**, and {OF_QUICK}."] if runs.profile == QUICK_PROFILE.id else []),
         "",
         "Intervals are 95 %. A method is below or above another only where the two are told apart over seeds, with a chance of "
         "5 % for any mistake in one line of this page (Holm). So an interval may leave out 0 although the two cannot be told "
