@@ -258,8 +258,9 @@ def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
         page_of(run_of([record_of(status="error", scores={}, examples=None, missed=["ValueError"], crash=crash)]))
     )
     [told, printed] = re.findall(r"<pre[^>]*>(.*?)</pre>", page, flags=re.S)
-    assert "line 9\nValueError: &lt;no&gt; rows" in told
-    assert printed == "loading gpt2-micro"
+    assert told.startswith("  File")  # as far to the right as it was
+    assert "line 9&#10;ValueError: &lt;no&gt; rows" in told
+    assert printed == "loading gpt2-micro&#10;"
     assert "<pre" not in render.html(pages.one_cell())
 
 
