@@ -1,5 +1,7 @@
 """What is kept of a cell that broke off."""
 
+import json
+
 import pytest
 
 from tunegrid.record import crash_record, from_json, to_json
@@ -49,7 +51,9 @@ def test_a_crash_survives_its_json():
 def test_a_cell_that_breaks_off_keeps_its_traceback_and_its_last_lines(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     options = ("-m", "quick", "--cells", "gpt2_sa_lora", "-p", "broken", "--tb=no")
-    code, output, [record] = run(tmp_path, *options, PYTHONPATH=str(tmp_path))
+    code, output, _ = run(tmp_path, *options, PYTHONPATH=str(tmp_path))
+    [row] = json.loads((tmp_path / "run.json").read_text())["unfinished"]
+    record = row["extra_info"]
     assert (code, record["status"]) == (1, "error"), output
     assert record["crash"]["traceback"][-1] == "OSError: no vocabulary"
     assert 'File "broken.py", line 8, in pytest_fixture_setup' in "\n".join(record["crash"]["traceback"])
