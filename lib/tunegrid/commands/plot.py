@@ -2,7 +2,7 @@
 the tables of `tunegrid compare` as DIR/methods.tex and DIR/methods.md.
 
 Charts and tables hold the figures of `tunegrid page` and `tunegrid compare`. Several runs count as one, as they do there: they
-may hold other methods, or other seeds of the same ones. Needs matplotlib: pip install 'tunegrid[plot]'.
+may hold other methods, or other seeds of the same ones. Needs matplotlib: pip install -e '.[plot]'.
 """
 
 import argparse

@@ -4,7 +4,7 @@ Each cell has several studies of so many trials, all in one space: the logarithm
 proportion. A trial makes as many updates as the recipe, unless it is given up at a look, below the median of earlier ones. When
 all studies are over, the three best settings and the recipe itself train with fresh seeds, and test rows are scored, once.
 Exit code 1 where a recipe is further below the best found than --within, beyond the noise of seeds. The same command goes on
-where it was stopped. It needs Optuna: pip install 'tunegrid[tune]'.
+where it was stopped. It needs Optuna: pip install -e '.[tune]'.
 """
 
 import argparse

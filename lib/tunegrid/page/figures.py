@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-NEEDED = "tunegrid plot needs matplotlib: pip install 'tunegrid[plot]'"
+NEEDED = "tunegrid plot needs matplotlib: pip install -e '.[plot]'"
 WIDTH = 7.0  # inches: the text of an A4 page
 INK, COLOURS = "#566070", ("#0068a6", "#c65102", "#007d5b", "#a8508a")  # of page.css, on paper
 PARTS = ("#0b5c8a", "#4f9bc4", "#9cc7e0", "#c9ced8")

@@ -291,7 +291,7 @@ def bootstrap_p(points: float, means: Array) -> tuple[float, float]:
     return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
 
 
-def two_sided(effect: "RowEffect") -> float:
+def two_sided(effect: RowEffect) -> float:
     """The p-value of any change by rows: by resamples, and by a t-test where they are too few to show how small it is."""
     p = min(1.0, 2 * min(effect.p_worse, effect.p_better))
     if p > 10 / RESAMPLES or not effect.error:

@@ -203,7 +203,7 @@ def check(names: Sequence[str]) -> None:
         if name not in TRACKERS:
             raise InputError(f"unknown tracker {name!r}: expected some of {','.join(TRACKERS)}")
         if find_spec(name) is None:
-            raise InputError(f"{name} is not installed: `pip install 'tunegrid[{name}]'` brings it")
+            raise InputError(f"{name} is not installed: `pip install -e '.[{name}]'` in the checkout brings it")
 
 
 def report(names: Sequence[str], runs: Sequence[TrackedRun], group: str, folder: Path) -> Iterator[str]:

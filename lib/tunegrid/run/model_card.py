@@ -17,7 +17,7 @@ from huggingface_hub.repocard import metadata_load
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.grid.tasks import TASKS, Problem
+from tunegrid.grid.tasks import TASKS, Problem, score_title
 from tunegrid.places import without_places
 from tunegrid.record import Record, to_json
 
@@ -93,7 +93,7 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
         version=version("tunegrid"),
         caveats=list(caveats(cell, record)),
         scores=scores_of(record),
-        spelled=partial(spelled, cell),
+        title=partial(score_title, labels=cell.task.labels),
         hyperparameters=dict(hyperparameters(record)),
     )
     return card
@@ -120,12 +120,6 @@ def scores_of(record: Record) -> dict[str, float]:
     return {name: score for name in ordered if (score := record.scores.get(name)) is not None}
 
 
-def spelled(cell: Cell, name: str) -> str:
-    """A score's name, with the label that it is of: "precision, negative" for precision_0."""
-    what, _, label = name.rpartition("_")
-    return f"{what}, {cell.task.labels[int(label)]}" if what and label.isdigit() else name
-
-
 def eval_results(cell: Cell, record: Record) -> Iterator[hub.EvalResult]:
     """The scores as the hub's `model-index` takes them."""
     task, made_up = cell.task, is_made_up(cell)
@@ -140,7 +134,7 @@ def eval_results(cell: Cell, record: Record) -> Iterator[hub.EvalResult]:
             dataset_split=own or (task.test if isinstance(task.test, str) else "train"),  # a share of which is set aside
             dataset_revision=record.data.revision if record.data else None,
             metric_type=next((known for known in METRICS if name.startswith(known)), name),
-            metric_name=f"{spelled(cell, name)} (points, 0 to 100)",
+            metric_name=f"{score_title(name, task.labels)} (points, 0 to 100)",
             metric_value=score,
         )
 

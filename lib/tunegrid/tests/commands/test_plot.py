@@ -55,7 +55,7 @@ def test_without_matplotlib_one_sentence_names_the_extra(runs, tmp_path, capsys,
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(SystemExit):
         plot.main([str(runs[0]), "-o", str(tmp_path / "out")])
-    assert capsys.readouterr().err.endswith("error: tunegrid plot needs matplotlib: pip install 'tunegrid[plot]'\n")
+    assert capsys.readouterr().err.endswith("error: tunegrid plot needs matplotlib: pip install -e '.[plot]'\n")
 
 
 def test_runs_that_hold_the_same_seed_and_a_folder_that_is_a_file_are_one_sentence(runs, capsys):

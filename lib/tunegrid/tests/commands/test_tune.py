@@ -319,7 +319,7 @@ def test_without_optuna_it_is_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         tune.main(["--cells", "bert_sa_lora"])
     assert exit_.value.code == 2
-    sentence = "tunegrid tune needs Optuna, which is not installed here: pip install 'tunegrid[tune]'"
+    sentence = "tunegrid tune needs Optuna, which is not installed here: pip install -e '.[tune]'"
     assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
 
 

@@ -102,5 +102,5 @@ def test_an_unknown_tracker_and_a_missing_package_are_named_with_the_way_out(mon
     with pytest.raises(InputError, match="unknown tracker 'wandbb': expected some of tensorboard,wandb,mlflow,trackio"):
         check(["wandbb"])
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"wandb is not installed: `pip install 'tunegrid\[wandb\]'` brings it"):
+    with pytest.raises(InputError, match=r"wandb is not installed: `pip install -e '\.\[wandb\]'` in the checkout brings it"):
         check(["wandb"])
