@@ -14,10 +14,9 @@ from time import monotonic
 from tunegrid.commands.search import Proposal, propose
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.results.tuning import Ended, FinalRun, Setting, Space, Trial, Tuned, finalists, ranked
+from tunegrid.results.tuning import FINALISTS, FRESH, TOLD, Ended, FinalRun, Setting, Space, Trial, Tuned, finalists, ranked
 from tunegrid.terminal import say
 
-FRESH = 1000  # the first of the fresh seeds; studies train with their own numbers, which are below
 LOOKS = 4  # at a model, of a training: after each quarter
 Train = Callable[[Setting, int], Iterator[float]]  # a setting and a seed -> scores of validation rows, at each look
 
@@ -28,7 +27,7 @@ class Plan:
 
     Attributes:
         trials: of each study.
-        seeds: fresh ones.
+        seeds: by which the best finalist is chosen, and as many that tell how good it is.
     """
 
     trials: int
@@ -36,9 +35,19 @@ class Plan:
     seeds: int
 
     @property
-    def fresh(self) -> range:
-        """The fresh seeds."""
+    def choosing(self) -> range:
+        """The seeds that choose a finalist."""
         return range(FRESH, FRESH + self.seeds)
+
+    @property
+    def telling(self) -> range:
+        """The seeds that tell."""
+        return range(TOLD, TOLD + self.seeds)
+
+    @property
+    def finals(self) -> int:
+        """How many trainings of a cell come after its studies, at most."""
+        return (FINALISTS + 2) * self.seeds
 
 
 @dataclass(kw_only=True)
@@ -138,7 +147,7 @@ class CellStudies:
                 say(f"{self.cell.id}  {where}: {trial.setting}: {ending(trial)} ({so_far}); {pace.one_more()}")
 
     def finals_left(self) -> list[tuple[Setting, int]]:
-        """The final trainings that are missing: of the best settings and of the recipe, each with every fresh seed.
+        """The next final trainings: those of the best settings, then, with other seeds, of the best of these and the recipe.
 
         Raises:
             InputError: where no trial has a score.
@@ -146,19 +155,23 @@ class CellStudies:
         best = finalists(self.trials)
         if not best:
             raise InputError(f"{self.cell.id}: every trial diverged; give lower --rates")
-        wanted = product(dict.fromkeys([*best, self.recipe]), self.plan.fresh)
         known = {(run.setting, run.seed) for run in self.kept.finals}
+        left = [pair for pair in product(best, self.plan.choosing) if pair not in known]
+        if left:
+            return left
+        winner = self.tuned().winner
+        wanted = product(dict.fromkeys([winner, self.recipe]), self.plan.telling) if winner else ()
         return [pair for pair in wanted if pair not in known]
 
     def finish(self, final: Callable[[Setting, int], FinalRun], pace: Pace) -> None:
-        """Make the final trainings that are missing; `final` scores test rows."""
-        for setting, seed in self.finals_left():
-            run = final(setting, seed)
-            self.kept.add(run)
-            score = "diverged" if run.test is None else f"{run.test:.2f} on test rows"
-            say(f"{self.cell.id}  fresh seed {seed}: {setting}: {score}; {pace.one_more()}")
+        """Make the final trainings that are missing; `final` scores test rows where the seed tells."""
+        while left := self.finals_left():
+            for setting, seed in left:
+                run = final(setting, seed)
+                self.kept.add(run)
+                say(f"{self.cell.id}  fresh seed {seed}: {setting}: {final_scores(run)}; {pace.one_more()}")
 
-    def tuned(self, within: float) -> Tuned:
+    def tuned(self, within: float = 1.0) -> Tuned:
         """What was found."""
         return Tuned(
             cell=self.cell.id,
@@ -167,7 +180,7 @@ class CellStudies:
             recipe=self.recipe,
             within=within,
             trials=self.trials,
-            finals=[run for run in self.kept.finals if run.seed in self.plan.fresh],
+            finals=[run for run in self.kept.finals if run.seed in {*self.plan.choosing, *self.plan.telling}],
         )
 
 
@@ -186,3 +199,10 @@ def ending(trial: Trial) -> str:
     """How a trial ended, in words."""
     words = {"complete": "{:.2f}", "pruned": "given up at {:.2f}, below the median", "diverged": "diverged"}
     return words[trial.ended].format(*trial.scores[-1:])
+
+
+def final_scores(run: FinalRun) -> str:
+    """The score of a final training, in words."""
+    if run.validation is None:
+        return "diverged"
+    return f"{run.validation:.2f} on validation rows" if run.test is None else f"{run.test:.2f} on test rows"

@@ -2,9 +2,9 @@
 
 Each cell has several studies of so many trials, all in one space: the logarithm of the rate, and the rank, with alpha in
 proportion. A trial makes as many updates as the recipe, unless it is given up at a look, below the median of earlier ones. When
-all studies are over, the three best settings and the recipe itself train with fresh seeds, and test rows are scored, once.
-Exit code 1 where a recipe is further below the best found than --within, beyond the noise of seeds. The same command goes on
-where it was stopped. It needs Optuna: pip install -e '.[tune]'.
+all studies are over, the three best settings train with fresh seeds. The best of them and the recipe train with others, and
+test rows are scored, once. Exit code 1 where a recipe is further below the best found than --within, beyond the noise of seeds.
+The same command goes on where it was stopped. It needs Optuna: pip install -e '.[tune]'.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from tunegrid.commands.cli import refuse
 from tunegrid.commands.search import check_optuna
-from tunegrid.commands.studies import FRESH, LOOKS, CellStudies, Kept, Pace, Plan
+from tunegrid.commands.studies import LOOKS, CellStudies, Kept, Pace, Plan
 from tunegrid.data.hub import commit_of, prefer_cache_if_unreachable
 from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
@@ -31,7 +31,7 @@ from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE, ZOO_PROFI
 from tunegrid.grid.zoo import zoo
 from tunegrid.machine import announce_threads, thread_share
 from tunegrid.results.journal import content_key
-from tunegrid.results.tuning import FINALISTS, FinalRun, RateRatio, Setting, Space, Tuned, as_text, rate_ratios
+from tunegrid.results.tuning import FRESH, TOLD, FinalRun, RateRatio, Setting, Space, Tuned, as_text, rate_ratios
 from tunegrid.run.progress import LogThrottle, Progress, ProgressState
 from tunegrid.terminal import say
 
@@ -94,10 +94,10 @@ class Workshop:
         yield from self.bench.looks(trainer, self._progress(), LOOKS)
 
     def final(self, setting: Setting, seed: int) -> FinalRun:
-        """Train to the end, and score validation and test rows."""
+        """Train to the end and score validation rows, and test rows where nothing is chosen by the seed."""
         trainer = self.bench.trainer(with_setting(self.grid, self.cell, setting, seed))
         validation = next(self.bench.looks(trainer, self._progress(), 1), None)
-        test = None if validation is None else self.bench.test_score(trainer, self._progress())
+        test = None if validation is None or seed < TOLD else self.bench.test_score(trainer, self._progress())
         return FinalRun(setting=setting, seed=seed, updates=trainer.total, validation=validation, test=test)
 
     def _progress(self) -> Progress:
@@ -126,13 +126,13 @@ def workshop(grid: Grid, cell: Cell) -> Workshop:
 
 
 def tune(grid: Grid, cells: Sequence[CellStudies], within: float) -> list[Tuned]:
-    """All studies of all cells first; then the final trainings, which alone read test rows."""
-    pace = Pace(left=sum(one.trials_left + (FINALISTS + 1) * one.plan.seeds for one in cells))
+    """All studies of all cells first; then the final trainings, of which the last alone read test rows."""
+    pace = Pace(left=sum(one.trials_left + one.plan.finals for one in cells))
     for one in cells:
         if one.trials_left:
             say(f"{one.cell.id}: {one.plan.studies} x {one.plan.trials} trials, {one.space}")
             one.search(workshop(grid, one.cell).train, pace)
-    pace.left = sum(len(one.finals_left()) for one in cells)
+    pace.left = sum(one.plan.finals - len(one.tuned().finals) for one in cells)
     for one in cells:
         if one.finals_left():
             one.finish(workshop(grid, one.cell).final, pace)
@@ -192,7 +192,13 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     add("--cells", required=True, metavar="ID,ID", help="cells to tune, as in bert_sa_lora,bert_sa_sft")
     add("--trials", type=whole, default=20, metavar="N", help="settings that each study tries (default 20)")
     add("--studies", type=few, default=3, metavar="N", help="searches of each cell, whose median counts (default 3)")
-    add("--seeds", type=few, default=3, metavar="N", help="fresh seeds of the best settings and the recipe (default 3)")
+    add(
+        "--seeds",
+        type=few,
+        default=3,
+        metavar="N",
+        help="that choose the best setting, and as many that tell how good it is (default 3)",
+    )
     spaces = ", ".join(f"{name}: {low:g},{high:g}" for name, (_, _, (low, high)) in GRIDS.items())
     add("--rates", type=rate_bounds, metavar="LOW,HIGH", help=f"lowest and highest learning rate (default {spaces})")
     ranks = ",".join(map(str, RANKS))

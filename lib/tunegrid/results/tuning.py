@@ -2,7 +2,8 @@
 
 A study is one search with its own sampler seed. Several studies of a cell have the same space and number of trials, and the
 median of their best scores stands for the method, as AlgoPerf compares methods (Dahl et al. 2023). All that is chosen here is
-chosen on validation rows: test scores of fresh seeds say how far the recipe is from the best found. Needs no torch.
+chosen on validation rows. Test scores of seeds by which nothing was chosen say how far the recipe is from the best found: whoever
+wins by a few seeds was also lucky with them. Needs no torch.
 """
 
 import math
@@ -17,6 +18,8 @@ from tunegrid.results.table import Column, lines, number
 
 EDGE = 0.05  # of the space in log rate at either end: a best rate in there may be a better one beyond
 FINALISTS = 3  # settings that train again with fresh seeds
+FRESH = 1000  # the first seed by which finalists are chosen; studies train with their own numbers, which are below
+TOLD = 2000  # the first seed that tells how far the recipe is from the best found
 LEAST_DEVIATION = 0.1  # points between seeds: about a row of 768; two seeds that happen to differ by none tell no more
 TRIALS_A_RANK = 3  # that came to their end: the best of fewer is wherever they were drawn
 Ended = Literal["complete", "pruned", "diverged"]
@@ -102,10 +105,12 @@ class Trial:
 
 @dataclass(frozen=True, kw_only=True)
 class FinalRun:
-    """A training of a chosen setting, or of the recipe, with a fresh seed; scores are None where it diverged.
+    """A training of a finalist, or of the recipe, with a fresh seed; scores are None where it diverged.
 
     Attributes:
+        seed: from `TOLD` on, it tells how good the setting is; below, the best finalist is chosen by it.
         updates: those of every training of the cell that comes to its end.
+        test: None also where it only chooses.
     """
 
     setting: Setting
@@ -261,7 +266,7 @@ class Tuned:
         return self.distance is not None and self.distance.verdict(self.within) == "beyond"
 
     def tests(self, setting: Setting | None) -> list[float]:
-        """Test scores of a setting, by fresh seed; empty where one of its trainings diverged."""
+        """Test scores of a setting, by seed; empty where one of its trainings diverged."""
         return self._scores(setting, "test")
 
     def _mean(self, setting: Setting | None, rows: Literal["validation", "test"]) -> float | None:
@@ -269,7 +274,8 @@ class Tuned:
         return fmean(scores) if scores else None
 
     def _scores(self, setting: Setting | None, rows: Literal["validation", "test"]) -> list[float]:
-        runs = sorted((run for run in self.finals if run.setting == setting), key=lambda run: run.seed)
+        own = (run for run in self.finals if run.setting == setting and (run.seed >= TOLD) == (rows == "test"))
+        runs = sorted(own, key=lambda run: run.seed)
         scores = [run.validation if rows == "validation" else run.test for run in runs]
         known = [score for score in scores if score is not None]
         return known if len(known) == len(scores) else []
@@ -295,7 +301,7 @@ class Tuned:
             return f"with a fresh seed a training diverged, so the recipe ({self.recipe}) is not compared with the best found"
         best, own = (fmean(self.tests(setting)) for setting in (self.winner, self.recipe))
         told = f"the best found ({self.winner}) scores {best:.2f}, the recipe ({self.recipe}) {own:.2f}"
-        how = f"{self.finals[0].updates} updates each, test rows, fresh seeds: {len(self.tests(self.recipe))}"
+        how = f"{self.finals[0].updates} updates each, test rows, further seeds: {len(self.tests(self.recipe))}"
         if gap.low is None:
             return f"{told}: {gap.points:+.2f} ({how}); one seed does not tell whether the recipe is within {within}"
         ways = {

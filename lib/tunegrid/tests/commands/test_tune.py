@@ -19,7 +19,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.larger import larger
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.results.tuning import FinalRun, Setting, Space, Trial
+from tunegrid.results.tuning import TOLD, FinalRun, Setting, Space, Trial
 
 needs_optuna = pytest.mark.skipif(util.find_spec("optuna") is None, reason="Optuna is not installed: pip install '.[tune]'")
 SPACE = Space(low=1e-4, high=1e-2, ranks=(2, 4, 8))
@@ -171,13 +171,18 @@ def test_what_is_kept_is_read_again_as_it_was(tmp_path):
 # What trains with fresh seeds
 
 
-def test_the_best_three_and_the_recipe_train_with_each_fresh_seed_once(tmp_path):
-    own = studies(tmp_path / "a.jsonl", trials=4)
+def test_the_best_three_train_first_then_the_best_of_them_and_the_recipe_with_other_seeds(tmp_path):
+    own, order = studies(tmp_path / "a.jsonl", trials=4), []
     for number, score in enumerate((60.0, 80.0, 70.0, 50.0)):
         own.kept.add(Trial(study=0, setting=Setting(rate=1e-3 + number, rank=4), scores=(score,), ended="complete"))
-    wanted = [(setting, seed) for setting in (1.001, 2.001, 0.001, 5e-3) for seed in (1000, 1001)]
-    assert [(setting.rate, seed) for setting, seed in own.finals_left()] == wanted
-    own.finish(lambda setting, seed: FinalRun(setting=setting, seed=seed, updates=4, validation=1.0, test=1.0), Pace(left=8))
+
+    def final(setting, seed):
+        order.append((setting.rate, seed))
+        return FinalRun(setting=setting, seed=seed, updates=4, validation=setting.rate, test=setting.rate)
+
+    own.finish(final, Pace(left=10))
+    choosing = [(rate, seed) for rate in (1.001, 2.001, 0.001) for seed in (1000, 1001)]
+    assert order == [*choosing, *((rate, seed) for rate in (2.001, 5e-3) for seed in (2000, 2001))]
     assert own.finals_left() == []
 
 
@@ -233,7 +238,7 @@ class MadeUp:
         yield from objective(setting)
 
     def final(self, setting, seed):
-        MadeUp.calls.append(f"test {self.cell.id}")
+        MadeUp.calls.append(f"final {self.cell.id}")
         score = objective(setting)[-1] + seed / 1000
         return FinalRun(setting=setting, seed=seed, updates=40, validation=score, test=score)
 
@@ -253,18 +258,18 @@ def run(tmp_path, *options, cells="bert_sa_lora,bert_sa_sft", trials=3):
 @needs_optuna
 def test_no_test_row_is_scored_before_the_last_trial_of_the_last_cell(tmp_path, made_up, capsys):
     assert run(tmp_path, "-o", str(tmp_path / "a.json"), "--within", "50") == 0
-    # 2 studies of 3 trials; then 3 settings and the recipe with 2 seeds
+    # 2 studies of 3 trials; then 3 settings with 2 seeds, and the best of them and the recipe with 2 more
     assert made_up == [
         *["train bert_sa_lora"] * 6,
         *["train bert_sa_sft"] * 6,
-        *["test bert_sa_lora"] * 8,
-        *["test bert_sa_sft"] * 8,
+        *["final bert_sa_lora"] * 10,
+        *["final bert_sa_sft"] * 10,
     ]
     text = capsys.readouterr().out
     assert text.startswith("bert_sa_lora: 2 x 3 trials, rates 0.0001 to 0.03, ranks 2, 4, 8, 16, 32\n")
     assert "bert_sa_lora  study 1 of 2, trial 1 of 3: rate " in text
     assert "bert_sa: rate(lora) / rate(sft) is " in text
-    assert text.count("min left") == 28
+    assert text.count("min left") == 32
     figures = json.loads((tmp_path / "a.json").read_text())
     assert [len(cell["trials"]) for cell in figures["cells"]] == [6, 6]
     assert [ratio["method"] for ratio in figures["ratios"]] == ["lora"]
@@ -418,10 +423,14 @@ def test_a_real_cell_is_tuned_on_validation_rows_and_its_test_rows_are_read_at_t
     assert [trial.ended for trial in trials] == ["complete", "complete"]
     assert [len(trial.scores) for trial in trials] == [LOOKS, LOOKS]
     assert all(0 <= score <= 100 for trial in trials for score in trial.scores)
-    # both trials in four parts, then a final training, before the first test row is read
+    # both trials in four parts, both of them once more, then the first of the two that tell, before a test row is read
     runs = [f"{trial.setting.rate}" for trial in trials for _ in range(LOOKS)]
     first = events.index("a test row")
-    assert events[:first] == [*runs, f"{finals[0].setting.rate}"]
-    assert {run.setting for run in finals} == {*(trial.setting for trial in trials), tune.recipe_of(LORA)}
-    assert all(run.test is not None and run.updates == 4 for run in finals)
-    assert "4 updates each, test rows, fresh seeds: 1" in out
+    assert events[:first] == [*runs, *(f"{run.setting.rate}" for run in finals[:3])]
+    choosing, telling = ([run for run in finals if (run.seed >= TOLD) == told] for told in (False, True))
+    assert {run.setting for run in choosing} == {trial.setting for trial in trials}
+    assert len(telling) == 2
+    assert tune.recipe_of(LORA) in {run.setting for run in telling}
+    assert all(run.test is None and run.updates == 4 for run in choosing)
+    assert all(run.test is not None and run.updates == 4 for run in telling)
+    assert "4 updates each, test rows, further seeds: 1" in out

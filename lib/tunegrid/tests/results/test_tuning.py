@@ -145,7 +145,8 @@ def tuned(cell="bert_sa_lora", best=(1e-3, 2e-3, 4e-3), finals=None, within=1.0)
     kept = dict(finals or {})
     scores = {RECIPE: ((88.0, 80.0), (88.0, 81.0)), trials[0].setting: ((89.0, 86.0), (93.0, 87.0))} | kept
     runs = [
-        FinalRun(setting=setting, seed=1000 + seed, updates=40, validation=validation, test=test)
+        FinalRun(setting=setting, seed=first + seed, updates=40, validation=validation, test=test if first == 2000 else None)
+        for first in (1000, 2000)
         for setting, pairs in scores.items()
         for seed, (validation, test) in enumerate(pairs)
     ]
@@ -156,6 +157,16 @@ def test_the_best_found_has_the_best_mean_on_validation_rows_not_on_test_rows():
     third = Setting(rate=4e-3, rank=8)
     assert tuned(finals={third: ((90.0, 99.0), (91.0, 99.0))}).winner == Setting(rate=1e-3, rank=2)  # 91 beats 90.5
     assert tuned(finals={third: ((92.0, 10.0), (91.0, 10.0))}).winner == third
+
+
+def test_the_seeds_that_tell_choose_nothing_and_those_that_choose_tell_nothing():
+    one, third = tuned(), Setting(rate=4e-3, rank=8)
+    lucky = FinalRun(setting=third, seed=2000, updates=40, validation=100.0, test=100.0)
+    chosen_by = FinalRun(setting=third, seed=1000, updates=40, validation=90.5, test=None)
+    again = replace(one, finals=[*one.finals, lucky, chosen_by])
+    assert again.winner == Setting(rate=1e-3, rank=2)  # 91 beats 90.5
+    assert again.tests(third) == [100.0]
+    assert again.tests(again.winner) == [86.0, 87.0]
 
 
 def test_a_setting_that_diverges_with_a_fresh_seed_is_not_the_best_found():
@@ -170,12 +181,12 @@ def test_the_table_and_the_sentences_say_all_of_it():
     assert text[1].split() == ["bert_sa_lora", "accuracy", "91.00", "90.00", "to", "92.00", "0.001", "2", "86.50", "80.50"]
     assert text[3:] == [
         "bert_sa_lora: the best found (rate 0.001, rank 2) scores 86.50, the recipe (rate 0.0005, rank 4) 80.50: +6.00 "
-        "(+5.10 to +6.90; 40 updates each, test rows, fresh seeds: 2); the recipe is not within 1 point",
+        "(+5.10 to +6.90; 40 updates each, test rows, further seeds: 2); the recipe is not within 1 point",
         "bert_sa_lora: the optimum is not on the edge of the space",
         "bert_sa_lora: the best rate is 0.001 at rank 2, 0.002 at rank 4, 0.004 at rank 8; whether it moves with the rank "
         "cannot be told by 1 trial of a rank",
         "bert_sa_sft: the best found (rate 0.0001, rank 2) scores 86.50, the recipe (rate 0.0005, rank 4) 80.50: +6.00 "
-        "(+5.10 to +6.90; 40 updates each, test rows, fresh seeds: 2); the recipe is not within 0.5 points",
+        "(+5.10 to +6.90; 40 updates each, test rows, further seeds: 2); the recipe is not within 0.5 points",
         "bert_sa_sft: the optimum is on the edge of the space (lowest rate): widen it with --rates",
         "bert_sa_sft: the best rate is 0.0001 at rank 2, 0.0001 at rank 4, 0.0002 at rank 8; whether it moves with the rank "
         "cannot be told by 1 trial of a rank",
@@ -213,9 +224,9 @@ def test_a_recipe_that_diverges_is_not_compared():
 
 def test_one_fresh_seed_tells_no_distance():
     first = tuned()
-    alone = Tuned(**vars(first) | {"finals": [run for run in first.finals if run.seed == 1000]})
+    alone = Tuned(**vars(first) | {"finals": [run for run in first.finals if run.seed in (1000, 2000)]})
     assert alone.sentences[0].endswith(
-        "test rows, fresh seeds: 1); one seed does not tell whether the recipe is within 1 point"
+        "test rows, further seeds: 1); one seed does not tell whether the recipe is within 1 point"
     )
     assert not alone.misses
 
