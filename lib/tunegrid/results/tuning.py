@@ -2,8 +2,8 @@
 
 A study is one search with its own sampler seed. Several studies of a cell have the same space and number of trials, and the
 median of their best scores stands for the method, as AlgoPerf compares methods (Dahl et al. 2023). All that is chosen here is
-chosen on validation rows. Test scores of seeds by which nothing was chosen say how far the recipe is from the best found: whoever
-wins by a few seeds was also lucky with them. Needs no torch.
+chosen on validation rows. Test scores of seeds by which nothing was chosen say how far the recipe is from the best found: what
+wins by a few seeds was lucky with them, too. Needs no torch.
 """
 
 import math
