@@ -170,6 +170,7 @@ def with_kernels_of_ours():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_kernels_of_ours_are_named():
     operators = ("_safe_softmax", "bernoulli_.float", "mm")
     named = [(f"operator aten::{name} on CPU", f"{HERE}: {name}", True) for name in operators]

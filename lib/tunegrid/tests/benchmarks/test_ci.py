@@ -381,6 +381,7 @@ def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, lib
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
     """With real commands, on a cell of each part, of the committed baseline."""
     baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -464,6 +465,7 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
     folder, submit = cluster
     code, calls = submit(SHARDS="3")
@@ -482,6 +484,7 @@ def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
     folder, submit = cluster
     submit(SHARDS="3", ONLY="1,3", GPUS="")

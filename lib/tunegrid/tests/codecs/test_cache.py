@@ -100,6 +100,7 @@ print(json.dumps([feature.input_ids for feature in features_of(codec, train_rows
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_transformers_that_reverses_words_does_not_read_the_rows_of_one_that_does_not(tmp_path):
     """It is a checkout of one version: only its code tells."""
     installed, code = import_folder("transformers"), TOKENISED.format(folder=str(tmp_path))

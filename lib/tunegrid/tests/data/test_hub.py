@@ -47,11 +47,12 @@ def run(tmp_path, home, **environment):
     command += ["--set", "train_rows=16", "--set", "eval_rows=8", "--set", "max_steps=2", "--set", "num_train_epochs=1"]
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "HF_"))}
     kept |= {"HF_HOME": str(home), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
-    answer = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False, timeout=120)
+    answer = subprocess.run(command, cwd=ROOT, env=kept, capture_output=True, text=True, check=False, timeout=300)
     rows = json.loads(path.read_text())["benchmarks"] if path.exists() else []
     return answer.returncode, answer.stdout, [row["extra_info"] for row in rows]
 
 
+@pytest.mark.long
 def test_a_cell_runs_from_the_hub_at_its_pinned_revision(hub, home, tmp_path):
     code, output, records = run(tmp_path, home, HF_ENDPOINT=hub.address)
     assert code == 0, output
@@ -63,6 +64,7 @@ def test_a_cell_runs_from_the_hub_at_its_pinned_revision(hub, home, tmp_path):
     assert record["data"]["origins"]["train"] == "hub:fancyzhx/amazon_polarity/train"
 
 
+@pytest.mark.long
 def test_a_warm_cache_does_without_the_hub(hub, home, tmp_path):
     hub.requests.clear()
     code, output, records = run(tmp_path, home, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
@@ -71,6 +73,7 @@ def test_a_warm_cache_does_without_the_hub(hub, home, tmp_path):
     assert hub.requests == []
 
 
+@pytest.mark.long
 def test_a_cold_cache_without_the_hub_is_one_sentence(tmp_path):
     code, output, _ = run(tmp_path, tmp_path / "cold", HF_HUB_OFFLINE="1")
     assert code == 1

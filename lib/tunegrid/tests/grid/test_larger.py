@@ -163,6 +163,7 @@ def test_models_train_as_many_parameters_as_worked_out(cell_id):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_models_train_the_numbers_that_were_measured_before():
     seen = {  # by an earlier prototype, with a user's file
         "bertlarge_qa": (3_147_778, 7_079_938, 334_094_338),
@@ -194,6 +195,7 @@ def packed_bytes(count):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell_id", PACKED)
+@pytest.mark.long
 def test_bytes_of_packed_weights_are_the_formulas_within_ten_percent(cell_id):
     cell = GRID.cell(cell_id, FOOTPRINT_PROFILE)
     shape = {**cell.backbone.shape, **TWO[studys(cell_id).split("_")[0]]}

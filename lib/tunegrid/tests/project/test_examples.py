@@ -23,7 +23,7 @@ from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
 from tunegrid.tests.sessions import SessionProcess, benchmark_rows, run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)

@@ -243,6 +243,7 @@ def complaint(cell) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_code_that_bitsandbytes_took_from_the_hub_computes_no_4_bit_layer(tmp_path):
     """bitsandbytes itself asks for it, of a package `kernels` that imports from the hub's cache as PyPI's does."""
     if not bnb.functional.has_avx512bf16():

@@ -235,6 +235,7 @@ def test_a_probe_whose_search_does_not_fit_keeps_the_other_phases(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_sum_lora", "gpt2_qa_sft", "t5_sum_qlora"])
+@pytest.mark.long
 def test_figures_cost_a_few_percent_of_a_cell(monkeypatch, tmp_path, cell_id):
     """In seconds of a CPU, by turns with and without; of the cell, what its phases took in the committed baseline."""
     monkeypatch.setattr("tunegrid.results.examples.STORE", tmp_path)

@@ -97,6 +97,7 @@ def test_saved_models_loaded_again_have_the_scores_of_their_records_exactly(pair
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_a_merged_adapter_to_full_fine_tuning_of_one_base_there_is_no_barrier(pair):
     result = between(*pair, splits(), CPU)
     recorded = [one.record.scores["accuracy"] for one in pair]

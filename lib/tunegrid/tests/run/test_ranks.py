@@ -67,6 +67,7 @@ def hold_to_one(answers, nats=1e-4, share=1e-3):
 
 
 @pytest.mark.parametrize("cell_id", HEADS)
+@pytest.mark.long
 def test_every_head_trains_on_two_ranks_as_on_one(cell_id):
     hold_to_one(on_ranks(2, study_on, cell_id, 14, CUT))
 

@@ -43,6 +43,7 @@ def sharded(ranks):
 
 
 @pytest.mark.parametrize("cell_id", [*HEADS, "gpt2_sum_lora", "t5_qa_lora"])
+@pytest.mark.long
 def test_every_head_trains_shared_out_as_held_whole(cell_id):
     for ours, theirs, apart in on_ranks(2, both, cell_id, 14, CUT):
         assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)

@@ -265,6 +265,7 @@ def test_what_pefts_helper_does_to_a_packed_base_is_seen(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("cell_id", ["bert_qa_qlora", "gpt2_sum_lora", "t5_sum_sft"])
+@pytest.mark.long
 def test_a_healthy_cell_differs_nowhere(cell_id, tmp_path):
     assert planted(cell_id, tmp_path) == ""
 
