@@ -41,6 +41,7 @@ def test_parquet_beside_a_run(run, attack, seeds, tmp_path):
     assert counts["refused"] > counts["used"] > 0
 
 
+@pytest.mark.long
 def test_a_small_file_of_180_million_rows_is_refused_before_it_is_unpacked(run, tmp_path):
     record, path = run
     rows = 1_000_000
