@@ -324,6 +324,7 @@ def test_every_place_names_the_stage_at_which_numerics_changed_in_the_same_lines
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_place_says_of_a_clean_run_that_it_is_no_worse(tmp_path):
     code, places, suite = session(tmp_path, nothing)
     assert code == 0
@@ -344,6 +345,7 @@ def one_cell_changed(record):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.long
 def test_each_case_of_junits_file_has_its_verdict_and_cause_with_and_without_workers(tmp_path, workers):
     policy = tmp_path / "ci.toml"
     policy.write_text('[[rule]]\ncells = ["bert_qa_lora"]\ntier = "advisory"\n')
@@ -367,6 +369,7 @@ def test_each_case_of_junits_file_has_its_verdict_and_cause_with_and_without_wor
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_session_lists_the_rows_that_changed_as_the_command_does(tmp_path, capsys):
     """Seed 1 after seed 0, of one cell."""
     saved, files = load(BASELINE), {}

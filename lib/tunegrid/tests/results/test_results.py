@@ -268,6 +268,7 @@ def test_cell(profile, backbone, task, method, seed, benchmark):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.long
 def test_rows_reach_one_file_misses_too_whatever_the_number_of_workers(tmp_path, workers):
     (tmp_path / "test_two.py").write_text(TWO_CELLS)
     options = ("--cells=bert_sum_lora,bert_sum_qlora", "-n", workers, "--benchmark-json=rows/new.json")

@@ -120,6 +120,7 @@ def test_a_session_tells_what_its_cells_show_together(plain):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
+@pytest.mark.long
 def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
     code, output, path = session(tmp_path, "run", *WAYS[way])
     assert (code, findings_of(path)) == (1, EXPECTED), output
