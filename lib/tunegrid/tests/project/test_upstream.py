@@ -65,6 +65,7 @@ def verdict(code, output, library, workaround, sign):
 
 
 @pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.long
 def test_a_fault_that_we_work_around_is_still_there(name):
     run = run_script(name)
     sentence = verdict(run.returncode, run.stdout + (run.stderr if run.returncode > CANNOT_SHOW else ""), *FAULTS[name])
