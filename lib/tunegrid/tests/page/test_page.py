@@ -83,6 +83,15 @@ def test_cells_of_one_cause_are_one_line_with_all_their_names():
     assert cause.sentence == "bert_qa_lora: 3 of 53 frozen tensors changed"
 
 
+def test_causes_of_the_same_cells_are_one_line_with_a_sentence_each():
+    objections = {"base_frozen": "2 of 53 moved", "heads_trainable": "no head"}
+    missed = [f"audit {name}: {why} (t5_sa_lora, quick, seed 0)" for name, why in objections.items()]
+    audits = [(name, False, why) for name, why in objections.items()]
+    [cause] = page_of(run_of([record_of("t5_sa_lora", status="missed", missed=missed, audits=audits)])).head.causes
+    assert cause.name == "failed audits base_frozen and heads_trainable"
+    assert cause.sentence == "2 of 53 moved · no head"
+
+
 def test_errors_that_differ_in_more_than_figures_are_two_causes():
     said = {"t5_sa_lora": "RuntimeError: 12 GiB", "t5_qa_lora": "RuntimeError: 13 GiB", "t5_sum_lora": "ValueError: no rows"}
     records = [
