@@ -7,6 +7,7 @@ them where it is on the PATH, and links files of its cache in place of copying t
 import contextlib
 import errno
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from tunegrid.errors import InputError
 # Nothing but the packages; their modules are compiled as they are imported, which is a part of them.
 PIP_OPTIONS = ("--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check")
 UV_OPTIONS = ("--quiet", "--no-deps")
+REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip, uv and git
 MAKES_ROOM = "`tunegrid cache --prune` makes room"
 
 
@@ -179,13 +181,18 @@ def installer(python: Path) -> list[str]:
 
 
 def output_of(command: Sequence[str], failure: str, *, errors_too: bool = False) -> list[str]:
-    """The lines that a command prints, with those on stderr if asked; raises InputError with its last error where it fails."""
+    """The lines that a command prints, with those on stderr if asked; raises InputError with its reason where it fails."""
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=False, encoding="utf-8")
     except OSError as error:
         raise InputError(f"{failure}: {command[0]}: {error.strerror}") from None
     if answer.returncode:
-        errors = [line for line in answer.stderr.splitlines() if line.startswith(("ERROR", "fatal"))]
-        reason = [*answer.stderr.splitlines(), *errors][-1:] or [f"exit code {answer.returncode}"]
-        raise InputError(f"{failure}: {reason[0].strip()}")
+        raise InputError(f"{failure}: {reason_in(answer.stderr) or f'exit code {answer.returncode}'}")
     return (answer.stdout + answer.stderr if errors_too else answer.stdout).splitlines()
+
+
+def reason_in(errors: str) -> str:
+    """Why pip, uv or git failed: the last error or cause that it names, or else its last line."""
+    lines = errors.strip().splitlines()
+    named = [match["reason"] for line in lines if (match := REASON.fullmatch(line))]
+    return [*lines, *named][-1].strip() if lines else ""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -10,7 +10,7 @@ from tunegrid.grid.cells import study_place
 from tunegrid.grid.tasks import score_title
 from tunegrid.page.cells import CellView
 from tunegrid.record import Record
-from tunegrid.results.answer import AUDIT, BOUND, FIGURES, FLOWS, RunAnswer, by_cause, said_of
+from tunegrid.results.answer import AUDIT, BOUND, FIGURES, FLOWS, Failure, RunAnswer, failures_of, said_of
 from tunegrid.results.cell_answer import place_of
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict
 from tunegrid.results.table import signed
@@ -27,7 +27,7 @@ class Cause:
     Attributes:
         verdict: a status, or the gate's verdict.
         name: of the cause, as the answer has it; of changed numerics with the stage.
-        sentence: what the first of its cells says; empty where the figures behind the cells say all.
+        sentence: what the first of its cells says, of each cause; empty where the figures behind the cells say all.
         cells: each with its own figure, or the module that changed first; empty where it has neither.
     """
 
@@ -78,28 +78,33 @@ def begun(sentence: str) -> str:
 def _of_cells(cells: Sequence[CellView]) -> list[Cause]:
     by_id = {cell.id: cell for cell in cells}
     causes = []
-    for cause, records in by_cause(record for cell in cells for record in cell.records):
-        alike = cause in ALIKE or cause.startswith(AUDIT)
-        groups = [records] if alike else _grouped(records, partial(_kind, cause=cause))
-        causes += [_of_records(cause, group, by_id) for group in groups]
+    for failure in failures_of(record for cell in cells for record in cell.records):
+        alike = any(cause in ALIKE or cause.startswith(AUDIT) for cause in failure.causes)
+        groups = [failure.records] if alike else _grouped(failure.records, partial(_kind, cause=failure.causes[0]))
+        causes += [_of_failure(replace(failure, records=group), by_id) for group in groups]
     return causes
 
 
-def _of_records(cause: str, records: Sequence[Record], cells: Mapping[str, CellView]) -> Cause:
-    """One cause of these records, the cells that are furthest below their bound first."""
-    own = [cells[name] for name in dict.fromkeys(record.cell for record in records)]
-    if cause == BOUND:
+def _of_failure(failure: Failure, cells: Mapping[str, CellView]) -> Cause:
+    """One failure, the cells that are furthest below their bound first."""
+    own, below = [cells[name] for name in failure.cells], BOUND in failure.causes
+    if below:
         own.sort(key=lambda cell: 0.0 if cell.above is None else cell.above)
-    first = next(record for record in records if record.cell == own[0].id)
-    said = dict.fromkeys(_short(record, cause) for record in records)
-    sample = f"{first.cell}: " if len(said) > 1 else ""
-    notes = [(cell.id, _note(cell, cause, records)) for cell in own]
-    return Cause(verdict=first.status, name=cause, sentence=f"{sample}{_short(first, cause)}", cells=notes)
+    first = next(record for record in failure.records if record.cell == own[0].id)
+    notes = [(cell.id, _note(cell, failure.records, below=below)) for cell in own]
+    sentences = [_sample(first, failure.records, cause) for cause in failure.causes]
+    return Cause(verdict=first.status, name=failure.name, sentence=" · ".join(sentences), cells=notes)
 
 
-def _note(cell: CellView, cause: str, records: Sequence[Record]) -> str:
+def _sample(first: Record, records: Sequence[Record], cause: str) -> str:
+    """What the first record says of a cause, with its cell where others say something else."""
+    said = _short(first, cause)
+    return f"{first.cell}: {said}" if any(_short(record, cause) != said for record in records) else said
+
+
+def _note(cell: CellView, records: Sequence[Record], *, below: bool) -> str:
     """A cell's distance to its bound, and of several seeds how many are meant."""
-    far = minus(signed(cell.above, 1)) if cause == BOUND and cell.above is not None else ""
+    far = minus(signed(cell.above, 1)) if below and cell.above is not None else ""
     count = sum(record.cell == cell.id for record in records)
     return " ".join(filter(None, [far, f"({count} of {len(cell.records)} seeds)" if len(cell.records) > 1 else ""]))
 

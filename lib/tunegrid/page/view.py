@@ -58,6 +58,11 @@ class Group:
     comparisons: Sequence[Comparison] = ()
 
     @cached_property
+    def scores(self) -> list[str]:
+        """Names of its cells' main scores: one, but where a publication has another one in some cells."""
+        return list(dict.fromkeys(cell.main_score for cell in self.cells))
+
+    @cached_property
     def methods(self) -> list[str]:
         """In the order of the cells."""
         return list(dict.fromkeys(cell.first.method for cell in self.cells))

@@ -1,10 +1,10 @@
-"""Says a run's answer as annotations of GitHub Actions: one with the answer, then one for each cause, with its cells."""
+"""Says a run's answer as annotations of GitHub Actions: one with the answer, then one for all causes of the same cells."""
 
 import os
 from collections.abc import Iterator, Sequence
 
 from tunegrid.record import Record
-from tunegrid.results.answer import RunAnswer, State, by_cause, said_of
+from tunegrid.results.answer import RunAnswer, State, failures_of, said_of
 from tunegrid.results.judgements import GRAVEST_FIRST, in_words
 from tunegrid.terminal import annotation, tell_runner
 
@@ -29,9 +29,9 @@ def annotations(answer: RunAnswer, records: Sequence[Record]) -> list[str]:
 
 def _groups(answer: RunAnswer, records: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
     """What failed by its cause: a title, and a line for each cell."""
-    for cause, bad in by_cause(records):
-        cells = dict.fromkeys(record.cell for record in bad)
-        yield f"{_cells(len(cells))} {cause}", [said_of(record, cause) for record in bad]
+    for failure in failures_of(records):
+        said = [[said_of(record, cause) for cause in failure.causes] for record in failure.records]
+        yield failure.title, list(map("; ".join, said))
     for verdict in GRAVEST_FIRST:
         failing = [j for j in answer.failing if j.verdict is verdict]
         if failing:

@@ -88,6 +88,36 @@ class Statement:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Records that went wrong by the same causes.
+
+    Attributes:
+        causes: in the order in which they are told.
+        records: in the run's order.
+    """
+
+    causes: tuple[str, ...]
+    records: Sequence[Record]
+
+    @property
+    def cells(self) -> list[str]:
+        """Each once."""
+        return list(dict.fromkeys(record.cell for record in self.records))
+
+    @property
+    def name(self) -> str:
+        """All causes, as "failed audits base_frozen and dropout_drops and missed a bound"."""
+        audits = [cause.removeprefix(AUDIT) for cause in self.causes if cause.startswith(AUDIT)]
+        failed = [f"{AUDIT if len(audits) == 1 else 'failed audits '}{_joined(audits)}"] if audits else []
+        return " and ".join([*failed, *(cause for cause in self.causes if not cause.startswith(AUDIT))])
+
+    @property
+    def title(self) -> str:
+        """How many cells, and by what."""
+        return f"{_count(len(self.cells), 'cell')} {self.name}"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lines:
     """What is said at the end, wherever it is said.
 
@@ -262,12 +292,12 @@ def _place(one: Record | Judgement) -> tuple[int, str]:
 
 def _of_cells(question: Question, troubles: Sequence[str]) -> Statement:
     records = question.records
-    total, causes_of_run = _count(len(_cells(records)), "cell"), by_cause(records)
-    counts = [(len(_cells(bad)), cause) for cause, bad in causes_of_run]
-    causes = [f"{count} {cause}" if index else f"{count} of {total} {cause}" for index, (count, cause) in enumerate(counts)]
-    if causes or troubles:
-        why, next_step = _about(*causes_of_run[0], question) if causes_of_run else ("", "")
-        sentence = f"Failed: {', '.join([*causes, *troubles])}."
+    total, failures = _count(len(_cells(records)), "cell"), failures_of(records)
+    counts = [f"{len(_cells(failure.records))}{'' if index else f' of {total}'}" for index, failure in enumerate(failures)]
+    if failures or troubles:
+        why, next_step = _about(failures[0].causes[0], failures[0].records, question) if failures else ("", "")
+        failed = [f"{count} {failure.name}" for count, failure in zip(counts, failures, strict=True)]
+        sentence = f"Failed: {', '.join([*failed, *troubles])}."
         return Statement(state=State.FAILED, sentence=sentence, cause=why, way_on=next_step)
     if not records:
         return Statement(state=State.EMPTY, sentence="Nothing to show: this run holds no cell that was run.")
@@ -309,13 +339,13 @@ def sentences_of(record: Record, cause: str) -> list[str]:
 
 
 def told_by_cause(records: Iterable[Record]) -> Iterator[str]:
-    """Lines on what failed: for each cause its cells, and below them what they say; of more than three cells what one says."""
-    for cause, bad in by_cause(sorted(records, key=_place)):
-        cells = list(dict.fromkeys(record.cell for record in bad))
-        yield f"{_count(len(cells), 'cell')} {cause}: {_some(cells, NAMED)}"
-        said = [sentences_of(record, cause) for record in bad]
-        few = said if len(said) <= SHOWN else [said[0][:1]]
-        yield from (f"  {sentence}" for sentences in few for sentence in sentences)
+    """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
+    for failure in failures_of(sorted(records, key=_place)):
+        yield f"{failure.title}: {_some(failure.cells, NAMED)}"
+        few, most = (failure.records, None) if len(failure.records) <= SHOWN else (failure.records[:1], 1)
+        for record in few:
+            for cause in failure.causes:
+                yield from (f"  {sentence}" for sentence in sentences_of(record, cause)[:most])
 
 
 def _objecting(record: Record) -> list[str]:
@@ -368,6 +398,16 @@ def by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
             bad.setdefault(cause, []).append(record)
     order = {cause: index for index, cause in enumerate(CAUSES)}
     return sorted(bad.items(), key=lambda item: (order.get(item[0], -1), -len(_cells(item[1]))))
+
+
+def failures_of(records: Iterable[Record]) -> list["Failure"]:
+    """The same with causes of the same records together."""
+    together: dict[tuple[int, ...], Failure] = {}
+    for cause, bad in by_cause(records):
+        same = tuple(map(id, bad))
+        causes = together[same].causes if same in together else ()
+        together[same] = Failure(causes=(*causes, cause), records=bad)
+    return list(together.values())
 
 
 def causes_of(record: Record) -> list[str]:

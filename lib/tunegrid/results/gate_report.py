@@ -23,6 +23,7 @@ COLUMNS = (
     Column(title="sees", width=5),
     *(Column(title=kind, width=12) for kind in KINDS),
 )
+VERDICTS = slice(len(COLUMNS) - len(KINDS), len(COLUMNS))  # of a row
 TIER = Column(title="tier", width=10)
 NUMERICS_COLUMNS = (Column(title="cell", width=15), Column(title="numerics", width=14), Column(title="what"))
 
@@ -51,7 +52,7 @@ def counted(judged: Sequence[Judgement]) -> str:
 
 def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
     """How many cells have each verdict on one kind of figure, the gravest first."""
-    column = len(COLUMNS) - len(KINDS) + KINDS.index(kind)
+    column = VERDICTS.start + KINDS.index(kind)
     counts = {verdict: sum(row[column] == verdict for row in cells) for verdict in GRAVEST_FIRST}
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "none"
 
@@ -145,11 +146,42 @@ def as_text(report: Report) -> str:
     return "\n".join([verdict_table(report), *report.answer.sentences])
 
 
-def verdict_table(report: Report) -> str:
-    """The same without the answer."""
+def verdict_table(report: Report, *, brief: bool = False) -> str:
+    """The same without the answer; a brief one shows findings alone."""
     flips = report.flips.lines() if report.flips else []
-    table = [*lines(report.columns, report.rows), *report.remarks, *report.warnings, *flips]
-    return "\n".join([*table, *report.tiers, counted(report.judged)])
+    table = _findings_alone(report) if brief else lines(report.columns, report.rows)
+    return "\n".join([*table, *report.remarks, *report.warnings, *flips, *report.tiers, counted(report.judged)])
+
+
+def _findings_alone(report: Report) -> list[str]:
+    """A row for each cell with a finding; more than three cells with the same findings are one line with their names."""
+    alike: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in report.rows:
+        alike.setdefault(_findings(row, report.answer.failing), []).append(row)
+    quiet = len(alike.pop((), ()))
+    few = [row for group in alike.values() if len(group) <= SHOWN for row in group]
+    table = lines(report.columns, few) if few else []
+    many = [
+        f"{len(group)} cells {', '.join(findings)}: {', '.join(_with_its_worst(row[0], report.judged) for row in group)}"
+        for findings, group in alike.items()
+        if len(group) > SHOWN
+    ]
+    left_out = [f"{quiet} of {len(report.rows)} cells have no findings: -q leaves them out"] if quiet else []
+    return [*table, *many, *left_out]
+
+
+def _findings(row: Sequence[str], failing: Sequence[Judgement]) -> tuple[str, ...]:
+    """Of a cell's row the verdicts to be told; of speed and calibration, which the remarks sum up, those that fail the run."""
+    told = {*KINDS[:3], *(j.kind for j in failing if j.cell == row[0])}
+    verdicts = zip(KINDS, row[VERDICTS], strict=True)
+    return tuple(f"{kind} {verdict}" for kind, verdict in verdicts if kind in told and verdict not in (*QUIET, "-"))
+
+
+def _with_its_worst(cell: str, judged: Sequence[Judgement]) -> str:
+    """A cell's name, with the score that has the gravest verdict where a finding is of scores."""
+    own = [j for j in judged if j.cell == cell and j.kind == "quality" and j.verdict not in QUIET and j.effect is not None]
+    gravest = min((j for j in own if j.decides), key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect), default=None)
+    return f"{cell} {gravest.quantity} {signed(gravest.effect, 1)}" if gravest else cell
 
 
 def as_markdown(report: Report) -> str:

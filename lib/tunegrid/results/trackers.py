@@ -219,4 +219,4 @@ def report(names: Sequence[str], runs: Sequence[TrackedRun], group: str, folder:
                 place = TRACKERS[name](runs, group, folder)
         except Exception as error:  # whatever a tracker raises is for its user to read
             raise InputError(f"{name}: {type(error).__name__}: {first_line(error)}") from None
-        yield f"{name}: {len(runs) - 1} runs and the answer, {group}, in {place}"
+        yield f"{name}: {len(runs) - 1} run{'' if len(runs) == 2 else 's'} and the answer, {group}, in {place}"

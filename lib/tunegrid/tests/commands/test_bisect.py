@@ -198,7 +198,7 @@ def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_pa
     assert lines[-1] == "Next: the same command tries what was skipped again."
     skips = [line for line in lines if line.startswith("skips")]
     assert skips[0].startswith("skips 1.2: bert_sa_lora does not finish with planted 1.2; ")
-    assert skips[1].startswith("skips 1.1: planted 1.1 cannot be installed: ERROR: No matching distribution found")
+    assert skips[1].startswith("skips 1.1: planted 1.1 cannot be installed: ")
     [state] = (tmp_path / "bisect").glob("planted-*/state.json")
     assert json.loads(state.read_text())["skipped"].keys() == {"1.1", "1.2"}
 
@@ -256,7 +256,7 @@ def test_only_the_kinds_that_are_asked_for_count(saved, capsys):
 def test_releases_that_cannot_be_listed_are_one_sentence(tmp_path, stand_in, capsys):
     code, lines = bisected(capsys, stand_in[0], "--find-links", tmp_path)
     assert code == 2
-    assert "the releases of planted cannot be listed (give them with --versions A,B,C): ERROR: No matching" in lines[-1]
+    assert "the releases of planted cannot be listed (give them with --versions A,B,C): No matching" in lines[-1]
 
 
 # First updates

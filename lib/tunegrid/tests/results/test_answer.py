@@ -13,7 +13,7 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.answer import FAILED_BY, State, answer_of, kinds_of
+from tunegrid.results.answer import FAILED_BY, State, answer_of, kinds_of, told_by_cause
 from tunegrid.results.files import load
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests.records import complete
@@ -93,6 +93,23 @@ def test_causes_are_counted_by_cell_audits_first_and_each_by_name():
     )
     assert answer.cause == "audit dropout_drops: why (t5_sum_sft, quick, seed 0); likewise t5_qa_sft, t5_sa_sft"
     assert answer.more == ()
+
+
+def test_causes_of_the_same_cells_name_them_once():
+    both = [failed("base_frozen"), failed("dropout_drops")]
+    records = [record_of(cell, "missed", both, missed=["accuracy 80.0 is below 88.0"], score=80.0) for cell in STUDY_IDS[:4]]
+    name = "failed audits base_frozen and dropout_drops and missed a bound"
+    assert answer_of([*records, record_of("t5_sa_sft")]).answer == f"Failed: 4 of 5 cells {name}."
+    assert list(told_by_cause(records)) == [
+        f"4 cells {name}: {', '.join(STUDY_IDS[:4])}",
+        f"  audit base_frozen: why ({STUDY_IDS[0]}, quick, seed 0)",
+        f"  audit dropout_drops: why ({STUDY_IDS[0]}, quick, seed 0)",
+        "  accuracy 80.0 is below 88.0",
+    ]
+    one_more = record_of("t5_sa_sft", "missed", both[:1])
+    assert answer_of([*records, one_more]).answer == (
+        "Failed: 5 of 5 cells failed audit base_frozen, 4 failed audit dropout_drops and missed a bound."
+    )
 
 
 def test_a_short_run_claims_no_bound():

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import from_json
 from tunegrid.results.annotations import MOST, annotate, annotations
 from tunegrid.results.answer import answer_of
@@ -117,8 +118,13 @@ def test_a_run_that_passed_has_none_and_no_run_more_than_github_shows():
     passed = [complete()]
     assert annotations(answer_of(passed), passed) == []
     audits = [{"name": f"audit_{n}", "passed": False, "detail": "why"} for n in range(2 * MOST)]
-    record = failed(audits=audits, missed=[f"audit {audit['name']}: why" for audit in audits])
-    assert len(annotations(answer_of([record]), [record])) == MOST
+    missed = [f"audit {audit['name']}: why" for audit in audits]
+    records = [failed(cell, audits=[one], missed=[why]) for cell, one, why in zip(STUDY_IDS, audits, missed, strict=False)]
+    assert len(annotations(answer_of(records), records)) == MOST
+    record = failed(audits=audits[:2], missed=missed[:2], bounds={})
+    assert annotations(answer_of([record]), [record])[1:] == [
+        "::error title=1 cell failed audits audit_0 and audit_1::audit audit_0: why; audit audit_1: why"
+    ]
 
 
 def test_texts_of_a_file_cannot_end_an_annotation_or_begin_another():

@@ -21,7 +21,7 @@ from tunegrid.results import examples
 from tunegrid.results.answer import FAILED_BY, answer_of, failing, kinds_of
 from tunegrid.results.examples import Examples
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, remarks, rows
+from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, remarks, rows, verdict_table
 from tunegrid.results.judgements import KINDS, Judgement, Verdict
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, hits, record_of, run_file
@@ -298,6 +298,19 @@ def test_a_report_is_a_row_a_cell_and_the_answer():
     ]
     assert as_markdown(report).startswith("**Failed against the baseline: 1 cell worse (bert_sa_lora accuracy).**\n\nCause: ")
     assert {row["verdict"] for row in json.loads(as_json(report))} == {"worse", "same", "changed"}
+
+
+def test_a_brief_table_has_findings_alone_and_one_line_for_many_cells_alike():
+    effects = {"bert_sum_lora": -3.0, "bert_sum_qlora": -2.0, "bert_sum_sft": -4.0, "bert_qa_lora": -5.0}
+    one = Judgement(cell="t5_sa_sft", main_score="f1", quantity="f1", verdict=Verdict.WORSE)
+    slow = replace(one, quantity="step_seconds", effect=0.3)
+    doubt = replace(one, cell="t5_sa_lora", verdict=Verdict.CANNOT_TELL, effect=-1.0)
+    judged = [*(replace(one, cell=cell, effect=effect) for cell, effect in effects.items()), slow, doubt]
+    report = Report(judged=judged, answer=answer_of([], judged))
+    head, row, many, quiet, *_ = verdict_table(report, brief=True).splitlines()
+    assert (head.split()[0], row.split()[:3]) == ("cell", ["t5_sa_lora", "f1", "-1.0"])
+    assert many == "4 cells quality worse: " + ", ".join(f"{cell} f1 {effect:+.1f}" for cell, effect in effects.items())
+    assert quiet == "1 of 6 cells have no findings: -q leaves them out"
 
 
 # Commands

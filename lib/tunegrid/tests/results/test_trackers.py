@@ -19,7 +19,7 @@ def runs(tmp_path):
 
 def reported(name, runs, folder):
     [line] = report([name], runs, "g", folder)
-    assert line.startswith(f"{name}: 1 runs and the answer, g, in ")
+    assert line.startswith(f"{name}: 1 run and the answer, g, in ")
 
 
 def test_a_run_has_the_curve_the_scores_and_the_recipe_of_its_record():
