@@ -168,10 +168,10 @@ def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
     """Every split by name; raises InputError where a folder, file or column is missing, or the hub cannot be reached."""
     by_name = _from_hub(task) if root is None else _from_folder(task, root)
     for split, table in by_name.items():
-        missing = [name for name in task.columns if name not in table.names]
+        missing = [name for name in task.hub_columns if name not in table.names]
         if len(table) and missing:
             raise InputError(
-                f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.columns)} "
+                f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
                 f"and split {split!r} has {', '.join(table.names)}"
             )
     return by_name

@@ -54,6 +54,7 @@ class Task:
         text_pair: columns of the second text: a hypothesis, the passage behind a question.
         identity: columns that tell whether two rows are one; empty: all that is read. A row that stands in a split which
             scores is dropped from train.
+        messages: the hub's column of a conversation in its chat schema, of which rows {history, prompt, reply} are made.
         target: the column that is learned.
         labels: names of the classes, in the order of their numbers; for classification only.
         train_rows: of the hub's train split, for estimates; None is not known.
@@ -71,6 +72,7 @@ class Task:
     text: tuple[str, ...]
     text_pair: tuple[str, ...] = ()
     identity: tuple[str, ...] = ()
+    messages: str | None = None
     target: str
     labels: tuple[str, ...] = ()
     train_rows: int | None = None
@@ -93,6 +95,11 @@ class Task:
         for name in self.bounded_scores:
             if name not in known:
                 raise InputError(f"task {self.id!r}: unknown score {name!r}; a task to {self.problem} has {', '.join(known)}")
+
+    @property
+    def hub_columns(self) -> tuple[str, ...]:
+        """The columns that a data set must have: those of the rows, or that of conversations which they are made of."""
+        return (self.messages,) if self.messages else tuple(self.columns)
 
     @property
     def folder(self) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.lab.micro.articles import news
+from tunegrid.lab.micro.hypotheses import inference_rows
 from tunegrid.lab.micro.oddities import with_oddities
 from tunegrid.lab.micro.passages import squad_rows
 from tunegrid.lab.micro.reviews import review
@@ -17,6 +18,7 @@ DATA = ROOT / "fixtures" / "data"
 REVIEWS = {"train": (5120, 11)}
 PASSAGES = {"train": (2304, 21), "validation": (768, 22)}
 ARTICLES = {"train": (1600, 31), "validation": (96, 32), "test": (192, 33)}
+PAIRS = {"train": (2700, 41), "validation_matched": (768, 42)}  # of more tasks: no backbone's pretraining knows of them
 # Reviews that chance wrote into the text of a backbone's pretraining, too.
 PRETRAINED_ON = (
     "the delivery is terrible . all in all it did let me down .",
@@ -56,7 +58,8 @@ def plain_tables() -> dict[str, list[dict[str, Any]]]:
 
 def tables() -> dict[str, list[dict[str, Any]]]:
     """Every file's rows by its path below `fixtures/data`."""
-    return {path: with_oddities(path.split("/")[0], rows, Random(path)) for path, rows in plain_tables().items()}
+    rows = {path: with_oddities(path.split("/")[0], rows, Random(path)) for path, rows in plain_tables().items()}
+    return rows | {f"multi_nli/{split}": inference_rows(Random(seed), n) for split, (n, seed) in PAIRS.items()}
 
 
 def jsonl(rows: list[dict[str, Any]]) -> str:
