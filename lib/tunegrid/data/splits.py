@@ -168,7 +168,7 @@ def _capped(task: Task, part: TableSlice, cap: int | None) -> TableSlice:
 
 def _text_hashes(task: Task, part: TableSlice) -> Sequence[int]:
     """A hash of each row's text, which all of them are checked for: the texts themselves are not kept."""
-    columns, hashes = task.identity or (*task.text, *task.text_pair), array("Q")
+    columns, hashes = task.identity or (*task.text, *task.beside), array("Q")
     for index, row in zip(part.indices, part.rows, strict=True):
         check_row(task, row, index, part.table.origin)
         hashes.append(text_hash(identity(row, columns)))

@@ -102,6 +102,11 @@ class Task:
         return (self.messages,) if self.messages else tuple(self.columns)
 
     @property
+    def beside(self) -> tuple[str, ...]:
+        """What is read beside `text`: a second text, or what was said before a prompt."""
+        return ("history",) if self.messages else self.text_pair
+
+    @property
     def folder(self) -> str:
         """The data set's name without its owner."""
         return self.dataset.split("/")[-1]

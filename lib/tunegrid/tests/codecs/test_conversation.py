@@ -7,6 +7,7 @@ import torch
 
 from tunegrid.codecs.base import IGNORED
 from tunegrid.data.conversations import last_exchange
+from tunegrid.data.rows import identity
 from tunegrid.errors import InputError
 from tunegrid.grid.more_tasks import CHAT
 from tunegrid.tests.codecs.test_chat import codec_with, tiny
@@ -118,6 +119,12 @@ def test_a_row_is_the_last_exchange_with_what_was_said_before():
     row = last_exchange(turns(SYSTEM, *SAID, ("user", "thanks")), "here")
     assert (row["prompt"], row["reply"]) == ("and anna ?", "anna was born in dover .")
     assert row["history"] == turns(SYSTEM, *SAID[:2])
+
+
+def test_the_same_prompt_after_other_turns_is_another_text():
+    rows = [last_exchange(turns(*before, *SAID[2:]), "here") for before in (SAID[:2], (SYSTEM,), SAID[:2])]
+    first, other, again = (identity(row, (*CHAT.text, *CHAT.beside)) for row in rows)
+    assert first == again != other
 
 
 @pytest.mark.parametrize(
