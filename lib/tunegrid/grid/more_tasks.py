@@ -117,7 +117,7 @@ QKVO = Adapter(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=("q_proj",
 SMOLLM2_LORA = replace(SMOLLM2_CHAT, learning_rate=5e-4, adapter=QKVO, trainable_params=1_843_200)
 CHAT_CELLS = {"smollm2_chat_lora": SMOLLM2_LORA, "smollm2_chat_qlora": SMOLLM2_LORA, "smollm2_chat_sft": SMOLLM2_CHAT}
 
-# Of micro cells. A first guess: nothing was measured with it yet. `python -m tunegrid.lab calibrate --profile tasks` makes bounds.
+# Of micro cells. A first guess: nothing was measured with it. `python -m tunegrid.lab calibrate --profile tasks` makes bounds.
 QUICK_SHARED: Fields = {**ALWAYS, "max_length": 64, "per_device_train_batch_size": 16}
 QUICK: Mapping[str, Fields] = {
     "bert_nli_lora": {"max_steps": 160, "learning_rate": 5e-3},
