@@ -10,7 +10,7 @@ from tunegrid.data.conversations import last_exchange
 from tunegrid.data.rows import identity
 from tunegrid.errors import InputError
 from tunegrid.grid.more_tasks import CHAT
-from tunegrid.tests.codecs.test_chat import codec_with, tiny
+from tunegrid.tests.chats import codec_with, tiny
 
 SAID = (
     ("user", "where was clara born ?"),

@@ -6,8 +6,6 @@ import shutil
 
 import pytest
 import torch
-import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from fixtures.session import user_module
 from tunegrid import ROOT
@@ -15,6 +13,7 @@ from tunegrid.grid.cells import study
 from tunegrid.grid.profiles import FIXTURES, FOOTPRINT_PROFILE
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
+from tunegrid.tests.chats import tiny_llama
 from tunegrid.tests.sessions import run
 
 pytestmark = pytest.mark.slow
@@ -31,10 +30,6 @@ MOST_LINES = {
     "optimizer.py": 8,
     "loud.py": 12,
 }
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def test_the_guides_show_every_example_within_its_number_of_lines():
@@ -139,23 +134,3 @@ def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):
     cells = ("smollm2_sa_lora", "smollm2_qa_qlora", "smollm2_sum_sft")
     records = records_of(tmp_path, "smollm2.py", cells, *full(tmp_path))
     assert {"exact_match", "f1"} == records["smollm2_qa_qlora"]["scores"].keys()
-
-
-def tiny_llama(folder, text):
-    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as users save them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        text.read_text().splitlines()[:300],
-        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHAT
-    fast.save_pretrained(folder)
-    config = hf.LlamaConfig(
-        vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
-    hf.LlamaForCausalLM(config).save_pretrained(folder)
