@@ -2,18 +2,22 @@
 
 import sys
 from importlib.metadata import Distribution
+from importlib.util import find_spec
 
-import pytest
+# What the plugins import. The checkout itself may be found wherever pytest comes from.
+NEEDED = ("pydantic", "pytest_benchmark", "rich", "tqdm", "filelock", "numpy", "torch", "transformers", "peft")
 
-if not list(Distribution.discover(name="tunegrid")):
-    pytest.exit(
-        f"{sys.executable} is not the Python that tunegrid is installed in: activate its environment, or `pip install -e .`",
-        returncode=4,
+missing = [name for name in NEEDED if find_spec(name) is None]
+if missing or not list(Distribution.discover(name="tunegrid")):
+    sys.stderr.write(
+        f"ERROR: {sys.executable} is not the Python that tunegrid is installed in (it lacks "
+        f"{', '.join(missing or ['tunegrid'])}): activate its environment, or `pip install -e .`\n"
     )
+    raise SystemExit(4)  # an exception of pytest's would come with the lines of this file
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
-BEFORE = ("options", "session", "interrupts", "selection", "sharding", "planning", "progress")
-RUN = ("pipeline", "library_warnings", "journal", "results", "first_updates", "asked_for", "stock")
+BEFORE = ("options", "session", "interrupts", "selection", "early", "sharding", "planning", "progress")
+RUN = ("pipeline", "library_warnings", "journal", "results", "failures", "first_updates", "asked_for", "stock")
 AFTER = ("gate", "answer", "junit", "isolation", "time_limit", "ray.plugin", "gpu_summary")
 INSTRUMENTS = ("merges", "shifted", "forgetting")
-pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER, *INSTRUMENTS, "page"))
+pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER, *INSTRUMENTS, "page", "report_to"))

@@ -94,9 +94,6 @@ class Codec(ABC):
         self._check()
 
     def _check(self) -> None:
-        if unknown_columns := [column for column in self.cell.text if column not in self.task.columns]:
-            columns = ", ".join(self.task.columns)
-            raise InputError(f"{self.cell.id} reads column {unknown_columns[0]!r}, but {self.task.folder} has {columns}")
         if self.room < 1:
             raise InputError(
                 f"{self.cell.id}: max_length {self.recipe.max_length} leaves no room for the text; give the recipe a larger one"

@@ -9,7 +9,8 @@ the same ones. What was not measured is named with the command that measures it.
 import argparse
 from pathlib import Path
 
-from tunegrid.disk import replacing
+from tunegrid.commands.cli import refuse
+from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
 from tunegrid.results.choice import measured, page
 from tunegrid.results.files import read_list
@@ -39,17 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         runs = measured({path: read_list(path) for path in options.runs}, load_noise(), options.task)
         text = page(runs, task=options.task, gib=options.memory_gib)
         if options.output:
-            write(text, options.output)
+            write_whole(options.output, f"{visible_lines(text)}\n")
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say(f"wrote {options.output}" if options.output else text)
     return 0
-
-
-def write(text: str, path: Path) -> None:
-    """Write the page, whole or not at all; raises InputError where it cannot be written."""
-    try:
-        with replacing(path) as part:
-            part.write_text(f"{visible_lines(text)}\n", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
 from tunegrid.record.reading import checked
@@ -116,6 +117,6 @@ def main(arguments: list[str] | None = None) -> int:
         rows = load(options.run)["benchmarks"]
         records, sentences = audited([row["extra_info"] for row in rows if is_cell(row["extra_info"])], str(options.run))
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say(page(options.run, records, sentences).rstrip("\n"))
     return 1 if sentences else 0

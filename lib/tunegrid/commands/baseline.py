@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
@@ -121,6 +122,6 @@ def main(arguments: list[str] | None = None) -> int:
             keep_beside(read_list(path), options.to, path)
         save(baseline, options.to)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say(f"wrote {options.to}: {len(records)} records of {len(options.runs)} runs")
     return 0

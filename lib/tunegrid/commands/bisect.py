@@ -2,7 +2,8 @@
 
 Finds the release after which the gate calls the cells worse than with the good one; with --repo, the commit of a checkout. Each
 release is installed, without what it depends on, in an environment of its own in .cache/bisect. The same command goes on where
-it was stopped. What cannot be installed, or does not finish, is skipped. Exit code 1 if skipped releases leave more than one.
+it was stopped. What cannot be installed, or does not finish, is skipped. Exit code 1 where no one release is found: the bad end
+is not worse, or skipped releases leave more than one.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunegrid.commands.cache import held
+from tunegrid.commands.cli import refuse
 from tunegrid.commands.environments import Commits, Releases, Subject, python_with
 from tunegrid.commands.suite import Command, Suite, first_updates, measure, output_of_run, suite
 from tunegrid.disk import replacing
@@ -242,8 +244,11 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
                 return Steps(subject, cells, chosen, folder, "first-updates-" if stage else "")
 
             found = searched(steps, candidates, kinds, options.pytest_options)
+    except NotWorse as error:
+        say(f"nothing to find: {error}")
+        return 1
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on with what is in {folder}")
         return 130

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.results.journal import NAME, read, runs
@@ -188,6 +189,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.prune:
             say(f"removed {prune(keep, CACHE) / 2**20:.1f} MiB")
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say("\n".join(shown(CACHE)))
     return 0

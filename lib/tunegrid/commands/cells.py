@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.machine import versions
 from tunegrid.results.touched import Touched, read
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         touched = read()
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     told, cells = [*remarks(touched, paths)], touched.by(paths)
     for sentence in told or ([] if cells else ["none of these paths is a file that a quick cell runs"]):
         say(sentence, error=True)

@@ -2,15 +2,22 @@
 
 import os
 import sys
+from argparse import ArgumentParser
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import import_module
+from typing import NoReturn
 
 from tunegrid import ROOT
 from tunegrid.terminal import say
 
 BROKEN_PIPE = 141  # exit code, as a shell gives it
+
+
+def refuse(parser: ArgumentParser, error: object) -> NoReturn:
+    """End with one sentence and exit code 2, without the usage, which is for a command line that cannot be read."""
+    parser.exit(2, f"{parser.prog}: error: {error}\n")
 
 
 @dataclass(frozen=True, kw_only=True)

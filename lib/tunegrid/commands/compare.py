@@ -3,14 +3,18 @@
 For every task and backbone: the main score with its interval, trained bytes, peak memory and seconds of training, which methods
 are on the Pareto front of these, and which cannot be told apart. Where runs hold several sizes of one family, a last table sets
 each method's gap to full fine-tuning against size. Several runs count as one: they may hold other methods, or other seeds of
-the same ones.
+the same ones. What was published, as reports/study.json, stands beside the scores of the runs. With --format latex or markdown
+the tables are for a paper or a pull request; `tunegrid plot` draws the charts.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
-from tunegrid.results import sizes
+from tunegrid.record import Record
+from tunegrid.results import sizes, study
 from tunegrid.results.compare import FORMATS, compared
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import load_noise
@@ -24,8 +28,26 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--format", choices=FORMATS, default="text")
     options = parser.parse_args(arguments)
     try:
-        comparisons = compared({path: read_list(path) for path in options.runs}, load_noise())
+        runs, published = parted({path: read_list(path) for path in options.runs})
+        comparisons = compared(runs, load_noise())
+        records = [record for comparison in comparisons for entry in comparison.entries for record in entry.records]
+        beside = study.beside(records, published)
     except InputError as error:
-        parser.error(str(error))
-    say("\n".join(filter(None, (FORMATS[options.format](comparisons), sizes.FORMATS[options.format](comparisons)))))
+        refuse(parser, error)
+    tables = [FORMATS[options.format](comparisons), sizes.FORMATS[options.format](comparisons)]
+    tables += [study.FORMATS[options.format](beside)] if beside else []
+    say("\n".join(filter(None, tables)))
     return 0
+
+
+def parted(files: Mapping[Path, Sequence[Record]]) -> tuple[dict[Path, list[Record]], list[Record]]:
+    """The runs, and what was published; raises InputError where nothing was run, or none of what was published."""
+    runs = {path: [record for record in records if record.status != "reported"] for path, records in files.items()}
+    published = [record for records in files.values() for record in records if record.status == "reported"]
+    own = {path: records for path, records in runs.items() if records}
+    names = " and ".join(map(str, files))
+    if not own:
+        raise InputError(f"{names}: only published results, which were not run here; give a run to set them beside")
+    if published and not {record.cell for record in published} & {record.cell for each in own.values() for record in each}:
+        raise InputError(f"{names}: no cell was both published and run, so there is nothing to set side by side")
+    return own, published

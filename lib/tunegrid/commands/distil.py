@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunegrid.disk import replacing
+from tunegrid.commands.cli import refuse
+from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
 from tunegrid.machine import keep_freed_memory, thread_share
 from tunegrid.results.distil import DistilResult, Lesson
@@ -75,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
         with warnings.catch_warnings(action="ignore"):  # PEFT's, on names that transformers gave up
             return run(options)
     except InputError as error:
-        line.error(str(error))
+        refuse(line, error)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -103,11 +104,10 @@ def run(options: argparse.Namespace) -> int:
         lessons=[lesson for lesson, _ in told],
         **vars(how),
     )
-    if options.output:
-        with replacing(options.output) as part:
-            part.write_text(json.dumps(result.as_json(), indent=1), encoding="utf-8")
     wrong = list(dict.fromkeys(sentence for _, sentences in told for sentence in sentences))
     say("\n".join([result.as_text(), *wrong]))
+    if options.output:
+        write_whole(options.output, json.dumps(result.as_json(), indent=1))
     return int(bool(wrong))
 
 
@@ -133,10 +133,16 @@ def paired(students: "Sequence[Saved]", teachers: "Sequence[Saved]") -> "list[tu
 
 
 def check_place(root: Path | None, saved: "Sequence[Saved]") -> None:
-    """Raises InputError where a distilled student would replace a model that was given."""
+    """Raises InputError where a distilled student would replace a model that was given, or cannot be kept."""
+    if root is None:
+        return
     for one in saved:
-        if root and one.folder.parent.resolve() == root.resolve():
+        if one.folder.parent.resolve() == root.resolve():
             raise InputError(f"--save-models={root} holds {one.name}, which a distilled model would replace")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--save-models={root} cannot be written ({error.strerror or error}); give another place") from None
 
 
 def logged(throttle: "LogThrottle") -> "Callable[[ProgressState], None]":

@@ -1,15 +1,16 @@
 """Runs as one table: `tunegrid export RUN.json ... -o runs.parquet` (or .csv), for pandas, DuckDB or a spreadsheet.
 
-A row is a figure of a cell and seed, named as in the record. With --rows a row is a test row: what it says, the prediction and
-its points.
+A row is a figure of a cell and seed, named as in the record, with its device, versions, date and commit; a loss has its update.
+With --rows a row is a test row: what it says, the prediction and its points. Tables for a paper: `tunegrid compare`.
 """
 
 import argparse
 from pathlib import Path
 from typing import Any
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
-from tunegrid.results.files import read_list
+from tunegrid.results.files import read_saved
 from tunegrid.results.tidy import Columns, figures, rows_of
 from tunegrid.terminal import say
 
@@ -49,11 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", action="store_true", help="one row per test row")
     options = parser.parse_args(arguments)
     try:
-        records = [(path, record) for path in options.runs for record in read_list(path)]
-        columns, missing = rows_of(records) if options.rows else (figures(records), [])
+        runs = [read_saved(path) for path in options.runs]
+        records = [(run.path, record) for run in runs for record in run.records]
+        columns, missing = rows_of(records) if options.rows else (figures(runs), [])
         write_table(columns, options.output)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     for sentence in missing:
         say(sentence, error=True)
     say(f"wrote {options.output}: {len(columns['run'])} rows of {len(columns)} columns")

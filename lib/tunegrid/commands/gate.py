@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.annotations import annotate
@@ -62,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         old, new = read_list(options.old), read_list(options.new)
         return exact(old, new) if options.exact else judge(old, new, options)
     except InputError as error:
-        line.error(str(error))
+        refuse(line, error)
 
 
 def exact(old: Sequence[Record], new: Sequence[Record]) -> int:

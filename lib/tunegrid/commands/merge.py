@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.files import BenchmarkRow, RunJson, has_no_time, is_cell, load
+from tunegrid.results.files import COMMAND, BenchmarkRow, RunJson, has_no_time, is_cell, load
 from tunegrid.results.files import current as current_row
 from tunegrid.results.journal import as_run, latest
 from tunegrid.results.shards import KEY, case_of, check_divided_alike, missing, shard_of
@@ -46,7 +47,7 @@ def merged(runs: Mapping[Path, RunJson]) -> Merged:
     rows, records = _joined(runs)
     finished = FinishedRun(records)
     first = next(iter(runs.values()))
-    run = {name: value for name, value in first.items() if name != KEY} | {"benchmarks": finished.rows(rows)}
+    run = {name: value for name, value in first.items() if name not in (KEY, COMMAND)} | {"benchmarks": finished.rows(rows)}
     present = {case_of(records[key]) for key in records if not has_no_time(rows[key])}
     return Merged(run=run, finished=finished, absent=missing(shards.values(), present))
 
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         whole = merged(runs)
         whole.finished.save(whole.run, options.output, beside=options.runs)
     except (InputError, OSError) as error:
-        parser.error(str(error))
+        refuse(parser, error)
     for line in whole.finished.lines():
         say(line.text)
     if options.journal == "":

@@ -7,6 +7,7 @@ network. With --screenshot FILE.png also a picture of its top; that needs Chromi
 import argparse
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.page.render import screenshot, write
 from tunegrid.page.runs import read_page_run
@@ -30,6 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
         if options.screenshot:
             screenshot(options.output, options.screenshot)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     say(f"wrote {options.output}: {len(run.by_cell)} cells, {count / 1e6:.2f} MB")
     return 0

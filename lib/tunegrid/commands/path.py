@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tunegrid.commands.cli import refuse
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
-from tunegrid.disk import replacing
+from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
 from tunegrid.results.path import SCALES, SHARES, PathResult, Points, SoupResult, chosen, path_result, soup_result
 from tunegrid.terminal import say
@@ -41,33 +42,34 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the result; return the exit code."""
     line = parser()
     options = line.parse_args(arguments)
-    if len(options.folders) < 2:
-        line.error("a path has two ends: give two folders, or more for their mean")
+    if len({folder.resolve() for folder in options.folders}) < max(2, len(options.folders)):
+        line.error("a path has two ends: give two folders, or more for their mean, each once")
     try:
         with warnings.catch_warnings(action="ignore"):  # PEFT's, on names that transformers gave up, and on rounding in merges
             return walk(options)
     except InputError as error:
-        line.error(str(error))
+        refuse(line, error)
 
 
 def walk(options: argparse.Namespace) -> int:
     """Load, score and print; return whether a saved model is not the one of its record."""
     from tunegrid.run.device import resolve_device
-    from tunegrid.run.path import check_alike, check_seed
+    from tunegrid.run.path import check_alike, check_seed, check_seeds
     from tunegrid.run.saved import read
 
     saved = [read(folder, options.data_root, options.checkpoint_root) for folder in options.folders]
     check_alike(saved)
     if len(saved) == 2:
         check_seed(*saved)
+    else:
+        check_seeds(saved)
     device = resolve_device(options.device or saved[0].cell.profile.device)
     splits = saved[0].splits()
     wrong = [sentence for one in saved if (sentence := unlike_record(one, splits.test, device))]
     result = between(saved[0], saved[1], splits, device) if len(saved) == 2 else averaged(saved, splits, device)
-    if options.output:
-        with replacing(options.output) as part:
-            part.write_text(json.dumps(result.as_json(), indent=1), encoding="utf-8")
     say("\n".join([result.as_text(), *wrong]))
+    if options.output:
+        write_whole(options.output, json.dumps(result.as_json(), indent=1))
     return int(bool(wrong))
 
 

@@ -8,6 +8,7 @@ import argparse
 import json
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.larger import is_larger, larger
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         ids = tuple(filter(is_larger, grid.ids(FULL_PROFILE))) if options.larger else STUDY_IDS
         known = estimates([grid.cell(cell_id, FULL_PROFILE) for cell_id in ids], options.runs or committed_runs())
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     plan = plan_of(ids, known, gpus=options.gpus, seeds=options.seeds, price=options.price_per_hour)
     say(json.dumps(as_json(plan), indent=1) if options.format == "json" else "\n".join(lines(plan)))
     return 0

@@ -27,7 +27,7 @@ def check_optuna() -> None:
     try:
         import optuna  # noqa: F401 # the question is whether it is there
     except ImportError:
-        raise InputError("tunegrid tune needs Optuna, which is not installed here: pip install 'tunegrid[tune]'") from None
+        raise InputError("tunegrid tune needs Optuna, which is not installed here: pip install -e '.[tune]'") from None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,6 +17,7 @@ from statistics import median
 from filelock import FileLock, Timeout
 
 from tunegrid import ROOT
+from tunegrid.commands.cli import refuse
 from tunegrid.commands.turns import answer_of, in_turn
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
@@ -239,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = Settings(updates=options.updates, rows=options.rows, device=options.device)
         comparison = comparison_of((options.before, options.after), cells, rule, settings)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     except KeyboardInterrupt:
         say("stopped; the same command goes on with the rounds that were taken")
         return 130

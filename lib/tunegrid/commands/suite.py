@@ -40,8 +40,10 @@ def measure(command: Command, python: Path, path: Path, part: Path) -> list[Reco
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part.unlink(missing_ok=True)
-    # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one.
-    own = {name: text for name, text in os.environ.items() if name != "PYTHONPATH" and not name.startswith("PYTEST_")}
+    # PYTHONPATH would come before the packages to try; PYTEST_* are those of a session around this one; the command that asks
+    # writes the step's summary.
+    unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
+    own = {name: text for name, text in os.environ.items() if name not in unset and not name.startswith("PYTEST_")}
     with output_of_run(path).open("w", encoding="utf-8") as file:
         done = subprocess.run(command(python, part), cwd=ROOT, env=own, stdout=file, stderr=file, check=False)
     if done.returncode == USAGE_ERROR:

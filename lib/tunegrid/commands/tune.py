@@ -4,7 +4,7 @@ Each cell has several studies of so many trials, all in one space: the logarithm
 proportion. A trial makes as many updates as the recipe, unless it is given up at a look, below the median of earlier ones. When
 all studies are over, the three best settings and the recipe itself train with fresh seeds, and test rows are scored, once.
 Exit code 1 where a recipe is further below the best found than --within, beyond the noise of seeds. The same command goes on
-where it was stopped. It needs Optuna: pip install 'tunegrid[tune]'.
+where it was stopped. It needs Optuna: pip install -e '.[tune]'.
 """
 
 import argparse
@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
+from tunegrid.commands.cli import refuse
 from tunegrid.commands.search import check_optuna
 from tunegrid.commands.studies import FRESH, LOOKS, CellStudies, Kept, Pace, Plan
 from tunegrid.data.hub import commit_of, prefer_cache_if_unreachable
-from tunegrid.disk import replacing
+from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell, Grid
 from tunegrid.grid.larger import larger
@@ -217,6 +218,8 @@ def cells_of(options: argparse.Namespace, grid: Grid, stack: ExitStack) -> list[
     """
     base, _, rates = GRIDS[options.profile]
     profile = replace(base, max_steps=options.updates, checkpoint_root=options.checkpoint_root or base.checkpoint_root)
+    if profile.micro and (options.data_root or options.device not in (None, "cpu")):
+        raise InputError("--data-root and --device go with -m full: quick cells read micro data on a CPU")
     if not profile.micro:
         profile = replace(profile, data_root=options.data_root, device=options.device or base.device)
     names = [name.strip() for name in options.cells.split(",") if name.strip()]
@@ -239,12 +242,11 @@ def cells_of(options: argparse.Namespace, grid: Grid, stack: ExitStack) -> list[
 
 def file_name(cell: Cell, space: Space) -> str:
     """The file of a cell's trials is named for all that decides them but their number."""
-    from_hub = cell.profile.data_root is None
     circumstances = {
         "space": asdict(space),
         "device": cell.profile.device,
         "threads": thread_share(cell.profile.threads),
-        "data_commit": commit_of(cell.task.dataset, cell.task.config) if from_hub else None,
+        "data_commit": commit_of(cell.task.dataset, cell.task.config) if cell.rows_from_hub else None,
     }
     return f"{cell.id}-{content_key(cell, circumstances)}.jsonl"
 
@@ -273,11 +275,7 @@ def held(path: Path) -> Iterator[Kept]:
 def write(path: Path, found: Sequence[Tuned], ratios: Sequence[RateRatio]) -> None:
     """All figures as JSON; raises InputError where the place cannot be written."""
     figures = {"cells": [one.as_json() for one in found], "ratios": [asdict(ratio) for ratio in ratios]}
-    try:
-        with replacing(path) as part:
-            part.write_text(json.dumps(figures, indent=1), encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); give -o another place") from None
+    write_whole(path, json.dumps(figures, indent=1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -298,7 +296,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.output:
             write(options.output, found, ratios)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     except KeyboardInterrupt:
         say("stopped; the same command goes on after the trials that ended")
         return 130

@@ -18,6 +18,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tunegrid.commands.cli import refuse
 from tunegrid.commands.environments import MAKES_ROOM, output_of
 from tunegrid.commands.known_run import check_alike, shipped_baseline, with_cells_and_seeds
 from tunegrid.commands.requirements import Wanted
@@ -216,7 +217,7 @@ def main(arguments: Sequence[str] | None = None, suite: Suite = suite) -> int:
             return upgraded(options, suite, locks)
     except (InputError, OSError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        parser.error(f"{error}; {MAKES_ROOM}" if full else str(error))
+        refuse(parser, f"{error}; {MAKES_ROOM}" if full else error)
     except KeyboardInterrupt:
         say(f"stopped; the same command goes on with what is in {RUNS}")
         return 130

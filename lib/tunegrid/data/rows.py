@@ -65,7 +65,8 @@ def check_task(task: Task) -> None:
     kinds = dict.fromkeys((*task.text, *task.text_pair), str) | {task.target: TARGET_TYPES[task.problem]}
     for column, kind in kinds.items():
         if task.columns[column] is not kind:
-            raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}")
+            hint = "; rows may have labels' names there" if kind is int else ""
+            raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
     carves = [rule for rule in (task.validation, task.test) if isinstance(rule, Carve)]
     for column in [column for rule in carves for column in (rule.stratify, rule.group) if column]:
         if column not in task.columns:
@@ -87,6 +88,8 @@ def check_column(task: Task, column: str, values: Sequence[Any], origin: str) ->
 
 
 def _type_fault(task: Task, column: str, value: Any) -> str:
+    if task.labels and column == task.target and isinstance(value, str):
+        return _unknown_label(task, value)
     kind = task.columns[column]
     return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
 
@@ -107,12 +110,15 @@ def _half_character(task: Task, row: Row) -> str | None:
 
 
 def _label_fault(task: Task, row: Row) -> str | None:
-    label, count = row[task.target], len(task.labels)
-    if label in range(count):
-        return None
+    label = row[task.target]
+    return None if label in range(len(task.labels)) else _unknown_label(task, label)
+
+
+def _unknown_label(task: Task, label: Any) -> str:
+    count = len(task.labels)
     named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:NAMED_LABELS]))
     rest = f", ... {count - 1} ({task.labels[-1]})" if count > NAMED_LABELS else ""
-    return f"invalid label {label} in column {task.target!r}: expected {named}{rest}"
+    return f"invalid label {label!r} in column {task.target!r}: expected {named}{rest}"
 
 
 def _answer_fault(task: Task, row: Row) -> str | None:

@@ -1,22 +1,24 @@
 """Reads a task's rows from a local folder or from the hub, as one `Table` per split.
 
-A folder may hold JSON lines, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub.
+A folder may hold JSON lines, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. Where a
+row has the name of a label, it is read as its number.
 """
 
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, overload
 
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.tasks import Task
+from tunegrid.grid.tasks import FILE_KINDS, Task
 
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
 LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
+NAMED_FOLDERS = 6  # at most so many are listed in a sentence
 HELD_BYTES = 2**25  # of JSON lines: a larger file stays on its disk
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 
@@ -164,36 +166,139 @@ class DatasetTable:
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
+class NamedLabels:
+    """A table whose target holds the labels' names, which are read as their numbers; any other value stays as it is."""
+
+    def __init__(self, table: Table, task: Task) -> None:
+        """A table of a classification's rows."""
+        self._table, self._target, self._numbers = table, task.target, numbers_of(task.labels)
+        self.origin, self.names, self.revision = table.origin, table.names, table.revision
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._table)
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One column's values."""
+        values = self._table.column(name)
+        return [self._number(value) for value in values] if name == self._target else values
+
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
+        """The rows at these indices."""
+        return StoredRows(self._read, indices)
+
+    def _read(self, indices: Sequence[int]) -> list[Row]:
+        rows = self._table.take(indices)
+        return [{**row, self._target: self._number(row.get(self._target))} for row in rows]
+
+    def _number(self, value: Any) -> Any:
+        return self._numbers.get(value, value) if isinstance(value, str) else value
+
+
+def numbers_of(labels: Sequence[str]) -> dict[str, int]:
+    """A label's number by its name, and by the number as text, as CSV has it, unless such a text is a name."""
+    names = {name: number for number, name in enumerate(labels)}
+    return names if any(name.isdecimal() for name in labels) else names | {str(number): number for number in range(len(labels))}
+
+
 def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
     """Every split by name; raises InputError where a folder, file or column is missing, or the hub cannot be reached."""
-    by_name = _from_hub(task) if root is None else _from_folder(task, root)
+    by_name = _of_task(task, root)
     for split, table in by_name.items():
         missing = [name for name in task.hub_columns if name not in table.names]
         if len(table) and missing:
             raise InputError(
                 f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
-                f"and split {split!r} has {', '.join(table.names)}"
+                f"and split {split!r} has {', '.join(table.names)}: name in the file or the task's columns what the other has"
             )
-    return by_name
+    named = {split for split, table in by_name.items() if task.labels and len(table) and _has_names(task, table)}
+    return {split: NamedLabels(table, task) if split in named else table for split, table in by_name.items()}
+
+
+def _has_names(task: Task, table: Table) -> bool:
+    return isinstance(table.take([0])[0].get(task.target), str)
+
+
+def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:
+    """Raises InputError where a file or folder of these splits is not there; no row is read, and no hub is asked."""
+    if _names_files(task, root):
+        for split in splits:
+            _file_of(task, root, split)
+    elif root and not (folder_of(task, root) / "dataset_dict.json").is_file():
+        by_name = files_of(folder_of(task, root))
+        for split in splits:
+            check_split(by_name, split, task)
+
+
+def check_split(by_name: Collection[str], split: str, task: Task) -> None:
+    """Raises InputError where a data set lacks a split."""
+    if split not in by_name:
+        known = ", ".join(sorted(by_name))
+        raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
+
+
+def _names_files(task: Task, root: Path | None) -> bool:
+    return task.has_own_rows or bool(task.files and root)
+
+
+def _of_task(task: Task, root: Path | None) -> Mapping[str, Any]:
+    if _names_files(task, root):
+        return {split: _from_file(task, _file_of(task, root, split)) for split in task.files}
+    return _from_hub(task) if root is None else _from_folder(task, root)
+
+
+def _file_of(task: Task, root: Path | None, split: str) -> Path:
+    """The file that a task names for a split; raises InputError where it is not there."""
+    check_split(task.files, split, task)
+    path = (root or Path()) / task.folder / task.files[split]
+    if not path.is_file():
+        raise InputError(f"task {task.id!r}: {path}, which its files name, is not there")
+    return path
+
+
+def _from_file(task: Task, path: Path) -> Any:
+    with reading(str(path)):
+        return READERS[path.suffix](task, [path])
 
 
 def _from_folder(task: Task, root: Path) -> dict[str, Any]:
-    folder = root / task.folder
-    if not folder.is_dir():
-        has = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else None
-        inside = f"it holds {', '.join(has) or 'no folders'}" if has is not None else "which does not exist"
-        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({inside}); rows of {task.dataset} go there")
+    folder = folder_of(task, root)
     if (folder / "dataset_dict.json").is_file():
         with reading(str(folder)):
             return _saved(folder)
     by_name: dict[str, Any] = {}
+    for split, paths in files_of(folder).items():
+        with reading(str(paths[0])):
+            by_name[split] = READERS[paths[0].suffix](task, paths)
+    return by_name
+
+
+def folder_of(task: Task, root: Path) -> Path:
+    """The folder of a task's rows below a root; raises InputError where it is not there."""
+    folder = root / task.folder
+    if not folder.is_dir():
+        has = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else None
+        more = " ..." if has and len(has) > NAMED_FOLDERS else ""
+        inside = (
+            f"it holds {', '.join(has[:NAMED_FOLDERS]) or 'no folders'}{more}" if has is not None else "which does not exist"
+        )
+        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({inside}); rows of {task.dataset} go there")
+    return folder
+
+
+def files_of(folder: Path) -> dict[str, list[Path]]:
+    """The files of each split of a folder, by its name: one, or the shards that the hub makes.
+
+    Raises InputError where it has none.
+    """
+    by_name: dict[str, list[Path]] = {}
     for path in sorted(folder.iterdir()):
-        split = SHARD.sub("", path.stem)
-        if path.suffix in READERS and split not in by_name:
-            with reading(str(path)):
-                by_name[split] = READERS[path.suffix](folder, split)
+        files = by_name.setdefault(SHARD.sub("", path.stem), []) if path.suffix in FILE_KINDS else []
+        if path.suffix in FILE_KINDS and (not files or files[0].suffix == path.suffix == ".parquet"):
+            files.append(path)
     if not by_name:
-        raise InputError(f"{folder} has no .jsonl, .parquet or dataset_dict.json; give one file per split, as in train.jsonl")
+        kinds = ", ".join(FILE_KINDS)
+        raise InputError(f"{folder} has no {kinds} or dataset_dict.json; give one file per split, as in train.jsonl")
     return by_name
 
 
@@ -206,9 +311,9 @@ def _saved(folder: Path) -> dict[str, Any]:
     return {name: DatasetTable(split, str(folder / name)) for name, split in splits.items()}
 
 
-def _json_lines(folder: Path, split: str) -> ListTable | LinesTable:
+def _json_lines(task: Task, paths: Sequence[Path]) -> ListTable | LinesTable:
     """The rows of a small file, or the offsets of those of a large one, every one of which is read once."""
-    path = folder / f"{split}.jsonl"
+    path = paths[0]
     rows: list[Row] = []
     starts, begin = array("q"), 0
     try:
@@ -235,15 +340,32 @@ def _json_row(line: str, source: str) -> Row:
     return row
 
 
-def _parquet(folder: Path, split: str) -> DatasetTable:
+def _parquet(task: Task, paths: Sequence[Path]) -> DatasetTable:
     import datasets
 
-    shards = sorted(path for path in folder.glob("*.parquet") if SHARD.sub("", path.stem) == split)
-    read = [datasets.Dataset.from_parquet(str(shard)) for shard in shards]
-    return DatasetTable(datasets.concatenate_datasets(read), str(shards[0]))
+    read = [datasets.Dataset.from_parquet(str(shard)) for shard in paths]
+    return DatasetTable(datasets.concatenate_datasets(read), str(paths[0]))
 
 
-READERS: dict[str, Callable[[Path, str], Any]] = {".jsonl": _json_lines, ".parquet": _parquet}
+def _csv(task: Task, paths: Sequence[Path]) -> DatasetTable:
+    """A file with the columns' names in its first line; texts stay texts, also where they are digits or nothing."""
+    import datasets
+    import pyarrow as pa
+    from pyarrow import csv
+
+    kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
+    if unfit := [name for name, kind in task.hub_columns.items() if kind not in kinds]:
+        raise InputError(f"{paths[0]}: column {unfit[0]!r} of {task.folder} is no text and no number, so write it as .jsonl")
+    types = {name: kinds[kind] for name, kind in task.columns.items()} | ({task.target: pa.string()} if task.labels else {})
+    read = csv.read_csv(
+        paths[0],
+        parse_options=csv.ParseOptions(newlines_in_values=True),
+        convert_options=csv.ConvertOptions(column_types=types),
+    )
+    return DatasetTable(datasets.Dataset(read), str(paths[0]))
+
+
+READERS: dict[str, Callable[[Task, Sequence[Path]], Any]] = {".jsonl": _json_lines, ".parquet": _parquet, ".csv": _csv}
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
 SHARD = re.compile(r"-\d+-of-\d+$")  # the hub's shards: train-00000-of-00004.parquet
 

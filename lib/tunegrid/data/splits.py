@@ -16,7 +16,7 @@ from typing import Any
 from tunegrid.data.conversations import ConversationTable
 from tunegrid.data.noise import noisy
 from tunegrid.data.rows import check_column, check_row, check_task, identity, text_hash
-from tunegrid.data.sources import Row, Table, tables
+from tunegrid.data.sources import Row, Table, check_split, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Carve, Task
@@ -97,7 +97,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
 def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
     """Where the rows of each split stand, all of them."""
     by_name = read_tables(task, profile)
-    train = _named(by_name, "train", task)
+    train = _named(by_name, task.train, task)
     pool: Sequence[int] = range(len(train))
     parts: dict[str, TableSlice] = {}
     test = task.own_test if profile.own_test and task.own_test else task.test
@@ -148,9 +148,7 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
 
 
 def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
-    if split not in by_name:
-        known = ", ".join(sorted(by_name))
-        raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
+    check_split(by_name, split, task)
     if not len(by_name[split]):
         raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
     return by_name[split]

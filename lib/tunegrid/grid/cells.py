@@ -22,6 +22,7 @@ from tunegrid.grid.shifts import RESERVED, Shift
 from tunegrid.grid.tasks import TASKS, Problem, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
+BOUNDED = ("quick", "full")  # profiles whose cells a user's thresholds hold
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
 
@@ -60,6 +61,11 @@ class Cell:
         return self.method.quantization
 
     @property
+    def rows_from_hub(self) -> bool:
+        """Whether the hub is asked for the rows."""
+        return not (self.profile.data_root or self.profile.random_weights or self.task.has_own_rows)
+
+    @property
     def text(self) -> tuple[str, ...]:
         """The columns that are read as the first text."""
         return self.recipe.text or self.task.text
@@ -74,6 +80,7 @@ class Grid:
         heads: of cells whose head is not the backbone's own.
         shifts: changes of rows that `-m shifted` scores on, beside the suite's own.
         refused: reasons against cells that their libraries cannot train, by cell id.
+        thresholds: the points that a cell's scores must reach, by profile and cell id, beside the suite's own.
     """
 
     backbones: dict[str, Backbone] = field(default_factory=dict)
@@ -85,6 +92,7 @@ class Grid:
     heads: dict[str, Head] = field(default_factory=dict)
     shifts: dict[str, Shift] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    thresholds: dict[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
 
     def add_backbone(
         self, backbone: Backbone, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
@@ -98,6 +106,9 @@ class Grid:
 
     def add_task(self, task: Task, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any) -> None:
         """A task; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+
+        What the copies read is the new task's `text`, not the other one's. They have a quick form where the task has files of
+        its own: the micro rows are those of the study's tasks.
 
         Raises InputError for a name that is known already, and for a field that a recipe does not have.
         """
@@ -127,53 +138,102 @@ class Grid:
         _add(self.shifts, "shift", shift.id, shift)
 
     def add_recipe(
-        self, cell_id: str, recipe: Recipe, *, quick: Mapping[str, Any] | None = None, head: Head | None = None
+        self,
+        cell_id: str,
+        recipe: Recipe | None = None,
+        *,
+        like: str | None = None,
+        quick: Mapping[str, Any] | None = None,
+        head: Head | None = None,
+        **changes: Any,
     ) -> None:
         """A cell's recipe; with `quick` it runs with -m quick, too. A recipe that stood there is replaced.
 
-        Raises InputError where the id names no backbone, task or method of the grid.
+        `like` another cell, it copies that cell's recipe without the study's parameter counts, its quick form and the head
+        that a user gave it; of another task's cell not the columns. `changes` and `quick` change the copy.
+
+        Raises InputError where the id names no backbone, task or method of the grid, and for a field that no recipe has.
         """
         self._parts(cell_id)
-        if not isinstance(recipe, Recipe):
-            raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}")
-        self.recipes[cell_id] = recipe
-        if quick is not None:
-            _changed(cell_id, recipe, quick)
-            self.quick[cell_id] = quick
+        if like is not None:
+            self._copy_of_one(cell_id, recipe, like, changes, quick or {})
+        elif not isinstance(recipe, Recipe):
+            raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}; or copy one with like=CELL")
+        else:
+            self.recipes[cell_id] = _changed(cell_id, recipe, changes)
+            if quick is not None:
+                _changed(cell_id, recipe, quick)
+                self.quick[cell_id] = quick
         if head is not None:
             self.heads[cell_id] = head
 
-    def _add_like(self, index: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
-        """Recipes for what was added in one place of a cell's id: those of `like`, without the study's parameter counts.
+    def add_thresholds(self, cell_id: str, *, profile: str = "full", **minimum: float) -> None:
+        """The points, 0 to 100, that scores of a cell must reach at a profile, as in accuracy=88.0.
 
-        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
-        does one hand on its head's own rate in the quick profile.
+        They go before those of the file beside the grid file, and before the suite's own. Raises InputError for a score that
+        the cell's task does not have, and for points that are none.
         """
+        task = self._parts(cell_id)[1]
+        if profile not in BOUNDED:
+            raise InputError(
+                f"thresholds of {cell_id}: cells of profile {profile!r} have none, only {' and '.join(BOUNDED)} ones"
+            )
+        for name, points in minimum.items():
+            if name not in task.bounded_scores:
+                known = ", ".join(task.bounded_scores)
+                raise InputError(f"thresholds of {cell_id}: task {task.id!r} bounds no score {name!r}, only {known}")
+            if isinstance(points, bool) or not isinstance(points, int | float) or not 0 <= points <= 100:
+                raise InputError(f"thresholds of {cell_id}: {name}={points!r} is not a number of points from 0 to 100")
+        self.thresholds[profile, cell_id] = minimum
+
+    def _add_like(self, index: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
+        """Recipes for what was added in one place of a cell's id: copies of those of `like`."""
         known = (self.backbones, self.tasks, self.methods)[index]
         if like is None and (changes or quick):
             raise InputError(f"{name!r}: {', '.join([*changes, *quick])} would change copied recipes; say of which with like=")
         if like is not None and like not in known:
             raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
-        for old in [cell_id for cell_id in self.recipes if cell_id.split("_")[index] == like]:
+        copied = [cell_id for cell_id in self.recipes if cell_id.split("_")[index] == like]
+        if like is not None and not copied:
+            raise InputError(f"{name!r} cannot be like {like!r}, which has no recipes to copy; grid.add_recipe gives some")
+        for old in copied:
             parts = old.split("_")
-            new = "_".join([*parts[:index], name, *parts[index + 1 :]])
-            recipe = self.recipes[old]
-            head = self.heads.get(old)
-            if head is not None and head == HEAD_EXCEPTIONS.get(old):
-                targets = TARGETS_WITHOUT_EXCEPTION[old]
-                recipe = replace(recipe, adapter=recipe.adapter and replace(recipe.adapter, target_modules=targets))
-            elif head is not None:
-                self.heads[new] = head
-            self.recipes[new] = _changed(new, recipe, {"trainable_params": None, "total_params": None, **changes})
-            if old in self.quick and self._parts(new)[0].micro and index != 1:  # micro rows are of the study's tasks
-                _changed(new, self.recipes[new], quick)
-                self.quick[new] = {**self._quick_to_copy(old), **quick}
+            self._copy(old, "_".join([*parts[:index], name, *parts[index + 1 :]]), changes, quick)
 
-    def _quick_to_copy(self, cell_id: str) -> Mapping[str, Any]:
+    def _copy_of_one(
+        self, cell_id: str, recipe: Recipe | None, like: str, changes: Mapping[str, Any], quick: Mapping[str, Any]
+    ) -> None:
+        if recipe is not None:
+            raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
+        self.checked_ids([like])
+        self._copy(like, cell_id, changes, quick)
+
+    def _copy(self, old: str, new: str, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
+        """A cell's recipe, quick form and head for another cell, without the study's parameter counts.
+
+        A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
+        does one hand on its head's own rate in the quick profile, or its columns to another task.
+        """
+        recipe, head, micro = self.recipes[old], self.heads.get(old), self._quick_to_copy(old)
+        for replaced in (self.quick, self.heads):  # of a cell that was there already
+            replaced.pop(new, None)
+        (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
+        if head is not None and head == HEAD_EXCEPTIONS.get(old):
+            targets = TARGETS_WITHOUT_EXCEPTION[old]
+            recipe = replace(recipe, adapter=recipe.adapter and replace(recipe.adapter, target_modules=targets))
+        elif head is not None:
+            self.heads[new] = head
+        not_copied = {"trainable_params": None, "total_params": None} | ({} if task is task_before else {"text": ()})
+        self.recipes[new] = _changed(new, recipe, {**not_copied, **changes})
+        if micro is not None and backbone.micro and (task is task_before or task.has_own_rows):
+            _changed(new, self.recipes[new], quick)
+            self.quick[new] = {**micro, **quick}
+
+    def _quick_to_copy(self, cell_id: str) -> Mapping[str, Any] | None:
         """A cell's quick fields; the study's own without the head's rate, which was found for that cell's micro backbone."""
-        fields = self.quick[cell_id]
+        fields = self.quick.get(cell_id)
         is_the_studys = cell_id in QUICK and fields == quick_changes(cell_id)
-        return {**fields, "head_learning_rate": None} if is_the_studys else fields
+        return {**fields, "head_learning_rate": None} if fields and is_the_studys else fields
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""
@@ -221,6 +281,7 @@ class Grid:
         assert head, "checked by `_check_exists`"
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
+            _check_columns(task, recipe)
             method.check(recipe)
             self.optimizer(recipe.optim)
         except InputError as error:
@@ -272,6 +333,13 @@ def _add(known: dict[str, Any], kind: str, name: str, entry: Any) -> None:
     known[name] = entry
 
 
+def _check_columns(task: Task, recipe: Recipe) -> None:
+    """Raises InputError where a recipe reads what its task does not have."""
+    if unknown := [column for column in recipe.text if column not in task.columns]:
+        own = f"task {task.id!r} has {', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
+        raise InputError(f"the recipe reads column {unknown[0]!r}, but {own}")
+
+
 def _changed(cell_id: str, recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     try:
         return replace(recipe, **changes)
@@ -295,3 +363,11 @@ def study() -> Grid:
 
 STUDY = study()
 STUDY_IDS = STUDY.ids(Profile(id="full"))
+PLACES = [list(dict.fromkeys(parts)) for parts in zip(*(cell_id.split("_") for cell_id in STUDY_IDS), strict=True)]
+
+
+def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
+    """Sorts cells as the study has them: by task, backbone and method; what it does not have comes last, by name."""
+    parts = cell_id.split("_")
+    places = [(known.index(part) if part in known else len(known), part) for known, part in zip(PLACES, parts, strict=True)]
+    return places[1], places[0], places[2]

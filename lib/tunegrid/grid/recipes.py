@@ -13,6 +13,8 @@ from pydantic import Field
 
 # Types with bounds, which `--set` and reading a record check.
 Precision = Literal["fp32", "fp16", "bf16"]
+# Of transformers' schedules those that need no setting but the number of updates and of warm-up steps.
+Schedule = Literal["linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt"]
 Count = Annotated[int, Field(ge=0)]
 Positive = Annotated[int, Field(ge=1)]
 Amount = Annotated[float, Field(ge=0)]
@@ -64,7 +66,7 @@ class Hyperparameters:
         float | None, Field(gt=0, description="peak rate of the head's new modules; null: that of the rest")
     ] = None
     weight_decay: Amount = 0.01
-    lr_scheduler_type: str = "linear"
+    lr_scheduler_type: Schedule = "linear"
     warmup_ratio: Share = 0.0
     warmup_steps: Count = 0
     num_train_epochs: Positive

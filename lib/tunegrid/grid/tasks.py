@@ -1,8 +1,9 @@
 """Declares the study's three `Task`s: a data set, how it is split, and the kind of problem it poses."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 
 from tunegrid.errors import InputError
 
@@ -13,6 +14,9 @@ class Problem(StrEnum):
     CLASSIFY = "classify"
     EXTRACT = "extract"
     GENERATE = "generate"
+
+
+FILE_KINDS = (".jsonl", ".parquet", ".csv")  # what a split's file may be
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +34,12 @@ class Carve:
     group: str | None = None
 
 
+BY_LABEL = ("precision", "recall", "f1")  # the scores that a classification has for each label
+
+
 def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
     """The scores that a kind of problem has; a classification has some for each label."""
-    by_label = (f"{name}_{label}" for label in range(labels) for name in ("precision", "recall", "f1"))
+    by_label = (f"{name}_{label}" for label in range(labels) for name in BY_LABEL)
     return {
         Problem.CLASSIFY: ("accuracy", "f1_macro", *by_label),
         Problem.EXTRACT: ("exact_match", "f1"),
@@ -43,12 +50,21 @@ def score_names(problem: Problem, labels: int) -> tuple[str, ...]:
     }[problem]
 
 
+def score_title(name: str, labels: Sequence[str]) -> str:
+    """A score's name for readers, as "precision, negative" for `precision_0` of a task with these labels."""
+    score, _, label = name.rpartition("_")
+    known = score in BY_LABEL and label.isdecimal() and int(label) < len(labels)
+    return f"{score}, {labels[int(label)]}" if known else name
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """A data set with a question.
 
     Attributes:
         dataset: id on the hub; `folder` is its name below a `--data-root`.
+        files: by split, the file with its rows (`FILE_KINDS`), from that folder on or absolute; empty: the folder has a file of
+            each split's name. Where all are absolute, no hub and no `--data-root` is asked, in the quick profile neither.
         columns: the hub's column names, with the JSON type of each.
         text: columns that are read, joined by a line break; `Recipe.text` may choose others.
         text_pair: columns of the second text: a hypothesis, the passage behind a question.
@@ -56,8 +72,9 @@ class Task:
             scores is dropped from train.
         messages: the hub's column of a conversation in its chat schema, of which rows {history, prompt, reply} are made.
         target: the column that is learned.
-        labels: names of the classes, in the order of their numbers; for classification only.
-        train_rows: of the hub's train split, for estimates; None is not known.
+        labels: names of the classes, in the order of their numbers; for classification only. Rows may hold either.
+        train: the split that is learned.
+        train_rows: of it on the hub, for estimates; None is not known.
         validation: a split's name, or what is carved out of train; the same for `test`.
         own_test: a split that `--set own_test=true` scores on, where `test` is carved out of train.
         main_score: the score that the run table shows; `bounded_scores` are those that thresholds and gates hold.
@@ -68,6 +85,7 @@ class Task:
     problem: Problem
     dataset: str
     config: str | None = None
+    files: Mapping[str, str | Path] = field(default_factory=dict)
     columns: Mapping[str, type]
     text: tuple[str, ...]
     text_pair: tuple[str, ...] = ()
@@ -75,6 +93,7 @@ class Task:
     messages: str | None = None
     target: str
     labels: tuple[str, ...] = ()
+    train: str = "train"
     train_rows: int | None = None
     validation: str | Carve
     test: str | Carve
@@ -83,10 +102,9 @@ class Task:
     bounded_scores: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        """Raises InputError where the entry contradicts itself."""
-        for column in (*self.text, *self.text_pair, *self.identity, self.target):
-            if column not in self.columns:
-                raise InputError(f"task {self.id!r} reads column {column!r}, which is not among its columns")
+        """Raises InputError where the entry contradicts itself, with what to write."""
+        self._check_columns()
+        self._check_files()
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
             raise InputError(f"task {self.id!r}: only a classification names labels, and at least two")
         if self.main_score not in self.bounded_scores:
@@ -96,10 +114,55 @@ class Task:
             if name not in known:
                 raise InputError(f"task {self.id!r}: unknown score {name!r}; a task to {self.problem} has {', '.join(known)}")
 
+    def _check_columns(self) -> None:
+        for name in ("text", "text_pair", "identity", "labels", "bounded_scores"):
+            if isinstance(value := getattr(self, name), str):
+                raise InputError(f'task {self.id!r}: {name} is a text, not several; write {name}=("{value}",)')
+        if not isinstance(self.columns, Mapping) or not all(isinstance(kind, type) for kind in self.columns.values()):
+            types = ", ".join(
+                f'"{column}": {"int" if self.labels and column == self.target else "str"}' for column in self.columns
+            )
+            raise InputError(
+                f"task {self.id!r}: columns must say the type of each; write columns={{{types}}}, with their types"
+            )
+        if not self.text:
+            texts = [column for column, kind in self.columns.items() if kind is str and column != self.target]
+            columns = ", ".join(f'"{column}"' for column in texts or ["COLUMN"])
+            raise InputError(f"task {self.id!r} reads no column; write text=({columns},) with those that it is to read")
+        for column in (*self.text, *self.text_pair, *self.identity, self.target):
+            if column not in self.columns:
+                known = ", ".join(self.columns)
+                way_out = f'add "{column}" with its type there'
+                raise InputError(
+                    f"task {self.id!r} reads column {column!r}, which is not among its columns ({known}): {way_out}"
+                )
+
+    def _check_files(self) -> None:
+        for split, path in self.files.items():
+            if Path(path).suffix not in FILE_KINDS:
+                raise InputError(f"task {self.id!r}: {path} of split {split!r} is none of {', '.join(FILE_KINDS)}")
+        for split in self.splits if self.files else ():
+            if split not in self.files:
+                known = ", ".join(f'"{name}": ...' for name in self.files)
+                raise InputError(
+                    f'task {self.id!r} has no file of split {split!r}; write files={{{known}, "{split}": PATH}}, or name the '
+                    "split otherwise (train, validation, test)"
+                )
+
     @property
-    def hub_columns(self) -> tuple[str, ...]:
+    def splits(self) -> tuple[str, ...]:
+        """The splits that it reads, as they are named where its rows stand; what is carved out of train has no name there."""
+        return tuple(dict.fromkeys(name for name in (self.train, self.validation, self.test) if isinstance(name, str)))
+
+    @property
+    def has_own_rows(self) -> bool:
+        """Whether it names all its files, so that neither hub nor `--data-root` is asked for rows."""
+        return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
+
+    @property
+    def hub_columns(self) -> Mapping[str, type]:
         """The columns that a data set must have: those of the rows, or that of conversations which they are made of."""
-        return (self.messages,) if self.messages else tuple(self.columns)
+        return {self.messages: list} if self.messages else self.columns
 
     @property
     def beside(self) -> tuple[str, ...]:

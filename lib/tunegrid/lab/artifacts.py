@@ -23,12 +23,13 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.adapters import OFT, PrefixTuning, PromptTuning, Vera
 from tunegrid.grid.cells import Cell, study
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.methods import LORA, NF4, QLORA, Base, Method
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.recipes import Adapter
 from tunegrid.grid.zoo import METHODS, TARGETS
 from tunegrid.machine import versions
-from tunegrid.run.build import build, checkpoint_of, keep_packed_layers, load_base, load_tokenizer
+from tunegrid.run.build import build, keep_packed_layers, load_base, load_tokenizer
 from tunegrid.run.probe import distance
 
 ARTIFACTS = ROOT / "reports" / "artifacts"

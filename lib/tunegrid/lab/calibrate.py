@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from tunegrid import ROOT
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.lab.calibration import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
 from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives
 from tunegrid.lab.measured import note
 from tunegrid.record.wrong import below_bounds
+from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
 from tunegrid.results.files import save
 from tunegrid.results.noise import NoiseKey
 from tunegrid.results.thresholds import load_bounds
@@ -233,7 +234,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = plan_of(options, options.profile)
         return write(plan, LabSessions(workers=options.workers, fresh=options.fresh), options.to)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
 
 
 def cells_of(text: str, to: Path) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tunegrid import ROOT
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.measured import note
@@ -132,6 +133,6 @@ def main(arguments: list[str] | None = None, sessions: LabSessions | None = None
         judged = [verdict for run in plan for verdict in verdicts(run, baseline, load_bounds(options.bounds))]
         note(options.measured, "false_alarms", figures(judged))
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     print(*page(judged), sep="\n")
     return int(sum(verdict.fails for verdict in judged) > ALLOWED * len(judged))

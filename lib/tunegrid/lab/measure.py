@@ -23,6 +23,7 @@ from pathlib import Path
 
 from tunegrid import ROOT
 from tunegrid.commands import baseline
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
 from tunegrid.lab.grid_runs import LabSession, LabSessions, folder
@@ -175,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
             codes.append(STAGES[name].do(work))
         return max(codes)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     except KeyboardInterrupt:
         print(f"stopped; {sum(sessions.waiting.values())} trainings left, finished sessions are kept: run it again to go on")
         return STOPPED

@@ -14,6 +14,7 @@ from statistics import fmean
 
 import numpy as np
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.lab.measured import note
 from tunegrid.results.judgements import Verdict
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rule = Rule(rounds=options.rounds)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     rows: list[list[str]] = []
     figures: dict[str, dict[str, float]] = {}
     for cells in CELLS:

@@ -8,6 +8,7 @@ bound. Scores are drawn from the residuals that the calibration measured. It tra
 import argparse
 from pathlib import Path
 
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.lab.measured import note
 from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
@@ -40,10 +41,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         noise = load_noise(options.noise)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     kinds = [kind for kind, measured in noise.measured.items() if measured]
     if not kinds:
-        parser.error(f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
+        refuse(parser, f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
     margins = load_margins()["points"]
     table, figures = drops(noise, margins)
     print(*table, sep="\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from tunegrid import ROOT
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.false_alarms import BOUNDS, objections
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None, sessions: LabSessions | None = None
         counted = {name: figures(by_cell.values(), effects) for name, (by_cell, effects) in columns_of.items()}
         note(options.measured, "sensitivity", counted)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     cells = dict.fromkeys(cell for column_of in answers.values() for cell in column_of)
     columns = (Column(title="cell", width=15), *(Column(title=name, width=36) for name in DEGRADATIONS))
     print(*lines(columns, [(cell, *(answers[name].get(cell, "-") for name in DEGRADATIONS)) for cell in cells]), sep="\n")

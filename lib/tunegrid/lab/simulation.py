@@ -17,7 +17,7 @@ import numpy as np
 
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.lab.calibration import bound_of
+from tunegrid.results.bounds import bound_of
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import PERTURBED, Deviation, Groups, Noise, NoiseKey, ScoresByKey, deviation, kind_of_cell, pooled
 from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of, promising, share_of_alpha

@@ -14,8 +14,8 @@ from statistics import median
 from textwrap import wrap
 
 from tunegrid.errors import InputError
-from tunegrid.lab.calibration import origin
 from tunegrid.record import Record
+from tunegrid.results.bounds import origin
 from tunegrid.results.modules import read_both
 from tunegrid.results.numerics import Pair, arithmetic, losses
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from tunegrid import ROOT
+from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.tracing import TO
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
             for name in files:
                 by_file.setdefault(name, []).append(cell)
     except InputError as error:
-        parser.error(str(error))
+        refuse(parser, error)
     write(Touched(versions=versions(), cells=cells, by_file=by_file), options.to)
     say(f"wrote {options.to}: {len(by_file)} files")
     return 0

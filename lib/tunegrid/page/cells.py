@@ -4,19 +4,21 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, stdev
-
-from scipy import stats
+from statistics import fmean
 
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import words_for
 from tunegrid.grid.profiles import TASKS_PROFILE, ZOO_PROFILE
+from tunegrid.grid.tasks import score_title
 from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.page.settings import settings_of
 from tunegrid.record import Record, Status
+from tunegrid.record.crash import CrashRecord
 from tunegrid.results.calibration import Bin, forecasts_of, reliability
-from tunegrid.results.compare import Entry
+from tunegrid.results.cell_answer import UNCHANGED, place_of
+from tunegrid.results.claims import INSTEAD
+from tunegrid.results.compare import Interval
 from tunegrid.results.examples import read
 from tunegrid.results.flips import RowSample, sampled
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
@@ -33,15 +35,14 @@ class CellView:
         records: one per seed; the first one stands for the cell where a figure is not a mean.
         old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
         judged: the gate's judgements on it.
-        low, high: 95 % interval of the main score; over seeds, or over test rows where there is one seed.
+        interval: 95 % interval of the main score, as `tunegrid compare` has it; None where nothing tells it.
         reliability: the share of hits by confidence, over all seeds; empty where no confidence is known.
     """
 
     records: Sequence[Record]
     old: Sequence[Record]
     judged: Sequence[Judgement]
-    low: float | None
-    high: float | None
+    interval: Interval | None
     rows: RowSample
     reliability: Sequence[Bin] = ()
 
@@ -61,9 +62,15 @@ class CellView:
         return status_of(self.records)
 
     @property
+    def main_score(self) -> str:
+        """The name of the main score; of a publication that does not have it, of the one that it has instead."""
+        name = self.first.main_score
+        return INSTEAD.get(name, name) if self.status == "reported" and name not in self.first.scores else name
+
+    @property
     def score(self) -> float | None:
         """The main score, its mean over seeds."""
-        return self.score_of(self.first.main_score)
+        return self.score_of(self.main_score)
 
     def score_of(self, name: str) -> float | None:
         """A score's mean over seeds."""
@@ -98,9 +105,38 @@ class CellView:
         return next((j for j in self.judged if j.quantity == self.first.main_score), None)
 
     @property
+    def change(self) -> float | None:
+        """Points by which the main score differs from the older run's, as the gate pairs them; None where nobody compared."""
+        return self.main.effect if self.main else None
+
+    @property
+    def place(self) -> tuple[str, str]:
+        """The stage at which numerics changed first, and the module; empty where none did."""
+        return place_of(self.gravest_first)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the gate says that it is other than before, or it ended otherwise."""
+        ended = {self.status, status_of(self.old)} if self.old and self.status != "begun" else set()
+        return len(ended) > 1 or (self.verdict or Verdict.SAME) not in (*UNCHANGED, Verdict.CANNOT_TELL, Verdict.NOT_COMPARABLE)
+
+    @property
+    def crash(self) -> CrashRecord | None:
+        """How the first seed that broke off did so."""
+        return next((record.crash for record in self.records if record.crash), None)
+
+    def title_of(self, score: str) -> str:
+        """A score's name for readers."""
+        return score_title(score, self.first.labels)
+
+    @property
     def verdict(self) -> Verdict | None:
         """The gravest verdict on numerics, quality and memory."""
         return worst([j for j in self.judged if j.decides and j.kind not in ("calibration", "speed")])
+
+    def gravest(self, kind: str) -> Judgement | None:
+        """The gravest judgement on a kind of figure."""
+        return next((j for j in self.gravest_first if j.kind == kind), None)
 
     def verdict_on(self, kind: str) -> Verdict | None:
         """The gravest verdict on a kind of figure."""
@@ -126,11 +162,6 @@ class CellView:
     def failed_audits(self) -> int:
         """How many audits of its seeds object."""
         return sum(not finding.passed for record in self.records for finding in record.audits)
-
-    @cached_property
-    def entry(self) -> Entry:
-        """Its records that finished, as a method to set beside others."""
-        return Entry(records=[record for record in self.records if record.finished])
 
     @property
     def train_seconds(self) -> float | None:
@@ -191,9 +222,9 @@ class CellView:
         record = next(iter(self.old if old else self.records), None)
         return list(record.training.losses) if record and record.training else []
 
-    def curve(self, width: int, height: int, left: int = 0) -> charts.Curve | None:
+    def curve(self, width: int, height: int, left: int = 0, axes: charts.Extent | None = None) -> charts.Curve | None:
         """The loss curve, the older one behind it."""
-        return charts.curve(self.losses(), self.losses(old=True), width, height, left)
+        return charts.curve(self.losses(), self.losses(old=True), width, height, left, axes)
 
     @cached_property
     def diagram(self) -> charts.Diagram | None:
@@ -207,10 +238,9 @@ class CellView:
         indices = sorted({round(share * (len(new) - 1) / 5) for share in range(6)}) if new else []
         return [(index + 1, new[index], old[index] if index < len(old) else None) for index in indices]
 
-    @property
-    def settings(self) -> list[tuple[str, str]]:
-        """What it ran with, as words: recipe, rows, model, device, versions."""
-        return settings_of(self.first)
+    def settings(self, *, alone: bool) -> list[tuple[str, str]]:
+        """What it ran with, as words: recipe, rows, model; with the environment where it stands alone with its own."""
+        return settings_of(self.first, alone=alone)
 
     @property
     def command(self) -> str:
@@ -228,36 +258,23 @@ class CellView:
         return " ".join(["pytest -m", shlex.quote(words), *filter(None, options)])
 
 
-def cell_view(run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], limit: int) -> CellView:
+def cell_view(
+    run: PageRun, baseline: PageRun | None, cell: str, judgements: Sequence[Judgement], interval: Interval | None, limit: int
+) -> CellView:
     """A cell of a run, with at most `limit` of its test rows."""
     records = run.by_cell[cell]
     older = baseline.by_cell.get(cell, []) if baseline else []
     seeds = [record.seeds.seed for record in records]
     old = [record for record in older if record.seeds.seed in seeds] or older
     pair = next((record for record in old if record.seeds.seed == seeds[0]), next(iter(old), None))
-    low, high = _interval(records, run)
-    rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
+    rows = sampled(records[0], run.path_of(records[0]), pair, baseline.path if baseline else None, limit)
     ordered = [pair, *(record for record in old if record is not pair)] if pair else []
-    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path)))]
+    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path_of(record))))]
     return CellView(
         records=records,
         old=ordered,
         judged=judgements,
-        low=low,
-        high=high,
+        interval=interval,
         rows=rows,
         reliability=reliability(known) if known else (),
     )
-
-
-def _interval(records: Sequence[Record], run: PageRun) -> tuple[float | None, float | None]:
-    """Of the main score, 95 %: by the deviation of seeds; with one seed, by that of its test rows."""
-    name = records[0].main_score
-    figures: Sequence[float] = [score for record in records if (score := record.scores.get(name)) is not None]
-    if len(figures) == 1:
-        examples = read(records[0], run.path)
-        figures = examples.points.get(name, ()) if examples else ()
-    if len(figures) < 2:
-        return None, None
-    half = float(stats.t.ppf(0.975, len(figures) - 1)) * stdev(figures) / len(figures) ** 0.5
-    return max(0.0, fmean(figures) - half), min(100.0, fmean(figures) + half)

@@ -52,6 +52,54 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 # Quality against cost
 
+SHAPES = {  # by matplotlib's names of markers: outlines around 0,0 that a line or a fill tells apart at 10 pixels
+    "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
+    "s": "M-3.6-3.6h7.2v7.2h-7.2z",
+    "^": "M0-4.8l4.8 8.4h-9.6z",
+    "D": "M0-5l5 5l-5 5l-5-5z",
+    "v": "M0 4.8l4.8-8.4h-9.6z",
+    "P": "M-1.7-4.8h3.4v3.1h3.1v3.4h-3.1v3.1h-3.4v-3.1h-3.1v-3.4h3.1z",
+    "*": "M0-5.6l1.4 3.7l3.9 .2l-3.1 2.4l1.1 3.8l-3.3-2.2l-3.3 2.2l1.1-3.8l-3.1-2.4l3.9-.2z",
+    "X": "M-2.4-4.8l2.4 2.4l2.4-2.4l2.4 2.4l-2.4 2.4l2.4 2.4l-2.4 2.4l-2.4-2.4l-2.4 2.4l-2.4-2.4l2.4-2.4l-2.4-2.4z",
+}
+MOST_LABELS = 12  # in a chart; of more dots only those on a front have one
+COLOURS = 4  # c0 to c3 of page.css, which also the colour-blind tell apart (Okabe and Ito)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a mark looks; `colour` None: as its line of text, where shape alone says what it is."""
+
+    shape: str
+    colour: int | None
+
+
+@dataclass(frozen=True)
+class Looks:
+    """A look for each method on each backbone: few of them in one chart, many methods in a chart for each backbone."""
+
+    methods: Sequence[str]
+    backbones: Sequence[str]
+
+    @property
+    def together(self) -> bool:
+        """Whether one chart can hold all backbones: shape says the method, and colour the backbone."""
+        return len(self.methods) <= len(SHAPES) and len(self.backbones) <= COLOURS
+
+    def of(self, backbone: str, method: str) -> Look:
+        """Its mark."""
+        turn, place = divmod(self.methods.index(method), len(SHAPES))
+        return Look(list(SHAPES)[place], self.backbones.index(backbone) if self.together else turn % COLOURS)
+
+    @property
+    def legend(self) -> list[tuple[str, Look]]:
+        """What each mark says."""
+        first = self.backbones[0]
+        if not self.together:
+            return [(method, self.of(first, method)) for method in self.methods]
+        shapes = [(method, Look(self.of(first, method).shape, None)) for method in self.methods]
+        return shapes + [(backbone, Look("s", index)) for index, backbone in enumerate(self.backbones)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dot:
@@ -59,7 +107,7 @@ class Dot:
 
     name: str
     front: str
-    shape: str
+    look: Look
     cost: float
     score: float
     low: float
@@ -80,14 +128,21 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """A chart of quality against cost."""
+    """A chart of quality against cost; `log`: its axis of costs is logarithmic."""
 
+    log: bool
     width: int
     height: int
     x: Scale
     y: Scale
     marks: Sequence[Mark]
     fronts: Sequence[str]  # the points of a polyline each
+
+    @property
+    def fronts_of_dots(self) -> list[list[Dot]]:
+        """The dots of each front, the cheapest first."""
+        best = sorted((mark.dot for mark in self.marks if mark.dot.front), key=lambda dot: (dot.cost, dot.score))
+        return [[dot for dot in best if dot.front == name] for name in dict.fromkeys(dot.front for dot in best)]
 
 
 def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bool = True) -> Scatter | None:
@@ -104,7 +159,8 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bo
     best = sorted((dot for dot in dots if dot.front), key=lambda dot: (dot.cost, dot.score))
     ordered = [*best, *(dot for dot in dots if not dot.front)]
     whiskers = [(x(dot.cost) - 1, y(dot.high), x(dot.cost) + 1, y(dot.low)) for dot in dots]
-    labels = placed([(x(dot.cost), y(dot.score), dot) for dot in ordered], whiskers, (width, height))
+    named = ordered if len(dots) <= MOST_LABELS else best
+    labels = placed([(x(dot.cost), y(dot.score), dot) for dot in named], whiskers, (width, height))
     marks = [
         Mark(
             dot=dot,
@@ -118,7 +174,7 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bo
     ]
     names = dict.fromkeys(dot.front for dot in best)
     stairs = [" ".join(_steps([dot for dot in best if dot.front == name], x, y)) for name in names]
-    return Scatter(width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
+    return Scatter(log=log, width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
 
 
 def _steps(best: Sequence[Dot], x: Scale, y: Scale) -> Iterable[str]:
@@ -202,14 +258,32 @@ class Curve:
     x: Scale
 
 
-def curve(new: Sequence[float | None], old: Sequence[float | None], width: int, height: int, left: int = 0) -> Curve | None:
-    """Losses by update; None where there are fewer than two."""
-    numbers = [loss for loss in (*new, *old) if loss is not None]
+@dataclass(frozen=True)
+class Extent:
+    """What the axes of a curve hold: so many updates, and losses from `low` to `high`."""
+
+    updates: int
+    low: float
+    high: float
+
+
+def extent(curves: Iterable[Sequence[float | None]]) -> Extent:
+    """Of all these curves together, down to 0 where the lowest loss is less than half of the highest."""
+    curves = list(curves)
+    numbers = [loss for one in curves for loss in one if loss is not None]
+    low, high = min(numbers, default=0.0), max(numbers, default=0.0)
+    return Extent(max(map(len, curves), default=0), min(0.0, low) if low < 0.5 * high else low, high)
+
+
+def curve(
+    new: Sequence[float | None], old: Sequence[float | None], width: int, height: int, left: int = 0, axes: Extent | None = None
+) -> Curve | None:
+    """Losses by update, on axes of their own or on those that several share; None where there are fewer than two."""
     if len([loss for loss in new if loss is not None]) < 2:
         return None
-    low, high = min(numbers), max(numbers)
-    y = Scale(low=min(0.0, low) if low < 0.5 * high else low, high=high, start=height - 4 - (14 if left else 0), end=4)
-    x = Scale(low=1, high=max(len(new), len(old)), start=left + 2, end=width - 4)
+    axes = axes or extent([new, old])
+    y = Scale(low=axes.low, high=axes.high, start=height - 4 - (14 if left else 0), end=4)
+    x = Scale(low=1, high=axes.updates, start=left + 2, end=width - 4)
     return Curve(width=width, height=height, new=_path(new, x, y), old=_path(old, x, y), x=x, y=y)
 
 
@@ -237,17 +311,46 @@ class Spark:
     dots: Sequence[tuple[float, float, int]]  # x, y, which run
 
 
-def spark(scores: Sequence[float | None], width: int = 120, height: int = 28) -> Spark | None:
-    """A line through the runs that have the cell, at least one point high; None where fewer than two have it."""
+def spark(
+    scores: Sequence[float | None],
+    like: Sequence[float] = (),
+    times: Sequence[float] | None = None,
+    width: int = 120,
+    height: int = 28,
+) -> Spark | None:
+    """A line through the runs that have the cell; None where fewer than two have it.
+
+    Args:
+        scores: of each run.
+        like: scores of the cells that share its scale, which is at least one point high.
+        times: of each run; None: at equal distances.
+        width: in pixels.
+        height: in pixels.
+    """
     known = [(index, score) for index, score in enumerate(scores) if score is not None]
     if len(known) < 2:
         return None
-    middle = (min(score for _, score in known) + max(score for _, score in known)) / 2
-    half = max(0.5, max(abs(score - middle) for _, score in known))
-    x = Scale(low=0, high=len(scores) - 1, start=6, end=width - 6)
+    shown = [*like, *(score for _, score in known)]
+    middle = (min(shown) + max(shown)) / 2
+    half = max(0.5, (max(shown) - min(shown)) / 2)
+    x = along(times or range(len(scores)), width)
     y = Scale(low=middle - half, high=middle + half, start=height - 6, end=6)
-    dots = [(x(index), y(score), index) for index, score in known]
+    places = times or range(len(scores))
+    dots = [(x(places[index]), y(score), index) for index, score in known]
     return Spark(line=" ".join(f"{dot_x:g},{dot_y:g}" for dot_x, dot_y, _ in dots), dots=dots)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeAxis:
+    """The axis above sparks: a tick for each run, and what stands at its ends."""
+
+    labels: tuple[str, str]
+    ticks: Sequence[float]
+
+
+def along(times: Sequence[float], width: int = 120) -> Scale:
+    """The axis of time that sparks of one history share."""
+    return Scale(low=times[0], high=times[-1], start=6, end=width - 6)
 
 
 # Confidence

@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
 from itertools import pairwise
 
 from tunegrid.page import charts
@@ -26,8 +28,37 @@ class RunHistory:
     remarks: Sequence[str]
 
     def spark(self, cell: str) -> charts.Spark | None:
-        """A small line of a cell's scores."""
-        return charts.spark([score for score, _ in self.steps[cell]])
+        """A small line of a cell's scores, on the scale of all cells of its task."""
+        task = cell.split("_")[1]
+        like = [steps for other, steps in self.steps.items() if other.split("_")[1] == task]
+        shared = [score for steps in like for score, _ in steps if score is not None]
+        return charts.spark([score for score, _ in self.steps[cell]], shared, self.times)
+
+    @cached_property
+    def times(self) -> list[float] | None:
+        """When the runs were saved, in seconds; None where a file does not say, or all were saved at once."""
+        times = [when(run.when) for run in self.runs]
+        known = [time.timestamp() for time in times if time]
+        return known if len(known) == len(times) and known[0] < known[-1] else None
+
+    @property
+    def axis(self) -> charts.TimeAxis | None:
+        """The axis of the small lines."""
+        first, last = when(self.runs[0].when), when(self.runs[-1].when)
+        if self.times is None or first is None or last is None:
+            return None
+        same_day = first.date() == last.date()
+        labels = [f"{time:%H:%M}" if same_day else f"{time:%Y-%m-%d}" for time in (first, last)]
+        return charts.TimeAxis(labels=(labels[0], labels[1]), ticks=[charts.along(self.times)(time) for time in self.times])
+
+
+def when(text: str) -> datetime | None:
+    """The time of an ISO date, in UTC where it names no zone; None for any other text."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def history_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement]) -> RunHistory | None:

@@ -39,8 +39,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
 
 for (const filter of document.querySelectorAll(".filter")) {
   filter.addEventListener("change", (event) => {
-    for (const row of filter.parentElement.querySelectorAll("tr[data-change]")) {
-      row.hidden = event.target.value !== "all" && row.dataset.change !== event.target.value;
+    for (const one of filter.parentElement.querySelectorAll("[data-change]")) {
+      one.hidden = event.target.value !== "all" && one.dataset.change !== event.target.value;
     }
   });
 }
@@ -48,17 +48,20 @@ for (const filter of document.querySelectorAll(".filter")) {
 const find = document.getElementById("find");
 find?.addEventListener("input", () => {
   const words = find.value.toLowerCase().split(/\s+/);
-  const cells = [...document.querySelectorAll("article.cell")];
-  for (const cell of cells) cell.hidden = !words.every((word) => cell.id.includes(word));
+  const cells = [...document.querySelectorAll("details.cell")];
+  for (const cell of cells) cell.hidden = !words.every((word) => cell.querySelector("article").id.includes(word));
   document.getElementById("found").textContent = `${cells.filter((cell) => !cell.hidden).length} of ${cells.length} cells`;
 });
 
-// A permalink leads to a cell that a search has hidden, too.
-addEventListener("hashchange", () => {
+// A permalink opens its cell, also one that a search has hidden. Browsers of today open it without this.
+const reveal = () => {
   const target = document.getElementById(location.hash.slice(1));
-  const cell = target?.closest("article.cell");
-  if (cell?.hidden) {
+  const cell = target?.closest("details.cell");
+  if (cell && (cell.hidden || !cell.open)) {
     cell.hidden = false;
+    cell.open = true;
     cell.scrollIntoView();
   }
-});
+};
+addEventListener("hashchange", reveal);
+reveal();

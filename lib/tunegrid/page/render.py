@@ -12,10 +12,11 @@ from markupsafe import Markup
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.page.cells import LEDGER
-from tunegrid.page.charts import stacked
-from tunegrid.page.verdict import change, minus
+from tunegrid.page.charts import SHAPES, stacked
+from tunegrid.page.verdict import begun, change, minus, tail
 from tunegrid.page.view import RATE, Page
 from tunegrid.places import without_places
+from tunegrid.results import compare
 from tunegrid.results.estimates import duration
 from tunegrid.results.merges import MEANING
 from tunegrid.results.table import number
@@ -24,6 +25,7 @@ from tunegrid.results.table import signed as with_sign
 FOLDER = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SIZES = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+NAMED = 30  # cells of a cause that are named before a click
 DROPS = {"b1": 2, "b2": 10, "b3": 20, "b4": 40}  # styles, by the points that a field lost at least
 MARKS = {
     **{
@@ -103,15 +105,24 @@ def environment() -> Environment:
         "signed": signed,
         "duration": duration,
         "change": change,
+        "begun": begun,
+        "tail": tail,
         "ms": milliseconds,
         "verbatim": Verbatim,
     }
     env.globals |= {
         "MARKS": MARKS,
         "LEDGER": LEDGER,
+        "SHAPES": SHAPES,
+        "COLUMNS": compare.COLUMNS,
+        "SUMMARY": compare.SUMMARY,
+        "compared_row": compare.row,
+        "limits": compare.remarks,
+        "column_legend": compare.legend,
         "MERGED": MEANING,
         "DROPS": DROPS,
         "shade_of_drop": shade_of_drop,
+        "NAMED": NAMED,
         "RATE": RATE,
         "stacked": stacked,
         "css": Markup((FOLDER / "page.css").read_text(encoding="utf-8")),

@@ -2,14 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results.alike import check_rows
+from tunegrid.results.compare import check_seeds
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Judgement
@@ -23,7 +25,9 @@ class PageRun:
         name: of its file.
         when: the ISO date and time at which it was saved, in UTC.
         commit: of the suite that ran it.
+        command: that ran it; empty where nobody knows.
         remarks: what the page leaves out of it, as sentences.
+        paths: by cell and seed, the file of records that are not of `path`.
     """
 
     name: str
@@ -31,20 +35,31 @@ class PageRun:
     path: Path | None = None
     when: str = ""
     commit: str = ""
+    command: str = ""
     remarks: tuple[str, ...] = ()
+    paths: Mapping[tuple[str, int | None], Path] = field(default_factory=dict)
+
+    def path_of(self, record: Record) -> Path | None:
+        """The file that holds a record; None where it was not saved."""
+        return self.paths.get((record.cell, record.seeds.seed), self.path)
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
-        """The records of each cell, one per seed, the lowest seed first."""
+        """The records of each cell, in the study's order: one per seed, the lowest seed first."""
         cells: dict[str, list[Record]] = defaultdict(list)
         for record in sorted(self.records, key=lambda record: record.seeds.seed or 0):
             cells[record.cell].append(record)
-        return {cell: cells[cell] for cell in dict.fromkeys(record.cell for record in self.records)}
+        return {cell: cells[cell] for cell in sorted(cells, key=study_place)}
 
     @property
     def profile(self) -> str:
         """The profile of all its records; empty where it has none."""
         return self.records[0].profile if self.records else ""
+
+    @property
+    def reported(self) -> bool:
+        """Whether it was published elsewhere, and nothing ran here."""
+        return bool(self.records) and all(record.status == "reported" for record in self.records)
 
     def score(self, cell: str) -> float | None:
         """The mean main score of a cell's seeds."""
@@ -64,8 +79,24 @@ def read_page_run(path: Path, profile: str | None = None) -> PageRun:
 
 def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
     """A saved run that was read before."""
-    run = PageRun(name=saved.path.name, records=saved.records, path=saved.path, when=saved.when, commit=saved.commit)
+    run = PageRun(
+        name=saved.path.name,
+        records=saved.records,
+        path=saved.path,
+        when=saved.when,
+        commit=saved.commit,
+        command=saved.command,
+    )
     return of_profile(run, profile)
+
+
+def together(saved: Sequence[SavedRun], profile: str | None = None) -> PageRun:
+    """Saved runs as one; raises InputError where two hold the same cell and seed."""
+    sourced = [(record, run.path) for run in saved for record in run.records]
+    check_seeds(sourced)
+    first = page_run(replace(saved[0], records=[record for record, _ in sourced]), profile)
+    paths = {(record.cell, record.seeds.seed): path for record, path in sourced if record.profile == first.profile}
+    return replace(first, name=" and ".join(run.path.name for run in saved), paths=paths)
 
 
 def of_profile(run: PageRun, profile: str | None = None) -> PageRun:

@@ -1,23 +1,40 @@
-"""The top of the page: a headline, and what to look at first."""
+"""The top of the page: the answer, and what made it so, by cause."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
 
+from tunegrid.grid.cells import study_place
+from tunegrid.grid.tasks import score_title
 from tunegrid.page.cells import CellView
-from tunegrid.results.answer import RunAnswer
-from tunegrid.results.judgements import GRAVEST_FIRST, Judgement
+from tunegrid.record import Record
+from tunegrid.results.answer import AUDIT, BOUND, FIGURES, FLOWS, RunAnswer, by_cause, said_of
+from tunegrid.results.cell_answer import place_of
+from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict
+from tunegrid.results.table import signed
 
-SHOWN = 8  # items below the answer; the grid has them all
+ALIKE = (BOUND, FIGURES)  # each cell has figures of its own; of any other cause, what cells say tells causes apart
+TOLD = (Verdict.CHANGED, Verdict.TOO_GOOD)  # whether they fail the run or not
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Highlight:
-    """One thing to look at."""
+class Cause:
+    """What went wrong or changed, and in which cells.
 
-    cell: str
+    Attributes:
+        verdict: a status, or the gate's verdict.
+        name: of the cause, as the answer has it; of changed numerics with the stage.
+        sentence: what the first of its cells says; empty where the figures behind the cells say all.
+        cells: each with its own figure, or the module that changed first; empty where it has neither.
+    """
+
     verdict: str
+    name: str
     sentence: str
+    cells: Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,62 +45,135 @@ class Headline:
         state: of the answer.
         answer: its first sentence.
         more_sentences: its others, and why nothing was compared.
-        items: what got worse, and where, the gravest first.
-        more: how many items are left out.
+        causes: what made it so: audits, bounds and errors first, then what the gate says, the gravest first.
     """
 
     state: str
     answer: str
     more_sentences: Sequence[str]
-    items: Sequence[Highlight]
-    more: int
+    causes: Sequence[Cause]
 
 
-def headline(answer: RunAnswer, cells: Sequence[CellView], remarks: Sequence[str]) -> Headline:
-    """The answer with what to look at; `remarks` say what was not compared."""
-    items = [*_worse(answer.failing), *_missed(cells)]
+def headline(answer: RunAnswer, cells: Sequence[CellView], judged: Sequence[Judgement], remarks: Sequence[str]) -> Headline:
+    """The answer with its causes; `remarks` say what was not compared."""
     first, *others = [minus(sentence) for sentence in answer.sentences]
+    told = [*answer.failing, *(j for j in judged if j.verdict in TOLD and j not in answer.failing)]
     return Headline(
         state=answer.state,
         answer=first,
-        more_sentences=[*others, *(f"{remark[0].upper()}{remark[1:]}." for remark in remarks if cells)],
-        items=items[:SHOWN],
-        more=max(0, len(items) - SHOWN),
+        more_sentences=[*others, *(f"{begun(remark)}." for remark in remarks if cells)],
+        causes=[*_of_cells(cells), *_of_gate(told, {cell.id: cell for cell in cells})],
     )
 
 
-def _worse(failing: Sequence[Judgement]) -> list[Highlight]:
-    ordered = sorted(failing, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect or 0.0))
-    return [Highlight(cell=j.cell, verdict=j.verdict, sentence=change(j)) for j in ordered]
+def begun(sentence: str) -> str:
+    """The sentence with a capital at its start, unless a name of a file or a cell begins it."""
+    first = sentence.partition(" ")[0]
+    return f"{sentence[0].upper()}{sentence[1:]}" if first.isalpha() else sentence
 
 
-def change(judgement: Judgement) -> str:
-    """What changed and by how much."""
+# Cells
+
+
+def _of_cells(cells: Sequence[CellView]) -> list[Cause]:
+    by_id = {cell.id: cell for cell in cells}
+    causes = []
+    for cause, records in by_cause(record for cell in cells for record in cell.records):
+        alike = cause in ALIKE or cause.startswith(AUDIT)
+        groups = [records] if alike else _grouped(records, partial(_kind, cause=cause))
+        causes += [_of_records(cause, group, by_id) for group in groups]
+    return causes
+
+
+def _of_records(cause: str, records: Sequence[Record], cells: Mapping[str, CellView]) -> Cause:
+    """One cause of these records, the cells that are furthest below their bound first."""
+    own = [cells[name] for name in dict.fromkeys(record.cell for record in records)]
+    if cause == BOUND:
+        own.sort(key=lambda cell: 0.0 if cell.above is None else cell.above)
+    first = next(record for record in records if record.cell == own[0].id)
+    said = dict.fromkeys(_short(record, cause) for record in records)
+    sample = f"{first.cell}: " if len(said) > 1 else ""
+    notes = [(cell.id, _note(cell, cause, records)) for cell in own]
+    return Cause(verdict=first.status, name=cause, sentence=f"{sample}{_short(first, cause)}", cells=notes)
+
+
+def _note(cell: CellView, cause: str, records: Sequence[Record]) -> str:
+    """A cell's distance to its bound, and of several seeds how many are meant."""
+    far = minus(signed(cell.above, 1)) if cause == BOUND and cell.above is not None else ""
+    count = sum(record.cell == cell.id for record in records)
+    return " ".join(filter(None, [far, f"({count} of {len(cell.records)} seeds)" if len(cell.records) > 1 else ""]))
+
+
+def _short(record: Record, cause: str) -> str:
+    """What a record says, without what the line around it says: the cell, and the audit's name."""
+    said = said_of(record, cause).replace(f" ({record.cell}, {record.profile}, seed {record.seeds.seed})", "")
+    return said.removeprefix(f"audit {cause.removeprefix(AUDIT)}: ")
+
+
+def _kind(record: Record, cause: str) -> str:
+    """What a record says but for figures: errors that say the same have one cause."""
+    return re.sub(r"\d+", "", _short(record, cause))
+
+
+# The gate
+
+
+def _of_gate(told: Sequence[Judgement], cells: Mapping[str, CellView]) -> list[Cause]:
+    """What the gate says, but for cells that are missing because they broke off, as was said before."""
+    new = [j for j in told if j.verdict is not Verdict.MISSING or j.cell not in cells]
+    ordered = sorted(new, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.effect or 0.0, study_place(j.cell)))
+    labels = {cell: view.first.labels for cell, view in cells.items()}
+    return [_of_judgements(group, labels) for group in _grouped(ordered, lambda j: (j.verdict, _name(j)))]
+
+
+def _name(judgement: Judgement) -> str:
+    """What changed: of numerics, the stage."""
+    if judgement.quantity in FLOWS:
+        stage, _ = place_of([judgement])
+        return f"{FLOWS[judgement.quantity][0]}, first at the stage {stage}" if stage else FLOWS[judgement.quantity][0]
+    return "" if judgement.quantity == "cell" else judgement.kind
+
+
+def _of_judgements(judged: Sequence[Judgement], labels: Mapping[str, Sequence[str]]) -> Cause:
+    notes: dict[str, list[str]] = {}
+    for j in judged:
+        _, module = place_of([j])
+        notes.setdefault(j.cell, []).append(change(j, labels.get(j.cell, ())) if j.effect is not None else tail(module))
+    first = judged[0]
+    detail = first.detail.partition(": ")[2] if first.quantity in FLOWS else first.detail
+    sample = f"{first.cell}: " if len({j.detail for j in judged}) > 1 else ""
+    cells = [(cell, ", ".join(filter(None, own))) for cell, own in notes.items()]
+    sentence = f"{sample}{detail}" if first.effect is None else ""
+    return Cause(verdict=str(first.verdict), name=_name(first), sentence=minus(sentence), cells=cells)
+
+
+def tail(module: str) -> str:
+    """The end of a module's name, where it is long."""
+    parts = module.split(".")
+    return module if len(parts) < 4 else f"…{'.'.join(parts[-3:])}"
+
+
+def _grouped(items: Iterable[Item], key: Callable[[Item], object]) -> list[list[Item]]:
+    groups: dict[object, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return list(groups.values())
+
+
+def change(judgement: Judgement, labels: Sequence[str] = ()) -> str:
+    """What changed and by how much; `labels` name the classes of its cell's task."""
     if judgement.effect is None:
         return judgement.detail
+    name = score_title(judgement.quantity, labels)
     if judgement.kind == "calibration":
-        return minus(f"{judgement.quantity} {judgement.effect:+.3f} nats")
+        return minus(f"{name} {judgement.effect:+.3f} nats")
     if judgement.kind != "quality":
-        return minus(f"{judgement.quantity.replace('_', ' ')} {100 * judgement.effect:+.1f} %")
+        return minus(f"{name.replace('_', ' ')} {100 * judgement.effect:+.1f} %")
     low, high = judgement.low, judgement.high
     interval = "" if low is None or high is None else f" ({low:+.1f} to {high:+.1f})"
-    return minus(f"{judgement.quantity} {judgement.effect:+.1f} points{interval}")
+    return minus(f"{name} {judgement.effect:+.1f} points{interval}")
 
 
 def minus(figures: str) -> str:
     """The text with a minus sign before its negative figures, which a hyphen is not."""
     return re.sub(r"(?<![\w-])-(?=\d)", "−", figures)
-
-
-def _missed(cells: Sequence[CellView]) -> list[Highlight]:
-    """One line per cell that did not pass: those that did not finish, then those furthest below their bound."""
-    begun = [cell for cell in cells if cell.status == "begun" and not cell.sentences]
-    bad = [cell for cell in cells if cell.status not in ("passed", "reported") and cell not in begun]
-    ordered = sorted(bad, key=lambda cell: (cell.status == "missed", 0.0 if cell.above is None else cell.above))
-    return [Highlight(cell=cell.id, verdict=cell.status, sentence=_short(cell.sentences)) for cell in ordered]
-
-
-def _short(sentences: Sequence[str]) -> str:
-    """The first sentence, and how many there are more."""
-    more = f"; {len(sentences) - 1} more" if len(sentences) > 1 else ""
-    return f"{sentences[0]}{more}" if sentences else "it never came to an end"

@@ -1,85 +1,137 @@
 """Makes the `Page`, plain data that templates print, of a run, older runs and the gate's judgements."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from pathlib import Path
 
+from tunegrid.errors import InputError
 from tunegrid.page import charts
 from tunegrid.page.cells import LEDGER, CellView, cell_view
 from tunegrid.page.history import RunHistory, history_of
 from tunegrid.page.runs import PageRun, judged
-from tunegrid.page.study import StudyComparison, compared
+from tunegrid.page.settings import Environment, environment_of
 from tunegrid.page.verdict import Headline, headline
 from tunegrid.record import Record
+from tunegrid.results.alike import check_alike
 from tunegrid.results.answer import RunAnswer, answer_of
 from tunegrid.results.calibration import CalibrationLine, calibration_lines
-from tunegrid.results.compare import PEAK, SECONDS, TRAINED, fronts
+from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison, beside_each_other, entry_of, summary
 from tunegrid.results.examples import read_shifted
 from tunegrid.results.forgetting import ForgettingLine, forgetting_lines
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
 from tunegrid.results.merges import MergeLine, merge_lines
+from tunegrid.results.noise import load_noise
 from tunegrid.results.shifted import ContrastLine, ShiftLine, contrast_lines, shift_lines
+from tunegrid.results.study import StudyComparison, compared
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
 RATE = "train_samples_per_second"
 LENGTHS: dict[str, Callable[[CellView], float]] = {
     "ledger": lambda cell: sum(count or 0 for count in cell.ledger),
-    "peaks": lambda cell: sum(added for _, _, added in cell.peaks),
+    "peak": lambda cell: cell.peak or 0.0,
     "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
 }
 COUNTERS = {"gpu_energy_joules": "GPU", "cpu_energy_joules": "CPU"}
-AXES = {TRAINED: "trainable bytes", PEAK: "peak GiB", SECONDS: "train seconds"}
+AXES = {TRAINED: "trainable bytes", TENSORS: "bytes of tensors", PEAK: "peak GiB", SECONDS: "train seconds"}
+MOST_COLUMNS = 6  # of methods, in the grid
+MOST_OPEN = 3  # cells
+NO_PEAKS = "No front is over memory peaks: processes may have run several cells, and a peak holds what earlier ones left; "
+INSTEAD = "bytes of weights, gradients and optimizer state stand in their place."
+NOTHING_INSTEAD = "and bytes of tensors, which could stand in their place, are not known of every cell."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Charts of quality against each cost, of one backbone or of all."""
+
+    backbone: str
+    charts: Sequence[tuple[str, charts.Scatter]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """The cells of one task: backbones down, methods across."""
+    """The cells of one task, and what `tunegrid compare` says of them: a comparison for each backbone."""
 
     task: str
     cells: Sequence[CellView]
+    comparisons: Sequence[Comparison] = ()
 
     @cached_property
     def methods(self) -> list[str]:
-        """Columns."""
+        """In the order of the cells."""
         return list(dict.fromkeys(cell.first.method for cell in self.cells))
 
     @cached_property
+    def backbones(self) -> list[str]:
+        """In the order of the cells."""
+        return list(dict.fromkeys(cell.first.backbone for cell in self.cells))
+
+    @property
+    def methods_are_rows(self) -> bool:
+        """Many methods stand below each other, a few beside each other."""
+        return len(self.methods) > max(len(self.backbones), MOST_COLUMNS)
+
+    @property
+    def columns(self) -> list[str]:
+        """Methods, or the backbones where methods are rows."""
+        return self.backbones if self.methods_are_rows else self.methods
+
+    @cached_property
     def lines(self) -> list[tuple[str, list[CellView | None]]]:
-        """A backbone and its cells, None where the grid has none."""
-        by_position = {(cell.first.backbone, cell.first.method): cell for cell in self.cells}
-        backbones = dict.fromkeys(cell.first.backbone for cell in self.cells)
-        return [(backbone, [by_position.get((backbone, method)) for method in self.methods]) for backbone in backbones]
+        """A row's name and its cells, None where the grid has none."""
+        cells = {(cell.first.backbone, cell.first.method): cell for cell in self.cells}
+        if self.methods_are_rows:
+            return [(method, [cells.get((backbone, method)) for backbone in self.backbones]) for method in self.methods]
+        return [(backbone, [cells.get((backbone, method)) for method in self.methods]) for backbone in self.backbones]
 
     @cached_property
-    def scatters(self) -> list[tuple[str, charts.Scatter]]:
+    def looks(self) -> charts.Looks:
+        """The marks of its charts."""
+        return charts.Looks(self.methods, self.backbones)
+
+    @property
+    def axes(self) -> list[str]:
+        """The costs that are drawn: of memory the peak where it is each cell's own, or else the bytes of tensors."""
+        memory = PEAK if all(PEAK in one.costs for one in self.comparisons) else TENSORS
+        return [TRAINED, memory, SECONDS]
+
+    @cached_property
+    def panels(self) -> list[Panel]:
         """Quality against each cost that was measured."""
-        drawn = [(name, charts.scatter(self._dots(cost))) for cost, name in AXES.items()]
-        return [(name, chart) for name, chart in drawn if chart]
-
-    @cached_property
-    def fronts(self) -> dict[str, set[str]]:
-        """The cells on the front of each cost, backbone by backbone."""
-        cells: dict[str, set[str]] = {cost: set() for cost in AXES}
-        for _, methods in self.lines:
-            for cost, best in fronts([cell.entry for cell in methods if cell and cell.entry.records]).items():
-                cells[cost] |= {entry.first.cell for entry in best}
-        return cells
+        apart = [[one] for one in self.comparisons]
+        shown = [self.comparisons] if self.looks.together else apart
+        drawn = [
+            Panel(backbone="" if self.looks.together else own[0].backbone, charts=self._charts(own)) for own in shown if own
+        ]
+        return [panel for panel in drawn if panel.charts]
 
     def on_fronts(self, cell: CellView) -> list[str]:
         """The costs at which no other method of its backbone is as good for as little."""
-        return [name for cost, name in AXES.items() if cell.id in self.fronts[cost]]
+        own = next((one for one in self.comparisons if one.backbone == cell.first.backbone), None)
+        return [AXES[cost] for cost in self.axes if own and cell.first.method in own.on_front(cost)]
 
-    def _dots(self, cost: str) -> list[charts.Dot]:
-        dots = []
-        for cell in self.cells:
-            figure = cell.entry.costs[cost] if cell.entry.records else None
-            if figure is not None and cell.score is not None:
-                low, high = (cell.score if end is None else end for end in (cell.low, cell.high))
-                shape = str(self.methods.index(cell.first.method) % 4)
-                front = cell.first.backbone if cell.id in self.fronts[cost] else ""
-                name = f"{cell.first.backbone} {cell.first.method}"
-                dots.append(charts.Dot(name=name, front=front, shape=shape, cost=figure, score=cell.score, low=low, high=high))
-        return dots
+    def _charts(self, comparisons: Sequence[Comparison]) -> list[tuple[str, charts.Scatter]]:
+        drawn = [
+            (AXES[cost], charts.scatter([dot for one in comparisons for dot in self._dots(one, cost)])) for cost in self.axes
+        ]
+        return [(name, chart) for name, chart in drawn if chart]
+
+    def _dots(self, comparison: Comparison, cost: str) -> Iterator[charts.Dot]:
+        front = comparison.on_front(cost)
+        for entry in comparison.entries:
+            figure, interval = entry.costs[cost], comparison.chance.interval(entry) if entry.scores else None
+            if figure is None or not entry.scores:
+                continue
+            yield charts.Dot(
+                name=f"{comparison.backbone} {entry.method}" if self.looks.together else entry.method,
+                front=comparison.backbone if entry.method in front else "",
+                look=self.looks.of(comparison.backbone, entry.method),
+                cost=figure,
+                score=entry.score,
+                low=interval.low if interval else entry.score,
+                high=interval.high if interval else entry.score,
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +148,11 @@ class Forgotten:
         return list(dict.fromkeys(line.method for line in self.lines))
 
     @cached_property
+    def looks(self) -> charts.Looks:
+        """The marks of its chart."""
+        return charts.Looks(self.methods, list(dict.fromkeys(line.backbone for line in self.lines)))
+
+    @cached_property
     def chart(self) -> charts.Scatter | None:
         """The score against the change of the backbone's own loss."""
         return charts.scatter([dot for line in self.lines for dot in self._dots(line)], log=False)
@@ -103,9 +160,9 @@ class Forgotten:
     def _dots(self, line: ForgettingLine) -> list[charts.Dot]:
         if line.change is None or line.score is None:
             return []
-        shape, name = str(self.methods.index(line.method) % 4), f"{line.backbone} {line.method}"
+        look, name = self.looks.of(line.backbone, line.method), f"{line.backbone} {line.method}"
         figures = {"cost": line.change, "score": line.score, "low": line.score, "high": line.score}
-        return [charts.Dot(name=name, front="", shape=shape, **figures)]
+        return [charts.Dot(name=name, front="", look=look, **figures)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +208,7 @@ class Page:
     Attributes:
         older: the runs to compare with, the one that judges first.
         judged: the gate's judgements by the first older run.
+        comparisons: what `tunegrid compare` says of the run; empty where its seeds are not of one experiment.
         remarks: what is missing or left out, as sentences.
     """
 
@@ -162,13 +220,61 @@ class Page:
     remarks: Sequence[str]
     history: RunHistory | None
     study: StudyComparison | None
+    comparisons: Sequence[Comparison] = ()
     missing: Sequence[Judgement] = field(default=())
 
     @cached_property
     def groups(self) -> list[Group]:
         """The cells by task."""
         tasks = dict.fromkeys(cell.first.task for cell in self.cells)
-        return [Group(task=task, cells=[cell for cell in self.cells if cell.first.task == task]) for task in tasks]
+        return [
+            Group(
+                task=task,
+                cells=[cell for cell in self.cells if cell.first.task == task],
+                comparisons=[one for one in self.comparisons if one.task == task],
+            )
+            for task in tasks
+        ]
+
+    @property
+    def why_no_peaks(self) -> str:
+        """Why no front is over memory peaks, and what stands in their place; empty where one is."""
+        if not any(one.peaks_are_shared for one in self.comparisons):
+            return ""
+        known = any(TENSORS in one.fronts for one in self.comparisons)
+        return NO_PEAKS + (INSTEAD if known else NOTHING_INSTEAD)
+
+    @cached_property
+    def loss_axes(self) -> dict[str, charts.Extent]:
+        """By task, the axes that the small curves of its cells share."""
+        both = {group.task: [cell.losses(old=old) for cell in group.cells for old in (False, True)] for group in self.groups}
+        return {task: charts.extent(curves) for task, curves in both.items()}
+
+    @cached_property
+    def environment(self) -> Environment:
+        """What this run's cells ran in."""
+        return environment_of(self.run.records)
+
+    @cached_property
+    def before(self) -> Mapping[str, Sequence[str]]:
+        """The versions of the run that judges."""
+        return environment_of(self.older[0].records).versions if self.older else {}
+
+    @property
+    def changed(self) -> list[CellView]:
+        """The cells that are other than before, the largest change first; those that broke off before all."""
+        changed = [cell for cell in self.cells if cell.changed]
+        return sorted(changed, key=lambda cell: (cell.score is not None, -abs(cell.change or 0.0)))
+
+    @property
+    def has_charts(self) -> bool:
+        """Whether scores stand against any cost."""
+        return not self.footprint and any(group.panels for group in self.groups)
+
+    @property
+    def has_costs(self) -> bool:
+        """Whether anything was measured of what cells need, or any of them trained."""
+        return any(map(self.longest, LENGTHS)) or any(cell.losses() for cell in self.cells)
 
     @property
     def footprint(self) -> bool:
@@ -220,6 +326,16 @@ class Page:
         return [record for record in records if record.shifted and record.shifted.domain]
 
     @property
+    def counts(self) -> list[tuple[str, ...]]:
+        """By task and method, on how many backbones it is among the best, and on the front."""
+        return summary(self.comparisons)
+
+    def opens(self, cell: CellView) -> bool:
+        """Whether a cell is shown without being asked for: one that failed, where few did, or the only one."""
+        failed = [one for one in self.cells if one.status not in ("passed", "reported", "begun")]
+        return len(self.cells) == 1 or (cell in failed and len(failed) <= MOST_OPEN)
+
+    @property
     def ledger_places(self) -> list[int]:
         """The places of `LEDGER` that any cell has a figure for."""
         return [index for index in range(len(LEDGER)) if any(cell.ledger[index] is not None for cell in self.cells)]
@@ -263,17 +379,31 @@ def page_of(
     judgements, remarks = (list(verdicts or ()), []) if verdicts is not None or not baseline else judged(baseline, run)
     limit = max(4, min(ROWS_A_CELL, ROWS_A_PAGE // max(1, len(run.by_cell))))
     judged_cells = by_cell(judgements)
-    cells = [cell_view(run, baseline, cell, judged_cells.get(cell, []), limit) for cell in run.by_cell]
+    comparisons, unlike = comparisons_of(run)
+    intervals = {e.first.cell: one.chance.interval(e) for one in comparisons for e in one.entries if e.scores}
+    cells = [cell_view(run, baseline, cell, judged_cells.get(cell, []), intervals.get(cell), limit) for cell in run.by_cell]
     before = baseline.records if baseline else ()
     own = answer or answer_of(run.records, judgements, baseline=baseline.name if baseline else "", before=before)
     return Page(
         run=run,
         older=older,
-        head=headline(own, cells, remarks),
+        head=headline(own, cells, judgements, remarks),
         cells=cells,
         judged=judgements,
-        remarks=[*remarks, *run.remarks, *(remark for one in older for remark in one.remarks)],
+        remarks=[*remarks, *unlike, *run.remarks, *(remark for one in older for remark in one.remarks)],
         history=history_of(run, older, judgements),
-        study=compared(run),
-        missing=[judgement for judgement in judgements if judgement.verdict is Verdict.MISSING],
+        study=compared(run.records),
+        comparisons=comparisons,
+        missing=[j for j in judgements if j.verdict is Verdict.MISSING and j.cell not in run.by_cell],
     )
+
+
+def comparisons_of(run: PageRun) -> tuple[list[Comparison], list[str]]:
+    """What `tunegrid compare` says of the cells that finished; or a sentence why it says nothing."""
+    finished = [[record for record in records if record.finished] for records in run.by_cell.values()]
+    try:
+        check_alike(record for own in finished for record in own)
+    except InputError as error:
+        return [], [f"methods are not compared: {error}"]
+    sourced = [[(record, run.path_of(record) or Path(run.name)) for record in own] for own in finished if own]
+    return beside_each_other([entry_of(own) for own in sourced], load_noise()) if sourced else [], []

@@ -1,5 +1,6 @@
 """The record of one cell's run: typed, its JSON, its schema. No torch."""
 
+from tunegrid.record.crash import crash_record
 from tunegrid.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord, WarningRecord
 from tunegrid.record.plain import plain
 from tunegrid.record.reading import from_json, to_json
@@ -14,6 +15,7 @@ __all__ = [
     "ReplacedRecord",
     "Status",
     "WarningRecord",
+    "crash_record",
     "data_record",
     "from_json",
     "new_record",

@@ -308,6 +308,12 @@ class Ledger(Part):
     ]
     peak_bytes: Annotated[Count | None, Field(description="most bytes of tensors held during one update; footprints only")]
 
+    @property
+    def tensor_bytes(self) -> int | None:
+        """Bytes of weights, gradients and optimizer state, which training holds all the time; None where one is not known."""
+        parts = (self.weights_bytes, self.gradients_bytes, self.optimizer_bytes)
+        return sum(part for part in parts if part is not None) if None not in parts else None
+
 
 @dataclass(kw_only=True)
 class Memory(Part):
@@ -315,6 +321,10 @@ class Memory(Part):
 
     phases: dict[str, Phase]
     ledger: Ledger
+    cells_before: Annotated[
+        Count | None,
+        Field(description="cells that its process ran before: what they left counts in `rss_peak_gib`; null: an older run"),
+    ] = None
 
     def peak(self, figure: str) -> float | None:
         """The highest of the cell's own phases, in GiB; `figure` is a field of `Phase`."""

@@ -16,6 +16,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
+from tunegrid.record.crash import CrashRecord
 from tunegrid.record.parts import (
     AuditFinding,
     CalibrationRecord,
@@ -122,6 +123,7 @@ class Record(Part):
     first_updates: Annotated[
         Positive | None, Field(description="it made so many of its updates, as asked, and took no score; null: it was to end")
     ] = None
+    crash: Annotated[CrashRecord | None, Field(description="how it broke off; null: it did not, or nothing was kept")] = None
 
     @property
     def finished(self) -> bool:
@@ -135,6 +137,14 @@ class Record(Part):
             return None
         peak = self.memory.peak("reserved_peak_gib")
         return self.memory.peak("rss_peak_gib") if peak is None else peak
+
+    @property
+    def own_peak_gib(self) -> float | None:
+        """The same where it is the cell's own: of a GPU's memory, or of a process that ran no cell before."""
+        if self.memory is None:
+            return None
+        alone = self.memory.cells_before == 0 or self.memory.peak("reserved_peak_gib") is not None
+        return self.peak_gib if alone else None
 
     @property
     def processes(self) -> str:

@@ -55,7 +55,9 @@ BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED = (
 AUDIT = "failed audit "  # and its name
 CAUSES = (BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED)
 BY_STATUS = {"stopped": STOPPED, "error": ERROR, "killed": KILLED, "not run": NOT_RUN}
+PLACES = {cell: index for index, cell in enumerate(STUDY_IDS)}
 SHOWN = 3  # places that a sentence names
+NAMED = 30  # cells that a line of a cause names
 
 
 class State(StrEnum):
@@ -222,12 +224,7 @@ class Question:
         policy: Policy = EVERY_CELL_CRITICAL,
     ) -> "Question":
         """The same whatever the order of records and judgements: a file and a session have them in different ones."""
-        place = {cell: index for index, cell in enumerate(STUDY_IDS)}
-
-        def order(one: Record | Judgement) -> tuple[int, str]:
-            return place.get(one.cell, len(place)), one.cell
-
-        by_place, judged_by_place = sorted(records, key=order), sorted(judged, key=order)
+        by_place, judged_by_place = sorted(records, key=_place), sorted(judged, key=_place)
         return cls(records=by_place, judged=judged_by_place, kinds=kinds, baseline=baseline, before=before, policy=policy)
 
     @cached_property
@@ -253,6 +250,11 @@ class Question:
     def way_on_from(self, cell: str, kinds: Sequence[str]) -> str:
         """What finds the cause of a change in a cell."""
         return ways_on.about_change(cell, kinds, self.before, self.records)
+
+
+def _place(one: Record | Judgement) -> tuple[int, str]:
+    """In the study's order, other cells after it by name."""
+    return PLACES.get(one.cell, len(PLACES)), one.cell
 
 
 # Cells
@@ -295,9 +297,30 @@ def _about(cause: str, bad: Sequence[Record], question: Question) -> tuple[str, 
 
 
 def said_of(record: Record, cause: str) -> str:
-    """What a record says of what it failed by."""
-    about = f"audit {cause.removeprefix(AUDIT)}: " if cause.startswith(AUDIT) else ""
-    return next((sentence for sentence in record.missed if about in sentence), f"{record.cell} says nothing more")
+    """The first that a record says of what it failed by."""
+    return next(iter(sentences_of(record, cause)), f"{record.cell} says nothing more")
+
+
+def sentences_of(record: Record, cause: str) -> list[str]:
+    """All that a record says of what it failed by: of an audit its own sentence, of any other cause what no audit says."""
+    if cause.startswith(AUDIT):
+        return [sentence for sentence in record.missed if f"audit {cause.removeprefix(AUDIT)}: " in sentence]
+    return [sentence for sentence in record.missed if not any(f"audit {name}: " in sentence for name in _objecting(record))]
+
+
+def told_by_cause(records: Iterable[Record]) -> Iterator[str]:
+    """Lines on what failed: for each cause its cells, and below them what they say; of more than three cells what one says."""
+    for cause, bad in by_cause(sorted(records, key=_place)):
+        cells = list(dict.fromkeys(record.cell for record in bad))
+        yield f"{_count(len(cells), 'cell')} {cause}: {_some(cells, NAMED)}"
+        said = [sentences_of(record, cause) for record in bad]
+        few = said if len(said) <= SHOWN else [said[0][:1]]
+        yield from (f"  {sentence}" for sentences in few for sentence in sentences)
+
+
+def _objecting(record: Record) -> list[str]:
+    """Names of the audits that failed."""
+    return [audit.name for audit in record.audits if not audit.passed]
 
 
 def _as_in(bad: Sequence[Record], cause: str) -> str:
@@ -351,13 +374,14 @@ def causes_of(record: Record) -> list[str]:
     """Why a record did not pass; empty where it did."""
     if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
         return []
-    names = [audit.name for audit in record.audits if not audit.passed]
-    audits = [f"{AUDIT}{name}" for name in names if any(f"audit {name}: " in sentence for sentence in record.missed)]
+    audits = [
+        f"{AUDIT}{name}" for name in _objecting(record) if any(f"audit {name}: " in sentence for sentence in record.missed)
+    ]
     if record.status == "missed" and record.stock and record.stock.differs:
         return [f"differed from ours at the stage {record.stock.differs.partition(': ')[0]}"]
     if record.status == "missed":
-        below = [BOUND] if below_bounds(record.scores, record.bounds) else []
-        return audits + below or [FIGURES]
+        others = [FIGURES] if sentences_of(record, FIGURES) else []
+        return audits + ([BOUND] if below_bounds(record.scores, record.bounds) else others) or [FIGURES]
     return audits or [BY_STATUS.get(record.status, UNFINISHED)]
 
 
@@ -565,8 +589,8 @@ def _list_of_cells(judged: Sequence[Judgement]) -> str:
     return _some(list(dict.fromkeys(j.cell if j.quantity == "cell" else f"{j.cell} {j.quantity}" for j in judged)))
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+def _some(names: Sequence[str], most: int = SHOWN) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def _count(number: int, noun: str) -> str:

@@ -28,6 +28,7 @@ from tunegrid.results.compare import (
     OF_QUICK,
     ON_A_CPU,
     PEAK,
+    TENSORS,
     TRAINED,
     Comparison,
     Entry,
@@ -41,10 +42,10 @@ from tunegrid.results.compare import (
 from tunegrid.results.contrasts import ONE_SEED, Contrast, Figure, clauses, contrasts, shown
 from tunegrid.results.examples import read_shifted
 from tunegrid.results.files import read_records
-from tunegrid.results.forgetting import forgetting_lines
+from tunegrid.results.forgetting import change_of, forgetting_lines
 from tunegrid.results.noise import Noise
 from tunegrid.results.shifted import ContrastLine, ReadPoints, RowPoints, ShiftLine, contrast_lines, row_drops, shift_lines
-from tunegrid.results.statistics import share_interval
+from tunegrid.results.statistics import share_interval, stretched
 from tunegrid.results.table import Column, markdown, markdown_table, number, signed
 from tunegrid.results.thresholds import load_margins
 
@@ -186,11 +187,11 @@ def told(places: Sequence[Place], unit: str, digits: int, command: str) -> list[
     return [
         Sentence(
             subject=place.subject,
-            text="; ".join([", ".join(place.words), *clauses(contrasts(place.pairs), unit, digits), *place.then]),
+            text="; ".join(filter(None, [", ".join(place.words), *clauses(contrasts(place.pairs), unit, digits), *place.then])),
             command=command,
         )
         for place in places
-        if place.words
+        if place.words or place.then
     ]
 
 
@@ -259,11 +260,12 @@ def score_contrast(comparison: Comparison, one: Entry, other: Entry) -> Contrast
 
 
 def memory(runs: Measured, gib: float | None) -> list[Sentence]:
-    """The peaks of each backbone and task; with a limit, the best method within it."""
+    """The mean peaks of each backbone and task; with a limit, the best method that no seed takes beyond it."""
     places = []
     for one in runs.comparisons:
         figures = [Figure(method=entry.method, what="peak", values=own) for entry in one.sound if (own := peaks(entry))]
-        words = [f"{own.method} {max(own.values):.2f} GiB ({ranged(own.values, 2)})" for own in figures]
+        words = [f"{own.method} {fmean(own.values):.2f} GiB ({ranged(own.values, 2)})" for own in figures]
+        words = tensors(one) if one.peaks_are_shared else words
         then = [] if gib is None else [within(one, gib)]
         places.append(
             Place(subject=place_of(one, [own.values for own in figures]), words=words, pairs=beside_sft(figures), then=then)
@@ -272,13 +274,24 @@ def memory(runs: Measured, gib: float | None) -> list[Sentence]:
 
 
 def peaks(entry: Entry) -> list[float]:
-    """The highest peak of each seed."""
-    return [peak for record in entry.records if (peak := record.peak_gib) is not None]
+    """The highest peak of each seed that is its own."""
+    return [peak for record in entry.records if (peak := record.own_peak_gib) is not None]
+
+
+def tensors(comparison: Comparison) -> list[str]:
+    """What stands in the place of peaks that are nobody's own."""
+    known = [f"{entry.method} {size / MIB:.1f} MiB" for entry in comparison.sound if (size := entry.costs[TENSORS]) is not None]
+    why = "no peak is a cell's own, since processes ran several (--isolate=yes measures it)"
+    return [f"{why}; weights, gradients and optimizer state are {', '.join(known)}" if known else why]
 
 
 def within(comparison: Comparison, gib: float) -> str:
     """The best of the methods whose peak stays within so many GiB in each seed."""
     fitting = [entry for entry in comparison.sound if (peak := entry.costs[PEAK]) is not None and peak <= gib]
+    unknown = [entry.method for entry in comparison.sound if entry.costs[PEAK] is None]
+    if unknown:
+        known = ", ".join(entry.method for entry in fitting) or "no other method"
+        return f"the peak of {' and '.join(unknown)} is not known; {known} stays within {gib:g} GiB"
     if len(fitting) < 2:
         return f"{scored(comparison, fitting[0]) + ' alone' if fitting else 'no method'} stays within {gib:g} GiB"
     return f"within {gib:g} GiB {best(comparison, fitting)}"
@@ -300,11 +313,13 @@ def _robust(runs: Measured, comparison: Comparison) -> Place:
     def read(record: Record) -> RowPoints | None:
         return read_shifted(record, paths[key_of(record)])
 
-    lines = shift_lines(records, read)
-    turned = {line.cell: line for line in contrast_lines(records)}
+    lines = shift_lines(records, lambda _: None)  # what is beyond SFT is tested over seeds here
+    turned = contrast_lines(records)
     by_cell = {seeds[0][0].cell: [record for record, _ in seeds] for seeds in own}
     words = [
-        f"{_worst(seeds[0].method, [line for line in lines if line.cell == cell])}{_followed(turned.get(cell))}{_domain(seeds)}"
+        _worst(seeds[0].method, [line for line in lines if line.cell == cell])
+        + _followed([line for line in turned if line.cell == cell])
+        + _domain(seeds)
         for cell, seeds in by_cell.items()
     ]
     figures = [_changes(seeds, read) for seeds in by_cell.values()]
@@ -336,22 +351,27 @@ def _changes(seeds: Sequence[Record], read: ReadPoints) -> dict[str, Figure]:
 
 
 def _worst(method: str, lines: Sequence[ShiftLine]) -> str:
-    """The shift that costs a method most."""
+    """The shift that costs a method most, of those that are seen to cost it anything among all of them (Bonferroni)."""
     if not lines:
         return f"no shift changes a row of {method}"
-    worst = min(lines, key=lambda line: line.change)
+    seen = [line for line in lines if stretched(line.change, line.high, 1 / len(lines)) < 0]
+    worst = min(seen or lines, key=lambda line: line.change)
     interval = shown(worst.low, worst.high, 1, sign=True)
-    if worst.high < 0:
+    if seen:
         return f"{method} loses most under {worst.shift}, {worst.change:+.1f} of {worst.plain:.1f} ({interval})"
     return f"no shift of {len(lines)} is seen to cost {method} anything, not even {worst.shift} ({interval})"
 
 
-def _followed(turned: ContrastLine | None) -> str:
-    """How often answers follow where the right one turns."""
-    if turned is None or not turned.followed:
-        return ""
-    low, high = share_interval(turned.followed / 100, turned.pairs * turned.both / turned.followed)
-    return f", and follows {turned.followed:.0f} % of turned answers ({100 * low:.0f} to {100 * high:.0f})"
+def _followed(turned: Sequence[ContrastLine]) -> str:
+    """How often answers follow where each shift turns the right one."""
+    known = [_follows(line) for line in turned if line.followed is not None]
+    return f", and follows {', '.join(known)}" if known else ""
+
+
+def _follows(line: ContrastLine) -> str:
+    assert line.followed is not None, "asked by `_followed`"
+    low, high = share_interval(line.followed / 100, line.right)
+    return f"{line.followed:.0f} % of answers that {line.shift} turns ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _domain(seeds: Sequence[Record]) -> str:
@@ -417,13 +437,8 @@ def _forgotten(runs: Measured, comparison: Comparison) -> Place:
         if line.change is not None and line.low is not None and line.high is not None
     ]
     then = [f"{line.method} cannot be asked: {line.refused}" for line in lines if line.refused]
-    figures = [figure for seeds in own if (figure := _loss(seeds)).values]
+    figures = [figure for seeds in own if (figure := change_of(seeds)).values]
     return Place(subject=place_of(comparison, own), words=[*words, *then], pairs=beside_sft(figures))
-
-
-def _loss(seeds: Sequence[Record]) -> Figure:
-    changes = [record.forgetting.change for record in seeds if record.forgetting and record.forgetting.change]
-    return Figure(method=seeds[0].method, what="change of loss", values=[change.value for change in changes], estimates=changes)
 
 
 # What it costs
@@ -443,7 +458,9 @@ def _cost(entry: Entry) -> str:
     kept = entry.costs[TRAINED]
     size = "" if kept is None else f" and a checkpoint of {kept / MIB:.2f} MiB"
     energy = [
-        f", {mean:.0f} J of the {name}" for figure, name in JOULES.items() if (mean := _joules(entry, figure)) is not None
+        f", {mean:.0f} J of the {name} in all phases"
+        for figure, name in JOULES.items()
+        if (mean := _joules(entry, figure)) is not None
     ]
     return f"{entry.method} {fmean(entry.seconds):.1f} s ({ranged(entry.seconds, 1)}){size}{''.join(energy)}"
 
@@ -478,7 +495,7 @@ def claims(runs: Measured, task: str | None, study: Path) -> list[str]:
     parts: list[str] = []
     for own in (judged(claim, entries, chance, margins, reported) for claim in wanted):
         pairs = [_beside(side, answer) for side, answer in zip(own.sides, own.answers, strict=True) if not side.missing]
-        parts += ["", f"### {own.claim.text}: {own.answer}", "", _verdict(runs, own).line]
+        parts += ["", f"### {own.claim.text}: {own.answer} in these runs", "", _verdict(runs, own).line]
         parts += ["", *markdown_table(BESIDE, pairs)] if pairs else []
     cells = {cell for claim in wanted for pair in claim.pairs for cell in pair}
     return [*parts[1:], "", *(sentence.line for sentence in _doubts(cells, study))]
@@ -563,8 +580,6 @@ def _limits(runs: Measured) -> Iterator[Sentence]:
     if any(record.recipe.generation for record in records):
         text = "how sure a model is of a text is not measured, since a text is neither a hit nor a miss"
         yield Sentence(text=text, command=f"tunegrid compare {RUNS}")
-    if runs.profile == QUICK_PROFILE.id:
-        yield Sentence(text=f"{OF_QUICK}; of full-size models they say nothing", command="pytest -m full --seeds 0-2")
 
 
 def _without_energy(runs: Measured) -> list[Sentence]:
@@ -657,8 +672,9 @@ def _heading(runs: Measured) -> list[str]:
         "",
         f"{RUNS} is `{files}`: {len(runs.entries)} cells of the {runs.profile} profile on {markdown(', '.join(devices))}. "
         f"{markdown('; '.join(named))}.",
+        *(["", f"**Of full-size models this page says nothing**, and {OF_QUICK}."] if runs.profile == QUICK_PROFILE.id else []),
         "",
         "Intervals are 95 %. A method is below or above another only where the two are told apart over seeds, with a chance of "
-        "5 % for any mistake on one backbone and task (Holm). So an interval may leave out 0 although the two cannot be told "
+        "5 % for any mistake in one line of this page (Holm). So an interval may leave out 0 although the two cannot be told "
         "apart. Commands take your run's own options, too.",
     ]

@@ -19,6 +19,7 @@ import numpy as np
 from scipy import special
 
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import study_place
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.record.wrong import failures, impossible_figures
@@ -26,11 +27,11 @@ from tunegrid.results.alike import FACTS, check_alike
 from tunegrid.results.examples import read
 from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
-from tunegrid.results.table import Column, lines, markdown, markdown_table, number
+from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number
 from tunegrid.results.ways_on import INSTRUMENTS
 
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
-TRAINED, PEAK, SECONDS = COSTS = ("trained bytes", "peak GiB", "seconds")  # of which less is better
+TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained bytes", "tensor bytes", "peak GiB", "seconds")  # of which less is better
 SourcedRecord = tuple[Record, Path]  # a record, and the file of its run
 Item = TypeVar("Item")
 RecordKey = tuple[str, str, int | None]  # profile, cell, seed
@@ -90,15 +91,24 @@ class Entry:
         """Seconds of training, by seed."""
         return [record.training.seconds for record in self.records if record.training]
 
+    @property
+    def peak_gib(self) -> float | None:
+        """The highest memory peak of any seed, whatever ran in its process before."""
+        return max((peak for record in self.records if (peak := record.peak_gib) is not None), default=None)
+
     @cached_property
     def costs(self) -> dict[str, float | None]:
-        """What it costs: bytes that training changes, the highest memory peak, mean seconds of training."""
-        parameters, memory = self.first.parameters, self.first.memory
-        trained = memory.ledger.checkpoint_bytes if memory else None
+        """What it costs: bytes that training changes, bytes of its tensors, its own memory peak, mean seconds of training.
+
+        A peak to which other cells of the process may have added is no cost of the method's, and None.
+        """
+        parameters, ledger = self.first.parameters, self.first.memory.ledger if self.first.memory else None
+        trained = ledger.checkpoint_bytes if ledger else None
         if trained is None and parameters:
             trained = BYTES_A_PARAMETER * parameters.trainable_params
-        peak = max((peak for record in self.records if (peak := record.peak_gib) is not None), default=None)
-        return {TRAINED: trained, PEAK: peak, SECONDS: fmean(self.seconds) if self.seconds else None}
+        peak = None if any(record.own_peak_gib is None for record in self.records) else self.peak_gib
+        tensors = ledger.tensor_bytes if ledger else None
+        return {TRAINED: trained, TENSORS: tensors, PEAK: peak, SECONDS: fmean(self.seconds) if self.seconds else None}
 
     @property
     def test_rows(self) -> set[str]:
@@ -118,7 +128,7 @@ def entry_of(saved: Sequence[SourcedRecord]) -> Entry:
 def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
     """The entries of all cells that finished; raises InputError where the runs cannot be compared."""
     saved = _once([(record, path) for path, records in runs.items() for record in records])
-    _check_seeds(saved)
+    check_seeds(saved)
     finished = [(record, path) for record, path in saved if record.finished]
     _check([record for record, _ in finished], " and ".join(map(str, runs)))
     cells: dict[str, list[SourcedRecord]] = defaultdict(list)
@@ -143,7 +153,7 @@ def _once(saved: Sequence[SourcedRecord]) -> list[SourcedRecord]:
     return kept
 
 
-def _check_seeds(saved: Sequence[SourcedRecord]) -> None:
+def check_seeds(saved: Sequence[SourcedRecord]) -> None:
     """Raises InputError where two records are of one profile, cell and seed."""
     runs: dict[RecordKey, Path] = {}
     for record, path in saved:
@@ -384,8 +394,13 @@ class Comparison:
 
     @cached_property
     def costs(self) -> list[str]:
-        """The costs that were measured of all sound entries."""
-        return list(self.fronts)
+        """The costs that were measured of all sound entries; a peak holds the tensors, which count where it is not known."""
+        return [name for name in self.fronts if name != TENSORS or PEAK not in self.fronts]
+
+    @property
+    def peaks_are_shared(self) -> bool:
+        """Whether all peaks were measured, some of them in a process to which other cells may have added."""
+        return PEAK not in self.fronts and all(entry.peak_gib is not None for entry in self.sound)
 
     @cached_property
     def fronts(self) -> dict[str, list[Entry]]:
@@ -419,14 +434,16 @@ class Comparison:
 
 def compared(runs: Mapping[Path, Sequence[Record]], calibrated: Noise) -> list[Comparison]:
     """The methods of each task and backbone beside each other; raises InputError where runs cannot be compared."""
-    entries = entries_of(runs)
+    return beside_each_other(entries_of(runs), calibrated)
+
+
+def beside_each_other(entries: Sequence[Entry], calibrated: Noise) -> list[Comparison]:
+    """Entries of one profile by task and backbone; at least one."""
     chance = chance_of(entries, calibrated)
     methods = list(dict.fromkeys(entry.method for entry in entries))
     groups: dict[tuple[str, str], list[Entry]] = {}
-    for task in dict.fromkeys(entry.first.task for entry in entries):
-        for entry in entries:
-            if entry.first.task == task:
-                groups.setdefault((task, entry.first.backbone), []).append(entry)
+    for entry in sorted(entries, key=lambda entry: study_place(entry.first.cell)):
+        groups.setdefault((entry.first.task, entry.first.backbone), []).append(entry)
     return [
         Comparison(
             task=task,
@@ -467,6 +484,7 @@ COLUMNS = (
     Column(title="by"),
     Column(title="group"),
     Column(title="MiB", width=6, right=True),
+    Column(title="tensors", right=True),
     Column(title="GiB", width=6, right=True),
     Column(title="seconds", right=True),
     Column(title="over seeds"),
@@ -483,11 +501,15 @@ LEGEND = (
     "points: the main score. by: what the interval rests on: noise between seeds (calibrated, of so many seeds, or of the "
     "other methods' seeds), test rows, or both",
     "group: methods that share a letter cannot be told apart (pairs, Holm, 5 % a table)",
-    "MiB: what training changes and a checkpoint keeps; GiB: the highest memory peak; seconds: of training",
-    "*: no other method is as good for as little of this. front: the same of all three costs together; no: the method in "
+    "MiB: what training changes and a checkpoint keeps; tensors: MiB of weights, gradients and optimizer state; GiB: the "
+    "highest memory peak; seconds: of training",
+    "*: no other method is as good for as little of this. front: the same of all costs together; no: the method in "
     "brackets is as good for as little; perhaps: it costs as little, and its lower score cannot be told from this one",
 )
 ON_A_CPU = "GiB on a CPU is that of the whole process: unless each cell had its own (--isolate=yes), cells before it count"
+SHARED = (
+    "GiB is on no front: processes may have run other cells before, whose memory counts; --isolate=yes gives each cell its own"
+)
 
 OF_QUICK = "the quick profile's learning rates were tuned with test scores in view, so that its scores do not rank methods"
 
@@ -508,9 +530,9 @@ def row(comparison: Comparison, entry: Entry) -> tuple[str, ...]:
 
 
 def _cost(comparison: Comparison, entry: Entry, name: str) -> str:
-    figure = entry.costs[name]
-    digits = {TRAINED: 2, PEAK: 2, SECONDS: 1}[name]
-    text = number(figure / MIB if figure is not None and name == TRAINED else figure, digits)
+    figure = entry.peak_gib if name == PEAK else entry.costs[name]
+    digits = {TRAINED: 2, TENSORS: 1, PEAK: 2, SECONDS: 1}[name]
+    text = number(figure / MIB if figure is not None and name in (TRAINED, TENSORS) else figure, digits)
     return text + ("*" if entry.method in comparison.on_front(name) else " ")
 
 
@@ -525,7 +547,7 @@ def remarks(comparison: Comparison) -> list[str]:
     """A sentence for everything that limits what the table says."""
     notes = [f"left out of groups and front: {e.method}: {sentence}" for e in comparison.entries for sentence in e.objections]
     notes += [f"cannot tell {' and '.join(sorted(pair))} apart: {reason}" for pair, reason in comparison.untested.items()]
-    absent = [name for name in COSTS if name not in comparison.costs]
+    absent = [name for name in COSTS if name not in comparison.fronts and not (name == PEAK and comparison.peaks_are_shared)]
     notes += [f"not measured of every method, so the front leaves it out: {name}" for name in absent]
     notes += comparison.unlike
     contended = [e.method for e in comparison.entries if any(r.device and r.device.contended for r in e.records)]
@@ -566,9 +588,9 @@ def _counts(own: Sequence[Comparison], method: str) -> tuple[str, ...]:
 def legend(comparisons: Sequence[Comparison]) -> list[str]:
     """What the columns mean."""
     records = [entry.first for comparison in comparisons for entry in comparison.entries]
-    on_a_cpu = any(record.device and record.device.type == "cpu" for record in records)
+    shared = any(comparison.peaks_are_shared for comparison in comparisons)
     of_quick = any(record.profile == QUICK_PROFILE.id for record in records)
-    return [*LEGEND, *([ON_A_CPU] if on_a_cpu else []), *([OF_QUICK] if of_quick else [])]
+    return [*LEGEND, *([SHARED] if shared else []), *([OF_QUICK] if of_quick else [])]
 
 
 def as_text(comparisons: Sequence[Comparison]) -> str:
@@ -592,4 +614,14 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join([*parts, *(f"* {markdown(line)}" for line in legend(comparisons))])
 
 
-FORMATS: Mapping[str, Callable[[Sequence[Comparison]], str]] = {"text": as_text, "markdown": as_markdown}
+def as_latex(comparisons: Sequence[Comparison]) -> str:
+    """The same for a paper: a table for each task and backbone, with what limits it below."""
+    parts = [r"% needs \usepackage{booktabs,graphicx}"]
+    for one in comparisons:
+        parts += ["", *latex_float(title(one), COLUMNS, [row(one, entry) for entry in one.entries], remarks(one))]
+    counts = summary(comparisons)
+    parts += ["", *latex_float("How often each method is among the best, and on the front", SUMMARY, counts)] if counts else []
+    return "\n".join([*parts, "", *(f"% {line}" for line in legend(comparisons))])
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Comparison]], str]] = {"text": as_text, "markdown": as_markdown, "latex": as_latex}

@@ -95,11 +95,14 @@ def contrasts(pairs: Sequence[tuple[Figure, Figure]]) -> list[Contrast]:
 # In words
 
 
+def places(digits: int, *figures: float) -> int:
+    """So many digits after the point, or more where a figure that is not 0 would read as 0, up to four."""
+    return next((more for more in range(digits, 4) if all(not figure or round(figure, more) for figure in figures)), 4)
+
+
 def shown(low: float, high: float, digits: int, *, sign: bool = False) -> str:
     """Both ends of an interval; with more digits where an end that is not 0 would read as 0, up to four."""
-    fitting = (more for more in range(digits, 4) if all(not end or round(end, more) for end in (low, high)))
-    places = next(fitting, 4)
-    form = f"{'+' if sign else ''}.{places}f"
+    form = f"{'+' if sign else ''}.{places(digits, low, high)}f"
     return f"{low:{form}} to {high:{form}}"
 
 
@@ -123,7 +126,7 @@ def _apart(told: Contrast, unit: str, digits: int) -> str:
     assert told.gap, "nothing else is told apart"
     own = told.gap.interval
     side, low, high = ("below", -own.high, -own.low) if told.gap.points < 0 else ("above", own.low, own.high)
-    size = number(abs(told.gap.points), digits)
+    size = number(abs(told.gap.points), places(digits, low, high, abs(told.gap.points)))
     return f"{told.one}'s {told.what} is {size} {unit} {side} {told.other}'s ({shown(low, high, digits)})"
 
 

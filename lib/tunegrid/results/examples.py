@@ -176,11 +176,17 @@ def _read(record: Record, run: Path | None) -> dict[str, list[Any]] | None:
     columns = _columns_of_name(path, _rows_of(record))
     for sentence in _contradictions(record, columns):
         raise InputError(f"{path}, of {record.cell}: {sentence}")
-    return columns
+    return dict(columns)
 
 
-def _columns_of_name(path: Path, rows: int | None = None) -> dict[str, list[Any]]:
+def _columns_of_name(path: Path, rows: int | None = None) -> Mapping[str, list[Any]]:
     """The columns of a file that is named by their hash; raises InputError where they are others."""
+    stat = path.stat() if path.exists() else None
+    return _read_once(path, rows, stat and (stat.st_mtime_ns, stat.st_size))
+
+
+@lru_cache(maxsize=256)  # one command asks for the rows of a cell up to seven times, of two runs and five seeds
+def _read_once(path: Path, rows: int | None, _written: tuple[int, int] | None) -> Mapping[str, list[Any]]:
     columns = read_columns(path, TEXT, rows)
     if missing := {"id", "prediction"}.difference(columns):
         raise InputError(f"{path} does not hold points and predictions of rows ({min(missing)} is missing); remove it")

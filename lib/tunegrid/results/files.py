@@ -15,6 +15,7 @@ BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
 # In a file, the rows of cells that did not come to their end stand apart: pytest-benchmark reads a time from every benchmark.
 UNFINISHED = "unfinished"
+COMMAND = "command"  # of a run's JSON, beside pytest-benchmark's own: what started the session
 
 
 def load(path: Path) -> RunJson:
@@ -25,6 +26,8 @@ def load(path: Path) -> RunJson:
         rows = [row["extra_info"] | {} for row in run["benchmarks"]]
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; name the file of a run") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
     if not any(is_cell(row) for row in rows):
@@ -82,12 +85,14 @@ class SavedRun:
     Attributes:
         when: the ISO date and time at which it was saved, in UTC.
         commit: of the suite that ran it; ten digits.
+        command: that ran it; empty where the file holds none, as a merged one.
     """
 
     path: Path
     records: list[Record]
     when: str
     commit: str
+    command: str = ""
 
 
 def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
@@ -106,7 +111,8 @@ def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
         examples.check(record, path)
     commit: Any = run.get("commit_info")
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
-    return SavedRun(path=path, records=records, when=str(run.get("datetime") or ""), commit=commit)
+    when, command = (str(run.get(name) or "") for name in ("datetime", COMMAND))
+    return SavedRun(path=path, records=records, when=when, commit=commit, command=command)
 
 
 def read_list(path: Path) -> list[Record]:

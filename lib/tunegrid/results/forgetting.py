@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from tunegrid.grid.methods import SFT
 from tunegrid.record import Record
 from tunegrid.record.parts import Estimate, ForgettingRecord
+from tunegrid.results.contrasts import Figure, contrasts
 from tunegrid.results.run_table import by_cell
 from tunegrid.results.statistics import ratio
 from tunegrid.results.table import Column, lines, number, signed
@@ -66,7 +67,8 @@ class ForgettingLine:
 
     Attributes:
         score: the main score.
-        share: the change as a share of that of all weights trained (SFT) on the same backbone and task.
+        share: the change as a share of that of all weights trained (SFT) on the same backbone and task; None where SFT
+            is not seen to forget: its interval holds 0, or it got better.
     """
 
     cell: str
@@ -86,7 +88,8 @@ class ForgettingLine:
 def forgetting_lines(records: Iterable[Record]) -> list[ForgettingLine]:
     """A line for each cell that was asked, in the order of the records."""
     cells = by_cell(record for record in records if record.forgetting)
-    changes = {(seeds[0].profile, seeds[0].cell): _mean_of(seeds, "change", "value") for seeds in cells}
+    lost = [seeds for seeds in cells if (_mean_of(seeds, "change", "low") or 0) > 0]
+    changes = {(seeds[0].profile, seeds[0].cell): _mean_of(seeds, "change", "value") for seeds in lost}
     return [_line(seeds, changes.get((seeds[0].profile, f"{seeds[0].backbone}_{seeds[0].task}_{SFT.id}"))) for seeds in cells]
 
 
@@ -119,7 +122,22 @@ def _mean(figures: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def forgetting_table(records: Iterable[Record]) -> list[str]:
+def change_of(seeds: Sequence[Record]) -> Figure:
+    """What the seeds of a cell forgot, to be set beside another cell's."""
+    changes = [record.forgetting.change for record in seeds if record.forgetting and record.forgetting.change]
+    return Figure(method=seeds[0].method, what="change of loss", values=[change.value for change in changes], estimates=changes)
+
+
+def forgot_more(records: Iterable[Record]) -> list[str]:
+    """The cells that forgot more than SFT of the same backbone and task, as far as seeds and texts tell (Holm, 5 %)."""
+    cells = {(seeds[0].profile, seeds[0].cell): seeds for seeds in by_cell(record for record in records if record.forgetting)}
+    of_sft = {key: (key[0], f"{seeds[0].backbone}_{seeds[0].task}_{SFT.id}") for key, seeds in cells.items()}
+    asked = [key for key, other in of_sft.items() if other != key and other in cells]
+    judged = contrasts([(change_of(cells[key]), change_of(cells[of_sft[key]])) for key in asked])
+    return [key[1] for key, one in zip(asked, judged, strict=True) if one.told and one.gap and one.gap.points > 0]
+
+
+def forgetting_table(records: Sequence[Record]) -> list[str]:
     """The lines as a table in nats a token, and below it what was not asked and why, and where an adapter forgot more."""
     known = forgetting_lines(records)
     rows = [
@@ -135,6 +153,6 @@ def forgetting_table(records: Iterable[Record]) -> list[str]:
         for line in known
     ]
     told = [f"not asked, {line.cell}: {line.refused}" for line in known if line.refused]
-    more = [line.cell for line in known if line.share is not None and line.share > 1]
+    more = forgot_more(records)
     told += [f"more than SFT of the same backbone and task forgot: {', '.join(more)}"] if more else []
     return [*lines(COLUMNS, rows), *told] if rows else []

@@ -37,7 +37,7 @@ from tunegrid.results.numerics import (
     updates_in_common,
 )
 from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
-from tunegrid.results.quality import Judge, Rows
+from tunegrid.results.quality import Judge, Rows, share_of_alpha
 from tunegrid.results.statistics import ALPHA, slower
 from tunegrid.results.stock import compared_paths
 from tunegrid.results.thresholds import THRESHOLDS, Evidence, load_evidence, load_margins
@@ -139,7 +139,7 @@ def gate(
             judged.append(speed(seen.old, before, after, {**margins["speed"], **own}["step_seconds"]))
         elif after.finished:
             judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
-    judged += judged_nll(list(whole.values()), margins["calibration"]["nll"], tolerances)
+    judged += judged_nll(list(whole.values()), margins["calibration"]["nll"], tolerances, share_of_alpha(look, looks))
     judged += too_good(whole, load_evidence(THRESHOLDS / f"{new.profile}.toml"))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")

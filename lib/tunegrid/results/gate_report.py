@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tunegrid.results.answer import RunAnswer
+from tunegrid.results.answer import FLOWS, SHOWN, RunAnswer
 from tunegrid.results.flips import FlipList
-from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, in_words, worst
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
 from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, described
 from tunegrid.results.table import Column, lines, markdown, number, signed
 
@@ -56,12 +56,32 @@ def _counts(cells: Sequence[tuple[str, ...]], kind: str) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "none"
 
 
-def remarks(judged: Sequence[Judgement]) -> list[str]:
-    """A sentence for every judgement that is not `same`, the gravest first; each reason not to compare comes once."""
-    decisive = [j for j in judged if j.verdict not in QUIET and j.decides and not _is_doubt_on_calibration(j)]
-    sentences = [in_words(judgement) for judgement in sorted(decisive, key=lambda j: GRAVEST_FIRST.index(j.verdict))]
+def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> list[str]:
+    """Sentences on all that is not `same`: what fails the run first, then the gravest, speed last where it fails nothing.
+
+    Each reason not to compare comes once. Where more than three cells have one verdict on one quantity, and on one stage of
+    numerics, the sentence is of the one that moved most: the table names the others.
+    """
+    alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
+    for j in judged:
+        if j.verdict not in QUIET and j.decides and not _is_doubt_on_calibration(j):
+            fails = j in failing
+            order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
+            alike.setdefault((*order, j.quantity, j.detail if j.quantity in FLOWS else ""), []).append(j)
+    groups = sorted(alike.items(), key=lambda item: item[0][:3])
     reasons = {j.detail: j.quantity for j in judged if j.verdict is Verdict.NOT_COMPARABLE}
+    sentences = [sentence for _, group in groups for sentence in _of_alike(group)]
     return sentences + [f"{quantity} not compared: {detail}" for detail, quantity in reasons.items()]
+
+
+def _of_alike(group: Sequence[Judgement]) -> list[str]:
+    """Each of a few; of more cells the one that moved most."""
+    count = len({j.cell for j in group})
+    if count <= SHOWN:
+        return list(map(in_words, group))
+    most = max(group, key=lambda j: abs(j.effect or 0.0))
+    which = "as" if most.effect is None else "most of all"
+    return [f"{most.verdict}: {most.quantity} of {count} cells, {which} {evidence_of(most)}"]
 
 
 def _is_doubt_on_calibration(judgement: Judgement) -> bool:
@@ -89,6 +109,7 @@ class Report:
         flips: test rows that changed, where they were asked for.
         policy: which cells may fail the run.
         warnings: sentences on warnings of libraries that are new, or gone.
+        causes: lines on the cells that failed by themselves, which the terminal has in the table of cells.
     """
 
     judged: Sequence[Judgement]
@@ -96,6 +117,7 @@ class Report:
     flips: FlipList | None = None
     policy: Policy = EVERY_CELL_CRITICAL
     warnings: Sequence[str] = ()
+    causes: Sequence[str] = ()
 
     @property
     def columns(self) -> Sequence[Column]:
@@ -106,6 +128,11 @@ class Report:
     def rows(self) -> list[tuple[str, ...]]:
         """One row per cell."""
         return [(*row, self.policy.tier_of(row[0])) if self.policy.name else row for row in rows(self.judged)]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on what is not the same."""
+        return remarks(self.judged, self.answer.failing)
 
     @property
     def tiers(self) -> list[str]:
@@ -121,19 +148,20 @@ def as_text(report: Report) -> str:
 def verdict_table(report: Report) -> str:
     """The same without the answer."""
     flips = report.flips.lines() if report.flips else []
-    table = [*lines(report.columns, report.rows), *remarks(report.judged), *report.warnings, *flips]
+    table = [*lines(report.columns, report.rows), *report.remarks, *report.warnings, *flips]
     return "\n".join([*table, *report.tiers, counted(report.judged)])
 
 
 def as_markdown(report: Report) -> str:
-    """The answer first, for a pull request or a step summary; a table where anything was judged."""
+    """The answer first, for a pull request or a step summary; what failed, and a table where anything was judged."""
     first, *others = map(markdown, report.answer.sentences)
-    parts = [f"**{first}**", *others]
+    causes = "\n".join(f"{' ' * (len(line) - len(line.lstrip()))}* {markdown(line.lstrip())}" for line in report.causes)
+    parts = [f"**{first}**", *others, *([causes] if causes else [])]
     if not report.judged:
         return "\n\n".join(parts)
     titles = [f"| {' | '.join(column.title for column in report.columns)} |", "|" + "---|" * len(report.columns)]
     cells = [f"| {' | '.join(map(markdown, row))} |" for row in report.rows]
-    sentences = [f"* {markdown(line)}" for line in (*report.tiers, *remarks(report.judged), *report.warnings)]
+    sentences = [f"* {markdown(line)}" for line in (*report.tiers, *report.remarks, *report.warnings)]
     flips = report.flips.markdown() if report.flips else []
     return "\n\n".join([*parts, markdown(counted(report.judged)), "\n".join([*titles, *cells]), "\n".join(sentences), *flips])
 
@@ -149,7 +177,7 @@ FORMATS: dict[str, Callable[[Report], str]] = {"text": as_text, "markdown": as_m
 
 
 def write_step_summary(report: Report) -> None:
-    """Append the answer and the verdicts to GitHub's step summary, where there is one."""
+    """Append the answer, what failed and the verdicts to GitHub's step summary, where there is one."""
     target = os.environ.get("GITHUB_STEP_SUMMARY")
     if target:
         with Path(target).open("a", encoding="utf-8") as file:

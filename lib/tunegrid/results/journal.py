@@ -134,7 +134,7 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
         "code": code_digest(),
         "sources": source_digests(cell),
         "grid": [hashlib.sha256(path.read_bytes()).hexdigest() for file in grid_files for path in with_own_imports(file)],
-        "data": folder_digest(profile.data_root and profile.data_root / cell.task.folder),
+        "data": data_digest(cell),
         "weights": folder_digest(profile.checkpoint_root / weights if profile.checkpoint_root and weights else None)
         or cell.backbone.revision,
         "scorer": _scorer_digest(cell),
@@ -207,12 +207,25 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def data_digest(cell: Cell) -> str:
+    """Over the files with a cell's rows: those that its task names, or those of its folder."""
+    root, task = cell.profile.data_root, cell.task
+    if task.has_own_rows:
+        return files_digest(Path("/"), tuple(path for path in map(Path, task.files.values()) if path.is_file()))
+    return folder_digest(root and root / task.folder)
+
+
 @cache
 def folder_digest(folder: Path | None) -> str:
     """Over a folder's files: their content, or sizes and times of large folders; empty for no folder."""
     if folder is None or not folder.is_dir():
         return ""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return files_digest(folder, tuple(sorted(path for path in folder.rglob("*") if path.is_file())))
+
+
+@cache
+def files_digest(folder: Path, files: tuple[Path, ...]) -> str:
+    """The same over some files, which are named from a folder on."""
     small = sum(path.stat().st_size for path in files) < LARGE
     digest = hashlib.sha256()
     for path in files:

@@ -19,7 +19,7 @@ from scipy import special
 from tunegrid import ROOT
 from tunegrid.record import Record
 from tunegrid.results.statistics import Array
-from tunegrid.results.thresholds import number, numbers, table, tables
+from tunegrid.results.thresholds import LAB_CALIBRATE, number, numbers, table, tables
 
 NOISE = ROOT / "benchmarks" / "thresholds" / "noise.toml"
 SEEDS, PERTURBED = "seeds", "perturbed"
@@ -248,7 +248,7 @@ def load_noise(path: Path = NOISE) -> Noise:
     """The calibrated noise; none where the file is not there. Raises InputError where it is not sound."""
     if not path.is_file():
         return Noise()
-    with tables(path, "noise", "calibrate") as content:
+    with tables(path, "noise", LAB_CALIBRATE) as content:
         rows = {task: int(count) for task, count in numbers(content["rows"]).items()}
         measured: dict[str, dict[NoiseKey, Deviation]] = {SEEDS: {}, PERTURBED: {}}
         scores: dict[str, dict[NoiseKey, Groups]] = {SEEDS: {}, PERTURBED: {}}

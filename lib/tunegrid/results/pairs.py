@@ -36,7 +36,7 @@ class Rule:
     Attributes:
         margin: a change that counts. 5 % lies halfway between an equal step and one that is 10 % slower.
         rounds: pairs of turns of a cell, at most.
-        alpha: the chance that anything is called worse, or within the margin, that is not.
+        alpha: the chance that any cell is called worse, or within the margin, that is not; of each figure that is judged.
     """
 
     margin: float = 0.05

@@ -91,11 +91,18 @@ class PathResult:
         gain, fall = self.gain, self.barrier
         beats = "beats" if gain.low > 0 else "is worse than" if gain.high < 0 else "cannot be told from"
         return [
-            f"{self.chosen:g} of the way from {self.first} to {self.second} {beats} the better end: "
+            f"{self.chosen:g} of the way from {self.first} to {self.second} {beats} {self._better}: "
             f"{gain.points:+.2f} points of {self.score} ({gain.low:+.2f} to {gain.high:+.2f}, {gain.rows} test rows, paired)",
-            f"{'a barrier' if fall.seen else 'no barrier that rows show'}: at {fall.share:g} the score is {fall.points:.2f} "
-            f"points below the straight line ({fall.low:+.2f} to {fall.high:+.2f}, validation rows)",
+            f"{'a barrier' if fall.seen else 'no barrier that rows show'}: at {fall.share:g} the score is {-fall.points:+.2f} "
+            f"points off the straight line ({-fall.high:+.2f} to {-fall.low:+.2f}, validation rows)",
         ]
+
+    @property
+    def _better(self) -> str:
+        """The better end, and by which rows: test rows may see it otherwise."""
+        name = self.second if self.better_end else self.first
+        turned = self.test[1.0 - self.better_end] > self.test[self.better_end]
+        return f"{name}, the better end on validation rows{', but not on test rows' * turned}"
 
     def as_json(self) -> dict[str, Any]:
         """All figures."""

@@ -16,7 +16,7 @@ from tunegrid.record import Record
 from tunegrid.record.parts import ContrastRecord, DomainRecord, Estimate, ExamplesRecord, ShiftedRecord, ShiftRecord
 from tunegrid.results.examples import Examples, row_id
 from tunegrid.results.run_table import by_cell
-from tunegrid.results.statistics import Array, RowEffect, holm, paired, unpaired
+from tunegrid.results.statistics import Array, RowEffect, holm, paired, two_sided, unpaired
 from tunegrid.results.table import Column, lines, number, signed
 
 if TYPE_CHECKING:
@@ -155,6 +155,7 @@ class ContrastLine:
 
     Attributes:
         pairs: rows with a twin, of one seed.
+        right: of these, rows that are answered rightly: the mean over seeds.
         both: of all pairs, those whose row and twin are both answered rightly.
         followed: of the twins of rightly answered rows, those that are, too; None where no row is.
     """
@@ -163,6 +164,7 @@ class ContrastLine:
     shift: str
     meaning: str
     pairs: int
+    right: float
     both: float
     followed: float | None
 
@@ -208,7 +210,7 @@ def _against(cells: Sequence[Sequence[Record]], read: ReadPoints) -> dict[tuple[
         for name in own.keys() & sft.keys() if first.method != SFT.id else ():
             if len(own[name]) == len(sft[name]) and (own[name].any() or sft[name].any()):
                 effects[first.profile, first.cell, name] = paired(sft[name].tolist(), own[name].tolist())
-    p_values = holm({key: min(1.0, 2 * min(effect.p_worse, effect.p_better)) for key, effect in effects.items()})
+    p_values = holm({key: two_sided(effect) for key, effect in effects.items()})
     return {
         key: Against(points=effect.points, low=effect.low, high=effect.high, p=p_values[key]) for key, effect in effects.items()
     }
@@ -235,6 +237,7 @@ def contrast_lines(records: Iterable[Record]) -> list[ContrastLine]:
                     shift=name,
                     meaning=own[0].meaning,
                     pairs=own[0].pairs,
+                    right=right / len(own),
                     both=100 * both / sum(one.pairs for one in own),
                     followed=100 * both / right if right else None,
                 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from tunegrid.grid.methods import SFT
 from tunegrid.results.compare import Comparison, Entry, Gap, combined
-from tunegrid.results.table import Column, lines, markdown, markdown_table, number, signed
+from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number, signed
 
 COLUMNS = (
     Column(title="task", width=6),
@@ -105,4 +105,10 @@ def as_markdown(comparisons: Sequence[Comparison]) -> str:
     return "\n".join(shown) if table else ""
 
 
-FORMATS: Mapping[str, Callable[[Sequence[Comparison]], str]] = {"text": as_text, "markdown": as_markdown}
+def as_latex(comparisons: Sequence[Comparison]) -> str:
+    """The same for a paper."""
+    table = rows(comparisons)
+    return "\n".join(["", *latex_float(TITLE, COLUMNS, table, [NOTE])]) if table else ""
+
+
+FORMATS: Mapping[str, Callable[[Sequence[Comparison]], str]] = {"text": as_text, "markdown": as_markdown, "latex": as_latex}

@@ -58,6 +58,11 @@ class Effect(ABC):
         """The same effect with a wider interval: one that holds at this share of alpha, as one of several looks has."""
 
 
+def stretched(middle: float, end: float, share: float) -> float:
+    """An end of a 95 % interval, moved to where that of a normal one lies which holds at this share of alpha."""
+    return middle + float(special.ndtri(share * ALPHA / 2) / special.ndtri(ALPHA / 2)) * (end - middle)
+
+
 def critical_value(alpha: float, df: float, tail: float = 1.0) -> float:
     """How many standard errors below what is expected a score must lie to be called worse, by gate or bound.
 
@@ -109,8 +114,7 @@ class RowEffect(Effect):
 
     def at(self, share: float) -> Self:
         """As `Effect.at`: the resampled interval, stretched as a normal one would be."""
-        stretch = float(special.ndtri(share * ALPHA / 2) / special.ndtri(ALPHA / 2))
-        low, high = (self.points + stretch * (end - self.points) for end in (self.low, self.high))
+        low, high = (stretched(self.points, end, share) for end in (self.low, self.high))
         return replace(self, low=low, high=high)
 
     def smallest(self, alpha: float, margin: float) -> float:
@@ -285,6 +289,14 @@ def bootstrap_p(points: float, means: Array) -> tuple[float, float]:
     centred = means - points
     worse, better = int((centred <= points).sum()), int((centred >= points).sum())
     return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
+
+
+def two_sided(effect: RowEffect) -> float:
+    """The p-value of any change by rows: by resamples, and by a t-test where they are too few to show how small it is."""
+    p = min(1.0, 2 * min(effect.p_worse, effect.p_better))
+    if p > 10 / RESAMPLES or not effect.error:
+        return p
+    return min(p, 2 * float(special.stdtr(effect.rows - 1, -abs(effect.points) / effect.error)))
 
 
 def resampled_means(values: Array) -> Array:

@@ -50,6 +50,36 @@ def markdown_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> 
     return head + [f"| {' | '.join(map(markdown, cells))} |" for cells in rows]
 
 
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+}
+
+
+def latex(text: str) -> str:
+    """Text as LaTeX that shows it: without effect as markup, on one line."""
+    return "".join(LATEX.get(letter, letter) if letter.isprintable() else " " for letter in text)
+
+
+def latex_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The same as a tabular of LaTeX, with the rules of the package booktabs."""
+    kinds = "".join("r" if column.right else "l" for column in columns)
+    table = [[column.title for column in columns], *rows]
+    head, *body = [" & ".join(latex(cell.strip()) for cell in row) + r" \\" for row in table]
+    return [rf"\begin{{tabular}}{{{kinds}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+
+
+def latex_float(caption: str, columns: Sequence[Column], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> list[str]:
+    """A table with its caption, as wide as the text (by graphicx), and notes below it."""
+    shown = [rf"\par\footnotesize {latex(note)}" for note in notes]
+    body = [r"\resizebox{\linewidth}{!}{%", *latex_table(columns, rows), "}", *shown]
+    return [r"\begin{table}", r"\centering", rf"\caption{{{latex(caption)}}}", *body, r"\end{table}"]
+
+
 def number(value: float | None, digits: int) -> str:
     """A figure; a dash where nothing was measured."""
     return "-" if value is None else f"{value:.{digits}f}"

@@ -10,6 +10,7 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError, first_line
 
 THRESHOLDS = ROOT / "benchmarks" / "thresholds"
+LAB_CALIBRATE, OWN_CALIBRATE = "python -m tunegrid.lab calibrate", "tunegrid calibrate"
 NEEDED = {
     "points": ("other",),
     "calibration": ("nll",),
@@ -21,26 +22,34 @@ Bounds = Mapping[str, float]  # minimum points by metric
 Evidence = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
+def beside(grid_file: Path, profile: str) -> Path:
+    """Where the bounds of a user's cells stand: sst2.quick.toml beside sst2.py."""
+    return grid_file.with_suffix(f".{profile}.toml")
+
+
 def load_bounds(path: Path) -> dict[str, Bounds]:
     """Bounds by cell id; empty where none have been measured yet. Raises InputError where the file is not sound."""
-    return {
-        cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in load_evidence(path).items()
-    }
+    known = _entries(path, needed=("minimum",))
+    return {cell: {metric: entry["minimum"] for metric, entry in metrics.items()} for cell, metrics in known.items()}
 
 
 def load_evidence(path: Path) -> Evidence:
     """What a profile's bounds rest on; empty where it has none. Raises InputError where the file is not sound."""
+    return _entries(path, needed=("minimum", "mean"))
+
+
+def _entries(path: Path, needed: Collection[str]) -> Evidence:
     if not path.is_file():
         return {}
-    with tables(path, "bounds", "calibrate") as content:
+    with tables(path, "bounds", LAB_CALIBRATE if path.parent == THRESHOLDS else OWN_CALIBRATE) as content:
         cells = {cell: table(metrics) for cell, metrics in table(content["cells"]).items()}
-        return {cell: {metric: _entry(entry) for metric, entry in metrics.items()} for cell, metrics in cells.items()}
+        return {cell: {metric: _entry(entry, needed) for metric, entry in metrics.items()} for cell, metrics in cells.items()}
 
 
-def _entry(entry: Any) -> dict[str, Any]:
+def _entry(entry: Any, needed: Collection[str]) -> dict[str, Any]:
     """What is known of a cell's score: numbers, and a list of scores."""
     scores = {"scores": list(map(number, entry["scores"]))} if "scores" in table(entry) else {}
-    return numbers({name: value for name, value in entry.items() if name not in scores}, ("minimum", "mean")) | scores
+    return numbers({name: value for name, value in entry.items() if name not in scores}, needed) | scores
 
 
 def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str, float]]:
@@ -56,13 +65,13 @@ def load_margins(path: Path = THRESHOLDS / "margins.toml") -> dict[str, dict[str
 def tables(path: Path, what: str, command: str = "") -> Iterator[Mapping[str, Any]]:
     """A TOML file's content; whatever is wrong with it meanwhile is an InputError of one sentence.
 
-    `command` of the lab writes the file; none writes margins, which people set.
+    `command` writes the file; none writes margins, which people set.
     """
     try:
         yield tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         cause = f"{type(error).__name__}: {first_line(error)[:200]}"
-        way_out = f"`python -m tunegrid.lab {command}` writes it" if command else "take the repository's"
+        way_out = f"`{command}` writes it" if command else "take the repository's"
         raise InputError(f"{path} holds no {what} ({cause}); {way_out}") from None
 
 

@@ -7,21 +7,39 @@ from typing import Any
 from tunegrid.errors import InputError
 from tunegrid.record import Record, to_json
 from tunegrid.results.examples import read, read_texts
+from tunegrid.results.files import SavedRun
 
 MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops", "calibration")
 Columns = Mapping[str, Sequence[Any]]
 Runs = Iterable[tuple[Path, Record]]  # each record with the file that it is from
 
 
-def figures(runs: Runs) -> Columns:
-    """One row per figure of each cell and seed; its name is its place in the record, as in `memory.ledger.weights_bytes`."""
+def figures(runs: Iterable[SavedRun]) -> Columns:
+    """One row per figure of each cell and seed; its name is its place in the record, as in `memory.ledger.weights_bytes`.
+
+    A loss has its update, from 1; other figures have none.
+    """
     return _columns(
-        key_of(path, record) | {"metric": name, "value": value}
-        for path, record in runs
-        for part, content in to_json(record).items()
-        if part in MEASURED
-        for name, value in leaves(part, content)
+        circumstances(run, record) | {"metric": name, "update": update, "value": value}
+        for run in runs
+        for record in run.records
+        for name, update, value in _measured(record)
     )
+
+
+def circumstances(run: SavedRun, record: Record) -> dict[str, Any]:
+    """What tells a record from the others: its key; when, by which commit, on which device and by which versions it ran."""
+    saved = {"date": run.when or None, "commit": run.commit or None, "device": record.device.name if record.device else None}
+    return key_of(run.path, record) | saved | {f"versions.{name}": version for name, version in record.versions.items()}
+
+
+def _measured(record: Record) -> Iterator[tuple[str, int | None, float]]:
+    """Metric, update and value of every figure."""
+    for part, content in to_json(record).items():
+        if part in MEASURED:
+            yield from ((name, None, value) for name, value in leaves(part, content))
+    losses = record.training.losses if record.training else ()
+    yield from (("training.losses", update, loss) for update, loss in enumerate(losses, 1) if loss is not None)
 
 
 def leaves(name: str, content: Any) -> Iterator[tuple[str, float]]:

@@ -158,6 +158,13 @@ def by_rank(trials: Sequence[Trial]) -> dict[int, Trial]:
     return {rank: ranked([trial for trial in trials if trial.setting.rank == rank])[0] for rank in ranks}
 
 
+def per_study(trials: Sequence[Trial]) -> list[float]:
+    """The factor by which the best rate moves when the rank doubles, of each study that has two ranks."""
+    own = [by_rank([trial for trial in trials if trial.study == study]) for study in sorted({trial.study for trial in trials})]
+    factors = (per_doubling({rank: trial.setting.rate for rank, trial in best.items()}) for best in own)
+    return [factor for factor in factors if factor is not None]
+
+
 def per_doubling(rates: Mapping[int, float]) -> float | None:
     """By what factor the best rate moves when the rank doubles, by least squares in logarithms; None for one rank."""
     if len(rates) < 2:
@@ -316,7 +323,11 @@ class Tuned:
         if fewest < TRIALS_A_RANK:
             few = f"{fewest} trial{'s' * (fewest > 1)} of a rank"
             return f"the best rate is {told}; whether it moves with the rank cannot be told by {few}"
-        return f"the best rate is {told}: it moves by a factor of {factor:.2f} when the rank doubles"
+        each = sorted(per_study(self.trials))
+        reach = f"{each[0]:.2f} to {each[-1]:.2f} by study" if len(each) > 1 else "one study"
+        if len(each) < 2 or each[0] <= 1 <= each[-1]:
+            return f"the best rate is {told}; whether it moves with the rank cannot be told (a factor of {factor:.2f}, {reach})"
+        return f"the best rate is {told}: it moves by a factor of {factor:.2f} when the rank doubles ({reach})"
 
     def as_json(self) -> dict[str, Any]:
         """All figures."""

@@ -15,6 +15,7 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, to_json
 from tunegrid.results import run_table
 from tunegrid.results.alike import unlike_pairs
+from tunegrid.results.answer import told_by_cause
 from tunegrid.results.examples import keep_beside
 from tunegrid.results.files import BenchmarkRow, RunJson, save
 from tunegrid.results.passing import compared_together, contradicts, too_short
@@ -83,7 +84,7 @@ class FinishedRun(Generic[Key]):
             raise InputError(f"the examples of {path} cannot be written ({error.strerror or error})") from None
 
     def lines(self, cells: Sequence[str] = STUDY_IDS, seconds: float | None = None) -> Iterable[TerminalLine]:
-        """What is told of the run: one line per cell over its seeds, and a sentence for all that was missed.
+        """What is told of the run: one line per cell over its seeds, and what was missed by its cause.
 
         Args:
             cells: ids in the order of their lines.
@@ -99,7 +100,7 @@ class FinishedRun(Generic[Key]):
         for text, status in run_table.rows(records):
             yield TerminalLine(text, COLOURS.get(status, "red"))
         yield TerminalLine(run_table.footer(records, seconds))
-        yield from (TerminalLine(sentence, "red") for record in records for sentence in record.missed)
+        yield from (TerminalLine(line, "red") for line in told_by_cause(records))
         yield from (TerminalLine(sentence, "yellow") for record in records for sentence in too_short(record))
         if pairs := unlike_pairs(records):
             yield TerminalLine(f"{len(pairs)} pairs of methods are not like for like: tunegrid audit RUN.json lists them")

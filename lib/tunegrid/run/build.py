@@ -15,8 +15,9 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.synthetic import SyntheticTokenizer
 from tunegrid.data.sources import LONGEST_CAUSE, ROOTS_HINT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BERT, Backbone, within
+from tunegrid.grid.backbones import BERT, within
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.methods import Base
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Problem
@@ -25,33 +26,7 @@ from tunegrid.run.device import ATTENTION, out_of_memory, resolve_precision, res
 from tunegrid.run.metrics import BertScorer
 
 PERTURBATION = 1e-6  # relative: a few last bits of fp32
-TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model")
 BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, Any]]:
-    """What `from_pretrained` is given: a local folder, or the hub's id with the pinned revision where there is one.
-
-    Raises InputError where a local folder is missing or lacks a config, a tokenizer or safetensors weights.
-    """
-    if profile.checkpoint_root is None:
-        return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}
-    folder = profile.checkpoint_root / ((profile.micro and backbone.micro) or backbone.folder)
-    _check_folder(folder)
-    return str(folder), {}
-
-
-def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; it is named as the hub's model")
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json; save it there with save_pretrained")
-    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        raise InputError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it there with save_pretrained")
-    if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
-        reason = f"only {pickles[0]}, a pickle, which can run code when it is read" if pickles else "no weights"
-        raise InputError(f"{folder} has {reason}; save model.safetensors there (save_pretrained writes it)")
 
 
 def load_tokenizer(cell: Cell) -> Any:
@@ -61,7 +36,7 @@ def load_tokenizer(cell: Cell) -> Any:
     else:
         source, pin = checkpoint_of(cell.backbone, cell.profile)
         tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
-        with _loading(source):
+        with loading(source):
             tokenizer(["a"], add_special_tokens=False, verbose=False)  # some broken settings show only here
     if cell.head.new_token:
         tokenizer.add_tokens([cell.head.new_token], special_tokens=True)
@@ -70,12 +45,12 @@ def load_tokenizer(cell: Cell) -> Any:
 
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
     """What a checkpoint holds; its own code is not run, nor asked about. Raises InputError where it cannot be read."""
-    with _loading(source):
+    with loading(source):
         return loader.from_pretrained(source, trust_remote_code=False, **options)
 
 
 @contextmanager
-def _loading(source: str | None) -> Iterator[None]:
+def loading(source: str | None) -> Iterator[None]:
     """Whatever a library raises meanwhile, of whichever file of a broken checkpoint, is an InputError of one sentence."""
     try:
         yield

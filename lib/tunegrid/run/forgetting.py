@@ -21,8 +21,9 @@ from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
 from tunegrid.grid.backbones import Objective
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.tasks import Task
-from tunegrid.run.build import base_type, checkpoint_of, from_hub_or_folder
+from tunegrid.run.build import base_type, from_hub_or_folder
 from tunegrid.run.device import ATTENTION, autocast
 from tunegrid.run.evaluation import precision_of
 from tunegrid.run.order import chunks

@@ -76,11 +76,12 @@ class Update:
 
 @dataclass(kw_only=True)
 class Meter:
-    """Collects one cell's measurements."""
+    """Collects one cell's measurements; `cells_before`: how many its process ran before, None where nobody counts."""
 
     device: torch.device
     clock: Clock = field(default_factory=WallClock)
     energy: Energy = field(default_factory=Energy)
+    cells_before: int | None = None
     updates: list[Update] = field(default_factory=list)
     phases: dict[str, Phase] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
@@ -177,7 +178,8 @@ class Meter:
 
     def memory(self, ledger: Ledger | None = None) -> Memory:
         """Peaks of each phase, and the ledger; an empty one where training made no update."""
-        return Memory(phases=dict(self.phases), ledger=ledger or Ledger(**dict.fromkeys(Ledger.__annotations__)))
+        ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
+        return Memory(phases=dict(self.phases), ledger=ledger, cells_before=self.cells_before)
 
     def train_seconds(self) -> float:
         """Time spent in updates, warm-up included."""

@@ -68,6 +68,17 @@ def check_seed(first: Saved, second: Saved) -> None:
         )
 
 
+def check_seeds(saved: Sequence[Saved]) -> None:
+    """Raises InputError where models whose mean is asked for are not seeds of one cell, each once."""
+    cells = dict.fromkeys(one.cell.id for one in saved)
+    if len(cells) > 1:
+        raise InputError(
+            f"the models are of {' and '.join(cells)}: give two models for a path, or seeds of one cell for their mean"
+        )
+    if len({one.record.seeds.seed for one in saved}) < len(saved):
+        raise InputError("two models have one seed: give each seed once for their mean")
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """A model's weights in fp32, apart from it, those of linear layers (out, in).
 

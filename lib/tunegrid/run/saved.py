@@ -1,4 +1,4 @@
-"""Models that `--save-models=DIR` kept: each in a folder of its cell and seed, with its record."""
+"""Models that `--save-models=DIR` kept: each in a folder of its cell and seed, with its record and its card."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -18,6 +18,8 @@ from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE, Profile
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.parts import BaseKind
+from tunegrid.run.build import from_hub_or_folder, loading
+from tunegrid.run.model_card import write_card
 from tunegrid.run.serving import Serving
 
 RECORD = "record.json"
@@ -41,7 +43,8 @@ class Saved:
 
     def served(self, device: torch.device) -> tuple[Any, Codec]:
         """The model as it was saved, an adapter over its base, and the codec over its tokenizer."""
-        model, tokenizer = Serving().load(self.cell, self.folder, device)
+        with loading(str(self.folder)):
+            model, tokenizer = Serving().load(self.cell, self.folder, device)
         return model, codec_of(self.cell, tokenizer)
 
     def unlike_record(self, score: float) -> str:
@@ -51,15 +54,16 @@ class Saved:
 
     def codec(self) -> Codec:
         """Text to tensors and back, over the saved tokenizer."""
-        return codec_of(self.cell, hf.AutoTokenizer.from_pretrained(self.folder, trust_remote_code=False))
+        return codec_of(self.cell, from_hub_or_folder(hf.AutoTokenizer, str(self.folder), {}))
 
     def merged(self, device: torch.device) -> Any:
         """The model as plain weights: an adapter is merged, onto its base's own numbers where that is packed to 4 bits."""
         serving = Serving()
-        if not self.cell.method.adapts:
-            return serving.load(self.cell, self.folder, device)[0]
         base: BaseKind = "unpacked" if self.cell.quantization else "packed"  # a base that is not packed is loaded as it is
-        return serving.merge(serving.load_onto(base, self.cell, self.folder, device))
+        with loading(str(self.folder)):
+            if not self.cell.method.adapts:
+                return serving.load(self.cell, self.folder, device)[0]
+            return serving.merge(serving.load_onto(base, self.cell, self.folder, device))
 
     def splits(self) -> Splits:
         """The rows of its run; raises InputError where they are others by now."""
@@ -84,11 +88,15 @@ def unlike(first: Saved, second: Saved, facts: Mapping[str, Fact]) -> str:
 
 
 def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, serving: Serving) -> Path:
-    """Keep a trained model and its record below `root`; return the folder. Raises InputError where it cannot be written."""
+    """Keep a trained model, its record and its card below `root`; return the folder.
+
+    Raises InputError where it cannot be written.
+    """
     folder = root / f"{cell.id}-seed{cell.profile.seed}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         serving.save(cell, model, tokenizer, folder)
+        write_card(cell, model, record, folder)
         with replacing(folder / RECORD) as part:
             part.write_text(json.dumps(to_json(record)), encoding="utf-8")
     except OSError as error:

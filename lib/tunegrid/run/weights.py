@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.record.parts import ModelRecord
 from tunegrid.record.record import architecture_name
-from tunegrid.run.build import checkpoint_of
 
 Checksum = tuple[int, int]
 INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other size is read byte by byte

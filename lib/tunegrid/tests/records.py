@@ -93,6 +93,7 @@ MEASURED = {
         "generated_tokens": None,
     },
     "memory": {
+        "cells_before": None,
         "phases": {"load": PHASE, "train": PHASE | {"rss_peak_gib": 1.25}, "evaluate": PHASE},
         "ledger": {
             "weights_bytes": 4000,
@@ -142,6 +143,7 @@ FOOTPRINT = {
         "mfu_percent": 25.0,
     },
     "memory": {
+        "cells_before": None,
         "phases": {"train": PHASE},
         "ledger": {
             "weights_bytes": 400 * MIB,

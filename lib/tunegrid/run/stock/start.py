@@ -18,10 +18,11 @@ from tunegrid.codecs.architectures import architecture
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Head, Layout
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.methods import SFT, Method
 from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION, Recipe
 from tunegrid.grid.tasks import Problem
-from tunegrid.run.build import checkpoint_of, load_base, load_tokenizer
+from tunegrid.run.build import load_base, load_tokenizer
 
 LOOP = ("make_optimizer", "parameter_groups", "penalty", "plan", "after_step")  # what a method may add to a training loop
 CPU = torch.device("cpu")

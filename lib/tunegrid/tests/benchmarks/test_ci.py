@@ -10,6 +10,8 @@ import tomllib
 
 import pytest
 from check_jsonschema import main as check
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
@@ -24,6 +26,8 @@ OWN, LOWEST, GITHUB, MATRIX, NEWEST, GITLAB, SLURM = (
     *(ROOT / ".github" / "workflows" / name for name in ("quick.yml", "lowest.yml")),
     *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "gitlab.yml", "slurm.sh")),
 )
+# The extras that jobs install together. Trackers ask for other releases of what all share, as MLflow for an older pyarrow.
+LOCKED = ("cluster", "dev", "plot", "tune")
 # Writes the run and the page, and ends as it is told to; fails as pytest does where the baseline or the folder is missing.
 PYTEST = """
 for argument; do case "$argument" in
@@ -143,6 +147,32 @@ def test_no_job_takes_tokenised_rows_from_another_which_had_other_code_of_the_li
     assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]
 
 
+# Locked versions
+
+
+def locked(python):
+    """The versions in constraints.txt for a Python on Linux."""
+    lines = (RECIPES / "constraints.txt").read_text().splitlines()
+    pins = [Requirement(line) for line in lines if not line.startswith("#")]
+    machine = {"python_full_version": f"{python}.0", "sys_platform": "linux", "platform_machine": "x86_64"}
+    return {pin.name: str(pin.specifier)[2:] for pin in pins if not pin.marker or pin.marker.evaluate(machine)}
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+def test_locked_versions_are_of_every_package_that_pyproject_asks_for_and_as_it_asks(python):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = [text for name in LOCKED for text in project["optional-dependencies"][name]]
+    wanted, versions = map(Requirement, [*project["dependencies"], *extras]), locked(python)
+    assert [str(one) for one in wanted if not one.specifier.contains(versions.get(canonicalize_name(one.name), "0"))] == []
+
+
+def test_locked_versions_are_those_that_measured_the_committed_baseline():
+    [row, *_] = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())["benchmarks"]
+    measured = {canonicalize_name(name): version.partition("+")[0] for name, version in row["extra_info"]["versions"].items()}
+    del measured["python"]
+    assert {name: version for name, version in locked("3.11").items() if name in measured} == measured
+
+
 def test_every_recipe_is_in_the_list():
     page = (RECIPES / "README.md").read_text()
     assert all(f"]({path.name})" in page for path in RECIPES.iterdir() if path.suffix in (".yml", ".sh"))
@@ -165,7 +195,7 @@ def test_every_dependency_has_a_lower_bound_which_a_job_installs():
     extras = project["optional-dependencies"]
     assert [name for name in sum(extras.values(), project["dependencies"]) if ">=" not in name] == []
     scripts = [step["run"] for step in read(LOWEST)["jobs"]["lowest"]["steps"] if "run" in step]
-    assert any(f"--resolution lowest-direct --torch-backend cpu -e '.[{','.join(extras)}]'" in script for script in scripts)
+    assert any(f"--resolution lowest-direct --torch-backend cpu -e '.[{','.join(LOCKED)}]'" in script for script in scripts)
     assert read(LOWEST)["jobs"]["lowest"]["steps"][1]["with"]["python-version"] == project["requires-python"].removeprefix(">=")
 
 
@@ -224,6 +254,13 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
         ["version", "2"],
         [*RUN, "--gate=../run/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"],
     ]
+
+
+def test_locked_versions_are_installed_where_the_recipe_says_so(machine):
+    for recipe, job in ((GITHUB, "gate"), (MATRIX, "merge")):
+        [script] = [text for text, _ in shell_steps(read(recipe)["jobs"][job], {}) if "-e ./tunegrid" in text]
+        assert machine.run(script, CONSTRAINTS="a b.txt") == 0
+        assert machine.calls()[-1] == ["pip", "install", "-c", "a b.txt", "-e", "./tunegrid"]
 
 
 @pytest.mark.slow

@@ -185,11 +185,6 @@ def test_a_prefix_goes_before_the_first_text():
     assert codec.text(PAIR) == "dover : the bridge in dover came down ."
 
 
-def test_a_column_the_task_does_not_have_is_named():
-    with pytest.raises(InputError, match="bert_nli_sft reads column 'title', but nli has premise, hypothesis, gold"):
-        codec_of(replace(cell_of("bert_sa_sft", text=("title",)), task=NLI), tokenizer_of("bert_sa_sft"))
-
-
 def test_a_length_that_leaves_no_room_for_the_text_is_refused():
     with pytest.raises(InputError, match="bert_nli_sft: max_length 3 leaves no room for the text"):
         nli_codec("bert", max_length=3)  # [CLS] and two [SEP]

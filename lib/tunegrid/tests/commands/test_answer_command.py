@@ -29,7 +29,7 @@ def test_the_page_is_printed_or_written(run, tmp_path, capsys):
 
 def test_a_task_and_a_limit_are_taken(run, capsys):
     assert main([str(run), "--task", "sa", "--memory-gib", "0.5"]) == 0
-    assert "no method stays within 0.5 GiB" in capsys.readouterr().out
+    assert "no other method stays within 0.5 GiB" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -46,6 +46,13 @@ def test_what_it_cannot_do_is_one_sentence(run, options, sentence, capsys):
         main([str(run), *options])
     assert exit_.value.code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_folder_is_no_run(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([str(tmp_path)])
+    assert exit_.value.code == 2
+    assert capsys.readouterr().err == f"tunegrid answer: error: {tmp_path} is a folder; name the file of a run\n"
 
 
 def test_it_needs_no_torch():

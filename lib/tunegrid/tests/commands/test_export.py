@@ -1,5 +1,8 @@
 """Runs as tables, read back by pandas and DuckDB."""
 
+import json
+from importlib.metadata import version
+
 import duckdb
 import pandas as pd
 import pytest
@@ -8,6 +11,7 @@ from tunegrid.commands import export
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
 from tunegrid.results import examples
+from tunegrid.results.files import SavedRun
 from tunegrid.results.tidy import figures
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, saved
 from tunegrid.tests.records import complete
@@ -23,7 +27,10 @@ def store(tmp_path, monkeypatch):
 def run(tmp_path):
     """A file of two cells: 36 of 40 rows right, and 30 of 40."""
     records = record_of("bert_sa_lora", 36), record_of("t5_qa_sft", 30, seed=1, bounds={"f1": 70.0})
-    return saved(tmp_path / "run.json", records)
+    path = saved(tmp_path / "run.json", records)
+    when = {"datetime": "2026-11-25T09:00:00", "commit_info": {"id": "abcdef0123456789"}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | when))
+    return path
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv"])
@@ -34,7 +41,12 @@ def test_a_figure_is_a_row_named_as_in_the_record(run, tmp_path, suffix):
     [f1] = frame[(frame.cell == "t5_qa_sft") & (frame.metric == "scores.f1")].to_dict("records")
     assert (f1["run"], f1["seed"], f1["status"], f1["value"]) == ("run.json", 1, "passed", 75.0)
     assert {"memory.ledger.weights_bytes", "throughput.train_samples_per_second", "bounds.accuracy"} <= set(frame.metric)
-    assert "training.losses" not in set(frame.metric)
+    losses = frame[(frame.cell == "bert_sa_lora") & (frame.metric == "training.losses")]
+    first = losses[losses["update"] <= 2]
+    assert first.value.tolist() == [3.0, pytest.approx(2.95369, abs=1e-5)]  # 3 exp(-1/20) + 0.1
+    assert frame[frame.metric == "scores.f1"]["update"].isna().all()
+    facts = ("date", "commit", "device", "versions.peft")
+    assert tuple(f1[name] for name in facts) == ("2026-11-25T09:00:00", "abcdef0123", "a CPU", version("peft"))
     [(points,)] = duckdb.sql(f"select value from '{out}' where metric = 'scores.accuracy'").fetchall()
     assert points == 90.0
 
@@ -52,7 +64,9 @@ def test_a_test_row_is_a_row_with_what_it_says(run, tmp_path, suffix):
 
 
 def test_what_was_not_measured_has_no_row(tmp_path):
-    table = figures([(tmp_path / "run.json", from_json(footprint_json()))])
+    run = SavedRun(path=tmp_path / "run.json", records=[from_json(footprint_json())], when="", commit="")
+    table = figures([run])
+    assert set(table["date"]) == set(table["commit"]) == {None}
     assert "flops.mfu_percent" in table["metric"]
     assert not [name for name in table["metric"] if name.startswith(("scores.", "evaluation."))]
 

@@ -185,11 +185,14 @@ def test_a_cell_that_fails_is_named_with_the_way_out(python, tmp_path, capsys):
     assert error.endswith("KeyError: 'a weight'")
 
 
-def test_a_turn_that_nobody_lives_to_read_leaves_the_processs_own_error(tmp_path):
-    with (
-        pytest.raises(InputError, match="it failed: no weights"),
-        turns.started([sys.executable, "-c", "exit('no weights')"], "it failed") as process,
-    ):
+def test_a_turn_that_nobody_lives_to_read_leaves_the_processs_own_error():
+    with pytest.raises(InputError, match="it failed: no weights"):
+        died([sys.executable, "-c", "exit('no weights')"])
+
+
+def died(command):
+    """A process that ends before its turn."""
+    with turns.started(command, "it failed") as process:
         process.process.wait()
         process.go()
         process.until_ready()

@@ -319,7 +319,7 @@ def test_without_optuna_it_is_one_sentence(monkeypatch, capsys):
     with pytest.raises(SystemExit) as exit_:
         tune.main(["--cells", "bert_sa_lora"])
     assert exit_.value.code == 2
-    sentence = "tunegrid tune needs Optuna, which is not installed here: pip install 'tunegrid[tune]'"
+    sentence = "tunegrid tune needs Optuna, which is not installed here: pip install -e '.[tune]'"
     assert capsys.readouterr().err.endswith(f"error: {sentence}\n")
 
 
@@ -337,6 +337,7 @@ def test_without_optuna_it_is_one_sentence(monkeypatch, capsys):
         (["--adapter-ranks", "8,x"], "argument --adapter-ranks: 'x' is not a whole number of at least 1"),
         (["--within", "some"], "argument --within: 'some' is not a number"),
         (["--within", "nan"], "argument --within: 'nan' is not a number of points from 0 to 100"),
+        (["--device", "mps"], "--data-root and --device go with -m full: quick cells read micro data on a CPU"),
         (["--cells", ","], "--cells names no cell; give ids with commas between, as in bert_sa_lora,bert_sa_sft"),
     ],
 )
@@ -369,7 +370,7 @@ def test_a_place_for_the_figures_that_cannot_be_written_is_one_sentence_after_th
         run(tmp_path, "-o", str(tmp_path / "folder" / "a.json"))
     said = capsys.readouterr()
     assert "bert_sa: rate(lora) / rate(sft) is " in said.out
-    assert said.err.splitlines()[-1].endswith("give -o another place")
+    assert said.err.splitlines()[-1].endswith("give another place")
 
 
 # A real cell

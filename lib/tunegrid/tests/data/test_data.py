@@ -107,6 +107,71 @@ def test_a_missing_folder_is_named_with_what_is_there_instead(tmp_path):
     assert "which does not exist" in refusal(SA, Profile(id="full", data_root=tmp_path / "none"))
 
 
+CSV = 'label,title,content\n1,t,"a, b\nc"\n0,07,\n'
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_labels_may_be_names_or_numbers(tmp_path, suffix):
+    folder, named = put(tmp_path, SA).data_root / SA.folder, reviews(20, 20)
+    rows = [row | {"label": SA.labels[row["label"]]} for row in named]
+    lines = [json.dumps(row) for row in rows] if suffix == "jsonl" else ["label,title,content"]
+    lines += [",".join(row.values()) for row in rows] if suffix == "csv" else []
+    (folder / f"train.{suffix}").write_text("\n".join(lines))
+    assert list(tables(SA, tmp_path)["train"].take(range(40))) == named
+    assert (
+        load_splits(SA, Profile(id="full", data_root=tmp_path)).fingerprint
+        == load_splits(SA, put(tmp_path / "numbers", SA, train=named)).fingerprint
+    )
+
+
+def test_csv_has_line_breaks_in_quotes_and_texts_of_digits_or_of_nothing(tmp_path):
+    (put(tmp_path, SA).data_root / SA.folder / "train.csv").write_text(CSV)
+    first, second = tables(SA, tmp_path)["train"].take([0, 1])
+    assert first == {"label": 1, "title": "t", "content": "a, b\nc"}
+    assert second == {"label": 0, "title": "07", "content": ""}
+
+
+def test_digits_are_names_where_a_label_is_named_so():
+    assert sources.numbers_of(("negative", "positive")) == {"negative": 0, "positive": 1, "0": 0, "1": 1}
+    assert sources.numbers_of(("1", "2")) == {"1": 0, "2": 1}
+
+
+@pytest.mark.parametrize(
+    ("task", "name", "text", "sentence"),
+    [
+        (
+            SA,
+            "train.csv",
+            CSV + "meh,t,c\n",
+            "row 2: invalid label 'meh' in column 'label': expected 0 (negative), 1 (positive)",
+        ),
+        (SA, "train.csv", CSV + "1,t\n", "train.csv cannot be read (ArrowInvalid: CSV parse error: Expected 3 columns, got 2"),
+        (
+            QA,
+            "train.csv",
+            "id,title,context,question,answers\n",
+            "column 'answers' of squad is no text and no number",
+        ),
+    ],
+)
+def test_a_csv_file_that_cannot_be_used_is_refused_in_a_sentence(tmp_path, task, name, text, sentence):
+    (put(tmp_path, task).data_root / task.folder / name).write_text(text)
+    assert sentence in refusal(task, Profile(id="full", data_root=tmp_path))
+
+
+def test_a_task_names_its_splits_and_files(tmp_path):
+    put(tmp_path, SA, learn=reviews(20, 20), check=reviews(3, 3))
+    files = {split: tmp_path / SA.folder / f"{split}.jsonl" for split in ("learn", "check")}
+    task = replace(SA, train="learn", test="check", identity=("title", "content"), files=files)
+    assert (task.has_own_rows, task.splits) == (True, ("learn", "check"))
+    assert list(tables(task, None)["check"].take(range(6))) == reviews(3, 3)
+    below = replace(task, files={split: path.name for split, path in files.items()})
+    assert not below.has_own_rows
+    assert len(tables(below, tmp_path)["learn"]) == 40
+    gone = replace(task, files=files | {"check": tmp_path / "gone.csv"})
+    assert f"task 'sa': {tmp_path / 'gone.csv'}, which its files name, is not there" in refusal(gone, Profile(id="full"))
+
+
 OTHERS = questions(1, first=50)
 
 
@@ -426,7 +491,7 @@ def test_a_row_is_named_by_its_place_in_the_file_not_in_the_split():
             REVIEW | {"label": -1},
             "invalid label -1 in column 'label': expected 0 (negative), 1 (positive)",
         ),
-        (SA, REVIEW | {"label": "1"}, "column 'label' holds '1', not a whole number"),
+        (SA, REVIEW | {"label": "1"}, "invalid label '1' in column 'label': expected 0 (negative), 1 (positive)"),
         (SA, REVIEW | {"content": None}, "column 'content' holds None, not a text"),
         (SA, {"label": 1, "title": "t"}, "column 'content' holds None, not a text"),
         (QA, QUESTION | {"answers": ["red car"]}, "column 'answers' holds ['red car'], not an object"),

@@ -1,6 +1,7 @@
 """The grid is the study's, and says so when it is asked for something else."""
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import pytest
@@ -218,9 +219,42 @@ def test_an_exceptional_head_of_the_studys_is_inherited_by_no_cell_of_a_user(gri
     assert cell.head == BERT.heads[Problem.CLASSIFY]
     assert cell.recipe.adapter == replace(study_cell.recipe.adapter, target_modules=("query", "value"))
     assert cell.recipe.weight_decay == 0.5
-    assert (cell.recipe.learning_rate, cell.recipe.text) == (study_cell.recipe.learning_rate, study_cell.recipe.text)
+    columns = () if cell_id == "bert_sst2_lora" else study_cell.recipe.text  # another task's columns are its own
+    assert (cell.recipe.learning_rate, cell.recipe.text) == (study_cell.recipe.learning_rate, columns)
     assert grid.cell("bert_sa_lora", FULL_PROFILE) == study_cell
     assert HEAD_EXCEPTIONS.keys() == TARGETS_WITHOUT_EXCEPTION.keys()
+
+
+def test_a_recipe_like_another_cells_has_its_quick_form_and_not_the_studys_counts(grid):
+    grid.add_recipe("bert_sa_lora", like="bert_sa_qlora", weight_decay=0.5, quick={"max_steps": 7})
+    recipe = grid.cell("bert_sa_lora", FULL_PROFILE).recipe
+    assert recipe == replace(RECIPES["bert_sa_qlora"], weight_decay=0.5, trainable_params=None)
+    assert grid.cell("bert_sa_lora", FULL_PROFILE).head == BERT.heads[Problem.CLASSIFY]  # as the other's, not the study's own
+    quick = grid.cell("bert_sa_lora", QUICK_PROFILE).recipe
+    assert (quick.max_steps, quick.learning_rate) == (7, QUICK["bert_sa_qlora"]["learning_rate"])
+
+
+def test_a_recipe_like_itself_is_changed(grid):
+    grid.add_recipe("t5_qa_lora", like="t5_qa_lora", weight_decay=0.5)
+    assert grid.cell("t5_qa_lora", FULL_PROFILE).recipe == replace(RECIPES["t5_qa_lora"], weight_decay=0.5)
+    assert grid.cell("t5_qa_lora", QUICK_PROFILE).recipe.max_steps == QUICK["t5_qa_lora"]["max_steps"]
+
+
+def test_a_task_with_files_of_its_own_has_quick_cells(grid, tmp_path):
+    grid.add_task(replace(SA, id="sst2", files={"train": tmp_path / "a.csv"}), like="sa")
+    grid.add_task(replace(SA, id="other", files={"train": "a.csv"}), like="sa")
+    assert [name for name in grid.ids(QUICK_PROFILE) if "sst2" in name or "other" in name][:2] == [
+        "bert_sst2_lora",
+        "bert_sst2_qlora",
+    ]
+    assert len(grid.ids(QUICK_PROFILE)) == 36
+    assert grid.cell("bert_sst2_sft", QUICK_PROFILE).recipe.max_steps == QUICK["bert_sa_sft"]["max_steps"]
+
+
+def test_own_thresholds_are_of_a_profile_and_a_cell(grid):
+    grid.add_thresholds("bert_sa_lora", accuracy=88)
+    grid.add_thresholds("bert_sa_lora", profile="quick", f1_macro=70.5)
+    assert grid.thresholds == {("full", "bert_sa_lora"): {"accuracy": 88}, ("quick", "bert_sa_lora"): {"f1_macro": 70.5}}
 
 
 def test_a_head_that_a_user_gave_a_cell_is_inherited(grid):
@@ -290,8 +324,43 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "'x' cannot be like 'lorra', which is not in the"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "bert_sa_x: a recipe has no field 'lr'"),
         (lambda grid: grid.add_recipe("bert_nli_lora", RECIPES["bert_sa_lora"]), "unknown cell 'bert_nli_lora'; did you mean"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", like="bert_sa_x"), "unknown cell 'bert_sa_x'; did you mean bert_sa_"),
+        (
+            lambda grid: grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_sft"], like="bert_sa_sft"),
+            "bert_sa_lora: give a recipe, or like=CELL, whose recipe is copied, and not both",
+        ),
+        (
+            lambda grid: [grid.add_method(Method(id="a", name="a")), grid.add_method(Method(id="b", name="b"), like="a")],
+            "'b' cannot be like 'a', which has no recipes to copy; grid.add_recipe gives some",
+        ),
+        (
+            lambda grid: grid.add_thresholds("bert_sa_lora", f1=5),
+            "thresholds of bert_sa_lora: task 'sa' bounds no score 'f1', only accuracy, f1_macro",
+        ),
+        (
+            lambda grid: grid.add_thresholds("bert_sa_lora", profile="qick", accuracy=80),
+            "thresholds of bert_sa_lora: cells of profile 'qick' have none, only quick and full ones",
+        ),
+        (
+            lambda grid: grid.add_thresholds("bert_sa_lora", accuracy=101),
+            "thresholds of bert_sa_lora: accuracy=101 is not a number of points from 0 to 100",
+        ),
         (lambda grid: replace(SA, labels=("one",)), "task 'sa': only a classification names labels, and at least two"),
         (lambda grid: replace(SA, text=("body",)), "task 'sa' reads column 'body', which is not among its columns"),
+        (lambda grid: replace(SA, text=()), 'task \'sa\' reads no column; write text=("title", "content",) with those'),
+        (
+            lambda grid: replace(SA, columns=("title", "content", "label")),
+            'task \'sa\': columns must say the type of each; write columns={"title": str, "content": str, "label": int}',
+        ),
+        (lambda grid: replace(SA, text="title"), "task 'sa': text is a text, not several; write text=(\"title\",)"),
+        (
+            lambda grid: replace(SA, files={"train": "a.txt"}),
+            "task 'sa': a.txt of split 'train' is none of .jsonl, .parquet, .csv",
+        ),
+        (
+            lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"),
+            "task 'sa' has no file of split 'dev'; write files={\"train\": ..., \"dev\": PATH}, or name the split otherwise",
+        ),
         (lambda grid: replace(SA, main_score="f1"), "task 'sa': main_score 'f1' is not among its bounded_scores"),
         (
             lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)),
@@ -310,7 +379,7 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
     ],
 )
 def test_an_entry_that_cannot_be_used_gets_one_sentence(grid, add, sentence):
-    with pytest.raises(InputError, match=sentence.replace("(", r"\(")):
+    with pytest.raises(InputError, match=re.escape(sentence)):
         add(grid)
 
 
@@ -321,6 +390,11 @@ def test_an_entry_that_cannot_be_used_gets_one_sentence(grid, add, sentence):
             "bert_sa_sft",
             {"adapter": GPT2_C_ATTN},
             "bert_sa_sft: method 'sft' trains every parameter, but the recipe has an adapter",
+        ),
+        (
+            "bert_sa_sft",
+            {"text": ("body",)},
+            "bert_sa_sft: the recipe reads column 'body', but task 'sa' has label, title, content; write text=.. for what the",
         ),
         ("t5_qa_lora", {"adapter": None}, "t5_qa_lora: method 'lora' needs an adapter in the recipe"),
         ("t5_qa_lora", {"optim": "adam"}, "t5_qa_lora: unknown optimizer 'adam'; known are adamw_bnb_8bit, adamw_torch"),

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from itertools import islice
 from types import SimpleNamespace
+from typing import get_args
 
 import peft
 import pytest
@@ -13,13 +14,15 @@ from tunegrid.grid.adapters import IA3
 from tunegrid.grid.cells import STUDY, study
 from tunegrid.grid.methods import LORA, SFT, Adapting, Method
 from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.recipes import Schedule
 from tunegrid.grid.zoo import METHODS
 from tunegrid.run.audits import Evidence, audited
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.meter import Meter
+from tunegrid.run.stepper import make_schedule
 from tunegrid.run.training import Trainer
-from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of, trainer_of
+from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of
 
 pytestmark = pytest.mark.slow
 
@@ -217,6 +220,11 @@ def test_an_optimizer_of_ones_own_gets_the_methods_groups_and_the_recipes_rate()
     ]
 
 
-def test_an_unknown_schedule_is_refused():
-    with pytest.raises(InputError, match="gpt2_sa_sft: unknown schedule 'linnear'; known are "):
-        trainer_of("gpt2_sa_sft", REVIEWS, lr_scheduler_type="linnear")
+@pytest.mark.parametrize("name", get_args(Schedule))
+def test_every_schedule_needs_no_more_than_the_number_of_updates(name):
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    schedule = make_schedule(optimizer, cell_of("bert_sa_sft", lr_scheduler_type=name, warmup_steps=1), 4)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    assert 0 <= schedule.get_last_lr()[0] <= 1

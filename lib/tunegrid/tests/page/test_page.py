@@ -12,19 +12,20 @@ from tunegrid import ROOT
 from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.page import charts, render
-from tunegrid.page.charts import Dot
+from tunegrid.page.charts import Dot, Look, Looks
 from tunegrid.page.runs import PageRun, of_profile, read_page_run
-from tunegrid.page.study import compared
-from tunegrid.page.verdict import minus
+from tunegrid.page.verdict import begun, minus
 from tunegrid.page.view import AXES, page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.results import compare, examples
 from tunegrid.results.calibration import Forecasts, calibration
+from tunegrid.results.compare import SECONDS, TENSORS, TRAINED
 from tunegrid.results.examples import Examples, Texts
 from tunegrid.results.files import read_list
 from tunegrid.results.flips import sampled
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import Noise
+from tunegrid.results.study import compared
 from tunegrid.tests import pages
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
 from tunegrid.tests.records import MEASURED, PHASE, complete
@@ -55,16 +56,59 @@ def test_a_failing_run_says_how_many_and_where_the_gravest_first():
     assert head.more_sentences[2] == (
         "Failed against before.json: 1 cell missing (t5_sa_lora), 2 cells worse (t5_qa_sft f1, gpt2_sa_lora accuracy)."
     )
-    assert [(item.cell, item.verdict) for item in head.items] == [
-        ("t5_sa_lora", "missing"),
-        ("t5_qa_sft", "worse"),
-        ("gpt2_sa_lora", "worse"),
-        ("t5_sa_lora", "error"),
-        ("t5_qa_sft", "missed"),
-        ("gpt2_sa_lora", "missed"),
-        ("bert_sum_sft", "missed"),
+    assert [(cause.verdict, cause.name, [cell for cell, _ in cause.cells]) for cause in head.causes] == [
+        ("missed", "failed audit base_frozen", ["bert_sum_sft"]),
+        ("missed", "missed a bound", ["t5_qa_sft", "gpt2_sa_lora"]),
+        ("error", "broke off", ["t5_sa_lora"]),
+        ("worse", "quality", ["t5_qa_sft", "gpt2_sa_lora"]),
+        ("changed", "Numerics, first at the stage evaluation", ["bert_sum_sft", "t5_qa_sft", "gpt2_sa_lora"]),
     ]
-    assert head.items[1].sentence.startswith("f1 −85.0 points (−")  # 39 of 40 rows were right, now 5
+    _, below, _, worse, _ = head.causes
+    assert [note for _, note in below.cells] == ["−75.5", "−68.0"]  # 5 and 8 of 40 rows for a bound of 88
+    assert worse.cells[0][1].startswith("f1 −85.0 points (−")  # 39 of 40 rows were right, now 5
+
+
+def frozen(cell, changed):
+    sentence = f"{changed} of 53 frozen tensors changed"
+    missed = [f"audit base_frozen: {sentence} ({cell}, quick, seed 0)"]
+    return record_of(cell, status="missed", missed=missed, audits=[("base_frozen", False, sentence)])
+
+
+def test_cells_of_one_cause_are_one_line_with_all_their_names():
+    adapted = [cell for cell in STUDY_IDS if not cell.endswith("sft")]
+    [cause] = page_of(run_of(frozen(cell, 2) if cell in adapted else record_of(cell) for cell in STUDY_IDS)).head.causes
+    assert [cell for cell, _ in cause.cells] == adapted
+    assert (len(adapted), cause.sentence) == (18, "2 of 53 frozen tensors changed")
+    [cause] = page_of(run_of([frozen("t5_sa_lora", 2), frozen("bert_qa_lora", 3)])).head.causes
+    assert cause.sentence == "bert_qa_lora: 3 of 53 frozen tensors changed"
+
+
+def test_errors_that_differ_in_more_than_figures_are_two_causes():
+    said = {"t5_sa_lora": "RuntimeError: 12 GiB", "t5_qa_lora": "RuntimeError: 13 GiB", "t5_sum_lora": "ValueError: no rows"}
+    records = [
+        record_of(cell, status="error", scores={}, examples=None, missed=[f"{text} ({cell}, quick, seed 0)"])
+        for cell, text in said.items()
+    ]
+    causes = page_of(run_of(records)).head.causes
+    assert [(len(cause.cells), cause.sentence) for cause in causes] == [
+        (1, "ValueError: no rows"),
+        (2, "t5_qa_lora: RuntimeError: 13 GiB"),
+    ]
+
+
+def test_changed_numerics_are_one_line_a_stage_with_the_module_of_each_cell():
+    details = {"t5_sa_lora": "forward: a.b.c.d.query (Linear, torch) is the first", "t5_qa_lora": "forward: the loss moved"}
+    judged = [
+        Judgement(cell=cell, main_score="f1", quantity="numerics", verdict=Verdict.CHANGED, detail=detail)
+        for cell, detail in details.items()
+    ]
+    page = page_of(run_of(map(record_of, details)), [run_of(map(record_of, details), "b.json", "2026-11-01")], verdicts=judged)
+    [cause] = page.head.causes
+    assert (cause.verdict, cause.name) == ("changed", "Numerics, first at the stage forward")
+    assert cause.cells == [("t5_qa_lora", ""), ("t5_sa_lora", "…c.d.query")]
+    assert [cell.place for cell in page.cells] == [("forward", ""), ("forward", "a.b.c.d.query")]
+    field = render.html(page).partition('<span class="hidden">t5_sa_lora')[2].partition("</td>")[0]
+    assert 'title="a.b.c.d.query">forward …c.d.query</small>' in field
 
 
 def test_a_run_that_reaches_its_bounds_but_got_worse_has_not_passed():
@@ -79,6 +123,12 @@ def test_a_run_without_cells_and_a_published_one_pass_nothing():
     assert pages.empty().head.answer == "Nothing to show: this run holds no cell that was run."
     reported = read_page_run(ROOT / "reports" / "study.json")
     assert page_of(reported).head.answer == "Reported: 27 results as published; nothing was run here."
+
+
+def test_a_sentence_begins_with_a_capital_and_a_name_keeps_its_case():
+    assert begun("not compared with b.json") == "Not compared with b.json"
+    assert begun("quick-cpu.json scored other test rows") == "quick-cpu.json scored other test rows"
+    assert begun("bert_sa_lora is alone") == "bert_sa_lora is alone"
 
 
 def test_a_minus_is_no_hyphen():
@@ -116,6 +166,25 @@ def test_a_field_of_the_grid_says_that_numerics_changed():
     assert "first at the stage start (1 cell, as in bert_sa_lora: weights before training, lora_A x 0.9258)" in text_of(page)
 
 
+def test_a_field_has_its_change_against_the_baseline_and_without_one_its_distance_to_the_bound():
+    before = run_of([record_of(right=38)], "b.json", "2026-11-01")
+    small = re.compile(r"<small>([^<]*)</small>\s*<span class=\"verdict")
+    assert small.findall(render.html(page_of(run_of([record_of(right=36)])))) == ["+2.0"]  # 90 points for a bound of 88
+    assert small.findall(render.html(page_of(run_of([record_of(right=36)]), [before]))) == ["−5.0"]  # 95 before
+    both = page_of(run_of([record_of(right=36), record_of("t5_sa_lora", right=39)]), [before])
+    assert small.findall(render.html(both)) == ["−5.0", "+9.5 to bound"]
+
+
+def test_changed_cells_are_listed_by_size_the_largest_first():
+    cells = ("bert_sa_lora", "gpt2_sa_lora", "t5_sa_lora", "t5_qa_lora")
+    old = run_of([record_of(cell, 39) for cell in cells], "b.json", "2026-11-01")
+    broken = record_of("t5_qa_lora", status="error", scores={}, examples=None, missed=["ValueError: no"])
+    page = page_of(run_of([*(record_of(cell, right) for cell, right in zip(cells, (30, 39, 10), strict=False)), broken]), [old])
+    assert [cell.id for cell in page.changed] == ["t5_qa_lora", "t5_sa_lora", "bert_sa_lora"]
+    assert not page_of(old, [old]).changed
+    assert "Changed since" not in text_of(page_of(old, [old]))
+
+
 @pytest.mark.parametrize(
     ("right", "shade"), [(36, "a2"), (40, "a4"), (35, "b1"), (34, "b3"), (20, "b4")]
 )  # 90, 100, 87.5, 85 and 50 points for a bound of 88
@@ -126,9 +195,10 @@ def test_a_field_is_shaded_by_its_distance_from_the_bound(right, shade):
 
 def test_seeds_are_one_cell_with_an_interval():
     [cell] = page_of(run_of(record_of(right=right, seed=seed) for seed, right in enumerate((36, 37, 38)))).cells
-    # 90, 92.5, 95: sd 2.5, t 4.303 with two degrees of freedom, 4.303 * 2.5 / sqrt(3) = 6.21
+    # 90, 92.5, 95 have variance 6.25, a third of which is 2.083 with 2 degrees of freedom; the rows' means, 36 times 100,
+    # 66.7, 33.3, 0 and 0, have variance 597.6, a 40th of which is 14.94 with 39. Together 17.02 with 36.7: t 2.027 x 4.126
     assert cell.score == 92.5
-    assert (round(cell.low, 2), round(cell.high, 2)) == (86.29, 98.71)
+    assert (round(cell.interval.low, 1), cell.interval.high) == (84.1, 100.0)
     assert cell.command == "pytest -m quick --cells=bert_sa_lora --seeds=0,1,2"
 
 
@@ -154,15 +224,71 @@ def test_history_has_a_verdict_at_each_step_that_can_be_judged():
     assert [verdict for _, verdict in history.steps["bert_sa_lora"]] == [None, "better", "better"]
 
 
+def test_the_small_lines_of_the_history_are_over_time():
+    runs = [run_of([record_of(right=right)], f"{day}.json", f"2026-11-{day}") for day, right in ((10, 10), (11, 20), (20, 30))]
+    history = page_of(runs[2], [runs[1], runs[0]]).history
+    assert [x for x, _, _ in history.spark("bert_sa_lora").dots] == [6.0, 16.8, 114.0]  # 108 px for ten days
+    assert (history.axis.labels, history.axis.ticks) == (("2026-11-10", "2026-11-20"), [6.0, 16.8, 114.0])
+    undated = page_of(runs[2], [run_of([record_of()], "b.json", "")]).history
+    assert undated.axis is None
+    assert [x for x, _, _ in undated.spark("bert_sa_lora").dots] == [6.0, 114.0]
+
+
+def test_tasks_stand_in_the_studys_order_whatever_the_files():
+    records = [record_of(cell) for cell in ("t5_sa_lora", "bert_sa_sft", "bert_qa_lora", "bert_sum_lora")]
+    page = page_of(run_of([pages.foreign("net1", "sa", "dora", 36), *records]))
+    assert [cell.id for cell in page.cells] == ["bert_sum_lora", "bert_qa_lora", "bert_sa_sft", "t5_sa_lora", "net1_sa_dora"]
+    assert [cell.id for cell in pages.passing().cells] == list(STUDY_IDS)
+
+
+def test_the_environment_stands_once_on_top_with_what_differs_from_before():
+    old = run_of([record_of(versions={"peft": "0.20.0"})], "b.json", "2026-11-01")
+    new = run_of([record_of(versions={"peft": "0.21.0"})], command="pytest -m quick")
+    text = re.sub(r"\s+", " ", text_of(page_of(new, [old])))
+    assert "command pytest -m quick device" in text
+    assert "peft 0.21.0" not in text.partition("Recipe and data")[2]
+    assert "peft 0.21.0 (0.20.0 before)" in text
+    own = [record_of(versions={"peft": "0.21.0"}), record_of("t5_sa_lora", versions={"peft": "0.22.0"})]
+    assert text_of(page_of(run_of(own))).count("peft 0.22.0") == 1  # in its own section, since cells differ
+
+
+def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
+    crash = {"traceback": ['  File "peft/layer.py", line 9', "ValueError: <no> rows"], "printed": ["loading gpt2-micro"]}
+    page = render.html(
+        page_of(run_of([record_of(status="error", scores={}, examples=None, missed=["ValueError"], crash=crash)]))
+    )
+    [told, printed] = re.findall(r"<pre[^>]*>(.*?)</pre>", page, flags=re.S)
+    assert told.startswith("  File")  # as far to the right as it was
+    assert "line 9&#10;ValueError: &lt;no&gt; rows" in told
+    assert printed == "loading gpt2-micro&#10;"
+    assert "<pre" not in render.html(pages.one_cell())
+
+
+def test_scores_of_a_class_have_its_name():
+    record = record_of(scores={"accuracy": 90.0, "precision_0": 80.0, "f1_macro": 70.0}, labels=["negative", "positive"])
+    text = text_of(page_of(run_of([record])))
+    assert "precision, negative" in text
+    assert "f1_macro" in text
+    assert "precision_0" not in text
+
+
+def test_a_page_of_the_study_has_no_empty_section():
+    page = render.html(page_of(read_page_run(ROOT / "reports" / "study.json")))
+    assert re.findall(r'<section id="(\w+)"', page) == ["grid", "cells"]
+    assert re.findall(r'<li><a href="#(\w+)">', page) == ["grid", "cells"]
+    assert "no score" not in page
+    assert "rougeL</small>" in page  # which the study printed in place of rougeLsum
+
+
 def test_a_full_run_stands_beside_the_study():
     full = run_of([complete("bert_sum_lora", profile="full", scores={"rouge1": 30.0})])
-    lines = compared(full).lines
+    lines = compared(full.records).lines
     assert [(line.score, line.ours, line.theirs) for line in lines][:2] == [("rouge1", 30.0, 26.88), ("rouge2", None, 12.69)]
-    assert compared(full).findings == [
+    assert compared(full.records).findings == [
         ("bert_sum_lora", "bertscore_f1 56.23 is above the mean of precision 55.14 and recall 55.68")
     ]
     assert "Beside the study" in text_of(page_of(full))
-    assert compared(run_of([complete("bert_sum_lora")])) is None
+    assert compared([complete("bert_sum_lora")]) is None
 
 
 def test_committed_runs_become_pages():
@@ -239,7 +365,7 @@ def test_text_of_data_sets_is_escaped():
 
 
 def dot(name, cost, score, front=""):
-    return Dot(name=name, front=front, shape="0", cost=cost, score=score, low=score, high=score)
+    return Dot(name=name, front=front, look=Look("o", 0), cost=cost, score=score, low=score, high=score)
 
 
 def test_each_front_is_drawn_as_stairs_on_top_of_other_dots():
@@ -256,21 +382,57 @@ def test_page_and_comparison_star_the_same_cells():
     page = page_of(read_page_run(path))
     by_page = {(cell.id, name) for group in page.groups for cell in group.cells for name in group.on_fronts(cell)}
     tables = compare.compared({path: read_list(path)}, Noise())
+    costs = [TRAINED, TENSORS, SECONDS]  # the run's cells shared processes, so that their peaks are no cost
     by_tables = {
-        (f"{table.backbone}_{table.task}_{method}", name)
+        (f"{table.backbone}_{table.task}_{method}", AXES[cost])
         for table in tables
-        for cost, name in AXES.items()
+        for cost in costs
         for method in table.on_front(cost)
     }
     drawn = {
         ("{0}_{task}_{1}".format(*mark.dot.name.split(), task=group.task), name)
         for group in page.groups
-        for name, chart in group.scatters
+        for panel in group.panels
+        for name, chart in panel.charts
         for mark in chart.marks
         if mark.dot.front
     }
     assert by_page == by_tables == drawn
-    assert len(tables) * len(AXES) <= len(by_page) < 27 * len(AXES)
+    assert len(tables) * len(costs) <= len(by_page) < 27 * len(costs)
+
+
+def test_a_peak_is_drawn_where_it_is_the_cells_own_and_else_the_page_says_what_stands_in_its_place():
+    shared = pages.passing()
+    alone = page_of(run_of(replace(record, memory=replace(record.memory, cells_before=0)) for record in shared.run.records))
+    drawn = [[name for name, _ in page.groups[0].panels[0].charts] for page in (shared, alone)]
+    assert drawn == [["trainable bytes", "bytes of tensors", "train seconds"], ["trainable bytes", "peak GiB", "train seconds"]]
+    assert "No front is over memory peaks: processes may have run several cells" in text_of(shared)
+    assert "No front is over" not in text_of(alone)
+
+
+def test_many_methods_are_rows_and_each_has_one_mark_of_its_own():
+    methods = [f"m{index:02}" for index in range(18)]
+    [group] = page_of(run_of(pages.foreign(net, "sa", method, 36) for net in ("net1", "net2") for method in methods)).groups
+    assert (group.columns, [name for name, _ in group.lines]) == (["net1", "net2"], methods)
+    assert [panel.backbone for panel in group.panels] == ["net1", "net2"]
+    assert [name for name, _ in group.looks.legend] == methods
+    assert len({look for _, look in group.looks.legend}) == 18
+    assert {group.looks.of("net2", name) for name in methods} == {look for _, look in group.looks.legend}
+
+
+def test_a_few_methods_are_shapes_and_their_backbones_colours():
+    looks = Looks(["lora", "sft"], ["bert", "t5"])
+    assert looks.legend == [("lora", Look("o", None)), ("sft", Look("s", None)), ("bert", Look("s", 0)), ("t5", Look("s", 1))]
+    assert looks.of("t5", "lora") == Look("o", 1)
+
+
+def test_curves_and_sparks_of_one_task_share_a_scale():
+    assert charts.extent([[4.0, 1.0], [2.0, None, 3.0]]) == charts.Extent(3, 0.0, 4.0)
+    axes = charts.Extent(3, 0.0, 4.0)
+    [short, long] = (charts.curve(losses, [], 100, 50, axes=axes) for losses in ([4.0, 2.0], [4.0, 3.0, 2.0]))
+    assert (short.x, short.y) == (long.x, long.y)
+    flat, steep = charts.spark([50.0, 51.0], [0.0, 100.0]), charts.spark([0.0, 100.0], [0.0, 100.0])
+    assert flat.dots[0][1] - flat.dots[1][1] < 1 < steep.dots[0][1] - steep.dots[1][1]
 
 
 def test_a_cell_that_an_audit_objects_to_is_on_no_front():
@@ -293,13 +455,13 @@ def test_a_reliability_diagram_and_its_figures_are_shown_where_confidence_is_kno
     [line] = page.calibration
     assert (line.cell, line.confidence, line.hits) == ("bert_sa_lora", pytest.approx(95), 75.0)
     assert line.ece == pytest.approx(20)  # 95 % sure, 75 % right
-    [dot] = page.cells[0].diagram.dots
-    assert dot[:2] == (page.cells[0].diagram.x(0.95), page.cells[0].diagram.y(0.75))
+    [dot] = page.cells[1].diagram.dots
+    assert dot[:2] == (page.cells[1].diagram.x(0.95), page.cells[1].diagram.y(0.75))
     assert dot[-1] == "40 rows: confidence 95%, hits 75%"
     text = text_of(page)
     assert "Calibration" in text
     assert "bert_sa_lora  95.0  75.0  20.0" in re.sub(r"\s*\n\s*", " ", text).replace("   ", "  ")
-    assert page.cells[1].diagram is None
+    assert page.cells[0].diagram is None
     assert "Calibration" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
 
 
@@ -360,11 +522,10 @@ def test_what_is_missing_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
     assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])))
     unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
-    messages = "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired or judged"
-    assert messages in text_of(unlike).replace("O", "o")
+    assert "old.json scored other test rows in bert_sa_lora: its figures are shown, but not paired" in text_of(unlike)
     assert unlike.head.state == "passed"
     disjoint = page_of(run_of([record_of()]), [run_of([record_of("t5_qa_sft")], "old.json", "2026-11-01")])
-    assert disjoint.head.more_sentences == ["Old.json and run.json have no finished cell in common, so nothing is compared."]
+    assert disjoint.head.more_sentences == ["old.json and run.json have no finished cell in common, so nothing is compared."]
 
 
 def test_of_two_profiles_the_larger_is_shown_and_the_other_named():

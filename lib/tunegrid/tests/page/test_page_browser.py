@@ -79,14 +79,14 @@ def test_a_page_opens_without_an_error_or_a_request_and_nothing_sticks_out(opene
 
 def test_a_column_sorts_both_ways_by_its_figures(opened):
     page = opened("failing")
-    button = page.locator("#memory table").first.get_by_role("button", name="weights")
-    cells = page.locator("#memory table").first.locator("tbody tr")
+    button = page.locator("#costs table").first.get_by_role("button", name="tensors")
+    cells = page.locator("#costs table").first.locator("tbody tr")
     button.click()
     assert cells.first.locator("th").inner_text() == "bert_sum_lora"  # the first of the study's, the smallest of ours
     button.focus()
     page.keyboard.press("Enter")
     assert cells.first.locator("th").inner_text() == "t5_sa_sft"
-    assert page.locator("#memory th[aria-sort]").first.get_attribute("aria-sort") == "descending"
+    assert page.locator("#costs th[aria-sort]").first.get_attribute("aria-sort") == "descending"
 
 
 def test_rows_are_filtered_by_lost_and_gained(opened):
@@ -100,19 +100,32 @@ def test_rows_are_filtered_by_lost_and_gained(opened):
     assert set(rows.locator("tbody tr:visible td:nth-child(2)").all_inner_texts()) == {"lost"}
 
 
+def test_the_grid_leaves_out_what_did_not_change(opened):
+    page = opened("failing")
+    fields = page.locator("#grid .field:visible")
+    assert fields.count() == 27
+    page.locator("#grid").get_by_label("changed only").check()
+    assert fields.locator(".hidden").all_inner_texts() == ["bert_sum_sft", "t5_qa_sft", "gpt2_sa_lora", "t5_sa_lora"]
+    page.locator("#grid").get_by_label("all").check()
+    assert fields.count() == 27
+
+
 def test_cells_are_found_by_words_and_a_permalink_still_leads_to_a_hidden_one(opened):
     page = opened("failing")
     page.locator("#find").fill("gpt2 sa")
-    assert page.locator("article:visible").count() == 3
+    assert page.locator("details.cell:visible").count() == 3
     assert page.locator("#found").inner_text() == "3 of 27 cells"
-    page.locator("#grid a[href='#t5_qa_sft']").click()
+    page.locator("#grid a[href='#t5_qa_sft']").first.click()  # the grid's, before the table of changes
     assert page.url.endswith("#t5_qa_sft")
     page.wait_for_function("document.getElementById('t5_qa_sft').getBoundingClientRect().top >= 0")
     assert 0 <= page.locator("#t5_qa_sft").bounding_box()["y"] < 900
 
 
-def test_a_permalink_opens_at_its_cell(opened):
-    assert 0 <= opened("several_seeds", "#gpt2_sum_sft").locator("#gpt2_sum_sft").bounding_box()["y"] < 100
+@pytest.mark.parametrize("scripts", [True, False])
+def test_a_permalink_opens_its_cell(opened, scripts):
+    page = opened("several_seeds", "#gpt2_sum_sft", java_script_enabled=scripts)
+    assert 0 <= page.locator("#gpt2_sum_sft").bounding_box()["y"] < 100
+    assert page.locator("details.cell[open]").count() == 1
 
 
 def test_the_keyboard_alone_reaches_everything_in_order(opened):
@@ -130,7 +143,7 @@ def test_the_keyboard_alone_reaches_everything_in_order(opened):
 
 def test_without_scripts_all_is_there_but_sorting_and_filtering(opened):
     page = opened("failing", "#t5_qa_sft", java_script_enabled=False)
-    assert page.locator("article:visible").count() == 27
+    assert page.locator("details.cell:visible").count() == 27
     assert page.locator("svg.chart").count() == 9
     assert page.locator(".js:visible, thead button").count() == 0
     page.locator("#t5_qa_sft .rows summary").click()
@@ -191,6 +204,7 @@ def inked(page, png):
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_no_chart_is_blank(opened, browser, scheme):
     page, canvas = opened("several_seeds", color_scheme=scheme), browser.new_page()
+    page.locator("details.cell").first.evaluate("details => details.open = true")
     for kind in ("svg.chart", "svg.bar", "svg.curve", "svg.curve.large", "svg.spark"):
         assert inked(canvas, page.locator(kind).first.screenshot()) > 0.01, kind
     canvas.close()

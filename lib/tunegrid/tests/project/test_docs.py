@@ -25,7 +25,7 @@ PAGES = [
     ROOT / "reports" / "CHANGELOG.md",
 ]
 # What needs a network, or runs everything; and Ray's own command, which lib/tunegrid/tests/hosts.py gives.
-INSTALLING = ("pip", "python3", "source", ".ci/run", "ray", "benchmarks/ci/slurm.sh")
+INSTALLING = ("pip", "uv", "python3", "source", ".ci/run", "ray", "benchmarks/ci/slurm.sh")
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 
 

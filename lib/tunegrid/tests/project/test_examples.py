@@ -2,19 +2,25 @@
 
 import json
 import re
+import shlex
 import shutil
+from itertools import product
+from random import Random
 
+import datasets
 import pytest
 import torch
 
-from fixtures.session import user_module
 from tunegrid import ROOT
+from tunegrid.commands import calibrate
 from tunegrid.grid.cells import study
+from tunegrid.grid.own import user_module
 from tunegrid.grid.profiles import FIXTURES, FOOTPRINT_PROFILE
+from tunegrid.results.thresholds import load_bounds
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
 from tunegrid.tests.chats import tiny_llama
-from tunegrid.tests.sessions import run
+from tunegrid.tests.sessions import SessionProcess, benchmark_rows, run
 
 pytestmark = pytest.mark.slow
 
@@ -29,6 +35,7 @@ MOST_LINES = {
     "smollm2.py": 50,
     "optimizer.py": 8,
     "loud.py": 12,
+    "sst2.py": 25,
 }
 
 
@@ -124,6 +131,49 @@ def test_three_labels_and_two_texts(tmp_path):
     records = records_of(tmp_path, "nli.py", ("bert_nli_lora", "gpt2_nli_qlora"), *full(tmp_path))
     assert {"f1_0", "f1_1", "f1_2"} <= records["bert_nli_lora"]["scores"].keys()
     assert records["bert_nli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
+
+
+PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
+
+
+def reviews(count):
+    """Rows as SST-2 has them, each sentence once."""
+    said = product(PARTS, PARTS, (("poor", 0), ("great", 1), ("bad", 0), ("good", 1), ("weak", 0), ("solid", 1)))
+    rows = [{"sentence": f"the {one} is {word} and so is the {two} .", "label": label} for one, two, (word, label) in said]
+    return [{"idx": number, **row} for number, row in enumerate(rows[:count])]
+
+
+def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
+    rows, folder = Random(0).sample(reviews(384), 384), tmp_path / "sst2"
+    folder.mkdir()
+    datasets.Dataset.from_list(rows[:264]).to_parquet(folder / "train.parquet")
+    datasets.Dataset.from_list(rows[264:]).to_parquet(folder / "validation.parquet")
+    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
+    (tmp_path / "sst2.py").write_text(EXAMPLES["sst2.py"])
+    guide = (ROOT / "benchmarks" / "guides" / "own-data.md").read_text()
+    calibrating, first, gated = re.search(r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL)[1].splitlines()
+    here = ("--device=cpu", f"--checkpoint-root={tmp_path}")
+    told = []
+
+    def session(arguments):
+        told.append(
+            SessionProcess(
+                "-c", ROOT / "pyproject.toml", f"--rootdir={ROOT}", ROOT / "benchmarks", *arguments, folder=tmp_path
+            ).ended()
+        )
+        return told[-1].returncode
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibrate, "RUNS", tmp_path / "runs")
+    words = shlex.split(calibrating.replace("DIR", str(tmp_path)))
+    assert calibrate.main(["--seeds=2", *words[2:], *here], session) == 0, told[-1].stdout
+    bounds = load_bounds(tmp_path / "sst2.full.toml")["bert_sst2_lora"]
+    for command in (first, gated):
+        assert session([*shlex.split(command.replace("DIR", str(tmp_path)))[1:], *here]) == 0, told[-1].stdout
+    assert "passed" in told[-1].stdout
+    [record] = benchmark_rows(tmp_path / "before.json")
+    assert (record["bounds"], record["status"], record["recipe"]["learning_rate"]) == (bounds, "passed", 5e-4)
+    assert bounds["accuracy"] > 50
 
 
 def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):

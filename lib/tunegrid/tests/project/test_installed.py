@@ -83,3 +83,12 @@ def test_a_users_file_of_old_says_what_to_write(project):
     code, output = answer(project, "tunegrid", "run", "-m", "quick", "--collect-only", "--grid", "mine.py")
     assert code != 0
     assert "mine.py imports from lib, which is the package tunegrid now: write `from tunegrid.` for `from lib.`" in output
+
+
+def test_another_python_is_told_so_in_one_sentence():
+    command = [sys.executable, "-I", "-S", ROOT / "conftest.py"]  # -S: no packages, as in another environment
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 4
+    [line] = answer.stderr.splitlines()
+    assert line.startswith(f"ERROR: {sys.executable} is not the Python that tunegrid is installed in (it lacks pydantic, ")
+    assert line.endswith(": activate its environment, or `pip install -e .`")

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 
 import pytest
 
@@ -90,6 +91,21 @@ def test_results_take_plain_figures_from_nobody_that_runs(room):
     assert not [name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "torch", "transformers", "peft"))]
 
 
+PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
+TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
+EXTRAS = {"matplotlib": "plot", "optuna": "tune", "ray": "cluster"} | {name: name for name in TRACKERS}
+
+
+def test_pyproject_asks_for_all_that_is_imported():
+    """What a dependency brings along today, it may leave behind tomorrow."""
+    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py")]
+    tops = {name.split(".")[0] for path in paths for name in imported(path)} - set(sys.stdlib_module_names)
+    wanted = {PARTS.get(name, name).replace("_", "-") for name in tops - {"", "tunegrid", "fixtures", *EXTRAS}}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert wanted <= {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
+    assert EXTRAS.keys() <= tops
+
+
 def test_what_only_a_type_names_is_not_imported(tmp_path):
     path = tmp_path / "module.py"
     path.write_text("import one\nif TYPE_CHECKING:\n    import two\nif other:\n    from three import four\n")
@@ -119,6 +135,12 @@ def test_nobody_but_the_trainer_writes_its_log():
 def test_the_search_alone_imports_optuna():
     paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py")]
     assert {path.name for path in paths if any(f"{name}.".startswith("optuna.") for name in imported(path))} == {"search.py"}
+
+
+def test_the_reports_to_trackers_alone_import_one():
+    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
+    packages = {"mlflow", "tensorboard", "trackio", "wandb"}
+    assert {path.name for path in paths if packages & {name.split(".")[0] for name in imported(path)}} == {"trackers.py"}
 
 
 def untyped_evidence(path):

@@ -53,7 +53,7 @@ def test_an_error_that_quotes_a_data_set_holds_no_control_character_of_it(tmp_pa
     (tmp_path / "amazon_polarity" / "train.jsonl").write_text(json.dumps({"label": 0, TITLE: "x"}))
     with pytest.raises(InputError) as error:
         tables(SA, tmp_path)
-    assert str(error.value).endswith(r"split 'train' has label, \x1b]0;owned\x07")
+    assert r"split 'train' has label, \x1b]0;owned\x07: name in the file" in str(error.value)
 
 
 @pytest.mark.parametrize("command", [["merge", "-o", "merged.json"], ["page", "-o", "page.html"]])

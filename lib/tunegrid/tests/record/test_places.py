@@ -8,13 +8,13 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
+from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.page.render import html
 from tunegrid.page.view import page_of
 from tunegrid.places import without_places
 from tunegrid.record import to_json
 from tunegrid.results import examples
-from tunegrid.run.build import checkpoint_of
 from tunegrid.tests.pages import record_of, run_of
 from tunegrid.tests.records import complete
 
@@ -30,6 +30,7 @@ NONE = "36/40 rows, samples/s, lib/tunegrid/machine.py, and/or, / , /2"
         ("[Errno 2] No such file: '/home/alice/x.json'", "[Errno 2] No such file: 'x.json'"),
         ("look in /home/alice, /Users/alice or /root", "look in ~, ~ or ~"),
         (f"{ROOT}/reports/latest.json, line 3", "reports/latest.json, line 3"),
+        ("/opt/v/lib/python3.11/site-packages/peft/tuners/lora/layer.py, line 9", "peft/tuners/lora/layer.py, line 9"),
         ("--cache=/scratch/alice/c", "--cache=c"),
         (HUB, HUB),
         (NONE, NONE),

@@ -194,6 +194,7 @@ def test_the_schema_is_one_and_asks_for_every_field():
         "distilled",
         "stock",
         "first_updates",
+        "crash",
     }
     assert {*schema()["required"], *late} == set(schema()["properties"]) == {field.name for field in fields(Record)}
     assert schema()["properties"]["scores"]["description"] == "points; null: not a number"

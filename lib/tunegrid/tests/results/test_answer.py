@@ -2,10 +2,7 @@
 
 import io
 import json
-import os
 import re
-import subprocess
-import sys
 from contextlib import redirect_stdout
 from copy import deepcopy
 from html import unescape
@@ -20,6 +17,7 @@ from tunegrid.results.answer import FAILED_BY, State, answer_of, kinds_of
 from tunegrid.results.files import load
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.tests.records import complete
+from tunegrid.tests.rehearsal import rehearsed
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 NUMERICS = ("numerics", "quality", "memory")
@@ -239,21 +237,6 @@ def session(folder, change, *options, workers=0):
         "command": of_command(run, folder, options),
     }
     return done.returncode, places, suite
-
-
-def rehearsed(folder, rows, *words, **variables):
-    """A session that takes its rows from a file, as GitHub Actions would run it."""
-    (folder / "cache").mkdir()
-    (folder / "cache" / "examples").symlink_to(BASELINE.parent / "examples")
-    own = {name: os.environ[name] for name in os.environ if not name.startswith(("PYTEST_", "GITHUB_"))}
-    return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-m", "quick", "-p", "tunegrid.tests.rehearsal", f"--rehearse={rows}", *words],
-        cwd=ROOT,
-        env=own | {"GITHUB_ACTIONS": "true", "TUNEGRID_CACHE": str(folder / "cache")} | variables,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def properties_of(node):

@@ -19,6 +19,8 @@ from tunegrid.results import examples
 from tunegrid.results.compare import (
     PEAK,
     SECONDS,
+    SHARED,
+    TENSORS,
     TRAINED,
     Comparison,
     Entry,
@@ -69,7 +71,7 @@ def measured(cell, score, seed=0, **changes):
         "examples": None,
         "data": MANY,
         "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
-        "memory": {"phases": {"train": PHASE | {"rss_peak_gib": peak}}, "ledger": ledger},
+        "memory": {"phases": {"train": PHASE | {"rss_peak_gib": peak}}, "ledger": ledger, "cells_before": 0},
         "training": MEASURED["training"] | {"seconds": seconds + seed},
     }
     return complete(cell, **parts | changes)
@@ -113,7 +115,7 @@ def test_the_front_has_two_of_them():
 
 def test_costs_are_of_all_seeds():
     [sft, *_] = alone(three_on_two_seeds()).entries
-    assert sft.costs == {TRAINED: 300, PEAK: 1.0, SECONDS: 10.5}
+    assert sft.costs == {TRAINED: 300, TENSORS: 4300, PEAK: 1.0, SECONDS: 10.5}
 
 
 def test_the_interval_of_two_seeds_is_students():
@@ -298,11 +300,30 @@ def test_a_method_that_a_task_lacks_is_named_and_counted():
 
 
 def test_a_cost_that_was_not_measured_of_all_is_left_out_of_the_front():
-    memory = {"phases": {}, "ledger": MEASURED["memory"]["ledger"] | {"checkpoint_bytes": None}}
+    memory = {"phases": {}, "ledger": MEASURED["memory"]["ledger"] | {"checkpoint_bytes": None, "weights_bytes": None}}
     comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0, memory=memory)])
     assert comparison.costs == [TRAINED, SECONDS]
     assert comparison.entries[1].costs[TRAINED] == 4 * MEASURED["parameters"]["trainable_params"]
-    assert f"not measured of every method, so the front leaves it out: {PEAK}" in remarks(comparison)
+    assert {f"not measured of every method, so the front leaves it out: {name}" for name in (PEAK, TENSORS)} <= {
+        *remarks(comparison)
+    }
+
+
+@pytest.mark.parametrize(("cells_before", "memory"), [(0, PEAK), (3, TENSORS), (None, TENSORS)])
+def test_a_peak_counts_where_its_process_ran_no_cell_before_and_tensors_where_it_did(cells_before, memory):
+    records = [replace(r, memory=replace(r.memory, cells_before=cells_before)) for r in three_on_two_seeds()]
+    comparison = alone(records)
+    assert comparison.costs == [TRAINED, memory, SECONDS]
+    assert comparison.peaks_are_shared == (memory == TENSORS)
+    shown = as_text([comparison])
+    assert (SHARED in shown, " 0.90*" in shown) == (memory == TENSORS, memory == PEAK)
+
+
+def test_a_peak_of_a_gpu_is_the_cells_own():
+    phases = {"train": PHASE | {"reserved_peak_gib": 3.5}}
+    record = complete(memory={"phases": phases, "ledger": MEASURED["memory"]["ledger"]})
+    assert (record.peak_gib, record.own_peak_gib) == (3.5, 3.5)
+    assert complete().own_peak_gib is None  # a CPU, and nobody counted the cells before
 
 
 def test_rows_that_were_not_kept_for_every_seed_are_not_averaged(tmp_path):
@@ -324,9 +345,9 @@ def test_the_command_prints_a_table_for_each_task_and_backbone(tmp_path, capsys)
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "sa on bert: accuracy, 2 seeds"
     words = [" ".join(line.split()) for line in out]
-    assert words[1] == "method points 95 % interval by group MiB GiB seconds over seeds front"
-    assert words[3] == "lora 83.0 70.3 to 95.7 2 seeds ab 0.00 1.10 12.5 12.0-13.0 no (sft)"
-    assert words[4] == "qlora 76.0 63.3 to 88.7 2 seeds b 0.00* 0.90* 8.5* 8.0-9.0 yes"
+    assert words[1] == "method points 95 % interval by group MiB tensors GiB seconds over seeds front"
+    assert words[3] == "lora 83.0 70.3 to 95.7 2 seeds ab 0.00 0.0 1.10 12.5 12.0-13.0 no (sft)"
+    assert words[4] == "qlora 76.0 63.3 to 88.7 2 seeds b 0.00* 0.0 0.90* 8.5* 8.0-9.0 yes"
     assert words[-1].startswith("the quick profile's learning rates were tuned with test scores in view")
 
 
@@ -347,7 +368,7 @@ def test_a_run_of_an_instrument_beside_one_of_the_same_cells_and_seeds_changes_n
 def test_markdown_has_the_same_cells():
     shown = as_markdown(comparisons(three_on_two_seeds()))
     assert "**sa on bert: accuracy, 2 seeds**" in shown
-    assert f"| qlora | 76.0 | 63.3 to 88.7 | 2 seeds | b | {markdown('0.00*')} | {markdown('0.90*')} |" in shown
+    assert f"| qlora | 76.0 | 63.3 to 88.7 | 2 seeds | b | {markdown('0.00*')} | 0.0  | {markdown('0.90*')} |" in shown
 
 
 @pytest.mark.parametrize(
@@ -377,3 +398,17 @@ def test_runs_that_cannot_be_compared_are_one_sentence(records, sentence):
     with pytest.raises(InputError) as error:
         comparisons(records)
     assert str(error.value).endswith(sentence)
+
+
+def test_what_was_published_stands_beside_a_run_and_alone_is_refused(tmp_path, capsys):
+    study = str(ROOT / "reports" / "study.json")
+    runs = saved(tmp_path, [measured("bert_sa_lora", 90.0), measured("bert_sa_sft", 92.0)])
+    assert command.main([str(runs), study]) == 0
+    _, table = capsys.readouterr().out.split("beside what was published\n")
+    words = [" ".join(line.split()) for line in table.splitlines()]
+    assert words[1:3] == ["bert_sa_lora accuracy 90.0 87.0 +3.0", "bert_sa_lora precision, negative - 86.0 -"]
+    assert "t5_sa_lora" not in table
+    assert words[-1].startswith("the quick profile trains other backbones")
+    with pytest.raises(SystemExit):
+        command.main([study])
+    assert "only published results, which were not run here; give a run to set them beside" in capsys.readouterr().err

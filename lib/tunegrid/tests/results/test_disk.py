@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.disk import replacing
+from tunegrid.disk import replacing, write_whole
 from tunegrid.errors import InputError
 from tunegrid.record import ExamplesRecord, from_json
 from tunegrid.results import examples
@@ -25,6 +25,13 @@ from tunegrid.results.files import save
 save({"benchmarks": [{"extra_info": {"cell": "x" * 10_000_000}}] * 10}, Path(sys.argv[1]))
 """
 SMALL = Examples(ids=["a", "b"], points={"accuracy": [100.0, 0.0]}, predictions=["1", "0"])
+
+
+def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match=r"folder cannot be written \(Is a directory\); give another place"):
+        write_whole(tmp_path / "folder", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
 
 
 def test_a_kill_in_the_write_of_a_run_leaves_the_run_that_was_there(tmp_path):

@@ -197,7 +197,7 @@ def test_the_table_says_begun(file):
 def test_the_page_shows_it(file):
     page = page_of(read_page_run(file), [read_page_run(file)])
     assert page.head.answer == "2 cells: 2 equal by their first 2 updates."
-    assert not page.head.items  # nothing went wrong
+    assert not page.head.causes  # nothing went wrong
     assert "begun" in html(page)
 
 

@@ -9,7 +9,7 @@ from tunegrid.page import render
 from tunegrid.page.view import page_of
 from tunegrid.record.parts import Estimate, ForgettingRecord
 from tunegrid.results import examples
-from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, objections
+from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, forgot_more, objections
 from tunegrid.results.statistics import ratio
 from tunegrid.run.forgetting import TextLosses
 from tunegrid.tests.pages import run_of
@@ -85,10 +85,30 @@ def test_over_seeds_changes_are_means_and_a_share_is_of_sfts():
     assert (lora.change, lora.share, sft.share) == (pytest.approx(0.3), pytest.approx(0.5), None)
 
 
+@pytest.mark.parametrize(
+    ("lora", "sft", "share", "more"),
+    [
+        ((0.8, 0.9), (0.15, 0.25), 17 / 4, ["bert_sa_lora"]),
+        ((0.8, 0.9), (0.0, 0.1), None, ["bert_sa_lora"]),  # its interval holds 0, so that a share of it says nothing
+        ((0.15, 0.25), (0.8, 0.9), 4 / 17, []),
+        ((0.8, 0.9), (-0.2, -0.1), None, ["bert_sa_lora"]),  # SFT forgot nothing, so that there is no share of it
+        ((-0.3, -0.2), (-0.2, -0.1), None, []),  # LoRA got better by more
+        ((0.61, 0.62), (0.6, 0.61), 123 / 121, []),  # within the noise of texts
+        ((0.9,), (0.2,), 4.5, []),  # one seed does not tell
+    ],
+)
+def test_an_adapter_forgot_more_than_sft_where_seeds_and_texts_tell(lora, sft, share, more):
+    cells = {"bert_sa_lora": lora, "bert_sa_sft": sft}
+    records = [record(cell, part(own), seed) for cell, changes in cells.items() for seed, own in enumerate(changes)]
+    assert forgetting_lines(records)[0].share == (share and pytest.approx(share))
+    assert forgot_more(records) == more
+
+
 def test_the_table_says_where_an_adapter_forgot_more_than_sft_and_what_was_not_asked():
     nothing = dict.fromkeys(("before", "after", "change", "frozen", "objective"))
     lost = part(refused="the tokenizer has no mask token", **nothing)
-    records = [record("bert_sa_lora", part(0.9)), record("bert_sa_sft", part(0.6)), record("gpt2_sa_lora", lost)]
+    two = [record(cell, part(nats), seed) for cell, nats in [("bert_sa_lora", 0.9), ("bert_sa_sft", 0.6)] for seed in (0, 1)]
+    records = [*two, record("gpt2_sa_lora", lost)]
     assert forgetting_table(records) == [
         "cell            points before  after change  95 % interval of SFT's",
         "bert_sa_lora      91.0  1.000  1.900 +0.900  +0.800 +1.000     150%",
@@ -104,6 +124,6 @@ def test_the_page_shows_scores_against_what_is_forgotten(tmp_path, monkeypatch):
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
     html = render.html(page_of(run_of([record("bert_sa_lora", part(-0.2)), record("bert_sa_sft", part(0.6))])))
     section = html.partition('id="forgetting"')[2].partition("</section>")[0]
-    assert section.count('<circle class="dot"') == 2  # the legend's and LoRA's, below 0
+    assert section.count('<path class="dot c0"') == 2  # LoRA's, below 0, and SFT's
     assert '<td class="n">−0.200</td><td>−0.300 to −0.100</td><td class="n">–33</td>'.replace("–33", "-33") in section
     assert 'id="forgetting"' not in render.html(page_of(run_of([complete("bert_sa_lora")])))

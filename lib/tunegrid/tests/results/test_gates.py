@@ -21,8 +21,8 @@ from tunegrid.results import examples
 from tunegrid.results.answer import FAILED_BY, answer_of, failing, kinds_of
 from tunegrid.results.examples import Examples
 from tunegrid.results.gate import Run, gate, read_run
-from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, rows
-from tunegrid.results.judgements import KINDS, Verdict
+from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, remarks, rows
+from tunegrid.results.judgements import KINDS, Judgement, Verdict
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, hits, record_of, run_file
 
@@ -348,6 +348,24 @@ def test_a_missing_cells_row_names_its_main_score():
     one, other = record_of("bert_sa_lora"), record_of("t5_qa_sft")
     judgements = gate(Run.of([one, other]), Run.of([one]))
     assert rows(judgements)[0] == ("t5_qa_sft", "f1", "-", "-", "-", "-", "-", "missing", "-", "-", "-")
+
+
+def judgements_of(quantity, verdict, *effects, detail=""):
+    """A judgement for each effect, of cells in the study's order."""
+    return [
+        Judgement(cell=cell, main_score="f1", quantity=quantity, verdict=verdict, effect=effect, detail=detail)
+        for cell, effect in zip(STUDY_IDS, effects, strict=False)
+    ]
+
+
+def test_speed_that_fails_nothing_stands_last_and_many_cells_alike_are_one_line():
+    speed = judgements_of("step_seconds", Verdict.WORSE, 0.2, 0.4, 0.3, 0.1, detail="margin 15%")
+    numerics = judgements_of("numerics", Verdict.CHANGED, *[None] * 5, detail="start: weights")
+    doubts = judgements_of("f1", Verdict.CANNOT_TELL, -1.0, -2.0)
+    first, *others = remarks([*speed, *doubts, *numerics], failing=numerics)
+    assert first == "changed: numerics of 5 cells, as bert_sum_lora numerics (start: weights)"
+    assert [line.partition(" f1 ")[0] for line in others[:2]] == ["cannot tell: bert_sum_lora", "cannot tell: bert_sum_qlora"]
+    assert others[2:] == ["worse: step_seconds of 4 cells, most of all bert_sum_qlora step_seconds +40.0 % (margin 15%)"]
 
 
 def test_exit_codes_of_the_command(tmp_path, capsys, monkeypatch):

@@ -48,9 +48,19 @@ def test_the_gain_is_of_the_chosen_place_over_the_better_end_on_test_rows():
     assert (best.chosen, best.better_end) == (0.7, 0.0)
     assert best.gain.points == pytest.approx(10.0)
     assert best.gain.low > 0
-    assert "0.7 of the way from lora to sft beats the better end: +10.00 points of accuracy" in best.as_text()
-    assert "cannot be told from the better end" in result(171).as_text()
-    assert "is worse than the better end" in result(140).as_text()
+    assert (
+        "0.7 of the way from lora to sft beats lora, the better end on validation rows: +10.00 points of accuracy"
+        in best.as_text()
+    )
+    assert "cannot be told from lora, the better end on validation rows:" in result(171).as_text()
+    assert "is worse than lora, the better end" in result(140).as_text()
+
+
+def test_where_test_rows_have_another_better_end_it_is_said():
+    validation = path_of(a7=190)
+    turned = path_result(("lora", "sft"), "accuracy", validation, {0.0: rows(140), 0.7: rows(160), 1.0: rows(190)}, {})
+    words = "0.7 of the way from lora to sft beats lora, the better end on validation rows, but not on test rows: +10.00 points"
+    assert turned.sentences[0].startswith(words)
 
 
 def test_a_path_is_a_table_of_places_and_scales_and_plain_json():

@@ -187,7 +187,21 @@ def test_three_trials_of_each_rank_tell_how_the_best_rate_moves():
     one = tuned()
     more = [trial(50.0, 9e-3, rank) for rank in (2, 4, 8) for _ in range(2)]
     told = replace(one, trials=[*one.trials, *more]).sentences[-1]
-    assert told.endswith("0.004 at rank 8: it moves by a factor of 2.00 when the rank doubles")
+    assert told.endswith("0.004 at rank 8; whether it moves with the rank cannot be told (a factor of 2.00, one study)")
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [
+        (4e-3, "it moves by a factor of 4.00 when the rank doubles (2.00 to 4.00 by study)"),
+        (1e-3, "whether it moves with the rank cannot be told (a factor of 4.00, 0.50 to 4.00 by study)"),
+    ],
+)
+def test_a_move_with_the_rank_is_one_where_every_study_has_it(rate, words):
+    """From rank 2 to 4 the first study's best rate goes from 1e-3 to 4e-3, the second one's from 2e-3 to `rate`."""
+    first = [trial(90.0, 1e-3, 2), trial(90.0, 4e-3, 4), trial(10.0, 9e-3, 2), trial(10.0, 9e-3, 4)]
+    second = [trial(80.0, 2e-3, 2, study=1), trial(80.0, rate, 4, study=1)]
+    assert replace(tuned(), trials=[*first, *second]).sentences[-1].endswith(words)
 
 
 def test_a_recipe_that_diverges_is_not_compared():

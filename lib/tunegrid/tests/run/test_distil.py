@@ -198,6 +198,12 @@ def test_a_distilled_model_replaces_none_that_was_given(tmp_path):
         command.check_place(Path("models"), [kept("bert_sa_lora")])
 
 
+def test_a_place_for_models_that_cannot_be_written_is_said_before_anything_trains(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"--save-models=.*file cannot be written \(File exists\); give another place"):
+        command.check_place(tmp_path / "file", [kept("bert_sa_lora")])
+
+
 # As a command
 
 

@@ -1,5 +1,6 @@
 """Saved models, and what lies between two: real micro models, saved and loaded again."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -129,13 +130,27 @@ def reordered(name, weight, order):
 
 def test_a_folder_without_a_model_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main([str(tmp_path), str(tmp_path)])
+        main([str(tmp_path), str(tmp_path / "other")])
     assert (
         "holds no saved model (FileNotFoundError of record.json); `pytest --save-models=DIR` leaves" in capsys.readouterr().err
     )
-    with pytest.raises(SystemExit):
-        main([str(tmp_path)])
-    assert "a path has two ends" in capsys.readouterr().err
+    for folders in ([str(tmp_path)], [str(tmp_path), f"{tmp_path}/x/.."]):
+        with pytest.raises(SystemExit):
+            main(folders)
+        assert "a path has two ends: give two folders, or more for their mean, each once" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", [0, 1], ids=["an adapter", "all weights"])
+@pytest.mark.parametrize("name", ["weights", "tokenizer.json"])
+def test_a_damaged_model_is_one_sentence(pair, tmp_path, index, name):
+    shutil.copytree(pair[index].folder, tmp_path / "saved")
+    for file in (tmp_path / "saved").glob("*.safetensors" if name == "weights" else name):
+        file.write_text("x")
+    damaged = replace(pair[index], folder=tmp_path / "saved")
+    for use in (damaged.served, damaged.merged):
+        with pytest.raises(InputError, match=r"cannot load .*saved"):
+            use(CPU)
 
 
 @pytest.mark.slow
@@ -150,5 +165,12 @@ def test_models_of_other_bases_or_seeds_are_refused(pair):
     seeded = replace(second, record=replace(second.record, seeds=replace(second.record.seeds, seed=3)))
     with pytest.raises(InputError, match="have seeds 0 and 3, so their heads start elsewhere"):
         path.check_seed(first, seeded)
+    with pytest.raises(
+        InputError, match="are of gpt2_sa_lora and gpt2_sa_sft: give two models for a path, or seeds of one cell"
+    ):
+        path.check_seeds([first, seeded])
+    path.check_seeds([second, seeded])
+    with pytest.raises(InputError, match="two models have one seed"):
+        path.check_seeds([second, second])
     with pytest.raises(InputError, match="the rows are not those of its run"):
         first.splits()  # these trained on some rows alone

@@ -1,4 +1,4 @@
-"""Makes bounds and noise, two TOML files, of runs of the quick grid.
+"""Makes bounds and noise, two TOML files, of runs of a grid: the suite's own or, by `tunegrid calibrate`, a user's cells.
 
 Scores are points, 0-100. A run of the grid is its records by cell.
 """
@@ -27,6 +27,7 @@ from tunegrid.results.noise import (
     resolution,
 )
 from tunegrid.results.statistics import critical_value
+from tunegrid.results.thresholds import LAB_CALIBRATE
 
 HEALTHY_MISSES = 0.02  # the chance that a healthy run of the whole grid misses any bound
 CONTROL_SHARE = 1 / 3  # of the way from the mean to what a control reaches: a bound below it is blunt
@@ -171,13 +172,14 @@ def score_of(grid: RecordsByCell, cell: str, metric: str) -> float:
 # Files
 
 
-def thresholds_toml(calibration: Calibration) -> str:
-    """The file of bounds."""
+def thresholds_toml(calibration: Calibration, command: str = LAB_CALIBRATE) -> str:
+    """The file of bounds, which says by which command it was written."""
+    share = f"{calibration.control_share:.0%} of the way to `control`, the best score of a control."
     lines = [
-        "# Written by `python -m tunegrid.lab calibrate`. Scores are points, 0-100. Made so that a healthy run of the whole",
+        f"# Written by `{command}`. Scores are points, 0-100. Made so that a healthy run of the whole",
         "# grid misses any with a chance of 2 %: the mean minus a t quantile of a new observation, by the noise between",
-        "# seeds (noise.toml, pooled over the cells of a kind). But no bound lies farther from the mean than",
-        f"# {calibration.control_share:.0%} of the way to `control`, the best score of a control.",
+        "# seeds (pooled over the cells of a kind).",
+        *(["# But no bound lies farther from the mean than", f"# {share}"] if calibration.controls else []),
         *evidence(calibration),
     ]
     for (cell, metric), bound in calibration.bounds().items():
@@ -199,7 +201,7 @@ def noise_toml(calibration: Calibration) -> str:
     """The file of training noise: deviations as measured, and their scores; they are pooled where they are read."""
     noise = calibration.noise
     lines = [
-        "# Written by `python -m tunegrid.lab calibrate`. Standard deviations of scores, in points, with degrees of freedom:",
+        f"# Written by `{LAB_CALIBRATE}`. Standard deviations of scores, in points, with degrees of freedom:",
         "# `seeds` between runs of different seeds, `perturbed` between runs of one seed whose starts differ in last digits.",
         "# `scores`: one list for each group of runs that differ by chance alone.",
         *evidence(calibration),

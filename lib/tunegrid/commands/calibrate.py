@@ -1,0 +1,121 @@
+"""Bounds for cells of your own: `tunegrid calibrate --grid=sst2.py` trains them and writes what a healthy run reaches.
+
+It trains the cells that the file adds, or those of --cells, with five seeds, and writes sst2.quick.toml beside sst2.py, or
+sst2.full.toml with -m full. Sessions with --grid=sst2.py hold the cells to these bounds. A bound is the mean of the seeds minus
+what training noise explains; few seeds leave it wide. The same command goes on where it was stopped.
+"""
+
+import argparse
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from tunegrid.commands.cli import refuse
+from tunegrid.commands.run import command
+from tunegrid.disk import write_whole
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY_IDS, study
+from tunegrid.grid.own import add_from
+from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.record import Record
+from tunegrid.results.bounds import Calibration, RecordsByCell, thresholds_toml
+from tunegrid.results.files import read_list
+from tunegrid.results.thresholds import OWN_CALIBRATE, beside, load_bounds
+from tunegrid.terminal import say
+
+PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
+RUNS = CACHE / "calibrate"
+Session = Callable[[Sequence[str]], int]  # pytest's arguments, and its exit code
+
+
+def session(arguments: Sequence[str]) -> int:
+    """Run the suite in a process of its own, which shows how far it is."""
+    return subprocess.run(command(arguments), check=False).returncode
+
+
+def cells_of(grid_file: Path, profile: str, named: str) -> tuple[str, ...]:
+    """The cells to calibrate: those that are named, or all that the file adds. Raises InputError where there are none."""
+    grid = study()
+    add_from(grid_file.resolve(), grid)
+    if cells := [name.strip() for name in named.split(",") if name.strip()]:
+        return tuple(dict.fromkeys(grid.cell(name, PROFILES[profile]).id for name in cells))
+    added = tuple(name for name in grid.ids(PROFILES[profile]) if name not in STUDY_IDS)
+    if not added:
+        other = next(name for name in PROFILES if name != profile)
+        raise InputError(f"{grid_file} adds no cell of -m {profile}: write -m {other}, or name cells with --cells=ID,ID")
+    return added
+
+
+def check_others(path: Path, cells: Sequence[str]) -> None:
+    """Raises InputError where a file has bounds of other cells, which would be lost."""
+    if others := sorted(load_bounds(path).keys() - set(cells)):
+        raise InputError(
+            f"{path} has bounds of {', '.join(others)}, which would be lost: name them in --cells, too, or remove it"
+        )
+
+
+def by_seed(records: Sequence[Record], cells: Sequence[str], seeds: int) -> list[RecordsByCell]:
+    """The records of each seed by cell; raises InputError where a cell did not come to its end."""
+    known = {(record.seeds.seed, record.cell): record for record in records if record.finished}
+    for seed in range(seeds):
+        for cell in cells:
+            if (seed, cell) not in known:
+                raise InputError(f"{cell} of seed {seed} did not come to its end: see above, and run the same command again")
+    return [{cell: known[seed, cell] for cell in cells} for seed in range(seeds)]
+
+
+def trained(options: argparse.Namespace, cells: Sequence[str], run: Session) -> list[Record]:
+    """The records of all seeds; what passed in an earlier session is not trained again."""
+    path = RUNS / f"{options.grid.stem}-{options.profile}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    selection = [
+        "-m",
+        options.profile,
+        f"--grid={options.grid}",
+        f"--cells={','.join(cells)}",
+        f"--seeds=0-{options.seeds - 1}",
+    ]
+    code = run([*selection, "--resume", *options.pytest_options, f"--benchmark-json={path}"])
+    if not path.is_file():
+        raise InputError(f"pytest ended with exit code {code} and left no run: what it said stands above")
+    return read_list(path)
+
+
+def summary(measured: Calibration) -> list[str]:
+    """A line for each bound."""
+    return [
+        f"{cell} {metric}: at least {bound.minimum:.1f} "
+        f"(mean {fmean(scores):.1f}, lowest {min(scores):.1f} of {len(scores)} seeds)"
+        for (cell, metric), bound in measured.bounds().items()
+        if (scores := measured.scores(cell, metric))
+    ]
+
+
+def seeds_of(text: str) -> int:
+    """How many seeds: at least two, without which no deviation is known."""
+    if not text.isascii() or not text.isdigit() or not 2 <= int(text) <= 100:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 2 to 100")
+    return int(text)
+
+
+def main(arguments: Sequence[str] | None = None, run: Session = session) -> int:
+    """Train, write the bounds, say them; return the exit code. `run` starts the session."""
+    parser = argparse.ArgumentParser(prog="tunegrid calibrate", description=__doc__)
+    parser.add_argument("--grid", type=Path, required=True, metavar="FILE.py", help="your file, as for pytest")
+    parser.add_argument("--cells", default="", metavar="ID,ID", help="these cells (default: all that the file adds)")
+    parser.add_argument("-m", "--profile", choices=PROFILES, default="quick", help="at which profile (default quick)")
+    parser.add_argument("--seeds", type=seeds_of, default=5, metavar="N", help="trainings of each cell (default 5)")
+    parser.add_argument("pytest_options", nargs="*", metavar="-- OPTION", help="of pytest, as in -- --data-root=DIR -n 2")
+    options = parser.parse_args(arguments)
+    path = beside(options.grid, options.profile)
+    try:
+        cells = cells_of(options.grid, options.profile, options.cells)
+        check_others(path, cells)
+        measured = Calibration(seeds=by_seed(trained(options, cells, run), cells, options.seeds))
+        write_whole(path, thresholds_toml(measured, f"{OWN_CALIBRATE} --grid={options.grid.name}"))
+    except InputError as error:
+        refuse(parser, error)
+    say("\n".join([*summary(measured), f"wrote {path}, which sessions with --grid={options.grid} read"]))
+    return 0

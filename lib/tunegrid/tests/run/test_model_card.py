@@ -1,0 +1,116 @@
+"""The card of a saved model, read back with huggingface_hub: what a push to the hub would upload."""
+
+import json
+import socket
+from dataclasses import replace
+
+import pytest
+from huggingface_hub import ModelCard
+from peft import PeftConfig
+
+from tunegrid.grid.cells import STUDY
+from tunegrid.grid.profiles import FULL_PROFILE
+from tunegrid.run.model_card import card_of
+from tunegrid.run.saved import save
+from tunegrid.run.serving import Serving
+from tunegrid.tests.records import complete
+from tunegrid.tests.small import cell_of, model_of, tokenizer_of
+
+SCORES = {"precision_1": 92.0, "f1_macro": 91.0, "accuracy": 91.04, "recall_0": None}
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Nothing may be asked of a network; yields what tried to."""
+    asked = []
+
+    def refuse(*arguments, **_):
+        asked.append(arguments)
+        raise OSError("a test forbids it")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield asked
+    assert asked == []
+
+
+def kept(cell_id, root, **changes):
+    """The folder of an untrained model, saved with a made-up record, and its card."""
+    record = complete(cell_id, **{"scores": SCORES, **changes})
+    folder = save(cell_of(cell_id), model_of(cell_id), tokenizer_of(cell_id), record, root, Serving())
+    return folder, ModelCard.load(folder / "README.md")
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    return kept("bert_sa_qlora", tmp_path_factory.mktemp("models"))
+
+
+def test_scores_stand_in_the_model_index_the_main_score_first(adapter):
+    results = adapter[1].data.eval_results
+    assert [(one.metric_type, one.metric_name, one.metric_value) for one in results] == [
+        ("accuracy", "accuracy (points, 0 to 100)", 91.04),
+        ("f1", "f1_macro (points, 0 to 100)", 91.0),
+        ("precision", "precision, positive (points, 0 to 100)", 92.0),
+    ]
+    assert {(one.task_type, one.dataset_type, one.dataset_split) for one in results} == {
+        ("text-classification", "synthetic", "train")
+    }
+
+
+def test_peft_adds_its_part_and_no_file_tells_a_folder_of_this_machine(adapter):
+    folder, card = adapter
+    assert (card.data.library_name, card.data.base_model) == ("peft", None)
+    assert card.data.tags == ["lora", "transformers", "tunegrid"]
+    assert "- PEFT " in card.text
+    assert "More Information Needed" not in card.text
+    config = PeftConfig.from_pretrained(folder)
+    assert (config.base_model_name_or_path, config.target_modules) == ("bert-micro", {"query", "value"})
+    assert [path.name for path in folder.glob("*.*") if b"/fixtures/" in path.read_bytes()] == []
+
+
+def test_a_micro_model_of_made_up_rows_says_so(adapter):
+    card = adapter[1]
+    assert "**A micro model, for tests alone.**" in card.text
+    assert "**Synthetic data.** tunegrid made up every row" in card.text
+    assert card.data.datasets is None
+    assert card.data.license == "apache-2.0"  # by the micro backbone's own card
+
+
+def test_hyperparameters_versions_and_bounds_stand_in_the_text(adapter):
+    lines = adapter[1].text.splitlines()
+    assert "| accuracy | 91.04 | 88.0 |" in lines
+    assert "| precision, positive | 92.0 | - |" in lines
+    assert {"- learning_rate: 0.004", "- quantization.bnb_4bit_quant_type: nf4", "- seed: 0"} <= set(lines)
+    assert any(line.startswith("- torch 2.") for line in lines)
+
+
+def test_a_card_is_written_without_the_network(no_network, tmp_path):
+    folder, card = kept("gpt2_sa_sft", tmp_path)
+    assert card.data.library_name == "transformers"
+    assert json.loads((folder / "record.json").read_text())["cell"] == "gpt2_sa_sft"
+
+
+def test_a_cell_of_the_hub_names_data_and_backbone(no_network):
+    cell = STUDY.cell("gpt2_qa_lora", FULL_PROFILE)
+    record = complete("gpt2_qa_lora", profile="full")
+    record = replace(record, data=replace(record.data, revision="a" * 40))
+    data = card_of(cell, record).data
+    assert (data.base_model, data.datasets, data.license) == ("openai-community/gpt2", ["rajpurkar/squad"], None)
+    result = data.eval_results[0]
+    assert (result.task_type, result.dataset_type) == ("question-answering", "rajpurkar/squad")
+    assert (result.metric_type, result.dataset_split, result.dataset_revision) == ("f1", "validation", "a" * 40)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"status": "missed", "missed": ["accuracy 60.0 is below 88.0"]}, "**Its run did not pass: missed.** accuracy 60.0"),
+        ({"bounds": {}}, "No bound applied to its scores."),
+    ],
+)
+def test_what_went_wrong_stands_on_top(changes, sentence):
+    text = card_of(cell_of("bert_sa_lora"), complete(**changes)).text
+    assert sentence in text.partition("## Scores")[0]
