@@ -86,14 +86,16 @@ def test_counting_words_does_not_solve_the_pairs():
         for rows in (rows_of("multi_nli/train"), rows_of("multi_nli/validation_matched"))
     )
     model = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
-    assert model.fit(train, truth).score(test, wanted) <= 0.6  # a third by chance; aspects that occur once are not told
+    assert model.fit(train, truth).score(test, wanted) <= 0.7  # two thirds: what has no verdict, and half of the rest
 
 
-def test_a_premise_has_three_hypotheses_of_which_one_follows():
-    told = Review(title="", content="i regret it . the lid is not bad at all .", opinions=(("overall", False), ("lid", True)))
-    follows, beside, contradicts = pairs_of(told, Random(0))
-    assert (follows["hypothesis"], follows["label"]) == ("bad overall , lid good .", 0)
-    assert ("lid" in beside["hypothesis"], beside["label"]) == (False, 1)
+def test_a_digest_follows_from_its_review_is_undecided_without_the_verdict_or_contradicts_it():
+    lid, opinions = "the lid is not bad at all .", (("overall", False), ("lid", True))
+    told = Review(title="", content=f"in short i do regret it . {lid}", without_verdict=lid, opinions=opinions)
+    follows, undecided, contradicts = pairs_of(told, Random(0))
+    assert (follows["premise"], follows["hypothesis"], follows["label"]) == (told.content, "bad overall , lid good .", 0)
+    assert (undecided["premise"], undecided["label"]) == (lid, 1)
+    assert undecided["hypothesis"] in ("bad overall , lid good .", "good overall , lid good .")
     assert (contradicts["hypothesis"], contradicts["label"]) == ("good overall , lid bad .", 2)
 
 

@@ -128,9 +128,9 @@ def test_three_labels_and_two_texts(tmp_path):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
     shutil.copytree(FIXTURES / "backbones" / "gpt2-micro", tmp_path / "gpt2")
-    records = records_of(tmp_path, "nli.py", ("bert_nli_lora", "gpt2_nli_qlora"), *full(tmp_path))
-    assert {"f1_0", "f1_1", "f1_2"} <= records["bert_nli_lora"]["scores"].keys()
-    assert records["bert_nli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
+    records = records_of(tmp_path, "nli.py", ("bert_mnli_lora", "gpt2_mnli_qlora"), *full(tmp_path))
+    assert {"f1_0", "f1_1", "f1_2"} <= records["bert_mnli_lora"]["scores"].keys()
+    assert records["bert_mnli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
 
 
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
