@@ -2,7 +2,8 @@
 
 So must a run whose adapter is taken away after training while its head stays (`adapter_off`): the head alone must not do.
 
-`pytest -m controls` has those of the study's quick cells, `pytest -m "controls and zoo"` those of the zoo.
+`pytest -m controls` has those of the study's quick cells, `pytest -m "controls and zoo"` those of the zoo, and `pytest -m
+"controls and tasks"` those of more tasks.
 """
 
 from dataclasses import replace
@@ -15,7 +16,8 @@ from fixtures.session import session_of
 from tunegrid.grid.backbones import BACKBONES, within
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import TOKEN_ROWS
-from tunegrid.grid.profiles import QUICK_PROFILE, ZOO_PROFILE
+from tunegrid.grid.more_tasks import is_of_more_tasks, more_tasks
+from tunegrid.grid.profiles import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.record.wrong import below_bounds
 
@@ -34,6 +36,12 @@ CASES = [
         for control in CONTROLS[1:]
         for cell in zoo().cells(ZOO_PROFILE)
         if control != "adapter_off" or cell.method.adapts
+    ),
+    *(
+        pytest.param(control, "tasks", cell.id, id=f"tasks-{control}-{cell.id}", marks=pytest.mark.tasks)
+        for control in CONTROLS
+        for cell in more_tasks().cells(TASKS_PROFILE)
+        if is_of_more_tasks(cell.id) and (control != "adapter_off" or cell.method.adapts)
     ),
 ]
 

@@ -6,7 +6,7 @@ from tunegrid.results.passing import why_not_to_train
 from tunegrid.terminal import visible
 
 
-@pytest.mark.cells("quick", "zoo", "full")
+@pytest.mark.cells("quick", "zoo", "tasks", "full")
 def test_finetune(cell, audit_before, trainer, course, validate, splits, score, meter, progress, benchmark, record):
     findings = audit_before()
     wrong = why_not_to_train(cell, findings)

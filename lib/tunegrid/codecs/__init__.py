@@ -8,6 +8,7 @@ from typing import Any
 from tunegrid.codecs.base import Codec
 from tunegrid.codecs.chat import ChatAnswerCodec, ChatCodec
 from tunegrid.codecs.classify import ClassifyCodec
+from tunegrid.codecs.conversation import ConversationCodec
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
 from tunegrid.errors import InputError
@@ -25,13 +26,18 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 }
 
 
+# Of tasks whose rows are conversations.
+CONVERSATIONS: dict[tuple[Problem, Layout | None], type[Codec]] = {(Problem.GENERATE, Layout.CHAT): ConversationCodec}
+
+
 def codec_of(cell: Cell, tokenizer: Any) -> Codec:
     """The cell's codec over a tokenizer; raises InputError where there is none for its problem and its head's layout."""
     problem, layout = cell.task.problem, cell.head.layout
-    if (problem, layout) not in CODECS:
-        fitting = [_named(known) for kind, known in CODECS if kind is problem]
+    codecs = CONVERSATIONS if cell.task.messages else CODECS
+    if (problem, layout) not in codecs:
+        fitting = [_named(known) for kind, known in codecs if kind is problem]
         raise InputError(f"{cell.id}: its head has {_named(layout)}; for {problem}, a head needs {' or '.join(fitting)}")
-    return CODECS[problem, layout](cell, tokenizer)
+    return codecs[problem, layout](cell, tokenizer)
 
 
 def _named(layout: Layout | None) -> str:

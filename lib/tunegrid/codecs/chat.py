@@ -12,11 +12,13 @@ from random import Random
 from tunegrid.codecs.extract import MAX_QUESTION_TOKENS
 from tunegrid.codecs.generate import CausalCodec
 from tunegrid.codecs.synthetic import SyntheticTokenizer
+from tunegrid.data.conversations import Turn
 from tunegrid.data.rows import answer_texts, context, joined
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError, first_line
 
 SOURCE, TARGET = "@source@", "@target@"  # stand for the two turns while the template is rendered
+USER, ASSISTANT = {"role": "user", "content": SOURCE}, {"role": "assistant", "content": TARGET}
 # Some templates insert today's date, and training must not depend on the day. They take it as `date_string`, or ask for it
 # with `strftime_now`, which a macro of this name replaces.
 DAY = date(2025, 1, 1)
@@ -54,8 +56,8 @@ class ChatCodec(CausalCodec):
             rng = Random(0)
             before, after = (self.tokenizer.draw(rng, count) for count in (SYNTHETIC_BEFORE, SYNTHETIC_AFTER))
             return Template(before=before, after=after, end=super().end_id)
-        start, middle = self._parts(self._rendered(SOURCE), SOURCE)
-        _, closing = self._parts(self._rendered(SOURCE, TARGET), TARGET)
+        start, middle = self._parts(self._rendered([USER]), SOURCE)
+        _, closing = self._parts(self._rendered([USER, ASSISTANT]), TARGET)
         before_text, after_text, ends = start.rstrip(" "), middle.rstrip(" "), self.ids(closing.strip())
         return Template(
             before=self.ids(before_text),
@@ -65,16 +67,15 @@ class ChatCodec(CausalCodec):
             end=ends[0] if len(ends) == 1 else super().end_id,  # a template may close the last turn with no token
         )
 
-    def _rendered(self, *turns: str) -> str:
-        """The user's turn and, where given, the assistant's; without it, the template up to where the assistant begins."""
-        messages = [{"role": role, "content": turn} for role, turn in zip(("user", "assistant"), turns, strict=False)]
+    def _rendered(self, turns: Sequence[Turn]) -> str:
+        """Turns by the template; behind a user's, up to where the assistant begins."""
         try:
             template: str = self.tokenizer.get_chat_template()
             rendered: str = self.tokenizer.apply_chat_template(
-                messages,
+                list(turns),
                 chat_template=(FIXED_DAY if "strftime_now" in template else "") + template,
                 tokenize=False,
-                add_generation_prompt=len(turns) == 1,
+                add_generation_prompt=turns[-1]["role"] == "user",
                 date_string=DAY.strftime("%d %b %Y"),
                 enable_thinking=False,  # the target follows the prompt at once
             )

@@ -25,7 +25,7 @@ from tunegrid.results.journal import code_digest
 from tunegrid.terminal import say
 
 RUNS = CACHE / "upgrade"
-MICRO = ("quick", "zoo")  # profiles whose cells share a machine's cores
+MICRO = ("quick", "zoo", "tasks")  # profiles whose cells share a machine's cores
 NAMED = 3  # packages that a sentence names
 
 

@@ -13,7 +13,7 @@ from tunegrid.results.files import read_list
 
 USAGE_ERROR = 4  # pytest's exit code
 FIRST_UPDATES = ("--first-updates",)
-TRAINING = ("quick", "zoo", "full")  # profiles whose cells can stop after first updates
+TRAINING = ("quick", "zoo", "tasks", "full")  # profiles whose cells can stop after first updates
 # The command that runs the cells, of the Python of an environment and the file to write.
 Command = Callable[[Path, Path], Sequence[str]]
 # Makes it of cells, options of pytest and a profile.

@@ -27,7 +27,8 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell, Grid
 from tunegrid.grid.larger import larger
 from tunegrid.grid.methods import SFT, Lora
-from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE, ZOO_PROFILE, Profile
+from tunegrid.grid.more_tasks import more_tasks
+from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE, Profile
 from tunegrid.grid.zoo import zoo
 from tunegrid.machine import announce_threads, thread_share
 from tunegrid.results.journal import content_key
@@ -43,6 +44,7 @@ GRIDS: dict[str, tuple[Profile, Callable[[], Grid], tuple[float, float]]] = {
     # The rates lie a decade and more around those of all recipes, of every method: methods are compared in one space.
     "quick": (QUICK_PROFILE, lambda: STUDY, (1e-4, 3e-2)),
     "zoo": (ZOO_PROFILE, zoo, (1e-4, 1.0)),  # prompt tuning takes 0.5
+    "tasks": (TASKS_PROFILE, more_tasks, (1e-4, 3e-2)),
     "full": (FULL_PROFILE, larger, (1e-6, 1e-2)),
 }
 RANKS = (2, 4, 8, 16, 32)

@@ -24,7 +24,7 @@ def joined(row: Row, columns: Sequence[str]) -> str:
 
 def identity(row: Row, columns: Sequence[str]) -> str:
     """What a row says in some columns, whatever its case and white space: two rows of one identity are one text."""
-    return " ".join(" ".join(row[column] for column in columns).lower().split())
+    return " ".join(" ".join(str(row[column]) for column in columns).lower().split())
 
 
 def text_hash(text: str) -> int:

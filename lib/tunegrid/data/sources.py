@@ -205,10 +205,10 @@ def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
     """Every split by name; raises InputError where a folder, file or column is missing, or the hub cannot be reached."""
     by_name = _of_task(task, root)
     for split, table in by_name.items():
-        missing = [name for name in task.columns if name not in table.names]
+        missing = [name for name in task.hub_columns if name not in table.names]
         if len(table) and missing:
             raise InputError(
-                f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.columns)} "
+                f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
                 f"and split {split!r} has {', '.join(table.names)}: name in the file or the task's columns what the other has"
             )
     named = {split for split, table in by_name.items() if task.labels and len(table) and _has_names(task, table)}
@@ -354,7 +354,7 @@ def _csv(task: Task, paths: Sequence[Path]) -> DatasetTable:
     from pyarrow import csv
 
     kinds: dict[type, Any] = {str: pa.string(), int: pa.int64(), float: pa.float64()}
-    if unfit := [name for name, kind in task.columns.items() if kind not in kinds]:
+    if unfit := [name for name, kind in task.hub_columns.items() if kind not in kinds]:
         raise InputError(f"{paths[0]}: column {unfit[0]!r} of {task.folder} is no text and no number, so write it as .jsonl")
     types = {name: kinds[kind] for name, kind in task.columns.items()} | ({task.target: pa.string()} if task.labels else {})
     read = csv.read_csv(

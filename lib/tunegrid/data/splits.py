@@ -13,6 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
+from tunegrid.data.conversations import ConversationTable
 from tunegrid.data.noise import noisy
 from tunegrid.data.rows import check_column, check_row, check_task, identity, text_hash
 from tunegrid.data.sources import Row, Table, check_split, tables
@@ -95,7 +96,7 @@ def load_splits(task: Task, profile: Profile) -> Splits:
 
 def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
     """Where the rows of each split stand, all of them."""
-    by_name = tables(task, profile.data_root)
+    by_name = read_tables(task, profile)
     train = _named(by_name, task.train, task)
     pool: Sequence[int] = range(len(train))
     parts: dict[str, TableSlice] = {}
@@ -109,6 +110,14 @@ def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
             table = _named(by_name, rule, task)
             parts[name] = TableSlice(table=table, indices=range(len(table)), origin=table.origin)
     return parts | {"train": TableSlice(table=train, indices=pool, origin=train.origin)}
+
+
+def read_tables(task: Task, profile: Profile) -> Mapping[str, Table]:
+    """Every split by name, conversations as rows of their last exchange."""
+    by_name = tables(task, profile.data_root)
+    if task.messages is None:
+        return by_name
+    return {name: ConversationTable(table, task.messages) for name, table in by_name.items()}
 
 
 def _rest(pool: Sequence[int], aside: Sequence[int]) -> Sequence[int]:
@@ -157,7 +166,7 @@ def _capped(task: Task, part: TableSlice, cap: int | None) -> TableSlice:
 
 def _text_hashes(task: Task, part: TableSlice) -> Sequence[int]:
     """A hash of each row's text, which all of them are checked for: the texts themselves are not kept."""
-    columns, hashes = task.identity or (*task.text, *task.text_pair), array("Q")
+    columns, hashes = task.identity or (*task.text, *task.beside), array("Q")
     for index, row in zip(part.indices, part.rows, strict=True):
         check_row(task, row, index, part.table.origin)
         hashes.append(text_hash(identity(row, columns)))

@@ -302,7 +302,10 @@ class Grid:
         if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
             near = get_close_matches(cell_id, [*self.recipes], n=1)
             hint = f"; did you mean {near[0]}?" if near else ";"
-            lists = "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones"
+            lists = (
+                "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones, -m 'full and tasks' "
+                "those of more tasks"
+            )
             raise InputError(f"unknown cell {cell_id!r}{hint} {lists}")
         backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
         return backbone, task, method

@@ -121,12 +121,14 @@ def _light(recipe: Recipe) -> Recipe:
 #   sa   100,000 of 2.5 M rows, 3 to 5 epochs: 9,400 to 31,000 micro-batches, 5 to 16 min a cell; accuracy is flat long before.
 #        20,000 of 540,000 test rows: a standard error of 0.15 points at 95 %.
 #   qa   all 79,000 rows (GPT-2 in batches of 2: 120,000 micro-batches, 60 min a cell) and all 10,570 test rows.
+#   nli  100,000 of 373,000 rows, 3 to 5 epochs: 15,600 to 37,500 micro-batches, 8 to 19 min a cell; all 9,815 test rows.
 #   sum  50,000 of 287,113 rows, 1 to 3 epochs: 6,250 to 150,000 micro-batches, 5 to 75 min a cell; generating for the
 #        2,000 test rows takes 2 min (all 11,490: 12 min), a standard error of about 0.25 points of ROUGE-1.
 # Validation chooses among epochs only, so a few rows do.
 FULL_CAPS: Mapping[str, Caps] = {
     "sa": Caps(train=100_000, validation=5_000, test=20_000),
     "qa": Caps(validation=2_000),
+    "nli": Caps(train=100_000, validation=5_000),
     "sum": Caps(train=50_000, validation=500, test=2_000),
 }
 
@@ -143,6 +145,7 @@ QUICK_PROFILE = Profile(
     device="cpu",  # the same scores on a machine with a GPU
 )
 ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo", zoo=True)
+TASKS_PROFILE = replace(QUICK_PROFILE, id="tasks")  # cells of more tasks than the study's: `tunegrid.grid.more_tasks`
 # The libraries' own path takes a few updates on a few rows, of whatever size the backbone is.
 STOCK_PROFILE = replace(QUICK_PROFILE, id="stock")
 STOCK_FULL_PROFILE = Profile(

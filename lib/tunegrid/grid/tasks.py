@@ -70,6 +70,7 @@ class Task:
         text_pair: columns of the second text: a hypothesis, the passage behind a question.
         identity: columns that tell whether two rows are one; empty: all that is read. A row that stands in a split which
             scores is dropped from train.
+        messages: the hub's column of a conversation in its chat schema, of which rows {history, prompt, reply} are made.
         target: the column that is learned.
         labels: names of the classes, in the order of their numbers; for classification only. Rows may hold either.
         train: the split that is learned.
@@ -89,6 +90,7 @@ class Task:
     text: tuple[str, ...]
     text_pair: tuple[str, ...] = ()
     identity: tuple[str, ...] = ()
+    messages: str | None = None
     target: str
     labels: tuple[str, ...] = ()
     train: str = "train"
@@ -156,6 +158,16 @@ class Task:
     def has_own_rows(self) -> bool:
         """Whether it names all its files, so that neither hub nor `--data-root` is asked for rows."""
         return bool(self.files) and all(Path(path).is_absolute() for path in self.files.values())
+
+    @property
+    def hub_columns(self) -> Mapping[str, type]:
+        """The columns that a data set must have: those of the rows, or that of conversations which they are made of."""
+        return {self.messages: list} if self.messages else self.columns
+
+    @property
+    def beside(self) -> tuple[str, ...]:
+        """What is read beside `text`: a second text, or what was said before a prompt."""
+        return ("history",) if self.messages else self.text_pair
 
     @property
     def folder(self) -> str:

@@ -3,7 +3,8 @@
 It trains 20 seeds, ten more of each cell in which some training collapsed, three seeds from three more starts each that are
 moved in their last digits, and the controls. It writes benchmarks/thresholds/quick.toml, what a healthy run reaches,
 noise.toml, what the gate holds a change to, and reports/controls-quick-cpu.json. Finished sessions are kept and not trained
-again. `--profile zoo` trains five seeds of the zoo and its controls, and writes bounds alone, to zoo.toml.
+again. `--profile zoo` trains five seeds of the zoo and its controls, and writes bounds alone, to zoo.toml; `--profile tasks`
+does so with the cells of more tasks.
 """
 
 import argparse
@@ -56,11 +57,14 @@ RULES = {
         noise=True,
         control_share=CONTROL_SHARE,
         left_out=(ADAPTER_OFF,),
-        controls="controls and not zoo",
+        controls="controls and not zoo and not tasks",
         controls_a_cell=11 / 3,
     ),
     # Five seeds of many methods leave more noise than ten of the study's three.
     "zoo": Rules(seeds=5, noise=False, control_share=2 / 3, left_out=(), controls="controls and zoo", controls_a_cell=3),
+    "tasks": Rules(
+        seeds=5, noise=False, control_share=2 / 3, left_out=(), controls="controls and tasks", controls_a_cell=11 / 3
+    ),
 }
 
 
@@ -177,7 +181,7 @@ def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
 
 def add_plan(parser: argparse.ArgumentParser) -> None:
     """The options of what is trained, and where its files go; `measure` has them, too."""
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1, at least 2 (default 20; of the zoo 5)")
+    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 to N-1, at least 2 (default 20; of zoo and tasks 5)")
     parser.add_argument("--more-seeds", type=int, default=10, metavar="N", help="more seeds of cells with a tail (default 10)")
     parser.add_argument("--perturbed-seeds", type=int, default=3, metavar="N", help="seeds with perturbed runs (default 3)")
     parser.add_argument("--draws", type=int, default=3, metavar="N", help="perturbed runs of each of them (default 3)")

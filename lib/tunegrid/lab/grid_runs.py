@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,7 +18,8 @@ from time import monotonic
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.more_tasks import is_of_more_tasks, more_tasks
+from tunegrid.grid.profiles import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
@@ -36,6 +37,12 @@ TRAINS = (
     "fixtures",
     "benchmarks",
 )
+# The cells of a micro grid.
+IDS: Mapping[str, Callable[[], tuple[str, ...]]] = {
+    QUICK_PROFILE.id: lambda: STUDY_IDS,
+    ZOO_PROFILE.id: lambda: zoo().ids(ZOO_PROFILE),
+    TASKS_PROFILE.id: lambda: tuple(filter(is_of_more_tasks, more_tasks().ids(TASKS_PROFILE))),
+}
 COMPLETE = (0, 1)  # exit codes of pytest: every test ran
 RecordsByCell = Mapping[str, Record]
 
@@ -124,7 +131,7 @@ class GridRun(LabSession):
     """One session of a micro grid: its cells with each of some seeds. A cell that misses a bound still has its row.
 
     Attributes:
-        profile: quick, or zoo.
+        profile: quick, zoo or tasks.
         seeds: of initialisation, dropout and the order of rows.
         draw: of the noise that moves the start; None moves nothing.
         only: these cells; none takes all.
@@ -138,7 +145,7 @@ class GridRun(LabSession):
     @property
     def cells(self) -> tuple[str, ...]:
         """The cells that it trains."""
-        return self.only or (zoo().ids(ZOO_PROFILE) if self.profile == ZOO_PROFILE.id else STUDY_IDS)
+        return self.only or IDS[self.profile]()
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ Stage by stage, it calls other commands, which can be run alone, too:
   sensitivity   real degradations (sensitivity)
   false_alarms  40 healthy runs (false_alarms)
   zoo           five seeds of the zoo and its controls: zoo.toml (calibrate --profile zoo)
+  tasks         the same of more tasks: tasks.toml (calibrate --profile tasks)
 
 Figures go to reports/measured.json, which the pages quote. Stop it when you like: sessions of five seeds that are finished are
 kept in .cache/measure, and the same command goes on. Sessions of other code or library versions are not taken.
@@ -32,7 +33,7 @@ from tunegrid.results.passing import with_bounds
 from tunegrid.results.thresholds import Bounds, load_bounds
 
 STOPPED = 130  # exit code, as a shell gives it
-ZOO = calibrate.CalibrationPlan(profile="zoo", seeds=calibrate.RULES["zoo"].seeds)
+ZOO, TASKS = (calibrate.CalibrationPlan(profile=name, seeds=calibrate.RULES[name].seeds) for name in ("zoo", "tasks"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,10 @@ def _zoo(work: Work) -> int:
     return calibrate.write(ZOO, work.sessions, work.to)
 
 
+def _tasks(work: Work) -> int:
+    return calibrate.write(TASKS, work.sessions, work.to)
+
+
 STAGES: Mapping[str, Stage] = {
     "bounds": Stage(sessions=lambda work: work.plan.sessions, do=_bounds),
     "numerics": Stage(sessions=lambda work: numerics.planned(work.plan), do=_numerics),
@@ -126,6 +131,7 @@ STAGES: Mapping[str, Stage] = {
     "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
     "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
     "zoo": Stage(sessions=lambda work: ZOO.sessions, do=_zoo),
+    "tasks": Stage(sessions=lambda work: TASKS.sessions, do=_tasks),
 }
 
 

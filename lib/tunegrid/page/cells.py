@@ -1,13 +1,14 @@
 """A cell as the page shows it: its records of two runs and the gate's judgements give a `CellView`."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import fmean
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.grid.larger import is_larger
-from tunegrid.grid.profiles import ZOO_PROFILE
+from tunegrid.grid.more_tasks import words_for
+from tunegrid.grid.profiles import TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.tasks import score_title
 from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean
@@ -245,8 +246,8 @@ class CellView:
     def command(self) -> str:
         """What runs just this cell again."""
         first = self.first
-        larger = is_larger(self.id)
-        ours = larger or first.profile == ZOO_PROFILE.id or self.id in STUDY_IDS
+        words = words_for(self.id, first.profile)
+        ours = words != first.profile or first.profile in (ZOO_PROFILE.id, TASKS_PROFILE.id) or self.id in STUDY_IDS
         options = ["" if ours else "--grid=FILE.py", f"--cells={self.id}"]
         seeds = [str(record.seeds.seed) for record in self.records]
         options.append(f"--seeds={','.join(seeds)}")
@@ -254,7 +255,7 @@ class CellView:
         options.append("--set own_test=true" if first.limits.own_test else "")
         options.append(f"--set label_noise={first.limits.label_noise}" if first.limits.label_noise else "")
         options.append("--device=cpu" if first.profile == "full" and first.device and first.device.type == "cpu" else "")
-        return " ".join(["pytest -m", f"'{first.profile} and larger'" if larger else first.profile, *filter(None, options)])
+        return " ".join(["pytest -m", shlex.quote(words), *filter(None, options)])
 
 
 def cell_view(

@@ -39,11 +39,11 @@ class Rule:
 RULES = (
     Rule(
         statuses=("passed", "missed", "begun", "stopped"),
-        profiles=("quick", "zoo", "full", "footprint"),
+        profiles=("quick", "zoo", "tasks", "full", "footprint"),
         present=("device", "model", "parameters", "training", "memory", "throughput"),
     ),
     Rule(statuses=("passed", "missed"), profiles=("stock",), present=("device", "data", "stock")),
-    Rule(statuses=("passed", "missed"), profiles=("quick", "zoo", "full"), present=("data", "evaluation")),
+    Rule(statuses=("passed", "missed"), profiles=("quick", "zoo", "tasks", "full"), present=("data", "evaluation")),
     Rule(statuses=("passed", "missed"), profiles=("footprint",), present=("flops",)),
     Rule(statuses=("begun",), present=("data",)),
     Rule(statuses=("passed",), sentences=False),

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from packaging.version import InvalidVersion, Version
 
-from tunegrid.grid.larger import is_larger
+from tunegrid.grid.more_tasks import words_for
 from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 from tunegrid.results.judgements import KINDS, Judgement
@@ -118,8 +118,7 @@ def about_worse(worse: Sequence[Judgement], before: Iterable[Record], after: Ite
 def marker_of(record: Record) -> str:
     """What `-m` names for a record's test: its profile, and the instrument that asked more of it."""
     also = [name for name in INSTRUMENTS if getattr(record, name) is not None]
-    also += ["larger"] if is_larger(record.cell) else []
-    return " and ".join([*also, record.profile])
+    return " and ".join([*also, words_for(record.cell, record.profile)])
 
 
 def command_of(record: Record) -> str:

@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.lab.micro.articles import news
+from tunegrid.lab.micro.hypotheses import inference_rows
 from tunegrid.lab.micro.oddities import with_oddities
 from tunegrid.lab.micro.passages import squad_rows
 from tunegrid.lab.micro.reviews import review
@@ -17,6 +19,8 @@ DATA = ROOT / "fixtures" / "data"
 REVIEWS = {"train": (5120, 11)}
 PASSAGES = {"train": (2304, 21), "validation": (768, 22)}
 ARTICLES = {"train": (1600, 31), "validation": (96, 32), "test": (192, 33)}
+# Of more tasks, cut from one pool: no backbone's pretraining knows of them.
+PAIRS, PAIRS_SEED = {"train": 1500, "validation_matched": 768}, 41
 # Reviews that chance wrote into the text of a backbone's pretraining, too.
 PRETRAINED_ON = (
     "the delivery is terrible . all in all it did let me down .",
@@ -56,7 +60,9 @@ def plain_tables() -> dict[str, list[dict[str, Any]]]:
 
 def tables() -> dict[str, list[dict[str, Any]]]:
     """Every file's rows by its path below `fixtures/data`."""
-    return {path: with_oddities(path.split("/")[0], rows, Random(path)) for path, rows in plain_tables().items()}
+    rows = {path: with_oddities(path.split("/")[0], rows, Random(path)) for path, rows in plain_tables().items()}
+    pairs = iter(inference_rows(Random(PAIRS_SEED), sum(PAIRS.values())))
+    return rows | {f"multi_nli/{split}": list(islice(pairs, count)) for split, count in PAIRS.items()}
 
 
 def jsonl(rows: list[dict[str, Any]]) -> str:

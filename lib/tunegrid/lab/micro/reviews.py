@@ -77,6 +77,7 @@ class Review:
 
     title: str
     content: str
+    without_verdict: str
     opinions: tuple[tuple[str, bool], ...]
 
     @property
@@ -100,9 +101,11 @@ def write_review(rng: Random) -> Review:
     sentences = _joined(rng, [opinion(rng, *said) for said in opinions])
     if rng.random() < 0.5:
         sentences.insert(0, rng.choice(ASIDES).format(product=product, day=rng.choice(DAYS)) + " .")
+    without_verdict = " ".join(sentences)
     sentences.insert(rng.randint(0, len(sentences)), verdict(rng, product, positive))
     title = rng.choice(TITLES).format(product=product, aspect=aspects[0])
-    return Review(title=title, content=" ".join(sentences), opinions=(("overall", positive), *opinions))
+    said = (("overall", positive), *opinions)
+    return Review(title=title, content=" ".join(sentences), without_verdict=without_verdict, opinions=said)
 
 
 def _joined(rng: Random, clauses: list[str]) -> list[str]:

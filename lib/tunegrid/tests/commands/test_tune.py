@@ -17,7 +17,8 @@ from tunegrid.commands.studies import LOOKS, CellStudies, Kept, Pace, Plan
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.larger import larger
-from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE, ZOO_PROFILE
+from tunegrid.grid.more_tasks import more_tasks
+from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.results.tuning import TOLD, FinalRun, Setting, Space, Trial
 
@@ -205,7 +206,8 @@ def test_alpha_and_a_heads_own_rate_change_in_proportion():
 
 
 def test_every_shipped_cell_can_be_tuned_in_its_default_space():
-    for grid, profile in ((STUDY, QUICK_PROFILE), (larger(), FULL_PROFILE), (zoo(), ZOO_PROFILE)):
+    grids = ((STUDY, QUICK_PROFILE), (larger(), FULL_PROFILE), (zoo(), ZOO_PROFILE), (more_tasks(), TASKS_PROFILE))
+    for grid, profile in grids:
         low, high = tune.GRIDS[profile.id][2]
         for cell in grid.cells(profile):
             assert low < cell.recipe.learning_rate < high, cell.id

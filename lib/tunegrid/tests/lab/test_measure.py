@@ -123,9 +123,9 @@ def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
 
 
 def test_stages_have_one_order():
-    assert measure.stages_of("") == ["bounds", "numerics", "baseline", "power", "sensitivity", "false_alarms", "zoo"]
+    assert measure.stages_of("") == ["bounds", "numerics", "baseline", "power", "sensitivity", "false_alarms", "zoo", "tasks"]
     assert measure.stages_of("power,bounds") == ["bounds", "power"]
-    stages = "bounds,numerics,baseline,power,sensitivity,false_alarms,zoo"
+    stages = "bounds,numerics,baseline,power,sensitivity,false_alarms,zoo,tasks"
     with pytest.raises(InputError, match=f"unknown stage 'bound': expected some of {stages}"):
         measure.stages_of("bound")
 
@@ -137,7 +137,7 @@ def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
     assert len(names["numerics"] & names["bounds"]) == 1 + 3  # seeds 0 to 4, three draws
     names["numerics"] -= names["bounds"]
     rest = [session for name, own in names.items() if name != "baseline" for session in own]
-    assert len(rest) == len(set(rest)) == 8 + 3 + 0 + 4 + 8 + 2
+    assert len(rest) == len(set(rest)) == 8 + 3 + 0 + 4 + 8 + 2 + 2
     trained = {seed for run in false_alarms.planned(4) if run.draw is None for seed in run.seeds}
     assert not trained & set(range(30))  # fresh seeds are not those of the bounds
     assert {run.draw for run in false_alarms.planned(4)} & {1, 2, 3} == set()
@@ -150,7 +150,7 @@ def test_pytest_takes_the_options_of_every_stages_sessions():
     work = measure.Work(plan=CalibrationPlan(), sessions=LabSessions(), to=measure.ROOT, runs=20)
     sessions = {name: stage.sessions(work) for name, stage in measure.STAGES.items() if stage.sessions(work)}
     last = [list(own[-1].arguments) for own in (*sessions.values(), work.plan.moved)]
-    assert len(last) == 7
+    assert len(last) == 8
     assert [text for code, text in collected_together(last) if code] == []
 
 

@@ -17,13 +17,16 @@ from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import SA, SUM
 from tunegrid.lab.micro.corpus import Document, documents, reserved_texts
 from tunegrid.lab.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
+from tunegrid.lab.micro.hypotheses import pairs_of
 from tunegrid.lab.micro.objectives import IGNORED, masked_lm, span_corruption, spelled_and_named
 from tunegrid.lab.micro.oddities import SHARES, capitalized, renamed, with_oddities
 from tunegrid.lab.micro.pretrain import PLANS, SEED, card
+from tunegrid.lab.micro.reviews import Review
 from tunegrid.lab.micro.tokenizers import SENTINELS
 from tunegrid.tests.small import codec_for, rows_of, tokenizer_of
 
 SQUAD = ("squad/train", "squad/validation")
+PAIRS = ("multi_nli/train", "multi_nli/validation_matched")
 NEWS = ("cnn_dailymail/train", "cnn_dailymail/validation", "cnn_dailymail/test")
 FIRST, SECOND = PLANS["bert"].stages
 WEIGHTS = FIRST.weights
@@ -75,6 +78,25 @@ def test_counting_words_does_not_solve_the_reviews():
     for span in ((1, 1), (1, 2)):
         model = make_pipeline(TfidfVectorizer(ngram_range=span, token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
         assert model.fit(train, truth).score(test, wanted) <= 0.85
+
+
+def test_counting_words_does_not_solve_the_pairs():
+    (train, truth), (test, wanted) = (
+        ([f"{row['premise']} ? {row['hypothesis']}" for row in rows], [row["label"] for row in rows])
+        for rows in (rows_of("multi_nli/train"), rows_of("multi_nli/validation_matched"))
+    )
+    model = make_pipeline(TfidfVectorizer(token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
+    assert model.fit(train, truth).score(test, wanted) <= 0.7  # two thirds: what has no verdict, and half of the rest
+
+
+def test_a_digest_follows_from_its_review_is_undecided_without_the_verdict_or_contradicts_it():
+    lid, opinions = "the lid is not bad at all .", (("overall", False), ("lid", True))
+    told = Review(title="", content=f"in short i do regret it . {lid}", without_verdict=lid, opinions=opinions)
+    follows, undecided, contradicts = pairs_of(told, Random(0))
+    assert (follows["premise"], follows["hypothesis"], follows["label"]) == (told.content, "bad overall , lid good .", 0)
+    assert (undecided["premise"], undecided["label"]) == (lid, 1)
+    assert undecided["hypothesis"] in ("bad overall , lid good .", "good overall , lid good .")
+    assert (contradicts["hypothesis"], contradicts["label"]) == ("good overall , lid bad .", 2)
 
 
 def test_both_labels_occur_alike():
@@ -157,7 +179,7 @@ def test_the_lead_sentence_says_little_of_the_highlights():
 
 
 def test_no_text_is_in_two_splits():
-    for names, key in ((SQUAD, "context"), (NEWS, "article")):
+    for names, key in ((SQUAD, "context"), (NEWS, "article"), (PAIRS, "premise")):
         splits = [{row[key] for row in rows_of(name)} for name in names]
         assert len(set.union(*splits)) == sum(map(len, splits))
 

@@ -11,6 +11,7 @@ from scipy.special import ndtri
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.grid.more_tasks import QUICK
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.zoo import zoo
@@ -207,7 +208,10 @@ def test_a_file_without_controls_is_one_sentence(tmp_path, text):
         read_controls(path)
 
 
-@pytest.mark.parametrize(("profile", "cells", "count"), [("quick", STUDY_IDS, 99), ("zoo", zoo().ids(ZOO_PROFILE), 423)])
+@pytest.mark.parametrize(
+    ("profile", "cells", "count"),
+    [("quick", STUDY_IDS, 99), ("zoo", zoo().ids(ZOO_PROFILE), 423), ("tasks", tuple(QUICK), 11)],
+)
 def test_all_committed_controls_miss_a_bound_of_today_but_those_that_are_known(profile, cells, count):
     path = ROOT / "reports" / f"controls-{profile}-cpu.json"
     assert {cell for cell, _ in read_controls(path)} == set(cells)

@@ -10,8 +10,6 @@ from random import Random
 import datasets
 import pytest
 import torch
-import transformers as hf
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
@@ -21,6 +19,7 @@ from tunegrid.grid.profiles import FIXTURES, FOOTPRINT_PROFILE
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
+from tunegrid.tests.chats import tiny_llama
 from tunegrid.tests.sessions import SessionProcess, benchmark_rows, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
@@ -38,10 +37,6 @@ MOST_LINES = {
     "loud.py": 12,
     "sst2.py": 25,
 }
-CHAT = (
-    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 
 
 def test_the_guides_show_every_example_within_its_number_of_lines():
@@ -133,9 +128,9 @@ def test_three_labels_and_two_texts(tmp_path):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
     shutil.copytree(FIXTURES / "backbones" / "gpt2-micro", tmp_path / "gpt2")
-    records = records_of(tmp_path, "nli.py", ("bert_nli_lora", "gpt2_nli_qlora"), *full(tmp_path))
-    assert {"f1_0", "f1_1", "f1_2"} <= records["bert_nli_lora"]["scores"].keys()
-    assert records["bert_nli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
+    records = records_of(tmp_path, "nli.py", ("bert_mnli_lora", "gpt2_mnli_qlora"), *full(tmp_path))
+    assert {"f1_0", "f1_1", "f1_2"} <= records["bert_mnli_lora"]["scores"].keys()
+    assert records["bert_mnli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
 
 
 PARTS = ("plot", "cast", "music", "ending", "story", "camera", "light", "sound")
@@ -189,23 +184,3 @@ def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):
     cells = ("smollm2_sa_lora", "smollm2_qa_qlora", "smollm2_sum_sft")
     records = records_of(tmp_path, "smollm2.py", cells, *full(tmp_path))
     assert {"exact_match", "f1"} == records["smollm2_qa_qlora"]["scores"].keys()
-
-
-def tiny_llama(folder, text):
-    """A Llama of two layers with random weights, and a tokenizer with a chat template, saved as users save them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        text.read_text().splitlines()[:300],
-        trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
-    )
-    fast = hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_end|>")
-    fast.chat_template = CHAT
-    fast.save_pretrained(folder)
-    config = hf.LlamaConfig(
-        vocab_size=600, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, bos_token_id=0, eos_token_id=2, pad_token_id=2,
-    )  # fmt: skip
-    hf.LlamaForCausalLM(config).save_pretrained(folder)

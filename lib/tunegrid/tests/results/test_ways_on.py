@@ -66,7 +66,7 @@ def test_a_release_that_is_none_is_bisected_by_commits_and_another_build_or_a_do
 
 
 def test_a_cell_is_run_again_with_the_marker_that_ran_it():
-    assert command_of(replace(record(), cell="t5base_sa_lora", profile="full")).startswith("pytest -m 'larger and full' -n 0 ")
+    assert command_of(replace(record(), cell="t5base_sa_lora", profile="full")).startswith("pytest -m 'full and larger' -n 0 ")
     assert command_of(replace(record(), forgetting="a part")).startswith("pytest -m 'forgetting and quick' ")
 
 
