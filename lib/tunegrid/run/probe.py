@@ -399,7 +399,7 @@ def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor
     if encoded is not None:
         batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
     [logits], _ = answered(trainer, batch)
-    return of_targets(logits, batch)
+    return last_targets(logits, batch, features)
 
 
 def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
@@ -410,6 +410,11 @@ def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
     elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
     return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+
+
+def last_targets(logits: Tensor, batch: Batch, features: Sequence[Feature]) -> list[Tensor]:
+    """The same without what is learned before the target: a conversation's earlier turns of the assistant."""
+    return [one[-len(row.target) :] for one, row in zip(of_targets(logits, batch), features, strict=True)]
 
 
 # Texts

@@ -123,7 +123,7 @@ def collect(*arguments):
 
 
 def collected(*arguments):
-    return re.findall(r"^benchmarks/test_finetune\.py::test_finetune\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
+    return re.findall(r"^benchmarks/test_(?:finetune|footprint)\.py::\w+\[(.+)\]$", collect(*arguments).stdout, re.MULTILINE)
 
 
 def collected_together(command_lines):

@@ -16,7 +16,18 @@ from tunegrid.grid.methods import Answer
 from tunegrid.run.audits.built import is_adapted
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.device import resolve_quantization
-from tunegrid.run.probe import FINE, allowance, cut, distance, hooked, logits_of, of_targets, target_logits, undisturbed
+from tunegrid.run.probe import (
+    FINE,
+    allowance,
+    cut,
+    distance,
+    hooked,
+    last_targets,
+    logits_of,
+    of_targets,
+    target_logits,
+    undisturbed,
+)
 from tunegrid.run.ranks import local_shard
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
@@ -162,7 +173,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
         return None
     middles = [len(row.target) // 2 for row in rows]
     others = [replace(row, target=_with_other(row.target, i)) for row, i in zip(rows, middles, strict=True)]
-    before = of_targets(evidence.probe.together[0], evidence.codec.collate(rows))
+    before = last_targets(evidence.probe.together[0], evidence.codec.collate(rows), rows)
     with torch.no_grad(), undisturbed(evidence.trainer), evidence.trainer.accelerator.autocast():
         after = target_logits(evidence.trainer, others)
     apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))
