@@ -293,7 +293,7 @@ def _place(one: Record | Judgement) -> tuple[int, str]:
 def _of_cells(question: Question, troubles: Sequence[str]) -> Statement:
     records = question.records
     total, failures = _count(len(_cells(records)), "cell"), failures_of(records)
-    counts = [f"{len(_cells(failure.records))}{'' if index else f' of {total}'}" for index, failure in enumerate(failures)]
+    counts = [f"{len(failure.cells)}{'' if index else f' of {total}'}" for index, failure in enumerate(failures)]
     if failures or troubles:
         why, next_step = _about(failures[0].causes[0], failures[0].records, question) if failures else ("", "")
         failed = [f"{count} {failure.name}" for count, failure in zip(counts, failures, strict=True)]
@@ -400,7 +400,7 @@ def by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
     return sorted(bad.items(), key=lambda item: (order.get(item[0], -1), -len(_cells(item[1]))))
 
 
-def failures_of(records: Iterable[Record]) -> list["Failure"]:
+def failures_of(records: Iterable[Record]) -> list[Failure]:
     """The same with causes of the same records together."""
     together: dict[tuple[int, ...], Failure] = {}
     for cause, bad in by_cause(records):

@@ -414,7 +414,7 @@ def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
 
 def last_targets(logits: Tensor, batch: Batch, features: Sequence[Feature]) -> list[Tensor]:
     """The same without what is learned before the target: a conversation's earlier turns of the assistant."""
-    return [one[-len(row.target) :] for one, row in zip(of_targets(logits, batch), features, strict=True)]
+    return [one[len(one) - len(row.target) :] for one, row in zip(of_targets(logits, batch), features, strict=True)]
 
 
 # Texts
