@@ -22,11 +22,11 @@ from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
 from tunegrid.record.wrong import below_bounds
-from tunegrid.results.answer import FAILED_BY, failing
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.modules import Moved, modules_of
 from tunegrid.results.numerics import FINE, Pair, changes, load_tolerances, tolerance_of
+from tunegrid.results.outcomes import FAILED_BY, failing
 from tunegrid.run.audits import Evidence, trained
 from tunegrid.run.audits.ranks import ranks_end_alike
 from tunegrid.run.metrics import Metrics

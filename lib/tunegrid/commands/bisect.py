@@ -24,22 +24,14 @@ from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.libraries import import_folder, library_digests
 from tunegrid.machine import versions
-from tunegrid.results.answer import (
-    COUNTED,
-    FAILED_BY,
-    Lines,
-    RunAnswer,
-    failing,
-    gate_answer,
-    kinds_of,
-    outcome,
-    undecided,
-)
+from tunegrid.results.answer import Lines, RunAnswer, gate_answer
 from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import counted, remarks
 from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Judgement, Outcome
+from tunegrid.results.outcomes import COUNTED, FAILED_BY, failing, kinds_of, outcome, undecided
+from tunegrid.results.words import count
 from tunegrid.terminal import say
 
 RUNS = CACHE / "bisect"
@@ -122,7 +114,7 @@ def search(steps: Steps, candidates: Sequence[str], kinds: Sequence[str]) -> Fou
     tell(bad, judged)
 
     def answer(version: str, steps_left: int) -> VersionState:
-        say(f"tries {version}; at most {steps_left} step{'s' if steps_left > 1 else ''} left")
+        say(f"tries {version}; at most {count(steps_left, 'step')} left")
         try:
             judged = gate(baseline, steps.run(version))
             if outcome(judged, kinds) is Outcome.CANNOT_TELL:

@@ -17,16 +17,15 @@ from tunegrid.commands.environments import path_in, python_of
 from tunegrid.commands.requirements import Plan, Wanted, plan
 from tunegrid.commands.suite import Command, Suite, last_said, measure, output_of_run, suite
 from tunegrid.errors import InputError
-from tunegrid.grid.profiles import CACHE
+from tunegrid.grid.profiles import CACHE, MICRO
 from tunegrid.libraries import library_digests
 from tunegrid.machine import PACKAGES, versions
 from tunegrid.record import Record
 from tunegrid.results.journal import code_digest
+from tunegrid.results.words import count, some
 from tunegrid.terminal import say
 
 RUNS = CACHE / "upgrade"
-MICRO = ("quick", "zoo", "tasks")  # profiles whose cells share a machine's cores
-NAMED = 3  # packages that a sentence names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +71,7 @@ class Side:
     @property
     def name(self) -> str:
         """For a sentence."""
-        return _listed([f"{name} {self.shown(name)}" for name in _in_order(self.own)]) or "the libraries here"
+        return some([f"{name} {self.shown(name)}" for name in _in_order(self.own)]) or "the libraries here"
 
     def version(self, name: str) -> str | None:
         """Of a package; None where there is none."""
@@ -122,7 +121,7 @@ def side_of(wanted: Wanted, locks: ExitStack) -> Side:
         folder = _locked(RUNS / name, locks)
         environment, began = folder / ENVIRONMENT, time.monotonic()
         python = python_of(nullcontext(planned.sources), environment, wanted.places, wanted.text)
-        say(f"{wanted.text}: {_count(len(planned.sources), 'package')} in {environment} ({time.monotonic() - began:.0f} s)")
+        say(f"{wanted.text}: {count(len(planned.sources), 'package')} in {environment} ({time.monotonic() - began:.0f} s)")
         return Side(python=python, folder=folder, own=packages_in(environment), checkouts=_checkouts(planned))
 
 
@@ -156,14 +155,14 @@ def changes(before: Side, after: Side) -> str:
     names = changed(before, after)
     known = [name for name in names if before.version(name) and after.version(name)]
     added = len(names) - len(known)
-    more = [f"{_count(added, 'package')} on one side only"] if added else []
-    return _listed([*(f"{name} {before.shown(name)} -> {after.shown(name)}" for name in known), *more])
+    more = [f"{count(added, 'package')} on one side only"] if added else []
+    return some([*(f"{name} {before.shown(name)} -> {after.shown(name)}" for name in known), *more])
 
 
 def recorded_changes(before: Sequence[Record], after: Sequence[Record]) -> str:
     """The same of two runs, by what their records tell."""
     old, new = before[0].versions, after[0].versions
-    return _listed([f"{name} {old[name]} -> {new[name]}" for name in new if name in old and old[name] != new[name]])
+    return some([f"{name} {old[name]} -> {new[name]}" for name in new if name in old and old[name] != new[name]])
 
 
 def _of(side: Side, name: str) -> tuple[str | None, Path | None]:
@@ -173,14 +172,6 @@ def _of(side: Side, name: str) -> tuple[str | None, Path | None]:
 def _in_order(names: Mapping[str, str]) -> list[str]:
     order = {name: index for index, name in enumerate(PACKAGES)}
     return sorted(names, key=lambda name: order.get(name, len(order)))
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _listed(texts: Sequence[str]) -> str:
-    return ", ".join(texts[:NAMED]) + (f" and {len(texts) - NAMED} more" if len(texts) > NAMED else "")
 
 
 # Runs
@@ -205,7 +196,7 @@ def run(side: Side, question: Question, stage: str, cells: Sequence[str], option
     records = measure(question.command(cells, options), side.python, path, part)
     if not records:
         raise NoCellRuns(side, last_said(path))
-    say(f"{side.name}: {_count(len(records), 'cell')} in {time.monotonic() - began:.0f} s")
+    say(f"{side.name}: {count(len(records), 'cell')} in {time.monotonic() - began:.0f} s")
     return part if unfinished(records) else part.replace(path)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
+from tunegrid.grid.profiles import SCORED
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
 
 USAGE_ERROR = 4  # pytest's exit code
 FIRST_UPDATES = ("--first-updates",)
-TRAINING = ("quick", "zoo", "tasks", "full")  # profiles whose cells can stop after first updates
 # The command that runs the cells, of the Python of an environment and the file to write.
 Command = Callable[[Path, Path], Sequence[str]]
 # Makes it of cells, options of pytest and a profile.
@@ -29,7 +29,7 @@ def suite(cells: Sequence[str], options: Sequence[str], profile: str = "quick") 
 def first_updates(options: Sequence[str], profile: str = "quick") -> tuple[str, ...]:
     """The option by which cells stop after their first updates; none where these options choose cells that cannot."""
     chosen = dict(pairwise(options)).get("-m", profile)
-    return FIRST_UPDATES if chosen in TRAINING else ()
+    return FIRST_UPDATES if chosen in SCORED else ()
 
 
 def measure(command: Command, python: Path, path: Path, part: Path) -> list[Record]:

@@ -41,14 +41,16 @@ from tunegrid.page.render import write
 from tunegrid.page.runs import read_page_run
 from tunegrid.page.view import page_of
 from tunegrid.record import Record
-from tunegrid.results.answer import COUNTED, FAILED_BY, SHOWN, RunAnswer, answer_of, failing, kinds_of
+from tunegrid.results.answer import RunAnswer, answer_of
 from tunegrid.results.files import is_cell, load, read_list, save
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import Report, as_text, write_step_summary
 from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome, Verdict
+from tunegrid.results.outcomes import COUNTED, FAILED_BY, failing, kinds_of
 from tunegrid.results.pairs import Rule
 from tunegrid.results.speed import Comparison
 from tunegrid.results.upgrades import failures, sentence
+from tunegrid.results.words import SHOWN
 from tunegrid.terminal import say
 
 # The two runs

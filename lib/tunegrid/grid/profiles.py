@@ -146,6 +146,9 @@ QUICK_PROFILE = Profile(
 )
 ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo", zoo=True)
 TASKS_PROFILE = replace(QUICK_PROFILE, id="tasks")  # cells of more tasks than the study's: `tunegrid.grid.more_tasks`
+# Profiles whose cells share a machine's cores, and those whose cells train on text and are scored.
+MICRO = tuple(profile.id for profile in (QUICK_PROFILE, ZOO_PROFILE, TASKS_PROFILE))
+SCORED = (*MICRO, FULL_PROFILE.id)
 # The libraries' own path takes a few updates on a few rows, of whatever size the backbone is.
 STOCK_PROFILE = replace(QUICK_PROFILE, id="stock")
 STOCK_FULL_PROFILE = Profile(

@@ -17,9 +17,9 @@ from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.measured import note
 from tunegrid.record import Record
 from tunegrid.record.wrong import below_bounds, failures
-from tunegrid.results.answer import FAILED_BY, failing, undecided
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.results.outcomes import FAILED_BY, failing, undecided
 from tunegrid.results.table import Column, lines
 from tunegrid.results.thresholds import Bounds, load_bounds
 

@@ -10,9 +10,11 @@ from tunegrid.grid.cells import study_place
 from tunegrid.grid.tasks import score_title
 from tunegrid.page.cells import CellView
 from tunegrid.record import Record
-from tunegrid.results.answer import AUDIT, BOUND, FIGURES, FLOWS, Failure, RunAnswer, failures_of, said_of
+from tunegrid.results.answer import RunAnswer
 from tunegrid.results.cell_answer import place_of
+from tunegrid.results.failures import AUDIT, BOUND, FIGURES, Failure, failures_of, said_of
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict
+from tunegrid.results.outcomes import FLOWS
 from tunegrid.results.table import signed
 
 ALIKE = (BOUND, FIGURES)  # each cell has figures of its own; of any other cause, what cells say tells causes apart

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from tunegrid.grid.profiles import SCORED
 from tunegrid.record.record import Record, Status
 from tunegrid.record.truths import TRUTHS
 
@@ -39,11 +40,11 @@ class Rule:
 RULES = (
     Rule(
         statuses=("passed", "missed", "begun", "stopped"),
-        profiles=("quick", "zoo", "tasks", "full", "footprint"),
+        profiles=(*SCORED, "footprint"),
         present=("device", "model", "parameters", "training", "memory", "throughput"),
     ),
     Rule(statuses=("passed", "missed"), profiles=("stock",), present=("device", "data", "stock")),
-    Rule(statuses=("passed", "missed"), profiles=("quick", "zoo", "tasks", "full"), present=("data", "evaluation")),
+    Rule(statuses=("passed", "missed"), profiles=SCORED, present=("data", "evaluation")),
     Rule(statuses=("passed", "missed"), profiles=("footprint",), present=("flops",)),
     Rule(statuses=("begun",), present=("data",)),
     Rule(statuses=("passed",), sentences=False),

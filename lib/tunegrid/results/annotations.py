@@ -4,8 +4,10 @@ import os
 from collections.abc import Iterator, Sequence
 
 from tunegrid.record import Record
-from tunegrid.results.answer import RunAnswer, State, failures_of, said_of
+from tunegrid.results.answer import RunAnswer, State
+from tunegrid.results.failures import failures_of, said_of
 from tunegrid.results.judgements import GRAVEST_FIRST, in_words
+from tunegrid.results.words import count
 from tunegrid.terminal import annotation, tell_runner
 
 MOST = 10  # of one level that GitHub shows of a step
@@ -35,11 +37,7 @@ def _groups(answer: RunAnswer, records: Sequence[Record]) -> Iterator[tuple[str,
     for verdict in GRAVEST_FIRST:
         failing = [j for j in answer.failing if j.verdict is verdict]
         if failing:
-            yield f"{_cells(len({j.cell for j in failing}))} {verdict}", [in_words(j) for j in failing]
-
-
-def _cells(count: int) -> str:
-    return f"{count} cell{'' if count == 1 else 's'}"
+            yield f"{count(len({j.cell for j in failing}), 'cell')} {verdict}", [in_words(j) for j in failing]
 
 
 def _limited(lines: Sequence[str]) -> str:

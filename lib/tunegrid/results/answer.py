@@ -4,60 +4,37 @@ The first line is the answer, the second its cause, the third the way on. Termin
 print these lines, so none of them can say what another denies.
 """
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
-from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
-from tunegrid.record.stock import STOCK_STAGES
-from tunegrid.record.wrong import below_bounds
 from tunegrid.results import ways_on
+from tunegrid.results.failures import AUDIT, BOUND, KILLED, NOT_RUN, UNFINISHED, cells_of, failures_of, place, said_of
 from tunegrid.results.judgements import (
     DOUBTFUL_NUMERICS,
     GRAVEST_FIRST,
-    KINDS,
     SAME_NUMERICS,
     Judgement,
     Outcome,
     Verdict,
     evidence_of,
 )
-from tunegrid.results.numerics import STAGES
-from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, Tier
-
-TOO_GOOD = "too-good"
-CANNOT_TELL = "cannot-tell"
-COUNTED = (*KINDS, TOO_GOOD, CANNOT_TELL)  # what may fail a run
-# By default. On a machine with other work, speed would fail at random; a change of numerics may be meant.
-FAILED_BY = ("quality", "memory")
-# Shown, never failed by: a process's resident set depends on the cells that it ran before.
-NEVER_FAILING = ("rss_peak_gib",)
-# Quantities whose changes are named by the first stage: what a sentence calls them, and their stages.
-FLOWS: Mapping[str, tuple[str, Sequence[str]]] = {
-    "numerics": ("Numerics", (*STAGES, "evaluation")),
-    "stock": ("The libraries' own path", STOCK_STAGES),
-    "shifted": ("Robustness", ()),  # its places, and those of forgetting, are figures: the furthest off is named
-    "forgetting": ("Forgetting", ()),
-}
-# How a cell can go wrong, in the order in which causes are told; failed audits come before all of them, by name.
-BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED = (
-    "missed a bound",
-    "had wrong figures",
-    "broke off",
-    "lost its process",
-    "stopped early",
-    "did not run",
-    "did not finish",
+from tunegrid.results.outcomes import (
+    CANNOT_TELL,
+    FAILED_BY,
+    FLOWS,
+    doubtful_beginnings,
+    failing,
+    figures_of,
+    only_stock,
+    outcome,
+    undecided,
+    weighed,
 )
-AUDIT = "failed audit "  # and its name
-CAUSES = (BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED)
-BY_STATUS = {"stopped": STOPPED, "error": ERROR, "killed": KILLED, "not run": NOT_RUN}
-PLACES = {cell: index for index, cell in enumerate(STUDY_IDS)}
-SHOWN = 3  # places that a sentence names
-NAMED = 30  # cells that a line of a cause names
+from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
+from tunegrid.results.words import count, joined, some
 
 
 class State(StrEnum):
@@ -85,36 +62,6 @@ class Statement:
     sentence: str
     cause: str = ""
     way_on: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """Records that went wrong by the same causes.
-
-    Attributes:
-        causes: in the order in which they are told.
-        records: in the run's order.
-    """
-
-    causes: tuple[str, ...]
-    records: Sequence[Record]
-
-    @property
-    def cells(self) -> list[str]:
-        """Each once."""
-        return list(dict.fromkeys(record.cell for record in self.records))
-
-    @property
-    def name(self) -> str:
-        """All causes, as "failed audits base_frozen and dropout_drops and missed a bound"."""
-        audits = [cause.removeprefix(AUDIT) for cause in self.causes if cause.startswith(AUDIT)]
-        failed = [f"{AUDIT if len(audits) == 1 else 'failed audits '}{_joined(audits)}"] if audits else []
-        return " and ".join([*failed, *(cause for cause in self.causes if not cause.startswith(AUDIT))])
-
-    @property
-    def title(self) -> str:
-        """How many cells, and by what."""
-        return f"{_count(len(self.cells), 'cell')} {self.name}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +201,7 @@ class Question:
         policy: Policy = EVERY_CELL_CRITICAL,
     ) -> "Question":
         """The same whatever the order of records and judgements: a file and a session have them in different ones."""
-        by_place, judged_by_place = sorted(records, key=_place), sorted(judged, key=_place)
+        by_place, judged_by_place = sorted(records, key=place), sorted(judged, key=place)
         return cls(records=by_place, judged=judged_by_place, kinds=kinds, baseline=baseline, before=before, policy=policy)
 
     @cached_property
@@ -282,27 +229,22 @@ class Question:
         return ways_on.about_change(cell, kinds, self.before, self.records)
 
 
-def _place(one: Record | Judgement) -> tuple[int, str]:
-    """In the study's order, other cells after it by name."""
-    return PLACES.get(one.cell, len(PLACES)), one.cell
-
-
 # Cells
 
 
 def _of_cells(question: Question, troubles: Sequence[str]) -> Statement:
     records = question.records
-    total, failures = _count(len(_cells(records)), "cell"), failures_of(records)
+    total, failures = count(len(cells_of(records)), "cell"), failures_of(records)
     counts = [f"{len(failure.cells)}{'' if index else f' of {total}'}" for index, failure in enumerate(failures)]
     if failures or troubles:
         why, next_step = _about(failures[0].causes[0], failures[0].records, question) if failures else ("", "")
-        failed = [f"{count} {failure.name}" for count, failure in zip(counts, failures, strict=True)]
+        failed = [f"{number} {failure.name}" for number, failure in zip(counts, failures, strict=True)]
         sentence = f"Failed: {', '.join([*failed, *troubles])}."
         return Statement(state=State.FAILED, sentence=sentence, cause=why, way_on=next_step)
     if not records:
         return Statement(state=State.EMPTY, sentence="Nothing to show: this run holds no cell that was run.")
     if all(record.status == "reported" for record in records):
-        published = f"Reported: {_count(len(_cells(records)), 'result')} as published; nothing was run here."
+        published = f"Reported: {count(len(cells_of(records)), 'result')} as published; nothing was run here."
         return Statement(state=State.REPORTED, sentence=published)
     if all(record.stock for record in records):
         own_path = f"The libraries' own path is ours in {total}, but for the differences that are known."
@@ -326,38 +268,11 @@ def _about(cause: str, bad: Sequence[Record], question: Question) -> tuple[str, 
     return _as_in(bad, cause), next_step
 
 
-def said_of(record: Record, cause: str) -> str:
-    """The first that a record says of what it failed by."""
-    return next(iter(sentences_of(record, cause)), f"{record.cell} says nothing more")
-
-
-def sentences_of(record: Record, cause: str) -> list[str]:
-    """All that a record says of what it failed by: of an audit its own sentence, of any other cause what no audit says."""
-    if cause.startswith(AUDIT):
-        return [sentence for sentence in record.missed if f"audit {cause.removeprefix(AUDIT)}: " in sentence]
-    return [sentence for sentence in record.missed if not any(f"audit {name}: " in sentence for name in _objecting(record))]
-
-
-def told_by_cause(records: Iterable[Record]) -> Iterator[str]:
-    """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
-    for failure in failures_of(sorted(records, key=_place)):
-        yield f"{failure.title}: {_some(failure.cells, NAMED)}"
-        few, most = (failure.records, None) if len(failure.records) <= SHOWN else (failure.records[:1], 1)
-        for record in few:
-            for cause in failure.causes:
-                yield from (f"  {sentence}" for sentence in sentences_of(record, cause)[:most])
-
-
-def _objecting(record: Record) -> list[str]:
-    """Names of the audits that failed."""
-    return [audit.name for audit in record.audits if not audit.passed]
-
-
 def _as_in(bad: Sequence[Record], cause: str) -> str:
     """What the first of some cells missed, and the names of the others."""
     first, missed = bad[0], said_of(bad[0], cause)
     others = list(dict.fromkeys(record.cell for record in bad if record.cell != first.cell))
-    return f"{missed}; likewise {_some(others)}" if others else missed
+    return f"{missed}; likewise {some(others)}" if others else missed
 
 
 def _change_in(cells: Container[str], question: Question) -> tuple[str, str] | None:
@@ -372,12 +287,10 @@ def _change_in(cells: Container[str], question: Question) -> tuple[str, str] | N
 
 def _of_begun(begun: Sequence[Record], others: Sequence[Record]) -> str:
     """How far cells came that made only their first updates, and the others beside them."""
-    counts = " or ".join(f"{count}" for count in sorted({record.first_updates or 0 for record in begun}))
-    early = len(_cells(begun))
-    own = (
-        f"{_count(early, 'cell')} made only {_their(early)} first {counts} updates, without scores, and {_early_audits(begun)}"
-    )
-    to_end = f"; {_count(len(_cells(others)), 'cell')} {_bounds(others)} {_audits(others)}" if others else ""
+    counts = " or ".join(f"{number}" for number in sorted({record.first_updates or 0 for record in begun}))
+    early = len(cells_of(begun))
+    own = f"{count(early, 'cell')} made only {_their(early)} first {counts} updates, without scores, and {_early_audits(begun)}"
+    to_end = f"; {count(len(cells_of(others)), 'cell')} {_bounds(others)} {_audits(others)}" if others else ""
     return f"{own}{to_end}."
 
 
@@ -386,43 +299,8 @@ def _early_audits(begun: Sequence[Record]) -> str:
     return "passed every audit that can look so early" if sound else "audits that do not count here object"
 
 
-def _their(count: int) -> str:
-    return "its" if count == 1 else "their"
-
-
-def by_cause(records: Iterable[Record]) -> list[tuple[str, list[Record]]]:
-    """The records that went wrong by cause: audits first, the one that most cells failed before the others."""
-    bad: dict[str, list[Record]] = {}
-    for record in records:
-        for cause in causes_of(record):
-            bad.setdefault(cause, []).append(record)
-    order = {cause: index for index, cause in enumerate(CAUSES)}
-    return sorted(bad.items(), key=lambda item: (order.get(item[0], -1), -len(_cells(item[1]))))
-
-
-def failures_of(records: Iterable[Record]) -> list[Failure]:
-    """The same with causes of the same records together."""
-    together: dict[tuple[int, ...], Failure] = {}
-    for cause, bad in by_cause(records):
-        same = tuple(map(id, bad))
-        causes = together[same].causes if same in together else ()
-        together[same] = Failure(causes=(*causes, cause), records=bad)
-    return list(together.values())
-
-
-def causes_of(record: Record) -> list[str]:
-    """Why a record did not pass; empty where it did."""
-    if record.status in ("passed", "reported") or (record.status == "begun" and not record.missed):
-        return []
-    audits = [
-        f"{AUDIT}{name}" for name in _objecting(record) if any(f"audit {name}: " in sentence for sentence in record.missed)
-    ]
-    if record.status == "missed" and record.stock and record.stock.differs:
-        return [f"differed from ours at the stage {record.stock.differs.partition(': ')[0]}"]
-    if record.status == "missed":
-        others = [FIGURES] if sentences_of(record, FIGURES) else []
-        return audits + ([BOUND] if below_bounds(record.scores, record.bounds) else others) or [FIGURES]
-    return audits or [BY_STATUS.get(record.status, UNFINISHED)]
+def _their(number: int) -> str:
+    return "its" if number == 1 else "their"
 
 
 def _bounds(records: Sequence[Record]) -> str:
@@ -436,12 +314,8 @@ def _audits(records: Sequence[Record]) -> str:
     objecting = [record for record in records if not all(audit.passed for audit in record.audits)]
     if objecting:
         names = dict.fromkeys(audit.name for record in objecting for audit in record.audits if not audit.passed)
-        return f"but audits that do not count here object in {_count(len(_cells(objecting)), 'cell')} ({_some(list(names))})"
+        return f"but audits that do not count here object in {count(len(cells_of(objecting)), 'cell')} ({some(list(names))})"
     return "and passed every audit" if all(record.audits for record in records) else "but not every cell was audited"
-
-
-def _cells(records: Iterable[Record]) -> set[tuple[str, str]]:
-    return {(record.profile, record.cell) for record in records}
 
 
 # Judgements
@@ -453,7 +327,7 @@ def _of_first_updates(question: Question) -> Iterator[Statement]:
     begun, others = ([j for j in numerics if bool(j.first_updates) is early] for early in (True, False))
     if not begun:
         return
-    total, updates = _count(len(numerics), "cell"), max(j.first_updates or 0 for j in begun)
+    total, updates = count(len(numerics), "cell"), max(j.first_updates or 0 for j in begun)
     counts = _counted(begun, SAME_NUMERICS) or "none equal"
     told = f"{counts} by {_their(len(begun))} first {updates} updates"
     if others:
@@ -461,7 +335,7 @@ def _of_first_updates(question: Question) -> Iterator[Statement]:
         told += f"; {_trained_on(others)} and trained to the end: {outcome(own, question.kinds, question.policy)}"
     doubtful = doubtful_beginnings(weighed(begun, question.policy))
     if any(j not in question.bad for j in doubtful):  # the others fail the run by themselves
-        cells = _some([j.cell for j in doubtful])
+        cells = some([j.cell for j in doubtful])
         what = f"{_counted(doubtful, DOUBTFUL_NUMERICS)} ({cells}), without scores"
         sentence = f"Cannot tell whether the run is worse than {question.baseline}: {total}, {told}; {what}."
         scored = any(record.finished for record in question.before)
@@ -473,34 +347,29 @@ def _of_first_updates(question: Question) -> Iterator[Statement]:
 def _counted(judged: Sequence[Judgement], verdicts: Iterable[Verdict]) -> str:
     """How many have each of these verdicts, as "25 equal, 1 rounding"."""
     counts = [(sum(j.verdict is verdict for j in judged), verdict) for verdict in verdicts]
-    return ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+    return ", ".join(f"{number} {verdict}" for number, verdict in counts if number)
 
 
 def _trained_on(others: Sequence[Judgement]) -> str:
     """How many cells trained to their end, and why."""
     unlike = sum(j.verdict is Verdict.NOT_COMPARABLE for j in others)
     parts = [(len(others) - unlike, "changed"), (unlike, "could not be compared")]
-    return " and ".join(f"{count} {why}" for count, why in parts if count)
+    return " and ".join(f"{number} {why}" for number, why in parts if number)
 
 
 def _of_numerics(question: Question) -> Iterator[Statement]:
     """Whether numerics changed, or the libraries' own path, in how many cells, and at which stage of the flow first."""
-    only_stock = _only_stock(question.judged)
+    stock_alone = only_stock(question.judged)
     for quantity in FLOWS:
         own = [j for j in question.judged if j.quantity == quantity]
-        if own or (quantity == "numerics" and not only_stock):
+        if own or (quantity == "numerics" and not stock_alone):
             yield from _of_flow(own, quantity, question)
-
-
-def _only_stock(judged: Sequence[Judgement]) -> bool:
-    """Whether the libraries' own path is all that was judged: no cell was trained by ours."""
-    return bool(judged) and all(j.quantity in ("stock", "cell") for j in judged)
 
 
 def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Iterator[Statement]:
     name, _ = FLOWS[quantity]
     changed = [j for j in own if j.verdict is Verdict.CHANGED]
-    counts, total = "numerics" in question.kinds, _count(len(own), "cell")
+    counts, total = "numerics" in question.kinds, count(len(own), "cell")
     if changed:
         failing_run = [j for j in changed if j in question.bad]
         sample, stage, where = _first_stage(failing_run or changed)
@@ -524,7 +393,7 @@ def _first_stage(changed: Sequence[Judgement]) -> tuple[Judgement, str, str]:
     stages = [j.detail.partition(": ")[0] for j in changed]
     first = min(stages, key=lambda stage: flow.index(stage) if stage in flow else len(flow))
     sample = changed[stages.index(first)]
-    where = f"{_count(stages.count(first), 'cell')}, as in {sample.cell}: {sample.detail.partition(': ')[2]}"
+    where = f"{count(stages.count(first), 'cell')}, as in {sample.cell}: {sample.detail.partition(': ')[2]}"
     return sample, first, where
 
 
@@ -534,7 +403,7 @@ def _at(stage: str, where: str) -> str:
 
 def _of_unchanged(own: Sequence[Judgement], name: str, total: str, question: Question) -> Statement:
     unlike = [j for j in own if j.verdict is Verdict.NOT_COMPARABLE]
-    doubt = f"; {_count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
+    doubt = f"; {count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
     cannot_tell = question.outcome is Outcome.CANNOT_TELL and len(unlike) == len(own)
     return Statement(
         state=State.CANNOT_TELL if cannot_tell else State.PASSED,
@@ -552,7 +421,7 @@ def _of_figures(question: Question) -> Iterator[Statement]:
         cause, next_step = _why_worse(figures, question)
         sentence = f"Failed against {baseline}: {_groups(figures, question.policy)}."
         yield Statement(state=State.FAILED, sentence=sentence, cause=cause, way_on=next_step)
-    elif _only_stock(judged) or not any(j.quantity == j.main_score for j in judged):
+    elif only_stock(judged) or not any(j.quantity == j.main_score for j in judged):
         return  # no score was taken
     elif (others or (CANNOT_TELL in kinds and undecided(judged))) and question.outcome is Outcome.CANNOT_TELL:
         untested = not undecided(judged)
@@ -564,8 +433,8 @@ def _of_figures(question: Question) -> Iterator[Statement]:
         )
     elif others:
         doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and j.decides and j.kind in others]
-        doubt = f", though the gate cannot tell for {_count(len(doubts), 'main score')}" if doubts else ""
-        sentence = f"By {_joined(others)} no worse than {baseline}{doubt}."
+        doubt = f", though the gate cannot tell for {count(len(doubts), 'main score')}" if doubts else ""
+        sentence = f"By {joined(others)} no worse than {baseline}{doubt}."
         yield Statement(state=State.PASSED, sentence=sentence, way_on=ways_on.SEVERAL_SEEDS if doubts else "")
 
 
@@ -595,14 +464,10 @@ def _doubt(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
     """Why nobody can tell."""
     doubtful = undecided(judged)
     if not doubtful:
-        return f"nothing of {_joined(kinds)} could be compared"
+        return f"nothing of {joined(kinds)} could be compared"
     if all(j.p is None for j in judged if j.quantity == j.main_score):
         return f"no main score could be tested ({doubtful[0].cell} {doubtful[0].quantity}: {doubtful[0].detail})"
     return f"{_in(doubtful)} cannot be told ({_list_of_cells(doubtful)})"
-
-
-def _joined(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def _of_gains(question: Question) -> Iterator[Statement]:
@@ -622,93 +487,8 @@ def _of_excused(question: Question) -> Iterator[Statement]:
 
 
 def _in(judged: Sequence[Judgement], tier: str = "") -> str:
-    return _count(len({judgement.cell for judgement in judged}), f"{tier}cell")
+    return count(len({judgement.cell for judgement in judged}), f"{tier}cell")
 
 
 def _list_of_cells(judged: Sequence[Judgement]) -> str:
-    return _some(list(dict.fromkeys(j.cell if j.quantity == "cell" else f"{j.cell} {j.quantity}" for j in judged)))
-
-
-def _some(names: Sequence[str], most: int = SHOWN) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-# What counts
-
-
-def kinds_of(text: str) -> tuple[str, ...]:
-    """Kinds of figures, divided by commas; raises InputError for a name that is none."""
-    kinds = tuple(text.split(","))
-    for kind in kinds:
-        if kind not in COUNTED:
-            raise InputError(f"unknown kind of figure {kind!r}: expected some of {','.join(COUNTED)}")
-    return kinds
-
-
-def figures_of(kinds: Sequence[str]) -> list[str]:
-    """Those that are kinds of figures, which can be compared."""
-    return [kind for kind in kinds if kind in KINDS]
-
-
-def failing(judged: Sequence[Judgement], kinds: Sequence[str], policy: Policy = EVERY_CELL_CRITICAL) -> list[Judgement]:
-    """What of these kinds is worse, of numerics changed, or too good, and every missing cell, where its tier lets it fail."""
-    bad = [
-        j
-        for j in judged
-        if j.verdict is Verdict.MISSING
-        or (j.kind in kinds and j.verdict is Verdict.WORSE and j.quantity not in NEVER_FAILING)
-        or ("numerics" in kinds and j.quantity in FLOWS and j.verdict is Verdict.CHANGED)
-        or (TOO_GOOD in kinds and j.verdict is Verdict.TOO_GOOD)
-    ]
-    supporting = {j.cell for j in bad if policy.tier_of(j.cell) is Tier.SUPPORTING}
-    count = (Tier.CRITICAL, Tier.SUPPORTING) if len(supporting) > policy.may_be_worse else (Tier.CRITICAL,)
-    return [j for j in bad if policy.tier_of(j.cell) in count]
-
-
-def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
-    """The main scores that cannot be told."""
-    return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
-
-
-def weighed(judged: Sequence[Judgement], policy: Policy) -> list[Judgement]:
-    """Those that the answer rests on: an advisory cell is told, and decides nothing, unless there is no other."""
-    own = [j for j in judged if policy.tier_of(j.cell) is not Tier.ADVISORY]
-    return own or list(judged)
-
-
-def outcome(judged: Sequence[Judgement], kinds: Sequence[str], policy: Policy = EVERY_CELL_CRITICAL) -> Outcome:
-    """What the judgements say of the whole run.
-
-    It cannot be told where no main score could be tested, or nothing of the kinds that count could be compared; with
-    `cannot-tell` among these, where any main score cannot be told. Advisory cells do not count for that.
-    """
-    if failing(judged, kinds, policy):
-        return Outcome.WORSE
-    judged = weighed(judged, policy)
-    mains = [j for j in judged if j.quantity == j.main_score]
-    if doubtful_beginnings(judged):
-        return Outcome.CANNOT_TELL
-    doubtful = undecided(mains)
-    untested = bool(mains) and all(j in doubtful and j.p is None for j in mains)
-    doubt = ("quality" in kinds and untested) or (CANNOT_TELL in kinds and bool(doubtful))
-    return Outcome.CANNOT_TELL if doubt or _nothing_compared(judged, kinds) else Outcome.NO_WORSE
-
-
-def doubtful_beginnings(judged: Sequence[Judgement]) -> list[Judgement]:
-    """First updates that are not the baseline's, or could not be compared, of cells that took no score."""
-    return [j for j in judged if j.quantity == "numerics" and j.first_updates and j.verdict in DOUBTFUL_NUMERICS]
-
-
-def _nothing_compared(judged: Sequence[Judgement], kinds: Sequence[str]) -> bool:
-    counted = figures_of(kinds)
-    own = [j for j in judged if j.kind in counted or (j.quantity == "stock" and _only_stock(judged))]
-    silent = [
-        j
-        for j in own
-        if j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW) or (j.verdict is Verdict.CANNOT_TELL and j.p is None)
-    ]
-    return bool(counted) and own == silent
+    return some(list(dict.fromkeys(j.cell if j.quantity == "cell" else f"{j.cell} {j.quantity}" for j in judged)))

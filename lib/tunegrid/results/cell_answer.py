@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from tunegrid.record import Record
-from tunegrid.results.answer import FAILED_BY, FLOWS, causes_of
+from tunegrid.results.failures import causes_of
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, evidence_of, worst
+from tunegrid.results.outcomes import FAILED_BY, FLOWS
 from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
 
 # Verdicts that have no cause.

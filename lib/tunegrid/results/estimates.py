@@ -17,6 +17,7 @@ from tunegrid.record import Record, new_record
 from tunegrid.results.files import read_saved
 from tunegrid.results.table import Column, number
 from tunegrid.results.table import lines as table_lines
+from tunegrid.results.words import count
 
 REPORTS = ROOT / "reports"
 COMMITTED = ("baselines/quick-cpu.json", "cpu-amd-epyc/footprint.json")  # below it; by name, since users leave files there, too
@@ -255,9 +256,7 @@ def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], runs: Mapping[st
     """The grid as a table, with a closing line for the sum over all cells and their `runs`, one per seed."""
     estimated = [known.get(cell.id, Estimate()) for cell in cells]
     times = [runs[cell.id] * one.seconds for cell, one in zip(cells, estimated, strict=True) if one.seconds is not None]
-    counts = f"{len(cells)} cell{'s' * (len(cells) != 1)}" + (
-        f" in {sum(runs.values())} runs" if sum(runs.values()) > len(cells) else ""
-    )
+    counts = count(len(cells), "cell") + (f" in {sum(runs.values())} runs" if sum(runs.values()) > len(cells) else "")
     return [
         *table_lines(COLUMNS, [_cells(cell, estimate) for cell, estimate in zip(cells, estimated, strict=True)]),
         f"{counts}, {duration(sum(times))} one after the other for the {len(times)} with an estimate",

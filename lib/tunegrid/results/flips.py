@@ -9,6 +9,7 @@ from tunegrid.results.examples import Examples, Texts, read, read_texts
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.quality import Rows
 from tunegrid.results.table import markdown
+from tunegrid.results.words import count
 from tunegrid.terminal import visible
 
 LONGEST = 240  # characters of a text that is shown
@@ -181,7 +182,7 @@ class CellFlips:
     def title(self) -> str:
         """The cell, its verdict, and how many rows changed."""
         sample, seed = self.sample, f", seed {self.seed}" if self.seed else ""
-        counts = f"{sample.lost} row{'' if sample.lost == 1 else 's'} lost, {sample.gained} gained of {sample.total}{seed}"
+        counts = f"{count(sample.lost, 'row')} lost, {sample.gained} gained of {sample.total}{seed}"
         return f"{self.cell} {sample.metric} ({self.verdict or 'not judged'}): {counts}"
 
 

@@ -5,7 +5,7 @@ drop. *cannot tell*: more seeds or test rows are needed for any of these. *too g
 
 Scores are judged by `tunegrid.results.quality`, how well confidence fits by `tunegrid.results.confidence`, losses by
 `tunegrid.results.numerics`, memory and speed here: the ledger of tensors is exact; peaks and the median step have relative
-margins, and speed is compared between like machines only. What the verdicts come to is for `tunegrid.results.answer` to say.
+margins, and speed is compared between like machines only. What the verdicts come to is for `tunegrid.results.outcomes` to say.
 Needs no torch.
 """
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tunegrid.results.answer import FLOWS, SHOWN, RunAnswer
+from tunegrid.results.answer import RunAnswer
 from tunegrid.results.flips import FlipList
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
+from tunegrid.results.outcomes import FLOWS
 from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, described
 from tunegrid.results.table import Column, lines, markdown, number, signed
+from tunegrid.results.words import SHOWN
 
 # Not worth a sentence of their own.
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from tunegrid.errors import InputError
 from tunegrid.results.statistics import ALPHA, critical_value
 from tunegrid.results.table import Column, lines, number
+from tunegrid.results.words import count
 
 EDGE = 0.05  # of the space in log rate at either end: a best rate in there may be a better one beyond
 FINALISTS = 3  # settings that train again with fresh seeds
@@ -327,7 +328,7 @@ class Tuned:
         told = ", ".join(f"{rate:.2g} at rank {rank}" for rank, rate in rates.items())
         fewest = min(sum(trial.setting.rank == rank for trial in ranked(self.trials)) for rank in rates)
         if fewest < TRIALS_A_RANK:
-            few = f"{fewest} trial{'s' * (fewest > 1)} of a rank"
+            few = f"{count(fewest, 'trial')} of a rank"
             return f"the best rate is {told}; whether it moves with the rank cannot be told by {few}"
         each = sorted(per_study(self.trials))
         reach = f"{each[0]:.2f} to {each[-1]:.2f} by study" if len(each) > 1 else "one study"

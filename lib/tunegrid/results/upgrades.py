@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from tunegrid.record import Record
-from tunegrid.results.answer import FLOWS, SHOWN, causes_of, failing
+from tunegrid.results.failures import causes_of
 from tunegrid.results.judgements import Judgement, Verdict, by_cell
+from tunegrid.results.outcomes import FLOWS, failing
+from tunegrid.results.words import SHOWN
 
 # What cells are called in the sentence, in its order; those from the third on are named.
 WORDS = ("equal", "rounding", "not comparable", "new", "changed", "failed", "worse", "missing")

@@ -15,8 +15,8 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, to_json
 from tunegrid.results import run_table
 from tunegrid.results.alike import unlike_pairs
-from tunegrid.results.answer import told_by_cause
 from tunegrid.results.examples import keep_beside
+from tunegrid.results.failures import told_by_cause
 from tunegrid.results.files import BenchmarkRow, RunJson, save
 from tunegrid.results.passing import compared_together, contradicts, too_short
 

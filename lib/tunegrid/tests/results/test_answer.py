@@ -13,9 +13,11 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import gate as command
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.answer import FAILED_BY, State, answer_of, kinds_of, told_by_cause
+from tunegrid.results.answer import State, answer_of
+from tunegrid.results.failures import told_by_cause
 from tunegrid.results.files import load
 from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.results.outcomes import FAILED_BY, kinds_of
 from tunegrid.tests.records import complete
 from tunegrid.tests.rehearsal import rehearsed
 

@@ -13,11 +13,12 @@ from tunegrid.page.view import page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.record.reading import checked
 from tunegrid.results import journal
-from tunegrid.results.answer import FAILED_BY, answer_of
+from tunegrid.results.answer import answer_of
 from tunegrid.results.compare import entries_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
+from tunegrid.results.outcomes import FAILED_BY
 from tunegrid.results.passing import Extent, with_status
 from tunegrid.results.policy import Policy, Rule, Tier
 from tunegrid.results.writing import FinishedRun

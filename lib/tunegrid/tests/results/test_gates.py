@@ -18,11 +18,12 @@ from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import from_json
 from tunegrid.results import examples
-from tunegrid.results.answer import FAILED_BY, answer_of, failing, kinds_of
+from tunegrid.results.answer import answer_of
 from tunegrid.results.examples import Examples
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, remarks, rows, verdict_table
 from tunegrid.results.judgements import KINDS, Judgement, Verdict
+from tunegrid.results.outcomes import FAILED_BY, failing, kinds_of
 from tunegrid.results.thresholds import load_margins
 from tunegrid.tests.records import FOOTPRINT, MEASURED, ROWS, complete, hits, record_of, run_file
 

@@ -8,11 +8,11 @@ import pytest
 
 from tunegrid.commands.gate import main
 from tunegrid.record import to_json
-from tunegrid.results.answer import failing
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import TOLERANCES as TOLERANCES_FILE
 from tunegrid.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, pair_of, same_course, tolerance_of
+from tunegrid.results.outcomes import failing
 from tunegrid.tests.records import complete
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}

@@ -11,9 +11,10 @@ from tunegrid.commands import gate as command
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results import examples
-from tunegrid.results.answer import FAILED_BY, answer_of, failing, outcome
+from tunegrid.results.answer import answer_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
+from tunegrid.results.outcomes import FAILED_BY, failing, outcome
 from tunegrid.results.policy import EVERY_CELL_CRITICAL, Known, Policy, Rule, Tier, described, read_policy
 from tunegrid.tests.records import MEASURED, hits, record_of, run_file
 

@@ -11,10 +11,10 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.results import examples
-from tunegrid.results.answer import FAILED_BY, outcome
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
+from tunegrid.results.outcomes import FAILED_BY, outcome
 from tunegrid.results.quality import MAIN_ALPHA, Decision, chance_to_decide, decide, promising, share_of_alpha
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
 from tunegrid.tests.records import MEASURED, ROWS, hits, record_of
