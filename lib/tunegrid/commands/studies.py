@@ -27,12 +27,14 @@ class Plan:
 
     Attributes:
         trials: of each study.
-        seeds: by which the best finalist is chosen, and as many that tell how good it is.
+        seeds: by which the best finalist is chosen.
+        further: seeds that tell how good it is; as many where None.
     """
 
     trials: int
     studies: int
     seeds: int
+    further: int | None = None
 
     @property
     def choosing(self) -> range:
@@ -42,12 +44,12 @@ class Plan:
     @property
     def telling(self) -> range:
         """The seeds that tell."""
-        return range(TOLD, TOLD + self.seeds)
+        return range(TOLD, TOLD + (self.further or self.seeds))
 
     @property
     def finals(self) -> int:
         """How many trainings of a cell come after its studies, at most."""
-        return (FINALISTS + 2) * self.seeds
+        return FINALISTS * len(self.choosing) + 2 * len(self.telling)
 
 
 @dataclass(kw_only=True)

@@ -48,6 +48,7 @@ GRIDS: dict[str, tuple[Profile, Callable[[], Grid], tuple[float, float]]] = {
     "full": (FULL_PROFILE, larger, (1e-6, 1e-2)),
 }
 RANKS = (2, 4, 8, 16, 32)
+OWN = ()  # ranks: each recipe's own, so that the rate alone is searched
 
 
 # Cells
@@ -61,9 +62,10 @@ def recipe_of(cell: Cell) -> Setting:
 
 def space_of(cell: Cell, rates: tuple[float, float], ranks: Sequence[int]) -> Space:
     """A cell's space; raises InputError for a rank at which alpha in proportion is no whole number."""
-    adapter = cell.recipe.adapter
-    if recipe_of(cell).rank is None or adapter is None:
+    adapter, own = cell.recipe.adapter, recipe_of(cell).rank
+    if own is None or adapter is None:
         return Space(low=rates[0], high=rates[1])
+    ranks = ranks or (own,)
     for rank in ranks:
         if adapter.lora_alpha * rank % adapter.r:
             alpha = f"alpha at rank {rank} would be {adapter.lora_alpha} x {rank} / {adapter.r}, which is no whole number"
@@ -183,7 +185,9 @@ def rate_bounds(text: str) -> tuple[float, float]:
 
 
 def rank_list(text: str) -> tuple[int, ...]:
-    """Ranks, in ascending order."""
+    """Ranks, in ascending order; none for each recipe's own."""
+    if text == "own":
+        return OWN
     return tuple(sorted({whole(word.strip()) for word in text.split(",")}))
 
 
@@ -191,7 +195,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     """The command line."""
     parser = argparse.ArgumentParser(prog="tunegrid tune", description=__doc__)
     add = parser.add_argument
-    add("--cells", required=True, metavar="ID,ID", help="cells to tune, as in bert_sa_lora,bert_sa_sft")
+    add("--cells", metavar="ID,ID", help="cells to tune, as in bert_sa_lora,bert_sa_sft (default: all of the profile)")
     add("--trials", type=whole, default=20, metavar="N", help="settings that each study tries (default 20)")
     add("--studies", type=few, default=3, metavar="N", help="searches of each cell, whose median counts (default 3)")
     add(
@@ -199,12 +203,14 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         type=few,
         default=3,
         metavar="N",
-        help="that choose the best setting, and as many that tell how good it is (default 3)",
+        help="that choose the best setting (default 3)",
     )
+    add("--further-seeds", type=few, metavar="N", help="that tell how far the recipe is from it (default: as many)")
     spaces = ", ".join(f"{name}: {low:g},{high:g}" for name, (_, _, (low, high)) in GRIDS.items())
     add("--rates", type=rate_bounds, metavar="LOW,HIGH", help=f"lowest and highest learning rate (default {spaces})")
     ranks = ",".join(map(str, RANKS))
-    add("--adapter-ranks", type=rank_list, default=RANKS, metavar="R,R", help=f"LoRA ranks to try (default {ranks})")
+    which = f"LoRA ranks to try, or own: each recipe's, so that the rate alone is tuned (default {ranks})"
+    add("--adapter-ranks", type=rank_list, default=RANKS, metavar="R,R", help=which)
     add("--updates", type=whole, metavar="N", help="of every training (default: the recipe's)")
     add("--within", type=points, default=1.0, metavar="POINTS", help="a recipe may be so far below the best found (default 1)")
     add("-m", "--profile", choices=GRIDS, default="quick", help="of the cells (default quick)")
@@ -228,10 +234,11 @@ def cells_of(options: argparse.Namespace, grid: Grid, stack: ExitStack) -> list[
         raise InputError("--data-root and --device go with -m full: quick cells read micro data on a CPU")
     if not profile.micro:
         profile = replace(profile, data_root=options.data_root, device=options.device or base.device)
-    names = [name.strip() for name in options.cells.split(",") if name.strip()]
+    named = grid.ids(profile) if options.cells is None else options.cells.split(",")
+    names = [name.strip() for name in named if name.strip()]
     if not names:
         raise InputError("--cells names no cell; give ids with commas between, as in bert_sa_lora,bert_sa_sft")
-    plan = Plan(trials=options.trials, studies=options.studies, seeds=options.seeds)
+    plan = Plan(trials=options.trials, studies=options.studies, seeds=options.seeds, further=options.further_seeds)
     cells = [grid.cell(name, profile) for name in dict.fromkeys(names)]
     spaces = [space_of(cell, options.rates or rates, options.adapter_ranks) for cell in cells]
     return [

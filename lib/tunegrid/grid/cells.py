@@ -371,6 +371,6 @@ PLACES = [list(dict.fromkeys(parts)) for parts in zip(*(cell_id.split("_") for c
 
 def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
     """Sorts cells as the study has them: by task, backbone and method; what it does not have comes last, by name."""
-    parts = cell_id.split("_")
+    parts = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
     places = [(known.index(part) if part in known else len(known), part) for known, part in zip(PLACES, parts, strict=True)]
     return places[1], places[0], places[2]

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results import ways_on
-from tunegrid.results.failures import AUDIT, BOUND, KILLED, NOT_RUN, UNFINISHED, cells_of, failures_of, place, said_of
+from tunegrid.results.failures import AUDIT, BOUND, KILLED, NOT_RUN, UNFINISHED, cells_of, failures_of, said_of
 from tunegrid.results.judgements import (
     DOUBTFUL_NUMERICS,
     GRAVEST_FIRST,
@@ -34,7 +35,7 @@ from tunegrid.results.outcomes import (
     weighed,
 )
 from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
-from tunegrid.results.words import count, joined, some
+from tunegrid.results.words import count, joined, out_of, some
 
 
 class State(StrEnum):
@@ -201,7 +202,7 @@ class Question:
         policy: Policy = EVERY_CELL_CRITICAL,
     ) -> "Question":
         """The same whatever the order of records and judgements: a file and a session have them in different ones."""
-        by_place, judged_by_place = sorted(records, key=place), sorted(judged, key=place)
+        by_place, judged_by_place = sorted(records, key=_place), sorted(judged, key=_place)
         return cls(records=by_place, judged=judged_by_place, kinds=kinds, baseline=baseline, before=before, policy=policy)
 
     @cached_property
@@ -229,13 +230,19 @@ class Question:
         return ways_on.about_change(cell, kinds, self.before, self.records)
 
 
+def _place(one: Record | Judgement) -> tuple[tuple[int, str], ...]:
+    return study_place(one.cell)
+
+
 # Cells
 
 
 def _of_cells(question: Question, troubles: Sequence[str]) -> Statement:
     records = question.records
-    total, failures = count(len(cells_of(records)), "cell"), failures_of(records)
-    counts = [f"{len(failure.cells)}{'' if index else f' of {total}'}" for index, failure in enumerate(failures)]
+    cells, failures = len(cells_of(records)), failures_of(records)
+    total = count(cells, "cell")
+    numbers = [len(failure.cells) for failure in failures]
+    counts = [f"{number}" if index else out_of(number, cells, "cell") for index, number in enumerate(numbers)]
     if failures or troubles:
         why, next_step = _about(failures[0].causes[0], failures[0].records, question) if failures else ("", "")
         failed = [f"{number} {failure.name}" for number, failure in zip(counts, failures, strict=True)]
@@ -252,7 +259,7 @@ def _of_cells(question: Question, troubles: Sequence[str]) -> Statement:
     begun = [record for record in records if record.first_updates]
     if begun:
         return Statement(state=State.BEGUN, sentence=_of_begun(begun, [one for one in records if not one.first_updates]))
-    all_of = "The one cell" if total == "1 cell" else f"All {total}"
+    all_of = "The one cell" if cells == 1 else f"All {total}"
     return Statement(state=State.PASSED, sentence=f"{all_of} {_bounds(records)} {_audits(records)}.")
 
 
@@ -369,12 +376,12 @@ def _of_numerics(question: Question) -> Iterator[Statement]:
 def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Iterator[Statement]:
     name, _ = FLOWS[quantity]
     changed = [j for j in own if j.verdict is Verdict.CHANGED]
-    counts, total = "numerics" in question.kinds, count(len(own), "cell")
+    counts = "numerics" in question.kinds
     if changed:
         failing_run = [j for j in changed if j in question.bad]
         sample, stage, where = _first_stage(failing_run or changed)
         next_step = question.way_on_from(sample.cell, ["numerics"]) or ways_on.LOOK_HERE
-        head = f"{name[1:]} changed in {len(changed)} of {total}"
+        head = f"{name[1:]} changed in {out_of(len(changed), len(own), 'cell')}"
         if failing_run:
             sentence, cause = f"Failed: {name[0].lower()}{head}.", f"first at {_at(stage, where)}"
             yield Statement(state=State.FAILED, sentence=sentence, cause=cause, way_on=next_step)
@@ -384,7 +391,7 @@ def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Ite
             sentence = f"{name[0]}{head}, first at {_at(stage, where)}; {why}."
             yield Statement(state=State.PASSED, sentence=sentence, way_on=next_step)
     elif counts or quantity == "stock":
-        yield _of_unchanged(own, name, total, question)
+        yield _of_unchanged(own, name, question)
 
 
 def _first_stage(changed: Sequence[Judgement]) -> tuple[Judgement, str, str]:
@@ -401,13 +408,13 @@ def _at(stage: str, where: str) -> str:
     return f"the stage {stage} ({where})"
 
 
-def _of_unchanged(own: Sequence[Judgement], name: str, total: str, question: Question) -> Statement:
+def _of_unchanged(own: Sequence[Judgement], name: str, question: Question) -> Statement:
     unlike = [j for j in own if j.verdict is Verdict.NOT_COMPARABLE]
     doubt = f"; {count(len(unlike), 'cell')} cannot be compared ({unlike[0].detail})" if unlike else ""
     cannot_tell = question.outcome is Outcome.CANNOT_TELL and len(unlike) == len(own)
     return Statement(
         state=State.CANNOT_TELL if cannot_tell else State.PASSED,
-        sentence=f"{name} did not change in {len(own) - len(unlike)} of {total}{doubt}.",
+        sentence=f"{name} did not change in {out_of(len(own) - len(unlike), len(own), 'cell')}{doubt}.",
         way_on=ways_on.UNLIKE if cannot_tell else "",
     )
 

@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.record.wrong import below_bounds
-from tunegrid.results.judgements import Judgement
 from tunegrid.results.words import SHOWN, count, joined, some
 
 # How a cell can go wrong, in the order in which causes are told; failed audits come before all of them, by name.
@@ -22,7 +21,6 @@ BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED = (
 AUDIT = "failed audit "  # and its name
 CAUSES = (BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED)
 BY_STATUS = {"stopped": STOPPED, "error": ERROR, "killed": KILLED, "not run": NOT_RUN}
-PLACES = {cell: index for index, cell in enumerate(STUDY_IDS)}
 NAMED = 30  # cells that a line of a cause names
 
 
@@ -105,7 +103,7 @@ def sentences_of(record: Record, cause: str) -> list[str]:
 
 def told_by_cause(records: Iterable[Record]) -> Iterator[str]:
     """Lines on what failed: cells with their causes, and below them what they say; of more than three what one says."""
-    for failure in failures_of(sorted(records, key=place)):
+    for failure in failures_of(sorted(records, key=lambda record: study_place(record.cell))):
         yield f"{failure.title}: {some(failure.cells, NAMED)}"
         few, most = (failure.records, None) if len(failure.records) <= SHOWN else (failure.records[:1], 1)
         for record in few:
@@ -116,11 +114,6 @@ def told_by_cause(records: Iterable[Record]) -> Iterator[str]:
 def objecting(record: Record) -> list[str]:
     """Names of the audits that failed."""
     return [audit.name for audit in record.audits if not audit.passed]
-
-
-def place(one: Record | Judgement) -> tuple[int, str]:
-    """Where a cell stands: in the study's order, other cells after it by name."""
-    return PLACES.get(one.cell, len(PLACES)), one.cell
 
 
 def cells_of(records: Iterable[Record]) -> set[tuple[str, str]]:

@@ -19,6 +19,7 @@ from statistics import fmean, stdev
 from scipy import special
 
 from tunegrid.errors import InputError
+from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results.alike import check_teachers, unlike_machines
 from tunegrid.results.confidence import judged_nll
@@ -101,7 +102,7 @@ def gate(
     looks: int = 1,
     policy: Policy = EVERY_CELL_CRITICAL,
 ) -> list[Judgement]:
-    """Every verdict: missing cells first, then cells in the order of the run to judge.
+    """Every verdict: missing cells first, then cells in the study's order.
 
     Args:
         old: the baseline, of one seed or several.
@@ -144,7 +145,7 @@ def gate(
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
     missing = [cell for cell in old.records if cell not in new.records]
-    order = {cell: index for index, cell in enumerate([*missing, *new.records])}
+    order = {cell: index for index, cell in enumerate([*missing, *sorted(new.records, key=study_place)])}
     return sorted(judged, key=lambda judgement: order[judgement.cell])
 
 

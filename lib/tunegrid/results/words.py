@@ -10,6 +10,11 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def out_of(number: int, total: int, noun: str) -> str:
+    """As in "3 of 27 cells"; of one in all, "the one cell"."""
+    return f"the one {noun}" if number == total == 1 else f"{number} of {count(total, noun)}"
+
+
 def joined(words: Sequence[str]) -> str:
     """As in "a, b and c"."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

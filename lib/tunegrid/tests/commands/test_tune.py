@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import util
 from itertools import pairwise
@@ -214,6 +215,19 @@ def test_every_shipped_cell_can_be_tuned_in_its_default_space():
             tune.space_of(cell, (low, high), tune.RANKS)
 
 
+def test_own_ranks_leave_the_rate_alone_to_be_tuned():
+    assert tune.rank_list("own") == tune.OWN
+    cells = [STUDY.cell(name, QUICK_PROFILE) for name in ("bert_sa_lora", "bert_sum_lora", "bert_sa_sft")]
+    assert [tune.space_of(cell, (1e-4, 1e-2), tune.OWN).ranks for cell in cells] == [(8,), (16,), ()]
+
+
+def test_without_a_name_all_cells_are_tuned(tmp_path):
+    _, options = tune.parsed(["--state", str(tmp_path), "--adapter-ranks", "own"])
+    with ExitStack() as stack:
+        cells = tune.cells_of(options, STUDY, stack)
+    assert [one.cell.id for one in cells] == list(STUDY.ids(QUICK_PROFILE))
+
+
 def test_only_a_method_that_reads_a_rank_has_one():
     cells = {name: zoo().cell(f"gpt2_sa_{name}", ZOO_PROFILE) for name in ("lora", "dora", "ia3", "sft")}
     assert {name: tune.recipe_of(cell).rank is not None for name, cell in cells.items()} == {
@@ -288,6 +302,14 @@ def test_the_same_command_trains_nothing_twice(tmp_path, made_up, capsys):
     assert first.endswith(again.partition("cell            score")[2])
     run(tmp_path, trials=4)  # one more of each study
     assert made_up[count:].count("train bert_sa_lora") == 2
+
+
+@needs_optuna
+def test_more_further_seeds_train_the_best_found_and_the_recipe_alone(tmp_path, made_up):
+    run(tmp_path, cells="bert_sa_lora")
+    count = len(made_up)
+    run(tmp_path, "--further-seeds", "5", cells="bert_sa_lora")  # three more of each
+    assert made_up[count:] == ["final bert_sa_lora"] * 6
 
 
 @needs_optuna

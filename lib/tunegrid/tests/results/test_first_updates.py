@@ -140,7 +140,7 @@ def test_a_changed_cell_that_took_no_score_cannot_be_told():
 
 def test_a_changed_cell_fails_where_numerics_count():
     _, answer = answered([whole()], [begun(losses=[0.7, 0.6])], ("numerics",))
-    assert answer.sentences[0].startswith("Failed: numerics changed in 1 of 1 cell")
+    assert answer.sentences[0].startswith("Failed: numerics changed in the one cell")
     assert answer.exit_code == 1
 
 

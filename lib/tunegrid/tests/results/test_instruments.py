@@ -134,7 +134,7 @@ def test_the_gate_says_it_and_fails_where_numerics_count():
     [one] = [judgement for judgement in judged if judgement.quantity == "shifted"]
     assert (one.verdict, one.kind) == (Verdict.CHANGED, "numerics")
     told = " ".join(answer_of([new], judged, kinds=("numerics",), baseline="old.json").sentences)
-    assert "Failed: robustness changed in 1 of 1 cell. Cause: first at the stage typos5" in told
+    assert "Failed: robustness changed in the one cell. Cause: first at the stage typos5" in told
     assert "does not count here" in " ".join(answer_of([new], judged, kinds=("quality",), baseline="old.json").sentences)
 
 

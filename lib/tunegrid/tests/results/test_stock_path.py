@@ -109,7 +109,7 @@ def test_the_answer_names_the_first_stage_and_fails_where_numerics_count(kinds, 
     answer = answer_of([after], judged(after), kinds_of(kinds))
     assert answer.state is state
     between = ". Cause: " if state is State.FAILED else ", "
-    sentence = f"libraries' own path changed in 1 of 1 cell{between}first at the stage order (1 cell, as in bert_sa_lora: "
+    sentence = f"libraries' own path changed in the one cell{between}first at the stage order (1 cell, as in bert_sa_lora: "
     assert sentence in answer.text
 
 
@@ -117,13 +117,13 @@ def test_the_answer_names_the_first_stage_and_fails_where_numerics_count(kinds, 
 def test_a_path_that_did_not_change_passes_whatever_counts(kinds):
     answer = answer_of([path()], judged(path()), kinds_of(kinds))
     assert (answer.state, answer.exit_code) == (State.PASSED, 0)
-    assert "The libraries' own path did not change in 1 of 1 cell." in answer.sentences
+    assert "The libraries' own path did not change in the one cell." in answer.sentences
     assert "score" not in answer.text
 
 
 def test_a_cell_that_differs_is_told_by_its_stage():
     answer = answer_of([path(differs="rates: the rate of update 1 is 0.5, ours is 0")])
-    assert answer.sentences[0] == "Failed: 1 of 1 cell differed from ours at the stage rates."
+    assert answer.sentences[0] == "Failed: the one cell differed from ours at the stage rates."
 
 
 def test_a_record_of_a_path_can_be_read_back():

@@ -104,7 +104,7 @@ def test_a_worse_score_of_a_cell_whose_numerics_changed_has_that_cause_and_the_r
         "1, forward equal).",
         "Next: `tunegrid bisect --good peft==0.21.0 --bad peft==0.21.2 --cells bert_sa_lora --by numerics` finds the release.",
         "The one cell reached every bound and passed every audit.",
-        "Numerics changed in 1 of 1 cell, first at the stage backward (1 cell, as in bert_sa_lora: gradients of lora_B x 2 at "
+        "Numerics changed in the one cell, first at the stage backward (1 cell, as in bert_sa_lora: gradients of lora_B x 2 at "
         "update 1, forward equal); that does not count here.",
     )
     same = [judged[0], judgement("numerics", Verdict.EQUAL)]
