@@ -11,7 +11,7 @@ from tunegrid.results.flips import FlipList
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
 from tunegrid.results.outcomes import FLOWS
 from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, described
-from tunegrid.results.table import Column, lines, markdown, number, signed
+from tunegrid.results.table import Column, lines, markdown, markdown_sentence, number, signed
 from tunegrid.results.words import SHOWN
 
 # Not worth a sentence of their own.
@@ -188,7 +188,7 @@ def _with_its_worst(cell: str, judged: Sequence[Judgement]) -> str:
 
 def as_markdown(report: Report) -> str:
     """The answer first, for a pull request or a step summary; what failed, and a table where anything was judged."""
-    first, *others = map(markdown, report.answer.sentences)
+    first, *others = map(markdown_sentence, report.answer.sentences)
     causes = "\n".join(f"{' ' * (len(line) - len(line.lstrip()))}* {markdown(line.lstrip())}" for line in report.causes)
     parts = [f"**{first}**", *others, *([causes] if causes else [])]
     if not report.judged:

@@ -44,6 +44,15 @@ def markdown(text: str) -> str:
     return MARKUP.sub(r"\\\g<0>", "".join(letter if letter.isprintable() else " " for letter in text))
 
 
+def markdown_sentence(text: str) -> str:
+    """The same of a sentence of ours, whose commands in backticks stay code; within them nothing else has an effect."""
+    plain = "".join(letter if letter.isprintable() else " " for letter in text)
+    parts = plain.split("`")
+    if len(parts) % 2 == 0 or not all(part.strip() for part in parts[1::2]):
+        return markdown(text)
+    return "".join(f"`{part}`" if index % 2 else markdown(part) for index, part in enumerate(parts))
+
+
 def markdown_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:
     """The same as a table of Markdown; what cells hold has no effect as markup."""
     head = [f"| {' | '.join(column.title for column in columns)} |", "|" + "---|" * len(columns)]

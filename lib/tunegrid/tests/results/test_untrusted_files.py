@@ -15,6 +15,7 @@ from tunegrid.results.answer import answer_of
 from tunegrid.results.examples import Examples
 from tunegrid.results.gate_report import COLUMNS, Report, as_markdown
 from tunegrid.results.judgements import Verdict, judgement_of
+from tunegrid.results.table import markdown_sentence
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.records import complete, complete_json
 from tunegrid.tests.strangers import seeds_of
@@ -177,6 +178,12 @@ def test_names_have_no_effect_in_a_gates_markdown():
     assert "name: \\<b\\>a\\|b\\</b\\> # \\`c\\` and \\*d\\* \\_e\\_ \\[f\\](g)" in page
     assert "bert_sa_lora" in page
     assert {line.count("|") - line.count("\\|") for line in page.splitlines() if line.startswith("|")} == {len(COLUMNS) + 1}
+
+
+def test_a_sentences_commands_are_code_and_nothing_else_has_an_effect():
+    assert markdown_sentence("Next: `pytest -m quick` runs <b> alone") == "Next: `pytest -m quick` runs \\<b\\> alone"
+    assert markdown_sentence("a `<b>` c `") == "a \\`\\<b\\>\\` c \\`"  # one is left over
+    assert markdown_sentence("a `` b") == "a \\`\\` b"
 
 
 def test_names_have_no_effect_on_an_audits_page(world, capsys):
