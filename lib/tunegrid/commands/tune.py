@@ -32,7 +32,7 @@ from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE, TASKS_PRO
 from tunegrid.grid.zoo import zoo
 from tunegrid.machine import announce_threads, thread_share
 from tunegrid.results.journal import content_key
-from tunegrid.results.tuning import FRESH, TOLD, FinalRun, RateRatio, Setting, Space, Tuned, as_text, rate_ratios
+from tunegrid.results.tuning import FORMATS, FRESH, TOLD, FinalRun, RateRatio, Setting, Space, Tuned, rate_ratios
 from tunegrid.run.progress import LogThrottle, Progress, ProgressState
 from tunegrid.terminal import say
 
@@ -215,6 +215,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
     add("--within", type=points, default=1.0, metavar="POINTS", help="a recipe may be so far below the best found (default 1)")
     add("-m", "--profile", choices=GRIDS, default="quick", help="of the cells (default quick)")
     add("--state", type=Path, default=KEPT, metavar="DIR", help=f"where trials are kept (default {KEPT.name} below the cache)")
+    add("--format", choices=FORMATS, default="text", help="of what is printed at the end (default text)")
     add("-o", "--output", type=Path, metavar="FILE.json", help="write all figures there")
     add("--device", metavar="DEVICE", help="as for pytest")
     add("--data-root", type=Path, metavar="DIR", help="as for pytest")
@@ -305,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with warnings.catch_warnings(action="ignore"):  # PEFT's, on names that transformers gave up
                 found = tune(grid, cells, options.within)
         ratios = rate_ratios(found, SFT.id)
-        say(as_text(found, ratios))
+        say(FORMATS[options.format](found, ratios))
         if options.output:
             write(options.output, found, ratios)
     except InputError as error:

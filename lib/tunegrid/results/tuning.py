@@ -7,14 +7,14 @@ wins by a few seeds was lucky with them, too. Needs no torch.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median, stdev
 from typing import Any, Literal
 
 from tunegrid.errors import InputError
 from tunegrid.results.statistics import ALPHA, critical_value
-from tunegrid.results.table import Column, lines, number
+from tunegrid.results.table import Column, lines, markdown, markdown_table, number
 from tunegrid.results.words import count
 
 EDGE = 0.05  # of the space in log rate at either end: a best rate in there may be a better one beyond
@@ -388,5 +388,17 @@ def rate_ratios(tuned: Sequence[Tuned], reference: str) -> list[RateRatio]:
 
 def as_text(tuned: Sequence[Tuned], ratios: Sequence[RateRatio]) -> str:
     """A table of the cells, and what is to be said of each."""
-    sentences = [sentence for one in tuned for sentence in one.sentences]
-    return "\n".join([*lines(COLUMNS, [one.row for one in tuned]), *sentences, *[ratio.sentence for ratio in ratios]])
+    return "\n".join([*lines(COLUMNS, [one.row for one in tuned]), *_sentences(tuned, ratios)])
+
+
+def as_markdown(tuned: Sequence[Tuned], ratios: Sequence[RateRatio]) -> str:
+    """The same as Markdown."""
+    table = markdown_table(COLUMNS, [one.row for one in tuned])
+    return "\n".join([*table, "", *[f"* {markdown(sentence)}" for sentence in _sentences(tuned, ratios)]])
+
+
+def _sentences(tuned: Sequence[Tuned], ratios: Sequence[RateRatio]) -> list[str]:
+    return [*[sentence for one in tuned for sentence in one.sentences], *[ratio.sentence for ratio in ratios]]
+
+
+FORMATS: dict[str, Callable[[Sequence[Tuned], Sequence[RateRatio]], str]] = {"text": as_text, "markdown": as_markdown}

@@ -13,6 +13,7 @@ from tunegrid.results.tuning import (
     Space,
     Trial,
     Tuned,
+    as_markdown,
     as_text,
     best_of_studies,
     by_rank,
@@ -256,3 +257,10 @@ def test_the_figures_are_plain_json():
     assert figures["best_scores"] == [90.0, 91.0, 92.0]
     assert figures["winner"] == {"rate": 1e-3, "rank": 2}
     assert figures["distance"]["points"] == 6.0
+
+
+def test_markdown_says_the_same_as_text():
+    ratios = rate_ratios([tuned()], "sft")
+    table, _, sentences = as_markdown([tuned()], ratios).partition("\n\n")
+    assert [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")] == list(tuned().row)
+    assert [line.removeprefix("* ") for line in sentences.splitlines()] == as_text([tuned()], ratios).splitlines()[2:]
