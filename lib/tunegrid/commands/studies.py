@@ -28,13 +28,15 @@ class Plan:
     Attributes:
         trials: of each study.
         seeds: by which the best finalist is chosen.
-        further: seeds that tell how good it is; as many where None.
+        further: seeds that tell how far the recipe is from it, and as many as that where the first cannot tell.
+        within: points that the recipe may be below the best found.
     """
 
     trials: int
     studies: int
     seeds: int
-    further: int | None = None
+    further: tuple[int, int]
+    within: float = 1.0
 
     @property
     def choosing(self) -> range:
@@ -42,14 +44,15 @@ class Plan:
         return range(FRESH, FRESH + self.seeds)
 
     @property
-    def telling(self) -> range:
-        """The seeds that tell."""
-        return range(TOLD, TOLD + (self.further or self.seeds))
+    def telling(self) -> tuple[range, range]:
+        """The seeds that tell: those of all cells, and all those of a cell that these cannot tell."""
+        first, most = self.further
+        return range(TOLD, TOLD + first), range(TOLD, TOLD + most)
 
     @property
     def finals(self) -> int:
         """How many trainings of a cell come after its studies, at most."""
-        return FINALISTS * len(self.choosing) + 2 * len(self.telling)
+        return FINALISTS * len(self.choosing) + 2 * len(self.telling[1])
 
 
 @dataclass(kw_only=True)
@@ -161,9 +164,22 @@ class CellStudies:
         left = [pair for pair in product(best, self.plan.choosing) if pair not in known]
         if left:
             return left
-        winner = self.tuned().winner
-        wanted = product(dict.fromkeys([winner, self.recipe]), self.plan.telling) if winner else ()
+        first, most = self.plan.telling
+        return self._missing(first) or (self._missing(most) if self._doubtful else [])
+
+    def _missing(self, seeds: range) -> list[tuple[Setting, int]]:
+        """The trainings of the best found and the recipe that are missing with these seeds."""
+        known = {(run.setting, run.seed) for run in self.kept.finals}
+        winner = self._told_by(seeds).winner
+        wanted = product(dict.fromkeys([winner, self.recipe]), seeds) if winner else ()
         return [pair for pair in wanted if pair not in known]
+
+    @property
+    def _doubtful(self) -> bool:
+        """Whether the first seeds cannot tell whether the recipe is within the points."""
+        first, _ = self.plan.telling
+        gap = None if self._missing(first) else self._told_by(first).distance
+        return gap is not None and gap.verdict(self.plan.within) == "cannot tell"
 
     def finish(self, final: Callable[[Setting, int], FinalRun], pace: Pace) -> None:
         """Make the final trainings that are missing; `final` scores test rows where the seed tells."""
@@ -173,16 +189,19 @@ class CellStudies:
                 self.kept.add(run)
                 say(f"{self.cell.id}  fresh seed {seed}: {setting}: {final_scores(run)}; {pace.one_more()}")
 
-    def tuned(self, within: float = 1.0) -> Tuned:
+    def tuned(self) -> Tuned:
         """What was found."""
+        return self._told_by(self.plan.telling[self._doubtful])
+
+    def _told_by(self, telling: range) -> Tuned:
         return Tuned(
             cell=self.cell.id,
             score=self.cell.task.main_score,
             space=self.space,
             recipe=self.recipe,
-            within=within,
+            within=self.plan.within,
             trials=self.trials,
-            finals=[run for run in self.kept.finals if run.seed in {*self.plan.choosing, *self.plan.telling}],
+            finals=[run for run in self.kept.finals if run.seed in {*self.plan.choosing, *telling}],
         )
 
 

@@ -129,7 +129,7 @@ def workshop(grid: Grid, cell: Cell) -> Workshop:
     return Workshop(grid=grid, cell=cell, bench=bench_of(cell, resolve_device(profile.device)))
 
 
-def tune(grid: Grid, cells: Sequence[CellStudies], within: float) -> list[Tuned]:
+def tune(grid: Grid, cells: Sequence[CellStudies]) -> list[Tuned]:
     """All studies of all cells first; then the final trainings, of which the last alone read test rows."""
     pace = Pace(left=sum(one.trials_left + one.plan.finals for one in cells))
     for one in cells:
@@ -140,7 +140,7 @@ def tune(grid: Grid, cells: Sequence[CellStudies], within: float) -> list[Tuned]
     for one in cells:
         if one.finals_left():
             one.finish(workshop(grid, one.cell).final, pace)
-    return [one.tuned(within) for one in cells]
+    return [one.tuned() for one in cells]
 
 
 # The command line
@@ -158,6 +158,15 @@ def few(text: str) -> int:
     if whole(text) >= FRESH:
         raise argparse.ArgumentTypeError(f"{text!r} is not below {FRESH}")
     return int(text)
+
+
+def seed_counts(text: str) -> tuple[int, int]:
+    """A number of seeds, and the most; the same where one is given."""
+    first, _, most = text.partition(",")
+    counts = few(first), few(most or first)
+    if counts[0] > counts[1]:
+        raise argparse.ArgumentTypeError(f"{text!r}: the second number is the larger one, as in 4,12")
+    return counts
 
 
 def points(text: str) -> float:
@@ -205,7 +214,8 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         metavar="N",
         help="that choose the best setting (default 3)",
     )
-    add("--further-seeds", type=few, metavar="N", help="that tell how far the recipe is from it (default: as many)")
+    which = "that tell how far the recipe is from it (default: as many); N,MOST: up to MOST where N cannot tell"
+    add("--further-seeds", type=seed_counts, metavar="N,MOST", help=which)
     spaces = ", ".join(f"{name}: {low:g},{high:g}" for name, (_, _, (low, high)) in GRIDS.items())
     add("--rates", type=rate_bounds, metavar="LOW,HIGH", help=f"lowest and highest learning rate (default {spaces})")
     ranks = ",".join(map(str, RANKS))
@@ -239,7 +249,8 @@ def cells_of(options: argparse.Namespace, grid: Grid, stack: ExitStack) -> list[
     names = [name.strip() for name in named if name.strip()]
     if not names:
         raise InputError("--cells names no cell; give ids with commas between, as in bert_sa_lora,bert_sa_sft")
-    plan = Plan(trials=options.trials, studies=options.studies, seeds=options.seeds, further=options.further_seeds)
+    further = options.further_seeds or (options.seeds, options.seeds)
+    plan = Plan(trials=options.trials, studies=options.studies, seeds=options.seeds, further=further, within=options.within)
     cells = [grid.cell(name, profile) for name in dict.fromkeys(names)]
     spaces = [space_of(cell, options.rates or rates, options.adapter_ranks) for cell in cells]
     return [
@@ -304,7 +315,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if one.kept.trials:
                     say(f"{one.cell.id}: {len(one.kept.trials)} trials are known from an earlier command ({one.kept.path})")
             with warnings.catch_warnings(action="ignore"):  # PEFT's, on names that transformers gave up
-                found = tune(grid, cells, options.within)
+                found = tune(grid, cells)
         ratios = rate_ratios(found, SFT.id)
         say(FORMATS[options.format](found, ratios))
         if options.output:

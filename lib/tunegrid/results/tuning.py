@@ -7,6 +7,7 @@ wins by a few seeds was lucky with them, too. Needs no torch.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, median, stdev
@@ -24,6 +25,7 @@ TOLD = 2000  # the first seed that tells how far the recipe is from the best fou
 LEAST_DEVIATION = 0.1  # points between seeds: about a row of 768; two seeds that happen to differ by none tell no more
 TRIALS_A_RANK = 3  # that came to their end: the best of fewer is wherever they were drawn
 Ended = Literal["complete", "pruned", "diverged"]
+Rows = Literal["validation", "test"]
 COLUMNS = (
     Column(title="cell", width=15),
     Column(title="score", width=9),
@@ -184,7 +186,7 @@ def per_doubling(rates: Mapping[int, float]) -> float | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Distance:
-    """By how many points the best found is above the recipe on test rows, over fresh seeds that both have.
+    """By how many points the best found is above the recipe, over further seeds that both have.
 
     Attributes:
         low, high: of the 95 % interval over seeds (paired t-test); None for one seed.
@@ -194,6 +196,10 @@ class Distance:
     low: float | None
     high: float | None
 
+    def __str__(self) -> str:
+        """As in "+1.26 (-0.12 to +2.64)"."""
+        return f"{self.points:+.2f}" + ("" if self.low is None else f" ({self.low:+.2f} to {self.high:+.2f})")
+
     def verdict(self, within: float) -> Literal["within", "beyond", "cannot tell"]:
         """Whether the recipe is within so many points of the best found: where the whole interval is, or is beyond."""
         if self.low is None or self.high is None:
@@ -202,7 +208,7 @@ class Distance:
 
 
 def distance(best: Sequence[float], recipe: Sequence[float]) -> Distance:
-    """The distance of test scores, seed by seed."""
+    """The distance of scores, seed by seed."""
     falls = [ours - theirs for ours, theirs in zip(best, recipe, strict=True)]
     if len(falls) < 2:
         return Distance(points=fmean(falls), low=None, high=None)
@@ -246,7 +252,7 @@ class Tuned:
     @property
     def winner(self) -> Setting | None:
         """The finalist with the best mean on validation rows over fresh seeds; None where each of them diverged somewhere."""
-        means = {setting: self._mean(setting, "validation") for setting in finalists(self.trials)}
+        means = {setting: _mean(self._scores(setting, "validation", "choose")) for setting in finalists(self.trials)}
         sound = {setting: mean for setting, mean in means.items() if mean is not None}
         return max(sound, key=lambda setting: sound[setting]) if sound else None
 
@@ -257,8 +263,16 @@ class Tuned:
 
     @property
     def distance(self) -> Distance | None:
-        """How far the recipe is below the best found; None where one of them diverged."""
-        both = self.tests(self.winner), self.tests(self.recipe)
+        """How far the recipe is below the best found on test rows; None where one of them diverged."""
+        return self._distance("test")
+
+    @property
+    def validation_distance(self) -> Distance | None:
+        """The same on validation rows, by which the best was found: a recipe that was tuned by test rows is nearer on these."""
+        return self._distance("validation")
+
+    def _distance(self, rows: Rows) -> Distance | None:
+        both = [self._scores(setting, rows, "tell") for setting in (self.winner, self.recipe)]
         return distance(*both) if all(both) else None
 
     @property
@@ -268,14 +282,10 @@ class Tuned:
 
     def tests(self, setting: Setting | None) -> list[float]:
         """Test scores of a setting, by seed; empty where one of its trainings diverged."""
-        return self._scores(setting, "test")
+        return self._scores(setting, "test", "tell")
 
-    def _mean(self, setting: Setting | None, rows: Literal["validation", "test"]) -> float | None:
-        scores = self._scores(setting, rows)
-        return fmean(scores) if scores else None
-
-    def _scores(self, setting: Setting | None, rows: Literal["validation", "test"]) -> list[float]:
-        own = (run for run in self.finals if run.setting == setting and (run.seed >= TOLD) == (rows == "test"))
+    def _scores(self, setting: Setting | None, rows: Rows, seeds: Literal["choose", "tell"]) -> list[float]:
+        own = (run for run in self.finals if run.setting == setting and (run.seed >= TOLD) == (seeds == "tell"))
         runs = sorted(own, key=lambda run: run.seed)
         scores = [run.validation if rows == "validation" else run.test for run in runs]
         known = [score for score in scores if score is not None]
@@ -287,7 +297,7 @@ class Tuned:
         scores, winner = self.best_scores, self.winner
         over = f"{min(scores):.2f} to {max(scores):.2f}" if len(scores) > 1 else "-"
         rate, rank = ("-", "-") if winner is None else (f"{winner.rate:.2g}", "-" if winner.rank is None else str(winner.rank))
-        tests = [number(self._mean(setting, "test"), 2) for setting in (winner, self.recipe)]
+        tests = [number(_mean(self.tests(setting)), 2) for setting in (winner, self.recipe)]
         return self.cell, self.score, f"{median(scores):.2f}", over, rate, rank, *tests
 
     @property
@@ -302,15 +312,16 @@ class Tuned:
             return f"with a fresh seed a training diverged, so the recipe ({self.recipe}) is not compared with the best found"
         best, own = (fmean(self.tests(setting)) for setting in (self.winner, self.recipe))
         told = f"the best found ({self.winner}) scores {best:.2f}, the recipe ({self.recipe}) {own:.2f}"
-        how = f"{self.finals[0].updates} updates each, test rows, further seeds: {len(self.tests(self.recipe))}"
+        how = f"{self.finals[0].updates} updates each, further seeds: {len(self.tests(self.recipe))}"
+        told = f"{told}: {gap} on test rows, {self.validation_distance} on validation rows"
         if gap.low is None:
-            return f"{told}: {gap.points:+.2f} ({how}); one seed does not tell whether the recipe is within {within}"
+            return f"{told} ({how}); one seed does not tell whether the recipe is within {within}"
         ways = {
             "within": f"the recipe is within {within}",
             "beyond": f"the recipe is not within {within}",
             "cannot tell": f"whether the recipe is within {within} cannot be told",
         }
-        return f"{told}: {gap.points:+.2f} ({gap.low:+.2f} to {gap.high:+.2f}; {how}); {ways[gap.verdict(self.within)]}"
+        return f"{told} ({how}); {ways[gap.verdict(self.within)]}"
 
     @property
     def _of_edges(self) -> str:
@@ -339,8 +350,13 @@ class Tuned:
     def as_json(self) -> dict[str, Any]:
         """All figures."""
         best = {"best_scores": self.best_scores, "best_rates": self.best_rates, "edges": self.edges}
-        found = {"winner": self.winner and asdict(self.winner), "distance": self.distance and asdict(self.distance)}
-        return asdict(self) | best | found
+        distances = {"distance": self.distance, "validation_distance": self.validation_distance}
+        found = {"winner": self.winner and asdict(self.winner)}
+        return asdict(self) | best | found | {name: one and asdict(one) for name, one in distances.items()}
+
+
+def _mean(scores: Sequence[float]) -> float | None:
+    return fmean(scores) if scores else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -398,7 +414,20 @@ def as_markdown(tuned: Sequence[Tuned], ratios: Sequence[RateRatio]) -> str:
 
 
 def _sentences(tuned: Sequence[Tuned], ratios: Sequence[RateRatio]) -> list[str]:
-    return [*[sentence for one in tuned for sentence in one.sentences], *[ratio.sentence for ratio in ratios]]
+    told = [sentence for one in tuned for sentence in one.sentences]
+    return [*told, *[ratio.sentence for ratio in ratios], *_of_all(tuned)]
+
+
+def _of_all(tuned: Sequence[Tuned]) -> list[str]:
+    """What the distances of several cells are on average, and how many recipes are within the points."""
+    verdicts = Counter(own.verdict(one.within) for one in tuned if (own := one.distance))
+    if verdicts.total() < 2:
+        return []
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common())
+    on_test = fmean(own.points for one in tuned if (own := one.distance))
+    on_validation = fmean(own.points for one in tuned if (own := one.validation_distance))
+    means = f"{on_test:+.2f} on test rows, {on_validation:+.2f} on validation rows"
+    return [f"mean of {verdicts.total()} cells, the best found less the recipe: {means}; {counts}"]
 
 
 FORMATS: dict[str, Callable[[Sequence[Tuned], Sequence[RateRatio]], str]] = {"text": as_text, "markdown": as_markdown}

@@ -176,22 +176,26 @@ def test_a_setting_that_diverges_with_a_fresh_seed_is_not_the_best_found():
 
 
 def test_the_table_and_the_sentences_say_all_of_it():
-    # falls of 6 and 6 over two seeds deviate by the least of 0.1: 12.706 x 0.1 / 2 ** 0.5 is 0.898
+    # falls of 6 and 6 over two seeds deviate by the least of 0.1: 12.706 x 0.1 / 2 ** 0.5 is 0.898; those of 1 and 5 on
+    # validation rows by 8 ** 0.5, so that the reach is 12.706 x 2
     full = tuned("bert_sa_sft", best=(1e-4, 1e-4, 2e-4), within=0.5)
     text = as_text([tuned(), full], rate_ratios([tuned(), full], "sft")).splitlines()
     assert text[1].split() == ["bert_sa_lora", "accuracy", "91.00", "90.00", "to", "92.00", "0.001", "2", "86.50", "80.50"]
     assert text[3:] == [
         "bert_sa_lora: the best found (rate 0.001, rank 2) scores 86.50, the recipe (rate 0.0005, rank 4) 80.50: +6.00 "
-        "(+5.10 to +6.90; 40 updates each, test rows, further seeds: 2); the recipe is not within 1 point",
+        "(+5.10 to +6.90) on test rows, +3.00 (-22.41 to +28.41) on validation rows (40 updates each, further seeds: 2); "
+        "the recipe is not within 1 point",
         "bert_sa_lora: the optimum is not on the edge of the space",
         "bert_sa_lora: the best rate is 0.001 at rank 2, 0.002 at rank 4, 0.004 at rank 8; whether it moves with the rank "
         "cannot be told by 1 trial of a rank",
         "bert_sa_sft: the best found (rate 0.0001, rank 2) scores 86.50, the recipe (rate 0.0005, rank 4) 80.50: +6.00 "
-        "(+5.10 to +6.90; 40 updates each, test rows, further seeds: 2); the recipe is not within 0.5 points",
+        "(+5.10 to +6.90) on test rows, +3.00 (-22.41 to +28.41) on validation rows (40 updates each, further seeds: 2); "
+        "the recipe is not within 0.5 points",
         "bert_sa_sft: the optimum is on the edge of the space (lowest rate): widen it with --rates",
         "bert_sa_sft: the best rate is 0.0001 at rank 2, 0.0001 at rank 4, 0.0002 at rank 8; whether it moves with the rank "
         "cannot be told by 1 trial of a rank",
         "bert_sa: rate(lora) / rate(sft) is 20 (5 to 40 over pairs of studies)",
+        "mean of 2 cells, the best found less the recipe: +6.00 on test rows, +3.00 on validation rows; 2 beyond",
     ]
 
 
@@ -227,7 +231,7 @@ def test_one_fresh_seed_tells_no_distance():
     first = tuned()
     alone = Tuned(**vars(first) | {"finals": [run for run in first.finals if run.seed in (1000, 2000)]})
     assert alone.sentences[0].endswith(
-        "test rows, further seeds: 1); one seed does not tell whether the recipe is within 1 point"
+        "on validation rows (40 updates each, further seeds: 1); one seed does not tell whether the recipe is within 1 point"
     )
     assert not alone.misses
 
