@@ -1,6 +1,8 @@
 """The quick profile's recipes: the fields that make each recipe of the study a quick one, one row per cell.
 
-The fields were found by hand on two cores, with test scores in view; the bounds in benchmarks/thresholds hold for them.
+The fields were found by hand on two cores, with test scores in view, and rates were then held to a search on validation rows:
+none is shown to be more than a point below the best (reports/tuning-quick-cpu.md). The bounds in benchmarks/thresholds hold
+for them.
 """
 
 from collections.abc import Mapping

@@ -672,7 +672,7 @@ def _heading(runs: Measured) -> list[str]:
         "",
         f"{RUNS} is `{files}`: {len(runs.entries)} cells of the {runs.profile} profile on {markdown(', '.join(devices))}. "
         f"{markdown('; '.join(named))}.",
-        *(["", f"**Of full-size models this page says nothing**, and {OF_QUICK}."] if runs.profile == QUICK_PROFILE.id else []),
+        *(["", f"**{OF_QUICK[0].upper()}{OF_QUICK[1:]}.**"] if runs.profile == QUICK_PROFILE.id else []),
         "",
         "Intervals are 95 %. A method is below or above another only where the two are told apart over seeds, with a chance of "
         "5 % for any mistake in one line of this page (Holm). So an interval may leave out 0 although the two cannot be told "

@@ -511,7 +511,10 @@ SHARED = (
     "GiB is on no front: processes may have run other cells before, whose memory counts; --isolate=yes gives each cell its own"
 )
 
-OF_QUICK = "the quick profile's learning rates were tuned with test scores in view, so that its scores do not rank methods"
+OF_QUICK = (
+    "the quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found by hand "
+    "and are held to a search on validation rows (reports/tuning-quick-cpu.md)"
+)
 
 
 def row(comparison: Comparison, entry: Entry) -> tuple[str, ...]:

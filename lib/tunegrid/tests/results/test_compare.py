@@ -348,7 +348,7 @@ def test_the_command_prints_a_table_for_each_task_and_backbone(tmp_path, capsys)
     assert words[1] == "method points 95 % interval by group MiB tensors GiB seconds over seeds front"
     assert words[3] == "lora 83.0 70.3 to 95.7 2 seeds ab 0.00 0.0 1.10 12.5 12.0-13.0 no (sft)"
     assert words[4] == "qlora 76.0 63.3 to 88.7 2 seeds b 0.00* 0.0 0.90* 8.5* 8.0-9.0 yes"
-    assert words[-1].startswith("the quick profile's learning rates were tuned with test scores in view")
+    assert words[-1].startswith("the quick profile trains micro backbones, which say nothing of full-size models;")
 
 
 def test_two_runs_count_as_one(tmp_path, capsys):
