@@ -211,6 +211,14 @@ def test_a_peak_of_a_process_that_ran_other_cells_is_nobodys():
     assert "the peak of sft and lora is not known; no other method stays within 4 GiB" in line
 
 
+def test_a_peak_of_a_process_whose_cells_nobody_counted_is_not_known_to_be_its_own():
+    records = [replace(record, memory=replace(record.memory, cells_before=None)) for record in two_sizes()]
+    [line] = bullets(section(told(records), "At which memory?"))
+    assert (
+        "no peak is known to be a cell's own, and nobody counted what processes ran before (--isolate=yes measures it)" in line
+    )
+
+
 def test_seconds_and_checkpoints_stand_beside_each_other():
     """20 s apart; 4.303 standard errors of the root of 2."""
     [line] = bullets(section(told(two_sizes()), "How fast is it, and what does it cost?"))
