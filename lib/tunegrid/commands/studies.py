@@ -5,7 +5,7 @@ is given: a function from a setting and a seed to scores.
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -28,7 +28,7 @@ class Plan:
     Attributes:
         trials: of each study.
         seeds: by which the best finalist is chosen.
-        further: seeds that tell how far the recipe is from it, and as many as that where the first cannot tell.
+        further: how many seeds tell how far the recipe is from it: of all cells, and of a cell that these cannot tell.
         within: points that the recipe may be below the best found.
     """
 
@@ -152,33 +152,37 @@ class CellStudies:
                 say(f"{self.cell.id}  {where}: {trial.setting}: {ending(trial)} ({so_far}); {pace.one_more()}")
 
     def finals_left(self) -> list[tuple[Setting, int]]:
-        """The next final trainings: those of the best settings, then, with other seeds, of the best of these and the recipe.
-
-        Raises:
-            InputError: where no trial has a score.
-        """
-        best = finalists(self.trials)
-        if not best:
-            raise InputError(f"{self.cell.id}: every trial diverged; give lower --rates")
-        known = {(run.setting, run.seed) for run in self.kept.finals}
-        left = [pair for pair in product(best, self.plan.choosing) if pair not in known]
-        if left:
-            return left
+        """The next final trainings: those of the best settings, then, with other seeds, of the best of these and the recipe."""
         first, most = self.plan.telling
-        return self._missing(first) or (self._missing(most) if self._doubtful else [])
+        return self._unchosen or self._missing(first) or (self._missing(most) if self._doubtful else [])
+
+    @property
+    def most_finals_left(self) -> int:
+        """How many final trainings are missing after all trials, at most."""
+        if not self.finals_left():
+            return 0
+        most = self.plan.telling[1]
+        return len(self._unchosen) + (2 * len(most) if self._unchosen else len(self._missing(most)))
+
+    @property
+    def _unchosen(self) -> list[tuple[Setting, int]]:
+        """The trainings that are missing to choose among the best settings; none where every trial diverged."""
+        return self._new(product(finalists(self.trials), self.plan.choosing))
 
     def _missing(self, seeds: range) -> list[tuple[Setting, int]]:
         """The trainings of the best found and the recipe that are missing with these seeds."""
+        winner = self._tuned_with(seeds).winner
+        return self._new(product(dict.fromkeys([winner, self.recipe]), seeds)) if winner else []
+
+    def _new(self, wanted: Iterable[tuple[Setting, int]]) -> list[tuple[Setting, int]]:
         known = {(run.setting, run.seed) for run in self.kept.finals}
-        winner = self._told_by(seeds).winner
-        wanted = product(dict.fromkeys([winner, self.recipe]), seeds) if winner else ()
         return [pair for pair in wanted if pair not in known]
 
     @property
     def _doubtful(self) -> bool:
         """Whether the first seeds cannot tell whether the recipe is within the points."""
         first, _ = self.plan.telling
-        gap = None if self._missing(first) else self._told_by(first).distance
+        gap = None if self._missing(first) else self._tuned_with(first).distance
         return gap is not None and gap.verdict(self.plan.within) == "cannot tell"
 
     def finish(self, final: Callable[[Setting, int], FinalRun], pace: Pace) -> None:
@@ -191,9 +195,11 @@ class CellStudies:
 
     def tuned(self) -> Tuned:
         """What was found."""
-        return self._told_by(self.plan.telling[self._doubtful])
+        first, most = self.plan.telling
+        return self._tuned_with(most if self._doubtful else first)
 
-    def _told_by(self, telling: range) -> Tuned:
+    def _tuned_with(self, telling: range) -> Tuned:
+        best = finalists(self.trials)
         return Tuned(
             cell=self.cell.id,
             score=self.cell.task.main_score,
@@ -201,7 +207,11 @@ class CellStudies:
             recipe=self.recipe,
             within=self.plan.within,
             trials=self.trials,
-            finals=[run for run in self.kept.finals if run.seed in {*self.plan.choosing, *telling}],
+            finals=[
+                run
+                for run in self.kept.finals
+                if run.seed in telling or (run.seed in self.plan.choosing and run.setting in best)
+            ],
         )
 
 

@@ -30,7 +30,7 @@ from tunegrid.grid.methods import SFT, Lora
 from tunegrid.grid.more_tasks import more_tasks
 from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE, Profile
 from tunegrid.grid.zoo import zoo
-from tunegrid.machine import announce_threads, thread_share
+from tunegrid.machine import announce_threads, cpu_name, thread_share, versions
 from tunegrid.results.journal import content_key
 from tunegrid.results.tuning import FORMATS, FRESH, TOLD, FinalRun, RateRatio, Setting, Space, Tuned, rate_ratios
 from tunegrid.run.progress import LogThrottle, Progress, ProgressState
@@ -136,8 +136,8 @@ def tune(grid: Grid, cells: Sequence[CellStudies]) -> list[Tuned]:
         if one.trials_left:
             say(f"{one.cell.id}: {one.plan.studies} x {one.plan.trials} trials, {one.space}")
             one.search(workshop(grid, one.cell).train, pace)
-    pace.left = sum(one.plan.finals - len(one.tuned().finals) for one in cells)
     for one in cells:
+        pace.left = sum(each.most_finals_left for each in cells)  # a cell that few seeds tell leaves its others out
         if one.finals_left():
             one.finish(workshop(grid, one.cell).final, pace)
     return [one.tuned() for one in cells]
@@ -162,8 +162,8 @@ def few(text: str) -> int:
 
 def seed_counts(text: str) -> tuple[int, int]:
     """A number of seeds, and the most; the same where one is given."""
-    first, _, most = text.partition(",")
-    counts = few(first), few(most or first)
+    first, comma, most = (part.strip() for part in text.partition(","))
+    counts = few(first), few(most if comma else first)
     if counts[0] > counts[1]:
         raise argparse.ArgumentTypeError(f"{text!r}: the second number is the larger one, as in 4,12")
     return counts
@@ -214,7 +214,7 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         metavar="N",
         help="that choose the best setting (default 3)",
     )
-    which = "that tell how far the recipe is from it (default: as many); N,MOST: up to MOST where N cannot tell"
+    which = "that tell how far the recipe is from it (default: as many as --seeds); a cell that N cannot tell gets MOST"
     add("--further-seeds", type=seed_counts, metavar="N,MOST", help=which)
     spaces = ", ".join(f"{name}: {low:g},{high:g}" for name, (_, _, (low, high)) in GRIDS.items())
     add("--rates", type=rate_bounds, metavar="LOW,HIGH", help=f"lowest and highest learning rate (default {spaces})")
@@ -297,9 +297,10 @@ def held(path: Path) -> Iterator[Kept]:
         lock.release()
 
 
-def write(path: Path, found: Sequence[Tuned], ratios: Sequence[RateRatio]) -> None:
+def write(path: Path, found: Sequence[Tuned], ratios: Sequence[RateRatio], plan: Plan) -> None:
     """All figures as JSON; raises InputError where the place cannot be written."""
-    figures = {"cells": [one.as_json() for one in found], "ratios": [asdict(ratio) for ratio in ratios]}
+    made = {"plan": asdict(plan), "versions": versions(), "cpu": cpu_name()}
+    figures = made | {"cells": [one.as_json() for one in found], "ratios": [asdict(ratio) for ratio in ratios]}
     write_whole(path, json.dumps(figures, indent=1))
 
 
@@ -319,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ratios = rate_ratios(found, SFT.id)
         say(FORMATS[options.format](found, ratios))
         if options.output:
-            write(options.output, found, ratios)
+            write(options.output, found, ratios, cells[0].plan)
     except InputError as error:
         refuse(parser, error)
     except KeyboardInterrupt:

@@ -282,8 +282,8 @@ def tensors(comparison: Comparison) -> list[str]:
     """What stands in the place of peaks that are nobody's own."""
     known = [f"{entry.method} {size / MIB:.1f} MiB" for entry in comparison.sound if (size := entry.costs[TENSORS]) is not None]
     counted = any(record.memory and record.memory.cells_before for entry in comparison.entries for record in entry.records)
-    reason = "since processes ran several" if counted else "and nobody counted what processes ran before"
-    why = f"no peak is {'' if counted else 'known to be '}a cell's own, {reason} (--isolate=yes measures it)"
+    reason = "processes ran several" if counted else "nobody counted what processes ran before"
+    why = f"no peak is {'' if counted else 'known to be '}a cell's own, since {reason} (--isolate=yes measures it)"
     return [f"{why}; weights, gradients and optimizer state are {', '.join(known)}" if known else why]
 
 

@@ -102,7 +102,7 @@ def gate(
     looks: int = 1,
     policy: Policy = EVERY_CELL_CRITICAL,
 ) -> list[Judgement]:
-    """Every verdict: missing cells first, then cells in the study's order.
+    """Every verdict: missing cells first, then the others, both in the study's order.
 
     Args:
         old: the baseline, of one seed or several.
@@ -144,7 +144,7 @@ def gate(
     judged += too_good(whole, load_evidence(THRESHOLDS / f"{new.profile}.toml"))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
-    missing = [cell for cell in old.records if cell not in new.records]
+    missing = sorted({*old.records} - {*new.records}, key=study_place)
     order = {cell: index for index, cell in enumerate([*missing, *sorted(new.records, key=study_place)])}
     return sorted(judged, key=lambda judgement: order[judgement.cell])
 

@@ -36,7 +36,7 @@ def _line(columns: Sequence[Column], widths: Sequence[int], cells: Sequence[str]
     return "".join(padded)[columns[0].gap :].rstrip()
 
 
-MARKUP = re.compile(r"[\\`*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def markdown(text: str) -> str:

@@ -262,6 +262,13 @@ class Tuned:
         return edges(self.space, self.bests)
 
     @property
+    def outermost(self) -> Literal["lowest", "highest"] | None:
+        """Whether the best found has the lowest or the highest rate that any study tried: a better one may lie beyond."""
+        rates = sorted({trial.setting.rate for trial in self.trials})
+        places: dict[float, Literal["lowest", "highest"]] = {rates[-1]: "highest", rates[0]: "lowest"}
+        return places.get(self.winner.rate) if self.winner else None
+
+    @property
     def distance(self) -> Distance | None:
         """How far the recipe is below the best found on test rows; None where one of them diverged."""
         return self._distance("test")
@@ -277,12 +284,18 @@ class Tuned:
 
     @property
     def misses(self) -> bool:
-        """Whether the recipe is further from the best found than it may be, beyond the noise of seeds."""
-        return self.distance is not None and self.distance.verdict(self.within) == "beyond"
+        """Whether the recipe is further from the best found than it may be, beyond the noise of seeds; or diverges."""
+        if self.distance is None:
+            return self.winner is None or self._diverged(self.recipe) > self._diverged(self.winner)
+        return self.distance.verdict(self.within) == "beyond"
 
     def tests(self, setting: Setting | None) -> list[float]:
         """Test scores of a setting, by seed; empty where one of its trainings diverged."""
         return self._scores(setting, "test", "tell")
+
+    def _diverged(self, setting: Setting | None) -> int:
+        """With how many further seeds a setting diverged."""
+        return sum(run.setting == setting and run.seed >= TOLD and run.test is None for run in self.finals)
 
     def _scores(self, setting: Setting | None, rows: Rows, seeds: Literal["choose", "tell"]) -> list[float]:
         own = (run for run in self.finals if run.setting == setting and (run.seed >= TOLD) == (seeds == "tell"))
@@ -296,9 +309,10 @@ class Tuned:
         """Of the table."""
         scores, winner = self.best_scores, self.winner
         over = f"{min(scores):.2f} to {max(scores):.2f}" if len(scores) > 1 else "-"
+        middle = f"{median(scores):.2f}" if scores else "-"
         rate, rank = ("-", "-") if winner is None else (f"{winner.rate:.2g}", "-" if winner.rank is None else str(winner.rank))
         tests = [number(_mean(self.tests(setting)), 2) for setting in (winner, self.recipe)]
-        return self.cell, self.score, f"{median(scores):.2f}", over, rate, rank, *tests
+        return self.cell, self.score, middle, over, rate, rank, *tests
 
     @property
     def sentences(self) -> list[str]:
@@ -308,8 +322,11 @@ class Tuned:
     @property
     def _of_recipe(self) -> str:
         gap, within = self.distance, f"{self.within:g} point{'' if self.within == 1 else 's'}"
+        if not ranked(self.trials):
+            return "every trial diverged; give lower --rates"
         if gap is None:
-            return f"with a fresh seed a training diverged, so the recipe ({self.recipe}) is not compared with the best found"
+            who = f"the recipe ({self.recipe})" if self._diverged(self.recipe) else "the best found"
+            return f"with a further seed {who} diverged, so the two are not compared"
         best, own = (fmean(self.tests(setting)) for setting in (self.winner, self.recipe))
         told = f"the best found ({self.winner}) scores {best:.2f}, the recipe ({self.recipe}) {own:.2f}"
         how = f"{self.finals[0].updates} updates each, further seeds: {len(self.tests(self.recipe))}"
@@ -325,6 +342,9 @@ class Tuned:
 
     @property
     def _of_edges(self) -> str:
+        if not self.edges and self.outermost:
+            beyond = "lower" if self.outermost == "lowest" else "higher"
+            return f"the best found has the {self.outermost} rate tried: with more --trials a {beyond} one may be better"
         if not self.edges:
             return "the optimum is not on the edge of the space"
         options = dict.fromkeys("--rates" if end.endswith("rate") else "--adapter-ranks" for end in self.edges)
@@ -349,7 +369,12 @@ class Tuned:
 
     def as_json(self) -> dict[str, Any]:
         """All figures."""
-        best = {"best_scores": self.best_scores, "best_rates": self.best_rates, "edges": self.edges}
+        best = {
+            "best_scores": self.best_scores,
+            "best_rates": self.best_rates,
+            "edges": self.edges,
+            "outermost": self.outermost,
+        }
         distances = {"distance": self.distance, "validation_distance": self.validation_distance}
         found = {"winner": self.winner and asdict(self.winner)}
         return asdict(self) | best | found | {name: one and asdict(one) for name, one in distances.items()}
@@ -420,14 +445,20 @@ def _sentences(tuned: Sequence[Tuned], ratios: Sequence[RateRatio]) -> list[str]
 
 def _of_all(tuned: Sequence[Tuned]) -> list[str]:
     """What the distances of several cells are on average, and how many recipes are within the points."""
-    verdicts = Counter(own.verdict(one.within) for one in tuned if (own := one.distance))
-    if verdicts.total() < 2:
+    on_test = [(own, one.within) for one in tuned if (own := one.distance)]
+    on_validation = [(own, one.within) for one in tuned if (own := one.validation_distance)]
+    if len(on_test) < 2:
         return []
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in verdicts.most_common())
-    on_test = fmean(own.points for one in tuned if (own := one.distance))
-    on_validation = fmean(own.points for one in tuned if (own := one.validation_distance))
-    means = f"{on_test:+.2f} on test rows, {on_validation:+.2f} on validation rows"
-    return [f"mean of {verdicts.total()} cells, the best found less the recipe: {means}; {counts}"]
+    told = f"on test rows {_summed_up(on_test)}; on validation rows {_summed_up(on_validation)}"
+    left_out = f"; {len(tuned) - len(on_test)} not compared" if len(on_test) < len(tuned) else ""
+    return [f"{len(on_test)} cells, the best found less the recipe: {told}{left_out}"]
+
+
+def _summed_up(distances: Sequence[tuple[Distance, float]]) -> str:
+    """As in "-0.28 on average, 23 within, 4 cannot tell"."""
+    verdicts = Counter(one.verdict(within) for one, within in distances)
+    counts = (f"{number} {verdict}" for verdict, number in verdicts.most_common())
+    return f"{fmean(one.points for one, _ in distances):+.2f} on average, {', '.join(counts)}"
 
 
 FORMATS: dict[str, Callable[[Sequence[Tuned], Sequence[RateRatio]], str]] = {"text": as_text, "markdown": as_markdown}

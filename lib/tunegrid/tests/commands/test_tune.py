@@ -188,11 +188,19 @@ def test_the_best_three_train_first_then_the_best_of_them_and_the_recipe_with_ot
     assert own.finals_left() == []
 
 
-def test_a_cell_whose_trials_all_diverged_is_one_sentence(tmp_path):
+def test_a_cell_whose_trials_all_diverged_trains_no_more(tmp_path):
     own = studies(tmp_path / "a.jsonl", trials=1)
     own.kept.add(Trial(study=0, setting=Setting(rate=1e-3, rank=4), scores=(), ended="diverged"))
-    with pytest.raises(InputError, match="bert_sa_lora: every trial diverged; give lower --rates"):
-        own.finals_left()
+    assert (own.finals_left(), own.most_finals_left) == ([], 0)
+    assert own.tuned().sentences[0] == "bert_sa_lora: every trial diverged; give lower --rates"
+
+
+def test_a_cell_that_few_seeds_tell_has_no_more_to_train(tmp_path):
+    own = replace(studies(tmp_path / "a.jsonl", trials=1), plan=Plan(trials=1, studies=1, seeds=2, further=(2, 5), within=50))
+    own.kept.add(Trial(study=0, setting=Setting(rate=1e-3, rank=4), scores=(90.0,), ended="complete"))
+    assert own.most_finals_left == 2 + 2 * 5  # one setting is chosen by two seeds
+    own.finish(lambda setting, seed: FinalRun(setting=setting, seed=seed, updates=4, validation=90.0, test=90.0), Pace(left=12))
+    assert (len(own.kept.finals), own.most_finals_left) == (2 + 2 * 2, 0)
 
 
 # Cells
@@ -378,6 +386,7 @@ def test_without_optuna_it_is_one_sentence(monkeypatch, capsys):
         (["--rates", "fast"], "argument --rates: 'fast' is not two rates above 0 with a comma between, as in 1e-4,3e-2"),
         (["--rates", "nan,1"], "argument --rates: 'nan,1' is not two rates above 0 with a comma between, as in 1e-4,3e-2"),
         (["--adapter-ranks", "8,x"], "argument --adapter-ranks: 'x' is not a whole number of at least 1"),
+        (["--further-seeds", "4,"], "argument --further-seeds: '' is not a whole number of at least 1"),
         (["--further-seeds", "5,3"], "argument --further-seeds: '5,3': the second number is the larger one, as in 4,12"),
         (["--within", "some"], "argument --within: 'some' is not a number"),
         (["--within", "nan"], "argument --within: 'nan' is not a number of points from 0 to 100"),

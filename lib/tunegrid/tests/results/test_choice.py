@@ -144,7 +144,7 @@ def test_one_seed_is_told_by_calibrated_noise():
     text = told([*trained("bert_sa_sft", 99.0), *trained("bert_sa_lora", 10.0)], noise)
     # each error is 1, with 9 + 9 - 2 degrees of freedom; of 32, t is 2.037 of the root of 2
     assert "lora's score is 89.0 points below sft's (86.1 to 91.9)" in section(text, "Which method for my task?")
-    assert "no peak is a cell's own" in section(text, "At which memory?")
+    assert "no peak is known to be a cell's own" in section(text, "At which memory?")
 
 
 def test_the_page_and_the_comparison_tell_the_same_methods_apart():
@@ -215,7 +215,8 @@ def test_a_peak_of_a_process_whose_cells_nobody_counted_is_not_known_to_be_its_o
     records = [replace(record, memory=replace(record.memory, cells_before=None)) for record in two_sizes()]
     [line] = bullets(section(told(records), "At which memory?"))
     assert (
-        "no peak is known to be a cell's own, and nobody counted what processes ran before (--isolate=yes measures it)" in line
+        "no peak is known to be a cell's own, since nobody counted what processes ran before (--isolate=yes measures it)"
+        in line
     )
 
 

@@ -185,7 +185,7 @@ def test_the_table_and_the_sentences_say_all_of_it():
         "bert_sa_lora: the best found (rate 0.001, rank 2) scores 86.50, the recipe (rate 0.0005, rank 4) 80.50: +6.00 "
         "(+5.10 to +6.90) on test rows, +3.00 (-22.41 to +28.41) on validation rows (40 updates each, further seeds: 2); "
         "the recipe is not within 1 point",
-        "bert_sa_lora: the optimum is not on the edge of the space",
+        "bert_sa_lora: the best found has the lowest rate tried: with more --trials a lower one may be better",
         "bert_sa_lora: the best rate is 0.001 at rank 2, 0.002 at rank 4, 0.004 at rank 8; whether it moves with the rank "
         "cannot be told by 1 trial of a rank",
         "bert_sa_sft: the best found (rate 0.0001, rank 2) scores 86.50, the recipe (rate 0.0005, rank 4) 80.50: +6.00 "
@@ -195,7 +195,8 @@ def test_the_table_and_the_sentences_say_all_of_it():
         "bert_sa_sft: the best rate is 0.0001 at rank 2, 0.0001 at rank 4, 0.0002 at rank 8; whether it moves with the rank "
         "cannot be told by 1 trial of a rank",
         "bert_sa: rate(lora) / rate(sft) is 20 (5 to 40 over pairs of studies)",
-        "mean of 2 cells, the best found less the recipe: +6.00 on test rows, +3.00 on validation rows; 2 beyond",
+        "2 cells, the best found less the recipe: on test rows +6.00 on average, 2 beyond; "
+        "on validation rows +3.00 on average, 2 cannot tell",
     ]
 
 
@@ -218,13 +219,6 @@ def test_a_move_with_the_rank_is_one_where_every_study_has_it(rate, words):
     first = [trial(90.0, 1e-3, 2), trial(90.0, 4e-3, 4), trial(10.0, 9e-3, 2), trial(10.0, 9e-3, 4)]
     second = [trial(80.0, 2e-3, 2, study=1), trial(80.0, rate, 4, study=1)]
     assert replace(tuned(), trials=[*first, *second]).sentences[-1].endswith(words)
-
-
-def test_a_recipe_that_diverges_is_not_compared():
-    found = tuned(finals={RECIPE: ((88.0, 80.0), (None, None))})
-    assert found.distance is None
-    assert not found.misses
-    assert "a training diverged" in found.sentences[0]
 
 
 def test_one_fresh_seed_tells_no_distance():
@@ -268,3 +262,24 @@ def test_markdown_says_the_same_as_text():
     table, _, sentences = as_markdown([tuned()], ratios).partition("\n\n")
     assert [cell.strip() for cell in table.splitlines()[2].strip("|").split("|")] == list(tuned().row)
     assert [line.removeprefix("* ") for line in sentences.splitlines()] == as_text([tuned()], ratios).splitlines()[2:]
+
+
+def test_the_lowest_rate_that_was_tried_has_no_lower_one_beside_it():
+    # rates of the three studies are 1e-3, 2e-3 and 4e-3, and the best found has the first: none is near the space's end
+    assert (tuned().edges, tuned().outermost) == ([], "lowest")
+    assert "the best found has the lowest rate tried: with more --trials a lower one may be better" in tuned().sentences[1]
+    inside = replace(tuned(), trials=[*tuned().trials, trial(50.0, 5e-4, 2)])
+    assert inside.outermost is None
+
+
+def test_a_recipe_that_alone_diverges_misses_and_is_counted():
+    found = tuned(finals={RECIPE: ((88.0, 80.0), (None, None))})
+    assert (found.distance, found.misses) == (None, True)
+    assert "with a further seed the recipe (rate 0.0005, rank 4) diverged, so the two are not compared" in found.sentences[0]
+    assert as_text([tuned(), tuned(), found], []).splitlines()[-1].endswith("; 1 not compared")
+
+
+def test_a_cell_whose_trials_all_diverged_says_so():
+    none = replace(tuned(), trials=[trial(0.0, 1e-2, ended="diverged")], finals=[])
+    assert none.row[2:6] == ("-", "-", "-", "-")
+    assert (none.misses, none.sentences[0]) == (True, "bert_sa_lora: every trial diverged; give lower --rates")
