@@ -1,8 +1,7 @@
 """The quick profile's recipes: the fields that make each recipe of the study a quick one, one row per cell.
 
-The fields were found by hand on two cores, with test scores in view, and rates were then held to a search on validation rows:
-none is shown to be more than a point below the best (reports/tuning-quick-cpu.md). The bounds in benchmarks/thresholds hold
-for them.
+The fields were found by hand on two cores, with test scores in view. A search on validation rows then shows no rate that is
+more than a point better (reports/tuning-quick-cpu.md). The bounds in benchmarks/thresholds hold for them.
 """
 
 from collections.abc import Mapping

@@ -512,8 +512,8 @@ SHARED = (
 )
 
 OF_QUICK = (
-    "the quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found by hand "
-    "and are held to a search on validation rows (reports/tuning-quick-cpu.md)"
+    "the quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "
+    "scores in view, and a search on validation rows shows none more than a point better (reports/tuning-quick-cpu.md)"
 )
 
 

@@ -55,10 +55,14 @@ def test_the_search_is_of_the_recipes_that_quick_cells_have_and_the_page_says_wh
     cells = STUDY.cells(QUICK_PROFILE)
     assert tried == {cell.id: (asdict(tune.recipe_of(cell)), {cell.recipe.max_steps}) for cell in cells}
     page = (REPORTS / "tuning-quick-cpu.md").read_text()
-    assert all(f"{cell['distance']['points']:+.2f} ({cell['distance']['low']:+.2f} to" in page for cell in found)
     assert f"{sum(len(cell['trials']) + len(cell['finals']) for cell in found):,} trainings" in page
-    verdicts = Counter(tuning.Distance(**cell["distance"]).verdict(cell["within"]) for cell in found)
-    assert verdicts == {"within": 23, "cannot tell": 4}
+    for name, row in (("distance", "on test rows"), ("validation_distance", "on validation rows")):
+        distances = [tuning.Distance(**cell[name]) for cell in found]
+        assert all(f"{one} {row}" in page for one in distances)
+        verdicts = Counter(one.verdict(1.0) for one in distances)
+        told = f"{verdicts['within']} within, {verdicts['cannot tell']} cannot tell"
+        assert f"{row} {sum(one.points for one in distances) / 27:+.2f} on average, {told}" in page
+        assert verdicts.total() == verdicts["within"] + verdicts["cannot tell"] == 27  # none beyond
 
 
 def test_the_baselines_points_by_row_have_its_scores():
