@@ -481,4 +481,4 @@ def test_a_real_cell_is_tuned_on_validation_rows_and_its_test_rows_are_read_at_t
     assert tune.recipe_of(LORA) in {run.setting for run in telling}
     assert all(run.test is None and run.updates == 4 for run in choosing)
     assert all(run.test is not None and run.updates == 4 for run in telling)
-    assert "4 updates each, test rows, further seeds: 1" in out
+    assert "(4 updates each, further seeds: 1)" in out
