@@ -36,7 +36,7 @@ class Plan:
     studies: int
     seeds: int
     further: tuple[int, int]
-    within: float = 1.0
+    within: float
 
     @property
     def choosing(self) -> range:
@@ -191,7 +191,8 @@ class CellStudies:
             for setting, seed in left:
                 run = final(setting, seed)
                 self.kept.add(run)
-                say(f"{self.cell.id}  fresh seed {seed}: {setting}: {final_scores(run)}; {pace.one_more()}")
+                kind = "fresh" if seed in self.plan.choosing else "further"
+                say(f"{self.cell.id}  {kind} seed {seed}: {setting}: {final_scores(run)}; {pace.one_more()}")
 
     def tuned(self) -> Tuned:
         """What was found."""

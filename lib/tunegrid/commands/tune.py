@@ -212,9 +212,10 @@ def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, ar
         type=few,
         default=3,
         metavar="N",
-        help="that choose the best setting (default 3)",
+        help="fresh ones that choose the best setting (default 3)",
     )
-    which = "that tell how far the recipe is from it (default: as many as --seeds); a cell that N cannot tell gets MOST"
+    how_many = "default: as many as --seeds; a cell that N cannot tell gets MOST"
+    which = f"others that tell how far the recipe is from the best setting ({how_many})"
     add("--further-seeds", type=seed_counts, metavar="N,MOST", help=which)
     spaces = ", ".join(f"{name}: {low:g},{high:g}" for name, (_, _, (low, high)) in GRIDS.items())
     add("--rates", type=rate_bounds, metavar="LOW,HIGH", help=f"lowest and highest learning rate (default {spaces})")

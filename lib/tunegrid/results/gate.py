@@ -144,9 +144,7 @@ def gate(
     judged += too_good(whole, load_evidence(THRESHOLDS / f"{new.profile}.toml"))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
-    missing = sorted({*old.records} - {*new.records}, key=study_place)
-    order = {cell: index for index, cell in enumerate([*missing, *sorted(new.records, key=study_place)])}
-    return sorted(judged, key=lambda judgement: order[judgement.cell])
+    return sorted(judged, key=lambda judgement: (judgement.cell in new.records, study_place(judgement.cell)))
 
 
 def paired(old: Run, new: Run) -> dict[str, Rows]:

@@ -41,16 +41,19 @@ MARKUP = re.compile(r"[\\`$*|<>\[\]~&]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 def markdown(text: str) -> str:
     """Text as Markdown that shows it: without effect as markup, on one line."""
-    return MARKUP.sub(r"\\\g<0>", "".join(letter if letter.isprintable() else " " for letter in text))
+    return MARKUP.sub(r"\\\g<0>", _on_one_line(text))
 
 
 def markdown_sentence(text: str) -> str:
     """The same of a sentence of ours, whose commands in backticks stay code; within them nothing else has an effect."""
-    plain = "".join(letter if letter.isprintable() else " " for letter in text)
-    parts = plain.split("`")
+    parts = _on_one_line(text).split("`")
     if len(parts) % 2 == 0 or not all(part.strip() for part in parts[1::2]):
         return markdown(text)
     return "".join(f"`{part}`" if index % 2 else markdown(part) for index, part in enumerate(parts))
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def markdown_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -39,7 +39,7 @@ def train(setting, seed):
 
 
 def studies(path, trials=12, count=1, space=SPACE):
-    plan = Plan(trials=trials, studies=count, seeds=2, further=(2, 2))
+    plan = Plan(trials=trials, studies=count, seeds=2, further=(2, 2), within=1.0)
     return CellStudies(cell=LORA, recipe=tune.recipe_of(LORA), space=space, plan=plan, kept=Kept(path=path))
 
 

@@ -23,7 +23,7 @@ COMMITTED = [
     REPORTS / "baselines" / "quick-cpu.json",
     REPORTS / "study.json",
     *sorted(REPORTS.glob("*/footprint.json")),
-    *sorted(REPORTS.glob("real-text/*.json")),
+    *sorted(REPORTS.glob("real-text/**/*.json")),
 ]
 
 

@@ -183,6 +183,7 @@ def test_names_have_no_effect_in_a_gates_markdown():
 def test_a_sentences_commands_are_code_and_nothing_else_has_an_effect():
     assert markdown_sentence("Next: `pytest -m quick` runs <b> alone") == "Next: `pytest -m quick` runs \\<b\\> alone"
     assert markdown_sentence("a `<b>` c `") == "a \\`\\<b\\>\\` c \\`"  # one is left over
+    assert markdown_sentence("a $`x`$") == "a \\$`x`\\$"  # no formula
     assert markdown_sentence("a `` b") == "a \\`\\` b"
 
 
