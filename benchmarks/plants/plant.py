@@ -1,0 +1,99 @@
+"""A plant: something broken on purpose, and the check that must object to it.
+
+`benchmarks/test_plants.py` runs the tables of them: `study` (faults), `libraries` (bugs of libraries), `controls`, and `equal`
+(settings that must be equal).
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass, field
+from multiprocessing import Value
+from pathlib import Path
+from typing import Any
+
+from tunegrid.grid.cells import Cell
+
+
+def unchanged(cell: Cell, folder: Path) -> Cell:
+    """The cell as it is."""
+    return cell
+
+
+@dataclass(frozen=True)
+class Plant:
+    """With this broken, that must object; without it, nothing may.
+
+    Attributes:
+        what: what is wrong, in a line.
+        source: where it really happened: cells of the study, reports of a library, or "classic".
+        cell: the cell that runs; of several records, two ids with a comma between; empty where no cell is needed.
+        broken_by: breaks it. Of `libraries` it takes a `Planting`; of a fixture its value and a folder for files, and returns
+            the broken value; of `records` the records of both cells.
+        caught_by: the audit, the stage of numerics, "bound", "gate", the invariant of a library or the row of equal settings
+            that must object; empty for a change without harm, to which nothing may object.
+        breaks: the fixture whose value is replaced, `trained` (the model after training), `records`, or `libraries`.
+        cell_as: makes the cell that runs, with the plant and without it, of the grid's cell and a folder for files.
+        settings: recipe fields that differ from the grid's; such a cell is scored on fewer rows and held to no bound.
+        profile: of which grid the cell is.
+        ranks: processes that share the cell.
+        module: library and class of the module that the gate's sentence must name; empty where there is none.
+    """
+
+    id: str
+    what: str
+    source: str
+    cell: str
+    broken_by: Callable[..., Any]
+    caught_by: str
+    _: KW_ONLY
+    breaks: str = "libraries"
+    cell_as: Callable[[Cell, Path], Cell] = unchanged
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    profile: str = "quick"
+    ranks: int = 1
+    module: str = ""
+
+
+class Planting:
+    """Pytest's monkeypatch with a count: a plant that never acts proves nothing.
+
+    A function that is put in place counts its calls, a plain value of a class how often it is read. A patch that changes
+    nothing in most calls is put in place with `counted=False`, and calls `act` where it changes something.
+    """
+
+    def __init__(self, monkeypatch: Any) -> None:
+        """Patches go by this monkeypatch, which also undoes them."""
+        self._monkeypatch, self._acts = monkeypatch, Value("q", 0)
+
+    @property
+    def acts(self) -> int:
+        """How often a patch acted so far, in the processes that this one forked, too."""
+        return int(self._acts.value)
+
+    def act(self) -> None:
+        """Count one act."""
+        with self._acts.get_lock():
+            self._acts.value += 1
+
+    def setattr(self, target: Any, name: str, value: Any, *, raising: bool = True, counted: bool = True) -> None:
+        """Put a value in place of an attribute."""
+        if counted and (callable(value) or isinstance(value, staticmethod)):
+            value = self._counted(value)
+        elif counted and isinstance(target, type):
+            value = property(lambda _, own=value: (self.act(), own)[1])
+        self._monkeypatch.setattr(target, name, value, raising=raising)
+
+    def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
+        """Put a value in place of an entry."""
+        self._monkeypatch.setitem(target, name, self._counted(value) if counted and callable(value) else value)
+
+    def _counted(self, value: Any) -> Any:
+        if isinstance(value, staticmethod):
+            return staticmethod(self._counted(value.__func__))
+
+        @functools.wraps(value, updated=() if isinstance(value, type) else ("__dict__",))
+        def counting(*args: Any, **options: Any) -> Any:
+            self.act()
+            return value(*args, **options)
+
+        return counting
