@@ -80,7 +80,7 @@ class Planting:
         if counted and (callable(value) or isinstance(value, staticmethod)):
             value = self._counted(value)
         elif counted and isinstance(target, type):
-            value = property(lambda _, own=value: (self.act(), own)[1])
+            value = _Read(value, self.act)
         self._monkeypatch.setattr(target, name, value, raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
@@ -97,3 +97,14 @@ class Planting:
             return value(*args, **options)
 
         return counting
+
+
+class _Read:
+    """A value of a class that counts how often it is read, of the class or of its instances."""
+
+    def __init__(self, value: Any, act: Callable[[], None]) -> None:
+        self._value, self._act = value, act
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        self._act()
+        return self._value
