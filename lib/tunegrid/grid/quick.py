@@ -47,7 +47,7 @@ SHARED: Mapping[str, Fields] = {
 #   but for the sign.
 # * learning_rate, batch: a moderate rate or a larger batch, where rounding or another seed moved the score by points.
 # * head_learning_rate: where a micro backbone holds the answer ready, a head that learns as fast as an adapter does the work
-#   alone, and the cell does not see its adapter (`adapter_off` in benchmarks/test_controls.py). All weights of BERT, trained
+#   alone, and the cell does not see its adapter (`adapter_off` in benchmarks/plants/controls.py). All weights of BERT, trained
 #   at a new head's rate, forget how to look an answer up in one seed of forty. No cell that is `like` one of these has its
 #   head's rate.
 # * bf16, gradient_checkpointing: libraries break them, and no other quick cell has them. bert_qa_qlora has 8-bit AdamW from

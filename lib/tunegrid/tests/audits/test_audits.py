@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.library_patches.text import decoding_cleans_up
+from benchmarks.plants.patches.models import decoding_cleans_up
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
 from tunegrid.data.rows import text_hash
 from tunegrid.data.splits import Splits

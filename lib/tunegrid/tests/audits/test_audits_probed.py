@@ -14,8 +14,8 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers.cache_utils import EncoderDecoderCache
 
-from benchmarks.library_patches import updates
-from benchmarks.library_patches.planting import Planting
+from benchmarks.plants.patches import training
+from benchmarks.plants.plant import Planting
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
@@ -566,7 +566,7 @@ def test_a_row_with_letters_beyond_ascii_is_no_fault():
 def test_small_moments_that_are_packed_are_named(monkeypatch):
     passed, detail = trained.trains_in_fp32(evidence_of("bert_qa_qlora"))
     assert passed, detail
-    updates.everything_in_8_bits(Planting(monkeypatch))
+    training.everything_in_8_bits(Planting(monkeypatch))
     passed, detail = trained.trains_in_fp32(evidence_of("bert_qa_qlora"))
     assert not passed
     assert "are packed, though the optimizer leaves small ones in fp32" in detail
@@ -590,7 +590,7 @@ def test_rows_that_are_overwritten_where_the_vocabulary_grows_are_named(cell_id)
 def test_a_cast_that_outlives_an_evaluation_is_named(monkeypatch):
     evidence = replace(shared("gpt2_sa_lora"))
     assert arithmetic.gradients_survive_evaluation(evidence)[0]
-    updates.casts_outlive_no_grad(plant := Planting(monkeypatch))
+    training.casts_outlive_no_grad(plant := Planting(monkeypatch))
     assert not arithmetic.gradients_survive_evaluation(replace(evidence))[0]
     assert plant.acts
 
@@ -619,7 +619,7 @@ def test_ranks_and_scales_of_patterns_are_declared_by_layer():
 def test_moments_without_their_correction_are_named(monkeypatch):
     passed, detail = trained.optimizer_steps_as_defined(shared("gpt2_sum_lora"))
     assert passed, detail
-    updates.moments_without_correction(Planting(monkeypatch))
+    training.moments_without_correction(Planting(monkeypatch))
     assert not trained.optimizer_steps_as_defined(evidence_of("gpt2_sa_sft"))[0]
 
 

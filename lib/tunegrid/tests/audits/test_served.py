@@ -8,10 +8,11 @@ import numpy as np
 import peft
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 
-from benchmarks.course_sabotages import head_not_saved, merged_twice, token_row_not_saved
+from benchmarks.plants.study import not_saved
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.methods import Adapting, Lora
+from tunegrid.grid.methods import TOKEN_ROWS, Adapting, Lora
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE
 from tunegrid.run.audits import Evidence, served
 from tunegrid.run.audits.served import saved_is_served
@@ -141,17 +142,39 @@ def broken(cell_id, sabotage, evidence=None):
 
 
 @pytest.mark.parametrize(
-    ("cell_id", "sabotage", "lost"),
+    ("cell_id", "lossy", "lost"),
     [
-        ("gpt2_sa_lora", head_not_saved, "score.modules_to_save.default.weight"),
-        ("gpt2_sum_lora", token_row_not_saved, "transformer.wte.token_adapter.trainable_tokens_delta.default"),
+        (
+            "gpt2_sa_lora",
+            not_saved(lambda cell: cell.head.new_modules, modules_to_save=None),
+            "score.modules_to_save.default.weight",
+        ),
+        (
+            "gpt2_sum_lora",
+            not_saved(lambda cell: [TOKEN_ROWS], trainable_token_indices=None),
+            "transformer.wte.token_adapter.trainable_tokens_delta.default",
+        ),
     ],
     ids=["head", "row of a new token"],
 )
-def test_what_is_not_saved_is_named(cell_id, sabotage, lost):
-    passed, detail = broken(cell_id, sabotage)
+def test_what_is_not_saved_is_named(cell_id, lossy, lost):
+    passed, detail = broken(cell_id, lossy)
     assert not passed
     assert detail.endswith(f"; not as trained: base_model.model.{lost}")
+
+
+def merged_twice(serving, folder):
+    """The base that the adapter is merged into has it merged already."""
+
+    class Twice(type(serving)):
+        def merge(self, model):
+            model.merge_adapter()
+            for layer in model.modules():
+                if isinstance(layer, LoraLayer):
+                    layer.merged_adapters.clear()  # nobody remembers
+            return super().merge(model)
+
+    return Twice()
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "bert_sum_lora"])

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import activations
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from benchmarks.library_patches import attention
+from benchmarks.plants.patches import models as attention
 from tunegrid import ROOT
 from tunegrid.codecs.generate import SeparatedCodec
 from tunegrid.run.audits import Evidence

@@ -1,9 +1,9 @@
 """The ladder of bad releases is sound, and says so where no index answers."""
 
 import pytest
+from benchmarks.library_invariants import INVARIANTS
 from packaging.version import Version
 
-from benchmarks.library_invariants import INVARIANTS
 from benchmarks.releases import NoIndex, ladder, python_of
 from fixtures.selection import MARKERS
 from tunegrid.errors import InputError

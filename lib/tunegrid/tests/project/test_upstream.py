@@ -39,7 +39,7 @@ FAULTS = {
     "peft_packed_bias": ("peft", "none: say so in reports/upstream/README.md", "the base's bias gains 1, where"),
     "transformers_saved_tokenizer": (
         "transformers",
-        "none: say so in reports/upstream/README.md, and let A16 and A60 of benchmarks/library_bugs.py act in full",
+        "none: say so in reports/upstream/README.md, and let A16 and A60 of benchmarks/plants/libraries.py act in full",
         "pads on the right",
     ),
 }

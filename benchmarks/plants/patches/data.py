@@ -1,4 +1,4 @@
-"""Bugs on the way from files to batches, put back into datasets, accelerate and transformers; and of what `Trainer` reports."""
+"""Bugs on the way from files to batches, put back into datasets, accelerate and transformers, and of what `Trainer` reports."""
 
 import json
 from contextlib import contextmanager

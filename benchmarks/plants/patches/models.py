@@ -1,14 +1,18 @@
-"""Bugs of attention, put back into the libraries: masks, scales, dropout, positions."""
+"""Bugs of models and texts, put back into the libraries: attention, caches, search, offsets, decoding."""
 
 from typing import Any
 
+import datasets
 import torch
 from torch.nn import functional
-from transformers import masking_utils
+from transformers import GenerationMixin, PreTrainedTokenizerBase, PreTrainedTokenizerFast, masking_utils
+from transformers.cache_utils import Cache, DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.t5 import modeling_t5
+
+WRONG_SCALE = 0.5
 
 
 def cross_attention_without_mask(monkeypatch: Any) -> None:
@@ -119,3 +123,78 @@ def packed_rows_see_each_other(plant: Any) -> None:
             plant.act()
 
     plant.setattr(masking_utils, "find_packed_sequence_indices", unnoticed, counted=False)
+
+
+def beams_keep_their_cache(monkeypatch: Any) -> None:
+    """The beams are sorted anew after each token, their caches are not: a beam goes on with another one's past."""
+    monkeypatch.setattr(Cache, "reorder_cache", lambda self, beam_idx: None)
+
+
+def tokens_overwrite_the_last(monkeypatch: Any) -> None:
+    """A layer's cache writes the values of a new token over those of the token before."""
+    update = DynamicLayer.update
+
+    def overwriting(self: Any, keys: torch.Tensor, values: torch.Tensor, *args: Any, **options: Any) -> Any:
+        if self.is_initialized and self.values.shape[-2] and values.shape[-2] == 1:
+            self.values = torch.cat([self.values[..., :-1, :], values], dim=-2)
+        return update(self, keys, values, *args, **options)
+
+    monkeypatch.setattr(DynamicLayer, "update", overwriting)
+
+
+def one_token_is_scaled(monkeypatch: Any) -> None:
+    """Attention of one token, as in cached decoding, has another scale than attention of many."""
+    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
+
+    def rescaled(module: Any, query: torch.Tensor, *args: Any, scaling: float | None = None, **options: Any) -> Any:
+        usual = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return attend(module, query, *args, scaling=usual * WRONG_SCALE if query.shape[2] == 1 else scaling, **options)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", rescaled)
+
+
+def source_without_mask(plant: Any) -> None:
+    """`generate` of an encoder-decoder hands the source to its decoder without the mask, which training had."""
+    prepare = GenerationMixin.prepare_inputs_for_generation
+
+    def lost(self: Any, *args: Any, **options: Any) -> Any:
+        inputs = prepare(self, *args, **options)
+        if self.config.is_encoder_decoder and inputs.get("attention_mask") is not None:
+            plant.act()
+            inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+        return inputs
+
+    plant.setattr(GenerationMixin, "prepare_inputs_for_generation", lost, counted=False)
+
+
+def first_offset_is_late(monkeypatch: Any) -> None:
+    """The first token's offset starts at its second character: a space is trimmed that is not there."""
+    convert = PreTrainedTokenizerFast._convert_encoding
+
+    def late(self: Any, *args: Any, **options: Any) -> Any:
+        encoded, encodings = convert(self, *args, **options)
+        for offsets in encoded.get("offset_mapping", []):
+            offsets[:1] = [(start + 1, end) for start, end in offsets[:1]]
+        return encoded, encodings
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_convert_encoding", late)
+
+
+def decoding_cleans_up(monkeypatch: Any) -> None:
+    """`decode` takes away the spaces before punctuation and short forms, though the tokenizer says that it must not."""
+    decode = PreTrainedTokenizerFast._decode
+
+    def cleaned(self: Any, *args: Any, **options: Any) -> str:
+        return PreTrainedTokenizerBase.clean_up_tokenization(self, decode(self, *args, **options))
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "_decode", cleaned)
+
+
+def rows_before_the_mapping(monkeypatch: Any) -> None:
+    """The indices that were selected are forgotten: as many rows come back, from the start of the table."""
+    select = datasets.Dataset.select
+
+    def forgetful(self: Any, indices: Any, **options: Any) -> Any:
+        return select(self, range(len(indices)), **options)
+
+    monkeypatch.setattr(datasets.Dataset, "select", forgetful)

@@ -1,0 +1,484 @@
+"""Faults of fine-tuning, each with the audit that must object. F1 to F19 stood in the study's own notebooks or reports.
+
+The others are the classics: in a line of a model, a collator or a loop, where hardly a score tells them.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import bitsandbytes as bnb
+import peft
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from benchmarks.plants.patches import adapters, training
+from benchmarks.plants.plant import Plant
+from tunegrid.codecs.base import IGNORED, Codec
+from tunegrid.data.splits import Splits, load_splits
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import NF4, Adapting, Lora, Quantization
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.tasks import SA
+from tunegrid.grid.variants import AdaLora
+from tunegrid.record import Record
+from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.metrics import Metrics
+from tunegrid.run.serving import Serving
+from tunegrid.run.stepper import make_schedule
+from tunegrid.run.training import Trainer
+
+# What is built
+
+
+def frozen_head(cell: Cell, folder: Path) -> Cell:
+    """Nobody says that the classifier is new, so it stays as it was drawn."""
+    return replace(cell, head=replace(cell.head, new_modules=(), optional_modules=cell.head.new_modules))
+
+
+def by_method(**fields: Any) -> Callable[[Cell, Path], Cell]:
+    """The cell with other fields of its method."""
+    return lambda cell, folder: replace(cell, method=replace(cell.method, **fields))
+
+
+FP4 = Quantization(bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
+
+
+def copied_checkpoint(cell: Cell, folder: Path) -> tuple[Cell, Path, dict[str, Tensor]]:
+    """The cell over a copy of its micro backbone in `folder`, the file of its weights, and the tensors in it."""
+    weights = shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder / cell.backbone.micro)
+    copied = replace(cell, profile=replace(cell.profile, checkpoint_root=folder))
+    return copied, weights / "model.safetensors", load_file(weights / "model.safetensors")
+
+
+def names_that_do_not_match(cell: Cell, folder: Path) -> Cell:
+    """A checkpoint whose tensors have other names, and a loader that lets them start from random."""
+    copied, weights, tensors = copied_checkpoint(cell, folder)
+    save_file({f"module.{name}": tensor for name, tensor in tensors.items()}, weights, {"format": "pt"})
+    return replace(copied, head=replace(cell.head, optional_modules=("transformer",)))
+
+
+def layers_swapped(cell: Cell, folder: Path) -> Cell:
+    """A checkpoint in which the first two layers have traded their weights."""
+    copied, weights, tensors = copied_checkpoint(cell, folder)
+    other = {".h.0.": ".h.1.", ".h.1.": ".h.0."}
+    renamed = {re.sub(r"\.h\.[01]\.", lambda match: other[match.group()], name): tensor for name, tensor in tensors.items()}
+    save_file(renamed, weights, {"format": "pt"})
+    return copied
+
+
+def by_recipe(**fields: Any) -> Callable[[Cell, Path], Cell]:
+    """The cell with other fields of its recipe."""
+    return lambda cell, folder: replace(cell, recipe=replace(cell.recipe, **fields))
+
+
+def kasa_over_nf4(cell: Cell, folder: Path) -> Cell:
+    """KaSA's singular values are never made for packed layers: what trains is plain LoRA."""
+    options = {"kasa_config": asdict(peft.KasaConfig())}
+    return replace(cell, method=Lora(id="qkasa", name="KaSA over NF4", options=options, quantization=NF4))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OSF(Adapting):
+    """Orthogonal subspace fine-tuning."""
+
+    def targets(self, cell: Any) -> tuple[str, ...]:
+        """GPT-2's attention."""
+        return ("c_attn",)
+
+    def peft_config(self, cell: Any, base: Any) -> Any:
+        """PEFT's config."""
+        return peft.OSFConfig(target_modules=["c_attn"], modules_to_save=base.modules_to_save)
+
+
+def osf_on_conv1d(cell: Cell, folder: Path) -> Cell:
+    """OSF passes GPT-2's layers by, and says nothing."""
+    return replace(cell, method=OSF(id="osf", name="OSF"))
+
+
+# Text and tensors
+
+
+def codec_whose(method: str, change: Callable[..., Any]) -> Callable[[Codec, Path], Codec]:
+    """A codec of which one method's result goes through `change(codec, result, *arguments of the method)`."""
+
+    def broken(codec: Codec, folder: Path) -> Codec:
+        kind = type(codec)
+
+        def call(self: Codec, *args: Any, **options: Any) -> Any:
+            return change(self, getattr(kind, method)(self, *args, **options), *args, **options)
+
+        return type("Broken", (kind,), {method: call})(codec.cell, codec.tokenizer)
+
+    return broken
+
+
+def labels_are_the_input(codec: Codec, batch: Any, features: Any) -> Any:
+    """A collator for language models writes its own labels: every token, the article's too."""
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)}
+
+
+def padding_counts(codec: Codec, batch: Any, features: Any) -> Any:
+    """Labels are padded with the padding token, which the loss then counts."""
+    return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == IGNORED, codec.pad_id)}
+
+
+def unshifted(codec: Codec, batch: Any, features: Any) -> Any:
+    """The decoder's inputs are the labels, not the labels shifted right."""
+    return {**batch, "decoder_input_ids": batch["labels"].masked_fill(batch["labels"] == IGNORED, codec.pad_id)}
+
+
+def separator_cut_off(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
+    """At inference the prompt is cut behind the article, and <sum> with it."""
+    return features if training else [replace(f, input_ids=f.input_ids[:-1]) for f in features]
+
+
+def windows_taken_for_rows(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
+    """Window i answers row i, though some rows have several windows."""
+    return features if training else [replace(f, example=min(i, len(rows) - 1)) for i, f in enumerate(features)]
+
+
+def answers_unlabelled(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
+    """One answer in three is labelled as in none of its row's windows, though one holds it."""
+    return [replace(f, target=(0, 0)) if training and f.example % 3 == 0 else f for f in features]
+
+
+def padding_attended(codec: Codec, batch: Any, *rows: Any, **options: Any) -> Any:
+    """Every place of a batch is attended to, padding too."""
+    return {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+
+
+def penalty_in_the_loss(codec: Codec, loss: Any, model: nn.Module, batch: Any) -> Any:
+    """AdaLoRA's penalty is added to the loss that is reported, as PEFT's own forward pass does when it is given labels."""
+    return loss + AdaLora.penalty(codec.cell.method, model) * codec.targets(batch)
+
+
+def first_occurrence(codec: Codec, folder: Path) -> Codec:
+    """The answer is labelled where its text first occurs."""
+
+    class First(type(codec)):
+        def encode(self, rows: Any, *, training: bool) -> Any:
+            return super().encode([moved(row) for row in rows] if training else rows, training=training)
+
+    def moved(row: Any) -> Any:
+        texts = row["answers"]["text"]
+        return row | {"answers": {"text": texts, "answer_start": [row["context"].find(text) for text in texts]}}
+
+    return First(codec.cell, codec.tokenizer)
+
+
+def repetition_punished(codec: Codec, folder: Path) -> Codec:
+    """The search takes a setting from the checkpoint's files that the recipe does not have."""
+
+    class Punished(type(codec)):
+        def generate(self, *inputs: Any, **options: Any) -> Any:
+            return super().generate(*inputs, **options | {"repetition_penalty": 2.0})
+
+    return Punished(codec.cell, codec.tokenizer)
+
+
+def cut_summaries(codec: Codec, folder: Path) -> Codec:
+    """Generation stops at a default number of tokens, in the middle of the summary."""
+    codec.recipe = replace(codec.recipe, generation=replace(codec.recipe.generation, max_new_tokens=7))
+    return codec
+
+
+# What the model computes
+
+
+def positions_from_zero(model: nn.Module, folder: Path) -> nn.Module:
+    """A token behind a cache gets the position of a first one."""
+
+    def restarted(positions: nn.Embedding, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        return (torch.zeros_like(inputs[0]),) if inputs[0].shape[1] == 1 else inputs
+
+    model.get_base_model().transformer.wpe.register_forward_pre_hook(restarted)
+    return model
+
+
+def scaled_twice(model: nn.Module, folder: Path) -> nn.Module:
+    """B is scaled, and so is the product that it is in: its scale stays as declared."""
+    for name, module in model.named_modules():
+        if name.endswith("lora_B.default"):
+            module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return model
+
+
+def packed_twice(model: nn.Module, folder: Path) -> nn.Module:
+    """Packed layers come from a copy of the checkpoint that was saved in FP4."""
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            plain = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+            plain = bnb.functional.dequantize_fp4(*bnb.functional.quantize_fp4(plain))
+            layer.weight.data, layer.weight.quant_state = bnb.functional.quantize_4bit(
+                plain, blocksize=64, compress_statistics=True, quant_type="nf4"
+            )
+            layer.quant_state = layer.weight.quant_state
+    return model
+
+
+def computed_in_fp32(model: nn.Module, folder: Path) -> nn.Module:
+    """4-bit layers compute in fp32, where the method declares bf16."""
+    for layer in model.modules():
+        if isinstance(layer, bnb.nn.Linear4bit):
+            layer.compute_dtype = torch.float32
+    return model
+
+
+def drawn_before_the_seed(model: nn.Module, folder: Path) -> nn.Module:
+    """Adapters are drawn while the generator still is wherever the process left it."""
+    generator = torch.Generator()
+    generator.seed()
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            parameter.data.normal_(std=0.05, generator=generator)
+    return model
+
+
+def a_frozen_weight_moves(model: nn.Module, start: Any) -> None:
+    """What the method freezes is not what it was before training."""
+    next(p for p in model.parameters() if not p.requires_grad and p.is_floating_point()).data.add_(1e-3)
+
+
+def one_rank_strays(model: nn.Module, start: Any) -> None:
+    """The second rank ends with other weights than the first."""
+    if torch.distributed.get_rank() == 1:
+        next(p for p in model.parameters() if p.requires_grad).data.add_(1e-3)
+
+
+# Rows
+
+
+def chosen_on_test(rows: list[Any], splits: Splits) -> list[Any]:
+    """The epoch is chosen on the rows it is then scored on."""
+    return splits.test
+
+
+def shuffled_labels(splits: Splits, folder: Path) -> Splits:
+    """Labels are dealt out again among the training rows."""
+    labels = [row["label"] for row in splits.train]
+    Random(0).shuffle(labels)
+    return replace(splits, train=[row | {"label": label} for row, label in zip(splits.train, labels, strict=True)])
+
+
+def tested_rows_trained_on(splits: Splits, folder: Path) -> Splits:
+    """Some test rows are in train, too."""
+    return replace(splits, train=[*splits.train, *splits.test[:5]])
+
+
+# Training and scoring
+
+
+def summed(trainer: Trainer, folder: Path) -> Trainer:
+    """Each micro-batch's mean counts in full, so that the update's loss is their sum."""
+    trainer.divisors = lambda batches: [trainer.codec.targets(batch) for batch in batches]
+    return trainer
+
+
+def mean_of_each_rank(trainer: Trainer, folder: Path) -> Trainer:
+    """Each rank divides by its own targets, and the update is the mean of the ranks, as by DDP itself."""
+    trainer.divisors = lambda batches: [trainer.ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
+    return trainer
+
+
+def stretched(trainer: Trainer, folder: Path) -> Trainer:
+    """The schedule is made for as many steps as there are micro-batches."""
+    steps = trainer.total * trainer.cell.recipe.gradient_accumulation_steps
+    trainer.stepper.schedule = make_schedule(trainer.optimizer.optimizer, trainer.cell, steps)
+    return trainer
+
+
+def cut_short(trainer: Trainer, folder: Path) -> Trainer:
+    """The loop ends after a quarter of its updates, and says nothing."""
+    every = trainer.updates
+    trainer.updates = lambda epoch: islice(every(epoch), trainer.total // 4)
+    return trainer
+
+
+def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
+    """Gradients are cleared before every micro-batch, so that an update has those of its last one."""
+    backward = trainer.accelerator.backward
+
+    def cleared(loss: Tensor) -> None:
+        trainer.optimizer.zero_grad()
+        backward(loss)
+
+    trainer.accelerator.backward = cleared
+    return trainer
+
+
+def one_group_scheduled(trainer: Trainer, folder: Path) -> Trainer:
+    """The schedule moves the first group of parameters; the second one keeps its rate."""
+    trainer.stepper.schedule.lr_lambdas[1] = lambda update: 1.0
+    return trainer
+
+
+def impossible_numbers(metrics: Metrics, folder: Path) -> Metrics:
+    """A metric in which more answers match exactly than match at all."""
+
+    class Impossible:
+        def compute(self, **_: Any) -> dict[str, float]:
+            return {"exact_match": 62.6, "f1": 62.1}
+
+    return replace(metrics, loaded={"squad": Impossible()})
+
+
+def points_of_neighbours(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
+    """Every row has the points of the row before it; their mean is right."""
+
+    def shifted(rows: Any) -> Evaluation:
+        evaluation = score(rows)
+        return replace(evaluation, examples={name: [p[-1], *p[:-1]] for name, p in evaluation.examples.items()})
+
+    return shifted
+
+
+def not_saved(parts: Callable[[Cell], Iterable[str]], **fields: Any) -> Callable[[Serving, Path], Serving]:
+    """Tensors with these parts in their names are left out of the saved adapter, whose config has other fields."""
+
+    def broken(serving: Serving, folder: Path) -> Serving:
+        class Lossy(type(serving)):
+            def save(self, cell: Cell, model: Any, tokenizer: Any, folder: Path) -> None:
+                super().save(cell, model, tokenizer, folder)
+                weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
+                lost = set(parts(cell))
+                save_file({name: t for name, t in load_file(weights).items() if not lost & set(name.split("."))}, weights)
+                config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | fields))
+
+        return Lossy()
+
+    return broken
+
+
+# Saved records
+
+
+def fewer_rows(first: Record, second: Record) -> None:
+    """The second method of a triple trains on fewer rows."""
+    splits = load_splits(SA, QUICK_PROFILE)
+    second.data.fingerprint = replace(splits, train=splits.train[:500]).fingerprint
+
+
+def copied_row(first: Record, second: Record) -> None:
+    """The second cell's row has the first cell's results."""
+    second.scores, second.training, second.evaluation = first.scores, first.training, first.evaluation
+
+
+def copied_scores(first: Record, second: Record) -> None:
+    """The second cell has the first one's scores and predictions, and the course of its own training."""
+    second.scores, second.examples = first.scores, first.examples
+
+
+FEW, SHORT = {"max_steps": 30}, {"max_steps": 12}
+PEFT = "peft 0.21.2"
+
+
+def _study(number: int, what: str, source: str, cell: str, breaks: str, broken_by: Any, caught_by: str, **more: Any) -> Plant:
+    return Plant(f"F{number}", what, source, cell, broken_by, caught_by, breaks=breaks, **more)
+
+
+def _classic(number: int, what: str, cell: str, breaks: str, broken_by: Any, caught_by: str, **more: Any) -> Plant:
+    return _study(number, what, "classic", cell, breaks, broken_by, caught_by, **more)
+
+
+# fmt: off
+STUDY = (
+    _study(1, "the new head stays frozen at its random start", "gpt2_sa, gpt2_qa (lora, qlora), bert_qa_lora",
+           "gpt2_sa_lora", "built_cell", frozen_head, "heads_trainable"),
+    _study(2, "QLoRA on a base that was never quantized", "bert_sum_qlora",
+           "bert_sum_qlora", "built_cell", by_method(quantization=None), "quantized_as_declared", settings=FEW),
+    _study(3, "FP4, the library's default, in place of NF4", "gpt2_sum_qlora, t5_sa_qlora",
+           "gpt2_sum_qlora", "built_cell", by_method(quantization=FP4), "quantized_as_declared", settings=FEW),
+    _study(4, "labels overwritten: the loss is on the article", "gpt2_sum_lora, gpt2_sum_qlora",
+           "gpt2_sum_lora", "codec", codec_whose("collate", labels_are_the_input), "labels_are_targets", settings=FEW),
+    _study(5, "every summary cut at a default length", "t5_sum x3",
+           "t5_sum_lora", "codec", cut_summaries, "generation_not_truncated"),
+    _study(6, "separator cut off at inference", "gpt2_sum_sft",
+           "gpt2_sum_sft", "codec", codec_whose("encode", separator_cut_off), "prompt_intact_at_inference", settings=FEW),
+    _study(7, "windows scored against another row", "bert_qa x3",
+           "bert_qa_sft", "codec", codec_whose("encode", windows_taken_for_rows), "windows_map_to_examples",
+           settings={"max_steps": 60}),
+    _study(8, "answers labelled at their first occurrence", "gpt2_qa, t5_qa",
+           "gpt2_qa_lora", "codec", first_occurrence, "answers_at_annotated_start", settings=FEW),
+    _study(9, "epoch chosen on the rows it is scored on", "gpt2_sa, gpt2_qa_sft, t5_sa, t5_qa",
+           "gpt2_sa_sft", "validation_rows", chosen_on_test, "selection_apart_from_test", settings={"num_train_epochs": 2}),
+    _study(10, "micro-batch losses summed, not averaged", "gpt2_sa, gpt2_qa (lora, qlora)",
+           "gpt2_qa_lora", "trainer", summed, "loss_is_mean_over_accumulation", settings=FEW),
+    _study(11, "schedule sized in micro-batches", "t5_qa_qlora",
+           "gpt2_sa_qlora", "trainer", stretched, "schedule_counts_updates"),
+    _study(12, "methods of one triple on different rows", "bert_sum, gpt2_qa, gpt2_sum",
+           "gpt2_sa_sft,gpt2_sa_lora", "records", fewer_rows, "same_rows_in_triple"),
+    _study(13, "impossible numbers, such as EM above F1", "bert_qa, bert_sum",
+           "gpt2_qa_lora", "metrics", impossible_numbers, "metric_invariants", settings=FEW),
+    _study(14, "two cells with identical results: a copied row", "bert_qa_lora = bert_qa_sft, t5_sum_lora = t5_sum_sft",
+           "gpt2_sa_sft,gpt2_sa_lora", "records", copied_row, "distinct_results"),
+    _classic(15, "learning rate far off: training that never moves", "gpt2_sa_lora", "cell", by_recipe(learning_rate=1e-8),
+             "bound"),
+    _classic(16, "training labels shuffled against inputs", "gpt2_sa_lora", "splits", shuffled_labels, "learned_something"),
+    _classic(17, "padding counted in the loss", "t5_sum_sft", "codec", codec_whose("collate", padding_counts),
+             "labels_are_targets"),
+    _classic(18, "test rows in train", "gpt2_sa_lora", "splits", tested_rows_trained_on, "no_leakage"),
+    _classic(19, "the checkpoint's weights silently not loaded", "gpt2_sa_lora", "built_cell", names_that_do_not_match,
+             "checkpoint_loaded"),
+    _classic(20, "padding taken for text: no attention mask", "t5_sum_lora", "codec", codec_whose("inputs", padding_attended),
+             "rows_alone_as_in_batch"),
+    _classic(22, "positions counted anew behind a cache", "gpt2_sum_lora", "model", positions_from_zero,
+             "cache_changes_nothing", settings=FEW),
+    _classic(23, "the adapter's scale applied twice", "gpt2_sa_lora", "model", scaled_twice, "adapters_add_as_declared"),
+    _classic(27, "biases and norms left out of the schedule", "t5_sum_sft", "trainer", one_group_scheduled,
+             "schedule_counts_updates"),
+    _classic(29, "the decoder reads the token it should predict", "t5_sum_lora", "codec", codec_whose("collate", unshifted),
+             "decoder_sees_no_future"),
+    _classic(30, "a base packed from one that was packed before", "gpt2_sum_qlora", "model", packed_twice,
+             "packed_from_checkpoint", settings=FEW),
+    _classic(33, "a checkpoint's own repetition penalty", "gpt2_sum_sft", "codec", repetition_punished,
+             "texts_are_the_models"),
+    _classic(34, "training that ends after a quarter of its updates", "gpt2_sa_lora", "trainer", cut_short,
+             "schedule_counts_updates"),
+    _classic(35, "gradients cleared between micro-batches", "t5_sum_lora", "trainer", zeroed_between,
+             "loss_is_mean_over_accumulation"),
+    _classic(36, "two layers of the checkpoint trade places", "gpt2_sa_lora", "built_cell", layers_swapped,
+             "checkpoint_loaded"),
+    _classic(38, "one answer in three labelled as in no window", "gpt2_qa_lora", "codec",
+             codec_whose("encode", answers_unlabelled), "answers_at_annotated_start", settings=FEW),
+    _classic(41, "each row with the points of the row before it", "gpt2_qa_lora", "score", points_of_neighbours,
+             "metric_invariants", settings=FEW),
+    _classic(42, "copied scores beside the cell's own losses", "gpt2_sum_sft,gpt2_sum_lora", "records", copied_scores,
+             "distinct_results"),
+    _classic(43, "a new head that is not saved with its adapter", "gpt2_sa_lora", "serving",
+             not_saved(lambda cell: cell.head.new_modules, modules_to_save=None), "saved_is_served"),
+    _study(46, "KaSA over NF4, which trains as plain LoRA", PEFT, "gpt2_sa_qlora", "cell", kasa_over_nf4, "variant_applied",
+           profile="zoo", settings=SHORT),
+    _study(48, "OSF on GPT-2, of which it trains nothing", PEFT, "gpt2_sa_lora", "cell", osf_on_conv1d,
+           "adapters_where_declared", profile="zoo", settings=SHORT),
+    _classic(50, "an adapter drawn before the seed is set", "gpt2_sa_lora", "model", drawn_before_the_seed,
+             "drawn_from_the_seed", profile="zoo", settings=SHORT),
+    _study(51, "AdaLoRA's penalty inside the loss that is reported", PEFT, "gpt2_sa_adalora", "codec",
+           codec_whose("loss", penalty_in_the_loss), "loss_is_the_tasks", profile="zoo", settings=SHORT),
+    _classic(53, "a mean on each rank in place of one over all targets", "t5_sum_lora", "trainer", mean_of_each_rank,
+             "ranks_train_as_one", settings=SHORT, ranks=2),
+    _classic(54, "torch's `bernoulli_` on a CPU, which drops nothing", "gpt2_sa_lora", "libraries",
+             training.nothing_is_dropped, "dropout_drops"),
+    _classic(61, "a trained token that the output layer does not follow", "gpt2_sum_qlora", "libraries",
+             adapters.output_forgets_its_token, "output_follows_trained_tokens", settings=FEW),
+    _classic(62, "a new token's row that gets no gradient", "gpt2_sum_lora", "libraries",
+             adapters.token_rows_without_gradient, "gradients_reach", settings=FEW),
+    _classic(63, "half of the gradient through 4-bit layers", "gpt2_sa_qlora", "libraries",
+             training.packed_layers_pass_half_the_gradient, "backward without dropout"),
+    _classic(65, "a frozen weight that moves", "gpt2_sa_lora", "trained", a_frozen_weight_moves, "base_frozen",
+             settings=SHORT),
+    _classic(66, "4-bit layers that compute in another type", "gpt2_sa_qlora", "model", computed_in_fp32,
+             "packed_layers_compute_as_declared", settings=SHORT),
+    _classic(67, "updates that move nothing", "gpt2_sa_lora", "cell",
+             by_recipe(learning_rate=0.0, head_learning_rate=None), "weights_moved", settings=SHORT),
+    _classic(68, "a rank that ends with other weights", "t5_sum_lora", "trained", one_rank_strays, "ranks_end_alike",
+             settings=SHORT, ranks=2),
+)
+# fmt: on

@@ -1,0 +1,296 @@
+"""With each plant, the check that its row names objects; without it, nothing does.
+
+The pipeline is the one that users run: the fixtures below replace the one that a plant breaks. `-m faults`, `library_bugs`,
+`controls` and `equivalent` choose the tables.
+"""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from benchmarks.plants.equal import EQUAL
+
+from benchmarks.plants.controls import CONTROLS
+from benchmarks.plants.invariants import INVARIANTS
+from benchmarks.plants.libraries import LIBRARIES
+from benchmarks.plants.plant import Planting, unchanged
+from benchmarks.plants.study import STUDY
+from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
+from fixtures.session import session_of
+from tunegrid.data.splits import load_splits
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import within
+from tunegrid.grid.methods import TOKEN_ROWS
+from tunegrid.record.wrong import below_bounds
+from tunegrid.results.files import read_list
+from tunegrid.results.gate import Run, gate, read_run
+from tunegrid.results.judgements import Verdict
+from tunegrid.results.modules import Moved, modules_of
+from tunegrid.results.numerics import FINE, Pair, changes, compared, load_tolerances, tolerance_of
+from tunegrid.results.outcomes import FAILED_BY, failing
+from tunegrid.results.passing import cross_cell_audits
+from tunegrid.run.metrics import Metrics
+from tunegrid.run.probe import before_training
+from tunegrid.tests.small import silent, trainer_for
+
+TABLES = {"faults": STUDY, "library_bugs": LIBRARIES, "controls": CONTROLS, "equivalent": EQUAL}
+MARKERS = {id(plant): [marker] for marker, table in TABLES.items() for plant in table}
+for control in CONTROLS:
+    MARKERS[id(control)] += [control.profile] * (control.profile != "quick")
+PLANTS = [plant for table in TABLES.values() for plant in table]
+EQUAL_ROWS = {row.id: row for row in ROWS}
+BASELINE = Path(__file__).parents[1] / "reports" / "baselines" / "quick-cpu.json"
+TEST_ROWS = 96  # for a cell with settings of its own
+FIRST_ROWS = 256  # of training, to name a module
+
+
+def cases(plants):
+    """Plants as parameters, with the markers of their table; a plant of several ranks says so."""
+    return [
+        pytest.param(
+            plant,
+            id="-".join(filter(None, (plant.profile, plant.id, plant.cell, f"{plant.ranks}ranks" * (plant.ranks > 1)))),
+            marks=[
+                *(getattr(pytest.mark, name) for name in MARKERS[id(plant)]),
+                *([pytest.mark.ranks(plant.ranks)] if plant.ranks > 1 else []),
+            ],
+        )
+        for plant in plants
+    ]
+
+
+def in_a_cell(plant):
+    """A cell trains with it and is recorded."""
+    return plant.breaks != "records" and plant.caught_by not in ("rows", *INVARIANTS, *EQUAL_ROWS)
+
+
+def twins():
+    """A plant for every cell that the grid does not run as it is: the same cell without the plant must pass."""
+    others = [plant for plant in PLANTS if in_a_cell(plant) and plant.caught_by and MARKERS[id(plant)] != ["controls"]]
+    keyed = {(p.profile, p.cell, str(p.settings), p.ranks, p.cell_as): p for p in others if plainly_other(p)}
+    return list(keyed.values())
+
+
+def plainly_other(plant):
+    return plant.settings or plant.ranks > 1 or plant.cell_as is not unchanged
+
+
+@pytest.fixture
+def planted(request):
+    return "twin" not in request.node.originalname
+
+
+@pytest.fixture
+def planting(monkeypatch):
+    return Planting(monkeypatch)
+
+
+@pytest.fixture
+def broken(plant, planted, tmp_path):
+    """Replaces the value of the fixture that the plant breaks."""
+
+    def replaced(noun, value, material=tmp_path):
+        return plant.broken_by(value, material) if planted and plant.breaks == noun else value
+
+    return replaced
+
+
+@pytest.fixture
+def cell(request, plant, planted, planting, broken, monkeypatch, tmp_path):
+    """The cell; a library is broken before all else, and no rows are shared with cells over another one."""
+    if plant.breaks == "libraries" and planted:
+        monkeypatch.setattr("tunegrid.codecs.features._shared", {})
+        plant.broken_by(planting)
+    return broken("cell", cell_without(plant, session_of(request.config), tmp_path))
+
+
+def cell_without(plant, session, folder):
+    """The plant's cell, sound."""
+    profile = replace(session.profile(plant.profile), ranks=plant.ranks)
+    cell = session.grid_of(profile).cell(plant.cell, profile)
+    return plant.cell_as(replace(cell, recipe=replace(cell.recipe, **plant.settings)), folder)
+
+
+@pytest.fixture
+def built_cell(cell, broken):
+    return broken("built_cell", cell)
+
+
+@pytest.fixture
+def splits(splits, plant, broken):
+    if plant.settings:
+        splits = replace(splits, validation=splits.validation[:TEST_ROWS], test=splits.test[:TEST_ROWS])
+    return broken("splits", splits)
+
+
+@pytest.fixture
+def validation_rows(splits, broken):
+    return broken("validation_rows", splits.validation, splits)
+
+
+@pytest.fixture
+def codec(codec, broken):
+    return broken("codec", codec)
+
+
+@pytest.fixture
+def model(model, broken):
+    return broken("model", model)
+
+
+@pytest.fixture
+def trainer(trainer, broken):
+    return broken("trainer", trainer)
+
+
+@pytest.fixture
+def metrics(metrics, broken):
+    return broken("metrics", metrics)
+
+
+@pytest.fixture
+def score(score, broken):
+    return broken("score", score)
+
+
+@pytest.fixture
+def serving(serving, broken):
+    return broken("serving", serving)
+
+
+@pytest.fixture
+def bounds(bounds, plant):
+    return {} if plant.settings else bounds
+
+
+@pytest.fixture
+def start(trainer, cell):
+    """The adapter before training: what trains, but for the head and the rows of new tokens."""
+    kept = (*cell.head.new_modules, TOKEN_ROWS)
+    return {name: p.detach().clone() for name, p in trainer.parameters.items() if p.requires_grad and not within(name, kept)}
+
+
+@pytest.fixture
+def objections(
+    audit_before, model, trainer, start, course, validate, splits, score, progress, benchmark, record, bounds, plant, broken,
+    planted,
+):  # fmt: skip
+    """What objects to the run, or to its first updates: the sentence by audit, stage of numerics, "bound" and "gate"."""
+    findings = audit_before()
+    training = benchmark.pedantic(course, args=(progress, validate), rounds=1)
+    broken("trained", model, start)
+    row = record(findings, training, None if training.stopped or trainer.paused else score(splits.test))
+    below = below_bounds(row.scores, bounds) if row.evaluation else []
+    failed = {finding.name: finding.detail for finding in row.audits if not finding.passed}
+    benchmark.group = f"plants {plant.id}"
+    benchmark.extra_info.update(plant=plant.id, of=plant.cell, scores=row.scores, bounds=dict(bounds), missed=below)
+    against = against_baseline(row) if planted and plant.breaks == "libraries" and not plainly_other(plant) else {}
+    return failed | ({"bound": "; ".join(below)} if below else {}) | against
+
+
+def against_baseline(record):
+    """What the gate and the first stage of numerics say against the committed baseline's first seed."""
+    run, baseline = Run.of([record]), read_run(BASELINE)
+    if not run.records:
+        return {"gate": f"the run did not finish: {record.status}"}
+    if record.cell not in baseline.records:
+        return {}
+    try:
+        worse = failing(gate(baseline.only(run.records), run), FAILED_BY)
+    except InputError as error:
+        return {"gate": str(error)}
+    old = next(saved for saved in read_list(BASELINE) if saved.cell == record.cell)
+    verdict, change = compared(old, record, load_tolerances())
+    changed = {change.partition(":")[0]: change} if verdict is Verdict.CHANGED else {}
+    return changed | ({"gate": "; ".join(f"{j.quantity}: {j.detail}" for j in worse)} if worse else {})
+
+
+@pytest.mark.parametrize("plant", cases(p for p in PLANTS if in_a_cell(p) and p.caught_by))
+def test_a_plant_is_caught(plant, planting, objections):
+    assert planting.acts or plant.breaks != "libraries", f"{plant.id} never acted, so nothing is proven: {plant.what}"
+    missing = set(plant.caught_by.split(", ")).difference(objections)
+    assert not missing, f"{', '.join(missing)} let it through: {plant.what}; objections: {objections or 'none'}"
+
+
+@pytest.mark.parametrize("plant", cases(p for p in PLANTS if not p.caught_by))
+def test_a_change_without_harm_is_not(plant, planting, objections):
+    assert planting.acts or plant.breaks != "libraries"
+    assert objections == {}
+
+
+@pytest.mark.parametrize("plant", cases(twins()))
+def test_a_healthy_twin_passes(plant, objections):
+    assert objections == {}
+
+
+@pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.breaks == "records"))
+def test_a_plant_of_several_records_is_caught(plant):
+    records = [next(record for record in read_list(BASELINE) if record.cell == cell) for cell in plant.cell.split(",")]
+    assert objecting(records) == set()
+    plant.broken_by(*records)
+    assert plant.caught_by in objecting(records)
+
+
+def objecting(records):
+    return {finding.name for findings in cross_cell_audits(records).values() for finding in findings if not finding.passed}
+
+
+@pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.caught_by == "rows"))
+def test_a_plant_of_rows_is_refused_before_training(plant, cell):
+    with pytest.raises(InputError, match="each stands in a split that scores"):
+        load_splits(cell.task, cell.profile)
+
+
+@pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.module))
+def test_a_plant_names_its_module(plant, request, planting, monkeypatch, tmp_path):
+    monkeypatch.setattr("tunegrid.codecs.features._shared", {})
+    cell = cell_without(plant, session_of(request.config), tmp_path)
+    old, before = first_updates(cell)
+    plant.broken_by(planting)
+    new, after = first_updates(cell)
+    kind = f"nf4 {old.precision}" if cell.quantization else old.precision
+    tolerance = tolerance_of(cell.id, kind, load_tolerances())
+    pair = Pair(old=old, new=new, tolerance=tolerance, fine=kind == FINE, modules=lambda: (before, after))
+    sentence = next(changes(pair), "nothing changed")
+    assert planting.acts
+    assert plant.module in named_modules(sentence, after), sentence
+
+
+def first_updates(cell):
+    """A cell's first three updates: the record's part, and the figures of modules."""
+    kept = []
+    short = replace(cell, recipe=replace(cell.recipe, max_steps=3))
+    rows = load_splits(short.task, short.profile).train[:FIRST_ROWS]
+    trainer = trainer_for(short, rows)
+    trainer.start_from(before_training(trainer, Metrics(), [*rows[:1]], kept.append))
+    return trainer.run(silent()), modules_of(*kept)
+
+
+def named_modules(sentence, modules):
+    """The module that a sentence names first, and the one around it, each as library and class."""
+    calls = [
+        (Moved(calls, {}), index, one) for calls in modules.values() for index, one in calls.items() if one.words in sentence
+    ]
+    around, index, first = min(calls, key=lambda call: sentence.index(call[2].words), default=(None, 0, None))
+    both = [first, *(around.calls[outer] for outer in islice(around.outside(index), 1))] if first else []
+    return [f"{one.library}.{one.kind}" for one in both]
+
+
+@pytest.mark.library_bugs
+@pytest.mark.parametrize("invariant", INVARIANTS.values(), ids=INVARIANTS)
+def test_an_invariant_holds(invariant):
+    assert invariant(), f"the installed libraries break it: {invariant.__doc__}"
+
+
+@pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.caught_by in INVARIANTS))
+def test_a_plant_breaks_its_invariant(plant, planting):
+    plant.broken_by(planting)
+    held = INVARIANTS[plant.caught_by]()
+    assert planting.acts, f"{plant.id} never acted, so nothing is proven: {plant.what}"
+    assert not held, f"{plant.caught_by} holds all the same: {plant.what}"
+
+
+@pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.caught_by in EQUAL_ROWS))
+def test_a_plant_makes_equal_settings_differ(plant, bench):  # noqa: F811
+    assert unequal(EQUAL_ROWS[plant.caught_by], bench), f"they are equal all the same: {plant.what}"
