@@ -185,7 +185,8 @@ def objections(
     failed = {finding.name: finding.detail for finding in row.audits if not finding.passed}
     benchmark.group = f"plants {plant.id}"
     benchmark.extra_info.update(plant=plant.id, of=plant.cell, scores=row.scores, bounds=dict(bounds), missed=below)
-    against = against_baseline(row) if planted and plant.breaks == "libraries" and not plainly_other(plant) else {}
+    judged = planted and not plainly_other(plant) and (plant.breaks == "libraries" or not plant.caught_by)
+    against = against_baseline(row) if judged else {}
     return failed | ({"bound": "; ".join(below)} if below else {}) | against
 
 
