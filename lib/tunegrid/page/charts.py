@@ -128,9 +128,8 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """A chart of quality against cost; `log`: its axis of costs is logarithmic."""
+    """A chart of quality against cost."""
 
-    log: bool
     width: int
     height: int
     x: Scale
@@ -168,7 +167,7 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bo
     ]
     names = dict.fromkeys(dot.front for dot in best)
     stairs = [" ".join(_steps([dot for dot in best if dot.front == name], x, y)) for name in names]
-    return Scatter(log=log, width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
+    return Scatter(width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
 
 
 def _steps(best: Sequence[Dot], x: Scale, y: Scale) -> Iterable[str]:
