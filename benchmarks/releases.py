@@ -8,12 +8,11 @@ from typing import Any
 from filelock import FileLock
 
 from tunegrid.commands.bisect import RUNS
-from tunegrid.commands.cache import lock_of
-from tunegrid.commands.environments import Releases, python_with
+from tunegrid.commands.environments import Releases, lock_of, python_with
 from tunegrid.errors import InputError
 
 LADDER = Path(__file__).with_name("releases.toml")
-FOLDER = RUNS  # where `tunegrid cache` looks for environments that may go
+FOLDER = RUNS  # where a session looks for environments that may go
 
 
 class NoIndex(InputError):

@@ -15,9 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tunegrid.commands.cache import held
 from tunegrid.commands.cli import refuse
-from tunegrid.commands.environments import Commits, Releases, Subject, python_with
+from tunegrid.commands.environments import ENVIRONMENT, Commits, Releases, Subject, held, python_with
 from tunegrid.commands.suite import Command, Suite, first_updates, measure, output_of_run, suite
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
@@ -74,7 +73,7 @@ class Steps:
 
     def _measure(self, version: str, path: Path) -> None:
         """Leave a whole run at `path`, or nothing."""
-        python = python_with(self._subject, version, path.parent / "environment")
+        python = python_with(self._subject, version, path.parent / ENVIRONMENT)
         part = path.with_suffix(".part")
         finished = Run.of(measure(self._command, python, path, part)).records
         for cell in self._cells:

@@ -1,10 +1,9 @@
 """Which method, on which task, at what cost? `tunegrid compare RUN.json [RUN2.json ...]` sets methods beside each other.
 
 For every task and backbone: the main score with its interval, trained bytes, peak memory and seconds of training, which methods
-are on the Pareto front of these, and which cannot be told apart. Where runs hold several sizes of one family, a last table sets
-each method's gap to full fine-tuning against size. Several runs count as one: they may hold other methods, or other seeds of
-the same ones. What was published, as reports/study.json, stands beside the scores of the runs. With --format latex or markdown
-the tables are for a paper or a pull request; `tunegrid plot` draws the charts.
+are on the Pareto front of these, and which cannot be told apart. Several runs count as one: they may hold other methods, or
+other seeds of the same ones. What was published, as reports/study.json, stands beside the scores of the runs. With --format
+latex or markdown the tables are for a paper or a pull request.
 """
 
 import argparse
@@ -14,7 +13,7 @@ from pathlib import Path
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results import sizes, study
+from tunegrid.results import study
 from tunegrid.results.compare import FORMATS, compared
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import load_noise
@@ -34,9 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
         beside = study.beside(records, published)
     except InputError as error:
         refuse(parser, error)
-    tables = [FORMATS[options.format](comparisons), sizes.FORMATS[options.format](comparisons)]
-    tables += [study.FORMATS[options.format](beside)] if beside else []
-    say("\n".join(filter(None, tables)))
+    tables = [FORMATS[options.format](comparisons), *([study.FORMATS[options.format](beside)] if beside else [])]
+    say("\n".join(tables))
     return 0
 
 

@@ -19,15 +19,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from filelock import FileLock, Timeout
 from packaging.version import InvalidVersion, Version
 
 from tunegrid.errors import InputError
+from tunegrid.grid.profiles import CACHE
 
 # Nothing but the packages; their modules are compiled as they are imported, which is a part of them.
 PIP_OPTIONS = ("--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check")
 UV_OPTIONS = ("--quiet", "--no-deps")
 REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip, uv and git
-MAKES_ROOM = "`tunegrid cache --prune` makes room"
+ENVIRONMENT = "environment"  # the folder of one, below that of its version
+MAKES_ROOM = f"deleting {CACHE / 'upgrade'} and {CACHE / 'bisect'} makes room"
 
 
 class Subject(Protocol):
@@ -166,6 +169,25 @@ def python_of(
         reason = f"{what} cannot be installed: {error.strerror} ({folder})" if isinstance(error, OSError) else str(error)
         raise InputError(reason + (f"; {MAKES_ROOM}" if os.strerror(errno.ENOSPC) in reason else "")) from None
     return python
+
+
+def lock_of(search: Path) -> Path:
+    """The lock of a folder of environments, which the command holds that uses them."""
+    return search / "running.lock"
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; raises InputError where another command has it: to wait for hours and say nothing helps nobody."""
+    lock = FileLock(lock_of(folder), timeout=0, is_singleton=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"another command works in {folder}: wait for its end") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def path_in(folder: Path, name: str) -> Path:

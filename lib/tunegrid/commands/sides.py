@@ -12,8 +12,7 @@ from pathlib import Path
 
 from packaging.utils import canonicalize_name
 
-from tunegrid.commands.cache import ENVIRONMENT, held
-from tunegrid.commands.environments import path_in, python_of
+from tunegrid.commands.environments import ENVIRONMENT, held, path_in, python_of
 from tunegrid.commands.requirements import Plan, Wanted, plan
 from tunegrid.commands.suite import Command, Suite, last_said, measure, output_of_run, suite
 from tunegrid.errors import InputError

@@ -11,7 +11,6 @@ COMMANDS = {
     "pairs": "what `tunegrid speed` sees, and how often it is wrong: simulated",
     "sensitivity": "what the gate sees of real degradations: trains the quick cells with something wrong",
     "false_alarms": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
-    "touched": "trace which files of the libraries each quick cell runs, for `tunegrid cells --touched-by`",
     "record_adapters": "save one small adapter per method with an older PEFT, for newer releases to serve alike",
 }
 

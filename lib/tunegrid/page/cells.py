@@ -17,12 +17,12 @@ from tunegrid.record import Record, Status
 from tunegrid.record.crash import CrashRecord
 from tunegrid.results.calibration import Bin, forecasts_of, reliability
 from tunegrid.results.cell_answer import UNCHANGED, place_of
-from tunegrid.results.claims import INSTEAD
 from tunegrid.results.compare import Interval
 from tunegrid.results.examples import read
 from tunegrid.results.flips import RowSample, sampled
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
 from tunegrid.results.passing import status_of, too_short
+from tunegrid.results.study import INSTEAD
 
 LEDGER = ("weights", "gradients", "optimizer", "activations")
 
@@ -267,9 +267,9 @@ def cell_view(
     seeds = [record.seeds.seed for record in records]
     old = [record for record in older if record.seeds.seed in seeds] or older
     pair = next((record for record in old if record.seeds.seed == seeds[0]), next(iter(old), None))
-    rows = sampled(records[0], run.path_of(records[0]), pair, baseline.path if baseline else None, limit)
+    rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
     ordered = [pair, *(record for record in old if record is not pair)] if pair else []
-    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path_of(record))))]
+    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path)))]
     return CellView(
         records=records,
         old=ordered,

@@ -52,7 +52,7 @@ def log_ticks(low: float, high: float, most: int) -> list[float]:
 
 # Quality against cost
 
-SHAPES = {  # by matplotlib's names of markers: outlines around 0,0 that a line or a fill tells apart at 10 pixels
+SHAPES = {  # outlines around 0,0 that a line or a fill tells apart at 10 pixels
     "o": "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "s": "M-3.6-3.6h7.2v7.2h-7.2z",
     "^": "M0-4.8l4.8 8.4h-9.6z",
@@ -128,21 +128,14 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Scatter:
-    """A chart of quality against cost; `log`: its axis of costs is logarithmic."""
+    """A chart of quality against cost."""
 
-    log: bool
     width: int
     height: int
     x: Scale
     y: Scale
     marks: Sequence[Mark]
     fronts: Sequence[str]  # the points of a polyline each
-
-    @property
-    def fronts_of_dots(self) -> list[list[Dot]]:
-        """The dots of each front, the cheapest first."""
-        best = sorted((mark.dot for mark in self.marks if mark.dot.front), key=lambda dot: (dot.cost, dot.score))
-        return [[dot for dot in best if dot.front == name] for name in dict.fromkeys(dot.front for dot in best)]
 
 
 def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bool = True) -> Scatter | None:
@@ -174,7 +167,7 @@ def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bo
     ]
     names = dict.fromkeys(dot.front for dot in best)
     stairs = [" ".join(_steps([dot for dot in best if dot.front == name], x, y)) for name in names]
-    return Scatter(log=log, width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
+    return Scatter(width=width, height=height, x=x, y=y, marks=marks, fronts=stairs)
 
 
 def _steps(best: Sequence[Dot], x: Scale, y: Scale) -> Iterable[str]:

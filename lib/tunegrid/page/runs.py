@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
@@ -11,7 +11,6 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results.alike import check_rows
-from tunegrid.results.compare import check_seeds
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Judgement
@@ -27,7 +26,6 @@ class PageRun:
         commit: of the suite that ran it.
         command: that ran it; empty where nobody knows.
         remarks: what the page leaves out of it, as sentences.
-        paths: by cell and seed, the file of records that are not of `path`.
     """
 
     name: str
@@ -37,11 +35,6 @@ class PageRun:
     commit: str = ""
     command: str = ""
     remarks: tuple[str, ...] = ()
-    paths: Mapping[tuple[str, int | None], Path] = field(default_factory=dict)
-
-    def path_of(self, record: Record) -> Path | None:
-        """The file that holds a record; None where it was not saved."""
-        return self.paths.get((record.cell, record.seeds.seed), self.path)
 
     @cached_property
     def by_cell(self) -> Mapping[str, list[Record]]:
@@ -88,15 +81,6 @@ def page_run(saved: SavedRun, profile: str | None = None) -> PageRun:
         command=saved.command,
     )
     return of_profile(run, profile)
-
-
-def together(saved: Sequence[SavedRun], profile: str | None = None) -> PageRun:
-    """Saved runs as one; raises InputError where two hold the same cell and seed."""
-    sourced = [(record, run.path) for run in saved for record in run.records]
-    check_seeds(sourced)
-    first = page_run(replace(saved[0], records=[record for record, _ in sourced]), profile)
-    paths = {(record.cell, record.seeds.seed): path for record, path in sourced if record.profile == first.profile}
-    return replace(first, name=" and ".join(run.path.name for run in saved), paths=paths)
 
 
 def of_profile(run: PageRun, profile: str | None = None) -> PageRun:

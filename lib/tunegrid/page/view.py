@@ -410,5 +410,5 @@ def comparisons_of(run: PageRun) -> tuple[list[Comparison], list[str]]:
         check_alike(record for own in finished for record in own)
     except InputError as error:
         return [], [f"methods are not compared: {error}"]
-    sourced = [[(record, run.path_of(record) or Path(run.name)) for record in own] for own in finished if own]
+    sourced = [[(record, run.path or Path(run.name)) for record in own] for own in finished if own]
     return beside_each_other([entry_of(own) for own in sourced], load_noise()) if sourced else [], []

@@ -126,11 +126,6 @@ def expected_ece(confidences: Array) -> float:
     return float(np.mean([_distances(sums, rows).mean() for sums in draws]))
 
 
-def by_chance(figures: CalibrationFigures) -> bool:
-    """Whether the ECE is no larger than a calibrated model's may be: its interval reaches down to what chance gives."""
-    return figures.ece.low <= figures.expected_ece
-
-
 # Temperature
 
 At = Callable[[float], Forecasts]  # the same rows, their scores divided by a temperature

@@ -225,32 +225,6 @@ class Interval:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gap:
-    """By how many points two mean scores differ, or two such gaps.
-
-    Attributes:
-        error: standard error, with `df` degrees of freedom.
-        by: what that rests on.
-    """
-
-    points: float
-    error: float
-    df: float
-    by: str
-
-    @property
-    def interval(self) -> Interval:
-        """Its 95 % interval."""
-        half = float(special.stdtrit(self.df, 1 - ALPHA / 2)) * self.error
-        return Interval(low=self.points - half, high=self.points + half, by=self.by)
-
-    def p(self, bound: float = 0.0) -> float:
-        """The two-sided p-value of its true value being `bound`; without any error it is that value or it is not."""
-        distance = abs(self.points - bound)
-        return float(2 * special.stdtr(self.df, -distance / self.error)) if self.error else float(distance == 0)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Chance:
     """What separates methods by chance.
 
@@ -274,32 +248,19 @@ class Chance:
 
     def p(self, one: Entry, other: Entry) -> float | None:
         """The two-sided p-value of two methods being equally good; None where they cannot be tested."""
-        gap = None if self.untested(one, other) else self.gap(one, other)
-        return gap.p() if gap else None
-
-    def gap(self, one: Entry, other: Entry) -> Gap | None:
-        """One score minus another; None where neither seeds nor the same rows tell how far it may be off."""
-        own, others = self._seed_error(one), self._seed_error(other)
-        seeds = [*own, *others] if own and others else []
-        rows: list[Error] = []
-        if one.rows is not None and other.rows is not None and len(one.test_rows | other.test_rows) == 1:
-            rows = [row_error(gains_of(one.rows.tolist(), other.rows.tolist()))]
-        if not seeds + rows:
+        if self.untested(one, other):
             return None
-        error, df = combined([*seeds, *rows])
-        by = [*(dict.fromkeys((self._source(one), self._source(other))) if seeds else ()), *(["rows"] if rows else [])]
-        return Gap(points=one.score - other.score, error=error, df=df, by=", ".join(by))
+        errors = [*self._seed_error(one), *self._seed_error(other)]
+        if one.rows is not None and other.rows is not None:
+            errors.append(row_error(gains_of(one.rows.tolist(), other.rows.tolist())))
+        return p_of(one.score - other.score, errors)
 
     def untested(self, one: Entry, other: Entry) -> str:
         """Why two methods cannot be told apart, and the way out; empty where they can be tested."""
         if len(one.test_rows | other.test_rows) > 1:
             return "they scored other test rows"
-        unknown = [entry.method for entry in (one, other) if not self.knows_seeds(entry)]
+        unknown = [entry.method for entry in (one, other) if not self._seed_error(entry)]
         return f"nobody knows by how much a seed moves {' or '.join(unknown)}; --seeds 0-4 trains more" if unknown else ""
-
-    def knows_seeds(self, entry: Entry) -> bool:
-        """Whether it is known by how much a seed moves an entry's score."""
-        return bool(self._seed_error(entry))
 
     def _seed_error(self, entry: Entry) -> list[Error]:
         own = self.noise.of(SEEDS, entry.first, entry.first.main_score)
@@ -322,6 +283,15 @@ def combined(errors: Sequence[Error]) -> tuple[float, float]:
     """The standard error of a sum, and its degrees of freedom (Satterthwaite 1946, Welch 1947)."""
     total = sum(variance for variance, _ in errors)
     return total**0.5, total**2 / sum(variance**2 / df for variance, df in errors)
+
+
+def p_of(difference: float, errors: Sequence[Error]) -> float:
+    """The two-sided p-value of no true difference between two means; without any error there is one or there is not."""
+    known = [(variance, df) for variance, df in errors if variance > 0]
+    if not known:
+        return float(difference == 0)
+    error, df = combined(known)
+    return float(2 * special.stdtr(df, -abs(difference) / error))
 
 
 def chance_of(entries: Sequence[Entry], calibrated: Noise) -> Chance:
@@ -506,7 +476,6 @@ LEGEND = (
     "*: no other method is as good for as little of this. front: the same of all costs together; no: the method in "
     "brackets is as good for as little; perhaps: it costs as little, and its lower score cannot be told from this one",
 )
-ON_A_CPU = "GiB on a CPU is that of the whole process: unless each cell had its own (--isolate=yes), cells before it count"
 SHARED = (
     "GiB is on no front: processes may have run other cells before, whose memory counts; --isolate=yes gives each cell its own"
 )

@@ -2,20 +2,22 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, variance
 from typing import TYPE_CHECKING
 
 from tunegrid.grid.methods import SFT
 from tunegrid.record import Record
 from tunegrid.record.parts import Estimate, ForgettingRecord
-from tunegrid.results.contrasts import Figure, contrasts
+from tunegrid.results.compare import Error, p_of
+from tunegrid.results.noise import MOST_DF
 from tunegrid.results.run_table import by_cell
-from tunegrid.results.statistics import ratio
+from tunegrid.results.statistics import ALPHA, holm, ratio
 from tunegrid.results.table import Column, lines, number, signed
 
 if TYPE_CHECKING:
     from tunegrid.run.forgetting import TextLosses
 
+NORMAL = 1.96  # standard errors from the middle of a 95 % interval to its ends
 COLUMNS = (
     Column(title="cell", width=15),
     Column(title="points", width=6, right=True),
@@ -122,19 +124,29 @@ def _mean(figures: Sequence[float | None]) -> float | None:
     return fmean(known) if known else None
 
 
-def change_of(seeds: Sequence[Record]) -> Figure:
-    """What the seeds of a cell forgot, to be set beside another cell's."""
-    changes = [record.forgetting.change for record in seeds if record.forgetting and record.forgetting.change]
-    return Figure(method=seeds[0].method, what="change of loss", values=[change.value for change in changes], estimates=changes)
-
-
 def forgot_more(records: Iterable[Record]) -> list[str]:
     """The cells that forgot more than SFT of the same backbone and task, as far as seeds and texts tell (Holm, 5 %)."""
     cells = {(seeds[0].profile, seeds[0].cell): seeds for seeds in by_cell(record for record in records if record.forgetting)}
     of_sft = {key: (key[0], f"{seeds[0].backbone}_{seeds[0].task}_{SFT.id}") for key, seeds in cells.items()}
     asked = [key for key, other in of_sft.items() if other != key and other in cells]
-    judged = contrasts([(change_of(cells[key]), change_of(cells[of_sft[key]])) for key in asked])
-    return [key[1] for key, one in zip(asked, judged, strict=True) if one.told and one.gap and one.gap.points > 0]
+    gaps = {key: gap for key in asked if (gap := _gap(cells[key], cells[of_sft[key]]))}
+    adjusted = holm({key: p for key, (_, p) in gaps.items()})
+    return [key[1] for key, (difference, _) in gaps.items() if difference > 0 and adjusted[key] < ALPHA]
+
+
+def _gap(one: Sequence[Record], other: Sequence[Record]) -> tuple[float, float] | None:
+    """One cell's mean change minus another's, and its p-value; None if a cell has one seed, whose noise nobody knows.
+
+    The variances of both means between seeds add up, with those of the texts, as if the two were not asked the same ones.
+    """
+    changes = [[r.forgetting.change for r in seeds if r.forgetting and r.forgetting.change] for seeds in (one, other)]
+    if min(map(len, changes)) < 2:
+        return None
+    values = [[change.value for change in own] for own in changes]
+    seeds: list[Error] = [(variance(own) / len(own), len(own) - 1.0) for own in values]
+    texts: list[Error] = [((fmean((c.high - c.low) / 2 for c in own) / NORMAL) ** 2, MOST_DF) for own in changes]
+    difference = fmean(values[0]) - fmean(values[1])
+    return difference, p_of(difference, [*seeds, *texts])
 
 
 def forgetting_table(records: Sequence[Record]) -> list[str]:

@@ -155,18 +155,14 @@ class ContrastLine:
 
     Attributes:
         pairs: rows with a twin, of one seed.
-        right: of these, rows that are answered rightly: the mean over seeds.
         both: of all pairs, those whose row and twin are both answered rightly.
-        followed: of the twins of rightly answered rows, those that are, too; None where no row is.
     """
 
     cell: str
     shift: str
     meaning: str
     pairs: int
-    right: float
     both: float
-    followed: float | None
 
 
 def shift_lines(records: Iterable[Record], read: ReadPoints) -> list[ShiftLine]:
@@ -230,16 +226,13 @@ def contrast_lines(records: Iterable[Record]) -> list[ContrastLine]:
         parts = [record.shifted for record in seeds if record.shifted]
         for name in dict.fromkeys(name for part in parts for name in part.contrasts):
             own = [part.contrasts[name] for part in parts if name in part.contrasts]
-            right, both = sum(one.right for one in own), sum(one.both for one in own)
             found.append(
                 ContrastLine(
                     cell=seeds[0].cell,
                     shift=name,
                     meaning=own[0].meaning,
                     pairs=own[0].pairs,
-                    right=right / len(own),
-                    both=100 * both / sum(one.pairs for one in own),
-                    followed=100 * both / right if right else None,
+                    both=100 * sum(one.both for one in own) / sum(one.pairs for one in own),
                 )
             )
     return found

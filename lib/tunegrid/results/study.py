@@ -5,14 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from tunegrid import ROOT
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record
-from tunegrid.results.claims import STUDY, findings
+from tunegrid.record.invariants import impossible
 from tunegrid.results.files import read_records
+from tunegrid.results.passing import cross_cell_audits
 from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number, signed
 
+STUDY = ROOT / "reports" / "study.json"
+INSTEAD = {"rougeLsum": "rougeL"}  # which score the study printed where it did not print the main one
 TITLE = "beside what was published"
 COLUMNS = (
     Column(title="cell", width=15),
@@ -81,6 +85,15 @@ def beside(
     own = {record.cell for record in reported}
     known = [(cell, sentence) for cell, sentence in told if cell in own]
     return StudyComparison(lines=shown, findings=known, profile=records[0].profile) if shown else None
+
+
+def findings(path: Path = STUDY) -> list[tuple[str, str]]:
+    """What cannot be in the study's figures, by cell; two cells with the same results only show beside each other."""
+    records = list(read_records(path).values())
+    alone = [(record.cell, sentence) for record in records for sentence in impossible(record.scores)]
+    found = [(cell, finding) for cell, findings in cross_cell_audits(records).items() for finding in findings]
+    together = [(cell, finding.detail) for cell, finding in found if not finding.passed]
+    return [*alone, *together]
 
 
 def _lines(ours: Sequence[Record], reported: Record) -> list[StudyLine]:

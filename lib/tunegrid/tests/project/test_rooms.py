@@ -93,7 +93,7 @@ def test_results_take_plain_figures_from_nobody_that_runs(room):
 
 PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
-EXTRAS = {"matplotlib": "plot", "optuna": "tune", "ray": "cluster"} | {name: name for name in TRACKERS}
+EXTRAS = {"optuna": "tune", "ray": "cluster"} | {name: name for name in TRACKERS}
 
 
 def test_pyproject_asks_for_all_that_is_imported():

@@ -6,7 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from tunegrid.commands import audit, baseline, compare, export, gate, merge, page, plan
+from tunegrid.commands import audit, baseline, compare, export, gate, merge, page
 from tunegrid.record import to_json
 from tunegrid.results import examples
 from tunegrid.tests.records import hits, record_of
@@ -95,7 +95,6 @@ COMMANDS = {
     "gate, a baseline": lambda run, sound, out: gate.main([run, sound]),
     "merge": lambda run, sound, out: merge.main([run, "-o", f"{out}.json"]),
     "page": lambda run, sound, out: page.main([run, "-o", f"{out}.html"]),
-    "plan": lambda run, sound, out: plan.main(["--gpus", "1", run]),
 }
 
 
