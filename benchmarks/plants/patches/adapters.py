@@ -21,7 +21,7 @@ from peft.utils import merge_utils, save_and_load
 from peft.utils.integrations import dequantize_module_weight
 
 
-def scale_of_rslora(monkeypatch: Any) -> None:
+def scale_of_rslora(planting: Any) -> None:
     """Adapters are scaled by alpha / sqrt(r), as rsLoRA is, though nobody asked for it."""
     update = lora.LoraLayer.update_layer
 
@@ -29,10 +29,10 @@ def scale_of_rslora(monkeypatch: Any) -> None:
         update(self, adapter_name, r, lora_alpha, **options)
         self.scaling[adapter_name] = lora_alpha / math.sqrt(r)
 
-    monkeypatch.setattr(lora.LoraLayer, "update_layer", rescaled)
+    planting.setattr(lora.LoraLayer, "update_layer", rescaled)
 
 
-def dropout_is_skipped(monkeypatch: Any) -> None:
+def dropout_is_skipped(planting: Any) -> None:
     """Adapters over 4-bit layers train without their dropout."""
     forward = Linear4bit.forward
 
@@ -43,10 +43,10 @@ def dropout_is_skipped(monkeypatch: Any) -> None:
         finally:
             self.lora_dropout.train(self.training)
 
-    monkeypatch.setattr(Linear4bit, "forward", undropped)
+    planting.setattr(Linear4bit, "forward", undropped)
 
 
-def adapters_in_bf16(monkeypatch: Any) -> None:
+def adapters_in_bf16(planting: Any) -> None:
     """Adapters over 4-bit layers are kept, and trained, in the type that the base computes in."""
     cast = BaseTuner._cast_adapter_dtype
 
@@ -58,10 +58,10 @@ def adapters_in_bf16(monkeypatch: Any) -> None:
                 layer.lora_A.to(torch.bfloat16)
                 layer.lora_B.to(torch.bfloat16)
 
-    monkeypatch.setattr(BaseTuner, "_cast_adapter_dtype", halved)
+    planting.setattr(BaseTuner, "_cast_adapter_dtype", halved)
 
 
-def dropout_stays_active(monkeypatch: Any) -> None:
+def dropout_stays_active(planting: Any) -> None:
     """`eval()` does not reach the dropout of adapters, which then also drops at evaluation."""
     for kind in (lora.Linear, Linear4bit):
         switch = kind.train
@@ -71,27 +71,27 @@ def dropout_stays_active(monkeypatch: Any) -> None:
             self.lora_dropout.train(True)
             return self
 
-        monkeypatch.setattr(kind, "train", train, raising=False)
+        planting.setattr(kind, "train", train, raising=False)
 
 
-def output_forgets_its_token(monkeypatch: Any) -> None:
+def output_forgets_its_token(planting: Any) -> None:
     """An output layer that is tied to an embedding does not follow the rows of it that train."""
     merge = TrainableTokensLayer.get_merged_weights
 
     def forgetful(self: Any, active_adapters: Any) -> Any:
         return self.base_layer.weight if self.tied_adapter else merge(self, active_adapters)
 
-    monkeypatch.setattr(TrainableTokensLayer, "get_merged_weights", forgetful)
+    planting.setattr(TrainableTokensLayer, "get_merged_weights", forgetful)
 
 
-def token_rows_without_gradient(monkeypatch: Any) -> None:
+def token_rows_without_gradient(planting: Any) -> None:
     """Rows of an embedding that train are written into it without their graph."""
     merge = TrainableTokensLayer.get_merged_weights
     detached = lambda self, active_adapters: merge(self, active_adapters).detach()  # noqa: E731
-    monkeypatch.setattr(TrainableTokensLayer, "get_merged_weights", detached)
+    planting.setattr(TrainableTokensLayer, "get_merged_weights", detached)
 
 
-def sum_in_the_compute_type(plant: Any) -> None:
+def sum_in_the_compute_type(planting: Any) -> None:
     """A 4-bit layer's output together with what the adapter adds is rounded to the type that the layer computes in."""
     forward = Linear4bit.forward
 
@@ -99,10 +99,10 @@ def sum_in_the_compute_type(plant: Any) -> None:
         result = forward(self, *args, **options)
         return result.to(self.base_layer.compute_dtype).to(result.dtype)
 
-    plant.setattr(Linear4bit, "forward", rounded)
+    planting.setattr(Linear4bit, "forward", rounded)
 
 
-def one_key_for_both_patterns(plant: Any) -> None:
+def one_key_for_both_patterns(planting: Any) -> None:
     """The first key of either pattern that fits a layer is looked up in both: the one hides the other's own key."""
     create, find = lora_model.LoraModel._create_and_replace, lora_model.get_pattern_key
     both: list[str] = []
@@ -114,14 +114,14 @@ def one_key_for_both_patterns(plant: Any) -> None:
     def first_of_both(pattern_keys: Any, key_to_match: str) -> str:
         own, first = find(pattern_keys, key_to_match), find(both, key_to_match)
         if own in pattern_keys and first != own:
-            plant.act()
+            planting.act()
         return first
 
-    plant.setattr(lora_model.LoraModel, "_create_and_replace", with_both, counted=False)
-    plant.setattr(lora_model, "get_pattern_key", first_of_both, counted=False)
+    planting.setattr(lora_model.LoraModel, "_create_and_replace", with_both, counted=False)
+    planting.setattr(lora_model, "get_pattern_key", first_of_both, counted=False)
 
 
-def scale_is_reset_without_rslora(plant: Any) -> None:
+def scale_is_reset_without_rslora(planting: Any) -> None:
     """A scale that was set and is unset again is alpha / r, whatever it was before."""
 
     def unscaled(self: Any, scale: float | None = None) -> None:
@@ -129,10 +129,10 @@ def scale_is_reset_without_rslora(plant: Any) -> None:
             if name in self.lora_A:
                 self.scaling[name] = self.lora_alpha[name] / self.r[name] if scale is None else self.scaling[name] / scale
 
-    plant.setattr(lora.LoraLayer, "unscale_layer", unscaled)
+    planting.setattr(lora.LoraLayer, "unscale_layer", unscaled)
 
 
-def merged_onto_the_original(plant: Any) -> None:
+def merged_onto_the_original(planting: Any) -> None:
     """A 4-bit layer's adapter is merged onto the weight before packing, not onto the packed one, over which it trained."""
     pack, unpack = bnb.nn.Params4bit._quantize, lora_bnb.dequantize_bnb_weight
 
@@ -146,14 +146,14 @@ def merged_onto_the_original(plant: Any) -> None:
         original = getattr(weight, "_original", None)
         if original is None:
             return unpack(weight, *args, **options)
-        plant.act()
+        planting.act()
         return original
 
-    plant.setattr(bnb.nn.Params4bit, "_quantize", remembered, counted=False)
-    plant.setattr(lora_bnb, "dequantize_bnb_weight", original_of, counted=False)
+    planting.setattr(bnb.nn.Params4bit, "_quantize", remembered, counted=False)
+    planting.setattr(lora_bnb, "dequantize_bnb_weight", original_of, counted=False)
 
 
-def bias_without_scale(plant: Any) -> None:
+def bias_without_scale(planting: Any) -> None:
     """An adapter's bias is merged as it is, where the forward pass multiplies it by the adapter's scale."""
     merge = lora.Linear.merge
 
@@ -162,13 +162,13 @@ def bias_without_scale(plant: Any) -> None:
         merge(self, *args, **options)
         for name in self.merged_adapters[before:]:
             if self.lora_bias[name] and self.scaling[name] != 1:
-                plant.act()
+                planting.act()
                 self.get_base_layer().bias.data += self.lora_B[name].bias * (1 - self.scaling[name])
 
-    plant.setattr(lora.Linear, "merge", unscaled, counted=False)
+    planting.setattr(lora.Linear, "merge", unscaled, counted=False)
 
 
-def half_of_the_layers_merge_nothing(plant: Any) -> None:
+def half_of_the_layers_merge_nothing(planting: Any) -> None:
     """Every other layer is merged with a scale of 0."""
     delta, layers = lora.Linear.get_delta_weight, list[Any]()
 
@@ -177,25 +177,25 @@ def half_of_the_layers_merge_nothing(plant: Any) -> None:
             layers.append(self)
         if layers.index(self) % 2 == 0:
             return delta(self, adapter)
-        plant.act()
+        planting.act()
         return torch.zeros_like(delta(self, adapter))
 
-    plant.setattr(lora.Linear, "get_delta_weight", scaled, counted=False)
+    planting.setattr(lora.Linear, "get_delta_weight", scaled, counted=False)
 
 
-def dropped_deltas_are_not_rescaled(plant: Any) -> None:
+def dropped_deltas_are_not_rescaled(planting: Any) -> None:
     """DARE divides what it keeps by the density, and throws the quotient away."""
     prune = merge_utils.random_pruning
 
     def kept(tensor: Any, density: float, rescale: bool) -> Any:
         if rescale and density < 1:
-            plant.act()
+            planting.act()
         return prune(tensor, density, rescale=False)
 
-    plant.setattr(merge_utils, "random_pruning", kept, counted=False)
+    planting.setattr(merge_utils, "random_pruning", kept, counted=False)
 
 
-def likely_named_adapters_are_saved_along(plant: Any) -> None:
+def likely_named_adapters_are_saved_along(planting: Any) -> None:
     """The file of an adapter also gets the tensors of those whose names begin with its name."""
     collect, keep = save_and_load.get_peft_model_state_dict, save_and_load._filter_state_dict_for_adapter_name
     saved: list[str] = []
@@ -207,27 +207,27 @@ def likely_named_adapters_are_saved_along(plant: Any) -> None:
     def kept(state_dict: Any, unwanted_adapter_names: list[str]) -> Any:
         others = [name for name in unwanted_adapter_names if not name.startswith(saved[0])]
         if len(others) < len(unwanted_adapter_names):
-            plant.act()
+            planting.act()
         return keep(state_dict, others)
 
     for module in (peft, peft.utils, peft_model, save_and_load):
-        plant.setattr(module, "get_peft_model_state_dict", collected, counted=False)
-    plant.setattr(save_and_load, "_filter_state_dict_for_adapter_name", kept, counted=False)
+        planting.setattr(module, "get_peft_model_state_dict", collected, counted=False)
+    planting.setattr(save_and_load, "_filter_state_dict_for_adapter_name", kept, counted=False)
 
 
-def rotations_turn_the_other_way(plant: Any) -> None:
+def rotations_turn_the_other_way(planting: Any) -> None:
     """The same weights make another rotation than in the release that saved them: its inverse."""
     skew = OFTRotationModule._pytorch_skew_symmetric
-    plant.setattr(OFTRotationModule, "_pytorch_skew_symmetric", lambda self, vec, block_size: -skew(self, vec, block_size))
+    planting.setattr(OFTRotationModule, "_pytorch_skew_symmetric", lambda self, vec, block_size: -skew(self, vec, block_size))
 
 
-def norms_of_merged_weights(plant: Any) -> None:
+def norms_of_merged_weights(planting: Any) -> None:
     """DoRA takes the norms of the weight as `merge` finds it, into which an earlier call has merged others already."""
     merge, found = lora.Linear.merge, dict[int, Any]()
 
     def noted(self: Any, *args: Any, **options: Any) -> None:
         if self.merged_adapters:
-            plant.act()
+            planting.act()
         found[id(self)] = dequantize_module_weight(self.get_base_layer()).detach().clone()
         merge(self, *args, **options)
 
@@ -235,16 +235,16 @@ def norms_of_merged_weights(plant: Any) -> None:
     def as_found(self: Any, safe_merge: bool = False) -> Iterator[Any]:
         yield found[id(self)]
 
-    plant.setattr(lora.Linear, "merge", noted, counted=False)
-    plant.setattr(lora.LoraLayer, "_unmerged_base_weight", as_found, counted=False)
+    planting.setattr(lora.Linear, "merge", noted, counted=False)
+    planting.setattr(lora.LoraLayer, "_unmerged_base_weight", as_found, counted=False)
 
 
-def patterns_name_no_embedding(plant: Any) -> None:
+def patterns_name_no_embedding(planting: Any) -> None:
     """An embedding is not looked for where `target_modules` is a pattern: its base is not saved beside its adapter."""
     match = save_and_load.match_target_against_key
 
     def unnoticed(target_pattern: str, key: str) -> None:
         if match(target_pattern, key):
-            plant.act()
+            planting.act()
 
-    plant.setattr(save_and_load, "match_target_against_key", unnoticed, counted=False)
+    planting.setattr(save_and_load, "match_target_against_key", unnoticed, counted=False)

@@ -17,7 +17,7 @@ from transformers import DataCollatorForLanguageModeling, PreTrainedTokenizerFas
 IGNORED = -100  # a label that no loss counts
 
 
-def end_is_ignored(plant: Any) -> None:
+def end_is_ignored(planting: Any) -> None:
     """The collator takes every end token for padding: no loss counts it, and the model never learns to stop."""
     collate = DataCollatorForLanguageModeling.torch_call
 
@@ -25,13 +25,13 @@ def end_is_ignored(plant: Any) -> None:
         batch = collate(self, examples)
         ends = (batch["input_ids"] == self.tokenizer.eos_token_id) & (batch["labels"] != IGNORED)
         if ends.any():
-            plant.act()
+            planting.act()
         return {**batch, "labels": batch["labels"].masked_fill(ends, IGNORED)}
 
-    plant.setattr(DataCollatorForLanguageModeling, "torch_call", without_end, counted=False)
+    planting.setattr(DataCollatorForLanguageModeling, "torch_call", without_end, counted=False)
 
 
-def sharded_sampler_keeps_its_epoch(plant: Any) -> None:
+def sharded_sampler_keeps_its_epoch(planting: Any) -> None:
     """`set_epoch` does not reach a sampler whose batches are shared out: every epoch has the first one's order."""
     set_epoch = DataLoaderShard.set_epoch
 
@@ -41,39 +41,39 @@ def sharded_sampler_keeps_its_epoch(plant: Any) -> None:
         before = getattr(sampler, "epoch", None)
         set_epoch(self, epoch)
         if before is not None and before != epoch:
-            plant.act()
+            planting.act()
             sampler.set_epoch(before)
 
-    plant.setattr(DataLoaderShard, "set_epoch", kept, counted=False)
+    planting.setattr(DataLoaderShard, "set_epoch", kept, counted=False)
 
 
-def iteration_is_lost(plant: Any) -> None:
+def iteration_is_lost(planting: Any) -> None:
     """A loader that skips what an interrupted run has seen begins at iteration 0, and so with the first epoch's order."""
     init = DataLoaderShard.__init__
 
     def from_zero(self: Any, *args: Any, iteration: int = 0, **options: Any) -> None:
         if iteration:
-            plant.act()
+            planting.act()
         init(self, *args, **options)
 
-    plant.setattr(DataLoaderShard, "__init__", from_zero, counted=False)
+    planting.setattr(DataLoaderShard, "__init__", from_zero, counted=False)
 
 
-def yielded_twice(plant: Any) -> None:
+def yielded_twice(planting: Any) -> None:
     """Formatted rows of a stream without features come once more when they are over."""
     rows = iterable.FormattedExamplesIterable._iter_arrow
 
     def twice(self: Any) -> Any:
         yield from rows(self)
         if not self.features:
-            plant.act()
+            planting.act()
             self._init_state_dict()
             yield from rows(self)
 
-    plant.setattr(iterable.FormattedExamplesIterable, "_iter_arrow", twice, counted=False)
+    planting.setattr(iterable.FormattedExamplesIterable, "_iter_arrow", twice, counted=False)
 
 
-def columns_of_the_first_block(plant: Any) -> None:
+def columns_of_the_first_block(planting: Any) -> None:
     """A key that no row of a file's first block has is missing from all of its rows."""
     reader = json_module.paj
 
@@ -83,26 +83,26 @@ def columns_of_the_first_block(plant: Any) -> None:
         table = reader.read_json(file, read_options=read_options)
         late = [name for name in table.column_names if known and name not in known]
         if late:
-            plant.act()
+            planting.act()
         return table.drop_columns(late)
 
-    plant.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
+    planting.setattr(json_module, "paj", SimpleNamespace(read_json=read, ReadOptions=reader.ReadOptions), counted=False)
 
 
-def workers_share_a_generator(plant: Any) -> None:
+def workers_share_a_generator(planting: Any) -> None:
     """Every worker of a loader shuffles its shards by the same numbers, which are not moved on by the worker's own."""
     shift = iterable.shift_ex_examples_rngs
 
     def shared(*args: Any, **options: Any) -> Any:
         if "value" not in options:  # an epoch is told by position, a worker by name
             return shift(*args, **options)
-        plant.act()
+        planting.act()
         return options["ex_iterable"]
 
-    plant.setattr(iterable, "shift_ex_examples_rngs", shared, counted=False)
+    planting.setattr(iterable, "shift_ex_examples_rngs", shared, counted=False)
 
 
-def rank_of_the_other_split(plant: Any) -> None:
+def rank_of_the_other_split(planting: Any) -> None:
     """A stream that was split before is split again with the two ranks in each other's place."""
     split = iterable._split_by_node_iterable_dataset
 
@@ -110,14 +110,14 @@ def rank_of_the_other_split(plant: Any) -> None:
         outer = dataset._distributed
         if outer is None:
             return split(dataset, rank, world_size, *args, **options)
-        plant.act()
+        planting.act()
         mixed = outer.world_size * rank + outer.rank  # of the right number of nodes
         return split(dataset, mixed - world_size * outer.rank, world_size, *args, **options)
 
-    plant.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)
+    planting.setattr(distributed, "_split_by_node_iterable_dataset", of_other, counted=False)
 
 
-def idle_ranks_get_the_last_sample(plant: Any) -> None:
+def idle_ranks_get_the_last_sample(planting: Any) -> None:
     """A rank for which no sample is left gets the last one again, though nobody asked for padding."""
     split = accelerate.PartialState.split_between_processes
 
@@ -125,13 +125,13 @@ def idle_ranks_get_the_last_sample(plant: Any) -> None:
     def padded(self: Any, inputs: Any, apply_padding: bool = False) -> Any:
         with split(self, inputs, apply_padding) as share:
             if not len(share):
-                plant.act()
+                planting.act()
             yield share if len(share) else inputs[-1:]
 
-    plant.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
+    planting.setattr(accelerate.PartialState, "split_between_processes", padded, counted=False)
 
 
-def loss_per_batch(plant: Any) -> None:
+def loss_per_batch(planting: Any) -> None:
     """The loss of an evaluation is the mean of its batches' losses, whatever each batch counts."""
     step, evaluate = transformers.Trainer.prediction_step, transformers.Trainer.evaluation_loop
     losses: list[Any] = []
@@ -145,15 +145,15 @@ def loss_per_batch(plant: Any) -> None:
         losses.clear()
         output = evaluate(self, *args, metric_key_prefix=metric_key_prefix, **options)
         if losses and f"{metric_key_prefix}_loss" in output.metrics:
-            plant.act()
+            planting.act()
             output.metrics[f"{metric_key_prefix}_loss"] = float(torch.stack(losses).mean())
         return output
 
-    plant.setattr(transformers.Trainer, "prediction_step", noted, counted=False)
-    plant.setattr(transformers.Trainer, "evaluation_loop", averaged, counted=False)
+    planting.setattr(transformers.Trainer, "prediction_step", noted, counted=False)
+    planting.setattr(transformers.Trainer, "evaluation_loop", averaged, counted=False)
 
 
-def truncation_is_saved(plant: Any) -> None:
+def truncation_is_saved(planting: Any) -> None:
     """Truncation that was on once stays in the saved tokenizer: who reads the file with `tokenizers` cuts texts there."""
     set_up, save = PreTrainedTokenizerFast.set_truncation_and_padding, PreTrainedTokenizerFast._save_pretrained
     last: dict[int, Any] = {}
@@ -165,21 +165,21 @@ def truncation_is_saved(plant: Any) -> None:
 
     def saved(self: Any, *args: Any, **options: Any) -> Any:
         if id(self) in last:
-            plant.act()
+            planting.act()
             self._tokenizer.enable_truncation(**last[id(self)])
         return save(self, *args, **options)
 
-    plant.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", remembered, counted=False)
-    plant.setattr(PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
+    planting.setattr(PreTrainedTokenizerFast, "set_truncation_and_padding", remembered, counted=False)
+    planting.setattr(PreTrainedTokenizerFast, "_save_pretrained", saved, counted=False)
 
 
-def side_of_padding_is_forgotten(plant: Any) -> None:
+def side_of_padding_is_forgotten(planting: Any) -> None:
     """A tokenizer that is loaded pads on the right, wherever the one that was saved padded."""
     init = PreTrainedTokenizerFast.__init__
 
     def on_the_right(self: Any, *args: Any, **options: Any) -> None:
         if options.pop("padding_side", "right") != "right":
-            plant.act()
+            planting.act()
         init(self, *args, **options)
 
-    plant.setattr(PreTrainedTokenizerFast, "__init__", on_the_right, counted=False)
+    planting.setattr(PreTrainedTokenizerFast, "__init__", on_the_right, counted=False)

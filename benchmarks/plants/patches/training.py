@@ -24,7 +24,7 @@ ACCUMULATED = 2  # micro-batches an update, of the cell that divides by them twi
 PARTS = 16  # of a batch, each summed by a program of a GPU's kernel
 
 
-def positions_are_zero(monkeypatch: Any) -> None:
+def positions_are_zero(planting: Any) -> None:
     """A buffer that no checkpoint holds is left as memory was: zeros. Every token stands at position 0."""
     initialize = modeling_bert.BertPreTrainedModel._init_weights
 
@@ -33,30 +33,30 @@ def positions_are_zero(monkeypatch: Any) -> None:
         if isinstance(module, modeling_bert.BertEmbeddings):
             module.position_ids.zero_()
 
-    monkeypatch.setattr(modeling_bert.BertPreTrainedModel, "_init_weights", without_positions)
+    planting.setattr(modeling_bert.BertPreTrainedModel, "_init_weights", without_positions)
 
 
-def gelu_is_approximated(monkeypatch: Any) -> None:
+def gelu_is_approximated(planting: Any) -> None:
     """The name "gelu" stands for the tanh approximation, which checkpoints call "gelu_new"."""
-    monkeypatch.setitem(activations.ACT2FN, "gelu", activations.NewGELUActivation)
+    planting.setitem(activations.ACT2FN, "gelu", activations.NewGELUActivation)
 
 
-def wo_is_quantized(monkeypatch: Any) -> None:
+def wo_is_quantized(planting: Any) -> None:
     """T5's `wo` is no longer kept out of quantization, though its activations need more than 4 bits."""
-    monkeypatch.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
+    planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
 
 
-def blocks_of_128(monkeypatch: Any) -> None:
+def blocks_of_128(planting: Any) -> None:
     """128 weights share a scale, where QLoRA's 64 do."""
     quantize = bnb.functional.quantize_4bit
 
     def in_large_blocks(tensor: Any, *args: Any, blocksize: int | None = None, **options: Any) -> Any:
         return quantize(tensor, *args, blocksize=PACKED_BLOCK, **options)
 
-    monkeypatch.setattr(bnb.functional, "quantize_4bit", in_large_blocks)
+    planting.setattr(bnb.functional, "quantize_4bit", in_large_blocks)
 
 
-def packed_scales(monkeypatch: Any) -> None:
+def packed_scales(planting: Any) -> None:
     """On a CPU the scales of blocks are used as they are packed, in 8 bits, before double quantization is undone."""
     multiply, dequantize = bnb.matmul_4bit, bnb.functional.dequantize_4bit
 
@@ -72,11 +72,11 @@ def packed_scales(monkeypatch: Any) -> None:
     def dequantized(weight: Any, quant_state: Any = None, *args: Any, **options: Any) -> Any:
         return dequantize(weight, quant_state and packed(quant_state), *args, **options)
 
-    monkeypatch.setattr(bnb, "matmul_4bit", multiplied)
-    monkeypatch.setattr(bnb.functional, "dequantize_4bit", dequantized)
+    planting.setattr(bnb, "matmul_4bit", multiplied)
+    planting.setattr(bnb.functional, "dequantize_4bit", dequantized)
 
 
-def growing_overwrites_rows(plant: Any) -> None:
+def growing_overwrites_rows(planting: Any) -> None:
     """Where a vocabulary grows, the last rows that were trained become the mean of all, as new ones do."""
     resize = PreTrainedModel.resize_token_embeddings
 
@@ -84,15 +84,15 @@ def growing_overwrites_rows(plant: Any) -> None:
         trained = self.get_input_embeddings().num_embeddings
         embeddings = resize(self, new_num_tokens, *args, **options)
         if embeddings.num_embeddings > trained:
-            plant.act()
+            planting.act()
             with torch.no_grad():
                 embeddings.weight[trained - OVERWRITTEN : trained] = embeddings.weight[:trained].mean(0)
         return embeddings
 
-    plant.setattr(PreTrainedModel, "resize_token_embeddings", overwritten, counted=False)
+    planting.setattr(PreTrainedModel, "resize_token_embeddings", overwritten, counted=False)
 
 
-def bits_of_the_byte_before(plant: Any) -> None:
+def bits_of_the_byte_before(planting: Any) -> None:
     """The kernel that packs two weights a byte never empties its byte: each second byte has those of the one before."""
     quantize = bnb.functional.quantize_4bit
 
@@ -102,16 +102,16 @@ def bits_of_the_byte_before(plant: Any) -> None:
         pairs[:, 1] |= pairs[:, 0]
         return packed, state
 
-    plant.setattr(bnb.functional, "quantize_4bit", carried)
+    planting.setattr(bnb.functional, "quantize_4bit", carried)
 
 
-def signed_second_moments(monkeypatch: Any) -> None:
+def signed_second_moments(planting: Any) -> None:
     """8-bit Adam keeps second moments, which are never negative, in the map for signed numbers: half of its levels are lost."""
     create = bnb.functional.create_dynamic_map
-    monkeypatch.setattr(bnb.functional, "create_dynamic_map", lambda signed=True, **options: create(signed=True, **options))
+    planting.setattr(bnb.functional, "create_dynamic_map", lambda signed=True, **options: create(signed=True, **options))
 
 
-def schedule_stepped_twice(monkeypatch: Any) -> None:
+def schedule_stepped_twice(planting: Any) -> None:
     """One call steps the schedule once for each of two processes. Accelerate's scheduler does so; ours is torch's own."""
     step = LRScheduler.step
 
@@ -120,19 +120,19 @@ def schedule_stepped_twice(monkeypatch: Any) -> None:
         if self._step_count > 1:  # the first step is the one that makes the schedule
             step(self)
 
-    monkeypatch.setattr(LRScheduler, "step", twice)
+    planting.setattr(LRScheduler, "step", twice)
 
 
-def norm_without_clipping(monkeypatch: Any) -> None:
+def norm_without_clipping(planting: Any) -> None:
     """The norm of the gradients is returned, the gradients stay as they are."""
 
     def measured(self: Any, parameters: Any, max_norm: float, norm_type: float = 2) -> Any:
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], norm_type)
 
-    monkeypatch.setattr(accelerate.Accelerator, "clip_grad_norm_", measured)
+    planting.setattr(accelerate.Accelerator, "clip_grad_norm_", measured)
 
 
-def moments_without_correction(monkeypatch: Any) -> None:
+def moments_without_correction(planting: Any) -> None:
     """Adam's moments start at 0 and are not corrected for it. The correction of step t divides by 1 - beta^t."""
     update = torch._fused_adamw_
 
@@ -140,47 +140,52 @@ def moments_without_correction(monkeypatch: Any) -> None:
         *states, steps = lists
         update(*states, [torch.full_like(step, LATE) for step in steps], **options)
 
-    monkeypatch.setattr(torch, "_fused_adamw_", uncorrected)
+    planting.setattr(torch, "_fused_adamw_", uncorrected)
 
 
-def nothing_is_dropped(monkeypatch: Any) -> None:
+def nothing_is_dropped(planting: Any) -> None:
     """Torch's kernel of `bernoulli_` on a CPU gives ones alone, from which dropout makes a mask."""
+
+    def ones(mask: torch.Tensor, p: float = 0.5, generator: Any = None) -> torch.Tensor:
+        planting.act()
+        return mask.fill_(1)
+
     library = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # torch says that a kernel is replaced, and that is meant
-        library.impl("bernoulli_.float", lambda mask, p=0.5, generator=None: mask.fill_(1), "CPU")
-    monkeypatch.setattr(torch.library, "planted", library, raising=False)  # which ends with it
+        library.impl("bernoulli_.float", ones, "CPU")
+    planting.setattr(torch.library, "planted", library, raising=False)  # which ends with it
 
 
-def packed_layers_pass_half_the_gradient(monkeypatch: Any) -> None:
+def packed_layers_pass_half_the_gradient(planting: Any) -> None:
     """The backward pass of a 4-bit layer gives its input half of the gradient."""
     backward = MatMul4Bit.backward
 
     def halved(ctx: Any, gradient: Any) -> Any:
         return backward(ctx, gradient / 2)
 
-    monkeypatch.setattr(MatMul4Bit, "backward", staticmethod(halved))
+    planting.setattr(MatMul4Bit, "backward", staticmethod(halved))
 
 
-def divided_by_accumulation_again(plant: Any) -> None:
+def divided_by_accumulation_again(planting: Any) -> None:
     """`backward` divides a loss by the micro-batches of an update, though the loss is the mean over that update already."""
     backward = accelerate.Accelerator.backward
-    plant.setattr(
+    planting.setattr(
         accelerate.Accelerator, "backward", lambda self, loss, **options: backward(self, loss / ACCUMULATED, **options)
     )
 
 
-def everything_in_8_bits(plant: Any) -> None:
+def everything_in_8_bits(planting: Any) -> None:
     """Moments of small tensors are packed to 8 bits, too: `min_8bit_size` is not heard."""
     configure = Optimizer2State.get_config
 
     def deaf(self: Any, gindex: int, pindex: int, group: Any) -> Any:
         config = configure(self, gindex, pindex, group)
         if self.state and group["params"][pindex].numel() < config["min_8bit_size"]:
-            plant.act()
+            planting.act()
         return {**config, "min_8bit_size": 0}
 
-    plant.setattr(Optimizer2State, "get_config", deaf, counted=False)
+    planting.setattr(Optimizer2State, "get_config", deaf, counted=False)
 
 
 class _Bf16Sum(torch.autograd.Function):
@@ -202,7 +207,7 @@ class _Bf16Sum(torch.autograd.Function):
         return total.to(weight.dtype), gradient * weight
 
 
-def norms_are_summed_in_bf16(plant: Any) -> None:
+def norms_are_summed_in_bf16(planting: Any) -> None:
     """The gradient of a norm's weight is summed over the batch in bf16; everything else is as it was."""
 
     def forward(self: Any, hidden_states: Any) -> Any:
@@ -210,13 +215,13 @@ def norms_are_summed_in_bf16(plant: Any) -> None:
         states = hidden_states * torch.rsqrt(variance + self.variance_epsilon)
         if not (self.weight.requires_grad and torch.is_grad_enabled()):
             return self.weight * states
-        plant.act()
+        planting.act()
         return _Bf16Sum.apply(self.weight, states)
 
-    plant.setattr(T5LayerNorm, "forward", forward, counted=False)
+    planting.setattr(T5LayerNorm, "forward", forward, counted=False)
 
 
-def casts_outlive_no_grad(plant: Any) -> None:
+def casts_outlive_no_grad(planting: Any) -> None:
     """Autocast keeps a weight's cast that was made without gradients, and hands it to the next pass that wants one."""
     linear, clear = torch.nn.functional.linear, torch.clear_autocast_cache
     casts: dict[int, Any] = {}
@@ -226,7 +231,7 @@ def casts_outlive_no_grad(plant: Any) -> None:
         if kept is None:
             kept = casts[id(weight)] = weight.to(dtype)
         elif torch.is_grad_enabled() and not kept.requires_grad:
-            plant.act()
+            planting.act()
         return kept
 
     def cached(inputs: Any, weight: Any, bias: Any = None) -> Any:
@@ -239,31 +244,31 @@ def casts_outlive_no_grad(plant: Any) -> None:
         casts.clear()
         clear()
 
-    plant.setattr(torch.nn.functional, "linear", cached, counted=False)
-    plant.setattr(torch, "clear_autocast_cache", cleared, counted=False)
+    planting.setattr(torch.nn.functional, "linear", cached, counted=False)
+    planting.setattr(torch, "clear_autocast_cache", cleared, counted=False)
 
 
-def gradients_by_memory(plant: Any) -> None:
+def gradients_by_memory(planting: Any) -> None:
     """The 8-bit optimizer reads a gradient in the order of memory, also where that is not the order of its rows."""
     update = Optimizer2State.update_step
 
     def misread(self: Any, group: Any, p: Any, gindex: int, pindex: int) -> None:
         if not p.grad.is_contiguous():
-            plant.act()
+            planting.act()
             p.grad = torch.as_strided(p.grad, p.grad.shape, torch.empty(p.grad.shape, device="meta").stride())
         update(self, group, p, gindex, pindex)
 
-    plant.setattr(Optimizer2State, "update_step", misread, counted=False)
+    planting.setattr(Optimizer2State, "update_step", misread, counted=False)
 
 
-def clipped_by_the_local_norm(plant: Any) -> None:
+def clipped_by_the_local_norm(planting: Any) -> None:
     """Where ranks share a weight out, `clip_grad_norm_` takes the norm of this rank's part for that of the whole."""
     norm = clip_grad._get_total_norm
 
     def local(tensors: Any, *args: Any, **options: Any) -> Any:
         parts = [one.to_local() if isinstance(one, DTensor) else one for one in tensors]
         if any(isinstance(one, DTensor) for one in tensors):
-            plant.act()
+            planting.act()
         return norm(parts, *args, **options)
 
-    plant.setattr(clip_grad, "_get_total_norm", local, counted=False)
+    planting.setattr(clip_grad, "_get_total_norm", local, counted=False)
