@@ -121,8 +121,8 @@ def by_training(
 ) -> TrainingEffect:
     """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908).
 
-    A drop is held to the noise's `tail`, too. The interval's ends belong to the two one-sided tests: a run that trained badly may
-    be better than it looks.
+    A drop is held to the noise's `tail`, too. The ends of the interval belong to the two one-sided tests: a run that trained
+    badly may be better than it looks.
     """
     return TrainingEffect(
         points=points,

@@ -14,7 +14,7 @@ from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
 from tunegrid.results.outcomes import FAILED_BY, outcome
-from tunegrid.results.quality import MAIN_ALPHA, Decision, decide
+from tunegrid.results.quality import MAIN_ALPHA, decide
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
 from tunegrid.tests.records import MEASURED, ROWS, hits, record_of
 
@@ -235,8 +235,6 @@ def test_main_scores_share_nine_tenths_of_alpha_over_the_cells():
     assert pytest.approx(0.045) == MAIN_ALPHA
     assert verdicts({("a", "f1"): 0.022, ("b", "f1"): 0.5})["a", "f1"] is Verdict.WORSE
     assert verdicts({("a", "f1"): 0.023, ("b", "f1"): 0.5})["a", "f1"] is Verdict.CANNOT_TELL
-    share = decide(effects({("a", "f1"): 0.022, ("b", "f1"): 0.5}), MAINS, MARGINS, share=0.5)
-    assert share["a", "f1"] == Decision(verdict=Verdict.CANNOT_TELL, p=pytest.approx(0.088))
 
 
 def test_other_scores_alarm_through_one_global_test_only():
