@@ -21,7 +21,6 @@ from tunegrid.results.gate import Run, furthest, gate, paired
 from tunegrid.results.gate_report import FORMATS, Report, numerics_table, write_step_summary
 from tunegrid.results.new_warnings import warnings_that_differ
 from tunegrid.results.outcomes import COUNTED, FAILED_BY, kinds_of
-from tunegrid.results.policy import policy_for
 from tunegrid.terminal import say
 
 
@@ -39,7 +38,6 @@ def parser() -> argparse.ArgumentParser:
         help="also print what verdicts on numerics rest on, and how far figures lie apart",
     )
     line.add_argument("--show-flips", type=_rows, metavar="N", help="list up to N test rows of each cell that changed")
-    line.add_argument("--policy", type=Path, metavar="FILE.toml", help="which cells are critical, supporting or advisory")
     line.add_argument("--exact", action="store_true", help="only list the scores that are not the same to the last digit")
     return line
 
@@ -77,12 +75,11 @@ def exact(old: Sequence[Record], new: Sequence[Record]) -> int:
 def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namespace) -> int:
     """Print the verdicts and the answer; return the answer's exit code."""
     kinds, before, after = kinds_of(options.on), Run.of(old, options.old), Run.of(new, options.new)
-    policy = policy_for(options.policy, [*old, *new])
-    judged = gate(before, after, policy=policy)
-    answer = answer_of(new, judged, kinds, baseline=options.old.name, before=old, policy=policy)
+    judged = gate(before, after)
+    answer = answer_of(new, judged, kinds, baseline=options.old.name, before=old)
     listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else None
     warnings = warnings_that_differ(old, new)
-    report = Report(judged=judged, answer=answer, flips=listed, policy=policy, warnings=warnings)
+    report = Report(judged=judged, answer=answer, flips=listed, warnings=warnings)
     if options.numerics:
         say("\n".join(numerics_table(judged, furthest(before, after))))
     say(FORMATS[options.format](report))

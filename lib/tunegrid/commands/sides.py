@@ -185,7 +185,7 @@ def run(side: Side, question: Question, stage: str, cells: Sequence[str], option
         NoCellRuns: where the session leaves no file.
     """
     beside = [versions(), library_digests(), code_digest()]
-    about = [question.profile, *sorted(cells), question.options, options, [digest_of(path) for path in _files_in(options)]]
+    about = [question.profile, *sorted(cells), question.options, options]
     path = side.folder / f"{stage}-{digest([about, beside])}.json"
     if path.is_file():
         say(f"{side.name}: {stage}, measured before")
@@ -197,15 +197,6 @@ def run(side: Side, question: Question, stage: str, cells: Sequence[str], option
         raise NoCellRuns(side, last_said(path))
     say(f"{side.name}: {count(len(records), 'cell')} in {time.monotonic() - began:.0f} s")
     return part if unfinished(records) else part.replace(path)
-
-
-def _files_in(options: Sequence[str]) -> list[Path]:
-    return [path for option in options if (path := Path(option.rpartition("=")[2])).is_file()]
-
-
-def digest_of(path: Path) -> str:
-    """Over a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
 
 
 def unfinished(records: Sequence[Record]) -> list[Record]:

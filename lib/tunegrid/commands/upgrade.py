@@ -74,10 +74,7 @@ def compared(before: Side, after: Side, known: Path | None, question: Question) 
     stage = "first-updates" if early else "whole"
     old = known or run(before, question, stage, question.cells, early)
     check_finished(read_list(old), before.name, old)
-    # What changed trains on at once where there are scores to judge by; else first updates serve any later comparison, too.
-    has_scores = bool(early) and all(record.finished for record in read_list(old))
-    then = (f"--gate={old}", "--then-train") if has_scores else ()
-    new = run(after, question, stage, question.cells, (*early, *then))
+    new = run(after, question, stage, question.cells, early)
     if known:
         check_alike(read_list(old), read_list(new), old)
     cells = cells_to_score(old, new)

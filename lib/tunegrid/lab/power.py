@@ -1,8 +1,8 @@
 """What does the gate see? `python -m tunegrid.lab power` prints the smallest drop of each cell called worse four times in five.
 
 It also simulates whole runs of equal quality, with calibrations of their own, and prints how many of them the gate calls worse:
-runs of the baseline's seeds, runs of other seeds, and runs that get more seeds look by look; and how many healthy runs miss a
-bound. Scores are drawn from the residuals that the calibration measured. It trains nothing.
+runs of the baseline's seeds, and runs of other seeds; and how many healthy runs miss a bound. Scores are drawn from the
+residuals that the calibration measured. It trains nothing.
 """
 
 import argparse
@@ -35,7 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab power", description=__doc__)
     parser.add_argument("--noise", type=Path, default=NOISE, metavar="FILE", help="calibrated noise (default: the suite's)")
     parser.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated runs a figure (default 1000)")
-    parser.add_argument("--looks", type=int, default=4, metavar="N", help="looks at most (default 4, as --gate-budget has)")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="also note the figures in this file")
     options = parser.parse_args(arguments)
     try:
@@ -50,10 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(*table, sep="\n")
     for kind in kinds:
         drawn = "measured residuals" if noise.scores.get(kind) else "normal noise: the file has no scores of it"
-        for seeds, looks in dict.fromkeys(((1, 1), (3, 1), (1, options.looks))):
-            setting = Setting(noise=noise, margins=margins, kind=kind, seeds=seeds, looks=looks)
+        for seeds in (1, 3):
+            setting = Setting(noise=noise, margins=margins, kind=kind, seeds=seeds)
             alarms = sum(map(bool, worse_cells(setting, options.runs)))
-            of = f"{WORDS[kind]}, {seeds} {'run' if seeds == 1 else 'runs'}, {looks} {'look' if looks == 1 else 'looks'}"
+            of = f"{WORDS[kind]}, {seeds} {'run' if seeds == 1 else 'runs'}"
             print(f"{alarms} of {options.runs} equal runs are called worse: {of} ({drawn})", flush=True)
             figures[f"worse: {of}"] = alarms
     if SEEDS in kinds:

@@ -1,7 +1,7 @@
 """Simulates what the gate sees and how often it is wrong, from calibrated noise.
 
 A simulated run draws everything that chance decides: how large the noise really is, its calibration, the baseline, and the runs
-to judge, look by look. The gate's own decision (`tunegrid.results.quality.decide`) judges it. Scores are drawn from the
+to judge. The gate's own decision (`tunegrid.results.quality.decide`) judges it. Scores are drawn from the
 residuals that the calibration measured, all scores of a training together; they are normal only where a file of noise has no
 scores.
 """
@@ -18,14 +18,13 @@ import numpy as np
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.results.bounds import bound_of
-from tunegrid.results.judgements import Judgement, Verdict
+from tunegrid.results.judgements import Verdict
 from tunegrid.results.noise import PERTURBED, Deviation, Groups, Noise, NoiseKey, ScoresByKey, deviation, kind_of_cell, pooled
-from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of, promising, share_of_alpha
+from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of
 from tunegrid.results.statistics import Array, TrainingEffect, by_training
 
 COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
 BASELINE_SEEDS = 5
-BATCH = 9  # cells that get another seed at a look
 MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
 MEAN = 50.0  # points; of simulated scores, so that no bound meets an end of the scale
 
@@ -39,7 +38,6 @@ class Setting:
         margins: the smallest drop that counts as a regression, by score.
         kind: of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds.
         seeds: of the run to judge.
-        looks: at most; each look after the first gives some cells another seed.
         drops: true drops of main scores, by cell; none by default.
     """
 
@@ -47,7 +45,6 @@ class Setting:
     margins: Mapping[str, float]
     kind: str
     seeds: int = 1
-    looks: int = 1
     drops: Mapping[str, float] | None = None
 
     @cached_property
@@ -79,9 +76,15 @@ class Setting:
         mains = {cell.id: cell.task.main_score for cell in STUDY.cells(QUICK_PROFILE)}
         return {cell: metric for cell, metric in self.estimates if mains.get(cell) == metric}
 
-    def factor(self, seeds: int) -> float:
+    @property
+    def baseline_seeds(self) -> int:
+        """How many runs of a cell the baseline has."""
+        return self.seeds if self.kind == PERTURBED else BASELINE_SEEDS
+
+    @property
+    def factor(self) -> float:
         """The error of the difference of means, for a deviation of 1."""
-        return sqrt(1 / seeds + 1 / (seeds if self.kind == PERTURBED else BASELINE_SEEDS))
+        return sqrt(1 / self.seeds + 1 / self.baseline_seeds)
 
 
 def estimates(
@@ -106,26 +109,27 @@ def standardised(groups: Groups) -> Array:
 
 def smallest(setting: Setting) -> dict[str, float]:
     """The smallest drop of each cell's main score that is called worse four times in five, in points."""
-    alpha = MAIN_ALPHA / len(setting.mains) * share_of_alpha(1, setting.looks)
+    alpha = MAIN_ALPHA / len(setting.mains)
     return {
-        cell: effect(setting, (cell, metric), 0.0, setting.seeds, setting.estimates[cell, metric]).smallest(
+        cell: effect(setting, (cell, metric), 0.0, setting.estimates[cell, metric]).smallest(
             alpha, margin_of(setting.margins, metric)
         )
         for cell, metric in setting.mains.items()
     }
 
 
-def effect(setting: Setting, key: NoiseKey, points: float, seeds: int, noise: Deviation) -> TrainingEffect:
+def effect(setting: Setting, key: NoiseKey, points: float, noise: Deviation) -> TrainingEffect:
     """A change of so many points, as the gate would see it."""
     rows = setting.noise.rows[key[0].split("_")[1]]
-    return by_training(points, noise.sd * setting.factor(seeds), noise.df, rows=rows, flips=(0, 0), tail=noise.tail_of(seeds))
+    tail = noise.tail_of(setting.seeds)
+    return by_training(points, noise.sd * setting.factor, noise.df, rows=rows, flips=(0, 0), tail=tail)
 
 
 # Simulated runs
 
 
 def worse_cells(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
-    """The cells that each simulated run's gate calls worse, at any look."""
+    """The cells that each simulated run's gate calls worse."""
     rng = np.random.default_rng(seed)
     return [_judged(setting, rng) for _ in range(runs)]
 
@@ -152,22 +156,9 @@ def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     truth = _truth(setting, rng)
     noise, _ = _calibrated(setting, truth, rng)
     gaps = _gaps(setting, truth, rng)
-    seeds = dict.fromkeys(setting.mains, setting.seeds)
-    worse: set[str] = set()
-    for look in range(1, setting.looks + 1):
-        share = share_of_alpha(look, setting.looks)
-        effects = {
-            key: effect(setting, key, gaps[key][seeds[key[0]] - 1], seeds[key[0]], noise[key]).at(share) for key in truth
-        }
-        decisions = decide(effects, setting.mains, setting.margins, share)
-        worse |= {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
-        judged = [
-            _judgement(setting, cell, metric, effects[cell, metric], decisions[cell, metric].verdict, seeds[cell])
-            for cell, metric in setting.mains.items()
-        ]
-        for cell in promising(judged)[:BATCH]:
-            seeds[cell] += 1
-    return worse
+    effects = {key: effect(setting, key, gaps[key], noise[key]) for key in truth}
+    decisions = decide(effects, setting.mains, setting.margins)
+    return {cell for (cell, _), decision in decisions.items() if decision.verdict is Verdict.WORSE}
 
 
 def _truth(setting: Setting, rng: np.random.Generator) -> dict[NoiseKey, float]:
@@ -206,38 +197,12 @@ def _calibrated(
     return estimates(measured, setting.noise.rows, known), scores
 
 
-def _gaps(setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, Array]:
-    """New minus old mean of every score, after 1 to `seeds + looks - 1` seeds."""
-    count = setting.seeds + setting.looks - 1
-    baseline = count if setting.kind == PERTURBED else BASELINE_SEEDS
-    gaps = {}
+def _gaps(setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, float]:
+    """New minus old mean of every score."""
+    count, gaps = setting.seeds, {}
     for cell, metrics in setting.metrics.items():
         drop = (setting.drops or {}).get(cell, 0.0)
-        for metric, scores in zip(metrics, _draws(setting, truth, cell, count + baseline, rng).T, strict=True):
-            gaps[cell, metric] = _means(scores[:count]) - drop - _reference(setting, scores[count:])
+        drawn = _draws(setting, truth, cell, count + setting.baseline_seeds, rng)
+        for metric, scores in zip(metrics, drawn.T, strict=True):
+            gaps[cell, metric] = float(scores[:count].mean() - drop - scores[count:].mean())
     return gaps
-
-
-def _means(scores: Array) -> Array:
-    """Means of the first, the first two, and so on."""
-    means: Array = np.cumsum(scores) / np.arange(1, len(scores) + 1)
-    return means
-
-
-def _reference(setting: Setting, baseline: Array) -> Array | float:
-    return _means(baseline) if setting.kind == PERTURBED else float(baseline.mean())
-
-
-def _judgement(setting: Setting, cell: str, metric: str, seen: TrainingEffect, verdict: Verdict, seeds: int) -> Judgement:
-    return Judgement(
-        cell=cell,
-        main_score=metric,
-        quantity=metric,
-        verdict=verdict,
-        effect=seen.points,
-        low=seen.low,
-        error=seen.error,
-        critical=seen.critical(MAIN_ALPHA / len(setting.mains) / setting.looks),
-        margin=margin_of(setting.margins, metric),
-        seeds=seeds,
-    )

@@ -32,9 +32,7 @@ from tunegrid.results.outcomes import (
     only_stock,
     outcome,
     undecided,
-    weighed,
 )
-from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
 from tunegrid.results.words import count, joined, out_of, some
 
 
@@ -121,7 +119,6 @@ def answer_of(
     *,
     baseline: str = "the baseline",
     before: Sequence[Record] = (),
-    policy: Policy = EVERY_CELL_CRITICAL,
     troubles: Sequence[str] = (),
 ) -> RunAnswer:
     """The answer to a run: what fails it comes first, then what cannot be told, then the rest.
@@ -142,10 +139,9 @@ def answer_of(
         kinds: of figures that fail a run.
         baseline: the name of the run that was compared with.
         before: its records, which tell what differs.
-        policy: which cells may fail the run.
         troubles: what else makes the run fail, as "1 other test failed".
     """
-    question = Question.of(records, judged, kinds, baseline, before, policy)
+    question = Question.of(records, judged, kinds, baseline, before)
     return _ordered([*_of_first_updates(question), _of_cells(question, troubles), *question.statements()], question.bad)
 
 
@@ -189,7 +185,6 @@ class Question:
     kinds: Sequence[str]
     baseline: str
     before: Sequence[Record] = ()
-    policy: Policy = EVERY_CELL_CRITICAL
 
     @classmethod
     def of(
@@ -199,21 +194,20 @@ class Question:
         kinds: Sequence[str],
         baseline: str,
         before: Sequence[Record],
-        policy: Policy = EVERY_CELL_CRITICAL,
     ) -> "Question":
         """The same whatever the order of records and judgements: a file and a session have them in different ones."""
         by_place, judged_by_place = sorted(records, key=_place), sorted(judged, key=_place)
-        return cls(records=by_place, judged=judged_by_place, kinds=kinds, baseline=baseline, before=before, policy=policy)
+        return cls(records=by_place, judged=judged_by_place, kinds=kinds, baseline=baseline, before=before)
 
     @cached_property
     def bad(self) -> list[Judgement]:
         """The judgements that fail the run."""
-        return failing(self.judged, self.kinds, self.policy)
+        return failing(self.judged, self.kinds)
 
     @cached_property
     def outcome(self) -> Outcome:
         """What the judgements say of the whole run."""
-        return outcome(self.judged, self.kinds, self.policy)
+        return outcome(self.judged, self.kinds)
 
     @property
     def profile(self) -> str:
@@ -223,7 +217,7 @@ class Question:
     def statements(self) -> Iterator[Statement]:
         """What the gate says, in the order of the run's flow."""
         if self.judged:
-            yield from (*_of_numerics(self), *_of_figures(self), *_of_gains(self), *_of_excused(self))
+            yield from (*_of_numerics(self), *_of_figures(self), *_of_gains(self))
 
     def way_on_from(self, cell: str, kinds: Sequence[str]) -> str:
         """What finds the cause of a change in a cell."""
@@ -339,14 +333,15 @@ def _of_first_updates(question: Question) -> Iterator[Statement]:
     told = f"{counts} by {_their(len(begun))} first {updates} updates"
     if others:
         own = [j for j in question.judged if j.cell in {other.cell for other in others}]
-        told += f"; {_trained_on(others)} and trained to the end: {outcome(own, question.kinds, question.policy)}"
-    doubtful = doubtful_beginnings(weighed(begun, question.policy))
+        told += f"; {_trained_on(others)} and trained to the end: {outcome(own, question.kinds)}"
+    doubtful = doubtful_beginnings(begun)
     if any(j not in question.bad for j in doubtful):  # the others fail the run by themselves
-        cells = some([j.cell for j in doubtful])
-        what = f"{_counted(doubtful, DOUBTFUL_NUMERICS)} ({cells}), without scores"
+        cells = [j.cell for j in doubtful]
+        what = f"{_counted(doubtful, DOUBTFUL_NUMERICS)} ({some(cells)}), without scores"
         sentence = f"Cannot tell whether the run is worse than {question.baseline}: {total}, {told}; {what}."
         scored = any(record.finished for record in question.before)
-        yield Statement(state=State.CANNOT_TELL, sentence=sentence, way_on=ways_on.TRAIN_ON if scored else ways_on.TRAIN_BOTH)
+        next_step = ways_on.about_beginnings(cells) if scored else ways_on.TRAIN_BOTH
+        yield Statement(state=State.CANNOT_TELL, sentence=sentence, way_on=next_step)
     else:
         yield Statement(state=State.BEGUN, sentence=f"{total}: {told}.")
 
@@ -378,16 +373,14 @@ def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Ite
     changed = [j for j in own if j.verdict is Verdict.CHANGED]
     counts = "numerics" in question.kinds
     if changed:
-        failing_run = [j for j in changed if j in question.bad]
-        sample, stage, where = _first_stage(failing_run or changed)
+        sample, stage, where = _first_stage(changed)
         next_step = question.way_on_from(sample.cell, ["numerics"]) or ways_on.LOOK_HERE
         head = f"{name[1:]} changed in {out_of(len(changed), len(own), 'cell')}"
-        if failing_run:
+        if counts:
             sentence, cause = f"Failed: {name[0].lower()}{head}.", f"first at {_at(stage, where)}"
             yield Statement(state=State.FAILED, sentence=sentence, cause=cause, way_on=next_step)
         else:
-            unjudged = "scores have not been judged" if doubtful_beginnings(changed) else "that does not count here"
-            why = f"{question.policy.name} lets that pass" if counts else unjudged
+            why = "scores have not been judged" if doubtful_beginnings(changed) else "that does not count here"
             sentence = f"{name[0]}{head}, first at {_at(stage, where)}; {why}."
             yield Statement(state=State.PASSED, sentence=sentence, way_on=next_step)
     elif counts or quantity == "stock":
@@ -421,12 +414,12 @@ def _of_unchanged(own: Sequence[Judgement], name: str, question: Question) -> St
 
 def _of_figures(question: Question) -> Iterator[Statement]:
     """What is worse or missing of the figures that count, numerics aside; or whether that can be told."""
-    judged, kinds, baseline = weighed(question.judged, question.policy), question.kinds, question.baseline
+    judged, kinds, baseline = question.judged, question.kinds, question.baseline
     others = [kind for kind in figures_of(kinds) if kind != "numerics"]
     figures = [j for j in question.bad if j.quantity not in FLOWS]
     if figures:
         cause, next_step = _why_worse(figures, question)
-        sentence = f"Failed against {baseline}: {_groups(figures, question.policy)}."
+        sentence = f"Failed against {baseline}: {_groups(figures)}."
         yield Statement(state=State.FAILED, sentence=sentence, cause=cause, way_on=next_step)
     elif only_stock(judged) or not any(j.quantity == j.main_score for j in judged):
         return  # no score was taken
@@ -445,13 +438,12 @@ def _of_figures(question: Question) -> Iterator[Statement]:
         yield Statement(state=State.PASSED, sentence=sentence, way_on=ways_on.SEVERAL_SEEDS if doubts else "")
 
 
-def _groups(figures: Sequence[Judgement], policy: Policy) -> str:
-    """Judgements by verdict, and by tier where there is a policy, with their cells."""
-    groups: dict[tuple[str, Verdict], list[Judgement]] = {}
+def _groups(figures: Sequence[Judgement]) -> str:
+    """Judgements by verdict, with their cells."""
+    groups: dict[Verdict, list[Judgement]] = {}
     for judgement in sorted(figures, key=lambda j: GRAVEST_FIRST.index(j.verdict)):
-        tier = f"{policy.tier_of(judgement.cell)} " if policy.name else ""
-        groups.setdefault((tier, judgement.verdict), []).append(judgement)
-    return ", ".join(f"{_in(group, tier)} {verdict} ({_list_of_cells(group)})" for (tier, verdict), group in groups.items())
+        groups.setdefault(judgement.verdict, []).append(judgement)
+    return ", ".join(f"{_in(group)} {verdict} ({_list_of_cells(group)})" for verdict, group in groups.items())
 
 
 def _why_worse(figures: Sequence[Judgement], question: Question) -> tuple[str, str]:
@@ -485,16 +477,8 @@ def _of_gains(question: Question) -> Iterator[Statement]:
         yield Statement(state=State.PASSED, sentence=sentence)
 
 
-def _of_excused(question: Question) -> Iterator[Statement]:
-    """What the policy lets pass; of changed numerics their own sentence says so."""
-    excused = failing(question.judged, question.kinds)
-    let_pass = [j for j in excused if j not in question.bad and j.quantity not in FLOWS]
-    if let_pass:
-        yield Statement(state=State.PASSED, sentence=f"{question.policy.name} lets pass: {_groups(let_pass, question.policy)}.")
-
-
-def _in(judged: Sequence[Judgement], tier: str = "") -> str:
-    return count(len({judgement.cell for judgement in judged}), f"{tier}cell")
+def _in(judged: Sequence[Judgement]) -> str:
+    return count(len({judgement.cell for judgement in judged}), "cell")
 
 
 def _list_of_cells(judged: Sequence[Judgement]) -> str:

@@ -8,7 +8,6 @@ from tunegrid.record import Record
 from tunegrid.results.failures import causes_of
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, evidence_of, worst
 from tunegrid.results.outcomes import FAILED_BY, FLOWS
-from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
 
 # Verdicts that have no cause.
 UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING)
@@ -26,7 +25,6 @@ class CellAnswer:
         cause: why, as the record or the gate says it; empty where nothing changed.
         stage: the first at which numerics changed, and `module`, the first whose output did; empty where none is known.
         kinds: the gate's verdict on each kind of figure.
-        tier: by the policy; empty without one.
         scores: of the record, by name; those that are no number are left out.
     """
 
@@ -35,23 +33,17 @@ class CellAnswer:
     stage: str
     module: str
     kinds: Mapping[str, str]
-    tier: str
     scores: Mapping[str, float]
 
     @property
     def properties(self) -> dict[str, str]:
         """All of it that is known, by name, as text."""
-        named = {"verdict": self.verdict, "cause": self.cause, "stage": self.stage, "module": self.module, "tier": self.tier}
+        named = {"verdict": self.verdict, "cause": self.cause, "stage": self.stage, "module": self.module}
         scores = {f"scores.{name}": f"{score:.6g}" for name, score in self.scores.items()}
         return {name: text for name, text in named.items() if text} | dict(self.kinds) | scores
 
 
-def cell_answer(
-    record: Record,
-    judged: Sequence[Judgement] = (),
-    kinds: Sequence[str] = FAILED_BY,
-    policy: Policy = EVERY_CELL_CRITICAL,
-) -> CellAnswer:
+def cell_answer(record: Record, judged: Sequence[Judgement] = (), kinds: Sequence[str] = FAILED_BY) -> CellAnswer:
     """The answer to a record, with the gate's judgements on its cell. Speed decides only where it counts."""
     deciding = sorted((j for j in judged if j.decides), key=lambda j: GRAVEST_FIRST.index(j.verdict))
     passed = not causes_of(record)
@@ -63,7 +55,6 @@ def cell_answer(
         stage=stage,
         module=module,
         kinds={kind: str(verdict) for kind in KINDS if (verdict := worst(j for j in deciding if j.kind == kind))},
-        tier=policy.tier_of(record.cell) if policy.name else "",
         scores={name: score for name, score in record.scores.items() if score is not None},
     )
 

@@ -17,7 +17,7 @@ from tunegrid.results.judgements import Judgement, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, deviation
 from tunegrid.results.numerics import Tolerances
 from tunegrid.results.quality import Rows, pairings
-from tunegrid.results.statistics import ALPHA, bootstrap_p, by_training, holm, interval, resampled_means, stretched
+from tunegrid.results.statistics import ALPHA, bootstrap_p, by_training, holm, interval, resampled_means
 
 QUANTITY = "nll"
 UNTESTED = "the two are no one training, and one seed a side cannot tell its noise from a change: give both runs --seeds 0-4"
@@ -42,11 +42,8 @@ class Change:
         return self.after - self.before
 
 
-def judged_nll(cells: Sequence[Rows], margin: float, tolerances: Tolerances, share: float) -> Iterator[Judgement]:
-    """A judgement on every cell whose runs both have confidences; cells together are called worse falsely in 5 % (Holm).
-
-    A look at a run that is looked at several times has its `share` of the 5 %.
-    """
+def judged_nll(cells: Sequence[Rows], margin: float, tolerances: Tolerances) -> Iterator[Judgement]:
+    """A judgement on every cell whose runs both have confidences; cells together are called worse falsely in 5 % (Holm)."""
     known = [(rows, pairs) for rows in cells if (pairs := _forecasts(rows))]
     changes = [(rows, _change(rows, pairs, tolerances)) for rows, pairs in known]
     tested = {change.record.cell: change for _, change in changes if change}
@@ -56,11 +53,7 @@ def judged_nll(cells: Sequence[Rows], margin: float, tolerances: Tolerances, sha
         if change is None:
             yield judgement_of(record, QUANTITY, Verdict.NOT_COMPARABLE, detail=UNTESTED)
         else:
-            p_worse, p_better = (min(1.0, own[record.cell] / share) for own in (worse, better))
-            change = replace(
-                change, low=stretched(change.nats, change.low, share), high=stretched(change.nats, change.high, share)
-            )
-            yield _judgement(change, p_worse, p_better, margin, len(rows.new))
+            yield _judgement(change, worse[record.cell], better[record.cell], margin, len(rows.new))
 
 
 def _forecasts(rows: Rows) -> list[tuple[Forecasts, Forecasts]]:

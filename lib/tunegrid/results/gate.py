@@ -37,8 +37,7 @@ from tunegrid.results.numerics import (
     losses,
     updates_in_common,
 )
-from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy
-from tunegrid.results.quality import Judge, Rows, share_of_alpha
+from tunegrid.results.quality import Judge, Rows
 from tunegrid.results.statistics import ALPHA, slower
 from tunegrid.results.stock import compared_paths
 from tunegrid.results.thresholds import THRESHOLDS, Evidence, load_evidence, load_margins
@@ -98,9 +97,6 @@ def gate(
     *,
     margins: Mapping[str, Mapping[str, float]] | None = None,
     noise: Noise | None = None,
-    look: int = 1,
-    looks: int = 1,
-    policy: Policy = EVERY_CELL_CRITICAL,
 ) -> list[Judgement]:
     """Every verdict: missing cells first, then the others, both in the study's order.
 
@@ -109,23 +105,13 @@ def gate(
         new: the run to judge, of one seed or several.
         margins: by kind and quantity; those of the suite if None.
         noise: of training; what the suite was calibrated to if None.
-        look: which look at the run this is (`share_of_alpha` of `tunegrid.results.quality`).
-        looks: how many there are at most.
-        policy: which cells have margins of their own.
 
     Raises:
         InputError: where the two are of two profiles, have no cell in common, or scored different test rows.
     """
     cells = paired(old, new)
     margins, tolerances = margins or load_margins(), load_tolerances()
-    judge = Judge(
-        margins=margins["points"],
-        noise=load_noise() if noise is None else noise,
-        tolerances=tolerances,
-        look=look,
-        looks=looks,
-        own_margins={cell: policy.margins_of(cell) for cell in cells},
-    )
+    judge = Judge(margins=margins["points"], noise=load_noise() if noise is None else noise, tolerances=tolerances)
     stock, trained = _by_path(cells)
     whole = {cell: both for cell, rows in trained.items() if (both := rows.finished)}
     judged = [*judge.judged(list(whole.values())), *(_stock(rows.records, tolerances) for rows in stock.values())]
@@ -134,13 +120,12 @@ def gate(
         before, after = seen.records[0]
         judged.append(numerics(rows.records, tolerances, (old.path, new.path)))
         judged += instruments(rows.records, tolerances)
-        own = policy.margins_of(before.cell)
-        judged += memory(seen.old, before, after, {**margins["memory"], **own})
+        judged += memory(seen.old, before, after, margins["memory"])
         if cell in whole:
-            judged.append(speed(seen.old, before, after, {**margins["speed"], **own}["step_seconds"]))
+            judged.append(speed(seen.old, before, after, margins["speed"]["step_seconds"]))
         elif after.finished:
             judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
-    judged += judged_nll(list(whole.values()), margins["calibration"]["nll"], tolerances, share_of_alpha(look, looks))
+    judged += judged_nll(list(whole.values()), margins["calibration"]["nll"], tolerances)
     judged += too_good(whole, load_evidence(THRESHOLDS / f"{new.profile}.toml"))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")

@@ -10,7 +10,6 @@ from tunegrid.results.answer import RunAnswer
 from tunegrid.results.flips import FlipList
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
 from tunegrid.results.outcomes import FLOWS
-from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, described
 from tunegrid.results.table import Column, lines, markdown, markdown_sentence, number, signed
 from tunegrid.results.words import SHOWN
 
@@ -26,7 +25,6 @@ COLUMNS = (
     *(Column(title=kind, width=12) for kind in KINDS),
 )
 VERDICTS = slice(len(COLUMNS) - len(KINDS), len(COLUMNS))  # of a row
-TIER = Column(title="tier", width=10)
 NUMERICS_COLUMNS = (Column(title="cell", width=15), Column(title="numerics", width=14), Column(title="what"))
 
 
@@ -110,7 +108,6 @@ class Report:
 
     Attributes:
         flips: test rows that changed, where they were asked for.
-        policy: which cells may fail the run.
         warnings: sentences on warnings of libraries that are new, or gone.
         causes: lines on the cells that failed by themselves, which the terminal has in the table of cells.
     """
@@ -118,29 +115,13 @@ class Report:
     judged: Sequence[Judgement]
     answer: RunAnswer
     flips: FlipList | None = None
-    policy: Policy = EVERY_CELL_CRITICAL
     warnings: Sequence[str] = ()
     causes: Sequence[str] = ()
-
-    @property
-    def columns(self) -> Sequence[Column]:
-        """Of the table; the tier stands last where a policy gives cells tiers."""
-        return (*COLUMNS, TIER) if self.policy.name else COLUMNS
-
-    @property
-    def rows(self) -> list[tuple[str, ...]]:
-        """One row per cell."""
-        return [(*row, self.policy.tier_of(row[0])) if self.policy.name else row for row in rows(self.judged)]
 
     @property
     def remarks(self) -> list[str]:
         """Sentences on what is not the same."""
         return remarks(self.judged, self.answer.failing)
-
-    @property
-    def tiers(self) -> list[str]:
-        """A line for each tier."""
-        return described(self.policy, list(by_cell(self.judged)))
 
 
 def as_text(report: Report) -> str:
@@ -151,24 +132,25 @@ def as_text(report: Report) -> str:
 def verdict_table(report: Report, *, brief: bool = False) -> str:
     """The same without the answer; a brief one shows findings alone."""
     flips = report.flips.lines() if report.flips else []
-    table = _findings_alone(report) if brief else lines(report.columns, report.rows)
-    return "\n".join([*table, *report.remarks, *report.warnings, *flips, *report.tiers, counted(report.judged)])
+    table = _findings_alone(report) if brief else lines(COLUMNS, rows(report.judged))
+    return "\n".join([*table, *report.remarks, *report.warnings, *flips, counted(report.judged)])
 
 
 def _findings_alone(report: Report) -> list[str]:
     """A row for each cell with a finding; more than three cells with the same findings are one line with their names."""
     alike: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for row in report.rows:
+    cells = rows(report.judged)
+    for row in cells:
         alike.setdefault(_findings(row, report.answer.failing), []).append(row)
     quiet = len(alike.pop((), ()))
     few = [row for group in alike.values() if len(group) <= SHOWN for row in group]
-    table = lines(report.columns, few) if few else []
+    table = lines(COLUMNS, few) if few else []
     many = [
         f"{len(group)} cells {', '.join(findings)}: {', '.join(_with_its_worst(row[0], report.judged) for row in group)}"
         for findings, group in alike.items()
         if len(group) > SHOWN
     ]
-    left_out = [f"{quiet} of {len(report.rows)} cells have no findings: -q leaves them out"] if quiet else []
+    left_out = [f"{quiet} of {len(cells)} cells have no findings: -q leaves them out"] if quiet else []
     return [*table, *many, *left_out]
 
 
@@ -193,18 +175,16 @@ def as_markdown(report: Report) -> str:
     parts = [f"**{first}**", *others, *([causes] if causes else [])]
     if not report.judged:
         return "\n\n".join(parts)
-    titles = [f"| {' | '.join(column.title for column in report.columns)} |", "|" + "---|" * len(report.columns)]
-    cells = [f"| {' | '.join(map(markdown, row))} |" for row in report.rows]
-    sentences = [f"* {markdown(line)}" for line in (*report.tiers, *report.remarks, *report.warnings)]
+    titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
+    cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(report.judged)]
+    sentences = [f"* {markdown(line)}" for line in (*report.remarks, *report.warnings)]
     flips = report.flips.markdown() if report.flips else []
     return "\n\n".join([*parts, markdown(counted(report.judged)), "\n".join([*titles, *cells]), "\n".join(sentences), *flips])
 
 
 def as_json(report: Report) -> str:
-    """Every judgement with all its figures; with a policy, its cell's tier."""
-    policy = report.policy
-    tiers = [{"tier": policy.tier_of(j.cell)} if policy.name else {} for j in report.judged]
-    return json.dumps([asdict(j) | tier for j, tier in zip(report.judged, tiers, strict=True)], indent=1)
+    """Every judgement with all its figures."""
+    return json.dumps([asdict(j) for j in report.judged], indent=1)
 
 
 FORMATS: dict[str, Callable[[Report], str]] = {"text": as_text, "markdown": as_markdown, "json": as_json}

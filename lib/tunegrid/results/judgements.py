@@ -71,10 +71,9 @@ class Judgement:
         before, after: of a score, the means over the runs that were paired.
         effect: new minus old, in points, in nats (of nll) or as a share; None where nothing was compared.
         low, high: the effect's 95 % interval.
-        p: of being worse; of a main score adjusted over cells and looks.
+        p: of being worse; of a main score adjusted over cells.
         smallest: the smallest drop that would be called worse four times in five.
         error: the effect's standard error by training noise; None where single rows were compared.
-        critical: how many standard errors a drop must have to be worse.
         margin: the smallest drop that counts as a regression, in points.
         seeds: how many runs of the cell were judged.
         first_updates: of numerics, how many updates the verdict rests on; None where it rests on a whole run.
@@ -93,7 +92,6 @@ class Judgement:
     p: float | None = None
     smallest: float | None = None
     error: float | None = None
-    critical: float | None = None
     margin: float | None = None
     seeds: int = 1
     first_updates: int | None = None

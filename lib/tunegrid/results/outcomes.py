@@ -6,7 +6,6 @@ from tunegrid.errors import InputError
 from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.results.judgements import DOUBTFUL_NUMERICS, KINDS, Judgement, Outcome, Verdict
 from tunegrid.results.numerics import STAGES
-from tunegrid.results.policy import EVERY_CELL_CRITICAL, Policy, Tier
 
 TOO_GOOD = "too-good"
 CANNOT_TELL = "cannot-tell"
@@ -38,9 +37,9 @@ def figures_of(kinds: Sequence[str]) -> list[str]:
     return [kind for kind in kinds if kind in KINDS]
 
 
-def failing(judged: Sequence[Judgement], kinds: Sequence[str], policy: Policy = EVERY_CELL_CRITICAL) -> list[Judgement]:
-    """What of these kinds is worse, of numerics changed, or too good, and every missing cell, where its tier lets it fail."""
-    bad = [
+def failing(judged: Sequence[Judgement], kinds: Sequence[str]) -> list[Judgement]:
+    """What of these kinds is worse, of numerics changed, or too good, and every missing cell."""
+    return [
         j
         for j in judged
         if j.verdict is Verdict.MISSING
@@ -48,9 +47,6 @@ def failing(judged: Sequence[Judgement], kinds: Sequence[str], policy: Policy = 
         or ("numerics" in kinds and j.quantity in FLOWS and j.verdict is Verdict.CHANGED)
         or (TOO_GOOD in kinds and j.verdict is Verdict.TOO_GOOD)
     ]
-    supporting = {j.cell for j in bad if policy.tier_of(j.cell) is Tier.SUPPORTING}
-    count = (Tier.CRITICAL, Tier.SUPPORTING) if len(supporting) > policy.may_be_worse else (Tier.CRITICAL,)
-    return [j for j in bad if policy.tier_of(j.cell) in count]
 
 
 def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
@@ -58,21 +54,14 @@ def undecided(judged: Sequence[Judgement]) -> list[Judgement]:
     return [j for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL]
 
 
-def weighed(judged: Sequence[Judgement], policy: Policy) -> list[Judgement]:
-    """Those that the answer rests on: an advisory cell is told, and decides nothing, unless there is no other."""
-    own = [j for j in judged if policy.tier_of(j.cell) is not Tier.ADVISORY]
-    return own or list(judged)
-
-
-def outcome(judged: Sequence[Judgement], kinds: Sequence[str], policy: Policy = EVERY_CELL_CRITICAL) -> Outcome:
+def outcome(judged: Sequence[Judgement], kinds: Sequence[str]) -> Outcome:
     """What the judgements say of the whole run.
 
     It cannot be told where no main score could be tested, or nothing of the kinds that count could be compared; with
-    `cannot-tell` among these, where any main score cannot be told. Advisory cells do not count for that.
+    `cannot-tell` among these, where any main score cannot be told.
     """
-    if failing(judged, kinds, policy):
+    if failing(judged, kinds):
         return Outcome.WORSE
-    judged = weighed(judged, policy)
     mains = [j for j in judged if j.quantity == j.main_score]
     if doubtful_beginnings(judged):
         return Outcome.CANNOT_TELL

@@ -21,7 +21,6 @@ from scipy import special
 from tunegrid.errors import InputError
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.noise import PRIOR_PARAMETERS, Deviation, log_variances, prior_df
-from tunegrid.results.quality import share_of_alpha
 from tunegrid.results.statistics import critical_value
 
 FIRST_LOOK = 4  # rounds: fewer say too little of a variance
@@ -57,7 +56,7 @@ class Rule:
 
     def critical(self, df: float, tests: int) -> float:
         """How many standard errors an interval reaches to each side, where so many changes are judged."""
-        return critical_value(self.alpha * share_of_alpha(1, len(self.looks)) / tests, df)
+        return critical_value(self.alpha / len(self.looks) / tests, df)
 
 
 @dataclass(frozen=True, kw_only=True)

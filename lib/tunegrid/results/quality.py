@@ -10,13 +10,11 @@ other scores together the rest, through one global test.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
-from scipy import special
 
 from tunegrid.errors import InputError
 from tunegrid.record import Record
@@ -41,7 +39,6 @@ from tunegrid.results.statistics import (
 
 MAIN_ALPHA, OTHER_ALPHA = 0.9 * ALPHA, 0.1 * ALPHA
 Points = Mapping[str, Sequence[float]]  # of each row, by metric
-OwnMargins = Mapping[str, Mapping[str, float]]  # by cell and score
 WORDS = {PERTURBED: "of one seed, perturbed", SEEDS: "between seeds"}
 MORE_SEEDS = "no noise was calibrated, and one seed a side cannot tell training noise from a change: give both runs --seeds 0-4"
 
@@ -207,7 +204,7 @@ def _true_labels(record: Record, examples: Examples) -> list[int] | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """A verdict on a score, and the p-value of its being worse: of a main score adjusted over cells and looks."""
+    """A verdict on a score, and the p-value of its being worse: of a main score adjusted over cells."""
 
     verdict: Verdict
     p: float
@@ -217,8 +214,6 @@ def decide(
     effects: Mapping[NoiseKey, Effect],
     mains: Mapping[str, str],
     margins: Mapping[str, float],
-    share: float = 1.0,
-    own_margins: OwnMargins = MappingProxyType({}),
 ) -> dict[NoiseKey, Decision]:
     """The verdicts on a whole run.
 
@@ -226,33 +221,31 @@ def decide(
         effects: by cell and score.
         mains: the main score of each cell.
         margins: the smallest drop that counts as a regression, by score.
-        share: of alpha, where a run is looked at several times.
-        own_margins: by cell, where it has others.
     """
-    margin = {key: margin_of({**margins, **own_margins.get(key[0], {})}, key[1]) for key in effects}
+    margin = {key: margin_of(margins, key[1]) for key in effects}
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
     other = {key: effect for key, effect in effects.items() if key not in main}
-    return _main(main, margin, share) | _others(other, margin, share)
+    return _main(main, margin) | _others(other, margin)
 
 
-def _main(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float], share: float) -> dict[NoiseKey, Decision]:
-    worse = holm({key: min(1.0, effect.p_worse / share) for key, effect in effects.items()})
-    better = holm({key: min(1.0, effect.p_better / share) for key, effect in effects.items()})
+def _main(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float]) -> dict[NoiseKey, Decision]:
+    worse = holm({key: effect.p_worse for key, effect in effects.items()})
+    better = holm({key: effect.p_better for key, effect in effects.items()})
     return {
         key: Decision(verdict=verdict_of(effect, worse[key], better[key], margin[key]), p=worse[key])
         for key, effect in effects.items()
     }
 
 
-def _others(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float], share: float) -> dict[NoiseKey, Decision]:
+def _others(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float]) -> dict[NoiseKey, Decision]:
     """Where the global test says that some score dropped, the most significant drop of at least its margin is worse."""
-    bonferroni = max(1, len(effects)) / share
+    bonferroni = max(1, len(effects))
     decisions = {}
     for key, effect in effects.items():
         verdict = verdict_of(effect, 1.0, min(1.0, effect.p_better * bonferroni), margin[key])
         decisions[key] = Decision(verdict=verdict, p=effect.p_worse)
     dropped = [key for key, effect in effects.items() if effect.points <= -margin[key]]
-    overall = cauchy([effect.p_worse for effect in effects.values()]) / share
+    overall = cauchy([effect.p_worse for effect in effects.values()])
     if dropped and overall < OTHER_ALPHA:
         worst = min(dropped, key=lambda key: effects[key].p_worse)
         decisions[worst] = Decision(verdict=Verdict.WORSE, p=effects[worst].p_worse)
@@ -281,16 +274,11 @@ class Judge:
         margins: the smallest drop that counts as a regression, by score.
         noise: what was calibrated.
         tolerances: how far figures and curves of losses may lie apart and still be rounding.
-        look, looks: which look at the run this is, of how many at most.
-        own_margins: by cell, where a policy gives it others.
     """
 
     margins: Mapping[str, float]
     noise: Noise
     tolerances: Tolerances
-    look: int = 1
-    looks: int = 1
-    own_margins: OwnMargins = field(default_factory=dict)
 
     def judged(self, cells: Sequence[Rows]) -> list[Judgement]:
         """A judgement on every bounded score of every cell."""
@@ -313,24 +301,21 @@ class Judge:
         return [_unchanged(j, by_cell[j.cell]) if by_cell[j.cell].unchanged(j.quantity) else j for j in judgements]
 
     def _by_tests(self, cells: Mapping[str, Rows], tests: Mapping[NoiseKey, PairedEffect]) -> list[Judgement]:
-        share = share_of_alpha(self.look, self.looks)
         records = {cell: rows.records[0][0] for cell, rows in cells.items()}
         mains = {cell: record.main_score for cell, record in records.items()}
-        effects = {key: test.effect.at(share) for key, test in tests.items()}
+        effects = {key: test.effect for key, test in tests.items()}
         mains_tested = sum(mains[cell] == metric for cell, metric in effects)
         judged = []
-        for key, decision in decide(effects, mains, self.margins, share, self.own_margins).items():
+        for key, decision in decide(effects, mains, self.margins).items():
             is_main = mains[key[0]] == key[1]
             count = mains_tested if is_main else len(effects) - mains_tested
-            alpha = (MAIN_ALPHA if is_main else OTHER_ALPHA) * share / count
-            test = replace(tests[key], effect=effects[key])
-            evidence = self._evidence(test, key, alpha, len(cells[key[0]].new))
+            alpha = (MAIN_ALPHA if is_main else OTHER_ALPHA) / count
+            evidence = self._evidence(tests[key], key[1], alpha, len(cells[key[0]].new))
             judged.append(judgement_of(records[key[0]], key[1], decision.verdict, p=decision.p, **evidence))
         return judged
 
-    def _evidence(self, test: PairedEffect, key: NoiseKey, alpha: float, seeds: int) -> dict[str, object]:
-        cell, metric = key
-        effect, margin = test.effect, margin_of({**self.margins, **self.own_margins.get(cell, {})}, metric)
+    def _evidence(self, test: PairedEffect, metric: str, alpha: float, seeds: int) -> dict[str, object]:
+        effect, margin = test.effect, margin_of(self.margins, metric)
         of_training = isinstance(effect, TrainingEffect)
         rows = _rows_in_words(effect, seeds if of_training else 1)
         return {
@@ -340,7 +325,6 @@ class Judge:
             "high": effect.high,
             "smallest": effect.smallest(alpha, margin),
             "error": effect.error if of_training else None,
-            "critical": effect.critical(alpha) if isinstance(effect, TrainingEffect) else None,
             "margin": margin,
             "seeds": seeds,
             "detail": f"{rows}; noise {test.noise}: error {effect.error:.2f}; margin {_shown(margin)}",
@@ -409,43 +393,3 @@ def _unchanged(judgement: Judgement, rows: Rows) -> Judgement:
         high=0.0,
         detail="equal to the last digit, and no row lost or gained points",
     )
-
-
-# Interim looks: looking again after every seed would multiply the chances of a false alarm
-
-
-def share_of_alpha(look: int, looks: int) -> float:
-    """The share of alpha that look `look` of at most `looks` gets: all looks get the same (Bonferroni over looks).
-
-    A cell is judged at no more than `looks` numbers of seeds. With equal shares, the chance that it is ever called falsely
-    stays below alpha, whoever chooses which cells get another seed, and when to stop. Shares that grow from look to look, as
-    O'Brien and Fleming's, hold only where every cell gets its seeds on a fixed schedule.
-
-    Raises:
-        InputError: where there is no such look.
-    """
-    if not 1 <= look <= looks:
-        raise InputError(f"look {look} of {looks} does not exist; count looks from 1")
-    return 1 / looks
-
-
-def promising(judged: Sequence[Judgement]) -> list[str]:
-    """Cells whose main score cannot be told, in the order of which most likely can with another seed."""
-    chances = {j.cell: chance_to_decide(j) for j in judged if j.quantity == j.main_score and j.verdict is Verdict.CANNOT_TELL}
-    return sorted(chances, key=lambda cell: -chances[cell])
-
-
-def chance_to_decide(judgement: Judgement) -> float:
-    """The chance that one more seed makes it *same* or *worse*; 0 where seeds are not what is lacking.
-
-    The mean of n + 1 differences, n of them known, deviates from the mean of n by error / sqrt(n + 1); the standard error
-    shrinks by sqrt(n / (n + 1)).
-    """
-    effect, error, margin = judgement.effect, judgement.error, judgement.margin
-    if effect is None or margin is None or not error or judgement.low is None or judgement.critical is None:
-        return 0.0
-    seeds = judgement.seeds
-    shrink, spread = (seeds / (seeds + 1)) ** 0.5, error / (seeds + 1) ** 0.5
-    same = (effect + margin - (effect - judgement.low) * shrink) / spread
-    worse = (-effect - max(margin, judgement.critical * error * shrink)) / spread
-    return float(special.ndtr(same) + special.ndtr(worse))

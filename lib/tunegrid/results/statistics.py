@@ -7,9 +7,9 @@ hits and misses by McNemar's exact test, graded scores by a paired bootstrap. Ne
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from scipy import special, stats
@@ -53,10 +53,6 @@ class Effect(ABC):
     def smallest(self, alpha: float, margin: float) -> float:
         """The smallest drop, in points, that is called worse four times in five: significant at `alpha`, and of the margin."""
 
-    @abstractmethod
-    def at(self, share: float) -> Self:
-        """The same effect with a wider interval: one that holds at this share of alpha, as one of several looks has."""
-
 
 def stretched(middle: float, end: float, share: float) -> float:
     """An end of a 95 % interval, moved to where that of a normal one lies which holds at this share of alpha."""
@@ -90,12 +86,6 @@ class TrainingEffect(Effect):
         """How many standard errors a drop must have to be significant."""
         return critical_value(alpha, self.df, self.tail)
 
-    def at(self, share: float) -> Self:
-        """As `Effect.at`. The ends belong to the two one-sided tests: a run that trained badly may be better than it looks."""
-        alpha = share * ALPHA / 2
-        low = self.points - critical_value(alpha, self.df) * self.error
-        return replace(self, low=low, high=self.points + self.critical(alpha) * self.error)
-
     def smallest(self, alpha: float, margin: float) -> float:
         """As `Effect.smallest`: the drop that must be seen, and what noise takes from a true one of five times in four."""
         seen = max(self.critical(alpha) * self.error, margin)
@@ -111,11 +101,6 @@ class RowEffect(Effect):
     """
 
     jump: float = 100.0
-
-    def at(self, share: float) -> Self:
-        """As `Effect.at`: the resampled interval, stretched as a normal one would be."""
-        low, high = (stretched(self.points, end, share) for end in (self.low, self.high))
-        return replace(self, low=low, high=high)
 
     def smallest(self, alpha: float, margin: float) -> float:
         """As `Effect.smallest`.
@@ -136,12 +121,13 @@ def by_training(
 ) -> TrainingEffect:
     """An effect of `points`, whose standard error by training noise rests on `df` degrees of freedom (Student 1908).
 
-    A drop is held to the noise's `tail`, too.
+    A drop is held to the noise's `tail`, too. The ends of the interval belong to the two one-sided tests: a run that trained
+    badly may be better than it looks.
     """
     return TrainingEffect(
         points=points,
-        low=points,
-        high=points,
+        low=points - critical_value(ALPHA / 2, df) * error,
+        high=points + critical_value(ALPHA / 2, df, tail) * error,
         p_worse=float(special.stdtr(df, points / error / tail)),
         p_better=float(special.stdtr(df, -points / error)),
         error=error,
@@ -149,7 +135,7 @@ def by_training(
         flips=flips,
         df=df,
         tail=tail,
-    ).at(1.0)
+    )
 
 
 def row_deviation(gains: Sequence[Array]) -> float:

@@ -11,10 +11,9 @@ from tunegrid.record import Record
 from tunegrid.results.judgements import KINDS, Judgement
 
 INSTRUMENTS = ("merges", "shifted", "forgetting")  # markers, and parts of a record
-SEVERAL_SEEDS = "give both runs several seeds (`--seeds 0-4`), or let the gate train more (`--gate-budget 5m`)"
+SEVERAL_SEEDS = "give both runs several seeds (`--seeds 0-4`)"
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 SUSPECT = "look for leaked rows or a lost mask"
-TRAIN_ON = "`--first-updates --then-train` trains such cells to the end"
 TRAIN_BOTH = "run both sides without --first-updates: the baseline has no scores to judge by"
 RUN_THE_REST = "the pytest command that ran them, with --resume, runs what is left"
 LOOK_HERE = "no library is known to differ; `tunegrid gate --numerics OLD.json NEW.json` prints how far figures moved"
@@ -43,6 +42,11 @@ def about_cells(records: Sequence[Record]) -> str:
 def about_missing(cells: Sequence[str], profile: str) -> str:
     """What helps where cells of the baseline have not run."""
     return f"`pytest -m {profile or 'quick'} --cells {shlex.quote(','.join(cells))}` runs what is missing"
+
+
+def about_beginnings(cells: Sequence[str]) -> str:
+    """What trains cells to their end that made only their first updates, and are not as before."""
+    return f"the same command without --first-updates, with `--cells {shlex.quote(','.join(cells))}`, trains them to the end"
 
 
 def about_change(cell: str, kinds: Sequence[str], before: Iterable[Record], after: Iterable[Record]) -> str:

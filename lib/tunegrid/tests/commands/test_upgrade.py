@@ -18,7 +18,6 @@ from tunegrid.commands.suite import suite
 from tunegrid.libraries import import_folder, library_digests
 from tunegrid.machine import cpu_name, versions
 from tunegrid.results import examples
-from tunegrid.results.files import read_list
 from tunegrid.tests import packages
 from tunegrid.tests.packages import PYPROJECT, wheel
 from tunegrid.tests.records import FIRST_STEP, MEASURED, complete, hits, record_of, run_file
@@ -69,10 +68,7 @@ def runs(tmp_path, monkeypatch):
 
 
 def stage_of(options):
-    """Which of the saved runs these options ask for; like the suite it trains on only where the gate has scores."""
-    if "--then-train" in options:
-        [gate] = [option.removeprefix("--gate=") for option in options if option.startswith("--gate=")]
-        assert all(record.finished for record in read_list(Path(gate)))
+    """Which of the saved runs these options ask for."""
     return "first" if "--first-updates" in options else "whole"
 
 
@@ -340,14 +336,15 @@ def test_before_the_upgrade_every_cell_must_finish(made, runs, capsys):
 # A run that is known
 
 
-def test_with_a_whole_run_to_judge_by_what_changed_trains_on_at_once(runs, planned, capsys):
+def test_with_a_whole_run_to_judge_by_only_what_changed_trains_to_its_end(runs, planned, capsys):
     suite, log = planned
     path = run_file(runs / "before.json", [whole(cell) for cell in CELLS])
-    run_file(runs / "here-first.json", [begun(CELLS[0]), whole(CELLS[1], BAD, OTHER)])
+    run_file(runs / "here-first.json", [begun(CELLS[0]), begun(CELLS[1], OTHER)])
+    run_file(runs / "here-whole.json", [whole(CELLS[1], BAD, OTHER)])
     code, lines = upgraded(capsys, suite, "--before", path)
     assert code == 1
     assert lines[-1].startswith("the same libraries: 1 cell equal, 1 changed (gpt2_sa_lora: ")
-    assert log() == ["here first bert_sa_lora,gpt2_sa_lora"]
+    assert log() == ["here first bert_sa_lora,gpt2_sa_lora", "here whole gpt2_sa_lora"]
 
 
 def test_a_given_run_stands_in_for_the_side_before_with_its_cells_and_seeds(runs, planned, capsys):
@@ -367,7 +364,6 @@ def test_a_given_run_stands_in_for_the_side_before_with_its_cells_and_seeds(runs
     [(cells, options)] = given
     assert cells == ("bert_sa_lora",)
     assert options[-2:] == ("--seeds", "0,1")
-    assert f"--gate={path}" in options
     assert log() == ["here first bert_sa_lora"]
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from tunegrid.lab import pairs as command
 from tunegrid.lab.pairs import Machine, log_ratios, told
-from tunegrid.results import pairs
 from tunegrid.results.pairs import Rule
 
 RULE = Rule()
@@ -35,7 +34,8 @@ def test_a_step_at_the_margin_is_called_worse_once_in_a_hundred_at_most(noise):
 def test_looks_without_their_share_of_alpha_would_cry_wolf(monkeypatch):
     often = Rule(rounds=20)
     shared = told(Machine(noise=0.3), 1, often.margin, often, 1000).worse
-    monkeypatch.setattr(pairs, "share_of_alpha", lambda look, looks: 1.0)
+    critical = Rule.critical
+    monkeypatch.setattr(Rule, "critical", lambda rule, df, tests: critical(rule, df, tests / len(rule.looks)))
     unshared = told(Machine(noise=0.3), 1, often.margin, often, 1000).worse
     print(f"nine looks: {shared:.1%} called worse, {unshared:.1%} without shares")
     assert shared <= 0.01 + CHANCE < unshared

@@ -1,4 +1,4 @@
-"""What the gate sees and how often it is wrong, simulated: the whole run's error rate, its looks, and the power it promises."""
+"""What the gate sees and how often it is wrong, simulated: the whole run's error rate, and the power it promises."""
 
 from dataclasses import replace
 
@@ -8,7 +8,6 @@ import pytest
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab import power as command
-from tunegrid.lab import simulation
 from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
 from tunegrid.results import noise, quality
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise
@@ -44,12 +43,6 @@ def alarms(kind, **options):
 @pytest.mark.parametrize("seeds", [1, 3])
 def test_at_most_five_per_cent_of_equal_runs_are_called_worse(kind, seeds):
     assert alarms(kind, seeds=seeds) <= 0.05 + CHANCE
-
-
-@pytest.mark.parametrize("kind", [PERTURBED, SEEDS])
-@pytest.mark.long
-def test_looking_again_does_not_add_alarms(kind):
-    assert alarms(kind, looks=5) <= 0.05 + CHANCE
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +84,6 @@ def test_simulated_scores_are_the_measured_residuals(measured):
 def test_without_holm_a_third_of_equal_runs_would_be_called_worse(monkeypatch):
     monkeypatch.setattr(quality, "holm", dict)
     assert alarms(PERTURBED) > 0.3
-
-
-@pytest.mark.long
-def test_looks_without_their_share_of_alpha_would_cry_wolf(monkeypatch):
-    monkeypatch.setattr(simulation, "share_of_alpha", lambda look, looks: 1.0)
-    assert alarms(PERTURBED, looks=8) > 0.06
 
 
 @pytest.mark.parametrize("kind", [PERTURBED, SEEDS])
@@ -163,11 +150,11 @@ def test_a_hierarchical_bootstrap_of_three_seeds_cries_wolf_and_known_noise_does
 
 
 def test_the_command_prints_drops_and_error_rates(capsys):
-    assert command.main(["--runs", "5", "--looks", "2"]) == 0
+    assert command.main(["--runs", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:3] == ["cell", "main", "score"]
     assert sum(line.startswith(("bert_", "gpt2_", "t5_")) for line in lines) == 27
-    assert any("of 5 equal runs are called worse: other seeds, 1 run, 2 looks (measured residuals)" in line for line in lines)
+    assert any("of 5 equal runs are called worse: other seeds, 1 run (measured residuals)" in line for line in lines)
     assert lines[-1].endswith("of 5 healthy runs miss a bound")
 
 

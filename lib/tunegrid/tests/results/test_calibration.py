@@ -260,16 +260,7 @@ def test_another_training_of_one_seed_is_not_compared_and_of_several_seeds_held_
     assert "seeds" in worse.detail
 
 
-def test_a_look_of_several_has_its_share_of_alpha():
-    """At one look of four p-values are four times as large, and an interval of one tenth at 95 % reaches 1.27 times as far."""
-    confidences, hits = calibrated(400)
-    runs = [Run.of([sure("bert_sa_lora", at(share, confidences, hits).confidences, hits)]) for share in (1.0, 0.9)]
-    once, often = (next(j for j in gate(*runs, looks=looks) if j.quantity == "nll") for looks in (1, 4))
-    assert often.p == pytest.approx(min(1.0, 4 * once.p))
-    assert often.high - often.effect == pytest.approx(2.4977 / 1.96 * (once.high - once.effect), rel=1e-3)
-
-
 def test_a_cell_without_confidences_has_no_judgement():
     record = record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]})
     assert of_nll([record], [record]) == []
-    assert list(judged_nll([], 0.02, {}, 1.0)) == []
+    assert list(judged_nll([], 0.02, {})) == []

@@ -8,7 +8,6 @@ from tunegrid.results.annotations import MOST, annotate, annotations
 from tunegrid.results.answer import answer_of
 from tunegrid.results.cell_answer import cell_answer, place_of
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.policy import Policy, Tier
 from tunegrid.terminal import annotation
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.records import complete, complete_json
@@ -67,10 +66,6 @@ def test_a_cell_that_did_not_pass_has_its_status_and_what_it_missed():
 def test_a_cell_without_a_gate_has_passed_and_no_cause():
     properties = cell_answer(complete()).properties
     assert (properties["verdict"], "cause" in properties, "quality" in properties) == ("passed", False, False)
-
-
-def test_the_tier_stands_there_where_a_policy_does():
-    assert cell_answer(complete(), policy=Policy(name="ci.toml", default=Tier.ADVISORY)).properties["tier"] == "advisory"
 
 
 @pytest.mark.parametrize(

@@ -47,16 +47,6 @@ def test_a_drop_is_held_to_the_tail_and_a_gain_is_not():
     assert (drop.low, drop.high) == (pytest.approx(-5.960, abs=1e-3), pytest.approx(-0.080, abs=1e-3))
 
 
-def test_the_interval_of_one_look_of_four_is_wider():
-    # 5 % over four looks: the normal quantile of 1 - 0.0125 / 2 is 2.498
-    effect = by_training(0.0, 1.0, 1e9, rows=500, flips=(0, 0)).at(0.25)
-    assert (effect.low, effect.high) == (pytest.approx(-2.498, abs=1e-3), pytest.approx(2.498, abs=1e-3))
-    rows = paired(*hits(20, 20, 400, 60))
-    wider = rows.at(0.25)
-    assert (wider.low - rows.points) / (rows.low - rows.points) == pytest.approx(2.4977 / 1.9600, rel=1e-3)
-    assert rows.at(1.0) == rows
-
-
 # McNemar
 
 
