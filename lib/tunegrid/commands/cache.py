@@ -35,7 +35,6 @@ KINDS = {
     "checkpoints": "where long trainings stand; --resume takes them up",
     "journal": "rows of finished cells",
     "speed": "rounds of two environments that `tunegrid speed` compared, which it takes up",
-    "tune": "trials of `tunegrid tune`, which it takes up",
 }
 UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": GIB, "TiB": 2**40}
 LOCKED = {"bisect": 1, "upgrade": 0}  # by kind, how far above an environment's parent the lock stands that its command holds

@@ -125,7 +125,6 @@ def test_the_command_prints_kinds_and_sizes(full, monkeypatch, capsys):
         ["checkpoints", "2"],
         ["journal", "0"],
         ["speed", "0"],
-        ["tune", "0"],
         ["all", "7"],
     ]
     assert command.main(["--prune", "--keep", "1MiB"]) == 0
