@@ -25,7 +25,7 @@ CELL = "gpt2_sum_lora"
 # By the same count, commit a0f770c had 83 and 510, and a2f80d8 had 83 and 591: the audits grew. 3d290a7 had 68 and 588; since
 # then a cell has a time limit, a row whatever becomes of it, keys by the libraries' code, text that no terminal obeys, and
 # audits of AdamW's steps, of an adapter's switches and of gradients after an evaluation. 2026-11-28: figures of modules, first
-# updates, energy, confidence, one loss of choices for all codecs. Then a user's own files, labels and bounds, and places that
+# updates, energy, confidence. Then a user's own files, labels and bounds, and places that
 # are checked early, for which a checkpoint's place stands in a file without torch: 12 functions, one file. Then what pytest
 # shows of a failed cell: two functions, one file.
 MOST_FILES, MOST_FUNCTIONS = 91, 738
