@@ -51,23 +51,6 @@ class Prediction:
     loss: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What a model chooses of each of N items: a label, a place, or a token.
-
-    Attributes:
-        logits: scores of all options (N, options), in fp32.
-        labels: the right ones (N), or IGNORED.
-    """
-
-    logits: Tensor
-    labels: Tensor
-
-    def cross_entropy(self) -> Tensor:
-        """The loss in nats, summed over items."""
-        return cross_entropy(self.logits, self.labels, ignore_index=IGNORED, reduction="sum")
-
-
 class Codec(ABC):
     """Text to tensors and back, for one cell.
 
@@ -155,12 +138,8 @@ class Codec(ABC):
         """How many items the batch's loss is summed over."""
 
     @abstractmethod
-    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
-        """What the loss is taken on: one choice of each target, or several, as of a span's first and last token."""
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Cross-entropy in nats, summed over the batch's targets; of several choices of each, their mean."""
-        return mean_of([choice.cross_entropy() for choice in self.choices(model, batch)])
+        """Cross-entropy in nats, summed over the batch's targets."""
 
     @abstractmethod
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
@@ -245,9 +224,9 @@ class Codec(ABC):
         return batch
 
 
-def mean_of(losses: Sequence[Tensor]) -> Tensor:
-    """The mean of a few losses."""
-    return torch.stack([*losses]).mean()
+def summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """In nats, of fp32 scores (N, options) and the right ones (N), or IGNORED."""
+    return cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
 
 
 def integers(values: Sequence[Any]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import Batch, Choice, Codec, Feature, Prediction, integers, on
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, summed_cross_entropy
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
 
@@ -70,9 +70,9 @@ class ClassifyCodec(Codec):
         """One a row."""
         return len(batch["labels"])
 
-    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
-        """A label of each row."""
-        return [Choice(logits=self._logits(model, batch), labels=batch["labels"])]
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of the labels, summed over rows."""
+        return summed_cross_entropy(self._logits(model, batch), batch["labels"])
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """Label, loss and logits a feature."""

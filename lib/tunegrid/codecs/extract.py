@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from tunegrid.codecs.base import Batch, Choice, Codec, Feature, Prediction, integers, on, same_alphanumeric
+from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric, summed_cross_entropy
 from tunegrid.data.rows import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
@@ -106,10 +106,10 @@ class ExtractCodec(Codec):
         """One a window."""
         return len(batch["labels"])
 
-    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
-        """The first and the last token of each window's answer."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The mean of the cross-entropies of the answers' first and last tokens, each summed over windows."""
         both = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
-        return [Choice(logits=logits, labels=labels) for logits, labels in both]
+        return torch.stack([summed_cross_entropy(logits, labels) for logits, labels in both]).mean()
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import IGNORED, Batch, Choice, Codec, Feature, Prediction, alphanumeric, integers, on
+from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, integers, on, summed_cross_entropy
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -228,11 +228,11 @@ class EncoderDecoderCodec(GenerateCodec):
             "labels": integers(labels),
         }
 
-    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
-        """Each target token."""
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of the target tokens, summed."""
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits
-        return [Choice(logits=logits.float().flatten(0, 1), labels=batch["labels"].flatten())]
+        return summed_cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
 
     def prompt(self, features: Sequence[Feature]) -> Batch:
         """The source, padded on the right."""
@@ -277,8 +277,8 @@ class CausalCodec(GenerateCodec):
         counted = (batch["labels"][:, 1:] != IGNORED).any(0).nonzero().flatten()
         return on(device, {**batch, "kept": counted - batch["labels"].shape[1]})
 
-    def choices(self, model: nn.Module, batch: Batch) -> Sequence[Choice]:
-        """Each target token, which is the next one of the token before.
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Cross-entropy of the target tokens, summed; each is the next one of the token before.
 
         Of a batch that `placed` made, the model computes logits only where they count: vocabularies are large, sources long.
         """
@@ -289,7 +289,7 @@ class CausalCodec(GenerateCodec):
         else:
             logits = model(**inputs, use_cache=False).logits
             logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
-        return [Choice(logits=logits.float().flatten(0, 1), labels=labels.flatten())]
+        return summed_cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
     def search(self) -> dict[str, Any]:
         """The recipe's search; a causal model counts the prompt in `min_length`, but not in `min_new_tokens`."""

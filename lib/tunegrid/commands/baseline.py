@@ -1,7 +1,7 @@
 """Make a baseline: `tunegrid baseline RUN.json [RUN.json ...] TO.json` takes complete, clean, passed runs.
 
 A run has one seed or several (`--seeds 0-4`), and no seed is in two runs. A run is refused if a cell failed, stopped or is
-missing for a seed, if it started perturbed, had a teacher or shared its device, or if its commit had uncommitted changes. It
+missing for a seed, if it started perturbed or shared its device, or if its commit had uncommitted changes. It
 prints what changes against the baseline that it replaces.
 """
 
@@ -52,8 +52,6 @@ def refusals(path: Path) -> Iterator[str]:
         if record.seeds.perturbation is not None:
             draw = record.seeds.perturbation
             yield f"{record.cell} started perturbed (--perturb {draw}), which measures what rounding does"
-        if record.distilled:
-            yield f"{record.cell} was distilled from {record.distilled.cell}"
         if record.device and record.device.contended:
             yield f"{record.cell} shared its device"
     commit = run.get("commit_info")

@@ -424,17 +424,6 @@ class MergesRecord(Part):
     original: Annotated[MergedRecord, Field(description="merged onto the checkpoint, which was never packed")]
 
 
-@dataclass(frozen=True, kw_only=True)
-class DistilledRecord(Part):
-    """The teacher that a cell was distilled from, and how (`tunegrid distil`)."""
-
-    cell: Annotated[str, Field(description="the teacher's")]
-    seed: Annotated[int | None, Field(description="the teacher's; null: not known")]
-    weights: Annotated[Hash, Field(description="hash of the files of the teacher's weights")]
-    alpha: Annotated[Share, Field(description="of the loss: what the teacher says; the rest is the task's loss")]
-    temperature: Annotated[float, Field(gt=0, description="by which both models' scores were divided")]
-
-
 @dataclass(kw_only=True)
 class ForgettingRecord(Part):
     """The backbone's own pretraining loss on texts of the other tasks, before and after training, in nats a token."""

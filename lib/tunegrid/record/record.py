@@ -22,7 +22,6 @@ from tunegrid.record.parts import (
     CalibrationRecord,
     DataRecord,
     DeviceRecord,
-    DistilledRecord,
     Dropped,
     EvaluationRecord,
     ExamplesRecord,
@@ -118,7 +117,6 @@ class Record(Part):
     ] = None
     shifted: Annotated[ShiftedRecord | None, Field(description="null: not run with -m shifted")] = None
     forgetting: Annotated[ForgettingRecord | None, Field(description="null: not run with -m forgetting")] = None
-    distilled: Annotated[DistilledRecord | None, Field(description="null: it was trained on its rows' targets alone")] = None
     stock: Annotated[StockRecord | None, Field(description="the libraries' own path; null: only -m stock runs it")] = None
     first_updates: Annotated[
         Positive | None, Field(description="it made so many of its updates, as asked, and took no score; null: it was to end")

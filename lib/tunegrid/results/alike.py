@@ -18,22 +18,9 @@ def check_alike(records: Iterable[Record]) -> None:
     """Raises InputError where the seeds of a cell differ in more than the seed."""
     facts_by_cell: dict[str, tuple[object, ...]] = {}
     for record in records:
-        facts = (record.recipe, record.limits, teaching(record), record.examples and record.examples.rows_hash)
+        facts = (record.recipe, record.limits, record.examples and record.examples.rows_hash)
         if facts_by_cell.setdefault(record.cell, facts) != facts:
             raise InputError(f"the runs trained or scored {record.cell} differently, so they are not seeds of one experiment")
-
-
-def teaching(record: Record) -> str:
-    """What taught a cell beside its rows, and how; of which seed the teacher was does not count."""
-    source = record.distilled
-    return f"{source.cell} at alpha {source.alpha:g}, temperature {source.temperature:g}" if source else "no teacher"
-
-
-def check_teachers(before: Record, after: Record) -> None:
-    """Raises InputError where one of two records was distilled, and the other was not, or otherwise."""
-    ours, theirs = teaching(before), teaching(after)
-    if ours != theirs:
-        raise InputError(f"{before.cell} was trained with {ours} in the baseline, with {theirs} in the run: not like for like")
 
 
 def check_rows(before: Record, after: Record) -> None:
@@ -88,7 +75,6 @@ SHARED: tuple[tuple[str, Callable[[Record], object]], ...] = (
     ("test rows", lambda record: record.data and record.data.fingerprint),
     ("search", lambda record: record.recipe.generation),
     ("ranks", lambda record: record.processes),
-    ("teacher", lambda record: teaching(record)),
 )
 
 

@@ -21,7 +21,7 @@ from scipy import special
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.results.alike import check_teachers, unlike_machines
+from tunegrid.results.alike import unlike_machines
 from tunegrid.results.confidence import judged_nll
 from tunegrid.results.files import read_list
 from tunegrid.results.instruments import FIGURES as INSTRUMENTS
@@ -133,7 +133,7 @@ def gate(
 
 
 def paired(old: Run, new: Run) -> dict[str, Rows]:
-    """The cells that both runs have; raises InputError where there are none, or two are of two profiles or teachers."""
+    """The cells that both runs have; raises InputError where there are none, or they are of two profiles."""
     if old.records and new.records and old.profile != new.profile:
         raise InputError(f"the baseline is of {old.profile} and the run of {new.profile}: judge one profile at a time")
     if not new.records:
@@ -141,10 +141,7 @@ def paired(old: Run, new: Run) -> dict[str, Rows]:
     common = [cell for cell in old.records if cell in new.records]
     if not common:
         raise InputError(f"the two runs have no cell in common: the baseline has no {next(iter(new.records))}")
-    cells = {cell: Rows(old=old.records[cell], new=new.records[cell], old_path=old.path, new_path=new.path) for cell in common}
-    for before, after in (pair for rows in cells.values() for pair in rows.records):
-        check_teachers(before, after)
-    return cells
+    return {cell: Rows(old=old.records[cell], new=new.records[cell], old_path=old.path, new_path=new.path) for cell in common}
 
 
 def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[Judgement]:

@@ -24,7 +24,7 @@ from tunegrid.record import Record
 from tunegrid.record.invariants import BERTSCORE
 from tunegrid.record.parts import FirstStep, TrainingRecord
 from tunegrid.results import modules
-from tunegrid.results.alike import teaching, unlike_libraries
+from tunegrid.results.alike import unlike_libraries
 from tunegrid.results.examples import read
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.modules import Modules, Runs
@@ -492,8 +492,6 @@ def not_comparable(old: Record, new: Record, tolerances: Tolerances) -> str:
         return "no run of the same seed"
     if old.recipe != new.recipe or old.limits != new.limits:
         return "other recipes or limits"
-    if teaching(old) != teaching(new):
-        return "another teacher"
     if old.processes != new.processes:  # dropout draws others on every rank
         return "other ranks"
     if old.data and new.data and old.data.fingerprint != new.data.fingerprint:

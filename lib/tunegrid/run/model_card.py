@@ -153,8 +153,6 @@ def caveats(cell: Cell, record: Record) -> Iterator[str]:
         yield f"Its rows were read from a local folder with the name of {cell.task.dataset}, at no known revision."
     if record.limits.label_noise:
         yield f"**Wrong on purpose.** Of the training rows, {record.limits.label_noise:.0%} had a wrong target."
-    if record.distilled:
-        yield f"It was distilled from {record.distilled.cell}, seed {record.distilled.seed}."
     if record.status != "passed":
         yield without_places(" ".join([f"**Its run did not pass: {record.status}.**", *record.missed]))
     if not record.bounds:

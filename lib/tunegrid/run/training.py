@@ -42,7 +42,6 @@ from tunegrid.run.stepper import Stepper
 from tunegrid.run.weights import model_checksums
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-Loss = Callable[[nn.Module, Batch], Tensor]  # of a model on a batch, summed over its targets
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
@@ -69,12 +68,11 @@ class Trainer:
         meter: Meter,
         ranks: Ranks = ALONE,
         after_update: Callable[["Trainer"], None] = lambda trainer: None,
-        loss: Loss | None = None,
     ) -> None:
         """Make optimizer, schedule and precision for training `model` on `features`.
 
-        `after_update` is called after each update with this trainer, for example to save its state; `loss` stands in for the
-        codec's, summed over the same targets. Raises InputError without features.
+        `after_update` is called after each update with this trainer, for example to save its state. Raises InputError
+        without features.
         """
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
@@ -97,7 +95,7 @@ class Trainer:
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.paused, self._end = False, self.total
         self.best: dict[str, Tensor] | None = None
-        self._after_update, self._loss = after_update, loss
+        self._after_update = after_update
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
 
@@ -333,9 +331,8 @@ class Trainer:
 
     def _pass(self, batch: Batch, count: float | Tensor) -> Tensor:
         """Add a batch's gradients; return its part of the loss without its graph, whose room the next batch may need."""
-        loss_of = self._loss or self.codec.loss
         with self.accelerator.autocast():
-            loss = loss_of(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
+            loss = self.codec.loss(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
         self.accelerator.backward(loss)
         return loss.detach()
 

@@ -27,7 +27,7 @@ OWN, LOWEST, GITHUB, MATRIX, NEWEST, GITLAB, SLURM = (
     *(RECIPES / name for name in ("github.yml", "github-matrix.yml", "newest.yml", "gitlab.yml", "slurm.sh")),
 )
 # The extras that jobs install together. Trackers ask for other releases of what all share, as MLflow for an older pyarrow.
-LOCKED = ("cluster", "dev", "tune")
+LOCKED = ("cluster", "dev")
 # Writes the run and the page, and ends as it is told to; fails as pytest does where the baseline or the folder is missing.
 PYTEST = """
 for argument; do case "$argument" in

@@ -89,7 +89,7 @@ def test_a_command_of_an_older_version_says_what_to_do_now(name, now, capsys):
 
 def test_every_command_that_an_older_version_had_is_still_here_or_says_what_to_do_now():
     was = "numerics scores measure calibrate power sees silence overhead scaling finish profile schema"
-    was += " answer plan cells cache plot"
+    was += " answer plan cells cache plot tune path distil"
     assert {*command.FORMER, "calibrate"} == set(was.split())  # which is of a user's cells now
     assert not command.FORMER.keys() & command.COMMANDS.keys()
     for message in command.FORMER.values():

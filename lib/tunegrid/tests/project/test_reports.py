@@ -1,18 +1,14 @@
 """Runs committed under reports/ can be read, follow the schema and pass their audits."""
 
 import json
-from collections import Counter
-from dataclasses import asdict
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from tunegrid import ROOT
-from tunegrid.commands import audit, tune
-from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.commands import audit
 from tunegrid.record import SCHEMA_VERSION, to_json
-from tunegrid.results import examples, tuning
+from tunegrid.results import examples
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
@@ -47,22 +43,6 @@ def test_a_committed_run_is_stored_in_the_version_that_is_read(path):
 @pytest.mark.parametrize("path", [path for path in COMMITTED if path.name != "study.json"], ids=lambda path: path.stem)
 def test_a_committed_run_has_no_findings(path):
     assert audit.audited(rows_of(path), path.name)[1] == {}
-
-
-def test_the_search_is_of_the_recipes_that_quick_cells_have_and_the_page_says_what_it_found():
-    found = json.loads((REPORTS / "tuning-quick-cpu.json").read_text())["cells"]
-    tried = {cell["cell"]: (cell["recipe"], {run["updates"] for run in cell["finals"]}) for cell in found}
-    cells = STUDY.cells(QUICK_PROFILE)
-    assert tried == {cell.id: (asdict(tune.recipe_of(cell)), {cell.recipe.max_steps}) for cell in cells}
-    page = (REPORTS / "tuning-quick-cpu.md").read_text()
-    assert f"{sum(len(cell['trials']) + len(cell['finals']) for cell in found):,} trainings" in page
-    for name, row in (("distance", "on test rows"), ("validation_distance", "on validation rows")):
-        distances = [tuning.Distance(**cell[name]) for cell in found]
-        assert all(f"{one} {row}" in page for one in distances)
-        verdicts = Counter(one.verdict(1.0) for one in distances)
-        told = f"{verdicts['within']} within, {verdicts['cannot tell']} cannot tell"
-        assert f"{row} {sum(one.points for one in distances) / 27:+.2f} on average, {told}" in page
-        assert verdicts.total() == verdicts["within"] + verdicts["cannot tell"] == 27  # none beyond
 
 
 def test_the_baselines_points_by_row_have_its_scores():

@@ -93,7 +93,7 @@ def test_results_take_plain_figures_from_nobody_that_runs(room):
 
 PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
 TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
-EXTRAS = {"optuna": "tune", "ray": "cluster"} | {name: name for name in TRACKERS}
+EXTRAS = {"ray": "cluster"} | {name: name for name in TRACKERS}
 
 
 def test_pyproject_asks_for_all_that_is_imported():
@@ -130,11 +130,6 @@ def test_nobody_but_the_trainer_writes_its_log():
     writers = [path for room in ROOMS for path in modules(room)]
     writers += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     assert {path.name for path in writers for _ in writes_to_a_log(path)} == {"training.py"}
-
-
-def test_the_search_alone_imports_optuna():
-    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py")]
-    assert {path.name for path in paths if any(f"{name}.".startswith("optuna.") for name in imported(path))} == {"search.py"}
 
 
 def test_the_reports_to_trackers_alone_import_one():

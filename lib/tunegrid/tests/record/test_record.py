@@ -191,7 +191,6 @@ def test_the_schema_is_one_and_asks_for_every_field():
         "shifted",
         "forgetting",
         "calibration",
-        "distilled",
         "stock",
         "first_updates",
         "crash",
