@@ -189,7 +189,7 @@ FAULTS = (
         caught_by="metric_invariants",
         cell="gpt2_qa_lora",
         settings=FEW,
-        breaks="metrics",
+        breaks="score",
         sabotage=course.impossible_numbers,
     ),
     RecordFault(

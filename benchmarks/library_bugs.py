@@ -30,7 +30,7 @@ def unchanged(profile: Profile, folder: Path) -> Profile:
 
 def of_zoo(profile: Profile, folder: Path) -> Profile:
     """The zoo's profile."""
-    return replace(profile, id="zoo", zoo=True)
+    return replace(profile, id="zoo")
 
 
 def with_method(method: Lora) -> Callable[[], Grid]:

@@ -93,11 +93,6 @@ def trainer(trainer, broken):
 
 
 @pytest.fixture
-def metrics(metrics, broken):
-    return broken("metrics", metrics)
-
-
-@pytest.fixture
 def score(score, broken):
     return broken("score", score)
 

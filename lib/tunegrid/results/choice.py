@@ -321,7 +321,6 @@ def _robust(runs: Measured, comparison: Comparison) -> Place:
     words = [
         _worst(seeds[0].method, [line for line in lines if line.cell == cell])
         + _followed([line for line in turned if line.cell == cell])
-        + _domain(seeds)
         for cell, seeds in by_cell.items()
     ]
     figures = [_changes(seeds, read) for seeds in by_cell.values()]
@@ -374,15 +373,6 @@ def _follows(line: ContrastLine) -> str:
     assert line.followed is not None, "asked by `_followed`"
     low, high = share_interval(line.followed / 100, line.right)
     return f"{line.followed:.0f} % of answers that {line.shift} turns ({100 * low:.0f} to {100 * high:.0f})"
-
-
-def _domain(seeds: Sequence[Record]) -> str:
-    """The change on another data set, of the seeds that were scored on it."""
-    known = [record.shifted.domain for record in seeds if record.shifted and record.shifted.domain]
-    if not known:
-        return ""
-    value, low, high = (fmean(getattr(one.change, end) for one in known) for end in ("value", "low", "high"))
-    return f", and on rows of {known[0].folder} changes by {value:+.1f} ({shown(low, high, 1, sign=True)})"
 
 
 # How calibrated

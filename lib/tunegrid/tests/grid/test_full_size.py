@@ -1,6 +1,5 @@
 """The 27 recipes against their architectures at full size: built on the meta device, without weights or a download."""
 
-from dataclasses import replace
 from functools import cache
 
 import bitsandbytes as bnb
@@ -86,7 +85,7 @@ ZOO_COUNTS = {
 
 @pytest.mark.parametrize("method", ZOO_COUNTS)
 def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
-    cell = zoo().cell(f"bert_sa_{method}", replace(FOOTPRINT_PROFILE, zoo=True))
+    cell = zoo().cell(f"bert_sa_{method}", FOOTPRINT_PROFILE)
     model = build(cell, load_tokenizer(cell), META)
     assert parameter_counts(model).trainable_params == ZOO_COUNTS[method] + HEAD
 

@@ -47,6 +47,9 @@ def test_the_study_has_its_27_quick_cells_as_they_were():
         ("bert_nli_lora", "tasks", "tasks"),
         ("bert_nli_lora", "full", "full and tasks"),
         ("t5large_qa_sft", "footprint", "footprint and larger"),
+        ("t5_qa_dora", "full", "full and zoo"),
+        ("t5_qa_dora", "zoo", "zoo"),
+        ("t5_qa_dora", "quick", "quick"),  # a user's
         ("bert_sa_lora", "quick", "quick"),
     ],
 )

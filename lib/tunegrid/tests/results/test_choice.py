@@ -12,7 +12,6 @@ from tunegrid.record.parts import (
     CalibrationFigures,
     CalibrationRecord,
     ContrastRecord,
-    DomainRecord,
     Estimate,
     ForgettingRecord,
     ShiftedRecord,
@@ -47,7 +46,6 @@ def shifted(*changes):
         unmoved=[],
         shifts=shifts,
         contrasts={"negated": ContrastRecord(meaning="-", pairs=100, right=90, both=81)},
-        domain=None,
         examples=None,
     )
 
@@ -280,15 +278,6 @@ def test_answers_that_never_follow_are_told_and_each_shift_that_turns_them():
     part = replace(shifted(), contrasts={"year": never, "negated": ContrastRecord(meaning="-", pairs=10, right=10, both=10)})
     [line] = bullets(section(told(asked(*[{"shifted": [part] * 2}] * 2)), "How robust?"))
     assert "and follows 0 % of answers that year turns (0 to 32), 100 % of answers that negated turns (72 to 100)" in line
-
-
-def test_another_data_set_is_told_with_its_interval():
-    part = replace(
-        shifted(), domain=DomainRecord(folder="books", rows=9, rows_hash="0" * 16, score=80.0, change=around(-10.0, 2.0))
-    )
-    [line] = bullets(section(told(asked({"shifted": [part] * 2}, {"shifted": [shifted()] * 2})), "How robust?"))
-    assert "no shift changes a row of sft, and follows 90 % of answers that negated turns (82 to 95)" in line
-    assert ", and on rows of books changes by -10.0 (-12.0 to -8.0), no shift changes a row of lora" in line
 
 
 def test_what_no_method_reads_is_no_comparison():

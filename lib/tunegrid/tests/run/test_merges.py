@@ -39,7 +39,7 @@ def shared(cell_id: str) -> Evidence:
 
 
 def compared(evidence: Evidence, serving=None):
-    settings = {"codec": evidence.codec, "rows": evidence.splits.test[:ROWS], "metrics": Metrics(loaded={}, bert_scorer=None)}
+    settings = {"codec": evidence.codec, "rows": evidence.splits.test[:ROWS], "metrics": Metrics()}
     score = partial(evaluate, **settings, device=CPU, progress=silent())
     return merges(replace(evidence, serving=serving or Serving()), score)
 
