@@ -25,10 +25,8 @@ TWINS = {(fault.profile, fault.cell, str(fault.settings), fault.ranks): fault fo
 
 
 def case(fault, name):
-    """A fault as a test's parameter; a test of several ranks says so."""
-    if fault.ranks == 1:
-        return pytest.param(fault, id=name)
-    return pytest.param(fault, id=f"{name}-{fault.ranks}ranks", marks=pytest.mark.ranks(fault.ranks))
+    """A fault as a test's parameter; as many processes share the test as the fault has ranks."""
+    return pytest.param(fault, id=name if fault.ranks == 1 else f"{name}-{fault.ranks}ranks")
 
 
 @pytest.fixture

@@ -150,8 +150,9 @@ def zoo_beside_study() -> Grid:
     """
     grid, more = study(), zoo()
     grid.methods = more.methods | grid.methods
-    for own, theirs in ((grid.recipes, more.recipes), (grid.refused, more.refused), (grid.heads, more.heads)):
-        own.update({cell_id: value for cell_id, value in theirs.items() if is_of_zoo(cell_id)})
+    grid.recipes |= {cell_id: recipe for cell_id, recipe in more.recipes.items() if is_of_zoo(cell_id)}
+    grid.heads |= {cell_id: head for cell_id, head in more.heads.items() if is_of_zoo(cell_id)}
+    grid.refused = more.refused
     return grid
 
 

@@ -27,8 +27,6 @@ from tunegrid.grid.tasks import SA, TASKS
 from tunegrid.run.device import resolve_precision
 from tunegrid.tests.small import CPU, cell_of, rows_of, silent, tokenizer_of, train_rows, trainer_of
 
-pytestmark = pytest.mark.slow
-
 ALL = (*BUGS, *LATER)
 PAGE = (ROOT / "reports" / "evidence" / "library-bugs.md").read_text()
 SECOND = (

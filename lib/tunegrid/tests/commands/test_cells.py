@@ -76,7 +76,7 @@ print(any(name.endswith({file!r}) for name in tracing.called))
 @pytest.mark.parametrize(
     ("call", "counts"), [("", "False"), ("accelerate.utils.versions.compare_versions('numpy', '>=', '1')", "True")]
 )
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_call_counts_and_an_import_does_not(call, counts):
     program = PLUGIN.format(module="accelerate.utils.versions", call=call, file="accelerate/utils/versions.py")
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

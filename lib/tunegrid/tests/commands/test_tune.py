@@ -444,7 +444,6 @@ class Guarded(Sequence):
 
 
 @needs_optuna
-@pytest.mark.slow
 def test_a_real_cell_is_tuned_on_validation_rows_and_its_test_rows_are_read_at_the_end(tmp_path, monkeypatch, capsys):
     from tunegrid.run import trial
     from tunegrid.run.training import Trainer

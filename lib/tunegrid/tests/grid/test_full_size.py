@@ -15,8 +15,6 @@ from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
 
-pytestmark = pytest.mark.slow
-
 CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_PROFILE)}
 QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
 META = torch.device("meta")

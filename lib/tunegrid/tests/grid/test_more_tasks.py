@@ -57,7 +57,6 @@ def test_what_m_names_for_a_cell(cell_id, profile, words):
     assert words_for(cell_id, profile) == words
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", CELLS)
 def test_models_train_as_many_parameters_as_worked_out(cell_id):
     pair, method = cell_id.rsplit("_", 1)

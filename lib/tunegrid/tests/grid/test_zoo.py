@@ -18,8 +18,6 @@ from tunegrid.run.training import Trainer
 from tunegrid.tests.sessions import collect
 from tunegrid.tests.small import CPU, silent, train_rows
 
-pytestmark = pytest.mark.slow
-
 ZOO = zoo()
 OPEN = zoo()
 OPEN.refused.clear()

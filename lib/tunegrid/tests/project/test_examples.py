@@ -22,7 +22,7 @@ from tunegrid.run.meter import parameter_counts
 from tunegrid.tests.chats import tiny_llama
 from tunegrid.tests.sessions import SessionProcess, benchmark_rows, run
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)

@@ -56,7 +56,6 @@ def test_what_runs_because_a_module_is_imported_does_not_count():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_reader_follows_one_cell_through_so_many_files_and_functions(tmp_path):
     path = tmp_path / "executed.json"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}

@@ -218,7 +218,6 @@ def models(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_at_alpha_0_a_cell_trains_and_scores_as_the_suite_trained_it_to_the_last_bit(models, tmp_path, capsys):
     student, teacher = (str(models / f"bert_sa_{method}-seed0") for method in ("lora", "sft"))
     out, root = tmp_path / "out.json", tmp_path / "distilled"

@@ -89,7 +89,6 @@ def test_models_of_other_shapes_have_no_path():
 # Saved models
 
 
-@pytest.mark.slow
 def test_saved_models_loaded_again_have_the_scores_of_their_records_exactly(pair):
     assert [unlike_record(one, TEST, CPU) for one in pair] == ["", ""]
     other = replace(pair[0], record=replace(pair[0].record, scores={"accuracy": 12.5}))
@@ -97,7 +96,6 @@ def test_saved_models_loaded_again_have_the_scores_of_their_records_exactly(pair
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_from_a_merged_adapter_to_full_fine_tuning_of_one_base_there_is_no_barrier(pair):
     result = between(*pair, splits(), CPU)
     recorded = [one.record.scores["accuracy"] for one in pair]
@@ -107,7 +105,6 @@ def test_from_a_merged_adapter_to_full_fine_tuning_of_one_base_there_is_no_barri
     assert set(result.test) == {0.0, result.chosen, 1.0}
 
 
-@pytest.mark.slow
 def test_to_the_same_function_in_another_basin_there_is_a_barrier(pair):
     """The twin's hidden units stand in another order, as those of an independently started model (Entezari et al. 2022)."""
     model = pair[1].merged(CPU)
@@ -141,7 +138,6 @@ def test_a_folder_without_a_model_is_one_sentence(tmp_path, capsys):
         assert "a path has two ends: give two folders, or more for their mean, each once" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1], ids=["an adapter", "all weights"])
 @pytest.mark.parametrize("name", ["weights", "tokenizer.json"])
 def test_a_damaged_model_is_one_sentence(pair, tmp_path, index, name):
@@ -154,7 +150,6 @@ def test_a_damaged_model_is_one_sentence(pair, tmp_path, index, name):
             use(CPU)
 
 
-@pytest.mark.slow
 def test_models_of_other_bases_or_seeds_are_refused(pair):
     first, second = pair
     other = replace(second, record=replace(second.record, model=replace(second.record.model, fingerprint="0" * 16)))
