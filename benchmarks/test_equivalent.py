@@ -20,9 +20,8 @@ pytestmark = [
 
 
 def cases(rows, cells_of):
-    """A row's cells as parameters; a row of several ranks says so."""
-    marks = {row.id: [pytest.mark.ranks(row.ranks)] if row.ranks > 1 else [] for row in rows}
-    return [pytest.param(row, cell, id=f"{row.id}-{cell}", marks=marks[row.id]) for row in rows for cell in cells_of(row)]
+    """A row's cells as parameters; as many processes share the test as the row has ranks."""
+    return [pytest.param(row, cell, id=f"{row.id}-{cell}") for row in rows for cell in cells_of(row)]
 
 
 @pytest.fixture

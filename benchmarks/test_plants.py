@@ -46,15 +46,12 @@ FIRST_ROWS = 256  # of training, to name a module
 
 
 def cases(plants):
-    """Plants as parameters, with the markers of their table; a plant of several ranks says so."""
+    """Plants as parameters, with the markers of their table."""
     return [
         pytest.param(
             plant,
             id="-".join(filter(None, (plant.profile, plant.id, plant.cell, f"{plant.ranks}ranks" * (plant.ranks > 1)))),
-            marks=[
-                *(getattr(pytest.mark, name) for name in MARKERS[id(plant)]),
-                *([pytest.mark.ranks(plant.ranks)] if plant.ranks > 1 else []),
-            ],
+            marks=[getattr(pytest.mark, name) for name in MARKERS[id(plant)]],
         )
         for plant in plants
     ]
@@ -142,11 +139,6 @@ def model(model, broken):
 @pytest.fixture
 def trainer(trainer, broken):
     return broken("trainer", trainer)
-
-
-@pytest.fixture
-def metrics(metrics, broken):
-    return broken("metrics", metrics)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Every cell as a test: train, score, then score rows as shifts change them.
 
 `pytest -m shifted` has the study's cells on micro backbones, `-m "shifted and zoo"` the zoo's, and `-m "shifted and full"` the
-study's at true size. `--shift-data=DIR` adds another data set of the task.
+study's at true size.
 """
 
 import pytest

@@ -51,7 +51,7 @@ def refusals(path: Path) -> Iterator[str]:
             yield f"{record.cell} did not pass: {record.status} (seed {record.seeds.seed})"
         if record.seeds.perturbation is not None:
             draw = record.seeds.perturbation
-            yield f"{record.cell} started perturbed (--perturb {draw}), which measures what rounding does"
+            yield f"{record.cell} started perturbed (--set perturbation={draw}), which measures what rounding does"
         if record.device and record.device.contended:
             yield f"{record.cell} shared its device"
     commit = run.get("commit_info")

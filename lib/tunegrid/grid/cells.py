@@ -304,7 +304,7 @@ class Grid:
             hint = f"; did you mean {near[0]}?" if near else ";"
             lists = (
                 "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones, -m 'full and tasks' "
-                "those of more tasks"
+                "those of more tasks, -m 'full and zoo' those of more methods"
             )
             raise InputError(f"unknown cell {cell_id!r}{hint} {lists}")
         backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from tunegrid.grid.backbones import Backbone, Head, Layout, Objective, Wrap
 from tunegrid.grid.cells import Grid, study
 from tunegrid.grid.larger import is_larger, larger
+from tunegrid.grid.profiles import AT_TRUE_SIZE
 from tunegrid.grid.quick import ALWAYS
 from tunegrid.grid.recipes import Adapter, Fields, Generation, Recipe
 from tunegrid.grid.tasks import Carve, Problem, Task
+from tunegrid.grid.zoo import is_of_zoo, zoo_beside_study
 
 NLI = Task(
     id="nli",
@@ -152,10 +154,14 @@ class InPlace:
     has: Callable[[str], bool]
 
 
-IN_PLACE = {"larger": InPlace(grid=larger, has=is_larger), "tasks": InPlace(grid=more_tasks, has=is_of_more_tasks)}
+IN_PLACE = {
+    "larger": InPlace(grid=larger, has=is_larger),
+    "tasks": InPlace(grid=more_tasks, has=is_of_more_tasks),
+    "zoo": InPlace(grid=zoo_beside_study, has=is_of_zoo),  # at true size; on micro backbones it is a profile of its own
+}
 
 
 def words_for(cell_id: str, profile: str) -> str:
     """What `-m` names for a cell of a profile, as in "full and larger"."""
-    beside = [word for word, cells in IN_PLACE.items() if cells.has(cell_id)]
-    return " and ".join(dict.fromkeys([profile, *beside]))
+    beside = [word for word, cells in IN_PLACE.items() if profile in AT_TRUE_SIZE and cells.has(cell_id)]
+    return " and ".join([profile, *beside])

@@ -31,7 +31,6 @@ class Profile:
     Attributes:
         data_root, checkpoint_root: folders in place of the hub; None goes to the hub.
         micro: load `Backbone.micro` in place of the true checkpoint.
-        zoo: the cells are the zoo's, not the study's.
         random_weights: build the true checkpoint's shape without its weights, and take token ids without text.
         caps: rows by task id; `train_rows` and `eval_rows` (validation and test each) go before, and 0 there takes all.
         max_steps: updates of every cell, in place of the recipe's epochs; None leaves the recipe's.
@@ -50,7 +49,6 @@ class Profile:
     data_root: Path | None = None
     checkpoint_root: Path | None = None
     micro: bool = False
-    zoo: bool = False
     random_weights: bool = False
     caps: Mapping[str, Caps] = field(default_factory=dict)
     max_steps: int | None = None
@@ -144,11 +142,12 @@ QUICK_PROFILE = Profile(
     threads=1,  # one thread or two change rounding, hence scores; workers use the other cores
     device="cpu",  # the same scores on a machine with a GPU
 )
-ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo", zoo=True)
+ZOO_PROFILE = replace(QUICK_PROFILE, id="zoo")  # cells of `tunegrid.grid.zoo`
 TASKS_PROFILE = replace(QUICK_PROFILE, id="tasks")  # cells of more tasks than the study's: `tunegrid.grid.more_tasks`
 # Profiles whose cells share a machine's cores, and those whose cells train on text and are scored.
 MICRO = tuple(profile.id for profile in (QUICK_PROFILE, ZOO_PROFILE, TASKS_PROFILE))
 SCORED = (*MICRO, FULL_PROFILE.id)
+AT_TRUE_SIZE = frozenset({FULL_PROFILE.id, FOOTPRINT_PROFILE.id})
 # The libraries' own path takes a few updates on a few rows, of whatever size the backbone is.
 STOCK_PROFILE = replace(QUICK_PROFILE, id="stock")
 STOCK_FULL_PROFILE = Profile(

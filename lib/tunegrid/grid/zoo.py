@@ -11,7 +11,7 @@ from typing import Any
 
 from tunegrid.grid.adapters import IA3, OFT, BitFit, Norms, PrefixTuning, PromptTuning, Vera
 from tunegrid.grid.backbones import BACKBONES, Head, Layout
-from tunegrid.grid.cells import Grid
+from tunegrid.grid.cells import Grid, study
 from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
 from tunegrid.grid.optimizers import OPTIMIZERS
 from tunegrid.grid.quick import GREEDY, quick_changes
@@ -125,7 +125,7 @@ UNLEARNED: Mapping[tuple[str, ...], str] = {(method, "bert", "sum"): NEW_PARTS f
 
 
 def zoo() -> Grid:
-    """The grid of the zoo; `-m zoo` runs its quick cells, `-m footprint --zoo` all of them at their true size."""
+    """The grid of the zoo, whose quick cells `-m zoo` runs."""
     grid = Grid(
         backbones={backbone.id: backbone for backbone in BACKBONES},
         tasks={task.id: task for task in TASKS},
@@ -141,6 +141,24 @@ def zoo() -> Grid:
         if (backbone, task) == ("gpt2", "sum"):
             grid.heads[cell_id] = GPT2_SUM
     return grid
+
+
+def zoo_beside_study() -> Grid:
+    """The study's grid and the zoo's other methods at true size, which `-m 'full and zoo'` runs in place of the study's cells.
+
+    The zoo's LoRA, QLoRA and SFT would have the names of the study's.
+    """
+    grid, more = study(), zoo()
+    grid.methods = more.methods | grid.methods
+    grid.recipes |= {cell_id: recipe for cell_id, recipe in more.recipes.items() if is_of_zoo(cell_id)}
+    grid.heads |= {cell_id: head for cell_id, head in more.heads.items() if is_of_zoo(cell_id)}
+    grid.refused = more.refused
+    return grid
+
+
+def is_of_zoo(cell_id: str) -> bool:
+    """Whether a cell is of a method that the zoo has beside the study's."""
+    return cell_id.split("_")[2:] in [[method.id] for method in METHODS if method not in (LORA, QLORA, SFT)]
 
 
 def recipe_of(backbone: str, task: str, method: Method) -> Recipe:

@@ -157,7 +157,7 @@ class GridRun(LabSession):
     @property
     def arguments(self) -> Sequence[str]:
         """Of pytest."""
-        options = [] if self.draw is None else ["--perturb", str(self.draw)]
+        options = [] if self.draw is None else ["--set", f"perturbation={self.draw}"]
         options += ["--cells", ",".join(self.only)] if self.only else []
         return ["-m", self.profile, "--seeds", ",".join(map(str, self.seeds)), *options]
 

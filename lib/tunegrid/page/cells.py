@@ -251,7 +251,7 @@ class CellView:
         options = ["" if ours else "--grid=FILE.py", f"--cells={self.id}"]
         seeds = [str(record.seeds.seed) for record in self.records]
         options.append(f"--seeds={','.join(seeds)}")
-        options.append(f"--perturb={first.seeds.perturbation}" if first.seeds.perturbation is not None else "")
+        options.append(f"--set perturbation={first.seeds.perturbation}" if first.seeds.perturbation is not None else "")
         options.append("--set own_test=true" if first.limits.own_test else "")
         options.append(f"--set label_noise={first.limits.label_noise}" if first.limits.label_noise else "")
         options.append("--device=cpu" if first.profile == "full" and first.device and first.device.type == "cpu" else "")

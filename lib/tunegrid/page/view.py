@@ -12,7 +12,6 @@ from tunegrid.page.history import RunHistory, history_of
 from tunegrid.page.runs import PageRun, judged
 from tunegrid.page.settings import Environment, environment_of
 from tunegrid.page.verdict import Headline, headline
-from tunegrid.record import Record
 from tunegrid.results.alike import check_alike
 from tunegrid.results.answer import RunAnswer, answer_of
 from tunegrid.results.calibration import CalibrationLine, calibration_lines
@@ -323,12 +322,6 @@ class Page:
     def meanings(self) -> dict[str, str]:
         """What each shift of any task changes."""
         return {name: meaning for group in self.shifts for name, meaning in group.meanings.items()}
-
-    @property
-    def domains(self) -> list[Record]:
-        """The records that were scored on another data set, too."""
-        records = (record for cell in self.cells for record in cell.records)
-        return [record for record in records if record.shifted and record.shifted.domain]
 
     @property
     def counts(self) -> list[tuple[str, ...]]:

@@ -463,17 +463,6 @@ class ContrastRecord(Part):
 
 
 @dataclass(kw_only=True)
-class DomainRecord(Part):
-    """What the trained model scores on another data set of its task."""
-
-    folder: str
-    rows: Positive
-    rows_hash: Annotated[Hash, Field(description="of what was scored")]
-    score: Points
-    change: Annotated[Estimate, Field(description="against the cell's own rows, in points; not paired")]
-
-
-@dataclass(kw_only=True)
 class ShiftedRecord(Part):
     """How robust the trained model is: scores on changed rows."""
 
@@ -486,7 +475,6 @@ class ShiftedRecord(Part):
     unmoved: Annotated[list[str], Field(description="shifts that change no token, and yet points")]
     shifts: Annotated[dict[str, ShiftRecord], Field(description="by the shift's id")]
     contrasts: Annotated[dict[str, ContrastRecord], Field(description="by the id of the shift that turns the answer")]
-    domain: Annotated[DomainRecord | None, Field(description="null: run without --shift-data, or it has no such task")]
     examples: Annotated[
         ExamplesRecord | None, Field(description="points of each row, by shift, and `plain`; null: could not be kept")
     ]

@@ -1,4 +1,4 @@
-"""Estimates a cell's time and memory from records of earlier runs; says what fits, and divides cells into shards."""
+"""Estimates a cell's time and memory from records of earlier runs, and divides cells into shards."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,10 +74,10 @@ class Estimate:
         return self.gib if self.on_gpu and self.same_update else None
 
 
-def seconds_of(text: str, option: str = "--budget") -> float:
-    """Seconds of a duration such as 30m, 90s or 1h30m; raises InputError for anything else."""
+def seconds_of(text: str) -> float:
+    """Seconds of `--cell-timeout`, such as 30m, 90s or 1h30m; raises InputError for anything else."""
     if not re.fullmatch(r"(\d+[hms])+", text):
-        raise InputError(f"invalid {option} {text!r}: expected a duration, as in 30m, 90s or 1h30m")
+        raise InputError(f"invalid --cell-timeout {text!r}: expected a duration, as in 30m, 90s or 1h30m")
     return float(sum(int(count) * UNITS[unit] for count, unit in re.findall(r"(\d+)([hms])", text)))
 
 
@@ -205,12 +205,6 @@ def seconds_of_cells(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, 
     middle = fmean(seconds for kind in kinds.values() for seconds in kind) if kinds else 1.0
     by_kind = {kind: fmean(seconds) for kind, seconds in kinds.items()}
     return {cell.id: known.get(cell.id) or by_kind.get(cell.id.rpartition("_")[0], middle) for cell in cells}
-
-
-def fitting(wanted: Sequence[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
-    """The cells that fit into the budget of all workers together, longest first; a cell never measured does not fit."""
-    times = {cell: known[cell].seconds or 0.0 for cell in wanted if cell in known}
-    return affordable(sorted(times, key=lambda cell: -times[cell]), known, budget_seconds, workers)
 
 
 def affordable(ordered: Iterable[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:

@@ -205,17 +205,12 @@ def _contradictions(record: Record, columns: Mapping[str, Sequence[Any]]) -> Ite
         yield "it holds other rows than those of rows_hash"
     if not all(0 <= confidence <= 1 for confidence in columns.get(CONFIDENCE, ())):
         yield "it holds a confidence that is no probability"
-    if record.status != "passed" or _scored_elsewhere(record):
+    if record.status != "passed":
         return
     for name in columns.keys() & record.scores.keys():
         score, mean = record.scores[name], fmean(columns[name])
         if score is not None and not abs(score - mean) <= ROUNDING:
             yield f"its rows have a mean {name} of {mean:.2f}, but scores.{name} is {score:.2f}"
-
-
-def _scored_elsewhere(record: Record) -> bool:
-    """Whether a script of the hub's or a user's computed the scores; points of rows are always ours."""
-    return bool(record.evaluation and "evaluate" in record.evaluation.metric_sources.values())
 
 
 # Figures of modules

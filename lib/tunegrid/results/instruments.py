@@ -16,16 +16,11 @@ Figures = Mapping[str, float | None]
 
 
 def of_shifts(part: ShiftedRecord) -> Figures:
-    """Points won or lost by shift, points of plain rows and of another data set, and percent of the pairs that are right."""
+    """Points won or lost by shift, points of plain rows, and percent of the pairs that are right."""
     figures = {name: shift.change.value for name, shift in part.shifts.items()}
     for name, contrast in part.contrasts.items():
         figures |= {name: 100 * contrast.both / contrast.pairs, f"{name}, right": 100 * contrast.right / contrast.pairs}
-    return {"plain": part.score} | figures | ({part.domain.folder: part.domain.score} if part.domain else {})
-
-
-def _domain(part: ShiftedRecord) -> tuple[str, str] | None:
-    """Which rows of another data set were scored."""
-    return (part.domain.folder, part.domain.rows_hash) if part.domain else None
+    return {"plain": part.score} | figures
 
 
 def of_forgetting(part: ForgettingRecord) -> Figures:
@@ -50,8 +45,6 @@ def compared_part(name: str, old: Record, new: Record, tolerances: Tolerances) -
         return Verdict.NOT_COMPARABLE, "not measured in both runs"
     if reason := not_comparable(old, new, tolerances):
         return Verdict.NOT_COMPARABLE, reason
-    if name == "shifted" and _domain(before) != _domain(after):
-        return Verdict.NOT_COMPARABLE, "another data set was scored"
     if name == "forgetting" and (before.texts, before.tokens) != (after.texts, after.tokens):
         return Verdict.NOT_COMPARABLE, "other texts were asked"
     figures, rounded = FIGURES[name]

@@ -110,7 +110,7 @@ def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequen
 
     Args:
         cell: at its profile.
-        circumstances: what the session adds: the device, its threads, the hub's commit, the source of metrics.
+        circumstances: what the session adds: the device, its threads, the hub's commit.
         grid_files: the user's, which add to the grid.
     """
     profile = cell.profile

@@ -13,10 +13,10 @@ import numpy as np
 
 from tunegrid.grid.methods import SFT
 from tunegrid.record import Record
-from tunegrid.record.parts import ContrastRecord, DomainRecord, Estimate, ExamplesRecord, ShiftedRecord, ShiftRecord
+from tunegrid.record.parts import ContrastRecord, Estimate, ExamplesRecord, ShiftedRecord, ShiftRecord
 from tunegrid.results.examples import Examples, row_id
 from tunegrid.results.run_table import by_cell
-from tunegrid.results.statistics import Array, RowEffect, holm, paired, two_sided, unpaired
+from tunegrid.results.statistics import Array, RowEffect, holm, paired, two_sided
 from tunegrid.results.table import Column, lines, number, signed
 
 if TYPE_CHECKING:
@@ -32,14 +32,8 @@ ReadPoints = Callable[[Record], RowPoints | None]
 # The part of a record
 
 
-def shifted_record(told: "ShiftedPoints", folder: str, kept: ExamplesRecord | None) -> ShiftedRecord:
-    """The part of a record.
-
-    Args:
-        told: what was scored.
-        folder: the name of the other data set's folder.
-        kept: where the points of the rows are.
-    """
+def shifted_record(told: "ShiftedPoints", kept: ExamplesRecord | None) -> ShiftedRecord:
+    """The part of a record of what was scored; `kept` says where the points of the rows are."""
     changes = {name: paired(told.plain, shift.points) for name, shift in told.shifts.items()}
     return ShiftedRecord(
         metric=told.metric,
@@ -58,7 +52,6 @@ def shifted_record(told: "ShiftedPoints", folder: str, kept: ExamplesRecord | No
             for name, shift in told.shifts.items()
         },
         contrasts={name: _contrast(contrast) for name, contrast in told.contrasts.items()},
-        domain=_domain(told, folder),
         examples=kept,
     )
 
@@ -72,19 +65,6 @@ def _estimate(effect: RowEffect, read: int) -> Estimate:
 def _contrast(contrast: "Contrast") -> ContrastRecord:
     both = sum(right and twin for right, twin in zip(contrast.right, contrast.twin, strict=True))
     return ContrastRecord(meaning=contrast.meaning, pairs=len(contrast.right), right=sum(contrast.right), both=both)
-
-
-def _domain(told: "ShiftedPoints", folder: str) -> DomainRecord | None:
-    if told.domain is None:
-        return None
-    value, low, high = unpaired(told.plain, told.domain.points)
-    return DomainRecord(
-        folder=folder,
-        rows=len(told.domain.rows),
-        rows_hash=Examples(ids=[row_id(row) for row in told.domain.rows], points={}, predictions=[]).rows_hash,
-        score=fmean(told.domain.points),
-        change=Estimate(value=value, low=low, high=high),
-    )
 
 
 def rows_of(told: "ShiftedPoints") -> Examples:
@@ -253,8 +233,7 @@ def shift_tables(records: Sequence[Record], read: ReadPoints) -> list[str]:
         told += ["", *_table(own, contrasts, lambda line: signed(line.change, 1), "plain")]
         beyond = [line for line in own if line.against]
         told += ["", "beyond SFT's:", *_table(beyond, (), lambda line: _starred(line.against), "")] if beyond else []
-    domains = [_domain_line(record) for record in records if record.shifted and record.shifted.domain]
-    return [*told[1:], *([""] if domains and told else []), *domains]
+    return told[1:]
 
 
 def _starred(against: Against | None) -> str:
@@ -284,11 +263,3 @@ def _table(
             [cell, *([number(score, 1)] if plain else []), *figures, *(turned.get((cell, turn), "-") for turn in turns)]
         )
     return lines(columns, rows)
-
-
-def _domain_line(record: Record) -> str:
-    assert record.shifted, "asked by `shift_tables`"
-    assert record.shifted.domain, "asked by `shift_tables`"
-    one = record.shifted.domain
-    change = f"{one.change.value:+.1f} ({one.change.low:+.1f} to {one.change.high:+.1f})"
-    return f"{record.cell}, seed {record.seeds.seed}: {one.score:.1f} on {one.rows} rows of {one.folder}, {change}"

@@ -322,19 +322,6 @@ def share_interval(share: float, count: float) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def unpaired(old: Sequence[float], new: Sequence[float]) -> tuple[float, float, float]:
-    """New minus old mean of rows that are not the same, and its 95 % interval (Welch 1947).
-
-    Both have two rows at least. Rows that all have the same points deviate by half of one row's, the least that counts.
-    """
-    before, after = np.asarray(old, float), np.asarray(new, float)
-    value = float(after.mean() - before.mean())
-    shares = [float(each.var(ddof=1)) / len(each) or (50 / len(each)) ** 2 for each in (before, after)]
-    df = sum(shares) ** 2 / sum(share**2 / (len(each) - 1) for share, each in zip(shares, (before, after), strict=True))
-    reach = critical_value(ALPHA / 2, df) * sum(shares) ** 0.5
-    return value, value - reach, value + reach
-
-
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:
     """A sum over groups per item, and its 95 % interval over resampled groups, of which the ratio is taken to be linear."""
     totals, sizes = np.asarray(sums, float), np.asarray(counts, float)

@@ -48,7 +48,7 @@ class Checkpoints:
     """
 
     path: Path
-    every_seconds: float
+    every_seconds: float = 600.0
     resume: bool = False
     ranks: Ranks = ALONE
     saved_at: float = field(default_factory=time.monotonic)

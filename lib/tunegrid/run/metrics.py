@@ -1,16 +1,13 @@
 """Scores predictions by a task's metrics, in points from 0 to 100.
 
-Built-in implementations equal the field's: SQuAD v1.1's official script, `rouge_score`, scikit-learn. `evaluate`'s own
-scripts come from the hub at run time, so they are used only where asked for and loadable; `Metrics.sources` says which.
+They equal the field's implementations: SQuAD v1.1's official script, `rouge_score`, scikit-learn.
 """
 
-import inspect
 import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
@@ -30,19 +27,13 @@ BATCH = 64  # texts that are embedded at once
 
 @dataclass(kw_only=True)
 class Metrics:
-    """Implementations at hand.
+    """What metrics are computed with; `bert_scorer` computes BERTScore for the tasks that need it, None leaves it out."""
 
-    Attributes:
-        loaded: `evaluate` modules by name; where a name is absent, the built-in implementation is used.
-        bert_scorer: computes BERTScore for the tasks that need it; None leaves those scores out.
-    """
-
-    loaded: dict[str, Any] = field(default_factory=dict)
     bert_scorer: "BertScorer | None" = None
 
     def sources(self, task: Task) -> dict[str, str]:
         """Implementation by metric family, for the record."""
-        names = {name: "evaluate" if name in self.loaded else own for name, own in BUILT_IN[task.problem].items()}
+        names = dict(BUILT_IN[task.problem])
         if self.bert_scorer and needs_bertscore(task):
             names["bertscore"] = f"built-in, {self.bert_scorer.name}"
         return names
@@ -59,7 +50,7 @@ class Scored:
 
     Attributes:
         scores: points over all rows, by metric.
-        examples: points of each row, in order, for metrics that are a mean over rows; always by the built-in implementation.
+        examples: points of each row, in order, for metrics that are a mean over rows.
     """
 
     scores: Scores
@@ -73,28 +64,6 @@ BUILT_IN: dict[Problem, dict[str, str]] = {
 }
 
 
-def load_evaluate(names: Sequence[str], root: str | None) -> dict[str, Any]:
-    """Those of `evaluate`'s modules that can be loaded, from a folder of metric scripts or (None) from the hub."""
-    import evaluate
-
-    loaded = {}
-    for name in names:
-        if root and not (Path(root) / name / f"{name}.py").is_file():
-            continue  # else evaluate asks the hub for somebody else's module of that name
-        try:
-            # Two processes on one cache file collide (evaluate issues 382 and 489): keep results in memory.
-            loaded[name] = evaluate.load(str(Path(root) / name) if root else name, keep_in_memory=True)
-        except (OSError, ImportError, ValueError):
-            continue  # not there, or offline: the built-in one is used, and the record says so
-    return loaded
-
-
-def script_hashes(names: Sequence[str], root: str | None) -> dict[str, str]:
-    """By name, the hash that `evaluate` gives the code of a module that it loads, what that imports included."""
-    loaded = load_evaluate(names, root)
-    return {name: Path(inspect.getfile(type(module))).parent.name for name, module in loaded.items()}
-
-
 # Classification
 
 
@@ -102,12 +71,6 @@ def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
     references, count = [row[task.target] for row in rows], len(task.labels)
     scores = classification_scores(references, predicted, count)
-    given = {"references": references, "predictions": list(predicted)}
-    if "accuracy" in metrics.loaded:
-        scores["accuracy"] = 100 * float(metrics.loaded["accuracy"].compute(**given)["accuracy"])
-    if "f1" in metrics.loaded:
-        f1 = metrics.loaded["f1"].compute(**given, average="macro", labels=list(range(count)))["f1"]
-        scores["f1_macro"] = 100 * float(f1)
     hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
     return Scored(scores=scores, examples={"accuracy": hits})
 
@@ -164,13 +127,7 @@ def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> P
 def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
     """exact_match and f1, of spans and of generated answers alike."""
     examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
-    if "squad" not in metrics.loaded:
-        return Scored(scores=means(examples), examples=examples)
-    scores = metrics.loaded["squad"].compute(
-        predictions=[{"id": str(i), "prediction_text": text} for i, text in enumerate(predicted)],
-        references=[{"id": str(i), "answers": row[task.target]} for i, row in enumerate(rows)],
-    )
-    return Scored(scores={name: float(scores[name]) for name in examples}, examples=examples)
+    return Scored(scores=means(examples), examples=examples)
 
 
 def means(examples: PointsByMetric) -> Scores:
@@ -188,14 +145,7 @@ def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
     examples = rouge_examples(references, lines)
     if metrics.bert_scorer and needs_bertscore(task):
         examples |= metrics.bert_scorer.examples(references, predicted)
-    scores = means(examples)
-    if "rouge" in metrics.loaded:
-        # Its aggregator takes the median of resamples without a seed, which is not the mean.
-        rouge = metrics.loaded["rouge"].compute(
-            predictions=lines, references=references, use_stemmer=True, use_aggregator=False
-        )
-        scores |= {name: 100 * fmean(map(float, rouge[name])) for name in ROUGE_TYPES}
-    return Scored(scores=scores, examples=examples)
+    return Scored(scores=means(examples), examples=examples)
 
 
 def sentence_lines(text: str) -> str:

@@ -47,14 +47,6 @@ class Contrast:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DomainPoints:
-    """Points of the rows of another data set."""
-
-    rows: Sequence[Row]
-    points: Points
-
-
-@dataclass(frozen=True, kw_only=True)
 class ShiftedPoints:
     """All that was scored.
 
@@ -70,7 +62,6 @@ class ShiftedPoints:
     again: Points
     shifts: dict[str, ShiftPoints]
     contrasts: dict[str, Contrast]
-    domain: DomainPoints | None
 
 
 def sampled(rows: Sequence[Row]) -> list[Row]:
@@ -78,9 +69,7 @@ def sampled(rows: Sequence[Row]) -> list[Row]:
     return [rows[index] for index in sorted(Random(SEED).sample(range(len(rows)), min(ROWS, len(rows))))]
 
 
-def shifted(
-    codec: Codec, rows: Sequence[Row], score: Score, shifts: Iterable[Shift], domain: Sequence[Row] | None = None
-) -> ShiftedPoints:
+def shifted(codec: Codec, rows: Sequence[Row], score: Score, shifts: Iterable[Shift]) -> ShiftedPoints:
     """Points of a trained model under every shift that changes any row.
 
     Args:
@@ -88,7 +77,6 @@ def shifted(
         rows: its test rows.
         score: evaluates the model.
         shifts: for whatever problem; those of the task's are taken.
-        domain: rows of another data set of the task.
     """
     task, rows = codec.task, sampled(rows)
     plain = score(rows)
@@ -101,7 +89,6 @@ def shifted(
             contrasts[shift.id] = _contrast(shift, task, plain, new, changed, score)
         elif changed:
             keeping[shift.id] = _points(shift, codec, plain, tokens, new, changed, score, metric)
-    others = sampled(domain) if domain else None
     return ShiftedPoints(
         metric=metric,
         rows=rows,
@@ -110,7 +97,6 @@ def shifted(
         again=score([dict(row) for row in rows]).examples[metric],
         shifts=keeping,
         contrasts=contrasts,
-        domain=DomainPoints(rows=others, points=score(others).examples[metric]) if others else None,
     )
 
 

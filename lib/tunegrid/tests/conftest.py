@@ -1,8 +1,6 @@
-"""Fixtures and options of the project's own tests."""
+"""A marker and an option of the project's own tests."""
 
 import pytest
-
-from tunegrid.tests import strangers
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -10,16 +8,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-schema", action="store_true", help="write reports/schema.json anew before it is checked")
 
 
-@pytest.fixture
-def attack(request, capsys):
-    """Tries an answer with each seed, and says how it went: `pytest lib/tunegrid/tests -m hostile -n 0` does it at length."""
-
-    def attack(answer, seeds):
-        counts = strangers.attacked(answer, seeds)
-        if request.node.get_closest_marker("hostile"):
-            told = ", ".join(f"{count} {what}" for what, count in sorted(counts.items()))
-            with capsys.disabled():
-                print(f"\n{request.node.name}: seeds {seeds.start} to {seeds.stop - 1}: {told}")
-        return counts
-
-    return attack
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of tests that CI leaves out."""
+    config.addinivalue_line("markers", "slow: takes over five seconds; CI leaves it out by -m 'not slow'")

@@ -19,7 +19,7 @@ SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
 # a forked process could not use.
 SERVER = """
 import gc, json, os, runpy, signal, sys
-import accelerate, bitsandbytes, datasets, evaluate, peft, pyarrow, pytest, rouge_score.rouge_scorer, scipy.stats, torch
+import accelerate, bitsandbytes, datasets, peft, pyarrow, pytest, rouge_score.rouge_scorer, scipy.stats, torch
 import transformers.models.bert.modeling_bert, transformers.models.gpt2.modeling_gpt2, transformers.models.t5.modeling_t5
 
 gc.freeze()

@@ -70,9 +70,9 @@ def changed(tree, random: Random, times=1):
 
 
 def seeds_of(few, many):
-    """Few seeds in each run of the tests, many with `-m hostile`."""
+    """Few seeds, and many in a slow test."""
     return pytest.mark.parametrize(
-        "seeds", [range(few), pytest.param(range(many), marks=pytest.mark.hostile)], ids=lambda given: f"{len(given)}"
+        "seeds", [range(few), pytest.param(range(many), marks=pytest.mark.slow)], ids=lambda given: f"{len(given)}"
     )
 
 

@@ -63,7 +63,6 @@ def test_any_type_has_a_checksum(dtype):
 # The run as a whole
 
 
-@pytest.mark.slow
 def test_a_sound_run_passes_what_applies(evidence):
     findings = audited(evidence)
     assert [finding.detail for finding in findings if not finding.passed] == []
@@ -98,7 +97,6 @@ def test_audits_have_names_of_their_own():
     assert len(names) == len(set(names)) == 42
 
 
-@pytest.mark.slow
 def test_what_is_known_before_training_is_not_asked_again(evidence):
     early = audited_before(evidence)
     assert [finding.name for finding in early] == [
@@ -114,14 +112,12 @@ def test_what_is_known_before_training_is_not_asked_again(evidence):
     assert [finding for finding in whole if finding.detail == "told before"] == earlier
 
 
-@pytest.mark.slow
 def test_auditing_changes_nothing(evidence):
     before = checksums(evidence.model.parameters())
     audited(evidence)
     assert checksums(evidence.model.parameters()) == before
 
 
-@pytest.mark.slow
 def test_an_audit_that_cannot_look_has_failed(evidence):
     splits = Splits(train=REVIEWS, validation=[], test=[], origins={})
     findings = {finding.name: finding for finding in audited(replace(evidence, codec=None, splits=splits))}
@@ -130,7 +126,6 @@ def test_an_audit_that_cannot_look_has_failed(evidence):
     assert findings["base_frozen"].passed
 
 
-@pytest.mark.slow
 def test_a_frozen_tensor_that_changed_is_named(evidence):
     name = next(name for name, p in evidence.trainer.parameters.items() if not p.requires_grad)
     marked = {**evidence.trainer.before, name: (0, 0)}
@@ -147,7 +142,6 @@ def with_checksums(evidence, before):
     return altered
 
 
-@pytest.mark.slow
 def test_a_group_that_stood_still_is_named():
     trainer = trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0)
     trainer.run(silent())
@@ -305,7 +299,6 @@ def test_points_that_are_another_rows_are_found_though_their_mean_is_right():
     assert invariants("bert_sa_sft", evaluation) == (False, "accuracy of row 1 is 100.00, but its prediction scores 0.00")
 
 
-@pytest.mark.slow
 def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_context():
     codec, rows = codec_for("bert_qa_sft"), rows_of("squad/train")[:12]
     features = codec.encode(rows, training=False)

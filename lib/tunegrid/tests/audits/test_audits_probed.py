@@ -41,8 +41,6 @@ from tunegrid.run.training import Trainer
 from tunegrid.run.weights import matching_keys, weight_files
 from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, train_rows, trainer_for, trainer_of
 
-pytestmark = pytest.mark.slow
-
 QUESTIONS = Splits(train=rows_of("squad/train")[:24], validation=[], test=[], origins={})
 
 

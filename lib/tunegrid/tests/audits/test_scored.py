@@ -17,8 +17,6 @@ from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import hooked
 from tunegrid.tests.small import CPU, rows_of, scaled_late, silent, train_rows, trainer_of
 
-pytestmark = pytest.mark.slow
-
 TEST = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
 
 
@@ -69,7 +67,7 @@ def test_continuations_that_are_not_the_best_are_seen(monkeypatch):
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_lora"])
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_step_that_goes_wrong_from_the_eleventh_token_on_is_seen(cell_id):
     with scaled_late(trained(cell_id).model, first=11):
         broken = scored_by(cell_id)
@@ -86,7 +84,7 @@ def test_a_text_that_another_row_would_get_is_not_the_models():
 
 
 @pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_qa_lora"])
-@pytest.mark.long
+@pytest.mark.slow
 def test_padding_that_is_read_is_seen_in_what_was_scored(cell_id, monkeypatch):
     assert scored.scored_alone_as_in_batch(scored_by(cell_id))[0]
     attend = nn.functional.scaled_dot_product_attention
@@ -109,7 +107,7 @@ def brought(config, checkpoint):
 
 
 @pytest.mark.parametrize("checkpoint", [{"early_stopping": True, "forced_bos_token_id": 5}, {"suppress_tokens": [1, 5, 7]}])
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_recipe_alone_says_how_texts_are_searched(checkpoint):
     plain = scored_by("t5_sum_sft")
     with brought(plain.model.generation_config, checkpoint):

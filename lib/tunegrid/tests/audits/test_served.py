@@ -23,8 +23,6 @@ from tunegrid.run.training import Trainer
 from tunegrid.run.weights import model_checksums
 from tunegrid.tests.small import CPU, cell_of, codec_for, silent, tokenizer_of, train_rows
 
-pytestmark = pytest.mark.slow
-
 EQUAL = "4 rows: served, logits differ by 0.0e+00 of the largest"
 
 

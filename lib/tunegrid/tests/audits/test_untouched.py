@@ -170,7 +170,6 @@ def with_kernels_of_ours():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_kernels_of_ours_are_named():
     operators = ("_safe_softmax", "bernoulli_.float", "mm")
     named = [(f"operator aten::{name} on CPU", f"{HERE}: {name}", True) for name in operators]
@@ -189,7 +188,6 @@ def with_kernels_by_decorators():
     return found_by(monitor)
 
 
-@pytest.mark.slow
 def test_kernels_that_torchs_decorator_registered_while_cells_ran_are_named_though_nobody_notes_whose_they_are():
     """Also in a later cell, and for an operator that had a kernel of Python's; not for an operator that is no library's."""
     assert apart(with_kernels_by_decorators) == [
@@ -310,7 +308,6 @@ def with_a_compiled_function():
     return found_by(MONITOR)
 
 
-@pytest.mark.slow
 def test_a_function_that_is_compiled_fails_nothing():
     [found] = apart(with_a_compiled_function)
     by = "torch/_dynamo/mutation_guard.py: install_generation_tagging_init.<locals>"

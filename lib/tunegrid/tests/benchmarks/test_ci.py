@@ -169,7 +169,7 @@ def test_locked_versions_are_of_every_package_that_pyproject_asks_for_and_as_it_
 def test_locked_versions_are_those_that_measured_the_committed_baseline():
     [row, *_] = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())["benchmarks"]
     measured = {canonicalize_name(name): version.partition("+")[0] for name, version in row["extra_info"]["versions"].items()}
-    del measured["python"]
+    del measured["python"], measured["evaluate"]  # which nothing uses any more
     assert {name: version for name, version in locked("3.11").items() if name in measured} == measured
 
 
@@ -202,7 +202,6 @@ def test_every_dependency_has_a_lower_bound_which_a_job_installs():
 # Shell
 
 
-@pytest.mark.slow
 def test_our_own_workflow_runs_the_grid_by_the_committed_baseline(machine):
     baseline = machine.folder / "reports" / "baselines" / "quick-cpu.json"
     baseline.parent.mkdir(parents=True)
@@ -241,7 +240,6 @@ RUN = ["pytest", "-m", "quick", "-n", "auto"]
 COUNTS = "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
 
 
-@pytest.mark.slow
 def test_github_measures_the_base_commit_and_then_the_pull_request(machine, library):
     _, base = library
     assert github(machine, github_expressions(base), codes=[1, 0]) == 0  # the base commit misses a bound
@@ -263,7 +261,6 @@ def test_locked_versions_are_installed_where_the_recipe_says_so(machine):
         assert machine.calls()[-1] == ["pip", "install", "-c", "a b.txt", "-e", "./tunegrid"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
@@ -280,7 +277,6 @@ def test_github_runs_the_part_that_is_asked_for(machine, library, inputs, words)
     assert [call[:6] for call in machine.calls() if call[0] == "pytest"] == [words] * 2
 
 
-@pytest.mark.slow
 def test_github_takes_a_given_baseline(machine, library):
     repo, base = library
     (repo / "before.json").touch()
@@ -291,7 +287,6 @@ def test_github_takes_a_given_baseline(machine, library):
     ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("codes", "code"), [([0, 1], 1), ([2], 1), ([1, 4], 4), ([0, 6], 6)])
 def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code):
     assert github(machine, github_expressions(library[1]), codes) == code
@@ -308,7 +303,6 @@ def newest(machine, codes):
     return code, [call for call in machine.calls() if call != ["pip", "freeze"]]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1), ([0, 6], 6)])
 def test_newest_measures_the_releases_and_then_the_pre_releases(machine, codes, code):
     ended, calls = newest(machine, codes)
@@ -336,7 +330,6 @@ def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
     assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Outcome.CANNOT_TELL.exit_code}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("code", [0, 1, 6])
 def test_the_matrix_ends_as_the_gate_does(tmp_path, code):
     machine = Machine(tmp_path, {"tunegrid": f'case "$*" in "gate "*) exit {code};; esac'})
@@ -345,7 +338,6 @@ def test_the_matrix_ends_as_the_gate_does(tmp_path, code):
     assert machine.run(script, **variables) == code
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1)])
 def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, library, tmp_path, codes, code):
     repo, base = library
@@ -381,7 +373,6 @@ def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, lib
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
     """With real commands, on a cell of each part, of the committed baseline."""
     baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
@@ -465,7 +456,6 @@ def cluster(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
     folder, submit = cluster
     code, calls = submit(SHARDS="3")
@@ -484,7 +474,6 @@ def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
     folder, submit = cluster
     submit(SHARDS="3", ONLY="1,3", GPUS="")
@@ -495,7 +484,6 @@ def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
     assert len(read_list(folder / "run" / "run.json")) == 3
 
 
-@pytest.mark.slow
 def test_a_slurm_job_without_a_number_of_shards_says_so(cluster):
     _, submit = cluster
     code, calls = submit()

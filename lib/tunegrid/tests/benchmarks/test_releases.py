@@ -34,7 +34,7 @@ def test_an_invariant_that_a_row_names_is_there():
     assert set(named) <= set(INVARIANTS)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_that_no_index_answers_is_told_from_a_release_that_is_not_there(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))  # no uv, which has an index of its own
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/")

@@ -100,7 +100,6 @@ print(json.dumps([feature.input_ids for feature in features_of(codec, train_rows
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_transformers_that_reverses_words_does_not_read_the_rows_of_one_that_does_not(tmp_path):
     """It is a checkout of one version: only its code tells."""
     installed, code = import_folder("transformers"), TOKENISED.format(folder=str(tmp_path))
@@ -162,7 +161,6 @@ def test_a_damaged_file_is_written_again(tmp_path):
     assert pa.ipc.open_stream(path).read_all().num_rows == 20
 
 
-@pytest.mark.slow
 def test_a_full_disk_costs_the_cache_alone_and_leaves_no_half_file(tmp_path):
     [features] = apart(features_on_a_full_disk, tmp_path)
     assert features == kept_features(tmp_path / "other")
@@ -179,7 +177,6 @@ def test_a_folder_that_cannot_be_made_costs_the_cache_alone(tmp_path):
     assert kept_features(tmp_path / "file" / "folder") == kept_features(tmp_path / "other")
 
 
-@pytest.mark.slow
 def test_two_processes_at_once_get_the_same_features(tmp_path):
     one, other = apart(kept_features, tmp_path, times=2)
     assert one == other != []

@@ -269,7 +269,6 @@ def real_tokenizer():
     return hf.AutoTokenizer.from_pretrained(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", [SUM, QA])
 def test_a_real_template_goes_all_the_way(real_tokenizer, task):
     codec = codec_of(chat_cell(task, max_length=256, max_target_length=64), real_tokenizer)
@@ -285,7 +284,6 @@ def test_a_real_template_goes_all_the_way(real_tokenizer, task):
     assert len(codec.decode(rows, features, alone)) == 6
 
 
-@pytest.mark.slow
 def test_a_real_tokenizers_reviews_are_classified(real_tokenizer):
     codec, rows = reviews_codec(real_tokenizer), rows_of("amazon_polarity/train")[:6]
     model = model_for(codec, "LlamaForSequenceClassification", num_labels=3, pad_token_id=codec.pad_id)

@@ -145,7 +145,7 @@ def bisected(capsys, command, *options, good="planted==1.0", bad="planted==1.7")
     return code, (streams.out + streams.err).splitlines()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_planted_regression_among_eight_releases_takes_three_steps_and_is_not_measured_again(tmp_path, stand_in, capsys):
     command, log = stand_in
     for minor, version in enumerate(EIGHT):
@@ -185,7 +185,7 @@ def test_a_stopped_bisection_goes_on_where_it_was(saved, capsys):
     assert measured == ["1.0 run", "1.0 again", "1.7 run", "1.1", "1.1 run"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_path, stand_in, capsys):
     command, _ = stand_in
     for version, rows in (("1.0", GOOD), ("1.2", "none"), ("1.7", BAD)):  # no run is saved for "none"
@@ -339,7 +339,7 @@ def build_wheel(folder, config_settings=None, metadata_directory=None):
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
     command, log = stand_in
     repo = tmp_path / "library"
@@ -381,7 +381,7 @@ print(json.dumps([str(folder_of(parsed([*line, "--cells", "bert_sa_lora"])[1])) 
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_runs_beside_other_code_of_a_library_are_kept_apart_but_for_the_one_that_is_tried(tmp_path):
     code, module = FOLDERS.format(repo=str(tmp_path)), checkout_of(tmp_path, "rouge_score", "ONE = 1\n")
     *tried, beside = python_says(code, tmp_path / "src")

@@ -32,9 +32,8 @@ def test_a_starter_adds_nine_quick_cells(written, kind, first):
     assert (len(added), added[0]) == (9, first)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "cell"), [("task", "gpt2_mine_lora"), ("method", "t5_sa_mine"), ("backbone", "mine_sa_lora")])
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_starter_runs_as_it_is_written(written, tmp_path, kind, cell):
     how = ("-m", "quick", f"--grid={written(kind)}", f"--cells={cell}", "--set", "max_steps=3")
     code, output, rows = run(tmp_path, *how, timeout=300)

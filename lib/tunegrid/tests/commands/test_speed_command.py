@@ -267,7 +267,7 @@ def environment_beside(folder, slower=0.0):
     return folder
 
 
-@pytest.mark.releases  # it takes minutes
+@pytest.mark.slow  # it takes minutes
 def test_real_environments_that_are_equal_are_not_worse_and_a_slower_step_is(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(speed, "KEPT", tmp_path / "kept")
     before, equal = (environment_beside(tmp_path / name) for name in ("before", "equal"))

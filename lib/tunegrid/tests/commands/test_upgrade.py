@@ -148,7 +148,7 @@ def test_an_upgrade_that_changes_nothing_takes_first_updates_alone_and_is_not_me
     assert len(log()) == 2  # all came from disk
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_checkout_is_tried_as_it_lies_on_the_disk_and_stays_as_it_is(runs, planned, capsys):
     suite, log = planned
     repo = runs / "library"
@@ -592,7 +592,6 @@ def test_the_suite_runs_the_cells_of_a_profile_with_the_users_options_last():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_bug_that_is_planted_into_a_checkout_of_peft_is_named(tmp_path, monkeypatch, capsys):
     for module in (sides, upgrade):
         monkeypatch.setattr(module, "RUNS", tmp_path / "upgrade")

@@ -14,8 +14,6 @@ from tunegrid.grid.profiles import FIXTURES
 from tunegrid.tests.hub import COMMIT, serving
 from tunegrid.tests.small import rows_of
 
-pytestmark = pytest.mark.slow
-
 CELL = "bert_sa_qlora"
 
 
@@ -52,7 +50,7 @@ def run(tmp_path, home, **environment):
     return answer.returncode, answer.stdout, [row["extra_info"] for row in rows]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_cell_runs_from_the_hub_at_its_pinned_revision(hub, home, tmp_path):
     code, output, records = run(tmp_path, home, HF_ENDPOINT=hub.address)
     assert code == 0, output
@@ -64,7 +62,7 @@ def test_a_cell_runs_from_the_hub_at_its_pinned_revision(hub, home, tmp_path):
     assert record["data"]["origins"]["train"] == "hub:fancyzhx/amazon_polarity/train"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_warm_cache_does_without_the_hub(hub, home, tmp_path):
     hub.requests.clear()
     code, output, records = run(tmp_path, home, HF_ENDPOINT=hub.address, HF_HUB_OFFLINE="1")
@@ -73,7 +71,7 @@ def test_a_warm_cache_does_without_the_hub(hub, home, tmp_path):
     assert hub.requests == []
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_cold_cache_without_the_hub_is_one_sentence(tmp_path):
     code, output, _ = run(tmp_path, tmp_path / "cold", HF_HUB_OFFLINE="1")
     assert code == 1

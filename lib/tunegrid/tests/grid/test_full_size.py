@@ -1,6 +1,5 @@
 """The 27 recipes against their architectures at full size: built on the meta device, without weights or a download."""
 
-from dataclasses import replace
 from functools import cache
 
 import bitsandbytes as bnb
@@ -15,8 +14,6 @@ from tunegrid.grid.recipes import RECIPES
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
-
-pytestmark = pytest.mark.slow
 
 CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_PROFILE)}
 QLORA = [cell_id for cell_id in STUDY_IDS if cell_id.endswith("qlora")]
@@ -86,7 +83,7 @@ ZOO_COUNTS = {
 
 @pytest.mark.parametrize("method", ZOO_COUNTS)
 def test_the_zoos_methods_train_as_many_parameters_as_their_papers_say(method):
-    cell = zoo().cell(f"bert_sa_{method}", replace(FOOTPRINT_PROFILE, zoo=True))
+    cell = zoo().cell(f"bert_sa_{method}", FOOTPRINT_PROFILE)
     model = build(cell, load_tokenizer(cell), META)
     assert parameter_counts(model).trainable_params == ZOO_COUNTS[method] + HEAD
 

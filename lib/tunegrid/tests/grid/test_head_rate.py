@@ -54,7 +54,6 @@ def test_lora_fa_keeps_its_own_lists_beside_each_parameter():
     assert peaks(trainer) == {True: {1e-3}, False: {1e-2}}
 
 
-@pytest.mark.slow
 def test_a_method_that_ignores_it_is_caught():
     class OneRate(type(LORA)):
         def parameter_groups(self, model, cell):

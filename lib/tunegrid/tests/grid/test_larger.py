@@ -148,7 +148,6 @@ def model_of(cell_id):
 SUM_ROW = {"gpt2medium_sum_lora": H, "gpt2medium_sum_qlora": H}  # <sum>, which adapters train and recipes do not count
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", IDS)
 def test_models_train_as_many_parameters_as_worked_out(cell_id):
     cell, model = model_of(cell_id)
@@ -163,7 +162,6 @@ def test_models_train_as_many_parameters_as_worked_out(cell_id):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_models_train_the_numbers_that_were_measured_before():
     seen = {  # by an earlier prototype, with a user's file
         "bertlarge_qa": (3_147_778, 7_079_938, 334_094_338),
@@ -193,9 +191,8 @@ def packed_bytes(count):
     return count / 2 + count / 64 + 4 * count / 64 / 256
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", PACKED)
-@pytest.mark.long
+@pytest.mark.slow
 def test_bytes_of_packed_weights_are_the_formulas_within_ten_percent(cell_id):
     cell = GRID.cell(cell_id, FOOTPRINT_PROFILE)
     shape = {**cell.backbone.shape, **TWO[studys(cell_id).split("_")[0]]}

@@ -24,8 +24,6 @@ from tunegrid.run.stepper import make_schedule
 from tunegrid.run.training import Trainer
 from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, silent, tokenizer_of
 
-pytestmark = pytest.mark.slow
-
 REVIEWS = rows_of("amazon_polarity/train")[:16]
 NEWS = rows_of("cnn_dailymail/train")[:8]
 FEW = {"max_steps": 3, "per_device_train_batch_size": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0}

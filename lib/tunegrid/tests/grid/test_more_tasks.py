@@ -47,6 +47,9 @@ def test_the_study_has_its_27_quick_cells_as_they_were():
         ("bert_nli_lora", "tasks", "tasks"),
         ("bert_nli_lora", "full", "full and tasks"),
         ("t5large_qa_sft", "footprint", "footprint and larger"),
+        ("t5_qa_dora", "full", "full and zoo"),
+        ("t5_qa_dora", "zoo", "zoo"),
+        ("t5_qa_dora", "quick", "quick"),  # a user's
         ("bert_sa_lora", "quick", "quick"),
     ],
 )
@@ -54,7 +57,6 @@ def test_what_m_names_for_a_cell(cell_id, profile, words):
     assert words_for(cell_id, profile) == words
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", CELLS)
 def test_models_train_as_many_parameters_as_worked_out(cell_id):
     pair, method = cell_id.rsplit("_", 1)

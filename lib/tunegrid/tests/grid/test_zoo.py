@@ -18,8 +18,6 @@ from tunegrid.run.training import Trainer
 from tunegrid.tests.sessions import collect
 from tunegrid.tests.small import CPU, silent, train_rows
 
-pytestmark = pytest.mark.slow
-
 ZOO = zoo()
 OPEN = zoo()
 OPEN.refused.clear()
@@ -130,19 +128,15 @@ def test_a_refused_cell_is_answered_with_its_reason():
 
 def test_methods_of_the_zoo_are_listed_at_full_size():
     """AdaLoRA plans its cuts over the updates, of which an epoch's number is not known before the rows are."""
-    listing = listed("-m", "full", "--zoo")
+    listing = listed("-m", "full and zoo")
     assert not listing.returncode, listing.stderr
     assert "t5_sa_adalora" in {line.split()[0] for line in listing.stdout.splitlines() if line}
-
-
-def test_the_zoo_where_it_changes_nothing_is_refused():
-    assert "--zoo goes with -m full and -m footprint" in collect("-m", "quick", "--zoo").stderr
 
 
 def test_the_studys_cells_are_not_the_zoos():
     refusal = listed("-m", "quick", "--cells", "bert_sa_dora")
     assert refusal.returncode
     assert "unknown cell 'bert_sa_dora'" in refusal.stderr
-    names = [line.split()[0] for line in listed("-m", "footprint", "--zoo").stdout.splitlines() if line]
+    names = [line.split()[0] for line in listed("-m", "footprint and zoo").stdout.splitlines() if line]
     assert "bert_sa_dora" in names
     assert "bert_sa_lora" not in names  # the study's has this name at true size

@@ -4,16 +4,13 @@ import json
 import shutil
 from dataclasses import replace
 
-import pytest
-
 from tunegrid.codecs import codec_of
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.weights import checkpoint_fingerprint
 from tunegrid.tests.small import CPU, cell_of, train_rows
-from tunegrid.tests.strangers import changed, seeds_of, spoil
+from tunegrid.tests.strangers import attacked, changed, seeds_of, spoil
 
-pytestmark = pytest.mark.slow
 CELLS = ("bert_sa_lora", "gpt2_sum_sft", "t5_qa_sft", "bert_sum_sft", "gpt2_sa_qlora")
 
 
@@ -28,7 +25,7 @@ def other_checkpoint(folder, random):
 
 
 @seeds_of(6, 150)
-def test_checkpoint_folders(attack, seeds, tmp_path):
+def test_checkpoint_folders(seeds, tmp_path):
     def answer(random):
         cell = cell_of(random.choice(CELLS))
         root = tmp_path / str(random.random())  # a new one: what was read of a file is kept by its name
@@ -42,4 +39,4 @@ def test_checkpoint_folders(attack, seeds, tmp_path):
         assert codec_of(cell, tokenizer).encode(train_rows(cell.id)[:8], training=True)
         shutil.rmtree(root)
 
-    attack(answer, seeds)
+    attacked(answer, seeds)

@@ -12,7 +12,7 @@ from tunegrid.results import examples
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.tidy import rows_of
 from tunegrid.tests.pages import record_of
-from tunegrid.tests.strangers import another_parquet, seeds_of
+from tunegrid.tests.strangers import another_parquet, attacked, seeds_of
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def run(tmp_path, monkeypatch):
 
 
 @seeds_of(60, 1000)
-def test_parquet_beside_a_run(run, attack, seeds, tmp_path):
+def test_parquet_beside_a_run(run, seeds, tmp_path):
     record, path = run
 
     def answer(random):
@@ -37,11 +37,11 @@ def test_parquet_beside_a_run(run, attack, seeds, tmp_path):
         rows_of([(path, record)])
         gate(Run.of([record], path), Run.of([record], path))
 
-    counts = attack(answer, seeds)
+    counts = attacked(answer, seeds)
     assert counts["refused"] > counts["used"] > 0
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_small_file_of_180_million_rows_is_refused_before_it_is_unpacked(run, tmp_path):
     record, path = run
     rows = 1_000_000

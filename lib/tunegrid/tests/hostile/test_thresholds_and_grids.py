@@ -7,7 +7,7 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.results.noise import load_noise
 from tunegrid.results.numerics import load_tolerances
 from tunegrid.results.thresholds import THRESHOLDS, load_bounds, load_evidence, load_margins
-from tunegrid.tests.strangers import changed, damaged, seeds_of
+from tunegrid.tests.strangers import attacked, changed, damaged, seeds_of
 
 LOADERS = {
     "margins.toml": (load_margins,),
@@ -29,7 +29,7 @@ def toml(value):
 
 
 @seeds_of(40, 1000)
-def test_threshold_files(attack, seeds, tmp_path):
+def test_threshold_files(seeds, tmp_path):
     def answer(random):
         name = random.choice(list(LOADERS))
         path, content = tmp_path / name, (THRESHOLDS / name).read_bytes()
@@ -42,7 +42,7 @@ def test_threshold_files(attack, seeds, tmp_path):
         for load in LOADERS[name]:
             load(path)
 
-    counts = attack(answer, seeds)
+    counts = attacked(answer, seeds)
     assert counts["refused"] > 0
     assert counts["used"] > 0
 
@@ -102,7 +102,7 @@ def other_grid(random):
 
 
 @seeds_of(60, 600)
-def test_grid_files(attack, seeds, tmp_path, request):
+def test_grid_files(seeds, tmp_path, request):
     def answer(random):
         path = tmp_path / f"grid{random.random()}.py"
         path.write_bytes(other_grid(random))
@@ -111,6 +111,6 @@ def test_grid_files(attack, seeds, tmp_path, request):
         for profile in (QUICK_PROFILE, FULL_PROFILE):
             session.grid.cells(profile)
 
-    counts = attack(answer, seeds)
+    counts = attacked(answer, seeds)
     assert counts["refused"] > 0
     assert counts["used"] > 0

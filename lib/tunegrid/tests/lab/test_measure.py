@@ -144,7 +144,6 @@ def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_pytest_takes_the_options_of_every_stages_sessions():
     """One session of each stage; a trained cell's controls and degradations are tests, too."""
     work = measure.Work(plan=CalibrationPlan(), sessions=LabSessions(), to=measure.ROOT, runs=20)

@@ -187,7 +187,7 @@ def test_no_text_is_in_two_splits():
 # The text that backbones are pretrained on
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_no_fine_tuning_text_is_pretrained_on():
     reserved = {text for row in rows_of("amazon_polarity/train") for text in (row["content"],)}
     reserved |= {row["context"] for row in questions()} | {row["article"] for row in articles()}

@@ -41,7 +41,7 @@ def test_looks_without_their_share_of_alpha_would_cry_wolf(monkeypatch):
     assert shared <= 0.01 + CHANCE < unshared
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_cells_without_their_share_of_alpha_would_cry_wolf(monkeypatch):
     critical = Rule.critical
     monkeypatch.setattr(Rule, "critical", lambda rule, df, tests: critical(rule, df, 1))

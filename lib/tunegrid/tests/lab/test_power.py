@@ -13,8 +13,6 @@ from tunegrid.results import noise, quality
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise
 from tunegrid.results.statistics import by_training
 
-pytestmark = pytest.mark.slow
-
 MARGINS = {"other": 0.0}  # so that only statistics keep equal runs from being called worse
 RUNS = 200
 CHANCE = 0.03  # two standard errors of 5 % in 200 runs
@@ -55,7 +53,7 @@ def measured():
     return replace(committed, measured={SEEDS: deviations}, scores={SEEDS: scores})
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_collapses_make_no_alarms_though_normal_noise_knows_none(measured, monkeypatch):
     setting = Setting(noise=measured, margins=MARGINS, kind=SEEDS)
     alarms = sum(map(bool, worse_cells(setting, RUNS))) / RUNS
@@ -88,7 +86,7 @@ def test_without_holm_a_third_of_equal_runs_would_be_called_worse(monkeypatch):
 
 @pytest.mark.parametrize("kind", [PERTURBED, SEEDS])
 @pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_smallest_drop_is_called_worse_four_times_in_five(kind, seeds):
     many = 10**5  # degrees of freedom: noise is known
     setting = Setting(noise=made_up(many, many), margins={"other": 1.0}, kind=kind, seeds=seeds)
@@ -130,7 +128,7 @@ def hierarchical_bootstrap(old, new, rng, resamples=400):
     return (1 + (draws - points <= points).sum()) / (resamples + 1)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_hierarchical_bootstrap_of_three_seeds_cries_wolf_and_known_noise_does_not():
     rng = np.random.default_rng(20)
     skill = rng.normal(2, 2, ROWS)

@@ -284,7 +284,6 @@ def test_measure_calibrates_by_its_own_plan(workplace, tmp_path):
     assert json.loads(work.measured.read_text())["calibrate quick"]["seeds"] == 3
 
 
-@pytest.mark.slow
 def test_the_same_command_trains_nothing_twice(workplace, tmp_path):
     calibrate.main([*ARGUMENTS, str(tmp_path)])
     first = list(workplace)

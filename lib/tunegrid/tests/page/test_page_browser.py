@@ -18,7 +18,6 @@ CHROMIUM = next(filter(None, map(shutil.which, render.BROWSERS)), None)
 A4_PIXELS = 688  # 210 mm less two margins of 14, at 96 pixels an inch
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install '.[dev]'")
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH: apt-get install chromium"),
 ]
 

@@ -5,7 +5,7 @@ import pytest
 from fixtures import rows
 from tunegrid.tests.sessions import run
 
-pytestmark = [pytest.mark.slow, pytest.mark.long]
+pytestmark = pytest.mark.slow
 
 CELL = "gpt2_sa_lora"
 

@@ -110,9 +110,8 @@ def test_the_pages_commands_on_own_tests_name_files_that_exist():
     assert len(suite) >= 20
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loads_torch", [False, True])
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_pages_pytest_commands_collect(stand_ins, loads_torch):
     loading = {"faults", "library_bugs", "equivalent"}
     commands = [words for words in pytest_commands()[1] if bool(loading & set(words)) is loads_torch]

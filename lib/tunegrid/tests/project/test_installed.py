@@ -9,8 +9,6 @@ import pytest
 
 from tunegrid import ROOT
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
@@ -61,7 +59,7 @@ def test_the_projects_own_modules_stay_its_own(project):
     assert answer(project, "python", "-c", code) == (0, "the project the project Lora\n")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
     code, output = answer(project, "tunegrid", "run", "-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=2", "-q")
     assert code == 0, output

@@ -206,7 +206,6 @@ def test_results_can_be_read_without_torch():
     assert run_python("-c", code).returncode == 0
 
 
-@pytest.mark.slow
 def test_collecting_the_27_cells_is_quick_and_loads_no_torch():
     code = (
         "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"

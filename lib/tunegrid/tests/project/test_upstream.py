@@ -9,8 +9,6 @@ from tunegrid import ROOT
 from tunegrid.machine import versions
 from tunegrid.tests.sessions import ForkedProcess
 
-pytestmark = pytest.mark.slow
-
 FAULTY, MENDED, CANNOT_SHOW = 1, 0, 2
 REPACKING = "support_avx512bf16_for_cpu in keep_packed_layers (lib/tunegrid/run/build.py)"
 FAULTS = {
@@ -65,7 +63,7 @@ def verdict(code, output, library, workaround, sign):
 
 
 @pytest.mark.parametrize("name", FAULTS)
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_fault_that_we_work_around_is_still_there(name):
     run = run_script(name)
     sentence = verdict(run.returncode, run.stdout + (run.stderr if run.returncode > CANNOT_SHOW else ""), *FAULTS[name])

@@ -48,7 +48,6 @@ def test_a_crash_survives_its_json():
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_cell_that_breaks_off_keeps_its_traceback_and_its_last_lines(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN)
     options = ("-m", "quick", "--cells", "gpt2_sa_lora", "-p", "broken", "--tb=no")

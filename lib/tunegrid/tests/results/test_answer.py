@@ -303,7 +303,6 @@ def assert_same_lines(places, lines):
         assert message[: len(lines)] == [line.replace("%", "%25") for line in lines]
 
 
-@pytest.mark.slow
 def test_every_place_says_of_a_failed_audit_the_same_three_lines(tmp_path):
     code, places, suite = session(tmp_path, failed_audit)
     assert code == 1
@@ -323,7 +322,6 @@ def test_every_place_says_of_a_failed_audit_the_same_three_lines(tmp_path):
     assert case.find("failure").text.splitlines()[:3] == lines
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), ("--gate-on=numerics,quality,memory",)])
 def test_every_place_names_the_stage_at_which_numerics_changed_in_the_same_lines(tmp_path, options):
     code, places, suite = session(tmp_path, moved_start, *options)
@@ -343,7 +341,6 @@ def test_every_place_names_the_stage_at_which_numerics_changed_in_the_same_lines
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_every_place_says_of_a_clean_run_that_it_is_no_worse(tmp_path):
     code, places, suite = session(tmp_path, nothing)
     assert code == 0
@@ -362,9 +359,8 @@ def one_cell_changed(record):
         record["training"]["first_step"]["weights"]["lora_A"] *= (6 / 7) ** 0.5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.long
+@pytest.mark.slow
 def test_each_case_of_junits_file_has_its_verdict_and_cause_with_and_without_workers(tmp_path, workers):
     code, _, suite = session(tmp_path, one_cell_changed, "--gate-on=numerics,quality,memory", workers=workers)
     assert code == 1
@@ -385,7 +381,6 @@ def test_each_case_of_junits_file_has_its_verdict_and_cause_with_and_without_wor
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_session_lists_the_rows_that_changed_as_the_command_does(tmp_path, capsys):
     """Seed 1 after seed 0, of one cell."""
     saved, files = load(BASELINE), {}

@@ -92,13 +92,13 @@ def test_a_calibrated_model_is_near_0_and_its_triple_confident_twin_is_seen():
     assert wild.confidence > calm.confidence + 10
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_calibrated_models_are_seldom_called_anything_else():
     figures = [figures_of(Forecasts(confidences=c, hits=h)) for c, h in (calibrated(400, seed) for seed in range(60))]
     assert sum(own.ece.low > own.expected_ece for own in figures) <= 6  # 2.5 % of each side
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_ece_that_chance_gives_is_what_calibrated_models_show_and_shrinks_with_rows():
     shown = [figures_of(Forecasts(confidences=c, hits=h)).ece.value for c, h in (calibrated(400, seed) for seed in range(60))]
     assert expected_ece(calibrated(400)[0]) == pytest.approx(np.mean(shown), rel=0.1)

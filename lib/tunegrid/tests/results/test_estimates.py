@@ -9,7 +9,6 @@ from tunegrid.results.estimates import (
     Estimate,
     duration,
     estimates,
-    fitting,
     lines,
     longest_runs,
     planned_rows,
@@ -44,21 +43,6 @@ def test_a_duration_is_hours_minutes_seconds(text, seconds):
 def test_what_is_no_duration_is_refused(text):
     with pytest.raises(InputError, match="expected a duration, as in 30m"):
         seconds_of(text)
-
-
-def test_the_longest_that_fits_comes_first():
-    # 100 s less 15 s for the session: 60 s, then 20 s of the 25 s left; 30 s do not fit
-    assert fitting(["a", "b", "c"], known(a=20, b=60, c=30), 100) == ["b", "a"]
-
-
-def test_workers_share_the_cells_but_no_cell_is_cut():
-    times = known(a=60, b=60, c=60, d=100)
-    assert fitting(["a", "b", "c", "d"], times, 85, workers=2) == ["a", "b"]  # d alone is longer than the time there is
-
-
-def test_a_cell_never_measured_does_not_fit():
-    assert fitting(["a", "b"], known(a=1), 1000) == ["a"]
-    assert fitting(["b"], {"b": Estimate()}, 1000) == []
 
 
 def test_a_saved_run_says_what_a_cell_takes(tmp_path):

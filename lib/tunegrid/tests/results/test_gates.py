@@ -340,7 +340,6 @@ def seconds_of_children():
     return used.ru_utime + used.ru_stime
 
 
-@pytest.mark.slow
 def test_a_gate_of_27_cells_takes_seconds_and_no_torch(tmp_path):
     old, new = (run_file(tmp_path / name, whole_grid(lost)) for name, lost in (("old.json", 0), ("new.json", 30)))
     for path in (old, new):

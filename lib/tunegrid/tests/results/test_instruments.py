@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from tunegrid.record.parts import ContrastRecord, DomainRecord, Estimate, ForgettingRecord, ShiftedRecord, ShiftRecord
+from tunegrid.record.parts import ContrastRecord, Estimate, ForgettingRecord, ShiftedRecord, ShiftRecord
 from tunegrid.results.answer import answer_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.instruments import compared_part
@@ -30,7 +30,6 @@ def shifted(drop=-20.0, both=45, **names):
             for name, own in shifts.items()
         },
         contrasts={"negated": ContrastRecord(meaning="-", pairs=50, right=48, both=both)},
-        domain=None,
         examples=None,
     )
 
@@ -73,19 +72,6 @@ def test_every_figure_is_compared(changes, told):
         Verdict.CHANGED,
         f"{told}, and all losses are equal",
     )
-
-
-def test_another_data_set_is_compared_with_itself_alone():
-    books, moved, films = (
-        replace(shifted(), domain=DomainRecord(folder=name, rows=9, rows_hash="0" * 16, score=score, change=estimate(-5.0)))
-        for name, score in [("books", 80.0), ("books", 20.0), ("films", 80.0)]
-    )
-    assert verdict("shifted", record(shifted=books), record(shifted=moved))[0] is Verdict.CHANGED
-    for other in (films, shifted()):
-        assert verdict("shifted", record(shifted=books), record(shifted=other)) == (
-            Verdict.NOT_COMPARABLE,
-            "another data set was scored",
-        )
 
 
 def test_equal_losses_mean_equal_weights_so_any_other_drop_is_a_change():

@@ -239,7 +239,6 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
 """
 
 
-@pytest.mark.slow
 def test_examples_are_beside_every_file_that_a_session_saves(tmp_path):
     """What --benchmark-save wrote before stays without them."""
     (tmp_path / "test_one.py").write_text(WITH_EXAMPLES)
@@ -266,9 +265,8 @@ def test_cell(profile, backbone, task, method, seed, benchmark):
 """
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
-@pytest.mark.long
+@pytest.mark.slow
 def test_rows_reach_one_file_misses_too_whatever_the_number_of_workers(tmp_path, workers):
     (tmp_path / "test_two.py").write_text(TWO_CELLS)
     options = ("--cells=bert_sum_lora,bert_sum_qlora", "-n", workers, "--benchmark-json=rows/new.json")

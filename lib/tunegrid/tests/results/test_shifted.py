@@ -6,13 +6,12 @@ import pytest
 
 from tunegrid.page import render
 from tunegrid.page.view import page_of
-from tunegrid.record.parts import ContrastRecord, DomainRecord, Estimate, ShiftedRecord, ShiftRecord
+from tunegrid.record.parts import ContrastRecord, Estimate, ShiftRecord
 from tunegrid.record.truths import shifted_rows
 from tunegrid.results import examples
-from tunegrid.results.examples import Examples, keep_beside, read_shifted
+from tunegrid.results.examples import keep_beside, read_shifted
 from tunegrid.results.shifted import contrast_lines, objections, rows_of, shift_lines, shift_tables, shifted_record
-from tunegrid.results.statistics import unpaired
-from tunegrid.run.shifted import Contrast, DomainPoints, ShiftedPoints, ShiftPoints
+from tunegrid.run.shifted import Contrast, ShiftedPoints, ShiftPoints
 from tunegrid.tests.pages import run_of
 from tunegrid.tests.records import complete
 
@@ -42,7 +41,6 @@ def told(points=None, **changes):
             "again": list(RIGHT),
             "shifts": shifts,
             "contrasts": {"negated": Contrast(meaning="-", right=[True] * 8 + [False] * 2, twin=[True] * 6 + [False] * 4)},
-            "domain": None,
         }
         | changes
     )
@@ -50,7 +48,7 @@ def told(points=None, **changes):
 
 def record(cell, points=None, seed=0, **changes):
     all_points = told(points, **changes)
-    part = shifted_record(all_points, "books", examples.write(rows_of(all_points)))
+    part = shifted_record(all_points, examples.write(rows_of(all_points)))
     seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
     return complete(cell, shifted=asdict(part), seeds=seeds)
 
@@ -61,7 +59,7 @@ def read(one):
 
 def test_a_drop_is_paired_by_row_and_has_an_interval():
     """Three of ten rows lose all: -30 points."""
-    part = shifted_record(told(), "", None)
+    part = shifted_record(told(), None)
     shift = part.shifts["typos5"]
     assert (part.score, shift.score, shift.change.value) == (100.0, 70.0, -30.0)
     assert shift.change.low < -30 < shift.change.high <= 0
@@ -70,7 +68,7 @@ def test_a_drop_is_paired_by_row_and_has_an_interval():
 
 
 def test_what_is_read_as_before_has_no_interval():
-    part = shifted_record(told(shifts={"upper": ShiftPoints(meaning="-", points=list(RIGHT), changed=10, read=0)}), "", None)
+    part = shifted_record(told(shifts={"upper": ShiftPoints(meaning="-", points=list(RIGHT), changed=10, read=0)}), None)
     assert part.shifts["upper"] == ShiftRecord(
         meaning="-", changed=10, read=0, score=100.0, change=Estimate(value=0.0, low=0.0, high=0.0)
     )
@@ -79,27 +77,13 @@ def test_what_is_read_as_before_has_no_interval():
 def test_answers_that_turn_no_more_often_than_by_a_coins_toss_are_objected_to():
     """Of ten rows that are answered rightly, five twins are; of eight, it is too early to say."""
     blunt = Contrast(meaning="-", right=[True] * 10, twin=[True] * 5 + [False] * 5)
-    assert list(objections(shifted_record(told(contrasts={"negated": blunt}), "", None))) == [
+    assert list(objections(shifted_record(told(contrasts={"negated": blunt}), None))) == [
         "shift negated turns the right answer, and of 10 rows that are answered rightly, only 5 twins are: "
         "the model hardly reads what decides"
     ]
-    assert list(objections(shifted_record(told(contrasts={"negated": blunt}), "", None), short=True)) == []
+    assert list(objections(shifted_record(told(contrasts={"negated": blunt}), None), short=True)) == []
     few = Contrast(meaning="-", right=[True] * 8, twin=[False] * 8)
-    assert list(objections(shifted_record(told(contrasts={"negated": few}), "", None))) == []
-
-
-def test_another_data_set_is_compared_without_pairs():
-    """Means of 90 and 50."""
-    domain = DomainPoints(rows=[{"m": number} for number in range(4)], points=[0.0, 100.0, 0.0, 100.0])
-    part = shifted_record(told(plain=[100.0] * 9 + [0.0], domain=domain), "books", None)
-    assert (part.domain.folder, part.domain.rows, part.domain.score, part.domain.change.value) == ("books", 4, 50.0, -40.0)
-    assert part.domain.change.low < -40 < part.domain.change.high
-
-
-def test_welchs_interval_by_hand():
-    """Means 1 and 3, variances 2 of two rows each: a standard error of the root of 2, 2 degrees of freedom, 4.303 of it."""
-    value, low, high = unpaired([0.0, 2.0], [2.0, 4.0])
-    assert (value, low, high) == pytest.approx((2.0, 2 - 4.3027 * 2**0.5, 2 + 4.3027 * 2**0.5), abs=1e-3)
+    assert list(objections(shifted_record(told(contrasts={"negated": few}), None))) == []
 
 
 def test_a_method_is_held_to_sft_row_by_row_as_a_mean_over_seeds():
@@ -177,10 +161,3 @@ def test_a_record_whose_counts_cannot_be_is_contradicted():
         "shifted.contrasts.negated: 9 both right, 8 right, 10 pairs, 10 scored",
     ]
     assert list(shifted_rows(record("bert_sa_sft"))) == []
-
-
-def test_a_record_of_shifts_is_read_back():
-    part = record("bert_sa_sft", domain=DomainPoints(rows=[{"m": 1}, {"m": 2}], points=[0.0, 100.0])).shifted
-    assert isinstance(part, ShiftedRecord)
-    assert isinstance(part.domain, DomainRecord)
-    assert Examples(ids=["a"], points={}, predictions=["1"]).rows_hash != part.domain.rows_hash

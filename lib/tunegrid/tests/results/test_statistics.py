@@ -207,7 +207,6 @@ def test_losing_a_rare_class_is_told_at_equal_accuracy():
     assert effect.p_better > 0.999
 
 
-@pytest.mark.slow
 def test_equal_runs_on_unbalanced_labels_are_called_worse_in_one_of_twenty():
     rng = np.random.default_rng(3)
     truth = (rng.random(300) < 0.1).astype(int)
@@ -293,7 +292,6 @@ def verdicts(metric, drop, draws):
     return outcomes, float(np.median(smallest))
 
 
-@pytest.mark.slow
 def test_power_and_false_alarms_over_250_draws_each():
     began = time.process_time()
     for metric in SIZES:

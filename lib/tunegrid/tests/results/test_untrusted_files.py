@@ -18,7 +18,7 @@ from tunegrid.results.judgements import Verdict, judgement_of
 from tunegrid.results.table import markdown_sentence
 from tunegrid.tests.outputs import obeyed
 from tunegrid.tests.records import complete, complete_json
-from tunegrid.tests.strangers import seeds_of
+from tunegrid.tests.strangers import attacked, seeds_of
 
 VALUES = [
     *(None, True, -1, 0, 3, 10**400, 0.5, -1e308, float("nan"), float("inf")),
@@ -198,7 +198,7 @@ def test_names_have_no_effect_on_an_audits_page(world, capsys):
 
 @pytest.mark.parametrize("name", COMMANDS)
 @seeds_of(40, 1000)
-def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(name, world, attack, seeds):
+def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(name, world, seeds):
     before = untouched(world)
     command, path = command_of(name, world), world / "in" / "a.json"
 
@@ -208,5 +208,5 @@ def test_a_mutated_run_is_answered_in_a_sentence_and_nothing_else_is_written(nam
         if sentence := answered(command):
             raise InputError(sentence)
 
-    attack(answer, seeds)
+    attacked(answer, seeds)
     assert untouched(world) == before

@@ -110,7 +110,6 @@ WAYS = {
 }
 
 
-@pytest.mark.slow
 def test_a_session_tells_what_its_cells_show_together(plain):
     code, output, path, _ = plain
     assert (code, findings_of(path)) == (1, EXPECTED), output
@@ -118,15 +117,13 @@ def test_a_session_tells_what_its_cells_show_together(plain):
     assert COPIED.format(cell="t5_sa_sft", other="t5_sa_lora") in output
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.long
+@pytest.mark.slow
 def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
     code, output, path = session(tmp_path, "run", *WAYS[way])
     assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
-@pytest.mark.slow
 def test_a_resumed_session_tells_the_same_of_cells_that_had_passed_alone(plain):
     folder = plain[-1]
     code, output, path = session(folder, "again", "-n0", "--resume")
@@ -134,7 +131,6 @@ def test_a_resumed_session_tells_the_same_of_cells_that_had_passed_alone(plain):
     assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
-@pytest.mark.slow
 def test_finishing_and_merging_tell_the_same_and_leave_the_journal_as_it_was(plain, tmp_path, capsys):
     *_, run, folder = plain
     journal = sorted((folder / "cache" / "journal").glob("*.jsonl"))[0]

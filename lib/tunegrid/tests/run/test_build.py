@@ -243,7 +243,6 @@ def complaint(cell) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_code_that_bitsandbytes_took_from_the_hub_computes_no_4_bit_layer(tmp_path):
     """bitsandbytes itself asks for it, of a package `kernels` that imports from the hub's cache as PyPI's does."""
     if not bnb.functional.has_avx512bf16():
@@ -492,7 +491,6 @@ def types(evidence) -> dict[bool, set[torch.dtype]]:
     return {trains: {p.dtype for p in parameters if p.requires_grad is trains} for trains in (True, False)}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "qlora"])
 @pytest.mark.parametrize("backbone", ["bert", "llama"])
 def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp_path):
@@ -504,7 +502,6 @@ def test_a_frozen_base_may_be_bf16_and_what_trains_is_fp32(backbone, method, tmp
     assert len({round(loss, 4) for loss in evidence.trainer.log.losses}) == 3
 
 
-@pytest.mark.slow
 def test_full_fine_tuning_is_in_fp32_whatever_the_checkpoint_is_in(tmp_path):
     cell = tiny_llama(tmp_path)
     sft = replace(cell, method=STUDY.methods["sft"], recipe=replace(cell.recipe, adapter=None))
@@ -513,7 +510,6 @@ def test_full_fine_tuning_is_in_fp32_whatever_the_checkpoint_is_in(tmp_path):
     assert [finding for finding in audited(evidence) if not finding.passed] == []
 
 
-@pytest.mark.slow
 def test_another_checkpoint_is_told_from_the_right_one_in_bf16_too(tmp_path):
     cell = in_bf16(tiny_llama(tmp_path), warmup_ratio=0.0)
     evidence = trained(cell)

@@ -17,8 +17,6 @@ from tunegrid.tests import small
 from tunegrid.tests.processes import CONTEXT, apart
 from tunegrid.tests.small import silent, train_rows, trainer_of
 
-pytestmark = pytest.mark.slow
-
 UPDATES = 12
 
 
@@ -57,7 +55,7 @@ def weights(trainer):
 # bert_qa_qlora has bitsandbytes' 8-bit moments; gpt2 accumulates two micro-batches; dropout is on in all of them.
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_qa_qlora", "gpt2_sum_lora", "t5_sa_qlora"])
 @pytest.mark.parametrize("cut_at", [1, 6, 11])
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_that_was_cut_ends_with_the_weights_of_one_that_was_not(cell_id, cut_at, tmp_path):
     whole = trainer_for(cell_id, tmp_path / "whole.safetensors", resume=False)
     training = whole.run(silent())
@@ -190,7 +188,7 @@ def holds(path, told, over):
     over.wait()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_processes_do_not_take_each_others_file(tmp_path):
     path, told, over = tmp_path / "one.safetensors", CONTEXT.Event(), CONTEXT.Event()
     process = CONTEXT.Process(target=holds, args=(path, told, over))

@@ -266,7 +266,6 @@ def test_fixed_answers_are_scored():
 # The first updates
 
 
-@pytest.mark.slow
 def test_the_first_updates_leave_gradients_after_clipping_and_movement(trainer):
     start = trained_of(trainer)
     training, figures = trainer.run(silent()), trainer.log.first_step
@@ -280,7 +279,6 @@ def trained_of(trainer):
     return sampled({name: p for name, p in trainer.parameters.items() if p.requires_grad})
 
 
-@pytest.mark.slow
 def test_movement_is_that_of_the_first_three_updates_of_more():
     """Later updates move weights on, and say nothing of the first."""
     after, cut = [], {"max_steps": 5, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 1}
@@ -293,7 +291,6 @@ def test_movement_is_that_of_the_first_three_updates_of_more():
     assert apart[4] > 1.1 * apart[2]
 
 
-@pytest.mark.slow
 def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
     trainer.start_from(before_training(trainer, Metrics(), REVIEWS))
     whole = trainer.run(silent()).first_step

@@ -74,7 +74,6 @@ def gpt2(cell_id, **changes):
     return trainer
 
 
-@pytest.mark.slow
 def test_flops_of_an_update_worked_out_from_the_layers():
     # A layer of micro GPT-2, 64 tokens, 128 wide: c_attn 128 x 384, c_proj 128 x 128, mlp 128 x 512 twice; attention takes
     # 64 x 64 x 128 twice. Two FLOPs a product; three layers; score is 128 x 2; backward is twice forward.
@@ -82,13 +81,11 @@ def test_flops_of_an_update_worked_out_from_the_layers():
     assert trace(gpt2("gpt2_sa_sft"), 0).flops_per_step == 3 * (3 * layer + 2 * 64 * 128 * 2)
 
 
-@pytest.mark.slow
 def test_lora_saves_the_frozen_weights_gradients():
     lora, full = (trace(gpt2(cell_id), 0).flops_per_step for cell_id in ("gpt2_sa_lora", "gpt2_sa_sft"))
     assert full / 2 < lora < full * 0.8
 
 
-@pytest.mark.slow
 def test_packed_weights_take_the_products_that_plain_ones_take():
     lora, qlora = (trace(gpt2(cell_id), 0).flops_per_step for cell_id in ("gpt2_sa_lora", "gpt2_sa_qlora"))
     assert qlora == lora
@@ -105,7 +102,6 @@ def test_fused_attention_counts_alike_on_every_device():
         assert uncounted()[back](query, query, key, key) == 2 * forward
 
 
-@pytest.mark.slow
 def test_the_trace_leaves_attention_as_training_has_it(monkeypatch):
     trainer, kernels = gpt2("gpt2_sa_sft"), []
 
@@ -123,7 +119,6 @@ def test_the_trace_leaves_attention_as_training_has_it(monkeypatch):
     assert not {torch.ops.aten._softmax, torch.ops.aten._safe_softmax}.intersection(kernels)
 
 
-@pytest.mark.slow
 def test_timed_updates_go_on_behind_the_traced_ones():
     trainer = gpt2("gpt2_sa_sft", lr_scheduler_type="cosine", warmup_ratio=0.0)
     trainer.features *= 2
@@ -150,7 +145,6 @@ def test_the_products_peak_is_a_rate():
 # Bytes
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_sft", "gpt2_sa_lora", "gpt2_sa_qlora"])
 def test_the_tensors_held_after_a_step_are_the_ledgers_to_the_byte(cell_id):
     trainer = gpt2(cell_id)
@@ -177,7 +171,6 @@ def test_a_tensor_that_is_kept_is_counted_and_one_that_is_dropped_is_not():
     assert (len(view), len(ids)) == (50, 1000)
 
 
-@pytest.mark.slow
 def test_a_model_that_hoards_tensors_breaks_the_sum():
     trainer = gpt2("gpt2_sa_sft")
     hoard = []

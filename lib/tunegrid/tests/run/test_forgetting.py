@@ -98,7 +98,6 @@ def test_of_a_tasks_texts_those_that_a_tokenizer_spells_are_left_out():
 # The model
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", ["bert_sa_sft", "bert_sum_sft", "gpt2_qa_lora", "gpt2_sum_sft", "t5_sa_sft", "t5_sum_sft"])
 def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_computes_it(cell_id):
     """One text after the other, without padding; a mean over its tokens."""
@@ -116,7 +115,6 @@ def test_before_training_the_loss_is_that_of_the_checkpoint_as_transformers_comp
     assert means == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", ["bert_sa_lora", "gpt2_sa_qlora", "t5_qa_sft"])
 def test_a_model_that_does_not_train_forgets_exactly_nothing(cell_id):
     cell = cell_of(cell_id)
@@ -125,7 +123,6 @@ def test_a_model_that_does_not_train_forgets_exactly_nothing(cell_id):
     assert (change.value, change.low, change.high) == (0.0, 0.0, 0.0)
 
 
-@pytest.mark.slow
 def test_training_a_head_alone_forgets_exactly_nothing():
     """bert_sa_lora adapts two layers behind the backbone."""
     part = forgotten("bert_sa_lora", learning_rate=1e-1)
@@ -134,7 +131,6 @@ def test_training_a_head_alone_forgets_exactly_nothing():
     assert list(objections(part)) == []
 
 
-@pytest.mark.slow
 def test_sft_at_a_high_rate_forgets_and_at_its_own_far_less():
     much, little = (forgotten("gpt2_qa_sft", learning_rate=rate, head_learning_rate=None) for rate in (3e-2, 3e-5))
     assert not much.frozen
@@ -142,7 +138,6 @@ def test_sft_at_a_high_rate_forgets_and_at_its_own_far_less():
     assert abs(little.change.value) < 0.05
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", ["bert_qa_lora", "bert_sum_sft", "t5_sa_sft", "gpt2_sa_sft", "gpt2_sum_lora"])
 def test_what_trains_is_what_is_asked(cell_id):
     """Each trained weight of the backbone that is changed by hand changes the loss: adapters, embeddings, and tied heads."""
@@ -158,7 +153,6 @@ def test_what_trains_is_what_is_asked(cell_id):
     assert all(old != new for old, new in zip(before.sums, after.sums, strict=True))
 
 
-@pytest.mark.slow
 def test_asking_leaves_random_numbers_and_modes_as_they_were():
     trainer = trainer_of("bert_sa_sft", load_splits(SA, cell_of("bert_sa_sft").profile).train[:8])
     trainer.model.train()
@@ -183,7 +177,6 @@ def refused(cell):
     return part.refused
 
 
-@pytest.mark.slow
 def test_a_backbone_that_declares_no_objective_is_not_asked():
     cell = cell_of("bert_sa_sft")
     assert refused(replace(cell, backbone=replace(cell.backbone, objective=None))) == (
@@ -191,7 +184,6 @@ def test_a_backbone_that_declares_no_objective_is_not_asked():
     )
 
 
-@pytest.mark.slow
 def test_a_checkpoint_without_its_pretraining_head_is_not_asked(tmp_path):
     """An encoder-only export of BERT: no tensor of `cls.predictions`."""
     cell = cell_of("bert_sa_sft")
@@ -205,7 +197,6 @@ def test_a_checkpoint_without_its_pretraining_head_is_not_asked(tmp_path):
     assert reason.endswith(" tensors of its pretraining head, cls.predictions.bias among them")
 
 
-@pytest.mark.slow
 def test_learned_tokens_leave_the_backbone_as_it_is():
     cell = zoo().cell("t5_sum_prompt", ZOO_PROFILE)
     assert refused(cell) == "learned tokens stand in front of the text, and leave the backbone as it is"

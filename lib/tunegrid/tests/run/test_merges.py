@@ -19,8 +19,6 @@ from tunegrid.run.metrics import Metrics
 from tunegrid.run.serving import Serving
 from tunegrid.tests.small import CPU, cell_of, silent, trainer_for
 
-pytestmark = pytest.mark.slow
-
 SETTINGS = {"max_steps": 4, "learning_rate": 1e-2, "warmup_ratio": 0.0, "per_device_train_batch_size": 4}
 ROWS = 8
 
@@ -39,7 +37,7 @@ def shared(cell_id: str) -> Evidence:
 
 
 def compared(evidence: Evidence, serving=None):
-    settings = {"codec": evidence.codec, "rows": evidence.splits.test[:ROWS], "metrics": Metrics(loaded={}, bert_scorer=None)}
+    settings = {"codec": evidence.codec, "rows": evidence.splits.test[:ROWS], "metrics": Metrics()}
     score = partial(evaluate, **settings, device=CPU, progress=silent())
     return merges(replace(evidence, serving=serving or Serving()), score)
 

@@ -67,7 +67,6 @@ def test_validation_and_encoding_between_updates_are_not_training_time():
     assert meter.throughput().train_samples_per_second == 2.0
 
 
-@pytest.mark.slow
 def test_collating_is_training_time():
     trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:8], max_steps=2, per_device_train_batch_size=4)
     trainer.meter = Meter(device=CPU, clock=(clock := HandClock()))
@@ -121,7 +120,6 @@ def test_a_run_too_short_to_measure_says_so_with_none():
     assert throughput.measured_steps == 0
 
 
-@pytest.mark.slow
 def test_an_update_holds_nothing_that_waits_or_cleans_up():
     calls = set()
 
@@ -265,7 +263,6 @@ def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales(packed)
     assert ledger(packed, None, None).weights_bytes == weights + scales + scales_of_scales + tables
 
 
-@pytest.mark.slow
 def test_predicting_on_a_cpu_leaves_the_ledger_of_a_four_bit_layer_as_it_is():
     trainer = trainer_of("bert_sa_qlora", rows := rows_of("amazon_polarity/train")[:4], max_steps=1)
     trainer.run(silent())

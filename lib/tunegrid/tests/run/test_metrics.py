@@ -1,7 +1,6 @@
 from dataclasses import replace
 from random import Random
 
-import evaluate
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import accuracy_score, f1_score, precision_score, recall_score
@@ -13,7 +12,6 @@ from tunegrid.run.metrics import (
     Metrics,
     classification_scores,
     exact_match,
-    load_evaluate,
     means,
     needs_bertscore,
     normalized,
@@ -22,7 +20,6 @@ from tunegrid.run.metrics import (
     squad_examples,
     token_f1,
 )
-from tunegrid.tests.metric_script import SCRIPT
 
 
 def scored(examples, references, texts):
@@ -195,74 +192,6 @@ def test_bertscore_is_computed_only_for_a_task_that_is_held_to_it():
 
 
 # Where scores come from
-
-
-@pytest.fixture
-def offline(monkeypatch, tmp_path):
-    monkeypatch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
-    return tmp_path
-
-
-QUESTION = [{"id": "q", "answers": {"text": ["dover"], "answer_start": [0]}}]
-
-
-@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
-def test_a_local_metric_script_is_used_and_recorded(offline):
-    (offline / "squad").mkdir()
-    (offline / "squad" / "squad.py").write_text(SCRIPT)
-    metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
-    assert metrics.sources(QA) == {"squad": "evaluate"}
-    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 12.5, "f1": 25.0}
-
-
-# As evaluate's own script: one score per row without the aggregator. With it, that script takes the median of resamples which
-# nobody seeded; this one takes the median of the rows, so that the test sees the same numbers every time.
-ROUGE_SCRIPT = """
-import datasets
-import evaluate
-from statistics import median
-from rouge_score import rouge_scorer
-
-
-class Rouge(evaluate.Metric):
-    def _info(self):
-        features = datasets.Features({"predictions": datasets.Value("string"), "references": datasets.Value("string")})
-        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
-
-    def _compute(self, predictions, references, use_aggregator=True, use_stemmer=False):
-        names = ["rouge1", "rouge2", "rougeL", "rougeLsum"]
-        scorer = rouge_scorer.RougeScorer(names, use_stemmer=use_stemmer)
-        rows = [scorer.score(reference, text) for reference, text in zip(references, predictions)]
-        points = {name: [row[name].fmeasure for row in rows] for name in names}
-        return {name: median(scores) for name, scores in points.items()} if use_aggregator else points
-"""
-
-
-@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
-def test_rouge_of_a_local_script_is_the_mean_of_its_rows(offline):
-    (offline / "rouge").mkdir()
-    (offline / "rouge" / "rouge.py").write_text(ROUGE_SCRIPT)
-    metrics = Metrics(loaded=load_evaluate(["rouge"], str(offline)))
-    task = replace(SUM, bounded_scores=ROUGE_TYPES)
-    rows = [{"highlights": text} for text in ("a fire broke out", "a fire", "the harbour closed")]
-    scored = METRICS[Problem.GENERATE](metrics, task, rows, ["a fire broke out", "a fire broke out", "rain"])
-    # Rows: 4 of 4 words, 2 of 2 and 4 (F 2 * 2 / 6), none.
-    assert scored.scores["rouge1"] == pytest.approx((100 + 200 / 3 + 0) / 3, abs=1e-9)
-    assert scored.scores == pytest.approx({name: sum(points) / 3 for name, points in scored.examples.items()}, abs=1e-9)
-
-
-def test_an_empty_folder_leaves_the_built_in_metrics_and_says_so(offline):
-    metrics = Metrics(loaded=load_evaluate(["squad"], str(offline)))
-    assert metrics.sources(QA) == {"squad": "built-in"}
-    assert METRICS[Problem.EXTRACT](metrics, QA, QUESTION, ["dover"]).scores == {"exact_match": 100.0, "f1": 100.0}
-
-
-def test_a_relative_folder_without_the_script_does_not_ask_the_hub(offline, monkeypatch):
-    loaded_paths = []
-    monkeypatch.chdir(offline)
-    monkeypatch.setattr(evaluate, "load", lambda path, **_: loaded_paths.append(path))
-    load_evaluate(["squad"], "metrics")  # "metrics/squad" is somebody's module on the hub
-    assert loaded_paths == []
 
 
 def test_built_in_sources_are_named():

@@ -199,7 +199,6 @@ def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, c
     assert without == with_figures
 
 
-@pytest.mark.slow
 def test_training_behind_the_probe_has_the_same_losses(monkeypatch):
     def losses():
         trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=3)
@@ -233,9 +232,8 @@ def test_a_probe_whose_search_does_not_fit_keeps_the_other_phases(monkeypatch):
 # What it costs
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_sum_lora", "gpt2_qa_sft", "t5_sum_qlora"])
-@pytest.mark.long
+@pytest.mark.slow
 def test_figures_cost_a_few_percent_of_a_cell(monkeypatch, tmp_path, cell_id):
     """In seconds of a CPU, by turns with and without; of the cell, what its phases took in the committed baseline."""
     monkeypatch.setattr("tunegrid.results.examples.STORE", tmp_path)

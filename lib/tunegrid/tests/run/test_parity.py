@@ -10,8 +10,6 @@ from torch.utils.data import DataLoader
 
 from tunegrid.tests.small import silent, train_rows, trainer_of
 
-pytestmark = pytest.mark.slow
-
 UPDATES = 10
 
 

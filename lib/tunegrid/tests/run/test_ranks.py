@@ -17,8 +17,6 @@ from tunegrid.run.weights import model_checksums
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks
 from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent, still, train_rows, trainer_for, trainer_of
 
-pytestmark = pytest.mark.slow
-
 METHODS = {cell_id.split("_")[2] for cell_id in zoo().ids(ZOO_PROFILE)} - {"sft"}
 PACKED = sorted(name for name in METHODS if zoo().methods[name].quantization)
 PLAIN = sorted(METHODS.difference(PACKED))
@@ -67,7 +65,7 @@ def hold_to_one(answers, nats=1e-4, share=1e-3):
 
 
 @pytest.mark.parametrize("cell_id", HEADS)
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_head_trains_on_two_ranks_as_on_one(cell_id):
     hold_to_one(on_ranks(2, study_on, cell_id, 14, CUT))
 

@@ -16,8 +16,6 @@ from tunegrid.run.sharded import Sharded, blocks
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks, sharded_is_the_model
 from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, train_rows, trainer_for, trainer_of
 
-pytestmark = pytest.mark.slow
-
 UNEVEN = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "max_steps": 2}
 
 
@@ -43,7 +41,7 @@ def sharded(ranks):
 
 
 @pytest.mark.parametrize("cell_id", [*HEADS, "gpt2_sum_lora", "t5_qa_lora"])
-@pytest.mark.long
+@pytest.mark.slow
 def test_every_head_trains_shared_out_as_held_whole(cell_id):
     for ours, theirs, apart in on_ranks(2, both, cell_id, 14, CUT):
         assert ours.losses == pytest.approx(theirs.losses, abs=1e-4)

@@ -15,7 +15,7 @@ from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.shifted import ROWS, follows, sampled, shifted
 from tunegrid.tests.small import codec_for, rows_of
 
-METRIC = Metrics(loaded={}, bert_scorer=None)
+METRIC = Metrics()
 PART = EvaluationRecord(seconds=None, loss=None, batch=None, metric_sources={})
 KEEPING, TURNING = ([shift for shift in SHIFTS if shift.turns is turns] for turns in (False, True))
 
@@ -46,7 +46,7 @@ def told(cell, task, rows, answer, shifts=SHIFTS):
 
 
 def objected(points):
-    return list(objections(shifted_record(points, "", None)))
+    return list(objections(shifted_record(points, None)))
 
 
 def reviews():
@@ -57,7 +57,7 @@ def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_
     """Of 60 reviews n are positive: always "positive" is right on these, on none of their twins, and alike on every shift."""
     positive = sum(row["label"] for row in reviews())
     points = told("bert_sa_sft", SA, reviews(), lambda row: 1)
-    part = shifted_record(points, "", None)
+    part = shifted_record(points, None)
     assert {shift.change.value for shift in part.shifts.values()} == {0.0}
     assert (part.contrasts["negated"].pairs, part.contrasts["negated"].right, part.contrasts["negated"].both) == (
         60,
@@ -131,12 +131,6 @@ def test_rows_that_are_scored_otherwise_without_a_change_are_objected_to():
     answers = iter([1, 1, 0, 1])
     points = told("bert_sa_sft", SA, reviews()[:2], lambda row: next(answers), [])
     assert objected(points) == ["scored again without any change, rows have other points: drops cannot be told from chance"]
-
-
-def test_another_data_set_is_scored_as_it_is():
-    model, other = Model(SA, lambda row: row["label"]), [row | {"title": "x"} for row in reviews()[:8]]
-    points = shifted(codec_for("bert_sa_sft"), reviews(), model, [], other)
-    assert (points.domain.rows, points.domain.points) == (other, [100.0] * 8)
 
 
 def test_of_many_rows_some_are_taken_the_same_for_every_cell():

@@ -245,7 +245,6 @@ PLANTS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("stage", STOCK_STAGES)
 def test_a_planted_bug_is_named_with_its_stage(stage, tmp_path, monkeypatch):
@@ -254,7 +253,6 @@ def test_a_planted_bug_is_named_with_its_stage(stage, tmp_path, monkeypatch):
     assert re.match(f"{stage}: ", planted(cell_id, tmp_path))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_what_pefts_helper_does_to_a_packed_base_is_seen(tmp_path, monkeypatch):
     norms_are_rounded(monkeypatch)
@@ -262,15 +260,13 @@ def test_what_pefts_helper_does_to_a_packed_base_is_seen(tmp_path, monkeypatch):
     assert sentence == ("start: base_model.model.transformer.h.0.ln_1.weight is bfloat16 (128,), ours is float32 (128,)")
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("cell_id", ["bert_qa_qlora", "gpt2_sum_lora", "t5_sum_sft"])
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_healthy_cell_differs_nowhere(cell_id, tmp_path):
     assert planted(cell_id, tmp_path) == ""
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_the_sentence_of_lost_windows_counts_them_and_names_the_row(tmp_path, monkeypatch):
     no_overflow(monkeypatch)
@@ -280,7 +276,6 @@ def test_the_sentence_of_lost_windows_counts_them_and_names_the_row(tmp_path, mo
     )
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 def test_a_bug_of_ours_is_seen_as_well(tmp_path, monkeypatch):
     around(OracleTrainer, "divisors", lambda method, self, batches: [2 * one for one in method(self, batches)], monkeypatch)

@@ -17,8 +17,6 @@ from tunegrid.run.stepper import LossScale
 from tunegrid.run.training import Trainer
 from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
 
-pytestmark = pytest.mark.slow
-
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 # Summaries of one to three lines: batches cut differently hold different numbers of target tokens.
 NEWS = rows_of("cnn_dailymail/train")[:8]

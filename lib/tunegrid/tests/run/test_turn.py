@@ -4,8 +4,6 @@ import json
 import time
 from contextlib import suppress
 
-import pytest
-
 from tunegrid.commands.speed import Settings
 from tunegrid.data.splits import load_splits
 from tunegrid.run import turn
@@ -70,7 +68,6 @@ def losses_of_a_turn_and_of_training():
     return measured, losses[:4], losses[4:]
 
 
-@pytest.mark.slow
 def test_a_turn_measures_the_first_updates_of_the_cells_own_training():
     [(measured, losses, of_training)] = apart(losses_of_a_turn_and_of_training)
     assert losses == of_training

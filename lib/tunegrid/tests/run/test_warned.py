@@ -118,7 +118,6 @@ def pytest_fixture_setup(fixturedef):
 
 
 @pytest.mark.slow
-@pytest.mark.long
 def test_a_cell_in_which_a_library_warns_passes_and_its_record_says_so(tmp_path):
     (tmp_path / "a_library.py").write_text(PLUGIN)
     cell = ("-m", "quick", "--cells", "bert_sa_lora", "--set", "max_steps=2", "-p", "a_library")
