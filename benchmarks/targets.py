@@ -31,21 +31,8 @@ def some_word(context: str, rng: Random) -> dict[str, Any]:
     return {"text": [words[index]], "answer_start": [len(" ".join(words[:index])) + bool(index)]}
 
 
-def flipped(rows: Rows, rng: Random) -> Rows:
-    """Every label of two is the other one."""
-    return [row | {"label": 1 - row["label"]} for row in rows]
-
-
 SHUFFLES: Mapping[Problem, Callable[[Rows, Random], Rows]] = {
     Problem.CLASSIFY: dealt_out("label"),
     Problem.EXTRACT: other_spans,
     Problem.GENERATE: dealt_out("highlights"),
 }
-SPOILS = SHUFFLES | {Problem.CLASSIFY: flipped}
-
-
-def spoiled(problem: Problem, rows: Rows, share: float, rng: Random) -> Rows:
-    """The rows with a wrong target in this share of them."""
-    chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
-    wrong = dict(zip(chosen, SPOILS[problem]([rows[i] for i in chosen], rng), strict=True))
-    return [wrong.get(i, row) for i, row in enumerate(rows)]
