@@ -235,8 +235,8 @@ def numerics_toml(evidence: ToleranceEvidence) -> str:
         "[evidence.largest]",
         *(f'"{name}" = {{ {_shown(table)} }}' for name, table in evidence.most.items()),
         "",
-        "# Other masks of dropout from the eleventh update on, the nearest of a cell: no rounding, so beyond the tolerance. Measured",
-        "# with version 0.16.0.",
+        "# With version 0.16.0: other masks of dropout from the eleventh update on, the nearest of a cell. They are no",
+        "# rounding, and lie beyond the tolerance.",
         "[evidence.drawn]",
         *(
             f'{cell} = {{ kind = "{one.kind}", curve = {_digits(one.figures["curve"])} }}'

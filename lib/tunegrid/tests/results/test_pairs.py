@@ -3,11 +3,11 @@
 import math
 
 import pytest
+from tunegrid.results.pairs import Change, Rule, in_words, judged, moderated, over_all
 
 from tunegrid.errors import InputError
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.noise import Deviation
-from tunegrid.results.pairs import Change, Rule, in_words, judged, moderated, over_all
 
 ONE_LOOK = Rule(rounds=4)
 TEN = [0.08, 0.10, 0.12, 0.10]  # mean 0.1, variance 0.0008 / 3, standard error 0.01633 / 2
