@@ -22,7 +22,7 @@ from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.machine import announce_threads, keep_freed_memory, thread_share
 from tunegrid.terminal import say
 
-MARK = "tunegrid: "  # begins an answer: a library may print, too
+MARK = "tunegrid turn: "  # begins an answer: a library may print, too
 WARM = 5  # updates before the first answer: they pick kernels and allocate memory
 SCHEDULER = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, nanoseconds that it waited for one, time slices
 
