@@ -26,7 +26,7 @@ FORMER = {
     "finish": "write `tunegrid merge --journal -o RUN.json`, or `pytest --resume` to go on",
     "measure": "write `python -m tunegrid.lab measure`",
     "power": "write `python -m tunegrid.lab power`",
-    "sees": "write `python -m tunegrid.lab sensitivity`",
+    "sees": "what it found stands in reports/evidence/gate.md",
     "silence": "write `python -m tunegrid.lab false_alarms`",
     "schema": "write `pytest lib/tunegrid/tests --write-schema -k committed_schema`",
     "tune": "benchmarks/guides/tune-a-recipe.md has a script with Optuna that does it",

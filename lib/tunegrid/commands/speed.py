@@ -1,248 +1,138 @@
 """Did training become slower, or larger? `tunegrid speed OLD NEW` compares two environments.
 
 OLD and NEW are virtual environments, or their Pythons. In each round of a quick cell, a fresh process of each warms up; then
-they make their updates in turn, A B B A. A cell is done when the interval of the ratio lies within the margin or beyond it;
-worse is only what lies wholly beyond. Over all cells, equal environments are called worse in 1 of 100 comparisons at most. The
-same command goes on where it was stopped.
+they make 40 updates in turn, A B B A. A cell is done when the interval of the ratio lies within 5 % or beyond; worse is only
+what lies wholly beyond. Over all cells, equal environments are called worse in 1 of 100 comparisons at most.
 """
 
 import argparse
-import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
-
-from filelock import FileLock, Timeout
+from typing import Any
 
 from tunegrid import ROOT
 from tunegrid.commands.cli import refuse
-from tunegrid.commands.turns import answer_of, in_turn
+from tunegrid.commands.environments import output_of
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
-from tunegrid.grid.profiles import CACHE, QUICK_PROFILE
-from tunegrid.machine import cpu_name
-from tunegrid.record.turn import Turn
-from tunegrid.results.journal import code_digest
-from tunegrid.results.pairs import Rule
-from tunegrid.results.speed import MIB, SIDES, Comparison, Pair
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.results.speed import LOOKS, Answers, Comparison, log_ratios
+from tunegrid.run.turn import MARK
 from tunegrid.terminal import say
 
-KEPT = CACHE / "speed"
-LIBRARIES = (
-    "import json; from tunegrid.libraries import library_digests; from tunegrid.machine import versions;"
-    "print(json.dumps([versions(), library_digests()]))"
+UPDATES = 40  # of a round
+# A third of the quick cells, in which every two of backbone, task and method meet once.
+SOME_OF_EACH = (
+    *("bert_sum_lora", "gpt2_sum_sft", "t5_sum_qlora", "bert_qa_sft", "gpt2_qa_qlora", "t5_qa_lora"),
+    *("bert_sa_qlora", "gpt2_sa_lora", "t5_sa_sft"),
 )
-WORTH_SAYING = 0.05  # of a core that others took
+LIB = str(ROOT / "lib")  # the same suite on both sides
+LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import libraries as code, machine;"
+LIBRARIES += "print(json.dumps([machine.versions(), code.library_digests()]))"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What a turn does.
-
-    Attributes:
-        warm: updates before the timed ones.
-        updates: timed updates.
-        rows: test rows that are evaluated after them.
-        device: None takes the CPU, as all quick cells do.
-    """
-
-    warm: int = 5
-    updates: int = 40
-    rows: int = 0
-    device: str | None = None
-
-    @property
-    def arguments(self) -> list[str]:
-        """Of `tunegrid.run.turn`."""
-        numbers = {name: value for name, value in asdict(self).items() if value is not None}
-        return [f"--{name}={value}" for name, value in numbers.items()]
+def python_in(place: Path) -> Path:
+    """The Python of a virtual environment, or the one that this is; raises InputError where there is none."""
+    for path in (place, *(place / folder / "python" for folder in ("bin", "Scripts")), place / "Scripts" / "python.exe"):
+        if path.is_file():
+            return path.absolute()
+    raise InputError(f"{place} is no virtual environment and no Python; give a folder that `python -m venv` made")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Environment:
-    """A Python and the libraries that it has.
-
-    Attributes:
-        versions: of Python and each library; None for one that it lacks.
-        digests: of the libraries' code: two commits may have one version.
-    """
-
-    python: Path
-    versions: dict[str, str | None]
-    digests: dict[str, str]
-
-
-def environment(place: Path) -> Environment:
-    """The environment in a folder, or of a Python; raises InputError where it cannot run a cell."""
-    pythons = [place / folder / name for folder in ("bin", "Scripts") for name in ("python", "python.exe")]
-    python = next((path for path in [place, *pythons] if path.is_file()), None)
-    if python is None:
-        raise InputError(f"{place} is no virtual environment and no Python; give a folder that `python -m venv` made")
-    versions, digests = answer_of([str(python), "-c", LIBRARIES], f"{place} cannot be asked for its libraries")
-    if absent := [name for name in ("torch", "transformers", "peft", "accelerate") if versions.get(name) is None]:
-        raise InputError(f"{place} has no {absent[0]}: install what tunegrid needs there (`pip install -e {ROOT}`)")
-    return Environment(python=python.absolute(), versions=versions, digests=digests)
-
-
-def differences(before: Environment, after: Environment) -> str:
-    """How the libraries differ, in words."""
-    names = [name for name in {**before.versions, **after.versions} if _parts(before, name) != _parts(after, name)]
-    changes = [_change(name, before.versions.get(name), after.versions.get(name)) for name in names]
+def differences(pythons: Sequence[Path]) -> str:
+    """How the libraries of two Pythons differ, in words; raises InputError where one cannot be asked."""
+    answers = [output_of([str(python), "-c", LIBRARIES], f"{python} lacks what tunegrid needs")[-1] for python in pythons]
+    (old, old_code), (new, new_code) = map(json.loads, answers)
+    changes = [f"{name} {old[name]} -> {new[name]}" for name in old if old[name] != new[name]]
+    changes += [f"{name} (other code)" for name in old if old[name] == new[name] and old_code.get(name) != new_code.get(name)]
     return ", ".join(changes) or "the same libraries in both"
 
 
-def _change(name: str, old: str | None, new: str | None) -> str:
-    return f"{name} {old} (other code)" if old == new else f"{name} {old} -> {new}"
-
-
-def _parts(one: Environment, name: str) -> tuple[str | None, str | None]:
-    return one.versions.get(name), one.digests.get(name)
-
-
-@dataclass(kw_only=True)
-class Rounds:
-    """Pairs of turns of two environments; each is written down when it ends, and a known one is not taken again.
-
-    Attributes:
-        sides: the environment before, and the one after.
-        path: the file of pairs, one per line.
-    """
-
-    sides: Sequence[Environment]
-    settings: Settings
-    path: Path
-    _known: dict[tuple[str, int], Pair] = field(default_factory=dict, init=False)
-
-    def __post_init__(self) -> None:
-        """Read what an earlier command took."""
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").split("\n"):
-                self._read(line)
-
-    def __len__(self) -> int:
-        """How many were taken."""
-        return len(self._known)
-
-    def _read(self, line: str) -> None:
+@contextmanager
+def working(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process with the code of this checkout, which ends with the context; what it says on stderr comes with its output."""
+    own = {name: text for name, text in os.environ.items() if not name.startswith("PYTEST_")} | {"PYTHONPATH": LIB}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, env=own, cwd=ROOT, encoding="utf-8", errors="replace", **pipes) as process:
         try:
-            entry = json.loads(line)
-            self._known[entry["cell"], entry["round"]] = (Turn(**entry["before"]), Turn(**entry["after"]))
-        except (ValueError, KeyError, TypeError):
-            return  # a line that was cut off
-
-    def pair(self, cell: str, number: int) -> Pair:
-        """A cell's pair of a round, from two processes of their own unless it is known; raises InputError where one fails."""
-        if (cell, number) not in self._known:
-            try:
-                before, after = in_turn([self._command(side, cell) for side in self.sides], number, self.settings.updates)
-            except InputError as error:
-                raise InputError(f"{cell} does not run, so leave it out of --cells; what fails is {error}") from None
-            self._keep(cell, number, (Turn(**before), Turn(**after)))
-        return self._known[cell, number]
-
-    def _command(self, side: Environment, cell: str) -> list[str]:
-        return [str(side.python), "-m", "tunegrid.run.turn", cell, *self.settings.arguments]
-
-    def _keep(self, cell: str, number: int, pair: Pair) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        entry = {"cell": cell, "round": number} | {side: asdict(turn) for side, turn in zip(SIDES, pair, strict=True)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"\n{json.dumps(entry)}")
-        self._known[cell, number] = pair
+            yield process
+        finally:
+            process.kill()
 
 
-def compared(rounds: Rounds, cells: Sequence[str], rule: Rule) -> Comparison:
-    """Take rounds, cell by cell, until every cell is told or had all its rounds."""
-    pairs: dict[str, list[Pair]] = {cell: [] for cell in cells}
-    for number in range(1, rule.rounds + 1):
-        for cell in Comparison(pairs=pairs, rule=rule).open_cells:
-            pairs[cell].append(rounds.pair(cell, number))
-            say(f"round {number} of at most {rule.rounds}  {cell}  {shown(*pairs[cell][-1])}")
-    return Comparison(pairs=pairs, rule=rule)
+def answer_of(process: subprocess.Popen[str], *, asked: bool = True) -> Any:
+    """What a process answers when it is asked for an update; raises InputError where it ends without."""
+    assert process.stdin, "a pipe"
+    if asked:
+        with suppress(BrokenPipeError):  # it has ended, which reading tells
+            os.write(process.stdin.fileno(), b"\n")
+    said = ""
+    for line in process.stdout or ():
+        _, found, answer = line.partition(MARK)
+        if found:
+            return json.loads(answer)
+        said = line.strip() or said
+    raise InputError(f"`{shlex.join(process.args)}` fails, so leave the cell out of --cells: {said}")  # type: ignore[arg-type]
 
 
-def shown(before: Turn, after: Turn) -> str:
-    """A pair in a few words."""
-    speeds = " -> ".join(f"{1000 * median(turn.update_seconds):.1f}" for turn in (before, after))
-    peaks = [f"{turn.peak_bytes / MIB:.0f}" for turn in (before, after) if turn.peak_bytes is not None]
-    memory = f", {' -> '.join(peaks)} MiB" if peaks else ""
-    taken = max(turn.waited_share or 0.0 for turn in (before, after))
-    return f"{speeds} ms an update{memory}" + (f" (others had {taken:.0%} of the core)" if taken >= WORTH_SAYING else "")
+def turns_of(commands: Sequence[Sequence[str]], number: int) -> tuple[Answers, Answers]:
+    """What two processes answer that make their updates in turn, A B B A ...; in every second round B is first.
 
-
-def path_of(before: Environment, after: Environment, settings: Settings) -> Path:
-    """The file of rounds of two environments here, with these settings and this code."""
-    sides = [[str(side.python), side.versions, side.digests] for side in (before, after)]
-    question = json.dumps([sides, asdict(settings), code_digest(), cpu_name()], sort_keys=True)
-    return KEPT / f"{hashlib.sha256(question.encode()).hexdigest()[:12]}.jsonl"
-
-
-def comparison_of(places: Sequence[Path], cells: Sequence[str], rule: Rule, settings: Settings) -> Comparison:
-    """Compare two environments, the one before and the one after, on quick cells; say how far it is.
-
-    Raises:
-        InputError: where an environment or a cell cannot run, or another command compares the same two.
+    Each update has one of the other side right beside it, so that whatever slows the machine slows both.
     """
-    cells, (before, after) = checked(cells), map(environment, places)
-    say(differences(before, after))
-    path = path_of(before, after, settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path.with_suffix(".lock"), timeout=0):
-            rounds = Rounds(sides=(before, after), settings=settings, path=path)
-            if len(rounds):
-                say(f"{len(rounds)} rounds are known from an earlier command; remove {path} to take them again")
-            return compared(rounds, cells, rule)
-    except Timeout:
-        raise InputError(f"another command compares these two right now and writes {path}: wait for its end") from None
+    order, answers = ((0, 1) if number % 2 else (1, 0)), (list[Any](), list[Any]())
+    with ExitStack() as stack:
+        processes = [stack.enter_context(working(command)) for command in commands]
+        for process in processes:
+            answer_of(process, asked=False)  # it is ready
+        for update in range(UPDATES):
+            for side in reversed(order) if update % 2 else order:
+                answers[side].append(answer_of(processes[side]))
+    return answers
+
+
+def compared(places: Sequence[Path], cells: Sequence[str], device: str = "cpu") -> Comparison:
+    """Compare two environments until every cell is told or had all its rounds; raises InputError where something cannot run."""
+    comparison = Comparison(ratios={cell: [] for cell in checked(cells)})
+    pythons = [python_in(place) for place in places]
+    say(differences(pythons))
+    for number in range(1, LOOKS[-1] + 1):
+        ratios = {cell: list(own) for cell, own in comparison.ratios.items()}
+        for cell in comparison.open_cells:
+            turns = turns_of([[str(python), "-m", "tunegrid.run.turn", cell, device] for python in pythons], number)
+            ratios[cell].append(log_ratios(*turns))
+            shown = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
+            say(f"round {number} of at most {LOOKS[-1]}  {cell}  {shown} ms an update")
+        comparison = Comparison(ratios=ratios)
+    return comparison
 
 
 def checked(cells: Sequence[str]) -> list[str]:
-    """Cells that exist; raises InputError for another."""
-    return [STUDY.cell(cell, QUICK_PROFILE).id for cell in dict.fromkeys(cells)]
-
-
-def some_of_each() -> list[str]:
-    """A third of the quick cells, in which every two of backbone, task and method meet once (a Latin square)."""
-    ids = [cell.id for cell in STUDY.cells(QUICK_PROFILE)]
-    parts = [list(dict.fromkeys(words)) for words in zip(*(cell.split("_") for cell in ids), strict=True)]
-    places = {cell: sum(part.index(word) for part, word in zip(parts, cell.split("_"), strict=True)) for cell in ids}
-    return [cell for cell in ids if places[cell] % len(parts) == 0]
-
-
-# The command line
-
-
-def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="tunegrid speed", description=__doc__)
-    parser.add_argument("before", type=Path, metavar="OLD", help="a virtual environment, or its Python")
-    parser.add_argument("after", type=Path, metavar="NEW", help="another one")
-    parser.add_argument("--cells", metavar="ID,ID", help=f"quick cells (default {','.join(some_of_each())})")
-    parser.add_argument("--rounds", type=int, default=Rule.rounds, metavar="N", help=f"at most (default {Rule.rounds})")
-    percent = 100 * Rule.margin
-    parser.add_argument("--margin", type=float, default=percent, metavar="PERCENT", help=f"that counts (default {percent:g})")
-    updates = f"timed in a turn (default {Settings.updates})"
-    parser.add_argument("--updates", type=int, default=Settings.updates, metavar="N", help=updates)
-    parser.add_argument("--rows", type=int, default=0, metavar="N", help="also evaluate so many test rows (default none)")
-    parser.add_argument("--device", metavar="DEVICE", help="cuda or cuda:N; quick cells take the CPU by default")
-    return parser, parser.parse_args(arguments)
+    """Cells that exist, some of each kind where none is named; raises InputError for another."""
+    return [STUDY.cell(cell, QUICK_PROFILE).id for cell in dict.fromkeys(cells or SOME_OF_EACH)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, say what was found; return the exit code."""
-    parser, options = parsed(arguments)
-    cells = options.cells.split(",") if options.cells else some_of_each()
+    parser = argparse.ArgumentParser(prog="tunegrid speed", description=__doc__)
+    parser.add_argument("before", type=Path, metavar="OLD", help="a virtual environment, or its Python")
+    parser.add_argument("after", type=Path, metavar="NEW", help="another one")
+    parser.add_argument("--cells", metavar="ID,ID", help=f"quick cells (default {','.join(SOME_OF_EACH)})")
+    parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default cpu)")
+    options = parser.parse_args(arguments)
+    cells = options.cells.split(",") if options.cells else ()
     try:
-        rule = Rule(margin=options.margin / 100, rounds=options.rounds)
-        settings = Settings(updates=options.updates, rows=options.rows, device=options.device)
-        comparison = comparison_of((options.before, options.after), cells, rule, settings)
+        comparison = compared((options.before, options.after), cells, options.device)
     except InputError as error:
         refuse(parser, error)
     except KeyboardInterrupt:
-        say("stopped; the same command goes on with the rounds that were taken")
+        say("stopped; the same command begins anew")
         return 130
-    say("\n".join([*comparison.table, comparison.answer]))
+    say("\n".join(comparison.report))
     return comparison.outcome.exit_code

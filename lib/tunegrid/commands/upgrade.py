@@ -18,6 +18,7 @@ from pathlib import Path
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from tunegrid.commands import speed
 from tunegrid.commands.cli import refuse
 from tunegrid.commands.environments import MAKES_ROOM, output_of
 from tunegrid.commands.known_run import check_alike, shipped_baseline, with_cells_and_seeds
@@ -34,7 +35,6 @@ from tunegrid.commands.sides import (
     side_of,
     unfinished,
 )
-from tunegrid.commands.speed import Settings, checked, comparison_of, some_of_each
 from tunegrid.commands.suite import Suite, first_updates, suite
 from tunegrid.errors import InputError
 from tunegrid.page.render import write
@@ -47,8 +47,6 @@ from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import Report, as_text, write_step_summary
 from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome, Verdict
 from tunegrid.results.outcomes import COUNTED, FAILED_BY, failing, kinds_of
-from tunegrid.results.pairs import Rule
-from tunegrid.results.speed import Comparison
 from tunegrid.results.upgrades import failures, sentence
 from tunegrid.results.words import SHOWN
 from tunegrid.terminal import say
@@ -235,7 +233,7 @@ def upgraded(options: argparse.Namespace, suite: Suite, locks: ExitStack) -> int
     if options.before:
         question = with_cells_and_seeds(options.before, question)
     if options.speed:
-        checked(cells)  # before anything trains
+        speed.checked(cells)  # before anything trains
     before, after = sides(options, locks)
     known = options.before or (None if options.origin else shipped_baseline(question))
     if known:
@@ -249,15 +247,10 @@ def upgraded(options: argparse.Namespace, suite: Suite, locks: ExitStack) -> int
         return Outcome.WORSE.exit_code
     code = concluded(before, after, (old, new), kinds, options)
     if options.speed:
-        speed = speed_of(before, after, cells)
-        say("\n".join([*speed.table, speed.answer]))
-        code = min({code, speed.outcome.exit_code} - {0}, default=0)  # worse before cannot tell
+        comparison = speed.compared((before.python, after.python), cells)
+        say("\n".join(comparison.report))
+        code = min({code, comparison.outcome.exit_code} - {0}, default=0)  # worse before cannot tell
     return code
-
-
-def speed_of(before: Side, after: Side, cells: Sequence[str]) -> Comparison:
-    """What paired turns say of the speed and the memory of both sides, on the cells asked for or on some of each kind."""
-    return comparison_of((before.python, after.python), cells or some_of_each(), Rule(), Settings())
 
 
 def sides(options: argparse.Namespace, locks: ExitStack) -> tuple[Side, Side]:

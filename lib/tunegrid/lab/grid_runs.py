@@ -104,7 +104,7 @@ class LabSession(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherLabSession(LabSession):
-    """A session that is not a plain run of a grid, as one of controls or degraded cells."""
+    """A session that is not a plain run of a grid, as one of controls."""
 
     label: str
     options: tuple[str, ...]

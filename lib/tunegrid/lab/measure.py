@@ -3,10 +3,9 @@
 Stage by stage, it calls other commands, which can be run alone, too:
 
   bounds        20 seeds of the quick grid, more of tailed cells, moved starts, controls: quick.toml, noise.toml (calibrate)
-  numerics      moved starts against unmoved ones; another optimizer: numerics.toml, what is rounding
+  numerics      moved starts against unmoved ones: numerics.toml, what is rounding
   baseline      the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
   power         smallest drops and error rates, simulated (power)
-  sensitivity   real degradations (sensitivity)
   false_alarms  40 healthy runs (false_alarms)
   zoo           five seeds of the zoo and its controls: zoo.toml (calibrate --profile zoo)
   tasks         the same of more tasks: tasks.toml (calibrate --profile tasks)
@@ -25,7 +24,7 @@ from tunegrid import ROOT
 from tunegrid.commands import baseline
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
-from tunegrid.lab import calibrate, false_alarms, numerics, power, sensitivity
+from tunegrid.lab import calibrate, false_alarms, power, tolerances
 from tunegrid.lab.grid_runs import LabSession, LabSessions, folder
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
@@ -86,7 +85,7 @@ def _bounds(work: Work) -> int:
 
 
 def _numerics(work: Work) -> int:
-    return numerics.write(work.plan, work.sessions, work.to)
+    return tolerances.write(work.plan, work.sessions, work.to)
 
 
 def _baseline(work: Work) -> int:
@@ -107,10 +106,6 @@ def _power(work: Work) -> int:
     return power.main(["--noise", str(work.thresholds / "noise.toml"), "--measured", str(work.measured)])
 
 
-def _sensitivity(work: Work) -> int:
-    return sensitivity.main(work.options, work.sessions)
-
-
 def _false_alarms(work: Work) -> int:
     return false_alarms.main(["--runs", str(work.runs), *work.options], work.sessions)
 
@@ -125,10 +120,9 @@ def _tasks(work: Work) -> int:
 
 STAGES: Mapping[str, Stage] = {
     "bounds": Stage(sessions=lambda work: work.plan.sessions, do=_bounds),
-    "numerics": Stage(sessions=lambda work: numerics.planned(work.plan), do=_numerics),
+    "numerics": Stage(sessions=lambda work: tolerances.planned(work.plan), do=_numerics),
     "baseline": Stage(sessions=lambda work: work.plan.first[:1], do=_baseline),
     "power": Stage(sessions=lambda work: [], do=_power),
-    "sensitivity": Stage(sessions=lambda work: list(sensitivity.planned(0).values()), do=_sensitivity),
     "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
     "zoo": Stage(sessions=lambda work: ZOO.sessions, do=_zoo),
     "tasks": Stage(sessions=lambda work: TASKS.sessions, do=_tasks),

@@ -1,23 +1,34 @@
-"""Makes the tolerances of rounding, a TOML file, of trainings of one seed that only round differently.
+"""Says what is rounding, a stage of `python -m tunegrid.lab measure`: writes thresholds/numerics.toml.
+
+It compares trainings of one seed that only round differently: each seed that the bounds stage trains from moved starts, too,
+makes pairs, without any training of its own.
 
 A tolerance is twice the largest deviation of all cells of one arithmetic, rounded up to two digits, and no less than its floor.
 A cell that deviates by more than ten times the median of these cells does not widen it, but has a tolerance of its own. How far
 curves part depends on a cell's rate and updates more than on arithmetic, so that each cell has its own; an arithmetic has the
 median cell's, for cells that were never measured. It stays below what other masks of dropout do.
+
+What another implementation of AdamW rounds, and what other masks of dropout do, was measured with version 0.16.0. Those figures
+are taken from the file as it is.
 """
 
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Context, Decimal
 from functools import partial
+from pathlib import Path
 from statistics import median
 from textwrap import wrap
 
 from tunegrid.errors import InputError
+from tunegrid.lab.calibrate import CalibrationPlan
+from tunegrid.lab.grid_runs import GridRun, LabSessions
+from tunegrid.lab.measured import note
 from tunegrid.record import Record
 from tunegrid.results.bounds import origin
 from tunegrid.results.modules import read_both
-from tunegrid.results.numerics import Pair, arithmetic, losses
+from tunegrid.results.numerics import TOLERANCES, Pair, arithmetic, losses
 
 FAR = 10  # times the median of the cells' largest deviations
 FAR_OF_MODULES = 3  # the same of single modules, of which a model has many: the median cell shows some that amplify much
@@ -31,10 +42,10 @@ the largest logit, by how much more or less a search with a cache is off (`decod
 losses, smoothed over five updates, lies apart anywhere up to the last update; of its own norm, how far what a module gives in
 the probe (`module_outputs`) and the gradients there (`module_gradients`) move at most: they name modules, and decide nothing.
 Each is twice the largest deviation of harmless changes, rounded up to two digits: of starts that are moved in their last
-digits, against unmoved ones of their seeds, and of another implementation of AdamW. "cell ..." are cells that deviate by more
-than {far} times the median of the cells of their arithmetic, of modules {far_of_modules} times: they do not widen its
-tolerance. Each cell has its own `curve`, no farther than half way to what other masks of dropout do; an arithmetic has the
-median cell's. No tolerance of an arithmetic is below its floor: {floors}.
+digits, against unmoved ones of their seeds; `moved_alone` is of another implementation of AdamW, measured with version 0.16.0
+and kept since. "cell ..." are cells that deviate by more than {far} times the median of the cells of their arithmetic, of
+modules {far_of_modules} times: they do not widen its tolerance. Each cell has its own `curve`, no farther than half way to
+what other masks of dropout do; an arithmetic has the median cell's. No tolerance of an arithmetic is below its floor: {floors}.
 """
 FLOORS: Mapping[str, float] = {  # another processor rounds where this one did not
     "first": 1.5e-5,
@@ -58,7 +69,6 @@ FLOORS_OF: Mapping[str, Mapping[str, float]] = {
     "nf4 fp32": {"moved_alone": 1e-3},
     "bf16": {"first": 2e-3, "later": 7e-3, "gradients": 1e-2, "moved": 6e-3, "moved_alone": 1e-3, "decoded": 5e-2},
 }
-BEFORE_THE_OPTIMIZER = ("first", "weights", "probe_gradients", "gradients")
 Tables = dict[str, dict[str, float]]  # figures by arithmetic, and by "cell " and an id
 
 
@@ -83,14 +93,6 @@ def apart(old: Record, new: Record) -> Apart:
     here = partial(read_both, old, new, (None, None))  # this machine's store has what the lab's own sessions kept
     pair = Pair(old=old.training, new=new.training, tolerance={}, fine=False, modules=here)
     return Apart(cell=old.cell, kind=arithmetic(old), figures=pair.apart())
-
-
-def of_optimizer(found: Apart) -> Apart:
-    """Of another implementation of the optimizer: movement is its own rounding where all that comes before is bit-identical."""
-    if any(found.figures[name] for name in BEFORE_THE_OPTIMIZER):
-        return found
-    figures = {"moved_alone" if name == "moved" else name: value for name, value in found.figures.items()}
-    return Apart(cell=found.cell, kind=found.kind, figures=figures)
 
 
 # The rule
@@ -151,19 +153,19 @@ def tolerances_of(most: Tables) -> Tables:
 
 @dataclass(frozen=True, kw_only=True)
 class ToleranceEvidence:
-    """Trainings that only round otherwise, and some that do not.
+    """Trainings that only round otherwise, and what version 0.16.0 measured.
 
     Attributes:
         pairs: a seed's training, and one from a start that is moved in its last digits.
-        optimizers: a seed's first updates, and the same by another implementation of the optimizer.
-        masks: a seed's training, and one with other masks of dropout from the eleventh update on: no rounding.
+        alone: by arithmetic or cell, how far the movement by another implementation of AdamW lies off (`moved_alone`).
+        masks: by cell, the curve of a training with other masks of dropout from the eleventh update on: no rounding.
         seeds, draws: of the moved starts.
         first: a record that names device and versions.
     """
 
     pairs: Sequence[Apart]
-    optimizers: Sequence[Apart]
-    masks: Sequence[Apart]
+    alone: Mapping[str, float]
+    masks: Mapping[str, Apart]
     seeds: Sequence[int]
     draws: Sequence[int]
     first: Record
@@ -171,16 +173,13 @@ class ToleranceEvidence:
     @property
     def most(self) -> Tables:
         """The largest deviations; raises InputError where a figure was there in one of two trainings alone."""
-        for one in (*self.pairs, *self.optimizers):
+        for one in self.pairs:
             if lost := [name for name, deviation in one.figures.items() if deviation == float("inf")]:
                 raise InputError(f"{one.cell} has {lost[0]} in one of two trainings alone; tolerances rest on healthy runs")
-        return largest([*self.pairs, *self.optimizers])
-
-    @property
-    def nearest_masks(self) -> dict[str, Apart]:
-        """By cell, the training with other masks whose curve lies nearest."""
-        farthest_first = sorted(self.masks, key=lambda one: one.figures["curve"], reverse=True)
-        return {one.cell: one for one in farthest_first}
+        tables = largest(self.pairs)
+        for name, deviation in self.alone.items():
+            tables.setdefault(name, {})["moved_alone"] = deviation
+        return {name: {figure: table[figure] for figure in FLOORS if figure in table} for name, table in tables.items()}
 
     @property
     def tolerances(self) -> Tables:
@@ -189,7 +188,7 @@ class ToleranceEvidence:
         seen: dict[str, float] = {}
         for one in self.pairs:
             seen[one.cell] = max(one.figures.get("curve", 0.0), seen.get(one.cell, 0.0))
-        for cell, one in self.nearest_masks.items():
+        for cell, one in self.masks.items():
             rounded, drawn = seen.get(cell, 0.0), one.figures["curve"]
             if rounded < drawn <= allowed(tables, cell, one.kind):
                 tables.setdefault(f"cell {cell}", {})["curve"] = (rounded + drawn) / 2
@@ -200,7 +199,6 @@ class ToleranceEvidence:
         own = [name.removeprefix("cell ") for name in self.most if name.startswith("cell ")]
         return {
             "pairs": len(self.pairs),
-            "optimizers": len(self.optimizers),
             "cells_of_their_own": sorted(own),
             "largest": self.most,
         }
@@ -216,7 +214,7 @@ def blunt(evidence: ToleranceEvidence) -> list[str]:
     tables = evidence.tolerances
     return [
         f"blunt: {cell} curve {most:.1e}; other masks of dropout part it by {one.figures['curve']:.1e} only"
-        for cell, one in evidence.nearest_masks.items()
+        for cell, one in evidence.masks.items()
         if one.figures["curve"] <= (most := allowed(tables, cell, one.kind))
     ]
 
@@ -232,17 +230,17 @@ def numerics_toml(evidence: ToleranceEvidence) -> str:
         f"pairs = {len(evidence.pairs)}",
         f"seeds = {list(evidence.seeds)}",
         f"draws = {list(evidence.draws)}",
-        f"optimizers = {len(evidence.optimizers)}",
         "",
-        "# The largest deviations seen, in pairs and by another implementation of the optimizer.",
+        "# The largest deviations seen in pairs; `moved_alone`: by another implementation of AdamW, with version 0.16.0.",
         "[evidence.largest]",
         *(f'"{name}" = {{ {_shown(table)} }}' for name, table in evidence.most.items()),
         "",
-        "# Other masks of dropout from the eleventh update on, the nearest of a cell: no rounding, so beyond the tolerance.",
+        "# With version 0.16.0: other masks of dropout from the eleventh update on, the nearest of a cell. They are no",
+        "# rounding, and lie beyond the tolerance.",
         "[evidence.drawn]",
         *(
             f'{cell} = {{ kind = "{one.kind}", curve = {_digits(one.figures["curve"])} }}'
-            for cell, one in evidence.nearest_masks.items()
+            for cell, one in evidence.masks.items()
         ),
     ]
     return "\n".join(lines) + "\n"
@@ -264,3 +262,48 @@ def _digits(value: float, digits: int = 3) -> str:
 
 def _shown(table: Mapping[str, float], digits: int = 3) -> str:
     return ", ".join(f"{figure} = {_digits(value, digits)}" for figure, value in table.items())
+
+
+# The stage
+
+
+def unmoved(plan: CalibrationPlan) -> list[GridRun]:
+    """Runs of the seeds that are trained from moved starts, too."""
+    return [run for run in plan.first if run.seeds[0] < plan.perturbed]
+
+
+def planned(plan: CalibrationPlan) -> list[GridRun]:
+    """All that the tolerances rest on."""
+    return [*unmoved(plan), *plan.moved]
+
+
+def measured(plan: CalibrationPlan, sessions: LabSessions) -> ToleranceEvidence:
+    """Train what is missing; the evidence. Raises InputError where no start is moved."""
+    if not plan.moved:
+        raise InputError("tolerances rest on moved starts: give --perturbed-seeds and --draws of at least 1")
+    sessions.train(planned(plan))
+    before = {seed: grid for run in unmoved(plan) for seed, grid in run.grids().items()}
+    moved = [(seed, grid) for run in plan.moved for seed, grid in run.grids().items()]
+    present = tomllib.loads(TOLERANCES.read_text(encoding="utf-8"))["evidence"]
+    return ToleranceEvidence(
+        pairs=[apart(before[seed][cell], new) for seed, grid in moved for cell, new in grid.items()],
+        alone={name: seen["moved_alone"] for name, seen in present["largest"].items() if "moved_alone" in seen},
+        masks={
+            cell: Apart(cell=cell, kind=seen["kind"], figures={"curve": seen["curve"]})
+            for cell, seen in present["drawn"].items()
+        },
+        seeds=range(plan.perturbed),
+        draws=[run.draw for run in plan.moved if run.draw is not None],
+        first=next(iter(before[0].values())),
+    )
+
+
+def write(plan: CalibrationPlan, sessions: LabSessions, to: Path) -> int:
+    """Train, write, say which tolerances are blunt; return the exit code."""
+    evidence = measured(plan, sessions)
+    path = to / "benchmarks" / "thresholds" / "numerics.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(numerics_toml(evidence), encoding="utf-8")
+    note(to / "reports" / "measured.json", "numerics", evidence.figures())
+    print(*blunt(evidence), f"wrote {path} from {len(evidence.pairs)} pairs", sep="\n")
+    return 0

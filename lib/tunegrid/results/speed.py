@@ -1,140 +1,159 @@
-"""Which of two environments is slower, or larger, and by how much? Reads turns of cells; gives changes, lines and the answer.
+"""Which of two environments is slower, or larger, and by how much? Judges the ratios of paired turns.
 
-Three figures have a ratio per pair of turns: the seconds of an update, the median over the updates of both turns, which train
-on the same rows; the seconds of an evaluation; and the most memory that a process held.
+In a round, a process of each makes the updates of a cell in turn, which gives two log ratios: of an update's seconds, and of
+the most memory that a process held. Over the rounds of a cell they have a mean and an interval by Student's t. Each of its ends
+errs in 1 % of comparisons at most, over all cells, their common mean among them, and over all looks (Bonferroni).
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, median
+from statistics import fmean, median, stdev
+from typing import Any
 
-from tunegrid.record.turn import Turn
+import numpy as np
+from scipy import special
+
 from tunegrid.results.judgements import Outcome, Verdict
-from tunegrid.results.pairs import Change, Rule, in_words, judged, over_all, told
-from tunegrid.results.table import Column, lines
+from tunegrid.results.noise import PRIOR_PARAMETERS, Deviation, log_variances, prior_df
+from tunegrid.results.statistics import critical_value
 
-MIB = 2**20
-SIDES = ("before", "after")
-Pair = tuple[Turn, Turn]  # of one cell and round: before, after
-
-
-def update_ratio(before: Turn, after: Turn) -> float | None:
-    """The log ratio of an update's seconds: the median, so that a single disturbed update has no effect."""
-    pairs = zip(before.update_seconds, after.update_seconds, strict=True)
-    return median(math.log(second / first) for first, second in pairs)
+MARGIN = 0.05  # a change that counts: halfway between an equal step and one that is 10 % slower
+ALPHA = 0.01  # the chance that any cell is called worse, or within the margin, that is not; of each figure
+LOOKS = (4, 6, 8, 10)  # rounds after which a cell is judged: each side was first as often as the other
+LEAST_SD = 1e-4  # of a log ratio: no clock and no page tells less
+ALL = "all cells"
+WORDS = {"training": ("slower", "faster", "as fast"), "memory": ("larger", "smaller", "the same")}  # of each figure
+Answers = Sequence[Mapping[str, Any]]  # of the updates of a turn: seconds, and peak_bytes until then
 
 
-def evaluation_ratio(before: Turn, after: Turn) -> float | None:
-    """The log ratio of an evaluation's seconds; None where nothing was evaluated."""
-    if before.rows_per_second is None or after.rows_per_second is None:
-        return None
-    return math.log(before.rows_per_second / after.rows_per_second)
+def log_ratios(before: Answers, after: Answers) -> dict[str, float]:
+    """After over before, by figure: of seconds the median over updates, so that a single disturbed one has no effect."""
+    training = median(math.log(new["seconds"] / old["seconds"]) for old, new in zip(before, after, strict=True))
+    peaks = [turn[-1]["peak_bytes"] for turn in (before, after)]  # None where the system does not tell
+    return {"training": training} | ({"memory": math.log(peaks[1] / peaks[0])} if all(peaks) else {})
 
 
-def memory_ratio(before: Turn, after: Turn) -> float | None:
-    """The log ratio of the peaks; None where the system does not tell them."""
-    if before.peak_bytes is None or after.peak_bytes is None:
-        return None
-    return math.log(after.peak_bytes / before.peak_bytes)
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """How far the second environment is from the first.
+
+    Attributes:
+        log_ratio: after over before, its mean over rounds.
+        error, df: its standard error, and the degrees of freedom of that.
+        cells: how many are judged at once.
+    """
+
+    log_ratio: float
+    error: float
+    df: float
+    cells: int = 1
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Of the ratio after over before: 1.1 is 10 % more."""
+        tests = self.cells + 1 if self.cells > 1 else 1  # all cells together are one more
+        reach = critical_value(ALPHA / len(LOOKS) / tests, self.df) * self.error
+        return math.exp(self.log_ratio - reach), math.exp(self.log_ratio + reach)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Worse or better if the whole interval is beyond the margin, the same if it lies within."""
+        (low, high), most = self.interval, 1 + MARGIN
+        if low > most or high < 1 / most:
+            return Verdict.WORSE if low > most else Verdict.BETTER
+        return Verdict.SAME if 1 / most < low and high < most else Verdict.CANNOT_TELL
+
+    def in_words(self, more: str, less: str, same: str) -> str:
+        """As in "4 % slower (2 to 6 %)"; an interval that holds both directions and more than the margin tells nothing."""
+        hint = ": cannot tell" if self.verdict is Verdict.CANNOT_TELL and self.interval[0] < 1 < self.interval[1] else ""
+        percent, low, high = (round(100 * (ratio - 1)) for ratio in (math.exp(self.log_ratio), *self.interval))
+        if percent < 0:
+            percent, low, high, more = -percent, -high, -low, less
+        return f"{f'{percent} % {more}' if percent else same} ({low} to {high} %){hint}"
 
 
-FIGURES: Mapping[str, Callable[[Turn, Turn], float | None]] = {
-    "training": update_ratio,
-    "evaluation": evaluation_ratio,
-    "memory": memory_ratio,
-}
-WORDS = {"memory": ("larger", "smaller", "the same")}
-SPEED_WORDS = ("slower", "faster", "as fast")
+def told(change: Change | None) -> bool:
+    """Whether a change needs no more rounds."""
+    return change is not None and change.verdict is not Verdict.CANNOT_TELL
+
+
+def judged(ratios: Mapping[str, Sequence[float]]) -> dict[str, Change]:
+    """Each cell's change, as of the first look that told it, else of its last look; cells without a look are left out.
+
+    A verdict stands, whatever comes later: the error rate is that of the whole procedure. So are several cells together.
+    """
+    changes: dict[str, Change] = {}
+    for look in LOOKS:
+        seen = {cell: own[:look] for cell, own in ratios.items() if len(own) >= LOOKS[0]}
+        noise = moderated({cell: Deviation(sd=max(stdev(own), LEAST_SD), df=len(own) - 1) for cell, own in seen.items()})
+        for cell, own in seen.items():
+            if len(own) == look and not told(changes.get(cell)):
+                error, df = noise[cell].sd / math.sqrt(look), noise[cell].df
+                changes[cell] = Change(log_ratio=fmean(own), error=error, df=df, cells=len(ratios))
+    return changes | ({ALL: over_all(changes.values())} if len(changes) == len(ratios) > 1 else {})
+
+
+def over_all(changes: Iterable[Change]) -> Change:
+    """The geometric mean of all cells' ratios, each counting the same; its degrees of freedom are Satterthwaite's (1946)."""
+    means, squares, dfs = zip(*((change.log_ratio, change.error**2, change.df) for change in changes), strict=True)
+    df = sum(squares) ** 2 / sum(square**2 / df for square, df in zip(squares, dfs, strict=True))
+    return Change(log_ratio=fmean(means), error=math.sqrt(sum(squares)) / len(means), df=df, cells=len(means))
+
+
+def moderated(own: Mapping[str, Deviation]) -> dict[str, Deviation]:
+    """Deviations of cells, which one machine disturbs alike, each moved towards what is common to them (Smyth 2004).
+
+    The variance becomes (d0 s0^2 + d s^2) / (d0 + d); d0 is large where cells have the same noise, and small where they differ.
+    Two of the d0 + d degrees of freedom are lost to the prior's parameters; there are no more than all cells have together.
+    """
+    if len(own) < 2:
+        return dict(own)
+    all_df, weight = sum(deviation.df for deviation in own.values()), prior_df([own])
+    common = float(np.exp(log_variances(own).mean() + special.digamma(weight / 2) - np.log(weight / 2)))
+    return {
+        cell: Deviation(
+            sd=math.sqrt((weight * common + deviation.df * deviation.sd**2) / (weight + deviation.df)),
+            df=max(deviation.df, min(all_df, deviation.df + weight - PRIOR_PARAMETERS)),
+        )
+        for cell, deviation in own.items()
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two environments, by pairs of turns.
+    """Two environments, by the log ratios of each cell in the order of its rounds."""
 
-    Attributes:
-        pairs: of each cell, in the order of rounds.
-    """
-
-    pairs: Mapping[str, Sequence[Pair]]
-    rule: Rule
+    ratios: Mapping[str, Sequence[Mapping[str, float]]]
 
     @cached_property
     def changes(self) -> dict[str, dict[str, Change]]:
-        """By figure and cell; a figure that was not measured is left out."""
-        ratios = {name: {cell: _ratios(of, pairs) for cell, pairs in self.pairs.items()} for name, of in FIGURES.items()}
-        return {name: judged(by_cell, self.rule) for name, by_cell in ratios.items() if any(by_cell.values())}
+        """By figure, then by cell and of all cells; a figure that was not measured is left out."""
+        own = {figure: {c: [r[figure] for r in of if figure in r] for c, of in self.ratios.items()} for figure in WORDS}
+        return {figure: judged(by_cell) for figure, by_cell in own.items() if any(by_cell.values())}
 
     @property
     def open_cells(self) -> list[str]:
         """Cells that another round may tell more of: a figure of theirs is not told yet."""
-        by_figure = self.changes.values()
-        return [cell for cell in self.pairs if not by_figure or not all(told(changes.get(cell)) for changes in by_figure)]
-
-    @cached_property
-    def together(self) -> dict[str, Change | None]:
-        """Each figure over all cells, or of the only one; None where a cell was not judged."""
-        return {name: self._over_all(changes) for name, changes in self.changes.items()}
-
-    def _over_all(self, changes: Mapping[str, Change]) -> Change | None:
-        (only, *others) = self.pairs
-        return over_all(changes, self.rule, len(self.pairs)) if others else changes.get(only)
+        figures = self.changes.values()
+        return [cell for cell in self.ratios if not figures or not all(told(changes.get(cell)) for changes in figures)]
 
     @property
     def outcome(self) -> Outcome:
-        """Worse if anything is; no worse if every figure of every cell is told."""
-        verdicts = [change.verdict for changes in self.changes.values() for change in changes.values()]
-        verdicts += [change.verdict if change else Verdict.CANNOT_TELL for change in self.together.values()]
+        """Worse if anything is; no worse if every figure of every cell, and of all together, is told."""
+        verdicts = {change.verdict for changes in self.changes.values() for change in changes.values()}
         if Verdict.WORSE in verdicts:
             return Outcome.WORSE
-        return Outcome.CANNOT_TELL if Verdict.CANNOT_TELL in verdicts or not verdicts else Outcome.NO_WORSE
+        return Outcome.CANNOT_TELL if self.open_cells or Verdict.CANNOT_TELL in verdicts else Outcome.NO_WORSE
 
     @property
-    def worse_cells(self) -> list[str]:
-        """Cells that are worse by any figure."""
-        worse = {cell for of in self.changes.values() for cell, change in of.items() if change.verdict is Verdict.WORSE}
-        return [cell for cell in self.pairs if cell in worse]
+    def report(self) -> list[str]:
+        """A line for each of several cells, then the answer, as "Worse: training 9 % slower (7 to 11 %), memory ..."."""
+        *cells, last = [*self.ratios, ALL] if len(self.ratios) > 1 else self.ratios
+        answer = f"{self.outcome.capitalize()}: {self._in_words(last)}" + (f" over {len(cells)} cells" if cells else "")
+        return [*(f"{cell}: {self._in_words(cell)}" for cell in cells), answer]
 
-    def equal_memory(self, cells: Sequence[str]) -> bool:
-        """Whether peaks of the two sides overlap in each cell: one side's own turns differ as much."""
-        return all(_overlap(self.pairs[cell]) for cell in cells)
-
-    # Words
-
-    @property
-    def answer(self) -> str:
-        """The one line that a reader wants: "Worse: training 4 % slower (2 to 6 %), memory equal"."""
-        sentence = ", ".join(f"{name} {self._in_words(name, change, [*self.pairs])}" for name, change in self.together.items())
-        count = len(self.pairs)
-        over = f" over {count} cells" if count > 1 else ""
-        named = f"; worse: {', '.join(self.worse_cells)}" if count > 1 and self.worse_cells else ""
-        return f"{self.outcome.capitalize()}: {sentence or 'nothing was measured'}{over}{named}"
-
-    @property
-    def table(self) -> list[str]:
-        """A line per cell."""
-        titles = ("cell", "rounds", "before", "after", *self.changes)
-        rows = [self._row(cell, pairs) for cell, pairs in self.pairs.items() if pairs]
-        return lines([Column(title=title, gap=2) for title in titles], rows) if rows else []
-
-    def _row(self, cell: str, pairs: Sequence[Pair]) -> list[str]:
-        means = [1000 * fmean(fmean(pair[side].update_seconds) for pair in pairs) for side in range(len(SIDES))]
-        words = [self._in_words(name, changes.get(cell), [cell]) for name, changes in self.changes.items()]
-        return [cell, str(len(pairs)), *(f"{mean:.1f} ms" for mean in means), *words]
-
-    def _in_words(self, name: str, change: Change | None, cells: Sequence[str]) -> str:
-        if change is None:
-            return "too few rounds"
-        if name == "memory" and change.verdict is Verdict.SAME and self.equal_memory(cells):
-            return "equal"
-        return in_words(change, *WORDS.get(name, SPEED_WORDS))
-
-
-def _ratios(of: Callable[[Turn, Turn], float | None], pairs: Sequence[Pair]) -> list[float]:
-    return [ratio for pair in pairs if (ratio := of(*pair)) is not None]
-
-
-def _overlap(pairs: Sequence[Pair]) -> bool:
-    before, after = ([pair[side].peak_bytes or 0 for pair in pairs] for side in range(len(SIDES)))
-    return max(min(before), min(after)) <= min(max(before), max(after))
+    def _in_words(self, cell: str) -> str:
+        said = {name: changes[cell].in_words(*WORDS[name]) for name, changes in self.changes.items() if cell in changes}
+        return ", ".join(f"{name} {words}" for name, words in said.items()) or "too few rounds"

@@ -111,10 +111,7 @@ def test_the_lab_lists_what_it_measures(capsys):
         "measure",
         "calibrate",
         "power",
-        "pairs",
-        "sensitivity",
         "false_alarms",
-        "record_adapters",
     ]
 
 

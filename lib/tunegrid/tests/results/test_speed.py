@@ -1,94 +1,161 @@
-"""Comparisons of two environments by turns that are written here."""
+"""Ratios of paired turns: intervals, looks and pools worked out by hand; and comparisons of two environments."""
 
 import math
 
 import pytest
 
-from tunegrid.record.turn import Turn
-from tunegrid.results.judgements import Outcome
-from tunegrid.results.pairs import Rule
-from tunegrid.results.speed import MIB, Comparison, evaluation_ratio, memory_ratio, update_ratio
+from tunegrid.results.judgements import Outcome, Verdict
+from tunegrid.results.noise import Deviation
+from tunegrid.results.speed import ALL, Change, Comparison, judged, log_ratios, moderated, over_all
 
-RULE = Rule(rounds=4)
-NOISE = (1.0, 1.001, 0.999, 1.0)  # of four rounds
-
-
-def turn(*seconds, rows=None, peak=500 * MIB):
-    return Turn(update_seconds=seconds or (0.01,), waited_share=0.0, rows_per_second=rows, peak_bytes=peak)
+TEN = [0.08, 0.10, 0.12, 0.10]  # mean 0.1, variance 0.0008 / 3, standard error 0.01633 / 2
+NOISE = (0.0, 0.001, -0.001, 0.0)  # of four rounds
+LOUD = [0.3, -0.4, 0.2, -0.1]
 
 
-def pairs(slower=1.0, larger=1.0, peaks=(0, 1, 2, 0)):
-    """Four rounds, after / before; peaks differ by some pages from turn to turn, the same on both sides."""
-    return [
-        (turn(0.01, peak=500 * MIB + page), turn(0.01 * slower * noise, peak=round((500 * MIB + page) * larger)))
-        for noise, page in zip(NOISE, (4096 * page for page in peaks), strict=True)
-    ]
+def rounds(training, memory=None, noise=NOISE):
+    return [{"training": training + n} | ({} if memory is None else {"memory": memory}) for n in noise]
 
 
-def test_an_updates_ratio_is_the_median_over_updates():
-    # 1.1, 1.1 and 2.25: the third update was disturbed
-    assert update_ratio(turn(1.0, 2.0, 4.0), turn(1.1, 2.2, 9.0)) == pytest.approx(math.log(1.1))
+def change(log_ratio, reach):
+    """One whose interval reaches so far: of 3 degrees of freedom, t at 1 - 0.01 / 4 looks is 7.4533."""
+    return Change(log_ratio=log_ratio, error=reach / 7.4533, df=3)
 
 
-def test_the_other_ratios_by_hand():
-    assert evaluation_ratio(turn(rows=100.0), turn(rows=80.0)) == pytest.approx(math.log(1.25))
-    assert memory_ratio(turn(peak=400), turn(peak=500)) == pytest.approx(math.log(1.25))
+# One figure
 
 
-def test_what_was_not_measured_has_no_ratio():
-    assert evaluation_ratio(turn(), turn()) is None
-    assert memory_ratio(turn(peak=None), turn(peak=500)) is None
+def test_ratios_are_of_the_median_update_and_of_the_last_peak():
+    before = [{"seconds": s, "peak_bytes": 400} for s in (1.0, 2.0, 4.0)]
+    after = [{"seconds": s, "peak_bytes": 500} for s in (1.1, 2.2, 9.0)]  # 1.1, 1.1 and 2.25: the third was disturbed
+    assert log_ratios(before, after) == pytest.approx({"training": math.log(1.1), "memory": math.log(1.25)})
+    assert log_ratios(before, [one | {"peak_bytes": None} for one in after]).keys() == {"training"}
 
 
-def test_the_answer_is_one_line():
-    comparison = Comparison(pairs={"bert_sa_lora": pairs(slower=1.04)}, rule=RULE)
-    assert comparison.answer == "No worse: training 4 % slower (4 to 4 %), memory equal"
-    assert comparison.outcome is Outcome.NO_WORSE
+def test_the_interval_of_four_rounds_by_hand():
+    # t of 3 degrees of freedom at 1 - 0.01 / 4 looks is 7.4533, times 0.008165 is 0.06086: exp(0.03914) and exp(0.16086)
+    found = judged({"a": TEN})["a"]
+    assert (found.log_ratio, found.error, found.df) == (pytest.approx(0.1), pytest.approx(0.008165, rel=1e-3), 3)
+    assert found.interval == pytest.approx((1.0399, 1.1745), abs=1e-4)
+    assert found.verdict is Verdict.CANNOT_TELL
 
 
-def test_a_slower_cell_is_named_among_equal_ones():
-    comparison = Comparison(pairs={"bert_sa_lora": pairs(slower=1.2), "gpt2_sa_lora": pairs()}, rule=RULE)
-    assert comparison.answer.startswith("Worse: training 10 % slower (")  # the geometric mean of 1.2 and 1 is 1.095
-    assert comparison.answer.endswith("memory equal over 2 cells; worse: bert_sa_lora")
+def test_more_cells_make_the_interval_wider():
+    # Two cells and both together are three tests; the variance of both is common to them, with 6 degrees of freedom:
+    # t at 1 - 0.01 / 4 / 3 is 5.3982; the deviation is that of `test_cells_with_the_same_noise...`, 1.2026 times their own
+    found = judged({"a": TEN, "b": TEN})["a"]
+    assert found.df == 6
+    assert math.log(found.interval[1]) - found.log_ratio == pytest.approx(5.3982 * 1.2026 * 0.008165, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "reach", "verdict"),
+    [
+        (0.10, 0.04, Verdict.WORSE),  # 1.062 to 1.150
+        (0.10, 0.06, Verdict.CANNOT_TELL),  # 1.041 to 1.174
+        (0.03, 0.01, Verdict.SAME),  # slower for certain, by less than the margin
+        (0.00, 0.06, Verdict.CANNOT_TELL),
+        (-0.10, 0.04, Verdict.BETTER),
+        (-0.04, 0.02, Verdict.CANNOT_TELL),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(log_ratio, reach, verdict):
+    assert change(log_ratio, reach).verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("log_ratio", "reach", "words"),
+    [
+        (math.log(1.04), 0.019, "4 % slower (2 to 6 %)"),
+        (math.log(0.90), 0.02, "10 % faster (8 to 12 %)"),
+        (0.001, 0.02, "as fast (-2 to 2 %)"),
+        (0.03, 0.06, "3 % slower (-3 to 9 %): cannot tell"),
+    ],
+)
+def test_words_of_a_change(log_ratio, reach, words):
+    assert change(log_ratio, reach).in_words("slower", "faster", "as fast") == words
+
+
+def test_a_cell_is_judged_at_the_first_look_that_tells_it_and_not_again():
+    found = judged({"a": [*[0.2, 0.201, 0.199, 0.2], *[0.0] * 6]})["a"]
+    assert (found.log_ratio, found.verdict) == (pytest.approx(0.2), Verdict.WORSE)
+
+
+def test_a_cell_that_is_not_told_is_judged_at_its_last_look():
+    found = judged({"a": [0.3, -0.3] * 4 + [0.1]})["a"]  # nine rounds: the look after eight was the last
+    assert (found.log_ratio, found.df, found.verdict) == (0, 7, Verdict.CANNOT_TELL)
+
+
+def test_nothing_is_judged_before_the_fourth_round():
+    assert judged({"a": [0.0, 0.0, 0.0]}) == {}
+
+
+def test_a_steady_drift_is_no_change():
+    # Each turn takes 2 % longer than the one before: A B, B A, A B, B A
+    assert judged({"a": [0.02, -0.02, 0.02, -0.02]})["a"].log_ratio == pytest.approx(0.0)
+
+
+# Several cells
+
+
+def test_cells_with_the_same_noise_have_the_degrees_of_freedom_of_all():
+    # Few degrees of freedom make logs of variances low: digamma(1.5) - log(1.5) = 0.0365 - 0.4055, half of which is 1.2026
+    both = moderated({"a": Deviation(sd=0.01, df=3), "b": Deviation(sd=0.01, df=3)})
+    assert both["a"] == both["b"]
+    assert (both["a"].sd, both["a"].df) == (pytest.approx(0.012026, rel=1e-3), 6)
+
+
+def test_one_noisy_cell_among_many_keeps_its_noise():
+    quiet = {str(cell): Deviation(sd=0.01, df=3) for cell in range(8)}
+    noise = moderated(quiet | {"noisy": Deviation(sd=0.5, df=3)})
+    assert noise["noisy"].sd > 0.35
+    assert noise["noisy"].df == 3
+
+
+def test_all_cells_together_by_hand():
+    # sqrt(0.003^2 + 0.004^2) / 2 = 0.0025; 6 x (9 + 16)^2 / (9^2 + 16^2) = 11.128 degrees of freedom
+    found = over_all([Change(log_ratio=mean, error=error, df=6) for mean, error in ((0.02, 0.003), (0.04, 0.004))])
+    assert (found.log_ratio, found.error) == (pytest.approx(0.03), pytest.approx(0.0025))
+    assert (found.df, found.cells) == (pytest.approx(11.128, abs=1e-3), 2)
+
+
+def test_all_cells_together_need_every_cell_and_more_than_one():
+    assert ALL in judged({"a": TEN, "b": TEN})
+    assert ALL not in judged({"a": TEN, "b": TEN[:3]})
+    assert ALL not in judged({"a": TEN})
+
+
+# A comparison
+
+
+def test_one_cell_has_the_answer_alone():
+    comparison = Comparison(ratios={"bert_sa_lora": rounds(math.log(1.03), 0.0)})
+    assert comparison.report == ["No worse: training 3 % slower (3 to 3 %), memory the same (0 to 0 %)"]
+    assert (comparison.outcome, comparison.open_cells) == (Outcome.NO_WORSE, [])
+
+
+def test_a_slower_cell_is_worse_among_equal_ones():
+    comparison = Comparison(ratios={"bert_sa_lora": rounds(math.log(1.2)), "gpt2_sa_lora": rounds(0.0)})
+    slower, equal, answer = comparison.report
+    assert slower.startswith("bert_sa_lora: training 20 % slower (")
+    assert equal == "gpt2_sa_lora: training as fast (0 to 0 %)"
+    assert answer.startswith("Worse: training 10 % slower (")  # the geometric mean of 1.2 and 1 is 1.095
+    assert answer.endswith(" over 2 cells")
+
+
+def test_larger_memory_is_worse():
+    comparison = Comparison(ratios={"a": rounds(0.0, math.log(1.1))})
     assert comparison.outcome is Outcome.WORSE
-
-
-def test_memory_is_equal_where_peaks_of_the_two_sides_overlap():
-    pages = Comparison(pairs={"a": pairs(larger=1 + 4096 / (500 * MIB))}, rule=RULE)  # one page more: within one side's spread
-    mebibytes = Comparison(pairs={"a": pairs(larger=1.01)}, rule=RULE)
-    larger = Comparison(pairs={"a": pairs(larger=1.1)}, rule=RULE)
-    assert pages.answer.endswith("memory equal")
-    assert mebibytes.answer.endswith("memory 1 % larger (1 to 1 %)")
-    assert (mebibytes.outcome, larger.outcome) == (Outcome.NO_WORSE, Outcome.WORSE)
-
-
-def test_memory_that_the_system_does_not_tell_is_left_out():
-    comparison = Comparison(pairs={"a": [(turn(peak=None), turn(peak=None))] * 4}, rule=RULE)
-    assert comparison.answer == "No worse: training as fast (0 to 0 %)"
+    assert comparison.report[-1].endswith("memory 10 % larger (10 to 10 %)")
 
 
 def test_a_noisy_comparison_cannot_tell():
-    noisy = [(turn(1.0), turn(ratio)) for ratio in (1.3, 0.7, 1.2, 0.9)]
-    comparison = Comparison(pairs={"a": noisy}, rule=RULE)
-    assert comparison.outcome is Outcome.CANNOT_TELL
-    assert "): cannot tell, memory equal" in comparison.answer
+    comparison = Comparison(ratios={"a": rounds(0.0, noise=LOUD)})
+    assert (comparison.outcome, comparison.open_cells) == (Outcome.CANNOT_TELL, ["a"])
+    assert comparison.report[-1].endswith("): cannot tell")
 
 
 def test_cells_are_open_until_every_figure_is_told():
-    noisy = [(turn(1.0), turn(ratio)) for ratio in (1.3, 0.7, 1.2, 0.9)]
-    comparison = Comparison(pairs={"told": pairs(), "noisy": noisy, "begun": pairs()[:1], "new": []}, rule=Rule(rounds=10))
-    assert comparison.open_cells == ["noisy", "begun", "new"]
-
-
-def test_before_the_first_look_nothing_is_said():
-    comparison = Comparison(pairs={"a": pairs()[:2]}, rule=RULE)
-    assert comparison.answer == "Cannot tell: training too few rounds, memory too few rounds"
-
-
-def test_the_table_has_a_line_per_cell():
-    comparison = Comparison(pairs={"bert_sa_lora": pairs(slower=1.2), "gpt2_sa_lora": pairs()}, rule=RULE)
-    titles, slower, equal = comparison.table
-    assert titles.split() == ["cell", "rounds", "before", "after", "training", "memory"]
-    assert slower.split()[:6] == ["bert_sa_lora", "4", "10.0", "ms", "12.0", "ms"]
-    assert equal.split()[0] == "gpt2_sa_lora"
-    assert equal.endswith("equal")
+    ratios = {"told": rounds(0.0), "noisy": rounds(0.0, noise=LOUD), "begun": rounds(0.0)[:1], "new": []}
+    assert Comparison(ratios=ratios).open_cells == ["noisy", "begun", "new"]
+    assert Comparison(ratios={"new": []}).report == ["Cannot tell: too few rounds"]
