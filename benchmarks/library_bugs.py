@@ -71,7 +71,7 @@ class Bug(Change):
     Attributes:
         refusal: the words in which reading the rows refuses to go on; empty where the cell trains.
         breaks: the invariant of `library_invariants` that it breaks, where no quick cell meets it.
-        seen_by: the row of benchmarks/equivalences.py that it breaks, too.
+        seen_by: the row of benchmarks/test_equivalent.py that it breaks, too.
         on_ranks: it needs ranks that share weights out.
         module: library and class of the module that it is in, of those in which a model computes; empty where it is in none.
         unseen: why figures of modules cannot show it before training.

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.equivalences import ROWS
-from benchmarks.equivalent.bench import Bench
-from benchmarks.equivalent.compare import differences
 from benchmarks.library_bugs import BUGS, HARMLESS, LATER, nothing
 from benchmarks.library_invariants import INVARIANTS
 from benchmarks.library_patches.planting import Planting
+from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture
 from fixtures.session import session_of
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
@@ -194,10 +192,9 @@ def test_a_bug_breaks_an_invariant(change, plant):
 
 
 @pytest.mark.parametrize(("change", "cell_id"), cases(bug for bug in ALL if bug.seen_by))
-def test_a_bug_breaks_a_row_of_equivalences(change, cell, plant, tokenizer, splits, device, ranks, tmp_path):
+def test_a_bug_breaks_a_row_of_equal_settings(change, bench, plant):  # noqa: F811
     [row] = [row for row in ROWS if row.id == change.seen_by]
-    bench = Bench(cell=cell, tokenizer=tokenizer, splits=splits, device=device, ranks=ranks, folder=tmp_path)
-    assert differences(row.one(bench), row.other(bench), row.equal), f"{change.id}: {change.what}: {row.id} holds all the same"
+    assert unequal(row, bench), f"{change.id}: {change.what}: {row.id} holds all the same"
     assert plant.acts
 
 

@@ -14,10 +14,10 @@ from transformers.models.bert.modeling_bert import BertSelfAttention
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
-from benchmarks.equivalences import ROWS
 from benchmarks.library_bugs import BUGS, HARMLESS, INEXPRESSIBLE, LATER
 from benchmarks.library_invariants import INVARIANTS
 from benchmarks.library_patches.planting import Planting
+from benchmarks.test_equivalent import ROWS
 from tunegrid import ROOT
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
@@ -375,7 +375,7 @@ def test_of_the_bugs_in_a_module_at_least_nine_of_ten_can_be_named_with_it():
     assert f"{len(named)} are named so" in PAGE
 
 
-def test_a_bug_names_a_row_of_the_table_of_equivalences():
+def test_a_bug_names_a_row_of_equal_settings():
     assert {"two-adapters-of-like-names"} < {bug.seen_by for bug in ALL if bug.seen_by} <= {row.id for row in ROWS}
 
 
