@@ -138,12 +138,13 @@ def trained(bench, *, resumed=0, together=None, **changes):
         file.restore(trainer := trainer_of(bench, **changes))
         assert trainer.log.updates == resumed, "it goes on where it stopped"
     trainer.run(silent())
+    names = {p: name for name, p in trainer.stepped.items()}
     return {
         "losses": doubles(trainer.log.losses),
         "norms": doubles([norm for norm in trainer.log.gradient_norms if norm is not None]),
         "clipped": doubles([trainer.log.clipped_norm or 0.0]),
         "rates": doubles([rate for rates in trainer.log.group_rates for rate in rates]),
-        "decays": doubles([group["weight_decay"] for group in trainer.optimizer.param_groups]),
+        "decays": {names[p]: group["weight_decay"] for group in trainer.optimizer.param_groups for p in group["params"]},
         "order": trainer.log.order,
         "moves": {name: p - start[name] for name, p in trainer.model.named_parameters() if name in start},
     }
@@ -151,16 +152,16 @@ def trained(bench, *, resumed=0, together=None, **changes):
 
 @setting
 def by_formula(bench, **options):
-    """What options ask of an optimizer: of body and head, rates by update and decays of matrices and of vectors; and a norm."""
+    """What options ask of an optimizer: rates by update, of body and head; decays, of matrices alone; a norm after clipping."""
     recipe = replace(bench.cell.recipe, **options)
     warmup, rates = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * 3), []
-    peaks = [recipe.learning_rate] * 2 + [recipe.head_learning_rate] * (2 if recipe.head_learning_rate else 0)
+    peaks = [rate for rate in (recipe.learning_rate, recipe.head_learning_rate) if rate for _ in range(2)]  # decayed and not
     for update in range(3):
         done = (update - warmup) / max(1, 3 - warmup)
         falling = {"linear": 1 - done, "cosine": (1 + math.cos(math.pi * done)) / 2}[recipe.lr_scheduler_type]
         rates += [peak * (update / warmup if update < warmup else falling) for peak in peaks]
-    decays = [recipe.weight_decay, 0.0] * (len(peaks) // 2)
-    return {"rates": doubles(rates), "decays": doubles(decays), "clipped": doubles([recipe.max_grad_norm or 0.0])}
+    decays = {n: recipe.weight_decay * (p.ndim > 1) for n, p in bench.model().named_parameters() if p.requires_grad}
+    return {"rates": doubles(rates), "decays": decays, "clipped": doubles([recipe.max_grad_norm or 0.0])}
 
 
 def answers(bench, model, batch, **options):
@@ -303,7 +304,7 @@ def filed(bench, *, second=None):
 
 @setting
 @torch.no_grad()
-def adapted(bench, *, act=id, two=False, size=0.05, **options):
+def adapted(bench, *, act=lambda model: None, two=False, size=0.05, **options):
     """What layers with an adapter, or `two`, make of random numbers, the model's logits, and the weights below, after `act`."""
     act(model := model_of(bench, SECOND if two else None, size))
     layers = {name: m for name, m in model.eval().named_modules() if isinstance(m, BaseTunerLayer) and hasattr(m, "merge")}

@@ -215,12 +215,12 @@ def adapters_stay_on(plant):
 
 
 def adapters_stay_active(plant):
-    switch = tuners_utils.BaseTuner.set_adapter
+    switch = tuners_utils.BaseTunerLayer.set_adapter
 
-    def beside_others(self, name, **options):
-        switch(self, [*dict.fromkeys([*self.active_adapters, name])], **options)
+    def beside_others(self, names, **options):
+        switch(self, [*dict.fromkeys([*self.active_adapters, *([names] if isinstance(names, str) else names)])], **options)
 
-    plant.setattr(tuners_utils.BaseTuner, "set_adapter", beside_others)
+    plant.setattr(tuners_utils.BaseTunerLayer, "set_adapter", beside_others)
 
 
 def too_much_is_merged(plant):

@@ -91,7 +91,7 @@ def test_a_code_is_that_of_the_nearest_level_and_of_two_as_near_either():
 def test_a_schedule_by_formula():
     recipe = {"lr_scheduler_type": "cosine", "warmup_ratio": 0.0, "learning_rate": 4.0, "head_learning_rate": None}
     cell = STUDY.cell("gpt2_sum_lora", QUICK_PROFILE)
-    bench = SimpleNamespace(cell=cell)
+    bench = SimpleNamespace(cell=cell, model=lambda: torch.nn.Linear(2, 2))
     assert by_formula(**recipe)(bench)["rates"].tolist() == pytest.approx([4.0, 4.0, 3.0, 3.0, 1.0, 1.0])
     rates = by_formula(**recipe | {"lr_scheduler_type": "linear", "warmup_steps": 1})(bench)["rates"]
     assert rates.tolist() == [0.0, 0.0, 4.0, 4.0, 2.0, 2.0]
