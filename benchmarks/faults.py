@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks import course_sabotages as course
 from benchmarks import method_sabotages as methods
 from benchmarks import sabotages as sabotage
-from benchmarks.library_patches import adapters, generation, harmless, updates
+from benchmarks.library_patches import adapters, generation, updates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -631,16 +631,6 @@ FAULTS = (
         cell="gpt2_sa_qlora",
         breaks="libraries",
         sabotage=planted(updates.packed_layers_pass_half_the_gradient),
-    ),
-    Fault(
-        id="F64",
-        what="an activation of transformers that is the suite's own",
-        where="tunegrid 0.11",
-        caught_by="libraries_untouched",
-        cell="gpt2_sa_lora",
-        settings=FEW,
-        breaks="libraries",
-        sabotage=planted(harmless.gelu_of_ours),
     ),
 )
 CELL_FAULTS = tuple(fault for fault in FAULTS if isinstance(fault, Fault))

@@ -9,19 +9,10 @@ import torch
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.bnb import Linear4bit
 from torch.nn.functional import linear
-from transformers import activations
 
 from tunegrid.data.sources import tables
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import TASKS
-
-LIB = Path(__file__).parents[2] / "lib" / "tunegrid"
-GELU = """
-from torch.nn.functional import gelu
-
-def at_once(self, input):
-    return gelu(input, approximate="tanh")
-"""
 
 
 def product_in_another_order(monkeypatch: Any) -> None:
@@ -42,13 +33,6 @@ def operation_without_effect(monkeypatch: Any) -> None:
     """Linear layers add 0 to their output, and copy it."""
     forward = torch.nn.Linear.forward
     monkeypatch.setattr(torch.nn.Linear, "forward", lambda self, inputs: (forward(self, inputs) + 0).clone())
-
-
-def gelu_of_ours(monkeypatch: Any) -> None:
-    """GPT-2's activation is this suite's, as up to 0.11: one kernel with transformers' values, but not transformers'."""
-    code: dict[str, Any] = {}
-    exec(compile(GELU, LIB / "run" / "gelu.py", "exec"), code)  # where it stood
-    monkeypatch.setattr(activations.NewGELUActivation, "forward", code["at_once"])
 
 
 def two_threads(profile: Profile, folder: Path) -> Profile:
