@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 import transformers as hf
 
@@ -19,8 +20,8 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE, Profile
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.record.parts import BaseKind
 from tunegrid.run.build import from_hub_or_folder, loading
-from tunegrid.run.model_card import write_card
-from tunegrid.run.serving import Serving
+from tunegrid.run.model_card import CARD, base_name, card_of
+from tunegrid.run.serving import BASE, Serving
 
 RECORD = "record.json"
 PROFILES = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
@@ -96,12 +97,24 @@ def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, ser
     try:
         folder.mkdir(parents=True, exist_ok=True)
         serving.save(cell, model, tokenizer, folder)
-        write_card(cell, model, record, folder)
+        name_parts(cell, folder)
+        card_of(cell, record).save(folder / CARD)
         with replacing(folder / RECORD) as part:
             part.write_text(json.dumps(to_json(record)), encoding="utf-8")
     except OSError as error:
         raise InputError(f"{folder} cannot be written ({error.strerror or error}); give --save-models another place") from None
     return folder
+
+
+def name_parts(cell: Cell, folder: Path) -> None:
+    """Name the classes in a saved classifier's config, and an adapter's base by its checkpoint, not by a folder of here."""
+    labels = {"id2label": dict(enumerate(cell.task.labels)), "label2id": {name: i for i, name in enumerate(cell.task.labels)}}
+    fields: dict[str, dict[str, Any]] = {peft.utils.CONFIG_NAME: {"base_model_name_or_path": base_name(cell)}}
+    if cell.task.labels:
+        fields |= {hf.utils.CONFIG_NAME: labels, f"{BASE}/{hf.utils.CONFIG_NAME}": labels}
+    for name, values in fields.items():
+        if (path := folder / name).is_file():
+            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values, indent=2), encoding="utf-8")
 
 
 def read(folder: Path, data_root: Path | None = None, checkpoint_root: Path | None = None) -> Saved:
