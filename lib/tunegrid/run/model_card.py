@@ -42,8 +42,8 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
     card: hub.ModelCard = hub.ModelCard.from_template(
         card_data,
         model_id=f"{cell.id}, seed {record.seeds.seed}",
-        model_description=f"{cell.backbone.name}, fine-tuned for {cell.task.name} with the method `{cell.method.id}`, by tunegrid"
-        f" {version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
+        model_description=f"{cell.backbone.name}, fine-tuned for {cell.task.name} by `{cell.method.id}` with tunegrid "
+        f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
         base_model=name,
         bias_risks_limitations="\n".join(caveats(cell, record, made_up)),
         training_data=f"{data.rows.train} rows from {data.origins.train}" if data else None,
@@ -66,7 +66,7 @@ def pipeline_of(cell: Cell) -> str:
 def licence_of_base(cell: Cell) -> str | None:
     """The licence that the checkpoint's own card names; None where no card lies beside it."""
     with suppress(Exception):  # a stranger's card may hold anything, and is no reason to lose a trained model
-        licence = metadata_load(Path(checkpoint_of(cell.backbone, cell.profile)[0]) / CARD)["license"]
+        licence = (metadata_load(Path(checkpoint_of(cell.backbone, cell.profile)[0]) / CARD) or {})["license"]
         return licence if isinstance(licence, str) else None
     return None
 
