@@ -137,11 +137,6 @@ def keep_freed_memory() -> bool:
     return mallopt is not None
 
 
-def keeps_freed_memory() -> bool:
-    """Whether this process keeps the memory that it frees."""
-    return keep_freed_memory.cache_info().currsize > 0 and keep_freed_memory()
-
-
 def give_back_memory() -> None:
     """Return freed memory to the system, where glibc manages it, so that a cell's resident memory is its own."""
     if trim := getattr(_libc(), "malloc_trim", None):

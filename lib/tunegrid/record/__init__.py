@@ -1,7 +1,7 @@
 """The record of one cell's run: typed, its JSON, its schema. No torch."""
 
 from tunegrid.record.crash import crash_record
-from tunegrid.record.parts import AuditFinding, ExamplesRecord, ReplacedRecord, WarningRecord
+from tunegrid.record.parts import AuditFinding, ExamplesRecord, WarningRecord
 from tunegrid.record.plain import plain
 from tunegrid.record.reading import from_json, to_json
 from tunegrid.record.record import SCHEMA_VERSION, Record, Status, data_record, new_record
@@ -12,7 +12,6 @@ __all__ = [
     "AuditFinding",
     "ExamplesRecord",
     "Record",
-    "ReplacedRecord",
     "Status",
     "WarningRecord",
     "crash_record",

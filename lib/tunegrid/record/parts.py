@@ -367,15 +367,6 @@ class Flops(Part):
 
 
 @dataclass(kw_only=True)
-class ReplacedRecord(Part):
-    """Something that does not stand as its library's package defines it."""
-
-    what: str
-    by: Annotated[str, Field(description="a file and a name in it; `unknown`: it changed while the cell ran")]
-    reason: Annotated[str | None, Field(description="why the suite does it; null: a user's code does it, or it is a fault")]
-
-
-@dataclass(kw_only=True)
 class WarningRecord(Part):
     """What a library warned of while the cell ran."""
 

@@ -38,7 +38,6 @@ from tunegrid.record.parts import (
     Part,
     Points,
     RecipeRecord,
-    ReplacedRecord,
     Seeds,
     ShiftedRecord,
     SplitRows,
@@ -100,9 +99,6 @@ class Record(Part):
     excused: Annotated[
         dict[str, str], Field(description="audits that failed and do not count, each with what the run was too short for")
     ] = field(default_factory=dict)
-    replaced: Annotated[
-        list[ReplacedRecord] | None, Field(description="what stands in the place of the libraries' code; null: nobody looked")
-    ] = None
     warnings: Annotated[
         list[WarningRecord] | None,
         Field(description="what libraries warned of until the cell was recorded; null: nobody counted"),

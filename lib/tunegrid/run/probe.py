@@ -16,7 +16,6 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
 
 from tunegrid.codecs.base import IGNORED, Batch, Feature, on
 from tunegrid.codecs.features import lengths_of
@@ -34,7 +33,6 @@ from tunegrid.run.module_figures import Columns, ModuleFigures
 from tunegrid.run.order import chunks
 from tunegrid.run.progress import Progress
 from tunegrid.run.training import Trainer
-from tunegrid.run.untouched import MONITOR, Replaced
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
@@ -500,40 +498,6 @@ def type_of_digits(numbers: Tensor) -> str:
     """The type of 16 bits that holds these numbers as they are, or else the tensor's own."""
     fitting = (half for half in HALVES if numbers.dtype is half or torch.equal(numbers.to(half).to(numbers.dtype), numbers))
     return str(next(fitting, numbers.dtype)).removeprefix("torch.")
-
-
-# The libraries, seen from inside of a forward pass: what stands in their place only meanwhile
-
-
-class _Seen(Exception):  # no error: what was to be seen was seen
-    """The pass need not go on."""
-
-
-def replaced_in(trainer: Trainer) -> list[Replaced]:
-    """What stands in the libraries' place now, in an update, and in a prediction; ranks look only from outside."""
-    found = MONITOR.replaced(trainer.model)
-    if trainer.ranks.count == 1:
-        if trainer.last_group:
-            found += _inside(trainer, lambda: trainer.accumulated(trainer.last_group, []), training=True)
-        found += _inside(trainer, lambda: trainer.codec.predict(trainer.model, trainer.features[:1], trainer.meter.device))
-    return list(dict.fromkeys(found))
-
-
-def _inside(trainer: Trainer, way: Callable[[], Any], *, training: bool = False) -> list[Replaced]:
-    """What stands there when a way to the model's forward pass has come to it; the pass ends there, and changes nothing."""
-    found: list[Replaced] = []
-
-    def look(*_: Any) -> None:
-        found.extend(MONITOR.inside(trainer.model))
-        raise _Seen
-
-    handle = register_module_forward_pre_hook(look)
-    try:
-        with undisturbed(trainer, training=training), torch.set_grad_enabled(training), suppress(_Seen):
-            way()
-    finally:
-        handle.remove()
-    return found
 
 
 # Without a trace, and how far rounding goes

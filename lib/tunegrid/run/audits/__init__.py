@@ -37,7 +37,6 @@ from tunegrid.run.audits.built import (
 from tunegrid.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
 from tunegrid.run.audits.dropout import dropout_drops
 from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.libraries import libraries_untouched
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.audits.rows import (
     answers_at_annotated_start,
@@ -115,7 +114,6 @@ AUDITS: tuple[Audit, ...] = (  # in the record's order
     prompt_intact_at_inference,
     metric_invariants,
     saved_is_served,
-    libraries_untouched,
 )
 OF_LEARNING: tuple[Audit, ...] = (weights_moved, generation_not_truncated, learned_something)
 ORDER = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]

@@ -15,10 +15,9 @@ from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
 from tunegrid.run.build import base_type
 from tunegrid.run.evaluation import Evaluation
-from tunegrid.run.probe import Probe, probe, replaced_in
+from tunegrid.run.probe import Probe, probe
 from tunegrid.run.serving import Serving
 from tunegrid.run.training import Trainer
-from tunegrid.run.untouched import Replaced
 from tunegrid.run.weights import Checksum, checkpoint_checksums, matching_keys, model_checksums, weight_files
 
 T = TypeVar("T")
@@ -56,11 +55,6 @@ class Evidence:
     def probe(self) -> Probe:
         """What the trained model answers to a few training rows."""
         return probe(self.trainer)
-
-    @cached_property
-    def replaced(self) -> list[Replaced]:
-        """What stands in the place of the libraries' own code."""
-        return replaced_in(self.trainer)
 
     @cached_property
     def moved(self) -> frozenset[str]:

@@ -92,8 +92,7 @@ def test_results_take_plain_figures_from_nobody_that_runs(room):
 
 
 PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
-TRACKERS = ("mlflow", "tensorboard", "trackio", "wandb")
-EXTRAS = {"ray": "cluster"} | {name: name for name in TRACKERS}
+EXTRAS = {"ray": "cluster"}
 
 
 def test_pyproject_asks_for_all_that_is_imported():
@@ -130,12 +129,6 @@ def test_nobody_but_the_trainer_writes_its_log():
     writers = [path for room in ROOMS for path in modules(room)]
     writers += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
     assert {path.name for path in writers for _ in writes_to_a_log(path)} == {"training.py"}
-
-
-def test_the_reports_to_trackers_alone_import_one():
-    paths = [path for room in ROOMS for path in modules(room)] + [*(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
-    packages = {"mlflow", "tensorboard", "trackio", "wandb"}
-    assert {path.name for path in paths if packages & {name.split(".")[0] for name in imported(path)}} == {"trackers.py"}
 
 
 def untyped_evidence(path):

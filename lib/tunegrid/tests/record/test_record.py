@@ -184,7 +184,6 @@ def test_the_schema_is_one_and_asks_for_every_field():
     late = {
         "ranks",
         "excused",
-        "replaced",
         "warnings",
         "libraries",
         "merges",
