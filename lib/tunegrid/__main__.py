@@ -36,7 +36,7 @@ FORMER = {
     "power": "write `python -m tunegrid.lab power`",
     "sees": "write `python -m tunegrid.lab sensitivity`",
     "silence": "write `python -m tunegrid.lab false_alarms`",
-    "schema": "write `pytest lib/tunegrid/tests --write-schema -k committed_schema`",
+    "schema": "write `tunegrid export --schema`",
     "overhead": IN_NOTES,
     "scaling": IN_NOTES,
     "profile": IN_NOTES,

@@ -1,13 +1,8 @@
-"""Fixtures and options of the project's own tests."""
+"""Fixtures of the project's own tests."""
 
 import pytest
 
 from tunegrid.tests import strangers
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--write-schema`, of the test that holds reports/schema.json to the record's classes, writes the file first."""
-    parser.addoption("--write-schema", action="store_true", help="write reports/schema.json anew before it is checked")
 
 
 @pytest.fixture

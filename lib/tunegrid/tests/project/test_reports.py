@@ -11,19 +11,18 @@ from tunegrid import ROOT
 from tunegrid.commands import audit, tune
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.record import SCHEMA_VERSION, to_json
+from tunegrid.record import SCHEMA_VERSION, schema, to_json
 from tunegrid.results import examples, tuning
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 
 REPORTS = ROOT / "reports"
-SCHEMA = Draft202012Validator(json.loads((REPORTS / "schema.json").read_text()))
+SCHEMA = Draft202012Validator(schema())
 COMMITTED = [
     REPORTS / "baselines" / "quick-cpu.json",
     REPORTS / "study.json",
     *sorted(REPORTS.glob("*/footprint.json")),
-    *sorted(REPORTS.glob("real-text/**/*.json")),
 ]
 
 

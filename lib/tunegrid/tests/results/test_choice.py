@@ -25,7 +25,6 @@ from tunegrid.results.noise import Deviation, Noise, load_noise
 from tunegrid.tests.records import MEASURED, PHASE, complete, trained
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-REAL = sorted((ROOT / "reports" / "real-text").glob("*.json"))
 RUN, MORE = Path("run.json"), Path("more.json")
 
 
@@ -442,7 +441,6 @@ def nothing_to_see():
 PAGES = {
     "baseline": lambda: told({BASELINE: read_list(BASELINE)}, load_noise()),
     "within 1.5 GiB": lambda: told({BASELINE: read_list(BASELINE)}, load_noise(), gib=1.5),
-    "real text": lambda: told({path: read_list(path) for path in REAL}, load_noise()),
     "every instrument": lambda: told(every_instrument()),
     "nothing to see": lambda: told(nothing_to_see()),
     "costs": lambda: told(two_sizes()),
