@@ -3,24 +3,24 @@
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
 run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows); and one more
 per cell and seed: figures of the model's modules (`modules-HASH.parquet`, for `tunegrid.results.modules`). Runs of this machine
-are also kept in `.cache/examples`. Needs no torch.
+are also kept in `.cache/examples`; those of a baseline are packed into one zip file there. Needs no torch.
 """
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.record import ExamplesRecord, Record
-from tunegrid.results.parquet import read_columns
+from tunegrid.results.parquet import is_kept, opened, read_columns
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
@@ -181,7 +181,8 @@ def _read(record: Record, run: Path | None) -> dict[str, list[Any]] | None:
 
 def _columns_of_name(path: Path, rows: int | None = None) -> Mapping[str, list[Any]]:
     """The columns of a file that is named by their hash; raises InputError where they are others."""
-    stat = path.stat() if path.exists() else None
+    file = path.parent if path.parent.is_file() else path  # the pack that it is in
+    stat = file.stat() if file.exists() else None
     return _read_once(path, rows, stat and (stat.st_mtime_ns, stat.st_size))
 
 
@@ -272,9 +273,10 @@ READ_BY_NAME: Mapping[str, Callable[[Path], Any]] = {ROWS: _texts, MODULES: _mod
 
 
 def _file_of(name: str, *runs: Path | None) -> Path | None:
-    """The file of this name, next to a run or in the store; of several the first that is sound."""
-    places = (*(run.parent / FOLDER / name for run in runs if run), STORE / name)
-    paths = [path for path in places if path.is_file()]
+    """The file of this name, next to a run, alone or in a pack, or in the store; of several the first that is sound."""
+    folders = [run.parent / FOLDER for run in runs if run]
+    places = [place / name for folder in folders for place in (folder, *sorted(folder.glob("*.zip")))]
+    paths = [path for path in (*places, STORE / name) if is_kept(path)]
     return next(filter(_is_sound, paths), paths[0]) if len(paths) > 1 else next(iter(paths), None)
 
 
@@ -311,9 +313,14 @@ def contents(record: Record) -> dict[str, bytes]:
 def keep_contents(files: Mapping[str, bytes]) -> None:
     """Store files of another machine; raises OSError where the disk has no room."""
     for name, content in files.items():
-        if not _is_sound(STORE / name):
-            with replacing(STORE / name) as part:
-                part.write_bytes(content)
+        _put(STORE / name, content)
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file unless it is there and sound."""
+    if not _is_sound(path):
+        with replacing(path) as part:
+            part.write_bytes(content)
 
 
 def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
@@ -325,8 +332,22 @@ def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
     Raises:
         OSError: where the disk has no room.
     """
+    for name, content in _sound(records, sources):
+        _put(run.parent / FOLDER / name, content)
+
+
+def pack_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
+    """Write the same into one file in that folder, which takes the place of an older one; equal files make an equal pack."""
+    with replacing(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
+        for name, content in sorted(_sound(records, sources)):
+            file = ZipInfo(name)  # of no date
+            file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it
+            pack.writestr(file, content, ZIP_DEFLATED, 9)
+
+
+def _sound(records: Iterable[Record], runs: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of each file of these records that is there and sound."""
     for name in dict.fromkeys(name for record in records for name in files_of(record)):
-        target, path = run.parent / FOLDER / name, _file_of(name, *sources)
-        if path and path != target and _is_sound(path) and not _is_sound(target):
-            with replacing(target) as part:
-                shutil.copyfile(path, part)
+        if (path := _file_of(name, *runs)) and _is_sound(path):
+            with opened(path) as file:
+                yield name, file.read()
