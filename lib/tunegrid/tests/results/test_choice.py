@@ -469,11 +469,3 @@ def test_each_sentence_ends_in_a_command(name):
     assert [
         line for line in lines if not re.search(r"\. `(?:tunegrid|pytest) [^`]+`(?: and then `tunegrid [^`]+`)?$", line)
     ] == []
-
-
-def test_real_text_of_one_seed_tells_no_method_from_another():
-    text = PAGES["real text"]()
-    assert len(bullets(section(text, "Which method for my task?"))) == 3
-    assert all("cannot be told" in line for line in bullets(section(text, "Which method for my task?")))
-    assert re.findall(r"\) is best|\bbelow\b|\babove\b", text.partition("\n## ")[2]) == []
-    assert set(re.findall(r"^### .*: ([a-z ]+) in these runs$", text, re.MULTILINE)) == {"cannot be told"}
