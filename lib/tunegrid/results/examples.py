@@ -154,12 +154,6 @@ def read(record: Record, run: Path | None) -> Examples | None:
     return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), points=columns, **optional)
 
 
-def read_points(record: Record, run: Path | None) -> Mapping[str, Sequence[float]] | None:
-    """The points of a record's examples alone."""
-    columns = _read(record, run)
-    return columns and {name: values for name, values in columns.items() if name not in (*TEXT, CONFIDENCE)}
-
-
 def check(record: Record, run: Path | None) -> None:
     """Raises InputError where the rows of a record are not those that it was made of."""
     _read(record, run)
@@ -305,22 +299,20 @@ def files_of(record: Record) -> list[str]:
     return [*rows, *([step.modules] if step and step.modules else ())]
 
 
-def contents(record: Record) -> dict[str, bytes]:
-    """Those files of this machine's store, to be kept on another machine."""
-    return {name: (STORE / name).read_bytes() for name in files_of(record) if (STORE / name).is_file()}
+def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of those files that are sound, from beside these runs or from this machine's store."""
+    for name in sorted({name for record in records for name in files_of(record)}):
+        if (path := _file_of(name, *runs)) and _is_sound(path):
+            with opened(path) as file:
+                yield name, file.read()
 
 
-def keep_contents(files: Mapping[str, bytes]) -> None:
-    """Store files of another machine; raises OSError where the disk has no room."""
-    for name, content in files.items():
-        _put(STORE / name, content)
-
-
-def _put(path: Path, content: bytes) -> None:
-    """Write a file unless it is there and sound."""
-    if not _is_sound(path):
-        with replacing(path) as part:
-            part.write_bytes(content)
+def keep_contents(files: Iterable[tuple[str, bytes]], folder: Path | None = None) -> None:
+    """Write what is not there and sound to a folder, or this machine's store; raises OSError where the disk has no room."""
+    for name, content in files:
+        if not _is_sound(path := (folder or STORE) / name):
+            with replacing(path) as part:
+                part.write_bytes(content)
 
 
 def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
@@ -332,22 +324,13 @@ def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
     Raises:
         OSError: where the disk has no room.
     """
-    for name, content in _sound(records, sources):
-        _put(run.parent / FOLDER / name, content)
+    keep_contents(contents(records, *sources), run.parent / FOLDER)
 
 
 def pack_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
     """Write the same into one file in that folder, which takes the place of an older one; equal files make an equal pack."""
     with replacing(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
-        for name, content in sorted(_sound(records, sources)):
+        for name, content in contents(records, *sources):
             file = ZipInfo(name)  # of no date
             file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it
             pack.writestr(file, content, ZIP_DEFLATED, 9)
-
-
-def _sound(records: Iterable[Record], runs: Iterable[Path]) -> Iterator[tuple[str, bytes]]:
-    """Name and content of each file of these records that is there and sound."""
-    for name in dict.fromkeys(name for record in records for name in files_of(record)):
-        if (path := _file_of(name, *runs)) and _is_sound(path):
-            with opened(path) as file:
-                yield name, file.read()
