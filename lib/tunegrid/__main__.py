@@ -28,7 +28,7 @@ FORMER = {
     "power": "write `python -m tunegrid.lab power`",
     "sees": "what it found stands in reports/evidence/gate.md",
     "silence": "write `python -m tunegrid.lab false_alarms`",
-    "schema": "write `pytest lib/tunegrid/tests --write-schema -k committed_schema`",
+    "schema": "write `tunegrid export --schema`",
     "tune": "benchmarks/guides/tune-a-recipe.md has a script with Optuna that does it",
     "path": "version 0.16 was the last with it",
     "distil": "version 0.16 was the last with it",

@@ -16,7 +16,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record
 from tunegrid.results.alike import check_alike
-from tunegrid.results.examples import keep_beside
+from tunegrid.results.examples import pack_beside
 from tunegrid.results.files import load, read_list, read_rows, save
 from tunegrid.results.table import Column, lines, number
 from tunegrid.terminal import say
@@ -116,8 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
         baseline, records = combined(options.runs)
         old = read_list(options.to) if options.to.exists() else []
         say("\n".join(changes(old, records)))
-        for path in options.runs:
-            keep_beside(read_list(path), options.to, path)
+        pack_beside(records, options.to, *options.runs)
         save(baseline, options.to)
     except InputError as error:
         refuse(parser, error)

@@ -2,14 +2,17 @@
 
 A row is a figure of a cell and seed, named as in the record, with its device, versions, date and commit; a loss has its update.
 With --rows a row is a test row: what it says, the prediction and its points. Tables for a paper: `tunegrid compare`.
+`tunegrid export --schema` prints the JSON schema of a record.
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
+from tunegrid.record import schema
 from tunegrid.results.files import read_saved
 from tunegrid.results.tidy import Columns, figures, rows_of
 from tunegrid.terminal import say
@@ -45,10 +48,16 @@ def write_table(columns: Columns, path: Path) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Write the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="tunegrid export", description=__doc__)
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN.json")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.parquet|.csv")
+    parser.add_argument("runs", type=Path, nargs="*", metavar="RUN.json")
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE.parquet|.csv")
     parser.add_argument("--rows", action="store_true", help="one row per test row")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of a record, and nothing else")
     options = parser.parse_args(arguments)
+    if options.schema:
+        say(json.dumps(schema(), indent=2))
+        return 0
+    if not options.runs or not options.output:
+        parser.error("name the runs, and the file to write with -o")
     try:
         runs = [read_saved(path) for path in options.runs]
         records = [(run.path, record) for run in runs for record in run.records]

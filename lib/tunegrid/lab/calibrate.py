@@ -2,9 +2,9 @@
 
 It trains 20 seeds, ten more of each cell in which some training collapsed, three seeds from three more starts each that are
 moved in their last digits, and the controls. It writes benchmarks/thresholds/quick.toml, what a healthy run reaches,
-noise.toml, what the gate holds a change to, and reports/controls-quick-cpu.json. Finished sessions are kept and not trained
-again. `--profile zoo` trains five seeds of the zoo and its controls, and writes bounds alone, to zoo.toml; `--profile tasks`
-does so with the cells of more tasks.
+and noise.toml, what the gate holds a change to. Finished sessions are kept in .cache/measure and not trained again.
+`--profile zoo` trains five seeds of the zoo and its controls, and writes bounds alone, to zoo.toml; `--profile tasks` does so
+with the cells of more tasks.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSes
 from tunegrid.lab.measured import note
 from tunegrid.record.wrong import below_bounds
 from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
-from tunegrid.results.files import save
 from tunegrid.results.noise import NoiseKey
 from tunegrid.results.thresholds import load_bounds
 
@@ -122,8 +121,8 @@ class CalibrationPlan:
         return [*self.first, *self.moved, self.controls]
 
 
-def train(plan: CalibrationPlan, sessions: LabSessions) -> tuple[Calibration, dict[str, Any]]:
-    """Train what is missing; the calibration, and the file of controls."""
+def train(plan: CalibrationPlan, sessions: LabSessions) -> Calibration:
+    """Train what is missing."""
     sessions.train(plan.first)
     first = calibration([(run, run.grids()) for run in plan.first], {})
     heavy = first.with_tails() if plan.rules.noise else []
@@ -131,8 +130,7 @@ def train(plan: CalibrationPlan, sessions: LabSessions) -> tuple[Calibration, di
     grids = [*plan.first, *plan.tails(heavy), *plan.moved]
     sessions.train([*grids[len(plan.first) :], plan.controls])
     controls = read_controls(plan.controls.path, plan.rules.left_out)
-    measured = calibration([(run, run.grids()) for run in grids], controls, plan.rules.control_share)
-    return measured, json.loads(plan.controls.path.read_text(encoding="utf-8"))
+    return calibration([(run, run.grids()) for run in grids], controls, plan.rules.control_share)
 
 
 def calibration(
@@ -172,10 +170,10 @@ def blunt(measured: Calibration) -> list[str]:
     ]
 
 
-def held(rows: Sequence[Mapping[str, Any]], path: Path) -> dict[str, int]:
+def held(controls: Path, path: Path) -> dict[str, int]:
     """How many controls there are, and how many miss a bound of this file."""
     bounds = load_bounds(path)
-    records = [row["extra_info"] for row in rows]
+    records = [row["extra_info"] for row in json.loads(controls.read_text(encoding="utf-8"))["benchmarks"]]
     return {"controls": len(records), "missed": sum(bool(below_bounds(row["scores"], bounds[row["of"]])) for row in records)}
 
 
@@ -208,17 +206,16 @@ def plan_of(options: argparse.Namespace, profile: str = "quick") -> CalibrationP
 
 def write(plan: CalibrationPlan, sessions: LabSessions, to: Path) -> int:
     """Train, write below a folder, say which bounds are blunt; return the exit code."""
-    measured, controls = train(plan, sessions)
+    measured = train(plan, sessions)
     texts = {f"{plan.profile}.toml": thresholds_toml(measured)}
     texts |= {"noise.toml": noise_toml(measured)} if plan.rules.noise else {}
-    reports, thresholds = to / "reports", to / "benchmarks" / "thresholds"
+    noted, thresholds = to / "reports" / "measured.json", to / "benchmarks" / "thresholds"
     thresholds.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():
         (thresholds / name).write_text(text, encoding="utf-8")
-    save(controls, reports / f"controls-{plan.profile}-cpu.json")
-    figures = held(controls["benchmarks"], thresholds / f"{plan.profile}.toml")
-    note(reports / "measured.json", f"controls {plan.profile}", figures)
-    note(reports / "measured.json", f"calibrate {plan.profile}", counts(measured))
+    figures = held(plan.controls.path, thresholds / f"{plan.profile}.toml")
+    note(noted, f"controls {plan.profile}", figures)
+    note(noted, f"calibrate {plan.profile}", counts(measured))
     print(*blunt(measured), f"{figures['missed']} of {figures['controls']} controls miss a bound", sep="\n")
     print(f"wrote {' and '.join(texts)} from {', '.join(f'{name}: {count}' for name, count in counts(measured).items())}")
     return 0

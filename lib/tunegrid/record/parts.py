@@ -1,6 +1,6 @@
 """The parts of a record: plain dataclasses, with the bounds that reading one checks.
 
-Descriptions and bounds reach `reports/schema.json`. Units are part of the names. None, null in JSON, means not measured.
+Descriptions and bounds reach `tunegrid export --schema`. Units are part of the names. None, null in JSON, means not measured.
 """
 
 from dataclasses import dataclass

@@ -1,7 +1,7 @@
 """The typed `Record` of one cell, which the stages fill in as they end.
 
-In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.reading`). `reports/schema.json` is
-generated from these classes. Scores are points, 0 to 100.
+In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.reading`). The JSON schema that
+`tunegrid export --schema` prints is generated from these classes. Scores are points, 0 to 100.
 """
 
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Generates `reports/schema.json` (JSON schema, draft 2020-12) from the record's classes and rules."""
+"""Generates what `tunegrid export --schema` prints, a JSON schema (draft 2020-12), from the record's classes and rules."""
 
 from typing import Any
 

@@ -3,24 +3,24 @@
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
 run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows); and one more
 per cell and seed: figures of the model's modules (`modules-HASH.parquet`, for `tunegrid.results.modules`). Runs of this machine
-are also kept in `.cache/examples`. Needs no torch.
+are also kept in `.cache/examples`; those of a baseline are packed into one zip file there. Needs no torch.
 """
 
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.record import ExamplesRecord, Record
-from tunegrid.results.parquet import read_columns
+from tunegrid.results.parquet import is_kept, opened, read_columns
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
@@ -154,12 +154,6 @@ def read(record: Record, run: Path | None) -> Examples | None:
     return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), points=columns, **optional)
 
 
-def read_points(record: Record, run: Path | None) -> Mapping[str, Sequence[float]] | None:
-    """The points of a record's examples alone."""
-    columns = _read(record, run)
-    return columns and {name: values for name, values in columns.items() if name not in (*TEXT, CONFIDENCE)}
-
-
 def check(record: Record, run: Path | None) -> None:
     """Raises InputError where the rows of a record are not those that it was made of."""
     _read(record, run)
@@ -181,7 +175,8 @@ def _read(record: Record, run: Path | None) -> dict[str, list[Any]] | None:
 
 def _columns_of_name(path: Path, rows: int | None = None) -> Mapping[str, list[Any]]:
     """The columns of a file that is named by their hash; raises InputError where they are others."""
-    stat = path.stat() if path.exists() else None
+    file = path.parent if path.parent.is_file() else path  # the pack that it is in
+    stat = file.stat() if file.exists() else None
     return _read_once(path, rows, stat and (stat.st_mtime_ns, stat.st_size))
 
 
@@ -267,9 +262,10 @@ READ_BY_NAME: Mapping[str, Callable[[Path], Any]] = {ROWS: _texts, MODULES: _mod
 
 
 def _file_of(name: str, *runs: Path | None) -> Path | None:
-    """The file of this name, next to a run or in the store; of several the first that is sound."""
-    places = (*(run.parent / FOLDER / name for run in runs if run), STORE / name)
-    paths = [path for path in places if path.is_file()]
+    """The file of this name, next to a run, alone or in a pack, or in the store; of several the first that is sound."""
+    folders = [run.parent / FOLDER for run in runs if run]
+    places = [place / name for folder in folders for place in (folder, *sorted(folder.glob("*.zip")))]
+    paths = [path for path in (*places, STORE / name) if is_kept(path)]
     return next(filter(_is_sound, paths), paths[0]) if len(paths) > 1 else next(iter(paths), None)
 
 
@@ -298,16 +294,19 @@ def files_of(record: Record) -> list[str]:
     return [*rows, *([step.modules] if step and step.modules else ())]
 
 
-def contents(record: Record) -> dict[str, bytes]:
-    """Those files of this machine's store, to be kept on another machine."""
-    return {name: (STORE / name).read_bytes() for name in files_of(record) if (STORE / name).is_file()}
+def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:
+    """Name and content of those files that are sound, from beside these runs or from this machine's store."""
+    for name in sorted({name for record in records for name in files_of(record)}):
+        if (path := _file_of(name, *runs)) and _is_sound(path):
+            with opened(path) as file:
+                yield name, file.read()
 
 
-def keep_contents(files: Mapping[str, bytes]) -> None:
-    """Store files of another machine; raises OSError where the disk has no room."""
-    for name, content in files.items():
-        if not _is_sound(STORE / name):
-            with replacing(STORE / name) as part:
+def keep_contents(files: Iterable[tuple[str, bytes]], folder: Path | None = None) -> None:
+    """Write what is not there and sound to a folder, or this machine's store; raises OSError where the disk has no room."""
+    for name, content in files:
+        if not _is_sound(path := (folder or STORE) / name):
+            with replacing(path) as part:
                 part.write_bytes(content)
 
 
@@ -320,8 +319,13 @@ def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
     Raises:
         OSError: where the disk has no room.
     """
-    for name in dict.fromkeys(name for record in records for name in files_of(record)):
-        target, path = run.parent / FOLDER / name, _file_of(name, *sources)
-        if path and path != target and _is_sound(path) and not _is_sound(target):
-            with replacing(target) as part:
-                shutil.copyfile(path, part)
+    keep_contents(contents(records, *sources), run.parent / FOLDER)
+
+
+def pack_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
+    """Write the same into one file in that folder, which takes the place of an older one; equal files make an equal pack."""
+    with replacing(run.parent / FOLDER / f"{run.stem}.zip") as part, ZipFile(part, "w") as pack:
+        for name, content in contents(records, *sources):
+            file = ZipInfo(name)  # of no date
+            file.external_attr = 0o644 << 16  # else nobody may read what unzip makes of it
+            pack.writestr(file, content, ZIP_DEFLATED, 9)

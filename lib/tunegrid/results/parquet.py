@@ -1,10 +1,12 @@
 """Reads the small Parquet files beside a run, which anybody may have written: text and points of rows, and no more of them than
-was promised. Needs no torch.
+was promised. A path may lead into a pack, a zip file of them: `quick-cpu.zip/HASH.parquet`. Needs no torch.
 """
 
 from collections.abc import Collection
+from io import SEEK_END, BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from zipfile import ZipFile
 
 from tunegrid.errors import InputError, first_line
 
@@ -12,12 +14,31 @@ HOLDS = "points and predictions of rows"
 MOST_BYTES = 2**28  # unpacked: 20,000 rows of the full profile have 20 MB
 
 
+def is_kept(path: Path) -> bool:
+    """Whether a file is there, alone or in a pack; who reads one of a damaged pack is told so."""
+    if not path.parent.is_file():
+        return path.is_file()
+    try:
+        with ZipFile(path.parent) as pack:
+            return path.name in pack.namelist()
+    except Exception:  # wherever it is damaged
+        return True
+
+
+def opened(path: Path) -> BinaryIO:
+    """A file, alone or in a pack; raises InputError where that would fill the memory, and whatever zipfile raises."""
+    if not path.parent.is_file():
+        return path.open("rb")
+    with ZipFile(path.parent) as pack:
+        if pack.getinfo(path.name).file_size > MOST_BYTES:
+            raise InputError("unpacked it is too large")
+        return BytesIO(pack.read(path.name))
+
+
 def read_columns(
     path: Path, text: Collection[str], rows: int | None = None, *, nullable: bool = False, holds: str = HOLDS
 ) -> dict[str, list[Any]]:
     """A file's columns: text in those named, finite numbers in all others.
-
-    Opened as one file, which is sooner done than as a data set of one.
 
     Args:
         path: of the file.
@@ -32,11 +53,11 @@ def read_columns(
     import pyarrow.parquet as pq
 
     try:
-        metadata = pq.read_metadata(path)
-        _check_size(metadata, rows, path.stat().st_size)
-        shared = [name for name in text if name in metadata.schema.names]  # held once, so that no small file fills the memory
-        with pq.ParquetFile(path, read_dictionary=shared, metadata=metadata) as file:
-            table = file.read(use_threads=False)
+        with opened(path) as file:
+            metadata = pq.read_metadata(file)
+            _check_size(metadata, rows, file.seek(0, SEEK_END))
+            shared = [name for name in text if name in metadata.schema.names]  # held once: no small file fills the memory
+            table = pq.ParquetFile(file, read_dictionary=shared, metadata=metadata).read(use_threads=False)
         return {name: _values(table[name].combine_chunks(), name, name in text, nullable) for name in table.column_names}
     except Exception as error:  # a damaged file fails wherever it is damaged
         raise InputError(f"{path} does not hold {holds} ({_cause(error)}); remove it") from None

@@ -19,7 +19,7 @@ import numpy as np
 from tunegrid.errors import InputError
 from tunegrid.record import Record
 from tunegrid.results.alike import check_rows
-from tunegrid.results.examples import Examples, read, read_points
+from tunegrid.results.examples import Examples, read
 from tunegrid.results.judgements import Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, NoiseKey, deviation, mean_score, resolution
 from tunegrid.results.numerics import Tolerances, same_course
@@ -99,8 +99,9 @@ class Rows:
         """The pairs of points by row; empty where any is missing. Raises InputError where two scored different test rows."""
         for before, after in self.records:
             check_rows(before, after)
-        pairs = [(read_points(before, self.old_path), read_points(after, self.new_path)) for before, after in self.records]
-        return [(before, after) for before, after in pairs if before and after] if all(a and b for a, b in pairs) else []
+        kept = [(read(before, self.old_path), read(after, self.new_path)) for before, after in self.records]
+        pairs = [(old.points, new.points) for old, new in kept if old and old.points and new and new.points]
+        return pairs if len(pairs) == len(kept) else []
 
     @property
     def first_examples(self) -> tuple[Examples, Examples] | None:

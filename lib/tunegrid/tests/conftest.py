@@ -1,11 +1,6 @@
-"""A marker and an option of the project's own tests."""
+"""A marker of the project's own tests."""
 
 import pytest
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--write-schema`, of the test that holds reports/schema.json to the record's classes, writes the file first."""
-    parser.addoption("--write-schema", action="store_true", help="write reports/schema.json anew before it is checked")
 
 
 def pytest_configure(config: pytest.Config) -> None:

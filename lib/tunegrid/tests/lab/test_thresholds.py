@@ -8,18 +8,13 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.grid.more_tasks import QUICK
-from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.tasks import TASKS
-from tunegrid.grid.zoo import zoo
 from tunegrid.lab import calibrate, grid_runs, measure
 from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
-from tunegrid.record.wrong import below_bounds
 from tunegrid.results.bounds import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
 from tunegrid.results.noise import Deviation, load_noise, pooled
 from tunegrid.results.thresholds import load_bounds
@@ -206,20 +201,6 @@ def test_a_file_without_controls_is_one_sentence(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"holds no controls .*`pytest -m controls --benchmark-json="):
         read_controls(path)
-
-
-@pytest.mark.parametrize(
-    ("profile", "cells", "count"),
-    [("quick", STUDY_IDS, 99), ("zoo", zoo().ids(ZOO_PROFILE), 423), ("tasks", tuple(QUICK), 11)],
-)
-def test_all_committed_controls_miss_a_bound_of_today_but_those_that_are_known(profile, cells, count):
-    path = ROOT / "reports" / f"controls-{profile}-cpu.json"
-    assert {cell for cell, _ in read_controls(path)} == set(cells)
-    bounds = load_bounds(ROOT / "benchmarks" / "thresholds" / f"{profile}.toml")
-    rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
-    reached = {(row["control"], row["of"]) for row in rows if not below_bounds(row["scores"], bounds[row["of"]])}
-    assert len(rows) == count
-    assert reached == set()
 
 
 # The command

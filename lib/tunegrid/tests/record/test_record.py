@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
@@ -169,13 +168,6 @@ def test_several_faults_are_counted_and_listed():
 
 
 # Schema
-
-
-def test_the_committed_schema_is_the_classes(request):
-    file, text = ROOT / "reports" / "schema.json", json.dumps(schema(), indent=2) + "\n"
-    if request.config.getoption("--write-schema", default=False):
-        file.write_text(text)
-    assert file.read_text() == text, "`pytest lib/tunegrid/tests --write-schema -k committed_schema` writes it anew"
 
 
 def test_the_schema_is_one_and_asks_for_every_field():

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 from contextlib import redirect_stdout
 from copy import deepcopy
 from html import unescape
@@ -389,7 +390,7 @@ def test_a_session_lists_the_rows_that_changed_as_the_command_does(tmp_path, cap
         files[seed] = tmp_path / f"seed{seed}.json"
         own = [row for row in rows if row["extra_info"]["cell"] == "bert_sa_lora"]
         files[seed].write_text(json.dumps(saved | {"benchmarks": own}))
-    (tmp_path / "examples").symlink_to(BASELINE.parent / "examples")
+    shutil.copytree(BASELINE.parent / "examples", tmp_path / "examples")
     words = ("-n", "0", "--cells=bert_sa_lora", "--seeds=1", f"--benchmark-json={tmp_path / 'run.json'}")
     done = rehearsed(tmp_path, files[1], *words, f"--gate={files[0]}", "--show-flips=2")
     command.main([*map(str, files.values()), "--show-flips", "2"])
@@ -409,7 +410,7 @@ def test_the_command_fails_where_a_cell_of_the_new_run_did(tmp_path, capsys):
         failed_audit(row["extra_info"])
     new = tmp_path / "new.json"
     new.write_text(json.dumps(saved | {"benchmarks": rows}))
-    (tmp_path / "examples").symlink_to(BASELINE.parent / "examples")
+    shutil.copytree(BASELINE.parent / "examples", tmp_path / "examples")
     assert command.main([str(BASELINE), str(new)]) == 1
     lines = capsys.readouterr().out.splitlines()[-4:]
     assert [line.partition(" ")[0] for line in lines] == ["Failed:", "Cause:", "Next:", "By"]

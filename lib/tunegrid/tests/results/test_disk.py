@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from zipfile import ZipFile
 
 import pytest
 
@@ -121,6 +122,28 @@ def test_a_damaged_file_beside_a_run_gives_way_to_the_machines_own(tmp_path, sto
     examples.keep_beside([record], run)
     damage(tmp_path / "examples" / kept.file, "cut off")
     assert examples.read(record, run) == SMALL
+
+
+def test_a_pack_is_read_as_files_are_and_so_is_what_was_changed_in_it(tmp_path, store):
+    kept = examples.write(SMALL)
+    record, run = record_with(kept), tmp_path / "run.json"
+    examples.pack_beside([record], run)
+    pack = tmp_path / "examples" / "run.zip"
+    content = pack.read_bytes()
+    examples.pack_beside([record], run)
+    assert pack.read_bytes() == content
+    damage(store / kept.file, "another file's")
+    assert examples.read(record, run) == SMALL
+    examples.keep_beside([record], tmp_path / "other" / "run.json", run)
+    assert examples.read(record, tmp_path / "other" / "run.json") == SMALL
+    with ZipFile(pack, "w") as changed:
+        changed.write(store / kept.file, kept.file)
+    (store / kept.file).unlink()
+    with pytest.raises(InputError, match=r"run\.zip/\w+\.parquet does not hold the rows that it is named for"):
+        examples.read(record, run)
+    pack.write_bytes(content[: len(content) // 2])
+    with pytest.raises(InputError, match=r"run\.zip/\w+\.parquet does not hold points .*BadZipFile"):
+        examples.read(record, run)
 
 
 def test_a_run_holds_what_did_not_end_apart_and_is_read_as_one(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from dataclasses import replace
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -495,7 +496,9 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
     assert "bert_sum_lora   rougeLsum    none -> " in capsys.readouterr().out
     saved = read_run(target)
     assert {cell: sorted(seeds) for cell, seeds in saved.records.items()} == {cell: [0, 1] for cell in STUDY_IDS}
-    assert all((target.parent / "examples" / r.examples.file).is_file() for s in saved.records.values() for r in s.values())
+    names = {r.examples.file for seeds in saved.records.values() for r in seeds.values()}
+    with ZipFile(target.parent / "examples" / "quick.zip") as pack:
+        assert names <= set(pack.namelist())
     assert baseline.main([runs[0], str(target)]) == 0
     assert "none" not in capsys.readouterr().out
 

@@ -296,11 +296,11 @@ def test_figures_go_where_a_run_goes(store, tmp_path):
     record = record_with(examples.write_modules(model()))
     name, run = record.training.first_step.modules, tmp_path / "elsewhere" / "run.json"
     assert name in examples.files_of(record)
-    assert examples.contents(record) == {name: (store / name).read_bytes()}
+    assert dict(examples.contents([record])) == {name: (store / name).read_bytes()}
     examples.keep_beside([record], run)
     (store / name).unlink()
     assert examples.read_modules(record, run)["module"][0] == "embed"
-    examples.keep_contents({name: (run.parent / "examples" / name).read_bytes()})
+    examples.keep_contents([(name, (run.parent / "examples" / name).read_bytes())])
     assert (store / name).is_file()
 
 

@@ -26,7 +26,7 @@ VALUES = [
     *("::error::x", "\n  ::add-mask::x", "##[group]x"),
     *("0123456789abcdef.parquet", "é" * 500, [], [None], [[1, [2]]], ["x", 3], {}, {"x": None}, {"cell": "x"}),
 ]
-EXPECTED = re.compile(r"in/a\.json|out/c\.(json|html|parquet|csv)|out/examples/[0-9a-f]{16}\.parquet")
+EXPECTED = re.compile(r"in/a\.json|out/c\.(json|html|parquet|csv)|out/examples/([0-9a-f]{16}\.parquet|c\.zip)")
 
 
 # What the examples that `world` writes are named by.
