@@ -19,7 +19,7 @@ INSTRUCTIONS = (
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
 )
 PACKAGES = (
-    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers"),
+    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
     *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
 )
 

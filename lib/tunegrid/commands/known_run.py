@@ -31,8 +31,7 @@ def shipped_baseline(question: Question) -> Path | None:
 
 
 def _is_of_here(record: Record) -> bool:
-    # An older baseline may name libraries that are not used any more.
-    same_libraries = versions().items() <= record.versions.items() and library_digests().items() <= record.libraries.items()
+    same_libraries = record.versions == versions() and record.libraries == library_digests()
     return same_libraries and record.device is not None and record.device.name == cpu_name()
 
 

@@ -168,7 +168,7 @@ def test_locked_versions_are_of_every_package_that_pyproject_asks_for_and_as_it_
 def test_locked_versions_are_those_that_measured_the_committed_baseline():
     [row, *_] = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())["benchmarks"]
     measured = {canonicalize_name(name): version.partition("+")[0] for name, version in row["extra_info"]["versions"].items()}
-    del measured["python"], measured["evaluate"]  # which nothing uses any more
+    del measured["python"]
     assert {name: version for name, version in locked("3.11").items() if name in measured} == measured
 
 
