@@ -79,17 +79,3 @@ def test_a_faster_way_has_the_results_of_the_librarys(name):
         pytest.skip(f"{name}: {run.stdout.splitlines()[-1]}")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count(" ms, proposed ") == FASTER[name], run.stdout
-
-
-def test_a_mended_fault_a_machine_without_it_and_a_crash_are_told_apart():
-    fault = FAULTS["bitsandbytes_repacking"]
-    assert verdict(1, "after one evaluation, training raises", *fault) is None
-    assert verdict(0, "", *fault) == f"mended in bitsandbytes {versions()['bitsandbytes']}: drop our workaround, {REPACKING}"
-    assert verdict(2, "bitsandbytes 1\nthis CPU has no AVX512-bf16", *fault) == "this CPU has no AVX512-bf16"
-    assert verdict(1, "Traceback", *fault) == "the script itself failed: Traceback"
-
-
-def test_every_script_has_its_report():
-    folder = ROOT / "reports" / "upstream"
-    assert {path.stem for path in folder.glob("*.py")} == FAULTS.keys() | FASTER.keys()
-    assert all(f"[{name}.py]({name}.py)" in (folder / "README.md").read_text() for name in FAULTS | FASTER)
