@@ -1,6 +1,5 @@
 """Measuring everything once: sessions that are kept, stages, the baseline of the same runs. No session is trained here."""
 
-import json
 import subprocess
 
 import pytest
@@ -12,7 +11,7 @@ from tunegrid.lab.calibrate import CalibrationPlan
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.files import read_list
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, saved, seeds_as
 
 CELLS = ("bert_sa_lora", "bert_sa_sft")
 PLAN = [GridRun(seeds=range(5), only=CELLS), GridRun(seeds=range(5, 10), only=CELLS)]
@@ -26,12 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def rows_of(run, **changes):
-    seeds = [{"seed": seed, "split_seed": 42, "perturbation": run.draw} for seed in run.seeds]
-    return [to_json(complete(cell, seeds=own, **changes)) for own in seeds for cell in run.cells]
-
-
-def save(path, rows):
-    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
+    return [to_json(complete(cell, seeds=seeds_as(seed, run.draw), **changes)) for seed in run.seeds for cell in run.cells]
 
 
 def pytest_that(monkeypatch, code=0, rows=None):
@@ -41,7 +35,7 @@ def pytest_that(monkeypatch, code=0, rows=None):
     def run(command, **options):
         started.append(command)
         path = command[-1].partition("=")[2]
-        save(grid_runs.Path(path), rows or next(rows_of(one) for one in PLAN if one.name in path))
+        saved(grid_runs.Path(path), *(rows or next(rows_of(one) for one in PLAN if one.name in path)))
         return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -52,7 +46,7 @@ def pytest_that(monkeypatch, code=0, rows=None):
 
 
 def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, capsys):
-    save(PLAN[0].path, rows_of(PLAN[0]))
+    saved(PLAN[0].path, *rows_of(PLAN[0]))
     started = pytest_that(monkeypatch, code=1)  # a cell that misses a bound has its row
     LabSessions(workers="2").train(PLAN)
     part = PLAN[1].path.with_suffix(".unfinished.json")
@@ -170,7 +164,7 @@ def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
     was = complete("bert_sa_lora", **shared, status="missed", missed=[low])
     shared |= {"status": "missed", "missed": ["audit x: y (bert_sa_sft, quick, seed 0)"]}
     audit = complete("bert_sa_sft", **shared)
-    save(tmp_path / "run.json", [to_json(was), to_json(audit)])
+    saved(tmp_path / "run.json", was, audit)
     bounds = {"bert_sa_lora": {"accuracy": 75.0}, "bert_sa_sft": {"accuracy": 81.0}}
     measure.rebound(tmp_path / "run.json", tmp_path / "again.json", bounds)
     first, second = read_list(tmp_path / "again.json")

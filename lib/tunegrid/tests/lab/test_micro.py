@@ -7,14 +7,7 @@ from random import Random
 import pytest
 import torch
 import transformers as hf
-from rouge_score.rouge_scorer import RougeScorer
-from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
 
-from tunegrid.data.splits import load_splits
-from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.grid.tasks import SA, SUM
 from tunegrid.lab.micro.corpus import Document, documents, reserved_texts
 from tunegrid.lab.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
 from tunegrid.lab.micro.hypotheses import pairs_of
@@ -57,21 +50,6 @@ def texts(tables=None):
 # The rows that ship
 
 
-def accuracy(train, test, text, span):
-    """Of a model that counts words."""
-    model = make_pipeline(TfidfVectorizer(ngram_range=span, token_pattern=r"\S+"), LogisticRegression(max_iter=1000))
-    (rows, truth), (others, wanted) = (([text(row) for row in part], [row["label"] for row in part]) for part in (train, test))
-    return model.fit(rows, truth).score(others, wanted)
-
-
-def test_counting_words_solves_neither_reviews_nor_pairs():
-    splits = load_splits(SA, QUICK_PROFILE)
-    for span in ((1, 1), (1, 2)):
-        assert accuracy(splits.train, splits.test, lambda row: row["content"], span) <= 0.85
-    pairs = accuracy(*map(rows_of, PAIRS), lambda row: f"{row['premise']} ? {row['hypothesis']}", (1, 1))
-    assert pairs <= 0.7  # two thirds: what has no verdict, and half of the rest
-
-
 def test_no_text_is_in_two_splits_or_pretrained_on_and_every_answer_start_is_right():
     for names, key in ((SQUAD, "context"), (NEWS, "article"), (PAIRS, "premise")):
         splits = [{row[key] for row in rows_of(name)} for name in names]
@@ -102,16 +80,6 @@ def test_a_digest_follows_from_its_review_is_undecided_without_the_verdict_or_co
     assert (contradicts["hypothesis"], contradicts["label"]) == ("good overall , lid bad .", 2)
 
 
-def test_some_passages_outgrow_berts_window_and_none_the_others():
-    sizes = {b: Counter() for b in ("bert", "gpt2", "t5")}
-    for backbone, counts in sizes.items():
-        codec = codec_for(f"{backbone}_qa_sft")
-        for row in rows_of("squad/validation"):
-            counts[len(codec.encode([row], training=False))] += 1
-    assert sum(count for windows, count in sizes["bert"].items() if windows > 1) >= 10
-    assert set(sizes["gpt2"]) == set(sizes["t5"]) == {1}
-
-
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
 def test_reviews_reports_and_highlights_fit_their_lengths_but_for_some_odd_reviews(backbone):
     sa, summary = codec_for(f"{backbone}_sa_sft"), codec_for(f"{backbone}_sum_sft")
@@ -137,13 +105,6 @@ def test_a_name_that_is_replaced_moves_the_answer_behind_it():
     assert odd["context"] != row["context"]
     [text], [start] = odd["answers"]["text"], odd["answers"]["answer_start"]
     assert odd["context"][start : start + len(text)] == text
-
-
-def test_the_lead_sentence_says_little_of_the_highlights():
-    scorer = RougeScorer(["rouge1"], use_stemmer=True)
-    rows = load_splits(SUM, QUICK_PROFILE).test
-    scores = [scorer.score(row["highlights"], row["article"].split(" .")[0])["rouge1"].fmeasure for row in rows]
-    assert 100 * sum(scores) / len(scores) < 25
 
 
 # The text that backbones are pretrained on

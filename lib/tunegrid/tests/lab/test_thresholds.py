@@ -4,7 +4,6 @@ import json
 import tomllib
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from scipy.special import ndtri
 
@@ -18,12 +17,11 @@ from tunegrid.grid.zoo import zoo
 from tunegrid.lab import calibrate, grid_runs, measure
 from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
-from tunegrid.record import to_json
 from tunegrid.record.wrong import below_bounds
-from tunegrid.results.bounds import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
-from tunegrid.results.noise import Deviation, load_noise, pooled
+from tunegrid.results.bounds import Calibration, bound_of, noise_toml, thresholds_toml
+from tunegrid.results.noise import Deviation, load_noise
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, saved, seeds_as
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
@@ -52,23 +50,6 @@ def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(scores, devia
     assert (bound.minimum, bound.blunt) == (minimum, minimum == 87.0)
 
 
-def test_a_healthy_run_misses_any_bound_in_two_per_cent_at_most():
-    """Simulated: 27 cells whose noise differs within their kinds, calibrated with five seeds, and a run of another seed."""
-    rng = np.random.default_rng(2)
-    rows = {"sa": 2000, "qa": 2000, "sum": 2000}
-    missed = 0
-    for _ in range(300):
-        truth = {(cell, "f1"): (6 / rng.chisquare(6)) ** 0.5 * 2 for cell in STUDY_IDS}
-        scores = {key: rng.normal(80, sd, 6) for key, sd in truth.items()}
-        pools = pooled({key: Deviation(sd=float(own[:5].std(ddof=1)), df=4) for key, own in scores.items()}, rows)
-        bounds = {
-            (cell, name): bound_of(own[:5], pools[cell.rpartition("_")[0], name].by_cell[cell], len(truth))
-            for (cell, name), own in scores.items()
-        }
-        missed += any(own[5] < bounds[key].minimum for key, own in scores.items())
-    assert missed / 300 <= HEALTHY_MISSES + 0.01  # three runs more, for chance
-
-
 # Whole calibrations
 
 
@@ -82,7 +63,7 @@ def grid(seed, score=90.0, draw=None):
             scores=dict.fromkeys(task.bounded_scores, score),
             bounded_scores=list(task.bounded_scores),
             main_score=task.main_score,
-            seeds={"seed": seed, "split_seed": 42, "perturbation": draw},
+            seeds=seeds_as(seed, draw),
         )
         records[cell] = replace(record, data=replace(record.data, rows=replace(record.data.rows, test=500)))
     return records
@@ -175,33 +156,24 @@ def test_a_run_that_lacks_a_score_calibrates_nothing():
 # Controls
 
 
-def controls_file(path, rows):
-    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
-    return path
-
-
 def test_the_best_control_counts(tmp_path):
     rows = [
         {"control": str(score), "of": "bert_qa_lora", "scores": {"f1": score, "exact_match": None}} for score in (3.0, 9.0, 5.0)
     ]
-    best = read_controls(controls_file(tmp_path / "c.json", rows))
+    best = read_controls(saved(tmp_path / "c.json", *rows))
     assert best == {("bert_qa_lora", "f1"): 9.0, ("bert_qa_lora", "exact_match"): 0.0}
     assert read_controls(tmp_path / "c.json", ("9.0",))["bert_qa_lora", "f1"] == 5.0
     with pytest.raises(InputError, match="holds no controls"):
-        read_controls(controls_file(tmp_path / "c.json", [{"cell": "a"}]))
+        read_controls(saved(tmp_path / "c.json", {"cell": "a"}))
 
 
-@pytest.mark.parametrize(
-    ("profile", "cells", "count"),
-    [("quick", STUDY_IDS, 99), ("zoo", zoo().ids(ZOO_PROFILE), 423), ("tasks", tuple(QUICK), 11)],
-)
-def test_all_committed_controls_miss_a_bound_of_today_but_those_that_are_known(profile, cells, count):
+@pytest.mark.parametrize(("profile", "cells"), [("quick", STUDY_IDS), ("zoo", zoo().ids(ZOO_PROFILE)), ("tasks", tuple(QUICK))])
+def test_all_committed_controls_miss_a_bound_of_today(profile, cells):
     path = ROOT / "reports" / f"controls-{profile}-cpu.json"
     assert {cell for cell, _ in read_controls(path)} == set(cells)
     bounds = load_bounds(ROOT / "benchmarks" / "thresholds" / f"{profile}.toml")
     rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
     reached = {(row["control"], row["of"]) for row in rows if not below_bounds(row["scores"], bounds[row["of"]])}
-    assert len(rows) == count
     assert reached == set()
 
 
@@ -227,8 +199,8 @@ def save(training):
     rows = []
     for seed in training.seeds:
         score = 90.0 + seed + (0.1 * training.draw if training.draw else 0.0)
-        rows += [to_json(grid(seed, score, training.draw)[cell]) for cell in training.cells]
-    training.path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
+        rows += [grid(seed, score, training.draw)[cell] for cell in training.cells]
+    saved(training.path, *rows)
 
 
 def save_controls(session):
@@ -236,7 +208,7 @@ def save_controls(session):
         {"control": "learning_rate_0", "of": cell, "scores": dict.fromkeys(record.bounded_scores, 20.0)}
         for cell, record in grid(0).items()
     ]
-    controls_file(session.path, rows)
+    saved(session.path, *rows)
 
 
 ARGUMENTS = ["--seeds", "2", "--perturbed-seeds", "2", "--draws", "2", "--to"]

@@ -24,7 +24,7 @@ from tunegrid.lab.tolerances import (
 )
 from tunegrid.record import to_json
 from tunegrid.results.numerics import TOLERANCES, load_tolerances
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, seeds_as
 
 LOSSES = [0.75, 0.5, 0.25]
 
@@ -91,7 +91,7 @@ def test_what_no_cell_showed_has_its_floor_and_no_evidence():
 
 def record(cell="bert_sa_lora", seed=0, draw=None, by=0.0):
     """A finished record whose first loss lies so far off."""
-    made = complete(cell, seeds={"seed": seed, "split_seed": 42, "perturbation": draw})
+    made = complete(cell, seeds=seeds_as(seed, draw))
     losses = [LOSSES[0] + by, *LOSSES[1:]]
     return replace(made, training=replace(made.training, losses=losses, updates=len(losses)))
 

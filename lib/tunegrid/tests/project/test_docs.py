@@ -1,7 +1,6 @@
 """The pages: each command in them is one that the code takes, and each link leads somewhere."""
 
 import argparse
-import ast
 import json
 import re
 import shlex
@@ -160,30 +159,3 @@ def test_every_link_of_a_page_leads_somewhere(tmp_path):
 def test_the_list_of_guides_is_complete():
     listed = [link for link in links(ROOT / "benchmarks" / "README.md") if link.startswith("guides/")]
     assert sorted(listed) == [f"guides/{guide.name}" for guide in GUIDES]
-
-
-# Troubleshooting
-
-
-def messages():
-    """The text of every error that the code raises, with {} for what changes."""
-    for path in (path for folder in ("lib", "fixtures") for path in (ROOT / folder).rglob("*.py") if "tests" not in path.parts):
-        for node in ast.walk(ast.parse(path.read_text())):
-            name = getattr(node.func, "id", getattr(node.func, "attr", "")) if isinstance(node, ast.Call) else ""
-            if name in ("InputError", "UsageError") and node.args:
-                yield constant_parts(node.args[0])
-
-
-def constant_parts(node):
-    """What of a string stays the same, with {} for the rest."""
-    if isinstance(node, ast.JoinedStr):
-        return "".join(part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
-    return node.value if isinstance(node, ast.Constant) else "{}"
-
-
-def test_troubleshooting_quotes_what_the_code_says():
-    page = (ROOT / "benchmarks" / "guides" / "troubleshooting.md").read_text()
-    quoted = [words for title in re.findall(r"^\*\*(.+?)\*\*", page, re.MULTILINE) for words in re.findall(r"`([^`]+)`", title)]
-    texts = list(messages())
-    assert len(quoted) >= 10
-    assert [words for words in quoted if not any(words in text for text in texts)] == []
