@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from fixtures.process import Child
 from tunegrid import ROOT
+from tunegrid.grid.profiles import FIXTURES
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
@@ -115,6 +117,14 @@ def run_in(folder, plugins, *options, **variables):
     environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "lib", ROOT, folder))), **variables}
     answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
     return answer.returncode, answer.stdout + answer.stderr
+
+
+def full_in(folder, **named):
+    """Options of a full run on checkpoints and data in a folder; in it, micro backbones under these names, and data sets."""
+    for name, micro in named.items():
+        source = FIXTURES / ("data" if micro == "data" else "backbones")
+        shutil.copytree(source / (name if micro == "data" else f"{micro}-micro"), folder / name)
+    return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
 
 
 def collect(*arguments):

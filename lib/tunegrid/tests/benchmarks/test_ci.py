@@ -15,7 +15,6 @@ from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
-from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Outcome
 from tunegrid.tests.repositories import git
 
@@ -310,8 +309,6 @@ def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
         pytestconfig.getoption(name)  # raises ValueError for an unknown one
 
 
-# Slurm
-
 # Slurm's part, one job after the other. A script is copied before it runs, as Slurm does.
 SBATCH = """
 for argument; do case "$argument" in
@@ -330,53 +327,30 @@ done
 echo "41;cluster"
 """
 SRUN = 'shift; exec "$@"'
-TESTS_OF_CELLS = """
-import pytest
-
-@pytest.mark.cells("quick")
-def test_cell(profile, backbone, task, method, seed, benchmark):
-    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
-"""
-PLUGINS = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "sharding", "planning", "journal", "results")]
 
 
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """A machine with Slurm's commands, whose pytest runs cells that train nothing; a function that submits the recipe."""
-    own = {"sbatch": SBATCH, "srun": SRUN, "pytest": f'exec env PYTHONPATH="{ROOT}" "{sys.executable}" -m pytest "$@"'}
-    for name in [name for name in os.environ if name.startswith(("PYTEST_", "SLURM_"))]:
+def test_a_slurm_array_runs_the_shards_one_of_them_alone_and_a_dependent_job_merges_them(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
-    machine = Machine(tmp_path, TOOLS | own)
-    (tmp_path / "test_cells.py").write_text(TESTS_OF_CELLS)
-    options = shlex.join([*PLUGINS, "--cells=bert_sa_lora,t5_qa_sft,t5_sa_sft", "test_cells.py"])
+    machine = Machine(tmp_path, TOOLS | {"sbatch": SBATCH, "srun": SRUN, "tunegrid": ""})
 
     def submit(**variables):
-        code = machine.run(f"{SLURM} {options}", WORK=str(tmp_path), **variables)
-        return code, machine.calls()
+        machine.log.write_text("")
+        code = machine.run(f"{SLURM} -m full", WORK=str(tmp_path), **variables)
+        named = ("sbatch", "srun", "tunegrid")
+        return code, {name: [call[1:] for call in machine.calls() if call[0] == name] for name in named}
 
-    return tmp_path, submit
-
-
-@pytest.mark.slow
-def test_a_slurm_array_runs_the_shards_one_of_them_again_alone_and_a_dependent_job_merges_them(cluster):
-    folder, submit = cluster
-    assert submit() == (1, [])  # no number of shards
-    submit(SHARDS="3", ONLY="1,3", GPUS="")
-    assert "no file of shard 2/3\n1 of 3 runs are missing: " in (folder / "run" / "merge.txt").read_text()
-    _, calls = submit(SHARDS="3", ONLY="2", GPUS="")
-    assert [call[-3] for call in calls if call[0] == "srun"] == ["1/3", "3/3", "2/3"]
-    assert not [word for call in calls for word in call if word.startswith("--gpus")]
-    (folder / "log.txt").write_text("")
+    assert submit() == (1, {"sbatch": [], "srun": [], "tunegrid": []})  # no number of shards
     code, calls = submit(SHARDS="3")
+    array, merge = calls["sbatch"]
     assert code == 0
-    array, merge = (call for call in calls if call[0] == "sbatch")
-    assert array[1:6] == ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt", str(SLURM)]
-    assert merge[1:5] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00", "--output=WORK/run/merge.txt"]
-    runs = [call for call in calls if call[0] == "srun"]
-    assert [call[1:3] for call in runs] == [["--cpus-per-task=8", "pytest"]] * 3
-    assert [call[-4:] for call in runs] == [
-        ["--shard", f"{task}/3", "--resume", f"--benchmark-json=WORK/run/shard-{task}.json"] for task in (1, 2, 3)
+    assert array[:5] == ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt", str(SLURM)]
+    assert merge[:4] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00", "--output=WORK/run/merge.txt"]
+    wanted = ["--cpus-per-task=8", "pytest", "-m", "full", "--shard"]
+    assert calls["srun"] == [
+        [*wanted, f"{task}/3", "--resume", f"--benchmark-json=WORK/run/shard-{task}.json"] for task in (1, 2, 3)
     ]
-    cells = sorted(record.cell for record in read_list(folder / "run" / "run.json"))
-    assert cells == ["bert_sa_lora", "t5_qa_sft", "t5_sa_sft"]
-    assert (folder / "run" / "merge.txt").read_text().endswith("run/run.json: 3 rows of 3 runs\n")
+    assert calls["tunegrid"] == [["merge", *(f"WORK/run/shard-{task}.json" for task in (1, 2, 3)), "-o", "WORK/run/run.json"]]
+    code, calls = submit(SHARDS="3", ONLY="2", GPUS="")
+    assert [call[5] for call in calls["srun"]] == ["2/3"]
+    assert calls["sbatch"][0][:3] == ["--parsable", "--array=2", "--output=WORK/run/shard-%a.txt"]

@@ -155,9 +155,6 @@ def test_no_baseline_is_measured_of_a_changed_tree(monkeypatch):
     measure.check_clean(["power"])
 
 
-# The baseline
-
-
 def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
     low = "accuracy 80.0 is below 85.0 (bert_sa_lora, quick, seed 0)"
     shared = {"scores": {"accuracy": 80.0}, "bounds": {"accuracy": 85.0}}
@@ -172,9 +169,6 @@ def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
     assert (second.status, len(second.missed)) == ("missed", 2)
     assert second.missed[1] == "accuracy 80.0 is below 81.0 (bert_sa_sft, quick, seed 0)"
     assert [record.status for record in read_list(tmp_path / "run.json")] == ["missed", "missed"]  # the session stays as it was
-
-
-# Figures
 
 
 def test_a_command_replaces_its_own_figures_alone(tmp_path):

@@ -200,9 +200,6 @@ def test_reserved_texts_are_those_of_all_rows_before_some_were_made_odd():
     assert bodies.isdisjoint(PRETRAINED_ON)
 
 
-# Tokenizers
-
-
 @pytest.mark.parametrize(("cell_id", "unknown"), [("bert_sa_sft", "[UNK]"), ("t5_sa_sft", "<unk>")])
 def test_no_word_but_an_odd_one_is_unknown(cell_id, unknown):
     tokenizer = tokenizer_of(cell_id)

@@ -73,9 +73,6 @@ def test_the_smallest_drop_by_hand():
     assert smallest(replace(setting, seeds=3))["t5_qa_sft"] == pytest.approx(5.341 * sd / 3**0.5, rel=1e-3)
 
 
-# The command
-
-
 def test_the_command_prints_drops_and_error_rates(capsys):
     assert command.main(["--runs", "5"]) == 0
     lines = capsys.readouterr().out.splitlines()

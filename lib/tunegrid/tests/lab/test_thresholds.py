@@ -26,9 +26,6 @@ from tunegrid.tests.records import complete, saved, seeds_as
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
 
-# One bound
-
-
 @pytest.mark.parametrize(
     ("scores", "deviation", "control", "minimum"),
     [
@@ -153,9 +150,6 @@ def test_a_run_that_lacks_a_score_calibrates_nothing():
         thresholds_toml(calibration(made, {}))
 
 
-# Controls
-
-
 def test_the_best_control_counts(tmp_path):
     rows = [
         {"control": str(score), "of": "bert_qa_lora", "scores": {"f1": score, "exact_match": None}} for score in (3.0, 9.0, 5.0)
@@ -175,9 +169,6 @@ def test_all_committed_controls_miss_a_bound_of_today(profile, cells):
     rows = [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
     reached = {(row["control"], row["of"]) for row in rows if not below_bounds(row["scores"], bounds[row["of"]])}
     assert reached == set()
-
-
-# The command
 
 
 @pytest.fixture

@@ -191,8 +191,6 @@ def test_a_curve_stays_half_way_to_what_other_masks_do():
     assert evidence(pairs, masks=[masks_of("a", 6e-3)]).tolerances["cell a"]["curve"] == 5e-3
 
 
-# The stage
-
 CELLS = ("bert_sa_lora", "bert_sa_qlora")
 COUNTS = {"--seeds": 6, "--perturbed-seeds": 2, "--draws": 2, "--cells": ",".join(CELLS)}
 PLAN = CalibrationPlan(seeds=6, perturbed=2, draws=2, cells=CELLS)

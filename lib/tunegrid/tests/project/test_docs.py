@@ -26,9 +26,6 @@ INSTALLING = ("pip", "uv", "python3", "source", ".ci/run", "ray", "benchmarks/ci
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
 
 
-# Commands
-
-
 def blocks(language):
     """Every code block of the pages in a language."""
     return [
@@ -121,9 +118,6 @@ def test_the_pages_commands_on_saved_runs_parse(monkeypatch):
         with pytest.raises(Parsed):
             import_module(f"{package}.{name}").main(arguments)
     assert len(wanted) >= 10
-
-
-# Links
 
 
 def anchor(heading):

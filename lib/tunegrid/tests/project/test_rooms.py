@@ -11,14 +11,11 @@ import tomllib
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.grid.backbones import BACKBONES
-from tunegrid.grid.methods import METHODS
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
 SINGLE = ("places", "terminal", "errors", "machine", "disk", "libraries")
 ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
-LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
 
 
 def modules(room):
@@ -102,20 +99,6 @@ def test_no_modules_import_each_other_in_a_circle():
     while leaves := [module for module, needs in graph.items() if not needs & graph.keys()]:
         graph = {module: needs for module, needs in graph.items() if module not in leaves}
     assert graph == {}
-
-
-def test_only_the_grid_and_the_plans_of_micro_list_backbones_or_methods():
-    inside = [LIB / folder for folder in ("grid", "tests", "lab/micro")]
-    outside = [path for path in LIB.rglob("*.py") if not any(path.is_relative_to(folder) for folder in inside)]
-    outside += [*(ROOT / "fixtures").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
-    assert [path.name for path in outside for ids in literals(path) if any(ids >= listed for listed in LISTED)] == []
-
-
-def literals(path):
-    """The strings of each tuple, list, set, and of the keys of each dictionary."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
-        yield {item.value for item in items if isinstance(item, ast.Constant)}
 
 
 def test_results_are_read_and_the_27_cells_collected_without_torch():

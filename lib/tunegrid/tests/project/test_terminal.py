@@ -70,9 +70,6 @@ def test_a_run_with_letters_beyond_ascii_is_read_and_told_in_a_locale_of_ascii(c
     assert "f\\xfcr" in answer.stdout or command[0] == "page"
 
 
-# Encodings
-
-
 def without_encoding(path):
     """Calls that open, read or write text, or a program's output, in the encoding of whatever locale there is."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
