@@ -76,14 +76,11 @@ def runs():
     return [made, *((grid_run(1, draw), {0: grid(0, 88.0 + draw, draw)}) for draw in (1, 2))]
 
 
-def test_seeds_are_trained_five_at_a_time_then_moved_starts_and_controls():
+def test_seeds_are_trained_five_at_a_time_then_moved_starts_controls_and_cells_with_a_tail():
     names = [session.name for session in CalibrationPlan(seeds=12, draws=2).sessions]
     seeds = ["quick-seeds-0-4", "quick-seeds-5-9", "quick-seeds-10-11"]
     assert names == [*seeds, "quick-seeds-0-2-draw-1", "quick-seeds-0-2-draw-2", "quick-controls"]
     assert [session.name for session in CalibrationPlan(profile="zoo", seeds=5).sessions] == ["zoo-seeds-0-4", "zoo-controls"]
-
-
-def test_cells_with_a_tail_have_sessions_of_their_own():
     one, other = CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora", "t5_sa_qlora"])
     assert (list(one.seeds), list(other.seeds), one.trainings) == ([20, 21, 22, 23, 24], [25, 26, 27, 28, 29], 10)
     assert one.path != CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora"])[0].path

@@ -148,8 +148,3 @@ def test_every_link_of_a_page_leads_somewhere(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("# One\n\n```\n# two\n```\n")
     assert [leads_nowhere(page, link) for link in ("page.md", "#one", "page.md#two", "other.md")] == [False, False, True, True]
-
-
-def test_the_list_of_guides_is_complete():
-    listed = [link for link in links(ROOT / "benchmarks" / "README.md") if link.startswith("guides/")]
-    assert sorted(listed) == [f"guides/{guide.name}" for guide in GUIDES]

@@ -1,7 +1,6 @@
 """The architecture as a test: what may import what, and what stays cheap to import."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import tomllib
 import pytest
 
 from tunegrid import ROOT
+from tunegrid.tests.sessions import environment
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
@@ -40,8 +40,8 @@ def executed(tree):
 
 
 def run_python(*arguments):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    words = [sys.executable, *arguments]
+    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
 
 
 def test_lib_has_these_rooms_and_no_other():
