@@ -25,7 +25,7 @@ from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, n
 from tunegrid.results.noise import NoiseKey
 from tunegrid.results.thresholds import load_bounds
 
-ADAPTER_OFF = "adapter_off"  # a control of benchmarks/test_controls.py
+ADAPTER_OFF = "adapter_off"  # a control of benchmarks/plants/controls.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ def read_controls(path: Path, left_out: Sequence[str] = ()) -> dict[NoiseKey, fl
     best: dict[NoiseKey, float] = {}
     try:
         rows = [row["extra_info"] for row in json.loads(path.read_text(encoding="utf-8"))["benchmarks"]]
-        for row in (row for row in rows if row["control"] not in left_out):
+        for row in (row for row in rows if row["plant"] not in left_out):
             for metric, score in row["scores"].items():
                 best[row["of"], metric] = max(score or 0.0, best.get((row["of"], metric), 0.0))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,7 +1,8 @@
-"""Processes of a server that has loaded the libraries, so that they start at once."""
+"""Processes of a server that has loaded the libraries, so that they start at once; and what /proc says of any."""
 
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.run.audits"])
@@ -11,3 +12,20 @@ def apart(function, *arguments, times=1) -> list:
     """What a function of a module returns in so many processes at once, each of its own, which it may break."""
     with ProcessPoolExecutor(times, mp_context=CONTEXT, max_tasks_per_child=1) as pool:
         return [future.result() for future in [pool.submit(function, *arguments) for _ in range(times)]]
+
+
+def runs(pid):
+    """Whether a process is there, and no zombie that nobody has waited for."""
+    return _stat(pid)[:1] not in ([], ["Z"])
+
+
+def parent_of(pid):
+    """None where it has ended meanwhile."""
+    return int(stat[1]) if (stat := _stat(pid)) else None
+
+
+def _stat(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return []

@@ -193,7 +193,7 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
         "data": MEASURED["data"] | {"rows": rows},
         "examples": reference,
         "bounds": {task.main_score: 1.0},
-        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
+        "seeds": seeds_as(seed),
     }
     return complete(cell, **parts | changes)
 
@@ -203,9 +203,14 @@ def trained(cell, *scores, **changes):
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     for seed, score in enumerate(scores):
-        seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
-        parts = {"scores": {task.main_score: score}, "bounds": {}, "examples": None, "data": data, "seeds": seeds}
+        scored = {"scores": {task.main_score: score}, "bounds": {}, "examples": None}
+        parts = scored | {"data": data, "seeds": seeds_as(seed)}
         yield complete(cell, **parts | changes)
+
+
+def seeds_as(seed, draw=None):
+    """The part of a record that says its seeds."""
+    return {"seed": seed, "split_seed": 42, "perturbation": draw}
 
 
 def saved(path, *records):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from fixtures.process import Child
 from tunegrid import ROOT
+from tunegrid.grid.profiles import FIXTURES
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")
@@ -60,17 +62,21 @@ def _server():
     )
 
 
+def environment(**variables):
+    """Without the outer session's variables: a session in it is not one of its workers."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
+
+
 class ForkedProcess:
     """Python that runs a module, or a file, in a folder. Libraries are loaded already: they have not seen `variables`."""
 
     def __init__(self, program, *arguments, folder=ROOT, timeout=300, **variables):
-        # Without the outer session's variables: this session is not one of its workers.
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")} | variables
-        environment["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"  # of a plugin that libraries load
+        own = environment(**variables)
+        own["PYTEST_ADDOPTS"] = "-W ignore::pytest.PytestAssertRewriteWarning"  # of a plugin that libraries load
         self.streams = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         self.server = _server()
         given = {"program": str(program), "arguments": list(map(str, arguments)), "folder": str(folder), "timeout": timeout}
-        given |= {"environment": environment, "streams": [stream.name for stream in self.streams]}
+        given |= {"environment": own, "streams": [stream.name for stream in self.streams]}
         self.server.stdin.write(json.dumps(given).encode() + b"\n")
         self.pid = self._told(b"pid")
 
@@ -111,10 +117,17 @@ def run(tmp_path, *options, **how):
 def run_in(folder, plugins, *options, **variables):
     """Exit code and output of a session over a folder's own tests, with some of the suite's plugins."""
     command = [sys.executable, "-m", "pytest", *(f"-pfixtures.{plugin}" for plugin in plugins), *options]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": os.pathsep.join(map(str, (ROOT / "lib", ROOT, folder))), **variables}
-    answer = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300)
+    own = environment(**{"PYTHONPATH": f"{SOURCES}{os.pathsep}{folder}", **variables})
+    answer = subprocess.run(command, cwd=folder, env=own, capture_output=True, text=True, check=False, timeout=300)
     return answer.returncode, answer.stdout + answer.stderr
+
+
+def full_in(folder, **named):
+    """Options of a full run on checkpoints and data in a folder; in it, micro backbones under these names, and data sets."""
+    for name, micro in named.items():
+        source = FIXTURES / ("data" if micro == "data" else "backbones")
+        shutil.copytree(source / (name if micro == "data" else f"{micro}-micro"), folder / name)
+    return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
 
 
 def collect(*arguments):

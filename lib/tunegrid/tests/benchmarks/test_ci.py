@@ -15,8 +15,6 @@ from packaging.utils import canonicalize_name
 from ruamel.yaml import YAML
 
 from tunegrid import ROOT
-from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.files import read_list
 from tunegrid.results.judgements import Outcome
 from tunegrid.tests.repositories import git
 
@@ -104,46 +102,33 @@ def library(tmp_path):
 
 
 @pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST], ids=lambda path: path.name)
-def test_a_workflow_is_as_githubs_schema_says(path):
+def test_a_workflow_is_sound_trusts_no_text_of_others_and_pins_its_actions(path):
+    """A branch's name is untrusted text: as a variable it stays text. Whoever owns an action can move its tags."""
     check(["--builtin-schema", "vendor.github-workflows", str(path)], standalone_mode=False)
-
-
-def test_the_gitlab_recipe_is_as_gitlabs_schema_says():
-    arguments = ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci", str(GITLAB)]
-    check(arguments, standalone_mode=False)
-
-
-def test_the_schema_refuses_a_step_that_is_none(tmp_path):
-    broken = tmp_path / "broken.yml"
-    broken.write_text(OWN.read_text().replace("run: pip install", "runs: pip install"))
-    with pytest.raises(SystemExit) as exit_:
-        check(["--builtin-schema", "vendor.github-workflows", str(broken)])
-    assert exit_.value.code == 1
-
-
-@pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST], ids=lambda path: path.name)
-def test_no_expression_stands_inside_a_script(path):
-    """A branch's name is untrusted text: as a variable it stays text."""
     scripts = [step["run"] for job in read(path)["jobs"].values() for step in job.get("steps", ()) if "run" in step]
+    steps = [step for job in read(path)["jobs"].values() for step in job.get("steps", ())]
+    cached = [step["with"]["path"] for step in steps if str(step.get("uses")).startswith("actions/cache")]
+    assert set(cached) <= {"~/.cache/huggingface"}  # no tokenised rows of other code
     assert scripts
     assert not [script for script in scripts if "${{" in script]
-
-
-@pytest.mark.parametrize("path", [OWN, LOWEST, GITHUB, MATRIX, NEWEST], ids=lambda path: path.name)
-def test_every_action_is_pinned_by_its_commit_and_says_its_release(path):
-    """Whoever owns an action can move its tags, and a run has the repository's token."""
     actions = re.findall(r"uses: (?!\./)(.+)", path.read_text(encoding="utf-8"))
     assert actions
     assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action)] == []
 
 
-def test_no_job_takes_tokenised_rows_from_another_which_had_other_code_of_the_library():
-    steps = [
-        step for path in (OWN, GITHUB, MATRIX, NEWEST) for job in read(path)["jobs"].values() for step in job.get("steps", [])
-    ]
-    kept = [step["with"]["path"].split() for step in steps if str(step.get("uses")).startswith("actions/cache")]
-    assert kept == [["~/.cache/huggingface"]]
-    assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]
+def test_the_gitlab_recipe_is_sound_and_warns_where_the_gate_cannot_tell():
+    arguments = ["--builtin-schema", "vendor.gitlab-ci", "--data-transform", "gitlab-ci", str(GITLAB)]
+    check(arguments, standalone_mode=False)
+    assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Outcome.CANNOT_TELL.exit_code}
+    assert read(GITLAB)["tunegrid"]["cache"]["paths"] == [".cache/pip", ".cache/huggingface"]  # no rows of other code
+
+
+def test_the_matrix_runs_all_shards_of_what_the_called_workflow_takes():
+    cells = read(MATRIX)["jobs"]["cells"]
+    assert cells["with"]["shard"] == "${{ matrix.part }}/${{ strategy.job-total }}"
+    parts = cells["strategy"]["matrix"]["part"]
+    assert parts == list(range(1, len(parts) + 1))
+    assert set(cells["with"]) <= set(read(GITHUB)["on"]["workflow_call"]["inputs"])
 
 
 # Locked versions
@@ -170,23 +155,6 @@ def test_locked_versions_are_those_that_measured_the_committed_baseline():
     measured = {canonicalize_name(name): version.partition("+")[0] for name, version in row["extra_info"]["versions"].items()}
     del measured["python"]
     assert {name: version for name, version in locked("3.11").items() if name in measured} == measured
-
-
-def test_every_recipe_is_in_the_list():
-    page = (RECIPES / "README.md").read_text()
-    assert all(f"]({path.name})" in page for path in RECIPES.iterdir() if path.suffix in (".yml", ".sh"))
-
-
-def test_the_parts_of_the_matrix_are_all_shards():
-    cells = read(MATRIX)["jobs"]["cells"]
-    assert cells["with"]["shard"] == "${{ matrix.part }}/${{ strategy.job-total }}"
-    parts = cells["strategy"]["matrix"]["part"]
-    assert parts == list(range(1, len(parts) + 1))
-
-
-def test_the_matrix_gives_what_the_called_workflow_takes():
-    inputs = read(GITHUB)["on"]["workflow_call"]["inputs"]
-    assert set(read(MATRIX)["jobs"]["cells"]["with"]) <= set(inputs)
 
 
 def test_every_dependency_has_a_lower_bound_which_a_job_installs():
@@ -226,12 +194,8 @@ def github(machine, expressions, codes=()):
 
 
 def github_expressions(base, **changes):
-    return {
-        "inputs.profile || 'quick'": "quick",
-        "inputs.cells": "",
-        "inputs.baseline": "",
-        "github.event.pull_request.base.sha || github.event.before": base,
-    } | changes
+    named = {"inputs.profile || 'quick'": "quick", "inputs.cells": "", "inputs.baseline": ""}
+    return named | {"github.event.pull_request.base.sha || github.event.before": base} | changes
 
 
 INSTALL = ["pip", "install", "--no-deps", "--force-reinstall"]
@@ -239,10 +203,10 @@ RUN = ["pytest", "-m", "quick", "-n", "auto"]
 COUNTS = "--gate-on=numerics,quality,memory"  # a library's change of arithmetic fails its job
 
 
-def test_github_measures_the_base_commit_and_then_the_pull_request(machine, library):
-    _, base = library
-    assert github(machine, github_expressions(base), codes=[1, 0]) == 0  # the base commit misses a bound
-    assert machine.calls() == [
+@pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1), ([1, 4], 4), ([0, 6], 6)])
+def test_github_measures_the_base_commit_and_then_the_pull_request_and_ends_as_the_gate_does(machine, library, codes, code):
+    assert github(machine, github_expressions(library[1]), codes) == code  # that the base commit misses a bound is no failure
+    expected = [
         ["pip", "install", "-e", "./tunegrid"],
         [*INSTALL, "./base"],
         ["version", "1"],
@@ -251,91 +215,39 @@ def test_github_measures_the_base_commit_and_then_the_pull_request(machine, libr
         ["version", "2"],
         [*RUN, "--gate=../run/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"],
     ]
+    assert machine.calls() == (expected[:4] if codes == [2] else expected)
 
 
-def test_locked_versions_are_installed_where_the_recipe_says_so(machine):
-    for recipe, job in ((GITHUB, "gate"), (MATRIX, "merge")):
-        [script] = [text for text, _ in shell_steps(read(recipe)["jobs"][job], {}) if "-e ./tunegrid" in text]
-        assert machine.run(script, CONSTRAINTS="a b.txt") == 0
-        assert machine.calls()[-1] == ["pip", "install", "-c", "a b.txt", "-e", "./tunegrid"]
-
-
-@pytest.mark.parametrize(
-    ("inputs", "words"),
-    [
-        (
-            {"inputs.cells": "bert_sa_lora,t5_qa_sft", "inputs.profile || 'quick'": "full"},
-            ["pytest", "-m", "full", "-n", "auto", "--cells=bert_sa_lora,t5_qa_sft"],
-        ),
-        ({"inputs.shard": "2/3"}, [*RUN, "--shard=2/3"]),
-    ],
-    ids=["cells", "shard"],
-)
-def test_github_runs_the_part_that_is_asked_for(machine, library, inputs, words):
-    assert github(machine, github_expressions(library[1], **inputs)) == 0
-    assert [call[:6] for call in machine.calls() if call[0] == "pytest"] == [words] * 2
-
-
-def test_github_takes_a_given_baseline(machine, library):
+def test_github_runs_the_part_that_is_asked_for_by_locked_versions_against_a_given_baseline(machine, library):
     repo, base = library
     (repo / "before.json").touch()
+    part = {"inputs.cells": "a,b", "inputs.profile || 'quick'": "full", "inputs.shard": "2/3"}
     given = {"inputs.baseline": "before.json", "!inputs.baseline": False}
-    assert github(machine, github_expressions(base, **given)) == 0
-    assert [call for call in machine.calls() if call[0] == "pytest"] == [
-        [*RUN, "--gate=../library/before.json", COUNTS, "--benchmark-json=../run/after.json", "--html=../run/page.html"]
-    ]
-
-
-@pytest.mark.parametrize(("codes", "code"), [([0, 1], 1), ([2], 1), ([1, 4], 4), ([0, 6], 6)])
-def test_github_fails_where_the_gate_does_or_a_run_does_not_end(machine, library, codes, code):
-    assert github(machine, github_expressions(library[1]), codes) == code
-
-
-def newest(machine, codes):
-    """Run that recipe's shell parts until one fails; return the last exit code, and all calls but those that list packages."""
-    (machine.folder / "codes").write_text("\n".join(map(str, codes)))
-    recipe = read(NEWEST)
-    for script, variables in shell_steps(recipe["jobs"]["newest"], {}):
-        code = machine.run(script, **variables, **recipe["env"])
-        if code:
-            break
-    return code, [call for call in machine.calls() if call != ["pip", "freeze"]]
+    assert github(machine, github_expressions(base, **part, **given)) == 0
+    words = ["pytest", "-m", "full", "-n", "auto", "--cells=a,b", "--shard=2/3", "--gate=../library/before.json", COUNTS]
+    [measured] = [call for call in machine.calls() if call[0] == "pytest"]
+    assert measured == [*words, "--benchmark-json=../run/after.json", "--html=../run/page.html"]
+    [script] = [text for text, _ in shell_steps(read(GITHUB)["jobs"]["gate"], {}) if "-e ./tunegrid" in text]
+    assert machine.run(script, CONSTRAINTS="a b.txt") == 0
+    assert machine.calls()[-1] == ["pip", "install", "-c", "a b.txt", "-e", "./tunegrid"]
 
 
 @pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1), ([0, 6], 6)])
 def test_newest_measures_the_releases_and_then_the_pre_releases(machine, codes, code):
-    ended, calls = newest(machine, codes)
+    (machine.folder / "codes").write_text("\n".join(map(str, codes)))
+    recipe = read(NEWEST)
+    for script, variables in shell_steps(recipe["jobs"]["newest"], {}):
+        ended = machine.run(script, **variables, **recipe["env"])
+        if ended:
+            break
     expected = [
         ["pip", "install", "--upgrade", "--upgrade-strategy", "eager", "-e", "."],
         [*RUN, "--benchmark-json=run/before.json"],
-        ["pip", "install", "--pre", "--upgrade", "-e", ".", *read(NEWEST)["env"]["LIBRARIES"].split()],
+        ["pip", "install", "--pre", "--upgrade", "-e", ".", *recipe["env"]["LIBRARIES"].split()],
         [*RUN, "--gate=run/before.json", COUNTS, "--benchmark-json=run/after.json", "--html=run/page.html"],
     ]
+    calls = [call for call in machine.calls() if call != ["pip", "freeze"]]
     assert (ended, calls) == (code, expected[:2] if codes == [2] else expected)
-
-
-def test_newest_keeps_the_page_and_both_runs_whatever_came_of_them():
-    upload = read(NEWEST)["jobs"]["newest"]["steps"][-1]
-    assert (upload["with"]["path"], upload["if"]) == ("run/", "${{ !cancelled() }}")
-
-
-def test_newest_runs_weekly_and_tries_every_library_that_cells_run_on():
-    recipe = read(NEWEST)
-    assert re.fullmatch(r"\d+ \d+ \* \* [0-6]", recipe["on"]["schedule"][0]["cron"])
-    libraries = {"torch", "transformers", "peft", "bitsandbytes", "accelerate", "tokenizers", "datasets"}
-    assert set(recipe["env"]["LIBRARIES"].split()) == libraries
-
-
-def test_gitlab_shows_a_warning_where_the_gate_cannot_tell():
-    assert read(GITLAB)["tunegrid"]["allow_failure"] == {"exit_codes": Outcome.CANNOT_TELL.exit_code}
-
-
-@pytest.mark.parametrize("code", [0, 1, 6])
-def test_the_matrix_ends_as_the_gate_does(tmp_path, code):
-    machine = Machine(tmp_path, {"tunegrid": f'case "$*" in "gate "*) exit {code};; esac'})
-    (tmp_path / "tunegrid").mkdir()
-    [(script, variables)] = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
-    assert machine.run(script, **variables) == code
 
 
 @pytest.mark.parametrize(("codes", "code"), [([1, 0], 0), ([0, 1], 1), ([2], 1)])
@@ -372,32 +284,21 @@ def test_gitlab_measures_the_base_commit_and_then_the_merge_request(machine, lib
     assert machine.calls() == (expected[:4] if codes == [2] else expected)
 
 
-@pytest.mark.slow
-def test_the_matrix_merges_its_parts_and_judges_them_together(machine):
-    """With real commands, on a cell of each part, of the committed baseline."""
-    baseline = ROOT / "reports" / "baselines" / "quick-cpu.json"
-    saved = json.loads(baseline.read_text())
-    cells = []
-    for part in read(MATRIX)["jobs"]["cells"]["strategy"]["matrix"]["part"]:
-        folder = machine.folder / "parts" / f"tunegrid-part-{part}"
-        folder.mkdir(parents=True)
-        (folder / "examples").symlink_to(baseline.parent / "examples")
-        chosen = [STUDY_IDS[9 * part - 1]]
-        rows = [row for row in saved["benchmarks"] if row["extra_info"]["cell"] in chosen]
-        rows = [row for row in rows if row["extra_info"]["seeds"]["seed"] == 0]
+def test_the_matrix_merges_its_parts_and_ends_as_the_gate_does(tmp_path):
+    machine = Machine(tmp_path, {"tunegrid": 'case "$*" in "gate "*) exit 6;; esac'})
+    for folder in ("tunegrid", "parts/tunegrid-part-1", "parts/tunegrid-part-2"):
+        (tmp_path / folder).mkdir(parents=True)
         for name in ("before", "after"):
-            (folder / f"{name}.json").write_text(json.dumps(saved | {"benchmarks": rows}))
-        cells += chosen
-    (machine.folder / "tunegrid").mkdir()
-    summary = machine.folder / "summary.md"
-    for script, variables in shell_steps(read(MATRIX)["jobs"]["merge"], {}):
-        assert machine.run(script, **variables, GITHUB_STEP_SUMMARY=str(summary)) == 0
-    run = machine.folder / "run"
-    records = read_list(run / "after.json")
-    assert sorted(record.cell for record in records) == sorted(cells)
-    assert {record.examples.file for record in records} <= {path.name for path in (run / "examples").iterdir()}
-    assert "3 equal" in summary.read_text()
-    assert (run / "page.html").stat().st_size > 10_000
+            (tmp_path / folder / f"{name}.json").touch()
+    [(script, variables)] = [step for step in shell_steps(read(MATRIX)["jobs"]["merge"], {}) if "gate" in step[0]]
+    assert machine.run(script, **variables) == 6
+    parts = {name: [f"../parts/tunegrid-part-{part}/{name}.json" for part in (1, 2)] for name in ("before", "after")}
+    runs = ["../run/before.json", "../run/after.json"]
+    assert machine.calls() == [
+        *(["tunegrid", "merge", *parts[name], "-o", f"../run/{name}.json"] for name in parts),
+        ["tunegrid", "page", *runs[::-1], "-o", "../run/page.html"],
+        ["tunegrid", "gate", "--on", "numerics,quality,memory", *runs],
+    ]
 
 
 def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
@@ -407,8 +308,6 @@ def test_pytest_has_every_option_that_the_recipes_give(pytestconfig):
     for name in options:
         pytestconfig.getoption(name)  # raises ValueError for an unknown one
 
-
-# Slurm
 
 # Slurm's part, one job after the other. A script is copied before it runs, as Slurm does.
 SBATCH = """
@@ -428,63 +327,30 @@ done
 echo "41;cluster"
 """
 SRUN = 'shift; exec "$@"'
-TESTS_OF_CELLS = """
-import pytest
-
-@pytest.mark.cells("quick")
-def test_cell(profile, backbone, task, method, seed, benchmark):
-    benchmark.pedantic(sum, args=([1, 2],), rounds=1)
-"""
-PLUGINS = [f"-pfixtures.{name}" for name in ("options", "session", "selection", "sharding", "planning", "journal", "results")]
 
 
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """A machine with Slurm's commands, whose pytest runs cells that train nothing; a function that submits the recipe."""
-    own = {"sbatch": SBATCH, "srun": SRUN, "pytest": f'exec env PYTHONPATH="{ROOT}" "{sys.executable}" -m pytest "$@"'}
-    for name in [name for name in os.environ if name.startswith(("PYTEST_", "SLURM_"))]:
+def test_a_slurm_array_runs_the_shards_one_of_them_alone_and_a_dependent_job_merges_them(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("SLURM_")]:
         monkeypatch.delenv(name)
-    machine = Machine(tmp_path, TOOLS | own)
-    (tmp_path / "test_cells.py").write_text(TESTS_OF_CELLS)
-    options = shlex.join([*PLUGINS, "--cells=bert_sa_lora,t5_qa_sft,t5_sa_sft", "test_cells.py"])
+    machine = Machine(tmp_path, TOOLS | {"sbatch": SBATCH, "srun": SRUN, "tunegrid": ""})
 
     def submit(**variables):
-        code = machine.run(f"{SLURM} {options}", WORK=str(tmp_path), **variables)
-        return code, machine.calls()
+        machine.log.write_text("")
+        code = machine.run(f"{SLURM} -m full", WORK=str(tmp_path), **variables)
+        named = ("sbatch", "srun", "tunegrid")
+        return code, {name: [call[1:] for call in machine.calls() if call[0] == name] for name in named}
 
-    return tmp_path, submit
-
-
-@pytest.mark.slow
-def test_a_slurm_array_runs_the_shards_and_a_dependent_job_merges_them(cluster):
-    folder, submit = cluster
+    assert submit() == (1, {"sbatch": [], "srun": [], "tunegrid": []})  # no number of shards
     code, calls = submit(SHARDS="3")
+    array, merge = calls["sbatch"]
     assert code == 0
-    array, merge = (call for call in calls if call[0] == "sbatch")
-    assert array[1:6] == ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt", str(SLURM)]
-    assert merge[1:5] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00", "--output=WORK/run/merge.txt"]
-    runs = [call for call in calls if call[0] == "srun"]
-    assert [call[1:3] for call in runs] == [["--cpus-per-task=8", "pytest"]] * 3
-    assert [call[-4:] for call in runs] == [
-        ["--shard", f"{task}/3", "--resume", f"--benchmark-json=WORK/run/shard-{task}.json"] for task in (1, 2, 3)
+    assert array[:5] == ["--parsable", "--array=1-3", "--gpus=1", "--output=WORK/run/shard-%a.txt", str(SLURM)]
+    assert merge[:4] == ["--dependency=afterany:41", "--cpus-per-task=1", "--time=1:00:00", "--output=WORK/run/merge.txt"]
+    wanted = ["--cpus-per-task=8", "pytest", "-m", "full", "--shard"]
+    assert calls["srun"] == [
+        [*wanted, f"{task}/3", "--resume", f"--benchmark-json=WORK/run/shard-{task}.json"] for task in (1, 2, 3)
     ]
-    cells = sorted(record.cell for record in read_list(folder / "run" / "run.json"))
-    assert cells == ["bert_sa_lora", "t5_qa_sft", "t5_sa_sft"]
-    assert (folder / "run" / "merge.txt").read_text().endswith("run/run.json: 3 rows of 3 runs\n")
-
-
-@pytest.mark.slow
-def test_a_slurm_shard_that_is_missing_is_named_and_run_again_alone(cluster):
-    folder, submit = cluster
-    submit(SHARDS="3", ONLY="1,3", GPUS="")
-    assert "no file of shard 2/3\n1 of 3 runs are missing: " in (folder / "run" / "merge.txt").read_text()
-    _, calls = submit(SHARDS="3", ONLY="2", GPUS="")
-    assert [call[-3] for call in calls if call[0] == "srun"] == ["1/3", "3/3", "2/3"]
-    assert not [word for call in calls for word in call if word.startswith("--gpus")]
-    assert len(read_list(folder / "run" / "run.json")) == 3
-
-
-def test_a_slurm_job_without_a_number_of_shards_says_so(cluster):
-    _, submit = cluster
-    code, calls = submit()
-    assert (code, calls) == (1, [])
+    assert calls["tunegrid"] == [["merge", *(f"WORK/run/shard-{task}.json" for task in (1, 2, 3)), "-o", "WORK/run/run.json"]]
+    code, calls = submit(SHARDS="3", ONLY="2", GPUS="")
+    assert [call[5] for call in calls["srun"]] == ["2/3"]
+    assert calls["sbatch"][0][:3] == ["--parsable", "--array=2", "--output=WORK/run/shard-%a.txt"]

@@ -21,14 +21,11 @@ SEED, KILLS = 20, 20
 class KilledRun:
     """The quick grid, small, whose sessions end before their time and are resumed.
 
-    Attributes:
-        seen: by cell, the seconds of each training whose row was in a journal at some time.
+    `seen` has, by cell, the seconds of each training whose row was in a journal at some time.
     """
 
     def __init__(self, folder: Path) -> None:
-        """With a cache and a file in this folder."""
         self.cache, self.out, self.seen = folder / "cache", folder / "run.json", defaultdict(set)
-        self.session = None
 
     def start(self):
         given = ("-n", "2", "--set", "max_steps=4", "--resume", f"--benchmark-json={self.out}")
@@ -38,28 +35,27 @@ class KilledRun:
         """Kill the session, or a worker and a moment later the session; or ask it to end."""
         self.wait(random.uniform(2, 8))
         victims = [(self.session.pid, number) for number in (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT)]
-        victims += [(worker, signal.SIGKILL) for worker in children(self.session.pid)]
-        victim, number = random.choice(victims)
+        victim, number = random.choice(victims + [(worker, signal.SIGKILL) for worker in children(self.session.pid)])
         with suppress(ProcessLookupError):  # a worker whose session had just ended
             os.kill(victim, number)
         if victim != self.session.pid:
             self.wait(random.uniform(0, 4))
             if self.session.runs():
                 os.kill(self.session.pid, signal.SIGKILL)
-        self.session.ended()
-        self.look()
+        self.ended()
 
     def wait(self, seconds):
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.session.runs():
             time.sleep(0.01)
 
-    def look(self):
-        """Every row that passed, in whatever journal it stands."""
-        for path in (self.cache / "journal").glob("*.jsonl"):
-            for _, row in read(path):
-                if row["extra_info"]["status"] == "passed":
-                    self.seen[row["extra_info"]["cell"]].add(tuple(row["stats"]["data"]))
+    def ended(self):
+        """Its answer; every row that passed is seen, in whatever journal it stands."""
+        answer = self.session.ended()
+        for row in (row for path in (self.cache / "journal").glob("*.jsonl") for _, row in read(path)):
+            if row["extra_info"]["status"] == "passed":
+                self.seen[row["extra_info"]["cell"]].add(tuple(row["stats"]["data"]))
+        return answer
 
 
 def children(pid):
@@ -83,8 +79,7 @@ def test_kills_at_random_moments_lose_no_cell_and_train_none_twice(tmp_path):
         killed.kill(random)
     lost = killed.seen.keys() - {row["extra_info"]["cell"] for row, _ in passed(killed.cache / "journal").values()}
     killed.start()
-    last = killed.session.ended()
-    killed.look()
+    last = killed.ended()
     whole.start()
     whole.session.ended()
     twice = {cell for cell, times in killed.seen.items() if len(times) > 1}

@@ -1,6 +1,5 @@
 """Measuring everything once: sessions that are kept, stages, the baseline of the same runs. No session is trained here."""
 
-import json
 import subprocess
 
 import pytest
@@ -12,8 +11,7 @@ from tunegrid.lab.calibrate import CalibrationPlan
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
 from tunegrid.results.files import read_list
-from tunegrid.tests.records import complete
-from tunegrid.tests.sessions import collected_together
+from tunegrid.tests.records import complete, saved, seeds_as
 
 CELLS = ("bert_sa_lora", "bert_sa_sft")
 PLAN = [GridRun(seeds=range(5), only=CELLS), GridRun(seeds=range(5, 10), only=CELLS)]
@@ -27,12 +25,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def rows_of(run, **changes):
-    seeds = [{"seed": seed, "split_seed": 42, "perturbation": run.draw} for seed in run.seeds]
-    return [to_json(complete(cell, seeds=own, **changes)) for own in seeds for cell in run.cells]
-
-
-def save(path, rows):
-    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
+    return [to_json(complete(cell, seeds=seeds_as(seed, run.draw), **changes)) for seed in run.seeds for cell in run.cells]
 
 
 def pytest_that(monkeypatch, code=0, rows=None):
@@ -42,7 +35,7 @@ def pytest_that(monkeypatch, code=0, rows=None):
     def run(command, **options):
         started.append(command)
         path = command[-1].partition("=")[2]
-        save(grid_runs.Path(path), rows or next(rows_of(one) for one in PLAN if one.name in path))
+        saved(grid_runs.Path(path), *(rows or next(rows_of(one) for one in PLAN if one.name in path)))
         return subprocess.CompletedProcess(command, code)
 
     monkeypatch.setattr(subprocess, "run", run)
@@ -53,7 +46,7 @@ def pytest_that(monkeypatch, code=0, rows=None):
 
 
 def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, capsys):
-    save(PLAN[0].path, rows_of(PLAN[0]))
+    saved(PLAN[0].path, *rows_of(PLAN[0]))
     started = pytest_that(monkeypatch, code=1)  # a cell that misses a bound has its row
     LabSessions(workers="2").train(PLAN)
     part = PLAN[1].path.with_suffix(".unfinished.json")
@@ -63,21 +56,21 @@ def test_finished_sessions_are_kept_and_the_others_trained(folder, monkeypatch, 
     LabSessions().train(PLAN)
     assert len(started) == 1
     assert "1 of 2: keeps quick-seeds-0-4" in capsys.readouterr().out
+    fresh = LabSessions(fresh=True)
+    fresh.expect(PLAN)
+    for _ in range(2):
+        fresh.train(PLAN[:1])
+    assert len(started) == 2  # what is kept is trained anew, but nothing twice
 
 
-def test_a_session_that_was_stopped_is_not_kept(folder, monkeypatch):
-    pytest_that(monkeypatch, code=2)  # pytest writes its JSON also where somebody interrupts it
-    with pytest.raises(InputError, match="pytest ended with exit code 2; other sessions are kept, run the command again"):
-        LabSessions().train(PLAN)
-    assert not PLAN[0].path.exists()
-
-
-@pytest.mark.parametrize("left_out", ["a row", "an end"])
-def test_a_session_without_a_finished_cell_is_not_kept(folder, monkeypatch, left_out):
+@pytest.mark.parametrize("why", ["stopped", "a row", "an end"])
+def test_a_session_that_was_stopped_or_lacks_a_finished_cell_is_not_kept(folder, monkeypatch, why):
     rows = rows_of(PLAN[0])
-    rows = rows[:-1] if left_out == "a row" else [*rows[:-1], rows[-1] | {"status": "error", "missed": ["why"]}]
-    pytest_that(monkeypatch, code=1, rows=rows)
-    with pytest.raises(InputError, match="bert_sa_sft of seed 4 did not finish"):
+    left = {"a row": rows[:-1], "an end": [*rows[:-1], rows[-1] | {"status": "error", "missed": ["why"]}]}
+    pytest_that(monkeypatch, code=2 if why == "stopped" else 1, rows=left.get(why, rows))  # pytest writes its JSON as it stops
+    with pytest.raises(
+        InputError, match="pytest ended with exit code 2" if why == "stopped" else "bert_sa_sft of seed 4 did not"
+    ):
         LabSessions().train(PLAN[:1])
     assert not PLAN[0].path.exists()
 
@@ -93,16 +86,6 @@ def test_the_time_left_is_that_of_all_stages(folder, monkeypatch, capsys):
     # ten trainings took ten minutes; ten more and twenty controls are to do
     assert messages == ["40 in all, how long is not known yet", "30 in all, about 30 min left"]
     assert sessions.left() == "20 in all, about 25 min left"  # twenty took 25 minutes
-
-
-def test_fresh_trains_what_is_kept_but_nothing_twice(folder, monkeypatch):
-    save(PLAN[0].path, rows_of(PLAN[0]))
-    started = pytest_that(monkeypatch)
-    sessions = LabSessions(fresh=True)
-    sessions.expect(PLAN)
-    sessions.train(PLAN[:1])
-    sessions.train(PLAN[:1])
-    assert len(started) == 1
 
 
 def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
@@ -122,14 +105,6 @@ def test_sessions_of_other_code_are_elsewhere(tmp_path, monkeypatch):
 # Stages
 
 
-def test_stages_have_one_order():
-    assert measure.stages_of("") == ["bounds", "numerics", "baseline", "power", "false_alarms", "zoo", "tasks"]
-    assert measure.stages_of("power,bounds") == ["bounds", "power"]
-    stages = "bounds,numerics,baseline,power,false_alarms,zoo,tasks"
-    with pytest.raises(InputError, match=f"unknown stage 'bound': expected some of {stages}"):
-        measure.stages_of("bound")
-
-
 def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
     work = measure.Work(plan=CalibrationPlan(), sessions=LabSessions(), to=measure.ROOT, runs=20)
     names = {name: {session.name for session in stage.sessions(work)} for name, stage in measure.STAGES.items()}
@@ -138,19 +113,12 @@ def test_no_two_stages_train_the_same_but_the_bounds_and_what_is_made_of_them():
     assert names["numerics"] < names["bounds"]
     rest = [session for name, own in names.items() if name not in ("baseline", "numerics") for session in own]
     assert len(rest) == len(set(rest)) == 8 + 0 + 8 + 2 + 2
+    assert measure.stages_of("power,bounds") == ["bounds", "power"]
+    with pytest.raises(InputError, match="unknown stage 'bound'"):
+        measure.stages_of("bound")
     trained = {seed for run in false_alarms.planned(4) if run.draw is None for seed in run.seeds}
     assert not trained & set(range(30))  # fresh seeds are not those of the bounds
     assert {run.draw for run in false_alarms.planned(4)} & {1, 2, 3} == set()
-
-
-@pytest.mark.slow
-def test_pytest_takes_the_options_of_every_stages_sessions():
-    """One session of each stage; a trained cell's controls are tests, too."""
-    work = measure.Work(plan=CalibrationPlan(), sessions=LabSessions(), to=measure.ROOT, runs=20)
-    sessions = {name: stage.sessions(work) for name, stage in measure.STAGES.items() if stage.sessions(work)}
-    last = [list(own[-1].arguments) for own in (*sessions.values(), work.plan.moved)]
-    assert len(last) == 7
-    assert [text for code, text in collected_together(last) if code] == []
 
 
 def test_the_command_runs_its_stages_and_tells_what_is_left(folder, monkeypatch, capsys):
@@ -171,14 +139,12 @@ def test_the_command_runs_its_stages_and_tells_what_is_left(folder, monkeypatch,
     assert done == ["bounds", "power"]
     assert capsys.readouterr().out.splitlines()[0] == "stage 1 of 2, bounds: 20 trainings left"
 
-
-def test_who_stops_it_reads_how_to_go_on(folder, monkeypatch, capsys):
     def stop(work):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measure, "STAGES", {"bounds": measure.Stage(sessions=lambda work: PLAN, do=stop)})
+    monkeypatch.setitem(stages, "bounds", measure.Stage(sessions=lambda work: PLAN, do=stop))
     assert measure.main(["--to", str(folder)]) == 130
-    assert "stopped; 20 trainings left, finished sessions are kept: run it again to go on" in capsys.readouterr().out
+    assert "finished sessions are kept: run it again" in capsys.readouterr().out
 
 
 def test_no_baseline_is_measured_of_a_changed_tree(monkeypatch):
@@ -189,16 +155,13 @@ def test_no_baseline_is_measured_of_a_changed_tree(monkeypatch):
     measure.check_clean(["power"])
 
 
-# The baseline
-
-
 def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
     low = "accuracy 80.0 is below 85.0 (bert_sa_lora, quick, seed 0)"
     shared = {"scores": {"accuracy": 80.0}, "bounds": {"accuracy": 85.0}}
     was = complete("bert_sa_lora", **shared, status="missed", missed=[low])
     shared |= {"status": "missed", "missed": ["audit x: y (bert_sa_sft, quick, seed 0)"]}
     audit = complete("bert_sa_sft", **shared)
-    save(tmp_path / "run.json", [to_json(was), to_json(audit)])
+    saved(tmp_path / "run.json", was, audit)
     bounds = {"bert_sa_lora": {"accuracy": 75.0}, "bert_sa_sft": {"accuracy": 81.0}}
     measure.rebound(tmp_path / "run.json", tmp_path / "again.json", bounds)
     first, second = read_list(tmp_path / "again.json")
@@ -208,25 +171,10 @@ def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
     assert [record.status for record in read_list(tmp_path / "run.json")] == ["missed", "missed"]  # the session stays as it was
 
 
-# Figures
-
-
 def test_a_command_replaces_its_own_figures_alone(tmp_path):
     path = tmp_path / "measured.json"
     measured.note(path, "power", {"runs": 5})
     measured.note(path, "false_alarms", {"runs": 40})
     measured.note(path, "power", {"runs": 6})
-    assert {name: section["date"] > "2020" for name, section in measured.read(path).items()} == {
-        "power": True,
-        "false_alarms": True,
-    }
-    assert measured.read(path)["power"]["runs"] == 6
+    assert {name: section["runs"] for name, section in measured.read(path).items()} == {"power": 6, "false_alarms": 40}
     measured.note(None, "power", {})
-
-
-def test_the_figures_of_false_alarms():
-    def run(name, missed=()):
-        return false_alarms.Verdicts(name=name, missed=missed, failing=(), undecided=0, changed=0)
-
-    judged = [run("seed 0 draw 11"), run("seed 100", ("f1",)), run("seed 1 draw 11", ("f1",)), run("seed 101")]
-    assert false_alarms.figures(judged) == {"moved starts": 1, "fresh seeds": 1, "all": 2, "runs": 4}

@@ -4,7 +4,6 @@ import json
 import tomllib
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from scipy.special import ndtri
 
@@ -14,63 +13,33 @@ from tunegrid.grid.tasks import TASKS
 from tunegrid.lab import calibrate, grid_runs, measure
 from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
-from tunegrid.record import to_json
-from tunegrid.results.bounds import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
-from tunegrid.results.noise import Deviation, load_noise, pooled
+from tunegrid.results.bounds import Calibration, bound_of, noise_toml, thresholds_toml
+from tunegrid.results.noise import Deviation, load_noise
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, saved, seeds_as
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
 
-# One bound
-
-
-def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean():
-    # 2 % over two bounds: the normal quantile of 99 % is 2.326; sd 3, two seeds: 3 * sqrt(1 + 1 / 2) = 3.674; 90 - 8.547
-    bound = bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY), 2)
-    assert (bound.minimum, bound.healthy, bound.blunt) == (81.4, 81.4, False)
-    # four degrees of freedom: 3.747 in place of 2.326; 90 - 13.77
-    assert bound_of([89.0, 91.0], Deviation(sd=3.0, df=4), 2).minimum == 76.2
-
-
-def test_a_bound_leaves_a_point_for_other_processors():
-    assert bound_of([90.0] * 3, Deviation(sd=0.01, df=MANY), 2).minimum == 89.0
-
-
-def test_a_bound_is_no_less_than_nothing():
-    # 3 - 8.547, as above
-    assert bound_of([2.0, 4.0], Deviation(sd=3.0, df=MANY), 2).minimum == 0.0
-
-
-def test_a_bound_lies_no_further_than_a_third_of_the_way_to_a_control():
-    # a third of the way from 90 to 81 is 87, above the 81.4 that a healthy run needs
-    bound = bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY), 2, control=81.0)
-    assert (bound.minimum, bound.healthy, bound.blunt) == (87.0, 81.4, True)
-    assert not bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY), 2, control=30.0).blunt
-
-
-def test_a_healthy_run_misses_any_bound_in_two_per_cent_at_most():
-    """Simulated: 27 cells whose noise differs within their kinds, calibrated with five seeds, and a run of another seed."""
-    rng = np.random.default_rng(2)
-    rows = {"sa": 2000, "qa": 2000, "sum": 2000}
-    missed = 0
-    for _ in range(300):
-        truth = {(cell, "f1"): (6 / rng.chisquare(6)) ** 0.5 * 2 for cell in STUDY_IDS}
-        scores = {key: rng.normal(80, sd, 6) for key, sd in truth.items()}
-        pools = pooled({key: Deviation(sd=float(own[:5].std(ddof=1)), df=4) for key, own in scores.items()}, rows)
-        bounds = {
-            (cell, name): bound_of(own[:5], pools[cell.rpartition("_")[0], name].by_cell[cell], len(truth))
-            for (cell, name), own in scores.items()
-        }
-        missed += any(own[5] < bounds[key].minimum for key, own in scores.items())
-    print(f"{missed} of 300 healthy runs miss a bound")
-    assert missed / 300 <= HEALTHY_MISSES + 0.01  # three runs more, for chance
-
-
-def test_a_bound_is_further_off_where_trainings_collapse():
-    # as above, 90 - 8.547, and half as much again: 90 - 12.82
-    assert bound_of([89.0, 91.0], Deviation(sd=3.0, df=MANY, tail=1.5), 2).minimum == 77.1
+@pytest.mark.parametrize(
+    ("scores", "deviation", "control", "minimum"),
+    [
+        # 2 % over two bounds: the normal quantile of 99 % is 2.326; sd 3, two seeds: 3 * sqrt(1 + 1 / 2) = 3.674; 90 - 8.547
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, None, 81.4),
+        # four degrees of freedom: 3.747 in place of 2.326; 90 - 13.77
+        ([89.0, 91.0], {"sd": 3.0, "df": 4}, None, 76.2),
+        # where trainings collapse half as much again: 90 - 12.82
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY, "tail": 1.5}, None, 77.1),
+        ([90.0] * 3, {"sd": 0.01, "df": MANY}, None, 89.0),  # a point for other processors
+        ([2.0, 4.0], {"sd": 3.0, "df": MANY}, None, 0.0),  # no less than nothing
+        # a third of the way from 90 to 81 is 87, above the 81.4 that a healthy run needs
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, 81.0, 87.0),
+        ([89.0, 91.0], {"sd": 3.0, "df": MANY}, 30.0, 81.4),
+    ],
+)
+def test_a_bound_is_a_quantile_of_a_new_observation_below_the_mean(scores, deviation, control, minimum):
+    bound = bound_of(scores, Deviation(**deviation), 2, **{"control": control} if control else {})
+    assert (bound.minimum, bound.blunt) == (minimum, minimum == 87.0)
 
 
 # Whole calibrations
@@ -86,7 +55,7 @@ def grid(seed, score=90.0, draw=None):
             scores=dict.fromkeys(task.bounded_scores, score),
             bounded_scores=list(task.bounded_scores),
             main_score=task.main_score,
-            seeds={"seed": seed, "split_seed": 42, "perturbation": draw},
+            seeds=seeds_as(seed, draw),
         )
         records[cell] = replace(record, data=replace(record.data, rows=replace(record.data.rows, test=500)))
     return records
@@ -102,14 +71,11 @@ def runs():
     return [made, *((grid_run(1, draw), {0: grid(0, 88.0 + draw, draw)}) for draw in (1, 2))]
 
 
-def test_seeds_are_trained_five_at_a_time_then_moved_starts_and_controls():
+def test_seeds_are_trained_five_at_a_time_then_moved_starts_controls_and_cells_with_a_tail():
     names = [session.name for session in CalibrationPlan(seeds=12, draws=2).sessions]
     seeds = ["quick-seeds-0-4", "quick-seeds-5-9", "quick-seeds-10-11"]
     assert names == [*seeds, "quick-seeds-0-2-draw-1", "quick-seeds-0-2-draw-2", "quick-controls"]
     assert [session.name for session in CalibrationPlan(profile="zoo", seeds=5).sessions] == ["zoo-seeds-0-4", "zoo-controls"]
-
-
-def test_cells_with_a_tail_have_sessions_of_their_own():
     one, other = CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora", "t5_sa_qlora"])
     assert (list(one.seeds), list(other.seeds), one.trainings) == ([20, 21, 22, 23, 24], [25, 26, 27, 28, 29], 10)
     assert one.path != CalibrationPlan(seeds=20, more_seeds=10).tails(["t5_sa_lora"])[0].path
@@ -174,36 +140,17 @@ def test_a_run_that_lacks_a_score_calibrates_nothing():
     made[0][1][1]["gpt2_sa_sft"].scores["accuracy"] = None
     with pytest.raises(InputError, match="gpt2_sa_sft left no accuracy in one of the runs"):
         thresholds_toml(calibration(made, {}))
-    with pytest.raises(InputError, match="does not name its device"):
-        thresholds_toml(Calibration(seeds=[{"a_sa_b": replace(made[0][1][0]["gpt2_sa_sft"], device=None)}]))
-
-
-# Controls
-
-
-def controls_file(path, rows):
-    path.write_text(json.dumps({"version": "5", "benchmarks": [{"extra_info": row} for row in rows]}))
-    return path
 
 
 def test_the_best_control_counts(tmp_path):
     rows = [
-        {"control": str(score), "of": "bert_qa_lora", "scores": {"f1": score, "exact_match": None}} for score in (3.0, 9.0, 5.0)
+        {"plant": str(score), "of": "bert_qa_lora", "scores": {"f1": score, "exact_match": None}} for score in (3.0, 9.0, 5.0)
     ]
-    best = read_controls(controls_file(tmp_path / "c.json", rows))
+    best = read_controls(saved(tmp_path / "c.json", *rows))
     assert best == {("bert_qa_lora", "f1"): 9.0, ("bert_qa_lora", "exact_match"): 0.0}
     assert read_controls(tmp_path / "c.json", ("9.0",))["bert_qa_lora", "f1"] == 5.0
-
-
-@pytest.mark.parametrize("text", ["", '{"benchmarks": [{"extra_info": {"cell": "a"}}]}'])
-def test_a_file_without_controls_is_one_sentence(tmp_path, text):
-    path = tmp_path / "c.json"
-    path.write_text(text)
-    with pytest.raises(InputError, match=r"holds no controls .*`pytest -m controls --benchmark-json="):
-        read_controls(path)
-
-
-# The command
+    with pytest.raises(InputError, match="holds no controls"):
+        read_controls(saved(tmp_path / "c.json", {"cell": "a"}))
 
 
 @pytest.fixture
@@ -225,8 +172,8 @@ def save(training):
     rows = []
     for seed in training.seeds:
         score = 90.0 + seed + (0.1 * training.draw if training.draw else 0.0)
-        rows += [to_json(grid(seed, score, training.draw)[cell]) for cell in training.cells]
-    training.path.write_text(json.dumps({"benchmarks": [{"extra_info": row} for row in rows]}))
+        rows += [grid(seed, score, training.draw)[cell] for cell in training.cells]
+    saved(training.path, *rows)
 
 
 def save_controls(session):
@@ -234,7 +181,7 @@ def save_controls(session):
         {"control": "learning_rate_0", "of": cell, "scores": dict.fromkeys(record.bounded_scores, 20.0)}
         for cell, record in grid(0).items()
     ]
-    controls_file(session.path, rows)
+    saved(session.path, *rows)
 
 
 ARGUMENTS = ["--seeds", "2", "--perturbed-seeds", "2", "--draws", "2", "--to"]
@@ -254,45 +201,28 @@ def test_the_command_trains_what_is_missing_and_writes_its_files(workplace, tmp_
     figures = json.loads((tmp_path / "reports" / "measured.json").read_text())
     assert figures["calibrate quick"]["seeds"] == 2
     assert (figures["controls quick"]["controls"], figures["controls quick"]["missed"]) == (27, 27)
-
-
-def test_measure_calibrates_by_its_own_plan(workplace, tmp_path):
-    plan = CalibrationPlan(seeds=3, perturbed=1, draws=1)
-    work = measure.Work(plan=plan, sessions=LabSessions(workers="1"), to=tmp_path, runs=1)
-    assert measure.STAGES["bounds"].do(work) == 0
-    assert workplace == ["quick-seeds-0-2", "quick-seeds-0-0-draw-1", "quick-controls"]
-    assert len(load_bounds(work.thresholds / "quick.toml")) == 27
-    assert json.loads(work.measured.read_text())["calibrate quick"]["seeds"] == 3
-
-
-def test_the_same_command_trains_nothing_twice(workplace, tmp_path):
     calibrate.main([*ARGUMENTS, str(tmp_path)])
-    first = list(workplace)
-    calibrate.main([*ARGUMENTS, str(tmp_path)])
-    assert (first, workplace) == (
-        ["quick-seeds-0-1", "quick-seeds-0-1-draw-1", "quick-seeds-0-1-draw-2", "quick-controls"],
-        first,
-    )
+    assert len(workplace) == 2  # nothing twice
     calibrate.main([*ARGUMENTS, str(tmp_path), "--fresh"])
-    assert workplace == first * 2
+    assert len(workplace) == 2 + 4
+    work = measure.Work(plan=CalibrationPlan(seeds=3, perturbed=1, draws=1), sessions=LabSessions(), to=tmp_path, runs=1)
+    assert measure.STAGES["bounds"].do(work) == 0
+    assert {"quick-seeds-0-2", "quick-seeds-0-0-draw-1"} <= set(workplace)
+    assert len(load_bounds(work.thresholds / "quick.toml")) == 27
 
 
-def test_a_kept_session_of_other_seeds_is_refused(workplace, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--cells", "t5_sa_lora"], "--cells would replace the files of all cells; give --to DIR"),
+        (["--seeds", "1"], "at least 2 seeds"),
+        (["--seeds", "2", "--perturbed-seeds", "3"], "at least 2 seeds"),
+        ([*ARGUMENTS, "DIR"], "is of other seeds or draws than its name says; remove it"),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(workplace, tmp_path, capsys, arguments, sentence):
     save(grid_run(3))
     grid_run(3).path.rename(grid_run(2).path)
     with pytest.raises(SystemExit):
-        calibrate.main([*ARGUMENTS, str(tmp_path)])
-    assert "is of other seeds or draws than its name says; remove it" in capsys.readouterr().err
-
-
-def test_some_cells_do_not_replace_the_files_of_all(capsys):
-    with pytest.raises(SystemExit):
-        calibrate.main(["--cells", "t5_sa_lora"])
-    assert "--cells would replace the files of all cells; give --to DIR" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("arguments", [["--seeds", "1"], ["--seeds", "2", "--perturbed-seeds", "3"]])
-def test_too_few_seeds_are_refused(arguments, capsys):
-    with pytest.raises(SystemExit):
-        calibrate.main(arguments)
-    assert "at least 2 seeds" in capsys.readouterr().err
+        calibrate.main([word.replace("DIR", str(tmp_path)) for word in arguments])
+    assert sentence in capsys.readouterr().err

@@ -24,7 +24,7 @@ from tunegrid.lab.tolerances import (
 )
 from tunegrid.record import to_json
 from tunegrid.results.numerics import TOLERANCES, load_tolerances
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, seeds_as
 
 LOSSES = [0.75, 0.5, 0.25]
 
@@ -37,14 +37,19 @@ def later(deviations, kind="nf4 fp32"):
 # The rule
 
 
-@pytest.mark.parametrize(("deviation", "doubled"), [(3.1e-4, 6.2e-4), (3.14e-4, 6.3e-4), (4.96e-4, 1e-3), (0.0, 0.0)])
-def test_a_tolerance_is_twice_the_deviation_rounded_up_to_two_digits(deviation, doubled):
-    assert tolerance(deviation) == doubled
-
-
-def test_a_tolerance_is_no_less_than_its_floor():
-    assert tolerance(1e-6, 1.5e-5) == 1.5e-5
-    assert tolerance(8e-6, 1.5e-5) == 1.6e-5
+@pytest.mark.parametrize(
+    ("deviation", "doubled"),
+    [
+        ((3.1e-4,), 6.2e-4),
+        ((3.14e-4,), 6.3e-4),
+        ((4.96e-4,), 1e-3),
+        ((0.0,), 0.0),
+        ((1e-6, 1.5e-5), 1.5e-5),
+        ((8e-6, 1.5e-5), 1.6e-5),
+    ],
+)
+def test_a_tolerance_is_twice_the_deviation_rounded_up_to_two_digits_and_no_less_than_its_floor(deviation, doubled):
+    assert tolerance(*deviation) == doubled
 
 
 def test_an_arithmetic_is_held_to_the_largest_deviation_of_all_its_pairs():
@@ -59,12 +64,10 @@ def test_a_cell_beyond_ten_times_the_median_has_a_tolerance_of_its_own():
     tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 3.1e-2])))
     assert tables["nf4 fp32"]["later"] == 8e-3
     assert tables["cell e"] == {"later": 6.2e-2}
-
-
-def test_a_cell_within_ten_times_the_median_widens_the_tolerance_of_all():
-    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))
+    tables = tolerances_of(largest(later([1e-3, 2e-3, 3e-3, 4e-3, 2.9e-2])))  # within: wider for all
     assert tables.keys() == {"nf4 fp32"}
     assert tables["nf4 fp32"]["later"] == 5.8e-2
+    assert largest(later([0.5], "bf16")) == {"bf16": {"later": 0.5}}  # a lone cell is never far beyond
 
 
 def test_a_cell_that_the_floor_covers_needs_no_tolerance_of_its_own():
@@ -72,10 +75,6 @@ def test_a_cell_that_the_floor_covers_needs_no_tolerance_of_its_own():
     assert tables.keys() == {"nf4 fp32"}
     assert tables["nf4 fp32"]["later"] == 5e-5
     assert "cell c" in largest(later([0.0, 0.0, 2.6e-5]))
-
-
-def test_a_lone_cell_of_an_arithmetic_is_never_far_beyond():
-    assert largest(later([0.5], "bf16")) == {"bf16": {"later": 0.5}}
 
 
 def test_what_no_cell_showed_has_its_floor_and_no_evidence():
@@ -92,7 +91,7 @@ def test_what_no_cell_showed_has_its_floor_and_no_evidence():
 
 def record(cell="bert_sa_lora", seed=0, draw=None, by=0.0):
     """A finished record whose first loss lies so far off."""
-    made = complete(cell, seeds={"seed": seed, "split_seed": 42, "perturbation": draw})
+    made = complete(cell, seeds=seeds_as(seed, draw))
     losses = [LOSSES[0] + by, *LOSSES[1:]]
     return replace(made, training=replace(made.training, losses=losses, updates=len(losses)))
 
@@ -107,6 +106,19 @@ def test_two_trainings_lie_apart_by_all_figures_of_numerics():
     assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)  # three updates are one mean; the mean loss is 0.5
     of_modules = {"module_outputs", "module_gradients"}  # only where the sessions kept their files
     assert found.figures.keys() | {"moved_alone"} | of_modules == FLOORS.keys()
+    new.training.first_step = replace(new.training.first_step, decoded=None)  # no model searched
+    assert "decoded" not in apart(old, new).figures
+
+
+def test_what_calibrates_nothing_is_refused():
+    broken = record()
+    broken.training.losses[1] = None
+    with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
+        apart(record(), broken)
+    with pytest.raises(InputError, match="a has later in one of two trainings alone"):
+        numerics_toml(evidence(later([float("inf")])))
+    with pytest.raises(InputError, match="tolerances rest on moved starts"):
+        tolerances.measured(CalibrationPlan(seeds=2, draws=0), LabSessions())
 
 
 def test_a_cell_whose_modules_amplify_three_times_the_median_has_its_own():
@@ -115,19 +127,6 @@ def test_a_cell_whose_modules_amplify_three_times_the_median_has_its_own():
     ]
     tables = tolerances_of(largest(cells))
     assert (tables["fp32"]["module_gradients"], tables["cell c"]) == (2e-3, {"module_gradients": 6.2e-3})
-
-
-def test_where_no_model_searched_nothing_was_decoded():
-    old, new = record(), record()
-    new.training.first_step = replace(new.training.first_step, decoded=None)
-    assert "decoded" not in apart(old, new).figures
-
-
-def test_a_training_without_a_number_calibrates_nothing():
-    broken = record()
-    broken.training.losses[1] = None
-    with pytest.raises(InputError, match="bert_sa_lora of seed 0 has a loss that is not finite"):
-        apart(record(), broken)
 
 
 # The file
@@ -192,13 +191,6 @@ def test_a_curve_stays_half_way_to_what_other_masks_do():
     assert evidence(pairs, masks=[masks_of("a", 6e-3)]).tolerances["cell a"]["curve"] == 5e-3
 
 
-def test_a_figure_of_one_training_alone_is_refused():
-    with pytest.raises(InputError, match="a has later in one of two trainings alone"):
-        numerics_toml(evidence(later([float("inf")])))
-
-
-# The stage
-
 CELLS = ("bert_sa_lora", "bert_sa_qlora")
 COUNTS = {"--seeds": 6, "--perturbed-seeds": 2, "--draws": 2, "--cells": ",".join(CELLS)}
 PLAN = CalibrationPlan(seeds=6, perturbed=2, draws=2, cells=CELLS)
@@ -245,13 +237,3 @@ def test_what_an_older_version_measured_is_kept(sessions):
     assert new["evidence"]["drawn"] == present["evidence"]["drawn"]
     for name, table in present.items():
         assert new.get(name, {}).get("moved_alone") == table.get("moved_alone")
-
-
-def test_the_stage_needs_the_perturbed_seeds_alone():
-    names = [session.name.partition("-2-cells")[0] for session in tolerances.planned(PLAN)]
-    assert names == ["quick-seeds-0-4", "quick-seeds-0-1-draw-1", "quick-seeds-0-1-draw-2"]
-
-
-def test_without_moved_starts_there_is_nothing_to_measure():
-    with pytest.raises(InputError, match="tolerances rest on moved starts: give --perturbed-seeds and --draws of at least 1"):
-        tolerances.measured(CalibrationPlan(seeds=2, draws=0), LabSessions())

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import shutil
 from itertools import product
 from random import Random
 
@@ -15,36 +14,18 @@ from tunegrid import ROOT
 from tunegrid.commands import calibrate
 from tunegrid.grid.cells import study
 from tunegrid.grid.own import user_module
-from tunegrid.grid.profiles import FIXTURES, FOOTPRINT_PROFILE
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
 from tunegrid.tests.chats import tiny_llama
-from tunegrid.tests.sessions import SessionProcess, benchmark_rows, run
+from tunegrid.tests.sessions import SessionProcess, benchmark_rows, full_in, run
 
 pytestmark = pytest.mark.slow
 
 GUIDES = "\n".join(guide.read_text() for guide in sorted((ROOT / "benchmarks" / "guides").glob("*.md")))
 BLOCK = re.compile(r"<!-- example: (?P<name>\w+\.py) -->\n```python\n(?P<code>.*?)```", re.DOTALL)
 EXAMPLES = {match["name"]: match["code"] for match in BLOCK.finditer(GUIDES)}
-MOST_LINES = {
-    "dora.py": 12,
-    "ia3.py": 20,
-    "bertmedium.py": 15,
-    "nli.py": 60,
-    "smollm2.py": 50,
-    "optimizer.py": 8,
-    "loud.py": 12,
-    "sst2.py": 25,
-}
-
-
-def test_the_guides_show_every_example_within_its_number_of_lines():
-    counts = {name: len(code.splitlines()) for name, code in EXAMPLES.items()}
-    for name, count in counts.items():
-        print(f"{name}: {count} lines of at most {MOST_LINES[name]}")
-    assert counts.keys() == MOST_LINES.keys()
-    assert all(count <= MOST_LINES[name] for name, count in counts.items())
 
 
 def records_of(folder, example, cells, *options):
@@ -60,26 +41,18 @@ def records_of(folder, example, cells, *options):
     return records
 
 
-def full(folder):
-    """Options of a full run on the checkpoints and data in `folder`."""
-    return ("-m", "full", "--device", "cpu", f"--checkpoint-root={folder}", f"--data-root={folder}")
-
-
-def test_dora_runs_on_every_backbone(tmp_path):
-    records = records_of(tmp_path, "dora.py", ("bert_qa_dora", "gpt2_sum_dora", "t5_sa_dora"), "-m", "quick")
-    assert {record["recipe"]["adapter"]["use_dora"] for record in records.values()} == {True}
-
-
-def test_ia3_runs_on_every_backbone(tmp_path):
-    records = records_of(tmp_path, "ia3.py", ("bert_sa_ia3", "gpt2_qa_ia3", "t5_sum_ia3"), "-m", "quick")
-    # a vector of 128 a layer for keys and for values, one for the feed-forward layer's input; twice the vectors of T5's
-    # decoder, which attends to the encoder too; the heads of bert_sa and gpt2_qa
-    assert all(record["parameters"]["trainable_percent"] < 1 for record in records.values())
-
-
-def test_an_optimizer_of_ones_own_is_chosen_by_name(tmp_path):
-    records = records_of(tmp_path, "optimizer.py", ("bert_sa_sft",), "-m", "quick", "--set", "optim=nadam")
-    assert records["bert_sa_sft"]["recipe"]["optim"] == "nadam"
+@pytest.mark.parametrize(
+    ("example", "cells", "options", "so"),
+    [
+        ("dora", "bert_qa_dora gpt2_sum_dora t5_sa_dora", (), lambda record: record["recipe"]["adapter"]["use_dora"]),
+        ("ia3", "bert_sa_ia3 gpt2_qa_ia3 t5_sum_ia3", (), lambda record: record["parameters"]["trainable_percent"] < 1),
+        ("optimizer", "bert_sa_sft", ("--set", "optim=nadam"), lambda record: record["recipe"]["optim"] == "nadam"),
+    ],
+    ids=["dora", "ia3", "optimizer"],
+)
+def test_what_a_guide_adds_runs_on_every_backbone(tmp_path, example, cells, options, so):
+    records = records_of(tmp_path, f"{example}.py", cells.split(), "-m", "quick", *options)
+    assert all(map(so, records.values()))
 
 
 def test_a_shift_of_ones_own_is_scored_beside_the_suites_shifts(tmp_path):
@@ -106,9 +79,8 @@ def test_bert_medium_has_its_true_size_and_runs(tmp_path):
     layer = 4 * (512 * 512 + 512) + 2 * 512 * 2048 + 2048 + 512 + 4 * 512
     total = (30_522 + 512 + 2) * 512 + 2 * 512 + 8 * layer + 512 * 512 + 512 + 512 * 2 + 2
     assert counts.trainable_params == cell.recipe.trainable_params == total
-    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert_uncased_L-8_H-512_A-8")
-    shutil.copytree(FIXTURES / "data" / "amazon_polarity", tmp_path / "amazon_polarity")
-    records_of(tmp_path, "bertmedium.py", ("bertmedium_sa_qlora",), *full(tmp_path))
+    full = full_in(tmp_path, **{"bert_uncased_L-8_H-512_A-8": "bert", "amazon_polarity": "data"})
+    records_of(tmp_path, "bertmedium.py", ("bertmedium_sa_qlora",), *full)
 
 
 def test_three_labels_and_two_texts(tmp_path):
@@ -122,9 +94,8 @@ def test_three_labels_and_two_texts(tmp_path):
     rows = [{"premise": f"{p} {n}", "hypothesis": h, "label": label} for n in range(40) for p, h, label in pairs]
     for split, part in (("train", rows[:90]), ("validation_matched", rows[90:])):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
-    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
-    shutil.copytree(FIXTURES / "backbones" / "gpt2-micro", tmp_path / "gpt2")
-    records = records_of(tmp_path, "nli.py", ("bert_mnli_lora", "gpt2_mnli_qlora"), *full(tmp_path))
+    full = full_in(tmp_path, **{"bert-base-uncased": "bert", "gpt2": "gpt2"})
+    records = records_of(tmp_path, "nli.py", ("bert_mnli_lora", "gpt2_mnli_qlora"), *full)
     assert {"f1_0", "f1_1", "f1_2"} <= records["bert_mnli_lora"]["scores"].keys()
     assert records["bert_mnli_lora"]["recipe"]["adapter"]["target_modules"] == ["query", "value"]  # not the study's head alone
 
@@ -144,7 +115,7 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
     folder.mkdir()
     datasets.Dataset.from_list(rows[:264]).to_parquet(folder / "train.parquet")
     datasets.Dataset.from_list(rows[264:]).to_parquet(folder / "validation.parquet")
-    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")
+    full_in(tmp_path, **{"bert-base-uncased": "bert"})
     (tmp_path / "sst2.py").write_text(EXAMPLES["sst2.py"])
     guide = (ROOT / "benchmarks" / "guides" / "own-data.md").read_text()
     calibrating, first, gated = re.search(r"```bash\n(tunegrid calibrate .*?)```", guide, re.DOTALL)[1].splitlines()
@@ -173,10 +144,9 @@ def test_three_commands_lead_from_rows_to_a_gated_cell(tmp_path, monkeypatch):
 
 
 def test_a_modern_decoder_classifies_answers_and_summarizes(tmp_path):
-    for name in ("amazon_polarity", "squad", "cnn_dailymail"):
-        shutil.copytree(FIXTURES / "data" / name, tmp_path / name)
-    shutil.copytree(FIXTURES / "backbones" / "bert-micro", tmp_path / "bert-base-uncased")  # for BERTScore
+    rows = dict.fromkeys(("amazon_polarity", "squad", "cnn_dailymail"), "data")
+    full = full_in(tmp_path, **rows, **{"bert-base-uncased": "bert"})  # which is for BERTScore
     tiny_llama(tmp_path / "SmolLM2-135M-Instruct", tmp_path / "squad" / "train.jsonl")
     cells = ("smollm2_sa_lora", "smollm2_qa_qlora", "smollm2_sum_sft")
-    records = records_of(tmp_path, "smollm2.py", cells, *full(tmp_path))
+    records = records_of(tmp_path, "smollm2.py", cells, *full)
     assert {"exact_match", "f1"} == records["smollm2_qa_qlora"]["scores"].keys()

@@ -22,20 +22,8 @@ def project(tmp_path_factory):
     python = folder / "venv" / "bin" / "python"
     [packages] = (folder / "venv").glob("lib/python*/site-packages")
     (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")  # what is installed here, there too
-    install = [
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        python,
-        "install",
-        "--no-deps",
-        "--no-build-isolation",
-        "-q",
-        "-e",
-        ROOT,
-    ]
-    subprocess.run(install, check=True)
+    install = ["install", "--no-deps", "--no-build-isolation", "-q", "-e", ROOT]
+    subprocess.run([sys.executable, "-m", "pip", "--python", python, *install], check=True)
     return folder
 
 
@@ -43,14 +31,8 @@ def answer(project, *command):
     """Exit code and output of a command in the project, as its user calls it."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHONPATH"))}
     program, *arguments = command
-    run = subprocess.run(
-        [project / "venv" / "bin" / program, *arguments],
-        cwd=project,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    words = [project / "venv" / "bin" / program, *arguments]
+    run = subprocess.run(words, cwd=project, env=environment, capture_output=True, text=True, check=False)
     return run.returncode, run.stdout + run.stderr
 
 
@@ -66,18 +48,12 @@ def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
     assert (project / "reports" / "latest.json").is_file()
 
 
-def test_commands_read_paths_of_the_projects_folder(project):
+def test_commands_and_files_of_old_are_read_where_the_project_stands(project):
     assert "none.json does not exist" in answer(project, "tunegrid", "audit", "none.json")[1]
-
-
-def test_the_command_of_old_says_what_to_write(project):
     command = [sys.executable, "-m", "lib", "gate", "a", "b"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 1
     assert run.stderr == "python -m lib is now tunegrid: write `tunegrid gate a b` (after `pip install -e .`)\n"
-
-
-def test_a_users_file_of_old_says_what_to_write(project):
     (project / "mine.py").write_text("from lib.grid.methods import Lora\n")
     code, output = answer(project, "tunegrid", "run", "-m", "quick", "--collect-only", "--grid", "mine.py")
     assert code != 0

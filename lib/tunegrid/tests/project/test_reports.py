@@ -24,9 +24,12 @@ COMMITTED = [
 
 
 @pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
-def test_a_committed_run_is_as_the_schema_says(path):
+def test_a_committed_run_is_as_the_schema_says_of_todays_version_and_has_no_findings(path):
     records = read_list(path)
+    assert {data["schema_version"] for data in rows_of(path)} == {SCHEMA_VERSION}
     assert len(records) == len(rows_of(path))
+    if path.name != "study.json":
+        assert audit.audited(rows_of(path), path.name)[1] == {}
     assert [error.message for record in records for error in SCHEMA.iter_errors(to_json(record))] == []
 
 
@@ -35,26 +38,12 @@ def rows_of(path):
     return [row["extra_info"] for row in json.loads(path.read_text())["benchmarks"]]
 
 
-@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: str(path.relative_to(REPORTS)))
-def test_a_committed_run_is_stored_in_the_version_that_is_read(path):
-    assert {data["schema_version"] for data in rows_of(path)} == {SCHEMA_VERSION}
-
-
-@pytest.mark.parametrize("path", [path for path in COMMITTED if path.name != "study.json"], ids=lambda path: path.stem)
-def test_a_committed_run_has_no_findings(path):
-    assert audit.audited(rows_of(path), path.name)[1] == {}
-
-
-def test_the_baselines_points_by_row_have_its_scores():
+def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others():
+    """All that the records name is there, the texts of their rows, too; and nothing is left over of an older baseline."""
     path = REPORTS / "baselines" / "quick-cpu.json"
     record = read_list(path)[0]
     points = examples.read(record, path).points
     assert all(sum(values) / len(values) == pytest.approx(record.scores[name], abs=0.01) for name, values in points.items())
-
-
-def test_the_examples_beside_the_baseline_are_those_of_its_records_and_no_others():
-    """All that the records name is there, the texts of their rows, too; and nothing is left over of an older baseline."""
-    path = REPORTS / "baselines" / "quick-cpu.json"
     named = {name for record in read_list(path) for name in examples.files_of(record)}
     with ZipFile(path.parent / "examples" / "quick-cpu.zip") as pack:
         assert named == set(pack.namelist())
@@ -70,6 +59,4 @@ def test_each_seed_of_the_baseline_is_no_worse_than_the_others():
         apart = [record for record in records if record.seeds.seed == seed]
         judged += gate(Run.of([record for record in records if record not in apart], path), Run.of(apart, path))
     quality = [judgement for judgement in judged if judgement.kind == "quality"]
-    worse = [judgement for judgement in quality if judgement.verdict is Verdict.WORSE]
-    print(f"{len(worse)} of {len(quality)} verdicts are worse")
-    assert worse == []
+    assert [judgement for judgement in quality if judgement.verdict is Verdict.WORSE] == []

@@ -1,7 +1,6 @@
 """The architecture as a test: what may import what, and what stays cheap to import."""
 
 import ast
-import os
 import re
 import subprocess
 import sys
@@ -11,22 +10,12 @@ import tomllib
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.grid.backbones import BACKBONES
-from tunegrid.grid.methods import METHODS
+from tunegrid.tests.sessions import environment
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
 SINGLE = ("places", "terminal", "errors", "machine", "disk", "libraries")
 ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
-LISTED = ({backbone.id for backbone in BACKBONES}, {method.id for method in METHODS})
-# What the folders of tests hold beside the rooms.
-BESIDE = {
-    "audits": "tests of tunegrid.run.audits",
-    "fixtures": "what the plugins do, and sessions as a user runs them",
-    "benchmarks": "the fault table, the library's bugs, CI",
-    "hostile": "files of strangers",
-    "project": "pages, figures, examples, committed runs, rooms",
-}
 
 
 def modules(room):
@@ -51,8 +40,8 @@ def executed(tree):
 
 
 def run_python(*arguments):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    words = [sys.executable, *arguments]
+    return subprocess.run(words, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
 
 
 def test_lib_has_these_rooms_and_no_other():
@@ -60,35 +49,23 @@ def test_lib_has_these_rooms_and_no_other():
     assert folders == {*ROOMS, "tests"} - {*SINGLE}
 
 
-def test_tests_stand_in_the_folder_of_their_room():
-    tests = LIB / "tests"
-    folders = {path.name for path in tests.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    assert folders == {path.parent.name for path in tests.glob("*/test_*.py")} <= {*ROOMS, *BESIDE}
-    assert [path.name for path in tests.glob("test_*.py")] == []
-
-
-def test_no_module_of_tests_imports_from_another():
-    paths = [*(LIB / "tests").rglob("*.py")]
-    assert [path.name for path in paths if any(".test_" in f".{name}" for name in imported(path))] == []
-
-
 @pytest.mark.parametrize("room", ROOMS)
 def test_a_room_imports_only_from_rooms_to_its_left(room):
     allowed = (*ROOMS[: ROOMS.index(room) + 1], "ROOT")
     names = {name for path in modules(room) for name in imported(path) if name.startswith("tunegrid.")}
     assert {name for name in names if name.split(".")[1] not in allowed} == set()
-
-
-@pytest.mark.parametrize("room", ROOMS)
-def test_lib_knows_nothing_of_pytest_and_its_plugins(room):
     tops = {name.split(".")[0] for path in modules(room) for name in imported(path)}
     assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", "conftest", ""} == set()
+    if room in ("record", "results", "page"):  # which take plain figures
+        assert not {"torch", "transformers", "peft"} & tops
+        assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run"))}
 
 
-@pytest.mark.parametrize("room", ["record", "results", "page"])
-def test_results_take_plain_figures_from_nobody_that_runs(room):
-    names = {name for path in modules(room) for name in imported(path)}
-    assert not [name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "torch", "transformers", "peft"))]
+def test_the_page_knows_records_and_results_only_and_nothing_that_users_run_knows_the_lab():
+    rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
+    assert rooms - {"ROOT"} == {"places", "errors", "disk", "grid", "record", "results", "page"}
+    product = [LIB / "__main__.py", LIB / "__init__.py", *(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
+    assert [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))] == []
 
 
 PARTS = {"markupsafe": "jinja2", "pydantic_core": "pydantic"}  # each comes with a package that is asked for
@@ -103,57 +80,6 @@ def test_pyproject_asks_for_all_that_is_imported():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert wanted <= {re.match(r"[\w-]+", text)[0] for text in project["dependencies"]}
     assert EXTRAS.keys() <= tops
-
-
-def test_what_only_a_type_names_is_not_imported(tmp_path):
-    path = tmp_path / "module.py"
-    path.write_text("import one\nif TYPE_CHECKING:\n    import two\nif other:\n    from three import four\n")
-    assert list(imported(path)) == ["one", "three.four"]
-
-
-WRITING = ("append", "extend", "update", "clear", "fetch", "load_state_dict")
-
-
-def writes_to_a_log(path):
-    """Statements that change an object's `log`, or what it holds."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Assign | ast.AugAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            yield from (ast.unparse(node) for target in targets if ".log" in ast.unparse(target))
-        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and ".log" in ast.unparse(node.func.value):
-            name = node.func.attr
-            yield from [ast.unparse(node)] if name in WRITING or name.startswith("note_") else []
-
-
-def test_nobody_but_the_trainer_writes_its_log():
-    writers = [path for room in ROOMS for path in modules(room)]
-    writers += [*(ROOT / "fixtures").glob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
-    assert {path.name for path in writers for _ in writes_to_a_log(path)} == {"training.py"}
-
-
-def untyped_evidence(path):
-    """Functions that take audits' evidence and do not say what it is."""
-    functions = (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
-    for function in functions:
-        for argument in function.args.args:
-            if argument.arg == "evidence" and ast.unparse(argument.annotation) == "Any":
-                yield f"{path.name}: {function.name}"
-
-
-def test_evidence_is_typed_wherever_it_is_read():
-    assert [name for room in ROOMS for path in modules(room) for name in untyped_evidence(path)] == []
-
-
-def test_the_page_knows_records_and_results_only():
-    rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
-    assert rooms - {"ROOT"} == {"places", "errors", "disk", "grid", "record", "results", "page"}
-
-
-def test_nothing_that_users_run_imports_the_lab():
-    product = [path for room in ROOMS if room != "lab" for path in modules(room)] + [LIB / "__main__.py", LIB / "__init__.py"]
-    product += [*(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
-    importing = [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))]
-    assert importing == []
 
 
 def dependencies():
@@ -175,31 +101,9 @@ def test_no_modules_import_each_other_in_a_circle():
     assert graph == {}
 
 
-def test_no_module_but_the_methods_knows_the_names_of_an_adapters_parameters():
-    assert [path.name for path in (LIB / "run").rglob("*.py") if re.search(r"\"(lora|ia3)_", path.read_text())] == []
-
-
-def test_only_the_grid_and_the_plans_of_micro_list_backbones_or_methods():
-    inside = [LIB / folder for folder in ("grid", "tests", "lab/micro")]
-    outside = [path for path in LIB.rglob("*.py") if not any(path.is_relative_to(folder) for folder in inside)]
-    outside += [*(ROOT / "fixtures").rglob("*.py"), *(ROOT / "benchmarks").glob("*.py"), ROOT / "conftest.py"]
-    assert [path.name for path in outside for ids in literals(path) if any(ids >= listed for listed in LISTED)] == []
-
-
-def literals(path):
-    """The strings of each tuple, list, set, and of the keys of each dictionary."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        items = node.keys if isinstance(node, ast.Dict) else getattr(node, "elts", [])
-        yield {item.value for item in items if isinstance(item, ast.Constant)}
-
-
-def test_results_can_be_read_without_torch():
+def test_results_are_read_and_the_27_cells_collected_without_torch():
     names = "tunegrid.results.run_table, tunegrid.results.gate, tunegrid.record, tunegrid.page.render"
-    code = f"import sys, {names}; sys.exit('torch' in sys.modules)"
-    assert run_python("-c", code).returncode == 0
-
-
-def test_collecting_the_27_cells_is_quick_and_loads_no_torch():
+    assert run_python("-c", f"import sys, {names}; sys.exit('torch' in sys.modules)").returncode == 0
     code = (
         "import sys, pytest; pytest.main(['--collect-only', '-q', '-m', 'quick']);"
         "heavy = {'torch', 'transformers', 'peft', 'datasets', 'numpy', 'scipy', 'pyarrow'} & sys.modules.keys();"

