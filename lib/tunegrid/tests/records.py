@@ -170,6 +170,18 @@ def complete(cell_id="bert_sa_lora", **changes) -> Record:
     return adapter().validate_json(json.dumps(complete_json(cell_id, **changes)))
 
 
+def seeds(seed):
+    """What a record says of its seed."""
+    return {"seed": seed, "split_seed": 42, "perturbation": None}
+
+
+def begun(cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes) -> Record:
+    """A record of a cell that made its first updates alone."""
+    nothing = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None}
+    trained = training | {"losses": list(losses), "updates": len(losses)}
+    return complete(cell, **nothing | {"status": "begun", "first_updates": len(losses), "training": trained} | changes)
+
+
 def hits(count, right, lost=0):
     return [100.0 if n < right - lost else 0.0 for n in range(count)]
 
@@ -193,7 +205,7 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
         "data": MEASURED["data"] | {"rows": rows},
         "examples": reference,
         "bounds": {task.main_score: 1.0},
-        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
+        "seeds": seeds(seed),
     }
     return complete(cell, **parts | changes)
 
@@ -203,8 +215,7 @@ def trained(cell, *scores, **changes):
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     data = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}
     for seed, score in enumerate(scores):
-        seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
-        parts = {"scores": {task.main_score: score}, "bounds": {}, "examples": None, "data": data, "seeds": seeds}
+        parts = {"scores": {task.main_score: score}, "bounds": {}, "examples": None, "data": data, "seeds": seeds(seed)}
         yield complete(cell, **parts | changes)
 
 

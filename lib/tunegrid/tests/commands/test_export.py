@@ -10,17 +10,12 @@ import pytest
 from tunegrid.commands import export
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
-from tunegrid.results import examples
 from tunegrid.results.files import SavedRun
 from tunegrid.results.tidy import figures
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, saved
 from tunegrid.tests.records import complete
 
-
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """Examples of these runs stay out of the machine's own store."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture

@@ -31,10 +31,7 @@ from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
 from tunegrid.tests.records import complete, record_of
 
-
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def at(temperature, confidences, hits):

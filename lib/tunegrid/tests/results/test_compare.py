@@ -15,7 +15,6 @@ from tunegrid.commands import compare as command
 from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.record.parts import ForgettingRecord
-from tunegrid.results import examples
 from tunegrid.results.compare import (
     PEAK,
     SECONDS,
@@ -41,11 +40,7 @@ from tunegrid.results.noise import Deviation, Noise, load_noise
 from tunegrid.results.table import markdown
 from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of
 
-
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """Examples of these runs stay out of the machine's own store."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations

@@ -13,11 +13,7 @@ from tunegrid.tests.records import MEASURED, complete, run_file
 HOSTILE = "\x1b[2J\n::error::x"
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """Examples of these runs stay out of the machine's own store."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    return tmp_path / "store"
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def record_of(cell, points, predictions, texts=None):

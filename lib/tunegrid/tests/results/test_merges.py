@@ -10,7 +10,7 @@ from tunegrid.record.parts import MergedRecord, MergesRecord
 from tunegrid.results import examples
 from tunegrid.results.merges import merge_lines, merge_table, objections
 from tunegrid.tests.pages import run_of
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, seeds
 
 
 def merged(base, **changes):
@@ -29,8 +29,7 @@ def refused(reason):
 
 
 def record(merges, seed=0):
-    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
-    return complete("bert_sa_qlora", merges=asdict(merges), seeds=seeds)
+    return complete("bert_sa_qlora", merges=asdict(merges), seeds=seeds(seed))
 
 
 def test_over_seeds_scores_and_flips_are_means_and_differences_the_largest():
@@ -51,9 +50,6 @@ def test_the_table_has_a_line_for_the_served_adapter_and_one_for_each_base():
         "                original         -      -      -     -             -       -",
         "not merged, bert_sa_qlora original: PEFT takes no Conv1D",
     ]
-
-
-def test_a_run_without_merges_has_no_table():
     assert merge_table([complete("bert_sa_qlora")]) == []
 
 

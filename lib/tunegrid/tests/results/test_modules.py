@@ -70,33 +70,43 @@ IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) |
 )
 
 
-def test_a_planted_change_is_named_where_it_is_and_not_behind_it():
-    assert first_forward(both(IN_KEY), "forward", BOUND) == (
-        "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
-    )
+SLOWLY = behind(["block.attention.key"], 2e-5) | behind(["block.norm"], 6e-5, ("taken",)) | behind(["block.norm"], 1.2e-4)
+BETWEEN = {name: figure for name, figure in IN_KEY.items() if name[0] != "block.attention.key"}
+SIBLINGS = IN_KEY | {("block.attention.query", "given"): by(0.03)}
+KEY = "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
+TWO = (
+    "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first whose output moved, "
+    "by 3.0e-02 and by 2.0e-02; what goes in is equal"
+)
 
 
-def test_what_changes_between_the_modules_of_another_is_that_ones_doing():
-    """The attention's modules are as they were, what it makes of them is not."""
-    moved = {name: figure for name, figure in IN_KEY.items() if name[0] != "block.attention.key"}
-    assert first_forward(both(moved), "forward", BOUND).startswith("block.attention (Attention, toy) is the first whose output")
-
-
-def test_a_module_that_gets_another_input_is_not_named_but_the_one_around_it():
-    moved = behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5)
-    assert first_forward(both(moved), "forward", BOUND).startswith(
-        "block (Block, toy) is the first whose output moved, by 5.0e-01"
-    )
-
-
-def test_of_siblings_two_are_named_and_the_others_counted():
-    moved = IN_KEY | {("block.attention.query", "given"): by(0.03)}
-    assert first_forward(both(moved), "forward", BOUND) == (
-        "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first whose output moved, "
-        "by 3.0e-02 and by 2.0e-02; what goes in is equal"
-    )
-    moved = moved | {("embed", "given"): by(0.04)}
-    assert first_forward(both(moved), "forward", BOUND).endswith("what goes in is equal; 1 more beside them")
+@pytest.mark.parametrize(
+    ("moved", "found"),
+    [
+        (IN_KEY, KEY),  # and none of those behind it
+        (BETWEEN, "block.attention (Attention, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"),
+        (  # the norm gets another input already: the module around it is named
+            behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5),
+            "block (Block, toy) is the first whose output moved, by 5.0e-01; what goes in is equal",
+        ),
+        (SIBLINGS, TWO),
+        (SIBLINGS | {("embed", "given"): by(0.04)}, None),
+        (behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4), ""),  # within the bound
+        ({}, ""),
+        (SLOWLY, ""),  # each module amplifies rounding twice: what went into the one that crosses the bound moved by half of it
+        (
+            {(name, figure): by(0.1) for name, *_ in MODEL for figure in ("taken", "given")},
+            "what goes into the model (Model, toy) is another already",
+        ),
+        (
+            {("embed", "given"): NONE},
+            "embed (Embed, toy) is the first whose output moved, to or from no finite number; what goes in is equal",
+        ),
+    ],
+)
+def test_the_first_module_whose_output_moved_is_named(moved, found):
+    said = first_forward(both(moved), "forward", BOUND)
+    assert said.endswith("what goes in is equal; 1 more beside them") if found is None else said == found
 
 
 def test_a_shuffled_tensor_has_its_norm_and_other_projections():
@@ -105,66 +115,48 @@ def test_a_shuffled_tensor_has_its_norm_and_other_projections():
     assert first_forward(both({("embed", "given"): shuffled}), "forward", BOUND).startswith("embed (Embed, toy)")
 
 
-def test_what_moved_within_its_bound_is_not_named():
-    assert first_forward(both(behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4)), "forward", BOUND) == ""
-    assert first_forward(both({}), "forward", BOUND) == ""
-
-
-def test_what_grows_slowly_is_not_named_where_it_crosses_the_bound():
-    """Each module amplifies rounding twice: what went into the one that crosses the bound has moved by half of it."""
-    moved = behind(["block.attention.key"], 2e-5) | behind(["block.norm"], 6e-5, ("taken",)) | behind(["block.norm"], 1.2e-4)
-    assert first_forward(both(moved), "forward", BOUND) == ""
-
-
-def test_another_input_of_the_model_is_said():
-    moved = {(name, figure): by(0.1) for name, *_ in MODEL for figure in ("taken", "given")}
-    assert first_forward(both(moved), "forward", BOUND) == "what goes into the model (Model, toy) is another already"
-
-
 def test_a_number_that_is_none_is_infinitely_far():
     assert share(NONE, NONE) == 0.0
     assert share(NONE, (1.0, 1.0, 1.0, 1.0)) == math.inf
-    found = first_forward(both({("embed", "given"): NONE}), "forward", BOUND)
-    assert found == "embed (Embed, toy) is the first whose output moved, to or from no finite number; what goes in is equal"
 
 
 # Backward, from the end
 
 
-def test_the_module_that_took_in_what_has_another_gradient_is_named():
-    """The gradient at the norm's output comes from the MLP, which gets an equal one."""
-    moved = behind(["block.norm", "block.attention", "embed"], 0.3, ("gradient",))
-    assert first_backward(both(moved), "forward", BOUND) == (
-        "block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; "
-        "the gradient at its output is equal"
-    )
+EMBED = behind(["embed"], 0.3, ("gradient",))
+WEIGHTS = {("block.mlp", "weights"): by(0.1)} | EMBED
 
 
-def test_where_no_module_took_it_in_the_one_around_it_is_named():
-    """What the key gave went into a product of the attention."""
-    moved = behind(["block.attention.key", "embed"], 0.3, ("gradient",))
-    assert first_backward(both(moved), "forward", BOUND).startswith(
-        "block.attention (Attention, toy) is the first from the end"
-    )
-
-
-def test_several_that_took_it_in_are_siblings():
-    moved = behind(["embed"], 0.3, ("gradient",))
-    order = tuple(one for one in MODEL if one[0] not in ("block.attention", "block"))
-    named = first_backward(both(moved, order=order), "forward", BOUND)
-    assert named.startswith("block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first from the end")
-
-
-def test_a_module_that_gives_its_own_weights_another_gradient_is_named():
-    moved = {("block.mlp", "weights"): by(0.1)} | behind(["embed"], 0.3, ("gradient",))
-    assert first_backward(both(moved), "forward", BOUND).startswith("block.mlp (Mlp, toy) is the first from the end")
-    gets_another = moved | behind(["block.mlp", "block", ""], 0.3, ("gradient",))
-    assert not first_backward(both(gets_another), "forward", BOUND).startswith("block.mlp")
-
-
-def test_a_loss_that_gives_another_gradient_already_is_nobodys():
-    moved = {(name, "gradient"): by(0.3) for name, *_ in MODEL}
-    assert first_backward(both(moved), "forward", BOUND) == ""
+@pytest.mark.parametrize(
+    ("moved", "without", "found"),
+    [
+        (  # the gradient at the norm's output comes from the MLP, which gets an equal one
+            behind(["block.norm", "block.attention", "embed"], 0.3, ("gradient",)),
+            (),
+            "block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; ",
+        ),
+        (  # what the key gave went into a product of the attention
+            behind(["block.attention.key", "embed"], 0.3, ("gradient",)),
+            (),
+            "block.attention (Attention, toy) is the first from the end",
+        ),
+        (
+            EMBED,
+            ("block.attention", "block"),
+            "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first from the end",
+        ),
+        (WEIGHTS, (), "block.mlp (Mlp, toy) is the first from the end"),
+        (WEIGHTS | behind(["block.mlp", "block", ""], 0.3, ("gradient",)), (), None),  # it gets another gradient itself
+        ({(name, "gradient"): by(0.3) for name, *_ in MODEL}, (), ""),  # the loss's doing
+    ],
+)
+def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(moved, without, found):
+    said = first_backward(both(moved, order=[one for one in MODEL if one[0] not in without]), "forward", BOUND)
+    if found is None:
+        assert not said.startswith("block.mlp")
+    else:
+        assert said.startswith(found)
+        assert bool(said) == bool(found)
 
 
 def test_a_gradient_of_a_thousandth_of_the_largest_has_no_digits():
@@ -185,12 +177,6 @@ def test_only_modules_of_both_are_compared():
     assert furthest(old, new)["module_outputs"] == 0.0
 
 
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    return tmp_path / "store"
-
-
 def record_with(file):
     record = complete("bert_sa_sft")
     record.training.first_step = replace(record.training.first_step, modules=file)
@@ -207,7 +193,6 @@ TOLERANCES = {
     }
 }
 LATER_LOSS = "the loss before training is 0.8, it was 0.7"
-KEY = "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
 
 
 def written(moved=None, phase="forward", **figures):
@@ -322,13 +307,3 @@ def test_a_file_that_was_changed_is_refused(store):
 def test_columns_that_are_no_calls_are_refused(change, words):
     with pytest.raises(InputError, match=words):
         modules_of(model() | change)
-
-
-def test_a_file_is_small(store):
-    """Twelve layers of 25 modules each."""
-    many = model(order=[(f"layer.{layer}.{name}", 1, -1, 0) for layer in range(12) for name in "abcdefghijklmnopqrstuvwxy"])
-    for index, name in enumerate(
-        sorted(set(many) - {"phase", "module", "kind", "library", "call", "depth", "source", "maker"})
-    ):
-        many[name] = [math.sin(index * 1000 + row) for row in range(300)]
-    assert (store / examples.write_modules(many)).stat().st_size < 32_000

@@ -156,12 +156,6 @@ def test_the_tail_of_a_mean_shrinks_with_the_root_of_its_runs():
 # The file
 
 
-def test_the_committed_noise_is_read():
-    noise = load_noise()
-    assert noise.profile == "quick"
-    assert all(own.sd > 0 and own.df >= 1 for pool in noise.pools["seeds"].values() for own in pool.by_cell.values())
-
-
 def test_no_file_is_no_noise(tmp_path):
     assert load_noise(tmp_path / "noise.toml") == Noise()
 

@@ -9,7 +9,6 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results import examples
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
@@ -26,10 +25,7 @@ SUMS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """Examples of these runs stay out of the machine's own store."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def noise_of(deviations, df=20.0, cell=CELL, metric="accuracy"):

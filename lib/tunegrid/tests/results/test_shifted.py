@@ -13,14 +13,12 @@ from tunegrid.results.examples import keep_beside, read_shifted
 from tunegrid.results.shifted import contrast_lines, objections, rows_of, shift_lines, shift_tables, shifted_record
 from tunegrid.run.shifted import Contrast, ShiftedPoints, ShiftPoints
 from tunegrid.tests.pages import run_of
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, seeds
 
 RIGHT = [100.0] * 10
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def lost(count):
@@ -49,8 +47,7 @@ def told(points=None, **changes):
 def record(cell, points=None, seed=0, **changes):
     all_points = told(points, **changes)
     part = shifted_record(all_points, examples.write(rows_of(all_points)))
-    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
-    return complete(cell, shifted=asdict(part), seeds=seeds)
+    return complete(cell, shifted=asdict(part), seeds=seeds(seed))
 
 
 def read(one):

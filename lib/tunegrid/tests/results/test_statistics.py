@@ -110,13 +110,6 @@ def test_the_same_seed_gives_the_same_interval_and_resamples_have_the_mean():
     assert len(resampled_means(values)) == RESAMPLES
 
 
-def test_a_large_test_set_is_resampled_alike():
-    values = RNG.normal(3, 10, 1500)
-    means = resampled_means(values)
-    assert means.mean() == pytest.approx(values.mean(), abs=0.02)
-    assert means.std() == pytest.approx(values.std() / 1500**0.5, rel=0.05)
-
-
 # Large test sets
 
 

@@ -24,13 +24,6 @@ def judgement(quantity, verdict=Verdict.WORSE, **evidence):
     return Judgement(cell=CELL, main_score="accuracy", quantity=quantity, verdict=verdict, **evidence)
 
 
-def test_an_upgraded_library_is_bisected_by_what_changed():
-    before, after = record(peft="0.21.0"), record(peft="0.21.2")
-    assert about_change(CELL, ["numerics"], [before], [after]) == (
-        "`tunegrid bisect --good peft==0.21.0 --bad peft==0.21.2 --cells bert_sa_lora --by numerics` finds the release"
-    )
-
-
 def test_the_command_is_one_that_bisect_takes():
     before, after = ([record(seed, "full", torch=version) for seed in (0, 2)] for version in ("2.12.1+cpu", "2.13.0+cpu"))
     command = about_change(CELL, ["memory", "quality"], before, after).split("`")[1]
