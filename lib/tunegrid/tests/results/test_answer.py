@@ -233,7 +233,7 @@ def test_what_fails_never_begins_with_no_worse_or_passed_and_what_passes_never_w
 
 
 def session(folder, change, *options):
-    """A whole session but for training, gated by the baseline of its rows: its code, its lines by place, JUnit's suite and cases."""
+    """A whole session but for training, gated by the baseline of its rows: its code, lines by place, JUnit's suite and cases."""
     saved = json.loads(BASELINE.read_text())
     rows = [deepcopy(row) for row in saved["benchmarks"] if row["extra_info"]["seeds"]["seed"] == 0]
     for row in rows:
