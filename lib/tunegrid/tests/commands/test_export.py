@@ -12,6 +12,7 @@ from tunegrid.errors import InputError
 from tunegrid.record import from_json
 from tunegrid.results.files import SavedRun
 from tunegrid.results.tidy import figures
+from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, saved
 from tunegrid.tests.records import complete
 
@@ -73,9 +74,8 @@ def test_a_record_without_its_rows_is_named_and_a_run_of_such_is_refused(tmp_pat
     output = capsys.readouterr()
     assert output.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
     assert output.out.endswith("rows.csv: 40 rows of 17 columns\n")
-    with pytest.raises(SystemExit):
-        export.main([str(saved(tmp_path / "gone.json", [gone])), "--rows", "-o", str(tmp_path / "none.csv")])
-    assert "none of these runs has its test rows beside it" in capsys.readouterr().err
+    said = refusal(capsys, export.main, saved(tmp_path / "gone.json", [gone]), "--rows", "-o", tmp_path / "none.csv")
+    assert "none of these runs has its test rows beside it" in said
 
 
 def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is_in_parquet(tmp_path):

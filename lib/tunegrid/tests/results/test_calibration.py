@@ -24,7 +24,6 @@ from tunegrid.results.calibration import (
     forecasts_of,
     reliability,
 )
-from tunegrid.results.confidence import judged_nll
 from tunegrid.results.examples import Examples, read
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
@@ -90,16 +89,12 @@ def test_a_calibrated_model_is_near_0_and_its_triple_confident_twin_is_seen():
 
 
 @pytest.mark.slow
-def test_calibrated_models_are_seldom_called_anything_else():
-    figures = [figures_of(Forecasts(confidences=c, hits=h)) for c, h in (calibrated(400, seed) for seed in range(60))]
-    assert sum(own.ece.low > own.expected_ece for own in figures) <= 6  # 2.5 % of each side
-
-
-@pytest.mark.slow
-def test_the_ece_that_chance_gives_is_what_calibrated_models_show_and_shrinks_with_rows():
-    shown = [figures_of(Forecasts(confidences=c, hits=h)).ece.value for c, h in (calibrated(400, seed) for seed in range(60))]
-    assert expected_ece(calibrated(400)[0]) == pytest.approx(np.mean(shown), rel=0.1)
-    assert expected_ece(calibrated(4 * 400)[0]) == pytest.approx(expected_ece(calibrated(400)[0]) / 2, rel=0.15)
+def test_calibrated_models_are_seldom_called_anything_else_and_show_the_ece_that_chance_gives():
+    shown = [figures_of(Forecasts(confidences=c, hits=h)).ece for c, h in (calibrated(400, seed) for seed in range(60))]
+    expected = expected_ece(calibrated(400)[0])
+    assert sum(ece.low > expected for ece in shown) <= 6  # 2.5 % of each side
+    assert expected == pytest.approx(np.mean([ece.value for ece in shown]), rel=0.1)
+    assert expected_ece(calibrated(4 * 400)[0]) == pytest.approx(expected / 2, rel=0.15)  # it shrinks with rows
 
 
 def test_intervals_of_many_rows_are_those_of_few():
@@ -160,10 +155,12 @@ def test_confidences_are_kept_to_the_last_digit_and_are_no_points():
     assert forecasts_of(rows).hits.tolist() == hits.tolist()
 
 
-def test_rows_of_an_older_run_have_no_confidence():
+def test_an_older_run_has_no_confidences_and_no_calibration():
     rows = read(record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]}), None)
-    assert rows.confidences is None
-    assert forecasts_of(rows) is None
+    assert (rows.confidences, forecasts_of(rows)) == (None, None)
+    record, older = sure("bert_sa_lora", *calibrated(40)), to_json(complete())
+    del older["calibration"]
+    assert [from_json(data).calibration for data in (to_json(record), older)] == [record.calibration, None]
 
 
 @pytest.mark.parametrize("confidence", [None, 0.6])
@@ -183,14 +180,6 @@ def test_a_confidence_that_is_no_probability_is_refused():
     rows = Examples(ids=["r0", "r1"], points={"accuracy": [100.0, 0.0]}, predictions=["0"] * 2, confidences=[0.5, 1.5])
     with pytest.raises(InputError, match="a confidence that is no probability"):
         read(replace(record, examples=examples.write(rows)), None)
-
-
-def test_a_record_with_calibration_is_read_back_and_an_older_one_without():
-    record = sure("bert_sa_lora", *calibrated(40))
-    assert from_json(to_json(record)).calibration == record.calibration
-    older = to_json(complete())
-    del older["calibration"]
-    assert from_json(older).calibration is None
 
 
 def test_a_record_contradicts_itself_where_scaling_made_it_worse_or_an_interval_misses_its_figure():
@@ -255,9 +244,3 @@ def test_another_training_of_one_seed_is_not_compared_and_of_several_seeds_held_
     [worse] = of_nll(old, wild)
     assert worse.verdict is Verdict.WORSE
     assert "seeds" in worse.detail
-
-
-def test_a_cell_without_confidences_has_no_judgement():
-    record = record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]})
-    assert of_nll([record], [record]) == []
-    assert list(judged_nll([], 0.02, {})) == []

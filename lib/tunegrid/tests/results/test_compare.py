@@ -1,6 +1,5 @@
 """Methods beside each other: fronts, intervals and groups, on records whose answers are known by hand."""
 
-import json
 import random
 from collections import defaultdict
 from dataclasses import replace
@@ -13,7 +12,6 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import compare as command
 from tunegrid.errors import InputError
-from tunegrid.record import to_json
 from tunegrid.record.parts import ForgettingRecord
 from tunegrid.results.compare import (
     PEAK,
@@ -38,13 +36,13 @@ from tunegrid.results.compare import (
 from tunegrid.results.files import read_list
 from tunegrid.results.noise import Deviation, Noise, load_noise
 from tunegrid.results.table import markdown
-from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of
+from tunegrid.tests.outputs import refusal
+from tunegrid.tests.records import FOOTPRINT, MEASURED, PHASE, complete, hits, record_of, saved, seeds
 
 pytestmark = pytest.mark.usefixtures("store")
 
 
 MANY = MEASURED["data"] | {"rows": MEASURED["data"]["rows"] | {"test": 10_000}}  # so that rows resolve small deviations
-LIMITED = {"train_rows": 7, "validation_rows": None, "test_rows": None, "own_test": False}
 FORGOTTEN = ForgettingRecord(
     objective=None, texts={}, tokens=0, frozen=None, before=None, after=None, change=None, refused="not asked"
 )
@@ -65,7 +63,7 @@ def measured(cell, score, seed=0, **changes):
         "bounds": {},
         "examples": None,
         "data": MANY,
-        "seeds": {"seed": seed, "split_seed": 42, "perturbation": None},
+        "seeds": seeds(seed),
         "memory": {"phases": {"train": PHASE | {"rss_peak_gib": peak}}, "ledger": ledger, "cells_before": 0},
         "training": MEASURED["training"] | {"seconds": seconds + seed},
     }
@@ -141,13 +139,8 @@ def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
     assert comparison.chance.interval(comparison.entries[0]).by == "calibrated"
     # three equal deviations: the prior counts 9 degrees, too, and 2 go to its parameters; t of 16 is 2.120
     assert comparison.chance.interval(comparison.entries[0]).high == pytest.approx(92.120, abs=1e-3)
-    assert set(alone(records).p_values.values()) == {None}  # without it, nothing can tell
-
-
-def test_noise_of_other_test_rows_does_not_count():
-    known = {(f"bert_sa_{method}", "accuracy"): Deviation(sd=1.0, df=9.0) for method in ("sft", "lora", "qlora")}
-    noise = Noise(profile="quick", rows={"sa": 768}, measured={"seeds": known})
-    assert set(alone([measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0)], noise=noise).p_values.values()) == {None}
+    for other in (Noise(), replace(noise, rows={"sa": 768})):  # without it, or of other test rows, nothing can tell
+        assert set(alone(records, noise=other).p_values.values()) == {None}
 
 
 def test_a_method_of_one_seed_is_held_to_the_noise_of_the_others():
@@ -245,14 +238,11 @@ def test_names_share_a_letter_unless_they_are_told_apart(seed):
         assert bool(set(shown[one]) & set(shown[other])) == (frozenset((one, other)) not in apart)
 
 
-def test_letters_by_hand():
-    assert compact_letters(["x", "y", "z"], {frozenset("xz")}) == {"x": "a", "y": "ab", "z": "b"}
-    assert compact_letters(["x", "y", "z"], set()) == {"x": "a", "y": "a", "z": "a"}
-    assert compact_letters(["x", "y", "z"], {frozenset("xy"), frozenset("xz"), frozenset("yz")}) == {
-        "x": "a",
-        "y": "b",
-        "z": "c",
-    }
+@pytest.mark.parametrize(
+    ("apart", "letters"), [(["xz"], ["a", "ab", "b"]), ([], ["a", "a", "a"]), (["xy", "xz", "yz"], ["a", "b", "c"])]
+)
+def test_letters_by_hand(apart, letters):
+    assert list(compact_letters(["x", "y", "z"], set(map(frozenset, apart))).values()) == letters
 
 
 def test_a_front_of_several_figures_has_who_is_best_in_any():
@@ -329,14 +319,8 @@ def test_rows_that_were_not_kept_for_every_seed_are_not_averaged(tmp_path):
 # The command
 
 
-def saved(tmp_path, records, name="run.json"):
-    path = tmp_path / name
-    path.write_text(json.dumps({"benchmarks": [{"extra_info": to_json(record)} for record in records]}))
-    return path
-
-
 def test_the_command_prints_a_table_for_each_task_and_backbone(tmp_path, capsys):
-    assert command.main([str(saved(tmp_path, three_on_two_seeds()))]) == 0
+    assert command.main([str(saved(tmp_path / "run.json", *three_on_two_seeds()))]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "sa on bert: accuracy, 2 seeds"
     words = [" ".join(line.split()) for line in out]
@@ -349,7 +333,7 @@ def test_the_command_prints_a_table_for_each_task_and_backbone(tmp_path, capsys)
 def test_two_runs_count_as_one(tmp_path, capsys):
     first, second = three_on_two_seeds()[::2], three_on_two_seeds()[1::2]
     together = as_text(comparisons(three_on_two_seeds()))
-    assert command.main([str(saved(tmp_path, first, "a.json")), str(saved(tmp_path, second, "b.json"))]) == 0
+    assert command.main([str(saved(tmp_path / "a.json", *first)), str(saved(tmp_path / "b.json", *second))]) == 0
     assert capsys.readouterr().out.strip() == together
 
 
@@ -366,26 +350,18 @@ def test_markdown_has_the_same_cells():
     assert f"| qlora | 76.0 | 63.3 to 88.7 | 2 seeds | b | {markdown('0.00*')} | 0.0  | {markdown('0.90*')} |" in shown
 
 
+LORA, SFT = (measured(cell, 80.0) for cell in ("bert_sa_lora", "bert_sa_sft"))
+LIMITED = measured("bert_sa_sft", 80.0, 1, limits=vars(LORA.limits) | {"train_rows": 7})
+
+
 @pytest.mark.parametrize(
     ("records", "sentence"),
     [
-        (
-            [measured("bert_sa_lora", 80.0), measured("t5_sa_lora", 80.0)],
-            "one method only, lora; a comparison takes two or more",
-        ),
-        (
-            [measured("bert_sa_lora", 80.0), measured("bert_sa_sft", 80.0, profile="full")],
-            "cells of full and quick; compare one profile at a time",
-        ),
+        ([LORA, measured("t5_sa_lora", 80.0)], "one method only, lora; a comparison takes two or more"),
+        ([LORA, replace(SFT, profile="full")], "cells of full and quick; compare one profile at a time"),
         ([complete(**FOOTPRINT)], "no cell finished with a score, so there is nothing to compare"),
-        (
-            [measured("bert_sa_lora", 80.0), measured("bert_sa_lora", 81.0)],
-            "run.json holds twice bert_sa_lora of seed 0; a comparison takes each seed once",
-        ),
-        (
-            [measured("bert_sa_lora", 80.0), measured("bert_sa_sft", 80.0), measured("bert_sa_sft", 80.0, 1, limits=LIMITED)],
-            "the runs trained or scored bert_sa_sft differently, so they are not seeds of one experiment",
-        ),
+        ([LORA, LORA], "run.json holds twice bert_sa_lora of seed 0; a comparison takes each seed once"),
+        ([LORA, SFT, LIMITED], "the runs trained or scored bert_sa_sft differently, so they are not seeds of one experiment"),
     ],
     ids=["one method", "two profiles", "footprints", "one seed twice", "two recipes"],
 )
@@ -397,13 +373,11 @@ def test_runs_that_cannot_be_compared_are_one_sentence(records, sentence):
 
 def test_what_was_published_stands_beside_a_run_and_alone_is_refused(tmp_path, capsys):
     study = str(ROOT / "reports" / "study.json")
-    runs = saved(tmp_path, [measured("bert_sa_lora", 90.0), measured("bert_sa_sft", 92.0)])
+    runs = saved(tmp_path / "run.json", measured("bert_sa_lora", 90.0), measured("bert_sa_sft", 92.0))
     assert command.main([str(runs), study]) == 0
     _, table = capsys.readouterr().out.split("beside what was published\n")
     words = [" ".join(line.split()) for line in table.splitlines()]
     assert words[1:3] == ["bert_sa_lora accuracy 90.0 87.0 +3.0", "bert_sa_lora precision, negative - 86.0 -"]
     assert "t5_sa_lora" not in table
     assert words[-1].startswith("the quick profile trains other backbones")
-    with pytest.raises(SystemExit):
-        command.main([study])
-    assert "only published results, which were not run here; give a run to set them beside" in capsys.readouterr().err
+    assert "only published results, which were not run here" in refusal(capsys, command.main, study)

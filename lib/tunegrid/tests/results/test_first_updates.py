@@ -1,6 +1,5 @@
 """Cells that made only their first updates: what their records may say, and what every reader makes of them."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -20,21 +19,14 @@ from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
 from tunegrid.results.outcomes import FAILED_BY
 from tunegrid.results.passing import Extent, with_status
-from tunegrid.results.writing import FinishedRun
-from tunegrid.tests.records import complete, run_file
+from tunegrid.tests.records import begun, complete, run_file, seeds
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]
-WHOLE_ALONE = {"evaluation": None, "scores": {}, "examples": None, "bounds": {}}
 
 
 def whole(cell="bert_sa_lora", losses=LOSSES, **changes):
     made = complete(cell, **changes)
     return replace(made, training=replace(made.training, losses=list(losses), updates=len(losses)))
-
-
-def begun(cell="bert_sa_lora", losses=LOSSES[:2], **changes):
-    made = whole(cell, losses, status="begun", first_updates=len(losses), **WHOLE_ALONE)
-    return replace(made, **changes)
 
 
 # The record
@@ -65,7 +57,7 @@ def test_no_bound_counts_after_first_updates_and_an_audit_does():
     sound = with_status(begun(status="unfinished"), extent)
     assert (sound.status, sound.missed) == ("begun", [])
     failed = [replace(sound.audits[0], passed=False, detail="2 frozen ones changed")]
-    assert with_status(begun(audits=failed), extent).missed == [
+    assert with_status(replace(begun(), audits=failed), extent).missed == [
         "audit base_frozen: 2 frozen ones changed (bert_sa_lora, quick, seed 0)"
     ]
 
@@ -85,10 +77,6 @@ def test_no_bound_counts_after_first_updates_and_an_audit_does():
 def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words, begun_first):
     pair = (begun(losses=losses), whole()) if begun_first else (whole(), begun(losses=losses))
     assert compared(*pair, load_tolerances()) == (verdict, words)
-
-
-def test_what_comes_after_the_shorter_run_is_not_compared():
-    assert compared(begun(losses=[*LOSSES[:3], 9.0]), begun(losses=LOSSES[:3]), load_tolerances())[0] is Verdict.EQUAL
 
 
 def test_movement_is_compared_from_the_third_update_on():
@@ -144,8 +132,7 @@ def test_a_changed_cell_fails_where_numerics_count():
 
 
 def test_a_cell_of_another_seed_cannot_be_told():
-    other = begun(seeds=replace(begun().seeds, seed=7))
-    _, answer = answered([whole()], [other])
+    _, answer = answered([whole()], [begun(seeds=seeds(7))])
     assert "none equal by its first 2 updates; 1 not comparable (bert_sa_lora), without scores" in answer.sentences[0]
     assert answer.exit_code == 6
 
@@ -187,13 +174,6 @@ def file(tmp_path):
     return run_file(tmp_path / "run.json", [begun("bert_sa_lora"), begun("bert_sa_sft", losses=[0.7, 0.55])])
 
 
-def test_the_table_says_begun(file):
-    records = {n: from_json(row["extra_info"]) for n, row in enumerate(json.loads(file.read_text())["benchmarks"])}
-    text = "\n".join(line.text for line in FinishedRun(records).lines())
-    assert text.count(" begun") == 2
-    assert "0 of 2 cells passed, 2 made only their first 2 updates, on a CPU" in text
-
-
 def test_the_page_shows_it(file):
     page = page_of(read_page_run(file), [read_page_run(file)])
     assert page.head.answer == "2 cells: 2 equal by their first 2 updates."
@@ -221,8 +201,3 @@ def test_a_journal_gives_what_began_soundly(tmp_path):
     kept.append("sound", {"extra_info": to_json(begun())})
     kept.append("failed", {"extra_info": to_json(begun(missed=["an audit failed"]))})
     assert list(journal.passed(tmp_path)) == ["sound"]
-
-
-def test_a_baseline_without_scores_is_no_help_to_train_on():
-    _, answer = answered([begun()], [begun(losses=[0.7, 0.6])])
-    assert answer.way_on.startswith("run both sides without --first-updates")

@@ -7,7 +7,7 @@ from tunegrid.results import examples
 from tunegrid.results.examples import Examples, Texts
 from tunegrid.results.flips import LONGEST, flips, sampled
 from tunegrid.results.gate import Run, gate, paired
-from tunegrid.tests.outputs import obeyed
+from tunegrid.tests.outputs import obeyed, refusal
 from tunegrid.tests.records import MEASURED, complete, run_file
 
 HOSTILE = "\x1b[2J\n::error::x"
@@ -67,6 +67,7 @@ def test_a_lost_row_comes_before_a_gained_one_and_one_of_equal_points_is_no_flip
         "    before    Oslo",
         "    after     Rome",
     ]
+    assert listed([old], [old]).lines() == ["test rows that changed, at most 9 per cell, lost ones first: none"]
 
 
 def test_at_most_so_many_rows_of_each_cell_are_listed_and_the_worse_cell_comes_first():
@@ -79,11 +80,6 @@ def test_at_most_so_many_rows_of_each_cell_are_listed_and_the_worse_cell_comes_f
         ("t5_sa_lora", 100, 3),
         ("bert_sa_lora", 1, 1),
     ]
-
-
-def test_runs_whose_rows_are_the_same_list_none():
-    old, _ = pair()
-    assert listed([old], [old]).lines() == ["test rows that changed, at most 9 per cell, lost ones first: none"]
 
 
 def test_rows_that_are_not_there_are_one_sentence(store):
@@ -137,11 +133,7 @@ def test_no_text_of_a_row_has_an_effect_on_a_terminal_a_ci_or_markdown(tmp_path,
 
 
 def test_json_has_no_rows_and_no_number_is_refused(tmp_path, capsys):
-    run = str(run_file(tmp_path / "run.json", pair()[:1]))
-    for words, sentence in (
-        (["--show-flips", "3", "--format", "json"], "--show-flips prints text or Markdown: give another --format"),
-        (["--show-flips", "0"], "'0' is not a whole number of at least 1"),
-    ):
-        with pytest.raises(SystemExit):
-            command.main([run, run, *words])
-        assert sentence in capsys.readouterr().err
+    run = run_file(tmp_path / "run.json", pair()[:1])
+    said = refusal(capsys, command.main, run, run, "--show-flips", "3", "--format", "json")
+    assert "--show-flips prints text or Markdown: give another --format" in said
+    assert "'0' is not a whole number of at least 1" in refusal(capsys, command.main, run, run, "--show-flips", "0")

@@ -25,7 +25,11 @@ from tunegrid.results.statistics import (
     two_sided,
 )
 
-RNG = np.random.default_rng(7)
+
+@pytest.fixture
+def rng():
+    """Draws that do not depend on which tests ran before."""
+    return np.random.default_rng(7)
 
 
 def hits(lost, won, both=0, neither=0):
@@ -95,16 +99,16 @@ def test_what_does_not_pair_is_refused(old, new):
 # The bootstrap
 
 
-def test_the_interval_is_scipys():
-    gains = RNG.normal(1.0, 20.0, 200)
+def test_the_interval_is_scipys(rng):
+    gains = rng.normal(1.0, 20.0, 200)
     ours = paired(np.zeros(200), gains)
     theirs = bootstrap((gains,), np.mean, n_resamples=10_000, method="percentile", rng=1).confidence_interval
     assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.15)
     assert ours.error == pytest.approx(gains.std(ddof=1) / 200**0.5)
 
 
-def test_the_same_seed_gives_the_same_interval_and_resamples_have_the_mean():
-    values = RNG.normal(0, 1, 50)
+def test_the_same_seed_gives_the_same_interval_and_resamples_have_the_mean(rng):
+    values = rng.normal(0, 1, 50)
     assert np.array_equal(resampled_means(values), resampled_means(values))
     assert resampled_means(np.ones(50)) == pytest.approx(1.0)
     assert len(resampled_means(values)) == RESAMPLES
@@ -129,27 +133,27 @@ def test_of_many_rows_hits_and_misses_are_resampled_by_their_number(monkeypatch)
     assert ours.std() == pytest.approx(0.177, abs=0.005)
 
 
-def test_of_many_rows_graded_scores_have_the_same_interval(monkeypatch):
-    gains = RNG.normal(1.0, 20.0, 4000)
+def test_of_many_rows_graded_scores_have_the_same_interval(rng, monkeypatch):
+    gains = rng.normal(1.0, 20.0, 4000)
     ours, theirs = resampled_means(gains), as_small(monkeypatch, lambda: resampled_means(gains))
     assert np.percentile(ours, [2.5, 50, 97.5]) == pytest.approx(np.percentile(theirs, [2.5, 50, 97.5]), abs=0.03)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_of_many_rows_macro_f1_has_the_same_interval(monkeypatch, classes):
-    truth = RNG.integers(0, classes, 4000)
-    old, new = (np.where(RNG.random(4000) < share, (truth + 1) % classes, truth) for share in (0.1, 0.11))
+def test_of_many_rows_macro_f1_has_the_same_interval(rng, monkeypatch, classes):
+    truth = rng.integers(0, classes, 4000)
+    old, new = (np.where(rng.random(4000) < share, (truth + 1) % classes, truth) for share in (0.1, 0.11))
     ours = paired_macro_f1(truth, old, new, classes)
     theirs = as_small(monkeypatch, lambda: paired_macro_f1(truth, old, new, classes))
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.05)
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.1)  # four deviations of the draws
     assert ours.points == theirs.points
     assert ours.p_worse == pytest.approx(theirs.p_worse, abs=0.02)  # 10,000 permutations
 
 
-def test_100000_rows_do_not_take_a_byte_a_resample():
+def test_100000_rows_do_not_take_a_byte_a_resample(rng):
     rows = 100_000
-    gains, truth = RNG.normal(0, 10, rows), RNG.integers(0, 2, rows)
-    other = np.where(RNG.random(rows) < 0.01, 1 - truth, truth)
+    gains, truth = rng.normal(0, 10, rows), rng.integers(0, 2, rows)
+    other = np.where(rng.random(rows) < 0.01, 1 - truth, truth)
     tracemalloc.start()
     paired(np.zeros(rows), gains)
     paired(*np.where([truth == 1, other == 1], 100.0, 0.0))
@@ -162,15 +166,15 @@ def test_100000_rows_do_not_take_a_byte_a_resample():
 # Macro F1
 
 
-def test_macro_f1_is_scikit_learns_on_every_resample():
-    truth, guess = RNG.integers(0, 2, 60), RNG.integers(0, 2, 60)
-    draws = RNG.multinomial(60, np.full(60, 1 / 60), 5)
+def test_macro_f1_is_scikit_learns_on_every_resample(rng):
+    truth, guess = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
+    draws = rng.multinomial(60, np.full(60, 1 / 60), 5)
     wanted = [100 * f1_score(np.repeat(truth, draw), np.repeat(guess, draw), average="macro") for draw in draws]
     assert macro_f1(truth, guess, draws) == pytest.approx(wanted)
 
 
-def test_macro_f1_has_as_many_classes_as_it_is_told():
-    truth, guess = RNG.integers(0, 4, 90), RNG.integers(0, 4, 90)
+def test_macro_f1_has_as_many_classes_as_it_is_told(rng):
+    truth, guess = rng.integers(0, 4, 90), rng.integers(0, 4, 90)
     wanted = 100 * f1_score(truth, guess, average="macro")
     assert macro_f1(truth, guess, np.ones((1, 90)), classes=4) == pytest.approx([wanted])
     effect = paired_macro_f1(truth, truth, guess, classes=4)
@@ -238,10 +242,10 @@ def test_holm_by_hand():
 # Speed
 
 
-def test_slower_steps_are_told_from_noise():
-    old = RNG.normal(1.0, 0.1, 80)
+def test_slower_steps_are_told_from_noise(rng):
+    old = rng.normal(1.0, 0.1, 80)
     assert slower(old, old * 1.3) < 1e-6
-    assert slower(old, RNG.permutation(old)) > 0.3
+    assert slower(old, rng.permutation(old)) > 0.3
 
 
 # What the gate sees, at the sizes of the quick test sets, one of nine cells
