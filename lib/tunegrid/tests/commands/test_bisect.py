@@ -330,9 +330,8 @@ def test_runs_beside_other_code_of_a_library_are_kept_apart_but_for_the_one_that
     folders = []
     for code in "12":
         monkeypatch.setattr(bisect, "library_digests", lambda code=code: {"peft": code * 16})
-        options = [
-            bisect.parsed(["--good", f"{p}==1", "--bad", f"{p}==2", "--cells", "bert_sa_lora"])[1] for p in ("peft", "torch")
-        ]
+        ends = [("--good", f"{package}==1", "--bad", f"{package}==2") for package in ("peft", "torch")]
+        options = [bisect.parsed([*own, "--cells", "bert_sa_lora"])[1] for own in ends]
         folders.append(list(map(bisect.folder_of, options)))
     [[tried, beside], [tried_again, beside_other]] = folders
     assert (tried == tried_again, beside == beside_other) == (True, False)

@@ -1,12 +1,14 @@
 """`tunegrid calibrate` writes the bounds of a user's cells from the seeds that it trains."""
 
 import json
+from functools import partial
 
 import pytest
 
 from tunegrid.commands import calibrate
 from tunegrid.commands.calibrate import main
 from tunegrid.results.thresholds import beside, load_bounds
+from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import complete_json
 
 GRID = """
@@ -81,14 +83,14 @@ def nothing(arguments):
     ],
 )
 def test_what_cannot_be_calibrated_is_one_sentence(grid_file, arguments, run, sentence, capsys):
-    assert sentence in refusal(capsys, partial(main, pytest=run), f"--grid={grid_file}", *arguments)
+    assert sentence in refusal(capsys, partial(main, run=run), f"--grid={grid_file}", *arguments)
     assert not beside(grid_file, "quick").exists()
 
 
 def test_bounds_of_other_cells_are_not_lost_and_a_file_that_adds_no_cell_says_what_to_write(grid_file, capsys):
     beside(grid_file, "quick").write_text("[cells.t5_sa_mine]\naccuracy = { minimum = 80.0 }\n")
-    said = refusal(capsys, partial(main, pytest=nothing), f"--grid={grid_file}", *CELLS)
+    said = refusal(capsys, partial(main, run=nothing), f"--grid={grid_file}", *CELLS)
     assert "has bounds of t5_sa_mine, which would be lost" in said
     grid_file.write_text("def pytest_tunegrid_grid(grid):\n    pass\n")
-    said = refusal(capsys, partial(main, pytest=nothing), f"--grid={grid_file}")
+    said = refusal(capsys, partial(main, run=nothing), f"--grid={grid_file}")
     assert "mine.py adds no cell of -m quick: write -m full, or name" in said

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tunegrid import __main__ as command
+from tunegrid.data import hub
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab import __main__ as lab
@@ -117,3 +118,12 @@ def test_a_file_that_holds_no_run_is_one_sentence_of_every_command(tmp_path, cap
             (tmp_path / "RUN").write_text(text)
         assert sentence in refusal(capsys, command.main, *arguments)
     assert not list(tmp_path.glob("TO*"))
+
+
+def test_an_unreachable_hub_switches_the_libraries_to_their_caches(monkeypatch):
+    for name in ("HF_HUB_OFFLINE", "HTTPS_PROXY", "https_proxy"):
+        monkeypatch.setenv(name, "")  # so that its old value, if any, is restored afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the discard port: nobody listens
+    assert not hub.prefer_cache_if_unreachable.__wrapped__()
+    assert hub.os.environ["HF_HUB_OFFLINE"] == "1"

@@ -72,10 +72,6 @@ def run(before, after, cells):
     return speed.main([str(before), str(after), "--cells", cells])
 
 
-def main(arguments):
-    return run(*arguments)
-
-
 def test_updates_go_a_b_b_a_and_in_the_next_round_b_a_a_b(python, tmp_path, monkeypatch):
     monkeypatch.setattr(speed, "UPDATES", 4)
     run(python("old", spoken=True), python("new", spoken=True), "bert_sa_lora")
@@ -114,8 +110,8 @@ def test_the_default_cells_have_every_two_of_backbone_task_and_method_once():
 
 
 def test_a_cell_that_does_not_exist_or_fails_is_one_sentence(python, tmp_path, capsys):
-    assert "bert_sa_nothing" in refusal(capsys, main, python("old"), python("new"), "bert_sa_nothing")
-    said = refusal(capsys, main, python("old"), python("new", broken=("bert_sa_lora",)), "bert_sa_lora")
+    assert "bert_sa_nothing" in refusal(capsys, speed.main, python("old"), python("new"), "--cells=bert_sa_nothing")
+    said = refusal(capsys, speed.main, python("old"), python("new", broken=("bert_sa_lora",)), "--cells=bert_sa_lora")
     assert f"`{tmp_path / 'new'} -m tunegrid.run.turn bert_sa_lora cpu` fails, so leave the cell out of --cells: KeyEr" in said
 
 

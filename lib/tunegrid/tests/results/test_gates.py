@@ -453,7 +453,7 @@ def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
         (lambda first, others: [replace(first, bounds={}), *others], "bert_sum_lora was changed or limited"),
         (
             lambda first, others: [replace(r, profile="other") for r in (first, *others)],
-            "it is not of one profile that has scores",
+            "it is not of one profile",
         ),
         (
             lambda first, others: [replace(first, device=replace(first.device, contended=True)), *others],
