@@ -8,6 +8,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
+from fixtures import rows
 from tunegrid import ROOT
 from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
@@ -27,6 +28,7 @@ from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.noise import Noise
 from tunegrid.results.study import compared
 from tunegrid.tests import pages
+from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
 from tunegrid.tests.records import MEASURED, PHASE, complete
 
@@ -79,15 +81,6 @@ def test_cells_of_one_cause_are_one_line_with_all_their_names():
     assert cause.sentence == "bert_qa_lora: 3 of 53 frozen tensors changed"
 
 
-def test_causes_of_the_same_cells_are_one_line_with_a_sentence_each():
-    objections = {"base_frozen": "2 of 53 moved", "heads_trainable": "no head"}
-    missed = [f"audit {name}: {why} (t5_sa_lora, quick, seed 0)" for name, why in objections.items()]
-    audits = [(name, False, why) for name, why in objections.items()]
-    [cause] = page_of(run_of([record_of("t5_sa_lora", status="missed", missed=missed, audits=audits)])).head.causes
-    assert cause.name == "failed audits base_frozen and heads_trainable"
-    assert cause.sentence == "2 of 53 moved · no head"
-
-
 def test_errors_that_differ_in_more_than_figures_are_two_causes():
     said = {"t5_sa_lora": "RuntimeError: 12 GiB", "t5_qa_lora": "RuntimeError: 13 GiB", "t5_sum_lora": "ValueError: no rows"}
     records = [
@@ -116,27 +109,15 @@ def test_changed_numerics_are_one_line_a_stage_with_the_module_of_each_cell():
     assert 'title="a.b.c.d.query">forward …c.d.query</small>' in field
 
 
-def test_a_run_that_reaches_its_bounds_but_got_worse_has_not_passed():
-    loose = {"bounds": {"accuracy": 1.0}}
-    page = page_of(run_of([record_of(right=8, **loose)]), [run_of([record_of(right=39, **loose)], "b.json", "2026-11-01")])
-    assert page.head.state == "failed"
-    assert page.head.answer == "Failed against b.json: 1 cell worse (bert_sa_lora accuracy)."
-    assert page.head.more_sentences[2] == "The one cell reached every bound and passed every audit."
-
-
 def test_a_run_without_cells_and_a_published_one_pass_nothing():
     assert pages.empty().head.answer == "Nothing to show: this run holds no cell that was run."
     reported = read_page_run(ROOT / "reports" / "study.json")
     assert page_of(reported).head.answer == "Reported: 27 results as published; nothing was run here."
 
 
-def test_a_sentence_begins_with_a_capital_and_a_name_keeps_its_case():
-    assert begun("not compared with b.json") == "Not compared with b.json"
-    assert begun("quick-cpu.json scored other test rows") == "quick-cpu.json scored other test rows"
-    assert begun("bert_sa_lora is alone") == "bert_sa_lora is alone"
-
-
-def test_a_minus_is_no_hyphen():
+def test_a_sentence_begins_with_a_capital_a_name_keeps_its_case_and_a_minus_is_no_hyphen():
+    words = ("not compared with b.json", "quick-cpu.json scored other test rows", "bert_sa_lora is alone")
+    assert tuple(map(begun, words)) == ("Not compared with b.json", *words[1:])
     assert minus("f1 -3.1 points (-4.2 to +0.1), rouge-1, 2026-11-25") == "f1 −3.1 points (−4.2 to +0.1), rouge-1, 2026-11-25"
 
 
@@ -156,19 +137,6 @@ def test_before_is_of_the_runs_that_the_gate_paired_with():
     main = Judgement(cell="bert_sa_lora", main_score="accuracy", quantity="accuracy", verdict=Verdict.SAME, before=62.5)
     assert shown_before(page_of(run_of([record_of(right=30, seed=1)]), [older], verdicts=[main])) == "62.50"
     assert shown_before(page_of(run_of([record_of(right=30, seed=7)]), [older], verdicts=[])) == "75.00"
-
-
-def test_a_field_of_the_grid_says_that_numerics_changed():
-    changed = [
-        Judgement(cell="bert_sa_lora", main_score="accuracy", quantity=quantity, verdict=verdict, detail=detail)
-        for quantity, verdict, detail in (
-            ("accuracy", Verdict.SAME, ""),
-            ("numerics", Verdict.CHANGED, "start: weights before training, lora_A x 0.9258"),
-        )
-    ]
-    page = page_of(run_of([record_of()]), [run_of([record_of()], "b.json", "2026-11-01")], verdicts=changed)
-    assert page.cells[0].verdict is Verdict.CHANGED
-    assert "first at the stage start (1 cell, as in bert_sa_lora: weights before training, lora_A x 0.9258)" in text_of(page)
 
 
 def test_a_field_has_its_change_against_the_baseline_and_without_one_its_distance_to_the_bound():
@@ -214,11 +182,6 @@ def test_a_cell_says_how_to_run_just_it():
     )
     [cell] = page_of(run_of([pages.foreign("net1", "sa", "dora", 36)])).cells
     assert cell.command == "pytest -m quick --grid=FILE.py --cells=net1_sa_dora --seeds=0"
-
-
-def test_a_cell_of_a_larger_backbone_runs_again_by_its_marker():
-    large = complete("t5_qa_sft", cell="t5large_qa_sft", backbone="t5large", profile="footprint")
-    assert page_of(run_of([large])).cells[0].command == "pytest -m 'footprint and larger' --cells=t5large_qa_sft --seeds=0"
 
 
 def test_history_has_a_verdict_at_each_step_that_can_be_judged():
@@ -277,24 +240,13 @@ def test_scores_of_a_class_have_its_name():
     assert "precision_0" not in text
 
 
-def test_a_page_of_the_study_has_no_empty_section():
+def test_a_page_of_the_study_has_no_empty_section_and_a_full_run_stands_beside_it():
     page = render.html(page_of(read_page_run(ROOT / "reports" / "study.json")))
-    assert re.findall(r'<section id="(\w+)"', page) == ["grid", "cells"]
-    assert re.findall(r'<li><a href="#(\w+)">', page) == ["grid", "cells"]
-    assert "no score" not in page
+    assert re.findall(r'<section id="(\w+)"', page) == re.findall(r'<li><a href="#(\w+)">', page) == ["grid", "cells"]
     assert "<small>rougeL or rougeLsum</small>" in page  # BERT's cells have rougeL alone
-    fields = [page.partition(f'<span class="hidden">{cell}<')[2].partition("</td>")[0] for cell in STUDY_IDS]
-    names = [re.search(r"<small>(rougeL(?:sum)?)</small>", field) for field in fields[:9]]
-    assert [name and name[1] for name in names] == ["rougeL"] * 3 + ["rougeLsum"] * 6
-
-
-def test_a_full_run_stands_beside_the_study():
     full = run_of([complete("bert_sum_lora", profile="full", scores={"rouge1": 30.0})])
     lines = compared(full.records).lines
     assert [(line.score, line.ours, line.theirs) for line in lines][:2] == [("rouge1", 30.0, 26.88), ("rouge2", None, 12.69)]
-    assert compared(full.records).findings == [
-        ("bert_sum_lora", "bertscore_f1 56.23 is above the mean of precision 55.14 and recall 55.68")
-    ]
     assert "Beside the study" in text_of(page_of(full))
     assert compared([complete("bert_sum_lora")]) is None
 
@@ -367,6 +319,18 @@ def test_text_of_data_sets_is_escaped():
     assert HOSTILE not in content
     assert "&lt;script&gt;document.title" in content
     assert content.count("<script>") == 1
+
+
+@pytest.mark.parametrize(
+    ("target", "labels", "words"),
+    [
+        (1, ("negative", "positive"), "positive"),
+        ({"text": ["in May", "May", "in May"], "answer_start": [3, 6, 3]}, (), "in May | May"),
+        ("a summary", (), "a summary"),
+    ],
+)
+def test_what_should_have_been_answered_in_words(target, labels, words):
+    assert rows.in_words(target, labels) == words
 
 
 # Charts
@@ -544,35 +508,19 @@ def test_of_two_profiles_the_larger_is_shown_and_the_other_named():
     assert page_of(of_profile(run_of(records), "footprint")).footprint
 
 
-def refusal(capsys, *arguments):
-    with pytest.raises(SystemExit) as exit_:
-        command.main([*map(str, arguments)])
-    assert exit_.value.code == 2
-    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tunegrid page: error:")]
-    return line
-
-
-def test_a_score_that_is_not_a_number_and_an_unknown_profile_are_one_sentence(tmp_path, capsys):
-    good = saved(tmp_path / "good.json", [record_of()])
-    bad = tmp_path / "bad.json"
+def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys, monkeypatch):
+    good, bad, page = saved(tmp_path / "good.json", [record_of()]), tmp_path / "bad.json", tmp_path / "p.html"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
-    assert "scores.accuracy is NaN, but it should be a finite number" in refusal(capsys, bad, "-o", tmp_path / "p.html")
-    messages = refusal(capsys, good, "-o", tmp_path / "p.html", "--profile", "full")
-    assert messages.endswith("good.json holds no cells of full, but of quick")
-
-
-def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
-    run = saved(tmp_path / "run.json", [record_of()])
     (tmp_path / "file").write_text("")
-    assert "cannot be written" in refusal(capsys, run, "-o", tmp_path / "file" / "page.html")
-    assert "cannot be written" in refusal(capsys, run, "-o", tmp_path)
-
-
-def test_without_a_browser_a_screenshot_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(render, "which", lambda name: None)
-    run = saved(tmp_path / "run.json", [record_of()])
-    messages = refusal(capsys, run, "-o", tmp_path / "p.html", "--screenshot", tmp_path / "p.png")
-    assert "--screenshot needs Chromium: none of chromium, " in messages
+    for arguments, sentence in (
+        ((bad, "-o", page), "scores.accuracy is NaN, but it should be a finite number"),
+        ((good, "-o", page, "--profile", "full"), "good.json holds no cells of full, but of quick"),
+        ((good, "-o", tmp_path / "file" / "page.html"), "cannot be written"),
+        ((good, "-o", tmp_path), "cannot be written"),
+        ((good, "-o", page, "--screenshot", tmp_path / "p.png"), "--screenshot needs Chromium: none of chromium, "),
+    ):
+        assert sentence in refusal(capsys, command.main, *arguments)
 
 
 # Energy
@@ -592,9 +540,4 @@ def test_joules_stand_on_the_page_where_counters_told_them():
     assert row == ("100", "50")
     assert "GPU: NVML; CPU: RAPL, 1 package" in shown
     assert "CPU J" not in shown
-
-
-def test_a_page_without_counters_has_no_section_of_energy():
-    page = render.html(pages.one_cell())
-    assert 'id="energy"' not in page
-    assert 'href="#energy"' not in page
+    assert 'href="#energy"' not in render.html(pages.one_cell())
