@@ -13,6 +13,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from tunegrid import ROOT
+from tunegrid.tests.repositories import git
 
 PYPROJECT = """
 [build-system]
@@ -75,6 +76,27 @@ from pathlib import Path
 from zipfile import ZipFile
 """
 BACKEND = "\n\n".join([IMPORTS, *map(inspect.getsource, (build_wheel, build_editable, packed))])
+
+
+COUNTED = f"""
+from zipfile import ZipFile
+from pathlib import Path
+
+{inspect.getsource(wheel)}
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    Path("built-here").touch()  # as builds write into their folder
+    return wheel(folder, "VERSION", int(Path("rows.txt").read_text()))
+"""
+
+
+def repository(folder, version):
+    """A checkout of `planted` whose number stands in rows.txt, with git and without a commit."""
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    (folder / "backend.py").write_text(COUNTED.replace("VERSION", version))
+    (folder / "pyproject.toml").write_text(PYPROJECT.format(name="planted", version=version))
+    return folder
 
 
 def checkout_of(folder, name, code):

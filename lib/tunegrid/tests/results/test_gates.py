@@ -19,7 +19,6 @@ from tunegrid.grid.tasks import TASKS
 from tunegrid.record import from_json
 from tunegrid.results import examples
 from tunegrid.results.answer import answer_of
-from tunegrid.results.examples import Examples
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import COLUMNS, Report, as_json, as_markdown, as_text, counted, rows, verdict_table
 from tunegrid.results.judgements import KINDS, Judgement, Verdict
@@ -102,33 +101,25 @@ def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
     assert judged(new, old)["f1"].verdict in (Verdict.CANNOT_TELL, Verdict.WORSE)
 
 
-def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_does_not():
-    points = {"accuracy": hits(512, 480)}
-    labels, scores = ["yes", "perhaps", "no"], {"accuracy": 93.75}
+def test_macro_f1_of_two_classes_follows_from_hits_and_of_three_is_tested_where_the_true_labels_were_kept():
+    points, labels = {"accuracy": hits(512, 480)}, ["yes", "perhaps", "no"]
     two, three = record_of("bert_sa_lora", points), record_of("bert_sa_lora", points, labels=labels)
-    other = record_of("bert_sa_lora", points, labels=labels, scores=scores | {"f1_macro": 89.0})
+    other = record_of("bert_sa_lora", points, labels=labels, scores={"accuracy": 93.75, "f1_macro": 89.0})
     assert judged(two, two)["f1_macro"].verdict is Verdict.SAME
     judgement = judged(three, other)["f1_macro"]
     assert (judgement.verdict, judgement.p) == (Verdict.CANNOT_TELL, None)
 
-
-def test_macro_f1_of_three_classes_is_tested_where_the_true_labels_were_kept():
     def with_labels(wrong):
-        record = record_of("bert_sa_lora", labels=["yes", "perhaps", "no"])
         truth = [str(row % 3) for row in range(300)]
         guesses = [str((row + (row < wrong)) % 3) for row in range(300)]
         points = [100.0 * (a == b) for a, b in zip(truth, guesses, strict=True)]
-        kept = Examples(
-            ids=[str(row) for row in range(300)], points={"accuracy": points}, predictions=guesses, references=truth
-        )
-        record.examples = examples.write(kept)
-        record.data.rows.test, record.scores["accuracy"] = 300, float(np.mean(points))
-        return record
+        record = record_of("bert_sa_lora", {"accuracy": points}, labels=labels)
+        rows = examples.read(record, None)
+        return replace(record, examples=examples.write(replace(rows, predictions=guesses, references=truth)))
 
     judgement = judged(with_labels(0), with_labels(60))["f1_macro"]
     assert judgement.effect == pytest.approx(-20.0)  # each class: 80 right of 100, 20 taken for it wrongly
-    assert judgement.verdict is Verdict.WORSE
-    assert judgement.p is not None
+    assert (judgement.verdict, judgement.p is None) == (Verdict.WORSE, False)
 
 
 def test_a_score_without_a_margin_of_its_own_takes_the_one_for_others():
@@ -170,15 +161,12 @@ def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_
     assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
 
 
-def test_runs_without_a_common_cell_are_refused():
-    with pytest.raises(InputError, match="no cell in common"):
-        gate(Run.of([record_of("bert_sa_lora")]), Run.of([record_of("t5_qa_sft")]))
-
-
-def test_two_profiles_are_refused():
+def test_two_profiles_and_runs_without_a_common_cell_are_refused():
     one = record_of("bert_sa_lora")
     with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
         Run.of([one, record_of("bert_sa_lora", profile="full")])
+    with pytest.raises(InputError, match="no cell in common"):
+        gate(Run.of([one]), Run.of([record_of("t5_qa_sft")]))
 
 
 def test_two_profiles_in_two_files_are_refused_with_one_sentence(tmp_path, capsys):
@@ -201,19 +189,16 @@ def test_one_byte_more_of_weights_is_worse_and_one_less_is_changed():
     assert judged(same, less)["weights_bytes"].verdict is Verdict.CHANGED
 
 
-def test_a_peak_has_a_tolerance():
-    def with_peak(peak):
-        phase = MEASURED["memory"]["phases"]["train"]
-        return record_of("bert_sa_lora", memory=MEASURED["memory"] | {"phases": {"train": phase | {"rss_peak_gib": peak}}})
+def test_a_peak_has_a_tolerance_and_is_compared_between_like_machines_only():
+    def with_peak(peak, **changes):
+        phases = {"train": MEASURED["memory"]["phases"]["train"] | {"rss_peak_gib": peak}}
+        return record_of("bert_sa_lora", memory=MEASURED["memory"] | {"phases": phases}, **changes)
 
     margin = load_margins()["memory"]["rss_peak_gib"]
     assert judged(with_peak(1.0), with_peak(1.0 + margin - 0.01))["rss_peak_gib"].verdict is Verdict.SAME
     assert judged(with_peak(1.0), with_peak(1.0 + margin + 0.01))["rss_peak_gib"].verdict is Verdict.WORSE
-
-
-def test_peaks_of_another_machine_are_not_compared():
-    other = record_of("bert_sa_lora", device=MEASURED["device"] | {"name": "another CPU"})
-    assert "rss_peak_gib" not in judged(record_of("bert_sa_lora"), other)
+    other = with_peak(9.0, device=MEASURED["device"] | {"name": "another CPU"})
+    assert "rss_peak_gib" not in judged(with_peak(1.0), other)
 
 
 def with_steps(seconds, **changes):
@@ -488,16 +473,12 @@ def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
 
 
 def test_merging_keeps_rows_that_hold_no_record(tmp_path):
-    study = ROOT / "reports" / "study.json"
     odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
     first = run_file(tmp_path / "a.json", [record_of("bert_sa_lora")])
-    first.write_text(
-        json.dumps(json.loads(first.read_text()) | {"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]})
-    )
-    assert merge.main([str(first), str(study), "-o", str(tmp_path / "c.json")]) == 0
+    first.write_text(json.dumps({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]}))
+    assert merge.main([str(first), str(ROOT / "reports" / "study.json"), "-o", str(tmp_path / "c.json")]) == 0
     rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
-    assert odd in rows
-    assert len(rows) == 1 + 1 + 27
+    assert (odd in rows, len(rows)) == (True, 1 + 1 + 27)
 
 
 def test_a_full_baseline_may_be_of_a_users_own_cells(tmp_path):

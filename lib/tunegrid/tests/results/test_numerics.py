@@ -46,6 +46,8 @@ def moved(index, gap):
     ],
 )
 def test_the_first_stage_that_changed_is_named(losses, verdict, words):
+    quantized = [record(own, cell="bert_sa_qlora") for own in (LOSSES, moved(0, 9e-4))]
+    assert (arithmetic(quantized[0]), compared(*quantized, TOLERANCES)[0]) == ("nf4 fp32", Verdict.ROUNDING)
     answer, detail = compared(record(), record(losses), TOLERANCES)
     assert answer is verdict
     assert words in detail
@@ -89,6 +91,7 @@ ATTENTION = "layer 0 attention"  # as in `complete`
         ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
         ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
+        ({"moved": {ATTENTION: 1.0, "head": 1.0}, "probe_loss": 0.8, "metrics": {}}, "forward: "),  # the first of several
     ],
 )
 def test_figures_of_the_first_step_name_the_stage(figures, words):
@@ -108,23 +111,13 @@ def test_libraries_that_differ_are_named_whatever_the_verdict():
     assert compared(old, new, TOLERANCES) == (Verdict.EQUAL, f"all losses are equal; {libraries}")
 
 
-def test_the_first_stage_of_several_is_named():
-    new = with_step(moved={ATTENTION: 1.0, "head": 1.0}, probe_loss=0.8, metrics={})
-    assert compared(record(), new, TOLERANCES)[1].startswith("forward: ")
-
-
-def test_figures_within_their_tolerance_are_rounding():
+def test_figures_within_their_tolerance_are_rounding_and_what_begins_bit_for_bit_alike_has_a_smaller_one():
     new = with_step(weights={ATTENTION: 10.0005, "head": 1.0}, moved={ATTENTION: 0.01009, "head": 0.05})
     new.training.losses[0] += 1e-7
     assert compared(record(), new, TOLERANCES)[0] is Verdict.ROUNDING
-
-
-def test_where_all_begins_bit_for_bit_alike_only_the_optimizer_can_round_otherwise():
     new = with_step(moved={ATTENTION: 0.01002, "head": 0.05})  # 2e-3 more: less than 1e-2, more than 1e-3
-    assert compared(record(), new, TOLERANCES) == (
-        Verdict.CHANGED,
-        f"optimizer: {ATTENTION} x 1.002 moved by update 3, first gradients equal",
-    )
+    said = f"optimizer: {ATTENTION} x 1.002 moved by update 3, first gradients equal"
+    assert compared(record(), new, TOLERANCES) == (Verdict.CHANGED, said)
     new.training.losses[0] += 1e-7  # rounding came in before the optimizer
     assert compared(record(), new, TOLERANCES)[0] is Verdict.ROUNDING
 
@@ -168,21 +161,21 @@ def test_records_without_figures_of_the_first_step_are_held_to_their_losses():
     assert compared(old, record(moved(0, 1.1e-6)), TOLERANCES)[0] is Verdict.CHANGED
 
 
-def test_updates_after_the_tenth_may_part():
-    old = record([0.1] * 11)
-    assert compared(old, record([0.1] * 10 + [0.9]), TOLERANCES)[0] is Verdict.ROUNDING
-    assert compared(old, record([0.1] * 9 + [0.9, 0.1]), TOLERANCES)[0] is Verdict.CHANGED
+PARTS_LATER = "losses are equal to update 10, then others"
 
 
-def test_rounding_whose_curves_part_later_says_so():
-    answer, detail = compared(record([0.5] * 20), record(DRAWN), TOLERANCES)
-    assert answer is Verdict.ROUNDING
-    # five updates after the eleventh on average 0.4 in place of 0.5
-    assert detail == (
-        "losses are equal to update 10, then others; curves part by 0.2 of the mean loss, where rounding is up to 0.001"
-    )
-    detail = compared(record([0.5] * 20), record([0.5] * 19 + [0.501]), TOLERANCES)[1]
-    assert detail == "losses are equal to update 10, then others"  # 0.0002 by five updates, of 0.5
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ([0.1] * 11, [0.1] * 10 + [0.9], Verdict.ROUNDING),  # updates after the tenth may part
+        ([0.1] * 11, [0.1] * 9 + [0.9, 0.1], Verdict.CHANGED),
+        # five updates after the eleventh on average 0.4 in place of 0.5
+        ([0.5] * 20, DRAWN, f"{PARTS_LATER}; curves part by 0.2 of the mean loss, where rounding is up to 0.001"),
+        ([0.5] * 20, [0.5] * 19 + [0.501], PARTS_LATER),  # 0.0002 by five updates, of 0.5
+    ],
+)
+def test_losses_that_part_late_are_rounding_and_curves_that_do_are_told(old, new, told):
+    assert told in compared(record(old), record(new), TOLERANCES)
 
 
 # Which runs are of one training
@@ -242,12 +235,6 @@ def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training():
 
 def test_a_cell_with_tolerances_of_its_own_is_held_to_them():
     assert same_course(record(HALF), record(DRAWN), TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}})
-
-
-def test_over_a_quantized_base_rounding_is_larger():
-    old, new = (record(losses, cell="bert_sa_qlora") for losses in (LOSSES, moved(0, 9e-4)))
-    assert arithmetic(old) == "nf4 fp32"
-    assert compared(old, new, TOLERANCES)[0] is Verdict.ROUNDING
 
 
 def test_equal_losses_with_other_predictions_are_the_evaluations_doing():
