@@ -26,16 +26,13 @@ def failed(*records):
     return {name: [f.name for f in findings if not f.passed] for name, findings in by_cell.items()}
 
 
-def test_a_score_alone_may_be_shared_a_whole_course_may_not():
+def test_a_whole_course_may_not_be_shared_and_rows_are_compared_within_a_triple_only():
     assert failed(cell("t5_sa_lora", 100.0, [0.5, 0.2]), cell("t5_sa_sft", 100.0, [0.5, 0.3])) == {
         "t5_sa_lora": [],
         "t5_sa_sft": [],
     }
     copied = failed(cell("t5_sa_lora", 99.0), cell("t5_sa_sft", 99.0))
     assert copied == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
-
-
-def test_each_of_several_copies_names_another_one():
     apart = {"t5_sa_lora": 90.0, "t5_sa_qlora": 91.0, "t5_qa_lora": 90.0, "t5_sa_sft": 90.0}
     details = {name: found.detail for name, [found, *_] in cross_cell_audits([cell(*pair) for pair in apart.items()]).items()}
     assert details == {
@@ -44,6 +41,11 @@ def test_each_of_several_copies_names_another_one():
         "t5_qa_lora": "the results are those of t5_sa_sft",
         "t5_sa_sft": "the results are those of t5_qa_lora",
     }
+    other = {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}
+    assert failed(cell("t5_sa_lora", 1.0), cell("bert_sa_lora", 2.0, **other)) == {"t5_sa_lora": [], "bert_sa_lora": []}
+    apart = cross_cell_audits([cell("t5_sa_lora", 1.0), cell("t5_sa_sft", 2.0, **other)])
+    assert apart["t5_sa_sft"][1] == AuditFinding(name="same_rows_in_triple", passed=False, detail="other rows than t5_sa_lora")
+    assert failed(cell("t5_sa_lora", 9.0), cell("t5_sa_lora", 9.0, profile="full")) == {"t5_sa_lora": []}
 
 
 LEARNED = [{"name": "learned_something", "passed": True, "detail": ""}]
@@ -73,17 +75,6 @@ def test_copied_predictions_are_told_from_those_that_are_alike(score, losses, ot
     assert failed(*pair) == dict.fromkeys(("t5_sa_lora", "t5_sa_sft"), ["distinct_results"] * copied)
 
 
-def test_rows_are_compared_within_a_triple_only():
-    other = {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}
-    assert failed(cell("t5_sa_lora", 1.0), cell("bert_sa_lora", 2.0, **other)) == {"t5_sa_lora": [], "bert_sa_lora": []}
-    apart = cross_cell_audits([cell("t5_sa_lora", 1.0), cell("t5_sa_sft", 2.0, **other)])
-    assert apart["t5_sa_sft"][1] == AuditFinding(name="same_rows_in_triple", passed=False, detail="other rows than t5_sa_lora")
-
-
-def test_the_cells_of_two_profiles_are_not_compared():
-    assert failed(cell("t5_sa_lora", 9.0), cell("t5_sa_lora", 9.0, profile="full")) == {"t5_sa_lora": []}
-
-
 def test_methods_that_are_not_like_for_like_say_in_what():
     one, other = cell("bert_sa_lora", 1.0), cell("bert_sa_sft", 2.0)
     assert unlike({"bert_sa_lora": one, "bert_sa_sft": other}) == [
@@ -111,7 +102,7 @@ def test_it_finds_the_studys_impossible_numbers_and_copied_rows(capsys):
     assert page.count("* `") == 7
 
 
-def test_a_failed_audit_and_a_broken_schema_are_findings(tmp_path):
+def test_a_failed_audit_and_a_broken_schema_are_findings_and_every_seed_is_audited_by_itself(tmp_path):
     finding = {"name": "weights_moved", "passed": False, "detail": "unchanged: lora_B"}
     broken = complete_json("t5_qa_sft", seeds={"seed": 0, "perturbation": None})
     records, findings = audit.audited([complete_json(audits=[finding]), broken], "run.json")
@@ -120,9 +111,6 @@ def test_a_failed_audit_and_a_broken_schema_are_findings(tmp_path):
         "t5_qa_sft": ["record: seeds.split_seed is missing"],
     }
     assert [record.cell for record in records] == ["bert_sa_lora"]
-
-
-def test_every_seed_is_audited_and_compared_by_itself():
     twins = [
         complete_json(scores={"accuracy": 90.0, "f1_macro": 90.0}),
         complete_json(seeds={"seed": 1, "split_seed": 42, "perturbation": None}),

@@ -62,9 +62,6 @@ def test_bounds_stand_beside_the_file_with_their_scores(grid_file, capsys):
     assert "scores = [84.00, 92.00, 100.00]" in text
     assert "bert_sa_mine accuracy: at least 27.6 (mean 92.0, lowest 84.0 of 3 seeds)" in capsys.readouterr().out
     assert {"--resume", "--seeds=0-2", "-n", "--cells=bert_sa_mine"} <= set(run.arguments)
-
-
-def test_without_names_all_cells_of_the_file_are_calibrated(grid_file):
     assert len(calibrate.cells_of(grid_file, "quick", "")) == 9
     assert calibrate.cells_of(grid_file, "full", "t5_sa_mine, t5_sa_mine") == ("t5_sa_mine",)
 

@@ -405,6 +405,9 @@ def test_uv_plans_and_installs_where_it_is_on_the_path(tmp_path, monkeypatch):
 
 
 def test_what_is_asked_for_by_name_is_upgraded_and_nothing_else(tmp_path):
+    used = used_by("tunegrid")
+    assert {"torch", "peft", "huggingface-hub", "safetensors", "jinja2"} <= used
+    assert "flask" not in used
     file = tmp_path / "new.txt"
     file.write_text("--pre\n# note\n\ntorch>=2.6  # why\nscikit-learn[a] ; python_version > '3'\n./local\nhttps://x/y.whl\n")
     wanted = Wanted(
@@ -412,12 +415,6 @@ def test_what_is_asked_for_by_name_is_upgraded_and_nothing_else(tmp_path):
     )
     assert wanted.names == ["peft", "accelerate", "tokenizers", "torch", "scikit-learn"]
     assert wanted.places == ["--pre"]
-
-
-def test_what_the_suite_may_use_is_what_its_libraries_name():
-    used = used_by("tunegrid")
-    assert {"torch", "peft", "huggingface-hub", "safetensors", "jinja2"} <= used
-    assert "flask" not in used
 
 
 # Checkouts
@@ -449,14 +446,11 @@ def side(**own):
     return Side(python=Path("python"), folder=Path(), own=own)
 
 
-def test_changes_name_the_suites_libraries_first_and_three_of_them():
+def test_changes_name_the_suites_libraries_first_and_of_several_packages_each_is_upgraded_by_itself():
     before = side(peft="0.20", safetensors="0.6", torch="2.12", triton="3")
     after = side(peft="0.21", safetensors="0.7", torch="2.13")
     assert changes(before, after) == "torch 2.12 -> 2.13, peft 0.20 -> 0.21, safetensors 0.6 -> 0.7 and 1 more"
     assert changes(side(peft="0.20"), side(peft="0.20")) == ""
-
-
-def test_of_several_packages_each_is_upgraded_by_itself_and_an_older_release_is_no_end_to_bisect_to():
     options = upgrade.parsed(["peft==0.21", "accelerate"])[1]
     before, after = side(peft="0.20", accelerate="1.1", numpy="1"), side(peft="0.21", accelerate="1.2", numpy="2")
     assert upgrade.way_on(before, after, ["a", "b"], options) == (

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import replace
-from itertools import pairwise
 from statistics import fmean
 
 import numpy as np
@@ -42,9 +41,15 @@ def text_of(page):
 # The answer
 
 
-def test_a_passing_run_says_so_in_one_sentence():
+def test_the_answer_is_one_sentence():
     assert pages.passing().head.answer == "Passed: all 27 cells reached every bound and passed every audit."
     assert pages.one_cell().head.answer == "Passed: the one cell reached every bound and passed every audit."
+    assert pages.empty().head.answer == "Nothing to show: this run holds no cell that was run."
+    reported = read_page_run(ROOT / "reports" / "study.json")
+    assert page_of(reported).head.answer == "Reported: 27 results as published; nothing was run here."
+    words = ("not compared with b.json", "quick-cpu.json scored other test rows", "bert_sa_lora is alone")
+    assert tuple(map(begun, words)) == ("Not compared with b.json", *words[1:])
+    assert minus("f1 -3.1 points (-4.2 to +0.1), rouge-1, 2026-11-25") == "f1 −3.1 points (−4.2 to +0.1), rouge-1, 2026-11-25"
 
 
 def test_a_failing_run_says_how_many_and_where_the_gravest_first():
@@ -109,34 +114,7 @@ def test_changed_numerics_are_one_line_a_stage_with_the_module_of_each_cell():
     assert 'title="a.b.c.d.query">forward …c.d.query</small>' in field
 
 
-def test_a_run_without_cells_and_a_published_one_pass_nothing():
-    assert pages.empty().head.answer == "Nothing to show: this run holds no cell that was run."
-    reported = read_page_run(ROOT / "reports" / "study.json")
-    assert page_of(reported).head.answer == "Reported: 27 results as published; nothing was run here."
-
-
-def test_a_sentence_begins_with_a_capital_a_name_keeps_its_case_and_a_minus_is_no_hyphen():
-    words = ("not compared with b.json", "quick-cpu.json scored other test rows", "bert_sa_lora is alone")
-    assert tuple(map(begun, words)) == ("Not compared with b.json", *words[1:])
-    assert minus("f1 -3.1 points (-4.2 to +0.1), rouge-1, 2026-11-25") == "f1 −3.1 points (−4.2 to +0.1), rouge-1, 2026-11-25"
-
-
 # The grid and the cells
-
-
-def shown_before(page):
-    """What the page's table of scores says was before, of its one cell."""
-    table = render.html(page).partition('aria-label="Scores of bert_sa_lora"')[2].partition("</table>")[0]
-    return re.findall(r'<td class="n">([^<]*)</td>', table)[2]
-
-
-def test_before_is_of_the_runs_that_the_gate_paired_with():
-    older = run_of([record_of(right=right, seed=seed) for seed, right in enumerate((40, 20, 30))], "b.json", "2026-11-01")
-    page = page_of(run_of([record_of(right=30, seed=1)]), [older], verdicts=[])
-    assert shown_before(page) == "50.00"  # of seed 1, 20 of 40 rows; the mean of all three seeds is 75
-    main = Judgement(cell="bert_sa_lora", main_score="accuracy", quantity="accuracy", verdict=Verdict.SAME, before=62.5)
-    assert shown_before(page_of(run_of([record_of(right=30, seed=1)]), [older], verdicts=[main])) == "62.50"
-    assert shown_before(page_of(run_of([record_of(right=30, seed=7)]), [older], verdicts=[])) == "75.00"
 
 
 def test_a_field_has_its_change_against_the_baseline_and_without_one_its_distance_to_the_bound():
@@ -184,15 +162,12 @@ def test_a_cell_says_how_to_run_just_it():
     assert cell.command == "pytest -m quick --grid=FILE.py --cells=net1_sa_dora --seeds=0"
 
 
-def test_history_has_a_verdict_at_each_step_that_can_be_judged():
+def test_history_has_a_verdict_at_each_step_and_its_small_lines_are_over_time():
     runs = [run_of([record_of(right=right)], f"{right}.json", f"2026-11-{right}") for right in (10, 20, 30)]
     history = page_of(runs[2], [runs[1], runs[0]]).history
     assert [run.name for run in history.runs] == ["10.json", "20.json", "30.json"]
     assert [score for score, _ in history.steps["bert_sa_lora"]] == [25.0, 50.0, 75.0]
     assert [verdict for _, verdict in history.steps["bert_sa_lora"]] == [None, "better", "better"]
-
-
-def test_the_small_lines_of_the_history_are_over_time():
     runs = [run_of([record_of(right=right)], f"{day}.json", f"2026-11-{day}") for day, right in ((10, 10), (11, 20), (20, 30))]
     history = page_of(runs[2], [runs[1], runs[0]]).history
     assert [x for x, _, _ in history.spark("bert_sa_lora").dots] == [6.0, 16.8, 114.0]  # 108 px for ten days
@@ -200,13 +175,6 @@ def test_the_small_lines_of_the_history_are_over_time():
     undated = page_of(runs[2], [run_of([record_of()], "b.json", "")]).history
     assert undated.axis is None
     assert [x for x, _, _ in undated.spark("bert_sa_lora").dots] == [6.0, 114.0]
-
-
-def test_tasks_stand_in_the_studys_order_whatever_the_files():
-    records = [record_of(cell) for cell in ("t5_sa_lora", "bert_sa_sft", "bert_qa_lora", "bert_sum_lora")]
-    page = page_of(run_of([pages.foreign("net1", "sa", "dora", 36), *records]))
-    assert [cell.id for cell in page.cells] == ["bert_sum_lora", "bert_qa_lora", "bert_sa_sft", "t5_sa_lora", "net1_sa_dora"]
-    assert [cell.id for cell in pages.passing().cells] == list(STUDY_IDS)
 
 
 def test_the_environment_stands_once_on_top_with_what_differs_from_before():
@@ -232,15 +200,7 @@ def test_a_cell_that_broke_off_shows_its_traceback_and_its_last_lines():
     assert "<pre" not in render.html(pages.one_cell())
 
 
-def test_scores_of_a_class_have_its_name():
-    record = record_of(scores={"accuracy": 90.0, "precision_0": 80.0, "f1_macro": 70.0}, labels=["negative", "positive"])
-    text = text_of(page_of(run_of([record])))
-    assert "precision, negative" in text
-    assert "f1_macro" in text
-    assert "precision_0" not in text
-
-
-def test_a_page_of_the_study_has_no_empty_section_and_a_full_run_stands_beside_it():
+def test_committed_runs_become_pages_without_empty_sections_and_a_full_run_stands_beside_the_study():
     page = render.html(page_of(read_page_run(ROOT / "reports" / "study.json")))
     assert re.findall(r'<section id="(\w+)"', page) == re.findall(r'<li><a href="#(\w+)">', page) == ["grid", "cells"]
     assert "<small>rougeL or rougeLsum</small>" in page  # BERT's cells have rougeL alone
@@ -249,9 +209,6 @@ def test_a_page_of_the_study_has_no_empty_section_and_a_full_run_stands_beside_i
     assert [(line.score, line.ours, line.theirs) for line in lines][:2] == [("rouge1", 30.0, 26.88), ("rouge2", None, 12.69)]
     assert "Beside the study" in text_of(page_of(full))
     assert compared([complete("bert_sum_lora")]) is None
-
-
-def test_committed_runs_become_pages():
     footprint = page_of(read_page_run(ROOT / "reports" / "cpu-amd-epyc" / "footprint.json"))
     assert "activations" in text_of(footprint)
     assert len(footprint.cells) == 27
@@ -274,21 +231,15 @@ def rows_with(points, predictions=None, ids=None):
     return complete(labels=["bad", "good"], **of_rows)
 
 
-def test_flips_come_first_then_the_rows_with_fewest_points_and_lost_ones_leave_room_for_gained_ones():
+def test_flips_come_first_then_the_rows_with_fewest_points():
     old, new = rows_with([100.0, 0.0, 100.0, 0.0, 100.0]), rows_with([100.0, 100.0, 0.0, 0.0, 100.0])
     sample = sampled(new, None, old, None, limit=4)
     assert [(row.number, row.change) for row in sample.rows] == [(3, "lost"), (2, "gained"), (4, "same"), (1, "same")]
     assert (sample.total, sample.lost, sample.gained, sample.paired) == (5, 1, 1, True)
     old, new = rows_with([100.0] * 9 + [0.0] * 9), rows_with([0.0] * 9 + [100.0] * 9)
     assert [row.change for row in sampled(new, None, old, None, limit=6).rows] == ["lost"] * 3 + ["gained"] * 3
-
-
-def test_labels_have_names_and_of_two_the_true_one_is_deduced():
     [right, wrong] = sampled(rows_with([100.0, 0.0], ["1", "1"]), None, None, None, limit=2).rows[::-1]
     assert (right.new, right.reference, wrong.new, wrong.reference) == ("good", "good", "good", "bad")
-
-
-def test_rows_of_an_older_run_on_other_rows_are_not_paired():
     old, new = rows_with([100.0], ids=["other"]), rows_with([0.0])
     sample = sampled(new, None, old, None, limit=1)
     assert (sample.paired, sample.rows[0].old) == (False, None)
@@ -309,11 +260,15 @@ def test_what_rows_say_is_kept_once_a_task_under_the_same_names_of_examples(tmp_
     }
 
 
-def test_text_of_data_sets_is_escaped():
+def test_text_of_data_sets_is_escaped_and_cut(tmp_path):
     content = render.html(pages.failing())
     assert HOSTILE not in content
     assert "&lt;script&gt;document.title" in content
     assert content.count("<script>") == 1
+    huge = rows_with([0.0], ["x" * 10_000_000])
+    assert len(render.html(page_of(run_of([huge])))) < 100_000
+    losses = complete(training=to_json(huge)["training"] | {"losses": [0.5] * 1_000_000})
+    assert len(render.html(page_of(run_of([losses])))) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -377,7 +332,7 @@ def test_a_peak_is_drawn_where_it_is_the_cells_own_and_else_the_page_says_what_s
     assert "No front is over" not in text_of(alone)
 
 
-def test_many_methods_are_rows_and_each_has_one_mark_of_its_own():
+def test_many_methods_have_one_mark_each_and_a_few_are_shapes_whose_backbones_are_colours():
     methods = [f"m{index:02}" for index in range(18)]
     [group] = page_of(run_of(pages.foreign(net, "sa", method, 36) for net in ("net1", "net2") for method in methods)).groups
     assert (group.columns, [name for name, _ in group.lines]) == (["net1", "net2"], methods)
@@ -385,21 +340,24 @@ def test_many_methods_are_rows_and_each_has_one_mark_of_its_own():
     assert [name for name, _ in group.looks.legend] == methods
     assert len({look for _, look in group.looks.legend}) == 18
     assert {group.looks.of("net2", name) for name in methods} == {look for _, look in group.looks.legend}
-
-
-def test_a_few_methods_are_shapes_and_their_backbones_colours():
     looks = Looks(["lora", "sft"], ["bert", "t5"])
     assert looks.legend == [("lora", Look("o", None)), ("sft", Look("s", None)), ("bert", Look("s", 0)), ("t5", Look("s", 1))]
     assert looks.of("t5", "lora") == Look("o", 1)
 
 
-def test_curves_and_sparks_of_one_task_share_a_scale():
+def test_curves_share_a_scale_ticks_are_round_and_bars_follow_each_other():
     assert charts.extent([[4.0, 1.0], [2.0, None, 3.0]]) == charts.Extent(3, 0.0, 4.0)
     axes = charts.Extent(3, 0.0, 4.0)
     [short, long] = (charts.curve(losses, [], 100, 50, axes=axes) for losses in ([4.0, 2.0], [4.0, 3.0, 2.0]))
     assert (short.x, short.y) == (long.x, long.y)
     flat, steep = charts.spark([50.0, 51.0], [0.0, 100.0]), charts.spark([0.0, 100.0], [0.0, 100.0])
     assert flat.dots[0][1] - flat.dots[1][1] < 1 < steep.dots[0][1] - steep.dots[1][1]
+    assert charts.linear_ticks(61.3, 97.2, 5) == [70, 80, 90]
+    assert [charts.log_ticks(40, 30_000, 4), charts.log_ticks(9, 110, 5)] == [[100, 1000, 10_000], [10, 20, 50, 100]]
+    parts = charts.stacked([10, None, 30], longest=80)  # in percent of the longest
+    assert [(part.start, part.width, part.kind) for part in parts] == [(0, 12.5, 0), (12.5, 37.5, 2)]
+    assert charts.thinned([1.0, 3.0, None, 5.0], most=2) == [(1.5, 2.0), (3.5, 5.0)]
+    assert len(charts.thinned([0.5] * 100_000)) <= 120
 
 
 def test_a_cell_that_an_audit_objects_to_is_on_no_front():
@@ -431,34 +389,10 @@ def test_a_reliability_diagram_and_its_figures_are_shown_where_confidence_is_kno
     assert "Calibration" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
 
 
-def test_ticks_are_round_and_inside_bars_follow_each_other_and_long_curves_are_thinned_to_means():
-    assert charts.linear_ticks(61.3, 97.2, 5) == [70, 80, 90]
-    assert [charts.log_ticks(40, 30_000, 4), charts.log_ticks(9, 110, 5)] == [[100, 1000, 10_000], [10, 20, 50, 100]]
-    parts = charts.stacked([10, None, 30], longest=80)  # in percent of the longest
-    assert [(part.start, part.width, part.kind) for part in parts] == [(0, 12.5, 0), (12.5, 37.5, 2)]
-    assert charts.thinned([1.0, 3.0, None, 5.0], most=2) == [(1.5, 2.0), (3.5, 5.0)]
-    assert len(charts.thinned([0.5] * 100_000)) <= 120
-
-
-def test_labels_cover_neither_dots_nor_each_other():
-    crowd = [(100.0 + index, 100.0, dot(f"cell {index}", 1, 1)) for index in range(30)]
-    positions = charts.placed(crowd, [], (340, 250))
-    assert 1 <= len(positions) < 30  # those without a place are left to the table
-    spans = sorted((y, x if anchor == "start" else x - 5.6 * 6) for x, y, anchor in positions.values())
-    assert all(b[0] - a[0] >= 8 or b[1] - a[1] >= 5.6 * 6 for a, b in pairwise(spans))
-
-
 # Size and bad input
 
 
-def test_a_row_of_ten_megabytes_is_cut(tmp_path):
-    huge = rows_with([0.0], ["x" * 10_000_000])
-    assert len(render.html(page_of(run_of([huge])))) < 100_000
-    losses = complete(training=to_json(huge)["training"] | {"losses": [0.5] * 1_000_000})
-    assert len(render.html(page_of(run_of([losses])))) < 100_000
-
-
-def test_what_is_missing_is_said_on_the_page(tmp_path):
+def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
     gone = complete(examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
     assert "examples/0000000000000000.parquet is missing beside the run" in text_of(page_of(run_of([gone])))
     unlike = page_of(run_of([record_of()]), [run_of([record_of(rows="other")], "old.json", "2026-11-01")])
@@ -466,9 +400,6 @@ def test_what_is_missing_is_said_on_the_page(tmp_path):
     assert unlike.head.state == "passed"
     disjoint = page_of(run_of([record_of()]), [run_of([record_of("t5_qa_sft")], "old.json", "2026-11-01")])
     assert disjoint.head.more_sentences == ["old.json and run.json have no finished cell in common, so nothing is compared."]
-
-
-def test_of_two_profiles_the_larger_is_shown_and_the_other_named():
     records = [record_of(), record_of("t5_sa_lora"), from_json(footprint_json())]
     page = page_of(of_profile(run_of(records)))
     assert len(page.cells) == 2

@@ -79,6 +79,13 @@ def test_a_new_record_says_what_the_cell_is():
     assert record.recipe.quantization.bnb_4bit_quant_type == "nf4"
     assert record.recipe.rows_per_update == 16  # batches of 8, two an update
     assert new_record(STUDY.cell("gpt2_sa_sft", QUICK_PROFILE)).recipe.adapter is None
+    cell = CELLS["gpt2_sa_lora"]
+    odd = replace(cell, method=replace(cell.method, options={"init": object()}))
+    with pytest.raises(InputError, match="gpt2_sa_lora: the settings of method 'lora' must be plain values"):
+        new_record(odd)
+    phases = {"train": PHASE | {"rss_peak_gib": 1.25}, "load": PHASE, "audit": PHASE | {"rss_peak_gib": 9.0}}
+    memory = complete(memory=MEASURED["memory"] | {"phases": phases}).memory
+    assert (memory.peak("rss_peak_gib"), memory.peak("reserved_peak_gib")) == (1.25, None)
 
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
@@ -88,19 +95,6 @@ def test_a_records_recipe_is_the_cells_with_the_methods_settings_for_an_adapter(
     assert recorded.quantization == cell.quantization
     others = [field.name for field in fields(Recipe) if field.name != "adapter"]
     assert {name: getattr(recorded, name) for name in others} == {name: getattr(recipe, name) for name in others}
-
-
-def test_settings_that_are_not_plain_are_refused_in_a_sentence():
-    cell = CELLS["gpt2_sa_lora"]
-    odd = replace(cell, method=replace(cell.method, options={"init": object()}))
-    with pytest.raises(InputError, match="gpt2_sa_lora: the settings of method 'lora' must be plain values"):
-        new_record(odd)
-
-
-def test_the_peak_is_of_the_cells_own_phases():
-    phases = {"train": PHASE | {"rss_peak_gib": 1.25}, "load": PHASE, "audit": PHASE | {"rss_peak_gib": 9.0}}
-    memory = complete(memory=MEASURED["memory"] | {"phases": phases}).memory
-    assert (memory.peak("rss_peak_gib"), memory.peak("reserved_peak_gib")) == (1.25, None)
 
 
 # Reading
@@ -113,10 +107,19 @@ def test_a_complete_record_is_sound(data):
     assert to_json(record) == data
 
 
-def test_a_stopped_record_is_sound():
+def test_a_stopped_record_is_sound_and_several_faults_are_counted_and_listed():
     stopped = MEASURED["training"] | {"losses": [0.7, None], "stopped": "loss is nan at update 2 of 80"}
     outcome = {"status": "stopped", "missed": ["loss is nan at update 2 of 80"]}
     assert from_json(complete_json(training=stopped, evaluation=None, scores={}, **outcome)).training.losses == [0.7, None]
+    data = complete_json(seeds={})
+    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more: tunegrid audit lists them\)"):
+        from_json(data)
+    assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing", "seeds.perturbation is missing"]
+    assert list(contradictions(complete(status="unfinished", training=None, missed=["why"]))) == []
+    assert list(contradictions(complete(evaluation=None, data=None, profile="full"))) == [
+        "data is null, but the status is 'passed'",
+        "evaluation is null, but the status is 'passed'",
+    ]
 
 
 OLDER = "is older than 4, which this tunegrid reads; tunegrid 0.12 reads versions 2 to 4, or run its cells again"
@@ -154,13 +157,6 @@ def test_a_record_that_strays_is_refused_in_a_sentence(changes, sentence):
     assert "\n" not in str(refused.value)
 
 
-def test_several_faults_are_counted_and_listed():
-    data = complete_json(seeds={})
-    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more: tunegrid audit lists them\)"):
-        from_json(data)
-    assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing", "seeds.perturbation is missing"]
-
-
 # Schema
 
 
@@ -189,14 +185,6 @@ def test_a_sound_record_is_as_the_schema_says(data):
 @pytest.mark.parametrize("changes", [changes for changes, _ in STRAYS if "NaN" not in json.dumps(changes)], ids=str)
 def test_what_reading_refuses_the_schema_refuses(changes):
     assert not Draft202012Validator(schema()).is_valid(complete_json(**changes))
-
-
-def test_contradictions_are_about_the_status():
-    assert list(contradictions(complete(status="unfinished", training=None, missed=["why"]))) == []
-    assert list(contradictions(complete(evaluation=None, data=None, profile="full"))) == [
-        "data is null, but the status is 'passed'",
-        "evaluation is null, but the status is 'passed'",
-    ]
 
 
 # Impossible scores

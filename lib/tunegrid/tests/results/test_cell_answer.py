@@ -48,9 +48,6 @@ def test_a_cell_that_passed_has_the_gravest_verdict_its_cause_and_one_verdict_a_
         "scores.accuracy": "91.04",
         "scores.f1_macro": "91",
     }
-
-
-def test_speed_decides_only_where_it_counts():
     judged = [judgement("numerics", Verdict.EQUAL), judgement("step_seconds", Verdict.WORSE, "margin 15%", effect=0.2)]
     assert cell_answer(complete(), judged).verdict == "equal"
     counted = cell_answer(complete(), judged, ("quality", "speed"))

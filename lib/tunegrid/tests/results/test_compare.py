@@ -88,7 +88,7 @@ def three_on_two_seeds():
 # Three methods on two seeds
 
 
-def test_three_methods_on_two_seeds_are_a_and_ab_and_b():
+def test_three_methods_on_two_seeds_by_hand():
     comparison = alone(three_on_two_seeds())
     # A mean of two has variance 2 / 2 and one degree of freedom; a difference of two means 2 and two degrees: t is 7 / sqrt 2
     # and 14 / sqrt 2. For two degrees p is 1 - t / sqrt(t ** 2 + 2), and Holm takes the smallest of three p-values three times.
@@ -97,22 +97,11 @@ def test_three_methods_on_two_seeds_are_a_and_ab_and_b():
     assert p["qlorasft"] == pytest.approx(1 - 14 / (196 + 4) ** 0.5)  # 0.010, by Holm 0.030
     assert comparison.groups == {"sft": "a", "lora": "ab", "qlora": "b"}
     assert comparison.best == ["sft", "lora"]
-
-
-def test_the_front_has_two_of_them():
-    comparison = alone(three_on_two_seeds())
     standing = {entry.method: comparison.standing(entry) for entry in comparison.entries}
     assert standing == {"sft": ("yes", ""), "lora": ("no", "sft"), "qlora": ("yes", "")}
     assert comparison.on_front(TRAINED) == comparison.on_front(PEAK) == comparison.on_front(SECONDS) == ["sft", "qlora"]
-
-
-def test_costs_are_of_all_seeds():
-    [sft, *_] = alone(three_on_two_seeds()).entries
+    [sft, *_] = comparison.entries
     assert sft.costs == {TRAINED: 300, TENSORS: 4300, PEAK: 1.0, SECONDS: 10.5}
-
-
-def test_the_interval_of_two_seeds_is_students():
-    comparison = alone(three_on_two_seeds())
     interval = comparison.chance.interval(comparison.entries[2])
     # t of one degree of freedom is 12.706, the error sqrt(2) / sqrt(2)
     assert (interval.low, interval.high) == (pytest.approx(76 - 12.706, abs=1e-3), pytest.approx(76 + 12.706, abs=1e-3))
@@ -161,16 +150,13 @@ def test_rows_alone_tell_no_two_methods_of_one_seed_apart():
     assert comparison.chance.interval(comparison.entries[0]).low == pytest.approx(93.75 - 1.965 * 1.0708, abs=2e-3)
 
 
-def test_seeds_and_rows_add_up():
+def test_several_seeds_with_rows_rest_on_both(tmp_path):
     gains = np.array([100.0] * 4 + [0.0] * 96)
     variance, df = row_error(gains)
     assert (variance, df) == (pytest.approx((4 * 96**2 + 96 * 4**2) / 99 / 100), 99)
     assert row_error(np.zeros(100)) == (0.25, 99)  # half of one row's point: no proof that none would change
     # variances 3 and 1 of 3 and 1 degrees: error 2, and 16 / (9 / 3 + 1 / 1) degrees
     assert combined([(3.0, 3.0), (1.0, 1.0)]) == (2.0, 4.0)
-
-
-def test_several_seeds_with_rows_rest_on_both():
     records = [
         record_of(cell, {"accuracy": hits(512, 480, lost + seed)}, seed=seed)
         for cell, lost in (("bert_sa_sft", 0), ("bert_sa_lora", 3))
@@ -179,6 +165,8 @@ def test_several_seeds_with_rows_rest_on_both():
     comparison = alone(records)
     assert comparison.chance.interval(comparison.entries[0]).by == "2 seeds, rows"
     assert comparison.entries[0].rows.mean() == pytest.approx(100 * 479.5 / 512)
+    kept, lost = record_of("bert_sa_sft", {"accuracy": hits(20, 10)}), measured("bert_sa_sft", 50.0, seed=1)
+    assert entry_of([(kept, tmp_path / "run.json"), (lost, tmp_path / "run.json")]).rows is None
 
 
 @pytest.fixture(scope="module")
@@ -311,11 +299,6 @@ def test_a_peak_of_a_gpu_is_the_cells_own():
     assert complete().own_peak_gib is None  # a CPU, and nobody counted the cells before
 
 
-def test_rows_that_were_not_kept_for_every_seed_are_not_averaged(tmp_path):
-    kept, lost = record_of("bert_sa_sft", {"accuracy": hits(20, 10)}), measured("bert_sa_sft", 50.0, seed=1)
-    assert entry_of([(kept, tmp_path / "run.json"), (lost, tmp_path / "run.json")]).rows is None
-
-
 # The command
 
 
@@ -330,21 +313,15 @@ def test_the_command_prints_a_table_for_each_task_and_backbone(tmp_path, capsys)
     assert words[-1].startswith("the quick profile trains micro backbones, which say nothing of full-size models;")
 
 
-def test_two_runs_count_as_one(tmp_path, capsys):
+def test_two_runs_count_as_one_and_one_of_an_instrument_beside_them_changes_no_score(tmp_path, capsys):
     first, second = three_on_two_seeds()[::2], three_on_two_seeds()[1::2]
     together = as_text(comparisons(three_on_two_seeds()))
     assert command.main([str(saved(tmp_path / "a.json", *first)), str(saved(tmp_path / "b.json", *second))]) == 0
     assert capsys.readouterr().out.strip() == together
-
-
-def test_a_run_of_an_instrument_beside_one_of_the_same_cells_and_seeds_changes_no_score():
     records = three_on_two_seeds()
     asked = [replace(record, scores={"accuracy": 1.0}, forgetting=FORGOTTEN) for record in records[:3]]
     both = compared({Path("run.json"): records, Path("forgetting.json"): asked}, Noise())
     assert as_text(both) == as_text(comparisons(records))
-
-
-def test_markdown_has_the_same_cells():
     shown = as_markdown(comparisons(three_on_two_seeds()))
     assert "**sa on bert: accuracy, 2 seeds**" in shown
     assert f"| qlora | 76.0 | 63.3 to 88.7 | 2 seeds | b | {markdown('0.00*')} | 0.0  | {markdown('0.90*')} |" in shown

@@ -32,8 +32,15 @@ def whole(cell="bert_sa_lora", losses=LOSSES, **changes):
 # The record
 
 
-def test_a_record_of_first_updates_is_sound():
+def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     assert from_json(to_json(begun())).first_updates == 2
+    extent = Extent(updates=2, planned=40, one_pass=40)
+    sound = with_status(begun(status="unfinished"), extent)
+    assert (sound.status, sound.missed) == ("begun", [])
+    failed = [replace(sound.audits[0], passed=False, detail="2 frozen ones changed")]
+    assert with_status(replace(begun(), audits=failed), extent).missed == [
+        "audit base_frozen: 2 frozen ones changed (bert_sa_lora, quick, seed 0)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -50,16 +57,6 @@ def test_a_record_of_first_updates_is_sound():
 def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change, words):
     _, faults = checked(to_json(begun()) | change)
     assert words in faults
-
-
-def test_no_bound_counts_after_first_updates_and_an_audit_does():
-    extent = Extent(updates=2, planned=40, one_pass=40)
-    sound = with_status(begun(status="unfinished"), extent)
-    assert (sound.status, sound.missed) == ("begun", [])
-    failed = [replace(sound.audits[0], passed=False, detail="2 frozen ones changed")]
-    assert with_status(replace(begun(), audits=failed), extent).missed == [
-        "audit base_frozen: 2 frozen ones changed (bert_sa_lora, quick, seed 0)"
-    ]
 
 
 # Numerics
@@ -95,16 +92,13 @@ def answered(old, new, kinds=FAILED_BY):
     return judged, answer_of(new, judged, kinds, baseline="before.json", before=old)
 
 
-def test_a_begun_cell_is_judged_by_numerics_and_by_bytes_of_tensors_alone():
+def test_begun_cells_are_judged_by_numerics_and_by_bytes_of_tensors_alone():
     judged, _ = answered([whole()], [begun()])
     assert {j.quantity for j in judged} == {
         "numerics",
         *("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes"),
     }
     assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2]
-
-
-def test_equal_and_rounding_cells_are_counted_and_pass():
     old = [whole("bert_sa_lora"), whole("bert_sa_sft"), whole("gpt2_sa_sft")]
     new = [begun("bert_sa_lora"), begun("bert_sa_sft"), begun("gpt2_sa_sft", [0.7, 0.5 + 1e-6])]
     _, answer = answered(old, new)
@@ -125,16 +119,21 @@ def test_a_changed_cell_that_took_no_score_cannot_be_told():
     assert answer.exit_code == 6
 
 
-def test_a_changed_cell_fails_where_numerics_count():
+def test_where_numerics_count_a_changed_cell_fails_and_what_has_no_scores_is_never_called_passed():
     _, answer = answered([whole()], [begun(losses=[0.7, 0.6])], ("numerics",))
     assert answer.sentences[0].startswith("Failed: numerics changed in the one cell")
     assert answer.exit_code == 1
-
-
-def test_a_cell_of_another_seed_cannot_be_told():
     _, answer = answered([whole()], [begun(seeds=seeds(7))])
     assert "none equal by its first 2 updates; 1 not comparable (bert_sa_lora), without scores" in answer.sentences[0]
     assert answer.exit_code == 6
+    judged, answer = answered([begun()], [whole()])
+    assert [(j.quantity, str(j.verdict)) for j in judged if j.kind == "quality"] == [("accuracy", "cannot tell")]
+    assert answer.exit_code == 6
+    answer = answer_of([begun()])
+    assert answer.sentences == (
+        "1 cell made only its first 2 updates, without scores, and passed every audit that can look so early.",
+    )
+    assert answer.exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -152,20 +151,6 @@ def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, word, cod
     assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2, None]
 
 
-def test_without_a_gate_nobody_says_passed():
-    answer = answer_of([begun()])
-    assert answer.sentences == (
-        "1 cell made only its first 2 updates, without scores, and passed every audit that can look so early.",
-    )
-    assert answer.exit_code == 0
-
-
-def test_a_baseline_of_first_updates_has_no_scores_to_judge_a_whole_run_by():
-    judged, answer = answered([begun()], [whole()])
-    assert [(j.quantity, str(j.verdict)) for j in judged if j.kind == "quality"] == [("accuracy", "cannot tell")]
-    assert answer.exit_code == 6
-
-
 # Other readers
 
 
@@ -174,23 +159,14 @@ def file(tmp_path):
     return run_file(tmp_path / "run.json", [begun("bert_sa_lora"), begun("bert_sa_sft", losses=[0.7, 0.55])])
 
 
-def test_the_page_shows_it(file):
+def test_page_audit_and_export_take_it_and_baselines_and_comparisons_do_not(file, tmp_path, capsys):
     page = page_of(read_page_run(file), [read_page_run(file)])
     assert page.head.answer == "2 cells: 2 equal by their first 2 updates."
     assert not page.head.causes  # nothing went wrong
     assert "begun" in html(page)
-
-
-def test_it_is_no_baseline(file, tmp_path):
     assert any("made only its first 2 updates, without scores" in reason for reason in baseline.refusals(file))
-
-
-def test_it_is_not_compared_by_method(file):
     with pytest.raises(InputError, match="no cell finished with a score, so there is nothing to compare"):
         entries_of({file: [begun()]})
-
-
-def test_its_audit_finds_nothing_and_its_figures_are_exported(file, tmp_path, capsys):
     assert audit.main([str(file)]) == 0
     assert export.main([str(file), "-o", str(tmp_path / "table.csv")]) == 0
     assert '"begun"' in (tmp_path / "table.csv").read_text()

@@ -94,19 +94,6 @@ def test_rows_that_are_not_there_are_one_sentence(store):
     )
 
 
-def test_texts_that_were_not_kept_leave_points_and_predictions():
-    old, new = (record_of("t5_qa_sft", [p, 0.0, 100.0], [word, "a", "b"]) for p, word in ((100.0, "Ann"), (0.0, "Bob")))
-    lines = listed([old], [new]).lines()
-    assert lines[2:7] == [
-        "  row 1: 100 -> 0 points",
-        "    input     not kept",
-        "    reference not kept",
-        "    before    Ann",
-        "    after     Bob",
-    ]
-    assert lines[7].startswith("t5_qa_sft: the rows' text was not kept with this run: ")
-
-
 def test_long_texts_are_cut_and_predictions_begin_shortly_before_they_part():
     start = "x" * 500
     old, new = (record_of("t5_sum_sft", [points], [start + end]) for points, end in ((100.0, "old"), (0.0, "new" + "y" * 500)))

@@ -41,21 +41,15 @@ def record(cell, forgetting, seed=0):
 
 
 def test_a_loss_is_of_all_tokens_not_a_mean_over_texts():
-    """20 nats over 40 tokens are 0.5; a mean over texts would be 0.6. After: 40 over 40."""
+    # 20 nats over 40 tokens are 0.5; a mean over texts would be 0.6. After: 40 over 40.
     told = forgetting_record(losses([10.0, 6.0, 4.0]), losses([10.0, 10.0, 20.0]))
     assert (told.tokens, told.before.value, told.after.value, told.change.value) == (40, 0.5, 1.0, 0.5)
     assert told.change.low < 0.5 < told.change.high
     assert (told.objective, told.texts) == ("masked", {"qa": 2, "sum": 1})
-
-
-def test_texts_that_all_change_alike_leave_no_doubt():
-    """0.1 nats a token more on every text."""
+    # 0.1 nats a token more on every text.
     told = forgetting_record(losses([10.0, 6.0, 4.0]), losses([11.0, 7.0, 6.0]))
     assert (told.change.value, told.change.low, told.change.high) == pytest.approx((0.1, 0.1, 0.1))
-
-
-def test_a_ratio_and_its_interval():
-    """Two groups of one item each, 0 and 2: means of resamples are 0, 1 and 2."""
+    # Two groups of one item each, 0 and 2: means of resamples are 0, 1 and 2.
     assert ratio([0.0, 2.0], [1, 1]) == (1.0, 0.0, 2.0)
 
 

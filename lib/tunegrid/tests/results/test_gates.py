@@ -133,7 +133,7 @@ def test_a_score_without_a_margin_of_its_own_takes_the_one_for_others():
     assert (judgement.verdict, judgement.margin) == (Verdict.SAME, load_margins()["points"]["other"])
 
 
-def test_points_that_are_no_numbers_are_refused():
+def test_points_that_are_no_numbers_and_other_test_rows_are_refused():
     untold = {"scores": {"accuracy": 1.5, "f1_macro": 1.5}, "status": "missed", "missed": ["why"]}
     old, new = (
         record_of("bert_sa_lora", {"accuracy": values}, ids=["a", "b"], **untold)
@@ -141,9 +141,6 @@ def test_points_that_are_no_numbers_are_refused():
     )
     with pytest.raises(InputError, match=r"accuracy is not a number in every row\); remove it"):
         judged(old, new)
-
-
-def test_other_test_rows_are_refused_with_their_hashes():
     old, new = (record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]}, ids=ids) for ids in (["a", "b"], ["a", "c"]))
     hashes = [record.examples.rows_hash for record in (old, new)]
     with pytest.raises(InputError, match=rf"scored different test rows \({hashes[0]} and {hashes[1]}\)"):
@@ -161,15 +158,12 @@ def test_a_cell_that_is_not_there_or_did_not_finish_is_missing_and_a_new_one_is_
     assert verdicts == {("t5_qa_sft", Verdict.MISSING), ("gpt2_qa_sft", Verdict.NEW)}
 
 
-def test_two_profiles_and_runs_without_a_common_cell_are_refused():
+def test_two_profiles_and_runs_without_a_common_cell_are_refused(tmp_path, capsys):
     one = record_of("bert_sa_lora")
     with pytest.raises(InputError, match="holds cells of full and quick: judge one profile at a time"):
         Run.of([one, record_of("bert_sa_lora", profile="full")])
     with pytest.raises(InputError, match="no cell in common"):
         gate(Run.of([one]), Run.of([record_of("t5_qa_sft")]))
-
-
-def test_two_profiles_in_two_files_are_refused_with_one_sentence(tmp_path, capsys):
     quick = run_file(tmp_path / "quick.json", [record_of("bert_sa_lora")])
     footprint = run_file(tmp_path / "footprint.json", [complete("bert_sa_lora", **FOOTPRINT)])
     assert "the baseline is of quick and the run of footprint: " in refusal(capsys, command.main, quick, footprint)
@@ -207,11 +201,15 @@ def with_steps(seconds, **changes):
     return record_of("bert_sa_lora", throughput=speed, **changes)
 
 
-def test_slower_steps_on_a_like_machine_are_worse():
+def test_slower_steps_on_a_like_machine_are_worse_and_seeds_on_another_card_do_not_count():
     judgement = judged(with_steps(0.1), with_steps(0.13))["step_seconds"]
     assert (judgement.verdict, judgement.effect) == (Verdict.WORSE, pytest.approx(0.3))
     assert judged(with_steps(0.1), with_steps(0.105))["step_seconds"].verdict is Verdict.SAME
     assert judged(with_steps(0.1), with_steps(0.05))["step_seconds"].verdict is Verdict.BETTER
+    other = {"device": MEASURED["device"] | {"name": "H100"}, "seeds": {"seed": 1, "split_seed": 42, "perturbation": None}}
+    baseline, now = Run.of([with_steps(0.1), with_steps(0.01, **other)]), Run.of([with_steps(0.1)])
+    [speed] = [judgement for judgement in gate(baseline, now) if judgement.quantity == "step_seconds"]
+    assert (speed.verdict, speed.effect) == (Verdict.SAME, pytest.approx(0.0))
 
 
 @pytest.mark.parametrize(
@@ -226,13 +224,6 @@ def test_slower_steps_on_a_like_machine_are_worse():
 def test_speed_is_compared_between_like_machines_only(changes, reason):
     judgement = judged(with_steps(0.1), with_steps(0.2, **changes))["step_seconds"]
     assert (judgement.verdict, judgement.detail) == (Verdict.NOT_COMPARABLE, reason)
-
-
-def test_seeds_of_a_mixed_baseline_that_ran_on_another_card_do_not_count():
-    other = {"device": MEASURED["device"] | {"name": "H100"}, "seeds": {"seed": 1, "split_seed": 42, "perturbation": None}}
-    baseline, now = Run.of([with_steps(0.1), with_steps(0.01, **other)]), Run.of([with_steps(0.1)])
-    [speed] = [judgement for judgement in gate(baseline, now) if judgement.quantity == "step_seconds"]
-    assert (speed.verdict, speed.effect) == (Verdict.SAME, pytest.approx(0.0))
 
 
 # Words

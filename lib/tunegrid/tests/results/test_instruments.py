@@ -93,8 +93,5 @@ def test_the_gate_says_it_and_fails_where_numerics_count():
     told = " ".join(answer_of([new], judged, kinds=("numerics",), baseline="old.json").sentences)
     assert "Failed: robustness changed in the one cell. Cause: first at the stage typos5" in told
     assert "does not count here" in " ".join(answer_of([new], judged, kinds=("quality",), baseline="old.json").sentences)
-
-
-def test_a_gate_of_runs_without_instruments_says_nothing_of_them():
     judged = gate(Run.of([record()]), Run.of([record()]))
     assert {"shifted", "forgetting"}.isdisjoint(judgement.quantity for judgement in judged)

@@ -53,12 +53,9 @@ def test_the_table_has_a_line_for_the_served_adapter_and_one_for_each_base():
     assert merge_table([complete("bert_sa_qlora")]) == []
 
 
-def test_merges_that_are_what_they_are_called_meet_no_objection():
+def test_a_merge_onto_another_base_and_a_layer_without_the_adapter_are_objected_to():
     assert list(objections(part())) == []
     assert list(objections(part(packed=refused("PEFT merges no vectors into packed layers")))) == []
-
-
-def test_a_merge_onto_another_base_and_a_layer_without_the_adapter_are_said():
     wrong = part(unpacked=merged("original"), original=merged(None), packed=merged("packed", unlike=["layer.0.query"]))
     assert list(objections(wrong)) == [
         "merged into the packed base, whose layers PEFT packs again, 1 of 4 layers do not compute what the adapter computes "

@@ -109,13 +109,10 @@ def test_the_first_module_whose_output_moved_is_named(moved, found):
     assert said.endswith("what goes in is equal; 1 more beside them") if found is None else said == found
 
 
-def test_a_shuffled_tensor_has_its_norm_and_other_projections():
+def test_a_shuffled_tensor_has_other_projections_and_what_is_no_number_is_infinitely_far():
     shuffled = (10.0, 2.0, 3.0, 1.0)
     assert share((10.0, 1.0, 2.0, 3.0), shuffled) == 0.2
     assert first_forward(both({("embed", "given"): shuffled}), "forward", BOUND).startswith("embed (Embed, toy)")
-
-
-def test_a_number_that_is_none_is_infinitely_far():
     assert share(NONE, NONE) == 0.0
     assert share(NONE, (1.0, 1.0, 1.0, 1.0)) == math.inf
 
@@ -159,19 +156,13 @@ def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(m
         assert bool(said) == bool(found)
 
 
-def test_a_gradient_of_a_thousandth_of_the_largest_has_no_digits():
+def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side_have_not_moved():
     small = {("embed", "gradient"): (1e-4, 0.0, 0.0, 0.0)}
     none = {("embed", "gradient"): (0.0, 0.0, 0.0, 0.0)}
     moved = Moved.between(modules_of(model(small)), modules_of(model(none)), "forward")
     assert moved.shares[0]["gradient"] == pytest.approx(1e-4 / (1e-3 * 10))
-
-
-def test_weights_that_another_module_holds_now_have_not_moved():
     moved = {("block.attention.query", "weights"): NONE}
     assert furthest(*both(moved)) == {"module_outputs": 0.0, "module_gradients": 0.0}
-
-
-def test_only_modules_of_both_are_compared():
     new = modules_of(model({("embed", "given"): by(0.5)}))
     old = modules_of(model(order=[one for one in MODEL if one[0] != "embed"]))
     assert furthest(old, new)["module_outputs"] == 0.0
@@ -240,25 +231,16 @@ def test_the_backward_stage_names_what_changed_forward_first(store):
     assert said(written(), written(IN_KEY | moved, **figures)) == f"backward without dropout: {KEY}; {words}"
 
 
-def test_a_module_that_moved_alone_is_no_change(store):
-    """It may be what the model computes of padding."""
+def test_a_module_that_moved_alone_is_no_change_and_without_figures_the_stage_alone_is_named(store):
+    # It may be what the model computes of padding.
     assert said(written(), written(IN_KEY)) == "all losses are equal"
-
-
-def test_without_figures_of_modules_the_stage_alone_is_named(store):
     old, new = written(), written(IN_KEY, probe_loss=0.8)
     assert said(record_with(None), new) == f"forward: {LATER_LOSS}"
     assert said(old, new, None) == f"forward: {LATER_LOSS}"
     (store / old.training.first_step.modules).unlink()
     assert said(old, new) == f"forward: {LATER_LOSS}"
-
-
-def test_figures_of_another_probe_name_nothing(store):
     old, new = written(probe="f" * 16), written(IN_KEY, weights={"head": 2.0})
     assert said(old, new) == "start: weights before training, layer 0 attention no number, before 10"
-
-
-def test_how_far_modules_lie_apart_is_among_the_figures_that_tolerances_rest_on(store):
     pair = Pair(old=complete().training, new=complete().training, tolerance={}, fine=True, modules=lambda: both(IN_KEY))
     assert pair.apart()["module_outputs"] == pytest.approx(0.02)
     assert "module_outputs" not in replace(pair, modules=lambda: None).apart()
@@ -267,7 +249,7 @@ def test_how_far_modules_lie_apart_is_among_the_figures_that_tolerances_rest_on(
 # Files
 
 
-def test_figures_are_read_as_they_were_written(store, tmp_path):
+def test_figures_are_read_as_they_were_written_go_where_a_run_goes_and_are_refused_when_changed(store, tmp_path):
     columns = model({("embed", "given"): NONE})
     record = record_with(examples.write_modules(columns))
     assert dict(examples.read_modules(record, None)) == columns
@@ -275,9 +257,6 @@ def test_figures_are_read_as_they_were_written(store, tmp_path):
     (store / record.training.first_step.modules).unlink()
     assert examples.read_modules(record, tmp_path / "run.json") is None
     assert examples.read_modules(record_with(None), None) is None
-
-
-def test_figures_go_where_a_run_goes(store, tmp_path):
     record = record_with(examples.write_modules(model()))
     name, run = record.training.first_step.modules, tmp_path / "elsewhere" / "run.json"
     assert name in examples.files_of(record)
@@ -287,9 +266,6 @@ def test_figures_go_where_a_run_goes(store, tmp_path):
     assert examples.read_modules(record, run)["module"][0] == "embed"
     examples.keep_contents({name: (run.parent / "examples" / name).read_bytes()})
     assert (store / name).is_file()
-
-
-def test_a_file_that_was_changed_is_refused(store):
     one, other = examples.write_modules(model()), examples.write_modules(model({("embed", "given"): by(1.0)}))
     (store / one).write_bytes((store / other).read_bytes())
     with pytest.raises(InputError, match="does not hold the figures that it is named for"):

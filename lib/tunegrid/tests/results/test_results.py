@@ -62,16 +62,19 @@ def lines(*records):
     return [line for line, _ in run_table.rows(records)]
 
 
-def test_a_line_stands_under_its_header():
+def test_a_line_stands_under_its_header_and_a_footprint_has_a_table_of_its_own():
     assert [run_table.header([complete()]), *lines(complete())] == [
         "cell            score        points  bound  train s samples/s  peak GiB trainable  status",
         "bert_sa_lora    accuracy       91.0   88.0     12.2       123      1.25     2.50%  passed",
     ]
-
-
-def test_what_was_not_measured_is_a_dash():
     line = lines(new_record(CELLS["gpt2_sum_qlora"]))[0]
     assert line.split() == ["gpt2_sum_qlora", "rougeLsum", *["-"] * 6, "unfinished"]
+    record = complete(**FOOTPRINT)
+    assert [run_table.header([record]), *lines(record)] == [
+        "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  status",
+        "bert_sa_lora        120     150     4000     -     400     3      6    103      512  25.0  passed",
+    ]
+    assert run_table.header([record, complete()]) == run_table.header([complete()])
 
 
 def with_joules(**figures):
@@ -119,22 +122,10 @@ def test_the_peak_is_the_gpus_where_there_is_one():
     assert new_record(CELLS["bert_sa_lora"]).peak_gib is None
 
 
-def test_the_footer_counts_and_names_the_device():
+def test_the_footer_counts_and_names_the_device_and_what_was_too_short():
     records = [complete(), complete("bert_sa_sft", status="missed"), new_record(CELLS["t5_qa_sft"])]
     assert run_table.footer(records, 61.7) == "1 of 3 cells passed in 62 s on a CPU"
     assert run_table.footer(records[2:], 1.0) == "0 of 1 cells passed in 1 s on no device"
-
-
-def test_a_footprint_has_a_table_of_its_own():
-    record = complete(**FOOTPRINT)
-    assert [run_table.header([record]), *lines(record)] == [
-        "cell            step ms  p90 ms tokens/s gen/s weights grads optim. activ. MiB peak MFU %  status",
-        "bert_sa_lora        120     150     4000     -     400     3      6    103      512  25.0  passed",
-    ]
-    assert run_table.header([record, complete()]) == run_table.header([complete()])
-
-
-def test_a_run_that_was_too_short_for_an_audit_with_some_seed_says_so():
     short = complete(bounds={}, excused={"learned_something": "too short"}, seeds=complete_json()["seeds"] | {"seed": 1})
     assert lines(short)[0].endswith("  too short")
     assert lines(complete(bounds={}), short)[0].endswith("  too short")
@@ -170,13 +161,10 @@ def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(opt
 # Saved runs
 
 
-def test_one_profile_of_a_saved_run_can_be_asked_for(tmp_path):
+def test_a_saved_runs_records_are_found_by_cell_and_profile(tmp_path):
     path = saved(tmp_path / "run.json", complete(), complete(**FOOTPRINT))
     assert read_records(path, "footprint") == {"bert_sa_lora": complete(**FOOTPRINT)}
     assert read_records(path, "full") == {}
-
-
-def test_a_saved_runs_records_are_found_by_cell(tmp_path):
     path = saved(tmp_path / "run.json", complete("t5_qa_sft"), {"no": "cell"}, complete("bert_sa_lora"))
     assert read_records(path) == {"t5_qa_sft": complete("t5_qa_sft"), "bert_sa_lora": complete("bert_sa_lora")}
 

@@ -54,17 +54,14 @@ def read(one):
     return read_shifted(one, None)
 
 
-def test_a_drop_is_paired_by_row_and_has_an_interval():
-    """Three of ten rows lose all: -30 points."""
+def test_a_drop_is_paired_by_row_and_what_is_read_as_before_has_no_interval():
+    # Three of ten rows lose all: -30 points.
     part = shifted_record(told(), None)
     shift = part.shifts["typos5"]
     assert (part.score, shift.score, shift.change.value) == (100.0, 70.0, -30.0)
     assert shift.change.low < -30 < shift.change.high <= 0
     assert part.contrasts["negated"] == ContrastRecord(meaning="-", pairs=10, right=8, both=6)
     assert list(objections(part)) == []
-
-
-def test_what_is_read_as_before_has_no_interval():
     part = shifted_record(told(shifts={"upper": ShiftPoints(meaning="-", points=list(RIGHT), changed=10, read=0)}), None)
     assert part.shifts["upper"] == ShiftRecord(
         meaning="-", changed=10, read=0, score=100.0, change=Estimate(value=0.0, low=0.0, high=0.0)

@@ -54,28 +54,22 @@ def test_a_drop_is_held_to_the_tail_and_a_gain_is_not():
 # McNemar
 
 
-def test_mcnemar_by_hand():
+def test_mcnemar_by_hand_is_for_hits_and_the_bootstrap_for_scores():
     # 6 lost, 1 won: of seven tosses at least six heads, (7 + 1) / 128; at least one, 127 / 128
     assert mcnemar(np.array([-100.0] * 6 + [100.0] + [0.0] * 9)) == pytest.approx((8 / 128, 127 / 128))
     assert mcnemar(np.zeros(5)) == (1.0, 1.0)
-
-
-def test_hits_and_misses_go_to_mcnemar_and_scores_to_the_bootstrap():
     assert paired(*hits(6, 1, 20)).p_worse == pytest.approx(8 / 128)
     graded = paired([50.0, 100.0, 0.0], [50.0, 90.0, 0.0])
     assert graded.p_worse * (RESAMPLES + 1) == pytest.approx(round(graded.p_worse * (RESAMPLES + 1)))
 
 
-def test_an_effect_is_new_minus_old():
+def test_an_effect_is_new_minus_old_and_the_same_twice_is_none():
     effect = paired(*hits(6, 1, both=93))
     assert effect.points == -5.0
     assert effect.flips == (6, 1)
     assert effect.rows == 100
     assert effect.low < -5.0 < effect.high
     assert effect.p_better > 0.9
-
-
-def test_the_same_twice_is_no_effect():
     effect = paired([10.0, 55.0, 90.0], [10.0, 55.0, 90.0])
     assert (effect.points, effect.p_worse, effect.p_better, effect.error) == (0, 1, 1, 0)
 
@@ -166,14 +160,11 @@ def test_100000_rows_do_not_take_a_byte_a_resample(rng):
 # Macro F1
 
 
-def test_macro_f1_is_scikit_learns_on_every_resample(rng):
+def test_macro_f1_is_scikit_learns_on_every_resample_of_as_many_classes_as_it_is_told(rng):
     truth, guess = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
     draws = rng.multinomial(60, np.full(60, 1 / 60), 5)
     wanted = [100 * f1_score(np.repeat(truth, draw), np.repeat(guess, draw), average="macro") for draw in draws]
     assert macro_f1(truth, guess, draws) == pytest.approx(wanted)
-
-
-def test_macro_f1_has_as_many_classes_as_it_is_told(rng):
     truth, guess = rng.integers(0, 4, 90), rng.integers(0, 4, 90)
     wanted = 100 * f1_score(truth, guess, average="macro")
     assert macro_f1(truth, guess, np.ones((1, 90)), classes=4) == pytest.approx([wanted])

@@ -76,27 +76,21 @@ def test_the_first_stage_that_changed_is_named(stages, told):
     assert verdict(**stages) == told
 
 
-def test_a_path_that_parts_from_ours_now_says_how():
+def test_a_path_that_parts_from_ours_says_how_and_two_seeds_are_not_compared():
     differs = "labels: the collator counts 312 labels, ours 290 (batch 1)"
     gone = dict.fromkeys(("batch", "order", "loss", "gradient", "rates", "losses", "weights"))
     assert verdict(differs=differs, labels=StockStage(digest=None), **gone)[1] == (
         "labels: the collator counts 312 labels, ours 290 (batch 1); it did not differ from ours before"
     )
-
-
-def test_paths_of_two_seeds_are_not_compared():
     other = path()
     other.seeds = replace(other.seeds, seed=1)
     assert compared_paths(path(), other, load_tolerances()) == (Verdict.NOT_COMPARABLE, "no run of the same seed")
+    judgements = judged(path(order=StockStage(digest="0" * 16)))
+    assert [(j.quantity, j.kind, j.verdict) for j in judgements] == [("stock", "numerics", Verdict.CHANGED)]
 
 
 def judged(after):
     return gate(Run.of([path()]), Run.of([after]))
-
-
-def test_the_gate_judges_the_path_alone_where_nothing_else_was_run():
-    judgements = judged(path(order=StockStage(digest="0" * 16)))
-    assert [(j.quantity, j.kind, j.verdict) for j in judgements] == [("stock", "numerics", Verdict.CHANGED)]
 
 
 @pytest.mark.parametrize(("kinds", "state"), [("quality,memory", State.PASSED), ("numerics", State.FAILED)])
@@ -117,12 +111,9 @@ def test_a_path_that_did_not_change_passes_whatever_counts(kinds):
     assert "score" not in answer.text
 
 
-def test_a_cell_that_differs_is_told_by_its_stage():
+def test_a_cell_that_differs_is_told_by_its_stage_and_did_not_pass():
     answer = answer_of([path(differs="rates: the rate of update 1 is 0.5, ours is 0")])
     assert answer.sentences[0] == "Failed: the one cell differed from ours at the stage rates."
-
-
-def test_a_path_that_differs_did_not_pass():
     record = path(differs="rates: others")
     record.status, record.missed = "passed", []
     assert list(contradictions(record)) == ["stock.differs says 'rates: others', but the status is 'passed'"]

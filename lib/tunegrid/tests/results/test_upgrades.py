@@ -57,28 +57,22 @@ def test_cells_are_counted_and_those_that_matter_named(judged, words):
     assert sentence("x", judged, KINDS) == f"x: {words}"
 
 
-def test_without_a_judgement_no_cell_finishes():
+def test_a_cell_that_failed_by_itself_is_named_in_its_group():
     assert sentence("x", [], KINDS) == "x: no cell finishes"
     assert sentence("x", [], KINDS, {"a": "broke off", "b": "broke off"}) == "x: no cell finishes (broke off)"
-
-
-def test_a_cell_that_failed_by_itself_is_named_in_its_group():
     judged = [*equal("a", "b"), numerics("c", Verdict.CHANGED, "forward: y")]
     assert sentence("x", judged, KINDS, {"a": "failed audit base_frozen", "c": "missed a bound"}) == (
         "x: 1 cell equal, 1 changed (c: forward: y; missed a bound), 1 failed (a: failed audit base_frozen)"
     )
 
 
-def test_a_failure_that_was_there_before_says_so():
+def test_a_failure_that_was_there_before_says_so_and_of_several_causes_the_first_is_told():
     below = {"status": "missed", "missed": ["accuracy 10.0 is below 88.0"], "scores": {"accuracy": 10.0, "f1_macro": 91.0}}
     good, bad, stopped = complete(), complete(**below), complete(status="stopped", missed=["the loss is nan"])
     assert failures([good], [good]) == {}
     assert failures([good], [bad]) == {"bert_sa_lora": "missed a bound"}
     assert failures([bad], [bad]) == {"bert_sa_lora": "missed a bound, as before"}
     assert failures([bad], [stopped]) == {"bert_sa_lora": "stopped early"}
-
-
-def test_of_several_causes_the_first_is_told_and_the_others_counted():
     audits = [{"name": name, "passed": False, "detail": "x"} for name in ("base_frozen", "head_trains", "rows_learned")]
     missed = [f"audit {audit['name']}: x" for audit in audits]
     record = complete(status="missed", audits=audits, missed=missed)

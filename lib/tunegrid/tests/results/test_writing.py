@@ -3,7 +3,6 @@
 import pytest
 
 from tunegrid.commands import merge
-from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results.files import read_records
 from tunegrid.results.journal import Journal, latest, read
@@ -68,14 +67,11 @@ def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
     assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
-def test_a_session_tells_what_its_cells_show_together(plain):
+def test_a_session_and_one_resumed_tell_what_cells_show_together(plain):
     code, output, path, _ = plain
     assert (code, findings_of(path)) == (1, EXPECTED), output
     assert "0 of 3 cells passed" in output
     assert COPIED.format(cell="t5_sa_sft", other="t5_sa_lora") in output
-
-
-def test_a_resumed_session_tells_the_same_of_cells_that_had_passed_alone(plain):
     folder = plain[-1]
     code, output, path = session(folder, "again", "-n0", "--resume")
     assert "resumed 2 cells" in output
@@ -111,13 +107,6 @@ def test_rows_that_are_no_cells_stay_and_stand_by_name(tmp_path):
     assert [row.get("fullname") or row["name"] for row in rows] == ["a", "b"]
     assert rows[0] == {"name": "a", "extra_info": {"control": 1}}
     assert rows[1]["extra_info"]["cell"] == "bert_sa_lora"
-
-
-def test_a_run_that_cannot_be_written_is_one_sentence_and_leaves_no_half_of_it(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/run\.json cannot be written"):
-        FinishedRun({"a": complete()}).save({"benchmarks": []}, tmp_path / "file" / "run.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_lines_stand_in_the_order_of_cells_and_sentences_below_them():
