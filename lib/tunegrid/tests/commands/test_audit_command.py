@@ -87,9 +87,6 @@ def test_methods_that_are_not_like_for_like_say_in_what():
     assert unlike({"t5_sa_lora": cell("t5_sa_lora", 1.0), "t5_sa_sft": longer}) == ["t5_sa_lora and t5_sa_sft: updates"]
 
 
-# The command
-
-
 def test_it_finds_the_studys_impossible_numbers_and_copied_rows(capsys):
     assert audit.main([str(STUDY)]) == 1
     page = capsys.readouterr().out

@@ -27,9 +27,6 @@ def saved(path, points, cells=27):
     return path
 
 
-# tunegrid
-
-
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
     assert command.main(arguments) == 0
@@ -74,9 +71,6 @@ def test_every_command_describes_itself(main, usage, name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: {usage} {name}")
 
 
-# Scores and bounds
-
-
 @pytest.mark.parametrize(
     ("points", "cells", "code", "said"),
     [
@@ -90,8 +84,6 @@ def test_scores_are_identical_to_the_last_digit_or_listed(tmp_path, capsys, poin
     assert command.main(["gate", "--exact", str(first), str(second)]) == code
     assert said in capsys.readouterr().out
 
-
-# Files that hold no run
 
 OF_A_RUN = (
     *("audit RUN", "baseline RUN TO.json", "compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),

@@ -67,7 +67,7 @@ def test_what_was_not_measured_has_no_row(tmp_path):
     assert not [name for name in table["metric"] if name.startswith(("scores.", "evaluation."))]
 
 
-def test_a_record_without_its_rows_is_named_and_a_run_of_such_is_refused(tmp_path, capsys):
+def test_a_record_without_its_rows_is_named_and_a_run_of_such_or_another_format_refused(tmp_path, capsys):
     gone = complete("t5_sa_sft", examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
     mixed = saved(tmp_path / "mixed.json", [record_of(), gone])
     assert export.main([str(mixed), "--rows", "-o", str(tmp_path / "rows.csv")]) == 0
@@ -76,6 +76,11 @@ def test_a_record_without_its_rows_is_named_and_a_run_of_such_is_refused(tmp_pat
     assert output.out.endswith("rows.csv: 40 rows of 17 columns\n")
     said = refusal(capsys, export.main, saved(tmp_path / "gone.json", [gone]), "--rows", "-o", tmp_path / "none.csv")
     assert "none of these runs has its test rows beside it" in said
+    with pytest.raises(InputError, match=r"give a name that ends in \.parquet or \.csv"):
+        export.write_table({"run": ["a"]}, tmp_path / "runs.xlsx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        export.write_table({"run": ["a"]}, tmp_path / "file" / "runs.csv")
 
 
 def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is_in_parquet(tmp_path):
@@ -87,11 +92,3 @@ def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is
     assert list(frame["prediction"]) == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(1)", "'\tx", "a=b", "", ""]
     assert frame["'=points"][0] == -1.5
     assert duckdb.sql(f"select prediction from '{tmp_path}/rows.parquet'").fetchall() == [(text,) for text in said]
-
-
-def test_another_format_and_an_unwritable_place_are_one_sentence(tmp_path):
-    with pytest.raises(InputError, match=r"give a name that ends in \.parquet or \.csv"):
-        export.write_table({"run": ["a"]}, tmp_path / "runs.xlsx")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        export.write_table({"run": ["a"]}, tmp_path / "file" / "runs.csv")

@@ -120,9 +120,6 @@ def test_a_cell_that_does_not_exist_or_fails_and_what_is_no_environment_are_one_
     assert "--speed lets two environments take turns, and --before is a run" in said
 
 
-# As a part of `tunegrid upgrade`
-
-
 @pytest.mark.parametrize(("slower", "gate", "code"), [(1.2, 0, 1), (1.0, 0, 0), (1.0, 1, 1), (1.2, 6, 1)])
 def test_an_upgrade_with_speed_says_both_and_the_worse_of_both(python, tmp_path, monkeypatch, capsys, slower, gate, code):
     pythons = python("old"), python("new", factors={"bert_sa_lora": slower})

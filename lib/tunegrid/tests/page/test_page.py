@@ -86,19 +86,6 @@ def test_cells_of_one_cause_are_one_line_with_all_their_names():
     assert cause.sentence == "bert_qa_lora: 3 of 53 frozen tensors changed"
 
 
-def test_errors_that_differ_in_more_than_figures_are_two_causes():
-    said = {"t5_sa_lora": "RuntimeError: 12 GiB", "t5_qa_lora": "RuntimeError: 13 GiB", "t5_sum_lora": "ValueError: no rows"}
-    records = [
-        record_of(cell, status="error", scores={}, examples=None, missed=[f"{text} ({cell}, quick, seed 0)"])
-        for cell, text in said.items()
-    ]
-    causes = page_of(run_of(records)).head.causes
-    assert [(len(cause.cells), cause.sentence) for cause in causes] == [
-        (1, "ValueError: no rows"),
-        (2, "t5_qa_lora: RuntimeError: 13 GiB"),
-    ]
-
-
 def test_changed_numerics_are_one_line_a_stage_with_the_module_of_each_cell():
     details = {"t5_sa_lora": "forward: a.b.c.d.query (Linear, torch) is the first", "t5_qa_lora": "forward: the loss moved"}
     judged = [
@@ -117,16 +104,13 @@ def test_changed_numerics_are_one_line_a_stage_with_the_module_of_each_cell():
 # The grid and the cells
 
 
-def test_a_field_has_its_change_against_the_baseline_and_without_one_its_distance_to_the_bound():
+def test_a_field_has_its_change_and_changed_cells_are_listed_by_size():
     before = run_of([record_of(right=38)], "b.json", "2026-11-01")
     small = re.compile(r"<small>([^<]*)</small>\s*<span class=\"verdict")
     assert small.findall(render.html(page_of(run_of([record_of(right=36)])))) == ["+2.0"]  # 90 points for a bound of 88
     assert small.findall(render.html(page_of(run_of([record_of(right=36)]), [before]))) == ["−5.0"]  # 95 before
     both = page_of(run_of([record_of(right=36), record_of("t5_sa_lora", right=39)]), [before])
     assert small.findall(render.html(both)) == ["−5.0", "+9.5 to bound"]
-
-
-def test_changed_cells_are_listed_by_size_the_largest_first():
     cells = ("bert_sa_lora", "gpt2_sa_lora", "t5_sa_lora", "t5_qa_lora")
     old = run_of([record_of(cell, 39) for cell in cells], "b.json", "2026-11-01")
     broken = record_of("t5_qa_lora", status="error", scores={}, examples=None, missed=["ValueError: no"])
@@ -290,13 +274,18 @@ def dot(name, cost, score, front=""):
     return Dot(name=name, front=front, look=Look("o", 0), cost=cost, score=score, low=score, high=score)
 
 
-def test_each_front_is_drawn_as_stairs_on_top_of_other_dots():
+def test_each_front_is_drawn_as_stairs_and_a_cell_that_an_audit_objects_to_is_on_none():
     dots = [dot("good", 9, 90, "bert"), dot("cheap", 1, 50, "bert"), dot("bad", 8, 40), dot("fair", 3, 70, "bert")]
     chart = charts.scatter([*dots, dot("other", 2, 99, "t5")])
     assert [mark.dot.name for mark in chart.marks] == ["bad", "cheap", "other", "fair", "good"]
     cheap, other, fair, good = ((mark.x, mark.y) for mark in chart.marks[1:])
     stairs = [cheap, (fair[0], cheap[1]), fair, (good[0], fair[1]), good]
     assert chart.fronts == [" ".join(f"{x},{y}" for x, y in stairs), f"{other[0]},{other[1]}"]
+    failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
+    good = complete("bert_sa_lora", scores={"accuracy": 99.0}, audits=failed)
+    page = page_of(PageRun(name="run", records=[complete("bert_sa_sft", scores={"accuracy": 80.0}), good]))
+    [group] = page.groups
+    assert {cell.id: bool(group.on_fronts(cell)) for cell in group.cells} == {"bert_sa_sft": True, "bert_sa_lora": False}
 
 
 def test_page_and_comparison_star_the_same_cells():
@@ -358,14 +347,6 @@ def test_curves_share_a_scale_ticks_are_round_and_bars_follow_each_other():
     assert [(part.start, part.width, part.kind) for part in parts] == [(0, 12.5, 0), (12.5, 37.5, 2)]
     assert charts.thinned([1.0, 3.0, None, 5.0], most=2) == [(1.5, 2.0), (3.5, 5.0)]
     assert len(charts.thinned([0.5] * 100_000)) <= 120
-
-
-def test_a_cell_that_an_audit_objects_to_is_on_no_front():
-    failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
-    good = complete("bert_sa_lora", scores={"accuracy": 99.0}, audits=failed)
-    page = page_of(PageRun(name="run", records=[complete("bert_sa_sft", scores={"accuracy": 80.0}), good]))
-    [group] = page.groups
-    assert {cell.id: bool(group.on_fronts(cell)) for cell in group.cells} == {"bert_sa_sft": True, "bert_sa_lora": False}
 
 
 def test_a_reliability_diagram_and_its_figures_are_shown_where_confidence_is_known():

@@ -154,9 +154,6 @@ def test_dark_is_dark_and_paper_is_white_and_wide_enough(opened):
     assert page.locator("nav:visible, .js:visible").count() == 0
 
 
-# Charts
-
-
 @pytest.mark.parametrize("name", ["failing", "many_cells", "several_seeds"])
 def test_charts_and_their_labels_do_not_overlap(opened, name):
     overlaps = """() => {

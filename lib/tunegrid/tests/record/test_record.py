@@ -20,8 +20,6 @@ from tunegrid.record.reading import checked
 from tunegrid.record.rules import contradictions
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
 
-# Plain values
-
 
 @pytest.mark.parametrize(
     ("value", "expected"),
@@ -59,9 +57,6 @@ def test_a_value_without_a_plain_form_is_refused(value):
         plain(value)
 
 
-# Types
-
-
 @pytest.mark.parametrize(
     "cell", [*STUDY.cells(QUICK_PROFILE), *STUDY.cells(FULL_PROFILE)], ids=lambda cell: f"{cell.profile.id}-{cell.id}"
 )
@@ -95,9 +90,6 @@ def test_a_records_recipe_is_the_cells_with_the_methods_settings_for_an_adapter(
     assert recorded.quantization == cell.quantization
     others = [field.name for field in fields(Recipe) if field.name != "adapter"]
     assert {name: getattr(recorded, name) for name in others} == {name: getattr(recipe, name) for name in others}
-
-
-# Reading
 
 
 @pytest.mark.parametrize("data", [complete_json(), complete_json(**FOOTPRINT)], ids=["scores", "footprint"])
@@ -157,9 +149,6 @@ def test_a_record_that_strays_is_refused_in_a_sentence(changes, sentence):
     assert "\n" not in str(refused.value)
 
 
-# Schema
-
-
 def test_the_committed_schema_is_the_classes(request):
     file, text = ROOT / "reports" / "schema.json", json.dumps(schema(), indent=2) + "\n"
     if request.config.getoption("--write-schema", default=False):
@@ -185,9 +174,6 @@ def test_a_sound_record_is_as_the_schema_says(data):
 @pytest.mark.parametrize("changes", [changes for changes, _ in STRAYS if "NaN" not in json.dumps(changes)], ids=str)
 def test_what_reading_refuses_the_schema_refuses(changes):
     assert not Draft202012Validator(schema()).is_valid(complete_json(**changes))
-
-
-# Impossible scores
 
 
 @pytest.mark.parametrize(

@@ -46,9 +46,6 @@ def calibrated(rows, seed=0):
     return confidences, (rng.random(rows) < confidences).astype(float)
 
 
-# Figures
-
-
 def test_figures_and_bins_are_those_worked_out_by_hand():
     # bins of width 1/15: 0.9 and 0.92 share one (mean gap 0.91 - 0.5), 0.6 (gap -0.4) and 0.7 (gap 0.7) have their own
     figures = figures_of(Forecasts(confidences=np.array([0.9, 0.92, 0.6, 0.7]), hits=np.array([1.0, 0.0, 1.0, 0.0])))
@@ -101,9 +98,6 @@ def test_intervals_of_many_rows_are_those_of_few():
     for name in ("ece", "adaptive_ece", "brier", "nll"):
         ours, theirs = getattr(few, name), getattr(many, name)
         assert (theirs.low, theirs.high) == pytest.approx((ours.low, ours.high), rel=0.05)
-
-
-# Temperature
 
 
 def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_without_a_miss_fit_none():
@@ -197,9 +191,6 @@ def test_a_diagram_has_the_bins_that_hold_rows_of_any_run():
     assert (high.confidence, high.hits) == pytest.approx((2.96 / 3, 2 / 3))
     assert high.low == pytest.approx(0.2077, abs=1e-4)  # Wilson, of 2 in 3
     assert high.high == pytest.approx(0.9385, abs=1e-4)
-
-
-# The gate
 
 
 def of_nll(old, new):

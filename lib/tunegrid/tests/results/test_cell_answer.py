@@ -75,9 +75,6 @@ def test_a_change_has_its_stage_and_its_module_where_one_is_named(detail, place)
     assert place_of([judgement("numerics", Verdict.CHANGED, detail)]) == place
 
 
-# Annotations
-
-
 def test_a_failed_run_has_the_answer_and_one_annotation_a_cause_with_its_cells():
     records = [failed(), failed("t5_sa_lora"), complete("gpt2_sa_lora")]
     answer = answer_of(

@@ -114,6 +114,10 @@ def test_a_better_score_that_noise_may_explain_is_perhaps_on_the_front():
     comparison = alone(records)
     assert [comparison.standing(entry) for entry in comparison.entries] == [("perhaps", "qlora"), ("yes", "")]
     assert comparison.groups == {"sft": "a", "qlora": "a"}
+    records = [*three_on_two_seeds()[:5]]  # qlora has one seed
+    comparison = alone(records)
+    assert comparison.chance.interval(comparison.entries[2]).by == "others' seeds"
+    assert comparison.p_values[frozenset(("sft", "qlora"))] is not None
 
 
 # Chance
@@ -130,13 +134,6 @@ def test_calibrated_noise_tells_what_one_seed_of_each_cannot():
     assert comparison.chance.interval(comparison.entries[0]).high == pytest.approx(92.120, abs=1e-3)
     for other in (Noise(), replace(noise, rows={"sa": 768})):  # without it, or of other test rows, nothing can tell
         assert set(alone(records, noise=other).p_values.values()) == {None}
-
-
-def test_a_method_of_one_seed_is_held_to_the_noise_of_the_others():
-    records = [*three_on_two_seeds()[:5]]  # qlora has one seed
-    comparison = alone(records)
-    assert comparison.chance.interval(comparison.entries[2]).by == "others' seeds"
-    assert comparison.p_values[frozenset(("sft", "qlora"))] is not None
 
 
 def test_rows_alone_tell_no_two_methods_of_one_seed_apart():
@@ -169,29 +166,17 @@ def test_several_seeds_with_rows_rest_on_both(tmp_path):
     assert entry_of([(kept, tmp_path / "run.json"), (lost, tmp_path / "run.json")]).rows is None
 
 
-@pytest.fixture(scope="module")
-def seeds_of_the_baseline():
-    """By cell, the entries of its five seeds: methods that are equally good, since they are one and the same."""
-    path = ROOT / "reports" / "baselines" / "quick-cpu.json"
-    cells = defaultdict(list)
-    for record in read_list(path):
-        own = cells[record.cell]
-        own.append(entry_of([(replace(record, method=f"seed {record.seeds.seed}"), path)]))
-    return cells
-
-
 @pytest.mark.parametrize("noise", [Noise(), load_noise()], ids=["of nobody", "calibrated"])
-def test_equal_methods_of_one_seed_each_are_told_apart_in_one_table_of_twenty_at_most(seeds_of_the_baseline, noise):
-    tables = [
-        Comparison(task="", backbone="", entries=three, chance=chance_of(three, noise))
-        for entries in seeds_of_the_baseline.values()
-        for three in combinations(entries, 3)
-    ]
-    messages = sum(bool(table.apart) for table in tables)
-    print(f"{messages} of {len(tables)} tables of three equal methods tell any apart")
+def test_equal_methods_of_one_seed_each_are_told_apart_in_one_table_of_twenty_at_most(noise):
+    """The five seeds of each cell of the baseline are methods that are equally good, since they are one and the same."""
+    path, cells = ROOT / "reports" / "baselines" / "quick-cpu.json", defaultdict(list)
+    for record in read_list(path):
+        cells[record.cell].append(entry_of([(replace(record, method=f"seed {record.seeds.seed}"), path)]))
+    assert all(entry.rows is not None for entries in cells.values() for entry in entries)
+    triples = [three for entries in cells.values() for three in combinations(entries, 3)]
+    tables = [Comparison(task="", backbone="", entries=three, chance=chance_of(three, noise)) for three in triples]
     assert len(tables) == 270
-    assert all(entry.rows is not None for entries in seeds_of_the_baseline.values() for entry in entries)
-    assert messages <= 0.05 * len(tables)
+    assert sum(bool(table.apart) for table in tables) <= 0.05 * len(tables)
 
 
 @pytest.mark.parametrize("seeds", [2, 5])
@@ -241,7 +226,7 @@ def test_a_front_of_several_figures_has_who_is_best_in_any():
 # What limits a comparison
 
 
-def test_a_method_that_an_audit_objects_to_is_shown_and_left_out():
+def test_what_limits_a_comparison_is_said_below_it():
     failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
     records = [measured("bert_sa_sft", 99.0, audits=failed), *three_on_two_seeds()[2:]]
     comparison = alone(records)
@@ -250,9 +235,6 @@ def test_a_method_that_an_audit_objects_to_is_shown_and_left_out():
     messages = "left out of groups and front: sft: audit learned_something: no better than the majority"
     assert messages in remarks(comparison)
     assert "audits failed" in as_text([comparison])
-
-
-def test_other_budgets_precisions_and_data_are_not_like_for_like():
     changes = {
         "training": MEASURED["training"] | {"updates": 5, "precision": "bf16"},
         "data": MANY | {"fingerprint": "f" * 16},
@@ -263,16 +245,10 @@ def test_other_budgets_precisions_and_data_are_not_like_for_like():
     assert "not like for like, precision: fp32 (sft); bf16 (qlora)" in messages
     assert "not like for like, data: 0123456789abcdef (sft); ffffffffffffffff (qlora)" in messages
     assert "cannot tell qlora and sft apart: they scored other test rows" in messages
-
-
-def test_a_method_that_a_task_lacks_is_named_and_counted():
     records = [*three_on_two_seeds(), *(measured(f"t5_sa_{method}", 80.0 + n) for n, method in enumerate(("sft", "lora")))]
     bert, t5 = comparisons(records)
     assert (remarks(t5)[-1], bert.absent) == ("not in this run: qlora", [])
     assert ("sa", "qlora", "0 of 2", "1 of 2", "0 of 2") in summary([bert, t5])
-
-
-def test_a_cost_that_was_not_measured_of_all_is_left_out_of_the_front():
     memory = {"phases": {}, "ledger": MEASURED["memory"]["ledger"] | {"checkpoint_bytes": None, "weights_bytes": None}}
     comparison = alone([measured("bert_sa_sft", 90.0), measured("bert_sa_lora", 80.0, memory=memory)])
     assert comparison.costs == [TRAINED, SECONDS]

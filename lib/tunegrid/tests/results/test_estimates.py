@@ -112,9 +112,6 @@ def test_the_table_closes_with_the_sum():
     ]
 
 
-# What a time limit follows from
-
-
 def test_the_longest_of_like_runs_says_how_long_a_cell_may_take(tmp_path):
     paths = [saved(tmp_path / f"{seconds}.json", "t5_qa_sft", "quick", seconds) for seconds in (4.0, 9.0, 5.0)]
     assert longest_runs(QUICK, paths, on_gpu=False) == {"t5_qa_sft": 18.0}

@@ -29,9 +29,6 @@ def whole(cell="bert_sa_lora", losses=LOSSES, **changes):
     return replace(made, training=replace(made.training, losses=list(losses), updates=len(losses)))
 
 
-# The record
-
-
 def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     assert from_json(to_json(begun())).first_updates == 2
     extent = Extent(updates=2, planned=40, one_pass=40)
@@ -59,9 +56,6 @@ def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change, words)
     assert words in faults
 
 
-# Numerics
-
-
 @pytest.mark.parametrize(
     ("losses", "verdict", "words"),
     [
@@ -84,9 +78,6 @@ def test_movement_is_compared_from_the_third_update_on():
     assert compared(whole(), late, load_tolerances())[1].startswith("optimizer: ")
 
 
-# Gate and answer
-
-
 def answered(old, new, kinds=FAILED_BY):
     judged = gate(Run.of(old), Run.of(new))
     return judged, answer_of(new, judged, kinds, baseline="before.json", before=old)
@@ -106,7 +97,7 @@ def test_begun_cells_are_judged_by_numerics_and_by_bytes_of_tensors_alone():
     assert answer.exit_code == 0
 
 
-def test_a_changed_cell_that_took_no_score_cannot_be_told():
+def test_a_changed_cell_without_scores_cannot_be_told_and_fails_where_numerics_count():
     _, answer = answered(
         [whole("bert_sa_lora"), whole("bert_sa_sft")], [begun("bert_sa_lora"), begun("bert_sa_sft", [0.7, 0.6])]
     )
@@ -117,9 +108,6 @@ def test_a_changed_cell_that_took_no_score_cannot_be_told():
     assert answer.way_on == "the same command without --first-updates, with `--cells bert_sa_sft`, trains them to the end"
     assert any("scores have not been judged" in sentence for sentence in answer.sentences)
     assert answer.exit_code == 6
-
-
-def test_where_numerics_count_a_changed_cell_fails_and_what_has_no_scores_is_never_called_passed():
     _, answer = answered([whole()], [begun(losses=[0.7, 0.6])], ("numerics",))
     assert answer.sentences[0].startswith("Failed: numerics changed in the one cell")
     assert answer.exit_code == 1
@@ -149,9 +137,6 @@ def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, word, cod
     assert f"2 cells: 1 equal by its first 2 updates; 1 changed and trained to the end: {word}." in answer.sentences
     assert answer.exit_code == code
     assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2, None]
-
-
-# Other readers
 
 
 @pytest.fixture

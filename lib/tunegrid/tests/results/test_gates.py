@@ -354,7 +354,7 @@ def too_good(old, new):
 
 
 def test_a_score_far_above_what_healthy_runs_reach_is_too_good():
-    """As far as the bound lies below their mean, so far above it is the most; of cells without that bound nothing is known."""
+    # As far as the bound lies below their mean, so far above it is the most; of cells without that bound nothing is known.
     known = tomllib.loads((ROOT / "benchmarks" / "thresholds" / "quick.toml").read_text())["cells"]["bert_qa_lora"]["f1"]
     highest = 2 * known["mean"] - known["minimum"]
     old = record_of("bert_qa_lora")
@@ -366,6 +366,10 @@ def test_a_score_far_above_what_healthy_runs_reach_is_too_good():
     [finding] = too_good([old], [scored(highest + 0.1)])
     assert finding.detail.endswith(f"is above {highest:.1f}, which healthy runs do not reach: leaked rows, a lost mask?")
     assert too_good([old], [scored(highest + 0.1, bound=known["minimum"] - 1)]) == []
+    records = read_run(BASELINE).records
+    for seed in range(5):
+        old, new = ([own[s] for own in records.values() for s in own if (s == seed) is apart] for apart in (False, True))
+        assert too_good(old, new) == []
 
 
 def learning(losses_by_seed, **changes):
@@ -400,13 +404,6 @@ def test_too_good_is_shown_and_fails_only_where_asked(tmp_path, capsys):
     files = [str(run_file(tmp_path / f"{name}.json", records)) for name, records in (("old", old), ("new", new))]
     assert command.main([*files, "--on", "memory"]) == 0
     assert command.main([*files, "--on", "too-good"]) == 1
-
-
-def test_no_seed_of_the_baseline_is_too_good_beside_the_others():
-    records = read_run(BASELINE).records
-    for seed in range(5):
-        old, new = ([own[s] for own in records.values() for s in own if (s == seed) is apart] for apart in (False, True))
-        assert too_good(old, new) == []
 
 
 def test_a_baseline_is_made_of_clean_complete_passed_runs(tmp_path, capsys):
@@ -444,16 +441,24 @@ def test_what_is_no_baseline_is_refused(tmp_path, capsys, change, reason):
     assert not (tmp_path / "to.json").exists()
 
 
-def test_a_dirty_commit_and_a_seed_twice_are_refused(tmp_path, capsys):
+def test_a_dirty_commit_and_a_seed_twice_are_refused_and_a_users_own_full_cells_are_not(tmp_path, capsys):
     dirty = run_file(tmp_path / "dirty.json", whole_grid(), dirty=True)
     clean = [run_file(tmp_path / f"{name}.json", whole_grid()) for name in "ab"]
     apart = [replace(r, recipe=replace(r.recipe, max_steps=9)) for r in whole_grid(seed=1)]
     other = run_file(tmp_path / "other.json", apart)
     for runs, reason in (([dirty], "uncommitted changes"), (clean, "are both of seed 0"), ([clean[0], other], "differently")):
         assert reason in refusal(capsys, baseline.main, *runs, tmp_path / "to.json")
+    run = run_file(tmp_path / "run.json", [record_of("bert_sa_lora", profile="full")])
+    assert baseline.main([str(run), str(tmp_path / "to.json")]) == 0
 
 
-def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
+def test_runs_of_a_matrix_are_merged_with_rows_that_hold_no_record_and_conflicts_refused(tmp_path, capsys):
+    odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
+    first = run_file(tmp_path / "a.json", [record_of("bert_sa_lora")])
+    first.write_text(json.dumps({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]}))
+    assert merge.main([str(first), str(ROOT / "reports" / "study.json"), "-o", str(tmp_path / "c.json")]) == 0
+    rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
+    assert (odd in rows, len(rows)) == (True, 1 + 1 + 27)
     records = whole_grid()
     first, second = run_file(tmp_path / "a" / "a.json", records[:15]), run_file(tmp_path / "b.json", records[14:])
     target = tmp_path / "c" / "c.json"
@@ -461,17 +466,3 @@ def test_runs_of_a_matrix_are_merged_and_conflicts_refused(tmp_path, capsys):
     assert set(read_run(target).records) == set(STUDY_IDS)
     other = run_file(tmp_path / "other.json", [replace(records[0], missed=["why"], status="missed")])
     assert "bert_sum_lora with seed 0 is in" in refusal(capsys, merge.main, first, other, "-o", target)
-
-
-def test_merging_keeps_rows_that_hold_no_record(tmp_path):
-    odd = {"name": "control", "fullname": "benchmarks::control", "extra_info": {"control": "random_weights"}}
-    first = run_file(tmp_path / "a.json", [record_of("bert_sa_lora")])
-    first.write_text(json.dumps({"benchmarks": [*json.loads(first.read_text())["benchmarks"], odd]}))
-    assert merge.main([str(first), str(ROOT / "reports" / "study.json"), "-o", str(tmp_path / "c.json")]) == 0
-    rows = json.loads((tmp_path / "c.json").read_text())["benchmarks"]
-    assert (odd in rows, len(rows)) == (True, 1 + 1 + 27)
-
-
-def test_a_full_baseline_may_be_of_a_users_own_cells(tmp_path):
-    run = run_file(tmp_path / "run.json", [record_of("bert_sa_lora", profile="full")])
-    assert baseline.main([str(run), str(tmp_path / "to.json")]) == 0

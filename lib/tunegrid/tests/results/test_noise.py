@@ -38,16 +38,10 @@ def cells_of(task, deviations, df=4):
     return {(cell, "f1"): Deviation(sd=sd, df=df) for cell, sd in zip(cells, deviations, strict=True)}
 
 
-# Deviations
-
-
-def test_deviations_are_pooled_within_seeds():
+def test_deviations_are_pooled_within_seeds_and_no_flip_is_half_a_rows_noise():
     # seed 0: 1, 3 (variance 2, 1 degree); seed 1: 10, 10, 13 (variance 3, 2 degrees): (2 + 6) / 3
     assert deviation([[1.0, 3.0], [10.0, 10.0, 13.0]]) == Deviation(sd=pytest.approx((8 / 3) ** 0.5), df=3)
     assert deviation([[5.0], [9.0]]) is None
-
-
-def test_a_cell_that_never_flipped_a_row_has_half_a_rows_noise():
     assert resolution(500) == 0.1
     pools = pooled(cells_of("qa", [0.0] * 9), ROWS)
     assert pools["bert_qa", "f1"].by_cell["bert_qa_lora"].sd == pytest.approx(0.1, rel=0.3)
@@ -106,9 +100,6 @@ def test_moderated_deviations_make_intervals_that_hold():
     assert 0.002 < outside / draws < 0.02  # 0.01 is promised
 
 
-# Tails
-
-
 def test_residuals_and_tails_by_hand():
     # 10, 12, 14 and 4: without the last, mean 12 and variance 4; (4 - 12) / (2 x sqrt(1 + 1 / 3)) = -3.464 of two degrees
     [*_, last] = residuals([[10.0, 12.0, 14.0, 4.0]], 0.1)
@@ -139,9 +130,6 @@ def test_a_collapse_counts_for_its_kind_most_and_for_all_a_little():
     assert heavy["t5_qa", "f1"] > 1.5 > heavy["bert_qa", "f1"] == heavy["gpt2_qa", "f1"] >= 1.0
     pools = pooled(cells_of("qa", [1.0] * 9), ROWS, scores)
     assert pools["t5_qa", "f1"].by_cell["t5_qa_sft"].tail == pools["t5_qa", "f1"].prior.tail == heavy["t5_qa", "f1"]
-
-
-# The file
 
 
 def test_noise_holds_for_its_profile_and_test_set_only_and_no_file_is_none(tmp_path):

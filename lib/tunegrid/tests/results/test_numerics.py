@@ -120,9 +120,6 @@ def test_figures_within_their_tolerance_are_rounding_and_what_begins_bit_for_bit
     assert compared(record(), new, TOLERANCES) == (Verdict.CHANGED, said)
     new.training.losses[0] += 1e-7  # rounding came in before the optimizer
     assert compared(record(), new, TOLERANCES)[0] is Verdict.ROUNDING
-
-
-def test_what_is_zero_but_for_rounding_is_held_to_the_largest_group():
     # 1e-9 in place of 0 is no change beside a group of 2.0; 0.01 is: more than a thousandth of a thousandth of it.
     old = with_step(probe_gradients={"lora_A": 0.0, "head": 2.0})
     near, far = (with_step(probe_gradients={"lora_A": value, "head": 2.0}) for value in (1e-9, 0.01))

@@ -90,14 +90,11 @@ def test_what_a_short_run_failed_is_named_with_its_cell():
     assert too_short(complete()) == []
 
 
-# Cells together
-
-
 def scored(cell, score, **changes):
     return complete(cell, **{"scores": {"accuracy": score}, "audits": []} | changes)
 
 
-def test_copied_results_turn_both_cells_to_missed():
+def test_copied_results_turn_both_cells_to_missed_and_in_other_company_cells_are_told_anew():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
     together = compared_together(records)
     assert [record.status for record in together] == ["missed", "missed", "passed"]
@@ -106,15 +103,12 @@ def test_copied_results_turn_both_cells_to_missed():
     assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
     assert [f.passed for f in together[2].audits] == [True, True]
     assert [record.status for record in records] == ["passed"] * 3  # what comes in stays as it is
-
-
-def test_in_other_company_cells_are_told_anew():
     together = compared_together([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)])
     assert compared_together(together) == together
     assert [(r.status, r.missed) for r in compared_together(together[:1])] == [("passed", [])]
 
 
-def test_profiles_and_cells_that_did_not_finish_are_not_compared():
+def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_missed_already():
     records = [
         scored("t5_sa_lora", 99.0),
         scored("t5_sa_sft", 99.0, profile="full"),
@@ -123,9 +117,6 @@ def test_profiles_and_cells_that_did_not_finish_are_not_compared():
     together = compared_together(records)
     assert [record.status for record in together] == ["passed", "passed", "stopped"]
     assert together[2].audits == []
-
-
-def test_a_fault_is_added_to_what_a_cell_missed_already():
     other = MEASURED["data"] | {"fingerprint": "f" * 16}
     records = [scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW]), scored("t5_sa_sft", 8.0, data=other)]
     together = compared_together(records)
@@ -133,15 +124,7 @@ def test_a_fault_is_added_to_what_a_cell_missed_already():
     assert together[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
 
-# Before training
-
-
-def test_a_full_cell_that_is_wrong_from_the_start_must_not_train():
-    cell = STUDY.cell("bert_sa_lora", FULL_PROFILE)
-    assert why_not_to_train(cell, [GOOD, BROKEN]) == "not trained, audit base_frozen: 3 tensors changed"
-    assert why_not_to_train(cell, [GOOD]) is None
-
-
-@pytest.mark.parametrize("profile", [QUICK_PROFILE, FOOTPRINT_PROFILE])
-def test_a_cell_that_takes_no_hours_trains_whatever_audits_say(profile):
-    assert why_not_to_train(STUDY.cell("bert_sa_lora", profile), [BROKEN]) is None
+def test_a_full_cell_that_is_wrong_from_the_start_must_not_train_and_one_that_takes_no_hours_does():
+    cells = [STUDY.cell("bert_sa_lora", profile) for profile in (FULL_PROFILE, QUICK_PROFILE, FOOTPRINT_PROFILE)]
+    assert [why_not_to_train(cell, [GOOD, BROKEN]) for cell in cells] == [f"not trained, {FAILED}", None, None]
+    assert why_not_to_train(cells[0], [GOOD]) is None

@@ -14,15 +14,11 @@ from tunegrid.record.wrong import below_bounds
 from tunegrid.results import run_table
 from tunegrid.results.files import read_records
 from tunegrid.results.passing import Extent
-from tunegrid.results.table import Column
-from tunegrid.results.table import lines as table_lines
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json, saved
 from tunegrid.tests.sessions import run_in
 
 PLUGINS = ("options", "session", "selection", "results")
-
-# Bounds
 
 
 @pytest.mark.parametrize(
@@ -44,18 +40,6 @@ def test_bounds_are_read_without_their_evidence(tmp_path):
     path.write_text("[cells.t5_qa_sft]\nf1 = {minimum = 70.5, mean = 72.0}\nexact_match = {minimum = 60.0, mean = 61.5}\n")
     assert load_bounds(path) == {"t5_qa_sft": {"f1": 70.5, "exact_match": 60.0}}
     assert load_bounds(tmp_path / "full.toml") == {}  # nobody has measured them yet
-
-
-# The table after a run
-
-
-def test_a_longer_id_widens_its_column():
-    columns = (Column(title="cell", width=4), Column(title="f1", width=4, right=True), Column(title="status", gap=2))
-    assert table_lines(columns, [("short", "1.0", "passed"), ("a_longer_id", "88.0", "")]) == [
-        "cell          f1  status",
-        "short        1.0  passed",
-        "a_longer_id 88.0",
-    ]
 
 
 def lines(*records):
@@ -135,9 +119,6 @@ def test_the_footer_counts_and_names_the_device_and_what_was_too_short():
     )
 
 
-# How far a run went
-
-
 @pytest.mark.parametrize(
     ("options", "rows", "updates", "extent"),
     [
@@ -158,9 +139,6 @@ def test_a_run_is_measured_by_what_its_recipe_plans_without_the_command_line(opt
     assert extent_of(session, cell, splits, trainer) == Extent(**dict(zip(names, extent, strict=True)))
 
 
-# Saved runs
-
-
 def test_a_saved_runs_records_are_found_by_cell_and_profile(tmp_path):
     path = saved(tmp_path / "run.json", complete(), complete(**FOOTPRINT))
     assert read_records(path, "footprint") == {"bert_sa_lora": complete(**FOOTPRINT)}
@@ -168,8 +146,6 @@ def test_a_saved_runs_records_are_found_by_cell_and_profile(tmp_path):
     path = saved(tmp_path / "run.json", complete("t5_qa_sft"), {"no": "cell"}, complete("bert_sa_lora"))
     assert read_records(path) == {"t5_qa_sft": complete("t5_qa_sft"), "bert_sa_lora": complete("bert_sa_lora")}
 
-
-# Rows of a session
 
 WITH_EXAMPLES = """
 import pytest

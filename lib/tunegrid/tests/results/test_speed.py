@@ -22,9 +22,6 @@ def change(log_ratio, reach):
     return Change(log_ratio=log_ratio, error=reach / 7.4533, df=3)
 
 
-# One figure
-
-
 def test_ratios_are_of_the_median_update_and_of_the_last_peak():
     before = [{"seconds": s, "peak_bytes": 400} for s in (1.0, 2.0, 4.0)]
     after = [{"seconds": s, "peak_bytes": 500} for s in (1.1, 2.2, 9.0)]  # 1.1, 1.1 and 2.25: the third was disturbed
@@ -70,9 +67,6 @@ def test_a_cell_is_judged_at_the_first_look_that_tells_it_or_else_at_its_last():
     assert judged({"a": [0.02, -0.02, 0.02, -0.02]})["a"].log_ratio == pytest.approx(0.0)
 
 
-# Several cells
-
-
 def test_noise_of_several_cells_by_hand():
     # Few degrees of freedom make logs of variances low: digamma(1.5) - log(1.5) = 0.0365 - 0.4055, half of which is 1.2026
     both = moderated({"a": Deviation(sd=0.01, df=3), "b": Deviation(sd=0.01, df=3)})
@@ -91,9 +85,6 @@ def test_noise_of_several_cells_by_hand():
     assert ALL not in judged({"a": TEN})
 
 
-# A comparison
-
-
 @pytest.mark.parametrize(
     ("ratios", "outcome", "answer"),
     [
@@ -108,16 +99,13 @@ def test_one_cell_has_the_answer_alone(ratios, outcome, answer):
     assert comparison.report[0].endswith(answer)
 
 
-def test_a_slower_cell_is_worse_among_equal_ones():
+def test_a_slower_cell_is_worse_among_equal_ones_and_cells_are_open_until_every_figure_is_told():
     comparison = Comparison(ratios={"bert_sa_lora": rounds(math.log(1.2)), "gpt2_sa_lora": rounds(0.0)})
     slower, equal, answer = comparison.report
     assert slower.startswith("bert_sa_lora: training 20 % slower (")
     assert equal == "gpt2_sa_lora: training as fast (0 to 0 %)"
     assert answer.startswith("Worse: training 10 % slower (")  # the geometric mean of 1.2 and 1 is 1.095
     assert answer.endswith(" over 2 cells")
-
-
-def test_cells_are_open_until_every_figure_is_told():
     ratios = {"told": rounds(0.0), "noisy": rounds(0.0, noise=LOUD), "begun": rounds(0.0)[:1], "new": []}
     assert Comparison(ratios=ratios).open_cells == ["noisy", "begun", "new"]
     assert Comparison(ratios={"new": []}).report == ["Cannot tell: too few rounds"]

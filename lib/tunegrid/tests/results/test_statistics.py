@@ -39,9 +39,6 @@ def hits(lost, won, both=0, neither=0):
     return old, new
 
 
-# Training noise
-
-
 def test_a_drop_is_held_to_the_tail_and_a_gain_is_not():
     drop = by_training(-4.0, 1.0, 1e9, rows=500, flips=(0, 0), tail=2.0)
     assert drop.p_worse == pytest.approx(0.02275, abs=1e-5)  # two deviations
@@ -49,9 +46,6 @@ def test_a_drop_is_held_to_the_tail_and_a_gain_is_not():
     assert drop.critical(0.02275) == critical_value(0.02275, 1e9, 2.0) == pytest.approx(4.0, abs=1e-3)
     # 1.96 down, twice that up: it may have trained badly
     assert (drop.low, drop.high) == (pytest.approx(-5.960, abs=1e-3), pytest.approx(-0.080, abs=1e-3))
-
-
-# McNemar
 
 
 def test_mcnemar_by_hand_is_for_hits_and_the_bootstrap_for_scores():
@@ -90,9 +84,6 @@ def test_what_does_not_pair_is_refused(old, new):
         paired(old, new)
 
 
-# The bootstrap
-
-
 def test_the_interval_is_scipys(rng):
     gains = rng.normal(1.0, 20.0, 200)
     ours = paired(np.zeros(200), gains)
@@ -106,9 +97,6 @@ def test_the_same_seed_gives_the_same_interval_and_resamples_have_the_mean(rng):
     assert np.array_equal(resampled_means(values), resampled_means(values))
     assert resampled_means(np.ones(50)) == pytest.approx(1.0)
     assert len(resampled_means(values)) == RESAMPLES
-
-
-# Large test sets
 
 
 def as_small(monkeypatch, call):
@@ -157,9 +145,6 @@ def test_100000_rows_do_not_take_a_byte_a_resample(rng):
     assert peak < 60e6  # 10,000 resamples of one byte per row would take 1 GB
 
 
-# Macro F1
-
-
 def test_macro_f1_is_scikit_learns_on_every_resample_of_as_many_classes_as_it_is_told(rng):
     truth, guess = rng.integers(0, 2, 60), rng.integers(0, 2, 60)
     draws = rng.multinomial(60, np.full(60, 1 / 60), 5)
@@ -205,9 +190,6 @@ def test_equal_runs_on_unbalanced_labels_are_called_worse_in_one_of_twenty():
     assert 0.02 < worse / 300 < 0.085
 
 
-# Training noise
-
-
 def test_a_change_is_held_to_training_noise_by_students_t():
     # with 4 degrees of freedom, t of -2.776 has 2.5 % below it, and 2.776 bounds the 95 % interval
     effect = by_training(-2.776, 1.0, 4, rows=500, flips=(3, 1))
@@ -220,17 +202,11 @@ def test_a_change_is_held_to_training_noise_by_students_t():
     assert effect.smallest(0.025, 10.0) == pytest.approx(10.842, abs=1e-3)
 
 
-# Holm
-
-
 def test_holm_by_hand():
     # ordered 0.01, 0.02, 0.04: times 3, 2, 1; never below the one before
     assert holm({"a": 0.04, "b": 0.01, "c": 0.02}) == pytest.approx({"b": 0.03, "c": 0.04, "a": 0.04})
     assert holm({"a": 0.6, "b": 0.5}) == {"b": 1.0, "a": 1.0}
     assert holm({}) == {}
-
-
-# Speed
 
 
 def test_slower_steps_are_told_from_noise(rng):
