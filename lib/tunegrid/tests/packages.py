@@ -54,18 +54,18 @@ def packed(folder, name, files):
     return wheel.name
 
 
-def wheel(folder, version, rows):
-    """A wheel of a package `planted` that holds one number, written by hand: building it installs nothing."""
+def wheel(folder, version, rows, name="planted"):
+    """A wheel of a package that holds one number, written by hand: building it installs nothing."""
     files = {
-        "planted.py": f"ROWS = {rows!r}\n",
-        f"planted-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: planted\nVersion: {version}\n",
-        f"planted-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{name}.py": f"ROWS = {rows!r}\n",
+        f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{name}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    files[f"planted-{version}.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
-    path = Path(folder) / f"planted-{version}-py3-none-any.whl"
+    files[f"{name}-{version}.dist-info/RECORD"] = "".join(f"{file},,\n" for file in files)
+    path = Path(folder) / f"{name}-{version}-py3-none-any.whl"
     with ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
+        for file, text in files.items():
+            archive.writestr(file, text)
     return path.name
 
 

@@ -28,8 +28,8 @@ from tunegrid.results.noise import Noise
 from tunegrid.results.study import compared
 from tunegrid.tests import pages
 from tunegrid.tests.outputs import refusal
-from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
-from tunegrid.tests.records import MEASURED, PHASE, complete
+from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of
+from tunegrid.tests.records import MEASURED, PHASE, complete, run_file
 
 pytestmark = pytest.mark.usefixtures("store")
 
@@ -128,16 +128,13 @@ def test_a_field_is_shaded_by_its_distance_from_the_bound(right, shade):
     assert cell.shade == shade
 
 
-def test_seeds_are_one_cell_with_an_interval():
+def test_seeds_are_one_cell_with_an_interval_which_says_how_to_run_just_it():
     [cell] = page_of(run_of(record_of(right=right, seed=seed) for seed, right in enumerate((36, 37, 38)))).cells
     # 90, 92.5, 95 have variance 6.25, a third of which is 2.083 with 2 degrees of freedom; the rows' means, 36 times 100,
     # 66.7, 33.3, 0 and 0, have variance 597.6, a 40th of which is 14.94 with 39. Together 17.02 with 36.7: t 2.027 x 4.126
     assert cell.score == 92.5
     assert (round(cell.interval.low, 1), cell.interval.high) == (84.1, 100.0)
     assert cell.command == "pytest -m quick --cells=bert_sa_lora --seeds=0,1,2"
-
-
-def test_a_cell_says_how_to_run_just_it():
     own = complete(limits={"train_rows": None, "validation_rows": None, "test_rows": None, "own_test": True}, profile="full")
     assert page_of(run_of([own])).cells[0].command == (
         "pytest -m full --cells=bert_sa_lora --seeds=0 --set own_test=true --device=cpu"
@@ -255,16 +252,10 @@ def test_text_of_data_sets_is_escaped_and_cut(tmp_path):
     assert len(render.html(page_of(run_of([losses])))) < 100_000
 
 
-@pytest.mark.parametrize(
-    ("target", "labels", "words"),
-    [
-        (1, ("negative", "positive"), "positive"),
-        ({"text": ["in May", "May", "in May"], "answer_start": [3, 6, 3]}, (), "in May | May"),
-        ("a summary", (), "a summary"),
-    ],
-)
-def test_what_should_have_been_answered_in_words(target, labels, words):
-    assert rows.in_words(target, labels) == words
+def test_what_should_have_been_answered_in_words():
+    spans = {"text": ["in May", "May", "in May"], "answer_start": [3, 6, 3]}
+    said = [rows.in_words(1, ("negative", "positive")), rows.in_words(spans, ()), rows.in_words("a summary", ())]
+    assert said == ["positive", "in May | May", "a summary"]
 
 
 # Charts
@@ -389,7 +380,7 @@ def test_what_is_missing_or_of_another_profile_is_said_on_the_page(tmp_path):
 
 
 def test_what_cannot_be_shown_is_one_sentence(tmp_path, capsys, monkeypatch):
-    good, bad, page = saved(tmp_path / "good.json", [record_of()]), tmp_path / "bad.json", tmp_path / "p.html"
+    good, bad, page = run_file(tmp_path / "good.json", [record_of()]), tmp_path / "bad.json", tmp_path / "p.html"
     bad.write_text(good.read_text().replace('"accuracy": 90.0', '"accuracy": NaN'))
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(render, "which", lambda name: None)

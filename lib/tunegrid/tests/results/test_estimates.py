@@ -22,10 +22,6 @@ QUICK = STUDY.cells(QUICK_PROFILE)
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 
 
-def known(**seconds):
-    return {cell: Estimate(seconds=value) for cell, value in seconds.items()}
-
-
 def saved(path, cell, profile, seconds, status="passed"):
     """A run of one cell: two phases of `seconds` each."""
     phases = {"load": PHASE | {"seconds": seconds}, "train": PHASE | {"seconds": seconds, "rss_peak_gib": 1.5}}
@@ -45,7 +41,7 @@ def test_what_is_no_duration_is_refused(text):
         seconds_of(text)
 
 
-def test_a_saved_run_says_what_a_cell_takes_and_of_a_gpu_where_one_was_measured(tmp_path):
+def test_a_saved_run_says_what_a_cell_takes_and_goes_before_any_footprint(tmp_path):
     path = saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)
     later = saved(tmp_path / "later.json", "t5_qa_sft", "quick", 9.0)
     assert estimates(QUICK, [tmp_path / "absent.json", path, later]) == {
@@ -57,6 +53,10 @@ def test_a_saved_run_says_what_a_cell_takes_and_of_a_gpu_where_one_was_measured(
     path = records.saved(tmp_path / "gpu.json", record)
     assert estimates(QUICK, [path])["t5_qa_sft"].gpu_gib == 3.5
     assert estimates(QUICK, [saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)])["t5_qa_sft"].gpu_gib is None
+    path = saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)
+    other = footprint(tmp_path / "footprint.json", "t5_qa_sft", 2.0)
+    assert estimates(QUICK, [path, other])["t5_qa_sft"].seconds == 8.0
+    assert estimates(QUICK, [other, path])["t5_qa_sft"].seconds == 8.0
 
 
 @pytest.mark.parametrize(("profile", "status"), [("full", "passed"), ("quick", "error"), ("quick", "stopped")])
@@ -74,13 +74,6 @@ def test_a_footprint_says_how_long_a_full_training_takes(tmp_path, batch, scaled
     assert estimate.seconds == FULL_CAPS["sum"].train * 3 / 100  # three epochs at 100 rows per second
     assert estimate.source == f"h100/footprint.json, training alone{scaled}"
     assert cell.id not in estimates(QUICK, [path])  # a micro backbone is not of its size
-
-
-def test_a_run_of_a_quick_cell_goes_before_any_footprint(tmp_path):
-    path = saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)
-    other = footprint(tmp_path / "footprint.json", "t5_qa_sft", 2.0)
-    assert estimates(QUICK, [path, other])["t5_qa_sft"].seconds == 8.0
-    assert estimates(QUICK, [other, path])["t5_qa_sft"].seconds == 8.0
 
 
 def test_rows_of_a_full_cell_are_the_splits_under_the_cap_and_its_updates_follow_from_them():

@@ -32,16 +32,13 @@ def record(merges, seed=0):
     return complete("bert_sa_qlora", merges=asdict(merges), seeds=seeds(seed))
 
 
-def test_over_seeds_scores_and_flips_are_means_and_differences_the_largest():
-    """Changes of -2 and -4 points; 3 of 60 rows and 9 of 60 flip."""
+def test_over_seeds_figures_are_means_and_the_table_has_a_line_for_each_base():
+    # Changes of -2 and -4 points; 3 of 60 rows and 9 of 60 flip.
     other = merged("packed", score=88.0, flips=9, largest_difference=0.7, mean_difference=0.04)
     line = merge_lines([record(part()), record(part(packed=other), seed=1)])[0]
     assert (line.cell, line.base, line.served, line.score) == ("bert_sa_qlora", "packed", 92.0, 89.0)
     assert (line.change, line.worst, line.flips) == (-3.0, -4.0, 10.0)
     assert (line.mean, line.largest, line.logit) == (pytest.approx(0.03), 0.7, 4.0)
-
-
-def test_the_table_has_a_line_for_the_served_adapter_and_one_for_each_base():
     assert merge_table([record(part(original=refused("PEFT takes no Conv1D")))]) == [
         "cell            merged onto points change  worst  flips logits: mean largest     of",
         "bert_sa_qlora   (served)      92.0                                              4.0",

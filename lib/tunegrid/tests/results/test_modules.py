@@ -204,12 +204,7 @@ def said(old, new, runs=(None, None)):
     [
         ("forward", {"probe_loss": 0.8}, "forward: ", LATER_LOSS),
         ("forward", {"weights": {"head": 2.0}}, "start: ", "weights before training, layer 0 attention no number, before 10"),
-        (
-            "dropout",
-            {"drawn": "f" * 16},
-            "random numbers: ",
-            "the first update draws others; arithmetic without dropout is equal",
-        ),
+        ("dropout", {"drawn": "f" * 16}, "random numbers: ", DRAWS),
         ("search", {"decoded": 0.01}, "generation: ", CACHE),
     ],
 )

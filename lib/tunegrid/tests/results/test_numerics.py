@@ -224,15 +224,12 @@ def test_runs_are_of_one_training_where_everything_but_rounding_is_equal_to_the_
     assert same_course(record(HALF), altered(place, value), TOLERANCES) is same
 
 
-def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training():
+def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training_and_some_cells_have_their_own():
     unknown, without_order = record(), record(order="")
     unknown.seeds.seed = None
     assert not same_course(unknown, unknown, TOLERANCES)
     assert not same_course(without_order, without_order, TOLERANCES)
     assert not same_course(record(), record(), {})
-
-
-def test_a_cell_whose_first_updates_amplify_rounding_is_held_to_tolerances_of_its_own():
     assert same_course(record(HALF), record(DRAWN), TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}})
     tolerances = {"fp32": {"first": 1e-5, "moved": 2e-3}, "cell t5_sa_lora": {"moved": 0.1}}
     assert tolerance_of("t5_sa_lora", "fp32", tolerances) == {"first": 1e-5, "moved": 0.1}

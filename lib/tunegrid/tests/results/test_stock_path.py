@@ -76,7 +76,7 @@ def test_the_first_stage_that_changed_is_named(stages, told):
     assert verdict(**stages) == told
 
 
-def test_a_path_that_parts_from_ours_says_how_and_two_seeds_are_not_compared():
+def test_a_path_that_parts_from_ours_says_how_and_did_not_pass():
     differs = "labels: the collator counts 312 labels, ours 290 (batch 1)"
     gone = dict.fromkeys(("batch", "order", "loss", "gradient", "rates", "losses", "weights"))
     assert verdict(differs=differs, labels=StockStage(digest=None), **gone)[1] == (
@@ -87,6 +87,11 @@ def test_a_path_that_parts_from_ours_says_how_and_two_seeds_are_not_compared():
     assert compared_paths(path(), other, load_tolerances()) == (Verdict.NOT_COMPARABLE, "no run of the same seed")
     judgements = judged(path(order=StockStage(digest="0" * 16)))
     assert [(j.quantity, j.kind, j.verdict) for j in judgements] == [("stock", "numerics", Verdict.CHANGED)]
+    answer = answer_of([path(differs="rates: the rate of update 1 is 0.5, ours is 0")])
+    assert answer.sentences[0] == "Failed: the one cell differed from ours at the stage rates."
+    record = path(differs="rates: others")
+    record.status, record.missed = "passed", []
+    assert list(contradictions(record)) == ["stock.differs says 'rates: others', but the status is 'passed'"]
 
 
 def judged(after):
@@ -109,11 +114,3 @@ def test_a_path_that_did_not_change_passes_whatever_counts(kinds):
     assert (answer.state, answer.exit_code) == (State.PASSED, 0)
     assert "The libraries' own path did not change in the one cell." in answer.sentences
     assert "score" not in answer.text
-
-
-def test_a_cell_that_differs_is_told_by_its_stage_and_did_not_pass():
-    answer = answer_of([path(differs="rates: the rate of update 1 is 0.5, ours is 0")])
-    assert answer.sentences[0] == "Failed: the one cell differed from ours at the stage rates."
-    record = path(differs="rates: others")
-    record.status, record.missed = "passed", []
-    assert list(contradictions(record)) == ["stock.differs says 'rates: others', but the status is 'passed'"]
