@@ -1,13 +1,18 @@
 """The page in a real browser: headless Chromium opens pages of made-up runs. Skipped where there is no Chromium."""
 
 import shutil
+import subprocess
+import tarfile
 
 import pytest
 
+from tunegrid import ROOT
 from tunegrid.page import render
 from tunegrid.results import examples
 from tunegrid.tests.pages import PAGES
 
+AXE = "axe-core@4.14.1"
+CACHE = ROOT / ".cache" / "axe"
 CHROMIUM = next(filter(None, map(shutil.which, render.BROWSERS)), None)
 A4_PIXELS = 688  # 210 mm less two margins of 14, at 96 pixels an inch
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install '.[dev]'")
@@ -170,3 +175,32 @@ def test_charts_and_their_labels_do_not_overlap(opened, name):
 def test_the_screenshot_of_the_command_is_a_picture(files, tmp_path):
     render.screenshot(files["failing"], tmp_path / "page.png")
     assert 20_000 < (tmp_path / "page.png").stat().st_size < 200_000
+
+
+@pytest.fixture(scope="module")
+def axe():
+    """The rules of axe-core, which are no part of the product: npm fetches them into .cache."""
+    script = CACHE / "package" / "axe.min.js"
+    if not script.is_file():
+        if shutil.which("npm") is None:
+            pytest.skip("no npm, which fetches axe-core: the accessibility check is left out")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        packed = subprocess.run(
+            ["npm", "pack", AXE, "--silent"], cwd=CACHE, capture_output=True, text=True, check=False, timeout=60
+        )
+        if packed.returncode:
+            pytest.skip(f"npm cannot fetch {AXE}: {packed.stderr.strip()[-200:]}")
+        with tarfile.open(CACHE / packed.stdout.split()[-1]) as archive:
+            archive.extract("package/axe.min.js", CACHE, filter="data")
+    return script.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("one_cell", "light"), ("one_cell", "dark"), ("empty", "light"), ("failing", "dark")]
+)
+def test_axe_has_no_serious_finding(opened, axe, name, scheme):
+    page = opened(name, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('article:first-of-type details').forEach(details => details.open = true)")
+    page.evaluate(axe)
+    findings = page.evaluate("async () => (await axe.run({resultTypes: ['violations']})).violations")
+    assert [(finding["id"], finding["nodes"][0]["html"][:200]) for finding in findings] == []
