@@ -1,6 +1,8 @@
-"""What a terminal, or a CI that reads a log, would obey in an output."""
+"""What a terminal, or a CI that reads a log, would obey in an output; and the sentence of a command that refuses."""
 
 import re
+
+import pytest
 
 COMMAND = re.compile(r"^\s*::|##\w*\[")  # of GitHub Actions, old and new, and of Azure Pipelines
 
@@ -8,3 +10,11 @@ COMMAND = re.compile(r"^\s*::|##\w*\[")  # of GitHub Actions, old and new, and o
 def obeyed(output):
     """The lines that hold a control character or a command."""
     return [line for line in output.split("\n") if not line.isprintable() or COMMAND.search(line)]
+
+
+def refusal(capsys, main, *arguments):
+    """What a command that refuses these arguments says on one line, or wrapped; its exit code is 2."""
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, arguments)])
+    assert ended.value.code == 2
+    return " ".join(capsys.readouterr().err.split())

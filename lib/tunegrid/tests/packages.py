@@ -13,6 +13,7 @@ from pathlib import Path
 from zipfile import ZipFile
 
 from tunegrid import ROOT
+from tunegrid.tests.repositories import git
 
 PYPROJECT = """
 [build-system]
@@ -53,18 +54,18 @@ def packed(folder, name, files):
     return wheel.name
 
 
-def wheel(folder, version, rows):
-    """A wheel of a package `planted` that holds one number, written by hand: building it installs nothing."""
+def wheel(folder, version, rows, name="planted"):
+    """A wheel of a package that holds one number, written by hand: building it installs nothing."""
     files = {
-        "planted.py": f"ROWS = {rows!r}\n",
-        f"planted-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: planted\nVersion: {version}\n",
-        f"planted-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{name}.py": f"ROWS = {rows!r}\n",
+        f"{name}-{version}.dist-info/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        f"{name}-{version}.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
-    files[f"planted-{version}.dist-info/RECORD"] = "".join(f"{name},,\n" for name in files)
-    path = Path(folder) / f"planted-{version}-py3-none-any.whl"
+    files[f"{name}-{version}.dist-info/RECORD"] = "".join(f"{file},,\n" for file in files)
+    path = Path(folder) / f"{name}-{version}-py3-none-any.whl"
     with ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
+        for file, text in files.items():
+            archive.writestr(file, text)
     return path.name
 
 
@@ -75,6 +76,27 @@ from pathlib import Path
 from zipfile import ZipFile
 """
 BACKEND = "\n\n".join([IMPORTS, *map(inspect.getsource, (build_wheel, build_editable, packed))])
+
+
+COUNTED = f"""
+from zipfile import ZipFile
+from pathlib import Path
+
+{inspect.getsource(wheel)}
+
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    Path("built-here").touch()  # as builds write into their folder
+    return wheel(folder, "VERSION", int(Path("rows.txt").read_text()))
+"""
+
+
+def repository(folder, version):
+    """A checkout of `planted` whose number stands in rows.txt, with git and without a commit."""
+    folder.mkdir()
+    git(folder, "init", "--quiet")
+    (folder / "backend.py").write_text(COUNTED.replace("VERSION", version))
+    (folder / "pyproject.toml").write_text(PYPROJECT.format(name="planted", version=version))
+    return folder
 
 
 def checkout_of(folder, name, code):

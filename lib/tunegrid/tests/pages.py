@@ -112,12 +112,6 @@ def several_seeds():
 PAGES = {page.__name__: page for page in (passing, failing, empty, one_cell, many_cells, several_seeds)}
 
 
-def saved(path, records):
-    """A run's file."""
-    path.write_text(json.dumps({"benchmarks": [{"name": "x", "extra_info": to_json(record)} for record in records]}))
-    return path
-
-
 def footprint_json(**changes):
     from tunegrid.tests.records import FOOTPRINT
 

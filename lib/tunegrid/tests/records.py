@@ -170,6 +170,13 @@ def complete(cell_id="bert_sa_lora", **changes) -> Record:
     return adapter().validate_json(json.dumps(complete_json(cell_id, **changes)))
 
 
+def begun(cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes) -> Record:
+    """A record of a cell that made its first updates alone."""
+    nothing = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None}
+    trained = training | {"losses": list(losses), "updates": len(losses)}
+    return complete(cell, **nothing | {"status": "begun", "first_updates": len(losses), "training": trained} | changes)
+
+
 def hits(count, right, lost=0):
     return [100.0 if n < right - lost else 0.0 for n in range(count)]
 

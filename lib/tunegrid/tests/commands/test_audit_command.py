@@ -26,16 +26,13 @@ def failed(*records):
     return {name: [f.name for f in findings if not f.passed] for name, findings in by_cell.items()}
 
 
-def test_a_score_alone_may_be_shared_a_whole_course_may_not():
+def test_a_whole_course_may_not_be_shared_and_rows_are_compared_within_a_triple_only():
     assert failed(cell("t5_sa_lora", 100.0, [0.5, 0.2]), cell("t5_sa_sft", 100.0, [0.5, 0.3])) == {
         "t5_sa_lora": [],
         "t5_sa_sft": [],
     }
     copied = failed(cell("t5_sa_lora", 99.0), cell("t5_sa_sft", 99.0))
     assert copied == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
-
-
-def test_each_of_several_copies_names_another_one():
     apart = {"t5_sa_lora": 90.0, "t5_sa_qlora": 91.0, "t5_qa_lora": 90.0, "t5_sa_sft": 90.0}
     details = {name: found.detail for name, [found, *_] in cross_cell_audits([cell(*pair) for pair in apart.items()]).items()}
     assert details == {
@@ -44,6 +41,11 @@ def test_each_of_several_copies_names_another_one():
         "t5_qa_lora": "the results are those of t5_sa_sft",
         "t5_sa_sft": "the results are those of t5_qa_lora",
     }
+    other = {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}
+    assert failed(cell("t5_sa_lora", 1.0), cell("bert_sa_lora", 2.0, **other)) == {"t5_sa_lora": [], "bert_sa_lora": []}
+    apart = cross_cell_audits([cell("t5_sa_lora", 1.0), cell("t5_sa_sft", 2.0, **other)])
+    assert apart["t5_sa_sft"][1] == AuditFinding(name="same_rows_in_triple", passed=False, detail="other rows than t5_sa_lora")
+    assert failed(cell("t5_sa_lora", 9.0), cell("t5_sa_lora", 9.0, profile="full")) == {"t5_sa_lora": []}
 
 
 LEARNED = [{"name": "learned_something", "passed": True, "detail": ""}]
@@ -55,44 +57,22 @@ def predicted(name, score, losses, file=FILE, audits=LEARNED):
     return cell(name, score, losses, data=TEST_ROWS, examples=file, audits=audits)
 
 
-def test_copied_predictions_are_caught_beside_the_cells_own_losses():
-    # 30 rows are wrong; a text has no loss of evaluation
-    one, copied = predicted("t5_sa_lora", 90.0, [0.5, None]), predicted("t5_sa_sft", 90.0, [0.4, None])
-    assert failed(one, copied) == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
-    own = predicted("t5_sa_sft", 90.0, [0.4, None], FILE | {"file": "c" * 16 + ".parquet"})
-    assert failed(one, own)["t5_sa_sft"] == []
-
-
-def test_alike_methods_may_agree_on_every_label():
-    pair = predicted("t5_sa_lora", 90.0, [0.5, 0.2]), predicted("t5_sa_sft", 90.0, [0.5, 0.3])
-    assert failed(*pair) == {"t5_sa_lora": [], "t5_sa_sft": []}
-
-
-@pytest.mark.parametrize("score", [100.0, 98.0])  # 6 rows of 300
-def test_two_healthy_cells_may_be_wrong_on_the_same_few_rows(score):
-    pair = predicted("t5_sa_lora", score, [0.5, 0.2]), predicted("t5_sa_sft", score, [0.5, 0.3])
-    assert failed(*pair) == {"t5_sa_lora": [], "t5_sa_sft": []}
-
-
-def test_two_cells_that_learned_nothing_may_predict_the_same():
-    pair = predicted("t5_sa_lora", 50.0, [0.5, 0.2], audits=[]), predicted("t5_sa_sft", 50.0, [0.5, 0.3], audits=[])
-    assert failed(*pair) == {"t5_sa_lora": [], "t5_sa_sft": []}
-
-
-def test_scores_and_the_loss_of_evaluation_are_copied_even_where_training_was_not():
-    pair = [predicted("t5_sa_lora", 100.0, [0.5, 0.2]), predicted("t5_sa_sft", 100.0, [0.4, 0.2])]
-    assert failed(*pair) == {"t5_sa_lora": ["distinct_results"], "t5_sa_sft": ["distinct_results"]}
-
-
-def test_rows_are_compared_within_a_triple_only():
-    other = {"data": MEASURED["data"] | {"fingerprint": "f" * 16}}
-    assert failed(cell("t5_sa_lora", 1.0), cell("bert_sa_lora", 2.0, **other)) == {"t5_sa_lora": [], "bert_sa_lora": []}
-    apart = cross_cell_audits([cell("t5_sa_lora", 1.0), cell("t5_sa_sft", 2.0, **other)])
-    assert apart["t5_sa_sft"][1] == AuditFinding(name="same_rows_in_triple", passed=False, detail="other rows than t5_sa_lora")
-
-
-def test_the_cells_of_two_profiles_are_not_compared():
-    assert failed(cell("t5_sa_lora", 9.0), cell("t5_sa_lora", 9.0, profile="full")) == {"t5_sa_lora": []}
+@pytest.mark.parametrize(
+    ("score", "losses", "other", "changes", "copied"),
+    [
+        (90.0, [0.5, None], [0.4, None], {}, True),  # 30 rows are wrong; a text has no loss of evaluation
+        (90.0, [0.5, None], [0.4, None], {"file": FILE | {"file": "c" * 16 + ".parquet"}}, False),
+        (90.0, [0.5, 0.2], [0.5, 0.3], {}, False),  # alike methods may agree on every label
+        (100.0, [0.5, 0.2], [0.5, 0.3], {}, False),
+        (98.0, [0.5, 0.2], [0.5, 0.3], {}, False),  # healthy cells may be wrong on the same few rows, 6 of 300
+        (50.0, [0.5, 0.2], [0.5, 0.3], {"audits": []}, False),  # as may those that learned nothing
+        (100.0, [0.5, 0.2], [0.4, 0.2], {}, True),  # scores and the loss of evaluation
+    ],
+)
+def test_copied_predictions_are_told_from_those_that_are_alike(score, losses, other, changes, copied):
+    audits = {"audits": changes.get("audits", LEARNED)}
+    pair = predicted("t5_sa_lora", score, losses, **audits), predicted("t5_sa_sft", score, other, **audits | changes)
+    assert failed(*pair) == dict.fromkeys(("t5_sa_lora", "t5_sa_sft"), ["distinct_results"] * copied)
 
 
 def test_methods_that_are_not_like_for_like_say_in_what():
@@ -100,18 +80,11 @@ def test_methods_that_are_not_like_for_like_say_in_what():
     assert unlike({"bert_sa_lora": one, "bert_sa_sft": other}) == [
         "bert_sa_lora and bert_sa_sft: bert_sa_lora adapts its head alone"
     ]
+    one.recipe = replace(one.recipe, adapter=one.recipe.adapter | {"target_modules": ["fc1", "fc2", "query"]})
+    assert unlike({"bert_sa_lora": one, "bert_sa_sft": other}) == []  # not every adapter is on the head
     longer = cell("t5_sa_sft", 2.0)
     longer.training.updates = 9
     assert unlike({"t5_sa_lora": cell("t5_sa_lora", 1.0), "t5_sa_sft": longer}) == ["t5_sa_lora and t5_sa_sft: updates"]
-
-
-def test_a_head_is_adapted_alone_only_where_every_adapter_is_on_it():
-    wider = cell("bert_sa_lora", 1.0)
-    wider.recipe = replace(wider.recipe, adapter=wider.recipe.adapter | {"target_modules": ["fc1", "fc2", "query"]})
-    assert unlike({"bert_sa_lora": wider, "bert_sa_sft": cell("bert_sa_sft", 2.0)}) == []
-
-
-# The command
 
 
 def test_it_finds_the_studys_impossible_numbers_and_copied_rows(capsys):
@@ -126,12 +99,7 @@ def test_it_finds_the_studys_impossible_numbers_and_copied_rows(capsys):
     assert page.count("* `") == 7
 
 
-def test_a_sound_run_has_no_findings(tmp_path, capsys):
-    assert audit.main([str(saved(tmp_path / "run.json", complete()))]) == 0
-    assert "1 cells, 0 with findings." in capsys.readouterr().out
-
-
-def test_a_failed_audit_and_a_broken_schema_are_findings(tmp_path):
+def test_a_failed_audit_and_a_broken_schema_are_findings_and_every_seed_is_audited_by_itself(tmp_path):
     finding = {"name": "weights_moved", "passed": False, "detail": "unchanged: lora_B"}
     broken = complete_json("t5_qa_sft", seeds={"seed": 0, "perturbation": None})
     records, findings = audit.audited([complete_json(audits=[finding]), broken], "run.json")
@@ -140,9 +108,6 @@ def test_a_failed_audit_and_a_broken_schema_are_findings(tmp_path):
         "t5_qa_sft": ["record: seeds.split_seed is missing"],
     }
     assert [record.cell for record in records] == ["bert_sa_lora"]
-
-
-def test_every_seed_is_audited_and_compared_by_itself():
     twins = [
         complete_json(scores={"accuracy": 90.0, "f1_macro": 90.0}),
         complete_json(seeds={"seed": 1, "split_seed": 42, "perturbation": None}),
@@ -162,4 +127,6 @@ def test_the_audits_share_of_the_time_is_told(tmp_path, capsys):
     phases = {"train": phase | {"seconds": 4.5}, "audit": phase | {"seconds": 0.5}}
     path = saved(tmp_path / "run.json", complete(memory=MEASURED["memory"] | {"phases": phases}))
     assert audit.main([str(path)]) == 0
-    assert "Audits took 10.00 % of the cells' time." in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 cells, 0 with findings." in out
+    assert "Audits took 10.00 % of the cells' time." in out

@@ -1,6 +1,5 @@
 """Bisecting: the search by hand-worked cases, and whole bisections of a package made here, whose fifth release is worse."""
 
-import inspect
 import json
 from pathlib import Path
 
@@ -9,9 +8,10 @@ import pytest
 from tunegrid.commands import bisect
 from tunegrid.commands.environments import Releases
 from tunegrid.results import examples
-from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
-from tunegrid.tests.packages import PYPROJECT, checkout_of, python_says, wheel
-from tunegrid.tests.records import MEASURED, complete, hits, record_of, run_file
+from tunegrid.results.bisection import VersionState, bisection, most_steps
+from tunegrid.tests.outputs import refusal
+from tunegrid.tests.packages import repository, wheel
+from tunegrid.tests.records import MEASURED, begun, hits, record_of, run_file
 from tunegrid.tests.repositories import git
 
 GOOD, BAD = 480, 416  # rows of 512 that are right: 12.5 points between them
@@ -33,10 +33,21 @@ def searched(versions, first_bad, broken=()):
     return bisection(versions, oracle), probed
 
 
-def test_six_versions_between_the_ends_are_halved():
-    result, probed = searched(EIGHT, "1.5")
-    assert probed == [("1.4", 3), ("1.6", 2), ("1.5", 1)]
-    assert result == Bisection(last_good="1.4", first_bad="1.5", skipped=())
+@pytest.mark.parametrize(
+    ("versions", "first_bad", "broken", "found", "steps"),
+    [
+        (EIGHT, "1.5", [], ("1.4", "1.5", ()), [("1.4", 3), ("1.6", 2), ("1.5", 1)]),
+        (["1.0", "1.1"], "1.1", [], ("1.0", "1.1", ()), []),
+        # a skipped one away from the change costs a step more, and those at the change are named
+        (EIGHT, "1.6", ["1.4"], ("1.5", "1.6", ()), [("1.4", 3), ("1.3", 3), ("1.6", 2), ("1.5", 1)]),
+        (EIGHT, "1.4", ["1.3", "1.4"], ("1.2", "1.5", ("1.3", "1.4")), None),
+        (EIGHT, "1.4", EIGHT[1:-1], ("1.0", "1.7", tuple(EIGHT[1:-1])), None),
+    ],
+)
+def test_versions_between_the_ends_are_halved(versions, first_bad, broken, found, steps):
+    result, probed = searched(versions, first_bad, broken)
+    assert (result.last_good, result.first_bad, result.skipped) == found
+    assert steps is None or probed == steps
 
 
 @pytest.mark.parametrize("first_bad", EIGHT[1:])
@@ -47,27 +58,6 @@ def test_every_first_bad_one_of_eight_takes_at_most_three_steps(first_bad):
     assert len(probed) <= probed[0][1]
 
 
-def test_neighbours_need_no_step():
-    assert searched(["1.0", "1.1"], "1.1") == (Bisection(last_good="1.0", first_bad="1.1", skipped=()), [])
-
-
-def test_a_skipped_version_away_from_the_change_costs_a_step_more():
-    result, probed = searched(EIGHT, "1.6", broken=["1.4"])
-    assert probed == [("1.4", 3), ("1.3", 3), ("1.6", 2), ("1.5", 1)]
-    assert result == Bisection(last_good="1.5", first_bad="1.6", skipped=())
-
-
-def test_skipped_versions_at_the_change_are_named():
-    result, _ = searched(EIGHT, "1.4", broken=["1.3", "1.4"])
-    assert result == Bisection(last_good="1.2", first_bad="1.5", skipped=("1.3", "1.4"))
-
-
-def test_where_all_between_is_skipped_only_the_ends_are_known():
-    result, probed = searched(EIGHT, "1.4", broken=EIGHT[1:-1])
-    assert len(probed) == 6
-    assert result == Bisection(last_good="1.0", first_bad="1.7", skipped=tuple(EIGHT[1:-1]))
-
-
 @pytest.mark.parametrize(("candidates", "steps"), [(0, 0), (1, 1), (2, 2), (3, 2), (6, 3), (7, 3), (8, 4)])
 def test_most_steps_by_hand(candidates, steps):
     assert most_steps(candidates) == steps
@@ -76,9 +66,12 @@ def test_most_steps_by_hand(candidates, steps):
 # Releases and their order
 
 
-def test_releases_are_in_the_order_of_versions_and_spelled_as_listed():
+def test_releases_are_in_the_order_of_versions_and_spelled_as_listed(tmp_path):
     releases = Releases(name="p", listed=["5.10.0", "5.9.0", "5.20.0", "5.8.1"])
     assert releases.between("5.9", "5.20") == ["5.9.0", "5.10.0", "5.20.0"]
+    for version in ("1.10", "1.9", "1.8"):
+        wheel(tmp_path, version, 1)
+    assert Releases(name="planted", options=["--find-links", str(tmp_path)]).between("1.8", "1.10") == ["1.8", "1.9", "1.10"]
 
 
 @pytest.mark.parametrize(
@@ -92,9 +85,8 @@ def test_releases_are_in_the_order_of_versions_and_spelled_as_listed():
 )
 def test_ends_that_are_none_are_one_sentence(good, bad, sentence, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bisect, "RUNS", tmp_path)
-    with pytest.raises(SystemExit):
-        bisect.main(["--good", good, "--bad", bad, "--cells", "bert_sa_lora", "--versions", "1.0"])
-    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    arguments = ("--good", good, "--bad", bad, "--cells", "bert_sa_lora", "--versions", "1.0")
+    assert sentence in refusal(capsys, bisect.main, *arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -145,28 +137,6 @@ def bisected(capsys, command, *options, good="planted==1.0", bad="planted==1.7")
     return code, (streams.out + streams.err).splitlines()
 
 
-@pytest.mark.slow
-def test_a_planted_regression_among_eight_releases_takes_three_steps_and_is_not_measured_again(tmp_path, stand_in, capsys):
-    command, log = stand_in
-    for minor, version in enumerate(EIGHT):
-        wheel(tmp_path, version, GOOD if minor < 5 else BAD)
-    code, lines = bisected(capsys, command, "--find-links", tmp_path)
-    assert code == 0
-    assert lines[-3] == "planted 1.5 is the first that is worse; 1.4 is not."
-    assert lines[-2].startswith("Cause: numerics changed, first at the stage evaluation (1 cell, as in bert_sa_lora: ")
-    assert lines[-1].startswith("Next: the release notes of planted 1.5 say what changed; ")
-    assert lines[0].startswith("planted: 8 versions, at most 3 steps after the two ends; kept in ")
-    assert [line for line in lines if line.startswith("tries")] == [
-        "tries 1.4; at most 3 steps left",
-        "tries 1.6; at most 2 steps left",
-        "tries 1.5; at most 1 step left",
-    ]
-    assert "1.5: Failed against 1.0: 1 cell worse (bert_sa_lora accuracy)." in lines
-    assert log.read_text().split() == ["1.0", "1.0", "1.7", "1.4", "1.6", "1.5"]
-    assert bisected(capsys, command, "--find-links", tmp_path) == (0, lines)
-    assert len(log.read_text().split()) == 6  # all came from disk
-
-
 def test_a_stopped_bisection_goes_on_where_it_was(saved, capsys):
     command, _ = saved
     measured = []
@@ -185,57 +155,42 @@ def test_a_stopped_bisection_goes_on_where_it_was(saved, capsys):
     assert measured == ["1.0 run", "1.0 again", "1.7 run", "1.1", "1.1 run"]
 
 
-@pytest.mark.slow
-def test_what_cannot_be_installed_or_does_not_finish_is_skipped_and_named(tmp_path, stand_in, capsys):
-    command, _ = stand_in
-    for version, rows in (("1.0", GOOD), ("1.2", "none"), ("1.7", BAD)):  # no run is saved for "none"
-        wheel(tmp_path, version, rows)
-    code, lines = bisected(capsys, command, "--find-links", tmp_path, "--versions", "1.1,1.2")
-    assert (code, lines[-3]) == (
-        1,
-        "planted became worse after 1.0: with 1.7, or with one that was skipped: 1.1, 1.2.",
-    )
+def test_versions_that_the_gate_cannot_tell_or_that_do_not_finish_are_skipped_and_named(tmp_path, saved, capsys):
+    """The losses of one are others, so it is another training: no noise was calibrated, and one seed a side tells nothing."""
+    command, rows = saved
+    training = MEASURED["training"] | {"losses": [0.9, 0.8]}
+    run_file(tmp_path / "other.json", [record_of("bert_sa_lora", {"accuracy": hits(512, GOOD - 9)}, training=training)])
+    rows |= {"1.1": "other", "1.2": "none"}  # of which no run is saved
+    code, lines = bisected(capsys, command, "--versions", "1.1,1.2")
+    assert (code, lines[-3]) == (1, "planted became worse after 1.0: with 1.7, or with one that was skipped: 1.1, 1.2.")
     assert lines[-1] == "Next: the same command tries what was skipped again."
-    skips = [line for line in lines if line.startswith("skips")]
-    assert skips[0].startswith("skips 1.2: bert_sa_lora does not finish with planted 1.2; ")
-    assert skips[1].startswith("skips 1.1: planted 1.1 cannot be installed: ")
+    [unfinished, doubtful] = [line for line in lines if line.startswith("skips")]
+    assert unfinished.startswith("skips 1.2: bert_sa_lora does not finish with planted 1.2; ")
+    assert doubtful.startswith("skips 1.1: cannot tell: bert_sa_lora accuracy -1.76 points (no noise was calibrated, ")
     [state] = (tmp_path / "bisect").glob("planted-*/state.json")
     assert json.loads(state.read_text())["skipped"].keys() == {"1.1", "1.2"}
 
 
-def test_a_version_that_the_gate_cannot_tell_is_skipped(tmp_path, saved, capsys):
-    """Its losses are others, so it is another training: no noise was calibrated, and one seed a side tells nothing."""
+@pytest.mark.parametrize(
+    ("right", "options", "kinds", "advice"),
+    [
+        (
+            GOOD,
+            (),
+            "quality and memory",
+            "more seeds (-- --seeds 0-2) see smaller drops, and --by numerics sees",
+        ),
+        (BAD, ("--by", "memory"), "memory", "--by numerics sees changes before scores do"),
+        (GOOD, ("--by", "numerics"), "numerics", "other cells may show what these do not"),
+    ],
+)
+def test_a_bad_end_that_is_not_worse_by_what_was_asked_for_is_one_sentence(saved, capsys, right, options, kinds, advice):
     command, rows = saved
-    training = MEASURED["training"] | {"losses": [0.9, 0.8]}
-    run_file(tmp_path / "other.json", [record_of("bert_sa_lora", {"accuracy": hits(512, GOOD - 9)}, training=training)])
-    rows["1.1"] = "other"
-    code, lines = bisected(capsys, command, "--versions", "1.1")
-    assert (code, lines[-3].split(":")[0]) == (1, "planted became worse after 1.0")
-    [skip] = [line for line in lines if line.startswith("skips")]
-    assert skip.startswith("skips 1.1: cannot tell: bert_sa_lora accuracy -1.76 points (no noise was calibrated, ")
-
-
-def test_a_bad_end_that_is_not_worse_is_one_sentence(saved, capsys):
-    command, rows = saved
-    rows["1.7"] = GOOD
-    code, lines = bisected(capsys, command, "--versions", "1.1")
+    rows["1.7"] = right
+    code, lines = bisected(capsys, command, "--versions", "1.1", *options)
     assert (code, [line for line in lines if "usage" in line]) == (1, [])
-    assert lines[-1].startswith("nothing to find: by quality and memory 1.7 is not worse than 1.0 (")
-    assert "1.7 is not worse than 1.0 (numerics of 1 cells: 1 equal; quality: 1 same)" in lines[-1]
-    assert lines[-1].endswith(
-        "; more seeds (-- --seeds 0-2) see smaller drops, and --by numerics sees changes before scores do"
-    )
-
-
-def test_what_was_asked_for_is_not_advised(saved, capsys):
-    command, rows = saved
-    rows["1.7"] = GOOD
-    _, lines = bisected(capsys, command, "--versions", "1.1", "--by", "numerics")
-    assert lines[-1].endswith("; other cells may show what these do not")
-    assert bisect.advice(["quality", "numerics"]) == (
-        "more seeds (-- --seeds 0-2) see smaller drops, and other cells may show what these do not"
-    )
-    assert bisect.advice(["memory"]) == "--by numerics sees changes before scores do"
+    assert lines[-1].startswith(f"nothing to find: by {kinds} 1.7 is not worse than 1.0 (numerics of 1 cells: 1 ")
+    assert f"; {advice}" in lines[-1]
 
 
 def test_a_good_end_that_is_worse_than_itself_is_one_sentence(saved, capsys):
@@ -244,13 +199,6 @@ def test_a_good_end_that_is_worse_than_itself_is_one_sentence(saved, capsys):
     code, lines = bisected(capsys, command, "--versions", "1.1")
     assert code == 2
     assert "1.0 is called worse than itself, so nothing can be told: worse: bert_sa_lora accuracy" in lines[-1]
-
-
-def test_only_the_kinds_that_are_asked_for_count(saved, capsys):
-    code, lines = bisected(capsys, saved[0], "--versions", "1.1", "--by", "memory")
-    assert code == 1
-    assert "1.7 is not worse than 1.0" in lines[-1]
-    assert "by memory 1.7 is not worse than 1.0 (numerics of 1 cells: " in lines[-1]
 
 
 def test_releases_that_cannot_be_listed_are_one_sentence(tmp_path, stand_in, capsys):
@@ -263,12 +211,11 @@ def test_releases_that_cannot_be_listed_are_one_sentence(tmp_path, stand_in, cap
 
 
 @pytest.fixture
-def begun(tmp_path, saved):  # of which it takes the environments that are none
+def early(tmp_path, saved):  # of which it takes the environments that are none
     """A suite by whose first updates 1.4 and later are another training, and by whole runs, too; and the stages it ran."""
     other = MEASURED["training"] | {"losses": [0.9, 0.8]}
     for name, training in (("same", MEASURED["training"]), ("other", other)):
-        parts = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None, "status": "begun", "first_updates": 2}
-        run_file(tmp_path / f"first-{name}.json", [complete("bert_sa_lora", training=training, **parts)])
+        run_file(tmp_path / f"first-{name}.json", [begun(losses=training["losses"])])
         run_file(tmp_path / f"whole-{name}.json", [record_of("bert_sa_lora", {"accuracy": hits(512, GOOD)}, training=training)])
     stages, seen_early = [], [True]
 
@@ -286,33 +233,25 @@ def begun(tmp_path, saved):  # of which it takes the environments that are none
 
 
 def by(suite, kinds, capsys):
-    code = bisect.main(
-        [
-            "--good",
-            "planted==1.0",
-            "--bad",
-            "planted==1.7",
-            "--cells",
-            "bert_sa_lora",
-            "--by",
-            kinds,
-            "--versions",
-            ",".join(EIGHT),
-        ],
-        suite,
-    )
+    ends = ("--good", "planted==1.0", "--bad", "planted==1.7", "--versions", ",".join(EIGHT))
+    code = bisect.main([*ends, "--cells", "bert_sa_lora", "--by", kinds], suite)
     return code, capsys.readouterr().out.splitlines()
 
 
-def test_by_numerics_alone_first_updates_tell_the_release(begun, capsys):
-    suite, stages, _ = begun
+def test_by_numerics_alone_first_updates_tell_the_release(early, capsys):
+    suite, stages, _ = early
     code, lines = by(suite, "numerics", capsys)
     assert (code, lines[-3]) == (0, "planted 1.4 is the first that is worse; 1.3 is not.")
+    assert lines[0].startswith("planted: 8 versions, at most 3 steps after the two ends; kept in ")
+    tried = [line for line in lines if line.startswith("tries")]
+    assert tried == [f"tries {step} left" for step in ("1.4; at most 3 steps", "1.2; at most 2 steps", "1.3; at most 1 step")]
+    assert lines[-1].startswith("Next: the release notes of planted 1.4 say what changed; ")
+    assert by(suite, "numerics", capsys) == (0, lines)  # all came from disk
     assert stages == [f"{version} first" for version in ("1.0", "1.0", "1.7", "1.4", "1.2", "1.3")]
 
 
-def test_where_first_updates_do_not_tell_the_ends_apart_whole_runs_do(begun, capsys):
-    suite, stages, seen_early = begun
+def test_where_first_updates_do_not_tell_the_ends_apart_whole_runs_do(early, capsys):
+    suite, stages, seen_early = early
     seen_early[0] = False
     code, lines = by(suite, "numerics", capsys)
     assert (code, lines[-3]) == (0, "planted 1.4 is the first that is worse; 1.3 is not.")
@@ -321,33 +260,17 @@ def test_where_first_updates_do_not_tell_the_ends_apart_whole_runs_do(begun, cap
     assert not any(stage.endswith("first") for stage in stages[3:])
 
 
-def test_where_scores_count_every_cell_trains_to_its_end(begun, capsys):
-    suite, stages, _ = begun
+def test_where_scores_count_every_cell_trains_to_its_end(early, capsys):
+    suite, stages, _ = early
     code, _ = by(suite, "quality,numerics", capsys)
     assert code == 0
     assert {stage.split()[1] for stage in stages} == {"whole"}
 
 
-BACKEND = f"""
-from zipfile import ZipFile
-from pathlib import Path
-
-{inspect.getsource(wheel)}
-
-def build_wheel(folder, config_settings=None, metadata_directory=None):
-    return wheel(folder, "1.0", int(Path("rows.txt").read_text()))
-"""
-
-
 @pytest.mark.slow
 def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
     command, log = stand_in
-    repo = tmp_path / "library"
-    repo.mkdir()
-    git(repo, "init", "--quiet")
-    (repo / "backend.py").write_text(BACKEND)
-    (repo / "pyproject.toml").write_text(PYPROJECT.format(name="planted", version="1.0"))
-    commits = []
+    repo, commits = repository(tmp_path / "library", "1.0"), []
     for rows in (GOOD, BAD, BAD):
         (repo / "rows.txt").write_text(str(rows))
         git(repo, "add", ".")
@@ -358,7 +281,7 @@ def test_the_commit_of_a_checkout_is_named(tmp_path, stand_in, capsys):
     assert (code, lines[-3]) == (0, f"{repo} {commits[1]} is the first that is worse; {commits[0]} is not.")
     assert lines[-1] == f"Next: `git -C {repo} show {commits[1]}` is the change."
     assert len(log.read_text().split()) == 4  # the good end twice, the bad end, one step
-    assert git(repo, "status", "--short") == "M rows.txt"
+    assert git(repo, "status", "--short", "-uno") == "M rows.txt"
     assert git(repo, "worktree", "list").count("\n") == 0
     code, lines = bisected(capsys, command, "--repo", repo, good="HEAD", bad="HEAD~1")
     assert (code, "HEAD is not an ancestor of HEAD~1" in lines[-1]) == (2, True)
@@ -372,19 +295,12 @@ def test_the_suite_runs_the_cells_with_pytests_own_options():
     ]
 
 
-FOLDERS = """
-import json
-from tunegrid.commands.bisect import folder_of, parsed
-lines = (["--good", "rouge_score==1", "--bad", "rouge_score==2"], ["--good", "a", "--bad", "b", "--repo", {repo!r}],
-         ["--good", "peft==1", "--bad", "peft==2"])
-print(json.dumps([str(folder_of(parsed([*line, "--cells", "bert_sa_lora"])[1])) for line in lines]))
-"""
-
-
-@pytest.mark.slow
-def test_runs_beside_other_code_of_a_library_are_kept_apart_but_for_the_one_that_is_tried(tmp_path):
-    code, module = FOLDERS.format(repo=str(tmp_path)), checkout_of(tmp_path, "rouge_score", "ONE = 1\n")
-    *tried, beside = python_says(code, tmp_path / "src")
-    module.write_text("ONE = 2\n")
-    *same, other = python_says(code, tmp_path / "src")
-    assert (tried == same, beside == other) == (True, False)
+def test_runs_beside_other_code_of_a_library_are_kept_apart_but_for_the_one_that_is_tried(monkeypatch):
+    folders = []
+    for code in "12":
+        monkeypatch.setattr(bisect, "library_digests", lambda code=code: {"peft": code * 16})
+        ends = [("--good", f"{package}==1", "--bad", f"{package}==2") for package in ("peft", "torch")]
+        options = [bisect.parsed([*own, "--cells", "bert_sa_lora"])[1] for own in ends]
+        folders.append(list(map(bisect.folder_of, options)))
+    [[tried, beside], [tried_again, beside_other]] = folders
+    assert (tried == tried_again, beside == beside_other) == (True, False)

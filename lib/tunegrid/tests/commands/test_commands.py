@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from tunegrid import __main__ as command
-from tunegrid.commands import gate
 from tunegrid.data import hub
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab import __main__ as lab
 from tunegrid.record import new_record, to_json
+from tunegrid.tests.outputs import refusal
 from tunegrid.tests.records import MEASURED, complete_json
 
 
@@ -27,9 +27,6 @@ def saved(path, points, cells=27):
     return path
 
 
-# tunegrid
-
-
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
 def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
     assert command.main(arguments) == 0
@@ -38,11 +35,17 @@ def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
     assert all(len(line) <= 100 for line in lines)
 
 
-def test_an_unknown_command_is_one_sentence(capsys):
+def test_an_unknown_command_and_one_of_an_older_version_are_one_sentence(capsys):
     assert command.main(["gaet", "a.json"]) == 2
     assert capsys.readouterr().err == "tunegrid: unknown command 'gaet'; did you mean gate?\n"
     assert command.main(["retrain"]) == 2
     assert capsys.readouterr().err == "tunegrid: unknown command 'retrain'; tunegrid lists them all\n"
+    assert command.main(["numerics", "a.json"]) == 2
+    assert capsys.readouterr().err == "tunegrid numerics was removed: write `tunegrid gate --numerics --on numerics`\n"
+    assert not command.FORMER.keys() & command.COMMANDS.keys()
+    for message in command.FORMER.values():
+        if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", message):
+            assert command_line[1] in {**command.COMMANDS, **lab.COMMANDS}
 
 
 def test_a_reader_that_has_enough_ends_a_command_quietly():
@@ -68,102 +71,47 @@ def test_every_command_describes_itself(main, usage, name, capsys):
     assert capsys.readouterr().out.startswith(f"usage: {usage} {name}")
 
 
-def test_a_commands_code_is_handed_on(tmp_path):
-    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.0)
-    assert command.main(["gate", "--exact", str(first), str(first)]) == 0
-    assert command.main(["gate", "--exact", str(first), str(second)]) == 1
-
-
 @pytest.mark.parametrize(
-    ("name", "now"),
+    ("points", "cells", "code", "said"),
     [
-        ("answer", "write `tunegrid compare RUN.json`"),
-        ("cells", "run `pytest -m quick`: it takes two minutes"),
+        (90.5, 27, 0, "identical: 81 scores of 27 cells"),  # 9 cells of two tasks with 2 scores each, 9 of the third with 5
+        (90.50000000000001, 27, 1, "bert_sa_lora: accuracy 90.5 and 90.50000000000001"),
+        (90.5, 26, 1, "t5_sa_sft: only in one of the two\n"),
     ],
 )
-def test_a_command_of_an_older_version_says_what_to_do_now(name, now, capsys):
+def test_scores_are_identical_to_the_last_digit_or_listed(tmp_path, capsys, points, cells, code, said):
+    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", points, cells)
+    assert command.main(["gate", "--exact", str(first), str(second)]) == code
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["answer", "plan", "cells", "cache", "plot", "tune", "path", "distil"])
+def test_a_command_of_version_0_16_says_what_to_do_now(name, capsys):
     assert command.main([name, "a.json"]) == 2
-    assert capsys.readouterr().err == f"tunegrid {name} was removed: {now}\n"
+    assert capsys.readouterr().err == f"tunegrid {name} was removed: {command.FORMER[name]}\n"
 
-
-def test_every_command_that_an_older_version_had_is_still_here_or_says_what_to_do_now():
-    was = "answer plan cells cache plot tune path distil"
-    assert {*command.FORMER} == set(was.split())
-    assert not command.FORMER.keys() & command.COMMANDS.keys()
-    for message in command.FORMER.values():
-        if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", message):
-            assert command_line[1] in {**command.COMMANDS, **lab.COMMANDS}
-
-
-# The lab
-
-
-def test_the_lab_lists_what_it_measures(capsys):
-    assert lab.main([]) == 0
-    first, _, *lines, _, last = capsys.readouterr().out.splitlines()
-    assert (first, last) == (
-        "usage: python -m tunegrid.lab COMMAND ...",
-        "python -m tunegrid.lab COMMAND --help describes one.",
-    )
-    assert [line.split()[0] for line in lines] == [
-        "measure",
-        "calibrate",
-        "power",
-        "false_alarms",
-    ]
-
-
-# Scores and bounds
-
-
-def test_equal_scores_are_called_identical(tmp_path, capsys):
-    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.5)
-    assert gate.main(["--exact", str(first), str(second)]) == 0
-    # 9 sentiment and 9 question cells with 2 scores each, 9 summarization cells with 5
-    assert capsys.readouterr().out.startswith("identical: 81 scores of 27 cells")
-
-
-def test_a_difference_in_the_last_digit_is_listed(tmp_path, capsys):
-    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.50000000000001)
-    assert gate.main(["--exact", str(first), str(second)]) == 1
-    assert "bert_sa_lora: accuracy 90.5 and 90.50000000000001" in capsys.readouterr().out
-
-
-def test_a_cell_that_only_one_run_has_is_a_difference(tmp_path, capsys):
-    first, second = saved(tmp_path / "a.json", 90.5), saved(tmp_path / "b.json", 90.5, cells=26)
-    assert gate.main(["--exact", str(first), str(second)]) == 1
-    assert capsys.readouterr().out == "t5_sa_sft: only in one of the two\n"
-
-
-# Files that hold no run
 
 OF_A_RUN = (
     *("audit RUN", "baseline RUN TO.json", "compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),
     *("merge RUN -o TO.json", "page RUN -o TO.html"),
 )
-NO_RUN = {
-    "missing": (None, "does not exist"),
-    "cut off": ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
-    "another file": ("[]", "is not a complete pytest-benchmark JSON"),
-    "no cells": ('{"benchmarks": []}', "holds no cells"),
-    "older": (
-        json.dumps({"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}),
-        "schema version 1 is older than 4",
-    ),
-}
+OLDER = {"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}
+NO_RUN = (
+    (None, "does not exist"),
+    ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
+    ("[]", "is not a complete pytest-benchmark JSON"),
+    ('{"benchmarks": []}', "holds no cells"),
+    (json.dumps(OLDER), "schema version 1 is older than 4"),
+)
 
 
 @pytest.mark.parametrize("words", OF_A_RUN)
-@pytest.mark.parametrize("kind", NO_RUN)
-def test_a_file_that_holds_no_run_is_one_sentence_of_every_command(tmp_path, capsys, words, kind):
-    text, sentence = NO_RUN[kind]
-    if text is not None:
-        (tmp_path / "RUN").write_text(text)
+def test_a_file_that_holds_no_run_is_one_sentence_of_every_command(tmp_path, capsys, words):
     arguments = [re.sub("^(?=RUN|TO)", f"{tmp_path}/", word) for word in words.split()]
-    with pytest.raises(SystemExit) as refused:
-        command.main(arguments)
-    assert refused.value.code == 2
-    assert sentence in capsys.readouterr().err.splitlines()[-1]
+    for text, sentence in NO_RUN:
+        if text is not None:
+            (tmp_path / "RUN").write_text(text)
+        assert sentence in refusal(capsys, command.main, *arguments)
     assert not list(tmp_path.glob("TO*"))
 
 

@@ -10,24 +10,20 @@ import pytest
 from tunegrid.commands import export
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
-from tunegrid.results import examples
 from tunegrid.results.files import SavedRun
 from tunegrid.results.tidy import figures
-from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, saved
-from tunegrid.tests.records import complete
+from tunegrid.tests.outputs import refusal
+from tunegrid.tests.pages import HOSTILE, footprint_json, record_of
+from tunegrid.tests.records import complete, run_file
 
-
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """Examples of these runs stay out of the machine's own store."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 @pytest.fixture
 def run(tmp_path):
     """A file of two cells: 36 of 40 rows right, and 30 of 40."""
     records = record_of("bert_sa_lora", 36), record_of("t5_qa_sft", 30, seed=1, bounds={"f1": 70.0})
-    path = saved(tmp_path / "run.json", records)
+    path = run_file(tmp_path / "run.json", records)
     when = {"datetime": "2026-11-25T09:00:00", "commit_info": {"id": "abcdef0123456789"}}
     path.write_text(json.dumps(json.loads(path.read_text()) | when))
     return path
@@ -71,16 +67,20 @@ def test_what_was_not_measured_has_no_row(tmp_path):
     assert not [name for name in table["metric"] if name.startswith(("scores.", "evaluation."))]
 
 
-def test_a_record_without_its_rows_is_named_and_a_run_of_such_is_refused(tmp_path, capsys):
+def test_a_record_without_its_rows_is_named_and_a_run_of_such_or_another_format_refused(tmp_path, capsys):
     gone = complete("t5_sa_sft", examples={"file": "0" * 16 + ".parquet", "rows_hash": "0" * 16})
-    mixed = saved(tmp_path / "mixed.json", [record_of(), gone])
+    mixed = run_file(tmp_path / "mixed.json", [record_of(), gone])
     assert export.main([str(mixed), "--rows", "-o", str(tmp_path / "rows.csv")]) == 0
     output = capsys.readouterr()
     assert output.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
     assert output.out.endswith("rows.csv: 40 rows of 17 columns\n")
-    with pytest.raises(SystemExit):
-        export.main([str(saved(tmp_path / "gone.json", [gone])), "--rows", "-o", str(tmp_path / "none.csv")])
-    assert "none of these runs has its test rows beside it" in capsys.readouterr().err
+    said = refusal(capsys, export.main, run_file(tmp_path / "gone.json", [gone]), "--rows", "-o", tmp_path / "none.csv")
+    assert "none of these runs has its test rows beside it" in said
+    with pytest.raises(InputError, match=r"give a name that ends in \.parquet or \.csv"):
+        export.write_table({"run": ["a"]}, tmp_path / "runs.xlsx")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written"):
+        export.write_table({"run": ["a"]}, tmp_path / "file" / "runs.csv")
 
 
 def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is_in_parquet(tmp_path):
@@ -92,11 +92,3 @@ def test_text_that_a_spreadsheet_would_run_is_quoted_in_a_csv_and_stays_as_it_is
     assert list(frame["prediction"]) == ["'=cmd|' /C calc'!A0", "'+1", "'-1", "'@SUM(1)", "'\tx", "a=b", "", ""]
     assert frame["'=points"][0] == -1.5
     assert duckdb.sql(f"select prediction from '{tmp_path}/rows.parquet'").fetchall() == [(text,) for text in said]
-
-
-def test_another_format_and_an_unwritable_place_are_one_sentence(tmp_path):
-    with pytest.raises(InputError, match=r"give a name that ends in \.parquet or \.csv"):
-        export.write_table({"run": ["a"]}, tmp_path / "runs.xlsx")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot be written"):
-        export.write_table({"run": ["a"]}, tmp_path / "file" / "runs.csv")

@@ -12,6 +12,7 @@ from tunegrid.commands import speed, upgrade
 from tunegrid.commands.sides import Side
 from tunegrid.errors import InputError
 from tunegrid.run.turn import MARK
+from tunegrid.tests.outputs import refusal
 
 LIBRARIES = {"python": "3.11", "torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.0", "accelerate": "1.14.0"}
 # A program in place of a Python: it writes down each update, and answers as one whose rounds differ by 0.1 %.
@@ -108,22 +109,15 @@ def test_the_default_cells_have_every_two_of_backbone_task_and_method_once():
         assert len({(parts[first], parts[second]) for parts in cells}) == 9
 
 
-def test_a_cell_that_does_not_exist_or_fails_is_one_sentence(python, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        run(python("old"), python("new"), "bert_sa_nothing")
-    assert "bert_sa_nothing" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        run(python("old"), python("new", broken=("bert_sa_lora",)), "bert_sa_lora")
-    failed = f"`{tmp_path / 'new'} -m tunegrid.run.turn bert_sa_lora cpu` fails, so leave the cell out of --cells: KeyError"
-    assert failed in " ".join(capsys.readouterr().err.split())
-
-
-def test_what_is_no_environment_says_what_to_give(tmp_path):
+def test_a_cell_that_does_not_exist_or_fails_and_what_is_no_environment_are_one_sentence(python, tmp_path, capsys):
+    assert "bert_sa_nothing" in refusal(capsys, speed.main, python("old"), python("new"), "--cells=bert_sa_nothing")
+    said = refusal(capsys, speed.main, python("old"), python("new", broken=("bert_sa_lora",)), "--cells=bert_sa_lora")
+    assert f"`{tmp_path / 'new'} -m tunegrid.run.turn bert_sa_lora cpu` fails, so leave the cell out of --cells: KeyEr" in said
     with pytest.raises(InputError, match="is no virtual environment and no Python"):
         speed.python_in(tmp_path)
-
-
-# As a part of `tunegrid upgrade`
+    before = shutil.copy(ROOT / "reports" / "baselines" / "quick-cpu.json", tmp_path / "before.json")
+    said = refusal(capsys, upgrade.main, "peft", "--before", before, "--speed")
+    assert "--speed lets two environments take turns, and --before is a run" in said
 
 
 @pytest.mark.parametrize(("slower", "gate", "code"), [(1.2, 0, 1), (1.0, 0, 0), (1.0, 1, 1), (1.2, 6, 1)])
@@ -135,11 +129,3 @@ def test_an_upgrade_with_speed_says_both_and_the_worse_of_both(python, tmp_path,
     assert upgrade.main(["peft", "--cells", "bert_sa_lora", "--speed"]) == code
     words = "20 % slower (20 to 20 %)" if slower > 1 else "as fast (0 to 0 %)"
     assert f"training {words}, memory the same" in capsys.readouterr().out.splitlines()[-1]
-
-
-def test_speed_needs_two_environments_where_a_run_is_given(tmp_path, capsys):
-    before = tmp_path / "before.json"
-    shutil.copy(ROOT / "reports" / "baselines" / "quick-cpu.json", before)
-    with pytest.raises(SystemExit):
-        upgrade.main(["peft", "--before", str(before), "--speed"])
-    assert "--speed lets two environments take turns, and --before is a run" in " ".join(capsys.readouterr().err.split())

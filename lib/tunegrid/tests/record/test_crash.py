@@ -26,23 +26,17 @@ def deep(calls):
     deep(calls - 1)
 
 
-def test_of_a_traceback_the_innermost_calls_are_kept():
+def test_the_innermost_calls_and_the_last_lines_are_kept_without_colours():
     with pytest.raises(ValueError, match="no rows") as caught:
         deep(100)
     lines = crash_record(caught.value, []).traceback
     assert lines[-1] == "ValueError: no rows"
     assert sum("in deep" in line or "repeated" in line for line in lines) <= CALLS
-
-
-def test_of_what_was_printed_the_last_lines_are_kept_without_colours():
     crash = crash_record(None, ["\n".join(map(str, range(100))), "10 %\r90 %\n\x1b[31mred\x1b[0m\x07\n\n"])
     assert len(crash.printed) == PRINTED_LINES
     assert crash.printed[-3:] == ["99", "90 %", r"red\x07"]
     assert crash.traceback == []
     assert crash_record(None, ["", " \n"]) is None
-
-
-def test_a_crash_survives_its_json():
     record = complete(status="error", missed=["why"], crash={"traceback": ["ValueError: no"], "printed": []})
     assert from_json(to_json(record)).crash == record.crash
 

@@ -61,15 +61,12 @@ def test_what_was_compiled_in_a_checkout_counts_and_what_python_keeps_there_does
     assert len(set(digests)) == 3
 
 
-def test_every_library_that_is_installed_here_has_a_digest_of_its_own():
+def test_every_library_here_has_a_digest_of_its_own_and_a_copy_of_its_files_the_same(tmp_path):
     digests = library_digests()
     assert digests.keys() == {package for package in PACKAGES if version(package)}
     assert len(set(digests.values())) == len(digests)
     assert digest_of("no_such_package") is None
-
-
-def test_the_wheel_and_a_copy_of_its_files_have_one_digest(tmp_path):
-    """peft's wheel holds nothing but its package, so that RECORD's hashes are those of the files."""
+    # peft's wheel holds nothing but its package, so that RECORD's hashes are those of the files.
     shutil.copytree(import_folder("peft"), tmp_path / "peft")
     code = "import json; from tunegrid.libraries import digest_of; print(json.dumps(digest_of('peft')))"
     assert Environment(tmp_path / "environment").says(code, tmp_path) == digest_of("peft")

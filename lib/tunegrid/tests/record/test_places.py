@@ -52,16 +52,13 @@ def sentence(tmp_path, monkeypatch):
     return str(error.value)
 
 
-def test_a_record_that_is_written_holds_no_absolute_path(sentence, tmp_path):
+def test_a_record_and_a_page_hold_no_absolute_path_but_a_test_rows_own(sentence, tmp_path):
     finding = {"name": "served_as_trained", "passed": False, "detail": f"could not look: OSError: {sentence}"}
     record = complete(status="error", missed=[sentence], audits=[finding])
     written = json.dumps(to_json(record))
     assert "no checkpoint folder 'bert-micro' below models" in written
     assert str(tmp_path) not in written
     assert "alice" not in written
-
-
-def test_a_page_holds_no_absolute_path_but_a_test_rows_own(sentence, tmp_path):
     finding = ("served_as_trained", False, f"could not look: OSError: {sentence}")
     row = "I keep it below /srv/shelf/books"
     record = record_of(status="missed", missed=[sentence], audits=[finding])

@@ -13,14 +13,11 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.recipes import Recipe
-from tunegrid.machine import PACKAGES, versions
 from tunegrid.record import Record, from_json, new_record, plain, schema, to_json
-from tunegrid.record.invariants import ORDERED, ORDERED_MEANS, impossible
+from tunegrid.record.invariants import impossible
 from tunegrid.record.reading import checked
 from tunegrid.record.rules import contradictions
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
-
-# Plain values
 
 
 @pytest.mark.parametrize(
@@ -59,15 +56,6 @@ def test_a_value_without_a_plain_form_is_refused(value):
         plain(value)
 
 
-def test_versions_name_python_and_every_library_that_matters():
-    library_versions = versions()
-    assert library_versions.keys() == {"python", *PACKAGES}
-    assert library_versions["python"].startswith("3.")
-
-
-# Types
-
-
 @pytest.mark.parametrize(
     "cell", [*STUDY.cells(QUICK_PROFILE), *STUDY.cells(FULL_PROFILE)], ids=lambda cell: f"{cell.profile.id}-{cell.id}"
 )
@@ -85,6 +73,13 @@ def test_a_new_record_says_what_the_cell_is():
     assert record.recipe.quantization.bnb_4bit_quant_type == "nf4"
     assert record.recipe.rows_per_update == 16  # batches of 8, two an update
     assert new_record(STUDY.cell("gpt2_sa_sft", QUICK_PROFILE)).recipe.adapter is None
+    cell = CELLS["gpt2_sa_lora"]
+    odd = replace(cell, method=replace(cell.method, options={"init": object()}))
+    with pytest.raises(InputError, match="gpt2_sa_lora: the settings of method 'lora' must be plain values"):
+        new_record(odd)
+    phases = {"train": PHASE | {"rss_peak_gib": 1.25}, "load": PHASE, "audit": PHASE | {"rss_peak_gib": 9.0}}
+    memory = complete(memory=MEASURED["memory"] | {"phases": phases}).memory
+    assert (memory.peak("rss_peak_gib"), memory.peak("reserved_peak_gib")) == (1.25, None)
 
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
@@ -96,22 +91,6 @@ def test_a_records_recipe_is_the_cells_with_the_methods_settings_for_an_adapter(
     assert {name: getattr(recorded, name) for name in others} == {name: getattr(recipe, name) for name in others}
 
 
-def test_settings_that_are_not_plain_are_refused_in_a_sentence():
-    cell = CELLS["gpt2_sa_lora"]
-    odd = replace(cell, method=replace(cell.method, options={"init": object()}))
-    with pytest.raises(InputError, match="gpt2_sa_lora: the settings of method 'lora' must be plain values"):
-        new_record(odd)
-
-
-def test_the_peak_is_of_the_cells_own_phases():
-    phases = {"train": PHASE | {"rss_peak_gib": 1.25}, "load": PHASE, "audit": PHASE | {"rss_peak_gib": 9.0}}
-    memory = complete(memory=MEASURED["memory"] | {"phases": phases}).memory
-    assert (memory.peak("rss_peak_gib"), memory.peak("reserved_peak_gib")) == (1.25, None)
-
-
-# Reading
-
-
 @pytest.mark.parametrize("data", [complete_json(), complete_json(**FOOTPRINT)], ids=["scores", "footprint"])
 def test_a_complete_record_is_sound(data):
     record, faults = checked(data)
@@ -119,10 +98,19 @@ def test_a_complete_record_is_sound(data):
     assert to_json(record) == data
 
 
-def test_a_stopped_record_is_sound():
+def test_a_stopped_record_is_sound_and_several_faults_are_counted_and_listed():
     stopped = MEASURED["training"] | {"losses": [0.7, None], "stopped": "loss is nan at update 2 of 80"}
     outcome = {"status": "stopped", "missed": ["loss is nan at update 2 of 80"]}
     assert from_json(complete_json(training=stopped, evaluation=None, scores={}, **outcome)).training.losses == [0.7, None]
+    data = complete_json(seeds={})
+    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more: tunegrid audit lists them\)"):
+        from_json(data)
+    assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing", "seeds.perturbation is missing"]
+    assert list(contradictions(complete(status="unfinished", training=None, missed=["why"]))) == []
+    assert list(contradictions(complete(evaluation=None, data=None, profile="full"))) == [
+        "data is null, but the status is 'passed'",
+        "evaluation is null, but the status is 'passed'",
+    ]
 
 
 OLDER = "is older than 4, which this tunegrid reads; tunegrid 0.12 reads versions 2 to 4, or run its cells again"
@@ -160,32 +148,11 @@ def test_a_record_that_strays_is_refused_in_a_sentence(changes, sentence):
     assert "\n" not in str(refused.value)
 
 
-def test_several_faults_are_counted_and_listed():
-    data = complete_json(seeds={})
-    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more: tunegrid audit lists them\)"):
-        from_json(data)
-    assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing", "seeds.perturbation is missing"]
-
-
-# Schema
-
-
 def test_the_schema_is_one_and_asks_for_every_field():
     Draft202012Validator.check_schema(schema())
     # Older files lack them.
-    late = {
-        "ranks",
-        "excused",
-        "warnings",
-        "libraries",
-        "merges",
-        "shifted",
-        "forgetting",
-        "calibration",
-        "stock",
-        "first_updates",
-        "crash",
-    }
+    late = {"ranks", "excused", "warnings", "libraries", "merges", "shifted", "forgetting", "calibration", "stock"}
+    late |= {"first_updates", "crash"}
     assert {*schema()["required"], *late} == set(schema()["properties"]) == {field.name for field in fields(Record)}
     assert schema()["properties"]["scores"]["description"] == "points; null: not a number"
     assert "title" not in schema()["$defs"]["Ledger"]
@@ -201,57 +168,32 @@ def test_what_reading_refuses_the_schema_refuses(changes):
     assert not Draft202012Validator(schema()).is_valid(complete_json(**changes))
 
 
-def test_contradictions_are_about_the_status():
-    assert list(contradictions(complete(status="unfinished", training=None, missed=["why"]))) == []
-    assert list(contradictions(complete(evaluation=None, data=None, profile="full"))) == [
-        "data is null, but the status is 'passed'",
-        "evaluation is null, but the status is 'passed'",
-    ]
-
-
-def test_a_record_from_before_copies_were_dropped_does_not_say_how_many():
-    data = {name: value for name, value in MEASURED["data"].items() if name != "dropped"}
-    assert from_json(complete_json(data=data)).data.dropped is None
-    Draft202012Validator(schema()).validate(complete_json(data=data))
-
-
-# Impossible scores
-
-
 @pytest.mark.parametrize(
-    ("scores", "sentence"),
+    ("scores", "empty_answers", "sentence"),
     [
-        ({"exact_match": 62.6, "f1": 62.1}, "exact_match 62.6 is above f1 62.1"),
-        ({"rouge1": 20.0, "rougeL": 21.0}, "rougeL 21.0 is above rouge1 20.0"),
-        ({"rouge1": 20.0, "rouge2": 21.0}, "rouge2 21.0 is above rouge1 20.0"),
-        ({"accuracy": 101.0}, "accuracy is 101.0"),
-        ({"accuracy": None}, "accuracy is not a number"),
+        ({"exact_match": 62.6, "f1": 62.1}, 0.0, "exact_match 62.6 is above f1 62.1"),
+        ({"rouge1": 20.0, "rougeL": 21.0}, 0.0, "rougeL 21.0 is above rouge1 20.0"),
+        ({"rouge1": 20.0, "rouge2": 21.0}, 0.0, "rouge2 21.0 is above rouge1 20.0"),
+        ({"accuracy": 101.0}, 0.0, "accuracy is 101.0"),
+        ({"accuracy": None}, 0.0, "accuracy is not a number"),
         (
             {"bertscore_precision": 55.14, "bertscore_recall": 55.68, "bertscore_f1": 56.23},
+            0.0,
             "bertscore_f1 56.23 is above the mean of precision 55.14 and recall 55.68",
         ),
+        ({"exact_match": 62.1, "f1": 62.1, "rouge1": 30.0, "rouge2": 10.0, "rougeL": 30.0}, 0.0, None),
+        ({"bertscore_precision": 50.0, "bertscore_f1": 54.5, "bertscore_recall": 60.0}, 0.0, None),
+        ({"exact_match": 90.0, "f1": 89.9}, 0.1, None),  # answers without a word match exactly and share nothing
+        ({"exact_match": 90.0, "f1": 89.8}, 0.1, "exact_match 90.0 is above f1 89.8"),
     ],
 )
-def test_scores_that_cannot_be_are_told(scores, sentence):
-    assert impossible(scores) == [sentence]
+def test_scores_that_cannot_be_are_told(scores, empty_answers, sentence):
+    assert impossible(scores, empty_answers=empty_answers) == ([sentence] if sentence else [])
 
 
-def test_scores_that_can_be_are_not():
-    fine = {"exact_match": 62.1, "f1": 62.1, "rouge1": 30.0, "rouge2": 10.0, "rougeL": 30.0}
-    assert impossible(fine | {"bertscore_precision": 50.0, "bertscore_f1": 54.5, "bertscore_recall": 60.0}) == []
-
-
-def test_answers_without_a_word_may_match_exactly_and_share_nothing():
-    assert impossible({"exact_match": 90.0, "f1": 89.9}, empty_answers=0.1) == []
-    assert impossible({"exact_match": 90.0, "f1": 89.8}, empty_answers=0.1) == ["exact_match 90.0 is above f1 89.8"]
-
-
-def test_a_bigram_may_repeat_on_a_row_but_not_on_average():
-    assert set(ORDERED_MEANS) - set(ORDERED) == {("rouge2", "rouge1")}
-
-
-def test_an_evaluation_without_its_precision_and_lengths_is_read_as_not_known():
-    data = complete_json()
-    older = {name: value for name, value in data["evaluation"].items() if name not in ("precision", "generated_tokens")}
-    evaluation = from_json(data | {"evaluation": older}).evaluation
-    assert (evaluation.precision, evaluation.generated_tokens) == (None, None)
+@pytest.mark.parametrize("part", ["data dropped", "evaluation precision generated_tokens"])
+def test_what_an_older_file_does_not_say_is_read_as_not_known(part):
+    name, *late = part.split()
+    data = complete_json(**{name: {field: value for field, value in MEASURED[name].items() if field not in late}})
+    assert [getattr(getattr(from_json(data), name), field) for field in late] == [None] * len(late)
+    Draft202012Validator(schema()).validate(data)

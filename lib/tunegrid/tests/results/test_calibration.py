@@ -24,17 +24,13 @@ from tunegrid.results.calibration import (
     forecasts_of,
     reliability,
 )
-from tunegrid.results.confidence import judged_nll
 from tunegrid.results.examples import Examples, read
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
 from tunegrid.tests.records import complete, record_of
 
-
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def at(temperature, confidences, hits):
@@ -50,10 +46,7 @@ def calibrated(rows, seed=0):
     return confidences, (rng.random(rows) < confidences).astype(float)
 
 
-# Figures
-
-
-def test_figures_of_four_rows_are_those_worked_out_by_hand():
+def test_figures_and_bins_are_those_worked_out_by_hand():
     # bins of width 1/15: 0.9 and 0.92 share one (mean gap 0.91 - 0.5), 0.6 (gap -0.4) and 0.7 (gap 0.7) have their own
     figures = figures_of(Forecasts(confidences=np.array([0.9, 0.92, 0.6, 0.7]), hits=np.array([1.0, 0.0, 1.0, 0.0])))
     assert figures.confidence == pytest.approx(78.0)
@@ -61,6 +54,9 @@ def test_figures_of_four_rows_are_those_worked_out_by_hand():
     assert figures.adaptive_ece.value == pytest.approx(100 * (0.1 + 0.92 + 0.4 + 0.7) / 4)  # fewer rows than bins: one in each
     assert figures.brier.value == pytest.approx((0.01 + 0.8464 + 0.16 + 0.49) / 4)
     assert figures.nll.value == pytest.approx(-(math.log(0.9) + math.log(0.08) + math.log(0.6) + math.log(0.3)) / 4)
+    confidences = np.array([0.5] * 20 + [0.99] * 10)
+    assert equal_masses(confidences).tolist() == [n // 2 for n in range(30)]
+    assert Forecasts(confidences=np.array([1.0, 1.0]), hits=np.array([1.0, 0.0])).nll == pytest.approx([0, 12 * math.log(10)])
 
 
 def test_figures_are_scikit_learns():
@@ -76,11 +72,6 @@ def test_figures_are_scikit_learns():
     assert set(by_mass) == {46, 47}  # 700 rows in 15 bins
 
 
-def test_bins_of_equal_mass_hold_equally_many_rows_and_are_in_order():
-    confidences = np.array([0.5] * 20 + [0.99] * 10)
-    assert equal_masses(confidences).tolist() == [n // 2 for n in range(30)]
-
-
 def test_a_calibrated_model_is_near_0_and_its_triple_confident_twin_is_seen():
     confidences, hits = calibrated(2000)
     calm, wild = figures_of(Forecasts(confidences=confidences, hits=hits)), figures_of(at(1 / 3, confidences, hits))
@@ -93,16 +84,12 @@ def test_a_calibrated_model_is_near_0_and_its_triple_confident_twin_is_seen():
 
 
 @pytest.mark.slow
-def test_calibrated_models_are_seldom_called_anything_else():
-    figures = [figures_of(Forecasts(confidences=c, hits=h)) for c, h in (calibrated(400, seed) for seed in range(60))]
-    assert sum(own.ece.low > own.expected_ece for own in figures) <= 6  # 2.5 % of each side
-
-
-@pytest.mark.slow
-def test_the_ece_that_chance_gives_is_what_calibrated_models_show_and_shrinks_with_rows():
-    shown = [figures_of(Forecasts(confidences=c, hits=h)).ece.value for c, h in (calibrated(400, seed) for seed in range(60))]
-    assert expected_ece(calibrated(400)[0]) == pytest.approx(np.mean(shown), rel=0.1)
-    assert expected_ece(calibrated(4 * 400)[0]) == pytest.approx(expected_ece(calibrated(400)[0]) / 2, rel=0.15)
+def test_calibrated_models_are_seldom_called_anything_else_and_show_the_ece_that_chance_gives():
+    shown = [figures_of(Forecasts(confidences=c, hits=h)).ece for c, h in (calibrated(400, seed) for seed in range(60))]
+    expected = expected_ece(calibrated(400)[0])
+    assert sum(ece.low > expected for ece in shown) <= 6  # 2.5 % of each side
+    assert expected == pytest.approx(np.mean([ece.value for ece in shown]), rel=0.1)
+    assert expected_ece(calibrated(4 * 400)[0]) == pytest.approx(expected / 2, rel=0.15)  # it shrinks with rows
 
 
 def test_intervals_of_many_rows_are_those_of_few():
@@ -113,17 +100,14 @@ def test_intervals_of_many_rows_are_those_of_few():
         assert (theirs.low, theirs.high) == pytest.approx((ours.low, ours.high), rel=0.05)
 
 
-def test_a_sure_miss_costs_a_finite_number_of_nats():
-    assert Forecasts(confidences=np.array([1.0, 1.0]), hits=np.array([1.0, 0.0])).nll == pytest.approx([0, 12 * math.log(10)])
-
-
-# Temperature
-
-
-def test_the_temperature_that_spoiled_confidences_is_found_again():
+def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_without_a_miss_fit_none():
     confidences, hits = calibrated(20_000)
     assert fitted(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)  # three times too sure
     assert fitted(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
+    confidences, hits = calibrated(300)
+    part = calibration("accuracy", lambda t: at(t, confidences, hits), lambda t: at(t, confidences, np.ones(300)))
+    assert (part.temperature, part.scaled, part.validation_nll) == (None, None, None)
+    assert calibration("accuracy", lambda t: at(t, confidences, hits), None).validation_rows == 0
 
 
 @pytest.mark.parametrize("factor", [0.3, 1.0, 3.0])
@@ -132,13 +116,6 @@ def test_scaling_never_makes_validation_rows_less_likely(factor):
     assert part.scaled_validation_nll <= part.validation_nll
     assert part.validation_rows == 300
     assert part.scaled.nll.value == pytest.approx(part.scaled_validation_nll)
-
-
-def test_rows_without_a_miss_fit_no_temperature():
-    confidences, hits = calibrated(300)
-    part = calibration("accuracy", lambda t: at(t, confidences, hits), lambda t: at(t, confidences, np.ones(300)))
-    assert (part.temperature, part.scaled, part.validation_nll) == (None, None, None)
-    assert calibration("accuracy", lambda t: at(t, confidences, hits), None).validation_rows == 0
 
 
 # A record, and the rows beside it
@@ -154,19 +131,25 @@ def sure(cell, confidences, hits, seed=0, training=None):
     return replace(record, training=replace(record.training, **training)) if training else record
 
 
-def test_confidences_are_kept_to_the_last_digit_and_are_no_points():
+def test_confidences_are_kept_to_the_last_digit_and_one_that_is_no_probability_is_refused():
     confidences, hits = calibrated(40)
     record = sure("bert_sa_lora", confidences, hits)
     rows = read(record, None)
     assert rows.confidences == confidences.tolist()
     assert [*rows.points] == ["accuracy"]
     assert forecasts_of(rows).hits.tolist() == hits.tolist()
+    record = sure("bert_sa_lora", np.array([0.5, 0.6]), np.array([1.0, 0.0]))
+    rows = Examples(ids=["r0", "r1"], points={"accuracy": [100.0, 0.0]}, predictions=["0"] * 2, confidences=[0.5, 1.5])
+    with pytest.raises(InputError, match="a confidence that is no probability"):
+        read(replace(record, examples=examples.write(rows)), None)
 
 
-def test_rows_of_an_older_run_have_no_confidence():
+def test_an_older_run_has_no_confidences_and_no_calibration():
     rows = read(record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]}), None)
-    assert rows.confidences is None
-    assert forecasts_of(rows) is None
+    assert (rows.confidences, forecasts_of(rows)) == (None, None)
+    record, older = sure("bert_sa_lora", *calibrated(40)), to_json(complete())
+    del older["calibration"]
+    assert [from_json(data).calibration for data in (to_json(record), older)] == [record.calibration, None]
 
 
 @pytest.mark.parametrize("confidence", [None, 0.6])
@@ -179,21 +162,6 @@ def test_numerics_do_not_rest_on_confidences(confidence):
     assert compared(old, new, load_tolerances()) == equal
     other = replace(new, examples=examples.write(replace(rows, predictions=["0", "1"])))
     assert compared(other, new, load_tolerances())[0] is Verdict.CHANGED
-
-
-def test_a_confidence_that_is_no_probability_is_refused():
-    record = sure("bert_sa_lora", np.array([0.5, 0.6]), np.array([1.0, 0.0]))
-    rows = Examples(ids=["r0", "r1"], points={"accuracy": [100.0, 0.0]}, predictions=["0"] * 2, confidences=[0.5, 1.5])
-    with pytest.raises(InputError, match="a confidence that is no probability"):
-        read(replace(record, examples=examples.write(rows)), None)
-
-
-def test_a_record_with_calibration_is_read_back_and_an_older_one_without():
-    record = sure("bert_sa_lora", *calibrated(40))
-    assert from_json(to_json(record)).calibration == record.calibration
-    older = to_json(complete())
-    del older["calibration"]
-    assert from_json(older).calibration is None
 
 
 def test_a_record_contradicts_itself_where_scaling_made_it_worse_or_an_interval_misses_its_figure():
@@ -223,9 +191,6 @@ def test_a_diagram_has_the_bins_that_hold_rows_of_any_run():
     assert (high.confidence, high.hits) == pytest.approx((2.96 / 3, 2 / 3))
     assert high.low == pytest.approx(0.2077, abs=1e-4)  # Wilson, of 2 in 3
     assert high.high == pytest.approx(0.9385, abs=1e-4)
-
-
-# The gate
 
 
 def of_nll(old, new):
@@ -258,9 +223,3 @@ def test_another_training_of_one_seed_is_not_compared_and_of_several_seeds_held_
     [worse] = of_nll(old, wild)
     assert worse.verdict is Verdict.WORSE
     assert "seeds" in worse.detail
-
-
-def test_a_cell_without_confidences_has_no_judgement():
-    record = record_of("bert_sa_lora", {"accuracy": [100.0, 0.0]})
-    assert of_nll([record], [record]) == []
-    assert list(judged_nll([], 0.02, {})) == []

@@ -1,15 +1,10 @@
 """A file is written whole or not at all, and points of rows are what their name says, whatever was killed or damaged."""
 
 import json
-import signal
-import subprocess
-import sys
-import time
 from zipfile import ZipFile
 
 import pytest
 
-from tunegrid import ROOT
 from tunegrid.disk import replacing, write_whole
 from tunegrid.errors import InputError
 from tunegrid.record import ExamplesRecord, from_json
@@ -18,13 +13,6 @@ from tunegrid.results.examples import Examples
 from tunegrid.results.files import load, save
 from tunegrid.tests.records import complete_json
 
-# A hundred megabytes, so that a kill meets the write.
-WRITER = """
-import sys
-from pathlib import Path
-from tunegrid.results.files import save
-save({"benchmarks": [{"extra_info": {"cell": "x" * 10_000_000}}] * 10}, Path(sys.argv[1]))
-"""
 SMALL = Examples(ids=["a", "b"], points={"accuracy": [100.0, 0.0]}, predictions=["1", "0"])
 
 
@@ -33,17 +21,6 @@ def test_a_place_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(InputError, match=r"folder cannot be written \(Is a directory\); give another place"):
         write_whole(tmp_path / "folder", "text")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
-
-
-def test_a_kill_in_the_write_of_a_run_leaves_the_run_that_was_there(tmp_path):
-    path = tmp_path / "run.json"
-    path.write_text("the run before")
-    process = subprocess.Popen([sys.executable, "-c", WRITER, path], env={"PYTHONPATH": str(ROOT / "lib")})
-    while not list(tmp_path.glob("*.part")) and process.poll() is None:
-        time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert path.read_text() == "the run before"
 
 
 def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path):
@@ -58,12 +35,6 @@ def test_a_write_that_breaks_off_leaves_what_was_there_and_nothing_else(tmp_path
     with pytest.raises(ZeroDivisionError):
         broken_off()
     assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {"file": "before"}
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    return tmp_path / "store"
 
 
 def record_with(kept: ExamplesRecord):

@@ -1,6 +1,5 @@
 """Cells that made only their first updates: what their records may say, and what every reader makes of them."""
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -20,11 +19,9 @@ from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
 from tunegrid.results.outcomes import FAILED_BY
 from tunegrid.results.passing import Extent, with_status
-from tunegrid.results.writing import FinishedRun
-from tunegrid.tests.records import complete, run_file
+from tunegrid.tests.records import begun, complete, run_file, seeds_as
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]
-WHOLE_ALONE = {"evaluation": None, "scores": {}, "examples": None, "bounds": {}}
 
 
 def whole(cell="bert_sa_lora", losses=LOSSES, **changes):
@@ -32,16 +29,15 @@ def whole(cell="bert_sa_lora", losses=LOSSES, **changes):
     return replace(made, training=replace(made.training, losses=list(losses), updates=len(losses)))
 
 
-def begun(cell="bert_sa_lora", losses=LOSSES[:2], **changes):
-    made = whole(cell, losses, status="begun", first_updates=len(losses), **WHOLE_ALONE)
-    return replace(made, **changes)
-
-
-# The record
-
-
-def test_a_record_of_first_updates_is_sound():
+def test_a_record_of_first_updates_is_sound_no_bound_counts_and_an_audit_does():
     assert from_json(to_json(begun())).first_updates == 2
+    extent = Extent(updates=2, planned=40, one_pass=40)
+    sound = with_status(begun(status="unfinished"), extent)
+    assert (sound.status, sound.missed) == ("begun", [])
+    failed = [replace(sound.audits[0], passed=False, detail="2 frozen ones changed")]
+    assert with_status(replace(begun(), audits=failed), extent).missed == [
+        "audit base_frozen: 2 frozen ones changed (bert_sa_lora, quick, seed 0)"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -60,19 +56,6 @@ def test_a_record_of_first_updates_that_cannot_be_true_is_refused(change, words)
     assert words in faults
 
 
-def test_no_bound_counts_after_first_updates_and_an_audit_does():
-    extent = Extent(updates=2, planned=40, one_pass=40)
-    sound = with_status(begun(status="unfinished"), extent)
-    assert (sound.status, sound.missed) == ("begun", [])
-    failed = [replace(sound.audits[0], passed=False, detail="2 frozen ones changed")]
-    assert with_status(begun(audits=failed), extent).missed == [
-        "audit base_frozen: 2 frozen ones changed (bert_sa_lora, quick, seed 0)"
-    ]
-
-
-# Numerics
-
-
 @pytest.mark.parametrize(
     ("losses", "verdict", "words"),
     [
@@ -87,10 +70,6 @@ def test_first_updates_are_held_to_as_many_of_a_whole_run(losses, verdict, words
     assert compared(*pair, load_tolerances()) == (verdict, words)
 
 
-def test_what_comes_after_the_shorter_run_is_not_compared():
-    assert compared(begun(losses=[*LOSSES[:3], 9.0]), begun(losses=LOSSES[:3]), load_tolerances())[0] is Verdict.EQUAL
-
-
 def test_movement_is_compared_from_the_third_update_on():
     step = replace(whole().training.first_step, moved={"head": 5.0})
     early, late = begun(), begun(losses=LOSSES[:3])
@@ -99,24 +78,18 @@ def test_movement_is_compared_from_the_third_update_on():
     assert compared(whole(), late, load_tolerances())[1].startswith("optimizer: ")
 
 
-# Gate and answer
-
-
 def answered(old, new, kinds=FAILED_BY):
     judged = gate(Run.of(old), Run.of(new))
     return judged, answer_of(new, judged, kinds, baseline="before.json", before=old)
 
 
-def test_a_begun_cell_is_judged_by_numerics_and_by_bytes_of_tensors_alone():
+def test_begun_cells_are_judged_by_numerics_and_by_bytes_of_tensors_alone():
     judged, _ = answered([whole()], [begun()])
     assert {j.quantity for j in judged} == {
         "numerics",
         *("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes"),
     }
     assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2]
-
-
-def test_equal_and_rounding_cells_are_counted_and_pass():
     old = [whole("bert_sa_lora"), whole("bert_sa_sft"), whole("gpt2_sa_sft")]
     new = [begun("bert_sa_lora"), begun("bert_sa_sft"), begun("gpt2_sa_sft", [0.7, 0.5 + 1e-6])]
     _, answer = answered(old, new)
@@ -124,7 +97,7 @@ def test_equal_and_rounding_cells_are_counted_and_pass():
     assert answer.exit_code == 0
 
 
-def test_a_changed_cell_that_took_no_score_cannot_be_told():
+def test_a_changed_cell_without_scores_cannot_be_told_and_fails_where_numerics_count():
     _, answer = answered(
         [whole("bert_sa_lora"), whole("bert_sa_sft")], [begun("bert_sa_lora"), begun("bert_sa_sft", [0.7, 0.6])]
     )
@@ -135,19 +108,20 @@ def test_a_changed_cell_that_took_no_score_cannot_be_told():
     assert answer.way_on == "the same command without --first-updates, with `--cells bert_sa_sft`, trains them to the end"
     assert any("scores have not been judged" in sentence for sentence in answer.sentences)
     assert answer.exit_code == 6
-
-
-def test_a_changed_cell_fails_where_numerics_count():
     _, answer = answered([whole()], [begun(losses=[0.7, 0.6])], ("numerics",))
     assert answer.sentences[0].startswith("Failed: numerics changed in the one cell")
     assert answer.exit_code == 1
-
-
-def test_a_cell_of_another_seed_cannot_be_told():
-    other = begun(seeds=replace(begun().seeds, seed=7))
-    _, answer = answered([whole()], [other])
+    _, answer = answered([whole()], [begun(seeds=seeds_as(7))])
     assert "none equal by its first 2 updates; 1 not comparable (bert_sa_lora), without scores" in answer.sentences[0]
     assert answer.exit_code == 6
+    judged, answer = answered([begun()], [whole()])
+    assert [(j.quantity, str(j.verdict)) for j in judged if j.kind == "quality"] == [("accuracy", "cannot tell")]
+    assert answer.exit_code == 6
+    answer = answer_of([begun()])
+    assert answer.sentences == (
+        "1 cell made only its first 2 updates, without scores, and passed every audit that can look so early.",
+    )
+    assert answer.exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -165,52 +139,19 @@ def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, word, cod
     assert [j.first_updates for j in judged if j.quantity == "numerics"] == [2, None]
 
 
-def test_without_a_gate_nobody_says_passed():
-    answer = answer_of([begun()])
-    assert answer.sentences == (
-        "1 cell made only its first 2 updates, without scores, and passed every audit that can look so early.",
-    )
-    assert answer.exit_code == 0
-
-
-def test_a_baseline_of_first_updates_has_no_scores_to_judge_a_whole_run_by():
-    judged, answer = answered([begun()], [whole()])
-    assert [(j.quantity, str(j.verdict)) for j in judged if j.kind == "quality"] == [("accuracy", "cannot tell")]
-    assert answer.exit_code == 6
-
-
-# Other readers
-
-
 @pytest.fixture
 def file(tmp_path):
     return run_file(tmp_path / "run.json", [begun("bert_sa_lora"), begun("bert_sa_sft", losses=[0.7, 0.55])])
 
 
-def test_the_table_says_begun(file):
-    records = {n: from_json(row["extra_info"]) for n, row in enumerate(json.loads(file.read_text())["benchmarks"])}
-    text = "\n".join(line.text for line in FinishedRun(records).lines())
-    assert text.count(" begun") == 2
-    assert "0 of 2 cells passed, 2 made only their first 2 updates, on a CPU" in text
-
-
-def test_the_page_shows_it(file):
+def test_page_audit_and_export_take_it_and_baselines_and_comparisons_do_not(file, tmp_path, capsys):
     page = page_of(read_page_run(file), [read_page_run(file)])
     assert page.head.answer == "2 cells: 2 equal by their first 2 updates."
     assert not page.head.causes  # nothing went wrong
     assert "begun" in html(page)
-
-
-def test_it_is_no_baseline(file, tmp_path):
     assert any("made only its first 2 updates, without scores" in reason for reason in baseline.refusals(file))
-
-
-def test_it_is_not_compared_by_method(file):
     with pytest.raises(InputError, match="no cell finished with a score, so there is nothing to compare"):
         entries_of({file: [begun()]})
-
-
-def test_its_audit_finds_nothing_and_its_figures_are_exported(file, tmp_path, capsys):
     assert audit.main([str(file)]) == 0
     assert export.main([str(file), "-o", str(tmp_path / "table.csv")]) == 0
     assert '"begun"' in (tmp_path / "table.csv").read_text()
@@ -221,8 +162,3 @@ def test_a_journal_gives_what_began_soundly(tmp_path):
     kept.append("sound", {"extra_info": to_json(begun())})
     kept.append("failed", {"extra_info": to_json(begun(missed=["an audit failed"]))})
     assert list(journal.passed(tmp_path)) == ["sound"]
-
-
-def test_a_baseline_without_scores_is_no_help_to_train_on():
-    _, answer = answered([begun()], [begun(losses=[0.7, 0.6])])
-    assert answer.way_on.startswith("run both sides without --first-updates")

@@ -7,17 +7,13 @@ from tunegrid.results import examples
 from tunegrid.results.examples import Examples, Texts
 from tunegrid.results.flips import LONGEST, flips, sampled
 from tunegrid.results.gate import Run, gate, paired
-from tunegrid.tests.outputs import obeyed
+from tunegrid.tests.outputs import obeyed, refusal
 from tunegrid.tests.records import MEASURED, complete, run_file
 
 HOSTILE = "\x1b[2J\n::error::x"
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """Examples of these runs stay out of the machine's own store."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    return tmp_path / "store"
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def record_of(cell, points, predictions, texts=None):
@@ -71,6 +67,7 @@ def test_a_lost_row_comes_before_a_gained_one_and_one_of_equal_points_is_no_flip
         "    before    Oslo",
         "    after     Rome",
     ]
+    assert listed([old], [old]).lines() == ["test rows that changed, at most 9 per cell, lost ones first: none"]
 
 
 def test_at_most_so_many_rows_of_each_cell_are_listed_and_the_worse_cell_comes_first():
@@ -85,11 +82,6 @@ def test_at_most_so_many_rows_of_each_cell_are_listed_and_the_worse_cell_comes_f
     ]
 
 
-def test_runs_whose_rows_are_the_same_list_none():
-    old, _ = pair()
-    assert listed([old], [old]).lines() == ["test rows that changed, at most 9 per cell, lost ones first: none"]
-
-
 def test_rows_that_are_not_there_are_one_sentence(store):
     cells = [record_of(cell, [100.0, 0.0], ["a", "b"]) for cell in ("t5_qa_sft", "t5_qa_lora", "bert_qa_sft")]
     for path in store.iterdir():
@@ -100,19 +92,6 @@ def test_rows_that_are_not_there_are_one_sentence(store):
         f"t5_qa_sft: the test rows' points are not here: examples/{cells[0].examples.file} is missing beside the run "
         "(and 2 cells more)"
     )
-
-
-def test_texts_that_were_not_kept_leave_points_and_predictions():
-    old, new = (record_of("t5_qa_sft", [p, 0.0, 100.0], [word, "a", "b"]) for p, word in ((100.0, "Ann"), (0.0, "Bob")))
-    lines = listed([old], [new]).lines()
-    assert lines[2:7] == [
-        "  row 1: 100 -> 0 points",
-        "    input     not kept",
-        "    reference not kept",
-        "    before    Ann",
-        "    after     Bob",
-    ]
-    assert lines[7].startswith("t5_qa_sft: the rows' text was not kept with this run: ")
 
 
 def test_long_texts_are_cut_and_predictions_begin_shortly_before_they_part():
@@ -141,11 +120,7 @@ def test_no_text_of_a_row_has_an_effect_on_a_terminal_a_ci_or_markdown(tmp_path,
 
 
 def test_json_has_no_rows_and_no_number_is_refused(tmp_path, capsys):
-    run = str(run_file(tmp_path / "run.json", pair()[:1]))
-    for words, sentence in (
-        (["--show-flips", "3", "--format", "json"], "--show-flips prints text or Markdown: give another --format"),
-        (["--show-flips", "0"], "'0' is not a whole number of at least 1"),
-    ):
-        with pytest.raises(SystemExit):
-            command.main([run, run, *words])
-        assert sentence in capsys.readouterr().err
+    run = run_file(tmp_path / "run.json", pair()[:1])
+    said = refusal(capsys, command.main, run, run, "--show-flips", "3", "--format", "json")
+    assert "--show-flips prints text or Markdown: give another --format" in said
+    assert "'0' is not a whole number of at least 1" in refusal(capsys, command.main, run, run, "--show-flips", "0")

@@ -10,7 +10,7 @@ from tunegrid.results.gate import Run, gate
 from tunegrid.results.instruments import compared_part
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import load_tolerances
-from tunegrid.tests.records import MEASURED, complete
+from tunegrid.tests.records import MEASURED, complete, seeds_as
 
 
 def estimate(value):
@@ -40,9 +40,10 @@ def forgetting(change=0.5):
 
 
 def record(seed=0, losses=None, **parts):
-    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
     training = MEASURED["training"] | ({"losses": losses} if losses else {})
-    return complete("bert_sa_sft", seeds=seeds, training=training, **{name: asdict(part) for name, part in parts.items()})
+    return complete(
+        "bert_sa_sft", seeds=seeds_as(seed), training=training, **{name: asdict(part) for name, part in parts.items()}
+    )
 
 
 def verdict(name, old, new):
@@ -52,66 +53,38 @@ def verdict(name, old, new):
 MOVED = [1e-4 + loss for loss in MEASURED["training"]["losses"]]
 
 
-def test_equal_figures_are_equal():
-    assert verdict("shifted", record(shifted=shifted()), record(shifted=shifted())) == (Verdict.EQUAL, "all figures are equal")
+FEWER = {"negated": ContrastRecord(meaning="-", pairs=50, right=45, both=45)}
+EQUAL_LOSSES, ROUNDING = ", and all losses are equal", (Verdict.ROUNDING, "figures differ by rounding")
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("losses", "after", "told"),
     [
-        ({"score": 40.0}, "plain: +40, it was +90"),
-        (
-            {"contrasts": {"negated": ContrastRecord(meaning="-", pairs=50, right=45, both=45)}},
-            "negated, right: +90, it was +96",
-        ),
+        (None, shifted(), (Verdict.EQUAL, "all figures are equal")),
+        (None, replace(shifted(), score=40.0), (Verdict.CHANGED, f"plain: +40, it was +90{EQUAL_LOSSES}")),
+        (None, replace(shifted(), contrasts=FEWER), (Verdict.CHANGED, f"negated, right: +90, it was +96{EQUAL_LOSSES}")),
+        # equal losses mean equal weights, so that any other drop is a change
+        (None, shifted(drop=-20.25), (Verdict.CHANGED, f"typos5: -20.25, it was -20{EQUAL_LOSSES}")),
+        # where rounding drove the courses apart, drops may differ as far as it drives them
+        (MOVED, shifted(drop=-22.0), ROUNDING),
+        (MOVED, shifted(drop=-60.0), (Verdict.CHANGED, "typos5: -60, it was -20")),
+        (MOVED, shifted(both=15), (Verdict.CHANGED, "negated: +30, it was +90")),  # 45 of 50 pairs and 15 of 50
+        (MOVED, shifted(loud=-1.0), (Verdict.CHANGED, "loud: -1, it was not there")),
     ],
 )
-def test_every_figure_is_compared(changes, told):
-    other = replace(shifted(), **changes)
-    assert verdict("shifted", record(shifted=shifted()), record(shifted=other)) == (
-        Verdict.CHANGED,
-        f"{told}, and all losses are equal",
-    )
+def test_shifts_are_equal_moved_by_rounding_or_changed(losses, after, told):
+    assert verdict("shifted", record(shifted=shifted()), record(losses=losses, shifted=after)) == told
 
 
-def test_equal_losses_mean_equal_weights_so_any_other_drop_is_a_change():
-    assert verdict("shifted", record(shifted=shifted()), record(shifted=shifted(drop=-20.25))) == (
-        Verdict.CHANGED,
-        "typos5: -20.25, it was -20, and all losses are equal",
-    )
+@pytest.mark.parametrize(("change", "told"), [(0.52, ROUNDING), (1.5, (Verdict.CHANGED, "change: +1.5, it was +0.5"))])
+def test_forgetting_is_held_to_its_own_tolerance(change, told):
+    old, new = record(forgetting=forgetting()), record(losses=MOVED, forgetting=forgetting(change))
+    assert verdict("forgetting", old, new) == told
 
 
-def test_where_rounding_drove_the_courses_apart_drops_may_differ_as_far_as_it_drives_them():
-    old = record(shifted=shifted())
-    assert verdict("shifted", old, record(losses=MOVED, shifted=shifted(drop=-22.0)))[0] is Verdict.ROUNDING
-    assert verdict("shifted", old, record(losses=MOVED, shifted=shifted(drop=-60.0)))[0] is Verdict.CHANGED
-
-
-def test_pairs_that_turn_no_more_are_a_change():
-    """45 of 50 pairs and 15 of 50: 90 % and 30 %."""
-    told = verdict("shifted", record(shifted=shifted()), record(losses=MOVED, shifted=shifted(both=15)))
-    assert told == (Verdict.CHANGED, "negated: +30, it was +90")
-
-
-def test_a_shift_that_one_run_lacks_is_named():
-    told = verdict("shifted", record(shifted=shifted()), record(losses=MOVED, shifted=shifted(loud=-1.0)))
-    assert told == (Verdict.CHANGED, "loud: -1, it was not there")
-
-
-def test_forgetting_is_held_to_its_own_tolerance():
-    old = record(forgetting=forgetting())
-    assert verdict("forgetting", old, record(losses=MOVED, forgetting=forgetting(0.52)))[0] is Verdict.ROUNDING
-    assert verdict("forgetting", old, record(losses=MOVED, forgetting=forgetting(1.5))) == (
-        Verdict.CHANGED,
-        "change: +1.5, it was +0.5",
-    )
-
-
-@pytest.mark.parametrize(
-    ("new", "reason"), [(record(seed=1, shifted=shifted()), "no run of the same seed"), (record(), "not measured in both runs")]
-)
-def test_other_seeds_and_runs_without_it_are_not_compared(new, reason):
-    assert verdict("shifted", record(shifted=shifted()), new) == (Verdict.NOT_COMPARABLE, reason)
+def test_other_seeds_and_runs_without_it_are_not_compared():
+    for new, reason in ((record(1, shifted=shifted()), "no run of the same seed"), (record(), "not measured in both runs")):
+        assert verdict("shifted", record(shifted=shifted()), new) == (Verdict.NOT_COMPARABLE, reason)
 
 
 def test_the_gate_says_it_and_fails_where_numerics_count():
@@ -122,8 +95,5 @@ def test_the_gate_says_it_and_fails_where_numerics_count():
     told = " ".join(answer_of([new], judged, kinds=("numerics",), baseline="old.json").sentences)
     assert "Failed: robustness changed in the one cell. Cause: first at the stage typos5" in told
     assert "does not count here" in " ".join(answer_of([new], judged, kinds=("quality",), baseline="old.json").sentences)
-
-
-def test_a_gate_of_runs_without_instruments_says_nothing_of_them():
     judged = gate(Run.of([record()]), Run.of([record()]))
     assert {"shifted", "forgetting"}.isdisjoint(judgement.quantity for judgement in judged)

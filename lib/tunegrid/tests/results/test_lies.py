@@ -26,10 +26,7 @@ def part(name, **changes):
 
 # What is changed in a sound record, and the sentence that it breaks.
 LIES = {
-    "a failed audit": (
-        change(audits=[FAILED]),
-        "the status is 'passed', but audit base_frozen: 3 tensors changed",
-    ),
+    "a failed audit": (change(audits=[FAILED]), "the status is 'passed', but audit base_frozen: 3 tensors changed"),
     "a failed audit that may not be excused": (
         change(audits=[FAILED], excused={"base_frozen": "too short"}),
         "excused has base_frozen, which no run is too short for",
@@ -39,31 +36,19 @@ LIES = {
         "excused has learned_something, which is no audit that failed",
     ),
     "no audit at all": (change(audits=[]), "audits is empty, but the status is 'passed'"),
-    "a score below its bound": (
-        change(bounds={"accuracy": 95.0}),
-        "the status is 'passed', but accuracy 90.0 is below 95.0",
-    ),
-    "no main score": (
-        change(scores={"f1_macro": 90.0}, bounds={}),
-        "scores has no accuracy, but the status is 'passed'",
-    ),
+    "a score below its bound": (change(bounds={"accuracy": 95.0}), "the status is 'passed', but accuracy 90.0 is below 95.0"),
+    "no main score": (change(scores={"f1_macro": 90.0}, bounds={}), "scores has no accuracy, but the status is 'passed'"),
     "no score that gates judge": (
         change(bounded_scores=[]),
         "main_score 'accuracy' is not among bounded_scores, by which gates judge",
     ),
-    "another method's name": (
-        change(method="sft"),
-        "cell is bert_sa_lora, but backbone, task and method are bert_sa_sft",
-    ),
+    "another method's name": (change(method="sft"), "cell is bert_sa_lora, but backbone, task and method are bert_sa_sft"),
     "another method's name throughout": (
         change(method="sft", cell="bert_sa_sft"),
         "recipe.adapter is set, which is not method sft",
     ),
     "fewer updates than losses": (part("training", updates=1), "training.updates is 1, but training.losses has 2"),
-    "a loss that is no number": (
-        part("training", losses=[0.7, None]),
-        "the status is 'passed', but a loss is not a number",
-    ),
+    "a loss that is no number": (part("training", losses=[0.7, None]), "the status is 'passed', but a loss is not a number"),
     "a training that stopped early": (
         part("training", stopped="loss is nan"),
         "training.stopped tells why it ended early, but the status is 'passed'",
@@ -72,10 +57,7 @@ LIES = {
         part("parameters", trainable_percent=0.3),
         "parameters.trainable_percent is 0.3, but 2.5 by the counts",
     ),
-    "more test rows than its limit": (
-        part("limits", test_rows=16),
-        "data.rows.test is 40, but limits.test_rows is 16",
-    ),
+    "more test rows than its limit": (part("limits", test_rows=16), "data.rows.test is 40, but limits.test_rows is 16"),
     "scores that are not the mean of their rows": (
         change(scores=SCORES | {"accuracy": 97.0}),
         "its rows have a mean accuracy of 90.00, but scores.accuracy is 97.00",

@@ -10,7 +10,7 @@ from tunegrid.record.parts import MergedRecord, MergesRecord
 from tunegrid.results import examples
 from tunegrid.results.merges import merge_lines, merge_table, objections
 from tunegrid.tests.pages import run_of
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, seeds_as
 
 
 def merged(base, **changes):
@@ -29,20 +29,16 @@ def refused(reason):
 
 
 def record(merges, seed=0):
-    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
-    return complete("bert_sa_qlora", merges=asdict(merges), seeds=seeds)
+    return complete("bert_sa_qlora", merges=asdict(merges), seeds=seeds_as(seed))
 
 
-def test_over_seeds_scores_and_flips_are_means_and_differences_the_largest():
-    """Changes of -2 and -4 points; 3 of 60 rows and 9 of 60 flip."""
+def test_over_seeds_figures_are_means_and_the_table_has_a_line_for_each_base():
+    # Changes of -2 and -4 points; 3 of 60 rows and 9 of 60 flip.
     other = merged("packed", score=88.0, flips=9, largest_difference=0.7, mean_difference=0.04)
     line = merge_lines([record(part()), record(part(packed=other), seed=1)])[0]
     assert (line.cell, line.base, line.served, line.score) == ("bert_sa_qlora", "packed", 92.0, 89.0)
     assert (line.change, line.worst, line.flips) == (-3.0, -4.0, 10.0)
     assert (line.mean, line.largest, line.logit) == (pytest.approx(0.03), 0.7, 4.0)
-
-
-def test_the_table_has_a_line_for_the_served_adapter_and_one_for_each_base():
     assert merge_table([record(part(original=refused("PEFT takes no Conv1D")))]) == [
         "cell            merged onto points change  worst  flips logits: mean largest     of",
         "bert_sa_qlora   (served)      92.0                                              4.0",
@@ -51,18 +47,12 @@ def test_the_table_has_a_line_for_the_served_adapter_and_one_for_each_base():
         "                original         -      -      -     -             -       -",
         "not merged, bert_sa_qlora original: PEFT takes no Conv1D",
     ]
-
-
-def test_a_run_without_merges_has_no_table():
     assert merge_table([complete("bert_sa_qlora")]) == []
 
 
-def test_merges_that_are_what_they_are_called_meet_no_objection():
+def test_a_merge_onto_another_base_and_a_layer_without_the_adapter_are_objected_to():
     assert list(objections(part())) == []
     assert list(objections(part(packed=refused("PEFT merges no vectors into packed layers")))) == []
-
-
-def test_a_merge_onto_another_base_and_a_layer_without_the_adapter_are_said():
     wrong = part(unpacked=merged("original"), original=merged(None), packed=merged("packed", unlike=["layer.0.query"]))
     assert list(objections(wrong)) == [
         "merged into the packed base, whose layers PEFT packs again, 1 of 4 layers do not compute what the adapter computes "

@@ -70,125 +70,102 @@ IN_KEY = behind(["block.attention.key", "block.attention", "block", ""], 0.02) |
 )
 
 
-def test_a_planted_change_is_named_where_it_is_and_not_behind_it():
-    assert first_forward(both(IN_KEY), "forward", BOUND) == (
-        "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
-    )
+SLOWLY = behind(["block.attention.key"], 2e-5) | behind(["block.norm"], 6e-5, ("taken",)) | behind(["block.norm"], 1.2e-4)
+BETWEEN = {name: figure for name, figure in IN_KEY.items() if name[0] != "block.attention.key"}
+SIBLINGS = IN_KEY | {("block.attention.query", "given"): by(0.03)}
+KEY = "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
+TWO = (
+    "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first whose output moved, "
+    "by 3.0e-02 and by 2.0e-02; what goes in is equal"
+)
 
 
-def test_what_changes_between_the_modules_of_another_is_that_ones_doing():
-    """The attention's modules are as they were, what it makes of them is not."""
-    moved = {name: figure for name, figure in IN_KEY.items() if name[0] != "block.attention.key"}
-    assert first_forward(both(moved), "forward", BOUND).startswith("block.attention (Attention, toy) is the first whose output")
+@pytest.mark.parametrize(
+    ("moved", "found"),
+    [
+        (IN_KEY, KEY),  # and none of those behind it
+        (BETWEEN, "block.attention (Attention, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"),
+        (  # the norm gets another input already: the module around it is named
+            behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5),
+            "block (Block, toy) is the first whose output moved, by 5.0e-01; what goes in is equal",
+        ),
+        (SIBLINGS, TWO),
+        (SIBLINGS | {("embed", "given"): by(0.04)}, None),
+        (behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4), ""),  # within the bound
+        ({}, ""),
+        (SLOWLY, ""),  # each module amplifies rounding twice: what went into the one that crosses the bound moved by half of it
+        (
+            {(name, figure): by(0.1) for name, *_ in MODEL for figure in ("taken", "given")},
+            "what goes into the model (Model, toy) is another already",
+        ),
+        (
+            {("embed", "given"): NONE},
+            "embed (Embed, toy) is the first whose output moved, to or from no finite number; what goes in is equal",
+        ),
+    ],
+)
+def test_the_first_module_whose_output_moved_is_named(moved, found):
+    said = first_forward(both(moved), "forward", BOUND)
+    assert said.endswith("what goes in is equal; 1 more beside them") if found is None else said == found
 
 
-def test_a_module_that_gets_another_input_is_not_named_but_the_one_around_it():
-    moved = behind(["block.norm", "block.mlp"], 0.5, ("taken", "given")) | behind(["block", ""], 0.5)
-    assert first_forward(both(moved), "forward", BOUND).startswith(
-        "block (Block, toy) is the first whose output moved, by 5.0e-01"
-    )
-
-
-def test_of_siblings_two_are_named_and_the_others_counted():
-    moved = IN_KEY | {("block.attention.query", "given"): by(0.03)}
-    assert first_forward(both(moved), "forward", BOUND) == (
-        "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first whose output moved, "
-        "by 3.0e-02 and by 2.0e-02; what goes in is equal"
-    )
-    moved = moved | {("embed", "given"): by(0.04)}
-    assert first_forward(both(moved), "forward", BOUND).endswith("what goes in is equal; 1 more beside them")
-
-
-def test_a_shuffled_tensor_has_its_norm_and_other_projections():
+def test_a_shuffled_tensor_has_other_projections_and_what_is_no_number_is_infinitely_far():
     shuffled = (10.0, 2.0, 3.0, 1.0)
     assert share((10.0, 1.0, 2.0, 3.0), shuffled) == 0.2
     assert first_forward(both({("embed", "given"): shuffled}), "forward", BOUND).startswith("embed (Embed, toy)")
-
-
-def test_what_moved_within_its_bound_is_not_named():
-    assert first_forward(both(behind(["block.attention.key", "block.attention", "block", ""], 0.9e-4)), "forward", BOUND) == ""
-    assert first_forward(both({}), "forward", BOUND) == ""
-
-
-def test_what_grows_slowly_is_not_named_where_it_crosses_the_bound():
-    """Each module amplifies rounding twice: what went into the one that crosses the bound has moved by half of it."""
-    moved = behind(["block.attention.key"], 2e-5) | behind(["block.norm"], 6e-5, ("taken",)) | behind(["block.norm"], 1.2e-4)
-    assert first_forward(both(moved), "forward", BOUND) == ""
-
-
-def test_another_input_of_the_model_is_said():
-    moved = {(name, figure): by(0.1) for name, *_ in MODEL for figure in ("taken", "given")}
-    assert first_forward(both(moved), "forward", BOUND) == "what goes into the model (Model, toy) is another already"
-
-
-def test_a_number_that_is_none_is_infinitely_far():
     assert share(NONE, NONE) == 0.0
     assert share(NONE, (1.0, 1.0, 1.0, 1.0)) == math.inf
-    found = first_forward(both({("embed", "given"): NONE}), "forward", BOUND)
-    assert found == "embed (Embed, toy) is the first whose output moved, to or from no finite number; what goes in is equal"
 
 
 # Backward, from the end
 
 
-def test_the_module_that_took_in_what_has_another_gradient_is_named():
-    """The gradient at the norm's output comes from the MLP, which gets an equal one."""
-    moved = behind(["block.norm", "block.attention", "embed"], 0.3, ("gradient",))
-    assert first_backward(both(moved), "forward", BOUND) == (
-        "block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; "
-        "the gradient at its output is equal"
-    )
+EMBED = behind(["embed"], 0.3, ("gradient",))
+WEIGHTS = {("block.mlp", "weights"): by(0.1)} | EMBED
 
 
-def test_where_no_module_took_it_in_the_one_around_it_is_named():
-    """What the key gave went into a product of the attention."""
-    moved = behind(["block.attention.key", "embed"], 0.3, ("gradient",))
-    assert first_backward(both(moved), "forward", BOUND).startswith(
-        "block.attention (Attention, toy) is the first from the end"
-    )
+@pytest.mark.parametrize(
+    ("moved", "without", "found"),
+    [
+        (  # the gradient at the norm's output comes from the MLP, which gets an equal one
+            behind(["block.norm", "block.attention", "embed"], 0.3, ("gradient",)),
+            (),
+            "block.mlp (Mlp, toy) is the first from the end that hands on another gradient, by 3.0e-01; ",
+        ),
+        (  # what the key gave went into a product of the attention
+            behind(["block.attention.key", "embed"], 0.3, ("gradient",)),
+            (),
+            "block.attention (Attention, toy) is the first from the end",
+        ),
+        (
+            EMBED,
+            ("block.attention", "block"),
+            "block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first from the end",
+        ),
+        (WEIGHTS, (), "block.mlp (Mlp, toy) is the first from the end"),
+        (WEIGHTS | behind(["block.mlp", "block", ""], 0.3, ("gradient",)), (), None),  # it gets another gradient itself
+        ({(name, "gradient"): by(0.3) for name, *_ in MODEL}, (), ""),  # the loss's doing
+    ],
+)
+def test_the_first_module_from_the_end_that_hands_on_another_gradient_is_named(moved, without, found):
+    said = first_backward(both(moved, order=[one for one in MODEL if one[0] not in without]), "forward", BOUND)
+    if found is None:
+        assert not said.startswith("block.mlp")
+    else:
+        assert said.startswith(found)
+        assert bool(said) == bool(found)
 
 
-def test_several_that_took_it_in_are_siblings():
-    moved = behind(["embed"], 0.3, ("gradient",))
-    order = tuple(one for one in MODEL if one[0] not in ("block.attention", "block"))
-    named = first_backward(both(moved, order=order), "forward", BOUND)
-    assert named.startswith("block.attention.query (Query, toy) and block.attention.key (Key, toy) are the first from the end")
-
-
-def test_a_module_that_gives_its_own_weights_another_gradient_is_named():
-    moved = {("block.mlp", "weights"): by(0.1)} | behind(["embed"], 0.3, ("gradient",))
-    assert first_backward(both(moved), "forward", BOUND).startswith("block.mlp (Mlp, toy) is the first from the end")
-    gets_another = moved | behind(["block.mlp", "block", ""], 0.3, ("gradient",))
-    assert not first_backward(both(gets_another), "forward", BOUND).startswith("block.mlp")
-
-
-def test_a_loss_that_gives_another_gradient_already_is_nobodys():
-    moved = {(name, "gradient"): by(0.3) for name, *_ in MODEL}
-    assert first_backward(both(moved), "forward", BOUND) == ""
-
-
-def test_a_gradient_of_a_thousandth_of_the_largest_has_no_digits():
+def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side_have_not_moved():
     small = {("embed", "gradient"): (1e-4, 0.0, 0.0, 0.0)}
     none = {("embed", "gradient"): (0.0, 0.0, 0.0, 0.0)}
     moved = Moved.between(modules_of(model(small)), modules_of(model(none)), "forward")
     assert moved.shares[0]["gradient"] == pytest.approx(1e-4 / (1e-3 * 10))
-
-
-def test_weights_that_another_module_holds_now_have_not_moved():
     moved = {("block.attention.query", "weights"): NONE}
     assert furthest(*both(moved)) == {"module_outputs": 0.0, "module_gradients": 0.0}
-
-
-def test_only_modules_of_both_are_compared():
     new = modules_of(model({("embed", "given"): by(0.5)}))
     old = modules_of(model(order=[one for one in MODEL if one[0] != "embed"]))
     assert furthest(old, new)["module_outputs"] == 0.0
-
-
-@pytest.fixture
-def store(monkeypatch, tmp_path):
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    return tmp_path / "store"
 
 
 def record_with(file):
@@ -206,8 +183,9 @@ TOLERANCES = {
         **{"probe_gradients": 1e-3, "gradients": 1e-3, "module_outputs": BOUND, "module_gradients": BOUND},
     }
 }
+CACHE = "scores of a search with a cache are off by 1.0e-02 of the largest logit, they were by 1.0e-06"
+DRAWS = "the first update draws others; arithmetic without dropout is equal"
 LATER_LOSS = "the loss before training is 0.8, it was 0.7"
-KEY = "block.attention.key (Key, toy) is the first whose output moved, by 2.0e-02; what goes in is equal"
 
 
 def written(moved=None, phase="forward", **figures):
@@ -226,18 +204,8 @@ def said(old, new, runs=(None, None)):
     [
         ("forward", {"probe_loss": 0.8}, "forward: ", LATER_LOSS),
         ("forward", {"weights": {"head": 2.0}}, "start: ", "weights before training, layer 0 attention no number, before 10"),
-        (
-            "dropout",
-            {"drawn": "f" * 16},
-            "random numbers: ",
-            "the first update draws others; arithmetic without dropout is equal",
-        ),
-        (
-            "search",
-            {"decoded": 0.01},
-            "generation: ",
-            "scores of a search with a cache are off by 1.0e-02 of the largest logit, they were by 1.0e-06",
-        ),
+        ("dropout", {"drawn": "f" * 16}, "random numbers: ", DRAWS),
+        ("search", {"decoded": 0.01}, "generation: ", CACHE),
     ],
 )
 def test_the_stage_names_the_module(store, phase, figures, before, behind):
@@ -255,25 +223,16 @@ def test_the_backward_stage_names_what_changed_forward_first(store):
     assert said(written(), written(IN_KEY | moved, **figures)) == f"backward without dropout: {KEY}; {words}"
 
 
-def test_a_module_that_moved_alone_is_no_change(store):
-    """It may be what the model computes of padding."""
+def test_a_module_that_moved_alone_is_no_change_and_without_figures_the_stage_alone_is_named(store):
+    # It may be what the model computes of padding.
     assert said(written(), written(IN_KEY)) == "all losses are equal"
-
-
-def test_without_figures_of_modules_the_stage_alone_is_named(store):
     old, new = written(), written(IN_KEY, probe_loss=0.8)
     assert said(record_with(None), new) == f"forward: {LATER_LOSS}"
     assert said(old, new, None) == f"forward: {LATER_LOSS}"
     (store / old.training.first_step.modules).unlink()
     assert said(old, new) == f"forward: {LATER_LOSS}"
-
-
-def test_figures_of_another_probe_name_nothing(store):
     old, new = written(probe="f" * 16), written(IN_KEY, weights={"head": 2.0})
     assert said(old, new) == "start: weights before training, layer 0 attention no number, before 10"
-
-
-def test_how_far_modules_lie_apart_is_among_the_figures_that_tolerances_rest_on(store):
     pair = Pair(old=complete().training, new=complete().training, tolerance={}, fine=True, modules=lambda: both(IN_KEY))
     assert pair.apart()["module_outputs"] == pytest.approx(0.02)
     assert "module_outputs" not in replace(pair, modules=lambda: None).apart()
@@ -282,7 +241,7 @@ def test_how_far_modules_lie_apart_is_among_the_figures_that_tolerances_rest_on(
 # Files
 
 
-def test_figures_are_read_as_they_were_written(store, tmp_path):
+def test_figures_are_read_as_they_were_written_go_where_a_run_goes_and_are_refused_when_changed(store, tmp_path):
     columns = model({("embed", "given"): NONE})
     record = record_with(examples.write_modules(columns))
     assert dict(examples.read_modules(record, None)) == columns
@@ -290,9 +249,6 @@ def test_figures_are_read_as_they_were_written(store, tmp_path):
     (store / record.training.first_step.modules).unlink()
     assert examples.read_modules(record, tmp_path / "run.json") is None
     assert examples.read_modules(record_with(None), None) is None
-
-
-def test_figures_go_where_a_run_goes(store, tmp_path):
     record = record_with(examples.write_modules(model()))
     name, run = record.training.first_step.modules, tmp_path / "elsewhere" / "run.json"
     assert name in examples.files_of(record)
@@ -302,9 +258,6 @@ def test_figures_go_where_a_run_goes(store, tmp_path):
     assert examples.read_modules(record, run)["module"][0] == "embed"
     examples.keep_contents([(name, (run.parent / "examples" / name).read_bytes())])
     assert (store / name).is_file()
-
-
-def test_a_file_that_was_changed_is_refused(store):
     one, other = examples.write_modules(model()), examples.write_modules(model({("embed", "given"): by(1.0)}))
     (store / one).write_bytes((store / other).read_bytes())
     with pytest.raises(InputError, match="does not hold the figures that it is named for"):
@@ -322,13 +275,3 @@ def test_a_file_that_was_changed_is_refused(store):
 def test_columns_that_are_no_calls_are_refused(change, words):
     with pytest.raises(InputError, match=words):
         modules_of(model() | change)
-
-
-def test_a_file_is_small(store):
-    """Twelve layers of 25 modules each."""
-    many = model(order=[(f"layer.{layer}.{name}", 1, -1, 0) for layer in range(12) for name in "abcdefghijklmnopqrstuvwxy"])
-    for index, name in enumerate(
-        sorted(set(many) - {"phase", "module", "kind", "library", "call", "depth", "source", "maker"})
-    ):
-        many[name] = [math.sin(index * 1000 + row) for row in range(300)]
-    assert (store / examples.write_modules(many)).stat().st_size < 32_000

@@ -14,30 +14,23 @@ def cells(*warnings_by_cell):
     return [complete(name, warnings=own) for name, own in zip(names, warnings_by_cell, strict=False)]
 
 
-def test_a_new_warning_is_one_sentence_however_many_cells_have_it():
-    assert warnings_that_differ(cells([], []), cells([RENAMED], [])) == [
-        "new warning of peft: FutureWarning in bert_sa_lora: `a` is deprecated in 0.21"
-    ]
-    assert warnings_that_differ(cells([], []), cells([RENAMED], [RENAMED])) == [
-        "new warning of peft: FutureWarning in 2 cells: `a` is deprecated in 0.21"
-    ]
+LATER = RENAMED | {"message": "`a` is deprecated in 0.22", "count": 1}
 
 
-def test_a_warning_that_is_gone_is_said_where_all_cells_ran():
-    assert warnings_that_differ(cells([RENAMED], []), cells([], [])) == [
-        "gone warning of peft: FutureWarning in bert_sa_lora: `a` is deprecated in 0.21"
-    ]
-    assert warnings_that_differ(cells([], [RENAMED]), cells([])) == []
-
-
-def test_the_same_warning_is_no_change_in_whichever_cell_and_with_whichever_numbers():
-    later = RENAMED | {"message": "`a` is deprecated in 0.22", "count": 1}
-    assert warnings_that_differ(cells([RENAMED], []), cells([], [later])) == []
-
-
-def test_a_run_that_did_not_count_warnings_has_none_to_compare():
-    assert warnings_that_differ(cells(None), cells([RENAMED])) == []
-    assert warnings_that_differ(cells([RENAMED]), cells(None)) == []
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        (([], []), ([RENAMED], []), "new warning of peft: FutureWarning in bert_sa_lora: "),
+        (([], []), ([RENAMED], [RENAMED]), "new warning of peft: FutureWarning in 2 cells: "),
+        (([RENAMED], []), ([], []), "gone warning of peft: FutureWarning in bert_sa_lora: "),
+        (([], [RENAMED]), ([],), None),  # its cell did not run
+        (([RENAMED], []), ([], [LATER]), None),  # the same in another cell, with other numbers
+        ((None,), ([RENAMED],), None),  # an older run did not count them
+        (([RENAMED],), (None,), None),
+    ],
+)
+def test_warnings_that_differ_are_a_sentence_each(old, new, said):
+    assert warnings_that_differ(cells(*old), cells(*new)) == ([said + RENAMED["message"]] if said else [])
 
 
 @pytest.mark.parametrize(("format", "shown"), [("text", 1), ("markdown", 1), ("json", 0)])

@@ -38,16 +38,10 @@ def cells_of(task, deviations, df=4):
     return {(cell, "f1"): Deviation(sd=sd, df=df) for cell, sd in zip(cells, deviations, strict=True)}
 
 
-# Deviations
-
-
-def test_deviations_are_pooled_within_seeds():
+def test_deviations_are_pooled_within_seeds_and_no_flip_is_half_a_rows_noise():
     # seed 0: 1, 3 (variance 2, 1 degree); seed 1: 10, 10, 13 (variance 3, 2 degrees): (2 + 6) / 3
     assert deviation([[1.0, 3.0], [10.0, 10.0, 13.0]]) == Deviation(sd=pytest.approx((8 / 3) ** 0.5), df=3)
     assert deviation([[5.0], [9.0]]) is None
-
-
-def test_a_cell_that_never_flipped_a_row_has_half_a_rows_noise():
     assert resolution(500) == 0.1
     pools = pooled(cells_of("qa", [0.0] * 9), ROWS)
     assert pools["bert_qa", "f1"].by_cell["bert_qa_lora"].sd == pytest.approx(0.1, rel=0.3)
@@ -81,13 +75,10 @@ def test_cells_of_a_kind_that_differ_by_chance_alone_share_their_deviation():
     assert all(each.df == 4 + 4 - 2 for each in moved)  # the prior counts as much as the cell, less its two parameters
 
 
-def test_a_prior_belongs_to_one_backbone_and_task():
+def test_a_prior_belongs_to_one_backbone_and_task_and_counts_little_where_cells_differ_widely():
     pools = pooled(cells_of("qa", [0.3, 0.4, 0.5, 0.3, 0.4, 0.5, 4.0, 5.0, 6.0]), ROWS)
     assert pools["bert_qa", "f1"].prior.sd < 0.6
     assert pools["t5_qa", "f1"].prior.sd > 4.0
-
-
-def test_where_cells_of_a_kind_differ_widely_the_prior_counts_little():
     pools = pooled(cells_of("qa", [0.2, 2.0, 20.0] * 3), ROWS)
     moved = pools["bert_qa", "f1"].by_cell
     assert moved["bert_qa_sft"].sd == pytest.approx(20.0, rel=0.15)
@@ -109,34 +100,26 @@ def test_moderated_deviations_make_intervals_that_hold():
     assert 0.002 < outside / draws < 0.02  # 0.01 is promised
 
 
-# Tails
-
-
-def test_a_score_is_held_to_what_the_others_say():
+def test_residuals_and_tails_by_hand():
     # 10, 12, 14 and 4: without the last, mean 12 and variance 4; (4 - 12) / (2 x sqrt(1 + 1 / 3)) = -3.464 of two degrees
     [*_, last] = residuals([[10.0, 12.0, 14.0, 4.0]], 0.1)
     assert special.ndtr(last) == pytest.approx(special.stdtr(2, -3.4641), rel=1e-4)
     assert len(residuals([[1.0, 2.0]], 0.1)) == 0
-
-
-def test_two_groups_share_their_deviation():
     # deviations 1, -1 and 2, -2: without the first group, variance 8 of one degree; t is 1 / sqrt(8 x 1 / 2) = 0.5
     first, *_ = residuals([[51.0, 49.0], [12.0, 8.0]], 0.1)
     assert special.ndtr(first) == pytest.approx(special.stdtr(1, 0.5))
+    # The lowest two of 40 lie at -2.241 and -1.780 for a normal: -8.042 in all would be twice as far off.
+    middle = [0.0] * 38
+    assert tail(np.array([-5.0, -3.042, *middle])) == pytest.approx(2.0, abs=1e-3)
+    assert tail(np.array([-1.0, -1.0, *middle])) == 1.0  # never less than normal
+    assert tail(np.array([-9.0] * 19)) == 1.0  # too few to tell
+    assert [Deviation(sd=1.0, df=4, tail=2.0).tail_of(runs) for runs in (1, 4)] == [2.0, 1.5]
 
 
 def test_residuals_of_normal_scores_are_normal():
     rng = np.random.default_rng(3)
     drawn = np.concatenate([residuals([rng.normal(80, 3, 10)], 0.01) for _ in range(2000)])
     assert (drawn.std(), (drawn < -2.326).mean()) == (pytest.approx(1.0, abs=0.02), pytest.approx(0.01, abs=0.0015))
-
-
-def test_the_tail_by_hand():
-    # The lowest two of 40 lie at -2.241 and -1.780 for a normal: -8.042 in all would be twice as far off.
-    middle = [0.0] * 38
-    assert tail(np.array([-5.0, -3.042, *middle])) == pytest.approx(2.0, abs=1e-3)
-    assert tail(np.array([-1.0, -1.0, *middle])) == 1.0  # never less than normal
-    assert tail(np.array([-9.0] * 19)) == 1.0  # too few to tell
 
 
 def test_a_collapse_counts_for_its_kind_most_and_for_all_a_little():
@@ -149,20 +132,16 @@ def test_a_collapse_counts_for_its_kind_most_and_for_all_a_little():
     assert pools["t5_qa", "f1"].by_cell["t5_qa_sft"].tail == pools["t5_qa", "f1"].prior.tail == heavy["t5_qa", "f1"]
 
 
-def test_the_tail_of_a_mean_shrinks_with_the_root_of_its_runs():
-    assert [Deviation(sd=1.0, df=4, tail=2.0).tail_of(runs) for runs in (1, 4)] == [2.0, 1.5]
-
-
-# The file
-
-
-def test_the_committed_noise_is_read():
-    noise = load_noise()
-    assert noise.profile == "quick"
-    assert all(own.sd > 0 and own.df >= 1 for pool in noise.pools["seeds"].values() for own in pool.by_cell.values())
-
-
-def test_no_file_is_no_noise(tmp_path):
+def test_noise_holds_for_its_profile_and_test_set_only_and_no_file_is_none(tmp_path):
+    record = complete("bert_qa_lora")
+    noise = Noise(profile="quick", rows={"qa": record.data.rows.test}, measured={"seeds": cells_of("qa", [4.0] * 9)})
+    assert noise.of("seeds", record, "f1").sd == pytest.approx(4.0, rel=0.3)
+    assert noise.of("seeds", replace(record, cell="bert_qa_dora"), "f1").sd == pytest.approx(4.0, rel=0.5)
+    assert noise.of("seeds", replace(record, cell="roberta_qa_lora"), "f1") is None
+    assert noise.of("perturbed", record, "f1") is None
+    assert noise.of("seeds", record, "exact_match") is None
+    assert noise.of("seeds", replace(record, profile="full"), "f1") is None
+    assert replace(noise, rows={"qa": 7}).of("seeds", record, "f1") is None
     assert load_noise(tmp_path / "noise.toml") == Noise()
 
 
@@ -175,15 +154,3 @@ def test_a_broken_file_is_one_sentence(tmp_path, text):
     path.write_text(text)
     with pytest.raises(InputError, match=r"holds no noise .*; `python -m tunegrid.lab calibrate` writes it"):
         load_noise(path)
-
-
-def test_noise_holds_for_its_profile_and_test_set_only():
-    record = complete("bert_qa_lora")
-    noise = Noise(profile="quick", rows={"qa": record.data.rows.test}, measured={"seeds": cells_of("qa", [4.0] * 9)})
-    assert noise.of("seeds", record, "f1").sd == pytest.approx(4.0, rel=0.3)
-    assert noise.of("seeds", replace(record, cell="bert_qa_dora"), "f1").sd == pytest.approx(4.0, rel=0.5)
-    assert noise.of("seeds", replace(record, cell="roberta_qa_lora"), "f1") is None
-    assert noise.of("perturbed", record, "f1") is None
-    assert noise.of("seeds", record, "exact_match") is None
-    assert noise.of("seeds", replace(record, profile="full"), "f1") is None
-    assert replace(noise, rows={"qa": 7}).of("seeds", record, "f1") is None

@@ -1,19 +1,18 @@
 """Two trainings of one seed are held to each other by their first losses."""
 
-import json
 import tomllib
 from dataclasses import replace
+from functools import reduce
 
 import pytest
 
 from tunegrid.commands.gate import main
-from tunegrid.record import to_json
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import TOLERANCES as TOLERANCES_FILE
 from tunegrid.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, pair_of, same_course, tolerance_of
 from tunegrid.results.outcomes import failing
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, run_file
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
 TOLERANCES = {
@@ -47,6 +46,8 @@ def moved(index, gap):
     ],
 )
 def test_the_first_stage_that_changed_is_named(losses, verdict, words):
+    quantized = [record(own, cell="bert_sa_qlora") for own in (LOSSES, moved(0, 9e-4))]
+    assert (arithmetic(quantized[0]), compared(*quantized, TOLERANCES)[0]) == ("nf4 fp32", Verdict.ROUNDING)
     answer, detail = compared(record(), record(losses), TOLERANCES)
     assert answer is verdict
     assert words in detail
@@ -66,14 +67,8 @@ ATTENTION = "layer 0 attention"  # as in `complete`
     ("figures", "words"),
     [
         ({"tokens": "f" * 16}, "text: token ids or targets of the training rows are others"),
-        (
-            {"types": {ATTENTION: "bfloat16", "head": "float32"}},
-            f"loading: weights of {ATTENTION} are bfloat16, they were float32",
-        ),
-        (
-            {"computed": {ATTENTION: "float32"}},
-            f"loading: {ATTENTION} computes in float32, it did in bfloat16",
-        ),
+        ({"types": {ATTENTION: "bfloat16", "head": "float32"}}, f"loading: weights of {ATTENTION} are bfloat16, they were"),
+        ({"computed": {ATTENTION: "float32"}}, f"loading: {ATTENTION} computes in float32, it did in bfloat16"),
         ({"weights": {ATTENTION: 10.01, "head": 1.0}}, f"start: weights before training, {ATTENTION} x 1.001"),
         ({"probe_loss": 0.8}, "forward: the loss before training is 0.8, it was 0.7"),
         (
@@ -92,13 +87,11 @@ ATTENTION = "layer 0 attention"  # as in `complete`
             {"reached": {ATTENTION: 4}, "moved": {ATTENTION: 0.01, "head": 0.0}},
             "backward: gradients of head: 0 tensors have one, 2 had, at update 1",
         ),
-        (
-            {"decoded": 0.01},
-            "generation: scores of a search with a cache are off by 1.0e-02 of the largest logit, they were by 1.0e-06",
-        ),
+        ({"decoded": 0.01}, "generation: scores of a search with a cache are off by 1.0e-02 of the largest logit, they "),
         ({"moved": {ATTENTION: 0.01, "head": 0.0}}, "optimizer: head x 0 moved by update 3, first gradients equal"),
         ({"generated": "f" * 16}, "generation: the untrained model generates another text"),
         ({"metrics": {"accuracy": 56.25, "f1_macro": 50.0}}, "scoring: accuracy of fixed answers is 56.25, it was 50"),
+        ({"moved": {ATTENTION: 1.0, "head": 1.0}, "probe_loss": 0.8, "metrics": {}}, "forward: "),  # the first of several
     ],
 )
 def test_figures_of_the_first_step_name_the_stage(figures, words):
@@ -118,28 +111,15 @@ def test_libraries_that_differ_are_named_whatever_the_verdict():
     assert compared(old, new, TOLERANCES) == (Verdict.EQUAL, f"all losses are equal; {libraries}")
 
 
-def test_the_first_stage_of_several_is_named():
-    new = with_step(moved={ATTENTION: 1.0, "head": 1.0}, probe_loss=0.8, metrics={})
-    assert compared(record(), new, TOLERANCES)[1].startswith("forward: ")
-
-
-def test_figures_within_their_tolerance_are_rounding():
+def test_figures_within_their_tolerance_are_rounding_and_what_begins_bit_for_bit_alike_has_a_smaller_one():
     new = with_step(weights={ATTENTION: 10.0005, "head": 1.0}, moved={ATTENTION: 0.01009, "head": 0.05})
     new.training.losses[0] += 1e-7
     assert compared(record(), new, TOLERANCES)[0] is Verdict.ROUNDING
-
-
-def test_where_all_begins_bit_for_bit_alike_only_the_optimizer_can_round_otherwise():
     new = with_step(moved={ATTENTION: 0.01002, "head": 0.05})  # 2e-3 more: less than 1e-2, more than 1e-3
-    assert compared(record(), new, TOLERANCES) == (
-        Verdict.CHANGED,
-        f"optimizer: {ATTENTION} x 1.002 moved by update 3, first gradients equal",
-    )
+    said = f"optimizer: {ATTENTION} x 1.002 moved by update 3, first gradients equal"
+    assert compared(record(), new, TOLERANCES) == (Verdict.CHANGED, said)
     new.training.losses[0] += 1e-7  # rounding came in before the optimizer
     assert compared(record(), new, TOLERANCES)[0] is Verdict.ROUNDING
-
-
-def test_what_is_zero_but_for_rounding_is_held_to_the_largest_group():
     # 1e-9 in place of 0 is no change beside a group of 2.0; 0.01 is: more than a thousandth of a thousandth of it.
     old = with_step(probe_gradients={"lora_A": 0.0, "head": 2.0})
     near, far = (with_step(probe_gradients={"lora_A": value, "head": 2.0}) for value in (1e-9, 0.01))
@@ -149,9 +129,17 @@ def test_what_is_zero_but_for_rounding_is_held_to_the_largest_group():
     )
 
 
-def test_over_a_quantized_base_another_text_may_be_rounding():
-    old, new = (with_step("bert_sa_qlora", generated=hash) for hash in ("0" * 16, "f" * 16))
-    assert compared(old, new, TOLERANCES)[0] is Verdict.EQUAL
+@pytest.mark.parametrize(
+    ("cell", "figure", "old", "new", "verdict"),
+    [
+        ("bert_sa_qlora", "generated", "0" * 16, "f" * 16, Verdict.EQUAL),  # over a quantized base it may be rounding
+        ("bert_sa_sft", "generated", "0" * 16, None, Verdict.EQUAL),  # a search that did not fit
+        ("bert_sa_qlora", "decoded", 1e-4, 4e-2, Verdict.EQUAL),
+        ("bert_sa_qlora", "decoded", 1e-4, 0.1, Verdict.CHANGED),
+    ],
+)
+def test_a_search_of_an_untrained_model(cell, figure, old, new, verdict):
+    assert compared(*(with_step(cell, **{figure: value}) for value in (old, new)), TOLERANCES)[0] is verdict
 
 
 def test_figures_of_another_probe_are_not_compared():
@@ -164,38 +152,29 @@ def test_figures_of_another_probe_are_not_compared():
     assert compared(old, new, TOLERANCES)[1].startswith("backward: gradients of head x 2")
 
 
-def test_a_search_that_did_not_fit_is_not_compared():
-    old, new = (with_step("bert_sa_sft", generated=text) for text in ("0" * 16, None))
-    assert compared(old, new, TOLERANCES)[0] is Verdict.EQUAL
-
-
-def test_over_a_quantized_base_a_cache_may_round_more():
-    old, near, far = (with_step("bert_sa_qlora", decoded=value) for value in (1e-4, 4e-2, 0.1))
-    assert compared(old, near, TOLERANCES)[0] is Verdict.EQUAL
-    assert compared(old, far, TOLERANCES)[0] is Verdict.CHANGED
-
-
-def test_records_without_figures_of_the_first_step_are_held_to_their_losses():
+def test_records_without_figures_are_held_to_their_losses_and_to_the_order_of_rows():
     old = record(first_step=None)
     assert compared(old, record(), TOLERANCES)[0] is Verdict.EQUAL
     assert compared(old, record(moved(0, 1.1e-6)), TOLERANCES)[0] is Verdict.CHANGED
+    answer, detail = compared(record(), record(order="f" * 16), TOLERANCES)
+    assert (answer, detail.split(":")[0]) == (Verdict.CHANGED, "rows")
 
 
-def test_updates_after_the_tenth_may_part():
-    old = record([0.1] * 11)
-    assert compared(old, record([0.1] * 10 + [0.9]), TOLERANCES)[0] is Verdict.ROUNDING
-    assert compared(old, record([0.1] * 9 + [0.9, 0.1]), TOLERANCES)[0] is Verdict.CHANGED
+PARTS_LATER = "losses are equal to update 10, then others"
 
 
-def test_rounding_whose_curves_part_later_says_so():
-    answer, detail = compared(record([0.5] * 20), record(DRAWN), TOLERANCES)
-    assert answer is Verdict.ROUNDING
-    # five updates after the eleventh on average 0.4 in place of 0.5
-    assert detail == (
-        "losses are equal to update 10, then others; curves part by 0.2 of the mean loss, where rounding is up to 0.001"
-    )
-    detail = compared(record([0.5] * 20), record([0.5] * 19 + [0.501]), TOLERANCES)[1]
-    assert detail == "losses are equal to update 10, then others"  # 0.0002 by five updates, of 0.5
+@pytest.mark.parametrize(
+    ("old", "new", "told"),
+    [
+        ([0.1] * 11, [0.1] * 10 + [0.9], Verdict.ROUNDING),  # updates after the tenth may part
+        ([0.1] * 11, [0.1] * 9 + [0.9, 0.1], Verdict.CHANGED),
+        # five updates after the eleventh on average 0.4 in place of 0.5
+        ([0.5] * 20, DRAWN, f"{PARTS_LATER}; curves part by 0.2 of the mean loss, where rounding is up to 0.001"),
+        ([0.5] * 20, [0.5] * 19 + [0.501], PARTS_LATER),  # 0.0002 by five updates, of 0.5
+    ],
+)
+def test_losses_that_part_late_are_rounding_and_curves_that_do_are_told(old, new, told):
+    assert told in compared(record(old), record(new), TOLERANCES)
 
 
 # Which runs are of one training
@@ -212,90 +191,49 @@ def test_curves_are_smoothed_over_five_updates_and_held_to_the_mean_loss():
     assert curve_of([0.0] * 6, [0.0] * 6) == 0.0
 
 
-def half_the_rank(new):
-    new.recipe = replace(new.recipe, adapter={"r": 4})
+HALF = [0.5] * 20
+RECIPE = complete("bert_sa_sft").recipe
 
 
-def other_order(new):
-    new.training.order = "f" * 16
-
-
-def other_masks(new):
-    new.training.losses = list(DRAWN)
-
-
-def rounded(new):
-    new.training.losses[-1] += 1e-4
-
-
-def another_first_loss(new):
-    new.training.losses[0] += 1e-5
-
-
-def other_predictions(new):
-    new.examples.file = "f" * 16 + ".parquet"
-
-
-def shorter(new):
-    new.training.losses = new.training.losses[:-1]
+def altered(place, value, losses=HALF):
+    """A record with another value in one place."""
+    made = record(losses)
+    *parents, name = place.split(".")
+    setattr(reduce(getattr, parents, made), name, value)
+    return made
 
 
 @pytest.mark.parametrize(
-    ("change", "same"),
+    ("place", "value", "same"),
     [
-        (lambda new: None, True),
-        (rounded, True),
-        (other_predictions, True),  # all losses are equal, so are the weights: what changed is the evaluation
-        (another_first_loss, False),
-        (other_masks, False),
-        (shorter, False),
-        (half_the_rank, False),
-        (lambda new: setattr(new.data, "fingerprint", "f" * 16), False),
-        (lambda new: setattr(new, "data", None), False),
-        (lambda new: setattr(new.seeds, "seed", 7), False),
-        (other_order, False),
-        (lambda new: setattr(new, "training", None), False),
-    ],
-    ids=[
-        "equal",
-        "rounding",
-        "predictions",
-        "first loss",
-        "masks",
-        "shorter",
-        "rank",
-        "rows",
-        "no data",
-        "seed",
-        "order",
-        "none",
+        ("training.losses", HALF, True),
+        ("training.losses", [*HALF[:-1], 0.5001], True),  # rounding
+        ("examples.file", "f" * 16 + ".parquet", True),  # all losses are equal, so are the weights: the evaluation changed
+        ("training.losses", [0.50001, *HALF[1:]], False),
+        ("training.losses", DRAWN, False),
+        ("training.losses", HALF[:-1], False),
+        ("recipe", replace(RECIPE, adapter={"r": 4}), False),
+        ("data.fingerprint", "f" * 16, False),
+        ("data", None, False),
+        ("seeds.seed", 7, False),
+        ("training.order", "f" * 16, False),
+        ("training", None, False),
     ],
 )
-def test_runs_are_of_one_training_where_everything_but_rounding_is_equal_to_the_last_update(change, same):
-    new = record([0.5] * 20)
-    change(new)
-    assert same_course(record([0.5] * 20), new, TOLERANCES) is same
+def test_runs_are_of_one_training_where_everything_but_rounding_is_equal_to_the_last_update(place, value, same):
+    assert same_course(record(HALF), altered(place, value), TOLERANCES) is same
 
 
-def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training():
+def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training_and_some_cells_have_their_own():
     unknown, without_order = record(), record(order="")
     unknown.seeds.seed = None
     assert not same_course(unknown, unknown, TOLERANCES)
     assert not same_course(without_order, without_order, TOLERANCES)
     assert not same_course(record(), record(), {})
-
-
-def test_a_cell_with_tolerances_of_its_own_is_held_to_them():
-    new = record([0.5] * 20)
-    other_masks(new)
-    own = TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}}
-    assert same_course(record([0.5] * 20), new, own)
-
-
-def test_over_a_quantized_base_rounding_is_larger():
-    old, new = (record(losses, cell="bert_sa_qlora") for losses in (LOSSES, moved(0, 9e-4)))
-    assert arithmetic(old) == "nf4 fp32"
-    assert compared(old, new, TOLERANCES)[0] is Verdict.ROUNDING
+    assert same_course(record(HALF), record(DRAWN), TOLERANCES | {"cell bert_sa_sft": {"curve": 0.3}})
+    tolerances = {"fp32": {"first": 1e-5, "moved": 2e-3}, "cell t5_sa_lora": {"moved": 0.1}}
+    assert tolerance_of("t5_sa_lora", "fp32", tolerances) == {"first": 1e-5, "moved": 0.1}
+    assert tolerance_of("t5_sum_lora", "fp32", tolerances) == tolerances["fp32"]
 
 
 def test_equal_losses_with_other_predictions_are_the_evaluations_doing():
@@ -327,45 +265,18 @@ def test_a_score_that_a_model_computes_may_round(scores, verdict):
     assert compared(old, new, TOLERANCES)[0] is verdict
 
 
-def test_another_order_of_the_rows_is_a_change():
-    answer, detail = compared(record(), record(order="f" * 16), TOLERANCES)
-    assert (answer, detail.split(":")[0]) == (Verdict.CHANGED, "rows")
-
-
-def other_seed(new):
-    new.seeds.seed = 7
-
-
-def other_rate(new):
-    new.recipe = replace(new.recipe, learning_rate=0.5)
-
-
-def other_rows(new):
-    new.data.fingerprint = "f" * 16
-
-
-def no_losses(new):
-    new.training.losses = [0.1, None]
-
-
-def other_precision(new):
-    new.training.precision = "bf16"
-
-
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("place", "value", "reason"),
     [
-        (other_seed, "no run of the same seed"),
-        (other_rate, "other recipes or limits"),
-        (other_rows, "other rows"),
-        (no_losses, "a run without losses"),
-        (other_precision, "no tolerance was measured for bf16 after fp32"),
+        ("seeds.seed", 7, "no run of the same seed"),
+        ("recipe", replace(RECIPE, learning_rate=0.5), "other recipes or limits"),
+        ("data.fingerprint", "f" * 16, "other rows"),
+        ("training.losses", [0.1, None], "a run without losses"),
+        ("training.precision", "bf16", "no tolerance was measured for bf16 after fp32"),
     ],
 )
-def test_what_cannot_be_held_to_each_other_says_why(change, reason):
-    new = record()
-    change(new)
-    assert compared(record(), new, TOLERANCES) == (Verdict.NOT_COMPARABLE, reason)
+def test_what_cannot_be_held_to_each_other_says_why(place, value, reason):
+    assert compared(record(), altered(place, value, LOSSES), TOLERANCES) == (Verdict.NOT_COMPARABLE, reason)
 
 
 def evidence_on(change):
@@ -394,25 +305,16 @@ def test_curves_of_other_masks_of_dropout_lie_farther_apart_than_the_tolerance()
         assert measured["curve"] > tolerance_of(cell, measured["kind"], tolerances)["curve"]
 
 
-def test_a_cell_whose_first_updates_amplify_rounding_has_tolerances_of_its_own():
-    tolerances = {"fp32": {"first": 1e-5, "moved": 2e-3}, "cell t5_sa_lora": {"moved": 0.1}}
-    assert tolerance_of("t5_sa_lora", "fp32", tolerances) == {"first": 1e-5, "moved": 0.1}
-    assert tolerance_of("t5_sum_lora", "fp32", tolerances) == tolerances["fp32"]
-
-
 def judged(new):
     return gate(Run.of([record()]), Run.of([new]))
 
 
-def test_the_gate_shows_numerics_and_fails_by_them_only_where_asked():
+def test_the_gate_fails_by_numerics_only_where_asked_and_never_by_a_resident_set():
     judgements = judged(record(moved(0, 0.1)))
     [numerics] = [judgement for judgement in judgements if judgement.kind == "numerics"]
     assert numerics.verdict is Verdict.CHANGED
     assert failing(judgements, ("quality", "memory")) == []
     assert failing(judgements, ("numerics",)) == [numerics]
-
-
-def test_fewer_bytes_of_tensors_are_a_change_and_a_larger_resident_set_fails_nothing():
     new = record()
     new.memory.ledger.gradients_bytes -= 1
     for phase in new.memory.phases.values():
@@ -435,16 +337,11 @@ def test_figures_that_lie_furthest_apart_are_said_by_arithmetic_and_by_cells_wit
     assert not any(most["cell t5_sa_sft"].values())
 
 
-def saved(path, *records):
-    path.write_text(json.dumps({"benchmarks": [{"name": made.cell, "extra_info": to_json(made)} for made in records]}))
-    return str(path)
-
-
 def test_the_gate_says_what_its_verdicts_on_numerics_rest_on_and_how_far_runs_lie_apart(capsys, tmp_path):
     """Of two cells one rounds: its first loss is off by 9e-6. The figures are of that cell alone."""
     equal = record(cell="t5_sa_lora")
-    old = saved(tmp_path / "old.json", equal, record())
-    new = saved(tmp_path / "new.json", equal, record(moved(0, 9e-6)))
+    old = str(run_file(tmp_path / "old.json", [equal, record()]))
+    new = str(run_file(tmp_path / "new.json", [equal, record(moved(0, 9e-6))]))
     assert main([old, new, "--numerics"]) == 0
     titles, first, second, furthest, *_ = capsys.readouterr().out.splitlines()
     assert titles.split() == ["cell", "numerics", "what"]
@@ -459,21 +356,14 @@ def test_the_gate_says_what_its_verdicts_on_numerics_rest_on_and_how_far_runs_li
     assert "furthest" not in capsys.readouterr().out
 
 
-def test_what_numerics_rest_on_is_text_alone(capsys, tmp_path):
-    path = saved(tmp_path / "run.json", record())
-    with pytest.raises(SystemExit):
-        main([path, path, "--numerics", "--format", "json"])
-    assert "--numerics prints text: leave out --format" in capsys.readouterr().err
-
-
 def test_of_several_seeds_one_that_changed_is_told_and_fails_where_numerics_count(capsys, tmp_path):
     def seeded(seed, **changes):
         made = record(**changes)
         made.seeds.seed = seed
         return made
 
-    old = saved(tmp_path / "old.json", seeded(0), seeded(1))
-    new = saved(tmp_path / "new.json", seeded(0), seeded(1, order="f" * 16))
+    old = str(run_file(tmp_path / "old.json", [seeded(0), seeded(1)]))
+    new = str(run_file(tmp_path / "new.json", [seeded(0), seeded(1, order="f" * 16)]))
     assert main([old, new, "--numerics", "--on", "numerics"]) == 1
     row = capsys.readouterr().out.splitlines()[1]
     assert row.split(maxsplit=2) == ["bert_sa_sft", "changed", "rows: the same rows in another order, or in other batches"]

@@ -10,7 +10,6 @@ from tunegrid.results.passing import (
     compared_together,
     contradicts,
     excuses,
-    located,
     too_short,
     why_not_to_train,
     with_status,
@@ -91,14 +90,11 @@ def test_what_a_short_run_failed_is_named_with_its_cell():
     assert too_short(complete()) == []
 
 
-# Cells together
-
-
 def scored(cell, score, **changes):
     return complete(cell, **{"scores": {"accuracy": score}, "audits": []} | changes)
 
 
-def test_copied_results_turn_both_cells_to_missed():
+def test_copied_results_turn_both_cells_to_missed_and_in_other_company_cells_are_told_anew():
     records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0), scored("bert_sa_lora", 90.0)]
     together = compared_together(records)
     assert [record.status for record in together] == ["missed", "missed", "passed"]
@@ -106,21 +102,13 @@ def test_copied_results_turn_both_cells_to_missed():
     assert together[0].missed == ["audit distinct_results: the results are those of t5_sa_sft (t5_sa_lora, quick, seed 0)"]
     assert [(f.name, f.passed) for f in together[0].audits] == [("distinct_results", False), ("same_rows_in_triple", True)]
     assert [f.passed for f in together[2].audits] == [True, True]
-
-
-def test_records_that_come_in_stay_as_they_are():
-    records = [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
-    compared_together(records)
-    assert records == [scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)]
-
-
-def test_in_other_company_cells_are_told_anew():
+    assert [record.status for record in records] == ["passed"] * 3  # what comes in stays as it is
     together = compared_together([scored("t5_sa_lora", 99.0), scored("t5_sa_sft", 99.0)])
     assert compared_together(together) == together
     assert [(r.status, r.missed) for r in compared_together(together[:1])] == [("passed", [])]
 
 
-def test_profiles_and_cells_that_did_not_finish_are_not_compared():
+def test_other_profiles_are_not_compared_and_a_fault_is_added_to_what_a_cell_missed_already():
     records = [
         scored("t5_sa_lora", 99.0),
         scored("t5_sa_sft", 99.0, profile="full"),
@@ -129,9 +117,6 @@ def test_profiles_and_cells_that_did_not_finish_are_not_compared():
     together = compared_together(records)
     assert [record.status for record in together] == ["passed", "passed", "stopped"]
     assert together[2].audits == []
-
-
-def test_a_fault_is_added_to_what_a_cell_missed_already():
     other = MEASURED["data"] | {"fingerprint": "f" * 16}
     records = [scored("t5_sa_lora", 9.0, status="missed", missed=[BELOW]), scored("t5_sa_sft", 8.0, data=other)]
     together = compared_together(records)
@@ -139,19 +124,7 @@ def test_a_fault_is_added_to_what_a_cell_missed_already():
     assert together[0].missed == [BELOW, "audit same_rows_in_triple: other rows than t5_sa_sft (t5_sa_lora, quick, seed 0)"]
 
 
-def test_a_sentence_names_its_cell_and_profile():
-    assert located(complete("t5_qa_sft"), BELOW) == "f1 1.0 is below 2.0 (t5_qa_sft, quick, seed 0)"
-
-
-# Before training
-
-
-def test_a_full_cell_that_is_wrong_from_the_start_must_not_train():
-    cell = STUDY.cell("bert_sa_lora", FULL_PROFILE)
-    assert why_not_to_train(cell, [GOOD, BROKEN]) == "not trained, audit base_frozen: 3 tensors changed"
-    assert why_not_to_train(cell, [GOOD]) is None
-
-
-@pytest.mark.parametrize("profile", [QUICK_PROFILE, FOOTPRINT_PROFILE])
-def test_a_cell_that_takes_no_hours_trains_whatever_audits_say(profile):
-    assert why_not_to_train(STUDY.cell("bert_sa_lora", profile), [BROKEN]) is None
+def test_a_full_cell_that_is_wrong_from_the_start_must_not_train_and_one_that_takes_no_hours_does():
+    cells = [STUDY.cell("bert_sa_lora", profile) for profile in (FULL_PROFILE, QUICK_PROFILE, FOOTPRINT_PROFILE)]
+    assert [why_not_to_train(cell, [GOOD, BROKEN]) for cell in cells] == [f"not trained, {FAILED}", None, None]
+    assert why_not_to_train(cells[0], [GOOD]) is None

@@ -1,6 +1,5 @@
 """Verdicts on scores where training noise is known: which noise applies, several seeds, one error rate."""
 
-import time
 from dataclasses import replace
 from itertools import permutations
 
@@ -8,15 +7,13 @@ import numpy as np
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results import examples
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import Deviation, Noise
 from tunegrid.results.outcomes import FAILED_BY, outcome
 from tunegrid.results.quality import MAIN_ALPHA, decide
 from tunegrid.results.statistics import by_training, cauchy, row_deviation
-from tunegrid.tests.records import MEASURED, ROWS, hits, record_of
+from tunegrid.tests.records import MEASURED, hits, record_of
 
 CELL = "bert_sa_lora"
 REPORTS = ROOT / "reports"
@@ -26,10 +23,7 @@ SUMS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    """Examples of these runs stay out of the machine's own store."""
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def noise_of(deviations, df=20.0, cell=CELL, metric="accuracy"):
@@ -70,18 +64,14 @@ def test_a_run_of_the_same_seed_is_held_to_noise_of_one_seed():
     assert "noise of one seed, perturbed: error 5.66" in judgement.detail
 
 
-def test_another_first_loss_is_held_to_noise_between_seeds():
-    judgement = accuracy(gate(run_of([0]), run_of([100], first_loss=1.1), noise=noise_of(BOTH)))
+@pytest.mark.parametrize(("first_loss", "known"), [(1.1, BOTH), (1.0, {"seeds": 8.0})], ids=["another loss", "no other noise"])
+def test_another_training_is_held_to_noise_between_seeds(first_loss, known):
+    judgement = accuracy(gate(run_of([0]), run_of([100], first_loss=first_loss), noise=noise_of(known)))
     assert judgement.error == pytest.approx(8.0 * 2**0.5, rel=1e-6)
     assert judgement.verdict is Verdict.CANNOT_TELL
 
 
-def test_without_noise_of_one_seed_that_between_seeds_holds():
-    judgement = accuracy(gate(run_of([0]), run_of([100]), noise=noise_of({"seeds": 8.0})))
-    assert judgement.error == pytest.approx(8.0 * 2**0.5, rel=1e-6)
-
-
-def test_several_seeds_are_judged_by_several():
+def test_several_seeds_are_judged_by_several_and_without_calibration_tell_their_own_noise():
     same = accuracy(gate(run_of([0] * 5), run_of([40] * 4), noise=noise_of(BOTH)))
     assert same.error == pytest.approx(4.0 * (2 / 4) ** 0.5, rel=1e-6)  # four pairs of one seed each
     other = accuracy(gate(run_of([0] * 5), run_of([40] * 4, first_loss=1.1), noise=noise_of(BOTH)))
@@ -89,9 +79,6 @@ def test_several_seeds_are_judged_by_several():
     assert (same.seeds, other.seeds) == (4, 4)
     assert same.effect == other.effect == pytest.approx(-100 * 40 / 512)
     assert "160 rows lost, 0 gained of 4 x 512" in same.detail
-
-
-def test_without_calibration_several_seeds_tell_their_own_noise():
     judgement = accuracy(gate(run_of([0, 10, 20]), run_of([0, 10, 20, 30]), noise=Noise()))
     # variances of 10-row steps: 100 and 500 / 3 rows squared, with 2 and 3 degrees: (200 + 500) / 5 = 140
     sd = 140**0.5 * 100 / 512
@@ -170,15 +157,12 @@ def test_before_and_after_are_of_the_runs_that_were_paired():
     assert (other.before, other.after) == (68.75, 81.25)  # 480 and 224 of 512
 
 
-def test_what_is_equal_to_the_last_digit_is_the_same_however_wide_the_noise():
+def test_what_is_equal_to_the_last_digit_is_the_same_where_its_rows_are_at_hand():
     judgement = accuracy(gate(run_of([0]), run_of([0], first_loss=1.1), noise=noise_of({"seeds": 40.0})))
     assert (judgement.verdict, judgement.low, judgement.high) == (Verdict.SAME, 0.0, 0.0)
     untested = accuracy(gate(run_of([0]), run_of([0], first_loss=1.1), noise=Noise()))
     assert untested.verdict is Verdict.SAME
     assert outcome([untested], FAILED_BY) is Outcome.NO_WORSE
-
-
-def test_equal_scores_of_other_rows_that_are_not_at_hand_are_not_called_equal():
     judgement = accuracy(gate(scores_alone(run_of([0])), scores_alone(run_of([0])), noise=noise_of({"seeds": 40.0})))
     assert judgement.verdict is Verdict.CANNOT_TELL
 
@@ -231,24 +215,15 @@ def verdicts(p_values, **options):
     return {key: decision.verdict for key, decision in decide(effects(p_values, **options), MAINS, MARGINS).items()}
 
 
-def test_main_scores_share_nine_tenths_of_alpha_over_the_cells():
+def test_main_scores_share_nine_tenths_of_alpha_and_others_alarm_through_one_global_test():
     assert pytest.approx(0.045) == MAIN_ALPHA
     assert verdicts({("a", "f1"): 0.022, ("b", "f1"): 0.5})["a", "f1"] is Verdict.WORSE
     assert verdicts({("a", "f1"): 0.023, ("b", "f1"): 0.5})["a", "f1"] is Verdict.CANNOT_TELL
-
-
-def test_other_scores_alarm_through_one_global_test_only():
     alone = {("a", "f1"): 0.5, **{("a", f"rouge{n}"): 0.4 for n in range(4)}}
     assert Verdict.WORSE not in verdicts(alone | {("a", "rouge0"): 0.004}).values()  # of five such tests, one in fifty
     worse = verdicts(alone | {("a", "rouge0"): 1e-5})
     assert [key for key, verdict in worse.items() if verdict is Verdict.WORSE] == [("a", "rouge0")]
-
-
-def test_a_drop_below_the_margin_is_never_worse():
     assert Verdict.WORSE not in verdicts({("a", "f1"): 1e-9, ("a", "em"): 1e-9}, points=-0.9).values()
-
-
-def test_the_global_test_by_hand():
     assert cauchy([0.01]) == pytest.approx(0.01)
     assert cauchy([0.03, 0.03, 0.03]) == pytest.approx(0.03)  # the same thrice is no more
     # of ten, nine at one half count nothing: tan of (0.5 - 0.001) pi is 318.3; a tenth of it has p = 0.01
@@ -275,29 +250,3 @@ def test_a_run_has_three_outcomes():
     assert outcome([same, other_score], kinds) is Outcome.NO_WORSE
     assert outcome([worse, tested], kinds) is Outcome.WORSE
     assert [answer.exit_code for answer in Outcome] == [0, 1, 6]
-
-
-# Speed
-
-
-def test_27_cells_of_five_seeds_take_seconds():
-    rng = np.random.default_rng(5)
-    metrics = {
-        "sa": ["accuracy"],
-        "qa": ["exact_match", "f1"],
-        "sum": ["rouge1", "rouge2", "rougeL", "rougeLsum", "bertscore_f1"],
-    }
-    records, measured = [], {}
-    for cell in STUDY_IDS:
-        task = cell.split("_")[1]
-        measured |= {(cell, metric): Deviation(sd=1.0, df=4) for metric in [*metrics[task], "f1_macro"]}
-        for seed in range(5):
-            points = {metric: list(np.clip(rng.normal(75, 10, ROWS[task]), 0, 100)) for metric in metrics[task]}
-            records.append(record_of(cell, points, seed=seed))
-    rows = dict.fromkeys(metrics, MEASURED["data"]["rows"]["test"])
-    noise = Noise(profile="quick", rows=rows, measured={"seeds": measured, "perturbed": measured})
-    run = Run.of(records)
-    began = time.process_time()
-    judged = gate(run, run, noise=noise)
-    assert time.process_time() - began < 10  # 1 to 2 on two cores
-    assert {j.verdict for j in judged if j.quantity == j.main_score} <= {Verdict.SAME, Verdict.CANNOT_TELL}

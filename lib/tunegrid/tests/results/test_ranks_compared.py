@@ -20,21 +20,11 @@ RANKS = {"count": 2, "backend": "gloo", "each": [RANK, RANK]}
 MARGINS = dict.fromkeys(("ledger", *PEAKS), 0.1)
 
 
-def test_a_record_of_a_run_before_there_were_ranks_is_of_one_process():
-    assert complete().processes == "1"
-    assert complete(ranks=None).processes == "1"
-    assert complete(ranks=RANKS).processes == "2"
-
-
-def test_speed_is_not_compared():
-    assert unlike_machines(complete(), complete(ranks=RANKS)) == "ranks: 1 and 2"
-    assert unlike_machines(complete(ranks=RANKS), complete(ranks=RANKS)) == ""
-
-
-def test_numerics_are_not_compared():
-    tolerances = load_tolerances()
-    assert not_comparable(complete(), complete(ranks=RANKS), tolerances) == "other ranks"
-    assert not_comparable(complete(ranks=RANKS), complete(ranks=RANKS), tolerances) == ""
+def test_neither_speed_nor_numerics_are_compared():
+    alone, two, tolerances = complete(ranks=None), complete(ranks=RANKS), load_tolerances()
+    assert (complete().processes, alone.processes, two.processes) == ("1", "1", "2")
+    assert (unlike_machines(alone, two), unlike_machines(two, two)) == ("ranks: 1 and 2", "")
+    assert [not_comparable(one, two, tolerances) for one in (alone, two)] == ["other ranks", ""]
 
 
 @pytest.mark.parametrize(("ranks", "judges_peaks"), [(None, True), (RANKS, False)])

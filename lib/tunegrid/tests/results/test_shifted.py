@@ -13,14 +13,12 @@ from tunegrid.results.examples import keep_beside, read_shifted
 from tunegrid.results.shifted import contrast_lines, objections, rows_of, shift_lines, shift_tables, shifted_record
 from tunegrid.run.shifted import Contrast, ShiftedPoints, ShiftPoints
 from tunegrid.tests.pages import run_of
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import complete, seeds_as
 
 RIGHT = [100.0] * 10
 
 
-@pytest.fixture(autouse=True)
-def store(tmp_path, monkeypatch):
-    monkeypatch.setattr(examples, "STORE", tmp_path / "store")
+pytestmark = pytest.mark.usefixtures("store")
 
 
 def lost(count):
@@ -49,25 +47,21 @@ def told(points=None, **changes):
 def record(cell, points=None, seed=0, **changes):
     all_points = told(points, **changes)
     part = shifted_record(all_points, examples.write(rows_of(all_points)))
-    seeds = {"seed": seed, "split_seed": 42, "perturbation": None}
-    return complete(cell, shifted=asdict(part), seeds=seeds)
+    return complete(cell, shifted=asdict(part), seeds=seeds_as(seed))
 
 
 def read(one):
     return read_shifted(one, None)
 
 
-def test_a_drop_is_paired_by_row_and_has_an_interval():
-    """Three of ten rows lose all: -30 points."""
+def test_a_drop_is_paired_by_row_and_what_is_read_as_before_has_no_interval():
+    # Three of ten rows lose all: -30 points.
     part = shifted_record(told(), None)
     shift = part.shifts["typos5"]
     assert (part.score, shift.score, shift.change.value) == (100.0, 70.0, -30.0)
     assert shift.change.low < -30 < shift.change.high <= 0
     assert part.contrasts["negated"] == ContrastRecord(meaning="-", pairs=10, right=8, both=6)
     assert list(objections(part)) == []
-
-
-def test_what_is_read_as_before_has_no_interval():
     part = shifted_record(told(shifts={"upper": ShiftPoints(meaning="-", points=list(RIGHT), changed=10, read=0)}), None)
     assert part.shifts["upper"] == ShiftRecord(
         meaning="-", changed=10, read=0, score=100.0, change=Estimate(value=0.0, low=0.0, high=0.0)
@@ -94,17 +88,9 @@ def test_a_method_is_held_to_sft_row_by_row_as_a_mean_over_seeds():
     assert (lora.change, sft.change, sft.against) == (-40.0, -10.0, None)
     assert lora.against.points == pytest.approx(-30.0)
     assert lora.against.low < -30 < lora.against.high
-
-
-def test_a_shift_that_neither_reads_is_no_comparison():
-    still = {"upper": list(RIGHT)}
-    lora, _ = shift_lines([record("bert_sa_lora", still), record("bert_sa_sft", still)], read)
-    assert lora.against is None
-
-
-def test_rows_that_are_not_at_hand_leave_the_change_without_the_comparison():
-    lora, sft = shift_lines([record("bert_sa_lora"), record("bert_sa_sft")], lambda one: None)
-    assert (lora.change, lora.against, sft.change) == (-30.0, None, -30.0)
+    assert shift_lines(records, lambda one: None)[0].against is None  # rows that are not at hand
+    still = [record(cell, {"upper": list(RIGHT)}) for cell in ("bert_sa_lora", "bert_sa_sft")]
+    assert shift_lines(still, read)[0].against is None  # a shift that neither reads
 
 
 def test_pairs_are_counted_over_seeds():

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from tunegrid.record import from_json, new_record, to_json
+from tunegrid.record import new_record
 from tunegrid.record.rules import contradictions
-from tunegrid.record.stock import STOCK_STAGES, StockRecord, StockStage
+from tunegrid.record.stock import StockRecord, StockStage
 from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
@@ -48,59 +48,54 @@ def verdict(**changes):
     return compared_paths(path(), path(**changes), load_tolerances())
 
 
-def test_two_equal_paths_are_equal():
-    assert verdict() == (Verdict.EQUAL, "all figures are equal")
+OTHER = StockStage(digest="0" * 16)
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "sentence"),
+    ("stages", "told"),
     [
-        ("windows", StockStage(digest="0" * 16), "windows: ids, names or texts are others"),
-        ("order", StockStage(digest="0" * 16), "order: ids, names or texts are others"),
-        ("rates", StockStage(figures=[5e-4, 1e-3, 5e-4]), "rates: figure 1 is 0.0005, it was 0"),
-        ("losses", StockStage(figures=[0.7, 0.6, 0.9]), "losses: figure 3 is 0.9, it was 0.5"),
-        ("losses", StockStage(figures=[0.7, 0.6]), "losses: 2 figures, there were 3"),
-        ("weights", StockStage(figures=[0.5, None]), "weights: figure 2 is no number, it was 0.25"),
+        ({}, (Verdict.EQUAL, "all figures are equal")),
+        ({"windows": OTHER}, (Verdict.CHANGED, "windows: ids, names or texts are others")),
+        ({"order": OTHER}, (Verdict.CHANGED, "order: ids, names or texts are others")),
+        ({"rates": StockStage(figures=[5e-4, 1e-3, 5e-4])}, (Verdict.CHANGED, "rates: figure 1 is 0.0005, it was 0")),
+        ({"losses": StockStage(figures=[0.7, 0.6, 0.9])}, (Verdict.CHANGED, "losses: figure 3 is 0.9, it was 0.5")),
+        ({"losses": StockStage(figures=[0.7, 0.6])}, (Verdict.CHANGED, "losses: 2 figures, there were 3")),
+        ({"weights": StockStage(figures=[0.5, None])}, (Verdict.CHANGED, "weights: figure 2 is no number, it was 0.25")),
+        (  # the first of the flow
+            {"weights": StockStage(figures=[9.0, 9.0]), "labels": OTHER},
+            (Verdict.CHANGED, "labels: ids, names or texts are others"),
+        ),
+        ({"losses": StockStage(figures=[0.7, 0.6, 0.5000001])}, (Verdict.ROUNDING, "figures differ by rounding")),
+        (  # how far ours is from it is no change of the path
+            {"losses": replace(STAGES["losses"], largest=1e-6, known=["first_label_counts"])},
+            (Verdict.EQUAL, "all figures are equal"),
+        ),
     ],
 )
-def test_what_changed_is_named_with_its_stage(name, stage, sentence):
-    assert verdict(**{name: stage}) == (Verdict.CHANGED, sentence)
+def test_the_first_stage_that_changed_is_named(stages, told):
+    assert verdict(**stages) == told
 
 
-def test_of_two_changes_the_first_of_the_flow_is_named():
-    changed = {"weights": StockStage(figures=[9.0, 9.0]), "labels": StockStage(digest="0" * 16)}
-    assert verdict(**changed)[1].startswith("labels: ")
-
-
-def test_last_digits_are_rounding():
-    assert verdict(losses=StockStage(figures=[0.7, 0.6, 0.5000001])) == (Verdict.ROUNDING, "figures differ by rounding")
-
-
-def test_how_far_ours_is_from_it_is_no_change_of_the_path():
-    assert verdict(losses=replace(STAGES["losses"], largest=1e-6, known=["first_label_counts"]))[0] is Verdict.EQUAL
-
-
-def test_a_path_that_parts_from_ours_now_says_how():
+def test_a_path_that_parts_from_ours_says_how_and_did_not_pass():
     differs = "labels: the collator counts 312 labels, ours 290 (batch 1)"
     gone = dict.fromkeys(("batch", "order", "loss", "gradient", "rates", "losses", "weights"))
     assert verdict(differs=differs, labels=StockStage(digest=None), **gone)[1] == (
         "labels: the collator counts 312 labels, ours 290 (batch 1); it did not differ from ours before"
     )
-
-
-def test_paths_of_two_seeds_are_not_compared():
     other = path()
     other.seeds = replace(other.seeds, seed=1)
     assert compared_paths(path(), other, load_tolerances()) == (Verdict.NOT_COMPARABLE, "no run of the same seed")
+    judgements = judged(path(order=StockStage(digest="0" * 16)))
+    assert [(j.quantity, j.kind, j.verdict) for j in judgements] == [("stock", "numerics", Verdict.CHANGED)]
+    answer = answer_of([path(differs="rates: the rate of update 1 is 0.5, ours is 0")])
+    assert answer.sentences[0] == "Failed: the one cell differed from ours at the stage rates."
+    record = path(differs="rates: others")
+    record.status, record.missed = "passed", []
+    assert list(contradictions(record)) == ["stock.differs says 'rates: others', but the status is 'passed'"]
 
 
 def judged(after):
     return gate(Run.of([path()]), Run.of([after]))
-
-
-def test_the_gate_judges_the_path_alone_where_nothing_else_was_run():
-    judgements = judged(path(order=StockStage(digest="0" * 16)))
-    assert [(j.quantity, j.kind, j.verdict) for j in judgements] == [("stock", "numerics", Verdict.CHANGED)]
 
 
 @pytest.mark.parametrize(("kinds", "state"), [("quality,memory", State.PASSED), ("numerics", State.FAILED)])
@@ -119,22 +114,3 @@ def test_a_path_that_did_not_change_passes_whatever_counts(kinds):
     assert (answer.state, answer.exit_code) == (State.PASSED, 0)
     assert "The libraries' own path did not change in the one cell." in answer.sentences
     assert "score" not in answer.text
-
-
-def test_a_cell_that_differs_is_told_by_its_stage():
-    answer = answer_of([path(differs="rates: the rate of update 1 is 0.5, ours is 0")])
-    assert answer.sentences[0] == "Failed: the one cell differed from ours at the stage rates."
-
-
-def test_a_record_of_a_path_can_be_read_back():
-    assert from_json(to_json(path())) == path()
-
-
-def test_a_path_that_differs_did_not_pass():
-    record = path(differs="rates: others")
-    record.status, record.missed = "passed", []
-    assert list(contradictions(record)) == ["stock.differs says 'rates: others', but the status is 'passed'"]
-
-
-def test_stages_have_their_places_in_the_flow():
-    assert tuple(name for name in STOCK_STAGES if name in STAGES) == tuple(STAGES)

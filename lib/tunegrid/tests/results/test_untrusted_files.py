@@ -170,7 +170,7 @@ def test_examples_that_are_no_parquet_are_one_sentence(world):
         examples.read(record, world / "in" / "a.json")
 
 
-def test_names_have_no_effect_in_a_gates_markdown():
+def test_names_have_no_effect_in_a_gates_markdown_and_of_a_sentence_commands_alone_are_code():
     record = complete()
     detail = "name: <b>a|b</b>\n# `c` and *d* _e_ [f](g)"
     judged = [judgement_of(record, "accuracy", Verdict.WORSE, detail=detail)]
@@ -178,9 +178,6 @@ def test_names_have_no_effect_in_a_gates_markdown():
     assert "name: \\<b\\>a\\|b\\</b\\> # \\`c\\` and \\*d\\* \\_e\\_ \\[f\\](g)" in page
     assert "bert_sa_lora" in page
     assert {line.count("|") - line.count("\\|") for line in page.splitlines() if line.startswith("|")} == {len(COLUMNS) + 1}
-
-
-def test_a_sentences_commands_are_code_and_nothing_else_has_an_effect():
     assert markdown_sentence("Next: `pytest -m quick` runs <b> alone") == "Next: `pytest -m quick` runs \\<b\\> alone"
     assert markdown_sentence("a `<b>` c `") == "a \\`\\<b\\>\\` c \\`"  # one is left over
     assert markdown_sentence("a $`x`$") == "a \\$`x`\\$"  # no formula

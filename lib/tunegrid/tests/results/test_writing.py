@@ -3,7 +3,6 @@
 import pytest
 
 from tunegrid.commands import merge
-from tunegrid.errors import InputError
 from tunegrid.record import to_json
 from tunegrid.results.files import read_records
 from tunegrid.results.journal import Journal, latest, read
@@ -11,18 +10,7 @@ from tunegrid.results.writing import FinishedRun, TerminalLine
 from tunegrid.tests.records import complete
 from tunegrid.tests.sessions import run_in
 
-PLUGINS = (
-    "options",
-    "session",
-    "selection",
-    "sharding",
-    "planning",
-    "progress",
-    "journal",
-    "results",
-    "isolation",
-    "ray.plugin",
-)
+PLUGINS = ("options", "session", "selection", "sharding", "planning", "progress", "journal", "results", "isolation")
 CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
 # Cells that train nothing. Two have the results of one, the third fails an audit of its own.
 TESTS = """
@@ -43,34 +31,6 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
         run.record.status, run.record.missed = "missed", ["audit base_frozen: 3 tensors changed"]
     assert not run.record.missed
 """
-# What Ray does, in this process and one cell at a time: all else of --engine ray is as it is.
-LOCAL_CLUSTER = """
-from pathlib import Path
-import fixtures.ray.cluster
-from fixtures.ray.remote_cell import RemoteResult
-from fixtures.process import Child
-from fixtures.process import run
-
-class Cluster:
-    nodes = [{"CPU": 1.0}]
-    def __init__(self, address, pack):
-        self.sent = []
-    def send(self, cell, needed):
-        self.sent.append(cell)
-        return cell
-    def ended(self, sent, seconds):
-        return sent[0]
-    def result_of(self, cell):
-        return RemoteResult(process=run(cell.arguments, Child(test=cell.nodeid), cwd=Path.cwd()), files={})
-    def starts(self):
-        return {}
-    def states(self):
-        return {}
-    def leave(self):
-        pass
-
-fixtures.ray.cluster.Cluster = Cluster
-"""
 COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"
 EXPECTED = {
     "t5_sa_lora": ("missed", [COPIED.format(cell="t5_sa_lora", other="t5_sa_sft")], {"distinct_results"}),
@@ -82,9 +42,6 @@ EXPECTED = {
 def session(folder, name, *options):
     """Exit code, output, and the path of the JSON of a session over these cells; all of a folder share a cache."""
     (folder / "test_cells.py").write_text(TESTS)
-    (folder / "local_cluster.py").write_text(LOCAL_CLUSTER)
-    (folder / "ray").mkdir(exist_ok=True)
-    (folder / "ray" / "__init__.py").touch()
     options = (f"--cells={','.join(CELLS)}", f"--benchmark-json={name}.json", *options, "test_cells.py")
     code, output = run_in(folder, PLUGINS, *options, TUNEGRID_CACHE=str(folder / "cache"))
     return code, output, folder / f"{name}.json"
@@ -103,28 +60,18 @@ def plain(tmp_path_factory):
     return *session(folder, "run", "-n0"), folder
 
 
-WAYS = {
-    "workers": ("-n2",),
-    "own processes": ("--isolate=yes",),
-    "cluster": ("--engine=ray", "-plocal_cluster"),
-}
+@pytest.mark.parametrize("way", ["-n2", "--isolate=yes"])
+@pytest.mark.slow
+def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
+    code, output, path = session(tmp_path, "run", way)
+    assert (code, findings_of(path)) == (1, EXPECTED), output
 
 
-def test_a_session_tells_what_its_cells_show_together(plain):
+def test_a_session_and_one_resumed_tell_what_cells_show_together(plain):
     code, output, path, _ = plain
     assert (code, findings_of(path)) == (1, EXPECTED), output
     assert "0 of 3 cells passed" in output
     assert COPIED.format(cell="t5_sa_sft", other="t5_sa_lora") in output
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.slow
-def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
-    code, output, path = session(tmp_path, "run", *WAYS[way])
-    assert (code, findings_of(path)) == (1, EXPECTED), output
-
-
-def test_a_resumed_session_tells_the_same_of_cells_that_had_passed_alone(plain):
     folder = plain[-1]
     code, output, path = session(folder, "again", "-n0", "--resume")
     assert "resumed 2 cells" in output
@@ -160,13 +107,6 @@ def test_rows_that_are_no_cells_stay_and_stand_by_name(tmp_path):
     assert [row.get("fullname") or row["name"] for row in rows] == ["a", "b"]
     assert rows[0] == {"name": "a", "extra_info": {"control": 1}}
     assert rows[1]["extra_info"]["cell"] == "bert_sa_lora"
-
-
-def test_a_run_that_cannot_be_written_is_one_sentence_and_leaves_no_half_of_it(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"file/run\.json cannot be written"):
-        FinishedRun({"a": complete()}).save({"benchmarks": []}, tmp_path / "file" / "run.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_lines_stand_in_the_order_of_cells_and_sentences_below_them():
