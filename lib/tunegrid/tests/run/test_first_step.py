@@ -84,10 +84,6 @@ def test_probing_disturbs_nothing(trainer):
     assert all(p.grad is None for p in trainer.parameters.values())
 
 
-def test_probing_twice_gives_the_same(trainer):
-    assert before_training(trainer, Metrics(), REVIEWS) == before_training(trainer, Metrics(), REVIEWS)
-
-
 def test_the_loss_is_taken_without_dropout(trainer):
     with torch.no_grad():
         batch = trainer.codec.collate(short_to_long(trainer.features, 4))

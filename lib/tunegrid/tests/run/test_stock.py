@@ -14,7 +14,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.optimizers import adamw_torch
 from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.run.stock.both import Both
-from tunegrid.run.stock.known import KNOWN, table
+from tunegrid.run.stock.known import KNOWN
 from tunegrid.run.stock.oracle import OracleTrainer
 from tunegrid.run.stock.quiet import quiet
 from tunegrid.run.stock.stages import STAGES, compare
@@ -47,35 +47,23 @@ def test_a_missing_update_and_no_number_are_never_rounding():
 # The table
 
 
-def test_the_guide_shows_the_known_differences():
-    guide = (ROOT / "benchmarks" / "guides" / "stock-path.md").read_text()
-    assert guide.endswith("\n".join(table()) + "\n")
-
-
-def test_reports_that_the_table_names_exist():
-    assert [entry.id for entry in KNOWN if entry.upstream and not (ROOT / entry.upstream).is_file()] == []
-
-
 def test_stages_of_the_table_are_those_of_the_flow():
     assert tuple(STAGES) == STOCK_STAGES
     assert {entry.stage for entry in KNOWN} <= set(STOCK_STAGES)
     assert len({entry.id for entry in KNOWN}) == len(KNOWN)
+    assert [entry.id for entry in KNOWN if entry.upstream and not (ROOT / entry.upstream).is_file()] == []
 
 
 # Cells without a path
 
 
-def test_a_cell_that_trainer_cannot_train_is_refused_with_the_reason():
+def test_a_cell_that_trainer_cannot_train_is_refused_with_the_reason(tmp_path):
     cell = cell_of("bert_sa_lora")
     assert refused(cell) == ""
     mine = replace(cell, optimizers={"mine": adamw_torch}, recipe=replace(cell.recipe, optim="mine"))
     assert refused(mine) == "TrainingArguments knows no optimizer 'mine'"
-
-
-def test_a_refused_cell_is_an_error_of_one_sentence(tmp_path):
-    cell = cell_of("bert_sa_lora", optim="mine")
     with pytest.raises(InputError, match="bert_sa_lora has no stock path: TrainingArguments knows no optimizer 'mine'"):
-        Both(cell, [], [], tmp_path, CPU)
+        Both(mine, [], [], tmp_path, CPU)
 
 
 # Planted bugs
@@ -250,30 +238,16 @@ PLANTS = {
 def test_a_planted_bug_is_named_with_its_stage(stage, tmp_path, monkeypatch):
     cell_id, plant = PLANTS[stage]
     plant(monkeypatch)
-    assert re.match(f"{stage}: ", planted(cell_id, tmp_path))
+    said = planted(cell_id, tmp_path)
+    assert said.startswith(f"{stage}: ")
+    assert stage != "windows" or re.search(r"returned 0 overflow windows, ours has [1-9] overflow windows? \(row \d+\)", said)
 
 
 @pytest.mark.filterwarnings("default")
 def test_what_pefts_helper_does_to_a_packed_base_is_seen(tmp_path, monkeypatch):
     norms_are_rounded(monkeypatch)
     sentence = planted("gpt2_sa_qlora", tmp_path, "start")
-    assert sentence == ("start: base_model.model.transformer.h.0.ln_1.weight is bfloat16 (128,), ours is float32 (128,)")
-
-
-@pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("cell_id", ["bert_qa_qlora", "gpt2_sum_lora", "t5_sum_sft"])
-@pytest.mark.slow
-def test_a_healthy_cell_differs_nowhere(cell_id, tmp_path):
-    assert planted(cell_id, tmp_path) == ""
-
-
-@pytest.mark.filterwarnings("default")
-def test_the_sentence_of_lost_windows_counts_them_and_names_the_row(tmp_path, monkeypatch):
-    no_overflow(monkeypatch)
-    sentence = planted("bert_qa_sft", tmp_path, "windows")
-    assert re.fullmatch(
-        r"windows: the tokenizer returned 0 overflow windows, ours has [1-9] overflow windows? \(row \d+\)", sentence
-    )
+    assert sentence == "start: base_model.model.transformer.h.0.ln_1.weight is bfloat16 (128,), ours is float32 (128,)"
 
 
 @pytest.mark.filterwarnings("default")
