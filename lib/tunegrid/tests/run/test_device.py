@@ -116,23 +116,26 @@ def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
 # Several GPUs, several workers
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """torch reports two GPUs."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
+@pytest.mark.parametrize(
+    ("takes", "gpus", "shared"),
+    [
+        # The next cell of the same worker stays on its GPU.
+        ([(0, {"worker": 0}), (1, {"worker": 1}), (0, {"worker": 0})], [0, 1, 0], [set(), set(), set()]),
+        # A GPU of another session is passed by, and shared only in need.
+        ([(0, {"worker": 0}), (1, {"worker": 0}), (2, {"worker": 0})], [0, 1, 0], [set(), set(), {0}]),
+        # One that is wished is taken, and shared where it is held.
+        ([(0, {"worker": 0, "requested": 1}), (1, {"worker": 0, "requested": 1})], [1, 1], [set(), {1}, set()]),
+    ],
+)
+def test_each_takes_a_gpu_of_its_own_where_there_is_one(tmp_path, monkeypatch, takes, gpus, shared):
+    two_gpus(monkeypatch)
+    claims = [Claims(tmp_path) for _ in range(3)]
+    assert [claims[who].take(**wish) for who, wish in takes] == gpus
+    assert [claim.shared for claim in claims] == shared
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_each_worker_takes_a_gpu_of_its_own(tmp_path):
-    first, second = Claims(tmp_path), Claims(tmp_path)
-    assert (first.take(worker=0), second.take(worker=1)) == (0, 1)
-    assert first.take(worker=0) == 0  # the next cell of the same worker stays on it
-    assert first.shared == second.shared == set()
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path):
+def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path, monkeypatch):
+    two_gpus(monkeypatch)
     other, own = Claims(tmp_path), Claims(tmp_path)
     assert (other.take(worker=1), own.take(worker=1)) == (1, 0)
     other.release()
@@ -140,18 +143,9 @@ def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path):
     assert Claims(tmp_path).take(worker=1) == 1  # nobody holds it
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_a_gpu_of_another_session_is_passed_by_and_shared_only_in_need(tmp_path):
-    first, second, third = (Claims(tmp_path) for _ in range(3))
-    assert [claims.take(worker=0) for claims in (first, second, third)] == [0, 1, 0]
-    assert (second.shared, third.shared) == (set(), {0})
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_wished_gpu_is_taken_and_shared_where_it_is_held(tmp_path):
-    first, second = Claims(tmp_path), Claims(tmp_path)
-    assert (first.take(0, requested=1), second.take(0, requested=1)) == (1, 1)
-    assert (first.shared, second.shared) == (set(), {1})
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
 
 
 def test_sharing_shows_in_the_record(monkeypatch):

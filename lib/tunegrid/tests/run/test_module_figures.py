@@ -56,6 +56,8 @@ def test_norms_are_those_of_what_goes_in_and_comes_out():
     assert columns["depth"] == [1, 1, 1, 1, 0]
     assert columns["kind"] == ["Embedding", "Half", "Half", "Linear", "Toy"]
     assert columns["library"] == ["torch", HERE, HERE, "torch", HERE]
+    assert columns["source"] == [-1, 0, 1, 2, -1]  # who made what goes in
+    assert columns["maker"] == [0, 1, 2, 3, 3]  # and what comes out: the model hands on what its last module made
     # (3, 4) and (6, 8) have norms of 5 and 10, together the root of 125; a quarter of each, times (1, 2), is 2.75 and 5.5.
     root = math.sqrt(125)
     assert columns["given_norm"] == pytest.approx([root, root / 2, root / 4, math.hypot(2.75, 5.5), math.hypot(2.75, 5.5)])
@@ -70,12 +72,6 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
     assert columns["gradient_norm"] == pytest.approx([ten / 4, ten / 2, ten, two, two])
     # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of (3, 4) / 4 and (6, 8) / 4.
     assert columns["weights_norm"] == [pytest.approx(ten / 4), None, None, pytest.approx(3 * 5 / 4), None]
-
-
-def test_who_made_what_goes_in_and_what_comes_out_is_noted():
-    columns = noted(Toy()).columns()
-    assert columns["source"] == [-1, 0, 1, 2, -1]
-    assert columns["maker"] == [0, 1, 2, 3, 3]  # the model hands on what its last module made
 
 
 def test_values_that_change_places_keep_their_norm_alone():
@@ -103,15 +99,12 @@ def test_autocast_does_not_round_what_is_projected():
     assert all(map(torch.equal, inside, figures_of(states)))
 
 
-def test_what_masks_hold_hides_nothing():
+def test_tensors_are_found_in_what_libraries_nest_and_what_masks_hold_hides_nothing():
+    one, two = torch.ones(1), torch.zeros(1)
+    assert tensors_in([{"a": (one, None), "b": [two]}, "no", 3, one]) == [one, two, one]
     lowest = torch.finfo(torch.float32).min
     assert tamed(torch.tensor([0.0, lowest, -math.inf, 2.0, LARGE])).tolist() == [0, -1, -1, 2, LARGE]
     assert tamed(torch.tensor([True, False])).tolist() == pytest.approx([math.sin(1), 0])
-
-
-def test_tensors_are_found_in_what_libraries_nest():
-    one, two = torch.ones(1), torch.zeros(1)
-    assert tensors_in([{"a": (one, None), "b": [two]}, "no", 3, one]) == [one, two, one]
 
 
 def test_a_change_in_one_of_two_models_is_named():
@@ -184,24 +177,18 @@ def kept_by(trainer, rows):
 
 @pytest.mark.parametrize(("cell_id", "rows"), [("bert_sa_lora", REVIEWS), ("t5_sum_qlora", NEWS)])
 def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, cell_id, rows):
-    with_figures, _ = kept_by(trainer_of(cell_id, rows), rows)
+    def probed_and_trained():
+        trainer = trainer_of(cell_id, rows, max_steps=2)
+        figures, columns = kept_by(trainer, rows)
+        trainer.start_from(figures)
+        return figures, trainer.run(silent()).losses, columns["module"]
+
+    *with_figures, _ = probed_and_trained()
     monkeypatch.setattr(ModuleFigures, "_enter", lambda *_, **__: None)
     monkeypatch.setattr(ModuleFigures, "_leave", lambda *_: None)
-    without, columns = kept_by(trainer_of(cell_id, rows), rows)
-    assert columns["module"] == []
+    *without, modules = probed_and_trained()
+    assert modules == []
     assert without == with_figures
-
-
-def test_training_behind_the_probe_has_the_same_losses(monkeypatch):
-    def losses():
-        trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=3)
-        trainer.start_from(kept_by(trainer, REVIEWS)[0])
-        return trainer.run(silent()).losses
-
-    one = losses()
-    monkeypatch.setattr(ModuleFigures, "_enter", lambda *_, **__: None)
-    monkeypatch.setattr(ModuleFigures, "_leave", lambda *_: None)
-    assert losses() == one
 
 
 def test_the_probe_leaves_no_hook_and_gives_the_same_figures_twice():
