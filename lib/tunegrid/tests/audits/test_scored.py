@@ -108,15 +108,12 @@ def test_an_encoder_reads_the_source_of_a_search_once():
     assert len(written) > 8, "one pass per token"
 
 
-def test_a_search_of_beams_computes_whole_texts_again_at_each_token(summaries):
+def test_a_search_that_would_take_too_long_is_not_made_and_not_passed(summaries, monkeypatch):
     codec, row = summaries.codec, summaries.evaluation.features[0]
-    prompt, beams = len(row.input_ids), codec.generation.num_beams
+    prompt, beams = len(row.input_ids), codec.generation.num_beams  # whole texts are computed again at each token
     assert scored.searched_tokens(codec, row, [5, 6, 7]) == beams * (3 * prompt + 1 + 2 + 3)
     encoder_decoder = trained("t5_sum_lora").codec
     assert scored.searched_tokens(encoder_decoder, row, [5, 6, 7]) == encoder_decoder.generation.num_beams * 6
-
-
-def test_a_search_that_would_take_too_long_is_not_made_and_not_passed(summaries, monkeypatch):
     weights = sum(p.numel() for p in summaries.model.parameters())
     pairs = zip(summaries.evaluation.features, summaries.evaluation.outputs, strict=True)
     costs = [weights * scored.searched_tokens(summaries.codec, *pair) for pair in pairs]
@@ -140,9 +137,5 @@ def test_rows_are_the_shortest_a_padded_one_and_the_longest():
     shortest, padded, longest = scored.scored_rows(evidence.evaluation)
     assert (lengths[longest], lengths[shortest]) == (max(lengths), min(lengths))
     assert lengths[padded] == sorted(lengths)[-64] < max(lengths)  # the last of the first batch of 64
-
-
-def test_nothing_was_scored_and_nothing_is_said():
-    evidence = evidence_from(trained("bert_sa_lora"))
-    assert scored.scored_alone_as_in_batch(evidence) is None
-    assert scored.texts_are_the_models(evidence) is None
+    nothing = replace(evidence, evaluation=None)
+    assert scored.scored_alone_as_in_batch(nothing) is scored.texts_are_the_models(nothing) is None

@@ -1,5 +1,6 @@
 """What is saved, loaded again and merged computes what was trained. Faults in whole runs: `pytest -m faults`."""
 
+import re
 import tempfile
 from dataclasses import dataclass, replace
 from functools import cache
@@ -57,23 +58,17 @@ def shared(cell_id):
 
 # Saved and loaded again
 
+FULL = ("bert_sum_sft", "gpt2_sa_sft", "gpt2_sum_sft", "t5_sa_sft", "t5_qa_sft", "t5_sum_sft")
+ADAPTED = ("bert_qa_lora", "bert_sum_lora", "gpt2_sa_lora", "gpt2_sum_lora", "t5_qa_lora")
+PACKED = ("bert_sa_qlora", "gpt2_sum_qlora", "t5_sum_qlora")
+MERGED = {FULL: "$", ADAPTED: "; merged, by ", PACKED: "; merged into the packed base, which is packed anew, "}
 
-@pytest.mark.parametrize("cell_id", ["bert_sum_sft", "gpt2_sa_sft", "gpt2_sum_sft", "t5_sa_sft", "t5_qa_sft", "t5_sum_sft"])
-def test_a_full_model_comes_back_bit_for_bit(cell_id):
-    assert saved_is_served(shared(cell_id)) == (True, EQUAL)
 
-
-@pytest.mark.parametrize("cell_id", ["bert_qa_lora", "bert_sum_lora", "gpt2_sa_lora", "gpt2_sum_lora", "t5_qa_lora"])
-def test_an_adapter_comes_back_bit_for_bit_and_merges(cell_id):
+@pytest.mark.parametrize(("cell_id", "merged"), [(cell_id, said) for ids, said in MERGED.items() for cell_id in ids])
+def test_what_was_trained_comes_back_bit_for_bit_and_merges(cell_id, merged):
     passed, detail = saved_is_served(shared(cell_id))
-    assert passed, detail
-    assert detail.startswith(f"{EQUAL}; merged, by ")
-
-
-@pytest.mark.parametrize("cell_id", ["bert_sa_qlora", "gpt2_sum_qlora", "t5_sum_qlora"])
-def test_over_a_packed_base_an_adapter_comes_back_bit_for_bit(cell_id):
-    _, detail = saved_is_served(shared(cell_id))
-    assert detail.startswith(f"{EQUAL}; merged into the packed base, which is packed anew, ")
+    assert passed or cell_id in PACKED, detail  # four updates change less than packing anew rounds
+    assert re.match(re.escape(EQUAL) + merged, detail)
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sa_lora", "t5_sa_qlora"])

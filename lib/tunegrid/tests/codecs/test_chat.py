@@ -64,17 +64,15 @@ def test_a_long_source_is_cut_never_the_template(template):
     assert long.input_ids[-len(end) :] == short.input_ids[-len(end) :] == end
 
 
-def test_todays_date_does_not_reach_the_prompt():
-    codec = codec_with("dated")
-    assert codec.tokenizer.decode(codec.frame()[0]).startswith("01 Jan 202501 January 2025<|im_start|>system\nYou help.")
-
-
-def test_a_prefix_survives_the_cut_and_belongs_to_the_frame():
-    codec = codec_with("chatml", prefix="tea in the hall : ", max_length=64)
+def test_a_prefix_survives_the_cut_and_todays_date_does_not_reach_the_prompt():
+    codec, dated = codec_with("chatml", prefix="tea in the hall : ", max_length=64), codec_with("dated")
     [feature] = codec.encode([FIRE | {"article": FIRE["article"] * 20}], training=False)
     begin, _ = codec.frame()
     assert codec.tokenizer.decode(begin).endswith("<|im_start|>user\ntea in the hall ")
     assert feature.input_ids[: len(begin)] == begin
+    assert dated.tokenizer.decode(dated.frame()[0]).startswith("01 Jan 202501 January 2025<|im_start|>system\nYou help.")
+    keys = {cache_key(codec_with(template), [FIRE], training=True) for template in ("chatml", "dated", "chatml")}
+    assert len(keys) == 2  # another template is another file of the cache
 
 
 @pytest.mark.parametrize(("template", "end"), [("chatml", "<|im_end|>"), ("plain", "<end>")])
@@ -99,11 +97,6 @@ TWICE = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
 def test_a_template_that_cannot_be_used_is_refused(template, changes, words):
     with pytest.raises(InputError, match=words):
         codec_of(chat_cell(SUM, **changes), tokenizer_with(template))
-
-
-def test_another_template_is_another_file_of_the_cache():
-    keys = {cache_key(codec_with(template), [FIRE], training=True) for template in ("chatml", "dated", "chatml")}
-    assert len(keys) == 2
 
 
 # Tensors
@@ -145,22 +138,15 @@ def test_the_context_is_cut_and_the_question_stays():
     assert 64 - 16 - 2 <= len(feature.input_ids) <= 64 - 16
     assert prompt.endswith("\n\nwhere was clara born ?<|im_end|>\n<|im_start|>assistant\n")
     assert "<|im_start|>user\nanna was born" in prompt
-
-
-def test_a_row_whose_answer_is_cut_away_trains_all_the_same():
-    codec = codec_with("chatml", QA, max_length=58)
-    row = BORN | {"context": "anna has tea . " * 9 + "upton", "answers": {"text": ["upton"], "answer_start": [135]}}
-    [feature] = codec.encode([row], training=True)
-    assert "upton" not in codec.tokenizer.decode(feature.input_ids)
-    assert codec.tokenizer.decode(feature.target) == "upton<|im_end|>"
-
-
-def test_an_endless_question_is_cut_before_the_template():
-    codec = codec_with("chatml", QA, max_length=64)
-    [feature] = codec.encode([BORN | {"question": BORN["question"] * 20}], training=False)
+    [feature] = codec.encode([BORN | {"question": BORN["question"] * 20}], training=False)  # an endless one is cut, too
     begin, end = codec.frame()
     assert len(feature.input_ids) == 64 - 16
     assert (feature.input_ids[: len(begin)], feature.input_ids[-len(end) :]) == (begin, end)
+    codec = codec_with("chatml", QA, max_length=58)
+    row = BORN | {"context": "anna has tea . " * 9 + "upton", "answers": {"text": ["upton"], "answer_start": [135]}}
+    [feature] = codec.encode([row], training=True)  # its answer is cut away, and it trains all the same
+    assert "upton" not in codec.tokenizer.decode(feature.input_ids)
+    assert codec.tokenizer.decode(feature.target) == "upton<|im_end|>"
 
 
 def test_only_the_rows_own_answer_is_its_target():

@@ -119,6 +119,14 @@ def test_a_window_points_to_the_whole_answer_or_to_its_first_token(row, targets)
         assert [feature.target for feature in codec.encode([row], training=training)] == targets
 
 
+def test_a_window_says_its_piece_of_the_context_and_where_the_answer_stands():
+    codec, row = codec_for("bert_qa_sft", max_length=15, doc_stride=4), counting(12, 0)
+    first, last = codec.encode([row], training=True)
+    assert codec.window(row, last) == ("1923 1924 1925 1926 1927 1928 1929 1930 1931 1932",) * 2
+    assert codec.labelled_tokens(first) == ((0, 4), (0, 4))  # "1921"
+    assert codec.labelled_tokens(last) is None
+
+
 def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
     codec = codec_for("t5_qa_sft", max_length=14)  # when ? EOS + 10 years + EOS, the rest is cut
     rows = [counting(12, 11), counting(12, 9)]
@@ -179,12 +187,8 @@ def test_a_spans_confidence_counts_the_spans_of_all_windows_of_its_row_and_of_no
     alone = math.exp(2) / (2 * math.exp(2) + 1)  # 2 + 0, 2 + 0, 0 + 0
     both = math.exp(2) / (2 * math.exp(2) + 1 + math.e)
     assert codec.confidences([1, 0, 1], outputs) == pytest.approx([alone, both])
-
-
-def test_a_span_of_more_than_thirty_tokens_takes_no_share():
-    scores = torch.zeros(2, 31)
-    pairs = sum(min(30, 31 - first) for first in range(31))
-    assert codec_for("bert_qa_sft").confidences([0], [(0.0, 4, 4, scores)]) == [pytest.approx(1 / pairs)]
+    pairs = sum(min(30, 31 - first) for first in range(31))  # a span of more than thirty tokens takes no share
+    assert codec.confidences([0], [(0.0, 4, 4, torch.zeros(2, 31))]) == [pytest.approx(1 / pairs)]
 
 
 def test_many_windows_have_the_confidences_that_each_has_alone():
@@ -226,16 +230,3 @@ def test_any_columns_may_hold_question_context_and_answers():
 def test_a_question_that_fills_the_whole_length_is_refused():
     with pytest.raises(InputError, match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"):
         codec_for("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
-
-
-def test_labelled_tokens_are_where_the_answer_stands():
-    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
-    first, _, last = codec.encode([counting(22, 0)], training=True)
-    assert codec.labelled_tokens(first) == ((0, 4), (0, 4))  # "1921"
-    assert codec.labelled_tokens(last) is None
-
-
-def test_a_window_says_its_piece_of_the_context():
-    codec, row = codec_for("bert_qa_sft", max_length=15, doc_stride=4), counting(12, 0)
-    _, last = codec.encode([row], training=False)
-    assert codec.window(row, last) == ("1923 1924 1925 1926 1927 1928 1929 1930 1931 1932",) * 2

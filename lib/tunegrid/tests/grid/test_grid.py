@@ -181,6 +181,9 @@ def test_a_method_like_another_gets_its_recipes_without_the_studys_counts(grid):
     assert len(grid.ids(QUICK_PROFILE)) == len(grid.ids(FULL_PROFILE)) == 36
     cell = grid.cell("bert_qa_dora", FULL_PROFILE)
     assert cell.recipe == replace(RECIPES["bert_qa_lora"], learning_rate=1e-3, trainable_params=None)
+    grid.add_thresholds("bert_sa_lora", accuracy=88)
+    grid.add_thresholds("bert_sa_lora", profile="quick", f1_macro=70.5)
+    assert grid.thresholds == {("full", "bert_sa_lora"): {"accuracy": 88}, ("quick", "bert_sa_lora"): {"f1_macro": 70.5}}
     assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"]["max_steps"]
     assert len(STUDY.ids(FULL_PROFILE)) == 27
 
@@ -224,12 +227,6 @@ def test_a_task_with_files_of_its_own_has_quick_cells(grid, tmp_path):
     assert own[:2] == ["bert_sst2_lora", "bert_sst2_qlora"]
     assert (len(own), grid.ids(FULL_PROFILE)[18:20]) == (9, ("bert_sst2_lora", "bert_sst2_qlora"))
     assert grid.cell("bert_sst2_sft", QUICK_PROFILE).recipe.max_steps == QUICK["bert_sa_sft"]["max_steps"]
-
-
-def test_own_thresholds_are_of_a_profile_and_a_cell(grid):
-    grid.add_thresholds("bert_sa_lora", accuracy=88)
-    grid.add_thresholds("bert_sa_lora", profile="quick", f1_macro=70.5)
-    assert grid.thresholds == {("full", "bert_sa_lora"): {"accuracy": 88}, ("quick", "bert_sa_lora"): {"f1_macro": 70.5}}
 
 
 def test_a_head_that_a_user_gave_a_cell_is_inherited(grid):
@@ -343,14 +340,6 @@ def test_a_backbone_without_a_head_for_a_problem_has_no_cells_of_it(grid):
     assert [name for name in grid.ids(FULL_PROFILE) if name.startswith("enc_")] == ["enc_sa_lora", "enc_sa_qlora", "enc_sa_sft"]
     with pytest.raises(InputError, match="enc_qa_sft: backbone 'enc' declares no head for extract, which task 'qa' needs"):
         grid.cell("enc_qa_sft", FULL_PROFILE)
-
-
-def test_an_optimizer_of_ones_own_is_known_by_its_name(grid):
-    rates = []
-    grid.add_optimizer("mine", lambda groups, learning_rate: rates.append(learning_rate))
-    grid.add_recipe("bert_sa_sft", replace(RECIPES["bert_sa_sft"], optim="mine"))
-    grid.cell("bert_sa_sft", FULL_PROFILE).optimizer([], 0.5)
-    assert rates == [0.5]
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)

@@ -91,21 +91,13 @@ def test_a_counter_that_nobody_looked_at_for_too_long_tells_nothing():
     assert counter.look() == 0.0
 
 
-def test_a_counter_without_an_end_that_goes_back_tells_nothing():
+@pytest.mark.parametrize("counts", [(50, None, 60), (50, 20, 60)], ids=["could not be read once", "has no end and goes back"])
+def test_a_counter_that_lost_a_count_tells_nothing(counts):
     hand = Hand()
-    hand.count = 50
-    counter = hand.counter(joules_a_count=1e-3)
-    hand.count, hand.seconds = 20, 1e9
-    assert counter.look() is None
-
-
-def test_a_count_that_could_not_be_read_once_is_missing_from_the_sum():
-    hand = Hand()
+    hand.count, *later = counts
     counter = hand.counter(joules_a_count=1.0)
-    hand.count = None
-    assert counter.look() is None
-    hand.count = 5
-    assert counter.look() is None
+    for hand.count in later:
+        assert counter.look() is None
 
 
 # RAPL
@@ -177,8 +169,5 @@ def test_a_cells_joules_are_those_of_its_own_phases():
     own = memory(load=phase(10.0, 1.0), train=phase(100.0, None), audit=phase(1000.0, 5.0))
     assert (own.joules("gpu_energy_joules"), own.joules("cpu_energy_joules")) == (110.0, None)  # the suite's audit is left out
     assert memory().joules("gpu_energy_joules") is None
-
-
-def test_a_gpu_that_others_used_has_no_joules():
-    left = without_the_gpus(memory(train=phase(100.0, 7.0))).phases["train"]
+    left = without_the_gpus(memory(train=phase(100.0, 7.0))).phases["train"]  # others used the GPU
     assert (left.gpu_energy_joules, left.cpu_energy_joules) == (None, 7.0)

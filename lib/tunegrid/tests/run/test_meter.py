@@ -76,10 +76,13 @@ def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     assert meter.train_seconds() == 29.0
 
 
-def test_token_rates_count_real_tokens_and_padding_has_a_share_of_its_own():
+def test_rates_by_hand():
     throughput = measured([0.5] * 5, tokens=30, padded_tokens=40).throughput()
-    assert throughput.train_tokens_per_second == 60.0
-    assert throughput.padding_share == 0.25
+    assert (throughput.train_tokens_per_second, throughput.padding_share) == (60.0, 0.25)
+    steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
+    assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
+    short = measured([1.0] * WARMUP_UPDATES).throughput()  # too short to measure
+    assert (short.train_samples_per_second, short.step_seconds_median, short.measured_steps) == (None, None, 0)
 
 
 def test_real_tokens_of_a_batch_are_those_under_its_masks():
@@ -87,24 +90,9 @@ def test_real_tokens_of_a_batch_are_those_under_its_masks():
     rows = [{"label": 1, "content": "the lamp is great ."}, {"label": 0, "content": "poor lamp"}]
     batch = codec.collate(codec.encode(rows, training=True))
     assert (real_tokens(batch), all_tokens(batch)) == (7 + 4, 2 * 7)
-
-
-def test_tokens_of_a_separate_target_count_too():
-    codec = codec_for("t5_sum_sft")
+    codec = codec_for("t5_sum_sft")  # a separate target counts, too
     [feature] = codec.encode([{"article": "tea was served .", "highlights": "tea served ."}], training=True)
     assert real_tokens(codec.collate([feature])) == len(feature.input_ids) + 4  # tea served . </s>
-
-
-def test_the_median_and_the_ninetieth_percentile_of_updates():
-    steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
-    assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
-
-
-def test_a_run_too_short_to_measure_says_so_with_none():
-    throughput = measured([1.0] * WARMUP_UPDATES).throughput()
-    assert throughput.train_samples_per_second is None
-    assert throughput.step_seconds_median is None
-    assert throughput.measured_steps == 0
 
 
 def test_an_update_holds_nothing_that_waits_or_cleans_up():
@@ -150,8 +138,8 @@ def test_seconds_and_peaks_belong_to_one_phase_alone_and_add_up_over_its_parts(r
     monkeypatch.setattr(time, "perf_counter", clock.mark)
 
     def works(seconds, mib=1):
-        torch.ones(mib * MIB // 4).sum()
         clock.now += seconds
+        torch.ones(mib * MIB // 4).sum()
 
     with meter.phase("train"):
         works(1.0)
@@ -161,20 +149,13 @@ def test_seconds_and_peaks_belong_to_one_phase_alone_and_add_up_over_its_parts(r
     first = meter.phases["train"].rss_peak_gib
     with meter.phase("train"):
         works(4.0, 128)
-    with meter.phase("train"):
-        works(8.0)
+    with pytest.raises(RuntimeError), meter.phase("train"):  # one that fails is measured all the same
+        works(8.0, -1)
     train, validate = meter.phases["train"], meter.phases["validate"]
     assert (train.seconds, validate.seconds) == (15.0, 10.0)
     assert validate.rss_peak_gib - first == pytest.approx(0.25, abs=0.05)
     assert train.rss_peak_gib - first == pytest.approx(0.125, abs=0.05)
     assert (train.allocated_peak_gib, train.reserved_peak_gib) == (None, None)  # a CPU has none
-
-
-def test_a_phase_that_fails_is_measured_all_the_same():
-    meter = Meter(device=CPU)
-    with pytest.raises(RuntimeError), meter.phase("train"):
-        raise RuntimeError
-    assert meter.phases["train"].seconds >= 0
 
 
 def test_the_ledger_of_a_linear_layer_is_exact():
