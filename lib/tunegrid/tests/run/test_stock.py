@@ -14,7 +14,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.optimizers import adamw_torch
 from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.run.stock.both import Both
-from tunegrid.run.stock.known import KNOWN
+from tunegrid.run.stock.known import KNOWN, table
 from tunegrid.run.stock.oracle import OracleTrainer
 from tunegrid.run.stock.quiet import quiet
 from tunegrid.run.stock.stages import STAGES, compare
@@ -47,7 +47,9 @@ def test_a_missing_update_and_no_number_are_never_rounding():
 # The table
 
 
-def test_stages_of_the_table_are_those_of_the_flow():
+def test_the_guide_shows_the_table_whose_stages_are_those_of_the_flow():
+    guide = (ROOT / "benchmarks" / "guides" / "stock-path.md").read_text()
+    assert guide.endswith("\n".join(table()) + "\n")
     assert tuple(STAGES) == STOCK_STAGES
     assert {entry.stage for entry in KNOWN} <= set(STOCK_STAGES)
     assert len({entry.id for entry in KNOWN}) == len(KNOWN)
