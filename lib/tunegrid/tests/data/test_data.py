@@ -164,7 +164,8 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
     ("task", "splits", "words"),
     [
         (SA, {}, "one file per split, as in train.jsonl"),
-        (SA, {"train": NO_CONTENT}, "train.jsonl: column 'content' is missing; split 'train' has label, title, text"),
+        (SA, {"train": NO_CONTENT}, "train.jsonl: column 'content' is missing"),
+        (SA, {"train": NO_CONTENT}, "split 'train' has label, title, text"),
         (SA, {"train": json.dumps(REVIEW) + '\n\n{"label": 1,'}, "train.jsonl, line 3: invalid JSON"),
         (SA, {"train": reviews(1, 1)}, "15% of"),
         (QA, {"train": questions(10), "validation": ""}, "no rows to use; split 'validation' of squad is empty"),
