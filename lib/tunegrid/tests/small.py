@@ -13,6 +13,7 @@ from tunegrid.codecs import codec_of
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
+from tunegrid.run.audits import Evidence
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
 from tunegrid.run.progress import Progress
@@ -70,6 +71,13 @@ def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda t
     codec = (codec or codec_of)(cell, tokenizer)
     features = codec.encode(rows, training=True)
     return Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU), ranks, after_update)
+
+
+def evidence_from(trainer: Trainer, run: bool = False, **more) -> Evidence:
+    """What a trainer shows the audits, as it is or after its updates; nothing was scored."""
+    if run:
+        trainer.run(silent())
+    return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, **more)
 
 
 def still(trainer: Trainer) -> Trainer:

@@ -14,12 +14,13 @@ from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.recipes import RECIPES
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.record.parts import EvaluationRecord
-from tunegrid.run.audits import AUDITS, OF_LEARNING, Evidence, answers, audited, audited_before, trained
+from tunegrid.run.audits import Evidence, answers, audited, audited_before, trained
+from tunegrid.run.audits.built import kept_in_fp32
 from tunegrid.run.audits.evidence import text_of
 from tunegrid.run.evaluation import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.weights import checksums
-from tunegrid.tests.small import cell_of, codec_for, model_of, rows_of, silent, tokenizer_of, trainer_of
+from tunegrid.tests.small import cell_of, codec_for, evidence_from, model_of, rows_of, tokenizer_of, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -28,43 +29,36 @@ FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 @pytest.fixture(scope="module")
 def evidence():
     """A quick cell after four updates; nothing was scored."""
-    trainer = trainer_of("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2)
-    trainer.run(silent())
-    return Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    return evidence_from(trainer_of("gpt2_sa_lora", REVIEWS, max_steps=4, per_device_train_batch_size=2), run=True)
 
 
 # Marks
 
-
-def test_equal_bits_have_equal_marks_and_one_bit_changes_them():
-    tensor = torch.arange(12.0).reshape(3, 4)
-    changed = tensor.clone()
-    changed[1, 1] = torch.nextafter(changed[1, 1], torch.tensor(100.0))
-    first, same, other = checksums([tensor, tensor.clone(), changed])
-    assert first == same != other
+ONES = torch.ones(5)
+BITS = [torch.tensor(bits, dtype=torch.int16).view(torch.bfloat16) for bits in ([0x0102, 0], [0x0002, 0x0100])]
 
 
-def test_moving_a_value_to_its_neighbour_changes_the_checksum():
-    one, other = checksums([torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])])
-    assert one != other
-
-
-def test_two_bytes_that_trade_places_change_the_checksum_of_a_bf16_tensor():
-    one, other = (torch.tensor(bits, dtype=torch.int16).view(torch.bfloat16) for bits in ([0x0102, 0], [0x0002, 0x0100]))
-    assert checksums([one]) != checksums([other])  # read byte by byte, both would sum up to 3, and to 2
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
-def test_any_type_has_a_checksum(dtype):
-    zeros, ones = checksums([torch.zeros(5, dtype=dtype), torch.ones(5, dtype=dtype)])
-    assert zeros == (0, 0) != ones
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (ONES, torch.tensor([1, 1, 1, 1, 1 + 2**-23])),  # one bit
+        (torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])),
+        BITS,  # two bytes trade places; read byte by byte, both would sum up to 3, and to 2
+        *((torch.zeros(5, dtype=dtype), ONES.to(dtype)) for dtype in (torch.float32, torch.bfloat16, torch.uint8)),
+    ],
+)
+def test_equal_bits_have_equal_marks_and_others_have_not(one, other):
+    first, same, changed = checksums([one, one.clone(), other])
+    assert first == same != changed
 
 
 # The run as a whole
 
 
 def test_a_sound_run_passes_what_applies(evidence):
+    before = checksums(evidence.model.parameters())
     findings = audited(evidence)
+    assert checksums(evidence.model.parameters()) == before
     assert [finding.detail for finding in findings if not finding.passed] == []
     assert {finding.name for finding in findings} == {
         "checkpoint_loaded",
@@ -91,11 +85,6 @@ def test_a_sound_run_passes_what_applies(evidence):
     }
 
 
-def test_audits_have_names_of_their_own():
-    names = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
-    assert len(names) == len(set(names)) == 41
-
-
 def test_what_is_known_before_training_is_not_asked_again(evidence):
     early = audited_before(evidence)
     assert [finding.name for finding in early] == [
@@ -109,12 +98,6 @@ def test_what_is_known_before_training_is_not_asked_again(evidence):
     whole = audited(evidence, earlier)
     assert [finding.name for finding in whole] == [finding.name for finding in audited(evidence)]
     assert [finding for finding in whole if finding.detail == "told before"] == earlier
-
-
-def test_auditing_changes_nothing(evidence):
-    before = checksums(evidence.model.parameters())
-    audited(evidence)
-    assert checksums(evidence.model.parameters()) == before
 
 
 def test_an_audit_that_cannot_look_has_failed(evidence):
@@ -142,13 +125,9 @@ def with_checksums(evidence, before):
 
 
 def test_a_group_that_stood_still_is_named():
-    trainer = trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0)
-    trainer.run(silent())
-    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    evidence = evidence_from(trainer_of("gpt2_sa_sft", REVIEWS, max_steps=2, warmup_ratio=0.0), run=True)
     assert trained.weights_moved(evidence)[0]
-    for name, own in evidence.after.items():
-        if name.startswith("transformer.h.1"):
-            trainer.before[name] = own
+    evidence.trainer.before.update({n: own for n, own in evidence.after.items() if n.startswith("transformer.h.1")})
     assert trained.weights_moved(evidence) == (False, "unchanged: transformer.h.1; no gradient: none")
 
 
@@ -172,11 +151,8 @@ def test_rates_by_hand():
 # Texts
 
 
-def test_letters_survive_every_tokenizer():
-    assert alphanumeric("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
-
-
 def test_tokens_may_reach_beyond_the_text_but_not_miss_it():
+    assert alphanumeric("It's 2.50 - \u00c0B!") == "its250ab"  # BERT reads an accent away, so does this
     assert same_alphanumeric("reed ,", "Reed", "[UNK]")
     assert same_alphanumeric("anna [UNK]", "anna X", "[UNK]")
     assert not same_alphanumeric("anna", "anna reed", "[UNK]")
@@ -188,6 +164,12 @@ def test_a_row_is_identified_by_all_that_its_cell_reads():
     assert text_of(cell_of("gpt2_sa_lora"))(review) == text_hash("my lamp it is great .")
     assert text_of(cell_of("bert_sa_lora"))(review) == text_hash("it is great .")
     assert text_of(cell_of("t5_qa_sft"))({"question": "Who ?", "context": "Anna ."}) == text_hash("who ? anna .")
+
+
+def test_a_label_is_the_target_of_its_own_row_only():
+    codec, row = codec_for("bert_sa_sft"), REVIEWS[0]
+    [feature] = codec.encode([row], training=True)
+    assert [codec.label_is_target(row, feature, torch.tensor(n)) for n in (0, 1)] == [row["label"] == n for n in (0, 1)]
 
 
 @pytest.mark.parametrize("cell_id", ["gpt2_sum_sft", "t5_sum_sft"])
@@ -230,32 +212,19 @@ def test_only_a_window_without_its_answer_may_be_labelled_with_none():
     assert [codec.label_is_target(row, feature, torch.tensor([0, 0])) for feature in features] == [not one for one in held]
 
 
-def test_a_label_is_the_target_of_its_own_row_only():
-    codec = codec_for("bert_sa_sft")
-    [feature] = codec.encode(REVIEWS[:1], training=True)
-    label = REVIEWS[0]["label"]
-    assert codec.label_is_target(REVIEWS[0], feature, torch.tensor(label))
-    assert not codec.label_is_target(REVIEWS[0], feature, torch.tensor(1 - label))
-
-
 @pytest.mark.parametrize(
     ("cell_id", "begin", "end"),
     [
-        ("bert_sa_sft", ["[CLS]"], ["[SEP]"]),
-        ("gpt2_sa_sft", [], []),
-        ("gpt2_sum_sft", [], ["<sum>"]),
-        ("t5_qa_sft", [], ["</s>"]),
+        ("bert_sa_sft", "[CLS]", "[SEP]"),
+        ("gpt2_sa_sft", "", ""),
+        ("gpt2_sum_sft", "", "<sum>"),
+        ("t5_qa_sft", "", "</s>"),
+        ("t5_sum_sft", "summarize:", "</s>"),  # a prefix belongs to it
     ],
 )
 def test_a_prompts_frame_by_hand(cell_id, begin, end):
     codec = codec_for(cell_id)
-    assert [codec.tokenizer.convert_ids_to_tokens(ids) for ids in codec.frame()] == [begin, end]
-
-
-def test_a_prefix_belongs_to_the_frame():
-    codec = codec_for("t5_sum_sft")
-    begin, _ = codec.frame()
-    assert codec.tokenizer.decode(begin) == "summarize:"
+    assert [codec.tokenizer.decode(ids) for ids in codec.frame()] == [begin, end]
 
 
 # Scores
@@ -279,50 +248,18 @@ THE = {"context": "the a", "question": "", "answers": {"text": ["the"], "answer_
 RED = {"context": "a red car", "question": "", "answers": {"text": ["red"], "answer_start": [2]}}
 
 
-def test_an_article_for_an_article_is_an_exact_match_without_f1():
+def test_an_exact_match_above_f1_is_impossible_but_where_the_answer_is_an_article_alone():
     evaluation = evaluated("bert_qa_sft", [THE, RED], ["a", "red"])  # both articles normalize to nothing
     assert evaluation.examples == {"exact_match": [100.0, 100.0], "f1": [0.0, 100.0]}
     assert invariants("bert_qa_sft", evaluation) == (True, "2 rows, 2 metrics")
-
-
-def test_an_exact_match_above_f1_is_still_impossible_where_the_answer_has_a_word():
-    evaluation = evaluated("bert_qa_sft", [THE, RED], ["a", "red"])
     evaluation.examples["f1"][1], evaluation.scores["f1"] = 0.0, 0.0
     assert invariants("bert_qa_sft", evaluation) == (False, "exact_match 100.0 is above f1 0.0")
 
 
-def test_points_that_are_another_rows_are_found_though_their_mean_is_right():
-    evaluation = evaluated("bert_sa_sft", [{"label": 0}, {"label": 1}, {"label": 1}], [0, 0, 1])
-    assert invariants("bert_sa_sft", evaluation) == (True, "3 rows, 1 metrics")
-    evaluation.examples["accuracy"] = [100.0, 100.0, 0.0]
-    assert invariants("bert_sa_sft", evaluation) == (False, "accuracy of row 1 is 100.00, but its prediction scores 0.00")
-
-
-def test_an_answer_that_is_not_what_was_pointed_at_is_found_within_its_own_context():
-    codec, rows = codec_for("bert_qa_sft"), rows_of("squad/train")[:12]
-    features = codec.encode(rows, training=False)
-    outputs = [(float(feature.target != (0, 0)), *feature.target) for feature in features]
-    outputs = [
-        (s, f.extra.shift, f.extra.shift) if not s else (s, a, b) for (s, a, b), f in zip(outputs, features, strict=True)
-    ]
-    predictions = codec.decode(rows, features, outputs)
-    evaluation = evaluated("bert_qa_sft", rows, [prediction.value for prediction in predictions])
-    evaluation.features, evaluation.outputs = features, outputs
-    evidence = Evidence(cell=codec.cell, codec=codec, trainer=None, evaluation=evaluation)
-    assert answers.windows_map_to_examples(evidence)[0]
-    answer = alphanumeric(predictions[3].value)
-    evaluation.predictions[3] = Prediction(value=next(w for w in rows[3]["context"].split() if alphanumeric(w) not in answer))
-    assert answers.windows_map_to_examples(evidence) == (
-        False,
-        "0 windows show another row's context, 1 answers are not what was pointed at, row 3 among them",
-    )
-
-
 def test_the_mark_before_a_text_may_be_pointed_at():
     codec = codec_for("t5_qa_sft")
-    rows = [
-        {"context": context, "question": "", "answers": {"text": [""], "answer_start": [0]}} for context in ("Fiona", "the")
-    ]
+    answer = {"question": "", "answers": {"text": [""], "answer_start": [0]}}
+    rows = [answer | {"context": context} for context in ("Fiona", "the")]
     features = codec.encode(rows, training=False)
     first = [feature.extra.shift for feature in features]
     outputs = [(1.0, index, index) for index in first]  # the tokens are a mark alone, and a word
@@ -341,28 +278,22 @@ def test_the_mark_before_a_text_may_be_pointed_at():
     assert audit("F", "she") == (False, f"{other}, row 1 among them")
 
 
-def test_rows_on_which_a_metric_is_above_its_better_are_found():
+def test_an_f1_outside_precision_and_recall_or_below_exact_match_is_found():
     assert answers.above({"exact_match": [0.0, 100.0, 0.0], "f1": [50.0, 99.0, 0.0]}, "exact_match", "f1") == [1]
     assert answers.above({"rouge1": [1.0]}, "exact_match", "f1") == []
-
-
-def test_an_f1_outside_precision_and_recall_is_found():
     examples = {"bertscore_precision": [50.0, 50.0], "bertscore_f1": [55.0, 61.0], "bertscore_recall": [60.0, 60.0]}
     assert answers.outside(examples) == [1]
 
 
-def test_the_majority_class_is_of_the_training_rows():
+def test_the_majority_class_is_of_the_training_rows_with_any_labels_in_any_column():
     train = [{"label": 1}, {"label": 1}, {"label": 0}]
     assert answers.majority_class(SA, train, [{"label": 0}, {"label": 1}]) == ("accuracy", [0.0, 100.0])
-
-
-def test_the_majority_class_may_be_any_of_the_tasks_labels_in_any_column():
     task = replace(SA, columns={**SA.columns, "verdict": int}, target="verdict", labels=("no", "perhaps", "yes"))
     train = [{"verdict": 2}, {"verdict": 0}, {"verdict": 2}]
     assert answers.majority_class(task, train, [{"verdict": 2}, {"verdict": 1}]) == ("accuracy", [100.0, 0.0])
 
 
-def test_a_random_span_is_of_the_answers_length_and_the_same_each_time():
+def test_a_random_span_is_of_the_answers_length_and_a_lead_the_first_sentence():
     answer = {"text": ["red car"], "answer_start": [2]}
     test = [{"context": "a red car", "answers": answer}] * 6
     name, points = answers.random_span(QA, [{"context": "a red car", "answers": answer}], test)
@@ -370,16 +301,11 @@ def test_a_random_span_is_of_the_answers_length_and_the_same_each_time():
     # "red car", or "a red", of which an article is left out: F1 2/3
     assert {round(value, 6) for value in points} == {100.0, round(200 / 3, 6)}
     assert answers.random_span(QA, [{"context": "", "answers": answer}], test)[1] == points
-
-
-def test_the_lead_is_the_first_sentence():
     row = {"article": "fire hits dover . police come .", "highlights": "fire hits dover"}
     assert answers.lead_sentence(SUM, [], [row]) == ("rougeL", [100.0])
 
 
 def test_qlora_keeps_t5s_wo_in_fp32_and_the_audit_knows():
-    from tunegrid.run.audits.built import kept_in_fp32
-
     assert kept_in_fp32(model_of("t5_sa_qlora")) == {"wo"}
     assert kept_in_fp32(model_of("bert_sa_qlora")) == set()
     assert tokenizer_of("t5_sa_qlora").unk_token

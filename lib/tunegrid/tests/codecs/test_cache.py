@@ -1,23 +1,15 @@
-import ast
-import inspect
-import os
 import resource
-import shutil
 import tracemalloc
 from dataclasses import replace
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from tunegrid.codecs import codec_of
 from tunegrid.codecs import features as cache
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.extract import Window
 from tunegrid.codecs.features import cache_key, features_of, lengths_of
-from tunegrid.libraries import import_folder
-from tunegrid.tests.packages import python_says
 from tunegrid.tests.processes import apart
 from tunegrid.tests.small import cell_of, rows_of, tokenizer_of, train_rows
 
@@ -36,24 +28,12 @@ def rows_for(cell_id):
 
 @pytest.mark.parametrize("cell_id", CELLS)
 @pytest.mark.parametrize("training", [True, False])
-def test_features_from_the_cache_are_the_encoded_ones(tmp_path, cell_id, training):
+def test_features_from_the_cache_are_the_encoded_ones_and_nothing_is_tokenised_again(tmp_path, monkeypatch, cell_id, training):
     codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
-    fresh, again = (features_of(codec, rows, training=training) for _ in range(2))
-    assert list(fresh) == list(again) == codec.encode(rows, training=training)
+    encoded, fresh = codec.encode(rows, training=training), features_of(codec, rows, training=training)
+    monkeypatch.setattr(type(codec), "encode", lambda *_, **__: pytest.fail("tokenised again"))
+    assert list(fresh) == list(features_of(codec, rows, training=training)) == encoded
     assert len(list(tmp_path.glob("*.arrow"))) == 1
-
-
-def test_the_second_time_nothing_is_tokenised(tmp_path, monkeypatch):
-    codec, rows = codec_with(tmp_path, "bert_sa_lora"), rows_for("bert_sa_lora")
-    features_of(codec, rows, training=True)
-    monkeypatch.setattr(type(codec), "ids_of", lambda *_: pytest.fail("tokenised again"))
-    assert len(features_of(codec, rows, training=True)) == 20
-
-
-def test_without_a_folder_nothing_is_written(tmp_path):
-    codec = codec_with(None, "bert_sa_lora")
-    assert len(features_of(codec, rows_for("bert_sa_lora"), training=True)) == 20
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_methods_of_a_triple_share_features_in_memory_and_another_class_does_not():
@@ -86,49 +66,7 @@ def test_memory_holds_so_many_lists_and_no_more(monkeypatch):
     assert features_of(codec, rows, training=False) is not features_of(codec, rows, training=False)
 
 
-TOKENISED = """
-import json
-from dataclasses import replace
-from pathlib import Path
-from tunegrid.codecs import codec_of
-from tunegrid.codecs.features import features_of
-from tunegrid.tests.small import cell_of, tokenizer_of, train_rows
-cell = cell_of("bert_sa_lora")
-codec = codec_of(replace(cell, profile=replace(cell.profile, feature_cache=Path({folder!r}))), tokenizer_of("bert_sa_lora"))
-print(json.dumps([feature.input_ids for feature in features_of(codec, train_rows("bert_sa_lora")[:20], training=True)]))
-"""
-
-
-@pytest.mark.slow
-def test_transformers_that_reverses_words_does_not_read_the_rows_of_one_that_does_not(tmp_path):
-    """It is a checkout of one version: only its code tells."""
-    installed, code = import_folder("transformers"), TOKENISED.format(folder=str(tmp_path))
-    shutil.copytree(installed, tmp_path / "transformers", copy_function=os.symlink)
-    file, text = reversing(PreTrainedTokenizerFast._encode_plus)
-    copy = tmp_path / "transformers" / file.relative_to(installed)
-    plain, again = (python_says(code, tmp_path) for _ in range(2))
-    copy.unlink()
-    copy.write_text(text)
-    reversed_ = python_says(code, tmp_path)
-    assert plain == again != reversed_
-    longest = max(map(len, plain))  # texts are cut there
-    whole = [(as_written, turned) for as_written, turned in zip(plain, reversed_, strict=True) if len(as_written) < longest]
-    assert len(whole) > 10
-    assert all(sorted(as_written) == sorted(turned) for as_written, turned in whole)  # the same words
-    assert len(list(tmp_path.glob("*.arrow"))) == 2
-
-
-def reversing(function):
-    """The file of a function of texts, and what would be in it if the words of a text came last to first."""
-    file = Path(inspect.getsourcefile(function)).resolve()
-    text, first = file.read_text(), inspect.unwrap(function).__code__.co_firstlineno
-    [node] = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef) and node.lineno == first]
-    lines = text.splitlines(keepends=True)
-    lines.insert(node.body[0].lineno - 1, "        text = [' '.join(reversed(one.split())) for one in text]\n")
-    return file, "".join(lines)
-
-
-def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
+def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path, monkeypatch):
     rows = rows_for("gpt2_sa_lora")
 
     def key(cell_id, rows=rows, training=True, **changes):
@@ -146,7 +84,9 @@ def test_methods_of_a_triple_share_a_file_and_anything_else_does_not(tmp_path):
         key("gpt2_sa_lora", rows=rows[1:]),
         key("gpt2_sa_lora", rows=[rows[0] | {"content": "another"}, *rows[1:]]),
     ]
-    assert len({key("gpt2_sa_lora"), *others}) == 10
+    own = key("gpt2_sa_lora")
+    monkeypatch.setattr(cache, "digest_of", lambda library: f"the code of another {library}")
+    assert len({own, *others, key("gpt2_sa_lora")}) == 11
 
 
 def test_a_damaged_file_is_written_again(tmp_path):
@@ -161,20 +101,17 @@ def test_a_damaged_file_is_written_again(tmp_path):
     assert pa.ipc.open_stream(path).read_all().num_rows == 20
 
 
-def test_a_full_disk_costs_the_cache_alone_and_leaves_no_half_file(tmp_path):
+def test_a_full_disk_or_no_folder_costs_the_cache_alone_and_leaves_no_half_file(tmp_path):
     [features] = apart(features_on_a_full_disk, tmp_path)
     assert features == kept_features(tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir() if path.suffix != ".lock"] == ["other"]
+    (tmp_path / "file").write_text("")
+    assert kept_features(tmp_path / "file" / "folder") == features  # it cannot be made
 
 
 def features_on_a_full_disk(folder):
     resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # a write past it fails as on a full disk
     return kept_features(folder)
-
-
-def test_a_folder_that_cannot_be_made_costs_the_cache_alone(tmp_path):
-    (tmp_path / "file").write_text("")
-    assert kept_features(tmp_path / "file" / "folder") == kept_features(tmp_path / "other")
 
 
 def test_two_processes_at_once_get_the_same_features(tmp_path):
@@ -196,11 +133,6 @@ def test_rows_encoded_in_blocks_give_the_features_of_all(tmp_path, monkeypatch, 
     monkeypatch.setattr(cache, "BLOCK", block)
     codec, rows = codec_with(tmp_path, cell_id), rows_for(cell_id)
     assert list(features_of(codec, rows, training=True)) == codec.encode(rows, training=True)
-
-
-def test_no_row_at_all_has_no_features(tmp_path):
-    stored = features_of(codec_with(tmp_path, "bert_sa_lora"), [], training=True)
-    assert list(stored) == list(lengths_of(stored)) == []
 
 
 def kept(tmp_path, cell_id, features):
@@ -225,14 +157,19 @@ def test_stored_features_are_a_sequence(tmp_path):
         stored[2500]
 
 
-def test_tokens_may_be_as_large_as_four_bytes_hold(tmp_path):
-    features = [Feature(example=0, input_ids=[1, 2**32 - 1], target=0), Feature(example=1, input_ids=[], target=1)]
-    assert list(kept(tmp_path, "bert_sa_lora", features)) == features
-
-
-def test_the_second_text_of_a_pair_begins_where_it_did(tmp_path):
-    features = [Feature(example=i, input_ids=[1, 2], target=0, extra=extra) for i, extra in enumerate((None, 0, 300))]
-    assert list(kept(tmp_path, "bert_sa_lora", features)) == features
+@pytest.mark.parametrize(
+    "features",
+    [
+        [],
+        [Feature(example=0, input_ids=[1, 2**32 - 1], target=0), Feature(example=1, input_ids=[], target=1)],  # four bytes
+        [Feature(example=i, input_ids=[1, 2], target=0, extra=extra) for i, extra in enumerate((None, 0, 300))],  # of a pair
+    ],
+    ids=["none", "large tokens", "where a second text begins"],
+)
+def test_features_come_back_as_they_were(tmp_path, features):
+    stored = kept(tmp_path, "bert_sa_lora", features)
+    assert list(stored) == features
+    assert list(lengths_of(stored)) == [len(feature.input_ids) for feature in features]
 
 
 def windows(count, tokens=384):

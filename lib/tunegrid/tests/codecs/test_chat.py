@@ -1,13 +1,10 @@
 """Chat models: the template survives, the loss is on the answer, and a modern decoder goes all the way, batched or alone."""
 
-import os
 from dataclasses import replace
-from pathlib import Path
 from random import Random
 
 import pytest
 import torch
-import transformers as hf
 
 from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import IGNORED
@@ -20,18 +17,10 @@ from tunegrid.run.audits.answers import prompt_intact_at_inference
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
-from tunegrid.tests.chats import (
-    BORN,
-    FIRE,
-    LLAMA,
-    TEA,
-    TEMPLATES,
-    chat_cell,
-    codec_with,
-    tiny,
-    tokenizer_with,
-)
-from tunegrid.tests.small import CPU, rows_of, silent
+from tunegrid.tests.chats import BORN, FIRE, LLAMA, TEA, TEMPLATES, chat_cell, codec_with, tiny, tokenizer_with
+from tunegrid.tests.small import CPU, silent
+
+QUESTIONS = [BORN, BORN | {"context": "clara : upton"}]
 
 
 def model_for(codec, kind="LlamaForCausalLM", **options):
@@ -75,17 +64,15 @@ def test_a_long_source_is_cut_never_the_template(template):
     assert long.input_ids[-len(end) :] == short.input_ids[-len(end) :] == end
 
 
-def test_todays_date_does_not_reach_the_prompt():
-    codec = codec_with("dated")
-    assert codec.tokenizer.decode(codec.frame()[0]).startswith("01 Jan 202501 January 2025<|im_start|>system\nYou help.")
-
-
-def test_a_prefix_survives_the_cut_and_belongs_to_the_frame():
-    codec = codec_with("chatml", prefix="tea in the hall : ", max_length=64)
+def test_a_prefix_survives_the_cut_and_todays_date_does_not_reach_the_prompt():
+    codec, dated = codec_with("chatml", prefix="tea in the hall : ", max_length=64), codec_with("dated")
     [feature] = codec.encode([FIRE | {"article": FIRE["article"] * 20}], training=False)
     begin, _ = codec.frame()
     assert codec.tokenizer.decode(begin).endswith("<|im_start|>user\ntea in the hall ")
     assert feature.input_ids[: len(begin)] == begin
+    assert dated.tokenizer.decode(dated.frame()[0]).startswith("01 Jan 202501 January 2025<|im_start|>system\nYou help.")
+    keys = {cache_key(codec_with(template), [FIRE], training=True) for template in ("chatml", "dated", "chatml")}
+    assert len(keys) == 2  # another template is another file of the cache
 
 
 @pytest.mark.parametrize(("template", "end"), [("chatml", "<|im_end|>"), ("plain", "<end>")])
@@ -96,25 +83,20 @@ def test_a_turn_ends_with_the_token_that_the_template_ends_it_with(template, end
     assert codec.tokenizer.convert_ids_to_tokens(feature.target[-1]) == end
 
 
-def test_a_tokenizer_without_a_template_is_refused_in_a_sentence():
-    with pytest.raises(InputError, match="llama_sum_sft needs a chat template: that of somebody/tiny-instruct cannot render"):
-        codec_of(chat_cell(SUM), tokenizer_with(None))
+TWICE = "{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}"
 
 
-def test_a_template_that_repeats_a_turn_is_refused():
-    twice = tokenizer_with("{% for message in messages %}{{ message['content'] * 2 }}{% endfor %}")
-    with pytest.raises(InputError, match="shows a turn 2 times, so source and target cannot be told apart"):
-        codec_of(chat_cell(SUM), twice)
-
-
-def test_a_length_that_the_template_fills_is_refused():
-    with pytest.raises(InputError, match="llama_sum_sft: max_length 30 leaves no room for the text"):
-        codec_with("chatml", max_length=30)
-
-
-def test_another_template_is_another_file_of_the_cache():
-    keys = {cache_key(codec_with(template), [FIRE], training=True) for template in ("chatml", "dated", "chatml")}
-    assert len(keys) == 2
+@pytest.mark.parametrize(
+    ("template", "changes", "words"),
+    [
+        (None, {}, "llama_sum_sft needs a chat template: that of somebody/tiny-instruct cannot render"),
+        (TWICE, {}, "shows a turn 2 times"),
+        (TEMPLATES["chatml"], {"max_length": 30}, "max_length 30 leaves no room for the text"),
+    ],
+)
+def test_a_template_that_cannot_be_used_is_refused(template, changes, words):
+    with pytest.raises(InputError, match=words):
+        codec_of(chat_cell(SUM, **changes), tokenizer_with(template))
 
 
 # Tensors
@@ -144,13 +126,8 @@ def test_prompts_are_padded_on_the_left():
 
 def test_the_shortest_answer_is_counted_without_the_prompt():
     codec = codec_with("chatml", generation=Generation(num_beams=1, max_new_tokens=6, min_length=4))
-    assert codec.search() == {
-        "num_beams": 1,
-        "max_new_tokens": 6,
-        "min_new_tokens": 4,
-        "no_repeat_ngram_size": 0,
-        "length_penalty": 1.0,
-    }
+    lengths = {"max_new_tokens": 6, "min_new_tokens": 4}
+    assert codec.search() == lengths | {"num_beams": 1, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
 
 
 def test_the_context_is_cut_and_the_question_stays():
@@ -161,22 +138,15 @@ def test_the_context_is_cut_and_the_question_stays():
     assert 64 - 16 - 2 <= len(feature.input_ids) <= 64 - 16
     assert prompt.endswith("\n\nwhere was clara born ?<|im_end|>\n<|im_start|>assistant\n")
     assert "<|im_start|>user\nanna was born" in prompt
-
-
-def test_a_row_whose_answer_is_cut_away_trains_all_the_same():
-    codec = codec_with("chatml", QA, max_length=58)
-    row = BORN | {"context": "anna has tea . " * 9 + "upton", "answers": {"text": ["upton"], "answer_start": [135]}}
-    [feature] = codec.encode([row], training=True)
-    assert "upton" not in codec.tokenizer.decode(feature.input_ids)
-    assert codec.tokenizer.decode(feature.target) == "upton<|im_end|>"
-
-
-def test_an_endless_question_is_cut_before_the_template():
-    codec = codec_with("chatml", QA, max_length=64)
-    [feature] = codec.encode([BORN | {"question": BORN["question"] * 20}], training=False)
+    [feature] = codec.encode([BORN | {"question": BORN["question"] * 20}], training=False)  # an endless one is cut, too
     begin, end = codec.frame()
     assert len(feature.input_ids) == 64 - 16
     assert (feature.input_ids[: len(begin)], feature.input_ids[-len(end) :]) == (begin, end)
+    codec = codec_with("chatml", QA, max_length=58)
+    row = BORN | {"context": "anna has tea . " * 9 + "upton", "answers": {"text": ["upton"], "answer_start": [135]}}
+    [feature] = codec.encode([row], training=True)  # its answer is cut away, and it trains all the same
+    assert "upton" not in codec.tokenizer.decode(feature.input_ids)
+    assert codec.tokenizer.decode(feature.target) == "upton<|im_end|>"
 
 
 def test_only_the_rows_own_answer_is_its_target():
@@ -203,7 +173,7 @@ def test_synthetic_rows_fill_the_length_and_their_template_is_the_same_each_time
 # A modern decoder, untrained
 
 
-@pytest.mark.parametrize(("task", "rows"), [(SUM, [FIRE, TEA]), (QA, [BORN, BORN | {"context": "clara : upton"}])])
+@pytest.mark.parametrize(("task", "rows"), [(SUM, [FIRE, TEA]), (QA, QUESTIONS)])
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generation_side_by_side_equals_generation_alone(task, rows, beams):
     codec = codec_with("chatml", task, generation=Generation(num_beams=beams, max_new_tokens=12))
@@ -214,10 +184,9 @@ def test_generation_side_by_side_equals_generation_alone(task, rows, beams):
     assert all(alone)
 
 
-@pytest.mark.parametrize("task", [SUM, QA])
-def test_padding_takes_no_part_in_the_loss(task):
+@pytest.mark.parametrize(("task", "rows"), [(SUM, [FIRE, TEA]), (QA, QUESTIONS)])
+def test_padding_takes_no_part_in_the_loss(task, rows):
     codec = codec_with("chatml", task)
-    rows = [FIRE, TEA] if task is SUM else [BORN, BORN | {"context": "clara : upton"}]
     features = codec.encode(rows, training=True)
     with torch.inference_mode():
         alone = [float(codec.loss(model_for(codec), codec.collate([feature]))) for feature in features]
@@ -244,53 +213,11 @@ def test_a_template_that_is_cut_at_inference_fails_its_audit():
     assert not prompt_intact_at_inference(replace(evidence, evaluation=replace(evaluation, features=cut)))[0]
 
 
-def reviews_codec(tokenizer):
-    return codec_of(chat_cell(replace(SA, labels=("bad", "fair", "good"))), tokenizer)
-
-
 def test_a_decoder_classifies_alike_beside_a_longer_row_and_alone():
-    codec = reviews_codec(tokenizer_with(None))
+    codec = codec_of(chat_cell(replace(SA, labels=("bad", "fair", "good"))), tokenizer_with(None))
     rows = [{"label": 2, "title": "tea", "content": "tea in the hall . " * 3}, {"label": 0, "title": "", "content": "dover ."}]
     features = codec.encode(rows, training=False)
     model = model_for(codec, "LlamaForSequenceClassification", num_labels=3, pad_token_id=codec.pad_id)
     side, alone = codec.predict(model, features, CPU)[1], codec.predict(model, features[1:], CPU)[0]
     assert side[0] == alone[0]
     assert side[1] == pytest.approx(alone[1], rel=1e-5)
-
-
-# The same with the tokenizer of a real instruct model
-
-
-@pytest.fixture(scope="module")
-def real_tokenizer():
-    folder = Path(os.environ.get("TUNEGRID_CHECKPOINT_ROOT", "")) / "SmolLM2-135M-Instruct"
-    if not (folder / "tokenizer.json").is_file():
-        pytest.skip("TUNEGRID_CHECKPOINT_ROOT names no folder that holds SmolLM2-135M-Instruct")
-    return hf.AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.mark.parametrize("task", [SUM, QA])
-def test_a_real_template_goes_all_the_way(real_tokenizer, task):
-    codec = codec_of(chat_cell(task, max_length=256, max_target_length=64), real_tokenizer)
-    rows = rows_of({"sum": "cnn_dailymail/validation", "qa": "squad/validation"}[task.id])[:6]
-    for row, feature in zip(rows, codec.encode(rows, training=True), strict=True):
-        user = row["article"] if task is SUM else f"{row['context']}\n\n{row['question']}"
-        assistant = row["highlights"] if task is SUM else row["answers"]["text"][0]
-        assert feature.input_ids + feature.target == conversation(codec, user, assistant)
-        assert codec.label_is_target(row, feature, codec.collate([feature])["labels"][0])
-    model, features = model_for(codec), codec.encode(rows, training=False)
-    alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
-    assert codec.predict(model, features, CPU) == alone
-    assert len(codec.decode(rows, features, alone)) == 6
-
-
-def test_a_real_tokenizers_reviews_are_classified(real_tokenizer):
-    codec, rows = reviews_codec(real_tokenizer), rows_of("amazon_polarity/train")[:6]
-    model = model_for(codec, "LlamaForSequenceClassification", num_labels=3, pad_token_id=codec.pad_id)
-    features = codec.encode(rows, training=True)
-    alone = [codec.predict(model, [feature], CPU)[0] for feature in features]
-    side = codec.predict(model, features, CPU)
-    assert [label for label, *_ in side] == [label for label, *_ in alone]
-    with torch.inference_mode():
-        loss = float(codec.loss(model, codec.collate(features)))
-    assert loss == pytest.approx(sum(loss for _, loss, _ in alone), rel=1e-4)

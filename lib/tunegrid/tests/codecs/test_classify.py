@@ -40,34 +40,25 @@ class Undecided(torch.nn.Module):
         return SimpleNamespace(logits=torch.zeros(len(input_ids), 2))
 
 
-def tokens(codec, feature):
-    return codec.tokenizer.convert_ids_to_tokens(feature.input_ids)
-
-
-def test_bert_reads_the_content_and_keeps_its_special_tokens_when_cut():
-    codec = codec_for("bert_sa_sft", max_length=6)
-    assert tokens(codec, codec.encode([LAMP], training=True)[0]) == ["[CLS]", "the", "lamp", "is", "great", "[SEP]"]
-
-
-def test_gpt2_reads_title_and_content_without_special_tokens():
-    codec = codec_for("gpt2_sa_sft", max_length=6)
-    assert tokens(codec, codec.encode([LAMP], training=True)[0]) == ["my", "Ġlamp", "Ċ", "the", "Ġlamp", "Ġis"]
-
-
-def test_t5_reads_title_and_content_and_its_end_token_survives_the_cut():
-    codec = codec_for("t5_sa_sft", max_length=6)
-    assert tokens(codec, codec.encode([LAMP], training=True)[0]) == ["▁my", "▁lamp", "▁the", "▁lamp", "▁is", "</s>"]
+@pytest.mark.parametrize(
+    ("cell_id", "tokens"),
+    [
+        ("bert_sa_sft", "[CLS] the lamp is great [SEP]"),
+        ("gpt2_sa_sft", "my Ġlamp Ċ the Ġlamp Ġis"),
+        ("t5_sa_sft", "▁my ▁lamp ▁the ▁lamp ▁is </s>"),
+    ],
+)
+def test_the_studys_columns_are_read_and_special_tokens_survive_the_cut(cell_id, tokens):
+    codec = codec_for(cell_id, max_length=6)
+    [feature] = codec.encode([LAMP], training=True)
+    assert codec.tokenizer.convert_ids_to_tokens(feature.input_ids) == tokens.split()
 
 
 def test_an_empty_title_leaves_no_line_break():
     codec = codec_for("gpt2_sa_sft")
     assert codec.text(CABLE) == "poor cable ."
     assert codec.text(LAMP) == "my lamp\nthe lamp is great . it is great ."
-
-
-def test_a_short_text_is_not_padded_before_the_batch():
-    codec = codec_for("bert_sa_sft")
-    assert len(codec.encode([CABLE], training=True)[0].input_ids) == 5  # [CLS] poor cable . [SEP]
+    assert nli_codec("gpt2", prefix="dover : ").text(PAIR) == "dover : the bridge in dover came down ."
 
 
 @pytest.mark.parametrize("backbone", ["bert", "gpt2", "t5"])
@@ -124,14 +115,11 @@ def test_bert_reads_two_texts_as_its_tokenizer_writes_them():
     assert codec.collate([feature])["labels"].tolist() == [2]
 
 
-@pytest.mark.parametrize(
-    ("backbone", "wanted"), [("gpt2", "premise<|endoftext|>hypothesis"), ("t5", "premise</s>hypothesis</s>")]
-)
+@pytest.mark.parametrize(("backbone", "wanted"), [("gpt2", "dover<|endoftext|>bridge"), ("t5", "dover</s>bridge</s>")])
 def test_backbones_without_segments_tell_two_texts_apart_by_the_separator(backbone, wanted):
     codec = nli_codec(backbone)
     [feature] = codec.encode([{"premise": "dover", "hypothesis": "bridge", "gold": 0}], training=True)
-    read = codec.tokenizer.decode(feature.input_ids, skip_special_tokens=False).replace(" ", "")
-    assert read == wanted.replace("premise", "dover").replace("hypothesis", "bridge")
+    assert codec.tokenizer.decode(feature.input_ids, skip_special_tokens=False).replace(" ", "") == wanted
     assert "token_type_ids" not in codec.collate([feature])
 
 
@@ -144,15 +132,15 @@ def test_two_texts_are_cut_as_the_tokenizer_cuts_them(max_length, swapped):
     assert feature.input_ids == codec.tokenizer(*pair, truncation="longest_first", max_length=max_length)["input_ids"]
 
 
-def test_the_longer_text_is_cut_first_by_hand():
-    assert longest_first(3, 4, 7) == (3, 4)
-    assert longest_first(3, 9, 8) == (3, 5)
-    assert longest_first(9, 3, 8) == (5, 3)
-    assert longest_first(9, 8, 7) == (4, 3)
-    assert longest_first(8, 9, 7) == (3, 4)
-
-
-def test_no_room_is_wasted_and_none_is_overdrawn():
+def test_the_longer_text_is_cut_first_and_no_room_is_wasted():
+    for first, second, room, kept in (
+        (3, 4, 7, (3, 4)),
+        (3, 9, 8, (3, 5)),
+        (9, 3, 8, (5, 3)),
+        (9, 8, 7, (4, 3)),
+        (8, 9, 7, (3, 4)),
+    ):
+        assert longest_first(first, second, room) == kept
     for first, second, room in product(range(8), range(8), range(1, 14)):
         kept, other = longest_first(first, second, room)
         assert kept + other == min(room, first + second)
@@ -180,20 +168,12 @@ def test_synthetic_pairs_fill_the_length_and_have_every_label():
     assert {feature.target for feature in features} == {0, 1, 2}
 
 
-def test_a_prefix_goes_before_the_first_text():
-    codec = nli_codec("gpt2", prefix="dover : ")
-    assert codec.text(PAIR) == "dover : the bridge in dover came down ."
-
-
-def test_a_length_that_leaves_no_room_for_the_text_is_refused():
+def test_what_a_text_cannot_be_put_into_is_refused():
     with pytest.raises(InputError, match="bert_nli_sft: max_length 3 leaves no room for the text"):
         nli_codec("bert", max_length=3)  # [CLS] and two [SEP]
-
-
-def test_a_special_token_the_tokenizer_lacks_is_named():
     cell = cell_of("gpt2_sa_sft")
     cell = replace(cell, backbone=replace(cell.backbone, wrap=replace(cell.backbone.wrap, after="cls_token")))
-    with pytest.raises(InputError, match="backbone 'gpt2' puts cls_token around its texts, but its tokenizer has none"):
+    with pytest.raises(InputError, match="puts cls_token around its texts, but its tokenizer has none"):
         codec_of(cell, tokenizer_of("gpt2_sa_sft"))
 
 
@@ -206,7 +186,4 @@ def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label
         scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
         assert scaled.argmax(-1).tolist() == [label for label, *_ in outputs]
         assert min(codec.confidences(range(3), outputs, temperature)) >= 0.5
-
-
-def test_texts_have_no_confidence():
-    assert codec_for("t5_sum_sft").confidences([0], [[3, 1]]) is None
+    assert codec_for("t5_sum_sft").confidences([0], [[3, 1]]) is None  # texts have none

@@ -23,21 +23,15 @@ def test_every_cell_of_the_study_has_a_codec(cell_id):
 @pytest.mark.parametrize(
     ("cell_id", "layout", "sentence"),
     [
-        (
-            "gpt2_sum_sft",
-            None,
-            "gpt2_sum_sft: its head has no layout; for generate, a head needs "
-            "Layout.ENCODER_DECODER or Layout.SEPARATED or Layout.CHAT",
-        ),
-        ("gpt2_qa_sft", Layout.SEPARATED, "head has Layout.SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
-        ("bert_sa_sft", Layout.CHAT, "its head has Layout.CHAT; for classify, a head needs no layout"),
+        ("gpt2_sum_sft", None, "no layout; for generate, a head needs Layout.ENCODER_DECODER or Layout.SEPARATED or"),
+        ("gpt2_qa_sft", Layout.SEPARATED, "Layout.SEPARATED; for extract, a head needs no layout or Layout.CHAT"),
+        ("bert_sa_sft", Layout.CHAT, "Layout.CHAT; for classify, a head needs no layout"),
     ],
 )
 def test_a_head_without_a_codec_is_one_sentence(cell_id, layout, sentence):
     cell = cell_of(cell_id)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=sentence):
         codec_of(replace(cell, head=replace(cell.head, layout=layout)), tokenizer_of(cell_id))
-    assert str(caught.value).endswith(sentence)
 
 
 @pytest.mark.parametrize("missing", ["generation", "max_target_length"])
@@ -49,12 +43,8 @@ def test_a_recipe_that_does_not_say_how_to_generate_is_refused(cell_id, missing)
 
 def test_a_causal_recipe_that_generates_more_than_it_has_room_for_is_refused():
     changes = {"max_length": 256, "max_target_length": 27}  # all of the model's positions; texts have up to 28 tokens
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match="leaves room for 27 tokens behind a source, but generates up to 28"):
         codec_of(cell_of("gpt2_sum_sft", **changes), tokenizer_of("gpt2_sum_sft"))
-    assert str(caught.value) == (
-        "gpt2_sum_sft leaves room for 27 tokens behind a source, but generates up to 28; "
-        "give its recipe max_target_length 28, or a generation with fewer max_new_tokens"
-    )
     codec_of(cell_of("t5_sum_sft", max_target_length=27), tokenizer_of("t5_sum_sft"))  # the source takes no room of a text
 
 
@@ -72,9 +62,6 @@ def test_an_architecture_is_ours_transformers_or_a_class():
 
 
 def test_an_unknown_architecture_is_refused_with_the_nearest():
-    with pytest.raises(InputError, match="unknown architecture 'LlamaForCausal'; did you mean LlamaForCausalLM"):
-        architecture("LlamaForCausal")
-    with pytest.raises(InputError, match="unknown architecture 'zzz'; give a class of transformers by name"):
-        architecture("zzz")
-    with pytest.raises(InputError, match="unknown architecture 'pipeline'"):
-        architecture("pipeline")  # something has this name, but it is not a class
+    for name, words in (("LlamaForCausal", "did you mean LlamaForCausalLM"), ("zzz", "give a class"), ("pipeline", "")):
+        with pytest.raises(InputError, match=f"unknown architecture '{name}'.*{words}"):  # a pipeline is no class
+            architecture(name)

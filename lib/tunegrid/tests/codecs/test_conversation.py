@@ -96,32 +96,24 @@ def test_the_audits_check_sees_another_conversations_replies():
     assert not codec.label_is_target(row, feature, prompted)
 
 
-def test_stored_features_are_equal():
-    codec = codec_with("chatml", CHAT)
-    feature = feature_of(codec, *SAID)
-    assert replace(feature, **codec.restored(*codec.packed(feature))) == feature
-    assert codec.packed(feature)[1] == [place for span in feature.extra for place in span]
-
-
-def test_the_frame_holds_with_and_without_a_system():
+def test_stored_features_are_equal_and_the_frame_holds_with_and_without_a_system():
     codec = codec_with("chatml", CHAT)
     begin, end = codec.frame()
     assert codec.tokenizer.decode(begin) == "<|im_start|>system\n"
     for said in (SAID, (SYSTEM, *SAID)):
-        ids = feature_of(codec, *said).input_ids
+        feature = feature_of(codec, *said)
+        ids = feature.input_ids
         assert (ids[: len(begin)], ids[len(ids) - len(end) :]) == (begin, end)
+        assert replace(feature, **codec.restored(*codec.packed(feature))) == feature
 
 
 # Rows
 
 
-def test_a_row_is_the_last_exchange_with_what_was_said_before():
+def test_a_row_is_the_last_exchange_and_after_other_turns_it_is_another_text():
     row = last_exchange(turns(SYSTEM, *SAID, ("user", "thanks")), "here")
     assert (row["prompt"], row["reply"]) == ("and anna ?", "anna was born in dover .")
     assert row["history"] == turns(SYSTEM, *SAID[:2])
-
-
-def test_the_same_prompt_after_other_turns_is_another_text():
     rows = [last_exchange(turns(*before, *SAID[2:]), "here") for before in (SAID[:2], (SYSTEM,), SAID[:2])]
     first, other, again = (identity(row, (*CHAT.text, *CHAT.beside)) for row in rows)
     assert first == again != other

@@ -86,39 +86,45 @@ def test_bert_tells_question_and_context_apart_by_segment():
     assert "token_type_ids" not in codec_for("t5_qa_sft").collate(codec_for("t5_qa_sft").encode([TOWN], training=True))
 
 
-def test_neighbouring_windows_share_the_stride():
-    row = counting(22, 0)
+@pytest.mark.parametrize(
+    ("tokens", "ends"),
+    [
+        (22, [(1921, 1930), (1927, 1936), (1933, 1942)]),
+        (24, [(1921, 1930), (1927, 1936), (1933, 1942), (1935, 1944)]),  # none is shorter
+        (10, [(1921, 1930)]),  # fits exactly
+        (11, [(1921, 1930), (1922, 1931)]),
+    ],
+)
+def test_neighbouring_windows_share_the_stride_and_the_last_reaches_the_end(tokens, ends):
+    row = counting(tokens, 0)
     parts = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]  # 10 of context in each
-    assert [(part[0], part[-1]) for part in parts] == [("1921", "1930"), ("1927", "1936"), ("1933", "1942")]
+    assert [(int(part[0]), int(part[-1])) for part in parts] == ends
+    assert {len(part) for part in parts} == {10}
 
 
-def test_the_last_window_reaches_the_end_and_none_is_shorter():
-    row = counting(24, 0)
-    parts = [text(row, feature.extra) for feature in windows(row, max_length=15, doc_stride=4)]
-    assert [len(part) for part in parts] == [10, 10, 10, 10]
-    assert (parts[-1][0], parts[-1][-1]) == ("1935", "1944")
+CUT_BY_AN_EDGE = counting(22, 9) | {"answers": {"text": ["1930 1931"], "answer_start": [45]}}
 
 
-def test_every_context_token_is_in_some_window():
-    row = counting(50, 0)
-    assert {w for f in windows(row, max_length=15, doc_stride=4) for w in text(row, f.extra)} == set(row["context"].split())
+@pytest.mark.parametrize(
+    ("row", "targets"),
+    [
+        # years 0-9, 6-15 and 12-21: year 8 is in the first two, 4 tokens behind the start; in the third is none
+        (counting(22, 8), [(12, 12), (6, 6), (0, 0)]),
+        (CUT_BY_AN_EDGE, [(0, 0), (7, 8), (0, 0)]),
+    ],
+)
+def test_a_window_points_to_the_whole_answer_or_to_its_first_token(row, targets):
+    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
+    for training in (True, False):  # windows without the answer train where another of the row holds it
+        assert [feature.target for feature in codec.encode([row], training=training)] == targets
 
 
-def test_a_context_that_fits_exactly_is_one_window():
-    assert len(windows(counting(10, 0), max_length=15, doc_stride=4)) == 1
-    assert len(windows(counting(11, 0), max_length=15, doc_stride=4)) == 2
-
-
-def test_a_window_without_the_answer_points_to_its_first_token():
-    # years 0-9, 6-15 and 12-21: the answer, year 8, is in the first two, 4 tokens behind the start
-    targets = [feature.target for feature in windows(counting(22, 8), max_length=15, doc_stride=4)]
-    assert targets == [(12, 12), (6, 6), (0, 0)]
-
-
-def test_an_answer_cut_by_a_windows_edge_is_not_in_it():
-    row = counting(22, 9) | {"answers": {"text": ["1930 1931"], "answer_start": [45]}}
-    targets = [feature.target for feature in windows(row, max_length=15, doc_stride=4)]
-    assert targets == [(0, 0), (7, 8), (0, 0)]
+def test_a_window_says_its_piece_of_the_context_and_where_the_answer_stands():
+    codec, row = codec_for("bert_qa_sft", max_length=15, doc_stride=4), counting(12, 0)
+    first, last = codec.encode([row], training=True)
+    assert codec.window(row, last) == ("1923 1924 1925 1926 1927 1928 1929 1930 1931 1932",) * 2
+    assert codec.labelled_tokens(first) == ((0, 4), (0, 4))  # "1921"
+    assert codec.labelled_tokens(last) is None
 
 
 def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
@@ -126,11 +132,6 @@ def test_rows_whose_answer_no_window_holds_are_scored_but_not_trained_on():
     rows = [counting(12, 11), counting(12, 9)]
     assert [feature.example for feature in codec.encode(rows, training=True)] == [1]
     assert [feature.example for feature in codec.encode(rows, training=False)] == [0, 1]
-
-
-def test_windows_without_the_answer_train_where_a_sibling_holds_it():
-    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
-    assert len(codec.encode([counting(22, 0)], training=True)) == 3
 
 
 def test_a_row_takes_the_best_of_its_own_windows_however_they_are_interleaved():
@@ -146,13 +147,9 @@ def test_best_span_is_the_best_allowed_pair():
     # context at 1-3. (2, 1) would be 4 + 3 = 7 but ends before it starts; 0 and 4 are outside: 4 + 2 = 6 is left.
     starts, ends = torch.tensor([99.0, 0, 4, 1, 99]), torch.tensor([99.0, 3, 2, 0, 99])
     assert best_span(starts, ends, Window(shift=1, offsets=[(0, 1)] * 3)) == (6.0, 2, 2)
-
-
-def test_best_span_may_have_thirty_tokens_and_no_more():
     starts, ends = torch.zeros(31), torch.zeros(31)
     starts[0], ends[30], ends[29] = 5, 4, 3  # 31 tokens for 9, 30 tokens for 8
     assert best_span(starts, ends, Window(shift=0, offsets=[(0, 1)] * 31)) == (8.0, 0, 29)
-    assert MAX_ANSWER_TOKENS == 30
 
 
 def test_best_span_is_what_trying_every_pair_finds():
@@ -190,12 +187,8 @@ def test_a_spans_confidence_counts_the_spans_of_all_windows_of_its_row_and_of_no
     alone = math.exp(2) / (2 * math.exp(2) + 1)  # 2 + 0, 2 + 0, 0 + 0
     both = math.exp(2) / (2 * math.exp(2) + 1 + math.e)
     assert codec.confidences([1, 0, 1], outputs) == pytest.approx([alone, both])
-
-
-def test_a_span_of_more_than_thirty_tokens_takes_no_share():
-    scores = torch.zeros(2, 31)
-    pairs = sum(min(30, 31 - first) for first in range(31))
-    assert codec_for("bert_qa_sft").confidences([0], [(0.0, 4, 4, scores)]) == [pytest.approx(1 / pairs)]
+    pairs = sum(min(30, 31 - first) for first in range(31))  # a span of more than thirty tokens takes no share
+    assert codec.confidences([0], [(0.0, 4, 4, torch.zeros(2, 31))]) == [pytest.approx(1 / pairs)]
 
 
 def test_many_windows_have_the_confidences_that_each_has_alone():
@@ -223,12 +216,6 @@ def test_the_loss_is_the_mean_of_start_and_end_summed_over_windows():
     )  # 4 + EOS + 4 + EOS
 
 
-def test_spans_read_the_characters_of_the_context():
-    codec = codec_for("bert_qa_sft")
-    [feature] = codec.encode([TWICE], training=False)
-    assert codec.decode([TWICE], [feature], [(0.0, 7, 11)])[0].value == "anna was born in dover"
-
-
 def test_any_columns_may_hold_question_context_and_answers():
     columns = {"ask": str, "passage": str, "spans": dict}
     task = replace(QA, columns=columns, text=("ask",), text_pair=("passage",), target="spans")
@@ -243,16 +230,3 @@ def test_any_columns_may_hold_question_context_and_answers():
 def test_a_question_that_fills_the_whole_length_is_refused():
     with pytest.raises(InputError, match="bert_qa_sft: a question of 7 tokens leaves no room for its context in max_length 8"):
         codec_for("bert_qa_sft", max_length=8).encode([TWICE], training=True)  # [CLS] + 5 + [SEP], and [SEP] behind
-
-
-def test_labelled_tokens_are_where_the_answer_stands():
-    codec = codec_for("bert_qa_sft", max_length=15, doc_stride=4)
-    first, _, last = codec.encode([counting(22, 0)], training=True)
-    assert codec.labelled_tokens(first) == ((0, 4), (0, 4))  # "1921"
-    assert codec.labelled_tokens(last) is None
-
-
-def test_a_window_says_its_piece_of_the_context():
-    codec, row = codec_for("bert_qa_sft", max_length=15, doc_stride=4), counting(12, 0)
-    _, last = codec.encode([row], training=False)
-    assert codec.window(row, last) == ("1923 1924 1925 1926 1927 1928 1929 1930 1931 1932",) * 2

@@ -46,10 +46,27 @@ def only(model, token: int):
     return model.eval()
 
 
-def test_gpt2_puts_the_separator_behind_the_article():
-    codec = codec_for("gpt2_sum_sft")
-    [feature] = codec.encode([GIFT], training=True)
-    assert tokens(codec, feature.input_ids) == ["tea", "Ġwas", "Ġserved", "Ġin", "Ġthe", "Ġhall", "Ġ.", "<sum>"]
+@pytest.mark.parametrize(
+    ("backbone", "changes", "row", "source"),
+    [
+        ("gpt2", {}, GIFT, "tea Ġwas Ġserved Ġin Ġthe Ġhall Ġ. <sum>"),
+        ("gpt2", {"prefix": "dover . "}, GIFT, "dover Ġ. Ġtea Ġwas Ġserved Ġin Ġthe Ġhall Ġ. <sum>"),
+        ("bert", {"max_length": 8}, LONG, "[CLS] tea was served in the hall [SEP]"),
+    ],
+)
+def test_a_source_has_its_prefix_and_special_tokens_whatever_is_cut(backbone, changes, row, source):
+    codec = codec_for(f"{backbone}_sum_sft", **changes)
+    assert tokens(codec, codec.encode([row], training=False)[0].input_ids) == source.split()
+
+
+def test_t5_is_told_to_summarize_whatever_is_cut():
+    whole, cut = codec_for("t5_sum_sft"), codec_for("t5_sum_sft", max_length=12)
+    [feature] = whole.encode([GIFT], training=True)
+    assert feature.input_ids == whole.tokenizer("summarize: " + GIFT["article"])["input_ids"] + [whole.end_id]
+    [feature] = cut.encode([LONG], training=False)
+    assert len(feature.input_ids) == 12
+    assert cut.tokenizer.decode(feature.input_ids).startswith("summarize: ")
+    assert feature.input_ids[-1] == cut.end_id
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -68,18 +85,12 @@ def test_a_cut_summary_keeps_its_end_token(backbone, end):
     assert tokens(codec, feature.target[-1:]) == [end]
 
 
-def test_gpt2_labels_are_summary_and_end_and_nothing_else():
-    codec = codec_for("gpt2_sum_sft")
-    rows = [FIRE, GIFT]
+def test_gpt2_labels_are_summary_and_end_right_behind_the_separator_and_nothing_else():
+    codec, rows = codec_for("gpt2_sum_sft"), [FIRE, GIFT]
     batch = codec.collate(codec.encode(rows, training=True))
+    counted = batch["labels"] != IGNORED
     for row, labels in zip(rows, batch["labels"], strict=True):
         assert codec.tokenizer.decode(labels[labels != IGNORED]) == " " + row["highlights"] + "<|endoftext|>"
-
-
-def test_gpt2_labels_stand_where_their_tokens_stand_right_behind_the_separator():
-    codec = codec_for("gpt2_sum_sft")
-    batch = codec.collate(codec.encode([FIRE, GIFT], training=True))
-    counted = batch["labels"] != IGNORED
     assert torch.equal(batch["labels"][counted], batch["input_ids"][counted])
     assert int(batch["input_ids"][1][counted[1].nonzero()[0] - 1]) == codec.tokenizer.convert_tokens_to_ids("<sum>")
 
@@ -119,9 +130,8 @@ def test_the_logits_that_are_kept_are_those_of_the_labels_whoever_set_them():
 def test_logits_are_kept_at_the_same_places_behind_a_learned_prompt(kind):
     """Prompt tuning puts tokens in front of the text, so that places are counted from the end."""
     codec = codec_for("gpt2_sum_sft")
-    model = peft.get_peft_model(
-        build(codec.cell, codec.tokenizer, CPU), kind(task_type="CAUSAL_LM", num_virtual_tokens=5)
-    ).eval()
+    config = kind(task_type="CAUSAL_LM", num_virtual_tokens=5)
+    model = peft.get_peft_model(build(codec.cell, codec.tokenizer, CPU), config).eval()
     batch = codec.collate(codec.encode([FIRE, GIFT], training=True))
     whole, some = (codec.loss(model, rows).item() for rows in (batch, codec.placed(batch, CPU)))
     assert some == pytest.approx(whole, rel=1e-5)
@@ -172,40 +182,13 @@ def test_the_loss_counts_every_target_token_once_and_no_padding(backbone):
     assert float(codec.loss(even, batch)) == pytest.approx(16 * math.log(size), rel=1e-5)
 
 
-def test_t5_is_told_to_summarize_whatever_is_cut():
-    codec = codec_for("t5_sum_sft", max_length=12)
-    [feature] = codec.encode([LONG], training=False)
-    assert len(feature.input_ids) == 12
-    assert codec.tokenizer.decode(feature.input_ids).startswith("summarize: ")
-    assert tokens(codec, feature.input_ids[-1:]) == ["</s>"]
-
-
-def test_t5_reads_prefix_and_article_as_one_text():
-    codec = codec_for("t5_sum_sft")
-    [feature] = codec.encode([GIFT], training=True)
-    assert feature.input_ids == codec.tokenizer("summarize: " + GIFT["article"])["input_ids"] + [codec.end_id]
-
-
-def test_bert_sources_stand_between_cls_and_sep_whatever_is_cut():
-    codec = codec_for("bert_sum_sft", max_length=8)
-    source = tokens(codec, codec.encode([LONG], training=False)[0].input_ids)
-    assert source == ["[CLS]", "tea", "was", "served", "in", "the", "hall", "[SEP]"]
-
-
-@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize(("beams", "cap", "word"), [(1, 6, None), (3, 6, None), (1, 25, "dover")])
 @pytest.mark.parametrize("backbone", LAYOUTS)
-def test_generation_stops_at_the_end_token(backbone, beams):
-    codec = codec_for(f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=6))
-    model = only(model_of(f"{backbone}_sum_sft"), codec.end_id)
-    assert codec.predict(model, codec.encode([FIRE, GIFT], training=False), CPU) == [[codec.end_id]] * 2
-
-
-@pytest.mark.parametrize("backbone", LAYOUTS)
-def test_generation_stops_at_max_new_tokens_and_not_before(backbone):
-    codec = codec_for(f"{backbone}_sum_sft", generation=Generation(num_beams=1, max_new_tokens=25))
-    [word] = codec.ids("dover")
-    model = only(model_of(f"{backbone}_sum_sft"), word)
-    assert codec.predict(model, codec.encode([FIRE, GIFT], training=False), CPU) == [[word] * 25] * 2
+def test_generation_stops_at_the_end_token_or_at_max_new_tokens(backbone, beams, cap, word):
+    codec = codec_for(f"{backbone}_sum_sft", generation=Generation(num_beams=beams, max_new_tokens=cap))
+    [token] = codec.ids(word) if word else [codec.end_id]
+    texts = codec.predict(only(model_of(f"{backbone}_sum_sft"), token), codec.encode([FIRE, GIFT], training=False), CPU)
+    assert texts == [[token] * (cap if word else 1)] * 2
 
 
 @pytest.mark.parametrize("backbone", LAYOUTS)
@@ -229,13 +212,6 @@ def test_any_columns_may_hold_text_and_target(backbone):
     [feature] = codec.encode([{"head": "dover", "body": FIRE["article"], "gist": FIRE["highlights"]}], training=True)
     [wanted] = codec_for(cell_id).encode([FIRE | {"article": "dover\n" + FIRE["article"]}], training=True)
     assert feature == wanted
-
-
-def test_gpt2_reads_a_prefix_too():
-    codec = codec_for("gpt2_sum_sft", prefix="dover . ")
-    [feature] = codec.encode([GIFT], training=True)
-    assert tokens(codec, feature.input_ids[:3]) == ["dover", "Ġ.", "Ġtea"]
-    assert tokens(codec, codec.frame()[0]) == ["dover", "Ġ."]
 
 
 def test_a_length_that_leaves_no_room_beside_the_summary_is_refused():

@@ -1,6 +1,7 @@
 """Wrong targets: as many as asked for, all of them wrong, and sound rows."""
 
 from dataclasses import replace
+from random import Random
 
 import pytest
 
@@ -14,6 +15,7 @@ from tunegrid.grid.tasks import QA, SA, SUM
 @pytest.mark.parametrize("task", [SA, QA, SUM], ids=lambda task: task.id)
 def test_a_fifth_of_the_training_rows_have_a_wrong_target_and_all_others_stay(task):
     clean = load_splits(task, QUICK_PROFILE)
+    assert noisy(task, list(clean.train), 0.0) == list(clean.train)
     rows = load_splits(task, replace(QUICK_PROFILE, label_noise=0.2))
     wrong = [index for index, (old, new) in enumerate(zip(clean.train, rows.train, strict=True)) if old != new]
     assert len(wrong) == round(0.2 * len(clean.train))
@@ -25,15 +27,8 @@ def test_a_fifth_of_the_training_rows_have_a_wrong_target_and_all_others_stay(ta
     assert rows.fingerprint != clean.fingerprint
 
 
-def test_without_noise_nothing_changes():
-    rows = list(load_splits(SA, QUICK_PROFILE).train[:50])
-    assert noisy(SA, rows, 0.0) == rows
-
-
 def test_a_wrong_answer_is_a_word_beside_the_right_one():
     row = {"id": "1", "title": "t", "context": "a b , b", "question": "?", "answers": {"text": ["a b"], "answer_start": [0]}}
-    from random import Random
-
     [wrong] = other_answers(QA, [row], Random(0))
     assert wrong["answers"] == {"text": ["b"], "answer_start": [6]}
 

@@ -1,22 +1,19 @@
 """Shifts: what each changes, that all of it is right afterwards, and that the same row is always changed alike."""
 
-import json
 import re
-from functools import cache, partial
+from functools import partial
 from itertools import product
 from random import Random
 
 import pytest
 
 from fixtures.session import check_grid
-from tunegrid import ROOT
 from tunegrid.data.shifts import (
     SHIFTS,
     aside,
     cased,
     contracted,
     distracted,
-    edited,
     expanded,
     longer,
     negated,
@@ -31,19 +28,15 @@ from tunegrid.data.shifts import (
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
 from tunegrid.grid.shifts import Shift
-from tunegrid.grid.tasks import QA, SA, SUM, Problem
+from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.lab.micro.reviews import HEDGES, VERDICTS
 from tunegrid.lab.micro.words import GOOD
+from tunegrid.tests.small import rows_of
 
 FILES = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
+FRONT = partial(distracted, first=True)
 TASKS = {task.id: task for task in (SA, QA, SUM)}
 CASES = [(name, shift) for name, shift in product(TASKS, SHIFTS) if TASKS[name].problem in shift.problems]
-
-
-@cache
-def rows_of(task):
-    lines = (ROOT / "fixtures" / "data" / f"{FILES[task]}.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def review(content, label=1):
@@ -65,8 +58,9 @@ def report(article, highlights):
 @pytest.mark.parametrize(("name", "shift"), CASES, ids=lambda value: getattr(value, "id", value))
 def test_the_target_of_every_quick_row_is_right_afterwards(name, shift):
     """`shifted_rows` checks each row as data is checked: an answer stands at its start, a label exists."""
-    task, rows = TASKS[name], rows_of(name)
+    task, rows = TASKS[name], rows_of(FILES[name])
     new = shifted_rows(task, rows, shift)
+    assert shifted_rows(task, rows[:40], shift) == new[:40]  # a row is always changed alike
     if shift.turns:
         assert all((row == old) == (row[task.target] == old[task.target]) for old, row in zip(rows, new, strict=True))
         assert rows != new
@@ -78,22 +72,10 @@ def _said(target):
     return target["text"] if isinstance(target, dict) else target
 
 
-@pytest.mark.parametrize(("name", "shift"), CASES, ids=lambda value: getattr(value, "id", value))
-def test_a_row_is_always_changed_alike_whatever_was_changed_before(name, shift):
-    some = rows_of(name)[:40]
-    assert shifted_rows(TASKS[name], some, shift) == shifted_rows(TASKS[name], some, shift)
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_typos_at_a_rate_of_0_leave_every_row_as_it_is(name):
-    shift = Shift(id="typos0", meaning="none", change=partial(typos, share=0.0))
-    assert shifted_rows(TASKS[name], rows_of(name), shift) == rows_of(name)
-
-
 def test_every_quick_review_turns_into_the_one_that_its_verdict_has_as_its_opposite():
     """By the grammar that wrote them, which the shift does not know: of each pair of verdicts one stands before, one after."""
     patterns = [(_pattern(good), _pattern(bad)) for good, bad in VERDICTS]
-    rows = rows_of("sa")
+    rows = rows_of(FILES["sa"])
     turned = shifted_rows(SA, rows, _shift("negated"))
     for old, new in zip(rows, turned, strict=True):
         before, after = (_verdict(row["content"], patterns) for row in (old, new))
@@ -125,10 +107,6 @@ def _shift(name):
 # One by one, by hand
 
 
-def test_edits_are_made_from_left_to_right():
-    assert edited("abcdef", [(4, 5, ""), (0, 2, "XYZ"), (3, 3, "-")]) == "XYZc-df"
-
-
 def test_typos_swap_neighbours_and_spare_answers():
     row = typos(QA, question("ab cd", "ef ?", "cd"), Random(0), share=1.0)
     assert (row["context"], row["question"], row["answers"]) == ("ba cd", "fe ?", {"text": ["cd"], "answer_start": [3]})
@@ -151,15 +129,12 @@ def test_an_answer_follows_the_marks_that_go_in_front_of_it():
         ("i would not , really , buy it", "i wouldn't , really , buy it"),
         ("It Can not be", "It Can't be"),
         ("I WILL NOT GO", "I WON'T GO"),
+        ("i can not tie a knot", "i can't tie a knot"),
     ],
 )
 def test_contractions_go_both_ways(long, short):
     assert contracted(SA, review(long), Random(0))["content"] == short
     assert expanded(SA, review(short), Random(0))["content"] == long
-
-
-def test_cannot_is_contracted_and_a_knot_is_not():
-    assert contracted(SA, review("i cannot tie a knot"), Random(0))["content"] == "i can't tie a knot"
 
 
 def test_a_name_is_another_one_of_its_group_everywhere_and_in_the_answer():
@@ -170,11 +145,6 @@ def test_a_name_is_another_one_of_its_group_everywhere_and_in_the_answer():
     assert woman.istitle()
     assert {woman.lower(), man}.isdisjoint({"anna", "david"})
     assert row["answers"]["answer_start"] == [row["context"].index(man)]
-
-
-def test_a_summary_tells_the_new_name():
-    row = renamed(SUM, report("anna fell .", "anna hurt ."), Random(0))
-    assert row["article"].split()[0] == row["highlights"].split()[0] != "anna"
 
 
 def test_idle_sentences_are_written_as_the_text_is():
@@ -190,6 +160,9 @@ def test_sentences_stay_whole_in_another_order():
     assert sorted(row["article"].split()) == sorted(["a", "b", ".", "c", "d", ".", "e", "f", "."])
 
 
+ENDS = [question("ann founded the old mill", "who founded the old mill ?", answer) for answer in ("ann", "mill")]
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_a_distracting_sentence_is_about_another_and_holds_no_right_answer(first):
     row = distracted(
@@ -200,20 +173,9 @@ def test_a_distracting_sentence_is_about_another_and_holds_no_right_answer(first
     assert row["context"] == (f"{sentence} {told}" if first else f"{told} {sentence}")
     start = row["answers"]["answer_start"][0]
     assert row["context"][start : start + 4] == "1931"
-
-
-@pytest.mark.parametrize("first", [True, False])
-def test_an_answer_at_either_end_of_a_passage_keeps_its_words(first):
-    told = "ann founded the old mill"
-    row = distracted(QA, question(told, "who founded the old mill ?", "ann"), Random(0), first=first)
-    assert row["answers"] == {"text": ["ann"], "answer_start": [row["context"].index("ann")]}
-    row = distracted(QA, question(told, "who founded the old mill ?", "mill"), Random(0), first=first)
-    assert row["answers"]["text"] == ["mill"]
-
-
-def test_a_question_that_names_nothing_has_no_distracting_sentence():
-    row = question("the mill opened in 1931 .", "when did it open ?", "1931")
-    assert distracted(QA, row, Random(0), first=True) == row
+    for old in ENDS:  # an answer at either end of a passage keeps its words
+        answers = distracted(QA, old, Random(0), first=first)["answers"]
+        assert answers["text"] == old["answers"]["text"]
 
 
 @pytest.mark.parametrize(
@@ -229,11 +191,6 @@ def test_a_verdict_turns_and_its_label(before, after):
     assert negated(SA, review(after, 0), Random(0)) == review(before, 1)
 
 
-@pytest.mark.parametrize("content", ["it is not good .", "overall i would buy it again . in short i do regret it ."])
-def test_a_review_without_one_known_verdict_stays(content):
-    assert negated(SA, review(content), Random(0)) == review(content)
-
-
 def test_only_the_answers_own_number_becomes_another():
     row = renumbered(QA, question("it closed in 1931 . it burned in may 1931 .", "when ?", "may 1931"), Random(0))
     year = row["answers"]["text"][0].removeprefix("may ")
@@ -242,49 +199,54 @@ def test_only_the_answers_own_number_becomes_another():
     assert year[:2] == "19"
 
 
-def test_answers_without_a_number_stay():
-    row = question("ann lives in rome .", "where ?", "rome")
-    assert renumbered(QA, row, Random(0)) == row
+NOTHING_NAMED = question("the mill opened in 1931 .", "when did it open ?", "1931")
 
 
-def test_a_summary_without_a_name_does_not_turn():
-    row = report("anna saw a fire .", "fire .")
-    assert renamed_in_both(SUM, row, Random(0)) == row
+@pytest.mark.parametrize(
+    ("task", "change", "row"),
+    [
+        (QA, FRONT, NOTHING_NAMED),
+        (SA, negated, review("it is not good .")),  # no known verdict
+        (SA, negated, review("overall i would buy it again . in short i do regret it .")),  # two
+        (QA, renumbered, question("ann lives in rome .", "where ?", "rome")),
+        (SUM, renamed_in_both, report("anna saw a fire .", "fire .")),
+        *((QA, partial(typos, share=0.0), row) for row in (NOTHING_NAMED, question("ab cd", "ef ?", "cd"))),
+    ],
+)
+def test_a_row_in_which_a_shift_finds_nothing_stays(task, change, row):
+    assert change(task, row, Random(0)) == row
 
 
 # What a shift says of itself is held to it
 
 
-def test_a_shift_that_changes_a_label_must_say_so():
-    liar = Shift(id="liar", meaning="-", change=lambda task, row, rng: dict(row) | {"label": 0}, problems=(Problem.CLASSIFY,))
-    with pytest.raises(InputError, match=r"^shift 'liar', row 1: it changes the label; such a shift says turns=True$"):
-        shifted_rows(SA, [review("bad", 0), review("good", 1)], liar)
+def lying(**changes):
+    return {"meaning": "-", "change": lambda task, row, rng: dict(row) | changes}
 
 
-def test_one_that_turns_nothing_must_not_say_so():
-    still = Shift(id="still", meaning="-", change=lambda task, row, rng: dict(row) | {"title": "x"}, turns=True)
-    with pytest.raises(InputError, match=r"^shift 'still', row 0: it says that it turns the target, which stays 1$"):
-        shifted_rows(SA, [review("good", 1)], still)
+ROME = question("ann lives in rome .", "where ?", "rome")
 
 
-def test_one_that_loses_the_answer_is_refused():
-    cut = Shift(id="cut", meaning="-", change=lambda task, row, rng: dict(row) | {"context": row["context"][1:]})
-    with pytest.raises(InputError, match=r"^shift 'cut', row 0 \(id 1\): answer 'rome' does not stand at answer_start"):
-        shifted_rows(QA, [question("ann lives in rome .", "where ?", "rome")], cut)
+@pytest.mark.parametrize(
+    ("shift", "task", "rows", "words"),
+    [
+        (Shift(id="liar", **lying(label=0)), SA, [review("bad", 0), review("good", 1)], "row 1: it changes the label"),
+        (Shift(id="still", **lying(title="x"), turns=True), SA, [review("good", 1)], "row 0: it says that it turns the target"),
+        (Shift(id="cut", **lying(context="nn lives in rome .")), QA, [ROME], "row 0 .*: answer 'rome' does not stand at"),
+    ],
+)
+def test_a_shift_that_does_not_do_what_it_says_is_refused(shift, task, rows, words):
+    with pytest.raises(InputError, match=f"^shift '{shift.id}', {words}"):
+        shifted_rows(task, rows, shift)
 
 
 def test_a_user_adds_a_shift_under_a_name_of_its_own():
-    grid, own = study(), Shift(id="loud", meaning="!", change=lambda task, row, rng: dict(row))
+    grid, own = study(), Shift(id="loud", **lying())
     grid.add_shift(own)
     assert grid.shifts == {"loud": own}
-    with pytest.raises(InputError, match="is in the grid already"):
-        grid.add_shift(own)
-    with pytest.raises(InputError, match="stands for something else"):
-        grid.add_shift(Shift(id="plain", meaning="-", change=own.change))
-
-
-def test_a_name_of_the_suites_own_shifts_is_taken():
-    grid = study()
+    for taken, words in ((own, "is in the grid already"), (Shift(id="plain", **lying()), "stands for something else")):
+        with pytest.raises(InputError, match=words):
+            grid.add_shift(taken)
     grid.add_shift(SHIFTS[0])  # whose name could be a part of a file, as every shift's must
-    with pytest.raises(InputError, match=r"^shift 'typos2' is the suite's own; give yours another id$"):
+    with pytest.raises(InputError, match="is the suite's own; give yours another id"):
         check_grid(grid)

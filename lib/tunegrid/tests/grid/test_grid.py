@@ -76,23 +76,12 @@ def as_generation(words):
     return defaults | {names.get(key, key): value for key, value in words.items()}
 
 
-def test_27_cells_each_with_its_own_id():
-    assert len(STUDY_IDS) == len(set(STUDY_IDS)) == len(BACKBONES) * len(TASKS) * len(METHODS) == 27
-
-
-@pytest.mark.parametrize("profile", [QUICK_PROFILE, FULL_PROFILE], ids=lambda profile: profile.id)
-def test_both_profiles_have_the_same_cells_in_the_same_order(profile):
-    assert tuple(cell.id for cell in STUDY.cells(profile)) == STUDY_IDS
-
-
-def test_heaviest_task_comes_first_and_the_methods_of_a_pair_stand_together():
-    assert STUDY_IDS[:3] == ("bert_sum_lora", "bert_sum_qlora", "bert_sum_sft")
-    assert STUDY_IDS[-3:] == ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
-    assert [name.split("_")[1] for name in STUDY_IDS] == ["sum"] * 9 + ["qa"] * 9 + ["sa"] * 9
-
-
-def test_recipes_and_quick_rows_cover_the_grid_and_nothing_else():
+def test_the_grid_is_the_studys_in_each_profile_the_heaviest_task_first():
     assert set(RECIPES) == set(QUICK) == set(STUDY_IDS)
+    for profile in (QUICK_PROFILE, FULL_PROFILE):
+        assert tuple(cell.id for cell in STUDY.cells(profile)) == STUDY_IDS
+    assert STUDY_IDS[:3] == ("bert_sum_lora", "bert_sum_qlora", "bert_sum_sft")
+    assert [name.split("_")[1] for name in STUDY_IDS] == ["sum"] * 9 + ["qa"] * 9 + ["sa"] * 9
 
 
 def test_a_narrower_line_overrides_a_wider_one_and_a_cells_row_overrides_them_all():
@@ -129,24 +118,16 @@ def test_a_cells_row_repeats_nothing_that_it_shares(shared, cells):
     assert repeated == []
 
 
-def test_the_study_says_nothing_that_is_not_compared(specification):
-    assert set(specification) == set(STUDY_IDS)
-    assert {key for words in specification.values() for key in words} == COMPARED | REMARKS
-
-
 OURS = ("from_notebook", "ours", "gradient_checkpointing")  # fields that the study does not have
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)
 def test_a_recipe_is_the_studys(specification, cell_id):
-    recipe = asdict(FULL[cell_id].recipe)
-    assert {name: recipe[name] for name in recipe if name not in OURS} == as_recipe(specification[cell_id])
-
-
-@pytest.mark.parametrize("cell_id", STUDY_IDS)
-def test_the_base_is_stored_as_the_study_says(specification, cell_id):
+    words, recipe = specification[cell_id], asdict(FULL[cell_id].recipe)
+    assert words.keys() <= COMPARED | REMARKS
+    assert {name: recipe[name] for name in recipe if name not in OURS} == as_recipe(words)
     nf4 = {"bits": 4, "quant_type": "nf4", "double_quant": True, "compute_dtype": "bfloat16"}
-    assert specification[cell_id]["quantization"] == (nf4 if FULL[cell_id].quantization else None)
+    assert words["quantization"] == (nf4 if FULL[cell_id].quantization else None)
 
 
 def test_qlora_is_nf4_with_double_quantization():
@@ -174,18 +155,17 @@ def test_trainable_parameters_worked_out_from_the_layers(cell_id, expected):
     assert RECIPES[cell_id].trainable_params == expected
 
 
-def test_an_unknown_cell_gets_the_nearest_known_one():
-    with pytest.raises(InputError, match=r"unknown cell 'bert_sa_lorra'; did you mean bert_sa_lora\? .*lists them"):
-        STUDY.checked_ids(["t5_qa_sft", "bert_sa_lorra"])
-
-
-def test_a_cell_like_no_other_gets_the_command_that_lists_them():
-    with pytest.raises(InputError, match="unknown cell 'zzz'; `pytest -m full --list-cells` lists them"):
-        STUDY.checked_ids(["zzz"])
-
-
-def test_known_cells_come_back_in_the_order_asked_for():
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (["t5_qa_sft", "bert_sa_lorra"], r"unknown cell 'bert_sa_lorra'; did you mean bert_sa_lora\? .*lists them"),
+        (["zzz"], "unknown cell 'zzz'; `pytest -m full --list-cells` lists them"),
+    ],
+)
+def test_an_unknown_cell_gets_the_nearest_known_one_and_the_command_that_lists_them(asked, words):
     assert STUDY.checked_ids(name for name in ("t5_qa_sft", "bert_sa_lora")) == ("t5_qa_sft", "bert_sa_lora")
+    with pytest.raises(InputError, match=words):
+        STUDY.checked_ids(asked)
 
 
 # What users add
@@ -201,6 +181,9 @@ def test_a_method_like_another_gets_its_recipes_without_the_studys_counts(grid):
     assert len(grid.ids(QUICK_PROFILE)) == len(grid.ids(FULL_PROFILE)) == 36
     cell = grid.cell("bert_qa_dora", FULL_PROFILE)
     assert cell.recipe == replace(RECIPES["bert_qa_lora"], learning_rate=1e-3, trainable_params=None)
+    grid.add_thresholds("bert_sa_lora", accuracy=88)
+    grid.add_thresholds("bert_sa_lora", profile="quick", f1_macro=70.5)
+    assert grid.thresholds == {("full", "bert_sa_lora"): {"accuracy": 88}, ("quick", "bert_sa_lora"): {"f1_macro": 70.5}}
     assert grid.cell("gpt2_qa_dora", QUICK_PROFILE).recipe.max_steps == QUICK["gpt2_qa_lora"]["max_steps"]
     assert len(STUDY.ids(FULL_PROFILE)) == 27
 
@@ -232,10 +215,7 @@ def test_a_recipe_like_another_cells_has_its_quick_form_and_not_the_studys_count
     assert grid.cell("bert_sa_lora", FULL_PROFILE).head == BERT.heads[Problem.CLASSIFY]  # as the other's, not the study's own
     quick = grid.cell("bert_sa_lora", QUICK_PROFILE).recipe
     assert (quick.max_steps, quick.learning_rate) == (7, QUICK["bert_sa_qlora"]["learning_rate"])
-
-
-def test_a_recipe_like_itself_is_changed(grid):
-    grid.add_recipe("t5_qa_lora", like="t5_qa_lora", weight_decay=0.5)
+    grid.add_recipe("t5_qa_lora", like="t5_qa_lora", weight_decay=0.5)  # itself, changed
     assert grid.cell("t5_qa_lora", FULL_PROFILE).recipe == replace(RECIPES["t5_qa_lora"], weight_decay=0.5)
     assert grid.cell("t5_qa_lora", QUICK_PROFILE).recipe.max_steps == QUICK["t5_qa_lora"]["max_steps"]
 
@@ -243,18 +223,10 @@ def test_a_recipe_like_itself_is_changed(grid):
 def test_a_task_with_files_of_its_own_has_quick_cells(grid, tmp_path):
     grid.add_task(replace(SA, id="sst2", files={"train": tmp_path / "a.csv"}), like="sa")
     grid.add_task(replace(SA, id="other", files={"train": "a.csv"}), like="sa")
-    assert [name for name in grid.ids(QUICK_PROFILE) if "sst2" in name or "other" in name][:2] == [
-        "bert_sst2_lora",
-        "bert_sst2_qlora",
-    ]
-    assert len(grid.ids(QUICK_PROFILE)) == 36
+    own = [name for name in grid.ids(QUICK_PROFILE) if "sst2" in name or "other" in name]
+    assert own[:2] == ["bert_sst2_lora", "bert_sst2_qlora"]
+    assert (len(own), grid.ids(FULL_PROFILE)[18:20]) == (9, ("bert_sst2_lora", "bert_sst2_qlora"))
     assert grid.cell("bert_sst2_sft", QUICK_PROFILE).recipe.max_steps == QUICK["bert_sa_sft"]["max_steps"]
-
-
-def test_own_thresholds_are_of_a_profile_and_a_cell(grid):
-    grid.add_thresholds("bert_sa_lora", accuracy=88)
-    grid.add_thresholds("bert_sa_lora", profile="quick", f1_macro=70.5)
-    assert grid.thresholds == {("full", "bert_sa_lora"): {"accuracy": 88}, ("quick", "bert_sa_lora"): {"f1_macro": 70.5}}
 
 
 def test_a_head_that_a_user_gave_a_cell_is_inherited(grid):
@@ -295,12 +267,6 @@ def test_a_backbone_without_a_micro_one_has_no_quick_cells(grid):
         grid.cell("bertlarge_sa_sft", QUICK_PROFILE)
 
 
-def test_a_task_of_another_size_comes_first_by_its_problem(grid):
-    grid.add_task(replace(SA, id="stars", labels=("1", "2", "3")), like="sa", num_train_epochs=1)
-    assert grid.ids(FULL_PROFILE)[18:20] == ("bert_stars_lora", "bert_stars_qlora")
-    assert grid.cell("t5_stars_sft", FULL_PROFILE).recipe.num_train_epochs == 1
-
-
 def test_a_combination_without_a_recipe_gets_a_sentence(grid):
     grid.add_method(Method(id="full", name="full"))
     with pytest.raises(InputError, match=r"bert_sa_full has no recipe, so it does not exist; .* grid.add_recipe"):
@@ -309,100 +275,63 @@ def test_a_combination_without_a_recipe_gets_a_sentence(grid):
     assert grid.cell("bert_sa_full", FULL_PROFILE).recipe == RECIPES["bert_sa_sft"]
 
 
+HEADLESS = {Problem.GENERATE: Head(architecture="BertToBert")}
+RECIPE = RECIPES["bert_sa_lora"]
+
+
 @pytest.mark.parametrize(
-    ("add", "sentence"),
+    ("add", "words"),
     [
-        (
-            lambda grid: grid.add_method(Method(id="sft", name="x")),
-            "method 'sft' is in the grid already; give yours another id",
-        ),
-        (
-            lambda grid: grid.add_method(Method(id="my_m", name="x")),
-            "invalid id of method 'my_m': expected lower-case letters and digits",
-        ),
+        (lambda grid: grid.add_method(Method(id="sft", name="x")), "method 'sft' is in the grid already"),
+        (lambda grid: grid.add_method(Method(id="my_m", name="x")), "id of method 'my_m': expected lower-case letters"),
         (lambda grid: grid.add_optimizer("adamw_torch", None), "optimizer 'adamw_torch' is in the grid already"),
-        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "'x' cannot be like 'lorra', which is not in the"),
-        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "bert_sa_x: a recipe has no field 'lr'"),
-        (lambda grid: grid.add_recipe("bert_nli_lora", RECIPES["bert_sa_lora"]), "unknown cell 'bert_nli_lora'; did you mean"),
-        (lambda grid: grid.add_recipe("bert_sa_lora", like="bert_sa_x"), "unknown cell 'bert_sa_x'; did you mean bert_sa_"),
-        (
-            lambda grid: grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_sft"], like="bert_sa_sft"),
-            "bert_sa_lora: give a recipe, or like=CELL, whose recipe is copied, and not both",
-        ),
-        (
-            lambda grid: [grid.add_method(Method(id="a", name="a")), grid.add_method(Method(id="b", name="b"), like="a")],
-            "'b' cannot be like 'a', which has no recipes to copy; grid.add_recipe gives some",
-        ),
-        (
-            lambda grid: grid.add_thresholds("bert_sa_lora", f1=5),
-            "thresholds of bert_sa_lora: task 'sa' bounds no score 'f1', only accuracy, f1_macro",
-        ),
-        (
-            lambda grid: grid.add_thresholds("bert_sa_lora", profile="qick", accuracy=80),
-            "thresholds of bert_sa_lora: cells of profile 'qick' have none, only quick and full ones",
-        ),
-        (
-            lambda grid: grid.add_thresholds("bert_sa_lora", accuracy=101),
-            "thresholds of bert_sa_lora: accuracy=101 is not a number of points from 0 to 100",
-        ),
-        (lambda grid: replace(SA, labels=("one",)), "task 'sa': only a classification names labels, and at least two"),
-        (lambda grid: replace(SA, text=("body",)), "task 'sa' reads column 'body', which is not among its columns"),
-        (lambda grid: replace(SA, text=()), 'task \'sa\' reads no column; write text=("title", "content",) with those'),
-        (
-            lambda grid: replace(SA, columns=("title", "content", "label")),
-            'task \'sa\': columns must say the type of each; write columns={"title": str, "content": str, "label": int}',
-        ),
-        (lambda grid: replace(SA, text="title"), "task 'sa': text is a text, not several; write text=(\"title\",)"),
-        (
-            lambda grid: replace(SA, files={"train": "a.txt"}),
-            "task 'sa': a.txt of split 'train' is none of .jsonl, .parquet, .csv",
-        ),
-        (
-            lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"),
-            "task 'sa' has no file of split 'dev'; write files={\"train\": ..., \"dev\": PATH}, or name the split otherwise",
-        ),
-        (lambda grid: replace(SA, main_score="f1"), "task 'sa': main_score 'f1' is not among its bounded_scores"),
-        (
-            lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)),
-            "task 'sa': unknown score 'acuracy'; a task to classify has accuracy, f1_macro, precision_0, recall_0, f1_0",
-        ),
+        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lorra"), "cannot be like 'lorra', which is not in the"),
+        (lambda grid: grid.add_method(Lora(id="x", name="x"), like="lora", lr=1), "a recipe has no field 'lr'"),
         (lambda grid: grid.add_method(Lora(id="x", name="x"), learning_rate=1), "'x': learning_rate would change copied"),
-        (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "invalid recipe of bert_sa_lora: expected a Recipe, got 'text'"),
         (
-            lambda grid: grid.add_recipe("bert_sa_lora", RECIPES["bert_sa_lora"], quick={"lr": 1}),
-            "bert_sa_lora: a recipe has no field 'lr'",
+            lambda grid: [grid.add_method(Method(id=i, name=i), like=like) for i, like in (("a", None), ("b", "a"))],
+            "no recipes to",
         ),
+        (lambda grid: grid.add_recipe("bert_nli_lora", RECIPE), "unknown cell 'bert_nli_lora'; did you mean"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", like="bert_sa_x"), "unknown cell 'bert_sa_x'; did you mean bert_sa_"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, like="bert_sa_sft"), "give a recipe, or like=CELL"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", "text"), "expected a Recipe, got 'text'"),
+        (lambda grid: grid.add_recipe("bert_sa_lora", RECIPE, quick={"lr": 1}), "a recipe has no field 'lr'"),
+        (lambda grid: grid.add_thresholds("bert_sa_lora", f1=5), "bounds no score 'f1', only accuracy, f1_macro"),
+        (lambda grid: grid.add_thresholds("bert_sa_lora", profile="qick", accuracy=80), "cells of profile 'qick' have none"),
+        (lambda grid: grid.add_thresholds("bert_sa_lora", accuracy=101), "101 is not a number of points from 0 to 100"),
+        (lambda grid: replace(SA, labels=("one",)), "only a classification names labels, and at least two"),
+        (lambda grid: replace(SA, text=("body",)), "'body', which is not among its columns"),
+        (lambda grid: replace(SA, text=()), 'reads no column; write text=("title", "content",)'),
         (
-            lambda grid: replace(BERT, heads={Problem.GENERATE: Head(architecture="BertToBert")}),
-            "backbone 'bert': its head for generate has no layout; give one of Layout.ENCODER_DECODER, Layout.SEPARATED",
+            lambda grid: replace(SA, columns=("title", "content")),
+            'columns must say the type of each; write columns={"title": str',
         ),
+        (lambda grid: replace(SA, text="title"), 'text is a text, not several; write text=("title",)'),
+        (lambda grid: replace(SA, files={"train": "a.txt"}), "a.txt of split 'train' is none of .jsonl, .parquet, .csv"),
+        (lambda grid: replace(SA, files={"train": "a.csv"}, test="dev"), "no file of split 'dev'; write files="),
+        (lambda grid: replace(SA, main_score="f1"), "main_score 'f1' is not among its bounded_scores"),
+        (lambda grid: replace(SA, main_score="acuracy", bounded_scores=("acuracy",)), "unknown score 'acuracy'"),
+        (lambda grid: replace(BERT, heads=HEADLESS), "its head for generate has no layout; give one of"),
     ],
 )
-def test_an_entry_that_cannot_be_used_gets_one_sentence(grid, add, sentence):
-    with pytest.raises(InputError, match=re.escape(sentence)):
+def test_an_entry_that_cannot_be_used_is_refused(grid, add, words):
+    with pytest.raises(InputError, match=re.escape(words)):
         add(grid)
 
 
 @pytest.mark.parametrize(
-    ("cell_id", "changes", "sentence"),
+    ("cell_id", "changes", "words"),
     [
-        (
-            "bert_sa_sft",
-            {"adapter": GPT2_C_ATTN},
-            "bert_sa_sft: method 'sft' trains every parameter, but the recipe has an adapter",
-        ),
-        (
-            "bert_sa_sft",
-            {"text": ("body",)},
-            "bert_sa_sft: the recipe reads column 'body', but task 'sa' has label, title, content; write text=.. for what the",
-        ),
+        ("bert_sa_sft", {"adapter": GPT2_C_ATTN}, "method 'sft' trains every parameter, but the recipe has an adapter"),
+        ("bert_sa_sft", {"text": ("body",)}, "reads column 'body', but task 'sa' has label, title, content"),
         ("t5_qa_lora", {"adapter": None}, "t5_qa_lora: method 'lora' needs an adapter in the recipe"),
-        ("t5_qa_lora", {"optim": "adam"}, "t5_qa_lora: unknown optimizer 'adam'; known are adamw_bnb_8bit, adamw_torch"),
+        ("t5_qa_lora", {"optim": "adam"}, "unknown optimizer 'adam'; known are adamw_bnb_8bit, adamw_torch"),
     ],
 )
-def test_a_recipe_that_cannot_be_followed_is_refused(grid, cell_id, changes, sentence):
+def test_a_recipe_that_cannot_be_followed_is_refused(grid, cell_id, changes, words):
     grid.add_recipe(cell_id, replace(RECIPES[cell_id], **changes))
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(InputError, match=words):
         grid.cell(cell_id, FULL_PROFILE)
 
 
@@ -411,14 +340,6 @@ def test_a_backbone_without_a_head_for_a_problem_has_no_cells_of_it(grid):
     assert [name for name in grid.ids(FULL_PROFILE) if name.startswith("enc_")] == ["enc_sa_lora", "enc_sa_qlora", "enc_sa_sft"]
     with pytest.raises(InputError, match="enc_qa_sft: backbone 'enc' declares no head for extract, which task 'qa' needs"):
         grid.cell("enc_qa_sft", FULL_PROFILE)
-
-
-def test_an_optimizer_of_ones_own_is_known_by_its_name(grid):
-    rates = []
-    grid.add_optimizer("mine", lambda groups, learning_rate: rates.append(learning_rate))
-    grid.add_recipe("bert_sa_sft", replace(RECIPES["bert_sa_sft"], optim="mine"))
-    grid.cell("bert_sa_sft", FULL_PROFILE).optimizer([], 0.5)
-    assert rates == [0.5]
 
 
 @pytest.mark.parametrize("cell_id", STUDY_IDS)

@@ -9,9 +9,8 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import LORA
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.variants import LoraFA, LoraPlus
-from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.audits.trained import schedule_counts_updates
-from tunegrid.tests.small import cell_of, rows_of, silent, trainer_for
+from tunegrid.tests.small import cell_of, evidence_from, rows_of, trainer_for
 
 RATES = {"learning_rate": 1e-2, "head_learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 2}
 REVIEWS = rows_of("amazon_polarity/train")[:4]
@@ -27,26 +26,24 @@ def peaks(trainer):
     return rates
 
 
-@pytest.mark.parametrize("cell_id", ["t5_sa_lora", "bert_sa_sft"])
-def test_the_head_has_its_own_rate_and_the_rest_the_recipes(cell_id):
-    trainer = trainer_for(cell_of(cell_id, **RATES), REVIEWS)
-    assert peaks(trainer) == {True: {1e-3}, False: {1e-2}}
+T5, PLUS = cell_of("t5_sa_lora", **RATES), LoraPlus(id="loraplus", name="LoRA+")
 
 
-def test_without_one_all_trains_at_the_recipes_rate():
-    trainer = trainer_for(cell_of("t5_sa_lora", **RATES | {"head_learning_rate": None}), REVIEWS)
-    assert peaks(trainer) == {True: {1e-2}, False: {1e-2}}
-    assert len(trainer.optimizer.param_groups) == 2
-
-
-def test_lora_plus_keeps_its_ratio_beside_it():
-    cell = replace(cell_of("t5_sa_lora", **RATES), method=LoraPlus(id="loraplus", name="LoRA+"))
-    assert peaks(trainer_for(cell, REVIEWS)) == {True: {1e-3}, False: {1e-2, 16e-2}}
+@pytest.mark.parametrize(
+    ("cell", "head", "rest"),
+    [
+        (T5, {1e-3}, {1e-2}),
+        (cell_of("bert_sa_sft", **RATES), {1e-3}, {1e-2}),
+        (replace(T5, recipe=replace(T5.recipe, head_learning_rate=None)), {1e-2}, {1e-2}),
+        (replace(T5, method=PLUS), {1e-3}, {1e-2, 16e-2}),  # LoRA+ keeps its ratio
+    ],
+)
+def test_the_head_has_its_own_rate_and_the_rest_the_recipes(cell, head, rest):
+    assert peaks(trainer_for(cell, REVIEWS)) == {True: head, False: rest}
 
 
 def test_lora_fa_keeps_its_own_lists_beside_each_parameter():
-    cell = replace(cell_of("t5_sa_lora", **RATES), method=LoraFA(id="lorafa", name="LoRA-FA"))
-    trainer = trainer_for(cell, REVIEWS)
+    trainer = trainer_for(replace(T5, method=LoraFA(id="lorafa", name="LoRA-FA")), REVIEWS)
     groups = trainer.optimizer.param_groups
     names = {id(p): name for name, p in trainer.stepped.items()}
     assert [[names[id(p)] for p in group["params"]] for group in groups] == [group["names"] for group in groups]
@@ -60,9 +57,8 @@ def test_a_method_that_ignores_it_is_caught():
             return [{"params": [p for p in model.parameters() if p.requires_grad], "weight_decay": 0.0}]
 
     for method, passes in ((LORA, True), (OneRate(id="lora", name="LoRA"), False)):
-        trainer = trainer_for(replace(cell_of("t5_sa_lora", **RATES), method=method), REVIEWS)
-        trainer.run(silent())
-        passed, detail = schedule_counts_updates(Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer, splits=None))
+        evidence = evidence_from(trainer_for(replace(T5, method=method), REVIEWS), run=True)
+        passed, detail = schedule_counts_updates(evidence)
         assert passed is passes
         assert passes or detail == "the head trains at a peak rate of 0.01, not 0.001"
 

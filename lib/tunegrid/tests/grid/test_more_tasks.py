@@ -27,12 +27,10 @@ BY_HAND = {  # SFT: the study's sentiment cells, with one label more
 CELLS = {**NLI_CELLS, **CHAT_CELLS}
 
 
-def test_twelve_cells_are_beside_the_studys_27_and_three_of_them_are_quick():
+def test_their_cells_are_beside_the_studys_and_some_of_them_are_quick():
     theirs = set(filter(is_of_more_tasks, GRID.ids(FULL_PROFILE)))
     assert theirs == set(CELLS) == set(GRID.ids(FULL_PROFILE)) - set(STUDY_IDS)
-    assert len(theirs) == 12
     assert set(filter(is_of_more_tasks, GRID.ids(TASKS_PROFILE))) == set(QUICK)
-    assert len(QUICK) == 3
 
 
 def test_the_study_has_its_27_quick_cells_as_they_were():

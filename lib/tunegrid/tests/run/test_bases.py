@@ -73,10 +73,6 @@ def trained():
     return adapter(four_bit(ORIGINAL), four_bit(ORIGINAL))
 
 
-def test_a_layer_unpacks_to_nf4s_levels():
-    assert rounded(unpacked(four_bit(ORIGINAL))) == UNPACKED
-
-
 @pytest.mark.parametrize("delta", [0.05, 0.07])
 def test_what_is_packed_again_takes_a_change_only_beyond_half_a_step(delta):
     """The middle of the two levels is 0.5017: 0.4407 + 0.05 falls back to 0.4407, 0.4407 + 0.07 goes on to 0.5626."""
@@ -92,20 +88,12 @@ def test_unpacked_and_original_take_the_whole_change():
 @pytest.mark.parametrize("kind", [linear, conv])
 def test_the_base_below_an_adapter_is_told_by_its_weights(trained, kind):
     levels = unpacked(four_bit(ORIGINAL)).tolist()
+    assert rounded(unpacked(four_bit(ORIGINAL))) == UNPACKED
     assert the_one(bases_below(trained, trained)) == "packed"
-    assert the_one(bases_below(trained, adapter(kind(levels), kind(levels)))) == "unpacked"
-    assert the_one(bases_below(trained, adapter(kind(ORIGINAL), kind(ORIGINAL)))) == "original"
-
-
-def test_a_merged_base_is_told_by_the_layers_without_an_adapter(trained):
-    levels = unpacked(four_bit(ORIGINAL)).tolist()
-    assert the_one(bases_below(trained, merged(adapter(four_bit(ORIGINAL), four_bit(ORIGINAL))))) == "packed"
-    assert the_one(bases_below(trained, merged(adapter(linear(levels), linear(levels))))) == "unpacked"
-    assert the_one(bases_below(trained, merged(adapter(linear(ORIGINAL), linear(ORIGINAL))))) == "original"
-
-
-def test_a_base_of_other_numbers_is_none_of_them(trained):
-    assert bases_below(trained, adapter(linear(ORIGINAL), linear(((1.0, 0.6), (-1.0, 0.1))))) == frozenset()
+    for weight, layer, name in ((ORIGINAL, four_bit, "packed"), (levels, kind, "unpacked"), (ORIGINAL, kind, "original")):
+        assert the_one(bases_below(trained, adapter(layer(weight), layer(weight)))) == name
+        assert the_one(bases_below(trained, merged(adapter(layer(weight), layer(weight))))) == name  # by the other layer
+    assert bases_below(trained, adapter(kind(ORIGINAL), kind(((1.0, 0.6), (-1.0, 0.1))))) == frozenset()
 
 
 def test_a_base_that_is_half_unpacked_and_half_original_is_the_original_by_what_tells():

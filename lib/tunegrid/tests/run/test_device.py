@@ -29,79 +29,59 @@ FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
 CUDA = torch.device("cuda:0")
 
 
-@pytest.mark.parametrize("requested", ["tpu9", "cuda:99", "gpu"])
-def test_a_device_that_is_not_here_is_refused_in_a_sentence(requested):
-    with pytest.raises(InputError, match=f"--device '?{requested}'?"):
+@pytest.mark.parametrize(
+    ("requested", "words"),
+    [
+        *((name, f"--device '?{name}'?") for name in ("tpu9", "cuda:99", "gpu")),
+        *((name, f"^--device {name}: .* cpu and cuda only") for name in ("mps", "xpu:1", "meta")),  # no memory, no time
+    ],
+)
+def test_a_device_that_cannot_be_used_is_refused_by_name(requested, words):
+    with pytest.raises(InputError, match=words):
         resolve_device(requested)
 
 
-@pytest.mark.parametrize("requested", ["mps", "xpu:1", "meta"])
-def test_a_device_whose_memory_and_time_we_cannot_measure_is_refused_by_name(requested):
-    with pytest.raises(InputError, match=f"^--device {requested}: time and memory are measured on cpu and cuda only"):
-        resolve_device(requested)
+@pytest.mark.parametrize(
+    ("cell_id", "where", "has_bf16", "precision", "words"),
+    [
+        ("bert_sa_lora", CPU, True, "bf16", "in place of fp16, which a CPU only emulates"),
+        ("bert_sa_lora", CUDA, True, "fp16", None),
+        ("bert_sa_lora", CUDA, False, "fp16", None),
+        ("bert_sa_sft", CPU, True, "fp32", None),
+        ("bert_sa_sft", CUDA, True, "fp32", None),
+        ("bert_sa_qlora", CUDA, False, "fp32", "in place of bf16, for which this GPU has no units"),
+        ("bert_sa_qlora", CPU, False, "bf16", None),
+        ("t5_sa_lora", CPU, True, "bf16", "in place of fp16, in which T5 overflows"),
+        ("t5_sa_lora", CUDA, True, "bf16", "in place of fp16, in which T5 overflows"),
+        ("t5_sa_lora", CUDA, False, "fp32", "in which T5 overflows, and of bf16, for which this GPU has no units"),
+    ],
+)
+def test_a_precision_that_the_device_or_t5_cannot_take_gives_way_and_says_so(
+    cell_id, where, has_bf16, precision, words, monkeypatch
+):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)  # T4, V100 and RTX 20 have none
+    resolved, said = resolve_precision(FULL[cell_id], where)
+    assert resolved == precision
+    assert said is None if words is None else words in said
+    assert "fp16" not in {resolve_precision(cell, where)[0] for cell in FULL.values() if cell.backbone.id == "t5"}
 
 
-def test_fp16_becomes_bf16_on_a_cpu_and_says_so():
-    assert resolve_precision(FULL["bert_sa_lora"], CPU) == ("bf16", "bf16 in place of fp16, which a CPU only emulates")
-    assert resolve_precision(FULL["bert_sa_lora"], CUDA) == ("fp16", None)
-
-
-@pytest.fixture
-def turing(monkeypatch):
-    """A GPU without bf16 units, as T4, V100 and RTX 20."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-
-
-@pytest.fixture
-def ampere(monkeypatch):
-    """A GPU with bf16 units."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-
-
-@pytest.mark.usefixtures("ampere")
-@pytest.mark.parametrize("device", [CPU, CUDA], ids=str)
-def test_t5_never_trains_in_fp16(device):
-    assert FULL["t5_sa_lora"].recipe.precision == "fp16"
-    answer = resolve_precision(FULL["t5_sa_lora"], device)
-    assert answer == ("bf16", "bf16 in place of fp16, in which T5 overflows")
-    assert not [cell.id for cell in FULL.values() if cell.backbone.id == "t5" and resolve_precision(cell, device)[0] == "fp16"]
-
-
-@pytest.mark.usefixtures("turing")
-def test_bf16_becomes_fp32_on_a_gpu_that_has_none():
-    assert resolve_precision(FULL["bert_sa_qlora"], CUDA) == ("fp32", "fp32 in place of bf16, for which this GPU has no units")
-    assert resolve_precision(FULL["bert_sa_qlora"], CPU) == ("bf16", None)
-    assert resolve_precision(FULL["bert_sa_lora"], CUDA) == ("fp16", None)
-
-
-@pytest.mark.usefixtures("turing")
-def test_t5_trains_in_fp32_where_bf16_has_no_units():
-    sentence = "fp32 in place of fp16, in which T5 overflows, and of bf16, for which this GPU has no units"
-    assert resolve_precision(FULL["t5_sa_lora"], CUDA) == ("fp32", sentence)
-    assert resolve_precision(FULL["t5_sa_lora"], CPU)[0] == "bf16"
-
-
-@pytest.mark.parametrize(("precision", "kind"), [("fp16", "float16"), ("bf16", "float32"), ("fp32", "float32")])
-@pytest.mark.usefixtures("turing")
-def test_packed_weights_compute_in_the_precision_of_training_where_bf16_has_no_units(precision, kind):
+@pytest.mark.parametrize(
+    ("precision", "where", "has_bf16", "kind"),
+    [
+        *(("fp16", CUDA, False, "float16"), ("bf16", CUDA, False, "float32"), ("fp32", CUDA, False, "float32")),
+        *(("bf16", CUDA, True, "bfloat16"), ("bf16", CPU, True, "bfloat16")),
+    ],
+)
+def test_packed_weights_compute_as_declared_or_in_the_precision_of_training(precision, where, has_bf16, kind, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
     cell = FULL["bert_sa_qlora"]
     cell = replace(cell, recipe=replace(cell.recipe, precision=precision))
-    quantization, sentence = resolve_quantization(cell, CUDA)
+    quantization, said = resolve_quantization(cell, where)
     assert quantization.bnb_4bit_compute_dtype == kind
-    assert sentence == f"the packed base computes in {kind} in place of bfloat16, for which this GPU has no units"
-    assert quantization_config(cell, CUDA).bnb_4bit_compute_dtype is getattr(torch, kind)
-
-
-@pytest.mark.usefixtures("ampere")
-def test_packed_weights_compute_as_declared_elsewhere():
-    for cell_id in ("bert_sa_qlora", "bert_sa_sft"):
-        for where in (CPU, CUDA):
-            assert resolve_quantization(FULL[cell_id], where) == (FULL[cell_id].quantization, None)
-
-
-def test_a_recipes_fp32_stays():
-    cell = replace(FULL["bert_sa_sft"])
-    assert resolve_precision(cell, CPU) == resolve_precision(cell, CUDA) == ("fp32", None)
+    assert (said is None) == has_bf16
+    assert quantization_config(cell, where).bnb_4bit_compute_dtype is getattr(torch, kind)
+    assert resolve_quantization(FULL["bert_sa_sft"], where) == (None, None)
 
 
 def test_a_gpu_in_use_is_refused_with_by_how_much(monkeypatch):
@@ -111,10 +91,7 @@ def test_a_gpu_in_use_is_refused_with_by_how_much(monkeypatch):
     assert used == 16.0
     with pytest.raises(InputError, match=r"cuda:0 is in use: 16.0 GiB of it are taken by others; .* --allow-busy-gpu"):
         check_idle(CUDA, used)
-
-
-def test_an_own_context_and_a_cpu_are_not_taken_for_others():
-    check_idle(CUDA, 0.6)
+    check_idle(CUDA, 0.6)  # an own context
     check_idle(CPU, used_by_others_gib(CPU))
 
 
@@ -139,23 +116,26 @@ def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
 # Several GPUs, several workers
 
 
-@pytest.fixture
-def two_gpus(monkeypatch):
-    """torch reports two GPUs."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
+@pytest.mark.parametrize(
+    ("takes", "gpus", "shared"),
+    [
+        # The next cell of the same worker stays on its GPU.
+        ([(0, {"worker": 0}), (1, {"worker": 1}), (0, {"worker": 0})], [0, 1, 0], [set(), set(), set()]),
+        # A GPU of another session is passed by, and shared only in need.
+        ([(0, {"worker": 0}), (1, {"worker": 0}), (2, {"worker": 0})], [0, 1, 0], [set(), set(), {0}]),
+        # One that is wished is taken, and shared where it is held.
+        ([(0, {"worker": 0, "requested": 1}), (1, {"worker": 0, "requested": 1})], [1, 1], [set(), {1}, set()]),
+    ],
+)
+def test_each_takes_a_gpu_of_its_own_where_there_is_one(tmp_path, monkeypatch, takes, gpus, shared):
+    two_gpus(monkeypatch)
+    claims = [Claims(tmp_path) for _ in range(3)]
+    assert [claims[who].take(**wish) for who, wish in takes] == gpus
+    assert [claim.shared for claim in claims] == shared
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_each_worker_takes_a_gpu_of_its_own(tmp_path):
-    first, second = Claims(tmp_path), Claims(tmp_path)
-    assert (first.take(worker=0), second.take(worker=1)) == (0, 1)
-    assert first.take(worker=0) == 0  # the next cell of the same worker stays on it
-    assert first.shared == second.shared == set()
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path):
+def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path, monkeypatch):
+    two_gpus(monkeypatch)
     other, own = Claims(tmp_path), Claims(tmp_path)
     assert (other.take(worker=1), own.take(worker=1)) == (1, 0)
     other.release()
@@ -163,18 +143,9 @@ def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path):
     assert Claims(tmp_path).take(worker=1) == 1  # nobody holds it
 
 
-@pytest.mark.usefixtures("two_gpus")
-def test_a_gpu_of_another_session_is_passed_by_and_shared_only_in_need(tmp_path):
-    first, second, third = (Claims(tmp_path) for _ in range(3))
-    assert [claims.take(worker=0) for claims in (first, second, third)] == [0, 1, 0]
-    assert (second.shared, third.shared) == (set(), {0})
-
-
-@pytest.mark.usefixtures("two_gpus")
-def test_a_wished_gpu_is_taken_and_shared_where_it_is_held(tmp_path):
-    first, second = Claims(tmp_path), Claims(tmp_path)
-    assert (first.take(0, requested=1), second.take(0, requested=1)) == (1, 1)
-    assert (first.shared, second.shared) == (set(), {1})
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
 
 
 def test_sharing_shows_in_the_record(monkeypatch):
@@ -214,17 +185,6 @@ def test_memory_that_was_freed_is_given_back_between_cells():
     blocks = [torch.ones(2**20) for _ in range(64)]  # 4 MiB each
     assert resident_mib() - before > 200
     del blocks
-    free_memory(CPU)
-    assert resident_mib() - before < 64
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="Linux tells resident memory in /proc")
-def test_large_blocks_stay_with_the_process_until_they_are_given_back():
-    keep_freed_memory()
-    before = resident_mib()
-    block = torch.ones(2**25)  # 128 MiB, which glibc would return at once
-    del block
-    assert resident_mib() - before > 100
     free_memory(CPU)
     assert resident_mib() - before < 64
 

@@ -43,11 +43,8 @@ NEWS = rows_of("cnn_dailymail/train")[:4]
         ("t5_sum_sft", "shared.weight", "embeddings"),
     ],
 )
-def test_a_parameter_belongs_to_the_group_of_its_layer(cell_id, name, group):
+def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(cell_id, name, group):
     assert group_of(name, cell_of(cell_id), ()) == group
-
-
-def test_what_the_method_added_is_in_the_methods_groups():
     name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
     assert group_of(name, cell_of("gpt2_sa_lora"), {name}) == "lora_B"
 
@@ -55,16 +52,9 @@ def test_what_the_method_added_is_in_the_methods_groups():
 def test_norms_are_over_all_tensors_of_a_group():
     tensors = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0]]), "c": torch.tensor([2.0])}
     assert norms({"one": ["a", "b"], "other": ["c"], "absent": ["d"]}, tensors.get) == {"one": 5.0, "other": 2.0}
-
-
-@pytest.mark.parametrize(("value", "shown"), [(1 / 3, 0.333333333), (math.nan, None), (math.inf, None), (0, 0.0)])
-def test_a_figure_has_nine_digits_or_is_none(value, shown):
-    assert figure(value) == shown
-
-
-def test_a_large_tensor_is_sampled_evenly():
-    [some] = sampled({"a": torch.arange(3 * 4096.0)}).values()
+    [some] = sampled({"a": torch.arange(3 * 4096.0)}).values()  # a large one is sampled evenly
     assert some.tolist() == [3.0 * index for index in range(4096)]
+    assert [figure(value) for value in (1 / 3, math.nan, math.inf, 0)] == [0.333333333, None, None, 0.0]
 
 
 # Before training
@@ -75,24 +65,17 @@ def trainer():
     return trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
 
 
-def test_probing_disturbs_nothing(trainer):
+def test_probing_disturbs_nothing_and_takes_the_loss_without_dropout(trainer):
     trainer.model.train()
     before = torch.get_rng_state()
-    before_training(trainer, Metrics(), REVIEWS)
+    figures = before_training(trainer, Metrics(), REVIEWS)
     assert trainer.model.training
     assert torch.equal(torch.get_rng_state(), before)
     assert all(p.grad is None for p in trainer.parameters.values())
-
-
-def test_probing_twice_gives_the_same(trainer):
-    assert before_training(trainer, Metrics(), REVIEWS) == before_training(trainer, Metrics(), REVIEWS)
-
-
-def test_the_loss_is_taken_without_dropout(trainer):
     with torch.no_grad():
         batch = trainer.codec.collate(short_to_long(trainer.features, 4))
         expected = float(trainer.codec.loss(trainer.model.eval(), batch)) / trainer.codec.targets(batch)
-    assert before_training(trainer, Metrics(), REVIEWS)["probe_loss"] == pytest.approx(expected, rel=1e-6)
+    assert figures["probe_loss"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_base_in_nf4_says_so_and_its_norms_are_of_the_numbers_it_stands_for():
@@ -132,23 +115,13 @@ def test_an_encoder_block_without_gradients_is_counted():
     assert sound["lora_A"] == broken["lora_A"] == 0  # B starts at zero
 
 
-def test_tensors_with_a_gradient_are_counted_by_group():
-    gradients = {"a": torch.tensor([0.0, 1.0]), "b": torch.zeros(2)}
-    assert reached({"one": ["a", "b"], "other": ["c"]}, gradients) == {"one": 1, "other": 0}
-
-
-@pytest.mark.parametrize("bias", [0.0, 3e-8, 9e-7])
-def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias):
+@pytest.mark.parametrize(("bias", "count"), [(0.0, 1), (3e-8, 1), (9e-7, 1), (2e-6, 2)])
+def test_a_gradient_that_is_zero_but_for_rounding_is_none(bias, count):
     """The bias of a span's head: whichever of its values is rounded to zero, the count is the same."""
-    gradients = {"weight": torch.tensor([1.0]), "bias": torch.tensor([bias])}
-    assert reached({"head": ["weight", "bias"]}, gradients) == {"head": 1}
-    assert rounded({"head": ["weight", "bias"]}, gradients) == {"bias"}
-
-
-def test_a_small_gradient_is_one_and_a_group_of_zeros_is_not_rounding():
-    gradients = {"weight": torch.tensor([1.0]), "bias": torch.tensor([2e-6])}
-    assert reached({"head": ["weight", "bias"]}, gradients) == {"head": 2}
-    assert rounded({"lora_A": ["a", "b"]}, {"a": torch.zeros(2), "b": torch.zeros(2)}) == set()
+    groups, gradients = {"head": ["weight", "bias"]}, {"weight": torch.tensor([0.0, 1.0]), "bias": torch.tensor([bias])}
+    assert reached(groups | {"other": ["c"]}, gradients) == {"head": count, "other": 0}
+    assert rounded(groups, gradients) == ({"bias"} if count == 1 else set())
+    assert rounded({"lora_A": ["a", "b"]}, {"a": torch.zeros(2), "b": torch.zeros(2)}) == set()  # all of a group
 
 
 def test_what_moves_by_rounding_alone_is_no_movement():
@@ -249,18 +222,14 @@ def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
         assert all(any((length + step) % 16 == 0 for step in range(cap)) for length in start)
 
 
-# Fixed answers
-
-
-def test_a_spoiled_text_lacks_every_third_word():
-    row = {"article": "", "highlights": "one two three four five six"}
-    assert spoiled(cell_of("t5_sum_sft").task, row, 0) == "the two three five six"
-    assert spoiled(cell_of("t5_sum_sft").task, row, 2) == "the one three four six"
-
-
-def test_fixed_answers_are_scored():
+def test_fixed_answers_are_scored_and_a_spoiled_text_lacks_every_third_word():
     rows = [{"content": "x", "label": label} for label in (0, 1, 1, 1)]  # answers are 0, 1, 0, 1
     assert fixed_answers(cell_of("bert_sa_sft").task, Metrics(), rows)["accuracy"] == 75.0
+    row = {"article": "", "highlights": "one two three four five six"}
+    texts = [spoiled(cell_of("t5_sum_sft").task, row, n) for n in (0, 2)]
+    assert texts == ["the two three five six", "the one three four six"]
+    for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
+        assert digest_of(iter(values)) == digest(values)
 
 
 # The first updates
@@ -297,8 +266,3 @@ def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
     other = trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     other.load_state_dict(trainer.state_dict())
     assert other.part().first_step == whole is not None
-
-
-def test_a_digest_taken_value_by_value_is_that_of_the_list():
-    for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
-        assert digest_of(iter(values)) == digest(values)

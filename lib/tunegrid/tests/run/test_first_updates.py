@@ -29,6 +29,7 @@ def test_first_updates_are_those_of_a_whole_run_and_it_goes_on_as_if_it_had_not_
     assert paused.paused
     assert first.losses == all_of_it.losses[:count]
     assert first.order == all_of_it.order  # of the rows of the whole run, as planned
+    assert paused.log.learning_rates == whole.log.learning_rates[:count]
     rest = paused.run(silent(), score)
     assert not paused.paused
     assert (rest.losses, rest.order, rest.epoch_scores) == (all_of_it.losses, all_of_it.order, all_of_it.epoch_scores)
@@ -37,29 +38,14 @@ def test_first_updates_are_those_of_a_whole_run_and_it_goes_on_as_if_it_had_not_
         assert torch.equal(parameter, paused.parameters[name]), name
 
 
-def test_rates_are_those_of_the_whole_schedule():
-    whole, [_] = trained(6, **EPOCHS)
-    paused, [_] = trained(2, **EPOCHS)
-    assert paused.log.learning_rates == whole.log.learning_rates[:2]
-
-
-def test_more_first_updates_than_there_are_end_with_the_run():
+def test_first_updates_may_be_all_and_a_loss_that_is_no_number_stops_before_the_pause():
     trainer, [first] = trained(100, max_steps=2)
-    assert first.updates == 2
-    assert trainer.paused
-
-
-def test_a_loss_that_is_no_number_stops_before_the_pause():
+    assert (first.updates, trainer.paused) == (2, True)
     trainer = trainer_of(CELL, train_rows(CELL)[:48], max_steps=6)
     with torch.no_grad():
         next(p for p in trainer.model.parameters() if p.requires_grad).fill_(float("nan"))
     assert trainer.run(silent(), first_updates=2).stopped == "loss is nan at update 1 of 6"
     assert not trainer.paused
-
-
-def test_no_text_is_predicted_before_training_beside_that_of_the_probe():
-    rows = train_rows("gpt2_sum_sft")[:16]
-    assert predicted(trainer_of("gpt2_sum_sft", rows, max_steps=2), rows[:4]) is None
 
 
 @pytest.mark.parametrize("cell", ["bert_qa_sft", "gpt2_qa_sft"])
@@ -69,3 +55,5 @@ def test_what_the_untrained_model_predicts_depends_on_model_and_rows_alone(cell)
     before = predicted(trainer, rows[:4])
     assert before == predicted(trainer, rows[:4])
     assert before != predicted(trainer, rows[4:8])
+    news = train_rows("gpt2_sum_sft")[:16]
+    assert predicted(trainer_of("gpt2_sum_sft", news, max_steps=2), news[:4]) is None  # no text beside that of the probe

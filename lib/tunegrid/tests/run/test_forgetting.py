@@ -1,6 +1,7 @@
 """The backbone's own loss: it is what transformers computes, a frozen backbone forgets nothing, SFT at a high rate does."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from random import Random
@@ -65,10 +66,6 @@ def test_masked_tokens_are_predicted_and_no_other():
     assert [label if token == 100 else token for token, label in zip(read, labels, strict=True)][1:-1] == list(range(10, 30))
 
 
-def test_each_next_token_is_predicted_where_it_is_not_read_yet():
-    assert causal([7, 8, 9], Letters(), Random(0)) == ([7, 8, 9], [8, 9, IGNORED])
-
-
 def test_spans_and_the_rest_make_the_text_again():
     """20 tokens, 15 % in spans of 3: one span."""
     ids = list(range(10, 30))
@@ -79,20 +76,21 @@ def test_spans_and_the_rest_make_the_text_again():
     assert [*read[:place], *target[1:-1], *read[place + 1 : -1]] == ids
 
 
+def test_each_next_token_is_predicted_and_texts_that_a_tokenizer_spells_are_left_out():
+    assert causal([7, 8, 9], Letters(), Random(0)) == ([7, 8, 9], [8, 9, IGNORED])
+    rows = [
+        {"article": text, "highlights": "x", "id": "1"}
+        for text in ("the fire was out .", "李娜 山田 Иван", "the fire was out .")
+    ]
+    assert texts_of(SUM, rows, tokenizer_of("gpt2_sum_sft")) == ["the fire was out ."]
+
+
 @pytest.mark.parametrize("length", [1, 2, 5, 64, 128])
 def test_however_long_a_text_is_something_of_it_is_hidden(length):
     for hide in HIDE.values():
         read, labels = hide(list(range(10, 10 + length)), Letters(), Random(1))
         assert read
         assert length == 1 or any(label != IGNORED for label in labels)
-
-
-def test_of_a_tasks_texts_those_that_a_tokenizer_spells_are_left_out():
-    rows = [
-        {"article": text, "highlights": "x", "id": "1"}
-        for text in ("the fire was out .", "李娜 山田 Иван", "the fire was out .")
-    ]
-    assert texts_of(SUM, rows, tokenizer_of("gpt2_sum_sft")) == ["the fire was out ."]
 
 
 # The model
@@ -168,38 +166,35 @@ def test_asking_leaves_random_numbers_and_modes_as_they_were():
 # What cannot be asked
 
 
-def refused(cell):
+def without_its_pretraining_head(folder):
+    """A cell of an encoder-only export of BERT: no tensor of `cls.predictions`."""
+    cell = cell_of("bert_sa_sft")
+    path = shutil.copytree(cell.profile.checkpoint_root / "bert-micro", folder / "bert-micro") / "model.safetensors"
+    kept = {name: tensor.clone() for name, tensor in load_file(path).items() if not name.startswith("cls.")}
+    path.unlink()
+    save_file(kept, path, {"format": "pt"})
+    return replace(cell, profile=replace(cell.profile, checkpoint_root=folder))
+
+
+BERT = cell_of("bert_sa_sft")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda folder: replace(BERT, backbone=replace(BERT.backbone, objective=None)), "bert does not declare what it was"),
+        (without_its_pretraining_head, "lacks .* tensors of its pretraining head, cls.predictions.bias among them"),
+        (lambda folder: zoo().cell("t5_sum_prompt", ZOO_PROFILE), "learned tokens stand in front of the text"),
+    ],
+)
+def test_what_cannot_be_asked_says_why(tmp_path, make, words):
+    cell = make(tmp_path)
     trainer = trainer_for(cell, load_splits(cell.task, cell.profile).train[:8])
     losses = language_losses(trainer, trainer.codec.tokenizer, {"qa": ["the fire was out ."]})
     part = forgetting_record(losses, losses)
+    assert re.search(words, part.refused)
     assert part.before is part.after is part.change is part.frozen is None
     assert list(objections(part)) == []
-    return part.refused
-
-
-def test_a_backbone_that_declares_no_objective_is_not_asked():
-    cell = cell_of("bert_sa_sft")
-    assert refused(replace(cell, backbone=replace(cell.backbone, objective=None))) == (
-        "backbone bert does not declare what it was pretrained with (Backbone.objective)"
-    )
-
-
-def test_a_checkpoint_without_its_pretraining_head_is_not_asked(tmp_path):
-    """An encoder-only export of BERT: no tensor of `cls.predictions`."""
-    cell = cell_of("bert_sa_sft")
-    folder = shutil.copytree(cell.profile.checkpoint_root / "bert-micro", tmp_path / "bert-micro")
-    weights = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
-    kept = {name: one for name, one in weights.items() if not name.startswith("cls.")}
-    save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    reason = refused(replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path)))
-    assert reason.startswith("the checkpoint lacks ")
-    assert reason.endswith(" tensors of its pretraining head, cls.predictions.bias among them")
-
-
-def test_learned_tokens_leave_the_backbone_as_it_is():
-    cell = zoo().cell("t5_sum_prompt", ZOO_PROFILE)
-    assert refused(cell) == "learned tokens stand in front of the text, and leave the backbone as it is"
 
 
 def test_a_model_of_another_family_is_not_asked():

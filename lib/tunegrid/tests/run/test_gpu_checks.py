@@ -1,5 +1,7 @@
 """The logic of `pytest -m gpu`, with figures made by hand: what is right passes, what is wrong is said."""
 
+import pytest
+
 from fixtures.gpu_summary import is_check, line
 from tunegrid.run.gpu_checks import clocks_differ, ladder_broken, left_behind, not_shared, not_smaller, skips_miscounted
 
@@ -7,40 +9,30 @@ GIB = 2**30
 HALVED = "out of memory at update 2 of 8: micro-batches of 8 in place of 16, accumulated to the same update"
 
 
-def test_a_cell_may_leave_a_workspace_and_no_model():
-    assert left_behind(10, 10 + 32 * 2**20) == []
-    assert left_behind(0, int(1.4 * GIB)) == ["a cell left 1.40 GiB on the device"]
-
-
-def test_events_and_wall_clock_agree_within_five_percent():
-    assert clocks_differ(1.0, 1.04) == []
-    assert clocks_differ(0.5, 1.0) == ["CUDA events say 0.500 s, the wall clock 1.000 s"]
-
-
-def test_a_ladder_that_works_has_halved_and_kept_the_loss():
-    assert ladder_broken([HALVED], 8, 16, (0.7, 0.701)) == []
-    assert ladder_broken([], 16, 16, (0.7, 0.7)) == ["memory ran out, but the micro-batch is 16 of 16"]
-    assert ladder_broken([HALVED], 8, 16, (0.7, 1.4)) == ["the loss is 1.4000 in smaller micro-batches, 0.7000 in one"]
-
-
-def test_lost_updates_are_those_that_halved_the_scale():
-    assert skips_miscounted([0, 1, 2], 3.0, updates=10, scheduled=7) == []
-    assert skips_miscounted([0, 1], 3.0, updates=10, scheduled=8) == [
-        "2 updates are counted as lost, the scale was halved 3 times"
-    ]
-    assert skips_miscounted([0], 1.0, updates=10, scheduled=10) == ["the schedule made 10 steps in 10 updates, 1 of them lost"]
-    assert skips_miscounted([], 0.0, updates=10, scheduled=10) == ["no update was lost, so nothing was checked"]
-
-
-def test_each_method_takes_more_than_the_one_before():
-    assert not_smaller({"qlora": 1, "lora": 2, "sft": 3}) == []
-    assert not_smaller({"qlora": 2_000, "lora": 2_000, "sft": 3_000}) == ["qlora takes 2,000 bytes, lora 2,000"]
-
-
-def test_the_second_process_on_a_gpu_knows_that_it_is_the_second():
-    assert not_shared(own=False, other=True) == []
-    assert not_shared(own=False, other=False) == ["a process does not see that another one holds its GPU"]
-    assert not_shared(own=True, other=True) == ["a process that came first takes itself for a guest"]
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (left_behind(10, 10 + 32 * 2**20), ""),  # a workspace
+        (left_behind(0, int(1.4 * GIB)), "left 1.40 GiB"),
+        (clocks_differ(1.0, 1.04), ""),
+        (clocks_differ(0.5, 1.0), "0.500 s, the wall clock 1.000 s"),
+        (ladder_broken([HALVED], 8, 16, (0.7, 0.701)), ""),
+        (ladder_broken([], 16, 16, (0.7, 0.7)), "the micro-batch is 16 of 16"),
+        (ladder_broken([HALVED], 8, 16, (0.7, 1.4)), "1.4000 in smaller micro-batches, 0.7000 in one"),
+        (skips_miscounted([0, 1, 2], 3.0, updates=10, scheduled=7), ""),  # lost updates are those that halved the scale
+        (skips_miscounted([0, 1], 3.0, updates=10, scheduled=8), "2 updates are counted as lost, the scale was halved 3 times"),
+        (skips_miscounted([0], 1.0, updates=10, scheduled=10), "10 steps in 10 updates, 1 of them lost"),
+        (skips_miscounted([], 0.0, updates=10, scheduled=10), "nothing was checked"),
+        (not_smaller({"qlora": 1, "lora": 2, "sft": 3}), ""),
+        (not_smaller({"qlora": 2_000, "lora": 2_000, "sft": 3_000}), "qlora takes 2,000 bytes, lora 2,000"),
+        (not_shared(own=False, other=True), ""),
+        (not_shared(own=False, other=False), "does not see that another one holds its GPU"),
+        (not_shared(own=True, other=True), "takes itself for a guest"),
+    ],
+)
+def test_what_is_right_passes_and_what_is_wrong_is_said(said, words):
+    assert len(said) == (words != "")
+    assert words in "".join(said)
 
 
 def test_another_test_with_the_word_in_its_name_is_no_check():

@@ -1,18 +1,11 @@
 """How many threads a process has: what the user gives, what control groups leave, and its share of that."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from fixtures.planning import pytest_xdist_auto_num_workers
-from tunegrid import ROOT
 from tunegrid.machine import SHARED_OUT, announce_threads, cgroup_quotas, given_threads, shared_out, thread_share
-
-CPU_GROUPS = Path("/sys/fs/cgroup/cpu")  # of version 1
-ASKS = "from tunegrid.machine import usable_cores; print(usable_cores())"
 
 
 @pytest.fixture
@@ -54,53 +47,31 @@ def test_the_one_thread_that_torchrun_gives_each_rank_is_not_the_users(environme
     assert thread_share(None, ranks=2) == 2
 
 
-def groups(folder, memberships, files):
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    (folder / "memberships").write_text(memberships)
-    return sorted(cgroup_quotas(folder, folder / "memberships"))
+NO_LIMIT = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n", "cpu.max": "max 100000\n"}
 
 
-def test_every_control_group_above_a_process_limits_it(tmp_path):
-    files = {"jobs/7/cpu.max": "max 100000\n", "jobs/cpu.max": "150000 100000\n", "cpu.max": "400000 100000\n"}
-    assert groups(tmp_path, "0::/jobs/7\n", files) == [1.5, 4.0]
-
-
-def test_a_container_sees_its_own_group_as_the_topmost(tmp_path):
-    files = {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}
-    assert groups(tmp_path, "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/\n", files) == [2.5]
-
-
-def test_without_a_limit_there_is_no_quota(tmp_path):
-    files = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n", "cpu.max": "max 100000\n"}
-    assert groups(tmp_path, "4:cpu:/\n0::/\n", files) == []
+@pytest.mark.parametrize(
+    ("memberships", "files", "quotas"),
+    [
+        (  # every group above a process limits it
+            "0::/jobs/7\n",
+            {"jobs/7/cpu.max": "max 100000\n", "jobs/cpu.max": "150000 100000\n", "cpu.max": "400000 100000\n"},
+            [1.5, 4.0],
+        ),
+        (  # a container sees its own group as the topmost
+            "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/\n",
+            {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"},
+            [2.5],
+        ),
+        ("4:cpu:/\n0::/\n", NO_LIMIT, []),
+    ],
+)
+def test_control_groups_limit_a_process(tmp_path, memberships, files, quotas):
+    for name, text in (files | {"memberships": memberships}).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert sorted(cgroup_quotas(tmp_path, tmp_path / "memberships")) == quotas
     assert list(cgroup_quotas(tmp_path, tmp_path / "none")) == []
-
-
-def cores_of_a_process(quota_us):
-    """What a process answers that the kernel limits to so many microseconds in 100,000."""
-    group = CPU_GROUPS / f"tunegrid-test-{os.getpid()}"
-    try:
-        group.mkdir()
-    except OSError as error:
-        pytest.skip(f"needs the right to make a control group of version 1: {error}")
-    try:
-        (group / "cpu.cfs_quota_us").write_text(f"{quota_us}")
-        enters = f"import os; open('{group}/cgroup.procs', 'w').write(str(os.getpid())); "
-        kept = {name: value for name, value in os.environ.items() if name != "TUNEGRID_CORES"}
-        command = [sys.executable, "-c", enters + ASKS]
-        environment = kept | {"PYTHONPATH": str(ROOT / "lib")}
-        return int(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
-    finally:
-        group.rmdir()
-
-
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_a_quota_of_the_kernel_counts_as_cores():
-    assert cores_of_a_process(-1) == len(os.sched_getaffinity(0))
-    assert cores_of_a_process(150_000) == 1
-    assert cores_of_a_process(50_000) == 1  # never none
 
 
 def test_as_many_workers_start_as_there_are_cores(environment):

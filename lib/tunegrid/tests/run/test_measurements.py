@@ -26,10 +26,7 @@ def test_mfu_is_what_an_update_achieves_of_the_devices_best():
     flops = flops_of(FOOTPRINT, 2.0)
     assert (flops.achieved_flops_per_second, flops.mfu_percent) == (1_500.0, 30.0)
     assert (flops_of(FOOTPRINT, None).achieved_flops_per_second, flops_of(FOOTPRINT, None).mfu_percent) == (None, None)
-
-
-def test_a_footprints_ledger_has_its_peak_and_what_is_left_for_activations():
-    ledger = complete(LEDGER, FOOTPRINT)
+    ledger = complete(LEDGER, FOOTPRINT)  # activations have what is left of the peak
     assert (ledger.weights_bytes, ledger.peak_bytes, ledger.activations_bytes) == (100, 180, 50)
 
 
@@ -64,10 +61,7 @@ def test_origins_do_not_name_the_folder_that_holds_the_data():
 def test_a_model_is_its_checkpoint_and_its_head(cell_id, profile, checkpoint, adapted):
     model = model_record(STUDY.cell(cell_id, profile))
     assert (model.checkpoint, model.adapted_modules) == (checkpoint, adapted)
-
-
-def test_a_class_given_as_a_head_is_named():
-    cell = STUDY.cell("gpt2_sa_lora", FOOTPRINT_PROFILE)
+    cell = STUDY.cell(cell_id, profile)
     assert model_record(replace(cell, head=replace(cell.head, architecture=torch.nn.Linear))).architecture == "Linear"
 
 

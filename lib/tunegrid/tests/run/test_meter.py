@@ -4,6 +4,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import bitsandbytes
 import pytest
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from tunegrid.codecs.base import all_tokens, real_tokens
 from tunegrid.record.parts import Ledger, Parameters
 from tunegrid.run.energy import Counter, Energy
-from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, peaks, tensor_bytes
+from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, tensor_bytes
 from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
 MIB = 2**20
@@ -47,20 +48,6 @@ def test_updates_of_ten_milliseconds_give_a_hundred_samples_per_second_however_m
         assert measured([0.01] * updates).throughput().train_samples_per_second == pytest.approx(100)
 
 
-def test_real_updates_of_ten_milliseconds_give_a_hundred_samples_per_second():
-    def rate():
-        meter = Meter(device=CPU)
-        for _ in range(WARMUP_UPDATES + 3):
-            with meter.update(samples=1, tokens=1, padded_tokens=1):
-                until = time.perf_counter() + 0.01
-                while time.perf_counter() < until:
-                    pass
-        return meter.throughput().train_samples_per_second
-
-    # Other processes can only slow an update down: one undisturbed try is enough, and a wrong meter never has one.
-    assert any(rate() == pytest.approx(100, rel=0.05) for _ in range(60))
-
-
 def test_validation_and_encoding_between_updates_are_not_training_time():
     meter = measured([0.5] * 8, between=60.0)
     assert meter.train_seconds() == 4.0
@@ -89,10 +76,13 @@ def test_warm_up_updates_are_left_out_of_rates_and_kept_in_training_time():
     assert meter.train_seconds() == 29.0
 
 
-def test_token_rates_count_real_tokens_and_padding_has_a_share_of_its_own():
+def test_rates_by_hand():
     throughput = measured([0.5] * 5, tokens=30, padded_tokens=40).throughput()
-    assert throughput.train_tokens_per_second == 60.0
-    assert throughput.padding_share == 0.25
+    assert (throughput.train_tokens_per_second, throughput.padding_share) == (60.0, 0.25)
+    steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
+    assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
+    short = measured([1.0] * WARMUP_UPDATES).throughput()  # too short to measure
+    assert (short.train_samples_per_second, short.step_seconds_median, short.measured_steps) == (None, None, 0)
 
 
 def test_real_tokens_of_a_batch_are_those_under_its_masks():
@@ -100,24 +90,9 @@ def test_real_tokens_of_a_batch_are_those_under_its_masks():
     rows = [{"label": 1, "content": "the lamp is great ."}, {"label": 0, "content": "poor lamp"}]
     batch = codec.collate(codec.encode(rows, training=True))
     assert (real_tokens(batch), all_tokens(batch)) == (7 + 4, 2 * 7)
-
-
-def test_tokens_of_a_separate_target_count_too():
-    codec = codec_for("t5_sum_sft")
+    codec = codec_for("t5_sum_sft")  # a separate target counts, too
     [feature] = codec.encode([{"article": "tea was served .", "highlights": "tea served ."}], training=True)
     assert real_tokens(codec.collate([feature])) == len(feature.input_ids) + 4  # tea served . </s>
-
-
-def test_the_median_and_the_ninetieth_percentile_of_updates():
-    steps = measured([0.0] * 3 + [1.0] * 9 + [5.0]).throughput()
-    assert (steps.step_seconds_median, steps.step_seconds_p90) == (1.0, pytest.approx(4.6))  # 90 % of 11 steps up
-
-
-def test_a_run_too_short_to_measure_says_so_with_none():
-    throughput = measured([1.0] * WARMUP_UPDATES).throughput()
-    assert throughput.train_samples_per_second is None
-    assert throughput.step_seconds_median is None
-    assert throughput.measured_steps == 0
 
 
 def test_an_update_holds_nothing_that_waits_or_cleans_up():
@@ -158,52 +133,29 @@ def resettable():
         pytest.skip("this system has no /proc/self/clear_refs that resets the high-water mark of memory")
 
 
-def test_each_phase_has_its_own_peak(resettable):
-    meter = Meter(device=CPU)
-    with meter.phase("load"):
-        torch.ones(256 * MIB // 4).sum()
-    with meter.phase("train"):
-        torch.ones(8).sum()
-    high, low = (meter.phases[name].rss_peak_gib for name in ("load", "train"))
-    assert high - low == pytest.approx(0.25, abs=0.05)
+def test_seconds_and_peaks_belong_to_one_phase_alone_and_add_up_over_its_parts(resettable, monkeypatch):
+    meter, clock = Meter(device=CPU), HandClock()
+    monkeypatch.setattr(time, "perf_counter", clock.mark)
 
+    def works(seconds, mib=1):
+        clock.now += seconds
+        torch.ones(mib * MIB // 4).sum()
 
-def test_a_phase_that_comes_again_adds_time_and_keeps_the_higher_peak(resettable):
-    meter = Meter(device=CPU)
     with meter.phase("train"):
-        torch.ones(256 * MIB // 4).sum()
-        time.sleep(0.02)
+        works(1.0)
+        with meter.phase("validate"):
+            works(10.0, 256)
+        works(2.0)
     first = meter.phases["train"].rss_peak_gib
     with meter.phase("train"):
-        time.sleep(0.02)
-    assert meter.phases["train"].rss_peak_gib == first
-    assert 0.04 <= meter.phases["train"].seconds < 2
-
-
-def test_a_phase_inside_another_interrupts_it(resettable):
-    meter = Meter(device=CPU)
-    with meter.phase("train"):
-        time.sleep(0.05)
-        with meter.phase("validate"):
-            torch.ones(256 * MIB // 4).sum()
-            time.sleep(0.2)
-        time.sleep(0.05)
+        works(4.0, 128)
+    with pytest.raises(RuntimeError), meter.phase("train"):  # one that fails is measured all the same
+        works(8.0, -1)
     train, validate = meter.phases["train"], meter.phases["validate"]
-    assert validate.rss_peak_gib - train.rss_peak_gib == pytest.approx(0.25, abs=0.05)
-    assert validate.seconds >= 0.2
-    assert 0.1 <= train.seconds < 0.2
-
-
-def test_a_phase_that_fails_is_measured_all_the_same():
-    meter = Meter(device=CPU)
-    with pytest.raises(RuntimeError), meter.phase("train"):
-        raise RuntimeError
-    assert meter.phases["train"].seconds >= 0
-
-
-def test_what_a_cpu_cannot_measure_is_none():
-    cpu_peaks = peaks(CPU, seconds=1.0)
-    assert (cpu_peaks.allocated_peak_gib, cpu_peaks.reserved_peak_gib) == (None, None)
+    assert (train.seconds, validate.seconds) == (15.0, 10.0)
+    assert validate.rss_peak_gib - first == pytest.approx(0.25, abs=0.05)
+    assert train.rss_peak_gib - first == pytest.approx(0.125, abs=0.05)
+    assert (train.allocated_peak_gib, train.reserved_peak_gib) == (None, None)  # a CPU has none
 
 
 def test_the_ledger_of_a_linear_layer_is_exact():
@@ -225,8 +177,8 @@ def test_frozen_weights_are_weights_but_not_trainable_ones():
     layer = nn.Linear(3, 2)
     layer.weight.requires_grad_(False)
     sizes = ledger(layer, None, None)
-    assert (sizes.weights_bytes, sizes.checkpoint_bytes) == (32, 8)
-    assert (sizes.gradients_bytes, sizes.optimizer_bytes) == (None, None)
+    assert (sizes.weights_bytes, sizes.checkpoint_bytes, sizes.gradients_bytes, sizes.optimizer_bytes) == (32, 8, None, None)
+    assert parameter_counts(layer) == Parameters(trainable_params=2, total_params=8, trainable_percent=25.0)
 
 
 def test_tied_weights_and_views_count_once():
@@ -238,29 +190,14 @@ def test_tied_weights_and_views_count_once():
     assert tensor_bytes([one.weight, one.weight.t(), one.weight[0]]) == 36
 
 
-def test_parameter_counts_say_what_trains():
-    layer = nn.Linear(3, 2)
-    layer.weight.requires_grad_(False)
-    assert parameter_counts(layer) == Parameters(trainable_params=2, total_params=8, trainable_percent=25.0)
-
-
-@pytest.fixture
-def packed():
+def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales():
     """64 x 32 weights in NF4 with double quantization."""
-    import bitsandbytes
-
-    return bitsandbytes.nn.Linear4bit(64, 32, bias=False, quant_type="nf4", compress_statistics=True).to("cpu")
-
-
-def test_a_four_bit_layer_counts_the_weights_it_holds(packed):
-    assert parameter_counts(packed).total_params == 64 * 32
-
-
-def test_the_ledger_of_a_four_bit_layer_counts_packed_weights_and_scales(packed):
+    packed = bitsandbytes.nn.Linear4bit(64, 32, bias=False, quant_type="nf4", compress_statistics=True).to("cpu")
     weights, scales = 64 * 32 // 2, 64 * 32 // 64  # half a byte a weight; a byte a block of 64
     scales_of_scales = 4 + 4  # one block of 256, and their offset
     tables = 16 * 4 + 256 * 4  # the values that 4 bits and 8 bits stand for
     assert ledger(packed, None, None).weights_bytes == weights + scales + scales_of_scales + tables
+    assert parameter_counts(packed).total_params == 64 * 32
 
 
 def test_predicting_on_a_cpu_leaves_the_ledger_of_a_four_bit_layer_as_it_is():

@@ -67,29 +67,20 @@ def test_no_file_of_an_adapter_tells_a_folder_of_this_machine(adapter):
     assert "- **Finetuned from model [optional]:** bert-micro" in card.text.splitlines()
     config = PeftConfig.from_pretrained(folder)
     assert (config.base_model_name_or_path, config.target_modules) == ("bert-micro", {"query", "value"})
+    assert "A micro model, for tests alone" in card.text
+    assert "Synthetic data: tunegrid made up every row" in card.text
+    assert (card.data.datasets, card.data.license) == (None, "apache-2.0")  # by the micro backbone's own card
     assert [path.name for path in folder.glob("*.*") if b"/fixtures/" in path.read_bytes()] == []
 
 
-def test_a_micro_model_of_made_up_rows_says_so(adapter):
-    card = adapter[1]
-    assert "A micro model, for tests alone" in card.text
-    assert "Synthetic data: tunegrid made up every row" in card.text
-    assert card.data.datasets is None
-    assert card.data.license == "apache-2.0"  # by the micro backbone's own card
-
-
-def test_a_saved_classifier_names_its_classes(tmp_path):
-    folder, _ = kept("bert_sa_sft", tmp_path)
+def test_a_saved_classifier_names_its_classes_without_the_network(no_network, tmp_path):
+    folder, card = kept("bert_sa_sft", tmp_path)
+    assert card.data.library_name == "transformers"
+    assert json.loads((folder / "record.json").read_text())["cell"] == "bert_sa_sft"
     config = AutoConfig.from_pretrained(folder)
     assert config.id2label == {0: "negative", 1: "positive"}
     assert config.label2id == {"negative": 0, "positive": 1}
     assert [path.name for path in folder.glob("*.*") if b"/fixtures/" in path.read_bytes()] == []
-
-
-def test_a_card_is_written_without_the_network(no_network, tmp_path):
-    folder, card = kept("gpt2_sa_sft", tmp_path)
-    assert card.data.library_name == "transformers"
-    assert json.loads((folder / "record.json").read_text())["cell"] == "gpt2_sa_sft"
 
 
 def test_a_cell_of_the_hub_names_data_and_backbone(no_network):

@@ -1,23 +1,17 @@
-"""Figures of modules while a model computes: what is noted, that nothing of it stays behind, and what it costs."""
+"""Figures of modules while a model computes: what is noted, and that nothing of it stays behind."""
 
-import json
 import math
-import time
-from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
 
-from fixtures.rows import keep_modules
-from tunegrid import ROOT
-from tunegrid.results import examples
-from tunegrid.results.modules import NUMBERS, first_backward, first_forward, modules_of
+from tunegrid.results.modules import first_backward, first_forward, modules_of
 from tunegrid.run import module_figures
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.module_figures import LARGE, ModuleFigures, figures_of, tamed, tensors_in
 from tunegrid.run.probe import before_training
-from tunegrid.tests.small import rows_of, silent, train_rows, trainer_of
+from tunegrid.tests.small import rows_of, silent, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
 NEWS = rows_of("cnn_dailymail/train")[:4]
@@ -62,6 +56,8 @@ def test_norms_are_those_of_what_goes_in_and_comes_out():
     assert columns["depth"] == [1, 1, 1, 1, 0]
     assert columns["kind"] == ["Embedding", "Half", "Half", "Linear", "Toy"]
     assert columns["library"] == ["torch", HERE, HERE, "torch", HERE]
+    assert columns["source"] == [-1, 0, 1, 2, -1]  # who made what goes in
+    assert columns["maker"] == [0, 1, 2, 3, 3]  # and what comes out: the model hands on what its last module made
     # (3, 4) and (6, 8) have norms of 5 and 10, together the root of 125; a quarter of each, times (1, 2), is 2.75 and 5.5.
     root = math.sqrt(125)
     assert columns["given_norm"] == pytest.approx([root, root / 2, root / 4, math.hypot(2.75, 5.5), math.hypot(2.75, 5.5)])
@@ -76,12 +72,6 @@ def test_gradients_are_those_at_the_output_and_of_a_modules_own_weights():
     assert columns["gradient_norm"] == pytest.approx([ten / 4, ten / 2, ten, two, two])
     # Of the embedding two rows get (1, 2) / 4; of the weights of `out` the gradient is the sum of (3, 4) / 4 and (6, 8) / 4.
     assert columns["weights_norm"] == [pytest.approx(ten / 4), None, None, pytest.approx(3 * 5 / 4), None]
-
-
-def test_who_made_what_goes_in_and_what_comes_out_is_noted():
-    columns = noted(Toy()).columns()
-    assert columns["source"] == [-1, 0, 1, 2, -1]
-    assert columns["maker"] == [0, 1, 2, 3, 3]  # the model hands on what its last module made
 
 
 def test_values_that_change_places_keep_their_norm_alone():
@@ -109,15 +99,12 @@ def test_autocast_does_not_round_what_is_projected():
     assert all(map(torch.equal, inside, figures_of(states)))
 
 
-def test_what_masks_hold_hides_nothing():
+def test_tensors_are_found_in_what_libraries_nest_and_what_masks_hold_hides_nothing():
+    one, two = torch.ones(1), torch.zeros(1)
+    assert tensors_in([{"a": (one, None), "b": [two]}, "no", 3, one]) == [one, two, one]
     lowest = torch.finfo(torch.float32).min
     assert tamed(torch.tensor([0.0, lowest, -math.inf, 2.0, LARGE])).tolist() == [0, -1, -1, 2, LARGE]
     assert tamed(torch.tensor([True, False])).tolist() == pytest.approx([math.sin(1), 0])
-
-
-def test_tensors_are_found_in_what_libraries_nest():
-    one, two = torch.ones(1), torch.zeros(1)
-    assert tensors_in([{"a": (one, None), "b": [two]}, "no", 3, one]) == [one, two, one]
 
 
 def test_a_change_in_one_of_two_models_is_named():
@@ -125,9 +112,8 @@ def test_a_change_in_one_of_two_models_is_named():
     healthy = modules_of(noted(Toy()).columns())
     planted = Toy()
     planted.shrink.forward = lambda states, scale=0.4: (states * scale, "no tensor")  # the second call says which scale
-    assert first_forward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4).startswith(
-        f"shrink (Half, {HERE}) is"
-    )
+    sentence = first_forward((healthy, modules_of(noted(planted).columns())), "forward", 1e-4)
+    assert sentence.startswith(f"shrink (Half, {HERE}) is")
     planted = Toy()
     multiply = planted.out.forward
     planted.out.forward = lambda states: multiply(0.5 * states + (0.5 * states).detach())
@@ -191,24 +177,18 @@ def kept_by(trainer, rows):
 
 @pytest.mark.parametrize(("cell_id", "rows"), [("bert_sa_lora", REVIEWS), ("t5_sum_qlora", NEWS)])
 def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, cell_id, rows):
-    with_figures, _ = kept_by(trainer_of(cell_id, rows), rows)
+    def probed_and_trained():
+        trainer = trainer_of(cell_id, rows, max_steps=2)
+        figures, columns = kept_by(trainer, rows)
+        trainer.start_from(figures)
+        return figures, trainer.run(silent()).losses, columns["module"]
+
+    *with_figures, _ = probed_and_trained()
     monkeypatch.setattr(ModuleFigures, "_enter", lambda *_, **__: None)
     monkeypatch.setattr(ModuleFigures, "_leave", lambda *_: None)
-    without, columns = kept_by(trainer_of(cell_id, rows), rows)
-    assert columns["module"] == []
+    *without, modules = probed_and_trained()
+    assert modules == []
     assert without == with_figures
-
-
-def test_training_behind_the_probe_has_the_same_losses(monkeypatch):
-    def losses():
-        trainer = trainer_of("bert_sa_lora", REVIEWS, max_steps=3)
-        trainer.start_from(kept_by(trainer, REVIEWS)[0])
-        return trainer.run(silent()).losses
-
-    one = losses()
-    monkeypatch.setattr(ModuleFigures, "_enter", lambda *_, **__: None)
-    monkeypatch.setattr(ModuleFigures, "_leave", lambda *_: None)
-    assert losses() == one
 
 
 def test_the_probe_leaves_no_hook_and_gives_the_same_figures_twice():
@@ -227,43 +207,3 @@ def test_a_probe_whose_search_does_not_fit_keeps_the_other_phases(monkeypatch):
     trainer = trainer_of("t5_sum_lora", NEWS)
     monkeypatch.setattr(trainer.codec, "generate", full)
     assert set(kept_by(trainer, NEWS)[1]["phase"]) == {"forward", "dropout"}
-
-
-# What it costs
-
-
-@pytest.mark.parametrize("cell_id", ["bert_sa_lora", "bert_sum_lora", "gpt2_qa_sft", "t5_sum_qlora"])
-@pytest.mark.slow
-def test_figures_cost_a_few_percent_of_a_cell(monkeypatch, tmp_path, cell_id):
-    """In seconds of a CPU, by turns with and without; of the cell, what its phases took in the committed baseline."""
-    monkeypatch.setattr("tunegrid.results.examples.STORE", tmp_path)
-    rows = train_rows(cell_id)[:64]
-    trainer = trainer_of(cell_id, rows)
-    with_figures, without = zip(*(by_turns(trainer, rows) for _ in range(7)), strict=True)
-    cost, whole = min(with_figures[1:]) - min(without[1:]), seconds_of(cell_id)  # the first turn fills caches
-    print(f"{cell_id}: figures of modules take {cost:.3f} s, {cost / whole:.2%} of the cell's {whole:.1f} s")
-    assert cost < 0.2 * whole  # about 0.03; other work on the machine takes caches, and so seconds of a CPU, too
-
-
-def by_turns(trainer, rows):
-    """The probe's seconds with figures, their file written, too, and without."""
-    start = time.process_time()
-    name = before_training(trainer, Metrics(), rows, keep_modules)["modules"]
-    middle = time.process_time()
-    (examples.STORE / name).unlink()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ModuleFigures, "noted", lambda *_: nullcontext())
-        patch.setattr("tunegrid.run.probe._dropping", lambda *_, **__: {})
-        begun = time.process_time()
-        before_training(trainer, Metrics(), rows)
-        return middle - start, time.process_time() - begun
-
-
-def seconds_of(cell_id):
-    run = json.loads((ROOT / "reports" / "baselines" / "quick-cpu.json").read_text())
-    phases = next(row["extra_info"]["memory"]["phases"] for row in run["benchmarks"] if row["extra_info"]["cell"] == cell_id)
-    return sum(phase["seconds"] for phase in phases.values())
-
-
-def test_every_number_has_a_column():
-    assert {f"given_{number}" for number in NUMBERS} <= set(noted(Toy()).columns())

@@ -4,11 +4,10 @@ transformers computes the loss inside the model here, from labels that it makes;
 """
 
 import pytest
-import torch
 import transformers as hf
 from torch.utils.data import DataLoader
 
-from tunegrid.tests.small import silent, train_rows, trainer_of
+from tunegrid.tests.small import silent, still, train_rows, trainer_of
 
 UPDATES = 10
 
@@ -38,13 +37,6 @@ class Recording(hf.Trainer):
         return loss
 
 
-def without_dropout(trainer):
-    for module in trainer.model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return trainer
-
-
 def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
     rows = train_rows(cell_id)[: batch * accumulation * UPDATES + 8]
     settings = {
@@ -56,7 +48,7 @@ def ours_and_theirs(cell_id, tmp_path, batch, accumulation):
         "warmup_ratio": 0.2,
         "precision": "fp32",
     }
-    ours, reference = (without_dropout(trainer_of(cell_id, rows, **settings)) for _ in range(2))
+    ours, reference = (still(trainer_of(cell_id, rows, **settings)) for _ in range(2))
     recipe = ours.cell.recipe
     groups = list(ours.updates(0))[:UPDATES]
     batches = [theirs(ours.codec.collate(features)) for group in groups for features in group]

@@ -8,14 +8,24 @@ import torch
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.evaluation import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.run.weights import model_checksums
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks
-from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent, still, train_rows, trainer_for, trainer_of
+from tunegrid.tests.small import (
+    CPU,
+    codec_for,
+    evidence_from,
+    model_of,
+    rows_of,
+    silent,
+    still,
+    train_rows,
+    trainer_for,
+    trainer_of,
+)
 
 METHODS = {cell_id.split("_")[2] for cell_id in zoo().ids(ZOO_PROFILE)} - {"sft"}
 PACKED = sorted(name for name in METHODS if zoo().methods[name].quantization)
@@ -97,11 +107,7 @@ def test_micro_batches_that_are_accumulated_count_as_one_update():
 
     assert rows_of_ranks(2) == [[["a", "d"], ["g"]], [["b", "e"]], [["c", "f"]]]
     assert Ranks(1, 2).share([["a"]], 2) == []
-
-
-def test_a_cell_on_one_process_keeps_its_micro_batches():
-    group = [["a", "b"], ["c"]]
-    assert ALONE.share(group, 1) is group
+    assert ALONE.share(group := [["a", "b"], ["c"]], 1) is group
 
 
 def test_ranks_drop_others_and_the_first_one_has_the_cells_seed():
@@ -116,7 +122,7 @@ def audits_of(ranks, broken):
     trainer = trainer_of("gpt2_sum_lora", rows_of("cnn_dailymail/train")[:12], ranks=ranks, **CUT)
     if broken == "mean of each rank":
         trainer.divisors = lambda batches: [ranks.count * sum(map(trainer.codec.targets, batches))] * len(batches)
-    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    evidence = evidence_from(trainer)
     early = ranks_train_as_one(evidence)
     trainer.run(silent())
     if broken == "a rank of its own" and ranks.rank == 1:
@@ -125,28 +131,18 @@ def audits_of(ranks, broken):
     return early, ranks_end_alike(evidence)
 
 
-def test_ranks_that_train_as_one_pass():
-    (early, late), other = on_ranks(2, audits_of, "")
-    assert early[0], early
-    assert late[0], late
-    assert other[1] == late
-
-
-def test_a_mean_of_each_rank_is_named():
-    (early, _), _ = on_ranks(2, audits_of, "mean of each rank")
-    assert not early[0]
+@pytest.mark.parametrize("broken", ["", "mean of each rank", "a rank of its own"])
+def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
+    (early, late), (_, other) = on_ranks(2, audits_of, broken)
+    assert early[0] == (broken != "mean of each rank"), early
     assert early[1].startswith("2 ranks, 6 rows: loss off by ")
-
-
-def test_a_rank_that_ends_with_other_weights_is_named():
-    (_, late), _ = on_ranks(2, audits_of, "a rank of its own")
-    assert late[0] is False
-    assert late[1].endswith("; rank 1 has others than the first")
+    assert late[0] == (broken != "a rank of its own"), late
+    assert late[0] or late[1].endswith("; rank 1 has others than the first")
+    assert broken or other == late
 
 
 def test_a_cell_on_one_process_has_nothing_to_show():
-    trainer = trainer_of("bert_sa_lora", rows_of("amazon_polarity/train")[:4])
-    evidence = Evidence(cell=trainer.cell, codec=trainer.codec, trainer=trainer)
+    evidence = evidence_from(trainer_of("bert_sa_lora", rows_of("amazon_polarity/train")[:4]))
     assert ranks_train_as_one(evidence) is None
     assert ranks_end_alike(evidence) is None
 

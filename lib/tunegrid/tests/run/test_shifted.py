@@ -17,7 +17,8 @@ from tunegrid.tests.small import codec_for, rows_of
 
 METRIC = Metrics()
 PART = EvaluationRecord(seconds=None, loss=None, batch=None, metric_sources={})
-KEEPING, TURNING = ([shift for shift in SHIFTS if shift.turns is turns] for turns in (False, True))
+TURNING = [shift for shift in SHIFTS if shift.turns]
+REVIEWS = rows_of("amazon_polarity/train")[:60]
 
 
 class Model:
@@ -30,44 +31,27 @@ class Model:
         self.asked.append(len(rows))
         answers = [self.answer(row) for row in rows]
         scored = METRICS[self.task.problem](METRIC, self.task, rows, answers)
-        return Evaluation(
-            part=PART,
-            scores=scored.scores,
-            examples=scored.examples,
-            rows=rows,
-            features=[],
-            outputs=[],
-            predictions=[Prediction(value=answer) for answer in answers],
-        )
+        given = {"part": PART, "rows": rows, "features": [], "outputs": []}
+        predictions = [Prediction(value=answer) for answer in answers]
+        return Evaluation(**given, scores=scored.scores, examples=scored.examples, predictions=predictions)
 
 
 def told(cell, task, rows, answer, shifts=SHIFTS):
     return shifted(codec_for(cell), rows, Model(task, answer), shifts)
 
 
-def objected(points):
-    return list(objections(shifted_record(points, None)))
-
-
-def reviews():
-    return rows_of("amazon_polarity/train")[:60]
-
-
 def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_that_turn():
     """Of 60 reviews n are positive: always "positive" is right on these, on none of their twins, and alike on every shift."""
-    positive = sum(row["label"] for row in reviews())
-    points = told("bert_sa_sft", SA, reviews(), lambda row: 1)
+    positive = sum(row["label"] for row in REVIEWS)
+    points = told("bert_sa_sft", SA, REVIEWS, lambda row: 1)
     part = shifted_record(points, None)
     assert {shift.change.value for shift in part.shifts.values()} == {0.0}
-    assert (part.contrasts["negated"].pairs, part.contrasts["negated"].right, part.contrasts["negated"].both) == (
-        60,
-        positive,
-        0,
+    negated = part.contrasts["negated"]
+    assert (negated.pairs, negated.right, negated.both) == (60, positive, 0)
+    [said] = objections(part)
+    assert said.startswith(
+        f"shift negated turns the right answer, and of {positive} rows that are answered rightly, only 0 twins"
     )
-    assert list(objections(part)) == [
-        f"shift negated turns the right answer, and of {positive} rows that are answered rightly, only 0 twins are: "
-        "the model hardly reads what decides"
-    ]
 
 
 @pytest.mark.parametrize(
@@ -100,16 +84,18 @@ def test_one_that_is_always_right_follows_every_turn_and_meets_no_objection(cell
     points = told(cell, task, rows_of(file)[:40], right)
     assert all(all(contrast.right) and all(contrast.twin) for contrast in points.contrasts.values())
     assert len(points.contrasts) == 1
-    assert objected(points) == []
+    assert list(objections(shifted_record(points, None))) == []
 
 
 def test_what_a_tokenizer_ignores_must_cost_nothing():
     """BERT's tokenizer knows no case: all rows are asked again, and one that answers otherwise is named."""
     loud = next(shift for shift in SHIFTS if shift.id == "upper")
-    points = told("bert_sa_sft", SA, reviews(), lambda row: row["label"] if row["content"].islower() else 0, [loud])
+    points = told("bert_sa_sft", SA, REVIEWS, lambda row: row["label"] if row["content"].islower() else 0, [loud])
     shift = points.shifts["upper"]
     assert (shift.changed, shift.read) == (60, 0)
-    assert objected(points) == ["shift upper changes no token that the model reads, and its points are others"]
+    assert list(objections(shifted_record(points, None))) == [
+        "shift upper changes no token that the model reads, and its points are others"
+    ]
 
 
 def test_only_rows_that_change_are_asked_anew():
@@ -117,20 +103,18 @@ def test_only_rows_that_change_are_asked_anew():
     texts = ("i do not like it .", "i like it .", "it is not good .", "good .")
     rows = [{"label": 1, "title": "t", "content": text} for text in texts]
     model = Model(SA, lambda row: int("n't" not in row["content"]))
-    points = shifted(
-        codec_for("gpt2_sa_sft"), rows, model, [shift for shift in SHIFTS if shift.id in ("contracted", "renamed")]
-    )
+    points = shifted(codec_for("gpt2_sa_sft"), rows, model, [one for one in SHIFTS if one.id in ("contracted", "renamed")])
     assert model.asked == [4, 2, 4]  # as they are, contracted, and as they are again
     assert points.shifts["contracted"].points == [0.0, 100.0, 0.0, 100.0]
-    assert list(points.shifts) == ["contracted"], (
-        "no review has a name: a shift that changes nothing costs not 0, it is not there"
-    )
+    assert list(points.shifts) == ["contracted"]  # no review has a name: a shift that changes nothing costs not 0
 
 
 def test_rows_that_are_scored_otherwise_without_a_change_are_objected_to():
     answers = iter([1, 1, 0, 1])
-    points = told("bert_sa_sft", SA, reviews()[:2], lambda row: next(answers), [])
-    assert objected(points) == ["scored again without any change, rows have other points: drops cannot be told from chance"]
+    points = told("bert_sa_sft", SA, REVIEWS[:2], lambda row: next(answers), [])
+    assert list(objections(shifted_record(points, None))) == [
+        "scored again without any change, rows have other points: drops cannot be told from chance"
+    ]
 
 
 def test_of_many_rows_some_are_taken_the_same_for_every_cell():
@@ -144,9 +128,9 @@ def test_a_users_shift_is_scored_on_the_problems_that_it_is_for():
         return dict(row) | {"title": f"{row['title']} !"}
 
     loud = Shift(id="loud", meaning="!", change=exclaimed, problems=(SA.problem,))
-    assert list(told("gpt2_sa_sft", SA, reviews(), lambda row: 1, [loud]).shifts) == ["loud"]
+    assert list(told("gpt2_sa_sft", SA, REVIEWS, lambda row: 1, [loud]).shifts) == ["loud"]
     elsewhere = replace(loud, problems=(QA.problem,))
-    assert list(told("gpt2_sa_sft", SA, reviews(), lambda row: 1, [elsewhere]).shifts) == []
+    assert list(told("gpt2_sa_sft", SA, REVIEWS, lambda row: 1, [elsewhere]).shifts) == []
 
 
 def test_a_summary_follows_its_article_by_the_words_that_differ():

@@ -4,6 +4,7 @@ import ctypes
 import re
 import sys
 import warnings
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -39,29 +40,32 @@ def collecting():
 OURS_FILE = ROOT / "lib" / "tunegrid" / "run" / "made_up.py"
 LIBRARY = module_at("/site-packages/peft/model.py", "peft.model")
 OURS = module_at(OURS_FILE, "tunegrid.run.made_up")
+USERS_FILE = Path("/somewhere/mine.py")
+USERS = module_at(USERS_FILE, "mine")
 # Our own code, which calls what a library calls deprecated: `stacklevel` names this line.
 CALLS = module_at(ROOT / "lib" / "tunegrid" / "run" / "calls.py", "tunegrid.run.calls", "def call(function): function()")
 
 
-def test_without_collecting_a_librarys_new_warning_is_an_error(collecting):
-    with pytest.raises(FutureWarning):
-        LIBRARY.renamed()
-
-
 @pytest.mark.parametrize("category", [FutureWarning, UserWarning, RuntimeWarning])
-def test_a_librarys_warnings_are_counted_and_fail_nothing(collecting, category):
+def test_a_librarys_warnings_are_counted_and_fail_nothing_meanwhile(collecting, category):
+    before = list(warnings.filters), warnings.showwarning
+    with pytest.raises(category):
+        LIBRARY.renamed(category)
     with collecting.collected():
         LIBRARY.renamed(category)
         CALLS.call(lambda: LIBRARY.renamed(category))
     [one] = collecting.part
     found = (one.library, one.category, one.message, one.count)
     assert found == ("peft", category.__name__, "`old` is deprecated since 1.2", 2)
+    assert (warnings.filters, warnings.showwarning) == before
 
 
-def test_a_warning_of_our_own_stays_an_error(collecting):
-    with collecting.collected(), pytest.raises(UserWarning, match="deprecated"):
-        OURS.renamed(UserWarning)
-    assert collecting.part == []
+@pytest.mark.parametrize(("module", "users"), [(OURS, []), (USERS, [USERS_FILE])])
+def test_a_warning_of_our_own_or_of_a_users_file_stays_an_error(collecting, module, users):
+    collector = LibraryWarnings(users)
+    with collector.collected(), pytest.raises(UserWarning, match="deprecated"):
+        module.renamed(UserWarning)
+    assert collector.part == []
 
 
 def test_what_compiled_code_calls_deprecated_in_our_line_is_its_own(collecting):
@@ -75,12 +79,6 @@ def test_what_compiled_code_calls_deprecated_in_our_line_is_its_own(collecting):
     assert [(one.library, one.category) for one in collecting.part] == [("compiled code", "FutureWarning")]
 
 
-def test_a_users_file_warns_as_ours_does(collecting, tmp_path):
-    users = module_at(tmp_path / "mine.py", "mine")
-    with LibraryWarnings([tmp_path / "mine.py"]).collected(), pytest.raises(UserWarning):
-        users.renamed(UserWarning)
-
-
 def test_other_filters_hold(collecting):
     warnings.filterwarnings("error", "never", UserWarning)
     with collecting.collected():
@@ -88,13 +86,6 @@ def test_other_filters_hold(collecting):
         with pytest.raises(UserWarning, match="never"):
             exec(compile("import warnings; warnings.warn('never')", "/site-packages/a.py", "exec"), {"__name__": "a"})
     assert collecting.part == []
-
-
-def test_afterwards_everything_is_as_it_was(collecting):
-    before = list(warnings.filters), warnings.showwarning
-    with collecting.collected():
-        pass
-    assert (warnings.filters, warnings.showwarning) == before
 
 
 def test_a_message_names_no_folder_and_no_address():
