@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.grid.backbones import within
-from tunegrid.grid.methods import Answer, Base, Lora, grouped
-from tunegrid.grid.optimizers import ParameterGroups
+from tunegrid.grid.methods import Answer, Base, Lora, ParameterGroups, grouped
 from tunegrid.grid.recipes import Recipe
 
 if TYPE_CHECKING:

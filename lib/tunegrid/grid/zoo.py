@@ -12,8 +12,7 @@ from typing import Any
 from tunegrid.grid.adapters import IA3, OFT, BitFit, Norms, PrefixTuning, PromptTuning, Vera
 from tunegrid.grid.backbones import BACKBONES, Head, Layout
 from tunegrid.grid.cells import Grid, study
-from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
-from tunegrid.grid.optimizers import OPTIMIZERS
+from tunegrid.grid.methods import LORA, NF4, OPTIMIZERS, QLORA, SFT, Lora, Method
 from tunegrid.grid.quick import GREEDY, quick_changes
 from tunegrid.grid.recipes import RECIPES, Adapter, Recipe
 from tunegrid.grid.tasks import TASKS

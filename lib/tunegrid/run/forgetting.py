@@ -19,9 +19,8 @@ from torch.nn.functional import cross_entropy
 from tunegrid.codecs.base import IGNORED, Batch, integers, on
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
-from tunegrid.grid.backbones import Objective
+from tunegrid.grid.backbones import Objective, checkpoint_of
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.tasks import Task
 from tunegrid.run.build import base_type, from_hub_or_folder
 from tunegrid.run.device import ATTENTION, autocast

@@ -18,8 +18,7 @@ from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
 from tunegrid.errors import first_line
-from tunegrid.record.parts import BaseKind, MergedRecord, MergesRecord
-from tunegrid.record.plain import plain
+from tunegrid.record.parts import BaseKind, MergedRecord, MergesRecord, plain
 from tunegrid.run.audits.evidence import Evidence, sample
 from tunegrid.run.bases import bases_below, packed, packed_layers, the_one, weight_of
 from tunegrid.run.build import base_type

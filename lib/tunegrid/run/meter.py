@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.machine import give_back_memory
-from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, Throughput
-from tunegrid.record.ranks import RankRecord, RanksRecord
+from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, RankRecord, RanksRecord, Throughput
 from tunegrid.run.energy import Energy
 from tunegrid.run.ranks import Ranks, local_shard
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import huggingface_hub as hub
 from huggingface_hub.repocard import metadata_load
 
+from tunegrid.grid.backbones import checkpoint_of
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS, Carve, Problem, score_title
 from tunegrid.places import without_places

@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tunegrid.codecs.base import Feature
 from tunegrid.grid.cells import Cell
-from tunegrid.record.ranks import RankRecord, RanksRecord
+from tunegrid.record.parts import RankRecord, RanksRecord
 from tunegrid.run.order import chunks
 
 T = TypeVar("T")

@@ -18,9 +18,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tunegrid.grid.backbones import within
+from tunegrid.grid.backbones import checkpoint_of, within
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.record.parts import ModelRecord
 from tunegrid.record.record import architecture_name
 

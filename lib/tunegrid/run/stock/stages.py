@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.record.stock import STOCK_STAGES, StockStage
+from tunegrid.record.parts import STOCK_STAGES, StockStage
 from tunegrid.run.first_step import digest, digest_of
 from tunegrid.run.stock.answers import has_pipeline, pipeline_name
 from tunegrid.run.stock.arguments import collator_of

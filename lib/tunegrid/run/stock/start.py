@@ -16,9 +16,8 @@ from tokenizers.processors import TemplateProcessing
 
 from tunegrid.codecs.architectures import architecture
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import Head, Layout
+from tunegrid.grid.backbones import Head, Layout, checkpoint_of
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.methods import SFT, Method
 from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION, Recipe
 from tunegrid.grid.tasks import Problem

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tunegrid.record.stock import StockRecord
+from tunegrid.record.parts import StockRecord
 from tunegrid.run.stock.both import UPDATES, Both
 from tunegrid.run.stock.course import Course
 from tunegrid.run.stock.stages import compare

@@ -30,8 +30,7 @@ from tunegrid.data.shifts import (
 )
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
-from tunegrid.grid.shifts import Shift
-from tunegrid.grid.tasks import QA, SA, SUM, Problem
+from tunegrid.grid.tasks import QA, SA, SUM, Problem, Shift
 from tunegrid.lab.micro.reviews import HEDGES, VERDICTS
 from tunegrid.lab.micro.words import GOOD
 

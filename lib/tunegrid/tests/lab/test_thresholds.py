@@ -19,7 +19,7 @@ from tunegrid.lab import calibrate, grid_runs, measure
 from tunegrid.lab.calibrate import CalibrationPlan, blunt, calibration, read_controls
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
-from tunegrid.record.wrong import below_bounds
+from tunegrid.record.checks import below_bounds
 from tunegrid.results.bounds import HEALTHY_MISSES, Calibration, bound_of, noise_toml, thresholds_toml
 from tunegrid.results.noise import Deviation, load_noise, pooled
 from tunegrid.results.thresholds import load_bounds

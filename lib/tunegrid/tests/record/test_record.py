@@ -16,9 +16,8 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.recipes import Recipe
 from tunegrid.machine import PACKAGES, versions
 from tunegrid.record import Record, from_json, new_record, plain, schema, to_json
-from tunegrid.record.invariants import ORDERED, ORDERED_MEANS, impossible
-from tunegrid.record.reading import checked
-from tunegrid.record.rules import contradictions
+from tunegrid.record.checks import ORDERED, ORDERED_MEANS, contradictions, impossible
+from tunegrid.record.io import checked
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
 
 # Plain values

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.record import from_json, new_record, to_json
-from tunegrid.record.rules import contradictions
-from tunegrid.record.stock import STOCK_STAGES, StockRecord, StockStage
+from tunegrid.record.checks import contradictions
+from tunegrid.record.parts import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
