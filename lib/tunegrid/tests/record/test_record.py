@@ -119,6 +119,10 @@ def test_a_complete_record_is_sound(data):
     assert to_json(record) == data
 
 
+def test_a_record_of_version_0_16_reads_as_the_same():
+    assert from_json(complete_json() | {"replaced": [], "distilled": None}) == from_json(complete_json())
+
+
 def test_a_stopped_record_is_sound():
     stopped = MEASURED["training"] | {"losses": [0.7, None], "stopped": "loss is nan at update 2 of 80"}
     outcome = {"status": "stopped", "missed": ["loss is nan at update 2 of 80"]}
