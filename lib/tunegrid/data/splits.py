@@ -13,9 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from tunegrid.data.conversations import ConversationTable
-from tunegrid.data.noise import noisy
-from tunegrid.data.rows import check_column, check_row, check_task, identity, text_hash
+from tunegrid.data.rows import ConversationTable, check_column, check_row, check_task, identity, noisy, text_hash
 from tunegrid.data.sources import Row, Table, check_split, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import Profile

@@ -13,7 +13,7 @@ from tunegrid.grid.adapters import IA3, OFT, BitFit, Norms, PrefixTuning, Prompt
 from tunegrid.grid.backbones import BACKBONES, Head, Layout
 from tunegrid.grid.cells import Grid, study
 from tunegrid.grid.methods import LORA, NF4, OPTIMIZERS, QLORA, SFT, Lora, Method
-from tunegrid.grid.quick import GREEDY, quick_changes
+from tunegrid.grid.profiles import GREEDY, quick_changes
 from tunegrid.grid.recipes import RECIPES, Adapter, Recipe
 from tunegrid.grid.tasks import TASKS
 from tunegrid.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa

@@ -21,9 +21,8 @@ from tunegrid.run.meter import Meter
 from tunegrid.run.order import chunks
 from tunegrid.run.stock.course import SKIPPED, Course, trained, trainer_of
 from tunegrid.run.stock.known import causal, known_of
-from tunegrid.run.stock.model import stock_model
 from tunegrid.run.stock.oracle import OracleTrainer, Replayed, oracle_codec, with_biases_undecayed
-from tunegrid.run.stock.start import Start, write_start
+from tunegrid.run.stock.start import Start, stock_model, write_start
 from tunegrid.run.stock.text import KEPT, encoded
 
 BATCHES = 4.5  # of an epoch: the last one has half as many rows

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.record.parts import STOCK_STAGES, StockStage
+from tunegrid.record.parts import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.run.first_step import digest, digest_of
-from tunegrid.run.stock.answers import has_pipeline, pipeline_name
-from tunegrid.run.stock.arguments import collator_of
-from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, Both
-from tunegrid.run.stock.known import KNOWN
-from tunegrid.run.stock.scored import Scored
-from tunegrid.run.stock.tolerances import (
+from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, UPDATES, Both
+from tunegrid.run.stock.course import Course, collator_of
+from tunegrid.run.stock.known import (
     GRADIENT,
+    KNOWN,
     LATER,
     LOSS,
     MOVED,
@@ -31,6 +29,7 @@ from tunegrid.run.stock.tolerances import (
     Tolerance,
     apart,
 )
+from tunegrid.run.stock.scored import Scored, has_pipeline, pipeline_name
 
 SHOWN = 6  # digits of a figure in a sentence
 
@@ -98,9 +97,6 @@ def _figure(value: float) -> float | None:
     return float(f"{value:.9g}") if abs(value) < float("inf") else None
 
 
-# Tokens
-
-
 def windows(both: Both, scored: Scored) -> Found:
     """Token ids of each row, and the windows of a long one."""
     theirs, ours = _by_row(both.table["example"], _sources(both)), _by_row(*_ours_by_example(both))
@@ -142,9 +138,6 @@ def _first_other(theirs: Sequence[int], ours: Sequence[int]) -> str:
     return f"token {place + 1} is {theirs[place]}, ours is {ours[place]}"
 
 
-# What both start from
-
-
 def start(both: Both, scored: Scored) -> Found:
     """Which weights train, how all are stored, and what the frozen ones hold."""
     theirs, ours = both.theirs(), both.ours()
@@ -173,9 +166,6 @@ def _rounded_bias(name: str, both: Both) -> bool:
 
 def _equal(theirs: Tensor, ours: Tensor) -> bool:
     return torch.equal(theirs.detach().to(ours.dtype), ours.detach())
-
-
-# Batches
 
 
 def labels(both: Both, scored: Scored) -> Found:
@@ -230,9 +220,6 @@ def _other_tensor(name: str, theirs: Tensor | None, ours: Tensor | None) -> str:
         return ""
     place = (theirs != ours).nonzero()[0].tolist()
     return f"{name} {place} is {int(theirs[tuple(place)])}, ours is {int(ours[tuple(place)])}"
-
-
-# Training
 
 
 def order(both: Both, scored: Scored) -> Found:
@@ -318,9 +305,6 @@ def resume(both: Both, scored: Scored) -> Found:
     return found
 
 
-# Answers
-
-
 def scores(both: Both, scored: Scored) -> Found:
     """`evaluate()` and answers of `predict()` on the same weights."""
     model = both.plain[0].model
@@ -396,3 +380,35 @@ STAGES: Mapping[str, Callable[[Both, Scored], Found]] = {
     "generation": generation,
     "pipeline": pipeline,
 }
+
+
+@dataclass(kw_only=True)
+class Rate:
+    """Rows that both sides trained on, and the seconds that each of them took."""
+
+    samples: int = 0
+    theirs: float = 0.0
+    ours: float = 0.0
+    turns: int = 0
+
+    def add(self, course: Course, seconds: float) -> None:
+        """One turn of each."""
+        self.samples += course.samples
+        self.theirs += course.seconds
+        self.ours += seconds
+        self.turns += 1
+
+
+def compared_in_turns(both: Both) -> StockRecord:
+    """The record's part of a cell: all stages, and how fast both sides trained where they are alike."""
+    compared = compare(both)
+    part = StockRecord(stages=compared.stages, differs=compared.differs or None)
+    if compared.differs:
+        return part
+    rate = Rate()
+    rate.add(both.plain[1], both.ours_plain.seconds)
+    again = both.again()
+    rate.add(again, both.replay(again, 1, UPDATES).seconds)
+    part.samples_per_second, part.own_samples_per_second = rate.samples / rate.theirs, rate.samples / rate.ours
+    part.turns = rate.turns
+    return part

@@ -10,9 +10,8 @@ import torch
 import transformers as hf
 
 from tunegrid.codecs import codec_of
-from tunegrid.codecs.base import IGNORED
+from tunegrid.codecs.base import IGNORED, SyntheticTokenizer
 from tunegrid.codecs.features import cache_key
-from tunegrid.codecs.synthetic import SyntheticTokenizer
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import QA, SA, SUM

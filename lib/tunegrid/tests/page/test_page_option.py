@@ -2,7 +2,7 @@
 
 import pytest
 
-from fixtures import rows
+from fixtures import pipeline as rows
 from tunegrid.tests.sessions import run
 
 pytestmark = pytest.mark.slow

@@ -1,7 +1,7 @@
 """The logic of `pytest -m gpu`, with figures made by hand: what is right passes, what is wrong is said."""
 
-from fixtures.gpu_summary import is_check, line
-from tunegrid.run.gpu_checks import clocks_differ, ladder_broken, left_behind, not_shared, not_smaller, skips_miscounted
+from fixtures.instruments import is_check, line
+from tunegrid.run.device import clocks_differ, ladder_broken, left_behind, not_shared, not_smaller, skips_miscounted
 
 GIB = 2**30
 HALVED = "out of memory at update 2 of 8: micro-batches of 8 in place of 16, accumulated to the same update"

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from fixtures.rows import keep_modules
+from fixtures.pipeline import keep_modules
 from tunegrid import ROOT
 from tunegrid.results import examples
 from tunegrid.results.modules import NUMBERS, first_backward, first_forward, modules_of
