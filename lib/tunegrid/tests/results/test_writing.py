@@ -46,7 +46,7 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
 # What Ray does, in this process and one cell at a time: all else of --engine ray is as it is.
 LOCAL_CLUSTER = """
 from pathlib import Path
-import fixtures.ray.cluster
+import fixtures.ray.plugin
 from fixtures.ray.remote_cell import RemoteResult
 from fixtures.process import Child
 from fixtures.process import run
@@ -69,7 +69,7 @@ class Cluster:
     def leave(self):
         pass
 
-fixtures.ray.cluster.Cluster = Cluster
+fixtures.ray.plugin.Cluster = Cluster
 """
 COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"
 EXPECTED = {
