@@ -73,7 +73,12 @@ def check_task(task: Task) -> None:
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `index` is its number in its file."""
-    if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row) or _half_character(task, row):
+    wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
+    if (
+        fault := next((_type_fault(task, name, row.get(name)) for name in wrong), None)
+        or FAULTS[task.problem](task, row)
+        or _half_character(task, row)
+    ):
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")
 
@@ -90,11 +95,6 @@ def _type_fault(task: Task, column: str, value: Any) -> str:
         return _unknown_label(task, value)
     kind = task.columns[column]
     return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
-
-
-def _wrong_type(task: Task, row: Row) -> str | None:
-    wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
-    return next((_type_fault(task, name, row.get(name)) for name in wrong), None)
 
 
 def _half_character(task: Task, row: Row) -> str | None:

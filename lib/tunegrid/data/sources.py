@@ -5,15 +5,65 @@ row has the name of a label, it is read as its number.
 """
 
 import json
+import os
 import re
+import socket
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, overload
+from urllib.parse import urlsplit
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.tasks import FILE_KINDS, Task
+
+SECONDS = 5.0
+
+
+@cache
+def prefer_cache_if_unreachable() -> bool:
+    """Whether the hub can be reached. If not, set HF_HUB_OFFLINE for this process: cached files load, others fail at once.
+
+    Call it before huggingface_hub is imported, which reads the variable once. Behind a proxy, it is not checked.
+    """
+    if os.environ.get("HF_HUB_OFFLINE") or any(name.lower() == "https_proxy" for name in os.environ):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), SECONDS).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return False
+    return True
+
+
+@cache
+def commit_of(dataset: str, config: str | None) -> str | None:
+    """The commit at which the hub's data set would be read now, from its cache if the hub cannot be reached; None: nowhere."""
+    prefer_cache_if_unreachable()
+    import datasets
+
+    try:
+        commit: str | None = datasets.load_dataset_builder(dataset, config, trust_remote_code=False).hash
+    except Exception:  # whatever their HTTP client raises: reading the rows will say it
+        return None
+    return commit
+
+
+@cache
+def checkpoint_commit_of(checkpoint: str) -> str | None:
+    """The commit at which the hub's checkpoint would be loaded now if nothing pins it, as for a data set; None: nowhere."""
+    prefer_cache_if_unreachable()
+    import huggingface_hub
+
+    try:
+        config = huggingface_hub.hf_hub_download(checkpoint, "config.json")
+    except Exception:  # whatever their HTTP client raises: loading the model will say it
+        return None
+    return Path(config).parent.name  # .../snapshots/COMMIT/config.json
+
 
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
@@ -211,12 +261,12 @@ def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
                 f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
                 f"and split {split!r} has {', '.join(table.names)}: name in the file or the task's columns what the other has"
             )
-    named = {split for split, table in by_name.items() if task.labels and len(table) and _has_names(task, table)}
+    named = {
+        split
+        for split, table in by_name.items()
+        if task.labels and len(table) and isinstance(table.take([0])[0].get(task.target), str)
+    }
     return {split: NamedLabels(table, task) if split in named else table for split, table in by_name.items()}
-
-
-def _has_names(task: Task, table: Table) -> bool:
-    return isinstance(table.take([0])[0].get(task.target), str)
 
 
 def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:

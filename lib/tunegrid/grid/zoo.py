@@ -9,14 +9,26 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from tunegrid.grid.adapters import IA3, OFT, BitFit, Norms, PrefixTuning, PromptTuning, Vera
+from tunegrid.grid.adapters import (
+    IA3,
+    OFT,
+    AdaLora,
+    BitFit,
+    Dora,
+    LoraFA,
+    LoraPlus,
+    Norms,
+    Pissa,
+    PrefixTuning,
+    PromptTuning,
+    Vera,
+)
 from tunegrid.grid.backbones import BACKBONES, Head, Layout
 from tunegrid.grid.cells import Grid, study
 from tunegrid.grid.methods import LORA, NF4, OPTIMIZERS, QLORA, SFT, Lora, Method
 from tunegrid.grid.profiles import GREEDY, quick_changes
 from tunegrid.grid.recipes import RECIPES, Adapter, Recipe
 from tunegrid.grid.tasks import TASKS
-from tunegrid.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa
 
 # IA3's paper rescales keys, values and the feed-forward layer's input; PEFT's own table for these architectures does, too.
 RESCALED = {"bert": ("key", "value", "output.dense"), "gpt2": ("c_attn", "mlp.c_proj"), "t5": ("k", "v", "wo")}

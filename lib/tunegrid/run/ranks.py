@@ -155,11 +155,6 @@ def summed(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tenso
     return future
 
 
-def backend_of(device: torch.device) -> Literal["gloo", "nccl"]:
-    """What ranks on such a device talk over."""
-    return "nccl" if device.type == "cuda" else "gloo"
-
-
 @contextmanager
 def joined(count: int, device: torch.device, kind: type[Ranks] = Ranks) -> Iterator[Ranks]:
     """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody."""
@@ -296,3 +291,8 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return [layer for layers in lists for layer in layers if type(layer).__name__ in names]
+
+
+def backend_of(device: torch.device) -> Literal["gloo", "nccl"]:
+    """What ranks on such a device talk over."""
+    return "nccl" if device.type == "cuda" else "gloo"

@@ -131,10 +131,6 @@ class TrainingLog:
         if self._clipped is not None:
             self.clipped_norm, self._clipped = float(self._clipped), None
 
-    def first_not_finite(self) -> int | None:
-        """The first update whose loss is not a number, counted from 0, of those that were fetched."""
-        return next((i for i, loss in enumerate(self.losses) if not math.isfinite(loss)), None)
-
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, as plain values."""
         self.fetch()
@@ -199,7 +195,7 @@ class Trainer:
         log: what happened so far; `run` does not repeat updates that were made before it.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
         last_group: the micro-batches of the last update, those of all ranks.
-        paused: whether it stopped after its first updates, as asked; `run` goes on from there.
+        paused: whether it stopped after its first updates, as asked.
         best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
     """
 
@@ -265,10 +261,9 @@ class Trainer:
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
 
-        Of `first_updates` it makes just so many of the same course, and pauses: called again, it goes on to the end, to the
-        same losses and weights as without a pause.
+        Of `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
         """
-        self.paused, self._end = False, min(first_updates or self.total, self.total)
+        self._end = min(first_updates or self.total, self.total)
         hf.set_seed(self.ranks.seed(self.cell.profile.seed))  # dropout: the same whatever happened while the model was built
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
@@ -279,7 +274,8 @@ class Trainer:
             if self.log.stopped:
                 return self.part()
             if first_updates and self.log.updates == self._end:
-                return self._pause()
+                self.paused = True
+                return replace(self.part(), order=self.planned_order())
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.log.epoch_scores) == epoch:
                 with self.meter.phase("validate"):
                     score, rows = validate()
@@ -290,10 +286,6 @@ class Trainer:
                 self.model.load_state_dict(self.best, strict=False)
                 self.ranks.copy_to_sharded(self.model, self.sharded_model)
         return self.part()
-
-    def _pause(self) -> TrainingRecord:
-        self.paused, self._random_states = True, random_states(self.meter.device)
-        return replace(self.part(), order=self.planned_order())
 
     def planned_order(self) -> str:
         """The log's order of rows as it will be after the last update."""
@@ -310,7 +302,7 @@ class Trainer:
     def part(self) -> TrainingRecord:
         """The record's part of what was trained so far; tokens are those of all ranks, which must ask together."""
         self._fetch()
-        tokens = sum(self.ranks.gathered(self.meter.train_tokens()))
+        tokens = sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates)))
         return self.log.part(seconds=self.meter.train_seconds(), tokens=tokens)
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
@@ -401,8 +393,10 @@ class Trainer:
             self.log.note_rates(rates, scheduled)
             if not self.stepper.settles_late:
                 self._settle()
-            if self.log.ledger is None:
-                self._take_ledger()
+            if self.log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
+                self.log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
+                gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
+                self.log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
             self.optimizer.zero_grad()
         self.log.note_update(loss, examples_of(self.last_group))
         if self.log.updates == min(MOVED, self._end):
@@ -486,19 +480,13 @@ class Trainer:
         if penalty is not None:
             self.accelerator.backward(penalty / self.ranks.count)
 
-    def _take_ledger(self) -> None:
-        """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
-        self.log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
-        gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
-        self.log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
-
     def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""
         done = self.log.updates
         if done % CHECK_EVERY and done != self._end:
             return
         self._fetch()
-        bad = self.log.first_not_finite()
+        bad = next((i for i, loss in enumerate(self.log.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.log.stopped = f"loss is {self.log.losses[bad]} at update {bad + 1} of {self.total}"
         rate = self.meter.recent_rate(CHECK_EVERY, self.ranks.count)

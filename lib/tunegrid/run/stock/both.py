@@ -22,8 +22,7 @@ from tunegrid.run.order import chunks
 from tunegrid.run.stock.course import SKIPPED, Course, trained, trainer_of
 from tunegrid.run.stock.known import causal, known_of
 from tunegrid.run.stock.oracle import OracleTrainer, Replayed, oracle_codec, with_biases_undecayed
-from tunegrid.run.stock.start import Start, stock_model, write_start
-from tunegrid.run.stock.text import KEPT, encoded
+from tunegrid.run.stock.start import KEPT, Start, encoded, stock_model, write_start
 
 BATCHES = 4.5  # of an epoch: the last one has half as many rows
 UPDATES = 6  # an epoch of five batches, and one more

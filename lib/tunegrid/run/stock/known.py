@@ -49,10 +49,6 @@ def _of(problem: Problem) -> Callable[[Cell], bool]:
     return lambda cell: cell.task.problem is problem
 
 
-def _classifies(cell: Cell) -> bool:
-    return cell.task.problem is Problem.CLASSIFY
-
-
 def _generates_pairs(cell: Cell) -> bool:
     return cell.task.problem is Problem.GENERATE and cell.head.layout is Layout.ENCODER_DECODER
 
@@ -178,7 +174,7 @@ KNOWN: tuple[KnownDifference, ...] = (
         what="losses of accumulated batches are summed, not averaged: with four batches, gradients are four times as large",
         since=TRANSFORMERS,
         upstream="reports/upstream/transformers_accumulation.py",
-        concerns=lambda cell: _classifies(cell) or _generates_pairs(cell),
+        concerns=lambda cell: cell.task.problem is Problem.CLASSIFY or _generates_pairs(cell),
         shown_by="bert_sa_sft",
     ),
     KnownDifference(
@@ -264,13 +260,12 @@ def known_of(cell: Cell) -> frozenset[str]:
 
 def table() -> list[str]:
     """The differences as lines of a Markdown table; the release links to our report of it, where there is one."""
-    rows = [(entry.stage, entry.component, entry.what, _since(entry)) for entry in KNOWN]
+    rows = [
+        (one.stage, one.component, one.what, f"[{one.since}](../../{one.upstream})" if one.upstream else one.since)
+        for one in KNOWN
+    ]
     heads = ("stage", "component", "what it does, and what ours does", "since")
     return [f"| {' | '.join(row)} |" for row in (heads, ("---",) * len(heads), *rows)]
-
-
-def _since(entry: KnownDifference) -> str:
-    return f"[{entry.since}](../../{entry.upstream})" if entry.upstream else entry.since
 
 
 @dataclass(frozen=True, kw_only=True)

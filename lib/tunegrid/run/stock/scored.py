@@ -27,8 +27,7 @@ from tunegrid.run.stock.both import TEST_BATCH, Both, put
 from tunegrid.run.stock.course import trainer_of
 from tunegrid.run.stock.known import causal
 from tunegrid.run.stock.oracle import oracle_codec
-from tunegrid.run.stock.start import Start, quantization_of
-from tunegrid.run.stock.text import encoded
+from tunegrid.run.stock.start import Start, encoded, quantization_of
 
 N_BEST = 20  # the default of run_qa.py
 PIPELINES: Mapping[Problem, str] = {Problem.CLASSIFY: "text-classification", Problem.EXTRACT: "question-answering"}
@@ -141,12 +140,6 @@ class Scored:
         """Nothing asked yet."""
         self.both, self.cell = both, both.cell
 
-    @property
-    def _order(self) -> Mapping[str, Any]:
-        """How rows are sorted for prediction: by length as in training, or as they come."""
-        kept = "grouped_predictions" in self.both.known
-        return {"train_sampling_strategy": "random"} if kept else {}
-
     # The libraries
 
     @cached_property
@@ -157,7 +150,8 @@ class Scored:
     def trainer(self, model: Any, **changes: Any) -> Any:
         """The libraries' trainer of a model, to evaluate it."""
         both = self.both
-        changes = {"per_device_eval_batch_size": TEST_BATCH, **self._order, **changes}
+        order = {"train_sampling_strategy": "random"} if "grouped_predictions" in self.both.known else {}
+        changes = {"per_device_eval_batch_size": TEST_BATCH, **order, **changes}
         return trainer_of(both.start, model, both.tokenizer, both.table, both.folder / "scored", both.device, **changes)
 
     def loss(self, model: Any) -> float:

@@ -99,7 +99,8 @@ def _figure(value: float) -> float | None:
 
 def windows(both: Both, scored: Scored) -> Found:
     """Token ids of each row, and the windows of a long one."""
-    theirs, ours = _by_row(both.table["example"], _sources(both)), _by_row(*_ours_by_example(both))
+    theirs = _by_row(both.table["example"], both.table["input_ids"])
+    ours = _by_row([feature.example for feature in both.features], [both.inputs(feature) for feature in both.features])
     for row in range(len(both.rows)):
         mine, other = ours.get(row, []), theirs.get(row, [])
         if len(mine) != len(other):
@@ -109,15 +110,6 @@ def windows(both: Both, scored: Scored) -> Found:
             if one != two:
                 return Found(difference=f"{_first_other(one, two)} (row {row}, window {number + 1} of {len(mine)})")
     return Found(digest=digest_of(tuple(ids) for row in sorted(theirs) for ids in theirs[row]))
-
-
-def _sources(both: Both) -> Sequence[Sequence[int]]:
-    ids: Sequence[Sequence[int]] = both.table["input_ids"]
-    return ids
-
-
-def _ours_by_example(both: Both) -> tuple[list[int], list[list[int]]]:
-    return [feature.example for feature in both.features], [both.inputs(feature) for feature in both.features]
 
 
 def _by_row(examples: Sequence[int], ids: Sequence[Sequence[int]]) -> dict[int, list[list[int]]]:
@@ -147,7 +139,9 @@ def start(both: Both, scored: Scored) -> Found:
     for name, parameter in other.items():
         if parameter.requires_grad != mine[name].requires_grad:
             return Found(difference=f"{name} {'trains' if parameter.requires_grad else 'is frozen'}, not so in ours")
-        if (sentence := _stored(parameter, mine[name])) and not _rounded_bias(name, both):
+        # ours rounds a packed layer's bias before training, bitsandbytes in its first forward pass
+        rounded_late = "biases_rounded_late" in both.known and name.endswith("bias")
+        if (sentence := _stored(parameter, mine[name])) and not rounded_late:
             return Found(difference=f"{name} is {sentence}")
         if not _equal(parameter, mine[name]):
             return Found(difference=f"{name} holds other numbers than ours")
@@ -157,11 +151,6 @@ def start(both: Both, scored: Scored) -> Found:
 def _stored(theirs: Tensor, ours: Tensor) -> str:
     types = [f"{p.dtype} {tuple(p.shape)}".removeprefix("torch.") for p in (theirs, ours)]
     return "" if types[0] == types[1] else f"{types[0]}, ours is {types[1]}"
-
-
-def _rounded_bias(name: str, both: Both) -> bool:
-    """A bias of a packed layer, which ours rounds before training and bitsandbytes in its first forward pass."""
-    return "biases_rounded_late" in both.known and name.endswith("bias")
 
 
 def _equal(theirs: Tensor, ours: Tensor) -> bool:

@@ -9,7 +9,7 @@ import pytest
 
 from tunegrid import __main__ as command
 from tunegrid.commands import gate
-from tunegrid.data import hub
+from tunegrid.data import sources as hub
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab import __main__ as lab

@@ -10,8 +10,7 @@ from torch import nn
 
 from tunegrid.codecs.base import all_tokens, real_tokens
 from tunegrid.record.parts import Ledger, Parameters
-from tunegrid.run.energy import Counter, Energy
-from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, peaks, tensor_bytes
+from tunegrid.run.meter import WARMUP_UPDATES, Counter, Energy, Meter, ledger, parameter_counts, peaks, tensor_bytes
 from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
 MIB = 2**20
@@ -22,16 +21,11 @@ class HandClock:
 
     now = 0.0
 
-    def mark(self):
-        return self.now
-
-    def seconds(self, earlier, later):
-        return later - earlier
-
 
 def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
     """A meter after updates of these durations, with as many seconds of something else between them."""
-    meter = Meter(device=CPU, clock=(clock := HandClock()))
+    meter, clock = Meter(device=CPU), HandClock()
+    meter.mark = lambda: clock.now
     for seconds in durations:
         with meter.update(samples=samples, tokens=tokens, padded_tokens=padded_tokens):
             clock.now += seconds
@@ -69,7 +63,8 @@ def test_validation_and_encoding_between_updates_are_not_training_time():
 
 def test_collating_is_training_time():
     trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:8], max_steps=2, per_device_train_batch_size=4)
-    trainer.meter = Meter(device=CPU, clock=(clock := HandClock()))
+    trainer.meter, clock = Meter(device=CPU), HandClock()
+    trainer.meter.mark = lambda: clock.now
     collate = trainer.codec.collate
 
     def slow(features):
