@@ -85,7 +85,9 @@ class Profile:
             recipe = replace(recipe, **quick)
         if self.max_steps is not None:
             recipe = replace(recipe, max_steps=self.max_steps, num_train_epochs=1)
-        recipe = _light(recipe) if self.one_row else recipe
+        if self.one_row:
+            short = replace(recipe.generation, max_new_tokens=16, min_length=0) if recipe.generation else None
+            recipe = replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=short)
         return _changed(recipe, self.changes)
 
 
@@ -106,11 +108,6 @@ def _with_the_heads_rate(recipe: Recipe, changes: Mapping[str, Any]) -> Mapping[
     if "learning_rate" not in changes or recipe.head_learning_rate is None:
         return changes
     return {"head_learning_rate": recipe.head_learning_rate * changes["learning_rate"] / recipe.learning_rate, **changes}
-
-
-def _light(recipe: Recipe) -> Recipe:
-    short = replace(recipe.generation, max_new_tokens=16, min_length=0) if recipe.generation else None
-    return replace(recipe, per_device_train_batch_size=1, gradient_accumulation_steps=1, generation=short)
 
 
 # What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.

@@ -174,9 +174,10 @@ def is_of_zoo(cell_id: str) -> bool:
 
 def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
     """At full size: the study's SFT recipe, with the zoo's adapter and rate."""
+    targets = BERT_SUM if (backbone, task) == ("bert", "sum") else TARGETS[backbone]
     return replace(
         RECIPES[f"{backbone}_{task}_sft"],
-        adapter=adapter_of(backbone, task, method),
+        adapter=Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets) if method.adapts else None,
         learning_rate=RATE * RATES.get(method.id, 1.0),
         optim="adamw_torch",
         trainable_params=None,
@@ -184,12 +185,6 @@ def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
         from_notebook=(),
         ours=("adapter", "learning_rate", "optim"),
     )
-
-
-def adapter_of(backbone: str, task: str, method: Method) -> Adapter | None:
-    """LoRA's settings for the methods that train beside a layer; None for full fine-tuning."""
-    targets = BERT_SUM if (backbone, task) == ("bert", "sum") else TARGETS[backbone]
-    return Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets) if method.adapts else None
 
 
 def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:

@@ -201,15 +201,10 @@ def check_idle(device: torch.device, used_gib: float | None) -> None:
 
 def free_memory(device: torch.device) -> None:
     """Give back what nothing refers to any more: reference cycles first, then what was freed, here and on a GPU."""
-    drop_garbage(device)
-    give_back_memory()
-
-
-def drop_garbage(device: torch.device) -> None:
-    """The same, but this process keeps what it freed here, as it does in the middle of training."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    give_back_memory()
 
 
 def check_empty(device: torch.device) -> None:

@@ -105,11 +105,6 @@ class TrainingLog:
         if after is not None:
             self._clipped = after
 
-    def note_rates(self, rates: Sequence[float], scheduled: float) -> None:
-        """The rates that the next update has: each group's, and the schedule's."""
-        self.learning_rates.append(scheduled)
-        self.group_rates.append([*rates])
-
     def note_update(self, loss: Tensor, examples: Sequence[int]) -> None:
         """An update was made, on these rows."""
         self._losses.append(loss)
@@ -390,7 +385,8 @@ class Trainer:
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
                 cause = f"in the optimizer's step of update {self.log.updates + 1} ({error})"
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
-            self.log.note_rates(rates, scheduled)
+            self.log.learning_rates.append(scheduled)
+            self.log.group_rates.append([*rates])
             if not self.stepper.settles_late:
                 self._settle()
             if self.log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes

@@ -263,13 +263,12 @@ class Scored:
             model = both.start.auto.from_pretrained(saved, **quantization_of(both.start), trust_remote_code=False).to(
                 both.device
             )
-            return self._decoded(self.texts(model)) if self.generates else self.answers(model)
+            if not self.generates:
+                return self.answers(model)
+            texts = self.both.tokenizer.batch_decode([list(ids) for ids in self.texts(model)], skip_special_tokens=True)
+            return [text.strip() for text in texts]
         pipeline = pipeline_of(both.start, saved, both.device)
         return self._by_text_generation(pipeline) if self.generates else self._by_classification(pipeline)
-
-    def _decoded(self, texts: Sequence[Sequence[int]]) -> list[str]:
-        decoded = self.both.tokenizer.batch_decode([list(ids) for ids in texts], skip_special_tokens=True)
-        return [text.strip() for text in decoded]
 
     def _by_classification(self, pipeline: Any) -> list[int]:
         labels = pipeline.model.config.label2id
