@@ -9,7 +9,7 @@ from hashlib import blake2b
 from random import Random
 from typing import Any
 
-from tunegrid.data.sources import Row, StoredRows, Table
+from tunegrid.data.sources import ReadTable, Row, Table
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Carve, Problem, Task
 
@@ -150,7 +150,7 @@ FAULTS: dict[Problem, Callable[[Task, Row], str | None]] = {
 Turn = Mapping[str, str]
 
 
-class ConversationTable:
+class ConversationTable(ReadTable):
     """A split whose rows are made of one column of another table."""
 
     names: tuple[str, ...] = ("history", "prompt", "reply")
@@ -163,14 +163,6 @@ class ConversationTable:
     def __len__(self) -> int:
         """How many rows."""
         return len(self._table)
-
-    def column(self, name: str) -> Sequence[Any]:
-        """One column's values."""
-        return [row[name] for row in self.take(range(len(self)))]
-
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices."""
-        return StoredRows(self._read, indices)
 
     def _read(self, indices: Sequence[int]) -> list[Row]:
         rows = zip(indices, self._table.take(indices), strict=True)

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import socket
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -154,7 +155,26 @@ class ListTable:
         return [self._rows[i] for i in indices]
 
 
-class LinesTable:
+class ReadTable(ABC):
+    """A table whose rows are read when they are asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many rows."""
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int]) -> list[Row]: ...
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One column's values."""
+        return [row.get(name) for row in self.take(range(len(self)))]
+
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
+        """The rows at these indices."""
+        return StoredRows(self._read, indices)
+
+
+class LinesTable(ReadTable):
     """A large file of JSON lines, of which only the offsets of its rows are held."""
 
     revision = None
@@ -169,14 +189,6 @@ class LinesTable:
         """How many rows."""
         return len(self._starts)
 
-    def column(self, name: str) -> Sequence[Any]:
-        """One column's values."""
-        return [row.get(name) for row in self.take(range(len(self)))]
-
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices."""
-        return StoredRows(self._read, indices)
-
     def _read(self, indices: Sequence[int]) -> list[Row]:
         with self._path.open("rb") as file:
             return [json.loads(_line_at(file, self._starts[index])) for index in indices]
@@ -187,7 +199,7 @@ def _line_at(file: BinaryIO, start: int) -> bytes:
     return file.readline()
 
 
-class DatasetTable:
+class DatasetTable(ReadTable):
     """A `datasets.Dataset`, read from its memory map."""
 
     def __init__(self, dataset: Any, origin: str, revision: str | None = None) -> None:
@@ -206,17 +218,13 @@ class DatasetTable:
         with reading(self.origin):
             return list(self._dataset[name])
 
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices."""
-        return StoredRows(self._read, indices)
-
     def _read(self, indices: Sequence[int]) -> list[Row]:
         with reading(self.origin):
             columns = self._dataset.select(list(indices))[:]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-class NamedLabels:
+class NamedLabels(ReadTable):
     """A table whose target holds the labels' names, which are read as their numbers; any other value stays as it is."""
 
     def __init__(self, table: Table, task: Task) -> None:
@@ -232,10 +240,6 @@ class NamedLabels:
         """One column's values."""
         values = self._table.column(name)
         return [self._number(value) for value in values] if name == self._target else values
-
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices."""
-        return StoredRows(self._read, indices)
 
     def _read(self, indices: Sequence[int]) -> list[Row]:
         rows = self._table.take(indices)

@@ -339,12 +339,9 @@ class Meter:
         """Seconds of each; of events, the host waits for the later one, and torch reports milliseconds."""
         if self.device.type != "cuda":
             return [update.ended - update.began for update in updates]
-        return [_event_seconds(update.began, update.ended) for update in updates]
-
-
-def _event_seconds(earlier: Any, later: Any) -> float:
-    later.synchronize()
-    return float(earlier.elapsed_time(later)) / 1000
+        for update in (updates := [*updates]):
+            update.ended.synchronize()
+        return [float(update.began.elapsed_time(update.ended)) / 1000 for update in updates]
 
 
 def together(before: Phase, now: Phase) -> Phase:

@@ -25,12 +25,12 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from tunegrid.codecs.base import Feature
+from tunegrid.codecs.features import chunks
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.record.parts import RankRecord, RanksRecord
 from tunegrid.run.device import out_of_memory
-from tunegrid.run.order import chunks
 
 T = TypeVar("T")
 # How long a rank waits for another, which may be scoring alone. A rank that dies is torchrun's to notice, at once.

@@ -19,7 +19,7 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import Batch, Codec, Feature, all_tokens, real_tokens
-from tunegrid.codecs.features import lengths_of
+from tunegrid.codecs.features import chunks, epoch_batches, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
@@ -36,7 +36,6 @@ from tunegrid.run.device import (
 )
 from tunegrid.run.first_step import MOVED, FirstUpdates
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
-from tunegrid.run.order import chunks, epoch_batches
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
 from tunegrid.run.stepper import AdamW, Stepper

@@ -13,12 +13,12 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import Batch, Feature
+from tunegrid.codecs.features import chunks
 from tunegrid.data.sources import Row
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
-from tunegrid.run.order import chunks
 from tunegrid.run.stock.course import SKIPPED, Course, trained, trainer_of
 from tunegrid.run.stock.known import causal, known_of
 from tunegrid.run.stock.oracle import OracleTrainer, Replayed, oracle_codec, with_biases_undecayed

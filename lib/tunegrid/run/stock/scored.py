@@ -16,13 +16,13 @@ from torch import nn
 
 from tunegrid.codecs.base import Codec, Feature, on
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
+from tunegrid.codecs.features import chunks
 from tunegrid.data.sources import Row
 from tunegrid.grid.backbones import Layout
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.device import autocast, resolve_precision
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.order import chunks
 from tunegrid.run.stock.both import TEST_BATCH, Both, put
 from tunegrid.run.stock.course import trainer_of
 from tunegrid.run.stock.known import causal
