@@ -23,8 +23,9 @@ from tunegrid.codecs.features import chunks
 from tunegrid.run.audits.checkpoint import NF4_LEVELS
 from tunegrid.run.build import build
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.ranks import ALONE, Ranks, Sharded, fsdp_refusal
+from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.run.serving import Serving
+from tunegrid.run.sharded import Sharded, fsdp_refusal
 from tunegrid.tests.small import silent, still, trainer_for
 
 FIRST, SECOND = "default", "second"  # adapters: PEFT's name for one without a name, and another

@@ -161,8 +161,9 @@ Piece = tuple[list[int], bool]  # tokens, and whether they are learned
 
 
 class ConversationCodec(ChatCodec):
-    """Every turn of the assistant is learned; the last one is generated.
+    """Every turn of the assistant is learned; the last one (`reply`) is generated.
 
+    A long conversation loses its oldest turns, then the end of the prompt; never the template, nor what the system says.
     A feature's `extra` are the places (start, end) of learned tokens in its input.
     """
 

@@ -170,7 +170,10 @@ class ConversationTable(ReadTable):
 
 
 def last_exchange(turns: Any, origin: str) -> Row:
-    """A conversation as a row; raises InputError where users and assistants do not take turns, or nobody answers."""
+    """A conversation as a row; raises InputError where users and assistants do not take turns, or nobody answers.
+
+    `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what follows is left out.
+    """
     try:
         roles, contents = [turn["role"] for turn in turns], [turn["content"] for turn in turns]
     except (TypeError, KeyError):

@@ -252,6 +252,8 @@ def fitting() -> Iterator[None]:
         raise
 
 
+# Checks of `pytest -m gpu`: they compare figures that were measured twice, and say what disagrees
+
 CLOCKS = 0.05  # the share by which CUDA events and the wall clock may differ over a run of updates
 SAME_LOSS = 1e-2  # relative: micro-batches of other sizes round otherwise, in bf16 by up to a percent
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,8 @@ from tunegrid.machine import give_back_memory
 from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, RankRecord, RanksRecord, Throughput
 from tunegrid.run.ranks import Ranks, local_shard
 
-if TYPE_CHECKING:
-    import torch
-
-
+# A counter of energy is of a card or a processor, and not of a process: it counts whatever else runs there. So one that several
+# cells share is not read. Nothing is modelled from time or utilization.
 POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
 WATTS = 1000.0  # more than any processor takes; at so many a counter needs at least this long to come round

@@ -45,7 +45,10 @@ class Values:
 
 
 class AdamW:
-    """Follows the first updates of an optimizer, by one call before each step and one behind it.
+    """AdamW by its definition (Loshchilov and Hutter 2019, algorithm 2), beside the first steps of an optimizer that is one.
+
+    It is given the same gradients and rates, on some values of each tensor, and computes in fp64 on the host, since what
+    tensors hold during an update is measured. One call before each step, and one behind it.
 
     Attributes:
         gap: how far it moved the weights otherwise than by definition, as a share of the movement; None where it is no AdamW,

@@ -50,7 +50,7 @@ KEPT = (
 
 @dataclass(kw_only=True)
 class TrainingLog:
-    """What happened in one training so far.
+    """What happened in one training so far; losses and norms stay on the device until they are fetched.
 
     Attributes:
         precision: what the device could do.

@@ -154,6 +154,8 @@ def parts_of_name(name: str) -> NameParts:
     return tuple(RENAMED.get(part, part) for part in name.split(".") if part != "base_layer")
 
 
+# A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each on one of sixteen levels;
+# and the checkpoint's own, which packed give the same 4 bits.
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
 EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))
 

@@ -169,8 +169,7 @@ class Both:
         return self._course("again", max_steps=UPDATES, gradient_accumulation_steps=1)[1]
 
     def _course(self, name: str, **changes: Any) -> tuple[Any, Course]:
-        trainer = self._trainer(name, **changes)
-        return trainer, trained(trainer)
+        return (trainer := self._trainer(name, **changes)), trained(trainer)
 
     def _trainer(self, name: str, **changes: Any) -> Any:
         return trainer_of(

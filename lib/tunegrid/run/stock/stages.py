@@ -15,7 +15,7 @@ from tunegrid.codecs.base import IGNORED
 from tunegrid.record.parts import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.run.first_step import digest, digest_of
 from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, UPDATES, Both
-from tunegrid.run.stock.course import Course, collator_of
+from tunegrid.run.stock.course import collator_of
 from tunegrid.run.stock.known import (
     GRADIENT,
     KNOWN,
@@ -371,33 +371,16 @@ STAGES: Mapping[str, Callable[[Both, Scored], Found]] = {
 }
 
 
-@dataclass(kw_only=True)
-class Rate:
-    """Rows that both sides trained on, and the seconds that each of them took."""
-
-    samples: int = 0
-    theirs: float = 0.0
-    ours: float = 0.0
-    turns: int = 0
-
-    def add(self, course: Course, seconds: float) -> None:
-        """One turn of each."""
-        self.samples += course.samples
-        self.theirs += course.seconds
-        self.ours += seconds
-        self.turns += 1
-
-
 def compared_in_turns(both: Both) -> StockRecord:
     """The record's part of a cell: all stages, and how fast both sides trained where they are alike."""
     compared = compare(both)
     part = StockRecord(stages=compared.stages, differs=compared.differs or None)
     if compared.differs:
         return part
-    rate = Rate()
-    rate.add(both.plain[1], both.ours_plain.seconds)
-    again = both.again()
-    rate.add(again, both.replay(again, 1, UPDATES).seconds)
-    part.samples_per_second, part.own_samples_per_second = rate.samples / rate.theirs, rate.samples / rate.ours
-    part.turns = rate.turns
+    courses, own = [both.plain[1]], [both.ours_plain.seconds]
+    courses.append(again := both.again())
+    own.append(both.replay(again, 1, UPDATES).seconds)
+    samples = sum(course.samples for course in courses)
+    part.samples_per_second = samples / sum(course.seconds for course in courses)
+    part.own_samples_per_second, part.turns = samples / sum(own), len(own)
     return part

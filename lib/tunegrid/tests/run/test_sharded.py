@@ -11,7 +11,8 @@ from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run.audits import Evidence
 from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
-from tunegrid.run.ranks import Ranks, Sharded, blocks
+from tunegrid.run.ranks import Ranks
+from tunegrid.run.sharded import Sharded, blocks
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks, sharded_is_the_model
 from tunegrid.tests.small import cell_of, rows_of, silent, still, tiny_llama, train_rows, trainer_for, trainer_of
 
