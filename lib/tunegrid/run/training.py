@@ -110,13 +110,6 @@ class TrainingLog:
         self.updates += 1
         self.order = order_after(self.order, examples)
 
-    def note_epoch(self, score: float, rows: Sequence[Row], best: bool) -> None:
-        """An epoch ended with this score on these rows; whether it is the best so far."""
-        self.epoch_scores.append(score)
-        self.chosen_on = rows
-        if best:
-            self.chosen_epoch = len(self.epoch_scores)
-
     def fetch(self) -> None:
         """Bring what updates left on the device to the host."""
         self.losses += _fetched(self._losses)
@@ -490,8 +483,10 @@ class Trainer:
     def _keep_better(self, score: float, rows: Sequence[Row]) -> None:
         """Keep the epoch's weights where they score higher than those of every epoch before."""
         best = self.best is None or score > max(self.log.epoch_scores)
-        self.log.note_epoch(score, rows, best=best)
+        self.log.epoch_scores.append(score)
+        self.log.chosen_on = rows
         if best:
+            self.log.chosen_epoch = len(self.log.epoch_scores)
             # On the host: on the device it would stand in the peaks of all that follows.
             self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters() if p.requires_grad}
 

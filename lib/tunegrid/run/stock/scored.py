@@ -48,14 +48,9 @@ def generated(cell: Cell, trainer: Any, table: Any) -> list[list[int]]:
     outputs = trainer.predict(table, **search).predictions
     end, pad = trainer.model.generation_config.eos_token_id, trainer.processing_class.pad_token_id
     ends = end if isinstance(end, list) else [end]
-    prompts = _prompts(table, trainer.args.per_device_eval_batch_size)
+    batches = chunks([len(ids) for ids in table["input_ids"]], trainer.args.per_device_eval_batch_size)
+    prompts = [max(batch) for batch in batches for _ in batch]  # the longest of each row's batch, to which all are padded
     return [until_end(skipped(cell, ids, prompt), ends, pad) for ids, prompt in zip(outputs, prompts, strict=True)]
-
-
-def _prompts(table: Any, size: int) -> list[int]:
-    """Tokens of the longest prompt of each row's batch, to which prompts are padded on the left."""
-    batches = chunks([len(ids) for ids in table["input_ids"]], size)
-    return [max(batch) for batch in batches for _ in batch]
 
 
 def skipped(cell: Cell, ids: Any, prompt: int) -> list[int]:
