@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fixtures.session import session_of
+from tunegrid.codecs.features import chunks
 from tunegrid.run.audits.checkpoint import NF4_LEVELS
 from tunegrid.run.build import build
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.order import chunks
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.run.serving import Serving
 from tunegrid.run.sharded import Sharded, fsdp_refusal

@@ -1,6 +1,6 @@
 """`pytest -m gpu`: in a few minutes, whether this GPU's figures can be trusted. From random weights, without a hub.
 
-Each test measures one thing twice, in two ways that must agree; `tunegrid.run.gpu_checks` holds what counts as agreement. The
+Each test measures one thing twice, in two ways that must agree; `tunegrid.run.device` holds what counts as agreement. The
 figures go to `--benchmark-json`, the last line of the run says what they come to. No GPU has run this yet.
 """
 
@@ -85,9 +85,8 @@ def train(trainer, updates):
 def test_a_cell_leaves_nothing_behind(trainer_of, device, agree):
     import torch
 
-    from tunegrid.run.device import free_memory
+    from tunegrid.run.device import free_memory, left_behind
     from tunegrid.run.footprint import baseline_bytes
-    from tunegrid.run.gpu_checks import left_behind
 
     def check():
         before = baseline_bytes(device)
@@ -117,7 +116,7 @@ def test_the_ledger_is_the_allocators(cell_id, trainer_of, device, agree):
 def test_events_agree_with_the_wall_clock(trainer_of, device, agree):
     import torch
 
-    from tunegrid.run.gpu_checks import clocks_differ
+    from tunegrid.run.device import clocks_differ
 
     def check():
         trainer = train(trainer_of("bert_sa_sft", updates=30), 5)
@@ -127,7 +126,7 @@ def test_events_agree_with_the_wall_clock(trainer_of, device, agree):
             trainer.update(group)
         torch.cuda.synchronize(device)
         wall = time.perf_counter() - began
-        events = sum(trainer.meter.clock.seconds(update.began, update.ended) for update in trainer.meter.updates[5:])
+        events = sum(trainer.meter.durations(trainer.meter.updates[5:]))
         return clocks_differ(events, wall), {"event_seconds": events, "wall_seconds": wall}
 
     agree(check)
@@ -136,8 +135,7 @@ def test_events_agree_with_the_wall_clock(trainer_of, device, agree):
 def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, agree):
     import torch
 
-    from tunegrid.run.device import free_memory
-    from tunegrid.run.gpu_checks import ladder_broken
+    from tunegrid.run.device import free_memory, ladder_broken
 
     def check():
         trainer = trainer_of("bert_sa_sft", precision="bf16")
@@ -169,7 +167,7 @@ def test_the_ladder_holds_where_memory_really_runs_out(trainer_of, device, agree
 def test_lost_updates_are_counted(trainer_of, agree):
     import math
 
-    from tunegrid.run.gpu_checks import skips_miscounted
+    from tunegrid.run.device import skips_miscounted
 
     updates, high = 60, 2.0**40
 
@@ -209,8 +207,7 @@ def test_an_update_waits_for_nothing(precision, trainer_of, agree):
 def test_nf4_takes_less_than_lora_and_lora_less_than_full_fine_tuning(trainer_of, device, agree):
     import torch
 
-    from tunegrid.run.device import free_memory
-    from tunegrid.run.gpu_checks import not_smaller
+    from tunegrid.run.device import free_memory, not_smaller
 
     def check():
         peaks = {}
@@ -227,8 +224,7 @@ def test_nf4_takes_less_than_lora_and_lora_less_than_full_fine_tuning(trainer_of
 
 
 def test_two_workers_on_one_card_know_of_each_other(device, agree):
-    from tunegrid.run.device import CLAIMS
-    from tunegrid.run.gpu_checks import not_shared
+    from tunegrid.run.device import CLAIMS, not_shared
 
     def check():
         code = SECOND_PROCESS.format(index=device.index)

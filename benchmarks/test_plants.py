@@ -22,7 +22,7 @@ from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import TOKEN_ROWS
-from tunegrid.record.wrong import below_bounds
+from tunegrid.record.checks import below_bounds
 from tunegrid.results.files import read_list
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Verdict

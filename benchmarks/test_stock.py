@@ -14,7 +14,7 @@ pytestmark = [
 
 @pytest.mark.cells("stock")
 def test_the_libraries_path_is_ours(both, record_stock, benchmark):
-    from tunegrid.run.stock.turns import compared_in_turns
+    from tunegrid.run.stock.stages import compared_in_turns
 
     missed = record_stock(benchmark.pedantic(compared_in_turns, args=(both,), rounds=1)).missed
     assert not missed, visible("; ".join(missed))
@@ -29,8 +29,8 @@ def shown(request, entry, tmp_path):
 
     from tunegrid.data.splits import load_splits
     from tunegrid.run.stock.both import Both
-    from tunegrid.run.stock.quiet import quiet
     from tunegrid.run.stock.stages import compare
+    from tunegrid.run.stock.start import quiet
 
     session = session_of(request.config)
     profile = session.profile("stock")

@@ -6,9 +6,8 @@
 from typing import Any
 
 from tunegrid.codecs.base import Codec
-from tunegrid.codecs.chat import ChatAnswerCodec, ChatCodec
+from tunegrid.codecs.chat import ChatAnswerCodec, ChatCodec, ConversationCodec
 from tunegrid.codecs.classify import ClassifyCodec
-from tunegrid.codecs.conversation import ConversationCodec
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
 from tunegrid.errors import InputError

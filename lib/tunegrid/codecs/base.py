@@ -20,6 +20,7 @@ from torch.nn.functional import cross_entropy
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
+from tunegrid.grid.backbones import Backbone
 from tunegrid.grid.cells import Cell
 
 IGNORED = -100  # a label that no loss counts (torch's ignore_index)
@@ -133,9 +134,9 @@ class Codec(ABC):
         """The batch on a device, with what may help `loss` there; `loss` is the same without."""
         return on(device, batch)
 
-    @abstractmethod
     def targets(self, batch: Batch) -> int:
-        """How many items the batch's loss is summed over."""
+        """How many items the batch's loss is summed over: one a row, or a window."""
+        return len(batch["labels"])
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
@@ -257,3 +258,41 @@ def alphanumeric(text: str) -> str:
 def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
     """Whether decoded tokens hold a text. They may reach beyond it, and an `unknown` token may stand for any part of it."""
     return alphanumeric(text) in alphanumeric(tokens) or bool(unknown and unknown in tokens)
+
+
+class SyntheticTokenizer:
+    """The ids of a backbone's true tokenizer, special ones by name, but no words: `Codec.synthetic` needs none."""
+
+    pad_token_id: int | None = None
+    eos_token_id: int | None = None
+    cls_token_id: int | None = None
+    sep_token_id: int | None = None
+
+    def __init__(self, backbone: Backbone) -> None:
+        """The true vocabulary's size and special tokens."""
+        vars(self).update(backbone.special_tokens)
+        self._size = backbone.vocabulary
+        self._special = set(backbone.special_tokens.values())
+        self._added: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """How many ids there are, added ones included."""
+        return self._size + len(self._added)
+
+    def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
+        """Give each the next free id."""
+        for token in tokens:
+            self._added.setdefault(token, len(self))
+
+    def convert_tokens_to_ids(self, token: str) -> int:
+        """The id of an added token."""
+        return self._added[token]
+
+    def draw(self, rng: Random, count: int) -> list[int]:
+        """So many random ids, special ones left out."""
+        words: list[int] = []
+        while len(words) < count:
+            token = rng.randrange(self._size)
+            if token not in self._special:
+                words.append(token)
+        return words

@@ -66,10 +66,6 @@ class ClassifyCodec(Codec):
         batch = self.inputs([feature.input_ids for feature in features], segments=segments)
         return {**batch, "labels": integers([feature.target for feature in features])}
 
-    def targets(self, batch: Batch) -> int:
-        """One a row."""
-        return len(batch["labels"])
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Cross-entropy of the labels, summed over rows."""
         return summed_cross_entropy(self._logits(model, batch), batch["labels"])

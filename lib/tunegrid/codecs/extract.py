@@ -102,10 +102,6 @@ class ExtractCodec(Codec):
         batch = self.inputs([f.input_ids for f in features], segments=[f.extra.shift for f in features])
         return {**batch, "labels": integers([feature.target for feature in features])}
 
-    def targets(self, batch: Batch) -> int:
-        """One a window."""
-        return len(batch["labels"])
-
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the cross-entropies of the answers' first and last tokens, each summed over windows."""
         both = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)

@@ -9,10 +9,11 @@ code that encodes, and the code of the libraries that tokenise. A second process
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from filelock import FileLock
 
@@ -171,3 +172,37 @@ def _columns(codec: Codec, rows: Sequence[Row], indices: Sequence[int], *, train
         for name, value in zip(("example", *COLUMNS), values, strict=True):
             table[name].append(value)
     return {name: table[name] for name in ("example", *COLUMNS)}
+
+
+T = TypeVar("T")
+BUCKET = 20  # batches sorted by length together: wide enough to save padding, narrow enough to keep the order random
+
+
+def epoch_batches(lengths: Sequence[int], size: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch in batches of like length: shuffle, sort within buckets, shuffle the batches.
+
+    The order depends on the seed and the epoch only: all methods of a triple see the same.
+
+    Args:
+        lengths: of the features.
+        size: of a batch.
+        seed: of the run.
+        epoch: from 0 on.
+
+    Returns:
+        The indices of each batch's features.
+    """
+    rng = Random(f"{seed}-{epoch}")
+    shuffled = rng.sample(range(len(lengths)), len(lengths))
+    batches = [
+        list(batch)
+        for start in range(0, len(shuffled), size * BUCKET)
+        for batch in chunks(sorted(shuffled[start : start + size * BUCKET], key=lengths.__getitem__), size)
+    ]
+    rng.shuffle(batches)
+    return batches
+
+
+def chunks(items: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """Pieces of `size` items; the last one may be shorter."""
+    return (items[start : start + size] for start in range(0, len(items), size))

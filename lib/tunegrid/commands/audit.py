@@ -15,8 +15,8 @@ from typing import Any
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import AuditFinding, Record
-from tunegrid.record.reading import checked
-from tunegrid.record.wrong import failures, impossible_figures
+from tunegrid.record.checks import failures, impossible_figures
+from tunegrid.record.io import checked
 from tunegrid.results import examples
 from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.files import is_cell, load

@@ -15,8 +15,7 @@ from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
 from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY_IDS, study
-from tunegrid.grid.own import add_from
+from tunegrid.grid.cells import STUDY_IDS, add_from, study
 from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.record import Record
 from tunegrid.results.bounds import Calibration, RecordsByCell, thresholds_toml

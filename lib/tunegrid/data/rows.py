@@ -4,11 +4,12 @@ Rows are checked before anything trains on them; an InputError names the row.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
+from random import Random
 from typing import Any
 
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import ReadTable, Row, Table
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Carve, Problem, Task
 
@@ -53,9 +54,6 @@ def answer_span(task: Task, row: Row) -> tuple[int, int]:
     return start, start + len(answer_texts(task, row)[0])
 
 
-# Checks
-
-
 def check_task(task: Task) -> None:
     """Raises InputError where the columns of a task cannot serve its kind of problem, or it splits by one it does not have."""
     if task.problem is Problem.EXTRACT and len(task.text_pair) != 1:
@@ -75,7 +73,12 @@ def check_task(task: Task) -> None:
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `index` is its number in its file."""
-    if fault := _wrong_type(task, row) or FAULTS[task.problem](task, row) or _half_character(task, row):
+    wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
+    if (
+        fault := next((_type_fault(task, name, row.get(name)) for name in wrong), None)
+        or FAULTS[task.problem](task, row)
+        or _half_character(task, row)
+    ):
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")
 
@@ -92,11 +95,6 @@ def _type_fault(task: Task, column: str, value: Any) -> str:
         return _unknown_label(task, value)
     kind = task.columns[column]
     return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
-
-
-def _wrong_type(task: Task, row: Row) -> str | None:
-    wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
-    return next((_type_fault(task, name, row.get(name)) for name in wrong), None)
 
 
 def _half_character(task: Task, row: Row) -> str | None:
@@ -146,4 +144,94 @@ FAULTS: dict[Problem, Callable[[Task, Row], str | None]] = {
     Problem.CLASSIFY: _label_fault,
     Problem.EXTRACT: _answer_fault,
     Problem.GENERATE: _generation_fault,
+}
+
+
+Turn = Mapping[str, str]
+
+
+class ConversationTable(ReadTable):
+    """A split whose rows are made of one column of another table."""
+
+    names: tuple[str, ...] = ("history", "prompt", "reply")
+
+    def __init__(self, table: Table, column: str) -> None:
+        """Rows of the conversations in `column`."""
+        self._table, self._column = table, column
+        self.origin, self.revision = table.origin, table.revision
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._table)
+
+    def _read(self, indices: Sequence[int]) -> list[Row]:
+        rows = zip(indices, self._table.take(indices), strict=True)
+        return [last_exchange(row[self._column], f"{self.origin}, row {index}") for index, row in rows]
+
+
+def last_exchange(turns: Any, origin: str) -> Row:
+    """A conversation as a row; raises InputError where users and assistants do not take turns, or nobody answers.
+
+    `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what follows is left out.
+    """
+    try:
+        roles, contents = [turn["role"] for turn in turns], [turn["content"] for turn in turns]
+    except (TypeError, KeyError):
+        raise InputError(f"{origin}: a conversation is a list of turns, each with a role and a content") from None
+    first = int(roles[:1] == ["system"])
+    count = (len(roles) - first) // 2 * 2
+    if not count or roles[first:] != (["user", "assistant"] * len(roles))[: len(roles) - first]:
+        told = ", ".join(map(str, roles[:6]))
+        raise InputError(f"{origin}: user and assistant must take turns, after one of the system or none; here are {told}")
+    turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
+    return {
+        "history": turns[: first + count - 2],
+        "prompt": contents[first + count - 2],
+        "reply": contents[first + count - 1],
+    }
+
+
+SEED = 0  # the same rows are wrong for every cell and every seed of training
+
+
+def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
+    """The rows, a share of which have a wrong target."""
+    rng = Random(SEED)
+    chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
+    wrong = dict(zip(chosen, WRONG[task.problem](task, [rows[index] for index in chosen], rng), strict=True))
+    return [wrong.get(index, row) for index, row in enumerate(rows)]
+
+
+def other_labels(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
+    """Each row with another label."""
+    labels = range(len(task.labels))
+    return [row | {task.target: rng.choice([label for label in labels if label != row[task.target]])} for row in rows]
+
+
+def other_answers(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
+    """Each row with a word of its passage as the answer that is no part of the right one; the right one where there is none."""
+    return [row | {task.target: {**row[task.target], **_other_word(task, row, rng)}} for row in rows]
+
+
+def _other_word(task: Task, row: Row, rng: Random) -> dict[str, list[object]]:
+    passage, (start, end) = context(task, row), answer_span(task, row)
+    places, at = list[tuple[int, str]](), 0
+    for word in passage.split():
+        at = passage.index(word, at)
+        if (at >= end or at + len(word) <= start) and any(letter.isalnum() for letter in word):
+            places.append((at, word))
+        at += len(word)
+    place, word = rng.choice(places or [(start, passage[start:end])])
+    return {"text": [word], "answer_start": [place]}
+
+
+def other_texts(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
+    """Each row with the target of the next one."""
+    return [row | {task.target: other[task.target]} for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True)]
+
+
+WRONG: Mapping[Problem, Callable[[Task, Sequence[Row], Random], list[Row]]] = {
+    Problem.CLASSIFY: other_labels,
+    Problem.EXTRACT: other_answers,
+    Problem.GENERATE: other_texts,
 }

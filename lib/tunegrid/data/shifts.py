@@ -15,8 +15,7 @@ from typing import Any
 from tunegrid.data.rows import answer_texts, check_row
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
-from tunegrid.grid.shifts import Shift
-from tunegrid.grid.tasks import Problem, Task
+from tunegrid.grid.tasks import Problem, Shift, Task
 
 SEED = 0  # of all shifts: the same rows for every cell and every seed of training
 Edit = tuple[int, int, str]  # a text's characters from one place to another, and what takes their place

@@ -5,15 +5,66 @@ row has the name of a label, it is read as its number.
 """
 
 import json
+import os
 import re
+import socket
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, overload
+from urllib.parse import urlsplit
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.tasks import FILE_KINDS, Task
+
+SECONDS = 5.0
+
+
+@cache
+def prefer_cache_if_unreachable() -> bool:
+    """Whether the hub can be reached. If not, set HF_HUB_OFFLINE for this process: cached files load, others fail at once.
+
+    Call it before huggingface_hub is imported, which reads the variable once. Behind a proxy, it is not checked.
+    """
+    if os.environ.get("HF_HUB_OFFLINE") or any(name.lower() == "https_proxy" for name in os.environ):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    try:
+        socket.create_connection((host.hostname or "", host.port or 443), SECONDS).close()
+    except OSError:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        return False
+    return True
+
+
+@cache
+def commit_of(dataset: str, config: str | None) -> str | None:
+    """The commit at which the hub's data set would be read now, from its cache if the hub cannot be reached; None: nowhere."""
+    prefer_cache_if_unreachable()
+    import datasets
+
+    try:
+        commit: str | None = datasets.load_dataset_builder(dataset, config, trust_remote_code=False).hash
+    except Exception:  # whatever their HTTP client raises: reading the rows will say it
+        return None
+    return commit
+
+
+@cache
+def checkpoint_commit_of(checkpoint: str) -> str | None:
+    """The commit at which the hub's checkpoint would be loaded now if nothing pins it, as for a data set; None: nowhere."""
+    prefer_cache_if_unreachable()
+    import huggingface_hub
+
+    try:
+        config = huggingface_hub.hf_hub_download(checkpoint, "config.json")
+    except Exception:  # whatever their HTTP client raises: loading the model will say it
+        return None
+    return Path(config).parent.name  # .../snapshots/COMMIT/config.json
+
 
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
@@ -104,7 +155,26 @@ class ListTable:
         return [self._rows[i] for i in indices]
 
 
-class LinesTable:
+class ReadTable(ABC):
+    """A table whose rows are read when they are asked for."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many rows."""
+
+    @abstractmethod
+    def _read(self, indices: Sequence[int]) -> list[Row]: ...
+
+    def column(self, name: str) -> Sequence[Any]:
+        """One column's values."""
+        return [row.get(name) for row in self.take(range(len(self)))]
+
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
+        """The rows at these indices."""
+        return StoredRows(self._read, indices)
+
+
+class LinesTable(ReadTable):
     """A large file of JSON lines, of which only the offsets of its rows are held."""
 
     revision = None
@@ -119,14 +189,6 @@ class LinesTable:
         """How many rows."""
         return len(self._starts)
 
-    def column(self, name: str) -> Sequence[Any]:
-        """One column's values."""
-        return [row.get(name) for row in self.take(range(len(self)))]
-
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices."""
-        return StoredRows(self._read, indices)
-
     def _read(self, indices: Sequence[int]) -> list[Row]:
         with self._path.open("rb") as file:
             return [json.loads(_line_at(file, self._starts[index])) for index in indices]
@@ -137,7 +199,7 @@ def _line_at(file: BinaryIO, start: int) -> bytes:
     return file.readline()
 
 
-class DatasetTable:
+class DatasetTable(ReadTable):
     """A `datasets.Dataset`, read from its memory map."""
 
     def __init__(self, dataset: Any, origin: str, revision: str | None = None) -> None:
@@ -156,17 +218,13 @@ class DatasetTable:
         with reading(self.origin):
             return list(self._dataset[name])
 
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices."""
-        return StoredRows(self._read, indices)
-
     def _read(self, indices: Sequence[int]) -> list[Row]:
         with reading(self.origin):
             columns = self._dataset.select(list(indices))[:]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-class NamedLabels:
+class NamedLabels(ReadTable):
     """A table whose target holds the labels' names, which are read as their numbers; any other value stays as it is."""
 
     def __init__(self, table: Table, task: Task) -> None:
@@ -182,10 +240,6 @@ class NamedLabels:
         """One column's values."""
         values = self._table.column(name)
         return [self._number(value) for value in values] if name == self._target else values
-
-    def take(self, indices: Sequence[int]) -> Sequence[Row]:
-        """The rows at these indices."""
-        return StoredRows(self._read, indices)
 
     def _read(self, indices: Sequence[int]) -> list[Row]:
         rows = self._table.take(indices)
@@ -211,12 +265,12 @@ def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
                 f"{table.origin}: column {missing[0]!r} is missing; {task.folder} needs {', '.join(task.hub_columns)} "
                 f"and split {split!r} has {', '.join(table.names)}: name in the file or the task's columns what the other has"
             )
-    named = {split for split, table in by_name.items() if task.labels and len(table) and _has_names(task, table)}
+    named = {
+        split
+        for split, table in by_name.items()
+        if task.labels and len(table) and isinstance(table.take([0])[0].get(task.target), str)
+    }
     return {split: NamedLabels(table, task) if split in named else table for split, table in by_name.items()}
-
-
-def _has_names(task: Task, table: Table) -> bool:
-    return isinstance(table.take([0])[0].get(task.target), str)
 
 
 def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:

@@ -13,9 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from tunegrid.data.conversations import ConversationTable
-from tunegrid.data.noise import noisy
-from tunegrid.data.rows import check_column, check_row, check_task, identity, text_hash
+from tunegrid.data.rows import ConversationTable, check_column, check_row, check_task, identity, noisy, text_hash
 from tunegrid.data.sources import Row, Table, check_split, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import Profile
@@ -96,7 +94,9 @@ def load_splits(task: Task, profile: Profile) -> Splits:
 
 def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
     """Where the rows of each split stand, all of them."""
-    by_name = read_tables(task, profile)
+    by_name = tables(task, profile.data_root)
+    if task.messages is not None:  # conversations are read as rows of their last exchange
+        by_name = {name: ConversationTable(table, task.messages) for name, table in by_name.items()}
     train = _named(by_name, task.train, task)
     pool: Sequence[int] = range(len(train))
     parts: dict[str, TableSlice] = {}
@@ -110,14 +110,6 @@ def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
             table = _named(by_name, rule, task)
             parts[name] = TableSlice(table=table, indices=range(len(table)), origin=table.origin)
     return parts | {"train": TableSlice(table=train, indices=pool, origin=train.origin)}
-
-
-def read_tables(task: Task, profile: Profile) -> Mapping[str, Table]:
-    """Every split by name, conversations as rows of their last exchange."""
-    by_name = tables(task, profile.data_root)
-    if task.messages is None:
-        return by_name
-    return {name: ConversationTable(table, task.messages) for name, table in by_name.items()}
 
 
 def _rest(pool: Sequence[int], aside: Sequence[int]) -> Sequence[int]:

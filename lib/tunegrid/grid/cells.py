@@ -4,22 +4,23 @@ The grid is sparse: a cell exists where there is a recipe for its backbone, task
 set (`study`); users add to it with `pytest_tunegrid_grid`.
 """
 
+import hashlib
+import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
+from pathlib import Path
 from typing import Any
 
-from tunegrid.errors import InputError
+from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BACKBONES, HEAD_EXCEPTIONS, LAYOUTS, Backbone, Head
-from tunegrid.grid.methods import METHODS, Method, Quantization
-from tunegrid.grid.optimizers import OPTIMIZERS, OptimizerFactory
-from tunegrid.grid.profiles import Profile
-from tunegrid.grid.quick import QUICK, quick_changes
+from tunegrid.grid.methods import METHODS, OPTIMIZERS, Method, OptimizerFactory, Quantization
+from tunegrid.grid.profiles import QUICK, Profile, quick_changes
 from tunegrid.grid.recipes import RECIPES, TARGETS_WITHOUT_EXCEPTION, Recipe
-from tunegrid.grid.shifts import RESERVED, Shift
-from tunegrid.grid.tasks import TASKS, Problem, Task
+from tunegrid.grid.tasks import RESERVED, TASKS, Problem, Shift, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
 BOUNDED = ("quick", "full")  # profiles whose cells a user's thresholds hold
@@ -374,3 +375,53 @@ def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
     parts = [*cell_id.split("_", 2), "", ""][:3]  # a file may call a cell anything
     places = [(known.index(part) if part in known else len(known), part) for known, part in zip(PLACES, parts, strict=True)]
     return places[1], places[0], places[2]
+
+
+def add_from(path: Path, grid: Grid) -> None:
+    """Let a file add its entries; raises InputError, with the file's name, where it cannot be read or run."""
+    module = user_module(path)
+    try:
+        module.pytest_tunegrid_grid(grid)
+    except InputError as error:
+        raise InputError(f"--grid {path}: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever the file raises is for its author to read; it may also end the program
+        raise InputError(_complaint(path, error)) from None
+
+
+def user_module(path: Path) -> Any:
+    """A user's file as a module; raises InputError where it cannot be read or run."""
+    name = f"tunegrid_grid_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError(f"--grid {path} is not a Python file")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
+    try:
+        spec.loader.exec_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # as above
+        raise InputError(_complaint(path, error)) from None
+    if not hasattr(module, "pytest_tunegrid_grid"):
+        raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")
+    return module
+
+
+def _complaint(path: Path, error: BaseException) -> str:
+    """What a user's file raised, and in which line."""
+    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "lib":
+        return f"--grid {path} imports from lib, which is the package tunegrid now: write `from tunegrid.` for `from lib.`"
+    line = getattr(error, "lineno", None) or _line_in(path, error)
+    location = f"{path}, line {line}" if line else str(path)
+    return f"--grid {location}: {type(error).__name__}: {first_line(error)}"
+
+
+def _line_in(path: Path, error: BaseException) -> int | None:
+    """Where in a file an error came up."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == str(path):
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line

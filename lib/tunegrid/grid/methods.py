@@ -6,7 +6,7 @@ any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are importe
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import Head, within
-from tunegrid.grid.optimizers import ParameterGroups
 from tunegrid.grid.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -23,6 +22,29 @@ if TYPE_CHECKING:
 
     from tunegrid.grid.cells import Cell
     from tunegrid.run.audits.evidence import Evidence
+
+
+ParameterGroups = list[dict[str, Any]]
+OptimizerFactory = Callable[[ParameterGroups, float], "torch.optim.Optimizer"]
+
+
+def adamw_torch(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
+    """Torch's AdamW, its fused implementation."""
+    import torch
+
+    return torch.optim.AdamW(groups, lr=learning_rate, fused=True)
+
+
+def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.optim.Optimizer":
+    """Bitsandbytes' AdamW, whose moments take 8 bits."""
+    import bitsandbytes as bnb
+
+    optimizer: torch.optim.Optimizer = bnb.optim.AdamW8bit(groups, lr=learning_rate)
+    return optimizer
+
+
+OPTIMIZERS: Mapping[str, OptimizerFactory] = {"adamw_torch": adamw_torch, "adamw_bnb_8bit": adamw_bnb_8bit}
+
 
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
 Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at

@@ -1,9 +1,11 @@
 """Declares the study's three `Task`s: a data set, how it is split, and the kind of problem it poses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from random import Random
+from typing import Any
 
 from tunegrid.errors import InputError
 
@@ -226,3 +228,27 @@ SUM = Task(
 )
 
 TASKS = (SA, QA, SUM)
+
+
+Row = dict[str, Any]
+RESERVED = ("plain", "id", "prediction", "reference")  # what else the file of rows has beside a shift's points
+Change = Callable[[Task, Mapping[str, Any], Random], Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shift:
+    """A change of rows that a trained model is scored on, beside the rows as they are.
+
+    Attributes:
+        meaning: what it changes, in a few words.
+        change: makes the changed row of a task's row, with a generator of its own for each row. It returns an equal row where
+            there is nothing to change. An answer's start must stay right.
+        problems: the kinds of problem that it is for.
+        turns: the changed row has another target, which an answer must follow. Any other shift keeps what is right.
+    """
+
+    id: str
+    meaning: str
+    change: Change
+    problems: tuple[Problem, ...] = tuple(Problem)
+    turns: bool = False

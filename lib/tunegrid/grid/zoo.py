@@ -9,15 +9,26 @@ from dataclasses import replace
 from itertools import product
 from typing import Any
 
-from tunegrid.grid.adapters import IA3, OFT, BitFit, Norms, PrefixTuning, PromptTuning, Vera
+from tunegrid.grid.adapters import (
+    IA3,
+    OFT,
+    AdaLora,
+    BitFit,
+    Dora,
+    LoraFA,
+    LoraPlus,
+    Norms,
+    Pissa,
+    PrefixTuning,
+    PromptTuning,
+    Vera,
+)
 from tunegrid.grid.backbones import BACKBONES, Head, Layout
 from tunegrid.grid.cells import Grid, study
-from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
-from tunegrid.grid.optimizers import OPTIMIZERS
-from tunegrid.grid.quick import GREEDY, quick_changes
+from tunegrid.grid.methods import LORA, NF4, OPTIMIZERS, QLORA, SFT, Lora, Method
+from tunegrid.grid.profiles import GREEDY, quick_changes
 from tunegrid.grid.recipes import RECIPES, Adapter, Recipe
 from tunegrid.grid.tasks import TASKS
-from tunegrid.grid.variants import AdaLora, Dora, LoraFA, LoraPlus, Pissa
 
 # IA3's paper rescales keys, values and the feed-forward layer's input; PEFT's own table for these architectures does, too.
 RESCALED = {"bert": ("key", "value", "output.dense"), "gpt2": ("c_attn", "mlp.c_proj"), "t5": ("k", "v", "wo")}
@@ -163,9 +174,10 @@ def is_of_zoo(cell_id: str) -> bool:
 
 def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
     """At full size: the study's SFT recipe, with the zoo's adapter and rate."""
+    targets = BERT_SUM if (backbone, task) == ("bert", "sum") else TARGETS[backbone]
     return replace(
         RECIPES[f"{backbone}_{task}_sft"],
-        adapter=adapter_of(backbone, task, method),
+        adapter=Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets) if method.adapts else None,
         learning_rate=RATE * RATES.get(method.id, 1.0),
         optim="adamw_torch",
         trainable_params=None,
@@ -173,12 +185,6 @@ def recipe_of(backbone: str, task: str, method: Method) -> Recipe:
         from_notebook=(),
         ours=("adapter", "learning_rate", "optim"),
     )
-
-
-def adapter_of(backbone: str, task: str, method: Method) -> Adapter | None:
-    """LoRA's settings for the methods that train beside a layer; None for full fine-tuning."""
-    targets = BERT_SUM if (backbone, task) == ("bert", "sum") else TARGETS[backbone]
-    return Adapter(r=RANK, lora_alpha=ALPHA, lora_dropout=0.0, target_modules=targets) if method.adapts else None
 
 
 def quick_of(backbone: str, task: str, method: Method) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives
 from tunegrid.lab.measured import note
-from tunegrid.record.wrong import below_bounds
+from tunegrid.record.checks import below_bounds
 from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
 from tunegrid.results.noise import NoiseKey
 from tunegrid.results.thresholds import load_bounds

@@ -16,7 +16,7 @@ from tunegrid.errors import InputError
 from tunegrid.lab.grid_runs import GridRun, LabSessions
 from tunegrid.lab.measured import note
 from tunegrid.record import Record
-from tunegrid.record.wrong import below_bounds, failures
+from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.results.outcomes import FAILED_BY, failing, undecided

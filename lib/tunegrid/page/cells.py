@@ -14,7 +14,7 @@ from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.page.settings import settings_of
 from tunegrid.record import Record, Status
-from tunegrid.record.crash import CrashRecord
+from tunegrid.record.parts import CrashRecord
 from tunegrid.results.calibration import Bin, forecasts_of, reliability
 from tunegrid.results.cell_answer import UNCHANGED, place_of
 from tunegrid.results.compare import Interval

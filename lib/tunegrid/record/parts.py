@@ -3,13 +3,20 @@
 Descriptions and bounds reach `tunegrid export --schema`. Units are part of the names. None, null in JSON, means not measured.
 """
 
-from dataclasses import dataclass
+import math
+import re
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
+from tunegrid.places import without_places
+from tunegrid.terminal import visible
 
 OWN_PHASES = ("audit", "calibrate", "trace")  # what the suite does for itself: it does not count as the cell's cost
 
@@ -469,3 +476,128 @@ class ShiftedRecord(Part):
     examples: Annotated[
         ExamplesRecord | None, Field(description="points of each row, by shift, and `plain`; null: could not be kept")
     ]
+
+
+@dataclass(kw_only=True)
+class RankRecord(Part):
+    """What one rank did and needed."""
+
+    rss_peak_gib: Annotated[Amount | None, Field(description="the highest of the rank's own phases; so are the next two")]
+    allocated_peak_gib: Amount | None
+    reserved_peak_gib: Amount | None
+    train_samples: Annotated[Count, Field(description="rows that it trained on, over all updates")]
+    train_samples_per_second: Annotated[Amount | None, Field(description="of its own rows, after warm-up")]
+    train_tokens_per_second: Annotated[Amount | None, Field(description="real tokens, without padding")]
+
+
+@dataclass(kw_only=True)
+class RanksRecord(Part):
+    """The processes that shared a cell; all other figures of time and memory are the first one's, rates are of all together."""
+
+    count: Annotated[int, Field(ge=2)]
+    backend: Annotated[Literal["gloo", "nccl"], Field(description="what they talk over")]
+    fsdp: Annotated[bool, Field(description="each held a part of all weights; bytes are the first one's")] = False
+    each: Annotated[list[RankRecord], Field(description="in the order of ranks")]
+
+
+# In the order of the flow: the first that differs is the one to look at.
+STOCK_STAGES = (
+    *("windows", "start", "labels", "batch", "order", "loss", "gradient", "rates", "losses", "weights"),
+    *("accumulation", "resume", "scores", "generation", "pipeline"),
+)
+
+
+@dataclass(kw_only=True)
+class StockStage(Part):
+    """What the libraries' path did at one stage, and how far ours is from it."""
+
+    digest: Annotated[Hash | None, Field(description="hash of ids, names or texts; null: the stage has figures alone")] = None
+    figures: Annotated[
+        list[float | None], Field(description="of the libraries' path, as a loss for each update; null: not a number")
+    ] = field(default_factory=list)
+    largest: Annotated[
+        Amount | None, Field(description="largest difference from ours, as a share of ours where that is above 1")
+    ] = None
+    mean: Annotated[float | None, Field(description="mean of the differences, with their signs")] = None
+    known: Annotated[list[str], Field(description="ids of the known differences that ours reckons with")] = field(
+        default_factory=list
+    )
+
+
+@dataclass(kw_only=True)
+class StockRecord(Part):
+    """The libraries' own path beside ours: `Trainer`, collators, the models' losses, PEFT's helpers, pipelines."""
+
+    stages: Annotated[dict[str, StockStage], Field(description="those that were compared, in the order of the flow")]
+    differs: Annotated[str | None, Field(description="the first stage that differs from ours, and how; null: none does")]
+    refused: Annotated[str | None, Field(description="why the cell has no such path; null: it has")] = None
+    samples_per_second: Annotated[Amount | None, Field(description="of the libraries' training; null: not measured")] = None
+    own_samples_per_second: Annotated[Amount | None, Field(description="of ours on the same rows, in turns with it")] = None
+    turns: Annotated[Count, Field(description="how often both were timed")] = 0
+
+
+CALLS = 20  # of each exception's stack: the innermost ones
+TRACEBACK_LINES, PRINTED_LINES, LONGEST_LINE = 80, 30, 400
+COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+
+@dataclass(kw_only=True)
+class CrashRecord(Part):
+    """The end of a cell's traceback, and the last lines that it printed."""
+
+    traceback: Annotated[
+        list[str], Field(description="its last lines; empty: a sentence says all, or the process left no exception")
+    ]
+    printed: Annotated[list[str], Field(description="last lines on standard output, standard error and the log")]
+
+
+def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
+    """What is kept of an exception, and of all texts that the cell printed; None where there is neither."""
+    told = traceback.format_exception(error, limit=-CALLS) if error else []
+    last = _last("".join(told), TRACEBACK_LINES), _last("\n".join(printed), PRINTED_LINES)
+    return CrashRecord(traceback=last[0], printed=last[1]) if any(last) else None
+
+
+def _last(text: str, count: int) -> list[str]:
+    """The last lines that are not blank, each visible and cut; of a line that was written over, its last state."""
+    lines = [line.rstrip("\r").rpartition("\r")[2] for line in COLOURS.sub("", text).split("\n")]
+    return [visible(line.expandtabs(4))[:LONGEST_LINE] for line in lines if line.strip()][-count:]
+
+
+def plain(value: Any) -> Any:
+    """The same value in plain types: numbers as int and float, sequences as lists, dataclasses as dicts, NaN as None.
+
+    No text keeps an absolute path.
+
+    pytest-benchmark silently writes anything else as the string "UNSERIALIZABLE[...]".
+
+    Raises:
+        TypeError: for a value that has no plain form.
+    """
+    kind = type(value)
+    if kind is float:  # the common kinds first: a record has a thousand numbers
+        return value if math.isfinite(value) else None
+    if kind is str:
+        return without_places(value)
+    if value is None or kind in (int, bool):
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return without_places(value)
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if is_dataclass(value) and not isinstance(value, type):
+        return {name: plain(getattr(value, name)) for name in _names(kind)}  # type: ignore[arg-type] # classes are hashable
+    if hasattr(value, "item"):  # a NumPy or torch scalar
+        return plain(value.item())
+    raise TypeError(f"a record cannot hold {value!r} of {kind.__name__}")
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))

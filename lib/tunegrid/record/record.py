@@ -1,6 +1,6 @@
 """The typed `Record` of one cell, which the stages fill in as they end.
 
-In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.reading`). The JSON schema that
+In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.io`). The JSON schema that
 `tunegrid export --schema` prints is generated from these classes. Scores are points, 0 to 100.
 """
 
@@ -16,10 +16,10 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
-from tunegrid.record.crash import CrashRecord
 from tunegrid.record.parts import (
     AuditFinding,
     CalibrationRecord,
+    CrashRecord,
     DataRecord,
     DeviceRecord,
     Dropped,
@@ -37,17 +37,17 @@ from tunegrid.record.parts import (
     Parameters,
     Part,
     Points,
+    RanksRecord,
     RecipeRecord,
     Seeds,
     ShiftedRecord,
     SplitRows,
+    StockRecord,
     Throughput,
     TrainingRecord,
     WarningRecord,
+    plain,
 )
-from tunegrid.record.plain import plain
-from tunegrid.record.ranks import RanksRecord
-from tunegrid.record.stock import StockRecord
 
 SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]

@@ -22,7 +22,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.record import Record
-from tunegrid.record.wrong import failures, impossible_figures
+from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.results.alike import FACTS, check_alike
 from tunegrid.results.examples import read
 from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution

@@ -21,7 +21,7 @@ from statistics import fmean
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.record.invariants import BERTSCORE
+from tunegrid.record.checks import BERTSCORE
 from tunegrid.record.parts import FirstStep, TrainingRecord
 from tunegrid.results import modules
 from tunegrid.results.alike import unlike_libraries

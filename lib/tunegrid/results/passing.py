@@ -10,7 +10,7 @@ from itertools import combinations
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.record.wrong import below_bounds, failures, sentence_of
+from tunegrid.record.checks import below_bounds, failures, sentence_of
 from tunegrid.results.alike import triples
 from tunegrid.results.thresholds import Bounds
 

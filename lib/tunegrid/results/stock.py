@@ -7,7 +7,7 @@ by rounding, as those of numerics (`benchmarks/thresholds/numerics.toml`).
 from collections.abc import Mapping, Sequence
 
 from tunegrid.record import Record
-from tunegrid.record.stock import STOCK_STAGES, StockRecord, StockStage
+from tunegrid.record.parts import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import FINE, Tolerances, tolerance_of
 

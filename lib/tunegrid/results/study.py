@@ -10,7 +10,7 @@ from tunegrid.grid.cells import study_place
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record
-from tunegrid.record.invariants import impossible
+from tunegrid.record.checks import impossible
 from tunegrid.results.files import read_records
 from tunegrid.results.passing import cross_cell_audits
 from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number, signed

@@ -12,12 +12,11 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.architectures import architecture
-from tunegrid.codecs.synthetic import SyntheticTokenizer
+from tunegrid.codecs.base import SyntheticTokenizer
 from tunegrid.data.sources import LONGEST_CAUSE, ROOTS_HINT
 from tunegrid.errors import InputError, first_line
-from tunegrid.grid.backbones import BERT, within
+from tunegrid.grid.backbones import BERT, checkpoint_of, within
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.methods import Base
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Problem

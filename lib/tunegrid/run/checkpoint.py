@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
@@ -21,17 +21,10 @@ from tunegrid.disk import replacing
 from tunegrid.errors import first_line
 from tunegrid.run.ranks import ALONE, Ranks, local_shard
 
+if TYPE_CHECKING:
+    from tunegrid.run.training import Trainer
+
 SLASH = "/"  # between the keys of a path: names of parameters have dots
-
-
-class Stateful(Protocol):
-    """What can be saved and taken up again, as torch names it."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nested mappings of tensors and plain values."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from this state."""
 
 
 @dataclass(kw_only=True)
@@ -62,7 +55,7 @@ class Checkpoints:
         kept = [f"no checkpoint could be kept: {self.trouble}"] if self.trouble else []
         return [*([self.started_anew] if self.started_anew else []), *kept]
 
-    def save_if_due(self, source: Stateful) -> None:
+    def save_if_due(self, source: "Trainer") -> None:
         """Write the file if it is time: whole, or not at all."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
@@ -87,7 +80,7 @@ class Checkpoints:
         """This rank's file."""
         return self.path.with_suffix(f".rank{self.ranks.rank}{self.path.suffix}") if self.ranks.rank else self.path
 
-    def restore(self, target: Stateful) -> None:
+    def restore(self, target: "Trainer") -> None:
         """Load the file's state into the target; without a file, or without `resume`, do nothing.
 
         Nor where a kill left some ranks with another update's file than others, or where the file cannot be used.

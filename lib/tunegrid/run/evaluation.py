@@ -1,5 +1,6 @@
 """Evaluates a trained model: one prediction per row, and scores in points."""
 
+import math
 import statistics
 import sys
 import time
@@ -81,13 +82,18 @@ def evaluate(
     score = partial(METRICS[codec.task.problem], metrics, codec.task, rows, [prediction.value for prediction in predictions])
     scored = ranks.first(score)
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
+    lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,
         batch=batch,
         metric_sources=metrics.sources(codec.task),
         precision=precision_of(codec.cell, device),
-        generated_tokens=lengths_of_texts(outputs) if codec.generates else None,
+        generated_tokens=GeneratedRecord(
+            mean=statistics.fmean(lengths), median=float(statistics.median(lengths)), longest=max(lengths)
+        )
+        if lengths
+        else None,
     )
     return Evaluation(
         part=part,
@@ -98,14 +104,6 @@ def evaluate(
         outputs=outputs,
         predictions=predictions,
     )
-
-
-def lengths_of_texts(outputs: Sequence[Sequence[int]]) -> GeneratedRecord | None:
-    """How many tokens texts have, the end token included; None without a text."""
-    lengths = [len(output) for output in outputs]
-    if not lengths:
-        return None
-    return GeneratedRecord(mean=statistics.fmean(lengths), median=float(statistics.median(lengths)), longest=max(lengths))
 
 
 def precision_of(cell: Cell, device: torch.device) -> Precision:
@@ -134,7 +132,10 @@ def predict(
             chunk = order[done : done + min(size, _room(codec, device) // lengths[order[done]] or 1)]
             answers = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
             if answers is None:
-                size = _halved(size, codec, device)
+                if size == 1:
+                    raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
+                free_memory(device)
+                size //= 2
                 continue
             outputs.update(zip(chunk, answers, strict=True))
             done += len(chunk)
@@ -157,8 +158,18 @@ def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
     return None
 
 
-def _halved(size: int, codec: Codec, device: torch.device) -> int:
-    if size == 1:
-        raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
-    free_memory(device)
-    return size // 2
+FITTED = 384  # validation rows that a temperature is fitted on: it is one number, and they are predicted for it alone
+
+
+def confidences(codec: Codec, evaluation: Evaluation, temperature: float = 1.0) -> Sequence[float] | None:
+    """The probability of each row's prediction; None where the codec gives none, or a model gave no numbers."""
+    if not evaluation.outputs:
+        return None
+    examples = [feature.example for feature in evaluation.features]
+    known = codec.confidences(examples, evaluation.outputs, temperature)
+    return known if known and all(map(math.isfinite, known)) else None
+
+
+def spread(rows: Sequence[Row]) -> Sequence[Row]:
+    """At most `FITTED` of these rows, evenly spread over them."""
+    return rows[:: math.ceil(len(rows) / FITTED)]

@@ -47,11 +47,8 @@ def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:
     layer = re.search(r"\.(\d+)\.", name)
     if kind in WHOLE or layer is None:
         return kind or "rest"
-    return f"{_stack(lower)} {layer[1]} {kind or 'MLP'}"
-
-
-def _stack(lower: str) -> str:
-    return next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
+    stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
+    return f"{stack} {layer[1]} {kind or 'MLP'}"
 
 
 def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:

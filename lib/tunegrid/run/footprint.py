@@ -111,7 +111,9 @@ def packed_product_flops(a: Sequence[int], packed: Any, shape: Sequence[int], *_
 
 def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int]:
     cuda = trainer.meter.device.type == "cuda"
-    held = held_before(trainer)
+    states = trainer.optimizer.state.values()
+    moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
+    held = [*weight_tensors(trainer.model), *moments]  # between two updates
     tracer: Any = CudaBytes(trainer.meter.device, baseline) if cuda else TensorBytes(held)
     live: list[int] = []
     hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: live.append(tracer.live))
@@ -119,13 +121,6 @@ def _traced_bytes(trainer: Trainer, group: Any, baseline: int) -> tuple[int, int
         trainer.update(group)
     hook.remove()
     return live[0], tracer.peak
-
-
-def held_before(trainer: Trainer) -> list[torch.Tensor]:
-    """Weights and optimizer state between two updates."""
-    states = trainer.optimizer.state.values()
-    moments = [value for state in states for value in state.values() if isinstance(value, torch.Tensor)]
-    return [*weight_tensors(trainer.model), *moments]
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -17,16 +17,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tunegrid.codecs.base import IGNORED, Batch, integers, on
+from tunegrid.codecs.features import chunks
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
-from tunegrid.grid.backbones import Objective
+from tunegrid.grid.backbones import Objective, checkpoint_of
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.checkpoints import checkpoint_of
 from tunegrid.grid.tasks import Task
 from tunegrid.run.build import base_type, from_hub_or_folder
 from tunegrid.run.device import ATTENTION, autocast
 from tunegrid.run.evaluation import precision_of
-from tunegrid.run.order import chunks
 from tunegrid.run.probe import undisturbed
 from tunegrid.run.training import Trainer
 

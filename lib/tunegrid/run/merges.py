@@ -17,16 +17,15 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
+from tunegrid.codecs.features import chunks
 from tunegrid.errors import first_line
-from tunegrid.record.parts import BaseKind, MergedRecord, MergesRecord
-from tunegrid.record.plain import plain
+from tunegrid.record.parts import BaseKind, MergedRecord, MergesRecord, plain
 from tunegrid.run.audits.evidence import Evidence, sample
-from tunegrid.run.bases import bases_below, packed, packed_layers, the_one, weight_of
 from tunegrid.run.build import base_type
 from tunegrid.run.evaluation import Evaluation
-from tunegrid.run.order import chunks
 from tunegrid.run.probe import COARSE, FINE, distance, hooked, logits_of, of_targets, undisturbed
 from tunegrid.run.serving import wrappers
+from tunegrid.run.weights import bases_below, packed, packed_layers, the_one, weight_of
 
 SAMPLED = 16  # test features whose logits are compared
 MOST_CODES = 1e-3  # of a layer's bytes: where a number lies between two levels, its last digit decides

@@ -4,63 +4,187 @@ What it takes care of: training time is the time of updates, without encoding, v
 real tokens over the updates after warm-up; peaks are per phase, not one for load, train and evaluation together.
 """
 
+import ctypes
+import math
 import statistics
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tunegrid.machine import give_back_memory
-from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, Throughput
-from tunegrid.record.ranks import RankRecord, RanksRecord
-from tunegrid.run.energy import Energy
+from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, RankRecord, RanksRecord, Throughput
 from tunegrid.run.ranks import Ranks, local_shard
+
+# A counter of energy is of a card or a processor, and not of a process: it counts whatever else runs there. So one that several
+# cells share is not read. Nothing is modelled from time or utilization.
+POWERCAP = Path("/sys/class/powercap")
+NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
+WATTS = 1000.0  # more than any processor takes; at so many a counter needs at least this long to come round
+LEFT_OUT = "; the GPU's is left out, since others used it"
+Joules = float | None
+
+
+@dataclass(kw_only=True)
+class Counter:
+    """Joules of one card or processor.
+
+    Attributes:
+        read: the count now; None where it cannot be read.
+        joules_a_count: what one count stands for.
+        largest: the count after which it starts again from 0; None where that takes years.
+        now: seconds on a clock.
+    """
+
+    read: Callable[[], int | None]
+    joules_a_count: float
+    largest: int | None = None
+    now: Callable[[], float] = time.monotonic
+    _count: int | None = field(default=None, init=False)
+    _read_at: float = field(default=0.0, init=False)
+    _joules: Joules = field(default=None, init=False)
+
+    def begin(self) -> None:
+        """Count from here."""
+        self._count, self._read_at, self._joules = self.read(), self.now(), 0.0
+
+    def look(self) -> Joules:
+        """Joules since `begin`; None where it could not be read, or may have started again more than once between two looks."""
+        before, read_at = self._count, self._read_at
+        self._count, self._read_at = self.read(), self.now()
+        step = self._step(before, self._count)
+        if self._joules is None or step is None or self._read_at - read_at > self._longest():
+            self._joules = None
+        else:
+            self._joules += self.joules_a_count * step
+        return self._joules
+
+    def _step(self, before: int | None, count: int | None) -> int | None:
+        """Counts between two looks."""
+        if before is None or count is None or (count < before and self.largest is None):
+            return None
+        return count - before if count >= before else count - before + (self.largest or 0)
+
+    def _longest(self) -> float:
+        """Seconds in which it cannot start again twice."""
+        return math.inf if self.largest is None else self.joules_a_count * self.largest / WATTS
+
+
+@dataclass(kw_only=True)
+class Energy:
+    """The counters that a cell has for itself.
+
+    Attributes:
+        gpu: of its card; None where there is none.
+        cpu: one for each processor; empty where there are none.
+        source: what is counted, or why it is not, for the record.
+    """
+
+    gpu: Counter | None = None
+    cpu: Sequence[Counter] = ()
+    source: str = "no counters"
+
+    def begin(self) -> None:
+        """Count from here."""
+        for counter in [*self.cpu, *([self.gpu] if self.gpu else [])]:
+            counter.begin()
+
+    def cpu_joules(self) -> Joules:
+        """Of all processors together, since `begin`. It must be asked often, so that none starts again twice unseen."""
+        each = [counter.look() for counter in self.cpu]
+        return None if not each or None in each else sum(joules or 0.0 for joules in each)
+
+    def gpu_joules(self) -> Joules:
+        """Of the card, since `begin`."""
+        return self.gpu.look() if self.gpu else None
+
+
+def energy_of(
+    device: "torch.device", *, shared: str = "", ranks: int = 1, powercap: Path = POWERCAP, nvml: Any = None
+) -> Energy:
+    """The counters of a cell on `device`.
+
+    Args:
+        device: where it runs.
+        shared: who else of this suite uses the machine's processors at the same time; empty: nobody.
+        ranks: processes that share the cell, a GPU each.
+        powercap: where Linux has RAPL's counters.
+        nvml: NVIDIA's library; None loads it.
+    """
+    cpu, why_not = ([], shared) if shared else rapl(powercap)
+    source = f"CPU: {why_not or f'RAPL, {len(cpu)} package' + 's' * (len(cpu) > 1)}"
+    if device.type != "cuda":
+        return Energy(cpu=cpu, source=source)
+    gpu, why_not = (None, f"{ranks} GPUs share the cell") if ranks > 1 else gpu_counter(device, nvml)
+    return Energy(gpu=gpu, cpu=cpu, source=f"GPU: {why_not or 'NVML'}; {source}")
+
+
+def rapl(root: Path) -> tuple[list[Counter], str]:
+    """A counter for each processor, or why there is none."""
+    folders = [folder for folder in sorted(root.glob("intel-rapl:*")) if _text(folder / "name").startswith("package-")]
+    if not folders:
+        return [], "no RAPL counters"
+    largest = [_number(folder / "max_energy_range_uj") for folder in folders]
+    if None in [*largest, *(_number(folder / "energy_uj") for folder in folders)]:
+        return [], "RAPL counters cannot be read"  # since Linux 5.10 by root alone
+    return [_rapl_counter(folder / "energy_uj", most) for folder, most in zip(folders, largest, strict=True)], ""
+
+
+def _rapl_counter(path: Path, largest: int | None) -> Counter:
+    return Counter(read=lambda: _number(path), joules_a_count=1e-6, largest=largest)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+def _number(path: Path) -> int | None:
+    text = _text(path)
+    return int(text) if text.isdecimal() else None
+
+
+def gpu_counter(device: "torch.device", nvml: Any = None) -> tuple[Counter | None, str]:
+    """The counter of a GPU, or why there is none."""
+    try:
+        library = nvml or ctypes.CDLL(NVML)
+        handle = ctypes.c_void_p()
+        failed = library.nvmlInit_v2() or library.nvmlDeviceGetHandleByUUID(uuid_of(device), ctypes.byref(handle))
+    except (OSError, AttributeError):  # no library, or one without these calls
+        return None, "no NVML"
+    if failed or _millijoules(library, handle) is None:
+        return None, "NVML has no counter for it"
+    return Counter(read=lambda: _millijoules(library, handle), joules_a_count=1e-3), ""
+
+
+def _millijoules(library: Any, handle: Any) -> int | None:
+    count = ctypes.c_ulonglong()
+    failed = library.nvmlDeviceGetTotalEnergyConsumption(handle, ctypes.byref(count))
+    return None if failed else count.value
+
+
+def uuid_of(device: "torch.device") -> bytes:
+    """The name by which NVML knows a GPU, whichever CUDA_VISIBLE_DEVICES leaves."""
+    import torch
+
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()
+
+
+def without_the_gpus(memory: Memory) -> Memory:
+    """The same without a GPU's joules, which are not the cell's alone where others used it."""
+    return replace(memory, phases={name: replace(phase, gpu_energy_joules=None) for name, phase in memory.phases.items()})
+
 
 GIB = 2**30
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
-
-
-class Clock(Protocol):
-    """Marks moments; says afterwards, in seconds, how far apart they were."""
-
-    def mark(self) -> Any:
-        """A moment."""
-
-    def seconds(self, earlier: Any, later: Any) -> float:
-        """Seconds between two moments."""
-
-
-class WallClock:
-    """Host time: exact where a call returns only when its work is done."""
-
-    def mark(self) -> float:
-        """Now, in seconds."""
-        return time.perf_counter()
-
-    def seconds(self, earlier: float, later: float) -> float:
-        """Their difference."""
-        return later - earlier
-
-
-class CudaClock:
-    """CUDA events: they mark when the device reaches a point, and the host does not wait."""
-
-    def mark(self) -> Any:
-        """An event on the current stream."""
-        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-        event.record()
-        return event
-
-    def seconds(self, earlier: Any, later: Any) -> float:
-        """Waits for the later event; torch reports milliseconds."""
-        later.synchronize()
-        return float(earlier.elapsed_time(later)) / 1000
 
 
 @dataclass(kw_only=True)
@@ -79,7 +203,6 @@ class Meter:
     """Collects one cell's measurements; `cells_before`: how many its process ran before, None where nobody counts."""
 
     device: torch.device
-    clock: Clock = field(default_factory=WallClock)
     energy: Energy = field(default_factory=Energy)
     cells_before: int | None = None
     updates: list[Update] = field(default_factory=list)
@@ -87,10 +210,13 @@ class Meter:
     _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
     _began: float = field(default=0.0, init=False)
 
-    def __post_init__(self) -> None:
-        """On CUDA, time is read from the device."""
-        if self.device.type == "cuda":
-            self.clock = CudaClock()
+    def mark(self) -> Any:
+        """A moment: the host's time; on CUDA an event, which marks when the device gets here while the host does not wait."""
+        if self.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
 
     @contextmanager
     def update(self, *, samples: int, tokens: int = 0, padded_tokens: int = 0) -> Iterator[Update]:
@@ -98,9 +224,9 @@ class Meter:
 
         What is only known inside, as tokens, can be set on what it yields. A failed update does not count.
         """
-        update = Update(began=self.clock.mark(), samples=samples, tokens=tokens, padded_tokens=padded_tokens)
+        update = Update(began=self.mark(), samples=samples, tokens=tokens, padded_tokens=padded_tokens)
         yield update
-        update.ended = self.clock.mark()
+        update.ended = self.mark()
         self.updates.append(update)
         self.energy.cpu_joules()  # a long phase would let its counters start again unseen
 
@@ -140,7 +266,7 @@ class Meter:
 
     def recent_rate(self, count: int, ranks: int = 1) -> str:
         """Samples a second over the last updates, of so many ranks, for the progress line; empty where they took no time."""
-        seconds = sum(self._durations(self.updates[-count:]))
+        seconds = sum(self.durations(self.updates[-count:]))
         return f"{ranks * sum(update.samples for update in self.updates[-count:]) / seconds:.0f} samples/s" if seconds else ""
 
     def over(self, ranks: Ranks) -> RanksRecord | None:
@@ -183,18 +309,14 @@ class Meter:
 
     def train_seconds(self) -> float:
         """Time spent in updates, warm-up included."""
-        return sum(self._durations(self.updates))
-
-    def train_tokens(self) -> int:
-        """Real tokens of all updates."""
-        return sum(update.tokens for update in self.updates)
+        return sum(self.durations(self.updates))
 
     def throughput(
         self, *, eval_samples_per_second: float | None = None, generated_tokens_per_second: float | None = None
     ) -> Throughput:
         """Rates over the updates after warm-up, None where a run was too short to have any; and what evaluation measured."""
         steady = self.updates[WARMUP_UPDATES:]
-        durations = self._durations(steady)
+        durations = self.durations(steady)
         total = sum(durations)
         tokens, padded = (sum(getattr(u, name) for u in self.updates) for name in ("tokens", "padded_tokens"))
         return Throughput(
@@ -211,8 +333,13 @@ class Meter:
             generated_tokens_per_second=generated_tokens_per_second,
         )
 
-    def _durations(self, updates: Iterable[Update]) -> list[float]:
-        return [self.clock.seconds(update.began, update.ended) for update in updates]
+    def durations(self, updates: Iterable[Update]) -> list[float]:
+        """Seconds of each; of events, the host waits for the later one, and torch reports milliseconds."""
+        if self.device.type != "cuda":
+            return [update.ended - update.began for update in updates]
+        for update in (updates := [*updates]):
+            update.ended.synchronize()
+        return [float(update.began.elapsed_time(update.ended)) / 1000 for update in updates]
 
 
 def together(before: Phase, now: Phase) -> Phase:

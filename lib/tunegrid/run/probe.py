@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import IGNORED, Batch, Feature, on
-from tunegrid.codecs.features import lengths_of
+from tunegrid.codecs.features import chunks, lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.data.rows import answer_texts
 from tunegrid.data.sources import Row
@@ -30,7 +30,6 @@ from tunegrid.run.evaluation import predict
 from tunegrid.run.first_step import Figures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.module_figures import Columns, ModuleFigures
-from tunegrid.run.order import chunks
 from tunegrid.run.progress import Progress
 from tunegrid.run.training import Trainer
 

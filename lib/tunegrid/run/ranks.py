@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tunegrid.codecs.base import Feature
+from tunegrid.codecs.features import chunks
 from tunegrid.grid.cells import Cell
-from tunegrid.record.ranks import RankRecord, RanksRecord
-from tunegrid.run.order import chunks
+from tunegrid.record.parts import RankRecord, RanksRecord
 
 T = TypeVar("T")
 # How long a rank waits for another, which may be scoring alone. A rank that dies is torchrun's to notice, at once.

@@ -5,22 +5,32 @@ made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA a
 loaded onto that base unpacked, or onto the checkpoint, too.
 """
 
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub as hub
 import peft
 import torch
 import transformers as hf
+from huggingface_hub.repocard import metadata_load
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from tunegrid.codecs.architectures import architecture
+from tunegrid.disk import replacing
 from tunegrid.errors import InputError
+from tunegrid.grid.backbones import checkpoint_of
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.grid.tasks import TASKS, Carve, Problem, score_title
+from tunegrid.places import without_places
+from tunegrid.record import Record, to_json
 from tunegrid.record.parts import BaseKind
 from tunegrid.run.build import base_type, keep_packed_layers, load_base
 from tunegrid.run.device import ATTENTION
@@ -124,3 +134,119 @@ def _base_of(module: nn.Module) -> Any:
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else None
+
+
+CARD = "README.md"
+PIPELINES = {  # the hub's names of tasks; summarization has one of its own
+    Problem.CLASSIFY: "text-classification",
+    Problem.EXTRACT: "question-answering",
+    Problem.GENERATE: "text-generation",
+}
+METRICS = ("accuracy", "bertscore", "exact_match", "f1", "precision", "recall", "rouge")  # the hub's names, ours begin with
+
+
+def card_of(cell: Cell, record: Record) -> hub.ModelCard:
+    """The card of a cell's model."""
+    name, data, made_up = base_name(cell), record.data, cell.profile.data_root == QUICK_PROFILE.data_root
+    results = list(eval_results(cell, record, made_up))
+    card_data = hub.ModelCardData(
+        language="en" if cell.task in TASKS else None,
+        base_model=name if name == cell.backbone.checkpoint else None,  # the hub has no micro model
+        datasets=None if made_up else [cell.task.dataset],
+        eval_results=results or None,
+        library_name="peft" if cell.method.adapts else "transformers",
+        license=licence_of_base(cell),
+        model_name=cell.id,
+        pipeline_tag=pipeline_of(cell),
+        tags=["tunegrid"],
+    )
+    card: hub.ModelCard = hub.ModelCard.from_template(
+        card_data,
+        model_id=f"{cell.id}, seed {record.seeds.seed}",
+        model_description=f"{cell.backbone.name}, fine-tuned for {cell.task.name} by `{cell.method.id}` with tunegrid "
+        f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
+        base_model=name,
+        bias_risks_limitations="\n".join(caveats(cell, record, made_up)),
+        training_data=f"{data.rows.train} rows from {data.origins.train}" if data else None,
+        testing_data=f"{data.rows.test} rows from {data.origins.test}" if data else None,
+        results="\n".join(f"- {one.metric_name}: {one.metric_value}" for one in results),
+    )
+    return card
+
+
+def base_name(cell: Cell) -> str:
+    """What the backbone is called where no folder of this machine is known."""
+    return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
+
+
+def pipeline_of(cell: Cell) -> str:
+    """The hub's name of the task."""
+    return "summarization" if cell.task.name == "summarization" else PIPELINES[cell.task.problem]
+
+
+def licence_of_base(cell: Cell) -> str | None:
+    """The licence that the checkpoint's own card names; None where no card lies beside it."""
+    with suppress(Exception):  # a stranger's card may hold anything, and is no reason to lose a trained model
+        licence = (metadata_load(Path(checkpoint_of(cell.backbone, cell.profile)[0]) / CARD) or {})["license"]
+        return licence if isinstance(licence, str) else None
+    return None
+
+
+def eval_results(cell: Cell, record: Record, made_up: bool) -> Iterator[hub.EvalResult]:
+    """The scores that are numbers: the main one first, then those that bounds hold."""
+    task, test = cell.task, (record.limits.own_test and cell.task.own_test) or cell.task.test
+    for name in dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)]):
+        if (score := record.scores.get(name)) is not None:
+            yield hub.EvalResult(
+                task_type=pipeline_of(cell),
+                task_name=task.name,
+                dataset_type="synthetic" if made_up else task.dataset,
+                dataset_name=f"rows made up by tunegrid, as {task.folder}" if made_up else task.folder,
+                dataset_config=None if made_up else task.config,
+                dataset_split=f"{test.share:.0%} of {task.train}" if isinstance(test, Carve) else test,
+                dataset_revision=record.data.revision if record.data else None,
+                metric_type=next((known for known in METRICS if name.startswith(known)), name),
+                metric_name=f"{score_title(name, task.labels)} (points, 0 to 100)",
+                metric_value=score,
+            )
+
+
+def caveats(cell: Cell, record: Record, made_up: bool) -> Iterator[str]:
+    """What a reader must know before the scores."""
+    if base_name(cell) != cell.backbone.checkpoint:
+        yield f"- A micro model, for tests alone: {base_name(cell)} stands in for {cell.backbone.checkpoint}."
+    if made_up:
+        yield f"- Synthetic data: tunegrid made up every row, so the scores say nothing about {cell.task.dataset}."
+    if record.limits.label_noise:
+        yield f"- Wrong on purpose: {record.limits.label_noise:.0%} of the training rows had a wrong target."
+    if record.status != "passed":
+        yield without_places(" ".join([f"- Its run did not pass ({record.status}).", *record.missed]))
+
+
+def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, serving: Serving) -> Path:
+    """Keep a trained model, its record and its card below `root`; return the folder.
+
+    Raises InputError where it cannot be written.
+    """
+    folder = root / f"{cell.id}-seed{cell.profile.seed}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        serving.save(cell, model, tokenizer, folder)
+        name_parts(cell, folder)
+        card_of(cell, record).save(folder / CARD)
+        with replacing(folder / "record.json") as part:
+            part.write_text(json.dumps(to_json(record)), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written ({error.strerror or error}); give --save-models another place") from None
+    return folder
+
+
+def name_parts(cell: Cell, folder: Path) -> None:
+    """Name the classes in a saved classifier's config, and an adapter's base by its checkpoint, not by a folder of here."""
+    labels = {"id2label": dict(enumerate(cell.task.labels)), "label2id": {name: i for i, name in enumerate(cell.task.labels)}}
+    fields: dict[str, dict[str, Any]] = {peft.utils.CONFIG_NAME: {"base_model_name_or_path": base_name(cell)}}
+    if cell.task.labels:
+        fields |= {hf.utils.CONFIG_NAME: labels, f"{BASE}/{hf.utils.CONFIG_NAME}": labels}
+    for name, values in fields.items():
+        if (path := folder / name).is_file():
+            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values, indent=2), encoding="utf-8")

@@ -12,8 +12,7 @@ from typing import Any
 from tunegrid.codecs.base import Codec
 from tunegrid.data.shifts import SEED, shifted_rows
 from tunegrid.data.sources import Row
-from tunegrid.grid.shifts import Shift
-from tunegrid.grid.tasks import Problem, Task
+from tunegrid.grid.tasks import Problem, Shift, Task
 from tunegrid.run.evaluation import Evaluation
 
 ROWS = 400  # test rows at most: a drop of 2 points of 100 is then told from none; every shift costs an evaluation of them

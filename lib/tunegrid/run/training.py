@@ -7,7 +7,9 @@ of an update is the mean over all its targets, however they are cut into micro-b
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from itertools import chain, islice
 from typing import Any
 
@@ -17,12 +19,12 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import Batch, Codec, Feature, all_tokens, real_tokens
-from tunegrid.codecs.features import lengths_of
+from tunegrid.codecs.features import chunks, epoch_batches, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.record.parts import TrainingRecord
-from tunegrid.run.adamw import AdamW
+from tunegrid.grid.recipes import Precision
+from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
@@ -33,13 +35,138 @@ from tunegrid.run.device import (
     set_random_states,
 )
 from tunegrid.run.first_step import MOVED, FirstUpdates
-from tunegrid.run.log import TrainingLog, order_after
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
-from tunegrid.run.order import chunks, epoch_batches
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
-from tunegrid.run.stepper import Stepper
+from tunegrid.run.stepper import AdamW, Stepper
 from tunegrid.run.weights import model_checksums
+
+# What a checkpoint keeps. The rows of `chosen_on` are not kept.
+KEPT = (
+    "losses", "updates", "learning_rates", "group_rates", "gradient_norms", "clipped_norm", "skipped", "order", "micro_batch",
+    "fallbacks", "first_step", "epoch_scores", "chosen_epoch",
+)  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class TrainingLog:
+    """What happened in one training so far; losses and norms stay on the device until they are fetched.
+
+    Attributes:
+        precision: what the device could do.
+        micro_batch: rows of a forward pass now; smaller than the recipe's where memory ran out.
+        fallbacks: a sentence for every deviation from the recipe.
+        updates: how many were made; all lists below have an entry for each.
+        losses: mean loss of each update, in nats per target; those that were not fetched yet are missing.
+        learning_rates: the first parameter group's.
+        group_rates: of every parameter group.
+        gradient_norms: total norm of the gradients before clipping; None where the recipe does not clip.
+        clipped_norm: the same after clipping, in the first update.
+        skipped: updates that fp16 lost to an overflow; the schedule does not advance there.
+        order: a hash of the rows of each update, in order; equal orders have equal hashes.
+        reached: names of parameters that got a gradient.
+        ledger: bytes of weights, gradients and optimizer state; None before the first update.
+        first_step: figures that tell a change without statistics: those taken before the first update, and those of it.
+        epoch_scores: validation score after each epoch, where the recipe has several.
+        chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
+        chosen_on: the rows whose score chose it.
+        stopped: why training ended early, or None.
+    """
+
+    precision: Precision
+    micro_batch: int
+    fallbacks: list[str]
+    updates: int = 0
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+    group_rates: list[list[float]] = field(default_factory=list)
+    gradient_norms: list[float | None] = field(default_factory=list)
+    clipped_norm: float | None = None
+    skipped: list[int] = field(default_factory=list)
+    order: str = ""
+    reached: frozenset[str] = frozenset()
+    ledger: Ledger | None = None
+    first_step: dict[str, Any] = field(default_factory=dict)
+    epoch_scores: list[float] = field(default_factory=list)
+    chosen_epoch: int | None = None
+    chosen_on: Sequence[Row] = ()
+    stopped: str | None = None
+    _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)  # not fetched yet, as are the norms
+    _norms: list[Tensor] = field(default_factory=list, init=False, repr=False)
+    _clipped: Tensor | None = field(default=None, init=False, repr=False)
+
+    def note_norm(self, before: Tensor | None, after: Tensor | None) -> None:
+        """The norm of an update's gradients before clipping, where they are clipped; of the first update's, after it, too."""
+        if before is None:
+            self.gradient_norms.append(None)
+        else:
+            self._norms.append(before)
+        if after is not None:
+            self._clipped = after
+
+    def note_update(self, loss: Tensor, examples: Sequence[int]) -> None:
+        """An update was made, on these rows."""
+        self._losses.append(loss)
+        self.updates += 1
+        self.order = order_after(self.order, examples)
+
+    def fetch(self) -> None:
+        """Bring what updates left on the device to the host."""
+        self.losses += _fetched(self._losses)
+        self.gradient_norms += _fetched(self._norms)
+        self._losses, self._norms = [], []
+        if self._clipped is not None:
+            self.clipped_norm, self._clipped = float(self._clipped), None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain values."""
+        self.fetch()
+        kept = {name: copy(getattr(self, name)) for name in KEPT}
+        return kept | {"reached": sorted(self.reached), "ledger": vars(self.ledger) if self.ledger else {}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint kept."""
+        for name in KEPT:
+            setattr(self, name, state[name])
+        self.reached = frozenset(state["reached"])
+        self.ledger = Ledger(**state["ledger"]) if state["ledger"] else None
+
+    def part(self, *, seconds: float, tokens: int) -> TrainingRecord:
+        """The record's part: what is told of a training that ended, and what its meter measured."""
+        self.fetch()
+        return TrainingRecord(
+            seconds=seconds,
+            tokens=tokens,
+            updates=self.updates,
+            precision=self.precision,
+            micro_batch=self.micro_batch,
+            fallbacks=list(self.fallbacks),
+            order=self.order,
+            losses=list(self.losses),
+            final_learning_rate=self.learning_rates[-1] if self.learning_rates else None,
+            gradient_norm=_finite(self.gradient_norms[0]) if self.gradient_norms else None,
+            clipped_norm=_finite(self.clipped_norm),
+            first_step=FirstStep(**self.first_step) if set(self.first_step) == set(FirstStep.__annotations__) else None,
+            epoch_scores=list(self.epoch_scores),
+            chosen_epoch=self.chosen_epoch,
+            stopped=self.stopped,
+        )
+
+
+def order_after(order: str, examples: Sequence[int]) -> str:
+    """The hash of an order of rows to which an update on these is added."""
+    return sha256(f"{order}{list(examples)}".encode()).hexdigest()[:16]
+
+
+def _fetched(tensors: Iterable[Tensor]) -> list[float]:
+    waiting = list(tensors)
+    values: list[float] = torch.stack(waiting).tolist() if waiting else []
+    return values
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
@@ -55,7 +182,7 @@ class Trainer:
         log: what happened so far; `run` does not repeat updates that were made before it.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
         last_group: the micro-batches of the last update, those of all ranks.
-        paused: whether it stopped after its first updates, as asked; `run` goes on from there.
+        paused: whether it stopped after its first updates, as asked.
         best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
     """
 
@@ -121,10 +248,9 @@ class Trainer:
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
 
-        Of `first_updates` it makes just so many of the same course, and pauses: called again, it goes on to the end, to the
-        same losses and weights as without a pause.
+        Of `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
         """
-        self.paused, self._end = False, min(first_updates or self.total, self.total)
+        self._end = min(first_updates or self.total, self.total)
         hf.set_seed(self.ranks.seed(self.cell.profile.seed))  # dropout: the same whatever happened while the model was built
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
@@ -135,7 +261,8 @@ class Trainer:
             if self.log.stopped:
                 return self.part()
             if first_updates and self.log.updates == self._end:
-                return self._pause()
+                self.paused = True
+                return replace(self.part(), order=self.planned_order())
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.log.epoch_scores) == epoch:
                 with self.meter.phase("validate"):
                     score, rows = validate()
@@ -146,10 +273,6 @@ class Trainer:
                 self.model.load_state_dict(self.best, strict=False)
                 self.ranks.copy_to_sharded(self.model, self.sharded_model)
         return self.part()
-
-    def _pause(self) -> TrainingRecord:
-        self.paused, self._random_states = True, random_states(self.meter.device)
-        return replace(self.part(), order=self.planned_order())
 
     def planned_order(self) -> str:
         """The log's order of rows as it will be after the last update."""
@@ -166,7 +289,7 @@ class Trainer:
     def part(self) -> TrainingRecord:
         """The record's part of what was trained so far; tokens are those of all ranks, which must ask together."""
         self._fetch()
-        tokens = sum(self.ranks.gathered(self.meter.train_tokens()))
+        tokens = sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates)))
         return self.log.part(seconds=self.meter.train_seconds(), tokens=tokens)
 
     def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
@@ -254,11 +377,14 @@ class Trainer:
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
                 cause = f"in the optimizer's step of update {self.log.updates + 1} ({error})"
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
-            self.log.note_rates(rates, scheduled)
+            self.log.learning_rates.append(scheduled)
+            self.log.group_rates.append([*rates])
             if not self.stepper.settles_late:
                 self._settle()
-            if self.log.ledger is None:
-                self._take_ledger()
+            if self.log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
+                self.log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
+                gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
+                self.log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
             self.optimizer.zero_grad()
         self.log.note_update(loss, examples_of(self.last_group))
         if self.log.updates == min(MOVED, self._end):
@@ -342,19 +468,13 @@ class Trainer:
         if penalty is not None:
             self.accelerator.backward(penalty / self.ranks.count)
 
-    def _take_ledger(self) -> None:
-        """Count bytes once, while gradients and optimizer state are in place; they are the same in every update."""
-        self.log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
-        gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
-        self.log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
-
     def _look(self, progress: Progress) -> None:
         """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""
         done = self.log.updates
         if done % CHECK_EVERY and done != self._end:
             return
         self._fetch()
-        bad = self.log.first_not_finite()
+        bad = next((i for i, loss in enumerate(self.log.losses) if not math.isfinite(loss)), None)
         if bad is not None:
             self.log.stopped = f"loss is {self.log.losses[bad]} at update {bad + 1} of {self.total}"
         rate = self.meter.recent_rate(CHECK_EVERY, self.ranks.count)
@@ -363,8 +483,10 @@ class Trainer:
     def _keep_better(self, score: float, rows: Sequence[Row]) -> None:
         """Keep the epoch's weights where they score higher than those of every epoch before."""
         best = self.best is None or score > max(self.log.epoch_scores)
-        self.log.note_epoch(score, rows, best=best)
+        self.log.epoch_scores.append(score)
+        self.log.chosen_on = rows
         if best:
+            self.log.chosen_epoch = len(self.log.epoch_scores)
             # On the host: on the device it would stand in the peaks of all that follows.
             self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters() if p.requires_grad}
 

@@ -8,7 +8,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import Record, new_record, plain, to_json
-from tunegrid.record.reading import adapter
+from tunegrid.record.io import adapter
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples
 

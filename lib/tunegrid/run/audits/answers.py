@@ -13,7 +13,7 @@ from tunegrid.data.rows import answer_texts, context, joined
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.record.invariants import ORDERED, POINTS, impossible
+from tunegrid.record.checks import ORDERED, POINTS, impossible
 from tunegrid.run.audits.evidence import SAMPLE, Evidence, sample
 from tunegrid.run.evaluation import Evaluation
 from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples

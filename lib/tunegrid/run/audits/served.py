@@ -27,11 +27,11 @@ from tunegrid.grid.methods import Answer
 from tunegrid.record.parts import BaseKind
 from tunegrid.run.audits.built import is_adapted
 from tunegrid.run.audits.evidence import Evidence, sample
-from tunegrid.run.bases import ANY, bases_below, the_one
 from tunegrid.run.build import base_type
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.probe import COARSE, FINE, distance, logits_of, of_targets, undisturbed
+from tunegrid.run.weights import ANY, bases_below, the_one
 
 ROWS = 4  # test rows that are asked about, in one batch
 MERGED: Mapping[BaseKind, str] = {

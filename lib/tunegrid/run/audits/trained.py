@@ -11,11 +11,10 @@ from tunegrid.codecs.base import Feature, on
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.run import adamw as adamw_by_definition
 from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.first_step import MOVED
 from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
-from tunegrid.run.stepper import make_schedule
+from tunegrid.run.stepper import PACKED_TOLERANCE, STEP_TOLERANCE, make_schedule
 from tunegrid.run.training import Trainer
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
@@ -136,7 +135,7 @@ def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     adamw = evidence.trainer.by_definition
     if adamw is None or adamw.gap is None:
         return None
-    allowed = adamw_by_definition.PACKED if adamw.packed else adamw_by_definition.TOLERANCE
+    allowed = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
     return adamw.gap <= allowed, f"{MOVED} updates differ from AdamW's definition by {adamw.gap:.1e} of the movement"
 
 

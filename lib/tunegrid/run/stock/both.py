@@ -13,18 +13,16 @@ import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import Batch, Feature
+from tunegrid.codecs.features import chunks
 from tunegrid.data.sources import Row
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
-from tunegrid.run.order import chunks
 from tunegrid.run.stock.course import SKIPPED, Course, trained, trainer_of
 from tunegrid.run.stock.known import causal, known_of
-from tunegrid.run.stock.model import stock_model
 from tunegrid.run.stock.oracle import OracleTrainer, Replayed, oracle_codec, with_biases_undecayed
-from tunegrid.run.stock.start import Start, write_start
-from tunegrid.run.stock.text import KEPT, encoded
+from tunegrid.run.stock.start import KEPT, Start, encoded, stock_model, write_start
 
 BATCHES = 4.5  # of an epoch: the last one has half as many rows
 UPDATES = 6  # an epoch of five batches, and one more
@@ -171,8 +169,7 @@ class Both:
         return self._course("again", max_steps=UPDATES, gradient_accumulation_steps=1)[1]
 
     def _course(self, name: str, **changes: Any) -> tuple[Any, Course]:
-        trainer = self._trainer(name, **changes)
-        return trainer, trained(trainer)
+        return (trainer := self._trainer(name, **changes)), trained(trainer)
 
     def _trainer(self, name: str, **changes: Any) -> Any:
         return trainer_of(

@@ -17,8 +17,7 @@ from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
 from tunegrid.data.sources import Row
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.methods import Method
-from tunegrid.grid.optimizers import ParameterGroups
+from tunegrid.grid.methods import Method, ParameterGroups
 from tunegrid.run.device import set_random_states
 from tunegrid.run.training import Trainer
 

@@ -1,27 +1,131 @@
 """Both sides' answers on the same weights: those that the libraries' plain training ended with."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import bitsandbytes as bnb
+import numpy as np
 import torch
+import transformers as hf
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from tunegrid.codecs.base import Codec, Feature, on
+from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
+from tunegrid.codecs.features import chunks
+from tunegrid.data.sources import Row
+from tunegrid.grid.backbones import Layout
+from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.device import autocast, resolve_precision
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.order import chunks
-from tunegrid.run.stock.answers import generated, pipeline_of, predicted, search_of
 from tunegrid.run.stock.both import TEST_BATCH, Both, put
 from tunegrid.run.stock.course import trainer_of
 from tunegrid.run.stock.known import causal
-from tunegrid.run.stock.model import quantization_of
 from tunegrid.run.stock.oracle import oracle_codec
-from tunegrid.run.stock.text import encoded
+from tunegrid.run.stock.start import Start, encoded, quantization_of
+
+N_BEST = 20  # the default of run_qa.py
+PIPELINES: Mapping[Problem, str] = {Problem.CLASSIFY: "text-classification", Problem.EXTRACT: "question-answering"}
+
+
+def predicted(cell: Cell, trainer: Any, rows: Sequence[Row], table: Any) -> list[Any]:
+    """An answer a row by `Trainer.predict`: a label or the text of a span."""
+    outputs = trainer.predict(table).predictions
+    if cell.task.problem is Problem.CLASSIFY:
+        logits = outputs[0] if isinstance(outputs, tuple) else outputs
+        return [int(label) for label in logits.argmax(-1)]
+    return spans(cell, rows, table, outputs[0], outputs[1])
+
+
+def generated(cell: Cell, trainer: Any, table: Any) -> list[list[int]]:
+    """Token ids a row by `predict_with_generate`: what the model wrote, up to the first end token."""
+    search = search_of(cell)
+    outputs = trainer.predict(table, **search).predictions
+    end, pad = trainer.model.generation_config.eos_token_id, trainer.processing_class.pad_token_id
+    ends = end if isinstance(end, list) else [end]
+    batches = chunks([len(ids) for ids in table["input_ids"]], trainer.args.per_device_eval_batch_size)
+    prompts = [max(batch) for batch in batches for _ in batch]  # the longest of each row's batch, to which all are padded
+    return [until_end(skipped(cell, ids, prompt), ends, pad) for ids, prompt in zip(outputs, prompts, strict=True)]
+
+
+def skipped(cell: Cell, ids: Any, prompt: int) -> list[int]:
+    """The ids without the decoder's first token, or the prompt that a causal model repeats."""
+    start = 1 if cell.head.layout is Layout.ENCODER_DECODER else prompt
+    return [int(one) for one in ids[start:]]
+
+
+def until_end(ids: Sequence[int], ends: Sequence[int], pad: int | None) -> list[int]:
+    """The ids up to the first end token, which they keep; padding behind a text that was cut off is none of it."""
+    kept = [int(one) for one in ids if one >= 0]
+    stop = next((i for i, one in enumerate(kept) if one in ends), None)
+    if stop is not None:
+        return kept[: stop + 1]
+    while kept and kept[-1] == pad:
+        kept.pop()
+    return kept
+
+
+def search_of(cell: Cell) -> dict[str, Any]:
+    """The recipe's search as arguments of `generate`; a causal model counts its prompt in `min_length`."""
+    assert cell.recipe.generation, "a cell that generates"
+    search = asdict(cell.recipe.generation)
+    if cell.head.layout is not Layout.ENCODER_DECODER:
+        shortest = search.pop("min_length")
+        search |= {"min_new_tokens": shortest} if shortest else {}
+    return search
+
+
+def spans(cell: Cell, rows: Sequence[Row], table: Any, starts: Any, ends: Any) -> list[str]:
+    """The text of each row's best span, by the post-processing of transformers' guide (`postprocess_qa_predictions`)."""
+    best: dict[int, tuple[float, str]] = {}
+    for index, (example, offsets) in enumerate(zip(table["example"], table["offset_mapping"], strict=True)):
+        text = rows[example][cell.task.text_pair[0]]
+        for first in _largest(starts[index]):
+            for last in _largest(ends[index]):
+                if not _usable(offsets, first, last):
+                    continue
+                score = float(starts[index][first] + ends[index][last])
+                if example not in best or score > best[example][0]:
+                    best[example] = score, text[offsets[first][0] : offsets[last][1]].strip()
+    return [best.get(example, (0.0, ""))[1] for example in range(len(rows))]
+
+
+def _largest(scores: Any) -> list[int]:
+    return [int(index) for index in np.argsort(scores)[-1 : -N_BEST - 1 : -1]]
+
+
+def _usable(offsets: Sequence[Sequence[int]], first: int, last: int) -> bool:
+    """Whether two tokens bound a span of the context that is not too long."""
+    if first >= len(offsets) or last >= len(offsets) or offsets[first][0] < 0 or offsets[last][0] < 0:
+        return False
+    return first <= last < first + MAX_ANSWER_TOKENS
+
+
+def pipeline_name(cell: Cell) -> str:
+    """The name of the pipeline that the cell's problem is for."""
+    return PIPELINES.get(cell.task.problem, "text-generation" if causal(cell) else "text2text-generation")
+
+
+def has_pipeline(cell: Cell) -> bool:
+    """Whether transformers knows it."""
+    return bool(pipeline_name(cell) in hf.pipelines.PIPELINE_REGISTRY.supported_tasks)
+
+
+def pipeline_of(start: Start, saved: Path, device: torch.device) -> Any:
+    """The pipeline over what `save_model` wrote."""
+    tokenizer = hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False)
+    return hf.pipeline(
+        pipeline_name(start.cell),
+        model=str(saved),
+        tokenizer=tokenizer,
+        device=device,
+        model_kwargs={**quantization_of(start)} or None,
+    )
 
 
 class Scored:
@@ -30,12 +134,6 @@ class Scored:
     def __init__(self, both: Both) -> None:
         """Nothing asked yet."""
         self.both, self.cell = both, both.cell
-
-    @property
-    def _order(self) -> Mapping[str, Any]:
-        """How rows are sorted for prediction: by length as in training, or as they come."""
-        kept = "grouped_predictions" in self.both.known
-        return {"train_sampling_strategy": "random"} if kept else {}
 
     # The libraries
 
@@ -47,7 +145,8 @@ class Scored:
     def trainer(self, model: Any, **changes: Any) -> Any:
         """The libraries' trainer of a model, to evaluate it."""
         both = self.both
-        changes = {"per_device_eval_batch_size": TEST_BATCH, **self._order, **changes}
+        order = {"train_sampling_strategy": "random"} if "grouped_predictions" in self.both.known else {}
+        changes = {"per_device_eval_batch_size": TEST_BATCH, **order, **changes}
         return trainer_of(both.start, model, both.tokenizer, both.table, both.folder / "scored", both.device, **changes)
 
     def loss(self, model: Any) -> float:
@@ -159,13 +258,12 @@ class Scored:
             model = both.start.auto.from_pretrained(saved, **quantization_of(both.start), trust_remote_code=False).to(
                 both.device
             )
-            return self._decoded(self.texts(model)) if self.generates else self.answers(model)
+            if not self.generates:
+                return self.answers(model)
+            texts = self.both.tokenizer.batch_decode([list(ids) for ids in self.texts(model)], skip_special_tokens=True)
+            return [text.strip() for text in texts]
         pipeline = pipeline_of(both.start, saved, both.device)
         return self._by_text_generation(pipeline) if self.generates else self._by_classification(pipeline)
-
-    def _decoded(self, texts: Sequence[Sequence[int]]) -> list[str]:
-        decoded = self.both.tokenizer.batch_decode([list(ids) for ids in texts], skip_special_tokens=True)
-        return [text.strip() for text in decoded]
 
     def _by_classification(self, pipeline: Any) -> list[int]:
         labels = pipeline.model.config.label2id

@@ -12,15 +12,13 @@ import torch
 from torch import Tensor
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.record.stock import STOCK_STAGES, StockStage
+from tunegrid.record.parts import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.run.first_step import digest, digest_of
-from tunegrid.run.stock.answers import has_pipeline, pipeline_name
-from tunegrid.run.stock.arguments import collator_of
-from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, Both
-from tunegrid.run.stock.known import KNOWN
-from tunegrid.run.stock.scored import Scored
-from tunegrid.run.stock.tolerances import (
+from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, UPDATES, Both
+from tunegrid.run.stock.course import collator_of
+from tunegrid.run.stock.known import (
     GRADIENT,
+    KNOWN,
     LATER,
     LOSS,
     MOVED,
@@ -31,6 +29,7 @@ from tunegrid.run.stock.tolerances import (
     Tolerance,
     apart,
 )
+from tunegrid.run.stock.scored import Scored, has_pipeline, pipeline_name
 
 SHOWN = 6  # digits of a figure in a sentence
 
@@ -98,12 +97,10 @@ def _figure(value: float) -> float | None:
     return float(f"{value:.9g}") if abs(value) < float("inf") else None
 
 
-# Tokens
-
-
 def windows(both: Both, scored: Scored) -> Found:
     """Token ids of each row, and the windows of a long one."""
-    theirs, ours = _by_row(both.table["example"], _sources(both)), _by_row(*_ours_by_example(both))
+    theirs = _by_row(both.table["example"], both.table["input_ids"])
+    ours = _by_row([feature.example for feature in both.features], [both.inputs(feature) for feature in both.features])
     for row in range(len(both.rows)):
         mine, other = ours.get(row, []), theirs.get(row, [])
         if len(mine) != len(other):
@@ -113,15 +110,6 @@ def windows(both: Both, scored: Scored) -> Found:
             if one != two:
                 return Found(difference=f"{_first_other(one, two)} (row {row}, window {number + 1} of {len(mine)})")
     return Found(digest=digest_of(tuple(ids) for row in sorted(theirs) for ids in theirs[row]))
-
-
-def _sources(both: Both) -> Sequence[Sequence[int]]:
-    ids: Sequence[Sequence[int]] = both.table["input_ids"]
-    return ids
-
-
-def _ours_by_example(both: Both) -> tuple[list[int], list[list[int]]]:
-    return [feature.example for feature in both.features], [both.inputs(feature) for feature in both.features]
 
 
 def _by_row(examples: Sequence[int], ids: Sequence[Sequence[int]]) -> dict[int, list[list[int]]]:
@@ -142,9 +130,6 @@ def _first_other(theirs: Sequence[int], ours: Sequence[int]) -> str:
     return f"token {place + 1} is {theirs[place]}, ours is {ours[place]}"
 
 
-# What both start from
-
-
 def start(both: Both, scored: Scored) -> Found:
     """Which weights train, how all are stored, and what the frozen ones hold."""
     theirs, ours = both.theirs(), both.ours()
@@ -154,7 +139,9 @@ def start(both: Both, scored: Scored) -> Found:
     for name, parameter in other.items():
         if parameter.requires_grad != mine[name].requires_grad:
             return Found(difference=f"{name} {'trains' if parameter.requires_grad else 'is frozen'}, not so in ours")
-        if (sentence := _stored(parameter, mine[name])) and not _rounded_bias(name, both):
+        # ours rounds a packed layer's bias before training, bitsandbytes in its first forward pass
+        rounded_late = "biases_rounded_late" in both.known and name.endswith("bias")
+        if (sentence := _stored(parameter, mine[name])) and not rounded_late:
             return Found(difference=f"{name} is {sentence}")
         if not _equal(parameter, mine[name]):
             return Found(difference=f"{name} holds other numbers than ours")
@@ -166,16 +153,8 @@ def _stored(theirs: Tensor, ours: Tensor) -> str:
     return "" if types[0] == types[1] else f"{types[0]}, ours is {types[1]}"
 
 
-def _rounded_bias(name: str, both: Both) -> bool:
-    """A bias of a packed layer, which ours rounds before training and bitsandbytes in its first forward pass."""
-    return "biases_rounded_late" in both.known and name.endswith("bias")
-
-
 def _equal(theirs: Tensor, ours: Tensor) -> bool:
     return torch.equal(theirs.detach().to(ours.dtype), ours.detach())
-
-
-# Batches
 
 
 def labels(both: Both, scored: Scored) -> Found:
@@ -230,9 +209,6 @@ def _other_tensor(name: str, theirs: Tensor | None, ours: Tensor | None) -> str:
         return ""
     place = (theirs != ours).nonzero()[0].tolist()
     return f"{name} {place} is {int(theirs[tuple(place)])}, ours is {int(ours[tuple(place)])}"
-
-
-# Training
 
 
 def order(both: Both, scored: Scored) -> Found:
@@ -318,9 +294,6 @@ def resume(both: Both, scored: Scored) -> Found:
     return found
 
 
-# Answers
-
-
 def scores(both: Both, scored: Scored) -> Found:
     """`evaluate()` and answers of `predict()` on the same weights."""
     model = both.plain[0].model
@@ -396,3 +369,18 @@ STAGES: Mapping[str, Callable[[Both, Scored], Found]] = {
     "generation": generation,
     "pipeline": pipeline,
 }
+
+
+def compared_in_turns(both: Both) -> StockRecord:
+    """The record's part of a cell: all stages, and how fast both sides trained where they are alike."""
+    compared = compare(both)
+    part = StockRecord(stages=compared.stages, differs=compared.differs or None)
+    if compared.differs:
+        return part
+    courses, own = [both.plain[1]], [both.ours_plain.seconds]
+    courses.append(again := both.again())
+    own.append(both.replay(again, 1, UPDATES).seconds)
+    samples = sum(course.samples for course in courses)
+    part.samples_per_second = samples / sum(course.seconds for course in courses)
+    part.own_samples_per_second, part.turns = samples / sum(own), len(own)
+    return part

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from tunegrid.codecs import codec_of
-from tunegrid.codecs.base import IGNORED
+from tunegrid.codecs.base import IGNORED, SyntheticTokenizer
 from tunegrid.codecs.features import cache_key
-from tunegrid.codecs.synthetic import SyntheticTokenizer
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import QA, SA, SUM

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tunegrid.codecs import codec_of
+from tunegrid.codecs.base import SyntheticTokenizer
 from tunegrid.codecs.classify import longest_first
-from tunegrid.codecs.synthetic import SyntheticTokenizer
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, tokenizer_of

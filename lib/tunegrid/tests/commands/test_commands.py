@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from tunegrid import __main__ as command
-from tunegrid.data import hub
+from tunegrid.data import sources as hub
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab import __main__ as lab

@@ -5,8 +5,7 @@ from random import Random
 
 import pytest
 
-from tunegrid.data.noise import noisy, other_answers
-from tunegrid.data.rows import check_row
+from tunegrid.data.rows import check_row, noisy, other_answers
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM

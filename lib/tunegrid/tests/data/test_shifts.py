@@ -27,8 +27,7 @@ from tunegrid.data.shifts import (
 )
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
-from tunegrid.grid.shifts import Shift
-from tunegrid.grid.tasks import QA, SA, SUM
+from tunegrid.grid.tasks import QA, SA, SUM, Shift
 from tunegrid.lab.micro.reviews import HEDGES, VERDICTS
 from tunegrid.lab.micro.words import GOOD
 from tunegrid.tests.small import rows_of

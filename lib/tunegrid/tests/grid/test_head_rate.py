@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from tunegrid.grid.adapters import LoraFA, LoraPlus
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import LORA
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.grid.variants import LoraFA, LoraPlus
 from tunegrid.run.audits.trained import schedule_counts_updates
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, trainer_for
 

@@ -7,8 +7,8 @@ import torch
 
 from tunegrid.grid.backbones import BERT, Problem
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.grid.larger import LARGER, SOURCED, TRAINED, is_larger, larger
 from tunegrid.grid.methods import Lora
+from tunegrid.grid.more_tasks import LARGER, SOURCED, TRAINED, is_larger, larger
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.recipes import RECIPES
 from tunegrid.run.build import build, load_tokenizer

@@ -12,8 +12,7 @@ import torch
 
 from tunegrid import ROOT
 from tunegrid.commands import calibrate
-from tunegrid.grid.cells import study
-from tunegrid.grid.own import user_module
+from tunegrid.grid.cells import study, user_module
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.run.build import build, load_tokenizer

@@ -14,9 +14,8 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.recipes import Recipe
 from tunegrid.record import Record, from_json, new_record, plain, schema, to_json
-from tunegrid.record.invariants import impossible
-from tunegrid.record.reading import checked
-from tunegrid.record.rules import contradictions
+from tunegrid.record.checks import contradictions, impossible
+from tunegrid.record.io import checked
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
 
 

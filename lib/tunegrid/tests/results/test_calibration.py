@@ -10,7 +10,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from tunegrid.errors import InputError
 from tunegrid.record import from_json, to_json
-from tunegrid.record.rules import contradictions
+from tunegrid.record.checks import contradictions
 from tunegrid.results import examples
 from tunegrid.results.calibration import (
     BINS,

@@ -10,7 +10,7 @@ from tunegrid.page.render import html
 from tunegrid.page.runs import read_page_run
 from tunegrid.page.view import page_of
 from tunegrid.record import from_json, to_json
-from tunegrid.record.reading import checked
+from tunegrid.record.io import checked
 from tunegrid.results import journal
 from tunegrid.results.answer import answer_of
 from tunegrid.results.compare import entries_of

@@ -10,7 +10,7 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.record import new_record
-from tunegrid.record.wrong import below_bounds
+from tunegrid.record.checks import below_bounds
 from tunegrid.results import run_table
 from tunegrid.results.files import read_records
 from tunegrid.results.passing import Extent

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.record import new_record
-from tunegrid.record.rules import contradictions
-from tunegrid.record.stock import StockRecord, StockStage
+from tunegrid.record.checks import contradictions
+from tunegrid.record.parts import StockRecord, StockStage
 from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from tunegrid.run.adamw import AdamW, Values, is_adamw
+from tunegrid.run.stepper import AdamW, Values, is_adamw
 
 
 def test_two_steps_by_hand():

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from tunegrid.record.parts import Ledger, Memory, Phase
-from tunegrid.run import energy
-from tunegrid.run.energy import Counter, energy_of, without_the_gpus
+from tunegrid.run import meter as energy
+from tunegrid.run.meter import Counter, energy_of, without_the_gpus
 
 CPU, CUDA = SimpleNamespace(type="cpu"), SimpleNamespace(type="cuda")
 UNREADABLE = "RAPL counters cannot be read"

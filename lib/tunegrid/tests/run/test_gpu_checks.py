@@ -2,8 +2,8 @@
 
 import pytest
 
-from fixtures.gpu_summary import is_check, line
-from tunegrid.run.gpu_checks import clocks_differ, ladder_broken, left_behind, not_shared, not_smaller, skips_miscounted
+from fixtures.instruments import gpu_line, is_check
+from tunegrid.run.device import clocks_differ, ladder_broken, left_behind, not_shared, not_smaller, skips_miscounted
 
 GIB = 2**30
 HALVED = "out of memory at update 2 of 8: micro-batches of 8 in place of 16, accumulated to the same update"
@@ -41,6 +41,6 @@ def test_another_test_with_the_word_in_its_name_is_no_check():
 
 
 def test_the_checks_end_in_one_line():
-    assert line("H100", 8, [], 0) == "gpu: 8 of 8 checks passed: figures on H100 can be trusted"
-    assert line("H100", 7, ["clocks_agree"], 0) == "gpu: figures on H100 cannot be trusted: clocks_agree"
-    assert line("no GPU", 0, [], 8) == "gpu: 8 of 8 checks did not run: torch sees no CUDA device here"
+    assert gpu_line("H100", 8, [], 0) == "gpu: 8 of 8 checks passed: figures on H100 can be trusted"
+    assert gpu_line("H100", 7, ["clocks_agree"], 0) == "gpu: figures on H100 cannot be trusted: clocks_agree"
+    assert gpu_line("no GPU", 0, [], 8) == "gpu: 8 of 8 checks did not run: torch sees no CUDA device here"

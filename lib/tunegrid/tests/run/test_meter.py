@@ -11,8 +11,7 @@ from torch import nn
 
 from tunegrid.codecs.base import all_tokens, real_tokens
 from tunegrid.record.parts import Ledger, Parameters
-from tunegrid.run.energy import Counter, Energy
-from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, tensor_bytes
+from tunegrid.run.meter import WARMUP_UPDATES, Counter, Energy, Meter, ledger, parameter_counts, tensor_bytes
 from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
 MIB = 2**20

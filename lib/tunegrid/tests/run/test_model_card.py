@@ -11,9 +11,7 @@ from transformers import AutoConfig
 
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
-from tunegrid.run.model_card import card_of
-from tunegrid.run.saved import save
-from tunegrid.run.serving import Serving
+from tunegrid.run.serving import Serving, card_of, save
 from tunegrid.tests.records import complete
 from tunegrid.tests.small import cell_of, model_of, tokenizer_of
 

@@ -6,8 +6,7 @@ import pytest
 
 from tunegrid.codecs.base import Prediction
 from tunegrid.data.shifts import SHIFTS
-from tunegrid.grid.shifts import Shift
-from tunegrid.grid.tasks import QA, SA, SUM
+from tunegrid.grid.tasks import QA, SA, SUM, Shift
 from tunegrid.record.parts import EvaluationRecord
 from tunegrid.results.shifted import objections, shifted_record
 from tunegrid.run.evaluation import Evaluation

@@ -11,15 +11,13 @@ import transformers as hf
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.grid.optimizers import adamw_torch
-from tunegrid.record.stock import STOCK_STAGES
+from tunegrid.grid.methods import adamw_torch
+from tunegrid.record.parts import STOCK_STAGES
 from tunegrid.run.stock.both import Both
-from tunegrid.run.stock.known import KNOWN, table
+from tunegrid.run.stock.known import KNOWN, Tolerance, apart, table
 from tunegrid.run.stock.oracle import OracleTrainer
-from tunegrid.run.stock.quiet import quiet
 from tunegrid.run.stock.stages import STAGES, compare
-from tunegrid.run.stock.start import refused
-from tunegrid.run.stock.tolerances import Tolerance, apart
+from tunegrid.run.stock.start import quiet, refused
 from tunegrid.tests.small import CPU, cell_of, train_rows
 
 # Numbers that differ

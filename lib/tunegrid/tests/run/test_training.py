@@ -10,8 +10,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tunegrid.codecs.classify import ClassifyCodec
+from tunegrid.codecs.features import epoch_batches
 from tunegrid.errors import InputError
-from tunegrid.run.order import epoch_batches
 from tunegrid.run.stepper import LossScale
 from tunegrid.run.training import Trainer
 from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of

@@ -1,4 +1,4 @@
-"""Writes a `Record` as JSON, and reads JSON as a `Record` that it has checked."""
+"""Writes a `Record` as JSON, reads JSON as a `Record` that it has checked, and generates `reports/schema.json`."""
 
 import json
 from collections.abc import Mapping
@@ -9,14 +9,16 @@ import pydantic_core
 from pydantic import TypeAdapter, ValidationError
 
 from tunegrid.errors import InputError
-from tunegrid.record.plain import plain
+from tunegrid.record.checks import RULES, contradictions
+from tunegrid.record.parts import plain
 from tunegrid.record.record import SCHEMA_VERSION, Record
-from tunegrid.record.rules import contradictions
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
+
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+FORMER_FIELDS = ("distilled", "replaced")  # of version 0.16: what they told of, this version does not do
 
 
 @cache
@@ -51,6 +53,7 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
         InputError: where its schema version is not the current one.
     """
     _check_version(data.get("schema_version"), _place(data, source))
+    data = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
     try:
         record = adapter().validate_json(_as_json(data))
     except ValidationError as error:
@@ -100,3 +103,21 @@ def _sentence(fault: "ErrorDetails") -> str:
 def _short(value: Any) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> dict[str, Any]:
+    """The schema of one record, for readers in other languages."""
+    generated: dict[str, Any] = _without_titles(adapter().json_schema())
+    parts = generated.pop("$defs")
+    head = {"$schema": DIALECT, "title": "Record"}
+    return head | generated | {"allOf": [rule.schema() for rule in RULES], "$defs": parts}
+
+
+def _without_titles(node: Any) -> Any:
+    """The schema without pydantic's titles, which repeat the fields' names."""
+    if isinstance(node, dict):
+        return {key: _without_titles(value) for key, value in node.items() if not (key == "title" and isinstance(value, str))}
+    return [_without_titles(item) for item in node] if isinstance(node, list) else node
