@@ -33,7 +33,7 @@ from tunegrid.results.outcomes import (
     outcome,
     undecided,
 )
-from tunegrid.results.words import count, joined, out_of, some
+from tunegrid.results.table import count, joined, out_of, some
 
 
 class State(StrEnum):

@@ -15,9 +15,8 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.tasks import Carve
 from tunegrid.record import Record, new_record
 from tunegrid.results.files import read_saved
-from tunegrid.results.table import Column, number
+from tunegrid.results.table import Column, count, number
 from tunegrid.results.table import lines as table_lines
-from tunegrid.results.words import count
 
 REPORTS = ROOT / "reports"
 COMMITTED = ("baselines/quick-cpu.json", "cpu-amd-epyc/footprint.json")  # below it; by name, since users leave files there, too

@@ -8,8 +8,7 @@ from tunegrid.record import Record
 from tunegrid.results.examples import Examples, Texts, read, read_texts
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.quality import Rows
-from tunegrid.results.table import markdown
-from tunegrid.results.words import count
+from tunegrid.results.table import count, markdown
 from tunegrid.terminal import visible
 
 LONGEST = 240  # characters of a text that is shown

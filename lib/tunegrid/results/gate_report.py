@@ -10,8 +10,7 @@ from tunegrid.results.answer import RunAnswer
 from tunegrid.results.flips import FlipList
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
 from tunegrid.results.outcomes import FLOWS
-from tunegrid.results.table import Column, lines, markdown, markdown_sentence, number, signed
-from tunegrid.results.words import SHOWN
+from tunegrid.results.table import SHOWN, Column, lines, markdown, markdown_sentence, number, signed
 
 # Not worth a sentence of their own.
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)

@@ -1,9 +1,6 @@
-"""Makes product reviews whose sentiment depends on negation: rows {label, title, content}.
+"""Makes product reviews, and pairs of a review and what follows from it or not."""
 
-The label is the verdict's. Every verdict and every adjective occurs plain and negated for both labels, so that counting
-words says little: a reader has to find the verdict and see what "not" does to it.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -11,16 +8,23 @@ from typing import Any
 from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
 AGREEMENT = 0.75  # share of the aspects that side with the verdict; the rest mislead
+
+
 NEGATED = 0.4  # share of the opinions said by negating the opposite word
+
 
 # {adj} is a word of the named polarity; the phrase turns it around or not.
 PLAIN = ("the {aspect} is {adj}", "the {aspect} feels {adj}", "i find the {aspect} {adj}", "what a {adj} {aspect}")
+
+
 TURNED = (
     "the {aspect} is not {adj} at all",
     "the {aspect} is anything but {adj}",
     "nobody could call the {aspect} {adj}",
     "the {aspect} is far from {adj}",
 )
+
+
 # The verdicts: what a happy owner says, what an unhappy owner says; both columns share their words. The hedge at {} keeps
 # a negation and what it negates apart: pairs of neighbouring words do not give the label away either.
 VERDICTS = (
@@ -35,6 +39,8 @@ VERDICTS = (
     ("it is{} a {good} {product}", "it is not{} a {good} {product}"),
     ("it is not{} a {bad} {product}", "it is{} a {bad} {product}"),
 )
+
+
 HEDGES = (
     " , to be honest ,",
     " , i must say ,",
@@ -45,7 +51,11 @@ HEDGES = (
     "",
     "",
 )
+
+
 OPENERS = ("overall", "all in all", "in the end", "in short", "after a month")
+
+
 ASIDES = (
     "i ordered this {product} for my brother",
     "the {product} came on {day}",
@@ -53,7 +63,11 @@ ASIDES = (
     "my old {product} broke last year",
     "a friend has the same {product}",
 )
+
+
 TITLES = ("my {product}", "a word on this {product}", "{product} after a month", "the {product} and its {aspect}")
+
+
 DAYS = ("monday", "tuesday", "friday")
 
 
@@ -118,3 +132,33 @@ def _joined(rng: Random, clauses: list[str]) -> list[str]:
         else:
             sentences.append(f"{clauses.pop()} .")
     return sentences
+
+
+WORDS = ("bad", "good")
+
+
+def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
+    """So many rows, three a review, which no other review's premises repeat."""
+    rows: list[dict[str, Any]] = []
+    premises: set[str] = set()
+    while len(rows) < count:
+        told = write_review(rng)
+        if premises.isdisjoint(own := {told.content, told.without_verdict}):
+            premises |= own
+            rows += pairs_of(told, rng)
+    return rows[:count]
+
+
+def pairs_of(told: Review, rng: Random) -> list[dict[str, Any]]:
+    """What follows from a review, what it does not tell without its verdict, and what contradicts it."""
+    verdict, *rest = told.opinions
+    untold = [("overall", rng.random() < 0.5), *rest]
+    flipped = [(name, not good) for name, good in told.opinions]
+    said = ((told.content, [verdict, *rest]), (told.without_verdict, untold), (told.content, flipped))
+    return [{"premise": text, "hypothesis": digest(some), "label": label} for label, (text, some) in enumerate(said)]
+
+
+def digest(opinions: Sequence[tuple[str, bool]]) -> str:
+    """As in "good overall , lid bad ."."""
+    words = (f"{WORDS[good]} {name}" if name == "overall" else f"{name} {WORDS[good]}" for name, good in opinions)
+    return f"{' , '.join(words)} ."

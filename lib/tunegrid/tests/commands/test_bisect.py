@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from tunegrid.commands import bisect
+from tunegrid.commands.bisect import Bisection, VersionState, bisection, most_steps
 from tunegrid.commands.environments import Releases
 from tunegrid.results import examples
-from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.tests.packages import PYPROJECT, checkout_of, python_says, wheel
 from tunegrid.tests.records import MEASURED, complete, hits, record_of, run_file
 from tunegrid.tests.repositories import git

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 
 from tunegrid.commands import export
+from tunegrid.commands.export import figures
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
 from tunegrid.results import examples
 from tunegrid.results.files import SavedRun
-from tunegrid.results.tidy import figures
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, saved
 from tunegrid.tests.records import complete
 

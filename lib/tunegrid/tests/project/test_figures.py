@@ -5,7 +5,7 @@ import re
 import pytest
 
 from tunegrid import ROOT
-from tunegrid.lab.measured import read
+from tunegrid.lab.grid_runs import read
 
 COUNT = r"([\d,]+)"
 # Page, the text around the figures, the section of the file, and each figure's name in it.

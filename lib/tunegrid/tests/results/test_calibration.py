@@ -24,9 +24,9 @@ from tunegrid.results.calibration import (
     forecasts_of,
     reliability,
 )
-from tunegrid.results.confidence import judged_nll
 from tunegrid.results.examples import Examples, read
 from tunegrid.results.gate import Run, gate
+from tunegrid.results.instruments import judged_nll
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
 from tunegrid.tests.records import complete, record_of

@@ -1,7 +1,7 @@
 """The sentence of an upgrade, by judgements written by hand."""
 
+from tunegrid.commands.upgrade import failures, sentence
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.upgrades import failures, sentence
 from tunegrid.tests.records import complete
 
 KINDS = ("quality", "memory")
