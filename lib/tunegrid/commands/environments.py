@@ -30,15 +30,9 @@ from tunegrid.record import Record
 from tunegrid.results.files import read_list
 
 USAGE_ERROR = 4  # pytest's exit code
-
-
 FIRST_UPDATES = ("--first-updates",)
-
-
 # The command that runs the cells, of the Python of an environment and the file to write.
 Command = Callable[[Path, Path], Sequence[str]]
-
-
 # Makes it of cells, options of pytest and a profile.
 Suite = Callable[[Sequence[str], Sequence[str], str], Command]
 
@@ -87,17 +81,9 @@ def output_of_run(path: Path) -> Path:
 
 # Nothing but the packages; their modules are compiled as they are imported, which is a part of them.
 PIP_OPTIONS = ("--quiet", "--no-deps", "--no-compile", "--disable-pip-version-check")
-
-
 UV_OPTIONS = ("--quiet", "--no-deps")
-
-
 REASON = re.compile(r"(ERROR|error|fatal| +cause): (?P<reason>.+)")  # of pip, uv and git
-
-
 ENVIRONMENT = "environment"  # the folder of one, below that of its version
-
-
 MAKES_ROOM = f"deleting {CACHE / 'upgrade'} and {CACHE / 'bisect'} makes room"
 
 

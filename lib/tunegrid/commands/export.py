@@ -17,11 +17,7 @@ from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.terminal import say
 
 MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops", "calibration")
-
-
 Columns = Mapping[str, Sequence[Any]]
-
-
 Runs = Iterable[tuple[Path, Record]]  # each record with the file that it is from
 
 

@@ -213,11 +213,7 @@ def unfinished(records: Sequence[Record]) -> list[Record]:
 
 
 BASELINE = ROOT / "reports" / "baselines" / "quick-cpu.json"
-
-
 PROFILES: Mapping[str, Profile] = {profile.id: profile for profile in (QUICK_PROFILE, FULL_PROFILE)}
-
-
 OTHER_RECIPES = ("--set", "--grid")  # options of pytest that change recipes, or add some
 
 

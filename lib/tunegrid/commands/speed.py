@@ -35,23 +35,11 @@ from tunegrid.run.turn import MARK
 from tunegrid.terminal import say
 
 MARGIN = 0.05  # a change that counts: halfway between an equal step and one that is 10 % slower
-
-
 ALPHA = 0.01  # the chance that any cell is called worse, or within the margin, that is not; of each figure
-
-
 LOOKS = (4, 6, 8, 10)  # rounds after which a cell is judged: each side was first as often as the other
-
-
 LEAST_SD = 1e-4  # of a log ratio: no clock and no page tells less
-
-
 ALL = "all cells"
-
-
 WORDS = {"training": ("slower", "faster", "as fast"), "memory": ("larger", "smaller", "the same")}  # of each figure
-
-
 Answers = Sequence[Mapping[str, Any]]  # of the updates of a turn: seconds, and peak_bytes until then
 
 
@@ -187,18 +175,12 @@ class Comparison:
 
 
 UPDATES = 40  # of a round
-
-
 # A third of the quick cells, in which every two of backbone, task and method meet once.
 SOME_OF_EACH = (
     *("bert_sum_lora", "gpt2_sum_sft", "t5_sum_qlora", "bert_qa_sft", "gpt2_qa_qlora", "t5_qa_lora"),
     *("bert_sa_qlora", "gpt2_sa_lora", "t5_sa_sft"),
 )
-
-
 LIB = str(ROOT / "lib")  # the same suite on both sides
-
-
 LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import libraries as code, machine;"
 
 

@@ -54,8 +54,6 @@ from tunegrid.terminal import say
 
 # What cells are called in the sentence, in its order; those from the third on are named.
 WORDS = ("equal", "rounding", "not comparable", "new", "changed", "failed", "worse", "missing")
-
-
 UNNAMED = WORDS[:2]
 
 

@@ -51,8 +51,6 @@ def note(path: Path | None, section: str, figures: Mapping[str, Any]) -> None:
 
 
 RUNS = ROOT / ".cache" / "measure"
-
-
 TRAINS = (
     "lib/tunegrid/grid",
     "lib/tunegrid/data",
@@ -63,19 +61,13 @@ TRAINS = (
     "fixtures",
     "benchmarks",
 )
-
-
 # The cells of a micro grid.
 IDS: Mapping[str, Callable[[], tuple[str, ...]]] = {
     QUICK_PROFILE.id: lambda: STUDY_IDS,
     ZOO_PROFILE.id: lambda: zoo().ids(ZOO_PROFILE),
     TASKS_PROFILE.id: lambda: tuple(filter(is_of_more_tasks, more_tasks().ids(TASKS_PROFILE))),
 }
-
-
 COMPLETE = (0, 1)  # exit codes of pytest: every test ran
-
-
 RecordsByCell = Mapping[str, Record]
 
 

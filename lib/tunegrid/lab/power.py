@@ -43,14 +43,8 @@ from tunegrid.results.table import Column, lines, number
 from tunegrid.results.thresholds import load_margins
 
 COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
-
-
 BASELINE_SEEDS = 5
-
-
 MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
-
-
 MEAN = 50.0  # points; of simulated scores, so that no bound meets an end of the scale
 
 
@@ -228,8 +222,6 @@ def _gaps(setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Gene
 
 
 GOAL = 2.0  # points
-
-
 COLUMNS = (
     Column(title="cell", width=15),
     Column(title="main score", width=10),
@@ -240,8 +232,6 @@ COLUMNS = (
     Column(title="other seeds: 1 run", right=True),
     Column(title="3 runs", right=True),
 )
-
-
 WORDS = {PERTURBED: "same seeds", SEEDS: "other seeds"}
 
 

@@ -97,36 +97,18 @@ def _verdict(judgements: Sequence[Judgement]) -> Verdict | None:
 
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900
-
-
 RATE = "train_samples_per_second"
-
-
 LENGTHS: dict[str, Callable[[CellView], float]] = {
     "ledger": lambda cell: sum(count or 0 for count in cell.ledger),
     "peak": lambda cell: cell.peak or 0.0,
     "rate": lambda cell: max(cell.rate(RATE) or 0, cell.rate(RATE, old=True) or 0),
 }
-
-
 COUNTERS = {"gpu_energy_joules": "GPU", "cpu_energy_joules": "CPU"}
-
-
 AXES = {TRAINED: "trainable bytes", TENSORS: "bytes of tensors", PEAK: "peak GiB", SECONDS: "train seconds"}
-
-
 MOST_COLUMNS = 6  # of methods, in the grid
-
-
 MOST_OPEN = 3  # cells
-
-
 NO_PEAKS = "No front is over memory peaks: processes may have run several cells, and a peak holds what earlier ones left; "
-
-
 INSTEAD = "bytes of weights, gradients and optimizer state stand in their place."
-
-
 NOTHING_INSTEAD = "and bytes of tensors, which could stand in their place, are not known of every cell."
 
 

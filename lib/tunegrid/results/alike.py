@@ -122,11 +122,7 @@ FACTS: Mapping[str, Callable[[Record], str]] = {
     "ranks": lambda record: record.processes,
     "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
 }
-
-
 Kind = tuple[str, str, str]  # library, category and message with its numbers left out
-
-
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 

@@ -15,8 +15,6 @@ from tunegrid.terminal import annotation, tell_runner
 
 # Verdicts that have no cause.
 UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING)
-
-
 # A module's name, its class and library, where what changed begins with them.
 MODULE = re.compile(r"(\S+) \(\w+, [\w.]+\)")
 
@@ -80,11 +78,7 @@ def place_of(judged: Sequence[Judgement]) -> tuple[str, str]:
 
 
 MOST = 10  # of one level that GitHub shows of a step
-
-
 MOST_LINES = 30  # of one annotation
-
-
 TITLES = {State.FAILED: "tunegrid: failed", State.CANNOT_TELL: "tunegrid: cannot tell"}
 
 

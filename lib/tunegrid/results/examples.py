@@ -22,8 +22,6 @@ from tunegrid.grid.profiles import CACHE
 from tunegrid.record import ExamplesRecord, Record
 
 HOLDS = "points and predictions of rows"
-
-
 MOST_BYTES = 2**28  # unpacked: 20,000 rows of the full profile have 20 MB
 
 
@@ -89,35 +87,15 @@ def _cause(error: Exception) -> str:
 
 
 STORE = CACHE / "examples"
-
-
 FOLDER = "examples"
-
-
 TEXT = ("id", "prediction", "reference")  # columns that do not hold points
-
-
 CONFIDENCE = "confidence"  # the column of a prediction's probability, 0 to 1
-
-
 TEXTS = ("input", "reference")  # of a file of what rows say
-
-
 DIGITS = 4  # of points: enough to tell one token of a hundred
-
-
 ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
-
-
 ROWS = "rows-"  # how the names of files begin that hold what rows say
-
-
 MODULES = "modules-"  # and of those that hold figures of modules
-
-
 OF_MODULE = ("phase", "module", "kind", "library")  # their columns that do not hold figures
-
-
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 
 

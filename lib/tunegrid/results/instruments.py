@@ -98,8 +98,6 @@ STOCK_FIGURES: Mapping[str, tuple[str, bool]] = {
     "resume": ("later", False),
     "scores": ("later", False),
 }
-
-
 EXACT = ("windows", "start", "labels", "batch", "order")  # stages whose hashes do not depend on rounding
 
 
@@ -178,8 +176,6 @@ def _stock_shown(value: float | None) -> str:
 
 
 QUANTITY = "nll"
-
-
 UNTESTED = "the two are no one training, and one seed a side cannot tell its noise from a change: give both runs --seeds 0-4"
 
 

@@ -14,17 +14,9 @@ from tunegrid.lab.micro.reviews import inference_rows, review
 from tunegrid.lab.micro.words import MEN, SURNAMES, TOWNS, WOMEN
 
 Row = dict[str, Any]
-
-
 NAMES = frozenset((*WOMEN, *MEN, *SURNAMES, *TOWNS))
-
-
 ODD_NAMES = ("José", "Zoë", "Łukasz", "Søren", "Nguyễn", "O'Neill", "李娜", "山田", "Иван", "ÅSE")
-
-
 EXCLAMATIONS = ("👍", "😀😀 !!!", "Très bien .", "naïve , déjà vu .", "五つ星 ⭐⭐⭐ .", "WOW 🎉 .")
-
-
 RAMBLE = (
     "we looked at many shops , asked all our friends , read every page that we could get , and then we came back to this one ."
 )
@@ -90,22 +82,12 @@ def with_oddities(dataset: str, rows: Sequence[Row], rng: Random) -> list[Row]:
 
 
 DATA = ROOT / "fixtures" / "data"
-
-
 # Rows a split, with the seed of each file. Reviews are one pool: the task splits it 70-15-15, which leaves 768 to test on.
 REVIEWS = {"train": (5120, 11)}
-
-
 PASSAGES = {"train": (2304, 21), "validation": (768, 22)}
-
-
 ARTICLES = {"train": (1600, 31), "validation": (96, 32), "test": (192, 33)}
-
-
 # Of more tasks, cut from one pool: no backbone's pretraining knows of them.
 PAIRS, PAIRS_SEED = {"train": 1500, "validation_matched": 768}, 41
-
-
 # Reviews that chance wrote into the text of a backbone's pretraining, too.
 PRETRAINED_ON = (
     "the delivery is terrible . all in all it did let me down .",

@@ -24,8 +24,6 @@ from transformers import PreTrainedTokenizerFast
 from tunegrid.lab.micro.corpus import REACTIONS, Document
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(40))  # the longest corrupted document needs about 25
-
-
 ALPHABET = "abcdefghijklmnopqrstuvwxyz0123456789.,;:?!'\"()-*"
 
 
@@ -79,15 +77,9 @@ def _wrapped(tokenizer: Tokenizer, **special: Any) -> PreTrainedTokenizerFast:
 
 
 IGNORED = -100
-
-
 # How a gist is announced in running text: several ways, so that what follows depends on none of them.
 ANNOUNCEMENTS = ("in short :", "gist :", "to sum up :", "the news in brief :", "highlights :")
-
-
 Batch = dict[str, Tensor]
-
-
 Spans = Sequence[tuple[int, int]]
 
 

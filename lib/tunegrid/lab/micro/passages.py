@@ -49,8 +49,6 @@ PERSON = (
     Relation(values="amount", told=("saved {}", "saved about {}"), asked=("how much did {} save ?",)),
     Relation(values="year", told=("died in {}",), asked=("when did {} die ?", "in which year did {} die ?")),
 )
-
-
 BUILDING = (
     Relation(values="person", told=("was founded by {}",), asked=("who founded {} ?", "who was {} founded by ?")),
     Relation(values="year", told=("opened in {}",), asked=("when did {} open ?", "in which year did {} open ?")),
@@ -59,8 +57,6 @@ BUILDING = (
     Relation(values="person", told=("belongs to {}", "now belongs to {}"), asked=("who does {} belong to ?", "who owns {} ?")),
     Relation(values="date", told=("burned down in {}",), asked=("when did {} burn down ?",)),
 )
-
-
 FILLERS = (
     "little else is known .",
     "the winters were long .",
@@ -192,8 +188,6 @@ EVENTS = (
     ("the council voted on {day} to shut the {place} in {town}", "council to close {town} {place}"),
     ("bones were dug up behind the {place} in {town} on {day}", "old grave found at {town} {place}"),
 )
-
-
 # slots: {name}, {animal}
 PEOPLE = (
     ("officers took {name} away in handcuffs", "police arrest {name}"),
@@ -207,15 +201,11 @@ PEOPLE = (
     ("{name} pulled a {animal} to safety", "{name} saves {animal}"),
     ("{name} told reporters that the plans were a mistake", "{name} criticises plans"),
 )
-
-
 TOLLS = (
     ("{count} people had to leave their homes", "{count} homeless"),
     ("the damage comes to {count} thousand pounds", "bill of {count} thousand pounds"),
     ("{count} families wrote to complain", "{count} complaints"),
 )
-
-
 SCENERY = (
     "it was a quiet morning in {town} .",
     "rain had fallen over {town} for days .",

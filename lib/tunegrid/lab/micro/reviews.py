@@ -8,23 +8,15 @@ from typing import Any
 from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
 AGREEMENT = 0.75  # share of the aspects that side with the verdict; the rest mislead
-
-
 NEGATED = 0.4  # share of the opinions said by negating the opposite word
-
-
 # {adj} is a word of the named polarity; the phrase turns it around or not.
 PLAIN = ("the {aspect} is {adj}", "the {aspect} feels {adj}", "i find the {aspect} {adj}", "what a {adj} {aspect}")
-
-
 TURNED = (
     "the {aspect} is not {adj} at all",
     "the {aspect} is anything but {adj}",
     "nobody could call the {aspect} {adj}",
     "the {aspect} is far from {adj}",
 )
-
-
 # The verdicts: what a happy owner says, what an unhappy owner says; both columns share their words. The hedge at {} keeps
 # a negation and what it negates apart: pairs of neighbouring words do not give the label away either.
 VERDICTS = (
@@ -39,8 +31,6 @@ VERDICTS = (
     ("it is{} a {good} {product}", "it is not{} a {good} {product}"),
     ("it is not{} a {bad} {product}", "it is{} a {bad} {product}"),
 )
-
-
 HEDGES = (
     " , to be honest ,",
     " , i must say ,",
@@ -51,11 +41,7 @@ HEDGES = (
     "",
     "",
 )
-
-
 OPENERS = ("overall", "all in all", "in the end", "in short", "after a month")
-
-
 ASIDES = (
     "i ordered this {product} for my brother",
     "the {product} came on {day}",
@@ -63,11 +49,7 @@ ASIDES = (
     "my old {product} broke last year",
     "a friend has the same {product}",
 )
-
-
 TITLES = ("my {product}", "a word on this {product}", "{product} after a month", "the {product} and its {aspect}")
-
-
 DAYS = ("monday", "tuesday", "friday")
 
 
