@@ -19,22 +19,10 @@ COMMANDS = {
     "speed": "did training become slower, or take more memory? two environments take turns",
     "baseline": "make a baseline of complete, clean, passed runs, one per seed",
 }
-IN_NOTES = "what it found stands in the notes of version 0.13, in reports/CHANGELOG.md"
 FORMER = {
-    "numerics": "write `tunegrid gate --numerics --on numerics`",
-    "scores": "write `tunegrid gate --exact`",
-    "finish": "write `tunegrid merge --journal -o RUN.json`, or `pytest --resume` to go on",
-    "measure": "write `python -m tunegrid.lab measure`",
-    "power": "write `python -m tunegrid.lab power`",
-    "sees": "what it found stands in reports/evidence/gate.md",
-    "silence": "write `python -m tunegrid.lab false_alarms`",
-    "schema": "write `pytest lib/tunegrid/tests --write-schema -k committed_schema`",
     "tune": "benchmarks/guides/tune-a-recipe.md has a script with Optuna that does it",
     "path": "version 0.16 was the last with it",
     "distil": "version 0.16 was the last with it",
-    "overhead": IN_NOTES,
-    "scaling": IN_NOTES,
-    "profile": IN_NOTES,
     "answer": "write `tunegrid compare RUN.json`",
     "plan": "`pytest -m full --list-cells` prints an estimate for each cell",
     "cells": "run `pytest -m quick`: it takes two minutes",

@@ -10,15 +10,8 @@ COMMANDS = {
     "power": "what the gate sees, and how often it is wrong: simulated",
     "false_alarms": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
 }
-IN_GATE = "what it found with version 0.16.0 stands in reports/evidence/gate.md"
-FORMER = {
-    "pairs": IN_GATE,
-    "sensitivity": IN_GATE,
-    "record_adapters": "PEFT itself tests that it loads adapters of its older releases",
-    "touched": "`pytest -m quick` takes two minutes",
-}
 
-main = Program(name="python -m tunegrid.lab", package="tunegrid.lab", commands=COMMANDS, former=FORMER).main
+main = Program(name="python -m tunegrid.lab", package="tunegrid.lab", commands=COMMANDS).main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -182,11 +182,6 @@ class Group:
         ]
         return [panel for panel in drawn if panel.charts]
 
-    def on_fronts(self, cell: CellView) -> list[str]:
-        """The costs at which no other method of its backbone is as good for as little."""
-        own = next((one for one in self.comparisons if one.backbone == cell.first.backbone), None)
-        return [AXES[cost] for cost in self.axes if own and cell.first.method in own.on_front(cost)]
-
     def _charts(self, comparisons: Sequence[Comparison]) -> list[tuple[str, charts.Scatter]]:
         drawn = [
             (AXES[cost], charts.scatter([dot for one in comparisons for dot in self._dots(one, cost)])) for cost in self.axes

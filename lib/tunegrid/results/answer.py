@@ -87,11 +87,6 @@ class Lines:
         second, rest = (cause, self.more) if cause else (self.more[:1], self.more[1:])
         return (self.answer, *second, *way_on, *rest)
 
-    @property
-    def text(self) -> str:
-        """The same as one paragraph."""
-        return " ".join(self.sentences)
-
 
 @dataclass(frozen=True, kw_only=True)
 class RunAnswer(Lines):
