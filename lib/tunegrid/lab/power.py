@@ -141,15 +141,15 @@ def effect(setting: Setting, key: NoiseKey, points: float, noise: Deviation) -> 
     return by_training(points, noise.sd * setting.factor, noise.df, rows=rows, flips=(0, 0), tail=tail)
 
 
-def worse_cells(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
+def worse_cells(setting: Setting, runs: int) -> list[set[str]]:
     """The cells that each simulated run's gate calls worse."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [_judged(setting, rng) for _ in range(runs)]
 
 
-def missed_bounds(setting: Setting, runs: int, seed: int = 0) -> list[set[str]]:
+def missed_bounds(setting: Setting, runs: int) -> list[set[str]]:
     """The cells of each simulated healthy run that miss a bound, which its own calibration set."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     return [_below(setting, rng) for _ in range(runs)]
 
 

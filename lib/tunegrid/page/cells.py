@@ -299,11 +299,6 @@ class CellView:
         """A phase's peak in GiB."""
         return next((peak for name, peak, _ in self.peaks if name == phase), None)
 
-    def added(self, phases: Sequence[str]) -> list[float | None]:
-        """By how much each of these phases raised the peak, in GiB."""
-        steps = {name: added for name, _, added in self.peaks}
-        return [steps.get(name) for name in phases]
-
     def losses(self, *, old: bool = False) -> list[float | None]:
         """Losses of the first seed."""
         record = next(iter(self.old if old else self.records), None)

@@ -82,18 +82,16 @@ def history_of(run: PageRun, older: Sequence[PageRun], known: Sequence[Judgement
     runs = [*sorted(older, key=lambda one: one.when), run]
     pairs = list(pairwise(runs))
     answers = [(known, []) if old is older[0] and new is run else judged(old, new) for old, new in pairs]
-    verdicts = [by_cell(judgements) for judgements, _ in answers]
+    verdicts = [
+        {cell: worst(j for j in own if j.decides and j.kind == "quality") for cell, own in by_cell(judgements).items()}
+        for judgements, _ in answers
+    ]
     cells = dict.fromkeys(cell for one in reversed(runs) for cell in one.by_cell)
     steps = {
-        cell: [(one.score(cell), _verdict(verdicts[i - 1].get(cell, [])) if i else None) for i, one in enumerate(runs)]
-        for cell in cells
+        cell: [(one.score(cell), verdicts[i - 1].get(cell) if i else None) for i, one in enumerate(runs)] for cell in cells
     }
     remarks = dict.fromkeys(remark for _, found in answers for remark in found)
     return RunHistory(runs=runs, steps=steps, remarks=list(remarks))
-
-
-def _verdict(judgements: Sequence[Judgement]) -> Verdict | None:
-    return worst([j for j in judgements if j.decides and j.kind == "quality"])
 
 
 ROWS_A_CELL, ROWS_A_PAGE = 30, 900

@@ -13,18 +13,15 @@ from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.page import charts, render
 from tunegrid.page.charts import Dot, Look, Looks
-from tunegrid.page.runs import PageRun, of_profile, read_page_run
+from tunegrid.page.runs import of_profile, read_page_run
 from tunegrid.page.verdict import begun, minus
-from tunegrid.page.view import AXES, page_of
+from tunegrid.page.view import page_of
 from tunegrid.record import from_json, to_json
-from tunegrid.results import compare, examples
+from tunegrid.results import examples
 from tunegrid.results.calibration import Forecasts, calibration
-from tunegrid.results.compare import SECONDS, TENSORS, TRAINED
 from tunegrid.results.examples import Examples, Texts
-from tunegrid.results.files import read_list
 from tunegrid.results.flips import sampled
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.noise import Noise
 from tunegrid.results.study import compared
 from tunegrid.tests import pages
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of, run_of, saved
@@ -389,30 +386,6 @@ def test_each_front_is_drawn_as_stairs_on_top_of_other_dots():
     assert chart.fronts == [" ".join(f"{x},{y}" for x, y in stairs), f"{other[0]},{other[1]}"]
 
 
-def test_page_and_comparison_star_the_same_cells():
-    path = ROOT / "reports" / "baselines" / "quick-cpu.json"
-    page = page_of(read_page_run(path))
-    by_page = {(cell.id, name) for group in page.groups for cell in group.cells for name in group.on_fronts(cell)}
-    tables = compare.compared({path: read_list(path)}, Noise())
-    costs = [TRAINED, TENSORS, SECONDS]  # the run's cells shared processes, so that their peaks are no cost
-    by_tables = {
-        (f"{table.backbone}_{table.task}_{method}", AXES[cost])
-        for table in tables
-        for cost in costs
-        for method in table.on_front(cost)
-    }
-    drawn = {
-        ("{0}_{task}_{1}".format(*mark.dot.name.split(), task=group.task), name)
-        for group in page.groups
-        for panel in group.panels
-        for name, chart in panel.charts
-        for mark in chart.marks
-        if mark.dot.front
-    }
-    assert by_page == by_tables == drawn
-    assert len(tables) * len(costs) <= len(by_page) < 27 * len(costs)
-
-
 def test_a_peak_is_drawn_where_it_is_the_cells_own_and_else_the_page_says_what_stands_in_its_place():
     shared = pages.passing()
     alone = page_of(run_of(replace(record, memory=replace(record.memory, cells_before=0)) for record in shared.run.records))
@@ -445,14 +418,6 @@ def test_curves_and_sparks_of_one_task_share_a_scale():
     assert (short.x, short.y) == (long.x, long.y)
     flat, steep = charts.spark([50.0, 51.0], [0.0, 100.0]), charts.spark([0.0, 100.0], [0.0, 100.0])
     assert flat.dots[0][1] - flat.dots[1][1] < 1 < steep.dots[0][1] - steep.dots[1][1]
-
-
-def test_a_cell_that_an_audit_objects_to_is_on_no_front():
-    failed = [{"name": "learned_something", "passed": False, "detail": "no better than the majority"}]
-    good = complete("bert_sa_lora", scores={"accuracy": 99.0}, audits=failed)
-    page = page_of(PageRun(name="run", records=[complete("bert_sa_sft", scores={"accuracy": 80.0}), good]))
-    [group] = page.groups
-    assert {cell.id: bool(group.on_fronts(cell)) for cell in group.cells} == {"bert_sa_sft": True, "bert_sa_lora": False}
 
 
 def test_a_reliability_diagram_and_its_figures_are_shown_where_confidence_is_known():
