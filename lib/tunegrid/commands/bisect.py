@@ -13,25 +13,89 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 
 from tunegrid.commands.cli import refuse
-from tunegrid.commands.environments import ENVIRONMENT, Commits, Releases, Subject, held, python_with
-from tunegrid.commands.suite import Command, Suite, first_updates, measure, output_of_run, suite
+from tunegrid.commands.environments import (
+    ENVIRONMENT,
+    Command,
+    Commits,
+    Releases,
+    Subject,
+    Suite,
+    first_updates,
+    held,
+    measure,
+    output_of_run,
+    python_with,
+    suite,
+)
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
 from tunegrid.libraries import import_folder, library_digests
 from tunegrid.machine import versions
 from tunegrid.results.answer import Lines, RunAnswer, gate_answer
-from tunegrid.results.bisection import Bisection, VersionState, bisection, most_steps
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import counted, remarks
 from tunegrid.results.journal import code_digest
 from tunegrid.results.judgements import Judgement, Outcome
 from tunegrid.results.outcomes import COUNTED, FAILED_BY, failing, kinds_of, outcome, undecided
-from tunegrid.results.words import count
+from tunegrid.results.table import count
 from tunegrid.terminal import say
+
+
+class VersionState(StrEnum):
+    """What an oracle says of a version."""
+
+    GOOD = "not worse"
+    BAD = "worse"
+    SKIPPED = "skipped"  # it cannot be told, as where the version cannot be installed
+
+
+# Answers for a version, and is told how many steps are left at most, this one included.
+Oracle = Callable[[str, int], VersionState]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bisection:
+    """Between which versions it became worse.
+
+    Attributes:
+        last_good: the last version that is known not to be worse.
+        first_bad: the first version that is known to be worse.
+        skipped: versions between the two; any of them may be the first that is worse.
+    """
+
+    last_good: str
+    first_bad: str
+    skipped: tuple[str, ...]
+
+
+def most_steps(candidates: int) -> int:
+    """How many questions tell so many versions apart, with a good one before and a bad one after them.
+
+    Every version that has to be skipped may cost one more.
+    """
+    return candidates.bit_length()
+
+
+def bisection(versions: Sequence[str], oracle: Oracle) -> Bisection:
+    """Halve until no version is left to ask about; the first version is good and the last one is bad, unasked."""
+    last_good, first_bad, skipped = 0, len(versions) - 1, set[int]()
+    while candidates := [index for index in range(last_good + 1, first_bad) if index not in skipped]:
+        index = candidates[len(candidates) // 2]
+        answer = oracle(versions[index], most_steps(len(candidates)))
+        if answer is VersionState.GOOD:
+            last_good = index
+        elif answer is VersionState.BAD:
+            first_bad = index
+        else:
+            skipped.add(index)
+    between = tuple(versions[last_good + 1 : first_bad])
+    return Bisection(last_good=versions[last_good], first_bad=versions[first_bad], skipped=between)
+
 
 RUNS = CACHE / "bisect"
 
@@ -167,9 +231,6 @@ def _where_it_is(subject: Subject, version: str) -> str:
     if isinstance(subject, Commits):
         return f"`{shlex.join(['git', '-C', subject.name, 'show', version])}` is the change"
     return f"the release notes of {subject.name} {version} say what changed; in a checkout, --repo finds the commit"
-
-
-# The command line
 
 
 def folder_of(options: argparse.Namespace) -> Path:

@@ -13,13 +13,13 @@ from pathlib import Path
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.annotations import annotate
+from tunegrid.results.alike import warnings_that_differ
 from tunegrid.results.answer import answer_of
+from tunegrid.results.cell_answer import annotate
 from tunegrid.results.files import read_list
 from tunegrid.results.flips import flips
 from tunegrid.results.gate import Run, furthest, gate, paired
 from tunegrid.results.gate_report import FORMATS, Report, numerics_table, write_step_summary
-from tunegrid.results.new_warnings import warnings_that_differ
 from tunegrid.results.outcomes import COUNTED, FAILED_BY, kinds_of
 from tunegrid.terminal import say
 

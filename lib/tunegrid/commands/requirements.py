@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -84,11 +84,8 @@ class Plan:
     @property
     def content(self) -> list[str]:
         """The sources, with the code of checkouts in the place of the copies' URLs."""
-        return sorted(self._of_code(source) for source in self.sources)
-
-    def _of_code(self, source: str) -> str:
-        name, _, url = source.partition(" @ ")
-        return f"{name} @ {self.checkouts[url][0]}" if url in self.checkouts else source
+        parted = [source.partition(" @ ") for source in self.sources]
+        return sorted(f"{name}{at}{self.checkouts[url][0] if url in self.checkouts else url}" for name, at, url in parted)
 
     @property
     def names(self) -> list[str]:
@@ -120,7 +117,11 @@ def plan(wanted: Wanted, folder: Path) -> Iterator[Plan]:
             _check_file(path)
             arguments += ["-r", str(path)]
         planned = Plan(sources=changed_by(arguments, wanted), checkouts=checkouts)
-        _check(planned, wanted)
+        if not planned.sources:
+            raise InputError(f"nothing to upgrade: what is installed here is as {wanted.text} asks")
+        if not set(planned.names) & used_by(SUITE):
+            names = " and ".join(planned.names[:3])
+            raise InputError(f"{names}: no library that the suite imports is among what would change, so no cell can tell")
         yield planned
 
 
@@ -138,34 +139,20 @@ def lines_of(path: Path) -> list[str]:
     return [line for text in texts if (line := text.partition(" #")[0].strip()) and not line.startswith("#")]
 
 
-def _check(planned: Plan, wanted: Wanted) -> None:
-    """Raises InputError where there is nothing to compare."""
-    if not planned.sources:
-        raise InputError(f"nothing to upgrade: what is installed here is as {wanted.text} asks")
-    if not set(planned.names) & used_by(SUITE):
-        names = " and ".join(planned.names[:3])
-        raise InputError(f"{names}: no library that the suite imports is among what would change, so no cell can tell")
-
-
 def used_by(package: str) -> set[str]:
     """The packages that one needs, and those that its libraries may use: what they need for an extra, too."""
     known, waiting = {package}, [package]
     while waiting:
-        name = waiting.pop()
-        for requirement in map(Requirement, _requires(name)):
+        name, needs = waiting.pop(), list[str]()
+        with suppress(PackageNotFoundError):
+            needs = requires(name) or []
+        for requirement in map(Requirement, needs):
             needed = canonicalize_name(requirement.name)
             is_extra = "extra" in str(requirement.marker)
             if needed not in known and (not is_extra or name in PACKAGES):
                 known.add(needed)
                 waiting += [] if is_extra else [needed]
     return known
-
-
-def _requires(package: str) -> list[str]:
-    try:
-        return requires(package) or []
-    except PackageNotFoundError:
-        return []
 
 
 # Checkouts

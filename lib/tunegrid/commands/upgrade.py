@@ -10,7 +10,7 @@ import argparse
 import errno
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +20,7 @@ from packaging.version import Version
 
 from tunegrid.commands import speed
 from tunegrid.commands.cli import refuse
-from tunegrid.commands.environments import MAKES_ROOM, output_of
-from tunegrid.commands.known_run import check_alike, shipped_baseline, with_cells_and_seeds
+from tunegrid.commands.environments import MAKES_ROOM, Suite, first_updates, output_of, suite
 from tunegrid.commands.requirements import Wanted
 from tunegrid.commands.sides import (
     RUNS,
@@ -30,28 +29,96 @@ from tunegrid.commands.sides import (
     Side,
     changed,
     changes,
+    check_alike,
     recorded_changes,
     run,
+    shipped_baseline,
     side_of,
     unfinished,
+    with_cells_and_seeds,
 )
-from tunegrid.commands.suite import Suite, first_updates, suite
 from tunegrid.errors import InputError
 from tunegrid.page.render import write
 from tunegrid.page.runs import read_page_run
 from tunegrid.page.view import page_of
 from tunegrid.record import Record
 from tunegrid.results.answer import RunAnswer, answer_of
+from tunegrid.results.failures import causes_of
 from tunegrid.results.files import is_cell, load, read_list, save
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import Report, as_text, write_step_summary
-from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome, Verdict
-from tunegrid.results.outcomes import COUNTED, FAILED_BY, failing, kinds_of
-from tunegrid.results.upgrades import failures, sentence
-from tunegrid.results.words import SHOWN
+from tunegrid.results.judgements import SAME_NUMERICS, Judgement, Outcome, Verdict, by_cell
+from tunegrid.results.outcomes import COUNTED, FAILED_BY, FLOWS, failing, kinds_of
+from tunegrid.results.table import SHOWN
 from tunegrid.terminal import say
 
-# The two runs
+# What cells are called in the sentence, in its order; those from the third on are named.
+WORDS = ("equal", "rounding", "not comparable", "new", "changed", "failed", "worse", "missing")
+UNNAMED = WORDS[:2]
+
+
+def sentence(changes: str, judged: Sequence[Judgement], kinds: Sequence[str], failed: Mapping[str, str] | None = None) -> str:
+    """As "peft 0.21.2 -> 0.22.0: 26 cells equal, 1 changed (gpt2_qa_lora: backward: lora_B at update 1; f1 -2.1, worse)".
+
+    Args:
+        changes: what was upgraded.
+        judged: by the gate.
+        kinds: of figures that count.
+        failed: why cells failed by themselves, as by an audit.
+    """
+    failed = failed or {}
+    if not judged:
+        reasons = "; ".join(dict.fromkeys(failed.values()))
+        return f"{changes}: no cell finishes" + (f" ({reasons})" if reasons else "")
+    groups: dict[str, list[str]] = {word: [] for word in WORDS}
+    for cell, own in by_cell(judged).items():
+        word, reason = _cell(own, failing(own, kinds), failed.get(cell, ""))
+        groups[word].append(f"{cell}: {reason}" if reason else cell)
+    parts = [_group(word, cells) for word, cells in groups.items() if cells]
+    noun = "cell" if len(next(cells for cells in groups.values() if cells)) == 1 else "cells"
+    count, _, others = ", ".join(parts).partition(" ")
+    return f"{changes}: {count} {noun} {others}"
+
+
+def failures(before: Iterable[Record], after: Iterable[Record]) -> dict[str, str]:
+    """Why cells failed by themselves after the upgrade, by cell; of the same failure it says that it was there before."""
+    known = {record.cell: causes_of(record) for record in before}
+    causes = {record.cell: causes_of(record) for record in after}
+    return {cell: _first(own) + (", as before" if own == known.get(cell) else "") for cell, own in causes.items() if own}
+
+
+def _first(causes: Sequence[str]) -> str:
+    return causes[0] + (f" and {len(causes) - 1} more" if len(causes) > 1 else "")
+
+
+def _group(word: str, cells: Sequence[str]) -> str:
+    if word in UNNAMED:
+        return f"{len(cells)} {word}"
+    more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
+    return f"{len(cells)} {word} ({', '.join(cells[:SHOWN])}{more})"
+
+
+def _cell(judged: Sequence[Judgement], bad: Sequence[Judgement], failed: str) -> tuple[str, str]:
+    """The word for a cell, and what there is to say of it."""
+    whole = next((j for j in judged if j.quantity == "cell"), None)
+    if whole:
+        return str(whole.verdict), failed
+    arithmetic = next((j for j in judged if j.quantity in FLOWS), None)
+    word = str(arithmetic.verdict) if arithmetic else str(Verdict.NOT_COMPARABLE)
+    if word in UNNAMED and not bad:
+        return ("failed", failed) if failed else (word, "")
+    figures = [j for j in judged if j.quantity not in FLOWS and (j in bad or (j.quantity == j.main_score and j.effect))]
+    reason = (
+        arithmetic.detail.partition("; with ")[0].removesuffix(", forward equal") if arithmetic and word not in UNNAMED else ""
+    )
+    return "worse" if word in UNNAMED else word, "; ".join(filter(None, [reason, *map(_figure, figures), failed]))
+
+
+def _figure(judgement: Judgement) -> str:
+    if judgement.effect is None:
+        return f"{judgement.quantity} {judgement.verdict}"
+    change = f"{judgement.effect:+.1f}" if judgement.kind == "quality" else f"{100 * judgement.effect:+.1f} %"
+    return f"{judgement.quantity} {change}, {judgement.verdict}"
 
 
 def compared(before: Side, after: Side, known: Path | None, question: Question) -> tuple[Path, Path]:
@@ -114,9 +181,6 @@ def with_cells_of(whole: Path, begun: Path) -> Path:
     return path
 
 
-# What is said
-
-
 def way_on(before: Side, after: Side, cells: Sequence[str], options: argparse.Namespace) -> str:
     """Which commands find out more: which of several packages it was, which release, or which commit; empty without such."""
     names = [name for name in changed(before, after) if before.version(name) and after.version(name)]
@@ -176,9 +240,6 @@ def page(old: Path, new: Path, answer: RunAnswer, path: Path) -> None:
     """Write the run after the upgrade as one page under the upgrade's answer, beside the run before."""
     after = read_page_run(new)
     write(page_of(after, [read_page_run(old, after.profile)], answer=answer), path)
-
-
-# The command line
 
 
 def parsed(arguments: Sequence[str] | None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:

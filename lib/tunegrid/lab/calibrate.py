@@ -18,8 +18,7 @@ from tunegrid import ROOT
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives
-from tunegrid.lab.measured import note
+from tunegrid.lab.grid_runs import GridRun, LabSession, LabSessions, OtherLabSession, fives, note
 from tunegrid.record.checks import below_bounds
 from tunegrid.results.bounds import CONTROL_SHARE, Calibration, RecordsByCell, noise_toml, thresholds_toml
 from tunegrid.results.noise import NoiseKey

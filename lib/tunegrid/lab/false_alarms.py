@@ -13,8 +13,7 @@ from pathlib import Path
 from tunegrid import ROOT
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
-from tunegrid.lab.grid_runs import GridRun, LabSessions
-from tunegrid.lab.measured import note
+from tunegrid.lab.grid_runs import GridRun, LabSessions, note
 from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.gate import Run, gate, read_run

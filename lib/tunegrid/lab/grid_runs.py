@@ -11,11 +11,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from functools import cache
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 from tunegrid import ROOT
+from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import is_of_more_tasks, more_tasks
@@ -25,6 +28,27 @@ from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
+
+MEASURED = ROOT / "reports" / "measured.json"
+
+
+def read(path: Path = MEASURED) -> dict[str, Any]:
+    """All sections; none where the file is not there. Raises InputError where it is not JSON."""
+    try:
+        sections: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}); remove it, and run `python -m tunegrid.lab measure`") from None
+    return sections
+
+
+def note(path: Path | None, section: str, figures: Mapping[str, Any]) -> None:
+    """Write a command's figures, with the day, in place of its older ones; without a path nothing is written."""
+    if path is None:
+        return
+    sections = read(path) | {section: {"date": str(date.today()), **figures}}
+    with replacing(path) as part:
+        part.write_text(json.dumps(dict(sorted(sections.items())), indent=1) + "\n", encoding="utf-8")
+
 
 RUNS = ROOT / ".cache" / "measure"
 TRAINS = (

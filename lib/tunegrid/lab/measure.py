@@ -80,14 +80,6 @@ class Stage:
     do: Callable[[Work], int]
 
 
-def _bounds(work: Work) -> int:
-    return calibrate.write(work.plan, work.sessions, work.to)
-
-
-def _numerics(work: Work) -> int:
-    return tolerances.write(work.plan, work.sessions, work.to)
-
-
 def _baseline(work: Work) -> int:
     """The first session, whose five seeds the bounds were made of, held to those bounds."""
     work.sessions.train(work.plan.first[:1])
@@ -102,30 +94,24 @@ def rebound(path: Path, to: Path, bounds: Mapping[str, Bounds]) -> None:
     save(load(path) | {"benchmarks": [row | {"extra_info": to_json(record)} for row, record in held]}, to)
 
 
-def _power(work: Work) -> int:
-    return power.main(["--noise", str(work.thresholds / "noise.toml"), "--measured", str(work.measured)])
-
-
-def _false_alarms(work: Work) -> int:
-    return false_alarms.main(["--runs", str(work.runs), *work.options], work.sessions)
-
-
-def _zoo(work: Work) -> int:
-    return calibrate.write(ZOO, work.sessions, work.to)
-
-
-def _tasks(work: Work) -> int:
-    return calibrate.write(TASKS, work.sessions, work.to)
-
-
 STAGES: Mapping[str, Stage] = {
-    "bounds": Stage(sessions=lambda work: work.plan.sessions, do=_bounds),
-    "numerics": Stage(sessions=lambda work: tolerances.planned(work.plan), do=_numerics),
+    "bounds": Stage(
+        sessions=lambda work: work.plan.sessions, do=lambda work: calibrate.write(work.plan, work.sessions, work.to)
+    ),
+    "numerics": Stage(
+        sessions=lambda work: tolerances.planned(work.plan), do=lambda work: tolerances.write(work.plan, work.sessions, work.to)
+    ),
     "baseline": Stage(sessions=lambda work: work.plan.first[:1], do=_baseline),
-    "power": Stage(sessions=lambda work: [], do=_power),
-    "false_alarms": Stage(sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)), do=_false_alarms),
-    "zoo": Stage(sessions=lambda work: ZOO.sessions, do=_zoo),
-    "tasks": Stage(sessions=lambda work: TASKS.sessions, do=_tasks),
+    "power": Stage(
+        sessions=lambda work: [],
+        do=lambda work: power.main(["--noise", str(work.thresholds / "noise.toml"), "--measured", str(work.measured)]),
+    ),
+    "false_alarms": Stage(
+        sessions=lambda work: false_alarms.planned(-(-work.runs // false_alarms.SESSION)),
+        do=lambda work: false_alarms.main(["--runs", str(work.runs), *work.options], work.sessions),
+    ),
+    "zoo": Stage(sessions=lambda work: ZOO.sessions, do=lambda work: calibrate.write(ZOO, work.sessions, work.to)),
+    "tasks": Stage(sessions=lambda work: TASKS.sessions, do=lambda work: calibrate.write(TASKS, work.sessions, work.to)),
 }
 
 

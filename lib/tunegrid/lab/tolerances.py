@@ -23,8 +23,7 @@ from textwrap import wrap
 
 from tunegrid.errors import InputError
 from tunegrid.lab.calibrate import CalibrationPlan
-from tunegrid.lab.grid_runs import GridRun, LabSessions
-from tunegrid.lab.measured import note
+from tunegrid.lab.grid_runs import GridRun, LabSessions, note
 from tunegrid.record import Record
 from tunegrid.results.bounds import origin
 from tunegrid.results.modules import read_both

@@ -14,6 +14,7 @@ from tunegrid.results.alike import check_rows
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Judgement
+from tunegrid.results.table import some
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,8 @@ def judged(old: PageRun, new: PageRun) -> tuple[list[Judgement], list[str]]:
     try:
         before, after = Run.of(old.records, old.path), Run.of(new.records, new.path)
         unlike = [cell for cell in after.records if cell in before.records and not _same_rows(old, new, cell)]
-        remarks = _unlike_rows(unlike, old.name)
+        told = f"{old.name} scored other test rows in {some(unlike)}: its figures are shown, but not paired or judged"
+        remarks = [told] if unlike else []
         before, after = (run.only(run.records.keys() - set(unlike)) for run in (before, after))
         common = before.records.keys() & after.records.keys()
         if not common:
@@ -118,10 +120,3 @@ def _same_rows(old: PageRun, new: PageRun, cell: str) -> bool:
     except InputError:
         return False
     return True
-
-
-def _unlike_rows(cells: Sequence[str], name: str) -> list[str]:
-    if not cells:
-        return []
-    some = ", ".join(cells[:3]) + (f" and {len(cells) - 3} more" if len(cells) > 3 else "")
-    return [f"{name} scored other test rows in {some}: its figures are shown, but not paired or judged"]

@@ -33,7 +33,7 @@ from tunegrid.results.outcomes import (
     outcome,
     undecided,
 )
-from tunegrid.results.words import count, joined, out_of, some
+from tunegrid.results.table import count, joined, out_of, some
 
 
 class State(StrEnum):
@@ -86,11 +86,6 @@ class Lines:
         cause, way_on = ([f"{label}: {text}."] if text else [] for label, text in labelled)
         second, rest = (cause, self.more) if cause else (self.more[:1], self.more[1:])
         return (self.answer, *second, *way_on, *rest)
-
-    @property
-    def text(self) -> str:
-        """The same as one paragraph."""
-        return " ".join(self.sentences)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -290,18 +285,12 @@ def _of_begun(begun: Sequence[Record], others: Sequence[Record]) -> str:
     """How far cells came that made only their first updates, and the others beside them."""
     counts = " or ".join(f"{number}" for number in sorted({record.first_updates or 0 for record in begun}))
     early = len(cells_of(begun))
-    own = f"{count(early, 'cell')} made only {_their(early)} first {counts} updates, without scores, and {_early_audits(begun)}"
+    sound = all(audit.passed for record in begun for audit in record.audits)
+    audits = "passed every audit that can look so early" if sound else "audits that do not count here object"
+    their = "its" if early == 1 else "their"
+    own = f"{count(early, 'cell')} made only {their} first {counts} updates, without scores, and {audits}"
     to_end = f"; {count(len(cells_of(others)), 'cell')} {_bounds(others)} {_audits(others)}" if others else ""
     return f"{own}{to_end}."
-
-
-def _early_audits(begun: Sequence[Record]) -> str:
-    sound = all(audit.passed for record in begun for audit in record.audits)
-    return "passed every audit that can look so early" if sound else "audits that do not count here object"
-
-
-def _their(number: int) -> str:
-    return "its" if number == 1 else "their"
 
 
 def _bounds(records: Sequence[Record]) -> str:
@@ -330,10 +319,13 @@ def _of_first_updates(question: Question) -> Iterator[Statement]:
         return
     total, updates = count(len(numerics), "cell"), max(j.first_updates or 0 for j in begun)
     counts = _counted(begun, SAME_NUMERICS) or "none equal"
-    told = f"{counts} by {_their(len(begun))} first {updates} updates"
+    told = f"{counts} by {'its' if len(begun) == 1 else 'their'} first {updates} updates"
     if others:
         own = [j for j in question.judged if j.cell in {other.cell for other in others}]
-        told += f"; {_trained_on(others)} and trained to the end: {outcome(own, question.kinds)}"
+        unlike = sum(j.verdict is Verdict.NOT_COMPARABLE for j in others)
+        parts = [(len(others) - unlike, "changed"), (unlike, "could not be compared")]
+        why = " and ".join(f"{number} {reason}" for number, reason in parts if number)
+        told += f"; {why} and trained to the end: {outcome(own, question.kinds)}"
     doubtful = doubtful_beginnings(begun)
     if any(j not in question.bad for j in doubtful):  # the others fail the run by themselves
         cells = [j.cell for j in doubtful]
@@ -350,13 +342,6 @@ def _counted(judged: Sequence[Judgement], verdicts: Iterable[Verdict]) -> str:
     """How many have each of these verdicts, as "25 equal, 1 rounding"."""
     counts = [(sum(j.verdict is verdict for j in judged), verdict) for verdict in verdicts]
     return ", ".join(f"{number} {verdict}" for number, verdict in counts if number)
-
-
-def _trained_on(others: Sequence[Judgement]) -> str:
-    """How many cells trained to their end, and why."""
-    unlike = sum(j.verdict is Verdict.NOT_COMPARABLE for j in others)
-    parts = [(len(others) - unlike, "changed"), (unlike, "could not be compared")]
-    return " and ".join(f"{number} {why}" for number, why in parts if number)
 
 
 def _of_numerics(question: Question) -> Iterator[Statement]:

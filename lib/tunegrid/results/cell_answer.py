@@ -1,13 +1,17 @@
-"""Gives the answer to one cell, for readers that show tests: JUnit files and annotations of a CI."""
+"""Gives the answer to readers that show tests: to one cell for JUnit files, and a run's as annotations of GitHub Actions."""
 
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tunegrid.record import Record
-from tunegrid.results.failures import causes_of
-from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, evidence_of, worst
+from tunegrid.results.answer import RunAnswer, State
+from tunegrid.results.failures import causes_of, failures_of, said_of
+from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, evidence_of, in_words, worst
 from tunegrid.results.outcomes import FAILED_BY, FLOWS
+from tunegrid.results.table import count
+from tunegrid.terminal import annotation, tell_runner
 
 # Verdicts that have no cause.
 UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING)
@@ -71,3 +75,38 @@ def place_of(judged: Sequence[Judgement]) -> tuple[str, str]:
     stage, _, what = changed.detail.partition(": ")
     module = MODULE.match(what)
     return stage, module[1] if module else ""
+
+
+MOST = 10  # of one level that GitHub shows of a step
+MOST_LINES = 30  # of one annotation
+TITLES = {State.FAILED: "tunegrid: failed", State.CANNOT_TELL: "tunegrid: cannot tell"}
+
+
+def annotate(answer: RunAnswer, records: Sequence[Record]) -> None:
+    """Print the annotations where GitHub Actions runs this; its runner reads them from what a step prints."""
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        tell_runner(annotations(answer, records))
+
+
+def annotations(answer: RunAnswer, records: Sequence[Record]) -> list[str]:
+    """The lines to print; none for a run that passed."""
+    if not answer.exit_code:
+        return []
+    whole = annotation("error", TITLES[answer.state], "\n".join(answer.sentences))
+    return [whole, *(annotation("error", title, _limited(lines)) for title, lines in _groups(answer, records))][:MOST]
+
+
+def _groups(answer: RunAnswer, records: Sequence[Record]) -> Iterator[tuple[str, list[str]]]:
+    """What failed by its cause: a title, and a line for each cell."""
+    for failure in failures_of(records):
+        said = [[said_of(record, cause) for cause in failure.causes] for record in failure.records]
+        yield failure.title, list(map("; ".join, said))
+    for verdict in GRAVEST_FIRST:
+        failing = [j for j in answer.failing if j.verdict is verdict]
+        if failing:
+            yield f"{count(len({j.cell for j in failing}), 'cell')} {verdict}", [in_words(j) for j in failing]
+
+
+def _limited(lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return "\n".join([*lines[:MOST_LINES], *more])

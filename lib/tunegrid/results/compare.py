@@ -6,7 +6,7 @@ intervals and groups hold for both. Rows alone tell no methods apart: another se
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -34,7 +34,6 @@ BYTES_A_PARAMETER = 4  # trained parameters are fp32
 TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained bytes", "tensor bytes", "peak GiB", "seconds")  # of which less is better
 SourcedRecord = tuple[Record, Path]  # a record, and the file of its run
 Item = TypeVar("Item")
-RecordKey = tuple[str, str, int | None]  # profile, cell, seed
 NamePair = frozenset[str]  # two methods
 Error = tuple[float, float]  # a variance in squared points, and the degrees of freedom that it rests on
 
@@ -127,8 +126,7 @@ def entry_of(saved: Sequence[SourcedRecord]) -> Entry:
 
 def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
     """The entries of all cells that finished; raises InputError where the runs cannot be compared."""
-    saved = _once([(record, path) for path, records in runs.items() for record in records])
-    check_seeds(saved)
+    saved = _once((record, path) for path, records in runs.items() for record in records)
     finished = [(record, path) for record, path in saved if record.finished]
     _check([record for record, _ in finished], " and ".join(map(str, runs)))
     cells: dict[str, list[SourcedRecord]] = defaultdict(list)
@@ -137,31 +135,21 @@ def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
     return [entry_of(own) for own in cells.values()]
 
 
-def key_of(record: Record) -> RecordKey:
-    """What a comparison takes once."""
-    return record.profile, record.cell, record.seeds.seed
+def _once(saved: Iterable[SourcedRecord]) -> Iterator[SourcedRecord]:
+    """The records, without those of an instrument, as of -m shifted, whose cell and seed an earlier record has without it.
 
-
-def _once(saved: Sequence[SourcedRecord]) -> list[SourcedRecord]:
-    """The records, without those of an instrument, as of -m shifted, whose cell and seed an earlier record has without it."""
-    asked: dict[RecordKey, list[str]] = {}
-    kept = []
+    Raises:
+        InputError: where two records are of one profile, cell and seed.
+    """
+    known: dict[tuple[str, str, int | None], tuple[list[str], Path]] = {}
     for record, path in saved:
-        parts = [part for part in INSTRUMENTS if getattr(record, part)]
-        if asked.setdefault(key_of(record), parts) == parts:
-            kept.append((record, path))
-    return kept
-
-
-def check_seeds(saved: Sequence[SourcedRecord]) -> None:
-    """Raises InputError where two records are of one profile, cell and seed."""
-    runs: dict[RecordKey, Path] = {}
-    for record, path in saved:
-        key = key_of(record)
-        if key in runs:
-            both = f"{runs[key]} and {path} both hold" if runs[key] != path else f"{path} holds twice"
+        key, parts = (record.profile, record.cell, record.seeds.seed), [part for part in INSTRUMENTS if getattr(record, part)]
+        if key not in known:
+            known[key] = parts, path
+            yield record, path
+        elif known[key][0] == parts:
+            both = f"{known[key][1]} and {path} both hold" if known[key][1] != path else f"{path} holds twice"
             raise InputError(f"{both} {record.cell} of seed {record.seeds.seed}; a comparison takes each seed once")
-        runs[key] = path
 
 
 def _check(records: Sequence[Record], runs: str) -> None:

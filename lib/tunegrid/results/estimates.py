@@ -15,15 +15,13 @@ from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.tasks import Carve
 from tunegrid.record import Record, new_record
 from tunegrid.results.files import read_saved
-from tunegrid.results.table import Column, number
+from tunegrid.results.table import Column, count, number
 from tunegrid.results.table import lines as table_lines
-from tunegrid.results.words import count
 
 REPORTS = ROOT / "reports"
 COMMITTED = ("baselines/quick-cpu.json", "cpu-amd-epyc/footprint.json")  # below it; by name, since users leave files there, too
 UNITS = {"h": 3600, "m": 60, "s": 1}
 LONGER_UNITS = ((86_400, "days"), (3600, "h"), (60, "min"))
-SESSION_SECONDS = 15  # imports and collection, once a process
 COLUMNS = (
     Column(title="cell", width=15),
     Column(title="updates", width=7, right=True),
@@ -52,20 +50,16 @@ class Estimate:
 
     Attributes:
         gib: the highest peak of that measurement, on its device and with its rows per update.
-        tensors_gib: the most that tensors took during one update there; footprints only.
         device: the name of the device that was measured.
         on_gpu: whether it is one.
-        reckoned: the seconds are of training alone, from a footprint's rate.
         same_update: whether an update there had as many rows as the recipe's.
     """
 
     seconds: float | None = None
     gib: float | None = None
     source: str = "never measured"
-    tensors_gib: float | None = None
     device: str | None = None
     on_gpu: bool = False
-    reckoned: bool = False
     same_update: bool = True
 
     @property
@@ -166,15 +160,12 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     if measured != planned:
         source += f", at {measured} {'row' if measured == 1 else 'rows'} per update: not scaled to {planned}"
     name, on_gpu = _device(record)
-    tensors = record.memory.ledger.peak_bytes if record.memory else None
     return Estimate(
         seconds=seconds,
         gib=record.peak_gib,
         source=source,
-        tensors_gib=None if tensors is None else tensors / 2**30,
         device=name,
         on_gpu=on_gpu,
-        reckoned=True,
         same_update=measured == planned,
     )
 
@@ -205,19 +196,6 @@ def seconds_of_cells(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, 
     middle = fmean(seconds for kind in kinds.values() for seconds in kind) if kinds else 1.0
     by_kind = {kind: fmean(seconds) for kind, seconds in kinds.items()}
     return {cell.id: known.get(cell.id) or by_kind.get(cell.id.rpartition("_")[0], middle) for cell in cells}
-
-
-def affordable(ordered: Iterable[str], known: Mapping[str, Estimate], budget_seconds: float, workers: int = 1) -> list[str]:
-    """The cells that fit, the first ones before the others; no cell is cut, and a cell never measured does not fit."""
-    longest = budget_seconds - SESSION_SECONDS
-    left = workers * longest
-    chosen = []
-    for cell in ordered:
-        seconds = known[cell].seconds if cell in known else None
-        if seconds is not None and seconds <= min(left, longest):
-            chosen.append(cell)
-            left -= seconds
-    return chosen
 
 
 def shared_out(seconds: Mapping[Unit, float], count: int) -> list[list[Unit]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.record.checks import below_bounds
-from tunegrid.results.words import SHOWN, count, joined, some
+from tunegrid.results.table import SHOWN, count, joined, some
 
 # How a cell can go wrong, in the order in which causes are told; failed audits come before all of them, by name.
 BOUND, FIGURES, ERROR, KILLED, STOPPED, NOT_RUN, UNFINISHED = (

@@ -8,8 +8,7 @@ from tunegrid.record import Record
 from tunegrid.results.examples import Examples, Texts, read, read_texts
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, by_cell, worst
 from tunegrid.results.quality import Rows
-from tunegrid.results.table import markdown
-from tunegrid.results.words import count
+from tunegrid.results.table import count, markdown
 from tunegrid.terminal import visible
 
 LONGEST = 240  # characters of a text that is shown
@@ -66,7 +65,10 @@ def sampled(new: Record, path: Path | None, old: Record | None, old_path: Path |
     """At most `limit` rows of a record, beside those of the older one where it scored the same rows."""
     after = read(new, path)
     if after is None or not after.points:
-        return RowSample(missing=[_no_examples(new)])
+        away = "this run scored no test rows"
+        if new.examples:
+            away = f"the test rows' points are not here: examples/{new.examples.file} is missing beside the run"
+        return RowSample(missing=[away])
     before, missing = _older(new, old, old_path)
     texts = read_texts(new, path)
     if texts is None:
@@ -84,12 +86,6 @@ def sampled(new: Record, path: Path | None, old: Record | None, old_path: Path |
         file=new.examples.file if new.examples else "",
         missing=missing,
     )
-
-
-def _no_examples(record: Record) -> str:
-    if record.examples is None:
-        return "this run scored no test rows"
-    return f"the test rows' points are not here: examples/{record.examples.file} is missing beside the run"
 
 
 def _older(new: Record, old: Record | None, path: Path | None) -> tuple[Examples | None, list[str]]:
@@ -140,7 +136,7 @@ def _first(rows: Sequence[ScoredRow], lost: list[ScoredRow], gained: list[Scored
 def _cut(row: ScoredRow) -> ScoredRow:
     input_, reference = (_short(text) for text in (row.input, row.reference))
     start = _start_of_change(row.old, row.new)
-    old, new = (_short(text and _from(text, start)) for text in (row.old, row.new))
+    old, new = (_short(text and (f"…{text[start:]}" if start else text)) for text in (row.old, row.new))
     return replace(row, input=input_, reference=reference, old=old, new=new or "")
 
 
@@ -150,10 +146,6 @@ def _start_of_change(old: str | None, new: str) -> int:
         return 0
     parts = next((at for at, (one, other) in enumerate(zip(old, new, strict=False)) if one != other), min(len(old), len(new)))
     return parts - BEFORE_CHANGE if parts >= LONGEST else 0
-
-
-def _from(text: str, start: int) -> str:
-    return f"…{text[start:]}" if start else text
 
 
 def _short(text: str | None) -> str | None:
@@ -242,13 +234,14 @@ def flips(cells: Mapping[str, Rows], judged: Sequence[Judgement], limit: int) ->
         limit: of rows; lost and gained ones share the room.
     """
     verdicts = {cell: worst(j for j in own if j.quantity == j.main_score) for cell, own in by_cell(judged).items()}
-    of_cells = [_flips_of(cell, rows, verdicts.get(cell), limit) for cell, rows in cells.items() if _is_scored(rows)]
+    of_cells = [
+        _flips_of(cell, rows, verdicts.get(cell), limit)
+        for cell, rows in cells.items()
+        if any(record.scores for pair in rows.records for record in pair)
+    ]
     changed = [one for one in of_cells if one.sample.rows]
-    return FlipList(limit=limit, cells=sorted(changed, key=_gravity), missing=_missing(of_cells))
-
-
-def _is_scored(rows: Rows) -> bool:
-    return any(record.scores for pair in rows.records for record in pair)
+    changed.sort(key=lambda one: GRAVEST_FIRST.index(one.verdict) if one.verdict else len(GRAVEST_FIRST))
+    return FlipList(limit=limit, cells=changed, missing=_missing(of_cells))
 
 
 def _flips_of(cell: str, rows: Rows, verdict: Verdict | None, limit: int) -> CellFlips:
@@ -256,10 +249,6 @@ def _flips_of(cell: str, rows: Rows, verdict: Verdict | None, limit: int) -> Cel
     sample = sampled(after, rows.new_path, before, rows.old_path, limit)
     changed = [row for row in sample.rows if row.change != "same"]
     return CellFlips(cell=cell, verdict=verdict, seed=after.seeds.seed, sample=replace(sample, rows=changed))
-
-
-def _gravity(one: CellFlips) -> int:
-    return GRAVEST_FIRST.index(one.verdict) if one.verdict else len(GRAVEST_FIRST)
 
 
 def _missing(of_cells: Sequence[CellFlips]) -> list[str]:

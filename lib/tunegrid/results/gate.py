@@ -3,7 +3,7 @@
 *worse*: a significant drop of at least the margin. *better*: a significant gain. *same*: the interval is above the margin's
 drop. *cannot tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs are.
 
-Scores are judged by `tunegrid.results.quality`, how well confidence fits by `tunegrid.results.confidence`, losses by
+Scores are judged by `tunegrid.results.quality`, how well confidence fits by `tunegrid.results.instruments`, losses by
 `tunegrid.results.numerics`, memory and speed here: the ledger of tensors is exact; peaks and the median step have relative
 margins, and speed is compared between like machines only. What the verdicts come to is for `tunegrid.results.outcomes` to say.
 Needs no torch.
@@ -22,10 +22,9 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results.alike import unlike_machines
-from tunegrid.results.confidence import judged_nll
 from tunegrid.results.files import read_list
 from tunegrid.results.instruments import FIGURES as INSTRUMENTS
-from tunegrid.results.instruments import compared_part
+from tunegrid.results.instruments import compared_part, compared_paths, judged_nll
 from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.modules import Runs
 from tunegrid.results.noise import Noise, deviation, kind_of_cell, load_noise, mean_score
@@ -39,7 +38,6 @@ from tunegrid.results.numerics import (
 )
 from tunegrid.results.quality import Judge, Rows
 from tunegrid.results.statistics import ALPHA, slower
-from tunegrid.results.stock import compared_paths
 from tunegrid.results.thresholds import THRESHOLDS, Evidence, load_evidence, load_margins
 
 SEED_DEVIATIONS = 3.0  # of the baseline's median steps, by which a run may be slower

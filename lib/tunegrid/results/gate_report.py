@@ -10,8 +10,7 @@ from tunegrid.results.answer import RunAnswer
 from tunegrid.results.flips import FlipList
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, by_cell, evidence_of, in_words, worst
 from tunegrid.results.outcomes import FLOWS
-from tunegrid.results.table import Column, lines, markdown, markdown_sentence, number, signed
-from tunegrid.results.words import SHOWN
+from tunegrid.results.table import SHOWN, Column, lines, markdown, markdown_sentence, number, signed
 
 # Not worth a sentence of their own.
 QUIET = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING, Verdict.NOT_COMPARABLE)
@@ -65,7 +64,7 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     """
     alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
     for j in judged:
-        if j.verdict not in QUIET and j.decides and not _is_doubt_on_calibration(j):
+        if j.verdict not in QUIET and j.decides and not (j.kind == "calibration" and j.verdict is Verdict.CANNOT_TELL):
             fails = j in failing
             order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
             alike.setdefault((*order, j.quantity, j.detail if j.quantity in FLOWS else ""), []).append(j)
@@ -83,11 +82,6 @@ def _of_alike(group: Sequence[Judgement]) -> list[str]:
     most = max(group, key=lambda j: abs(j.effect or 0.0))
     which = "as" if most.effect is None else "most of all"
     return [f"{most.verdict}: {most.quantity} of {count} cells, {which} {evidence_of(most)}"]
-
-
-def _is_doubt_on_calibration(judgement: Judgement) -> bool:
-    """Which the table shows, and no line repeats: nothing fails by it."""
-    return judgement.kind == "calibration" and judgement.verdict is Verdict.CANNOT_TELL
 
 
 def numerics_table(judged: Sequence[Judgement], furthest: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -226,16 +226,12 @@ def decide(
     margin = {key: margin_of(margins, key[1]) for key in effects}
     main = {key: effect for key, effect in effects.items() if mains[key[0]] == key[1]}
     other = {key: effect for key, effect in effects.items() if key not in main}
-    return _main(main, margin) | _others(other, margin)
-
-
-def _main(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float]) -> dict[NoiseKey, Decision]:
-    worse = holm({key: effect.p_worse for key, effect in effects.items()})
-    better = holm({key: effect.p_better for key, effect in effects.items()})
-    return {
+    worse, better = (holm({key: getattr(effect, p) for key, effect in main.items()}) for p in ("p_worse", "p_better"))
+    decisions = {
         key: Decision(verdict=verdict_of(effect, worse[key], better[key], margin[key]), p=worse[key])
-        for key, effect in effects.items()
+        for key, effect in main.items()
     }
+    return decisions | _others(other, margin)
 
 
 def _others(effects: Mapping[NoiseKey, Effect], margin: Mapping[NoiseKey, float]) -> dict[NoiseKey, Decision]:

@@ -88,22 +88,15 @@ def _score_lines(cells: Sequence[Sequence[Record]]) -> list[str]:
     if not counted:
         return lines(SCORES, [_scores(record) for record in records])
     columns = (*SCORES[:-2], *(ENERGY[figure] for figure in counted), SCORES[-1])
-    return lines(columns, [_with_energy(record, counted) for record in records])
-
-
-def _with_energy(record: Record, counted: Sequence[str]) -> tuple[str, ...]:
-    """A cell's line, with its kilojoules by these counters."""
-    return (*_scores(record)[:-2], *(_kilojoules(record, figure) for figure in counted), status_word(record))
+    joules = [[joules_of(record, figure) for figure in counted] for record in records]
+    kilo = [[number(None if one is None else one / 1000, 2) for one in own] for own in joules]
+    scores = [_scores(record) for record in records]
+    return lines(columns, [(*own[:-2], *counts, own[-1]) for own, counts in zip(scores, kilo, strict=True)])
 
 
 def joules_of(record: Record, figure: str) -> float | None:
     """Joules of a cell by one counter, a field of `Phase`; None where it was not read."""
     return record.memory.joules(figure) if record.memory else None
-
-
-def _kilojoules(record: Record, figure: str) -> str:
-    joules = joules_of(record, figure)
-    return number(None if joules is None else joules / 1000, 2)
 
 
 def header(records: Sequence[Record]) -> str:

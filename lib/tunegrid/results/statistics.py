@@ -54,11 +54,6 @@ class Effect(ABC):
         """The smallest drop, in points, that is called worse four times in five: significant at `alpha`, and of the margin."""
 
 
-def stretched(middle: float, end: float, share: float) -> float:
-    """An end of a 95 % interval, moved to where that of a normal one lies which holds at this share of alpha."""
-    return middle + float(special.ndtri(share * ALPHA / 2) / special.ndtri(ALPHA / 2)) * (end - middle)
-
-
 def critical_value(alpha: float, df: float, tail: float = 1.0) -> float:
     """How many standard errors below what is expected a score must lie to be called worse, by gate or bound.
 
@@ -173,7 +168,8 @@ def gains_of(old: Sequence[float], new: Sequence[float]) -> Array:
 def _effect(points: float, gains: Array, means: Array, p_worse: float, p_better: float) -> RowEffect:
     low, high = interval(means)
     lost, won = int((gains < 0).sum()), int((gains > 0).sum())
-    unseen = 100 * unseen_share(len(gains))
+    # The largest share that may flip where none of so many did, at 95 % (the rule of three; Hanley 1983).
+    unseen = 100 * float(1 - ALPHA ** (1 / len(gains)))
     return RowEffect(
         points=points,
         low=low if lost else min(low, points - unseen),
@@ -185,11 +181,6 @@ def _effect(points: float, gains: Array, means: Array, p_worse: float, p_better:
         flips=(lost, won),
         jump=float((gains**2).sum() / np.abs(gains).sum()) if gains.any() else 100.0,
     )
-
-
-def unseen_share(rows: int) -> float:
-    """The largest share of rows that may flip where none of so many did, at 95 % (the rule of three; Hanley 1983)."""
-    return float(1 - ALPHA ** (1 / rows))
 
 
 def paired_macro_f1(labels: Sequence[int], old: Sequence[int], new: Sequence[int], classes: int = 2) -> RowEffect:

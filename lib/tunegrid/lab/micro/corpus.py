@@ -10,9 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 
-from tunegrid.lab.micro.articles import news
 from tunegrid.lab.micro.data import plain_tables
-from tunegrid.lab.micro.passages import Fact, passage, questions
+from tunegrid.lab.micro.passages import Fact, news, passage, questions
 from tunegrid.lab.micro.reviews import write_review
 
 WORDS = ("bad", "good")

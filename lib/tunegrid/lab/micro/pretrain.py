@@ -15,6 +15,7 @@ import transformers as hf
 from tunegrid.lab.micro.corpus import KINDS, Document, documents, reserved_texts
 from tunegrid.lab.micro.objectives import (
     Batch,
+    byte_level_bpe,
     causal_lm,
     causal_lm_announced,
     masked_lm,
@@ -22,8 +23,9 @@ from tunegrid.lab.micro.objectives import (
     own_loss,
     span_corruption,
     spelled_and_named,
+    unigram,
+    wordpiece,
 )
-from tunegrid.lab.micro.tokenizers import byte_level_bpe, unigram, wordpiece
 
 SEED = 1234
 BATCH = 32

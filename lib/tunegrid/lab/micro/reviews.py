@@ -1,9 +1,6 @@
-"""Makes product reviews whose sentiment depends on negation: rows {label, title, content}.
+"""Makes product reviews, and pairs of a review and what follows from it or not."""
 
-The label is the verdict's. Every verdict and every adjective occurs plain and negated for both labels, so that counting
-words says little: a reader has to find the verdict and see what "not" does to it.
-"""
-
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -12,7 +9,6 @@ from tunegrid.lab.micro.words import ASPECTS, BAD, GOOD, PRODUCTS
 
 AGREEMENT = 0.75  # share of the aspects that side with the verdict; the rest mislead
 NEGATED = 0.4  # share of the opinions said by negating the opposite word
-
 # {adj} is a word of the named polarity; the phrase turns it around or not.
 PLAIN = ("the {aspect} is {adj}", "the {aspect} feels {adj}", "i find the {aspect} {adj}", "what a {adj} {aspect}")
 TURNED = (
@@ -118,3 +114,33 @@ def _joined(rng: Random, clauses: list[str]) -> list[str]:
         else:
             sentences.append(f"{clauses.pop()} .")
     return sentences
+
+
+WORDS = ("bad", "good")
+
+
+def inference_rows(rng: Random, count: int) -> list[dict[str, Any]]:
+    """So many rows, three a review, which no other review's premises repeat."""
+    rows: list[dict[str, Any]] = []
+    premises: set[str] = set()
+    while len(rows) < count:
+        told = write_review(rng)
+        if premises.isdisjoint(own := {told.content, told.without_verdict}):
+            premises |= own
+            rows += pairs_of(told, rng)
+    return rows[:count]
+
+
+def pairs_of(told: Review, rng: Random) -> list[dict[str, Any]]:
+    """What follows from a review, what it does not tell without its verdict, and what contradicts it."""
+    verdict, *rest = told.opinions
+    untold = [("overall", rng.random() < 0.5), *rest]
+    flipped = [(name, not good) for name, good in told.opinions]
+    said = ((told.content, [verdict, *rest]), (told.without_verdict, untold), (told.content, flipped))
+    return [{"premise": text, "hypothesis": digest(some), "label": label} for label, (text, some) in enumerate(said)]
+
+
+def digest(opinions: Sequence[tuple[str, bool]]) -> str:
+    """As in "good overall , lid bad ."."""
+    words = (f"{WORDS[good]} {name}" if name == "overall" else f"{name} {WORDS[good]}" for name, good in opinions)
+    return f"{' , '.join(words)} ."

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from tunegrid.commands import bisect
+from tunegrid.commands.bisect import VersionState, bisection, most_steps
 from tunegrid.commands.environments import Releases
 from tunegrid.results import examples
-from tunegrid.results.bisection import VersionState, bisection, most_steps
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.packages import repository, wheel
 from tunegrid.tests.records import MEASURED, begun, hits, record_of, run_file

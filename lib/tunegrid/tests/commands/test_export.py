@@ -10,8 +10,8 @@ import pytest
 from tunegrid.commands import export
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
+from tunegrid.results.compare import figures
 from tunegrid.results.files import SavedRun
-from tunegrid.results.tidy import figures
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of
 from tunegrid.tests.records import complete, run_file

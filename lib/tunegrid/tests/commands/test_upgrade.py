@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tunegrid.commands import known_run, requirements, sides, upgrade
-from tunegrid.commands.environments import reason_in
+from tunegrid.commands import requirements, sides, upgrade
+from tunegrid.commands.environments import reason_in, suite
 from tunegrid.commands.requirements import ADDED, Wanted, checkout_of, copied, source_reported, source_said, used_by
 from tunegrid.commands.sides import Question, Side, changes
-from tunegrid.commands.suite import suite
 from tunegrid.libraries import library_digests
 from tunegrid.machine import cpu_name, versions
 from tunegrid.results import examples
@@ -48,7 +47,7 @@ def runs(tmp_path, monkeypatch):
     for module in (sides, upgrade):
         monkeypatch.setattr(module, "RUNS", tmp_path / "upgrade")
     monkeypatch.setattr(examples, "STORE", tmp_path / "store")
-    monkeypatch.setattr(known_run, "BASELINE", tmp_path / "none.json")
+    monkeypatch.setattr(sides, "BASELINE", tmp_path / "none.json")
     monkeypatch.setattr(requirements, "used_by", lambda package: {"planted"})
     for rows in ("here", 1, 2):
         run_file(tmp_path / f"{rows}-first.json", [begun(cell) for cell in CELLS])
@@ -286,14 +285,14 @@ def test_a_given_run_of_something_else_is_one_sentence(runs, planned, capsys, ch
 def test_the_committed_baseline_serves_where_its_libraries_and_machine_are_those_here(tmp_path, monkeypatch):
     device = MEASURED["device"] | {"name": cpu_name()}
     path = run_file(tmp_path / "baseline.json", [complete(cell, device=device) for cell in CELLS])
-    monkeypatch.setattr(known_run, "BASELINE", path)
-    assert known_run.shipped_baseline(Question(options=("-n", "0"))) == path
-    assert known_run.shipped_baseline(Question(cells=("t5_qa_sft",))) is None
-    assert known_run.shipped_baseline(Question(options=("--seeds", "3"))) is None
-    assert known_run.shipped_baseline(Question(profile="zoo")) is None
+    monkeypatch.setattr(sides, "BASELINE", path)
+    assert sides.shipped_baseline(Question(options=("-n", "0"))) == path
+    assert sides.shipped_baseline(Question(cells=("t5_qa_sft",))) is None
+    assert sides.shipped_baseline(Question(options=("--seeds", "3"))) is None
+    assert sides.shipped_baseline(Question(profile="zoo")) is None
     for other in ({"versions": versions() | {"peft": "0"}}, {"device": MEASURED["device"]}, {"libraries": {"peft": "0" * 16}}):
         run_file(path, [complete(CELLS[0], device=device), complete(CELLS[1], **{"device": device} | other)])
-        assert known_run.shipped_baseline(Question()) is None
+        assert sides.shipped_baseline(Question()) is None
     assert complete(CELLS[0]).libraries == library_digests()
 
 

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from tunegrid.commands.export import rows_of
 from tunegrid.errors import InputError
 from tunegrid.results import examples
 from tunegrid.results.gate import Run, gate
-from tunegrid.results.tidy import rows_of
 from tunegrid.tests.pages import record_of
 from tunegrid.tests.strangers import another_parquet, attacked, seeds_of
 

@@ -9,13 +9,10 @@ import torch
 import transformers as hf
 
 from tunegrid.lab.micro.corpus import Document, documents, reserved_texts
-from tunegrid.lab.micro.data import DATA, PRETRAINED_ON, jsonl, plain_tables, tables
-from tunegrid.lab.micro.hypotheses import pairs_of
-from tunegrid.lab.micro.objectives import IGNORED, masked_lm, span_corruption, spelled_and_named
-from tunegrid.lab.micro.oddities import capitalized, renamed
+from tunegrid.lab.micro.data import DATA, PRETRAINED_ON, capitalized, jsonl, plain_tables, renamed, tables
+from tunegrid.lab.micro.objectives import IGNORED, SENTINELS, masked_lm, span_corruption, spelled_and_named
 from tunegrid.lab.micro.pretrain import PLANS, SEED
-from tunegrid.lab.micro.reviews import Review
-from tunegrid.lab.micro.tokenizers import SENTINELS
+from tunegrid.lab.micro.reviews import Review, pairs_of
 from tunegrid.tests.small import codec_for, rows_of, tokenizer_of
 
 SQUAD = ("squad/train", "squad/validation")

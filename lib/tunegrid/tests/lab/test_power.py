@@ -8,7 +8,7 @@ import pytest
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab import power as command
-from tunegrid.lab.simulation import Setting, missed_bounds, smallest, worse_cells
+from tunegrid.lab.power import Setting, missed_bounds, smallest, worse_cells
 from tunegrid.results import noise
 from tunegrid.results.noise import PERTURBED, SEEDS, Deviation, Noise, deviation, load_noise
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from tunegrid.errors import InputError
-from tunegrid.lab import grid_runs, measure, measured, tolerances
+from tunegrid.lab import grid_runs, measure, tolerances
 from tunegrid.lab.calibrate import CalibrationPlan
 from tunegrid.lab.grid_runs import LabSessions
 from tunegrid.lab.tolerances import (
@@ -222,7 +222,7 @@ def test_the_stage_pairs_moved_starts_with_unmoved_ones_and_trains_nothing_that_
     # the farthest is draw 2: 2 / 1024 = 1.953e-3, of QLoRA 4 / 1024 = 3.906e-3; doubled 3.906e-3 and 7.813e-3
     assert (tables["fp32"]["first"], tables["nf4 fp32"]["first"]) == (4e-3, 7.9e-3)
     assert (written["pairs"], written["seeds"], written["draws"]) == (8, [0, 1], [1, 2])
-    noted = measured.read(sessions / "reports" / "measured.json")["numerics"]
+    noted = grid_runs.read(sessions / "reports" / "measured.json")["numerics"]
     assert noted["pairs"] == 8
     assert noted["largest"]["fp32"]["first"] == 2 / 1024
     output = capsys.readouterr().out

@@ -3,9 +3,8 @@
 import pytest
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.results.annotations import MOST, annotate, annotations
 from tunegrid.results.answer import answer_of
-from tunegrid.results.cell_answer import cell_answer, place_of
+from tunegrid.results.cell_answer import MOST, annotate, annotations, cell_answer, place_of
 from tunegrid.results.judgements import Judgement, Verdict
 from tunegrid.terminal import annotation
 from tunegrid.tests.outputs import obeyed

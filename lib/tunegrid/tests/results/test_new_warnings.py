@@ -3,7 +3,7 @@
 import pytest
 
 from tunegrid.commands import gate
-from tunegrid.results.new_warnings import warnings_that_differ
+from tunegrid.results.alike import warnings_that_differ
 from tunegrid.tests.records import complete, run_file
 
 RENAMED = {"library": "peft", "category": "FutureWarning", "message": "`a` is deprecated in 0.21", "count": 3}

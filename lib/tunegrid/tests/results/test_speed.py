@@ -4,9 +4,9 @@ import math
 
 import pytest
 
+from tunegrid.commands.speed import ALL, Change, Comparison, judged, log_ratios, moderated, over_all
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import Deviation
-from tunegrid.results.speed import ALL, Change, Comparison, judged, log_ratios, moderated, over_all
 
 TEN = [0.08, 0.10, 0.12, 0.10]  # mean 0.1, variance 0.0008 / 3, standard error 0.01633 / 2
 NOISE = (0.0, 0.001, -0.001, 0.0)  # of four rounds

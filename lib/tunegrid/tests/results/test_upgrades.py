@@ -2,8 +2,8 @@
 
 import pytest
 
+from tunegrid.commands.upgrade import failures, sentence
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.upgrades import failures, sentence
 from tunegrid.tests.records import complete
 
 KINDS = ("quality", "memory")
