@@ -77,9 +77,8 @@ def test_a_commands_code_is_handed_on(tmp_path):
 @pytest.mark.parametrize(
     ("name", "now"),
     [
-        ("numerics", "write `tunegrid gate --numerics --on numerics`"),
-        ("silence", "write `python -m tunegrid.lab false_alarms`"),
-        ("scaling", "what it found stands in the notes of version 0.13, in reports/CHANGELOG.md"),
+        ("answer", "write `tunegrid compare RUN.json`"),
+        ("path", "version 0.16 was the last with it"),
     ],
 )
 def test_a_command_of_an_older_version_says_what_to_do_now(name, now, capsys):
@@ -87,10 +86,9 @@ def test_a_command_of_an_older_version_says_what_to_do_now(name, now, capsys):
     assert capsys.readouterr().err == f"tunegrid {name} was removed: {now}\n"
 
 
-def test_every_command_that_an_older_version_had_is_still_here_or_says_what_to_do_now():
-    was = "numerics scores measure calibrate power sees silence overhead scaling finish profile schema"
-    was += " answer plan cells cache plot tune path distil"
-    assert {*command.FORMER, "calibrate"} == set(was.split())  # which is of a user's cells now
+def test_every_command_that_version_0_16_had_is_still_here_or_says_what_to_do_now():
+    was = "answer plan cells cache plot tune path distil"
+    assert set(command.FORMER) == set(was.split())
     assert not command.FORMER.keys() & command.COMMANDS.keys()
     for message in command.FORMER.values():
         if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", message):
