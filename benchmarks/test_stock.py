@@ -14,9 +14,9 @@ pytestmark = [
 
 @pytest.mark.cells("stock")
 def test_the_libraries_path_is_ours(both, record_stock, benchmark):
-    from tunegrid.run.stock.stages import compared_in_turns
+    from tunegrid.run.stock.stages import compare
 
-    missed = record_stock(benchmark.pedantic(compared_in_turns, args=(both,), rounds=1)).missed
+    missed = record_stock(benchmark.pedantic(compare, args=(both,), rounds=1)).missed
     assert not missed, visible("; ".join(missed))
 
 

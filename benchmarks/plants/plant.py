@@ -57,8 +57,8 @@ class Plant:
 class Planting:
     """Pytest's monkeypatch with a count: a plant that never acts proves nothing.
 
-    A function that is put in place counts its calls, a plain value of a class how often it is read. A patch that changes
-    nothing in most calls is put in place with `counted=False`, and calls `act` where it changes something.
+    A function that is put in place counts its calls. A patch that changes nothing in most calls is put in place with
+    `counted=False`, and calls `act` where it changes something.
     """
 
     def __init__(self, monkeypatch: Any) -> None:
@@ -79,8 +79,6 @@ class Planting:
         """Put a value in place of an attribute."""
         if counted and (callable(value) or isinstance(value, staticmethod)):
             value = self._counted(value)
-        elif counted and isinstance(target, type):
-            value = _Read(value, self.act)
         self._monkeypatch.setattr(target, name, value, raising=raising)
 
     def setitem(self, target: Any, name: Any, value: Any, *, counted: bool = True) -> None:
@@ -97,14 +95,3 @@ class Planting:
             return value(*args, **options)
 
         return counting
-
-
-class _Read:
-    """A value of a class that counts how often it is read, of the class or of its instances."""
-
-    def __init__(self, value: Any, act: Callable[[], None]) -> None:
-        self._value, self._act = value, act
-
-    def __get__(self, instance: Any, owner: type) -> Any:
-        self._act()
-        return self._value

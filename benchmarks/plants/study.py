@@ -129,11 +129,6 @@ def padding_counts(codec: Codec, batch: Any, features: Any) -> Any:
     return {**batch, "labels": batch["labels"].masked_fill(batch["labels"] == IGNORED, codec.pad_id)}
 
 
-def unshifted(codec: Codec, batch: Any, features: Any) -> Any:
-    """The decoder's inputs are the labels, not the labels shifted right."""
-    return {**batch, "decoder_input_ids": batch["labels"].masked_fill(batch["labels"] == IGNORED, codec.pad_id)}
-
-
 def separator_cut_off(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
     """At inference the prompt is cut behind the article, and <sum> with it."""
     return features if training else [replace(f, input_ids=f.input_ids[:-1]) for f in features]
@@ -142,11 +137,6 @@ def separator_cut_off(codec: Codec, features: Any, rows: Any, *, training: bool)
 def windows_taken_for_rows(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
     """Window i answers row i, though some rows have several windows."""
     return features if training else [replace(f, example=min(i, len(rows) - 1)) for i, f in enumerate(features)]
-
-
-def answers_unlabelled(codec: Codec, features: Any, rows: Any, *, training: bool) -> Any:
-    """One answer in three is labelled as in none of its row's windows, though one holds it."""
-    return [replace(f, target=(0, 0)) if training and f.example % 3 == 0 else f for f in features]
 
 
 def padding_attended(codec: Codec, batch: Any, *rows: Any, **options: Any) -> Any:
@@ -313,12 +303,6 @@ def zeroed_between(trainer: Trainer, folder: Path) -> Trainer:
     return trainer
 
 
-def one_group_scheduled(trainer: Trainer, folder: Path) -> Trainer:
-    """The schedule moves the first group of parameters; the second one keeps its rate."""
-    trainer.stepper.schedule.lr_lambdas[1] = lambda update: 1.0
-    return trainer
-
-
 def impossible_numbers(score: Callable[[Any], Evaluation], folder: Path) -> Callable[[Any], Evaluation]:
     """More answers match exactly than match at all."""
     return lambda rows: replace(score(rows), scores={"exact_match": 62.6, "f1": 62.1})
@@ -426,10 +410,6 @@ STUDY = (
     _classic(22, "positions counted anew behind a cache", "gpt2_sum_lora", "model", positions_from_zero,
              "cache_changes_nothing", settings=FEW),
     _classic(23, "the adapter's scale applied twice", "gpt2_sa_lora", "model", scaled_twice, "adapters_add_as_declared"),
-    _classic(27, "biases and norms left out of the schedule", "t5_sum_sft", "trainer", one_group_scheduled,
-             "schedule_counts_updates"),
-    _classic(29, "the decoder reads the token it should predict", "t5_sum_lora", "codec", codec_whose("collate", unshifted),
-             "decoder_sees_no_future"),
     _classic(30, "a base packed from one that was packed before", "gpt2_sum_qlora", "model", packed_twice,
              "packed_from_checkpoint", settings=FEW),
     _classic(33, "a checkpoint's own repetition penalty", "gpt2_sum_sft", "codec", repetition_punished,
@@ -440,8 +420,6 @@ STUDY = (
              "loss_is_mean_over_accumulation"),
     _classic(36, "two layers of the checkpoint trade places", "gpt2_sa_lora", "built_cell", layers_swapped,
              "checkpoint_loaded"),
-    _classic(38, "one answer in three labelled as in no window", "gpt2_qa_lora", "codec",
-             codec_whose("encode", answers_unlabelled), "answers_at_annotated_start", settings=FEW),
     _classic(41, "each row with the points of the row before it", "gpt2_qa_lora", "score", points_of_neighbours,
              "metric_invariants", settings=FEW),
     _classic(42, "copied scores beside the cell's own losses", "gpt2_sum_sft,gpt2_sum_lora", "records", copied_scores,

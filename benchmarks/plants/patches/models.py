@@ -12,8 +12,6 @@ from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.t5 import modeling_t5
 
-WRONG_SCALE = 0.5
-
 
 def cross_attention_without_mask(planting: Any) -> None:
     """The mask of the source is lost on its way to the decoder's cross-attention, which then attends to padding, too."""
@@ -140,17 +138,6 @@ def tokens_overwrite_the_last(planting: Any) -> None:
         return update(self, keys, values, *args, **options)
 
     planting.setattr(DynamicLayer, "update", overwriting)
-
-
-def one_token_is_scaled(planting: Any) -> None:
-    """Attention of one token, as in cached decoding, has another scale than attention of many."""
-    attend = ALL_ATTENTION_FUNCTIONS["sdpa"]
-
-    def rescaled(module: Any, query: torch.Tensor, *args: Any, scaling: float | None = None, **options: Any) -> Any:
-        usual = query.shape[-1] ** -0.5 if scaling is None else scaling
-        return attend(module, query, *args, scaling=usual * WRONG_SCALE if query.shape[2] == 1 else scaling, **options)
-
-    planting.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", rescaled)
 
 
 def source_without_mask(planting: Any) -> None:

@@ -43,7 +43,9 @@ def gelu_is_approximated(planting: Any) -> None:
 
 def wo_is_quantized(planting: Any) -> None:
     """T5's `wo` is no longer kept out of quantization, though its activations need more than 4 bits."""
+    assert modeling_t5.T5PreTrainedModel._keep_in_fp32_modules, "else nothing changes"
     planting.setattr(modeling_t5.T5PreTrainedModel, "_keep_in_fp32_modules", [])
+    planting.act()
 
 
 def blocks_of_128(planting: Any) -> None:

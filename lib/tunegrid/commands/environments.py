@@ -225,15 +225,10 @@ def python_of(
     return python
 
 
-def lock_of(search: Path) -> Path:
-    """The lock of a folder of environments, which the command holds that uses them."""
-    return search / "running.lock"
-
-
 @contextlib.contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Hold a folder's lock; raises InputError where another command has it: to wait for hours and say nothing helps nobody."""
-    lock = FileLock(lock_of(folder), timeout=0, is_singleton=True)
+    lock = FileLock(folder / "running.lock", timeout=0, is_singleton=True)
     try:
         lock.acquire()
     except Timeout:

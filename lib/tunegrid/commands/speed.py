@@ -182,8 +182,6 @@ SOME_OF_EACH = (
 )
 LIB = str(ROOT / "lib")  # the same suite on both sides
 LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import libraries as code, machine;"
-
-
 LIBRARIES += "print(json.dumps([machine.versions(), code.library_digests()]))"
 
 

@@ -410,8 +410,6 @@ def user_module(path: Path) -> Any:
 
 def _complaint(path: Path, error: BaseException) -> str:
     """What a user's file raised, and in which line."""
-    if isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == "lib":
-        return f"--grid {path} imports from lib, which is the package tunegrid now: write `from tunegrid.` for `from lib.`"
     line = getattr(error, "lineno", None) or _line_in(path, error)
     location = f"{path}, line {line}" if line else str(path)
     return f"--grid {location}: {type(error).__name__}: {first_line(error)}"

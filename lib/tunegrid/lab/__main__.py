@@ -7,7 +7,7 @@ from tunegrid.commands.cli import Program
 COMMANDS = {
     "measure": "all that the suite says of itself, once: bounds, noise, baseline, error rates, zoo",
     "calibrate": "train a grid with several seeds and write its bounds and its training noise",
-    "power": "what the gate sees, and how often it is wrong: simulated",
+    "power": "how often the gate is wrong: simulated",
     "false_alarms": "does the suite cry wolf? trains healthy runs and counts those that anything calls",
 }
 

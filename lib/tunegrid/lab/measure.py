@@ -5,7 +5,7 @@ Stage by stage, it calls other commands, which can be run alone, too:
   bounds        20 seeds of the quick grid, more of tailed cells, moved starts, controls: quick.toml, noise.toml (calibrate)
   numerics      moved starts against unmoved ones: numerics.toml, what is rounding
   baseline      the first five of these seeds: reports/baselines/quick-cpu.json (baseline)
-  power         smallest drops and error rates, simulated (power)
+  power         error rates, simulated (power)
   false_alarms  40 healthy runs (false_alarms)
   zoo           five seeds of the zoo and its controls: zoo.toml (calibrate --profile zoo)
   tasks         the same of more tasks: tasks.toml (calibrate --profile tasks)

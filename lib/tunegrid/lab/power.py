@@ -1,7 +1,6 @@
-"""What does the gate see? `python -m tunegrid.lab power` prints the smallest drop of each cell called worse four times in five.
+"""How often is the gate wrong? `python -m tunegrid.lab power` simulates runs of equal quality and counts those called worse.
 
-It also simulates whole runs of equal quality, with calibrations of their own, and prints how many of them the gate calls worse:
-runs of the baseline's seeds, and runs of other seeds; and how many healthy runs miss a bound. Scores are drawn from the
+Each has a calibration of its own; there are runs of the baseline's seeds, and of other seeds. Scores are drawn from the
 residuals that the calibration measured. It trains nothing.
 """
 
@@ -21,7 +20,6 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.lab.grid_runs import note
-from tunegrid.results.bounds import bound_of
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.noise import (
     NOISE,
@@ -37,15 +35,13 @@ from tunegrid.results.noise import (
     load_noise,
     pooled,
 )
-from tunegrid.results.quality import MAIN_ALPHA, decide, margin_of
+from tunegrid.results.quality import decide
 from tunegrid.results.statistics import Array, TrainingEffect, by_training
-from tunegrid.results.table import Column, lines, number
 from tunegrid.results.thresholds import load_margins
 
 COMMON = 0.9  # correlation of one cell's normal scores: they rest on the same rows
 BASELINE_SEEDS = 5
 MOST_TRAININGS = 200  # of a cell in a simulated calibration: as good as any number
-MEAN = 50.0  # points; of simulated scores, so that no bound meets an end of the scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +53,12 @@ class Setting:
         margins: the smallest drop that counts as a regression, by score.
         kind: of noise: PERTURBED, every run paired with one of its seed, or SEEDS, against a baseline of other seeds.
         seeds: of the run to judge.
-        drops: true drops of main scores, by cell; none by default.
     """
 
     noise: Noise
     margins: Mapping[str, float]
     kind: str
     seeds: int = 1
-    drops: Mapping[str, float] | None = None
 
     @cached_property
     def estimates(self) -> dict[NoiseKey, Deviation]:
@@ -123,17 +117,6 @@ def standardised(groups: Groups) -> Array:
     return np.concatenate([(group - group.mean()) / own.sd / sqrt(1 - 1 / len(group)) for group in several])
 
 
-def smallest(setting: Setting) -> dict[str, float]:
-    """The smallest drop of each cell's main score that is called worse four times in five, in points."""
-    alpha = MAIN_ALPHA / len(setting.mains)
-    return {
-        cell: effect(setting, (cell, metric), 0.0, setting.estimates[cell, metric]).smallest(
-            alpha, margin_of(setting.margins, metric)
-        )
-        for cell, metric in setting.mains.items()
-    }
-
-
 def effect(setting: Setting, key: NoiseKey, points: float, noise: Deviation) -> TrainingEffect:
     """A change of so many points, as the gate would see it."""
     rows = setting.noise.rows[key[0].split("_")[1]]
@@ -147,27 +130,9 @@ def worse_cells(setting: Setting, runs: int) -> list[set[str]]:
     return [_judged(setting, rng) for _ in range(runs)]
 
 
-def missed_bounds(setting: Setting, runs: int) -> list[set[str]]:
-    """The cells of each simulated healthy run that miss a bound, which its own calibration set."""
-    rng = np.random.default_rng(0)
-    return [_below(setting, rng) for _ in range(runs)]
-
-
-def _below(setting: Setting, rng: np.random.Generator) -> set[str]:
-    truth = _truth(setting, rng)
-    noise, scores = _calibrated(setting, truth, rng)
-    new = {
-        (cell, metric): score
-        for cell, metrics in setting.metrics.items()
-        for metric, score in zip(metrics, _draws(setting, truth, cell, 1, rng)[0], strict=True)
-    }
-    bounds = {key: bound_of([MEAN + score for score in scores[key]], noise[key], len(truth)).minimum for key in truth}
-    return {key[0] for key in truth if MEAN + new[key] < bounds[key]}
-
-
 def _judged(setting: Setting, rng: np.random.Generator) -> set[str]:
     truth = _truth(setting, rng)
-    noise, _ = _calibrated(setting, truth, rng)
+    noise = _calibrated(setting, truth, rng)
     gaps = _gaps(setting, truth, rng)
     effects = {key: effect(setting, key, gaps[key], noise[key]) for key in truth}
     decisions = decide(effects, setting.mains, setting.margins)
@@ -195,10 +160,8 @@ def _draws(setting: Setting, truth: Mapping[NoiseKey, float], cell: str, count: 
     return normal
 
 
-def _calibrated(
-    setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Generator
-) -> tuple[dict[NoiseKey, Deviation], dict[NoiseKey, list[float]]]:
-    """A calibration with as many trainings of each cell as the real one, and its scores; tails where the real one has them."""
+def _calibrated(setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, Deviation]:
+    """A calibration with as many trainings of each cell as the real one; tails where the real one has them."""
     real = setting.noise.measured[setting.kind]
     scores: dict[NoiseKey, list[float]] = {}
     for cell, metrics in setting.metrics.items():
@@ -207,36 +170,24 @@ def _calibrated(
         scores |= {(cell, metric): drawn[:, index].tolist() for index, metric in enumerate(metrics)}
     measured = {key: Deviation(sd=stdev(own), df=len(own) - 1.0) for key, own in scores.items()}
     known = {key: [own] for key, own in scores.items()} if setting.noise.scores.get(setting.kind) else None
-    return estimates(measured, setting.noise.rows, known), scores
+    return estimates(measured, setting.noise.rows, known)
 
 
 def _gaps(setting: Setting, truth: Mapping[NoiseKey, float], rng: np.random.Generator) -> dict[NoiseKey, float]:
     """New minus old mean of every score."""
     count, gaps = setting.seeds, {}
     for cell, metrics in setting.metrics.items():
-        drop = (setting.drops or {}).get(cell, 0.0)
         drawn = _draws(setting, truth, cell, count + setting.baseline_seeds, rng)
         for metric, scores in zip(metrics, drawn.T, strict=True):
-            gaps[cell, metric] = float(scores[:count].mean() - drop - scores[count:].mean())
+            gaps[cell, metric] = float(scores[:count].mean() - scores[count:].mean())
     return gaps
 
 
-GOAL = 2.0  # points
-COLUMNS = (
-    Column(title="cell", width=15),
-    Column(title="main score", width=10),
-    Column(title="noise: same seed", right=True),
-    Column(title="between seeds", right=True),
-    Column(title="sees, same seed: 1 run", right=True),
-    Column(title="3 runs", right=True),
-    Column(title="other seeds: 1 run", right=True),
-    Column(title="3 runs", right=True),
-)
 WORDS = {PERTURBED: "same seeds", SEEDS: "other seeds"}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print both; return the exit code."""
+    """Print the shares; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tunegrid.lab power", description=__doc__)
     parser.add_argument("--noise", type=Path, default=NOISE, metavar="FILE", help="calibrated noise (default: the suite's)")
     parser.add_argument("--runs", type=int, default=1000, metavar="N", help="simulated runs a figure (default 1000)")
@@ -250,8 +201,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not kinds:
         refuse(parser, f"{options.noise} holds no noise; `python -m tunegrid.lab calibrate` measures it")
     margins = load_margins()["points"]
-    table, figures = drops(noise, margins)
-    print(*table, sep="\n")
+    figures = {}
     for kind in kinds:
         drawn = "measured residuals" if noise.scores.get(kind) else "normal noise: the file has no scores of it"
         for seeds in (1, 3):
@@ -260,40 +210,5 @@ def main(arguments: list[str] | None = None) -> int:
             of = f"{WORDS[kind]}, {seeds} {'run' if seeds == 1 else 'runs'}"
             print(f"{alarms} of {options.runs} equal runs are called worse: {of} ({drawn})", flush=True)
             figures[f"worse: {of}"] = alarms
-    if SEEDS in kinds:
-        figures["miss a bound"] = sum(map(bool, missed_bounds(Setting(noise=noise, margins=margins, kind=SEEDS), options.runs)))
-        print(f"{figures['miss a bound']} of {options.runs} healthy runs miss a bound")
     note(options.measured, "power", {"runs": options.runs, **figures})
     return 0
-
-
-def _noise(setting: Setting, key: NoiseKey) -> str:
-    own = setting.estimates.get(key)
-    return number(own.sd if own else None, 2)
-
-
-def drops(noise: Noise, margins: dict[str, float]) -> tuple[list[str], dict[str, int]]:
-    """The table, and in how many cells the goal is reached, in words and by setting."""
-    settings = {
-        (kind, seeds): Setting(noise=noise, margins=margins, kind=kind, seeds=seeds)
-        for kind in (PERTURBED, SEEDS)
-        for seeds in (1, 3)
-    }
-    seen = {key: smallest(setting) for key, setting in settings.items()}
-    mains = settings[SEEDS, 1].mains
-    rows = [
-        (
-            cell,
-            metric,
-            *(_noise(settings[kind, 1], (cell, metric)) for kind in (PERTURBED, SEEDS)),
-            *(number(seen[key].get(cell), 1) for key in seen),
-        )
-        for cell, metric in mains.items()
-    ]
-    reached = {
-        f"sees {GOAL:.0f} points: {WORDS[kind]}, {seeds} {'run' if seeds == 1 else 'runs'}": sum(
-            drop <= GOAL for drop in smallest_drops.values()
-        )
-        for (kind, seeds), smallest_drops in seen.items()
-    }
-    return [*lines(COLUMNS, rows), *(f"{words}: {cells} of {len(mains)} cells" for words, cells in reached.items())], reached

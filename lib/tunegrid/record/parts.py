@@ -531,9 +531,6 @@ class StockRecord(Part):
     stages: Annotated[dict[str, StockStage], Field(description="those that were compared, in the order of the flow")]
     differs: Annotated[str | None, Field(description="the first stage that differs from ours, and how; null: none does")]
     refused: Annotated[str | None, Field(description="why the cell has no such path; null: it has")] = None
-    samples_per_second: Annotated[Amount | None, Field(description="of the libraries' training; null: not measured")] = None
-    own_samples_per_second: Annotated[Amount | None, Field(description="of ours on the same rows, in turns with it")] = None
-    turns: Annotated[Count, Field(description="how often both were timed")] = 0
 
 
 CALLS = 20  # of each exception's stack: the innermost ones

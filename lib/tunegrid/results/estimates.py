@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from heapq import heappop, heappush
 from pathlib import Path
 from statistics import fmean
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
@@ -34,14 +34,7 @@ COLUMNS = (
 )
 
 
-class Ordered(Protocol):
-    """What can be sorted."""
-
-    def __lt__(self, other: Any, /) -> bool:
-        """Whether it comes first."""
-
-
-Unit = TypeVar("Unit", bound=Ordered)
+Unit = TypeVar("Unit", bound=Any)
 
 
 @dataclass(frozen=True, kw_only=True)

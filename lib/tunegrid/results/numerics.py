@@ -56,7 +56,7 @@ def load_tolerances(path: Path = TOLERANCES) -> Tolerances:
     Raises:
         InputError: where the file is not sound.
     """
-    with tables(path, "tolerances", "python -m tunegrid.lab numerics") as content:
+    with tables(path, "tolerances", "python -m tunegrid.lab measure") as content:
         return {name: numbers(table, _needed(name)) for name, table in content.items() if name != "evidence"}
 
 

@@ -53,8 +53,6 @@ STOCK = (
     Column(title="cell", width=15),
     Column(title="stages", width=6, right=True),
     Column(title="known", width=5, right=True),
-    Column(title="samples/s", width=9, right=True),
-    Column(title="ours", width=6, right=True),
     Column(title="status", width=7, gap=2),
     Column(title="first that differs", gap=2),
 )
@@ -109,15 +107,13 @@ def header(records: Sequence[Record]) -> str:
 
 
 def _stock(record: Record) -> tuple[str, ...]:
-    """How many stages were compared, how many known differences reckoned with, and the speed of both sides."""
+    """How many stages were compared, and how many known differences reckoned with."""
     path = record.stock
     known = sum(len(stage.known) for stage in path.stages.values()) if path else 0
     return (
         record.cell,
         f"{len(path.stages) if path else 0}",
         f"{known}",
-        number(path.samples_per_second if path else None, 0),
-        number(path.own_samples_per_second if path else None, 0),
         record.status,
         (path.differs if path else None) or "-",
     )

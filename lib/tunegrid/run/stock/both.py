@@ -1,7 +1,6 @@
 """Both sides of a cell, made when a stage first asks for them: the libraries' path, and ours on the same rows and weights."""
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
-from tunegrid.run.stock.course import SKIPPED, Course, trained, trainer_of
+from tunegrid.run.stock.course import Course, trained, trainer_of
 from tunegrid.run.stock.known import causal, known_of
 from tunegrid.run.stock.oracle import OracleTrainer, Replayed, oracle_codec, with_biases_undecayed
 from tunegrid.run.stock.start import KEPT, Start, encoded, stock_model, write_start
@@ -43,7 +42,6 @@ class Ours:
         losses, rates: of each update.
         loss, norm: of the first update, before anything is clipped.
         weights: those that train, by name, at the end.
-        seconds: of the updates that are timed on the other side, too.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -51,7 +49,6 @@ class Ours:
     loss: float = math.nan
     norm: float = math.nan
     weights: Weights = field(default_factory=dict)
-    seconds: float = 0.0
 
 
 class Both:
@@ -164,10 +161,6 @@ class Both:
         _ = self.accumulating
         return trained(trainer, self.folder / "accumulating" / f"checkpoint-{CHECKPOINT}")
 
-    def again(self) -> Course:
-        """The training without accumulation once more, to be timed."""
-        return self._course("again", max_steps=UPDATES, gradient_accumulation_steps=1)[1]
-
     def _course(self, name: str, **changes: Any) -> tuple[Any, Course]:
         return (trainer := self._trainer(name, **changes)), trained(trainer)
 
@@ -208,11 +201,7 @@ class Both:
         loss, gradients = trainer.accumulated(groups[0], names)
         ours.loss, ours.norm = float(loss), float(nn.utils.get_total_norm([g.float() for g in gradients]))
         self.codec.random = iter(course.random)
-        for number, group in enumerate(groups):
-            if number == SKIPPED:
-                began = time.perf_counter()
-            ours.losses.append(float(trainer.update(group)))
-        ours.seconds = time.perf_counter() - began
+        ours.losses = [float(trainer.update(group)) for group in groups]
         trainer.part()
         ours.rates = list(trainer.log.learning_rates)
         ours.weights = taken(trainer.model)

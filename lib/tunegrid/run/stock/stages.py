@@ -5,7 +5,7 @@ A sentence reads as "windows: the tokenizer returned 0 overflow windows, ours ha
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from tunegrid.codecs.base import IGNORED
 from tunegrid.record.parts import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.run.first_step import digest, digest_of
-from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, UPDATES, Both
+from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, Both
 from tunegrid.run.stock.course import collator_of
 from tunegrid.run.stock.known import (
     GRADIENT,
@@ -44,23 +44,9 @@ class Found:
     apart: Apart | None = None
 
 
-@dataclass(kw_only=True)
-class Compared:
-    """Both sides, and the stages that were compared.
-
-    Attributes:
-        stages: in order, up to the first that differs.
-        differs: the sentence of that one; empty where none does.
-    """
-
-    both: Both
-    stages: dict[str, StockStage] = field(default_factory=dict)
-    differs: str = ""
-
-
-def compare(both: Both, last: str = STOCK_STAGES[-1]) -> Compared:
+def compare(both: Both, last: str = STOCK_STAGES[-1]) -> StockRecord:
     """Compare stage by stage, up to the first that differs, or to a last one."""
-    compared, scored = Compared(both=both), Scored(both)
+    compared, scored = StockRecord(stages={}, differs=None), Scored(both)
     for name in STOCK_STAGES[: STOCK_STAGES.index(last) + 1]:
         if name == "generation" and not scored.generates:
             continue
@@ -369,18 +355,3 @@ STAGES: Mapping[str, Callable[[Both, Scored], Found]] = {
     "generation": generation,
     "pipeline": pipeline,
 }
-
-
-def compared_in_turns(both: Both) -> StockRecord:
-    """The record's part of a cell: all stages, and how fast both sides trained where they are alike."""
-    compared = compare(both)
-    part = StockRecord(stages=compared.stages, differs=compared.differs or None)
-    if compared.differs:
-        return part
-    courses, own = [both.plain[1]], [both.ours_plain.seconds]
-    courses.append(again := both.again())
-    own.append(both.replay(again, 1, UPDATES).seconds)
-    samples = sum(course.samples for course in courses)
-    part.samples_per_second = samples / sum(course.seconds for course in courses)
-    part.own_samples_per_second, part.turns = samples / sum(own), len(own)
-    return part

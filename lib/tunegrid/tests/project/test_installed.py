@@ -48,18 +48,6 @@ def test_the_suite_runs_from_the_projects_folder_and_writes_there(project):
     assert (project / "reports" / "latest.json").is_file()
 
 
-def test_commands_and_files_of_old_are_read_where_the_project_stands(project):
-    assert "none.json does not exist" in answer(project, "tunegrid", "audit", "none.json")[1]
-    command = [sys.executable, "-m", "lib", "gate", "a", "b"]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert run.returncode == 1
-    assert run.stderr == "python -m lib is now tunegrid: write `tunegrid gate a b` (after `pip install -e .`)\n"
-    (project / "mine.py").write_text("from lib.grid.methods import Lora\n")
-    code, output = answer(project, "tunegrid", "run", "-m", "quick", "--collect-only", "--grid", "mine.py")
-    assert code != 0
-    assert "mine.py imports from lib, which is the package tunegrid now: write `from tunegrid.` for `from lib.`" in output
-
-
 def test_another_python_is_told_so_in_one_sentence():
     command = [sys.executable, "-I", "-S", ROOT / "conftest.py"]  # -S: no packages, as in another environment
     answer = subprocess.run(command, capture_output=True, text=True, check=False)
