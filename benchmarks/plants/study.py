@@ -328,7 +328,7 @@ def not_saved(parts: Callable[[Cell], Iterable[str]], **fields: Any) -> Callable
                 weights, config = folder / "adapter_model.safetensors", folder / "adapter_config.json"
                 lost = set(parts(cell))
                 save_file({name: t for name, t in load_file(weights).items() if not lost & set(name.split("."))}, weights)
-                config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | fields))
+                config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | fields), encoding="utf-8")
 
         return Lossy()
 

@@ -35,13 +35,11 @@ def test_the_commands_are_listed_with_a_line_each(arguments, capsys):
     assert all(len(line) <= 100 for line in lines)
 
 
-def test_an_unknown_command_and_one_of_an_older_version_are_one_sentence(capsys):
+def test_an_unknown_command_is_one_sentence(capsys):
     assert command.main(["gaet", "a.json"]) == 2
     assert capsys.readouterr().err == "tunegrid: unknown command 'gaet'; did you mean gate?\n"
     assert command.main(["retrain"]) == 2
     assert capsys.readouterr().err == "tunegrid: unknown command 'retrain'; tunegrid lists them all\n"
-    assert command.main(["numerics", "a.json"]) == 2
-    assert capsys.readouterr().err == "tunegrid numerics was removed: write `tunegrid gate --numerics --on numerics`\n"
     assert not command.FORMER.keys() & command.COMMANDS.keys()
     for message in command.FORMER.values():
         if command_line := re.match(r"write `(?:tunegrid|python -m tunegrid\.lab) (\w+)", message):

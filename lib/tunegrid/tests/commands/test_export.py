@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 
 from tunegrid.commands import export
+from tunegrid.commands.export import figures
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
-from tunegrid.results.compare import figures
 from tunegrid.results.files import SavedRun
 from tunegrid.tests.outputs import refusal
 from tunegrid.tests.pages import HOSTILE, footprint_json, record_of

@@ -6,7 +6,7 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.lab import false_alarms, grid_runs, measure, measured
+from tunegrid.lab import false_alarms, grid_runs, measure
 from tunegrid.lab.calibrate import CalibrationPlan
 from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.record import to_json
@@ -173,8 +173,8 @@ def test_the_baseline_is_held_to_the_bounds_that_were_made_of_it(tmp_path):
 
 def test_a_command_replaces_its_own_figures_alone(tmp_path):
     path = tmp_path / "measured.json"
-    measured.note(path, "power", {"runs": 5})
-    measured.note(path, "false_alarms", {"runs": 40})
-    measured.note(path, "power", {"runs": 6})
-    assert {name: section["runs"] for name, section in measured.read(path).items()} == {"power": 6, "false_alarms": 40}
-    measured.note(None, "power", {})
+    grid_runs.note(path, "power", {"runs": 5})
+    grid_runs.note(path, "false_alarms", {"runs": 40})
+    grid_runs.note(path, "power", {"runs": 6})
+    assert {name: section["runs"] for name, section in grid_runs.read(path).items()} == {"power": 6, "false_alarms": 40}
+    grid_runs.note(None, "power", {})

@@ -178,7 +178,7 @@ def save(training):
 
 def save_controls(session):
     rows = [
-        {"control": "learning_rate_0", "of": cell, "scores": dict.fromkeys(record.bounded_scores, 20.0)}
+        {"plant": "learning_rate_0", "of": cell, "scores": dict.fromkeys(record.bounded_scores, 20.0)}
         for cell, record in grid(0).items()
     ]
     saved(session.path, *rows)

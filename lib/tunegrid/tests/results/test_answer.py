@@ -114,16 +114,16 @@ def test_causes_of_the_same_cells_name_them_once():
 
 
 def test_what_no_bound_or_audit_vouched_for_is_not_called_passed():
-    assert answer_of([record_of(bound=None)]).text == (
+    assert " ".join(answer_of([record_of(bound=None)]).sentences) == (
         "Passed: the one cell ran to the end, without bounds, and passed every audit."
     )
     two = [record_of(), record_of("t5_sa_lora", bound=None)]
-    assert answer_of(two).text == "Passed: all 2 cells reached every bound there is and passed every audit."
+    assert " ".join(answer_of(two).sentences) == "Passed: all 2 cells reached every bound there is and passed every audit."
     [sentence] = answer_of([record_of(audits=[failed("learned_something")], bound=None), record_of("t5_sa_lora")]).sentences
     assert sentence.endswith("but audits that do not count here object in 1 cell (learned_something).")
-    assert answer_of([complete(audits=[])]).text.endswith("but not every cell was audited.")
+    assert " ".join(answer_of([complete(audits=[])]).sentences).endswith("but not every cell was audited.")
     answer = answer_of([record_of()], troubles=["1 other test failed (test_x)"])
-    assert (answer.text, answer.exit_code) == ("Failed: 1 other test failed (test_x).", 1)
+    assert (" ".join(answer.sentences), answer.exit_code) == ("Failed: 1 other test failed (test_x).", 1)
 
 
 # The gate
@@ -182,7 +182,7 @@ def test_a_gate_that_could_test_no_main_score_cannot_tell_at_all():
         "Next: give both runs several seeds (`--seeds 0-4`).",
     )
     assert (answer.state, answer.exit_code) == (State.CANNOT_TELL, 6)
-    assert "no worse" not in answer.text
+    assert "no worse" not in " ".join(answer.sentences)
 
 
 def test_a_doubt_is_said_and_counts_only_where_it_was_asked_for():

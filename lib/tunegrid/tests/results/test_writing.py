@@ -10,7 +10,7 @@ from tunegrid.results.writing import FinishedRun, TerminalLine
 from tunegrid.tests.records import complete
 from tunegrid.tests.sessions import run_in
 
-PLUGINS = ("options", "session", "selection", "sharding", "planning", "progress", "journal", "results", "isolation")
+PLUGINS = ("options", "session", "selection", "planning", "progress", "journal", "results", "isolation")
 CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
 # Cells that train nothing. Two have the results of one, the third fails an audit of its own.
 TESTS = """

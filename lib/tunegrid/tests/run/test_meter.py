@@ -31,7 +31,8 @@ class HandClock:
 
 def measured(durations, *, between=0.0, samples=1, tokens=10, padded_tokens=10):
     """A meter after updates of these durations, with as many seconds of something else between them."""
-    meter = Meter(device=CPU, clock=(clock := HandClock()))
+    meter, clock = Meter(device=CPU), HandClock()
+    meter.mark = clock.mark
     for seconds in durations:
         with meter.update(samples=samples, tokens=tokens, padded_tokens=padded_tokens):
             clock.now += seconds
@@ -55,7 +56,8 @@ def test_validation_and_encoding_between_updates_are_not_training_time():
 
 def test_collating_is_training_time():
     trainer = trainer_of("bert_sa_sft", rows_of("amazon_polarity/train")[:8], max_steps=2, per_device_train_batch_size=4)
-    trainer.meter = Meter(device=CPU, clock=(clock := HandClock()))
+    trainer.meter, clock = Meter(device=CPU), HandClock()
+    trainer.meter.mark = clock.mark
     collate = trainer.codec.collate
 
     def slow(features):
