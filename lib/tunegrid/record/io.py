@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
-FORMER_FIELDS = ("distilled", "replaced")  # of version 0.16: what they told of, this version does not do
+FORMER_FIELDS = frozenset(  # of version 0.16, in a record and in its parts: what they told of, this version does not do
+    {"distilled", "replaced", "shifted.domain", "stock.samples_per_second", "stock.own_samples_per_second", "stock.turns"}
+)
 
 
 @cache
@@ -53,12 +55,20 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
         InputError: where its schema version is not the current one.
     """
     _check_version(data.get("schema_version"), _place(data, source))
-    data = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
+    data = _without_former(data)
     try:
         record = adapter().validate_json(_as_json(data))
     except ValidationError as error:
         return None, [_sentence(fault) for fault in error.errors(include_url=False)]
     return record, list(contradictions(record))
+
+
+def _without_former(part: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    return {
+        name: _without_former(value, f"{name}.") if name in ("shifted", "stock") and isinstance(value, dict) else value
+        for name, value in part.items()
+        if f"{path}{name}" not in FORMER_FIELDS
+    }
 
 
 def _check_version(version: Any, place: str) -> None:

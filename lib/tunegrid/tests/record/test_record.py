@@ -196,3 +196,11 @@ def test_what_an_older_file_does_not_say_is_read_as_not_known(part):
     data = complete_json(**{name: {field: value for field, value in MEASURED[name].items() if field not in late}})
     assert [getattr(getattr(from_json(data), name), field) for field in late] == [None] * len(late)
     Draft202012Validator(schema()).validate(data)
+
+
+def test_a_record_of_version_0_16_is_read_without_what_this_version_does_not_do():
+    path = {"stages": {}, "differs": None, "refused": None}
+    now = complete_json(profile="stock", stock=path)
+    then = now | {"distilled": None, "replaced": [], "stock": path | {"turns": 2, "samples_per_second": 9.0}}
+    assert checked(then) == checked(now)
+    assert checked(then | {"extra": 1})[1] == ["extra is not a field of a record"]
