@@ -14,7 +14,7 @@ run=${RUN:-$PWD/run}
 case ${1:-} in
   shard) # one task of the array
     shift
-    # A cache of its own: no node prunes another's, and a task that is queued again takes what it had finished.
+    # A cache of its own: no node writes into another's, and a task that is queued again takes what it had finished.
     export TUNEGRID_CACHE="$run/cache/$SLURM_ARRAY_TASK_ID"
     # Since Slurm 22.05 srun has one core unless it is told.
     exec srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \

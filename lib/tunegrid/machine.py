@@ -1,4 +1,4 @@
-"""This machine, asked without torch: its processors, and what is installed on it."""
+"""This machine, asked without torch: its processors, threads, memory and GPUs, and what is installed on it."""
 
 import ctypes
 import os

@@ -1,6 +1,6 @@
-"""The codec of chat models, which generates one text or answer per row by the tokenizer's chat template.
+"""The codecs of chat models, which generate one text, answer or reply per row by the tokenizer's chat template.
 
-The source is the user's turn, the target the assistant's. Only the source is cut, never the template.
+The source is the user's turn, the target the assistant's; of a conversation, each of its turns. Only the source is cut.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Reads the texts and answers of a row from its task's columns, and says whether the task can use it.
 
-Rows are checked before anything trains on them; an InputError names the row.
+Rows are checked before anything trains on them; an InputError names the row. Conversations, and wrong targets, are made here.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Methods that are not LoRA: vectors, rotations, norms, biases, virtual tokens."""
+"""Methods beside LoRA: its variants, as DoRA, PiSSA and AdaLoRA; vectors, rotations, norms, biases, virtual tokens."""
 
 import warnings
 from collections.abc import Mapping

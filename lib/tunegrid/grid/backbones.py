@@ -1,4 +1,4 @@
-"""Declares the study's three `Backbone`s, and how each solves each kind of problem."""
+"""Declares the study's three `Backbone`s, how each solves each kind of problem, and where its checkpoint is."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Profiles: at what size the grid runs. `full` is the study; `quick` is the same grid on micro backbones and micro data."""
+"""Profiles: at what size the grid runs. `full` is the study; `quick` the same on micro backbones, with recipes of its own."""
 
 import os
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Declares the study's three `Task`s: a data set, how it is split, and the kind of problem it poses."""
+"""Declares the study's three `Task`s (a data set, its splits, the kind of problem that it poses), and what a `Shift` is."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""A cell as the page shows it: its records of two runs and the gate's judgements give a `CellView`."""
+"""A cell as the page shows it, of its records of two runs and the gate's judgements; and the environment of a run."""
 
 import shlex
 from collections.abc import Mapping, Sequence

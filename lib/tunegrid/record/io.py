@@ -1,4 +1,4 @@
-"""Writes a `Record` as JSON, reads JSON as a `Record` that it has checked, and generates `reports/schema.json`."""
+"""Writes a `Record` as JSON, reads JSON as a `Record` that it has checked, and generates the schema of that JSON."""
 
 import json
 from collections.abc import Mapping

@@ -18,7 +18,7 @@ TRAIN_BOTH = "run both sides without --first-updates: the baseline has no scores
 RUN_THE_REST = "the pytest command that ran them, with --resume, runs what is left"
 LOOK_HERE = "no library is known to differ; `tunegrid gate --numerics OLD.json NEW.json` prints how far figures moved"
 FLIPS = "`--show-flips 5` lists the test rows that changed"
-COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold and how to find what grew"
+COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
 
 
 def about_audit(name: str, records: Sequence[Record]) -> str:

@@ -1,6 +1,6 @@
 """Decides where a cell runs and in which precision, by what the recipe requests and this machine can do.
 
-Memory, too: what is free, what an earlier cell left, and one kind of error, whatever library says that memory ran out.
+Memory, too: what is free, what a cell left, one error for all that runs out of it; and what `pytest -m gpu` objects to.
 """
 
 import gc

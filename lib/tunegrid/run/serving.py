@@ -1,4 +1,4 @@
-"""Saves, reloads and merges a trained model, as transformers and PEFT document it.
+"""Saves, reloads and merges a trained model, as transformers and PEFT document it, and writes its card.
 
 An adapter is loaded over a fresh base. Where no checkpoint holds that base, since the method, a random start or a perturbation
 made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA and OLoRA. An adapter of a packed base can be

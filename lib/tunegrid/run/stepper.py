@@ -1,4 +1,4 @@
-"""Moves weights by gradients: clipping, the optimizer, fp16's loss scale and the schedule."""
+"""Moves weights by gradients: clipping, the optimizer and AdamW by its definition, fp16's loss scale, the schedule."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The training loop: trains a model on a codec's features by a recipe.
+"""The training loop: trains a model on a codec's features by a recipe, and keeps a log of it.
 
 One loop for every cell. Its unit is the update: one or more micro-batches, one optimizer step, one schedule step. The loss
 of an update is the mean over all its targets, however they are cut into micro-batches.

@@ -1,4 +1,4 @@
-"""Writes the micro data to `fixtures/data/<data set>/<split>.jsonl`, from the seeds below."""
+"""Writes the micro data to `fixtures/data/<data set>/<split>.jsonl`, from the seeds below; some rows are made odd."""
 
 import json
 import re

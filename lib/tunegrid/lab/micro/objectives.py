@@ -1,4 +1,4 @@
-"""Pretraining objectives: make batches of `Document`s, and losses for a backbone that has none.
+"""Tokenizers, and pretraining objectives: batches of `Document`s, and losses for a backbone that has none.
 
 BERT: masked LM and next-sentence prediction (Devlin et al. 2018). GPT-2: next token. T5: span corruption (Raffel et al.
 2020). The words that need understanding (`Document.focus`, `echo`) are hidden more often than others, as in salient span

@@ -1,4 +1,4 @@
-"""Makes encyclopedia passages with questions on them: rows in SQuAD's schema.
+"""Makes encyclopedia passages with questions on them, rows in SQuAD's schema; and news with their highlights.
 
 A passage tells facts about several subjects. Its towns, years, people and amounts come from pools of two or three a
 passage, so that the same words answer different questions at different places: only subject *and* relation tell which
