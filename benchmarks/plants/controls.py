@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from benchmarks.plants.plant import Plant
-from benchmarks.plants.study import by_recipe
+from benchmarks.plants.study import with_other
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.more_tasks import is_of_more_tasks, more_tasks
@@ -80,7 +80,7 @@ def adapter_off(model: nn.Module, start: Mapping[str, Any]) -> None:
 
 CAUSES: Mapping[str, tuple[str, str, Callable[..., Any]]] = {
     "random_weights": ("a backbone with random weights", "built_cell", random_weights),
-    "learning_rate_0": ("updates that move nothing", "cell", by_recipe(learning_rate=0.0, head_learning_rate=None)),
+    "learning_rate_0": ("updates that move nothing", "cell", with_other("recipe", learning_rate=0.0, head_learning_rate=None)),
     "shuffled_labels": ("targets dealt out anew", "splits", targets_dealt_out),
     "adapter_off": ("the adapter taken away after training", "trained", adapter_off),
 }

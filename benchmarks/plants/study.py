@@ -42,11 +42,6 @@ def frozen_head(cell: Cell, folder: Path) -> Cell:
     return replace(cell, head=replace(cell.head, new_modules=(), optional_modules=cell.head.new_modules))
 
 
-def by_method(**fields: Any) -> Callable[[Cell, Path], Cell]:
-    """The cell with other fields of its method."""
-    return lambda cell, folder: replace(cell, method=replace(cell.method, **fields))
-
-
 FP4 = Quantization(bnb_4bit_quant_type="fp4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype="bfloat16")
 
 
@@ -73,9 +68,9 @@ def layers_swapped(cell: Cell, folder: Path) -> Cell:
     return copied
 
 
-def by_recipe(**fields: Any) -> Callable[[Cell, Path], Cell]:
-    """The cell with other fields of its recipe."""
-    return lambda cell, folder: replace(cell, recipe=replace(cell.recipe, **fields))
+def with_other(part: str, **fields: Any) -> Callable[[Cell, Path], Cell]:
+    """The cell with other fields of its recipe or method."""
+    return lambda cell, folder: replace(cell, **{part: replace(getattr(cell, part), **fields)})
 
 
 def kasa_over_nf4(cell: Cell, folder: Path) -> Cell:
@@ -245,21 +240,11 @@ def one_rank_strays(model: nn.Module, start: Any) -> None:
 # Rows
 
 
-def chosen_on_test(rows: list[Any], splits: Splits) -> list[Any]:
-    """The epoch is chosen on the rows it is then scored on."""
-    return splits.test
-
-
 def shuffled_labels(splits: Splits, folder: Path) -> Splits:
     """Labels are dealt out again among the training rows."""
     labels = [row["label"] for row in splits.train]
     Random(0).shuffle(labels)
     return replace(splits, train=[row | {"label": label} for row, label in zip(splits.train, labels, strict=True)])
-
-
-def tested_rows_trained_on(splits: Splits, folder: Path) -> Splits:
-    """Some test rows are in train, too."""
-    return replace(splits, train=[*splits.train, *splits.test[:5]])
 
 
 # Training and scoring
@@ -371,9 +356,9 @@ STUDY = (
     _study(1, "the new head stays frozen at its random start", "gpt2_sa, gpt2_qa (lora, qlora), bert_qa_lora",
            "gpt2_sa_lora", "built_cell", frozen_head, "heads_trainable"),
     _study(2, "QLoRA on a base that was never quantized", "bert_sum_qlora",
-           "bert_sum_qlora", "built_cell", by_method(quantization=None), "quantized_as_declared", settings=FEW),
+           "bert_sum_qlora", "built_cell", with_other("method", quantization=None), "quantized_as_declared", settings=FEW),
     _study(3, "FP4, the library's default, in place of NF4", "gpt2_sum_qlora, t5_sa_qlora",
-           "gpt2_sum_qlora", "built_cell", by_method(quantization=FP4), "quantized_as_declared", settings=FEW),
+           "gpt2_sum_qlora", "built_cell", with_other("method", quantization=FP4), "quantized_as_declared", settings=FEW),
     _study(4, "labels overwritten: the loss is on the article", "gpt2_sum_lora, gpt2_sum_qlora",
            "gpt2_sum_lora", "codec", codec_whose("collate", labels_are_the_input), "labels_are_targets", settings=FEW),
     _study(5, "every summary cut at a default length", "t5_sum x3",
@@ -386,7 +371,8 @@ STUDY = (
     _study(8, "answers labelled at their first occurrence", "gpt2_qa, t5_qa",
            "gpt2_qa_lora", "codec", first_occurrence, "answers_at_annotated_start", settings=FEW),
     _study(9, "epoch chosen on the rows it is scored on", "gpt2_sa, gpt2_qa_sft, t5_sa, t5_qa",
-           "gpt2_sa_sft", "validation_rows", chosen_on_test, "selection_apart_from_test", settings={"num_train_epochs": 2}),
+           "gpt2_sa_sft", "validation_rows", lambda rows, splits: splits.test, "selection_apart_from_test",
+           settings={"num_train_epochs": 2}),
     _study(10, "micro-batch losses summed, not averaged", "gpt2_sa, gpt2_qa (lora, qlora)",
            "gpt2_qa_lora", "trainer", summed, "loss_is_mean_over_accumulation", settings=FEW),
     _study(11, "schedule sized in micro-batches", "t5_qa_qlora",
@@ -397,12 +383,13 @@ STUDY = (
            "gpt2_qa_lora", "score", impossible_numbers, "metric_invariants", settings=FEW),
     _study(14, "two cells with identical results: a copied row", "bert_qa_lora = bert_qa_sft, t5_sum_lora = t5_sum_sft",
            "gpt2_sa_sft,gpt2_sa_lora", "records", copied_row, "distinct_results"),
-    _classic(15, "learning rate far off: training that never moves", "gpt2_sa_lora", "cell", by_recipe(learning_rate=1e-8),
-             "bound"),
+    _classic(15, "learning rate far off: training that never moves", "gpt2_sa_lora", "cell",
+             with_other("recipe", learning_rate=1e-8), "bound"),
     _classic(16, "training labels shuffled against inputs", "gpt2_sa_lora", "splits", shuffled_labels, "learned_something"),
     _classic(17, "padding counted in the loss", "t5_sum_sft", "codec", codec_whose("collate", padding_counts),
              "labels_are_targets"),
-    _classic(18, "test rows in train", "gpt2_sa_lora", "splits", tested_rows_trained_on, "no_leakage"),
+    _classic(18, "test rows in train", "gpt2_sa_lora", "splits",
+             lambda splits, folder: replace(splits, train=[*splits.train, *splits.test[:5]]), "no_leakage"),
     _classic(19, "the checkpoint's weights silently not loaded", "gpt2_sa_lora", "built_cell", names_that_do_not_match,
              "checkpoint_loaded"),
     _classic(20, "padding taken for text: no attention mask", "t5_sum_lora", "codec", codec_whose("inputs", padding_attended),
@@ -449,7 +436,7 @@ STUDY = (
     _classic(66, "4-bit layers that compute in another type", "gpt2_sa_qlora", "model", computed_in_fp32,
              "packed_layers_compute_as_declared", settings=SHORT),
     _classic(67, "updates that move nothing", "gpt2_sa_lora", "cell",
-             by_recipe(learning_rate=0.0, head_learning_rate=None), "weights_moved", settings=SHORT),
+             with_other("recipe", learning_rate=0.0, head_learning_rate=None), "weights_moved", settings=SHORT),
     _classic(68, "a rank that ends with other weights", "t5_sum_lora", "trained", one_rank_strays, "ranks_end_alike",
              settings=SHORT, ranks=2),
 )

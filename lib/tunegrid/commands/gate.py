@@ -30,7 +30,7 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("old", type=Path, metavar="OLD.json", help="the baseline")
     line.add_argument("new", type=Path, metavar="NEW.json", help="the run to judge")
     line.add_argument("--format", choices=FORMATS, default="text")
-    line.add_argument("--strict", action="store_true", help=argparse.SUPPRESS)
+    line.add_argument("--policy", help=argparse.SUPPRESS)
     line.add_argument("--on", default=",".join(FAILED_BY), metavar="KIND,KIND", help=f"of {','.join(COUNTED)}: what counts")
     line.add_argument(
         "--numerics",
@@ -52,8 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the verdicts and the answer; return the exit code."""
     line = parser()
     options = line.parse_args(arguments)
-    if options.strict:
-        line.error("--strict was replaced: write --on=quality,memory,cannot-tell")
+    if options.policy:
+        line.error("--policy is gone: --on=KIND,KIND says what fails a run")
     if options.numerics and options.format != "text":
         line.error("--numerics prints text: leave out --format")
     if options.show_flips and options.format == "json":

@@ -273,7 +273,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("after", type=Path, metavar="NEW", help="another one")
     parser.add_argument("--cells", metavar="ID,ID", help=f"quick cells (default {','.join(SOME_OF_EACH)})")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default cpu)")
+    former = [parser.add_argument(f"--{name}", help=argparse.SUPPRESS).dest for name in ("rounds", "margin", "updates", "rows")]
     options = parser.parse_args(arguments)
+    if gone := [name for name in former if getattr(options, name) is not None]:
+        parser.error(f"--{gone[0]} is gone: ten rounds at most, a margin of 5 %, 40 updates, and no evaluation; leave it out")
     cells = options.cells.split(",") if options.cells else ()
     try:
         comparison = compared((options.before, options.after), cells, options.device)
