@@ -54,4 +54,4 @@ def test_a_known_difference_is_still_one(entry, shown):
 
 @pytest.mark.parametrize("entry", [entry for entry in KNOWN if entry.changes], ids=lambda entry: entry.id)
 def test_nothing_else_differs_where_it_shows(entry, shown):
-    assert shown() == ""
+    assert not shown()
