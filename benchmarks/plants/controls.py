@@ -3,10 +3,8 @@
 So must a run whose adapter is taken away after training while its head stays (`adapter_off`): the head alone must not do.
 """
 
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,19 +22,14 @@ from tunegrid.grid.zoo import zoo
 Rows = list[dict[str, Any]]
 
 
-@cache
-def untrained(backbone: str) -> Path:
-    """A folder with the micro backbone as it was drawn."""
-    from tunegrid.lab.micro.pretrain import pretrain
-
-    root = Path(tempfile.mkdtemp(prefix="untrained-"))
-    pretrain(backbone, root / f"{backbone}-micro", steps=0, log=lambda line: None)
-    return root
-
-
 def random_weights(cell: Cell, folder: Path) -> Cell:
     """The backbone is built from scratch."""
-    return replace(cell, profile=replace(cell.profile, checkpoint_root=untrained(cell.backbone.id)))
+    from tunegrid.lab.micro.pretrain import pretrain
+
+    root = folder.parent / "untrained"  # pytest's, of all tests of this process: a backbone takes seconds
+    if not (root / cell.backbone.micro).is_dir():
+        pretrain(cell.backbone.id, root / cell.backbone.micro, steps=0, log=lambda line: None)
+    return replace(cell, profile=replace(cell.profile, checkpoint_root=root))
 
 
 def targets_dealt_out(splits: Splits, folder: Path) -> Splits:

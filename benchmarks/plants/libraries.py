@@ -142,7 +142,7 @@ LIBRARIES = (
     Plant("B48", "beam search does not reorder the cache", "transformers#46612, #46639", "t5_sum_sft",
           models.beams_keep_their_cache, "cache_changes_nothing"),
     Plant("B52", "select returns other rows than asked for", "datasets#3459, #7127", "bert_sa_sft",
-          models.rows_before_the_mapping, "rows", cell_as=rows_in_parquet),
+          models.rows_before_the_mapping, "refused", cell_as=rows_in_parquet),
     Plant("A04", "4-bit LoRA rounds the sum to the type it computes in, not only the adapter's part", "peft#2238",
           "gpt2_sum_qlora", adapters.sum_in_the_compute_type, "adapters_add_as_declared"),
     Plant("A06", "QLoRA is merged onto the 16-bit original, not onto the unpacked base that it trained over",

@@ -29,8 +29,8 @@ class Plant:
         cell: the cell that runs; of several records, two ids with a comma between; empty where no cell is needed.
         broken_by: breaks it. Of `libraries` it takes a `Planting`; of a fixture its value and a folder for files, and returns
             the broken value; of `records` the records of both cells.
-        caught_by: what must object, with commas between: audits, stages of numerics, "bound", "gate", or an invariant of a
-            library, or a row of equal settings; empty for a change without harm, to which nothing may object.
+        caught_by: what must object, with commas between: audits, stages of numerics, "bound", "gate"; or an invariant of a
+            library, a row of equal settings, or "refused" for rows that reading must refuse. Empty for a change without harm.
         breaks: the fixture whose value is replaced, `trained` (the model after training), `records`, or `libraries`.
         cell_as: makes the cell that runs, with the plant and without it, of the grid's cell and a folder for files.
         settings: recipe fields that differ from the grid's; such a cell is scored on fewer rows and held to no bound.

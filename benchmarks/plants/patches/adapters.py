@@ -87,8 +87,7 @@ def output_forgets_its_token(planting: Any) -> None:
 def token_rows_without_gradient(planting: Any) -> None:
     """Rows of an embedding that train are written into it without their graph."""
     merge = TrainableTokensLayer.get_merged_weights
-    detached = lambda self, active_adapters: merge(self, active_adapters).detach()  # noqa: E731
-    planting.setattr(TrainableTokensLayer, "get_merged_weights", detached)
+    planting.setattr(TrainableTokensLayer, "get_merged_weights", lambda self, adapters: merge(self, adapters).detach())
 
 
 def sum_in_the_compute_type(planting: Any) -> None:

@@ -124,6 +124,7 @@ def energy_of(
     return Energy(gpu=gpu, cpu=cpu, source=f"GPU: {why_not or 'NVML'}; {source}")
 
 
+# RAPL: one folder for each processor, with its parts below it, which it counts already (Linux, Documentation/power/powercap)
 def rapl(root: Path) -> tuple[list[Counter], str]:
     """A counter for each processor, or why there is none."""
     folders = [folder for folder in sorted(root.glob("intel-rapl:*")) if _text(folder / "name").startswith("package-")]
@@ -151,6 +152,7 @@ def _number(path: Path) -> int | None:
     return int(text) if text.isdecimal() else None
 
 
+# NVML: millijoules since the driver was loaded, of Volta and later
 def gpu_counter(device: "torch.device", nvml: Any = None) -> tuple[Counter | None, str]:
     """The counter of a GPU, or why there is none."""
     try:
