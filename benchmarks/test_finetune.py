@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunegrid.results.passing import why_not_to_train
+from tunegrid.results.status import why_not_to_train
 from tunegrid.terminal import visible
 
 

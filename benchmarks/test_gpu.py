@@ -48,7 +48,7 @@ def trainer_of(device):
     from tunegrid.run.build import build, load_tokenizer
     from tunegrid.run.footprint import synthetic_features
     from tunegrid.run.meter import Meter
-    from tunegrid.run.training import Trainer
+    from tunegrid.run.train import Trainer
 
     def make(cell_id, updates=8, **changes):
         cell = STUDY.cell(cell_id, replace(FOOTPRINT_PROFILE, device="cuda", max_steps=updates))

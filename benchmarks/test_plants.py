@@ -29,7 +29,7 @@ from tunegrid.results.judgements import Verdict
 from tunegrid.results.modules import Moved, modules_of
 from tunegrid.results.numerics import FINE, Pair, changes, load_tolerances, tolerance_of
 from tunegrid.results.outcomes import FAILED_BY, failing
-from tunegrid.results.passing import cross_cell_audits
+from tunegrid.results.status import cross_cell_audits
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import silent, trainer_for

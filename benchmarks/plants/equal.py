@@ -26,7 +26,7 @@ from benchmarks.plants.patches import models
 from benchmarks.plants.patches.training import signed_second_moments
 from benchmarks.plants.plant import Plant
 from tunegrid.run import checkpoint, stepper, training
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 
 # Training
 

@@ -29,10 +29,10 @@ from tunegrid.grid.methods import NF4, Adapting, Lora, Quantization
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import SA
 from tunegrid.record import Record
-from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.serving import Serving
 from tunegrid.run.stepper import make_schedule
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 
 # What is built
 

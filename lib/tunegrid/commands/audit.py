@@ -20,7 +20,7 @@ from tunegrid.record.io import checked
 from tunegrid.results import examples
 from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.files import is_cell, load
-from tunegrid.results.passing import cross_cell_audits, too_short
+from tunegrid.results.status import cross_cell_audits, too_short
 from tunegrid.results.table import markdown
 from tunegrid.terminal import say
 

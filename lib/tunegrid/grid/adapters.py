@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tunegrid.audits.evidence import Evidence
     from tunegrid.grid.cells import Cell
-    from tunegrid.run.audits.evidence import Evidence
 
 
 @dataclass(frozen=True, kw_only=True)

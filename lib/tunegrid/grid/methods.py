@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from tunegrid.audits.evidence import Evidence
     from tunegrid.grid.cells import Cell
-    from tunegrid.run.audits.evidence import Evidence
 
 
 ParameterGroups = list[dict[str, Any]]

@@ -28,7 +28,7 @@ from tunegrid.lab import calibrate, false_alarms, power, tolerances
 from tunegrid.lab.grid_runs import LabSession, LabSessions, folder
 from tunegrid.record import to_json
 from tunegrid.results.files import load, read_rows, save
-from tunegrid.results.passing import with_bounds
+from tunegrid.results.status import with_bounds
 from tunegrid.results.thresholds import Bounds, load_bounds
 
 STOPPED = 130  # exit code, as a shell gives it

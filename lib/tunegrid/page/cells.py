@@ -21,7 +21,7 @@ from tunegrid.results.compare import Interval
 from tunegrid.results.examples import read
 from tunegrid.results.flips import RowSample, sampled
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
-from tunegrid.results.passing import status_of, too_short
+from tunegrid.results.status import status_of, too_short
 from tunegrid.results.study import INSTEAD
 
 # Said elsewhere on the page, or of no use to its reader.

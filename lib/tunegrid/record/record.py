@@ -16,9 +16,9 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
+from tunegrid.record.instruments import CalibrationRecord, ForgettingRecord, MergesRecord, ShiftedRecord
 from tunegrid.record.parts import (
     AuditFinding,
-    CalibrationRecord,
     CrashRecord,
     DataRecord,
     DeviceRecord,
@@ -26,12 +26,10 @@ from tunegrid.record.parts import (
     EvaluationRecord,
     ExamplesRecord,
     Flops,
-    ForgettingRecord,
     Hash,
     Id,
     Limits,
     Memory,
-    MergesRecord,
     ModelRecord,
     Origins,
     Parameters,
@@ -40,14 +38,13 @@ from tunegrid.record.parts import (
     RanksRecord,
     RecipeRecord,
     Seeds,
-    ShiftedRecord,
     SplitRows,
-    StockRecord,
     Throughput,
     TrainingRecord,
     WarningRecord,
     plain,
 )
+from tunegrid.record.stock import StockRecord
 
 SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]

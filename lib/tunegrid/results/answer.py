@@ -11,7 +11,7 @@ from functools import cached_property
 
 from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
-from tunegrid.results import ways_on
+from tunegrid.results import next_steps
 from tunegrid.results.failures import AUDIT, BOUND, KILLED, NOT_RUN, UNFINISHED, cells_of, failures_of, said_of
 from tunegrid.results.judgements import (
     DOUBTFUL_NUMERICS,
@@ -216,7 +216,7 @@ class Question:
 
     def way_on_from(self, cell: str, kinds: Sequence[str]) -> str:
         """What finds the cause of a change in a cell."""
-        return ways_on.about_change(cell, kinds, self.before, self.records)
+        return next_steps.about_change(cell, kinds, self.before, self.records)
 
 
 def _place(one: Record | Judgement) -> tuple[tuple[int, str], ...]:
@@ -257,10 +257,10 @@ def _about(cause: str, bad: Sequence[Record], question: Question) -> tuple[str, 
     if cause == BOUND and (change := _change_in({record.cell for record in bad}, question)):
         return change
     if cause.startswith(AUDIT):
-        return _as_in(bad, cause), ways_on.about_audit(cause.removeprefix(AUDIT), bad)
+        return _as_in(bad, cause), next_steps.about_audit(cause.removeprefix(AUDIT), bad)
     if cause in (KILLED, NOT_RUN, UNFINISHED):
-        return _as_in(bad, cause), ways_on.RUN_THE_REST
-    next_step = ways_on.about_bound(bad, gated=bool(question.judged)) if cause == BOUND else ways_on.about_cells(bad)
+        return _as_in(bad, cause), next_steps.RUN_THE_REST
+    next_step = next_steps.about_bound(bad, gated=bool(question.judged)) if cause == BOUND else next_steps.about_cells(bad)
     return _as_in(bad, cause), next_step
 
 
@@ -332,7 +332,7 @@ def _of_first_updates(question: Question) -> Iterator[Statement]:
         what = f"{_counted(doubtful, DOUBTFUL_NUMERICS)} ({some(cells)}), without scores"
         sentence = f"Cannot tell whether the run is worse than {question.baseline}: {total}, {told}; {what}."
         scored = any(record.finished for record in question.before)
-        next_step = ways_on.about_beginnings(cells) if scored else ways_on.TRAIN_BOTH
+        next_step = next_steps.about_beginnings(cells) if scored else next_steps.TRAIN_BOTH
         yield Statement(state=State.CANNOT_TELL, sentence=sentence, way_on=next_step)
     else:
         yield Statement(state=State.BEGUN, sentence=f"{total}: {told}.")
@@ -359,7 +359,7 @@ def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Ite
     counts = "numerics" in question.kinds
     if changed:
         sample, stage, where = _first_stage(changed)
-        next_step = question.way_on_from(sample.cell, ["numerics"]) or ways_on.LOOK_HERE
+        next_step = question.way_on_from(sample.cell, ["numerics"]) or next_steps.LOOK_HERE
         head = f"{name[1:]} changed in {out_of(len(changed), len(own), 'cell')}"
         if counts:
             sentence, cause = f"Failed: {name[0].lower()}{head}.", f"first at {_at(stage, where)}"
@@ -393,7 +393,7 @@ def _of_unchanged(own: Sequence[Judgement], name: str, question: Question) -> St
     return Statement(
         state=State.CANNOT_TELL if cannot_tell else State.PASSED,
         sentence=f"{name} did not change in {out_of(len(own) - len(unlike), len(own), 'cell')}{doubt}.",
-        way_on=ways_on.UNLIKE if cannot_tell else "",
+        way_on=next_steps.UNLIKE if cannot_tell else "",
     )
 
 
@@ -414,13 +414,13 @@ def _of_figures(question: Question) -> Iterator[Statement]:
             state=State.CANNOT_TELL,
             sentence=f"Cannot tell whether the run is worse than {baseline}.",
             cause=_doubt(judged, others),
-            way_on=ways_on.UNLIKE if untested else ways_on.SEVERAL_SEEDS,
+            way_on=next_steps.UNLIKE if untested else next_steps.SEVERAL_SEEDS,
         )
     elif others:
         doubts = [j for j in judged if j.verdict is Verdict.CANNOT_TELL and j.decides and j.kind in others]
         doubt = f", though the gate cannot tell for {count(len(doubts), 'main score')}" if doubts else ""
         sentence = f"By {joined(others)} no worse than {baseline}{doubt}."
-        yield Statement(state=State.PASSED, sentence=sentence, way_on=ways_on.SEVERAL_SEEDS if doubts else "")
+        yield Statement(state=State.PASSED, sentence=sentence, way_on=next_steps.SEVERAL_SEEDS if doubts else "")
 
 
 def _groups(figures: Sequence[Judgement]) -> str:
@@ -434,14 +434,14 @@ def _groups(figures: Sequence[Judgement]) -> str:
 def _why_worse(figures: Sequence[Judgement], question: Question) -> tuple[str, str]:
     """Why figures are worse, and what helps: numerics of these cells changed; or the evidence of the gravest."""
     if change := _change_in({j.cell for j in figures}, question):
-        return change[0], change[1] or ways_on.about_worse(figures, question.before, question.records)
+        return change[0], change[1] or next_steps.about_worse(figures, question.before, question.records)
     if missing := [j for j in figures if j.verdict is Verdict.MISSING]:
         cells = [judgement.cell for judgement in missing]
-        return f"{cells[0]} is {missing[0].detail}", ways_on.about_missing(cells, question.profile)
+        return f"{cells[0]} is {missing[0].detail}", next_steps.about_missing(cells, question.profile)
     gravest = min(figures, key=lambda j: (GRAVEST_FIRST.index(j.verdict), j.kind != "quality", -abs(j.effect or 0.0)))
     of_cell = [gravest, *(j for j in figures if j.cell == gravest.cell)]
-    next_step = ways_on.about_worse(of_cell, question.before, question.records)
-    return evidence_of(gravest), ways_on.SUSPECT if gravest.verdict is Verdict.TOO_GOOD else next_step
+    next_step = next_steps.about_worse(of_cell, question.before, question.records)
+    return evidence_of(gravest), next_steps.SUSPECT if gravest.verdict is Verdict.TOO_GOOD else next_step
 
 
 def _doubt(judged: Sequence[Judgement], kinds: Sequence[str]) -> str:
@@ -458,7 +458,7 @@ def _of_gains(question: Question) -> Iterator[Statement]:
     """What is too good to be believed; where that counts, it stands among what fails."""
     suspect = [j for j in question.judged if j.verdict is Verdict.TOO_GOOD and j not in question.bad]
     if suspect:
-        sentence = f"Too good in {_in(suspect)} ({_list_of_cells(suspect)}): {ways_on.SUSPECT}."
+        sentence = f"Too good in {_in(suspect)} ({_list_of_cells(suspect)}): {next_steps.SUSPECT}."
         yield Statement(state=State.PASSED, sentence=sentence)
 
 

@@ -16,7 +16,8 @@ import numpy as np
 from scipy import optimize
 
 from tunegrid.record import Record
-from tunegrid.record.parts import CalibrationFigures, CalibrationRecord, Estimate
+from tunegrid.record.instruments import CalibrationFigures, CalibrationRecord
+from tunegrid.record.parts import Estimate
 from tunegrid.results.examples import Examples
 from tunegrid.results.run_table import by_cell
 from tunegrid.results.statistics import CHUNKS, SEED, Array, interval, resampled_means, resampled_sums, share_interval

@@ -25,10 +25,10 @@ from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.results.alike import FACTS, check_alike
 from tunegrid.results.examples import read
+from tunegrid.results.next_steps import INSTRUMENTS
 from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
 from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number
-from tunegrid.results.ways_on import INSTRUMENTS
 
 BYTES_A_PARAMETER = 4  # trained parameters are fp32
 TRAINED, TENSORS, PEAK, SECONDS = COSTS = ("trained bytes", "tensor bytes", "peak GiB", "seconds")  # of which less is better

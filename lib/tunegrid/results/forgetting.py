@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from tunegrid.grid.methods import SFT
 from tunegrid.record import Record
-from tunegrid.record.parts import Estimate, ForgettingRecord
+from tunegrid.record.instruments import ForgettingRecord
+from tunegrid.record.parts import Estimate
 from tunegrid.results.compare import Error, p_of
 from tunegrid.results.noise import MOST_DF
 from tunegrid.results.run_table import by_cell

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from tunegrid.record import Record
-from tunegrid.record.parts import STOCK_STAGES, ForgettingRecord, ShiftedRecord, StockRecord, StockStage
+from tunegrid.record.instruments import ForgettingRecord, ShiftedRecord
+from tunegrid.record.stock import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.results.calibration import Forecasts, forecasts_of
 from tunegrid.results.examples import read
 from tunegrid.results.judgements import Judgement, Verdict, judgement_of

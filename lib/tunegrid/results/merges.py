@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from tunegrid.record import Record
-from tunegrid.record.parts import BaseKind, MergedRecord, MergesRecord
+from tunegrid.record.instruments import BaseKind, MergedRecord, MergesRecord
 from tunegrid.results.run_table import by_cell
 from tunegrid.results.table import Column, lines, number, signed
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from tunegrid.errors import InputError
-from tunegrid.record.parts import STOCK_STAGES
+from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.results.judgements import DOUBTFUL_NUMERICS, KINDS, Judgement, Outcome, Verdict
 from tunegrid.results.numerics import STAGES
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean, stdev
 
 from tunegrid.record import Record, Status
-from tunegrid.results.passing import status_of
+from tunegrid.results.status import status_of
 from tunegrid.results.table import Column, lines, number
 
 MIB = 2**20

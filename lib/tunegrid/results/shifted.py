@@ -13,7 +13,8 @@ import numpy as np
 
 from tunegrid.grid.methods import SFT
 from tunegrid.record import Record
-from tunegrid.record.parts import ContrastRecord, Estimate, ExamplesRecord, ShiftedRecord, ShiftRecord
+from tunegrid.record.instruments import ContrastRecord, ShiftedRecord, ShiftRecord
+from tunegrid.record.parts import Estimate, ExamplesRecord
 from tunegrid.results.examples import Examples, row_id
 from tunegrid.results.run_table import by_cell
 from tunegrid.results.statistics import Array, RowEffect, holm, paired, two_sided

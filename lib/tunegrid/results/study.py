@@ -12,7 +12,7 @@ from tunegrid.grid.tasks import score_title
 from tunegrid.record import Record
 from tunegrid.record.checks import impossible
 from tunegrid.results.files import read_records
-from tunegrid.results.passing import cross_cell_audits
+from tunegrid.results.status import cross_cell_audits
 from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number, signed
 
 STUDY = ROOT / "reports" / "study.json"

@@ -18,7 +18,7 @@ from tunegrid.results.alike import unlike_pairs
 from tunegrid.results.examples import keep_beside
 from tunegrid.results.failures import told_by_cause
 from tunegrid.results.files import BenchmarkRow, RunJson, save
-from tunegrid.results.passing import compared_together, contradicts, too_short
+from tunegrid.results.status import compared_together, contradicts, too_short
 
 Key = TypeVar("Key", bound=Hashable)  # of a row and its record
 

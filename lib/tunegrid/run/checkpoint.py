@@ -22,7 +22,7 @@ from tunegrid.errors import first_line
 from tunegrid.run.ranks import ALONE, Ranks, local_shard
 
 if TYPE_CHECKING:
-    from tunegrid.run.training import Trainer
+    from tunegrid.run.train import Trainer
 
 SLASH = "/"  # between the keys of a path: names of parameters have dots
 

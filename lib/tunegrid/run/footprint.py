@@ -25,10 +25,10 @@ from tunegrid.grid.methods import SFT, TOKEN_ROWS, Method
 from tunegrid.record.parts import Flops, Ledger
 from tunegrid.run.build import base_type, build, load_tokenizer
 from tunegrid.run.device import free_memory
-from tunegrid.run.evaluation import predict
+from tunegrid.run.evaluate import predict
 from tunegrid.run.meter import parameter_counts, tensor_bytes, weight_tensors
 from tunegrid.run.progress import Progress
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 
 TORCH_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 FP32_BYTES = 4

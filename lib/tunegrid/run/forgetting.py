@@ -25,9 +25,9 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Task
 from tunegrid.run.build import base_type, from_hub_or_folder
 from tunegrid.run.device import ATTENTION, autocast
-from tunegrid.run.evaluation import precision_of
+from tunegrid.run.evaluate import precision_of
 from tunegrid.run.probe import undisturbed
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 
 SEED = 0  # of the texts and of what is hidden in them: the same for every cell and every seed of training
 TEXTS = 128  # of each task

@@ -17,12 +17,13 @@ import torch
 from bitsandbytes.nn import Linear4bit
 from torch import Tensor, nn
 
+from tunegrid.audits.evidence import Evidence, sample
 from tunegrid.codecs.features import chunks
 from tunegrid.errors import first_line
-from tunegrid.record.parts import BaseKind, MergedRecord, MergesRecord, plain
-from tunegrid.run.audits.evidence import Evidence, sample
+from tunegrid.record.instruments import BaseKind, MergedRecord, MergesRecord
+from tunegrid.record.parts import plain
 from tunegrid.run.build import base_type
-from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import COARSE, FINE, distance, hooked, logits_of, of_targets, undisturbed
 from tunegrid.run.serving import wrappers
 from tunegrid.run.weights import bases_below, packed, packed_layers, the_one, weight_of

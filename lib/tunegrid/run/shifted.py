@@ -13,7 +13,7 @@ from tunegrid.codecs.base import Codec
 from tunegrid.data.shifts import SEED, shifted_rows
 from tunegrid.data.sources import Row
 from tunegrid.grid.tasks import Problem, Shift, Task
-from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.evaluate import Evaluation
 
 ROWS = 400  # test rows at most: a drop of 2 points of 100 is then told from none; every shift costs an evaluation of them
 Score = Callable[[Sequence[Row]], Evaluation]

@@ -57,7 +57,7 @@ def answers(cell: Cell) -> Iterator[dict[str, Any]]:
     from tunegrid.run.build import build, load_tokenizer
     from tunegrid.run.device import resolve_device
     from tunegrid.run.meter import GIB, Meter, peaks, reset_peaks
-    from tunegrid.run.training import Trainer
+    from tunegrid.run.train import Trainer
 
     torch.set_num_threads(threads)
     device = resolve_device(cell.profile.device)

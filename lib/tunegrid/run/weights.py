@@ -24,7 +24,8 @@ from transformers.pytorch_utils import Conv1D
 
 from tunegrid.grid.backbones import checkpoint_of, within
 from tunegrid.grid.cells import Cell
-from tunegrid.record.parts import BaseKind, ModelRecord
+from tunegrid.record.instruments import BaseKind
+from tunegrid.record.parts import ModelRecord
 from tunegrid.record.record import architecture_name
 
 Checksum = tuple[int, int]

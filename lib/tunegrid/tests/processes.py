@@ -5,7 +5,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.run.audits"])
+CONTEXT.set_forkserver_preload(["tunegrid.tests.small", "tunegrid.audits"])
 
 
 def apart(function, *arguments, times=1) -> list:

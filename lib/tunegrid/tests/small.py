@@ -9,16 +9,16 @@ from functools import cache
 import torch
 import transformers as hf
 
+from tunegrid.audits import Evidence
 from tunegrid.codecs import codec_of
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
-from tunegrid.run.audits import Evidence
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import Meter
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 
 CPU = torch.device("cpu")
 

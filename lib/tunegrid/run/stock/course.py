@@ -13,7 +13,7 @@ from tunegrid.codecs.base import Batch
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.device import random_states, resolve_precision
-from tunegrid.run.evaluation import EVAL_BATCH
+from tunegrid.run.evaluate import EVAL_BATCH
 from tunegrid.run.stock.start import Start
 
 OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}  # ours is torch's fused one, and so is TrainingArguments' default

@@ -19,7 +19,7 @@ from tunegrid.data.sources import Row
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method, ParameterGroups
 from tunegrid.run.device import set_random_states
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 
 Known = Set[str]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tunegrid.codecs.base import IGNORED
-from tunegrid.record.parts import STOCK_STAGES, StockRecord, StockStage
+from tunegrid.record.stock import STOCK_STAGES, StockRecord, StockStage
 from tunegrid.run.first_step import digest, digest_of
 from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, Both
 from tunegrid.run.stock.course import collator_of

@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from benchmarks.plants.patches.models import decoding_cleans_up
+from tunegrid.audits import Evidence, answers, audited, audited_before, trained
+from tunegrid.audits.built import kept_in_fp32
+from tunegrid.audits.evidence import text_of
 from tunegrid.codecs.base import Prediction, alphanumeric, same_alphanumeric
 from tunegrid.data.rows import text_hash
 from tunegrid.data.splits import Splits
@@ -14,10 +17,7 @@ from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.recipes import RECIPES
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.record.parts import EvaluationRecord
-from tunegrid.run.audits import Evidence, answers, audited, audited_before, trained
-from tunegrid.run.audits.built import kept_in_fp32
-from tunegrid.run.audits.evidence import text_of
-from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.weights import checksums
 from tunegrid.tests.small import cell_of, codec_for, evidence_from, model_of, rows_of, tokenizer_of, trainer_of

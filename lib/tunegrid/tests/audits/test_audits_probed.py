@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.plants.patches import training
 from benchmarks.plants.plant import Planting
+from tunegrid.audits import arithmetic, built, checkpoint, dropout, rows, scored, switches, trained
 from tunegrid.codecs.base import Feature
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY_IDS
@@ -22,7 +23,6 @@ from tunegrid.grid.methods import LORA, Lora
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
-from tunegrid.run.audits import arithmetic, built, checkpoint, dropout, rows, scored, switches, trained
 from tunegrid.run.probe import (
     distance,
     few_rows,

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from tunegrid.run.audits import scored
-from tunegrid.run.evaluation import evaluate
+from tunegrid.audits import scored
+from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import hooked
 from tunegrid.tests.small import CPU, evidence_from, rows_of, silent, train_rows, trainer_of

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from tunegrid.audits.search import repeating, shortfall
 from tunegrid.grid.recipes import Generation
-from tunegrid.run.audits.search import repeating, shortfall
 
 A, B, END = range(3)
 # Chances of A, B and the end behind each begun text.

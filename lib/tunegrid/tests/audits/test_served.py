@@ -12,11 +12,11 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from benchmarks.plants.study import not_saved
+from tunegrid.audits import served
+from tunegrid.audits.served import saved_is_served
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import TOKEN_ROWS, Adapting, Lora
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE
-from tunegrid.run.audits import served
-from tunegrid.run.audits.served import saved_is_served
 from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.run.weights import model_checksums
 from tunegrid.tests.small import cell_of, evidence_from, tokenizer_of, train_rows, trainer_for

@@ -6,15 +6,15 @@ from random import Random
 import pytest
 import torch
 
+from tunegrid.audits.answers import prompt_intact_at_inference
+from tunegrid.audits.evidence import Evidence
 from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import IGNORED, SyntheticTokenizer
 from tunegrid.codecs.features import cache_key
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.run.audits.answers import prompt_intact_at_inference
-from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.evaluation import evaluate
+from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.tests.chats import BORN, FIRE, LLAMA, TEA, TEMPLATES, chat_cell, codec_with, tiny, tokenizer_with
 from tunegrid.tests.small import CPU, silent

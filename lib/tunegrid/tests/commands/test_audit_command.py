@@ -9,7 +9,7 @@ from tunegrid import ROOT
 from tunegrid.commands import audit
 from tunegrid.record import AuditFinding
 from tunegrid.results.alike import unlike
-from tunegrid.results.passing import cross_cell_audits
+from tunegrid.results.status import cross_cell_audits
 from tunegrid.tests.records import MEASURED, complete, complete_json, saved
 
 STUDY = ROOT / "reports" / "study.json"

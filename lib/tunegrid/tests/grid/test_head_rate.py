@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
+from tunegrid.audits.trained import schedule_counts_updates
 from tunegrid.grid.adapters import LoraFA, LoraPlus
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import LORA
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.run.audits.trained import schedule_counts_updates
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, trainer_for
 
 RATES = {"learning_rate": 1e-2, "head_learning_rate": 1e-3, "max_steps": 2, "per_device_train_batch_size": 2}

@@ -8,6 +8,7 @@ import peft
 import pytest
 import torch
 
+from tunegrid.audits import Evidence, audited
 from tunegrid.errors import InputError
 from tunegrid.grid.adapters import IA3
 from tunegrid.grid.cells import study
@@ -15,11 +16,10 @@ from tunegrid.grid.methods import LORA, SFT, Adapting, Method
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.recipes import Schedule
 from tunegrid.grid.zoo import METHODS
-from tunegrid.run.audits import Evidence, audited
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.stepper import make_schedule
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 from tunegrid.tests.small import CPU, cell_of, rows_of, silent, trainer_for
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]

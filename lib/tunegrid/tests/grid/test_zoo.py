@@ -7,10 +7,10 @@ from itertools import product
 import pytest
 import torch
 
+from tunegrid.audits import OF_LEARNING, Evidence, audited
 from tunegrid.grid.methods import LORA, QLORA, SFT
 from tunegrid.grid.profiles import FULL_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import METHODS, NEW_PARTS, zoo
-from tunegrid.run.audits import OF_LEARNING, Evidence, audited
 from tunegrid.tests.sessions import collect
 from tunegrid.tests.small import CPU, evidence_from, train_rows, trainer_for
 

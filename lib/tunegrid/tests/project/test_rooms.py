@@ -15,7 +15,7 @@ from tunegrid.tests.sessions import environment
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
 SINGLE = ("places", "terminal", "errors", "machine", "disk", "libraries")
-ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "results", "page", "commands", "lab")
+ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "audits", "results", "page", "commands", "lab")
 
 
 def modules(room):
@@ -58,7 +58,7 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
     assert tops & {"pytest", "_pytest", "pytest_benchmark", "fixtures", "benchmarks", "conftest", ""} == set()
     if room in ("record", "results", "page"):  # which take plain figures
         assert not {"torch", "transformers", "peft"} & tops
-        assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run"))}
+        assert not {name for name in names if name.startswith(("tunegrid.codecs", "tunegrid.run", "tunegrid.audits"))}
 
 
 def test_the_page_knows_records_and_results_only_and_nothing_that_users_run_knows_the_lab():

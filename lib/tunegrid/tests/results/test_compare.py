@@ -12,7 +12,7 @@ import pytest
 from tunegrid import ROOT
 from tunegrid.commands import compare as command
 from tunegrid.errors import InputError
-from tunegrid.record.parts import ForgettingRecord
+from tunegrid.record.instruments import ForgettingRecord
 from tunegrid.results.compare import (
     PEAK,
     SECONDS,

@@ -18,7 +18,7 @@ from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
 from tunegrid.results.outcomes import FAILED_BY
-from tunegrid.results.passing import Extent, with_status
+from tunegrid.results.status import Extent, with_status
 from tunegrid.tests.records import begun, complete, run_file, seeds_as
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]

@@ -7,7 +7,8 @@ import pytest
 from tunegrid.grid.backbones import Objective
 from tunegrid.page import render
 from tunegrid.page.view import page_of
-from tunegrid.record.parts import Estimate, ForgettingRecord
+from tunegrid.record.instruments import ForgettingRecord
+from tunegrid.record.parts import Estimate
 from tunegrid.results import examples
 from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, forgot_more, objections
 from tunegrid.results.statistics import ratio

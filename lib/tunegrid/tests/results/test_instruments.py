@@ -4,7 +4,8 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from tunegrid.record.parts import ContrastRecord, Estimate, ForgettingRecord, ShiftedRecord, ShiftRecord
+from tunegrid.record.instruments import ContrastRecord, ForgettingRecord, ShiftedRecord, ShiftRecord
+from tunegrid.record.parts import Estimate
 from tunegrid.results.answer import answer_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.instruments import compared_part

@@ -6,7 +6,7 @@ import pytest
 
 from tunegrid.page import render
 from tunegrid.page.view import page_of
-from tunegrid.record.parts import MergedRecord, MergesRecord
+from tunegrid.record.instruments import MergedRecord, MergesRecord
 from tunegrid.results import examples
 from tunegrid.results.merges import merge_lines, merge_table, objections
 from tunegrid.tests.pages import run_of

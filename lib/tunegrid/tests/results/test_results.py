@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from fixtures.results import extent_of
+from fixtures.record import extent_of
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import TASKS
@@ -13,7 +13,7 @@ from tunegrid.record import new_record
 from tunegrid.record.checks import below_bounds
 from tunegrid.results import run_table
 from tunegrid.results.files import read_records
-from tunegrid.results.passing import Extent
+from tunegrid.results.status import Extent
 from tunegrid.results.thresholds import load_bounds
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json, saved
 from tunegrid.tests.sessions import run_in

@@ -6,7 +6,7 @@ import pytest
 
 from tunegrid.record import new_record
 from tunegrid.record.checks import contradictions
-from tunegrid.record.parts import StockRecord, StockStage
+from tunegrid.record.stock import StockRecord, StockStage
 from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.instruments import compared_paths

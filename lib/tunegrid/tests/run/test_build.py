@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tunegrid.audits import audited
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.run.audits import audited
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.meter import parameter_counts
 from tunegrid.run.weights import checkpoint_checksums, checkpoint_fingerprint, weight_files

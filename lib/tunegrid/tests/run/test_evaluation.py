@@ -7,7 +7,7 @@ from tunegrid.codecs.base import Feature
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
-from tunegrid.run.evaluation import EVAL_BATCH, evaluate, precision_of, predict
+from tunegrid.run.evaluate import EVAL_BATCH, evaluate, precision_of, predict
 from tunegrid.run.metrics import Metrics, Scored
 from tunegrid.tests.small import CPU, codec_for, model_of, rows_of, silent
 
@@ -126,7 +126,7 @@ def test_every_question_is_answered_whether_a_window_holds_its_answer_or_not():
 def test_generated_texts_are_counted_in_tokens_up_to_their_end(monkeypatch):
     codec, rows = codec_for("t5_sum_sft"), rows_of("cnn_dailymail/train")[:2]
     monkeypatch.setattr(codec, "generate", lambda *_: torch.tensor([[5, 6, codec.end_id, 0], [5, codec.end_id, 0, 0]]))
-    monkeypatch.setattr("tunegrid.run.evaluation.METRICS", {codec.task.problem: lambda *_: Scored(scores={}, examples={})})
+    monkeypatch.setattr("tunegrid.run.evaluate.METRICS", {codec.task.problem: lambda *_: Scored(scores={}, examples={})})
     evaluation = evaluate(torch.nn.Module(), codec, rows, Metrics(), CPU, silent())
     assert vars(evaluation.part.generated_tokens) == {"mean": 2.5, "median": 2.5, "longest": 3}
     assert evaluation.generated_tokens_per_second == pytest.approx(5 / evaluation.part.seconds)

@@ -7,13 +7,13 @@ import pytest
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit
 
+from tunegrid.audits import Evidence
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.results.merges import objections
-from tunegrid.run.audits import Evidence
-from tunegrid.run.evaluation import evaluate
+from tunegrid.run.evaluate import evaluate
 from tunegrid.run.merges import merges
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.serving import Serving

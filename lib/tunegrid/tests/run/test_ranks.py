@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
+from tunegrid.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
-from tunegrid.run.evaluation import evaluate
+from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
 from tunegrid.run.weights import model_checksums

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 from torch.distributed.tensor import DTensor
 
+from tunegrid.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
 from tunegrid.run.ranks import Ranks
 from tunegrid.run.sharded import Sharded, blocks
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks, sharded_is_the_model

@@ -9,7 +9,7 @@ from tunegrid.data.shifts import SHIFTS
 from tunegrid.grid.tasks import QA, SA, SUM, Shift
 from tunegrid.record.parts import EvaluationRecord
 from tunegrid.results.shifted import objections, shifted_record
-from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.shifted import ROWS, follows, sampled, shifted
 from tunegrid.tests.small import codec_for, rows_of

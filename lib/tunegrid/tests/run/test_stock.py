@@ -12,7 +12,7 @@ import transformers as hf
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.methods import adamw_torch
-from tunegrid.record.parts import STOCK_STAGES
+from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.run.stock.both import Both
 from tunegrid.run.stock.known import KNOWN, Tolerance, apart, table
 from tunegrid.run.stock.oracle import OracleTrainer

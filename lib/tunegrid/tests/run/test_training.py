@@ -13,7 +13,7 @@ from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.features import epoch_batches
 from tunegrid.errors import InputError
 from tunegrid.run.stepper import LossScale
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
+from tunegrid.audits.evidence import Evidence
 from tunegrid.codecs.base import Feature, on
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.first_step import MOVED
 from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
 from tunegrid.run.stepper import PACKED_TOLERANCE, STEP_TOLERANCE, make_schedule
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.

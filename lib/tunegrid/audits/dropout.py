@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tunegrid.audits.evidence import Evidence
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.probe import hooked, logits_of, undisturbed
 
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values

@@ -14,10 +14,10 @@ from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
 from tunegrid.run.build import base_type
-from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import Probe, probe
 from tunegrid.run.serving import Serving
-from tunegrid.run.training import Trainer
+from tunegrid.run.train import Trainer
 from tunegrid.run.weights import Checksum, checkpoint_checksums, matching_keys, model_checksums, weight_files
 
 T = TypeVar("T")

@@ -10,15 +10,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from tunegrid.audits.evidence import Evidence
+from tunegrid.audits.search import Scores, repeating, shortfall
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.features import chunks, lengths_of
 from tunegrid.codecs.generate import GenerateCodec
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.search import Scores, repeating, shortfall
 from tunegrid.run.build import base_type
 from tunegrid.run.device import autocast
-from tunegrid.run.evaluation import EVAL_BATCH, Evaluation
+from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
 from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
 
 SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text, and the shortest prompt, which is padded

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
+from tunegrid.audits.evidence import SAMPLE, Evidence, sample, text_of
 from tunegrid.codecs.base import Codec, Feature, alphanumeric
 from tunegrid.data.rows import answer_span, answer_texts, context
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.evidence import SAMPLE, Evidence, sample, text_of
 
 
 def labels_are_targets(evidence: Evidence) -> Answer:

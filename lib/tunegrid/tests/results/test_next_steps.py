@@ -6,7 +6,7 @@ from dataclasses import replace
 from tunegrid.commands import bisect
 from tunegrid.results.answer import answer_of
 from tunegrid.results.judgements import Judgement, Verdict
-from tunegrid.results.ways_on import COSTS, FLIPS, about_change, about_worse, command_of
+from tunegrid.results.next_steps import COSTS, FLIPS, about_change, about_worse, command_of
 from tunegrid.tests.records import complete
 
 CELL = "bert_sa_lora"

@@ -21,12 +21,12 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
+from tunegrid.audits.built import is_adapted
+from tunegrid.audits.evidence import Evidence, sample
 from tunegrid.codecs.base import Feature
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
-from tunegrid.record.parts import BaseKind
-from tunegrid.run.audits.built import is_adapted
-from tunegrid.run.audits.evidence import Evidence, sample
+from tunegrid.record.instruments import BaseKind
 from tunegrid.run.build import base_type
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors

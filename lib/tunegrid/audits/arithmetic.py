@@ -10,11 +10,11 @@ from peft.tuners.trainable_tokens import TrainableTokensLayer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tunegrid.audits.built import is_adapted
+from tunegrid.audits.evidence import Evidence
 from tunegrid.codecs.base import IGNORED, Batch, on
 from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.built import is_adapted
-from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.device import resolve_quantization
 from tunegrid.run.probe import (
     FINE,

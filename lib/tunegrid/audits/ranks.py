@@ -2,9 +2,9 @@
 
 import torch
 
+from tunegrid.audits.evidence import Evidence
+from tunegrid.audits.trained import in_one_batch
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.trained import in_one_batch
 from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
 
 # Measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A mean on each rank: 2e-2 to 3e-1

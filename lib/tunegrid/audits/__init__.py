@@ -2,22 +2,19 @@
 
 Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
 was built, encoded, trained and predicted. Those `BEFORE` look before training, so that a cell which is wrong from the start is
-known in seconds; all others look at the trained model. Audits over several cells are in `tunegrid.results.passing`.
+known in seconds; all others look at the trained model. Audits over several cells are in `tunegrid.results.status`.
 """
 
 from collections.abc import Callable, Iterable, Sequence
 
-from tunegrid.errors import first_line
-from tunegrid.grid.methods import Answer
-from tunegrid.record import AuditFinding
-from tunegrid.run.audits.answers import (
+from tunegrid.audits.answers import (
     generation_not_truncated,
     learned_something,
     metric_invariants,
     prompt_intact_at_inference,
     windows_map_to_examples,
 )
-from tunegrid.run.audits.arithmetic import (
+from tunegrid.audits.arithmetic import (
     adapters_add_as_declared,
     decoder_sees_no_future,
     gradients_reach,
@@ -28,27 +25,27 @@ from tunegrid.run.audits.arithmetic import (
     predicting_twice_is_the_same,
     rows_alone_as_in_batch,
 )
-from tunegrid.run.audits.built import (
+from tunegrid.audits.built import (
     adapters_where_declared,
     drawn_from_the_seed,
     heads_trainable,
     quantized_as_declared,
 )
-from tunegrid.run.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
-from tunegrid.run.audits.dropout import dropout_drops
-from tunegrid.run.audits.evidence import Evidence
-from tunegrid.run.audits.ranks import ranks_end_alike, ranks_train_as_one
-from tunegrid.run.audits.rows import (
+from tunegrid.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
+from tunegrid.audits.dropout import dropout_drops
+from tunegrid.audits.evidence import Evidence
+from tunegrid.audits.ranks import ranks_end_alike, ranks_train_as_one
+from tunegrid.audits.rows import (
     answers_at_annotated_start,
     labels_are_targets,
     no_leakage,
     offsets_show_their_tokens,
     selection_apart_from_test,
 )
-from tunegrid.run.audits.scored import cache_changes_nothing, scored_alone_as_in_batch, texts_are_the_models
-from tunegrid.run.audits.served import saved_is_served
-from tunegrid.run.audits.switches import adapter_survives_its_switches
-from tunegrid.run.audits.trained import (
+from tunegrid.audits.scored import cache_changes_nothing, scored_alone_as_in_batch, texts_are_the_models
+from tunegrid.audits.served import saved_is_served
+from tunegrid.audits.switches import adapter_survives_its_switches
+from tunegrid.audits.trained import (
     base_frozen,
     gradients_clipped,
     loss_is_mean_over_accumulation,
@@ -58,6 +55,9 @@ from tunegrid.run.audits.trained import (
     variant_applied,
     weights_moved,
 )
+from tunegrid.errors import first_line
+from tunegrid.grid.methods import Answer
+from tunegrid.record import AuditFinding
 
 __all__ = ["AUDITS", "BEFORE", "OF_LEARNING", "Evidence", "audited", "audited_before"]
 

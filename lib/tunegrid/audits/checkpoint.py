@@ -10,11 +10,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from tunegrid.audits.built import BLOCK, base_layers
+from tunegrid.audits.evidence import Evidence
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.built import BLOCK, base_layers
-from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.build import base_type, embedding_name
 from tunegrid.run.weights import files_by_key, lacking_modules, matching_keys, weight_files
 

@@ -10,9 +10,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from tunegrid.audits.evidence import Evidence
 from tunegrid.grid.backbones import within
 from tunegrid.grid.methods import TOKEN_ROWS, Answer
-from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.build import build
 from tunegrid.run.probe import undisturbed
 from tunegrid.run.weights import model_checksums

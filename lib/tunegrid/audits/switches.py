@@ -9,8 +9,8 @@ from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from tunegrid.audits.evidence import Evidence
 from tunegrid.grid.methods import Answer
-from tunegrid.run.audits.evidence import Evidence
 from tunegrid.run.probe import distance, logits_of, undisturbed
 
 TWICE = 2.0  # any factor would do

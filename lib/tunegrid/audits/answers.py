@@ -8,14 +8,14 @@ from random import Random
 from statistics import fmean, stdev
 from typing import Any
 
+from tunegrid.audits.evidence import SAMPLE, Evidence, sample
 from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
 from tunegrid.data.rows import answer_texts, context, joined
 from tunegrid.data.sources import Row
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.tasks import Problem, Task
 from tunegrid.record.checks import ORDERED, POINTS, impossible
-from tunegrid.run.audits.evidence import SAMPLE, Evidence, sample
-from tunegrid.run.evaluation import Evaluation
+from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
 
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
