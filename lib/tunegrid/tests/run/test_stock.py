@@ -15,9 +15,9 @@ from tunegrid.grid.methods import adamw_torch
 from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.run.stock.both import Both
 from tunegrid.run.stock.known import KNOWN, Tolerance, apart, table
-from tunegrid.run.stock.oracle import OracleTrainer
 from tunegrid.run.stock.stages import STAGES, compare
 from tunegrid.run.stock.start import quiet, refused
+from tunegrid.run.train import Trainer
 from tunegrid.tests.small import CPU, cell_of, train_rows
 
 # Numbers that differ
@@ -198,5 +198,5 @@ def test_what_pefts_helper_does_to_a_packed_base_is_seen(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("default")
 def test_a_bug_of_ours_is_seen_as_well(tmp_path, monkeypatch):
-    around(OracleTrainer, "divisors", lambda method, self, batches: [2 * one for one in method(self, batches)], monkeypatch)
+    around(Trainer, "divisors", lambda method, self, batches: [2 * one for one in method(self, batches)], monkeypatch)
     assert planted("bert_sa_lora", tmp_path, "loss").startswith("loss: the loss of update 1 is ")
