@@ -2,17 +2,19 @@
 
 import pytest
 
+from fixtures.record import keep_rows
 from tunegrid.terminal import visible
 
 
 @pytest.mark.cells("quick", "zoo", "tasks", "full")
-def test_finetune(audit_before, train, trainer, splits, score, audit_after, keep_rows, record, save_model, meter, benchmark):
-    findings = audit_before()
+def test_finetune(cell, audit, train, trainer, splits, score, record, save_model, meter, benchmark):
+    findings = audit()
     with meter.phase("train"):
         training = benchmark.pedantic(train, args=(findings,), rounds=1)
     with meter.phase("evaluate"):
         evaluation = None if training.stopped or trainer.paused else score(splits.test)
-    findings = audit_after(findings, training, evaluation)
-    row = record(training, evaluation, audits=findings, examples=keep_rows(evaluation))
+    if not training.stopped:
+        findings = audit(findings, evaluation)
+    row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation))
     save_model(row)
     assert not row.missed, visible("; ".join(row.missed))

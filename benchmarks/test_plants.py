@@ -17,6 +17,7 @@ from benchmarks.plants.libraries import LIBRARIES
 from benchmarks.plants.plant import Planting, unchanged
 from benchmarks.plants.study import STUDY
 from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
+from fixtures.record import keep_rows
 from fixtures.session import session_of
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
@@ -174,17 +175,18 @@ def train(train, model, trainer, cell, broken):
 
 @pytest.fixture
 def objections(
-    audit_before, train, trainer, splits, score, audit_after, keep_rows, record, benchmark, bounds, plant, planted
+    cell, audit, train, trainer, splits, score, record, benchmark, bounds, plant, planted
 ):  # fmt: skip
     """What objects to the run, or to its first updates: the sentence by audit, stage of numerics, "bound" and "gate"."""
-    findings = audit_before()
+    benchmark.group = f"plants {plant.id}"
+    findings = audit()
     training = benchmark.pedantic(train, args=(findings,), rounds=1)
     evaluation = None if training.stopped or trainer.paused else score(splits.test)
-    findings = audit_after(findings, training, evaluation)
-    row = record(training, evaluation, audits=findings, examples=keep_rows(evaluation))
+    if not training.stopped:
+        findings = audit(findings, evaluation)
+    row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation))
     below = below_bounds(row.scores, bounds) if row.evaluation else []
     failed = {finding.name: finding.detail for finding in findings if not finding.passed}
-    benchmark.group = f"plants {plant.id}"
     benchmark.extra_info.update(plant=plant.id, of=plant.cell, scores=row.scores, bounds=dict(bounds), missed=below)
     judged = planted and not differs_from_grid(plant) and (plant.breaks == "libraries" or not plant.caught_by)
     against = against_baseline(row) if judged else {}

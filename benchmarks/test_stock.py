@@ -26,7 +26,6 @@ def test_the_libraries_path_is_ours(request, cell, splits, device, tmp_path, ben
     if reason := refused(cell):
         pytest.skip(f"no path of the libraries: {reason}")
     quiet()
-    benchmark.group = f"{cell.profile.id} {cell.task.id}"
     both = Both(cell, splits.train, splits.test, tmp_path, device)
     part = benchmark.pedantic(compare, args=(both,), rounds=1)
     fresh = new_record(cell)
