@@ -167,8 +167,8 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
         f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
         base_model=name,
         bias_risks_limitations="\n".join(caveats(cell, record, made_up)),
-        training_data=f"{data.rows.train} rows from {data.origins.train}" if data else None,
-        testing_data=f"{data.rows.test} rows from {data.origins.test}" if data else None,
+        training_data=f"{data.rows['train']} rows from {data.origins['train']}" if data else None,
+        testing_data=f"{data.rows['test']} rows from {data.origins['test']}" if data else None,
         results="\n".join(f"- {one.metric_name}: {one.metric_value}" for one in results),
     )
     return card

@@ -7,7 +7,7 @@ import numpy as np
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
-from tunegrid.record import Record, new_record, plain, to_json
+from tunegrid.record import Record, jsonable, new_record, to_json
 from tunegrid.record.io import adapter
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples
@@ -191,7 +191,7 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
             ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
         )
         reference = vars(examples.write(by_row))
-        scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
+        scores = {metric: jsonable(float(np.mean(values))) for metric, values in points.items()}
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     scores = {metric: 90.0 for metric in task.bounded_scores} | scores
     rows = MEASURED["data"]["rows"] | ({"test": count} if reference else {})

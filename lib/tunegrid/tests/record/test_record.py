@@ -13,7 +13,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.recipes import Recipe
-from tunegrid.record import Record, from_json, new_record, plain, schema, to_json
+from tunegrid.record import Record, from_json, jsonable, new_record, schema, to_json
 from tunegrid.record.checks import contradictions, impossible
 from tunegrid.record.io import checked
 from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, complete_json
@@ -36,7 +36,7 @@ from tunegrid.tests.records import CELLS, FOOTPRINT, MEASURED, PHASE, complete, 
     ids=repr,
 )
 def test_a_value_becomes_what_json_can_hold(value, expected):
-    converted = plain(value)
+    converted = jsonable(value)
     assert converted == expected
     assert type(converted) is type(expected)
 
@@ -44,7 +44,7 @@ def test_a_value_becomes_what_json_can_hold(value, expected):
 def test_a_torch_scalar_becomes_a_number():
     import torch
 
-    assert [plain(torch.tensor(0.5)), plain(torch.tensor(7)), plain(torch.tensor(float("nan")))] == [0.5, 7, None]
+    assert [jsonable(torch.tensor(0.5)), jsonable(torch.tensor(7)), jsonable(torch.tensor(float("nan")))] == [0.5, 7, None]
 
 
 @pytest.mark.parametrize(
@@ -52,7 +52,7 @@ def test_a_torch_scalar_becomes_a_number():
 )
 def test_a_value_without_a_plain_form_is_refused(value):
     with pytest.raises(TypeError, match="a record cannot hold"):
-        plain(value)
+        jsonable(value)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_new_record_says_what_the_cell_is():
 @pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 def test_a_records_recipe_is_the_cells_with_the_methods_settings_for_an_adapter(cell):
     recorded, recipe = new_record(cell).recipe, cell.recipe
-    assert recorded.adapter == plain(cell.method.settings(recipe))
+    assert recorded.adapter == jsonable(cell.method.settings(recipe))
     assert recorded.quantization == cell.quantization
     others = [field.name for field in fields(Recipe) if field.name != "adapter"]
     assert {name: getattr(recorded, name) for name in others} == {name: getattr(recipe, name) for name in others}
