@@ -1,6 +1,7 @@
 """Records made up for tests: those of a finished cell, with changes; with points for each row; and files of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
@@ -168,6 +169,12 @@ def complete_json(cell_id="bert_sa_lora", **changes):
 def complete(cell_id="bert_sa_lora", **changes) -> Record:
     """The same as a record; its parts must be sound, but its status need not fit them."""
     return adapter().validate_json(json.dumps(complete_json(cell_id, **changes)))
+
+
+def altered(record, place, value):
+    """A record, or a part of one, with another value in one place, as "training.losses"."""
+    name, _, rest = place.partition(".")
+    return replace(record, **{name: altered(getattr(record, name), rest, value) if rest else value})
 
 
 def begun(cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes) -> Record:
