@@ -323,21 +323,20 @@ def not_saved(parts: Callable[[Cell], Iterable[str]], **fields: Any) -> Callable
 # Saved records
 
 
-def fewer_rows(first: Record, second: Record) -> Record:
+def fewer_rows(first: Record, second: Record) -> None:
     """The second method of a triple trains on fewer rows."""
     splits = load_splits(SA, QUICK_PROFILE)
-    assert second.data is not None
-    return replace(second, data=replace(second.data, fingerprint=replace(splits, train=splits.train[:500]).fingerprint))
+    second.data.fingerprint = replace(splits, train=splits.train[:500]).fingerprint
 
 
-def copied_row(first: Record, second: Record) -> Record:
+def copied_row(first: Record, second: Record) -> None:
     """The second cell's row has the first cell's results."""
-    return replace(second, scores=first.scores, training=first.training, evaluation=first.evaluation)
+    second.scores, second.training, second.evaluation = first.scores, first.training, first.evaluation
 
 
-def copied_scores(first: Record, second: Record) -> Record:
+def copied_scores(first: Record, second: Record) -> None:
     """The second cell has the first one's scores and predictions, and the course of its own training."""
-    return replace(second, scores=first.scores, examples=first.examples)
+    second.scores, second.examples = first.scores, first.examples
 
 
 FEW, SHORT = {"max_steps": 30}, {"max_steps": 12}
