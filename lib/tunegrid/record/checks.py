@@ -49,13 +49,13 @@ def impossible_figures(record: Record) -> list[str]:
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
     """A sentence for every bound that the scores do not reach; a missing score is below every bound."""
-    return [
-        f"{metric} was not measured, its bound is {minimum:.1f}"
-        if score is None
-        else f"{metric} {score:.1f} is below {minimum:.1f}"
-        for metric, minimum in bounds.items()
-        if (score := scores.get(metric)) is None or not score >= minimum
-    ]
+    sentences = []
+    for metric, minimum in bounds.items():
+        if (score := scores.get(metric)) is None:
+            sentences.append(f"{metric} was not measured, its bound is {minimum:.1f}")
+        elif not score >= minimum:
+            sentences.append(f"{metric} {score:.1f} is below {minimum:.1f}")
+    return sentences
 
 
 def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
@@ -70,18 +70,13 @@ def sentence_of(finding: AuditFinding) -> str:
 
 # The audits that need a run of some length: no other may fail without counting.
 NEED_LENGTH = ("weights_moved", "generation_not_truncated", "learned_something")
-FINISHED = ("passed", "missed")
-# Which parts a record of these statuses and profiles has.
-NEEDED = (
-    (
-        (*FINISHED, "begun", "stopped"),
-        (*SCORED, "footprint"),
-        ("device", "model", "parameters", "training", "memory", "throughput"),
-    ),
+FINISHED, TRAINED = ("passed", "missed"), (*SCORED, "footprint")
+NEEDED = (  # which parts a record of these statuses and profiles has
+    ((*FINISHED, "begun", "stopped"), TRAINED, ("device", "model", "parameters", "training", "memory", "throughput")),
     (FINISHED, ("stock",), ("device", "data", "stock")),
     (FINISHED, SCORED, ("data", "evaluation")),
     (FINISHED, ("footprint",), ("flops",)),
-    (("begun",), (*SCORED, "footprint"), ("data",)),
+    (("begun",), TRAINED, ("data",)),
 )
 UNSUCCESSFUL = ("missed", "stopped", "error", "killed", "not run")
 

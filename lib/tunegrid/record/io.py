@@ -29,8 +29,7 @@ def adapter() -> TypeAdapter[Record]:
 
 def to_json(record: Record) -> dict[str, Any]:
     """The record as plain JSON, as `extra_info` of a row holds it."""
-    data: dict[str, Any] = jsonable(record)
-    return data
+    return dict(jsonable(record))
 
 
 def from_json(data: Mapping[str, Any], source: str = "") -> Record:

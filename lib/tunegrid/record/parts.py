@@ -14,8 +14,7 @@ from pydantic import ConfigDict, Field
 
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
-from tunegrid.places import without_places
-from tunegrid.terminal import visible
+from tunegrid.terminal import visible, without_places
 
 OWN_PHASES = ("audit", "calibrate", "trace")  # what the suite does for itself: it does not count as the cell's cost
 
