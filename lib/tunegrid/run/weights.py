@@ -26,7 +26,6 @@ from tunegrid.grid.backbones import checkpoint_of, within
 from tunegrid.grid.cells import Cell
 from tunegrid.record.instruments import BaseKind
 from tunegrid.record.parts import ModelRecord
-from tunegrid.record.record import architecture_name
 
 Checksum = tuple[int, int]
 INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other size is read byte by byte
@@ -106,7 +105,7 @@ def model_record(cell: Cell) -> ModelRecord:
     return ModelRecord(
         checkpoint=checkpoint,
         fingerprint=checkpoint_fingerprint(cell),
-        architecture=architecture_name(cell.head),
+        architecture=getattr(cell.head.architecture, "__name__", str(cell.head.architecture)),  # a class or a name
         adapted_modules=list(cell.head.adapted_modules),
     )
 

@@ -108,7 +108,7 @@ def test_several_seeds_tell_their_own_noise_by_scores_alone():
     # of 512 rows: variances 100 and 700 / 3 rows squared, with 2 degrees of freedom each
     old, new = scores_alone(run_of([0, 10, 20])), scores_alone(run_of([0, 10, 30]))
     for record in old.records[CELL].values():
-        record.data.rows.test = 512
+        record.data.rows["test"] = 512
     judgement = accuracy(gate(old, new, noise=Noise()))
     assert judgement.error == pytest.approx(((100 + 700 / 3) / 2) ** 0.5 * 100 / 512 * (2 / 3) ** 0.5)
 
