@@ -7,9 +7,8 @@ what it is made of serve the audits. Probing leaves modes, gradients and random 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -27,11 +26,11 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type
 from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
 from tunegrid.run.evaluate import predict
-from tunegrid.run.first_step import Figures, digest, digest_of, figure, grouped, norms, reached
+from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.module_figures import Columns, ModuleFigures
 from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
+from tunegrid.run.weights import numbers_of
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
@@ -39,7 +38,6 @@ MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 6
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
 HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
-TakeFigures = Callable[[Trainer, Sequence[Feature]], Mapping[str, Any]]  # of some rows
 Shapes = list[torch.Size]  # of one row's logits
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
@@ -68,19 +66,26 @@ def before_training(
         rows: that the model is scored on; their references are spoiled and scored.
         keep: stores the figures of single modules, and returns the name that the record gives; None: they are not kept.
     """
-    rows_read, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
+    features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
+
+    def if_it_fits(figures: Callable[..., Mapping[str, Any]], some: Sequence[Feature]) -> Mapping[str, Any] | None:
+        """None if memory runs out: a probe keeps all activations, training perhaps does not."""
+        with suppress(DoesNotFit), fitting():
+            return figures(trainer, some, modules)
+        free_memory(trainer.meter.device)
+        return None
+
     with undisturbed(trainer):
-        differentiated = _where_it_fits(trainer, partial(_differentiated, modules=modules), rows_read) or NOT_DIFFERENTIATED
-        _where_it_fits(trainer, partial(_dropping, modules=modules), rows_read)
-        ends = [rows_read[0], rows_read[-1]]
-        generated = _where_it_fits(trainer, partial(_generated, modules=modules), ends) or NOT_GENERATED
+        differentiated = if_it_fits(_differentiated, features) or NOT_DIFFERENTIATED
+        if_it_fits(_dropping, features)
+        generated = if_it_fits(_generated, [features[0], features[-1]]) or NOT_GENERATED
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         return {
             "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
-            "types": types(groups, trainer.parameters),
-            "weights": norms(groups, lambda name: _numbers(trainer.parameters[name])),
+            "types": _by_group(groups, lambda name: _type(trainer.parameters[name])),
+            "weights": norms(groups, lambda name: numbers_of(trainer.parameters[name])),
             "stream": _stream(trainer.meter.device),
-            "probe": digest(([(row.input_ids, row.target) for row in rows_read], SEARCH)),
+            "probe": digest(([(row.input_ids, row.target) for row in features], SEARCH)),
             **differentiated,
             **generated,
             "predicted": predicted(trainer, rows[:PREDICTED]),
@@ -89,22 +94,17 @@ def before_training(
         }
 
 
-def types(groups: Mapping[str, Sequence[str]], parameters: Mapping[str, Tensor]) -> dict[str, str]:
-    """How each group's weights are stored, as "float32" or "nf4 in blocks of 64"."""
-    return {group: ", ".join(sorted({_type(parameters[name]) for name in names})) for group, names in groups.items()}
+def _by_group(groups: Mapping[str, Sequence[str]], kind_of: Callable[[str], str]) -> dict[str, str]:
+    """The kinds of each group's names, in a row."""
+    return {group: ", ".join(sorted(set(map(kind_of, names)))) for group, names in groups.items()}
 
 
 def _type(parameter: Tensor) -> str:
+    """How a weight is stored, as "float32" or "nf4 in blocks of 64"."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return str(parameter.dtype).removeprefix("torch.")
     return f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
-
-
-def _numbers(parameter: Tensor) -> Tensor:
-    """A weight as numbers, if it is packed, too."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.detach() if state is None else bnb.functional.dequantize_4bit(parameter.data, state)
 
 
 def _stream(device: torch.device) -> str:
@@ -113,14 +113,6 @@ def _stream(device: torch.device) -> str:
     numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
     mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
     return digest(([round(number, 5) for number in numbers], mask))
-
-
-def _where_it_fits(trainer: Trainer, figures: TakeFigures, rows: Sequence[Feature]) -> Mapping[str, Any] | None:
-    """Figures of some rows; None where memory runs out: a probe keeps all activations, training perhaps does not."""
-    with suppress(DoesNotFit), fitting():
-        return figures(trainer, rows)
-    free_memory(trainer.meter.device)
-    return None
 
 
 def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
@@ -144,8 +136,9 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
     groups = grouped(trainer.cell, trainer.model, trained)
+    packed = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
-        "computed": computed_types(trainer, computed),
+        "computed": _by_group(packed, lambda name: computed[name.rpartition(".")[0]]),
         "probe_loss": figure(total),
         "probe_gradients": norms(groups, known.get),
         "probe_reached": reached(groups, known),
@@ -159,12 +152,6 @@ def _dropping(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures)
         torch.manual_seed(0)
         codec.loss(trainer.model, codec.placed(codec.collate(some), trainer.meter.device))
     return {}
-
-
-def computed_types(trainer: Trainer, computed: Mapping[str, str]) -> dict[str, str]:
-    """By group, the types in which layers packed to 4 bits compute."""
-    groups = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
-    return {group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in groups.items()}
 
 
 def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
@@ -222,11 +209,11 @@ class Probe:
 
     Attributes:
         rows: a short and a long one; side by side they have padding.
-        alone: logits of each row alone, each (1, ...); none where the model's output names none.
+        alone: logits of each row alone, each (1, ...); none if the model's output names none.
         together: logits of their batch, each (B, ...).
         reached: names of the parameters that get a gradient other than zero from a row.
-        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None where it may not fit. Where
-            it is more than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
+        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None if it may not fit. If it is
+            more than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
         after_evaluation: how far the first row's gradient is from what it is right after an evaluation, as `gap`.
         called: the modules that the model used.
         computed: the types in which layers packed to 4 bits computed, by name.
@@ -235,11 +222,11 @@ class Probe:
     """
 
     rows: list[Feature]
-    alone: list[list[Tensor]]
-    together: list[Tensor]
-    reached: set[str]
-    gap: float | None
-    called: set[nn.Module]
+    alone: list[list[Tensor]] = field(default_factory=list)
+    together: list[Tensor] = field(default_factory=list)
+    reached: set[str] = field(default_factory=set)
+    gap: float | None = None
+    called: set[nn.Module] = field(default_factory=set)
     after_evaluation: float | None = None
     computed: dict[str, str] = field(default_factory=dict)
     repeated: float = math.nan
@@ -247,13 +234,13 @@ class Probe:
 
 
 def probe(trainer: Trainer) -> Probe:
-    """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
-    rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    small = smallest(trained)
-    summed, first = [torch.zeros_like(trained[name]) for name in small], dict[str, Tensor]()
-    answer = Probe(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
+    """Ask about a few rows; their batch is differentiated if training held as many rows at once."""
+    answer = Probe(rows=short_to_long(trainer.features[:FIRST_ROWS], 2))
+    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
+    small, each = smallest(trained), list[list[Tensor]]()  # gradients of the smallest tensors, row by row
+    parameters = [trained[name] for name in small]
     with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
-        for row in rows:
+        for row in answer.rows:
             with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
                 logits = logits_of(trainer, [row])[0]
             if not logits:
@@ -261,55 +248,44 @@ def probe(trainer: Trainer) -> Probe:
             answer.alone.append([one.detach() for one in logits])
             gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
-            first = first or gradients
-            summed = [total + gradients[name] for total, name in zip(summed, small, strict=True)]
-        fits = trainer.log.micro_batch >= len(rows)
+            each.append([gradients[name] for name in small])
+        fits = trainer.log.micro_batch >= len(answer.rows)
         with torch.set_grad_enabled(fits):
-            logits = logits_of(trainer, rows)[0]
+            logits = logits_of(trainer, answer.rows)[0]
             answer.together = [one.detach() for one in logits]
             if fits:
-                shapes = [_shapes(one) for one in answer.alone]
-                answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+                answer.gap = _gap(logits, answer.alone, each, parameters)
                 if answer.gap > allowance(trainer):
-                    answer.gap = min(answer.gap, _gap_of_others(trainer, [trained[name] for name in small]))
-            _probe_again(trainer, answer)
-    again = dict(zip(trained, _after_evaluation(trainer, rows[0], trained.values()), strict=True))
-    answer.after_evaluation = relative_gap([again[name] for name in small], [first[name] for name in small])
+                    answer.gap = min(answer.gap, _gap_of_others(trainer, parameters))
+            with computing(trainer.model) as answer.computed:
+                again, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
+            answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, again, strict=True))
+            answer.loss = float(loss.detach())
+    # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
+    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+        with torch.no_grad():
+            logits_of(trainer, answer.rows[:1])
+        logits = logits_of(trainer, answer.rows[:1])[0]
+        answer.after_evaluation = relative_gap(gradients_of(logits, [_shapes(logits)], parameters), each[0])
     return answer
 
 
+def _gap(
+    logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], each: Iterable[Sequence[Tensor]], parameters: Sequence[Tensor]
+) -> float:
+    """How far the gradients of a batch's logits are from the sum of those of `each` row, whose logits alone are given."""
+    batch = gradients_of(logits, [_shapes(one) for one in alone], parameters)
+    return relative_gap(batch, [torch.stack(own).sum(0) for own in zip(*each, strict=True)])
+
+
 def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
-    """The gap of two rows of middling lengths; infinite where there are none."""
+    """The gap of two rows of middling lengths; infinite if there are none."""
     rows = short_to_long(trainer.features[:FIRST_ROWS], 4)[1:3]
     if len(rows) < 2:
         return math.inf
     alone = [logits_of(trainer, [row])[0] for row in rows]
-    shapes = [_shapes(one) for one in alone]
-    each = [gradients_of(logits, [own], parameters) for logits, own in zip(alone, shapes, strict=True)]
-    batch = gradients_of(logits_of(trainer, rows)[0], shapes, parameters)
-    return relative_gap(batch, [torch.stack(own).sum(0) for own in zip(*each, strict=True)])
-
-
-def _after_evaluation(trainer: Trainer, row: Feature, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """A row's gradients, as `gradients_of`, right after an evaluation of it, which a cast or a packed weight may outlive."""
-    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
-        with torch.no_grad():
-            logits_of(trainer, [row])
-        logits = logits_of(trainer, [row])[0]
-        return gradients_of(logits, [_shapes(logits)], parameters)
-
-
-def _probe_again(trainer: Trainer, answer: Probe) -> None:
-    """Another pass over the batch: how far its logits are from the first one's, its loss, and how packed layers compute."""
-    with computing(trainer.model) as answer.computed:
-        logits, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
-    answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, logits, strict=True))
-    answer.loss = float(loss.detach())
-
-
-def few_rows(trainer: Trainer) -> list[Feature]:
-    """The shortest and the longest of the first training rows."""
-    return short_to_long(trainer.features[:FIRST_ROWS], 2)
+    each = [gradients_of(logits, [_shapes(logits)], parameters) for logits in alone]
+    return _gap(logits_of(trainer, rows)[0], alone, each, parameters)
 
 
 def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
@@ -521,12 +497,10 @@ def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
 @contextmanager
 def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
     """Call `look` with each of these modules, its inputs and its output, whenever the model uses it."""
-    handles = [module.register_forward_hook(look) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(look))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
@@ -537,8 +511,8 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def is_plain(trainer: Trainer) -> bool:
     """Whether all is computed in fp32."""
-    plain = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return plain and trainer.log.precision == "fp32"
+    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    return base_in_fp32 and trainer.log.precision == "fp32"
 
 
 def allowance(trainer: Trainer) -> float:
