@@ -42,9 +42,6 @@ WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for
 Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
-# Groups of parameters
-
-
 def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:
     """The group that a parameter belongs to; `own` are the names of the parameters that the method added."""
     if within(name, cell.head.new_modules):
@@ -166,28 +163,11 @@ STEP_TOLERANCE, PACKED_TOLERANCE = 1e-3, 0.2
 LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE  # of the weights' norm: what so many additions may round off
 
 
-class AdamWValues:
-    """Values of a parameter, in fp64 on the host: at the start and by definition."""
-
-    def __init__(self, settings: Mapping[str, Any], start: Tensor) -> None:
-        """Before the first step; `settings` are those of the optimizer's parameter group, with its rate of the moment."""
-        self.settings, self.start, self.weights = settings, start, start
-        self._first, self._second = torch.zeros_like(start), torch.zeros_like(start)
-
-    def step(self, gradient: Tensor, number: int) -> None:
-        """Take a step, the first one of which is number 1."""
-        (beta1, beta2), rate, decay = self.settings["betas"], float(self.settings["lr"]), self.settings["weight_decay"]
-        self._first = beta1 * self._first + (1 - beta1) * gradient
-        self._second = beta2 * self._second + (1 - beta2) * gradient**2
-        first, second = self._first / (1 - beta1**number), self._second / (1 - beta2**number)
-        self.weights = (1 - rate * decay) * self.weights - rate * first / (second.sqrt() + self.settings["eps"])
-
-
 class AdamW:
     """AdamW by its definition (Loshchilov and Hutter 2019, algorithm 2), beside the first steps of an optimizer that is one.
 
-    It is given the same gradients and rates, on some values of each tensor, and computes on the host, since what tensors hold
-    during an update is measured. One call before each step, and one behind it.
+    It is given the same gradients and rates, on some values of each tensor, and computes in fp64 on the host, since what
+    tensors hold during an update is measured. One call before each step, and one behind it.
 
     Attributes:
         gap: how far it moved the weights otherwise than by definition, as a share of the movement; None if it is no AdamW,
@@ -197,7 +177,9 @@ class AdamW:
 
     def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor]) -> None:
         """Of an optimizer over `parameters`, by name."""
-        self._optimizer, self._parameters, self._values = optimizer, parameters, dict[str, AdamWValues]()
+        self._optimizer, self._parameters = optimizer, parameters
+        self._start, self._groups = dict[str, Tensor](), dict[str, Any]()
+        self._state: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # weights and both moments
         self.gap: float | None = None
         self.packed = False
 
@@ -206,20 +188,37 @@ class AdamW:
         if update == 0 and is_adamw(self._optimizer):
             groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
             stepped = {name: p for name, p in self._parameters.items() if p.grad is not None and p in groups}
-            self._values = {name: AdamWValues(groups[stepped[name]], start) for name, start in _on_host(stepped).items()}
-        for name, gradient in _on_host({name: self._parameters[name].grad for name in self._values}).items():
-            self._values[name].step(gradient, update + 1)
+            for name, start in self._values(stepped).items():
+                self._start[name], self._groups[name] = start, groups[stepped[name]]
+                self._state[name] = start, torch.zeros_like(start), torch.zeros_like(start)
+        gradients = self._values({name: self._parameters[name].grad for name in self._state})
+        for name, gradient in gradients.items():
+            self._state[name] = adamw_step(self._state[name], gradient, update + 1, self._groups[name])
 
     def after_step(self, update: int) -> None:
         """Behind the last step that is followed, see how far apart the two are."""
-        if not self._values or update < MOVED - 1:
+        if not self._state or update < MOVED - 1:
             return
-        now = torch.cat([*_on_host({name: self._parameters[name] for name in self._values}).values()])
-        start, weights = (torch.cat([getattr(one, key) for one in self._values.values()]) for key in ("start", "weights"))
-        self.gap = float((now - weights).norm() / ((weights - start).norm() + LOST * start.norm()))
+        now = torch.cat([*self._values({name: self._parameters[name] for name in self._start}).values()])
+        start, wanted = torch.cat([*self._start.values()]), torch.cat([weights for weights, *_ in self._state.values()])
+        self.gap = float((now - wanted).norm() / ((wanted - start).norm() + LOST * start.norm()))
         states = (value for state in self._optimizer.state.values() for value in state.values())
         self.packed = any(isinstance(value, Tensor) and value.dtype is torch.uint8 for value in states)
-        self._values = {}
+        self._start, self._state = {}, {}
+
+    def _values(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {name: values.double().cpu() for name, values in sampled(tensors).items()}
+
+
+def adamw_step(
+    state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, number: int, settings: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights and both moments after a step, the first one of which is number 1; `settings` are an optimizer's group."""
+    weights, first, second = state
+    (beta1, beta2), rate, decay = settings["betas"], float(settings["lr"]), settings["weight_decay"]
+    first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
+    step = first / (1 - beta1**number) / ((second / (1 - beta2**number)).sqrt() + settings["eps"])
+    return (1 - rate * decay) * weights - rate * step, first, second
 
 
 def is_adamw(optimizer: Any) -> bool:
@@ -228,11 +227,6 @@ def is_adamw(optimizer: Any) -> bool:
     if kind is torch.optim.AdamW:
         return not any(group["amsgrad"] or group["maximize"] for group in optimizer.param_groups)
     return kind.__module__ == "bitsandbytes.optim.adamw"
-
-
-def _on_host(tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Sampled values, in fp64."""
-    return {name: values.double().cpu() for name, values in sampled(tensors).items()}
 
 
 # Single modules
@@ -327,8 +321,12 @@ class ModuleFigures:
         floating = [tensor for tensor in tensors_in([output]) if tensor.is_floating_point()]
         one.tensors["given"], makers = self._look(floating, len(self._calls))
         one.maker = next(iter(makers), -1)
+
+        def note(gradient: Tensor) -> None:
+            one.tensors["gradient"] = figures_of(gradient.detach())
+
         if floating and floating[0].requires_grad and one.maker == len(self._calls):
-            floating[0].register_hook(lambda gradient: one.tensors.update(gradient=figures_of(gradient.detach())))
+            floating[0].register_hook(note)  # type: ignore[no-untyped-call] # torch's own
         self._calls.append(one)
 
     def _look(self, tensors: Iterable[Tensor], maker: int = -1) -> tuple[Projected | None, list[int]]:

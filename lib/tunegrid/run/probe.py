@@ -38,14 +38,11 @@ MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 6
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
 HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
-Shapes = list[torch.Size]  # of one row's logits
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
-NOT_DIFFERENTIATED: Mapping[str, Any] = {  # without a probe's digest, figures of two probes are not compared
-    **dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")),
-    "probe_gradients": {},
-}
-NOT_GENERATED: Mapping[str, Any] = {"generated": None, "decoded": None}
+# Without a probe's digest, figures of two probes are not compared.
+NOT_DIFFERENTIATED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")) | {"probe_gradients": {}}
+NOT_GENERATED = {"generated": None, "decoded": None}
 SEARCHED = 4  # passes of a search whose modules are noted: an encoder's or a prompt's, and those of the first tokens
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
@@ -60,11 +57,8 @@ def before_training(
 ) -> dict[str, Any]:
     """What can be said before the first update: of tokens, weights, random numbers, the untrained model, and metrics.
 
-    Args:
-        trainer: before it runs.
-        metrics: implementations at hand.
-        rows: that the model is scored on; their references are spoiled and scored.
-        keep: stores the figures of single modules, and returns the name that the record gives; None: they are not kept.
+    References of `rows`, which the model will be scored on, are spoiled and scored. `keep` stores the figures of single
+    modules, and returns the name that the record gives, or None if they are not kept.
     """
     features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
 
@@ -205,32 +199,20 @@ def spoiled(task: Task, row: Row, index: int) -> int | str:
 
 @dataclass(kw_only=True)
 class Probe:
-    """What a trained model answers in evaluation mode, in the precision of training.
+    """What a trained model answers in evaluation mode, in the precision of training."""
 
-    Attributes:
-        rows: a short and a long one; side by side they have padding.
-        alone: logits of each row alone, each (1, ...); none if the model's output names none.
-        together: logits of their batch, each (B, ...).
-        reached: names of the parameters that get a gradient other than zero from a row.
-        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None if it may not fit. If it is
-            more than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
-        after_evaluation: how far the first row's gradient is from what it is right after an evaluation, as `gap`.
-        called: the modules that the model used.
-        computed: the types in which layers packed to 4 bits computed, by name.
-        repeated: how far the logits of another pass over the batch are from `together`, as `distance`.
-        loss: what the codec made of that pass, in nats.
-    """
-
-    rows: list[Feature]
-    alone: list[list[Tensor]] = field(default_factory=list)
-    together: list[Tensor] = field(default_factory=list)
-    reached: set[str] = field(default_factory=set)
+    rows: list[Feature]  # a short and a long one; side by side they have padding
+    alone: list[list[Tensor]] = field(default_factory=list)  # logits of each row, (1, ...); none if the output names none
+    together: list[Tensor] = field(default_factory=list)  # logits of their batch, each (B, ...)
+    reached: set[str] = field(default_factory=set)  # names of the parameters that get a gradient other than zero from a row
+    # How far the batch's gradient is from the sum of the rows', in units of its norm; None if it may not fit. If it is more
+    # than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
     gap: float | None = None
-    called: set[nn.Module] = field(default_factory=set)
-    after_evaluation: float | None = None
-    computed: dict[str, str] = field(default_factory=dict)
-    repeated: float = math.nan
-    loss: float = math.nan
+    called: set[nn.Module] = field(default_factory=set)  # the modules that the model used
+    after_evaluation: float | None = None  # how far the first row's gradient is off right after an evaluation, as `gap`
+    computed: dict[str, str] = field(default_factory=dict)  # the types in which layers packed to 4 bits computed, by name
+    repeated: float = math.nan  # how far the logits of another pass over the batch are from `together`, as `distance`
+    loss: float = math.nan  # what the codec made of that pass, in nats
 
 
 def probe(trainer: Trainer) -> Probe:
@@ -246,7 +228,7 @@ def probe(trainer: Trainer) -> Probe:
             if not logits:
                 return answer
             answer.alone.append([one.detach() for one in logits])
-            gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
+            gradients = dict(zip(trained, gradients_of(logits, [logits], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
             each.append([gradients[name] for name in small])
         fits = trainer.log.micro_batch >= len(answer.rows)
@@ -266,16 +248,16 @@ def probe(trainer: Trainer) -> Probe:
         with torch.no_grad():
             logits_of(trainer, answer.rows[:1])
         logits = logits_of(trainer, answer.rows[:1])[0]
-        answer.after_evaluation = relative_gap(gradients_of(logits, [_shapes(logits)], parameters), each[0])
+        answer.after_evaluation = relative_gap(gradients_of(logits, [logits], parameters), each[0])
     return answer
 
 
 def _gap(
     logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], each: Iterable[Sequence[Tensor]], parameters: Sequence[Tensor]
 ) -> float:
-    """How far the gradients of a batch's logits are from the sum of those of `each` row, whose logits alone are given."""
-    batch = gradients_of(logits, [_shapes(one) for one in alone], parameters)
-    return relative_gap(batch, [torch.stack(own).sum(0) for own in zip(*each, strict=True)])
+    """How far the gradients of a batch's logits are from the sum of those of `each` row, which has other logits `alone`."""
+    summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
+    return relative_gap(gradients_of(logits, alone, parameters), summed)
 
 
 def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
@@ -284,7 +266,7 @@ def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
     if len(rows) < 2:
         return math.inf
     alone = [logits_of(trainer, [row])[0] for row in rows]
-    each = [gradients_of(logits, [_shapes(logits)], parameters) for logits in alone]
+    each = [gradients_of(logits, [logits], parameters) for logits in alone]
     return _gap(logits_of(trainer, rows)[0], alone, each, parameters)
 
 
@@ -304,10 +286,6 @@ def smallest(trained: Mapping[str, Tensor]) -> list[str]:
     return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
 
 
-def _shapes(logits: Sequence[Tensor]) -> Shapes:
-    return [one.shape[1:] for one in logits]
-
-
 def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """How far some gradients are from others, in units of the norm of the others."""
     norm = float(nn.utils.get_total_norm(theirs))
@@ -315,13 +293,13 @@ def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
 
 
-def gradients_of(logits: Sequence[Tensor], shapes: Sequence[Shapes], parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients of a fixed sum of logits (B, ...), of which row i fills `shapes[i]`; zeros where there is none.
+def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none.
 
-    Unlike those of a loss, they do not vanish where a model is sure.
+    Unlike those of a loss, they do not vanish if a model is sure.
     """
-    parts = [(batch[i], shape) for i, row in enumerate(shapes) for batch, shape in zip(logits, row, strict=True)]
-    total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in parts]).sum()
+    pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
+    total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in pairs]).sum()
     parameters = list(parameters)
     taken = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
     return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
@@ -338,14 +316,11 @@ def _waves(row: Tensor) -> Tensor:
     return row.float() * torch.cos(positions).reshape(row.shape)
 
 
-# Logits and losses
+# Logits, losses and texts
 
 
 def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
-    """What the model, or another one, answers to a training batch, each (B, ...), and the batch.
-
-    No logits where its output names none.
-    """
+    """What the model, or another one, answers to a training batch, each (B, ...), if its output names it; and the batch."""
     batch = on(trainer.meter.device, trainer.codec.collate(features))
     return answered(trainer, batch, model)[0], batch
 
@@ -363,10 +338,7 @@ def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates.
 
-    Args:
-        trainer: whose model is asked.
-        features: with the targets.
-        encoded: what the encoder made of the one source that all rows share (1, S, H), where it need not read it again.
+    `encoded` is what the encoder made of the one source that all rows share (1, S, H), if it need not read it again.
     """
     batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
     if encoded is not None:
@@ -390,33 +362,19 @@ def last_targets(logits: Tensor, batch: Batch, features: Sequence[Feature]) -> l
     return [one[len(one) - len(row.target) :] for one, row in zip(of_targets(logits, batch), features, strict=True)]
 
 
-# Texts
-
-
 def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
     """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
 
     The scores that it gave to each text's tokens are held against those of the whole text in one pass without a cache, the
-    row alone: against the model's own, not against another search, in which a near-tie is no fault.
-
-    Args:
-        trainer: whose model searches; in the precision that texts are evaluated in.
-        features: prompts, in one batch.
-        options: that replace the recipe's search.
+    row alone: against the model's own, not against another search, in which a near-tie is no fault. Prompts are one batch, in
+    the precision that texts are evaluated in; `options` replace the recipe's search.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
     beams = options.get("num_beams", codec.generation.num_beams)
     with torch.no_grad(), undisturbed(trainer):
-        output = codec.generate(
-            trainer.model,
-            features,
-            trainer.meter.device,
-            **options,
-            num_return_sequences=beams,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        options |= {"num_return_sequences": beams, "output_logits": True, "return_dict_in_generate": True}
+        output = codec.generate(trainer.model, features, trainer.meter.device, **options)
         texts = [codec.until_end(ids) for ids in output.sequences.tolist()]
         pairs = zip(features, chunks(texts, beams), strict=True)
         whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]

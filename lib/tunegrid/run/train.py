@@ -8,7 +8,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from hashlib import sha256
@@ -88,8 +87,8 @@ class Trainer:
         adamw: AdamW beside the optimizer's first steps.
         log: what happened so far; `run` does not repeat updates that were made before it.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
-        last_group: the micro-batches of the last update, those of all ranks.
-        paused: whether it stopped after its first updates, as asked.
+        optimizer: accelerate's, around the recipe's.
+        last_group: the micro-batches of the last update, of all ranks; `paused`: whether it stopped after its first updates.
         best: weights of the best epoch so far, in the host's memory; None if no epoch was scored yet.
         chosen_on: the rows whose score chose it.
     """
@@ -125,6 +124,7 @@ class Trainer:
         self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
+        self.optimizer = self.stepper.optimizer
         alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
         self.ddp_model = ranks.ddp_model(self.sharded_model)
@@ -141,11 +141,6 @@ class Trainer:
     def total(self) -> int:
         """Updates in all."""
         return self.cell.recipe.planned_updates(len(self.features))
-
-    @property
-    def optimizer(self) -> Any:
-        """Accelerate's, around the recipe's."""
-        return self.stepper.optimizer
 
     @property
     def trained(self) -> list[Tensor]:
@@ -194,21 +189,21 @@ class Trainer:
     def part(self) -> TrainingRecord:
         """The record's part of what was trained so far; tokens are those of all ranks, which must ask together."""
         self._fetch()
-        log = deepcopy(self.log)  # what is returned stays as it is
+        log = self.log
         return TrainingRecord(
             seconds=self.meter.train_seconds(),
             tokens=sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates))),
             updates=log.updates,
             precision=log.precision,
             micro_batch=log.micro_batch,
-            fallbacks=log.fallbacks,
+            fallbacks=[*log.fallbacks],
             order=log.order,
-            losses=log.losses,
+            losses=[*log.losses],
             final_learning_rate=log.learning_rates[-1] if log.learning_rates else None,
             gradient_norm=plain(log.gradient_norms[0]) if log.gradient_norms else None,
             clipped_norm=plain(log.clipped_norm),
             first_step=FirstStep(**log.first_step) if set(log.first_step) == set(FirstStep.__annotations__) else None,
-            epoch_scores=log.epoch_scores,
+            epoch_scores=[*log.epoch_scores],
             chosen_epoch=log.chosen_epoch,
             stopped=log.stopped,
         )
@@ -270,8 +265,7 @@ class Trainer:
         self.optimizer.zero_grad()
         own = self._own(group)
         loss = self._backward([self.codec.collate(features) for features in own if features], len(own))
-        scaler = self.accelerator.scaler
-        scale = scaler.get_scale() if scaler else 1.0
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
         stepped = [self.stepped[name] for name in names]
         gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in stepped]
         self.optimizer.zero_grad()
@@ -322,7 +316,7 @@ class Trainer:
                     norm = self.stepper.clip()
                     if norm is not None:
                         self._on_device["gradient_norms"].append(norm)
-                    self._settle()
+                    log.skipped += self.stepper.settle()
                     if not log.updates:
                         log.clipped_norm = None if norm is None else self.stepper.gradient_norm()
                         log.first_step |= self._first.gradients(self.meter.device)
@@ -335,7 +329,9 @@ class Trainer:
             log.learning_rates.append(scheduled)
             log.group_rates.append(rates)
             if not self.accelerator.scaler or self.stepper.acts_after_step:
-                self._settle()  # in fp16 when the next update is about to step, so that no device waits for its host
+                log.skipped += (
+                    self.stepper.settle()
+                )  # in fp16 when the next update is about to step, so that no device waits for its host
             if log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
                 log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
                 gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
@@ -348,14 +344,9 @@ class Trainer:
             log.first_step |= self._first.moved()
         return loss
 
-    def _settle(self) -> None:
-        lost = self.stepper.settle()
-        if lost is not None:
-            self.log.skipped.append(lost)
-
     def _fetch(self) -> None:
         """Bring what updates left on the device to the host."""
-        self._settle()
+        self.log.skipped += self.stepper.settle()
         for name, tensors in self._on_device.items():
             getattr(self.log, name).extend(torch.stack(tensors).tolist())
         self._on_device.clear()
@@ -430,7 +421,7 @@ class Stepper:
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
         self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = accelerator.prepare_optimizer(optimizer)
-        self._unsettled: int | None = None  # the update of which is not known yet whether fp16 lost it
+        self._unsettled: list[int] = []  # the update of which is not known yet whether fp16 lost it
         self._lost: Tensor | None = None
         self._arrived: Any = None
 
@@ -453,7 +444,7 @@ class Stepper:
             self._arrived = torch.cuda.current_stream().record_event() if lost.is_cuda else None
         else:
             self.optimizer.optimizer.step()  # accelerate's looks for another package on the disk each time
-        self._unsettled = update
+        self._unsettled = [update]
         return [float(group["lr"]) for group in self.optimizer.param_groups], self.schedule.get_last_lr()[0]
 
     @property
@@ -461,18 +452,17 @@ class Stepper:
         """Whether the method does something after a step. It needs the gradients of that step, so it cannot wait."""
         return type(self.cell.method).after_step is not Method.after_step
 
-    def settle(self) -> int | None:
-        """Advance the schedule past the last update; if fp16 lost it, return it instead. Waits until the device knows."""
-        update, self._unsettled = self._unsettled, None
-        if update is None:
-            return None
+    def settle(self) -> list[int]:
+        """Advance the schedule past the last update; if fp16 lost that, return it instead. Waits until the device knows."""
+        updates, self._unsettled = self._unsettled, []
         if self._arrived is not None:
             self._arrived.synchronize()
         if self._lost is not None and self._lost:
-            return update
-        self.cell.method.after_step(self._model, update)
-        self.schedule.step()
-        return None
+            return updates
+        for update in updates:
+            self.cell.method.after_step(self._model, update)
+            self.schedule.step()
+        return []
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step depends on, beside weights."""
@@ -490,12 +480,11 @@ class Stepper:
         optimizer = self.optimizer.optimizer
         groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
         stepped = [p for group in optimizer.param_groups for p in group["params"]]
-        moments: dict[str | int, dict[str, Any]] = {}
-        for name, entry in state.get("optimizer", {}).items():
-            if str(name).isdecimal():  # an optimizer knows a parameter by its number, which a file has as text
-                moments[int(name)] = ranks.moments(entry, stepped[int(name)])
-            else:  # or by a name, as PEFT's LoRA-FA
-                moments[name] = dict(entry)
+        # An optimizer knows a parameter by its number, which a file has as text, or as PEFT's LoRA-FA by a name.
+        kept = {int(key) if str(key).isdecimal() else key: entry for key, entry in state.get("optimizer", {}).items()}
+        moments = {
+            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in kept.items()
+        }
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
         self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
         if self._accelerator.scaler and state.get("scaler"):

@@ -118,7 +118,7 @@ def test_rows_spread_from_the_shortest_to_the_longest_and_distances_are_shares_o
 def test_gradients_of_a_padded_batch_leave_out_the_padding():
     weight = torch.tensor(2.0, requires_grad=True)
     logits = weight * torch.tensor([[1.0, 9.0]])  # the second value is padding; the first one's weight is cos(0) = 1
-    assert gradients_of([logits], [[torch.Size([1])]], [weight]) == [torch.tensor(1.0)]
+    assert gradients_of([logits], [[torch.zeros(1, 1)]], [weight]) == [torch.tensor(1.0)]
 
 
 # Alone and in a batch

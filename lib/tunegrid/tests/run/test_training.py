@@ -163,7 +163,7 @@ def scaled(codec, **changes):
     trainer = trainer_of("bert_sa_sft", REVIEWS, codec, **settings | changes)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     trainer.accelerator.scaler = scaler
-    trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
+    trainer.optimizer = trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
     return trainer
 
 
