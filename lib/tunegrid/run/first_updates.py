@@ -112,9 +112,6 @@ def digest_of(values: Iterable[Any]) -> str:
     return whole.hexdigest()[:16]
 
 
-# The first updates
-
-
 def sampled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
     steps = {name: max(1, tensor.numel() // SAMPLED) for name, tensor in tensors.items()}

@@ -402,9 +402,6 @@ def _scores_of_tokens(output: Any) -> Tensor:
     return steps[times, beams, tokens]
 
 
-# Layers packed to 4 bits
-
-
 @contextmanager
 def computing(model: nn.Module) -> Iterator[dict[str, str]]:
     """Meanwhile note, by name, in which type each layer computes whose weights are packed to 4 bits.

@@ -328,10 +328,8 @@ class Trainer:
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
             log.learning_rates.append(scheduled)
             log.group_rates.append(rates)
-            if not self.accelerator.scaler or self.stepper.acts_after_step:
-                log.skipped += (
-                    self.stepper.settle()
-                )  # in fp16 when the next update is about to step, so that no device waits for its host
+            if not self.accelerator.scaler or self.stepper.acts_after_step:  # in fp16 the next update settles this one
+                log.skipped += self.stepper.settle()
             if log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
                 log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
                 gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)

@@ -28,7 +28,6 @@ from tunegrid.record.record import architecture_name
 
 Checksum = tuple[int, int]
 INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other size is read byte by byte
-NameParts = tuple[str, ...]
 # Parts of names that a loaded model has otherwise: old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention
 # starts from the self-attention of its layer.
 RENAMED = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
@@ -123,8 +122,8 @@ def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
 
 
 @cache
-def _keys_by_ending(files: tuple[Path, ...]) -> Mapping[NameParts, list[str]]:
-    endings: dict[NameParts, list[str]] = defaultdict(list)
+def _keys_by_ending(files: tuple[Path, ...]) -> Mapping[tuple[str, ...], list[str]]:
+    endings: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for name in files_by_key(files):
         parts = _parts_of(name)
         for i in range(len(parts)):
@@ -132,7 +131,7 @@ def _keys_by_ending(files: tuple[Path, ...]) -> Mapping[NameParts, list[str]]:
     return dict(endings)
 
 
-def _parts_of(name: str) -> NameParts:
+def _parts_of(name: str) -> tuple[str, ...]:
     """A dotted name in parts, without what PEFT puts in between."""
     return tuple(RENAMED.get(part, part) for part in name.split(".") if part != "base_layer")
 
