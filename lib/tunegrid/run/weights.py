@@ -100,8 +100,8 @@ def checkpoint_fingerprint(cell: Cell) -> str | None:
     if cell.profile.random_weights:
         return None
     if cell.profile.checkpoint_root is None:
-        commits = (hf.utils.hub.extract_commit_hash(str(path), None) for path in weight_files(cell))
-        return cell.backbone.revision or next(filter(None, commits), None)
+        find = hf.utils.hub.extract_commit_hash
+        return cell.backbone.revision or next((found for path in weight_files(cell) if (found := find(str(path), None))), None)
     digest = hashlib.sha256()
     for path in weight_files(cell):
         digest.update(path.read_bytes())
