@@ -31,8 +31,7 @@ from tunegrid.grid.tasks import SA
 from tunegrid.record import Record
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.serving import Serving
-from tunegrid.run.stepper import make_schedule
-from tunegrid.run.train import Trainer
+from tunegrid.run.train import Trainer, make_schedule
 
 # What is built
 

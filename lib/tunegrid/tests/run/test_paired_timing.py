@@ -8,7 +8,7 @@ from itertools import islice
 
 from tunegrid.data.splits import load_splits
 from tunegrid.run import paired_timing
-from tunegrid.run.first_step import MOVED
+from tunegrid.run.first_updates import MOVED
 from tunegrid.run.train import Trainer
 from tunegrid.tests.processes import apart
 from tunegrid.tests.small import cell_of, silent, trainer_for
