@@ -98,8 +98,12 @@ def unlike_pairs(records: Sequence[Record]) -> list[str]:
 
 def adapts_head_alone(record: Record) -> bool:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
-    targets = set((record.recipe.adapter or {}).get("target_modules") or ())
-    return bool(targets) and record.model is not None and targets <= set(record.model.adapted_modules)
+    targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
+    return (
+        isinstance(targets, list)
+        and record.model is not None
+        and set() < {*map(str, targets)} <= {*record.model.adapted_modules}
+    )
 
 
 def _budget(record: Record) -> str:
