@@ -99,11 +99,9 @@ def unlike_pairs(records: Sequence[Record]) -> list[str]:
 def adapts_head_alone(record: Record) -> bool:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
     targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
-    return (
-        isinstance(targets, list)
-        and record.model is not None
-        and set() < {*map(str, targets)} <= {*record.model.adapted_modules}
-    )
+    if not isinstance(targets, list) or record.model is None:
+        return False
+    return set() < set(map(str, targets)) <= set(record.model.adapted_modules)
 
 
 def _budget(record: Record) -> str:
