@@ -344,36 +344,3 @@ class TimeAxis:
 def along(times: Sequence[float], width: int = 120) -> Scale:
     """The axis of time that sparks of one history share."""
     return Scale(low=times[0], high=times[-1], start=6, end=width - 6)
-
-
-# Confidence
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagram:
-    """A reliability diagram: the share of hits over confidence, both from 0 to 1; on the diagonal the two are equal."""
-
-    size: int
-    x: Scale
-    y: Scale
-    dots: Sequence[tuple[float, float, float, float, float, str]]  # x, y, top, bottom, radius, title
-
-
-def diagram(bins: Sequence[tuple[int, float, float, float, float]], size: int = 150) -> Diagram | None:
-    """A dot for each bin (rows, confidence, hits, interval of hits), larger the more rows it has; None without any."""
-    if not bins:
-        return None
-    x, y = Scale(low=0, high=1, start=26, end=size - 8), Scale(low=0, high=1, start=size - 18, end=8)
-    total = sum(rows for rows, *_ in bins)
-    dots = [
-        (
-            x(confidence),
-            y(hits),
-            y(high),
-            y(low),
-            round(1.5 + 5 * (rows / total) ** 0.5, 1),
-            f"{rows} rows: confidence {confidence:.0%}, hits {hits:.0%}",
-        )
-        for rows, confidence, hits, low, high in bins
-    ]
-    return Diagram(size=size, x=x, y=y, dots=dots)

@@ -18,7 +18,6 @@ from tunegrid.page.view import RATE, Page
 from tunegrid.places import without_places
 from tunegrid.results import compare
 from tunegrid.results.estimates import duration
-from tunegrid.results.merges import MEANING
 from tunegrid.results.table import number
 from tunegrid.results.table import signed as with_sign
 
@@ -119,7 +118,6 @@ def environment() -> Environment:
         "compared_row": compare.row,
         "limits": compare.remarks,
         "column_legend": compare.legend,
-        "MERGED": MEANING,
         "DROPS": DROPS,
         "shade_of_drop": shade_of_drop,
         "NAMED": NAMED,

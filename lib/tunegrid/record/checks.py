@@ -7,7 +7,7 @@ from typing import Any
 
 from tunegrid.grid.methods import METHODS
 from tunegrid.grid.profiles import SCORED
-from tunegrid.record.parts import AuditFinding, Estimate
+from tunegrid.record.parts import AuditFinding
 from tunegrid.record.record import Record, Status
 
 POINTS = 1e-6  # what rounding may do to a score
@@ -194,38 +194,9 @@ def rows(record: Record) -> Iterator[str]:
             yield f"data.rows.{split} is {count}, but limits.{split}_rows is {limit}"
 
 
-def calibration(record: Record) -> Iterator[str]:
-    """One temperature makes validation rows no less likely; an interval holds its figure."""
-    part = record.calibration
-    if part is None:
-        return
-    before, after = part.validation_nll, part.scaled_validation_nll
-    if before is not None and after is not None and after > before:
-        yield f"calibration.scaled_validation_nll is {after:.4g}, above {before:.4g} without scaling"
-    for kind, figures in (("unscaled", part.unscaled), ("scaled", part.scaled)):
-        for name in ("ece", "adaptive_ece", "brier", "nll") if figures else ():
-            one: Estimate = getattr(figures, name)
-            if not one.low <= one.value <= one.high:
-                yield f"calibration.{kind}.{name} is {one.value:.4g}, outside of its interval {one.low:.4g} to {one.high:.4g}"
-
-
-def shifted_rows(record: Record) -> Iterator[str]:
-    """No more rows are read otherwise than changed, changed than scored, and no more pairs both right than one of them."""
-    part = record.shifted
-    if part is None:
-        return
-    for name, shift in part.shifts.items():
-        if not shift.read <= shift.changed <= part.rows:
-            yield f"shifted.shifts.{name}: {shift.read} rows read otherwise, {shift.changed} changed, {part.rows} scored"
-    for name, contrast in part.contrasts.items():
-        if not contrast.both <= contrast.right <= contrast.pairs <= part.rows:
-            counts = f"{contrast.both} both right, {contrast.right} right, {contrast.pairs} pairs, {part.rows} scored"
-            yield f"shifted.contrasts.{name}: {counts}"
-
-
 TRUTHS: tuple[Callable[[Record], Iterator[str]], ...] = (
     *(names, scores, findings, stock_path),
-    *(outcome, beginning, course, share, rows, calibration, shifted_rows),
+    *(outcome, beginning, course, share, rows),
 )
 
 

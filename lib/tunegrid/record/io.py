@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
 FORMER_FIELDS = frozenset(  # of version 0.16, in a record and in its parts: what they told of, this version does not do
-    {"distilled", "replaced", "shifted.domain", "stock.samples_per_second", "stock.own_samples_per_second", "stock.turns"}
+    {"distilled", "replaced", "merges", "calibration", "shifted", "forgetting"}
+    | {"stock.samples_per_second", "stock.own_samples_per_second", "stock.turns"}
 )
 
 
@@ -65,7 +66,7 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
 
 def _without_former(part: Mapping[str, Any], path: str = "") -> dict[str, Any]:
     return {
-        name: _without_former(value, f"{name}.") if name in ("shifted", "stock") and isinstance(value, dict) else value
+        name: _without_former(value, f"{name}.") if name == "stock" and isinstance(value, dict) else value
         for name, value in part.items()
         if f"{path}{name}" not in FORMER_FIELDS
     }

@@ -236,20 +236,37 @@ class EvaluationRecord(Part):
 
 
 @dataclass(kw_only=True)
-class Estimate(Part):
-    """A figure with its 95 % interval over what was asked: other texts, or other rows, would give another one."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(kw_only=True)
 class ExamplesRecord(Part):
     """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the hash of the rows."""
 
     file: Annotated[str, Field(pattern="^[0-9a-f]{16}[.]parquet$")]
     rows_hash: Hash
+
+
+@dataclass(kw_only=True)
+class Figure(Part):
+    """How one figure of an instrument is judged and shown."""
+
+    better: Annotated[
+        Literal["higher", "lower", ""], Field(description="in every part of the figure; empty: it is never judged")
+    ] = ""
+    margin: Annotated[Amount, Field(description="the smallest change, for the worse or better, that counts")] = 0.0
+    shown: Annotated[str, Field(pattern="^([+]?[.][0-9]f)?$", description="its format; empty: not in the table")] = ""
+
+
+@dataclass(kw_only=True)
+class InstrumentRecord(Part):
+    """What the cell was asked beside its scores: the figures are declared here, so that readers need no instrument."""
+
+    question: str
+    figures: Annotated[dict[str, Figure], Field(description="in the order of the table")]
+    file: Annotated[
+        str | None,
+        Field(
+            pattern="^figures-[0-9a-f]{16}[.]parquet$",
+            description="their values, in `examples` beside the run; null: could not be kept",
+        ),
+    ]
 
 
 @dataclass(kw_only=True)

@@ -16,7 +16,6 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
-from tunegrid.record.instruments import CalibrationRecord, ForgettingRecord, MergesRecord, ShiftedRecord
 from tunegrid.record.parts import (
     AuditFinding,
     CrashRecord,
@@ -28,6 +27,7 @@ from tunegrid.record.parts import (
     Flops,
     Hash,
     Id,
+    InstrumentRecord,
     Limits,
     Memory,
     ModelRecord,
@@ -103,13 +103,9 @@ class Record(Part):
     libraries: Annotated[
         dict[str, Hash], Field(description="hash of each library's code as it was imported; empty: not known")
     ] = field(default_factory=dict)
-    merges: Annotated[MergesRecord | None, Field(description="null: not run with -m merges")] = None
-    calibration: Annotated[
-        CalibrationRecord | None,
-        Field(description="null: generated texts are no hits or misses; or an older run did not ask"),
-    ] = None
-    shifted: Annotated[ShiftedRecord | None, Field(description="null: not run with -m shifted")] = None
-    forgetting: Annotated[ForgettingRecord | None, Field(description="null: not run with -m forgetting")] = None
+    instruments: Annotated[dict[str, InstrumentRecord], Field(description="by id; empty: `--ask` asked nothing")] = field(
+        default_factory=dict
+    )
     stock: Annotated[StockRecord | None, Field(description="the libraries' own path; null: only -m stock runs it")] = None
     first_updates: Annotated[
         Positive | None, Field(description="it made so many of its updates, as asked, and took no score; null: it was to end")

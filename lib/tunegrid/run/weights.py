@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bitsandbytes as bnb
 import torch
@@ -24,7 +24,6 @@ from transformers.pytorch_utils import Conv1D
 
 from tunegrid.grid.backbones import checkpoint_of, within
 from tunegrid.grid.cells import Cell
-from tunegrid.record.instruments import BaseKind
 from tunegrid.record.parts import ModelRecord
 from tunegrid.record.record import architecture_name
 
@@ -157,6 +156,7 @@ def parts_of_name(name: str) -> NameParts:
 
 # A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each on one of sixteen levels;
 # and the checkpoint's own, which packed give the same 4 bits.
+BaseKind = Literal["packed", "unpacked", "original"]  # packed to 4 bits; these 4 bits as numbers; the checkpoint's own numbers
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
 EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))
 

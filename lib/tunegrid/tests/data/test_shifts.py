@@ -6,8 +6,6 @@ from itertools import product
 from random import Random
 
 import pytest
-
-from fixtures.session import check_grid
 from tunegrid.data.shifts import (
     SHIFTS,
     aside,
@@ -25,6 +23,8 @@ from tunegrid.data.shifts import (
     typos,
     unpunctuated,
 )
+
+from fixtures.session import check_grid
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
 from tunegrid.grid.tasks import QA, SA, SUM, Shift

@@ -6,6 +6,7 @@ from statistics import fmean
 
 import numpy as np
 import pytest
+from tunegrid.results.calibration import Forecasts, calibration
 
 from fixtures import pipeline
 from tunegrid import ROOT
@@ -18,7 +19,6 @@ from tunegrid.page.verdict import begun, minus
 from tunegrid.page.view import AXES, page_of
 from tunegrid.record import from_json, to_json
 from tunegrid.results import compare, examples
-from tunegrid.results.calibration import Forecasts, calibration
 from tunegrid.results.compare import SECONDS, TENSORS, TRAINED
 from tunegrid.results.examples import Examples, Texts
 from tunegrid.results.files import read_list

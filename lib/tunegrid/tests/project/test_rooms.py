@@ -15,7 +15,7 @@ from tunegrid.tests.sessions import environment
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
 SINGLE = ("places", "terminal", "errors", "machine", "disk", "libraries")
-ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "audits", "results", "page", "commands", "lab")
+ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "audits", "results", "instruments", "page", "commands", "lab")
 
 
 def modules(room):

@@ -7,11 +7,6 @@ import numpy as np
 import pytest
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
-
-from tunegrid.errors import InputError
-from tunegrid.record import from_json, to_json
-from tunegrid.record.checks import contradictions
-from tunegrid.results import examples
 from tunegrid.results.calibration import (
     BINS,
     Forecasts,
@@ -24,6 +19,11 @@ from tunegrid.results.calibration import (
     forecasts_of,
     reliability,
 )
+
+from tunegrid.errors import InputError
+from tunegrid.record import from_json, to_json
+from tunegrid.record.checks import contradictions
+from tunegrid.results import examples
 from tunegrid.results.examples import Examples, read
 from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict

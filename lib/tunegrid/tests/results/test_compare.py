@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tunegrid.record.instruments import ForgettingRecord
 
 from tunegrid import ROOT
 from tunegrid.commands import compare as command
 from tunegrid.errors import InputError
-from tunegrid.record.instruments import ForgettingRecord
 from tunegrid.results.compare import (
     PEAK,
     SECONDS,

@@ -3,16 +3,16 @@
 from dataclasses import asdict
 
 import pytest
+from tunegrid.record.instruments import ForgettingRecord
+from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, forgot_more, objections
+from tunegrid.run.forgetting import TextLosses
 
 from tunegrid.grid.backbones import Objective
 from tunegrid.page import render
 from tunegrid.page.view import page_of
-from tunegrid.record.instruments import ForgettingRecord
 from tunegrid.record.parts import Estimate
 from tunegrid.results import examples
-from tunegrid.results.forgetting import forgetting_lines, forgetting_record, forgetting_table, forgot_more, objections
 from tunegrid.results.statistics import ratio
-from tunegrid.run.forgetting import TextLosses
 from tunegrid.tests.pages import run_of
 from tunegrid.tests.records import complete, seeds_as
 

@@ -3,12 +3,12 @@
 from dataclasses import asdict, replace
 
 import pytest
-
 from tunegrid.record.instruments import ContrastRecord, ForgettingRecord, ShiftedRecord, ShiftRecord
+from tunegrid.results.instruments import compared_part
+
 from tunegrid.record.parts import Estimate
 from tunegrid.results.answer import answer_of
 from tunegrid.results.gate import Run, gate
-from tunegrid.results.instruments import compared_part
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import load_tolerances
 from tunegrid.tests.records import MEASURED, complete, seeds_as

@@ -3,12 +3,12 @@
 from dataclasses import asdict
 
 import pytest
+from tunegrid.record.instruments import MergedRecord, MergesRecord
+from tunegrid.results.merges import merge_lines, merge_table, objections
 
 from tunegrid.page import render
 from tunegrid.page.view import page_of
-from tunegrid.record.instruments import MergedRecord, MergesRecord
 from tunegrid.results import examples
-from tunegrid.results.merges import merge_lines, merge_table, objections
 from tunegrid.tests.pages import run_of
 from tunegrid.tests.records import complete, seeds_as
 

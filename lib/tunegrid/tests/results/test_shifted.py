@@ -3,16 +3,16 @@
 from dataclasses import asdict
 
 import pytest
+from tunegrid.record.instruments import ContrastRecord, ShiftRecord
+from tunegrid.results.shifted import contrast_lines, objections, rows_of, shift_lines, shift_tables, shifted_record
+from tunegrid.run.shifted import Contrast, ShiftedPoints, ShiftPoints
 
 from tunegrid.page import render
 from tunegrid.page.view import page_of
 from tunegrid.record.checks import shifted_rows
-from tunegrid.record.instruments import ContrastRecord, ShiftRecord
 from tunegrid.record.parts import Estimate
 from tunegrid.results import examples
 from tunegrid.results.examples import keep_beside, read_shifted
-from tunegrid.results.shifted import contrast_lines, objections, rows_of, shift_lines, shift_tables, shifted_record
-from tunegrid.run.shifted import Contrast, ShiftedPoints, ShiftPoints
 from tunegrid.tests.pages import run_of
 from tunegrid.tests.records import complete, seeds_as
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 import transformers as hf
 from safetensors.torch import load_file, save_file
+from tunegrid.results.forgetting import forgetting_record, objections
+from tunegrid.run.forgetting import HIDE, LOADERS, NotAskedError, causal, language_losses, masked, own_modules, spans, texts_of
 
 from tunegrid.codecs.base import IGNORED
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.grid.zoo import zoo
-from tunegrid.results.forgetting import forgetting_record, objections
-from tunegrid.run.forgetting import HIDE, LOADERS, NotAskedError, causal, language_losses, masked, own_modules, spans, texts_of
 from tunegrid.tests.small import cell_of, silent, tokenizer_of, trainer_for, trainer_of
 
 QUICK = {"max_steps": 6, "warmup_ratio": 0.0, "per_device_train_batch_size": 8}

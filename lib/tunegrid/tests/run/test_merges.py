@@ -6,15 +6,15 @@ from functools import cache, partial
 import pytest
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.bnb import Linear4bit
+from tunegrid.results.merges import objections
+from tunegrid.run.merges import merges
 
 from tunegrid.audits import Evidence
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.results.merges import objections
 from tunegrid.run.evaluate import evaluate
-from tunegrid.run.merges import merges
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.serving import Serving
 from tunegrid.tests.small import CPU, cell_of, silent, trainer_for

@@ -3,15 +3,15 @@
 from dataclasses import replace
 
 import pytest
+from tunegrid.data.shifts import SHIFTS
+from tunegrid.results.shifted import objections, shifted_record
+from tunegrid.run.shifted import ROWS, follows, sampled, shifted
 
 from tunegrid.codecs.base import Prediction
-from tunegrid.data.shifts import SHIFTS
 from tunegrid.grid.tasks import QA, SA, SUM, Shift
 from tunegrid.record.parts import EvaluationRecord
-from tunegrid.results.shifted import objections, shifted_record
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.shifted import ROWS, follows, sampled, shifted
 from tunegrid.tests.small import codec_for, rows_of
 
 METRIC = Metrics()
