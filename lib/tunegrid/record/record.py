@@ -1,4 +1,4 @@
-"""The typed `Record` of one cell, which the stages fill in as they end.
+"""The typed `Record` of one cell, made once of the parts that its stages return.
 
 In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.io`). The JSON schema that
 `tunegrid export --schema` prints is generated from these classes. Scores are points, 0 to 100.
@@ -50,7 +50,7 @@ SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Record(Part):
     """One cell's record: `extra_info` of a row in pytest-benchmark's JSON.
 

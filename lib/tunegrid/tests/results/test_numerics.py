@@ -2,7 +2,6 @@
 
 import tomllib
 from dataclasses import replace
-from functools import reduce
 
 import pytest
 
@@ -27,8 +26,7 @@ LOSSES = [0.7, 0.5, 0.4, 0.3]
 def record(losses=LOSSES, cell="bert_sa_sft", **changes):
     """A finished record with these losses; `changes` are fields of its training."""
     made = complete(cell)
-    made.training = type(made.training)(**(vars(made.training) | {"losses": list(losses), "updates": len(losses)} | changes))
-    return made
+    return replace(made, training=replace(made.training, **{"losses": list(losses), "updates": len(losses)} | changes))
 
 
 def moved(index, gap):
@@ -103,12 +101,14 @@ def test_figures_of_the_first_step_name_the_stage(figures, words):
 def test_libraries_that_differ_are_named_whatever_the_verdict():
     old, new = record(), record(moved(0, 1.1e-6))
     assert compared(old, replace(old, libraries={}), TOLERANCES)[1] == "all losses are equal"  # an older file does not know
-    new.libraries = old.libraries | {"peft": "0" * 16, "torch": "1" * 16}
-    new.versions = old.versions | {"torch": "9"}
+    known = {"peft": "0" * 16, "torch": "1" * 16}
+    new = replace(new, libraries=old.libraries | known, versions=old.versions | {"torch": "9"})
     libraries = f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} of other code"
     assert compared(old, new, TOLERANCES)[1].endswith(f" is 0.700001, it was 0.7; {libraries}")
-    new.training = old.training
-    assert compared(old, new, TOLERANCES) == (Verdict.EQUAL, f"all losses are equal; {libraries}")
+    assert compared(old, replace(new, training=old.training), TOLERANCES) == (
+        Verdict.EQUAL,
+        f"all losses are equal; {libraries}",
+    )
 
 
 def test_figures_within_their_tolerance_are_rounding_and_what_begins_bit_for_bit_alike_has_a_smaller_one():
@@ -197,10 +197,8 @@ RECIPE = complete("bert_sa_sft").recipe
 
 def altered(place, value, losses=HALF):
     """A record with another value in one place."""
-    made = record(losses)
-    *parents, name = place.split(".")
-    setattr(reduce(getattr, parents, made), name, value)
-    return made
+    made, (part, _, name) = record(losses), place.partition(".")
+    return replace(made, **{part: replace(getattr(made, part), **{name: value}) if name else value})
 
 
 @pytest.mark.parametrize(
@@ -259,9 +257,8 @@ BERTSCORES = {"rougeLsum": 80.0, "bertscore_f1": 90.0}
     ],
 )
 def test_a_score_that_a_model_computes_may_round(scores, verdict):
-    old, new = record(), record()
+    old, new = replace(record(), scores=BERTSCORES), replace(record(), scores=BERTSCORES | scores)
     old.examples.file, new.examples.file = "0" * 16 + ".parquet", "1" * 16 + ".parquet"
-    old.scores, new.scores = dict(BERTSCORES), BERTSCORES | scores
     assert compared(old, new, TOLERANCES)[0] is verdict
 
 
