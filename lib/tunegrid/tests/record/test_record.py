@@ -150,7 +150,7 @@ def test_a_record_that_strays_is_refused_in_a_sentence(changes, sentence):
 def test_the_schema_is_one_and_asks_for_every_field():
     Draft202012Validator.check_schema(schema())
     # Older files lack them.
-    late = {"ranks", "excused", "warnings", "libraries", "merges", "shifted", "forgetting", "calibration", "stock"}
+    late = {"ranks", "excused", "warnings", "libraries", "instruments", "stock"}
     late |= {"first_updates", "crash"}
     assert {*schema()["required"], *late} == set(schema()["properties"]) == {field.name for field in fields(Record)}
     assert schema()["properties"]["scores"]["description"] == "points; null: not a number"

@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import pytest
-from tunegrid.results.instruments import compared_paths
 
 from tunegrid.record import new_record
 from tunegrid.record.checks import contradictions
@@ -13,6 +12,7 @@ from tunegrid.results.gate import Run, gate
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import load_tolerances
 from tunegrid.results.outcomes import kinds_of
+from tunegrid.results.stock_path import compared_paths
 from tunegrid.tests.records import CELLS, complete
 
 STAGES = {
