@@ -138,16 +138,14 @@ class Scatter:
     fronts: Sequence[str]  # the points of a polyline each
 
 
-def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bool = True) -> Scatter | None:
-    """Quality over cost, on a logarithmic axis or a linear one, which may reach below 0; None where nothing was measured."""
-    dots = [dot for dot in dots if dot.cost > 0 or not log]
+def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter | None:
+    """Quality over cost, on a logarithmic axis; None where nothing was measured."""
+    dots = [dot for dot in dots if dot.cost > 0]
     if not dots:
         return None
     costs, lows, highs = [dot.cost for dot in dots], [dot.low for dot in dots], [dot.high for dot in dots]
     pad = max(1.0, 0.08 * (max(highs) - min(lows)))
-    beside = 0.08 * (max(costs) - min(costs)) or 0.1
-    ends = (min(costs) / 1.25, max(costs) * 1.25) if log else (min(costs) - beside, max(costs) + beside)
-    x = Scale(low=ends[0], high=ends[1], start=38, end=width - 10, log=log)
+    x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
     y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
     best = sorted((dot for dot in dots if dot.front), key=lambda dot: (dot.cost, dot.score))
     ordered = [*best, *(dot for dot in dots if not dot.front)]
