@@ -102,7 +102,7 @@ def _place(data: Mapping[str, Any], source: str) -> str:
 
 
 def _sentence(fault: "ErrorDetails") -> str:
-    field = ".".join(map(str, fault["loc"])) or "the record"
+    field = ".".join(map(str, fault["loc"]))[:80] or "the record"
     if fault["type"].startswith("missing"):
         return f"{field} is missing"
     if fault["type"] in UNKNOWN:

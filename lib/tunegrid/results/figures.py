@@ -19,16 +19,7 @@ from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, judge
 from tunegrid.results.noise import PERTURBED, deviation
 from tunegrid.results.numerics import Tolerances
 from tunegrid.results.quality import Rows, pairings
-from tunegrid.results.statistics import (
-    ALPHA,
-    bootstrap_p,
-    by_training,
-    critical_value,
-    holm,
-    interval,
-    ratio,
-    resampled_means,
-)
+from tunegrid.results.statistics import ALPHA, bootstrap_p, by_training, critical_value, holm, interval, ratio, resampled_means
 from tunegrid.results.table import Column, lines
 
 NUMBERS = ("value", "weight", "low", "high")
