@@ -99,7 +99,8 @@ def unlike_pairs(records: Sequence[Record]) -> list[str]:
 
 def adapts_head_alone(record: Record) -> bool:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
-    targets = set((record.recipe.adapter or {}).get("target_modules") or ())
+    targets = (record.recipe.adapter or {}).get("target_modules")
+    targets = set(targets) if isinstance(targets, list) else set()  # of a file, it may be anything
     return bool(targets) and record.model is not None and targets <= set(record.model.adapted_modules)
 
 
