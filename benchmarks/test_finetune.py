@@ -1,4 +1,7 @@
-"""Every cell of the grid as a test: audit, train, score, audit again, leave a row, then hold it to its bounds."""
+"""Every cell of the grid as a test: audit, train, score, audit again, leave a row, then hold it to its bounds.
+
+`--ask` asks the model more, before and after it trains: the same row with more in it.
+"""
 
 import pytest
 
@@ -7,7 +10,8 @@ from tunegrid.terminal import visible
 
 
 @pytest.mark.cells("quick", "zoo", "tasks", "full")
-def test_finetune(cell, audit, train, trainer, splits, score, record, save_model, meter, benchmark):
+def test_finetune(cell, audit, train, trainer, splits, score, record, save_model, meter, benchmark, instruments):
+    instruments.before()
     findings = audit()
     with meter.phase("train"):
         training = benchmark.pedantic(train, args=(findings,), rounds=1)
@@ -15,6 +19,7 @@ def test_finetune(cell, audit, train, trainer, splits, score, record, save_model
         evaluation = None if training.stopped or trainer.paused else score(splits.test)
     if not training.stopped:
         findings = audit(findings, evaluation)
-    row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation))
+    answers = instruments.after(evaluation)
+    row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation), answers=answers)
     save_model(row)
     assert not row.missed, visible("; ".join(row.missed))

@@ -17,7 +17,6 @@ from tunegrid.page.verdict import begun, change, minus, tail
 from tunegrid.page.view import RATE, Page
 from tunegrid.results import compare
 from tunegrid.results.estimates import duration
-from tunegrid.results.merges import MEANING
 from tunegrid.results.table import number
 from tunegrid.results.table import signed as with_sign
 from tunegrid.terminal import without_places
@@ -119,7 +118,6 @@ def environment() -> Environment:
         "compared_row": compare.row,
         "limits": compare.remarks,
         "column_legend": compare.legend,
-        "MERGED": MEANING,
         "DROPS": DROPS,
         "shade_of_drop": shade_of_drop,
         "NAMED": NAMED,

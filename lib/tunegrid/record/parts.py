@@ -22,6 +22,7 @@ Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Weights = Annotated[str, Field(pattern="^([0-9a-f]{16}|[0-9a-f]{40})$")]
+FiguresFile = Annotated[str, Field(pattern="^figures-[0-9a-f]{16}[.]parquet$")]
 ModulesFile = Annotated[str, Field(pattern="^modules-[0-9a-f]{16}[.]parquet$")]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Points = Annotated[float, Field(ge=0, le=100.000001)]  # a mean of 100s may be off by rounding
@@ -185,19 +186,27 @@ class EvaluationRecord(Part):
     generated_tokens: Annotated[GeneratedRecord | None, about("null: it generates nothing, or an older run")] = None
 
 
-class Estimate(Part):
-    """A figure with its 95 % interval over what was asked: other texts, or other rows, would give another one."""
-
-    value: float
-    low: float
-    high: float
-
-
 class ExamplesRecord(Part):
     """Points and prediction of each test row: a Parquet file in `examples` beside the run, and the hash of the rows."""
 
     file: Annotated[str, Field(pattern="^[0-9a-f]{16}[.]parquet$")]
     rows_hash: Hash
+
+
+class Figure(Part):
+    """How one figure of an instrument is judged and shown."""
+
+    better: Annotated[Literal["higher", "lower", ""], about("in every part of the figure; empty: it is never judged")] = ""
+    margin: Annotated[Amount, about("the smallest change, for the worse or better, that counts")] = 0.0
+    shown: Annotated[str, Field(pattern="^([+]?[.][0-9]f)?$", description="its format; empty: not in the table")] = ""
+
+
+class InstrumentRecord(Part):
+    """What the cell was asked beside its scores: the figures are declared here, so that readers need no instrument."""
+
+    question: str
+    figures: Annotated[dict[str, Figure], about("in the order of the table")]
+    file: Annotated[FiguresFile | None, about("their values, in `examples` beside the run; null: could not be kept")]
 
 
 class Phase(Part):

@@ -16,7 +16,6 @@ from tunegrid.grid.recipes import Positive
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
 from tunegrid.record import parts
-from tunegrid.record.instruments import CalibrationRecord, ForgettingRecord, MergesRecord, ShiftedRecord
 from tunegrid.record.parts import Hash, Id, Percent, Points, about
 from tunegrid.record.stock import StockRecord
 
@@ -58,10 +57,9 @@ class Record(parts.Part):
     ranks: Annotated[parts.RanksRecord | None, about("null: one process ran the cell")] = None
     excused: Annotated[dict[str, str], about("failed audits that do not count, and why")] = field(default_factory=dict)
     libraries: Annotated[dict[str, Hash], about("hash of each library's code; empty: not known")] = field(default_factory=dict)
-    merges: Annotated[MergesRecord | None, about("null: not run with -m merges")] = None
-    calibration: Annotated[CalibrationRecord | None, about("null: generated texts are no hits; or nobody asked")] = None
-    shifted: Annotated[ShiftedRecord | None, about("null: not run with -m shifted")] = None
-    forgetting: Annotated[ForgettingRecord | None, about("null: not run with -m forgetting")] = None
+    instruments: Annotated[dict[str, parts.InstrumentRecord], about("by id; empty: nothing was asked")] = field(
+        default_factory=dict
+    )
     stock: Annotated[StockRecord | None, about("the libraries' own path; null: only -m stock runs it")] = None
     first_updates: Annotated[Positive | None, about("it made as many, as asked; null: it was to end")] = None
     crash: Annotated[parts.CrashRecord | None, about("how it broke off; null: it did not, or nothing was kept")] = None

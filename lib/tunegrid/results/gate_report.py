@@ -64,7 +64,7 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     """
     alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
     for j in judged:
-        if j.verdict not in QUIET and j.decides and not (j.kind == "calibration" and j.verdict is Verdict.CANNOT_TELL):
+        if j.verdict not in QUIET and j.decides and not (j.kind == "instruments" and j.verdict is Verdict.CANNOT_TELL):
             fails = j in failing
             order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
             alike.setdefault((*order, j.quantity, j.detail if j.quantity in FLOWS else ""), []).append(j)
@@ -147,7 +147,7 @@ def _findings_alone(report: Report) -> list[str]:
 
 
 def _findings(row: Sequence[str], failing: Sequence[Judgement]) -> tuple[str, ...]:
-    """Of a cell's row the verdicts to be told; of speed and calibration, which the remarks sum up, those that fail the run."""
+    """Of a cell's row the verdicts to be told; of speed and instruments, which the remarks sum up, those that fail the run."""
     told = {*KINDS[:3], *(j.kind for j in failing if j.cell == row[0])}
     verdicts = zip(KINDS, row[VERDICTS], strict=True)
     return tuple(f"{kind} {verdict}" for kind, verdict in verdicts if kind in told and verdict not in (*QUIET, "-"))

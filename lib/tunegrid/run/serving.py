@@ -30,10 +30,9 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS, Carve, Problem, score_title
 from tunegrid.record import Record, to_json
-from tunegrid.record.instruments import BaseKind
 from tunegrid.run.build import base_type, keep_packed_layers, load_base
 from tunegrid.run.device import ATTENTION
-from tunegrid.run.weights import lacking_modules
+from tunegrid.run.weights import BaseKind, lacking_modules
 from tunegrid.terminal import without_places
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds

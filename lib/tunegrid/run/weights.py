@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import bitsandbytes as bnb
 import torch
@@ -22,7 +22,6 @@ from transformers.pytorch_utils import Conv1D
 
 from tunegrid.grid.backbones import checkpoint_of, within
 from tunegrid.grid.cells import Cell
-from tunegrid.record.instruments import BaseKind
 from tunegrid.record.parts import ModelRecord
 
 Checksum = tuple[int, int]
@@ -139,6 +138,7 @@ def _parts_of(name: str) -> tuple[str, ...]:
 
 # A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each on one of sixteen levels;
 # and the checkpoint's own, which packed give the same 4 bits.
+BaseKind = Literal["packed", "unpacked", "original"]  # packed to 4 bits; these 4 bits as numbers; the checkpoint's own numbers
 ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
 EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))  # a checkpoint may have numbers on the levels, too
 

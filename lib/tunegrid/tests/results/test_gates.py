@@ -244,7 +244,7 @@ def test_a_report_is_a_row_a_cell_and_the_answer():
     assert f"worse: bert_sa_lora accuracy -3.91 points ({evidence})" in text
     assert text.splitlines()[:2] == [
         "cell            main score change 95 % interval   p      sees  "
-        "numerics     quality      memory       speed        calibration",
+        "numerics     quality      memory       speed        instruments",
         "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.9   changed      worse        same         same         -",
     ]
     assert as_markdown(report).startswith("**Failed against the baseline: 1 cell worse (bert_sa_lora accuracy).**\n\nCause: ")

@@ -9,10 +9,10 @@ from tunegrid.record.checks import contradictions
 from tunegrid.record.stock import StockRecord, StockStage
 from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gate import Run, gate
-from tunegrid.results.instruments import compared_paths
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import load_tolerances
 from tunegrid.results.outcomes import kinds_of
+from tunegrid.results.stock_path import compared_paths
 from tunegrid.tests.records import CELLS, complete
 
 STAGES = {
