@@ -17,6 +17,6 @@ if missing or not list(Distribution.discover(name="tunegrid")):
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
 BEFORE = ("options", "session", "interrupts", "selection", "planning", "progress")
-RUN = ("pipeline", "library_warnings", "journal", "record", "results", "failures", "asked_for")
-AFTER = ("answer", "isolation", "time_limit", "ray.plugin", "instruments", "shown")
+RUN = ("pipeline", "journal", "record", "results", "asked_for")
+AFTER = ("gate", "isolation", "time_limit", "ray.plugin", "instruments", "reports")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))
