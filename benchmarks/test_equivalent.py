@@ -23,9 +23,8 @@ from tunegrid.audits.checkpoint import NF4_LEVELS
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.ranks import ALONE, Ranks
+from tunegrid.run.ranks import ALONE, Ranks, Sharded, fsdp_refusal
 from tunegrid.run.serving import Serving
-from tunegrid.run.sharded import Sharded, fsdp_refusal
 from tunegrid.tests.small import silent, still, trainer_for
 
 FIRST, SECOND = "default", "second"  # adapters: PEFT's name for one without a name, and another
@@ -133,7 +132,7 @@ def trained(bench, *, resumed=0, together=None, **changes):
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     if resumed:
         trainer.run(silent(), first_updates=resumed)
-        file = Checkpoints(path=bench.folder / "training.safetensors", every_seconds=0.0, resume=True)
+        file = Checkpoints(path=bench.folder / "training.pt", every_seconds=0.0, resume=True)
         file.save_if_due(trainer)
         file.restore(trainer := trainer_of(bench, **changes))
         assert trainer.log.updates == resumed, "it goes on where it stopped"
