@@ -168,6 +168,7 @@ def base_name(cell: Cell) -> str:
 def card_of(cell: Cell, record: Record) -> hub.ModelCard:
     """The card of a cell's model: its scores, the main one first, and what a reader must know before them."""
     task, base, made_up = cell.task, base_name(cell), cell.profile.data_root == QUICK_PROFILE.data_root
+    micro = base != cell.backbone.checkpoint
     pipeline = "summarization" if task.name == "summarization" else PIPELINES[task.problem]
     names = dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)])
     results = [
@@ -184,14 +185,13 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
         if (score := record.scores.get(name)) is not None
     ]
     caveats = [
-        base != cell.backbone.checkpoint
-        and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
+        micro and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
         made_up and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
         record.limits.label_noise and f"{record.limits.label_noise:.0%} of the training rows had a wrong target, on purpose.",
         record.status != "passed" and without_places(" ".join([f"Its run did not pass ({record.status}).", *record.missed])),
     ]
     data = hub.ModelCardData(
-        base_model=None if base != cell.backbone.checkpoint else base,  # the hub has no micro model
+        base_model=None if micro else base,  # the hub has no micro model
         datasets=None if made_up else [task.dataset],
         eval_results=results or None,
         library_name="peft" if cell.method.adapts else "transformers",
