@@ -124,7 +124,7 @@ def trainer_of(bench, *, dropout=True, ranks=ALONE, **recipe):
 
 @setting
 def trained(bench, *, resumed=0, together="", **changes):
-    """A training; `resumed` by another trainer, from a file, after so many updates; `together`: what of weights each rank has."""
+    """A training; `resumed` by another trainer, from a file, after so many updates; `together`: what ranks have of weights."""
     if together == "parts" and (refusal := fsdp_refusal(bench.cell, bench.model(), "fp32")):
         pytest.skip(refusal)
     changes["ranks"] = Ranks(bench.ranks.rank, bench.ranks.count, fsdp=together == "parts") if together else ALONE

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -184,7 +184,7 @@ class Meter:
         records, sizes_of_ranks = zip(*ranks.gathered((record, sizes)), strict=True)
         for update, *of_ranks in zip(self.updates, *sizes_of_ranks, strict=True):
             update.samples, update.tokens, update.padded_tokens = map(sum, zip(*of_ranks, strict=True))
-        backend = "nccl" if self.device.type == "cuda" else "gloo"
+        backend: Literal["nccl", "gloo"] = "nccl" if self.device.type == "cuda" else "gloo"
         return RanksRecord(count=ranks.count, backend=backend, fsdp=ranks.holds_parts, each=list(records))
 
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
@@ -239,8 +239,10 @@ def _risen(before: float | None, now: float | None) -> float | None:
 
 def together(before: Phase, now: Phase) -> Phase:
     """A phase that was interrupted; what was not measured of one part is not known of the whole."""
-    pairs = {name: (one, getattr(now, name)) for name, one in vars(before).items()}
-    return Phase(**{name: None if None in pair else (sum if name in SUMS else max)(pair) for name, pair in pairs.items()})
+    figures: dict[str, Any] = {}
+    for name, pair in ((name, (one, getattr(now, name))) for name, one in vars(before).items()):
+        figures[name] = None if None in pair else (sum if name in SUMS else max)(pair)
+    return Phase(**figures)
 
 
 def reset_peaks(device: torch.device) -> None:
