@@ -142,12 +142,12 @@ def predict(
             outputs.update(zip(chunk, answers, strict=True))
             stage.at(len(outputs), len(order))
     shares = ranks.gathered((outputs, size))
-    known = {i: output for share, _ in shares for i, output in share.items()}
-    return [known[i] for i in range(len(features))], min(size for _, size in shares)
+    by_feature = {i: output for share, _ in shares for i, output in share.items()}
+    return [by_feature[i] for i in range(len(features))], min(size for _, size in shares)
 
 
 def confidences(codec: Codec, evaluation: Evaluation, temperature: float = 1.0) -> Sequence[float] | None:
     """The probability of each row's prediction; None if the codec gives none, or a model gave no numbers."""
     examples = [feature.example for feature in evaluation.features]
-    known = codec.confidences(examples, evaluation.outputs, temperature) if evaluation.outputs else None
-    return known if known and all(map(math.isfinite, known)) else None
+    probabilities = codec.confidences(examples, evaluation.outputs, temperature) if evaluation.outputs else None
+    return probabilities if probabilities and all(map(math.isfinite, probabilities)) else None

@@ -173,8 +173,8 @@ class Ranks:
 
     def _pairs(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[tuple[Tensor, Any]]:
         """What trains in both; nothing if they are one."""
-        both = zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ()
-        return ((own.detach(), part.detach()) for own, part in both if own.requires_grad)
+        pairs = zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ()
+        return ((own.detach(), part.detach()) for own, part in pairs if own.requires_grad)
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
         """An optimizer's state of a parameter, as a checkpoint has it, in the optimizer's own types.
