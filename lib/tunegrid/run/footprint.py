@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from tunegrid.codecs.base import Codec, Feature
@@ -165,6 +164,8 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
     Of random numbers: a GPU multiplies ones with less power, hence at a higher clock than it holds in training.
     """
+    from torch.utils.benchmark import Timer  # 60 ms, which cells that are no footprints do not need
+
     side = MATRIX[device.type]
     generator = torch.Generator(device).manual_seed(0)  # the trainer's own random numbers stay as they are
     matrix = torch.randn(side, side, generator=generator, device=device, dtype=AUTOCAST.get(precision))
