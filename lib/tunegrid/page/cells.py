@@ -88,7 +88,7 @@ def _circumstances(record: Record, alone: bool) -> list[tuple[str, Any]]:
             ("tokens", training.tokens),
         ]
     if data:
-        parts += [("rows", asdict(data.rows)), ("rows from", asdict(data.origins)), ("data fingerprint", data.fingerprint)]
+        parts += [("rows", data.rows), ("rows from", data.origins), ("data fingerprint", data.fingerprint)]
         parts += [("data revision", data.revision)]
     if model:
         parts += [("checkpoint", model.checkpoint), ("weights", model.fingerprint), ("architecture", model.architecture)]

@@ -1,6 +1,5 @@
 """What questions that a trained cell was asked say: parts of a record."""
 
-from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -9,7 +8,6 @@ from tunegrid.grid.recipes import Amount, Count, Positive
 from tunegrid.record.parts import Estimate, ExamplesRecord, Part, Points
 
 
-@dataclass(kw_only=True)
 class CalibrationFigures(Part):
     """How well confidence fits hits: of test rows, the prediction's probability and whether it is right."""
 
@@ -26,7 +24,6 @@ class CalibrationFigures(Part):
     nll: Annotated[Estimate, Field(description="nats: mean of -log of what was said of the outcome, hit or miss")]
 
 
-@dataclass(kw_only=True)
 class CalibrationRecord(Part):
     """How well a model knows when it is right; the temperature is fitted on validation rows."""
 
@@ -45,7 +42,6 @@ class CalibrationRecord(Part):
 BaseKind = Literal["packed", "unpacked", "original"]  # packed to 4 bits; these 4 bits as numbers; the checkpoint's own numbers
 
 
-@dataclass(kw_only=True)
 class MergedRecord(Part):
     """An adapter merged onto one base, beside the adapter that is served over its packed base."""
 
@@ -59,7 +55,6 @@ class MergedRecord(Part):
     refused: Annotated[str | None, Field(description="why it could not be merged")]
 
 
-@dataclass(kw_only=True)
 class MergesRecord(Part):
     """An adapter over a packed base, served as it is and merged in three ways."""
 
@@ -72,7 +67,6 @@ class MergesRecord(Part):
     original: Annotated[MergedRecord, Field(description="merged onto the checkpoint, which was never packed")]
 
 
-@dataclass(kw_only=True)
 class ForgettingRecord(Part):
     """The backbone's own pretraining loss on texts of the other tasks, before and after training, in nats a token."""
 
@@ -89,7 +83,6 @@ class ForgettingRecord(Part):
     refused: Annotated[str | None, Field(description="why it could not be asked, as that the checkpoint has no such head")]
 
 
-@dataclass(kw_only=True)
 class ShiftRecord(Part):
     """What the trained model scores on rows as one shift changes them, which have the same answers."""
 
@@ -100,7 +93,6 @@ class ShiftRecord(Part):
     change: Annotated[Estimate, Field(description="against the rows as they are, in points, paired row by row")]
 
 
-@dataclass(kw_only=True)
 class ContrastRecord(Part):
     """What the trained model answers where a shift turns the right answer: it must follow."""
 
@@ -110,7 +102,6 @@ class ContrastRecord(Part):
     both: Annotated[Count, Field(description="pairs of which its twin is, too")]
 
 
-@dataclass(kw_only=True)
 class ShiftedRecord(Part):
     """How robust the trained model is: scores on changed rows."""
 

@@ -285,7 +285,7 @@ def p_of(difference: float, errors: Sequence[Error]) -> float:
 def chance_of(entries: Sequence[Entry], calibrated: Noise) -> Chance:
     """The calibrated noise where it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
     profile = entries[0].first.profile
-    rows = {entry.first.task: entry.first.data.rows.test for entry in entries if entry.first.data}
+    rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
     known = {
         (cell, score): own
         for (cell, score), own in calibrated.measured.get(SEEDS, {}).items()

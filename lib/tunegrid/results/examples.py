@@ -226,7 +226,7 @@ def _texts(path: Path, rows: int | None = None) -> Texts:
 
 def _rows_of(record: Record) -> int | None:
     """How many test rows a record names."""
-    return record.data.rows.test if record.data else None
+    return record.data.rows["test"] if record.data else None
 
 
 def read(record: Record, run: Path | None) -> Examples | None:

@@ -102,14 +102,12 @@ class Report:
 
     Attributes:
         flips: test rows that changed, where they were asked for.
-        warnings: sentences on warnings of libraries that are new, or gone.
         causes: lines on the cells that failed by themselves, which the terminal has in the table of cells.
     """
 
     judged: Sequence[Judgement]
     answer: RunAnswer
     flips: FlipList | None = None
-    warnings: Sequence[str] = ()
     causes: Sequence[str] = ()
 
     @property
@@ -127,7 +125,7 @@ def verdict_table(report: Report, *, brief: bool = False) -> str:
     """The same without the answer; a brief one shows findings alone."""
     flips = report.flips.lines() if report.flips else []
     table = _findings_alone(report) if brief else lines(COLUMNS, rows(report.judged))
-    return "\n".join([*table, *report.remarks, *report.warnings, *flips, counted(report.judged)])
+    return "\n".join([*table, *report.remarks, *flips, counted(report.judged)])
 
 
 def _findings_alone(report: Report) -> list[str]:
@@ -171,7 +169,7 @@ def as_markdown(report: Report) -> str:
         return "\n\n".join(parts)
     titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(report.judged)]
-    sentences = [f"* {markdown(line)}" for line in (*report.remarks, *report.warnings)]
+    sentences = [f"* {markdown(line)}" for line in report.remarks]
     flips = report.flips.markdown() if report.flips else []
     return "\n\n".join([*parts, markdown(counted(report.judged)), "\n".join([*titles, *cells]), "\n".join(sentences), *flips])
 

@@ -21,7 +21,7 @@ from tunegrid.audits.evidence import Evidence, sample
 from tunegrid.codecs.features import chunks
 from tunegrid.errors import first_line
 from tunegrid.record.instruments import BaseKind, MergedRecord, MergesRecord
-from tunegrid.record.parts import plain
+from tunegrid.record.parts import jsonable
 from tunegrid.run.build import base_type
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import COARSE, FINE, distance, hooked, logits_of, of_targets, undisturbed
@@ -120,7 +120,7 @@ class _Merging:
         return self.evidence.serving.load_onto(base, self.evidence.cell, self.folder, self.device)
 
     def _main_score(self, answers: Answers) -> float | None:
-        score: float | None = plain(answers.evaluation.scores[self.evidence.cell.task.main_score])
+        score: float | None = jsonable(answers.evaluation.scores[self.evidence.cell.task.main_score])
         return score
 
     def _logits(self, model: nn.Module) -> list[Tensor]:

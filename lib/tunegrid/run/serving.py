@@ -27,12 +27,12 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
-from tunegrid.places import without_places
 from tunegrid.record import Record, to_json
 from tunegrid.record.instruments import BaseKind
 from tunegrid.run.build import base_type, keep_packed_layers, load_base
 from tunegrid.run.device import ATTENTION
 from tunegrid.run.weights import lacking_modules
+from tunegrid.terminal import without_places
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds
 PIPELINES = {  # the hub's names of tasks; summarization has one of its own

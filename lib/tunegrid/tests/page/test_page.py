@@ -7,7 +7,7 @@ from statistics import fmean
 import numpy as np
 import pytest
 
-from fixtures import pipeline
+from fixtures.record import in_words
 from tunegrid import ROOT
 from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
@@ -252,7 +252,7 @@ def test_text_of_data_sets_is_escaped_and_cut(tmp_path):
 
 def test_what_should_have_been_answered_in_words():
     spans = {"text": ["in May", "May", "in May"], "answer_start": [3, 6, 3]}
-    said = [pipeline.in_words(1, ("negative", "positive")), pipeline.in_words(spans, ()), pipeline.in_words("a summary", ())]
+    said = [in_words(1, ("negative", "positive")), in_words(spans, ()), in_words("a summary", ())]
     assert said == ["positive", "in May | May", "a summary"]
 
 

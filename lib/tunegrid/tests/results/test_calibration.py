@@ -10,7 +10,6 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from tunegrid.errors import InputError
 from tunegrid.record import from_json, to_json
-from tunegrid.record.checks import contradictions
 from tunegrid.results import examples
 from tunegrid.results.calibration import (
     BINS,
@@ -162,17 +161,6 @@ def test_numerics_do_not_rest_on_confidences(confidence):
     assert compared(old, new, load_tolerances()) == equal
     other = replace(new, examples=examples.write(replace(rows, predictions=["0", "1"])))
     assert compared(other, new, load_tolerances())[0] is Verdict.CHANGED
-
-
-def test_a_record_contradicts_itself_where_scaling_made_it_worse_or_an_interval_misses_its_figure():
-    part = calibration("accuracy", *[lambda t: at(t / 2, *calibrated(300))] * 2)
-    assert list(contradictions(complete(bounds={}))) == []
-    worse = replace(part, scaled_validation_nll=part.validation_nll + 0.1)
-    [sentence] = contradictions(replace(complete(), calibration=worse))
-    assert "without scaling" in sentence
-    beside = replace(part, unscaled=replace(part.unscaled, nll=replace(part.unscaled.nll, low=9.0, high=10.0)))
-    [sentence] = contradictions(replace(complete(), calibration=beside))
-    assert sentence.startswith("calibration.unscaled.nll is ")
 
 
 def test_lines_are_means_over_seeds():

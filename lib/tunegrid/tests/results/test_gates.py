@@ -96,8 +96,8 @@ def test_more_cells_make_each_verdict_stricter():
 
 @pytest.mark.parametrize("score", [None, float("nan")])
 def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
-    old, new = record_of("t5_qa_sft"), record_of("t5_qa_sft")
-    new.scores = {"exact_match": 60.0, "f1": score}
+    old = record_of("t5_qa_sft")
+    new = replace(old, scores={"exact_match": 60.0, "f1": score})
     assert judged(old, new)["f1"].verdict is Verdict.WORSE
     assert judged(new, old)["f1"].verdict in (Verdict.CANNOT_TELL, Verdict.WORSE)
 

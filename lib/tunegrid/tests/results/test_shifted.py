@@ -6,7 +6,6 @@ import pytest
 
 from tunegrid.page import render
 from tunegrid.page.view import page_of
-from tunegrid.record.checks import shifted_rows
 from tunegrid.record.instruments import ContrastRecord, ShiftRecord
 from tunegrid.record.parts import Estimate
 from tunegrid.results import examples
@@ -137,14 +136,3 @@ def test_the_page_shows_what_shifts_cost_in_shades():
     assert "<td>typos5</td>" in section
     assert section.count('<td class="n">60</td>') == 2
     assert 'id="shifts"' not in render.html(page_of(run_of([complete("bert_sa_sft")])))
-
-
-def test_a_record_whose_counts_cannot_be_is_contradicted():
-    one = record("bert_sa_sft")
-    one.shifted.shifts["typos5"].read = 11
-    one.shifted.contrasts["negated"].both = 9
-    assert list(shifted_rows(one)) == [
-        "shifted.shifts.typos5: 11 rows read otherwise, 10 changed, 10 scored",
-        "shifted.contrasts.negated: 9 both right, 8 right, 10 pairs, 10 scored",
-    ]
-    assert list(shifted_rows(record("bert_sa_sft"))) == []
