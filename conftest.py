@@ -16,7 +16,7 @@ if missing or not list(Distribution.discover(name="tunegrid")):
     raise SystemExit(4)  # an exception of pytest's would come with the lines of this file
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
-BEFORE = ("options", "session", "interrupts", "selection", "planning", "progress")
+BEFORE = ("options", "session", "selection", "planning", "progress")
 RUN = ("pipeline", "library_warnings", "journal", "record", "results", "failures", "asked_for")
-AFTER = ("answer", "isolation", "time_limit", "ray.plugin", "instruments", "shown")
+AFTER = ("answer", "processes", "ray", "instruments", "shown")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

@@ -11,7 +11,7 @@ import tempfile
 from functools import cache, partial
 from pathlib import Path
 
-from fixtures.process import Child
+from tunegrid.launcher import Child
 from tunegrid import ROOT
 from tunegrid.grid.profiles import FIXTURES
 
