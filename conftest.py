@@ -5,7 +5,10 @@ from importlib.metadata import Distribution
 from importlib.util import find_spec
 
 # What the plugins import. The checkout itself may be found wherever pytest comes from.
-NEEDED = ("pydantic", "pytest_benchmark", "rich", "tqdm", "filelock", "numpy", "torch", "transformers", "peft")
+NEEDED = (
+    *("pydantic", "pytest_benchmark", "pytest_timeout", "rich", "tqdm", "filelock"),
+    *("numpy", "torch", "transformers", "peft"),
+)
 
 missing = [name for name in NEEDED if find_spec(name) is None]
 if missing or not list(Distribution.discover(name="tunegrid")):

@@ -2,8 +2,8 @@
 
 Cells in processes of their own, cells on a Ray cluster, `upgrade`, `bisect`, `calibrate` and the lab start their sessions here.
 
-The process that waits holds a lock, which the system releases however that process ends. A session that was started so waits for
-the lock in a thread (`end_with_launcher`), and ends when it gets it; so do ranks, whose parent is torchrun.
+The process that waits holds a lock, which the system releases however that process ends. A session that was started so waits
+for the lock in a thread (`end_with_launcher`), and ends when it gets it; so do ranks, whose parent is torchrun.
 """
 
 import fcntl
@@ -48,12 +48,7 @@ def run(
 ) -> int:
     """Run a command that starts pytest; return its exit code. If this process is interrupted, the command ends first.
 
-    Args:
-        command: as `sys.executable -m pytest ...`, or that of another environment's Python.
-        cwd: where it runs.
-        environment: in place of this process's own.
-        output: the file for all that it says; None: this process's own streams.
-        limit_seconds: after these it is ended, and its exit code is OVERDUE.
+    `output` takes all that it says, in place of this process's streams. After `limit_seconds` it is ended, with OVERDUE.
     """
     with tempfile.NamedTemporaryFile(prefix="tunegrid-lock-") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -79,11 +74,9 @@ def run(
 
 
 def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
-    """Wait until the process that started this session has ended, then end this one: nobody takes its rows any more.
+    """Wait until the process that holds the lock has ended, then end this one: nobody takes its rows any more.
 
-    Args:
-        lock: the file that the launcher has locked.
-        torchrun: the process that started this one as a rank, which takes its time to end.
+    `torchrun` is the process that started this one as a rank: it has nothing to wait for either, and takes its time.
     """
     with suppress(FileNotFoundError), Path(lock).open(encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -177,12 +170,8 @@ def run_test(
 ) -> ProcessResult:
     """Run a session that has just this test, and wait for it; torchrun starts it if several ranks share the test.
 
-    Args:
-        arguments: of the session that wants the test.
-        child: what the process is told, but for the file of its reports.
-        cwd: where those arguments hold.
-        environment: of the process, in place of this one's.
-        limit_seconds: how long the test may take. The process sees to that; if it never comes to its test, it is ended.
+    `arguments` are those of the session that wants the test, as they hold in `cwd`. The child itself sees to `limit_seconds`; it
+    is ended if it never comes to its test.
     """
     torchrun = (*TORCHRUN, f"--nproc-per-node={child.ranks}") if child.ranks > 1 else ()
     with tempfile.TemporaryDirectory(prefix="tunegrid-test-") as name:
@@ -198,13 +187,11 @@ def run_test(
             )
         said = output.read_text(errors="replace", encoding="utf-8")
         by_rank = [rank_file(reports, rank) for rank in range(child.ranks)]
-        stacks = [path.read_text(errors="replace", encoding="utf-8") for path in sorted(Path(name).glob("*.stack"))]
-        stack = next(filter(None, stacks), "")
         return ProcessResult(
             returncode=returncode,
             output=said,
             reports=decisive_reports([json.loads(path.read_bytes()) if path.exists() else () for path in by_rank], said),
-            hung_in=main_stack(stack) if stack or returncode == OVERDUE else "",
+            hung_in="an unknown place" if returncode == OVERDUE else main_stack(Path(name)),
         )
 
 
@@ -230,7 +217,8 @@ def killed_rank(output: str) -> tuple[int, str] | None:
     return next(((rank, name) for rank, name in names.items() if name != "SIGTERM"), None)
 
 
-def main_stack(dump: str) -> str:
-    """Where the main thread stood, which is last in faulthandler's dump: `update (stepper.py:88) < run (training.py:120)`."""
-    frames = FRAME.findall(dump.rpartition("most recent call first")[2])[:FRAMES]
-    return " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in frames) or "an unknown place"
+def main_stack(folder: Path, names: str = "*") -> str:
+    """Where a main thread stood, which is last in what faulthandler wrote: `update (stepper.py:88) < run (training.py:120)`."""
+    dumps = "\n".join(path.read_text(errors="replace", encoding="utf-8") for path in folder.glob(f"{names}.stack"))
+    frames = FRAME.findall(dumps.rpartition("most recent call first")[2])[:FRAMES]
+    return " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in frames)
