@@ -170,8 +170,7 @@ def run_test(
 ) -> ProcessResult:
     """Run a session that has just this test, and wait for it; torchrun starts it if several ranks share the test.
 
-    `arguments` are those of the session that wants the test, as they hold in `cwd`. The child itself sees to `limit_seconds`; it
-    is ended if it never comes to its test.
+    `arguments` are those of the session that wants the test, as they hold in `cwd`. The child itself sees to `limit_seconds`.
     """
     torchrun = (*TORCHRUN, f"--nproc-per-node={child.ranks}") if child.ranks > 1 else ()
     with tempfile.TemporaryDirectory(prefix="tunegrid-test-") as name:
