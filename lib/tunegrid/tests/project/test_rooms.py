@@ -14,7 +14,7 @@ from tunegrid.tests.sessions import environment
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
-SINGLE = ("places", "terminal", "errors", "machine", "disk", "libraries")
+SINGLE = ("places", "terminal", "errors", "machine", "disk", "libraries", "launcher")
 ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "audits", "results", "page", "commands", "lab")
 
 
