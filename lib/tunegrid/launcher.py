@@ -33,7 +33,6 @@ MARGIN_SECONDS = 600.0  # that a process may take beside its test's limit: to st
 TORCHRUN = ("-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # 0: any free port
 FAILURE = re.compile(r"rank +: (\d+) .*\n.*exitcode +: (-?\d+) ")  # in what torchrun says at its end
 FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler writes one
-FRAMES = 8  # of a stack, in a sentence
 ROW = "tunegrid_row"  # the attribute that carries a row on a report; xdist sends attributes of plain values along
 Reports = Sequence[Mapping[str, Any]]  # of a test, as pytest serializes them
 
@@ -66,11 +65,10 @@ def run(
             return OVERDUE
         finally:
             process.terminate()  # if it still runs; torchrun ends its ranks then
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(END_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()  # ranks end with the lock
-                process.wait()
+            process.kill()  # ranks end with the lock
+            process.wait()
 
 
 def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
@@ -219,5 +217,5 @@ def killed_rank(output: str) -> tuple[int, str] | None:
 def main_stack(folder: Path, names: str = "*") -> str:
     """Where a main thread stood, which is last in what faulthandler wrote: `update (stepper.py:88) < run (training.py:120)`."""
     dumps = "\n".join(path.read_text(errors="replace", encoding="utf-8") for path in folder.glob(f"{names}.stack"))
-    frames = FRAME.findall(dumps.rpartition("most recent call first")[2])[:FRAMES]
+    frames = FRAME.findall(dumps.rpartition("most recent call first")[2])[:8]
     return " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in frames)
