@@ -6,7 +6,7 @@ was built, encoded, trained and predicted. Audits over several cells are in `tun
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tunegrid.audits import before, model, scores, training
+from tunegrid.audits import before, computation, scores, training
 from tunegrid.audits.evidence import Evidence
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
@@ -42,17 +42,17 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         training.ranks_end_alike,
     ),
     "of the trained model": (
-        model.loss_is_the_tasks,
-        model.predicting_twice_is_the_same,
-        model.rows_alone_as_in_batch,
-        model.decoder_sees_no_future,
-        model.gradients_reach,
-        model.gradients_survive_evaluation,
-        model.packed_layers_compute_as_declared,
-        model.output_follows_trained_tokens,
-        model.adapters_add_as_declared,
-        model.adapter_survives_its_switches,
-        model.dropout_drops,
+        computation.loss_is_the_tasks,
+        computation.predicting_twice_is_the_same,
+        computation.rows_alone_as_in_batch,
+        computation.decoder_sees_no_future,
+        computation.gradients_reach,
+        computation.gradients_survive_evaluation,
+        computation.packed_layers_compute_as_declared,
+        computation.output_follows_trained_tokens,
+        computation.adapters_add_as_declared,
+        computation.adapter_survives_its_switches,
+        computation.dropout_drops,
     ),
     "of scores": (
         scores.selection_apart_from_test,
@@ -65,7 +65,7 @@ AUDITS: Mapping[str, Sequence[Audit]] = {
         scores.metric_invariants,
         scores.learned_something,
     ),
-    "of serving": (model.saved_is_served,),
+    "of serving": (computation.saved_is_served,),
 }
 
 

@@ -120,7 +120,8 @@ def variant_applied(evidence: Evidence) -> Answer:
     faults += [f"{name} is still the checkpoint's" for name in sorted(rewritten - evidence.not_from_checkpoint)]
     for part, rate in rates.items():
         faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in peaks if part in name and peak != rate]
-    faults += ["nothing of its own is there"] if (method.must_move and not moving) or (ends and not rewritten) else []
+    alone = all(within(name, cell.head.new_modules) for name in moving)  # the head, which trains by any method
+    faults += ["nothing of its own is there"] if (method.must_move and alone) or (ends and not rewritten) else []
     answer = method.holds_after(evidence.model, cell)
     if not (moving or staying or ends or rates or faults):
         return answer
