@@ -25,7 +25,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 from benchmarks.plants.patches import models
 from benchmarks.plants.patches.training import signed_second_moments
 from benchmarks.plants.plant import Plant
-from tunegrid.run import checkpoint, stepper, training
+from tunegrid.run import checkpoint, stepper, train
 from tunegrid.run.train import Trainer
 
 # Training
@@ -55,7 +55,7 @@ def moments_are_not_kept(plant):
 
 
 def random_numbers_are_not_kept(plant):
-    plant.setattr(training, "set_random_states", lambda device, states: None)
+    plant.setattr(train, "set_random_states", lambda device, states: None)
 
 
 def weights_are_kept_in_bf16(plant):
