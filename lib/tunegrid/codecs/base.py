@@ -6,7 +6,6 @@ Shapes: B rows in a batch, L tokens in its longest row.
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -75,9 +74,6 @@ class Codec(ABC):
         self.before, self.after = self.around()
         # GPT-2 has no padding token; padding is masked out, so any token will do.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._check()
-
-    def _check(self) -> None:
         if self.room < 1:
             raise InputError(
                 f"{self.cell.id}: max_length {self.recipe.max_length} leaves no room for the text; give the recipe a larger one"
@@ -93,7 +89,7 @@ class Codec(ABC):
         return [token]
 
     def around(self) -> tuple[list[int], list[int]]:
-        """`before` and `after`: by default what the backbone wraps its texts in."""
+        """`before` and `after`: by default the backbone's special tokens around a text."""
         wrap = self.cell.backbone.wrap
         return self.special(wrap.before), self.special(wrap.after)
 
@@ -163,12 +159,9 @@ class Codec(ABC):
         return []
 
     def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-        """The probability that the model gives each row's prediction; None where outputs do not tell it, as those of texts.
+        """The probability that the model gives each row's prediction; None if outputs do not hold it, as those of texts.
 
-        Args:
-            examples: the number of each output's row.
-            outputs: what the model gave for each feature.
-            temperature: by which all scores are divided first: above 1, a model is less sure of the same predictions.
+        `examples` are the rows' numbers by output; all scores are divided by `temperature` first.
         """
         return None
 
@@ -188,13 +181,9 @@ class Codec(ABC):
         """The tokens of a feature that an output points at, decoded; None where outputs do not point."""
         return None
 
-    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
-        """A feature's target and extra as storage knows them: whole numbers from 0 on. By default, there is no extra."""
-        return feature.target, []
-
-    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
-        """A feature's `target` and `extra` as they were before `packed`."""
-        return {"target": target}
+    def restored(self, values: dict[str, Any]) -> Feature:
+        """A feature of its fields as JSON has them, which knows neither tuples nor classes."""
+        return Feature(**values)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text without special tokens."""
@@ -205,9 +194,9 @@ class Codec(ABC):
         return self.tokenized(texts)["input_ids"]
 
     def tokenized(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[Any]]:
-        """What the tokenizer says of all texts at once, which takes a fraction of the time, without special tokens."""
-        if not texts:  # which tokenizers do not take
-            return defaultdict(list)
+        """The tokenizer's encoding of all texts at once, which takes a fraction of the time, without special tokens."""
+        if not texts:  # tokenizers refuse an empty list
+            return {"input_ids": [], "offset_mapping": []}
         encoding: Mapping[str, list[Any]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
         return encoding
 

@@ -52,14 +52,6 @@ class ClassifyCodec(Codec):
             return self._of_two(0, words[:half], words[half:], {self.task.target: label})
         return Feature(example=0, input_ids=self.framed(words), target=label)
 
-    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
-        """The label; of two texts, where the second begins."""
-        return [feature.target], [] if feature.extra is None else [feature.extra]
-
-    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
-        """The label; of two texts, where the second begins."""
-        return {"target": target[0], "extra": extra[0] if extra else None}
-
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B)."""
         segments = [feature.extra for feature in features] if self.task.text_pair else None

@@ -88,14 +88,11 @@ class ExtractCodec(Codec):
         answer = window.shift + rng.randrange(len(words))
         return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
 
-    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
-        """The answer's two places; the window's shift, then the offsets in a row."""
-        return [*feature.target], [feature.extra.shift, *chain.from_iterable(feature.extra.offsets)]
-
-    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
-        """The answer's two places, and the window."""
-        window = Window(shift=extra[0], offsets=list(zip(extra[1::2], extra[2::2], strict=True)))
-        return {"target": (target[0], target[1]), "extra": window}
+    def restored(self, values: dict[str, Any]) -> Feature:
+        """A window of its fields as JSON has them."""
+        offsets = [(start, end) for start, end in values["extra"]["offsets"]]
+        window = Window(shift=values["extra"]["shift"], offsets=offsets)
+        return Feature(**values | {"target": tuple(values["target"]), "extra": window})
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B, 2): the answer's first and last token."""

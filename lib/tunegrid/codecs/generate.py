@@ -6,13 +6,15 @@ them. Shapes: B rows, S source tokens, T target tokens.
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from inspect import signature
 from random import Random
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, integers, on, summed_cross_entropy
@@ -20,50 +22,6 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Generation
-
-# What else changes a search in transformers, switched off: a checkpoint may bring any of it in its generation_config, but the
-# recipe alone says how to generate. Versions of transformers know more or less of it.
-PLAIN_SEARCH: Mapping[str, Any] = {
-    "do_sample": False,
-    "num_return_sequences": 1,
-    "return_dict_in_generate": False,
-    # When a text ends.
-    "early_stopping": False,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "max_time": None,
-    "stop_strings": None,
-    # What changes scores, or forbids or forces tokens.
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "sequence_bias": None,
-    "exponential_decay_length_penalty": None,
-    "guidance_scale": None,
-    "watermarking_config": None,
-    "renormalize_logits": False,
-    "remove_invalid_values": False,
-    "token_healing": False,
-    # Other searches, another cache.
-    "num_beam_groups": None,
-    "diversity_penalty": None,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "constraints": None,
-    "force_words_ids": None,
-    "prompt_lookup_num_tokens": None,
-    "assistant_early_exit": None,
-    "use_mtp": False,
-    "is_assistant": False,
-    "cache_implementation": None,
-    "cache_config": None,
-}
-
 
 class GenerateCodec(Codec):
     """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
@@ -119,14 +77,10 @@ class GenerateCodec(Codec):
         texts = [self.lead + self.target_text(row) for row in rows]
         return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.ids_of(texts)]
 
-    def sources(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Input tokens per row: the text, cut to its room, between what stands around it."""
-        return [self.framed(tokens) for tokens in self.ids_of([self.text(row) for row in rows])]
-
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a row: its input_ids are the source, its target the target's tokens."""
-        pairs = zip(self.sources(rows), self.answers(rows), strict=True)
-        return [Feature(example=i, input_ids=source, target=target) for i, (source, target) in enumerate(pairs)]
+        """One feature a row: its input_ids are the source, cut to its room, its target the target's tokens."""
+        pairs = zip(self.ids_of([self.text(row) for row in rows]), self.answers(rows), strict=True)
+        return [Feature(example=i, input_ids=self.framed(source), target=target) for i, (source, target) in enumerate(pairs)]
 
     def synthetic(self, rng: Random) -> Feature:
         """A source and a target, both at their full length."""
@@ -143,17 +97,21 @@ class GenerateCodec(Codec):
         return [self.until_end(ids) for ids in self.generate(model, features, device).tolist()]
 
     def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
-        """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace what it is given."""
+        """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace settings of it.
+
+        A checkpoint may bring settings in its generation_config, but the recipe alone says how to generate.
+        """
         prompt = on(device, self.prompt(features))
         search = {
-            **{name: value for name, value in PLAIN_SEARCH.items() if hasattr(model.generation_config, name)},
             **self.search(),
+            "do_sample": False,
             "use_cache": True,
             "pad_token_id": self.pad_id,
             "eos_token_id": self.end_id,
             "decoder_start_token_id": self.start_id,
         }
-        output = model.generate(**prompt, **search | options)  # type: ignore[operator]
+        with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
+            output = model.generate(**prompt, **search | options)  # type: ignore[operator]
         if isinstance(output, Tensor):
             return output[:, self._skip(prompt) :]
         output.sequences = output.sequences[:, self._skip(prompt) :]

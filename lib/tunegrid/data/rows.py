@@ -1,15 +1,16 @@
-"""Reads the texts and answers of a row from its task's columns, and says whether the task can use it.
+"""Reads the texts and answers of a row from its task's columns, says whether the task can use it, and makes wrong targets.
 
-Rows are checked before anything trains on them; an InputError names the row. Conversations, and wrong targets, are made here.
+Rows are checked before anything trains on them; an InputError names the row.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from random import Random
 from typing import Any
 
-from tunegrid.data.sources import ReadTable, Row, Table
+from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Carve, Problem, Task
 
@@ -92,7 +93,7 @@ def check_column(task: Task, column: str, values: Sequence[Any], origin: str) ->
 
 def _type_fault(task: Task, column: str, value: Any) -> str:
     if task.labels and column == task.target and isinstance(value, str):
-        return _unknown_label(task, value)
+        return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]
     return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
 
@@ -108,30 +109,24 @@ def _half_character(task: Task, row: Row) -> str | None:
 
 
 def _label_fault(task: Task, row: Row) -> str | None:
-    label = row[task.target]
-    return None if label in range(len(task.labels)) else _unknown_label(task, label)
-
-
-def _unknown_label(task: Task, label: Any) -> str:
-    count = len(task.labels)
+    label, count = row[task.target], len(task.labels)
+    if label in range(count):
+        return None
     named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:NAMED_LABELS]))
     rest = f", ... {count - 1} ({task.labels[-1]})" if count > NAMED_LABELS else ""
     return f"invalid label {label!r} in column {task.target!r}: expected {named}{rest}"
 
 
 def _answer_fault(task: Task, row: Row) -> str | None:
-    texts, starts = row[task.target].get("text"), row[task.target].get("answer_start")
+    texts, starts, passage = row[task.target].get("text"), row[task.target].get("answer_start"), context(task, row)
     if not (isinstance(texts, list) and isinstance(starts, list) and 0 < len(texts) == len(starts)):
         return f"{task.target} need two lists of one length, 'text' and 'answer_start', with at least one entry"
-    faults = (_span_fault(context(task, row), text, start) for text, start in zip(texts, starts, strict=True))
-    return next((fault for fault in faults if fault), None)
-
-
-def _span_fault(passage: str, text: Any, start: Any) -> str | None:
-    if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
-        return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
-    there = passage[start : start + len(text)]
-    return None if there == text else f"answer {text!r} does not stand at answer_start {start}, where the context has {there!r}"
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
+            return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
+        if (there := passage[start : start + len(text)]) != text:
+            return f"answer {text!r} does not stand at answer_start {start}, where the context has {there!r}"
+    return None
 
 
 def _generation_fault(task: Task, row: Row) -> str | None:
@@ -140,98 +135,36 @@ def _generation_fault(task: Task, row: Row) -> str | None:
     return None if row[task.target].strip() else f"{task.target!r} is empty"
 
 
-FAULTS: dict[Problem, Callable[[Task, Row], str | None]] = {
+FAULTS: Mapping[Problem, Callable[[Task, Row], str | None]] = {
     Problem.CLASSIFY: _label_fault,
     Problem.EXTRACT: _answer_fault,
     Problem.GENERATE: _generation_fault,
 }
 
 
-Turn = Mapping[str, str]
-
-
-class ConversationTable(ReadTable):
-    """A split whose rows are made of one column of another table."""
-
-    names: tuple[str, ...] = ("history", "prompt", "reply")
-
-    def __init__(self, table: Table, column: str) -> None:
-        """Rows of the conversations in `column`."""
-        self._table, self._column = table, column
-        self.origin, self.revision = table.origin, table.revision
-
-    def __len__(self) -> int:
-        """How many rows."""
-        return len(self._table)
-
-    def _read(self, indices: Sequence[int]) -> list[Row]:
-        rows = zip(indices, self._table.take(indices), strict=True)
-        return [last_exchange(row[self._column], f"{self.origin}, row {index}") for index, row in rows]
-
-
-def last_exchange(turns: Any, origin: str) -> Row:
-    """A conversation as a row; raises InputError where users and assistants do not take turns, or nobody answers.
-
-    `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what follows is left out.
-    """
-    try:
-        roles, contents = [turn["role"] for turn in turns], [turn["content"] for turn in turns]
-    except (TypeError, KeyError):
-        raise InputError(f"{origin}: a conversation is a list of turns, each with a role and a content") from None
-    first = int(roles[:1] == ["system"])
-    count = (len(roles) - first) // 2 * 2
-    if not count or roles[first:] != (["user", "assistant"] * len(roles))[: len(roles) - first]:
-        told = ", ".join(map(str, roles[:6]))
-        raise InputError(f"{origin}: user and assistant must take turns, after one of the system or none; here are {told}")
-    turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-    return {
-        "history": turns[: first + count - 2],
-        "prompt": contents[first + count - 2],
-        "reply": contents[first + count - 1],
-    }
-
-
 SEED = 0  # the same rows are wrong for every cell and every seed of training
 
 
 def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
-    """The rows, a share of which have a wrong target."""
-    rng = Random(SEED)
+    """The rows, a share of which have a wrong target: another label, another word of the passage, the next one's text."""
+    rng, mixed = Random(SEED), list(rows)
     chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
-    wrong = dict(zip(chosen, WRONG[task.problem](task, [rows[index] for index in chosen], rng), strict=True))
-    return [wrong.get(index, row) for index, row in enumerate(rows)]
-
-
-def other_labels(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
-    """Each row with another label."""
-    labels = range(len(task.labels))
-    return [row | {task.target: rng.choice([label for label in labels if label != row[task.target]])} for row in rows]
-
-
-def other_answers(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
-    """Each row with a word of its passage as the answer that is no part of the right one; the right one where there is none."""
-    return [row | {task.target: {**row[task.target], **_other_word(task, row, rng)}} for row in rows]
+    for index, following in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):
+        row = rows[index]
+        if task.problem is Problem.CLASSIFY:
+            wrong = rng.choice([label for label in range(len(task.labels)) if label != row[task.target]])
+        elif task.problem is Problem.EXTRACT:
+            wrong = {**row[task.target], **_other_word(task, row, rng)}
+        else:
+            wrong = rows[following][task.target]
+        mixed[index] = row | {task.target: wrong}
+    return mixed
 
 
 def _other_word(task: Task, row: Row, rng: Random) -> dict[str, list[object]]:
+    """A word of the passage that is no part of the right answer; the right one where there is none."""
     passage, (start, end) = context(task, row), answer_span(task, row)
-    places, at = list[tuple[int, str]](), 0
-    for word in passage.split():
-        at = passage.index(word, at)
-        if (at >= end or at + len(word) <= start) and any(letter.isalnum() for letter in word):
-            places.append((at, word))
-        at += len(word)
-    place, word = rng.choice(places or [(start, passage[start:end])])
+    words = [(word.start(), word.group()) for word in re.finditer(r"\S+", passage)]
+    others = [(at, word) for at, word in words if (at >= end or at + len(word) <= start) and any(map(str.isalnum, word))]
+    place, word = rng.choice(others or [(start, passage[start:end])])
     return {"text": [word], "answer_start": [place]}
-
-
-def other_texts(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
-    """Each row with the target of the next one."""
-    return [row | {task.target: other[task.target]} for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True)]
-
-
-WRONG: Mapping[Problem, Callable[[Task, Sequence[Row], Random], list[Row]]] = {
-    Problem.CLASSIFY: other_labels,
-    Problem.EXTRACT: other_answers,
-    Problem.GENERATE: other_texts,
-}
