@@ -8,6 +8,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, repeat
 from random import Random
 from typing import Any, ClassVar
 
@@ -252,17 +253,14 @@ def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
 class SyntheticTokenizer:
     """The ids of a backbone's true tokenizer, special ones by name, but no words: `Codec.synthetic` needs none."""
 
-    pad_token_id: int | None = None
-    eos_token_id: int | None = None
-    cls_token_id: int | None = None
-    sep_token_id: int | None = None
+    pad_token_id = eos_token_id = cls_token_id = sep_token_id = None
 
     def __init__(self, backbone: Backbone) -> None:
         """The true vocabulary's size and special tokens."""
         vars(self).update(backbone.special_tokens)
         self._size = backbone.vocabulary
         self._special = set(backbone.special_tokens.values())
-        self._added: dict[str, int] = {}
+        self._added: list[str] = []
 
     def __len__(self) -> int:
         """How many ids there are, added ones included."""
@@ -270,18 +268,13 @@ class SyntheticTokenizer:
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
         """Give each the next free id."""
-        for token in tokens:
-            self._added.setdefault(token, len(self))
+        self._added += [token for token in tokens if token not in self._added]
 
     def convert_tokens_to_ids(self, token: str) -> int:
         """The id of an added token."""
-        return self._added[token]
+        return self._size + self._added.index(token)
 
     def draw(self, rng: Random, count: int) -> list[int]:
         """So many random ids, special ones left out."""
-        words: list[int] = []
-        while len(words) < count:
-            token = rng.randrange(self._size)
-            if token not in self._special:
-                words.append(token)
-        return words
+        draws = (rng.randrange(self._size) for _ in repeat(None))
+        return list(islice((token for token in draws if token not in self._special), count))

@@ -92,8 +92,8 @@ class ChatCodec(CausalCodec):
         ends = [] if synthetic else self.ids(self._around(("user", "assistant"))[-1][0].strip())
         return ends[0] if len(ends) == 1 else super().end_id
 
-    @property
-    def lead(self) -> str:
+    @cached_property
+    def lead(self) -> str:  # type: ignore[override]
         """Spaces that the template puts before the assistant's text."""
         return self._around(("user",))[1][1]
 

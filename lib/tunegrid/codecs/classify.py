@@ -21,22 +21,18 @@ class ClassifyCodec(Codec):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
-        texts = self.ids_of([self.text(row) for row in rows])
-        if self.task.text_pair:
-            others = self.ids_of([joined(row, self.task.text_pair) for row in rows])
-            pairs = zip(texts, others, rows, strict=True)
-            return [self._of_two(i, first, second, row) for i, (first, second, row) in enumerate(pairs)]
-        return [
-            Feature(example=i, input_ids=self.framed(tokens), target=row[self.task.target])
-            for i, (tokens, row) in enumerate(zip(texts, rows, strict=True))
-        ]
+        firsts = self.ids_of([self.text(row) for row in rows])
+        seconds = self.ids_of([joined(row, self.task.text_pair) for row in rows]) if self.task.text_pair else [None] * len(rows)
+        triples = zip(firsts, seconds, rows, strict=True)
+        return [self._feature(i, first, second, row[self.task.target]) for i, (first, second, row) in enumerate(triples)]
 
-    def _of_two(self, example: int, first: Sequence[int], second: Sequence[int], row: Row) -> Feature:
-        """`extra` is where the second text begins."""
-        kept, other = longest_first(len(first), len(second), self.room)
-        start = [*self.before, *first[:kept], *self.between]
-        ids = [*start, *second[:other], *self.after]
-        return Feature(example=example, input_ids=ids, target=row[self.task.target], extra=len(start))
+    def _feature(self, example: int, first: Sequence[int], second: Sequence[int] | None, label: int) -> Feature:
+        """Of two texts, `extra` is where the second begins."""
+        if second is None:
+            return Feature(example=example, input_ids=self.framed(first), target=label)
+        count, other = longest_first(len(first), len(second), self.room)
+        start = [*self.before, *first[:count], *self.between]
+        return Feature(example=example, input_ids=[*start, *second[:other], *self.after], target=label, extra=len(start))
 
     @property
     def room(self) -> int:
@@ -48,9 +44,8 @@ class ClassifyCodec(Codec):
         words = self.tokenizer.draw(rng, self.room)
         label = rng.randrange(len(self.task.labels))
         if self.task.text_pair:
-            half = self.room // 2
-            return self._of_two(0, words[:half], words[half:], {self.task.target: label})
-        return Feature(example=0, input_ids=self.framed(words), target=label)
+            return self._feature(0, words[: self.room // 2], words[self.room // 2 :], label)
+        return self._feature(0, words, None, label)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B)."""

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
 from tunegrid.codecs.base import Codec, Feature
 from tunegrid.data import rows as data_rows
@@ -44,11 +44,7 @@ class StoredFeatures(Sequence[Feature]):
         """How many features."""
         return len(self.lengths)
 
-    @overload
-    def __getitem__(self, index: int) -> Feature: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Feature]: ...
-    def __getitem__(self, index: int | slice) -> Feature | list[Feature]:
+    def __getitem__(self, index: Any) -> Any:
         """A feature, made anew; of a slice, a list."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]

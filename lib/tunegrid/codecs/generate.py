@@ -5,9 +5,9 @@ on the target only; `SeparatedCodec` (GPT-2) puts a new token between the two, `
 them. Shapes: B rows, S source tokens, T target tokens.
 """
 
-from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from inspect import signature
 from random import Random
 from typing import Any, ClassVar
@@ -23,16 +23,26 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Generation
 
+
 class GenerateCodec(Codec):
-    """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
+    """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text.
+
+    Attributes:
+        max_target_length: tokens of a target, its end token included.
+        lead: what goes before the target's first word.
+        start_id: the decoder's first token; None where generation continues the prompt.
+    """
 
     generates: ClassVar[bool] = True
+    lead: str = ""
+    start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
         """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate."""
         for name in ("generation", "max_target_length"):
             if not getattr(cell.recipe, name):
                 raise InputError(f"{cell.id} generates text, so its recipe needs {name}")
+        self.max_target_length: int = cell.recipe.max_target_length or 0
         super().__init__(cell, tokenizer)
 
     @property
@@ -40,22 +50,6 @@ class GenerateCodec(Codec):
         """The recipe's search."""
         assert self.recipe.generation, "checked by __init__"
         return self.recipe.generation
-
-    @property
-    def max_target_length(self) -> int:
-        """Tokens of a target, its end token included."""
-        assert self.recipe.max_target_length, "checked by __init__"
-        return self.recipe.max_target_length
-
-    @property
-    def lead(self) -> str:
-        """What goes before the target's first word."""
-        return ""
-
-    @property
-    def start_id(self) -> int | None:
-        """The decoder's first token; None where generation continues the prompt."""
-        return None
 
     @property
     def end_id(self) -> int:
@@ -112,26 +106,29 @@ class GenerateCodec(Codec):
         }
         with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
             output = model.generate(**prompt, **search | options)  # type: ignore[operator]
+        start = prompt["input_ids"].shape[1] if self.start_id is None else 1  # of what is generated
         if isinstance(output, Tensor):
-            return output[:, self._skip(prompt) :]
-        output.sequences = output.sequences[:, self._skip(prompt) :]
+            return output[:, start:]
+        output.sequences = output.sequences[:, start:]
         return output
 
     def search(self) -> dict[str, Any]:
-        """The recipe's search in the terms of `generate`."""
-        return asdict(self.generation)
+        """The recipe's search in the terms of `generate`.
+
+        A causal model counts the prompt in `min_length`, but not in `min_new_tokens`.
+        """
+        search = asdict(self.generation)
+        if self.start_id is None and (shortest := search.pop("min_length")):
+            search["min_new_tokens"] = shortest
+        return search
+
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """What the model sees before it generates; where generation goes on from its last token, padding is on the left."""
+        return self.inputs([feature.input_ids for feature in features], left=self.start_id is None)
 
     def until_end(self, ids: list[int]) -> list[int]:
         """The ids up to the first end token, which they keep."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
-
-    @abstractmethod
-    def prompt(self, features: Sequence[Feature]) -> Batch:
-        """What the model sees before it generates."""
-
-    @abstractmethod
-    def _skip(self, prompt: Batch) -> int:
-        """How many leading tokens of the output are not generated."""
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
@@ -148,26 +145,21 @@ class GenerateCodec(Codec):
         counted = label[label != IGNORED].tolist()
         if not self.ended(counted) or len(counted) > self.max_target_length:
             return False
-        if not self._decodes_as_its_backend(counted):
-            return False
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and not self.tokenizer.clean_up_tokenization_spaces:  # spaces are as the backend writes them
+            texts = [decoder.decode(counted, skip_special_tokens=True) for decoder in (self.tokenizer, backend)]
+            if texts[0] != texts[1]:
+                return False
         text, whole = alphanumeric(self.tokenizer.decode(counted[:-1])), alphanumeric(self.target_text(row))
         unknown = self.tokenizer.unk_token_id in counted[:-1]
         return unknown or text == whole or (len(counted) == self.max_target_length and whole.startswith(text))
-
-    def _decodes_as_its_backend(self, ids: Sequence[int]) -> bool:
-        """Whether `decode` leaves a text's spaces as its backend writes them; it may clean them up where its config says so."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None or self.tokenizer.clean_up_tokenization_spaces:
-            return True
-        plain: str = backend.decode(ids, skip_special_tokens=True)
-        return bool(self.tokenizer.decode(ids, skip_special_tokens=True) == plain)
 
 
 class EncoderDecoderCodec(GenerateCodec):
     """prefix + source + end -> target + end; the decoder starts from the model's own start token."""
 
-    @property
-    def start_id(self) -> int:
+    @cached_property
+    def start_id(self) -> int:  # type: ignore[override]
         """The decoder's first token: the head's, else [CLS] as in BERT2BERT, else the padding token, as T5's."""
         if self.cell.head.start_token:
             return self.special(self.cell.head.start_token)[0]
@@ -191,13 +183,6 @@ class EncoderDecoderCodec(GenerateCodec):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits
         return summed_cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
-
-    def prompt(self, features: Sequence[Feature]) -> Batch:
-        """The source, padded on the right."""
-        return self.inputs([feature.input_ids for feature in features])
-
-    def _skip(self, prompt: Batch) -> int:
-        return 1  # the start token
 
 
 class CausalCodec(GenerateCodec):
@@ -249,27 +234,11 @@ class CausalCodec(GenerateCodec):
             logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
         return summed_cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
-    def search(self) -> dict[str, Any]:
-        """The recipe's search; a causal model counts the prompt in `min_length`, but not in `min_new_tokens`."""
-        search = super().search()
-        shortest = search.pop("min_length")
-        return search | ({"min_new_tokens": shortest} if shortest else {})
-
-    def prompt(self, features: Sequence[Feature]) -> Batch:
-        """The source, padded on the left: generation goes on from the last token."""
-        return self.inputs([feature.input_ids for feature in features], left=True)
-
-    def _skip(self, prompt: Batch) -> int:
-        return prompt["input_ids"].shape[1]
-
 
 class SeparatedCodec(CausalCodec):
     """source + the head's new token, or EOS where it has none + target + EOS in one sequence."""
 
-    @property
-    def lead(self) -> str:
-        """A space: inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word."""
-        return " "
+    lead = " "  # inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word
 
     def around(self) -> tuple[list[int], list[int]]:
         """The separator stands behind the source."""

@@ -76,7 +76,7 @@ def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `index` is its number in its file."""
     wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
     if (
-        fault := next((_type_fault(task, name, row.get(name)) for name in wrong), None)
+        fault := next((type_fault(task, name, row.get(name)) for name in wrong), None)
         or FAULTS[task.problem](task, row)
         or _half_character(task, row)
     ):
@@ -84,14 +84,8 @@ def check_row(task: Task, row: Row, index: int, origin: str) -> None:
         raise InputError(f"{origin}, row {index}{name}: {fault}")
 
 
-def check_column(task: Task, column: str, values: Sequence[Any], origin: str) -> None:
-    """Raises InputError for the first value that is not of the column's type: before rows are split by it."""
-    for index, value in enumerate(values):
-        if not isinstance(value, task.columns[column]):
-            raise InputError(f"{origin}, row {index}: {_type_fault(task, column, value)}")
-
-
-def _type_fault(task: Task, column: str, value: Any) -> str:
+def type_fault(task: Task, column: str, value: Any) -> str:
+    """What is wrong with a value that is not of its column's type."""
     if task.labels and column == task.target and isinstance(value, str):
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 from urllib.parse import urlsplit
 
 from tunegrid.errors import InputError, first_line
@@ -143,11 +143,7 @@ class StoredRows(Sequence[Row]):
         """How many rows."""
         return len(self._indices)
 
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+    def __getitem__(self, index: Any) -> Any:
         """A row; of a slice, a list."""
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
@@ -180,13 +176,13 @@ def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
 
 def numbered(task: Task) -> Callable[[Row, str], Row]:
     """Reads labels' names as their numbers, and digits as a number, as CSV has it, unless a label is named by digits."""
-    numbers = {name: number for number, name in enumerate(task.labels)}
+    numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
         numbers |= {str(number): number for number in range(len(task.labels))}
 
     def convert(row: Row, place: str) -> Row:
         value = row.get(task.target)
-        return {**row, task.target: numbers.get(value, value) if isinstance(value, str) else value}
+        return row | {task.target: numbers.get(value, value) if isinstance(value, str) else value}
 
     return convert
 
@@ -274,12 +270,11 @@ def _json_lines(path: Path) -> list[Row]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                row = json.loads(line.decode() if line.strip() else "{}")
+                rows += [json.loads(line.decode())] if line.strip() else []
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: invalid JSON ({error})") from None
-            if not isinstance(row, dict):
+            if not isinstance((rows or [{}])[-1], dict):
                 raise InputError(f"{path}, line {number}: expected a JSON object with the data set's columns")
-            rows += [row] if line.strip() else []
     return rows
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from random import Random
 from typing import Any
 
-from tunegrid.data.rows import check_column, check_row, check_task, identity, noisy, text_hash
+from tunegrid.data.rows import check_row, check_task, identity, noisy, text_hash, type_fault
 from tunegrid.data.sources import Row, Table, check_split, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import Profile
@@ -116,7 +116,9 @@ def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequenc
     column = rule.stratify or rule.group
     values: Sequence[Any] = table.column(column) if column else [None] * len(table)
     if column:
-        check_column(task, column, values, table.origin)
+        for index, value in enumerate(values):
+            if not isinstance(value, task.columns[column]):
+                raise InputError(f"{table.origin}, row {index}: {type_fault(task, column, value)}")
     if rule.group:
         groups = sorted({values[i] for i in pool})
         chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
