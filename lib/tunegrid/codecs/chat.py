@@ -35,35 +35,18 @@ class ChatCodec(CausalCodec):
     """
 
     def _around(self, roles: tuple[str, ...]) -> list[tuple[str, str]]:
-        """The template's text before each turn of these roles and behind the last, and the spaces that follow it.
+        """The template's text before each turn of these roles and behind the last one, and the spaces that follow it.
 
         Many tokenizers join a space with the word behind it, so that it is tokenised with the turn. Raises InputError for a
         template that cannot render these turns, or shows one of them twice.
         """
-        if roles not in self._known:
-            marks = [f"@turn {number}@" for number in range(len(roles))]
-            texts, rest = list[str](), self._rendered(roles, marks)
-            for mark in marks:
-                if (count := rest.count(mark)) != 1:
-                    raise InputError(
-                        f"{self.cell.id}: the chat template of {self.cell.backbone.checkpoint} shows a turn {count} times, so "
-                        "source and target cannot be told apart"
-                    )
-                text, _, rest = rest.partition(mark)
-                texts.append(text)
-            self._known[roles] = [(text.rstrip(" "), text[len(text.rstrip(" ")) :]) for text in (*texts, rest)]
-        return self._known[roles]
-
-    @cached_property
-    def _known(self) -> dict[tuple[str, ...], list[tuple[str, str]]]:
-        return {}
-
-    def _rendered(self, roles: Sequence[str], contents: Sequence[str]) -> str:
-        """Turns by the template; behind a user's, up to where the assistant begins."""
+        if roles in self._known:
+            return self._known[roles]
+        marks, name = [f"@turn {number}@" for number in range(len(roles))], self.cell.backbone.checkpoint
         try:
             template: str = self.tokenizer.get_chat_template()
-            rendered: str = self.tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)],
+            rest: str = self.tokenizer.apply_chat_template(
+                [{"role": role, "content": mark} for role, mark in zip(roles, marks, strict=True)],
                 chat_template=(FIXED_DAY if "strftime_now" in template else "") + template,
                 tokenize=False,
                 add_generation_prompt=roles[-1] == "user",
@@ -72,10 +55,24 @@ class ChatCodec(CausalCodec):
             )
         except Exception as error:  # no template, or one that refuses: jinja raises what it likes
             raise InputError(
-                f"{self.cell.id} needs a chat template: that of {self.cell.backbone.checkpoint} cannot render a user's and "
-                f"an assistant's turn ({first_line(error)}); take an instruct checkpoint, or Layout.SEPARATED"
+                f"{self.cell.id} needs a chat template: that of {name} cannot render a user's and an assistant's turn "
+                f"({first_line(error)}); take an instruct checkpoint, or Layout.SEPARATED"
             ) from None
-        return rendered
+        texts = list[str]()
+        for mark in marks:
+            if (count := rest.count(mark)) != 1:
+                raise InputError(
+                    f"{self.cell.id}: the chat template of {name} shows a turn {count} times, so source and target cannot be "
+                    "told apart"
+                )
+            text, _, rest = rest.partition(mark)
+            texts.append(text)
+        self._known[roles] = [(text.rstrip(" "), text[len(text.rstrip(" ")) :]) for text in (*texts, rest)]
+        return self._known[roles]
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, ...], list[tuple[str, str]]]:
+        return {}
 
     def around(self) -> tuple[list[int], list[int]]:
         """The template's tokens before and after the user's text; for a `SyntheticTokenizer`, random ones."""

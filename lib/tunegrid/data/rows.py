@@ -1,7 +1,4 @@
-"""Reads the texts and answers of a row from its task's columns, says whether the task can use it, and makes wrong targets.
-
-Rows are checked before anything trains on them; an InputError names the row.
-"""
+"""Reads a row's texts and answers from its task's columns, checks it before anything trains on it, and makes wrong targets."""
 
 import json
 import re
@@ -66,22 +63,22 @@ def check_task(task: Task) -> None:
         if task.columns[column] is not kind:
             hint = "; rows may have labels' names there" if kind is int else ""
             raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
-    carves = [rule for rule in (task.validation, task.test) if isinstance(rule, Carve)]
-    for column in [column for rule in carves for column in (rule.stratify, rule.group) if column]:
-        if column not in task.columns:
+    for rule in (task.validation, task.test):
+        column = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
+        if column and column not in task.columns:
             raise InputError(f"task {task.id!r} is split by column {column!r}, which is not among its columns")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `index` is its number in its file."""
     wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
-    if (
-        fault := next((type_fault(task, name, row.get(name)) for name in wrong), None)
-        or FAULTS[task.problem](task, row)
-        or _half_character(task, row)
-    ):
-        name = f" (id {row['id']})" if "id" in row else ""
-        raise InputError(f"{origin}, row {index}{name}: {fault}")
+    fault = next((type_fault(task, name, row.get(name)) for name in wrong), None) or FAULTS[task.problem](task, row)
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
+        fault = fault or f"a column holds half a character ({error.object[error.start]!r}), which is no text"
+    if fault:
+        raise InputError(f"{origin}, row {index}{f' (id {row["id"]})' if 'id' in row else ''}: {fault}")
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
@@ -90,16 +87,6 @@ def type_fault(task: Task, column: str, value: Any) -> str:
         return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]
     return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
-
-
-def _half_character(task: Task, row: Row) -> str | None:
-    """JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes."""
-    for column in task.columns:
-        try:
-            json.dumps(row[column], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            return f"column {column!r} holds half a character ({error.object[error.start]!r}), which is no text"
-    return None
 
 
 def _label_fault(task: Task, row: Row) -> str | None:
@@ -141,6 +128,7 @@ SEED = 0  # the same rows are wrong for every cell and every seed of training
 
 def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
     """The rows, a share of which have a wrong target: another label, another word of the passage, the next one's text."""
+    wrong: Any
     rng, mixed = Random(SEED), list(rows)
     chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
     for index, following in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):

@@ -1,8 +1,7 @@
 """Reads a task's rows from a local folder or from the hub, as one `Table` per split.
 
-A folder may hold JSON lines, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. Where a
-row has the name of a label, it is read as its number. `datasets` reads all but small files of JSON lines, whose rows need no
-import of it and no copy on a disk.
+A folder may hold JSON lines, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. A label's
+name is read as its number. `datasets` reads all but small files of JSON lines, for which its import would take too long.
 """
 
 import json
@@ -19,8 +18,6 @@ from urllib.parse import urlsplit
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.tasks import FILE_KINDS, Task
 
-SECONDS = 5.0
-
 
 @cache
 def prefer_cache_if_unreachable() -> bool:
@@ -32,7 +29,7 @@ def prefer_cache_if_unreachable() -> bool:
         return True
     host = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     try:
-        socket.create_connection((host.hostname or "", host.port or 443), SECONDS).close()
+        socket.create_connection((host.hostname or "", host.port or 443), timeout=5).close()
     except OSError:
         os.environ["HF_HUB_OFFLINE"] = "1"
         return False
@@ -68,7 +65,6 @@ def checkpoint_commit_of(checkpoint: str) -> str | None:
 Row = dict[str, Any]
 BLOCK = 1000  # rows that are read from a disk at once
 LONGEST_CAUSE = 200  # characters: some libraries quote a whole schema
-NAMED_FOLDERS = 6  # at most so many are listed in a sentence
 HELD_BYTES = 2**25  # of JSON lines: a larger file stays on a disk
 ROOTS_HINT = "without the hub, name local folders with --data-root=DIR and --checkpoint-root=DIR"
 COMMIT = re.compile(r"(?<![0-9a-f])[0-9a-f]{40}(?![0-9a-f])")
@@ -83,7 +79,7 @@ def reading(origin: str) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        cause = error.__cause__ or error  # `datasets` says no more than that it failed
+        cause = error.__cause__ or error  # `datasets` itself says only that it failed
         text = f"{type(cause).__name__}: {first_line(cause)[:LONGEST_CAUSE]}"
         raise InputError(f"{origin} cannot be read ({text}); save the data set there anew") from None
 
@@ -175,7 +171,7 @@ def tables(task: Task, root: Path | None) -> Mapping[str, Table]:
 
 
 def numbered(task: Task) -> Callable[[Row, str], Row]:
-    """Reads labels' names as their numbers, and digits as a number, as CSV has it, unless a label is named by digits."""
+    """Reads labels' names as their numbers, and digits as a number, as CSV has them, unless a label is named by digits."""
     numbers: dict[Any, int] = {name: number for number, name in enumerate(task.labels)}
     if not any(name.isdecimal() for name in task.labels):
         numbers |= {str(number): number for number in range(len(task.labels))}
@@ -234,15 +230,14 @@ def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
         return by_name
     if not folder.is_dir():
         there = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else None
-        has = "which does not exist" if there is None else f"it holds {', '.join(there[:NAMED_FOLDERS]) or 'no folders'}"
+        has = "which does not exist" if there is None else f"it holds {', '.join(there[:6]) or 'no folders'}"
         raise InputError(f"no folder {task.folder!r} below --data-root {root} ({has}); rows of {task.dataset} go there")
     for path in sorted(folder.iterdir()):
         if path.suffix in FILE_KINDS or (path / "state.json").is_file():
             files = by_name.setdefault(SHARD.sub("", path.stem), [])
             files += [path] if not files or files[0].suffix == path.suffix == ".parquet" else []
     if not by_name:
-        kinds = ", ".join(FILE_KINDS)
-        raise InputError(f"{folder} has no {kinds} or saved data set; give one file per split, as in train.jsonl")
+        raise InputError(f"{folder} has no {', '.join(FILE_KINDS)} or saved split; give one file a split, as in train.jsonl")
     return by_name
 
 
@@ -304,10 +299,9 @@ def _from_hub(task: Task) -> dict[str, Table]:
     except Exception as error:  # the libraries below raise whatever their HTTP client of the year does
         cause = f"{type(error).__name__}: {first_line(error)}"
         raise InputError(f"cannot load {task.dataset} from the hub ({cause}); {ROOTS_HINT}") from None
-    return {name: Table(split, f"hub:{task.dataset}/{name}", revision_of(split)) for name, split in splits.items()}
-
-
-def revision_of(dataset: Any) -> str | None:
-    """The hub's commit that a data set was read at: `datasets` has it in the addresses of the sources or of its cache."""
-    addresses = [*(dataset.info.download_checksums or {}), *(file["filename"] for file in dataset.cache_files)]
-    return next((commit.group() for address in addresses if (commit := COMMIT.search(address))), None)
+    by_name = {}
+    for name, split in splits.items():  # `datasets` has the hub's commit in the addresses of the sources or of its cache
+        addresses = [*(split.info.download_checksums or {}), *(file["filename"] for file in split.cache_files)]
+        revision = next((commit.group() for address in addresses if (commit := COMMIT.search(address))), None)
+        by_name[name] = Table(split, f"hub:{task.dataset}/{name}", revision)
+    return by_name

@@ -8,10 +8,10 @@ import json
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunegrid.data.rows import check_row, check_task, identity, noisy, text_hash, type_fault
 from tunegrid.data.sources import Row, Table, check_split, tables
@@ -51,8 +51,7 @@ class Splits:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableSlice:
+class TableSlice(NamedTuple):
     """Some rows of a table; `origin` says where they came from."""
 
     table: Table
@@ -107,7 +106,13 @@ def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
             table = _named(by_name, rule, task)
             slices[name] = TableSlice(table=table, indices=range(len(table)), origin=table.origin)
     slices["train"] = TableSlice(table=train, indices=pool, origin=train.origin)
-    return {name: _capped(task, part, profile.cap(task.id, name)) for name, part in slices.items()}
+    for name, part in slices.items():
+        cap = profile.cap(task.id, name)
+        if not part.indices:
+            raise InputError(f"{part.origin}: no rows to use; each split of {task.folder} needs some, this one is too small")
+        if cap is not None and cap < len(part.indices):
+            slices[name] = part._replace(indices=array("q", sorted(Random(SPLIT_SEED).sample(part.indices, cap))))
+    return slices
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
@@ -136,13 +141,3 @@ def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
     if not len(by_name[split]):
         raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
     return by_name[split]
-
-
-def _capped(task: Task, part: TableSlice, cap: int | None) -> TableSlice:
-    if not part.indices:
-        raise InputError(
-            f"{part.origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
-        )
-    if cap is None or cap >= len(part.indices):
-        return part
-    return replace(part, indices=array("q", sorted(Random(SPLIT_SEED).sample(part.indices, cap))))

@@ -162,7 +162,7 @@ NO_CONTENT = [{"label": 1, "title": "t", "text": "c"}]
 @pytest.mark.parametrize(
     ("task", "splits", "words"),
     [
-        (SA, {}, "one file per split, as in train.jsonl"),
+        (SA, {}, "one file a split, as in train.jsonl"),
         (SA, {"train": NO_CONTENT}, "train.jsonl: column 'content' is missing"),
         (SA, {"train": NO_CONTENT}, "split 'train' has label, title, text"),
         (SA, {"train": json.dumps(REVIEW) + '\n\n{"label": 1,'}, "train.jsonl, line 3: invalid JSON"),
@@ -418,7 +418,7 @@ def answered(text, start):
         (QA, answered([5], [2]), ""),
         (SUM, ARTICLE | {"highlights": " \n"}, "'highlights' is empty"),
         (SUM, ARTICLE | {"article": ""}, "'article' is empty"),
-        (SUM, ARTICLE | {"article": "a \ud83d"}, "column 'article' holds half a character ('\\ud83d')"),
+        (SUM, ARTICLE | {"article": "a \ud83d"}, "a column holds half a character ('\\ud83d')"),
     ],
 )
 def test_a_faulty_row_is_named_by_its_place_and_described(task, row, words):
