@@ -78,7 +78,8 @@ def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
         fault = fault or f"a column holds half a character ({error.object[error.start]!r}), which is no text"
     if fault:
-        raise InputError(f"{origin}, row {index}{f' (id {row["id"]})' if 'id' in row else ''}: {fault}")
+        name = f" (id {row['id']})" if "id" in row else ""
+        raise InputError(f"{origin}, row {index}{name}: {fault}")
 
 
 def type_fault(task: Task, column: str, value: Any) -> str:
