@@ -13,7 +13,6 @@ from tunegrid.grid.tasks import Carve, Problem, Task
 
 JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
 TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
-NAMED_LABELS = 6  # at most so many are listed in a sentence
 
 
 def joined(row: Row, columns: Sequence[str]) -> str:
@@ -64,9 +63,9 @@ def check_task(task: Task) -> None:
             hint = "; rows may have labels' names there" if kind is int else ""
             raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
     for rule in (task.validation, task.test):
-        column = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
-        if column and column not in task.columns:
-            raise InputError(f"task {task.id!r} is split by column {column!r}, which is not among its columns")
+        by = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
+        if by and by not in task.columns:
+            raise InputError(f"task {task.id!r} is split by column {by!r}, which is not among its columns")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
@@ -94,8 +93,8 @@ def _label_fault(task: Task, row: Row) -> str | None:
     label, count = row[task.target], len(task.labels)
     if label in range(count):
         return None
-    named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:NAMED_LABELS]))
-    rest = f", ... {count - 1} ({task.labels[-1]})" if count > NAMED_LABELS else ""
+    named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:6]))
+    rest = f", ... {count - 1} ({task.labels[-1]})" if count > 6 else ""
     return f"invalid label {label!r} in column {task.target!r}: expected {named}{rest}"
 
 

@@ -203,10 +203,8 @@ def last_exchange(turns: Any, place: str) -> Row:
 
 def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:
     """Raises InputError where a file or folder of these splits is not there; no row is read, and no hub is asked."""
-    if root or task.has_own_rows:
-        by_name = files_of(task, root)
-        for split in splits:
-            check_split(by_name, split, task)
+    for split in splits if root or task.has_own_rows else ():
+        check_split(files_of(task, root), split, task)
 
 
 def check_split(by_name: Collection[str], split: str, task: Task) -> None:

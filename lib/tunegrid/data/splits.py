@@ -117,8 +117,7 @@ def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
     """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
-    rng = Random(SPLIT_SEED)
-    column = rule.stratify or rule.group
+    rng, column = Random(SPLIT_SEED), rule.stratify or rule.group
     values: Sequence[Any] = table.column(column) if column else [None] * len(table)
     if column:
         for index, value in enumerate(values):
