@@ -1,7 +1,7 @@
 """`pytest -m gpu`: in a few minutes, whether this GPU's figures can be trusted. From random weights, without a hub.
 
 Each test measures one thing twice, in two ways that must agree; `tunegrid.run.device` holds what counts as agreement. The
-figures go to `--benchmark-json`, the last line of the run says what they come to. No GPU has run this yet.
+figures go to `--benchmark-json`; where all pass, they can be trusted. No GPU has run this yet.
 """
 
 import subprocess
@@ -42,22 +42,17 @@ def trainer_of(device):
     """A trainer of a cell at its true size, over random tokens."""
     import torch
 
-    from tunegrid.codecs import codec_of
     from tunegrid.grid.cells import STUDY
     from tunegrid.grid.profiles import FOOTPRINT_PROFILE
-    from tunegrid.run.build import build, load_tokenizer
-    from tunegrid.run.footprint import synthetic_features
-    from tunegrid.run.meter import Meter
-    from tunegrid.run.train import Trainer
+    from tunegrid.run.prepare import prepare
 
     def make(cell_id, updates=8, **changes):
         cell = STUDY.cell(cell_id, replace(FOOTPRINT_PROFILE, device="cuda", max_steps=updates))
         cell = replace(cell, recipe=replace(cell.recipe, **changes))
-        tokenizer = load_tokenizer(cell)
-        codec = codec_of(cell, tokenizer)
         torch.cuda.reset_peak_memory_stats(device)
-        model = build(cell, tokenizer, device).train()
-        return Trainer(cell, model, codec, synthetic_features(cell, codec), Meter(device=device))
+        trainer = prepare(cell, None, device)
+        trainer.model.train()
+        return trainer
 
     return make
 

@@ -25,7 +25,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 from benchmarks.plants.patches import models
 from benchmarks.plants.patches.training import signed_second_moments
 from benchmarks.plants.plant import Plant
-from tunegrid.run import checkpoint, stepper, training
+from tunegrid.run import checkpoint, train
 from tunegrid.run.train import Trainer
 
 # Training
@@ -55,7 +55,7 @@ def moments_are_not_kept(plant):
 
 
 def random_numbers_are_not_kept(plant):
-    plant.setattr(training, "set_random_states", lambda device, states: None)
+    plant.setattr(train, "set_random_states", lambda device, states: None)
 
 
 def weights_are_kept_in_bf16(plant):
@@ -88,12 +88,12 @@ def shards_take_the_mean(plant):
 
 
 def option_is_lost(plant, name, value):
-    init = stepper.Stepper.__init__
+    init = train.Stepper.__init__
 
     def without(self, cell, *args, **options):
         init(self, replace(cell, recipe=replace(cell.recipe, **{name: value})), *args, **options)
 
-    plant.setattr(stepper.Stepper, "__init__", without)
+    plant.setattr(train.Stepper, "__init__", without)
 
 
 # Attention, padding and searches

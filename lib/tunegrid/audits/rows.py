@@ -101,7 +101,7 @@ def no_leakage(evidence: Evidence) -> Answer:
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
     """No row that chose among epochs is scored."""
-    chosen = evidence.trainer.log.chosen_on
+    chosen = evidence.trainer.chosen_on
     if evidence.evaluation is None or not chosen:
         return None
     key = text_of(evidence.cell)

@@ -7,7 +7,7 @@ PEFT packs a merged NF4 layer anew, which rounds away what is less than half a s
 changes in the logits, the nine QLoRA cells of the quick grid lost 2 % to 22 %, and six of them 49 to 102 % after four updates.
 So over NF4 a merged model is only held to be no farther off than the base without its adapter, and the finding says what is
 lost, and which base it was merged onto. An adapter that is merged twice is told in full precision alone: over NF4 it was 26 to
-97 % off. `pytest -m merges` compares the bases.
+97 % off. `--ask=merges` compares the bases.
 """
 
 import math
@@ -26,12 +26,11 @@ from tunegrid.audits.evidence import Evidence, sample
 from tunegrid.codecs.base import Feature
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
-from tunegrid.record.instruments import BaseKind
 from tunegrid.run.build import base_type
 from tunegrid.run.device import free_memory
 from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
 from tunegrid.run.probe import COARSE, FINE, distance, logits_of, of_targets, undisturbed
-from tunegrid.run.weights import ANY, bases_below, the_one
+from tunegrid.run.weights import ANY, BaseKind, bases_below, the_one
 
 ROWS = 4  # test rows that are asked about, in one batch
 MERGED: Mapping[BaseKind, str] = {

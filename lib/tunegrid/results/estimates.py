@@ -205,18 +205,6 @@ def shared_out(seconds: Mapping[Unit, float], count: int) -> list[list[Unit]]:
     return shares
 
 
-def seconds_left(estimated: Sequence[float | None], spent: Sequence[float], workers: int, pace: float = 1.0) -> float | None:
-    """Of tests that have not ended, with what each has taken so far; None where one was never measured."""
-    left = [max(0.0, pace * seconds - used) for seconds, used in zip(estimated, spent, strict=True) if seconds is not None]
-    return None if len(left) < len(estimated) else max(sum(left) / workers, max(left, default=0.0))
-
-
-def pace_of(ended: Iterable[tuple[float, float | None]]) -> float:
-    """How many times as long as estimated cells take here, from seconds measured and estimated of those that have ended."""
-    pairs = [(measured, seconds) for measured, seconds in ended if seconds]
-    return sum(measured for measured, _ in pairs) / sum(seconds for _, seconds in pairs) if pairs else 1.0
-
-
 def lines(cells: Sequence[Cell], known: Mapping[str, Estimate], runs: Mapping[str, int]) -> list[str]:
     """The grid as a table, with a closing line for the sum over all cells and their `runs`, one per seed."""
     estimated = [known.get(cell.id, Estimate()) for cell in cells]

@@ -29,12 +29,11 @@ from tunegrid.grid.backbones import checkpoint_of
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS, Carve, Problem, score_title
-from tunegrid.places import without_places
 from tunegrid.record import Record, to_json
-from tunegrid.record.instruments import BaseKind
 from tunegrid.run.build import base_type, keep_packed_layers, load_base
 from tunegrid.run.device import ATTENTION
-from tunegrid.run.weights import lacking_modules
+from tunegrid.run.weights import BaseKind, lacking_modules
+from tunegrid.terminal import without_places
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds
 
@@ -167,8 +166,8 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
         f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
         base_model=name,
         bias_risks_limitations="\n".join(caveats(cell, record, made_up)),
-        training_data=f"{data.rows.train} rows from {data.origins.train}" if data else None,
-        testing_data=f"{data.rows.test} rows from {data.origins.test}" if data else None,
+        training_data=f"{data.rows['train']} rows from {data.origins['train']}" if data else None,
+        testing_data=f"{data.rows['test']} rows from {data.origins['test']}" if data else None,
         results="\n".join(f"- {one.metric_name}: {one.metric_value}" for one in results),
     )
     return card

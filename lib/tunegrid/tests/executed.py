@@ -1,9 +1,10 @@
 """A pytest plugin that lists which files and functions of ours a cell runs, in the order in which a reader meets them.
 
-`pytest -m quick --cells gpt2_sum_lora -n 0 -p tunegrid.tests.executed` prints them. Counted is what runs on the main thread from
-the start of a test's set-up to the end of its teardown: functions and methods of `lib/tunegrid` (its tests aside), `fixtures`,
-`benchmarks` and conftest.py, each once. Not counted: the top level of modules and class bodies; what runs because a module of
-ours is being imported; lambdas and comprehensions; what dataclasses generate; collection; the table and the files at the end.
+`pytest -m quick --cells gpt2_sum_lora -n 0 -p tunegrid.tests.executed` prints them. Counted is what runs on the main thread
+from the start of a test's set-up to the end of its teardown: functions and methods of `lib/tunegrid` (its tests aside),
+`fixtures`, `benchmarks` and conftest.py, each once. Not counted: the top level of modules and class bodies; what runs because
+a module of ours is being imported; lambdas and comprehensions; what dataclasses generate; collection; the table and the files
+at the end.
 """
 
 import sys

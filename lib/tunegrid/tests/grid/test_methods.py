@@ -18,8 +18,7 @@ from tunegrid.grid.recipes import Schedule
 from tunegrid.grid.zoo import METHODS
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.stepper import make_schedule
-from tunegrid.run.train import Trainer
+from tunegrid.run.train import Trainer, make_schedule
 from tunegrid.tests.small import CPU, cell_of, rows_of, silent, trainer_for
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]

@@ -111,8 +111,7 @@ def test_the_longest_of_like_runs_says_how_long_a_cell_may_take(tmp_path):
     assert longest_runs(QUICK, paths, on_gpu=True) == {}
     short = complete("t5_qa_sft")
     short = replace(short, recipe=replace(short.recipe, max_steps=4))
-    fewer = complete("bert_sa_sft")
-    fewer.limits.train_rows = 48
+    fewer = records.altered(complete("bert_sa_sft"), "limits.train_rows", 48)
     assert longest_runs(QUICK, [records.saved(tmp_path / "run.json", short, fewer)], on_gpu=False) == {}
     path = footprint(tmp_path / "a" / "footprint.json", "bert_sa_lora", 50.0)
     seconds = planned_rows(FULL["bert_sa_lora"]) * FULL["bert_sa_lora"].recipe.num_train_epochs / 50.0

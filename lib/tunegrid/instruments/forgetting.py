@@ -1,33 +1,33 @@
-"""Asks a model for its backbone's own pretraining loss, on texts that the cell does not train on: what it forgets shows there.
+"""What does training cost of what the backbone knew? Its own pretraining loss, on texts that the cell does not train on.
 
 The checkpoint is loaded as the model that was pretrained, and the cell's own backbone, adapters included, takes the place of
 its backbone: a head that the cell lacks, as BERT's for masked tokens, is the checkpoint's. What is hidden of a text is drawn
 once, so a loss before training and one after it differ by what the backbone has become, and by nothing else.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
 
+import pandas as pd
 import peft
-import torch
 import transformers as hf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from tunegrid.codecs.base import IGNORED, Batch, integers, on
+from tunegrid.codecs.base import IGNORED, integers, on
 from tunegrid.codecs.features import chunks
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
 from tunegrid.grid.backbones import Objective, checkpoint_of
-from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Task
+from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
+from tunegrid.instruments.trained import TrainedCell
+from tunegrid.results.examples import row_id
 from tunegrid.run.build import base_type, from_hub_or_folder
 from tunegrid.run.device import ATTENTION, autocast
 from tunegrid.run.evaluate import precision_of
-from tunegrid.run.probe import undisturbed
-from tunegrid.run.train import Trainer
 
 SEED = 0  # of the texts and of what is hidden in them: the same for every cell and every seed of training
 TEXTS = 128  # of each task
@@ -43,28 +43,81 @@ LOADERS: Mapping[Objective, Any] = {
 Hidden = tuple[list[int], list[int]]  # what a model reads of a text, and what it is to predict: labels
 
 
-class NotAskedError(Exception):
-    """A backbone cannot be asked for its pretraining loss; the message says why."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class TextLosses:
     """A backbone's pretraining loss on each text.
 
     Attributes:
-        texts: how many, by task.
-        sums: nats of each text's predicted tokens together.
+        names: of the texts, by task and content.
+        nats: of each text's predicted tokens together.
         tokens: how many these are.
-        frozen: nothing that the loss depends on trains.
-        refused: why there is no loss.
+        trains: whether the loss depends on anything that trains.
     """
 
-    objective: Objective | None
-    texts: Mapping[str, int]
-    sums: Sequence[float]
+    names: Sequence[str]
+    nats: Sequence[float]
     tokens: Sequence[int]
-    frozen: bool | None
-    refused: str | None = None
+    trains: bool
+
+
+class Forgetting(Instrument):
+    """The loss before training, after it, and the change, text by text."""
+
+    id = "forgetting"
+    question = "what is forgotten? The backbone's own loss on texts of the other tasks, in nats a token"
+    figures = {  # noqa: RUF012
+        "before": Figure(shown=".3f"),
+        "after": Figure(shown=".3f"),
+        "change": Figure(better="lower", margin=0.05, shown="+.3f"),
+        "trains": Figure(),
+    }
+
+    def before(self, cell: TrainedCell) -> TextLosses:
+        """The losses of the model as it starts."""
+        if cell.trainer.log.updates:
+            raise NotAskedError("its training was taken up from a checkpoint, after the model had changed")
+        return losses(cell)
+
+    def measure(self, cell: TrainedCell, before: TextLosses) -> pd.DataFrame:
+        """The same of the trained model, and how far both lie apart."""
+        after, tokens = losses(cell), before.tokens
+        nats = {"before": before.nats, "after": after.nats}
+        nats["change"] = [new - old for old, new in zip(before.nats, after.nats, strict=True)]
+        lines = [
+            tidy(name, [n / t for n, t in zip(each, tokens, strict=True)], row=before.names, weight=tokens)
+            for name, each in nats.items()
+        ]
+        return pd.concat([*lines, tidy("trains", float(after.trains))])
+
+    def objections(self, figures: pd.DataFrame) -> Iterator[str]:
+        """Where a frozen backbone forgot, where a trained one was not asked, and where its loss is no number."""
+        changes = figures[figures.figure == "change"].value
+        trains = bool(figures[figures.figure == "trains"].value.item())
+        if not (changes - changes == 0).all():
+            yield "the backbone's own loss is no finite number after training"
+        elif not trains and changes.any():
+            yield f"nothing of the backbone trains, and its own loss went by up to {changes.abs().max():.3g} nats"
+        elif trains and not changes.any():
+            yield "the backbone trains, and its own loss is the same to the last digit on every text: another model was asked"
+
+
+def losses(cell: TrainedCell) -> TextLosses:
+    """What the backbone's own loss is now. Raises NotAskedError where there is none."""
+    model, tokenizer = pretraining_model(cell), cell.codec.tokenizer
+    texts = {
+        f"{name} {row_id({'text': text})}": text
+        for name, task in cell.tasks.items()
+        if name != cell.cell.task.id
+        for text in texts_of(task, cell.splits_of(task).test, tokenizer)
+    }
+    hide, rng = HIDE[cell.cell.backbone.objective or Objective.MASKED], Random(SEED)
+    hidden = [hide(ids[:LENGTH], tokenizer, rng) for ids in _ids(tokenizer, list(texts.values()))]
+    return TextLosses(
+        names=list(texts),
+        nats=_nats(cell, model, hidden),
+        tokens=[sum(label != IGNORED for label in labels) for _, labels in hidden],
+        trains=any(parameter.requires_grad for parameter in model.parameters()),
+    )
 
 
 def texts_of(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
@@ -85,34 +138,16 @@ def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return ids
 
 
-def language_losses(trainer: Trainer, tokenizer: Any, texts: Mapping[str, Sequence[str]]) -> TextLosses:
-    """What the backbone's own loss is now, text by text; `texts` by task. The trainer's model stays as it is."""
-    objective = trainer.cell.backbone.objective
-    counts = {task: len(some) for task, some in texts.items()}
-    try:
-        with undisturbed(trainer), torch.no_grad():
-            model = pretraining_model(trainer.cell, trainer.model, trainer.meter.device)
-            hidden = list(_hidden(objective, tokenizer, [text for some in texts.values() for text in some]))
-            sums = _sums(trainer, model, tokenizer, hidden)
-    except NotAskedError as reason:
-        return TextLosses(objective=objective, texts=counts, sums=(), tokens=(), frozen=None, refused=str(reason))
-    tokens = [sum(label != IGNORED for label in labels) for _, labels in hidden]
-    frozen = not any(parameter.requires_grad for parameter in model.parameters())
-    return TextLosses(objective=objective, texts=counts, sums=sums, tokens=tokens, frozen=frozen)
-
-
-# The model
-
-
-def pretraining_model(cell: Cell, model: nn.Module, device: torch.device) -> Any:
+def pretraining_model(cell: TrainedCell) -> Any:
     """The model that was pretrained, with the cell's own backbone in it. Raises NotAskedError where there is none."""
-    if cell.backbone.objective is None:
-        raise NotAskedError(f"backbone {cell.backbone.id} does not declare what it was pretrained with (Backbone.objective)")
+    backbone, model = cell.cell.backbone, cell.model
+    if backbone.objective is None:
+        raise NotAskedError(f"backbone {backbone.id} does not declare what it was pretrained with (Backbone.objective)")
     if isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning:
         raise NotAskedError("learned tokens stand in front of the text, and leave the backbone as it is")
-    source, options = checkpoint_of(cell.backbone, cell.profile)
-    options |= {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
-    whole, report = from_hub_or_folder(LOADERS[cell.backbone.objective], source, options | {"output_loading_info": True})
+    source, options = checkpoint_of(backbone, cell.cell.profile)
+    options |= {"dtype": base_type(cell.cell), "attn_implementation": ATTENTION, "use_safetensors": True}
+    whole, report = from_hub_or_folder(LOADERS[backbone.objective], source, options | {"output_loading_info": True})
     tuned: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
     if type(whole) is type(tuned):
         return tuned
@@ -123,7 +158,7 @@ def pretraining_model(cell: Cell, model: nn.Module, device: torch.device) -> Any
     for name, module in own.items():
         setattr(whole, name, module)
     whole.tie_weights()  # the output layer shares the cell's embeddings, as it does in the checkpoint
-    return whole.to(device).eval()
+    return whole.to(cell.device).eval()
 
 
 def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
@@ -138,17 +173,6 @@ def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
     if not own:
         raise NotAskedError(f"{type(tuned).__name__} has no part of {type(whole).__name__}")
     return own
-
-
-# What is hidden
-
-
-def _hidden(objective: Objective | None, tokenizer: Any, texts: Sequence[str]) -> Iterator[Hidden]:
-    """What is read and predicted of each text. Raises NotAskedError where the tokenizer lacks what stands for hidden tokens."""
-    assert objective, "a model without one was refused"
-    hide, rng = HIDE[objective], Random(SEED)
-    for ids in _ids(tokenizer, texts):
-        yield hide(ids[:LENGTH], tokenizer, rng)
 
 
 def masked(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
@@ -187,45 +211,38 @@ def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
     return [*read, *ids[at:], *end], [*target, *end]
 
 
-HIDE: Mapping[Objective, Callable[[Sequence[int], Any, Random], Hidden]] = {
-    Objective.MASKED: masked,
-    Objective.CAUSAL: causal,
-    Objective.SPANS: spans,
-}
+HIDE = {Objective.MASKED: masked, Objective.CAUSAL: causal, Objective.SPANS: spans}
 
 
 def _count(ids: Sequence[int]) -> int:
     return min(len(ids), max(1, round(HIDDEN * len(ids))))
 
 
-# Losses
-
-
-def _sums(trainer: Trainer, model: Any, tokenizer: Any, hidden: Sequence[Hidden]) -> list[float]:
-    """Nats of each text, over the tokens that the checkpoint knows: one that the cell added is no guess of the backbone's."""
-    cell, device = trainer.cell, trainer.meter.device
-    known = tokenizer.convert_tokens_to_ids(cell.head.new_token) if cell.head.new_token else None
-    sums: list[float] = []
+def _nats(cell: TrainedCell, model: Any, hidden: Sequence[Hidden]) -> list[float]:
+    """Of each text, over the tokens that the checkpoint knows: one that the cell added is no guess of the backbone's."""
+    tokenizer, new = cell.codec.tokenizer, cell.cell.head.new_token
+    known = tokenizer.convert_tokens_to_ids(new) if new else None
+    nats: list[float] = []
     for some in chunks(hidden, BATCH):
-        batch, labels = _batch(some, 0 if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
-        if cell.backbone.objective is Objective.SPANS:
+        read, targets = zip(*some, strict=True)
+        labels = _padded(targets, IGNORED)
+        batch = {
+            "input_ids": _padded(read, tokenizer.pad_token_id or 0),
+            "attention_mask": _padded([[1] * len(row) for row in read], 0),
+        }
+        if cell.cell.backbone.objective is Objective.SPANS:
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
-        with autocast(precision_of(cell, device), device):
-            logits: Tensor = model(**on(device, batch)).logits
+        with autocast(precision_of(cell.cell, cell.device), cell.device):
+            logits: Tensor = model(**on(cell.device, batch)).logits
         logits = logits[..., :known].float().transpose(1, 2)
-        losses = cross_entropy(logits, labels.to(device), ignore_index=IGNORED, reduction="none")
-        sums += losses.sum(1).tolist()
-    return sums
-
-
-def _batch(hidden: Sequence[Hidden], pad: int) -> tuple[Batch, Tensor]:
-    """Padded ids (B, L) with their mask, and labels."""
-    read, labels = zip(*hidden, strict=True)
-    ids = _padded(read, pad)
-    lengths = integers([len(row) for row in read]).unsqueeze(1)
-    return {"input_ids": ids, "attention_mask": (torch.arange(ids.shape[1]) < lengths).long()}, _padded(labels, IGNORED)
+        of_tokens = cross_entropy(logits, labels.to(cell.device), ignore_index=IGNORED, reduction="none")
+        nats += of_tokens.sum(1).tolist()
+    return nats
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
     longest = max(map(len, rows))
     return integers([[*row, *[value] * (longest - len(row))] for row in rows])
+
+
+INSTRUMENT = Forgetting()

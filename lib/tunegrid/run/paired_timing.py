@@ -1,6 +1,6 @@
 """One side of `tunegrid speed`: a process that sets a cell up, and makes an update of its training for each line that it reads.
 
-`python -m tunegrid.run.turn bert_sa_lora cpu` puts the cell together of the suite's own parts. It answers in JSON.
+`python -m tunegrid.run.paired_timing bert_sa_lora cpu` puts the cell together of the suite's own parts. It answers in JSON.
 
 On a shared machine other processes take the core away, and the wall clock counts that. Linux tells how long a thread was ready
 to run and had no core. That time is taken off; what the thread itself waits for, as a sleep or a file, is not.
@@ -22,7 +22,7 @@ from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.machine import announce_threads, keep_freed_memory, thread_share
 from tunegrid.terminal import say
 
-MARK = "tunegrid turn: "  # begins an answer: a library may print, too
+MARK = "tunegrid timing: "  # begins an answer: a library may print, too
 WARM = 5  # updates before the first answer: they pick kernels and allocate memory
 SCHEDULER = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, nanoseconds that it waited for one, time slices
 
@@ -52,21 +52,16 @@ def answers(cell: Cell) -> Iterator[dict[str, Any]]:
     import torch
     import transformers as hf
 
-    from tunegrid.codecs import codec_of
-    from tunegrid.codecs.features import features_of
-    from tunegrid.run.build import build, load_tokenizer
     from tunegrid.run.device import resolve_device
-    from tunegrid.run.meter import GIB, Meter, peaks, reset_peaks
-    from tunegrid.run.train import Trainer
+    from tunegrid.run.meter import GIB, peaks, reset_peaks
+    from tunegrid.run.prepare import prepare
 
     torch.set_num_threads(threads)
     device = resolve_device(cell.profile.device)
     keep_freed_memory()
-    splits, tokenizer = load_splits(cell.task, cell.profile), load_tokenizer(cell)
-    codec = codec_of(cell, tokenizer)
-    features = features_of(codec, splits.train, training=True)
+    rows = load_splits(cell.task, cell.profile).train
     reset_peaks(device)
-    trainer = Trainer(cell, build(cell, tokenizer, device), codec, features, Meter(device=device))
+    trainer = prepare(cell, rows, device)
     hf.set_seed(cell.profile.seed)
     trainer.ddp_model.train()
 
