@@ -159,13 +159,6 @@ class Codec(ABC):
         """The model's scores that an output was chosen by; none where the output does not keep them."""
         return []
 
-    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-        """The probability that the model gives each row's prediction; None if outputs do not hold it, as those of texts.
-
-        `examples` are the rows' numbers by output; all scores are divided by `temperature` first.
-        """
-        return None
-
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
         """A window's tokens decoded, and the piece of the context that they must say; None for what is not a window."""
         return None

@@ -68,13 +68,6 @@ class ClassifyCodec(Codec):
         """Features and rows are one to one."""
         return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
 
-    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-        """The softmax of the predicted label over all labels."""
-        labels = torch.tensor([label for label, *_ in outputs], dtype=torch.long)
-        logits = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64).reshape(len(labels), -1)
-        confidences: list[float] = (logits / temperature).softmax(-1).gather(1, labels.unsqueeze(1)).flatten().tolist()
-        return confidences
-
     def scores(self, output: Any) -> list[float]:
         """The logits."""
         logits: list[float] = output[2]

@@ -3,7 +3,6 @@
 A feature is: question, separator, a window of the context. Shapes: B windows, L tokens.
 """
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
@@ -12,7 +11,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
-from torch.nn.utils.rnn import pad_sequence
 
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric, summed_cross_entropy
 from tunegrid.data.rows import answer_span, answer_texts, context
@@ -21,7 +19,6 @@ from tunegrid.errors import InputError
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
 MAX_QUESTION_TOKENS = 64  # likewise
-AT_ONCE = 128  # windows whose spans are summed up together
 SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
 
 
@@ -113,23 +110,6 @@ class ExtractCodec(Codec):
                 best[feature.example] = score, span_text(text, first, last, feature.extra)  # the window itself is large
         return [Prediction(value=best[example][1]) for example in range(len(rows))]
 
-    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-        """The softmax of the best span's score over all spans that the row allows, in all of its windows.
-
-        A span's score is that of its first token plus that of its last. Other spans that say the same words are not counted.
-        """
-        best, sums = dict[int, float](), defaultdict[int, list[Tensor]](list)
-        for start in range(0, len(outputs), AT_ONCE):
-            part = slice(start, start + AT_ONCE)
-            log_sums = _log_sums([scores for *_, scores in outputs[part]], temperature)
-            for example, (score, *_), log_sum in zip(examples[part], outputs[part], log_sums, strict=True):
-                best[example] = max(score, best.get(example, score))
-                sums[example].append(log_sum)
-        whole = torch.stack([torch.stack(sums[row]).logsumexp(0) for row in range(len(best))])
-        scores = torch.tensor([best[row] for row in range(len(best))], dtype=torch.float64)
-        confidences: list[float] = (scores / temperature - whole).exp().tolist()
-        return confidences
-
     def scores(self, output: Any) -> list[float]:
         """The best span's."""
         return [output[0]]
@@ -204,13 +184,6 @@ def inside(scores: Tensor, window: Window) -> Tensor:
 def nearby(ends: Tensor, behind: float) -> Tensor:
     """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` where none is left."""
     return pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(-1, MAX_ANSWER_TOKENS, 1)
-
-
-def _log_sums(windows: Sequence[Tensor], temperature: float) -> Tensor:
-    """The log of the summed exponents of all allowed spans' scores, by window; of start and end scores (2, tokens) of each."""
-    padded = pad_sequence([scores.double().T for scores in windows], batch_first=True, padding_value=-torch.inf)
-    starts, ends = (padded / temperature).unbind(-1)
-    return (starts + nearby(ends, -torch.inf).logsumexp(-1)).logsumexp(-1)
 
 
 def span_text(text: str, first: int, last: int, window: Window) -> str:
