@@ -17,6 +17,6 @@ if missing or not list(Distribution.discover(name="tunegrid")):
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
 BEFORE = ("options", "session", "interrupts", "selection", "planning", "progress")
-RUN = ("pipeline", "library_warnings", "journal", "record", "results", "failures", "asked_for")
+RUN = ("pipeline", "library_warnings", "record", "results", "failures")
 AFTER = ("answer", "isolation", "time_limit", "ray.plugin", "instruments", "shown")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))
