@@ -5,21 +5,21 @@ file says its number, of how many, and the cases that the whole run has.
 """
 
 import json
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.results import examples
+from tunegrid.results.table import some
 
 BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
-Key = TypeVar("Key", bound=Hashable)  # of a row and its record
-# Beside pytest-benchmark's own in a run's JSON: rows of cells that did not come to their end, since pytest-benchmark reads a time
-# from every benchmark; what started the session; which shard of a run it is.
+# Beside pytest-benchmark's own in a run's JSON: rows of cells that came to no end (pytest-benchmark reads a time from every
+# benchmark), what started the session, and which shard of a run it is.
 UNFINISHED, COMMAND, SHARD = "unfinished", "command", "shard"
 NAMED = 30  # missing runs that are named
 
@@ -135,8 +135,8 @@ def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
 # Writing
 
 
-def rows_by_name(rows: Mapping[Key, BenchmarkRow], records: Mapping[Key, Record]) -> list[BenchmarkRow]:
-    """The rows in the order of their tests' names, those of cells with these records."""
+def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]) -> list[BenchmarkRow]:
+    """The rows in the order of their tests' names, those of cells with the records of the same keys."""
     updated = [row | {"extra_info": to_json(records[key])} if key in records else row for key, row in rows.items()]
     return sorted(updated, key=name_of)
 
@@ -147,16 +147,10 @@ def name_of(row: BenchmarkRow) -> str:
 
 
 def save(run: RunJson, path: Path, records: Iterable[Record] = (), beside: Collection[Path] = ()) -> None:
-    """Write a run with one row per line, so that a diff shows which cells changed; whole, or not at all.
+    """Write a run, whole or not at all, with one row per line, so that a diff shows which cells changed.
 
-    Args:
-        run: with its rows.
-        path: of the run's file.
-        records: those whose examples are written next to it.
-        beside: runs that the examples may lie next to, where this machine's store does not have them.
-
-    Raises:
-        InputError: where the disk has no room.
+    The examples of these records go next to it, taken from beside these other runs, or from this machine's store. Raises
+    InputError where the disk has no room.
     """
     timed, untimed = ([row for row in run["benchmarks"] if has_no_time(row) is apart] for apart in (False, True))
     lists = {"benchmarks": timed} | ({UNFINISHED: untimed} if untimed else {})
@@ -191,5 +185,5 @@ def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> lis
     if not (lost := sorted(whole.difference(present))):
         return []
     absent = ", ".join(f"{number}/{of}" for number in range(1, of + 1) if number not in numbers)
-    names = ", ".join(map(str, lost[:NAMED])) + (f" and {len(lost) - NAMED} more" if len(lost) > NAMED else "")
-    return [*([f"no file of shard {absent}"] if absent else []), f"{len(lost)} of {len(whole)} runs are missing: {names}"]
+    missing = f"{len(lost)} of {len(whole)} runs are missing: {some(list(map(str, lost)), NAMED)}"
+    return [*([f"no file of shard {absent}"] if absent else []), missing]

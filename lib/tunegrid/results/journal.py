@@ -102,10 +102,7 @@ def as_run(path: Path) -> RunJson:
 def content_key(cell: Cell, circumstances: Mapping[str, Any], grid_files: Sequence[Path] = ()) -> str:
     """Sixteen hex digits over all that decides a cell's result: recipe, limits, seed, code, data, weights, libraries.
 
-    Args:
-        cell: at its profile.
-        circumstances: what the session adds: the device, its threads, the hub's commit.
-        grid_files: the user's, which add to the grid.
+    A session adds circumstances (the device, its threads, the hub's commit) and the user's files, which add to the grid.
     """
     profile, backbone, task = cell.profile, cell.backbone, cell.task
     # Where files lie and what runs the cell is no part of its result: their content and the circumstances are.

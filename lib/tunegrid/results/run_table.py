@@ -64,13 +64,7 @@ STOCK = (
 def summary(
     records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
 ) -> Iterator[tuple[str, str]]:
-    """Lines with their colours, if any: one per cell over its seeds, and what was missed by its cause.
-
-    Args:
-        records: of the run.
-        cells: ids in the order of their lines.
-        seconds: that the session took; None where nobody knows.
-    """
+    """Lines with their colours, if any: one per cell over its seeds, in this order, and what was missed by its cause."""
     order = {cell: index for index, cell in enumerate(cells)}
     records = sorted(records, key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0))
     if not records:
