@@ -20,6 +20,6 @@ if missing or not list(Distribution.discover(name="tunegrid")):
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
 BEFORE = ("options", "session", "selection", "planning", "progress")
-RUN = ("pipeline", "journal", "record", "results", "asked_for")
+RUN = ("pipeline", "record", "results")
 AFTER = ("gate", "processes", "ray", "instruments", "reports")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

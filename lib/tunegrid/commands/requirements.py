@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 from tunegrid.commands.environments import output_of
 from tunegrid.errors import InputError
 from tunegrid.machine import PACKAGES
-from tunegrid.results.journal import folder_digest
+from tunegrid.results.journal import content_digest
 
 DRY_RUN = ("install", "--dry-run")
 # Of a file of requirements: where packages are looked for.
@@ -108,7 +108,7 @@ def plan(wanted: Wanted, folder: Path) -> Iterator[Plan]:
             name, checkout = checkout_of(spec)
             if checkout:
                 copy = copied(checkout, Path(copies) / str(number) / checkout.name)
-                checkouts[copy.as_uri()] = (folder_digest(copy), checkout)
+                checkouts[copy.as_uri()] = (content_digest(copy), checkout)
                 spec = f"{name} @ {copy.as_uri()}" if name else copy.as_uri()
             arguments.append(spec)
         for path in wanted.files:

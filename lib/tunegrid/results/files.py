@@ -1,52 +1,44 @@
-"""Reads the records or rows of a saved run, a pytest-benchmark JSON."""
+"""A saved run, which is a pytest-benchmark JSON: reads and writes its rows and records, and knows what its shards lack.
+
+Nobody hands out shards: each machine reckons all of them (`tunegrid.results.estimates.shared_out`) and takes its own. A shard's
+file says its number, of how many, and the cases that the whole run has.
+"""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.results import examples
+from tunegrid.results.table import some
 
 BenchmarkRow = dict[str, Any]  # of pytest-benchmark: name, fullname, stats, and the record as `extra_info`
 RunJson = dict[str, Any]  # a run: its rows as `benchmarks`, the machine, the commit, when
-# In a file, the rows of cells that did not come to their end stand apart: pytest-benchmark reads a time from every benchmark.
-UNFINISHED = "unfinished"
-COMMAND = "command"  # of a run's JSON, beside pytest-benchmark's own: what started the session
+# Beside pytest-benchmark's own in a run's JSON: rows of cells that came to no end (pytest-benchmark reads a time from every
+# benchmark), what started the session, and which shard of a run it is.
+UNFINISHED, COMMAND, SHARD = "unfinished", "command", "shard"
+NAMED = 30  # missing runs that are named
 
 
-def load(path: Path) -> RunJson:
-    """A saved run as it is; raises InputError where the file is missing, cut off or no run."""
-    try:
-        run: RunJson = json.loads(path.read_text(encoding="utf-8"))
-        run["benchmarks"] = [*run["benchmarks"], *run.pop(UNFINISHED, [])]
-        rows = [row["extra_info"] | {} for row in run["benchmarks"]]
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; name the file of a run") from None
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
-    if not any(is_cell(row) for row in rows):
-        raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
-    for what in twice(rows):
-        raise InputError(f"{path} holds {what} twice; leave one of the two rows out")
-    return run
+class Case(NamedTuple):
+    """One run of one cell."""
+
+    profile: str
+    cell: str
+    seed: int | None
+
+    def __str__(self) -> str:
+        """As a sentence names it."""
+        return f"{self.cell} ({self.profile}, seed {self.seed})"
 
 
-def twice(records: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """The cells, each with its profile and seed, of which there are two records."""
-    seen: set[str] = set()
-    for record in filter(is_cell, records):
-        seeds = record.get("seeds")
-        seed = seeds.get("seed") if isinstance(seeds, dict) else None
-        case = f"{record['cell']} ({record.get('profile')}, seed {seed})"
-        if case in seen:
-            yield case
-        seen.add(case)
+def case_of(record: Record) -> Case:
+    """Which run a record is of."""
+    return Case(record.profile, record.cell, record.seeds.seed)
 
 
 def is_cell(extra_info: Mapping[str, Any]) -> bool:
@@ -54,28 +46,48 @@ def is_cell(extra_info: Mapping[str, Any]) -> bool:
     return "cell" in extra_info
 
 
-def save(run: RunJson, path: Path) -> None:
-    """Write a run with one row per line, so that a diff shows which cells changed; whole, or not at all."""
-    untimed = [row for row in run["benchmarks"] if has_no_time(row)]
-    timed = [row for row in run["benchmarks"] if not has_no_time(row)]
-    fields = {name: json.dumps(value, default=str) for name, value in run.items()} | {"benchmarks": _lines(timed)}
-    fields |= {UNFINISHED: _lines(untimed)} if untimed else {}
-    try:
-        text = f"{{{', '.join(f'{json.dumps(name)}: {value}' for name, value in fields.items())}}}\n"
-        with replacing(path) as part:
-            part.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
-
-
 def has_no_time(row: BenchmarkRow) -> bool:
     """Whether a row is of a cell that did not come to its end, and so is no benchmark."""
     return "stats" not in row and row["extra_info"].get("status") in ("error", "killed", "not run")
 
 
-def _lines(rows: Iterable[BenchmarkRow]) -> str:
-    """A JSON list with one row per line."""
-    return "[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]"
+# Reading
+
+
+def load(path: Path) -> RunJson:
+    """A saved run as it is; raises InputError where the file is missing, cut off, no run, or holds a cell twice."""
+    try:
+        run: RunJson = json.loads(path.read_text(encoding="utf-8"))
+        run["benchmarks"] = [*run["benchmarks"], *run.pop(UNFINISHED, [])]
+        cells = [record for row in run["benchmarks"] if is_cell(record := row["extra_info"] | {})]
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; `pytest -m quick --benchmark-json={path}` writes it") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; name the file of a run") from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is not a complete pytest-benchmark JSON ({type(error).__name__}: {error})") from None
+    if not cells:
+        raise InputError(f"{path} holds no cells; was it saved by `pytest -m quick`?")
+    seen = set[str]()
+    for record in cells:
+        seeds = record.get("seeds")
+        case = str(Case(record.get("profile"), record["cell"], seeds.get("seed") if isinstance(seeds, dict) else None))
+        if case in seen:
+            raise InputError(f"{path} holds {case} twice; leave one of the two rows out")
+        seen.add(case)
+    return run
+
+
+def current(row: BenchmarkRow, path: Path) -> tuple[BenchmarkRow, Record]:
+    """A cell's row with its record in the current version, and that record; raises InputError where it is not sound."""
+    record = from_json(row["extra_info"], str(path))
+    examples.check(record, path)
+    return row | {"extra_info": to_json(record)}, record
+
+
+def read_rows(path: Path) -> list[tuple[BenchmarkRow, Record]]:
+    """The rows of a saved run's cells, each with its record; raises InputError where one is not sound."""
+    return [current(row, path) for row in load(path)["benchmarks"] if is_cell(row["extra_info"])]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +108,9 @@ class SavedRun:
 
 
 def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
-    """A saved run with all its records, in the current version, each held to itself and to its test rows.
+    """A saved run with all its records, in the current version; raises InputError where one is not sound.
 
-    Args:
-        path: of the run's JSON.
-        with_rows: False for a reader who looks at no score.
-
-    Raises:
-        InputError: where the file cannot be read, or a record is not sound.
+    Each is held to itself, and to its test rows unless `with_rows` is False, for a reader who looks at no score.
     """
     run = load(path)
     records = [from_json(row["extra_info"], str(path)) for row in run["benchmarks"] if is_cell(row["extra_info"])]
@@ -120,18 +127,63 @@ def read_list(path: Path) -> list[Record]:
     return read_saved(path).records
 
 
-def read_rows(path: Path) -> list[tuple[BenchmarkRow, Record]]:
-    """The rows of a saved run's cells, each with its record; raises InputError as `read_list` does."""
-    return [current(row, path) for row in load(path)["benchmarks"] if is_cell(row["extra_info"])]
-
-
-def current(row: BenchmarkRow, path: Path) -> tuple[BenchmarkRow, Record]:
-    """A cell's row with its record in the current version, and that record; raises InputError where it is not sound."""
-    record = from_json(row["extra_info"], str(path))
-    examples.check(record, path)
-    return row | {"extra_info": to_json(record)}, record
-
-
 def read_records(path: Path, profile: str | None = None) -> dict[str, Record]:
     """Records by cell id, all or one profile's."""
     return {record.cell: record for record in read_list(path) if profile in (None, record.profile)}
+
+
+# Writing
+
+
+def rows_by_name(rows: Mapping[Any, BenchmarkRow], records: Mapping[Any, Record]) -> list[BenchmarkRow]:
+    """The rows in the order of their tests' names, those of cells with the records of the same keys."""
+    updated = [row | {"extra_info": to_json(records[key])} if key in records else row for key, row in rows.items()]
+    return sorted(updated, key=name_of)
+
+
+def name_of(row: BenchmarkRow) -> str:
+    """Of a row's test."""
+    return str(row.get("fullname") or row.get("name"))
+
+
+def save(run: RunJson, path: Path, records: Iterable[Record] = (), beside: Collection[Path] = ()) -> None:
+    """Write a run, whole or not at all, with one row per line, so that a diff shows which cells changed.
+
+    The examples of these records go next to it, taken from beside these other runs, or from this machine's store. Raises
+    InputError where the disk has no room.
+    """
+    timed, untimed = ([row for row in run["benchmarks"] if has_no_time(row) is apart] for apart in (False, True))
+    lists = {"benchmarks": timed} | ({UNFINISHED: untimed} if untimed else {})
+    fields = {name: json.dumps(value, default=str) for name, value in run.items()}
+    fields |= {name: "[\n" + ",\n".join(json.dumps(row, default=str) for row in rows) + "\n]" for name, rows in lists.items()}
+    try:
+        with replacing(path) as part:
+            text = ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items())
+            part.write_text(f"{{{text}}}\n", encoding="utf-8")
+        examples.keep_beside(records, path, *beside)
+    except OSError as error:
+        raise InputError(f"{path} or its examples cannot be written ({error.strerror or error})") from None
+
+
+def missing_runs(runs: Mapping[Path, RunJson], present: Collection[Case]) -> list[str]:
+    """What these files lack of the run that they are shards of: shards without a file, and runs that are nowhere.
+
+    Nothing where none is a shard. Raises InputError where they are shards of different runs, or do not say of which.
+    """
+    numbers, wholes = {}, {}
+    for path, run in runs.items():
+        try:
+            if SHARD in run:
+                number, of, whole = (run[SHARD][name] for name in ("number", "of", "whole"))
+                numbers[int(number)], wholes[path] = path, (int(of), frozenset(Case(*case) for case in whole))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} does not say which shard it is ({type(error).__name__}: {error})") from None
+    if len(set(wholes.values())) > 1:
+        names = ", ".join(map(str, wholes))
+        raise InputError(f"{names} are shards of different runs: give all the same --shard=N/M, -m, --cells and --seeds")
+    of, whole = next(iter(wholes.values()), (0, frozenset[Case]()))
+    if not (lost := sorted(whole.difference(present))):
+        return []
+    absent = ", ".join(f"{number}/{of}" for number in range(1, of + 1) if number not in numbers)
+    missing = f"{len(lost)} of {len(whole)} runs are missing: {some(list(map(str, lost)), NAMED)}"
+    return [*([f"no file of shard {absent}"] if absent else []), missing]

@@ -1,11 +1,14 @@
 """Prints the table after a run, with one line of at most 100 columns per cell, over its seeds."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 
+from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.record import Record, Status
-from tunegrid.results.status import status_of
+from tunegrid.results.alike import unlike_pairs
+from tunegrid.results.failures import told_by_cause
+from tunegrid.results.status import status_of, too_short
 from tunegrid.results.table import Column, lines, number
 
 MIB = 2**20
@@ -56,6 +59,23 @@ STOCK = (
     Column(title="status", width=7, gap=2),
     Column(title="first that differs", gap=2),
 )
+
+
+def summary(
+    records: Iterable[Record], cells: Sequence[str] = STUDY_IDS, seconds: float | None = None
+) -> Iterator[tuple[str, str]]:
+    """Lines with their colours, if any: one per cell over its seeds, in this order, and what was missed by its cause."""
+    order = {cell: index for index, cell in enumerate(cells)}
+    records = sorted(records, key=lambda r: (r.profile, order.get(r.cell, len(order)), r.cell, r.seeds.seed or 0))
+    if not records:
+        return
+    yield header(records), ""
+    yield from ((text, {"passed": "green", "begun": ""}.get(status, "red")) for text, status in rows(records))
+    yield footer(records, seconds), ""
+    yield from ((line, "red") for line in told_by_cause(records))
+    yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
+    if pairs := unlike_pairs(records):
+        yield f"{len(pairs)} pairs of methods are not like for like: tunegrid compare RUN.json says in what", ""
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:

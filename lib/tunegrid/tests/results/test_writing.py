@@ -4,13 +4,13 @@ import pytest
 
 from tunegrid.commands import merge
 from tunegrid.record import to_json
-from tunegrid.results.files import read_records
+from tunegrid.results.files import read_records, rows_by_name
 from tunegrid.results.journal import Journal, latest, read
-from tunegrid.results.writing import FinishedRun, TerminalLine
+from tunegrid.results.run_table import summary
 from tunegrid.tests.records import complete
 from tunegrid.tests.sessions import run_in
 
-PLUGINS = ("options", "session", "selection", "planning", "progress", "journal", "results", "isolation")
+PLUGINS = ("options", "session", "selection", "planning", "progress", "results", "isolation")
 CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
 # Cells that train nothing. Two have the results of one, the third fails an audit of its own.
 TESTS = """
@@ -99,9 +99,9 @@ def test_a_run_that_holds_together_is_finished_with_exit_code_0(tmp_path, capsys
     assert {status for status, _, _ in findings_of(tmp_path / "run.json").values()} == {"passed"}
 
 
-def test_rows_that_are_no_cells_stay_and_stand_by_name(tmp_path):
-    finished = FinishedRun({"b": complete()})
-    rows = finished.rows({"b": {"fullname": "b", "extra_info": {}}, "a": {"name": "a", "extra_info": {"control": 1}}})
+def test_rows_that_are_no_cells_stay_and_stand_by_name():
+    own = {"b": {"fullname": "b", "extra_info": {}}, "a": {"name": "a", "extra_info": {"control": 1}}}
+    rows = rows_by_name(own, {"b": complete()})
     assert [row.get("fullname") or row["name"] for row in rows] == ["a", "b"]
     assert rows[0] == {"name": "a", "extra_info": {"control": 1}}
     assert rows[1]["extra_info"]["cell"] == "bert_sa_lora"
@@ -116,15 +116,15 @@ def test_lines_stand_in_the_order_of_cells_and_sentences_below_them():
         excused={"learned_something": "a run of 3 of 40 planned updates may be too short to meet it"},
     )
     missed = complete(status="missed", missed=["accuracy 91.0 is below 92.0"])
-    _, first, second, *rest = FinishedRun({1: missed, 2: short}).lines(["t5_sa_lora", "bert_sa_lora"])
-    assert (first.text.split()[0], first.colour) == ("t5_sa_lora", "green")
-    assert first.text.endswith("too short")
-    assert (second.text.split()[0], second.colour) == ("bert_sa_lora", "red")
+    _, first, second, *rest = summary([missed, short], ["t5_sa_lora", "bert_sa_lora"])
+    assert (first[0].split()[0], first[1]) == ("t5_sa_lora", "green")
+    assert first[0].endswith("too short")
+    assert (second[0].split()[0], second[1]) == ("bert_sa_lora", "red")
     assert rest == [
-        TerminalLine("1 of 2 cells passed, 1 of them too short for some audit, on a CPU"),
-        TerminalLine("1 cell had wrong figures: bert_sa_lora", "red"),  # 91.04 is above its bound of 88
-        TerminalLine("  accuracy 91.0 is below 92.0", "red"),
-        TerminalLine(
+        ("1 of 2 cells passed, 1 of them too short for some audit, on a CPU", ""),
+        ("1 cell had wrong figures: bert_sa_lora", "red"),  # 91.04 is above its bound of 88
+        ("  accuracy 91.0 is below 92.0", "red"),
+        (
             "audit learned_something: accuracy 51.2; a run of 3 of 40 planned updates may be too short to meet it "
             "(t5_sa_lora, quick, seed 0)",
             "yellow",
