@@ -29,15 +29,7 @@ def prepare(
 ) -> Trainer:
     """A trainer that holds all that a training of the cell needs: codec, features, model. Nothing has trained yet.
 
-    Args:
-        cell: what is trained, and how.
-        rows: to train on; None: random tokens of full length, as where there is no checkpoint.
-        device: where.
-        codec: None: the cell's own.
-        model: None: the cell's own.
-        meter: measures the training.
-        ranks: the processes that share it.
-        after_update: is called with the trainer after each update.
+    Without rows it trains on random tokens of full length, as where there is no checkpoint.
     """
     codec = codec or codec_of(cell, load_tokenizer(cell))
     if rows is None:

@@ -23,14 +23,13 @@ from tunegrid.data.rows import answer_texts
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.run.build import base_type
+from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
 from tunegrid.run.evaluate import predict
 from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
-from tunegrid.run.weights import numbers_of
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32

@@ -27,6 +27,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
+from tunegrid.run.build import model_checksums
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
@@ -40,7 +41,6 @@ from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
-from tunegrid.run.weights import model_checksums
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
@@ -191,7 +191,7 @@ class Trainer:
         self._fetch()
         log = self.log
         return TrainingRecord(
-            seconds=self.meter.train_seconds(),
+            seconds=sum(self.meter.durations(self.meter.updates)),
             tokens=sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates))),
             updates=log.updates,
             precision=log.precision,
