@@ -105,7 +105,7 @@ def uncounted() -> dict[Any, Any]:
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of tensors on a CPU, whose allocator cannot be asked; token ids and scalars belong to the batch, and are left out."""
+    """Bytes of tensors on a CPU, whose allocator cannot be asked; token ids and scalars, of the batch, are left out."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         """`tensors` are held already; all floating ones that operators make are added."""

@@ -166,7 +166,7 @@ class Ranks:
         return ((own.detach(), part.detach()) for own, part in pairs if own.requires_grad)
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-        """An optimizer's saved state of a parameter; with FSDP, what has its shape is a part of a whole, as the parameter is."""
+        """An optimizer's saved state of a parameter; with FSDP, what has its shape is a part, as the parameter is."""
         if not self.holds_parts:
             return dict(saved)
         from torch.distributed.tensor import DTensor
