@@ -202,10 +202,9 @@ def train_in_fp32(model: nn.Module) -> None:
 def keep_packed_layers(model: nn.Module) -> None:
     """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
 
-    At the first forward pass it rounds their frozen biases to the type it computes in. This is done here, so that frozen
-    weights stay bit-identical. At the first evaluation on a CPU with bf16 units it repacks their weights, which then cannot
-    be trained: a run that validates between epochs fails, or goes on with wrong gradients. This is switched off; evaluation
-    then also computes alike on every CPU.
+    At the first forward pass it rounds their frozen biases to the type it computes in: here, so that they stay bit-identical
+    later. At the first evaluation on a CPU with bf16 units it repacks their weights, over which training then fails or has
+    wrong gradients: switched off, which also lets every CPU evaluate alike.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -234,7 +233,7 @@ def numbers_of(parameter: Any) -> Tensor:
     return numbers
 
 
-# Checksums
+# Checksums, and the checkpoint's files and keys
 
 
 def checksums(tensors: Iterable[Tensor]) -> list[Checksum]:
@@ -249,9 +248,6 @@ def model_checksums(model: nn.Module) -> dict[str, Checksum]:
     """A checksum of every parameter, by name; no cryptographic hash: it tells trained weights from unchanged ones, in place."""
     named = dict(model.named_parameters())
     return dict(zip(named, checksums(named.values()), strict=True))
-
-
-# The checkpoint
 
 
 def weight_files(cell: Cell) -> list[Path]:

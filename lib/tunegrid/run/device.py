@@ -134,11 +134,6 @@ def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization
     return replace(requested, bnb_4bit_compute_dtype=kind), change
 
 
-def replacements(cell: Cell, device: torch.device) -> list[str]:
-    """A sentence for each number format that the cell has here in place of another."""
-    return [sentence for _, sentence in (resolve_precision(cell, device), resolve_quantization(cell, device)) if sentence]
-
-
 def free_memory(device: torch.device) -> None:
     """Give back what nothing refers to any more: reference cycles first, then what was freed, here and on a GPU."""
     gc.collect()

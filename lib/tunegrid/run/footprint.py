@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tunegrid.codecs.base import Codec, Feature
+from tunegrid.codecs.base import Codec
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.parts import Flops, Ledger
@@ -47,13 +47,6 @@ class Footprint:
     live_bytes: int  # held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU)
     peak_bytes: int  # the most held during that update
     generated_tokens_per_second: float | None = None  # of all rows together; None for a task that generates nothing
-
-
-def synthetic_features(cell: Cell, codec: Codec) -> list[Feature]:
-    """Features of full length for every update of the profile."""
-    rng, recipe = Random(cell.profile.seed), cell.recipe
-    count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    return [replace(codec.synthetic(rng), example=i) for i in range(count)]
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
@@ -117,7 +110,8 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count what the operator made, until it is gone."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim:
+            # In fp64 AdamW's definition is computed, on the host whatever the device is: no part of training.
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and leaf.dtype is not torch.float64:
                 storage = leaf.untyped_storage()
                 pointer, size = storage.data_ptr(), storage.nbytes()
                 if size and pointer not in self._known:

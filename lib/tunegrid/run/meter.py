@@ -117,27 +117,24 @@ class Meter:
 
         A repeated phase adds its seconds and keeps the higher peak; what is not known of one part is not of the whole.
         """
-        self._close()
-        self._open.append(name)
-        self._start()
+        self._switch([*self._open, name])
         try:
             yield
         finally:
-            self._close()
-            self._open.pop()
-            self._start()
+            self._switch(self._open[:-1])
 
-    def _start(self) -> None:
-        """The innermost open phase begins, or goes on."""
+    def _switch(self, phases: list[str]) -> None:
+        """The innermost open phase ends or pauses; of `phases`, which are open now, the innermost begins or goes on."""
         if self._open:
+            self._add(self._open[-1])
+        self._open = phases
+        if phases:
             reset_peaks(self.device)
             self._joules = {name: read() for name, read in self.counters.items()}
             self._began = time.perf_counter()
 
-    def _close(self) -> None:
-        """The innermost open phase ends, or pauses."""
-        if not self._open:
-            return
+    def _add(self, phase: str) -> None:
+        """Add what was measured since the phase began or went on."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - self._began
@@ -146,15 +143,10 @@ class Meter:
             before, now = self._joules[name], read()
             risen = None if before is None or now is None or now < before else now - before  # else it started again
             part = replace(part, **{name: None if name == "cpu_energy_joules" and seconds > RAPL_SECONDS else risen})
-        if earlier := self.phases.get(self._open[-1]):
+        if earlier := self.phases.get(phase):
             pairs = {name: (one, getattr(part, name)) for name, one in vars(earlier).items()}
             part = Phase(**{name: None if None in two else (sum if name in SUMS else max)(two) for name, two in pairs.items()})
-        self.phases[self._open[-1]] = part
-
-    def recent_rate(self, count: int, ranks: int = 1) -> str:
-        """Samples a second over the last updates, of so many ranks, for the progress line; empty if they took no time."""
-        seconds = sum(self.durations(self.updates[-count:]))
-        return f"{ranks * sum(update.samples for update in self.updates[-count:]) / seconds:.0f} samples/s" if seconds else ""
+        self.phases[phase] = part
 
     def over(self, ranks: Ranks) -> RanksRecord | None:
         """What each rank did, which all must ask together; None for one. From then on, updates are those of all."""

@@ -61,10 +61,6 @@ class Ranks:
         """The seed of this rank's dropout: others drop others."""
         return (seed + self.rank * APART) % SEEDS
 
-    def total(self, count: int, device: torch.device) -> int | Tensor:
-        """A count summed over the ranks, on the device: the host does not wait for it."""
-        return count if self.count == 1 else self.summed(torch.full((), count, device=device))
-
     def summed(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""
         if self.count > 1:
