@@ -18,9 +18,17 @@ from tunegrid.data.rows import answer_span, context
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS, Answer
-from tunegrid.run.build import base_type, build, embedding_name
+from tunegrid.run.build import (
+    base_type,
+    build,
+    embedding_name,
+    files_by_key,
+    lacking_modules,
+    matching_keys,
+    model_checksums,
+    weight_files,
+)
 from tunegrid.run.probe import undisturbed
-from tunegrid.run.weights import files_by_key, lacking_modules, matching_keys, model_checksums, weight_files
 
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones

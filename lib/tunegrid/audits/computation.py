@@ -33,7 +33,6 @@ from tunegrid.run.probe import (
     cut,
     distance,
     hooked,
-    last_targets,
     logits_of,
     of_targets,
     target_logits,
@@ -105,7 +104,7 @@ def decoder_sees_no_future(evidence: Evidence) -> Answer:
     for row, i in zip(rows, middles, strict=True):
         other = next((token for token in row.target if token != row.target[i]), 0)
         others.append(replace(row, target=[*row.target[:i], other, *row.target[i + 1 :]]))
-    before = last_targets(evidence.probe.together[0], evidence.codec.collate(rows), rows)
+    before = of_targets(evidence.probe.together[0], evidence.codec.collate(rows), rows)
     with torch.no_grad(), undisturbed(evidence.trainer), evidence.trainer.accelerator.autocast():
         after = target_logits(evidence.trainer, others)
     apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))

@@ -15,12 +15,11 @@ from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.run.build import base_type
+from tunegrid.run.build import Checksum, base_type, checkpoint_checksums, matching_keys, model_checksums, weight_files
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import Probe, probe
 from tunegrid.run.serving import Serving
 from tunegrid.run.train import Trainer
-from tunegrid.run.weights import Checksum, checkpoint_checksums, matching_keys, model_checksums, weight_files
 
 T = TypeVar("T")
 SAMPLE = 8  # rows that are decoded again

@@ -7,28 +7,36 @@ merge forgot shows, and which base it was is told by its weights.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
-from bitsandbytes.nn import Linear4bit
+from bitsandbytes.nn import Linear4bit, Params4bit
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tunegrid.audits.evidence import sample
 from tunegrid.codecs.features import chunks
-from tunegrid.errors import first_line
+from tunegrid.errors import InputError, first_line
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
-from tunegrid.run.build import base_type
+from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import COARSE, FINE, distance, hooked, logits_of, of_targets
-from tunegrid.run.serving import wrappers
-from tunegrid.run.weights import BaseKind, bases_below, packed, packed_layers, the_one, weight_of
+from tunegrid.run.serving import BASE, load_adapter, load_below, wrappers
 
 SAMPLED = 16  # test features whose logits are compared
 MOST_CODES = 1e-3  # of a layer's bytes: where a number lies between two levels, its last digit decides
+# A layer that was packed to 4 bits has three sets of numbers: the packed ones; these unpacked, each on one of sixteen levels;
+# and the checkpoint's own, which packed give the same 4 bits.
+BaseKind = Literal["packed", "unpacked", "original"]  # packed to 4 bits; these 4 bits as numbers; the checkpoint's own numbers
+ANY: frozenset[BaseKind] = frozenset(("packed", "unpacked", "original"))
+EITHER: frozenset[BaseKind] = frozenset(("unpacked", "original"))  # a checkpoint may have numbers on the levels, too
 Call = tuple[Tensor, Tensor]  # what a layer was given, and what it made of it
 # Packed comes second: its layers are held to those that merged rightly onto the unpacked numbers.
 MEANING: Mapping[BaseKind, str] = {
@@ -130,7 +138,16 @@ class _Merging:
         yield tidy("alike", [float(alike) for alike in held.values()], part=base, row=list(held))
 
     def _loaded(self, base: BaseKind) -> Any:
-        return self.cell.serving.load_onto(base, self.cell.cell, self.folder, self.cell.device)
+        """The saved adapter over one of the bases. Raises InputError if no checkpoint holds it."""
+        cell, folder, device = self.cell.cell, self.folder, self.cell.device
+        if base == "packed":
+            return self.cell.serving.load(cell, folder, device)[0]
+        if base == "original":
+            if (folder / BASE).is_dir():
+                raise InputError("no checkpoint holds the base: it was saved packed, beside the adapter")
+            cell = replace(cell, method=replace(cell.method, quantization=None))
+        below = load_below(cell, folder, self.cell.codec.tokenizer, device)
+        return load_adapter(below.dequantize() if base == "unpacked" else below, folder, device)
 
     def _points(self, evaluation: Evaluation) -> list[float]:
         return evaluation.examples[self.cell.cell.task.main_score]
@@ -186,6 +203,63 @@ def bytes_of(layer: nn.Module, like: Any) -> Tensor:
 def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
     """Whether two layers are packed alike, but for numbers between two levels."""
     return ours.shape == theirs.shape and float((ours != theirs).float().mean()) <= MOST_CODES
+
+
+# The base below an adapter
+
+
+def bases_below(trained: Any, model: Any) -> frozenset[BaseKind]:
+    """What the base below another model's adapter may be; if that is merged, its layers without an adapter tell.
+
+    Args:
+        trained: an adapter over a packed base.
+        model: the same adapter over some base, or that base with the adapter merged.
+    """
+    kinds, base = ANY, model.get_base_model() if isinstance(model, PeftModel) else model
+    adapted = {name for name, layer in trained.get_base_model().named_modules() if isinstance(layer, BaseTunerLayer)}
+    for name, layer in packed_layers(trained).items():
+        other = base.get_submodule(name)
+        if isinstance(other, BaseTunerLayer):
+            kinds &= _kinds(layer, other.get_base_layer())
+        elif name not in adapted:
+            kinds &= _kinds(layer, other)
+    return kinds
+
+
+def _kinds(layer: Any, other: Any) -> frozenset[BaseKind]:
+    """What the second layer may be of the first one."""
+    levels = numbers_of(layer.weight)
+    if isinstance(other, Linear4bit):
+        return frozenset(("packed",)) if torch.equal(levels, numbers_of(other.weight)) else frozenset()
+    weight = weight_of(other).to(levels)
+    if torch.equal(levels, weight):
+        return EITHER
+    return frozenset(("original",)) if torch.equal(levels, numbers_of(packed(weight, layer))) else frozenset()
+
+
+def the_one(bases: frozenset[BaseKind]) -> BaseKind | None:
+    """The one base that it is; None if it is another one, or nothing tells."""
+    return "unpacked" if bases == EITHER else next(iter(bases)) if len(bases) == 1 else None
+
+
+def packed_layers(model: Any) -> dict[str, Any]:
+    """The 4-bit layers below an adapter, by the names that they have without it."""
+    layers = model.get_base_model().named_modules()
+    return {name.removesuffix(".base_layer"): layer for name, layer in layers if isinstance(layer, Linear4bit)}
+
+
+def packed(weight: Tensor, like: Any) -> Any:
+    """A weight (out, in), packed with the settings of a 4-bit layer: the parameter that such a layer holds."""
+    settings = {
+        name: getattr(like.weight, name) for name in ("blocksize", "compress_statistics", "quant_type", "quant_storage")
+    }
+    return Params4bit(weight.contiguous(), requires_grad=False, **settings).to(weight.device)
+
+
+def weight_of(layer: nn.Module) -> Tensor:
+    """A layer's weight (out, in); GPT-2's layers have it the other way round."""
+    weight: Tensor = layer.weight.data  # type: ignore[assignment] # it is a linear layer
+    return weight.T if isinstance(layer, Conv1D) else weight
 
 
 INSTRUMENT = Merges()

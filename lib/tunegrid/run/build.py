@@ -1,14 +1,22 @@
-"""Builds a `Cell`'s tokenizer and model: loaded, quantized, adapted, with only the right weights to train."""
+"""Builds a `Cell`'s tokenizer and model: loaded, quantized, adapted, with only the right weights to train.
 
-from collections.abc import Iterator
+Checksums of weights, and the files and keys of the checkpoint that they come from, stand here, too.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 import torch
 import transformers as hf
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tunegrid.codecs.architectures import architecture
@@ -21,11 +29,17 @@ from tunegrid.grid.methods import Base
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.tasks import Problem
 from tunegrid.libraries import hub_code
+from tunegrid.record.parts import ModelRecord
 from tunegrid.run.device import ATTENTION, out_of_memory, resolve_precision, resolve_quantization
 from tunegrid.run.metrics import BertScorer
 
 PERTURBATION = 1e-6  # relative: a few last bits of fp32
 BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+Checksum = tuple[int, int]
+INTEGERS = {4: torch.int32, 2: torch.int16}  # by bytes an element; any other size is read byte by byte
+# Parts of names that a loaded model has otherwise: old BERT checkpoints say gamma and beta, and BERT2BERT's cross-attention
+# starts from the self-attention of its layer.
+RENAMED = {"gamma": "weight", "beta": "bias", "crossattention": "attention"}
 
 
 def load_tokenizer(cell: Cell) -> Any:
@@ -77,7 +91,16 @@ def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
         InputError: if the checkpoint leaves pretrained tensors random, if the recipe's precision does not fit the base, if the
             model cannot checkpoint activations, or if code without a release would compute.
     """
-    _check_type(cell, device)
+    if cell.backbone.dtype not in BASE_TYPES:
+        known = ", ".join(BASE_TYPES)
+        raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {known}")
+    precision, fallback = resolve_precision(cell, device)
+    if base_type(cell) is not torch.float32 and precision == "fp32":
+        cause, way_out = (fallback, "") if fallback else ("the recipe says fp32", 'the recipe precision="bf16" or ')
+        raise InputError(
+            f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, over which nothing trains in "
+            f'fp32 ({cause}); give {way_out}the backbone dtype="float32"'
+        )
     if cell.quantization and device.type == "cpu" and (code := hub_code()):
         raise InputError(
             f"bitsandbytes would compute 4-bit layers with {code[0]}, which the package kernels took from the hub, of whatever "
@@ -108,30 +131,25 @@ def base_type(cell: Cell) -> torch.dtype:
     return BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
 
 
-def _check_type(cell: Cell, device: torch.device) -> None:
-    """Raises InputError for a dtype that we do not know, and for training in fp32 over a base in bf16."""
-    if cell.backbone.dtype not in BASE_TYPES:
-        known = ", ".join(BASE_TYPES)
-        raise InputError(f"backbone {cell.backbone.id!r} has unknown dtype {cell.backbone.dtype!r}; known are {known}")
-    precision, fallback = resolve_precision(cell, device)
-    if base_type(cell) is not torch.float32 and precision == "fp32":
-        cause, way_out = (fallback, "") if fallback else ("the recipe says fp32", 'the recipe precision="bf16" or ')
-        raise InputError(
-            f"{cell.id}: the base of {cell.backbone.name} is loaded in {cell.backbone.dtype}, over which nothing trains in "
-            f'fp32 ({cause}); give {way_out}the backbone dtype="float32"'
-        )
-
-
 def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     """The checkpoint's model, quantized if the method quantizes; its new head and the new token's row start from random."""
-    source, options = _weights(cell, device)
+    kind, head, source = architecture(cell.head.architecture), cell.head, None
+    options: dict[str, Any] = {"num_labels": len(cell.task.labels)} if cell.task.problem is Problem.CLASSIFY else {}
+    if cell.profile.random_weights:  # of the checkpoint's true shape
+        config = hf.AutoConfig.for_model(**cell.backbone.shape, **options)
+        with device:
+            options = {"config": config, "state_dict": getattr(kind, "checkpoint_class", kind)(config).state_dict()}
+    else:
+        source, pin = checkpoint_of(cell.backbone, cell.profile)
+        options |= pin
     options |= {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
     if cell.quantization or device.type == "meta":
         options["device_map"] = {"": device}
-    if cell.quantization:
-        options["quantization_config"] = quantization_config(cell, device)
-    kind, head = architecture(cell.head.architecture), cell.head
+    if quantization := resolve_quantization(cell, device)[0]:
+        skipped = [*head.new_modules, *head.tied_modules] or None  # an output tied to the embeddings is not quantized
+        packing = {"load_in_4bit": True, "llm_int8_skip_modules": skipped, **asdict(quantization)}
+        options["quantization_config"] = hf.BitsAndBytesConfig(**packing)
     model, report = from_hub_or_folder(kind, source, options)
     new = head.new_modules + head.adapted_modules
     missing = sorted(name for name in report["missing_keys"] if not within(name, new + head.optional_modules))
@@ -148,26 +166,6 @@ def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
     if head.new_token:
         model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     return model
-
-
-def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, Any]]:
-    """The source and options for `from_pretrained`: a checkpoint, or random weights of its true shape on `device`."""
-    labels = {"num_labels": len(cell.task.labels)} if cell.task.problem is Problem.CLASSIFY else {}
-    if not cell.profile.random_weights:
-        source, options = checkpoint_of(cell.backbone, cell.profile)
-        return source, options | labels
-    config = hf.AutoConfig.for_model(**cell.backbone.shape, **labels)
-    kind = architecture(cell.head.architecture)
-    with device:
-        return None, {"config": config, "state_dict": getattr(kind, "checkpoint_class", kind)(config).state_dict()}
-
-
-def quantization_config(cell: Cell, device: torch.device) -> Any:
-    """Bitsandbytes' 4-bit config. New modules, and output layers tied to the embeddings, are not quantized."""
-    quantization, _ = resolve_quantization(cell, device)
-    assert quantization, "only for methods that quantize"
-    skipped = [*cell.head.new_modules, *cell.head.tied_modules] or None
-    return hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped, **asdict(quantization))
 
 
 def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
@@ -204,10 +202,9 @@ def train_in_fp32(model: nn.Module) -> None:
 def keep_packed_layers(model: nn.Module) -> None:
     """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
 
-    At the first forward pass it rounds their frozen biases to the type it computes in. This is done here, so that frozen
-    weights stay bit-identical. At the first evaluation on a CPU with bf16 units it repacks their weights, which then cannot
-    be trained: a run that validates between epochs fails, or goes on with wrong gradients. This is switched off; evaluation
-    then also computes alike on every CPU.
+    At the first forward pass it rounds their frozen biases to the type it computes in: here, so that they stay bit-identical
+    later. At the first evaluation on a CPU with bf16 units it repacks their weights, over which training then fails or has
+    wrong gradients: switched off, which also lets every CPU evaluate alike.
     """
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
@@ -227,3 +224,105 @@ def perturb(model: nn.Module, draw: int) -> None:
             if parameter.is_floating_point():
                 noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
                 parameter.mul_(1 + PERTURBATION * noise)
+
+
+def numbers_of(parameter: Any) -> Tensor:
+    """A weight as numbers, if it is packed to 4 bits, too."""
+    state = getattr(parameter, "quant_state", None)
+    numbers: Tensor = parameter.detach() if state is None else bnb.functional.dequantize_4bit(parameter.data, state)
+    return numbers
+
+
+# Checksums, and the checkpoint's files and keys
+
+
+def checksums(tensors: Iterable[Tensor]) -> list[Checksum]:
+    """Of each tensor, sums of all its bits taken as integers, and of every other one; equal bits, equal sums."""
+    flat = [tensor.detach().reshape(-1) for tensor in tensors]
+    bits = [one.view(INTEGERS.get(one.element_size(), torch.uint8)) for one in flat]
+    sums = [torch.stack([one.sum(dtype=torch.int64), one[::2].sum(dtype=torch.int64)]) for one in bits]
+    return [(first, second) for first, second in torch.stack(sums).tolist()] if sums else []
+
+
+def model_checksums(model: nn.Module) -> dict[str, Checksum]:
+    """A checksum of every parameter, by name; no cryptographic hash: it tells trained weights from unchanged ones, in place."""
+    named = dict(model.named_parameters())
+    return dict(zip(named, checksums(named.values()), strict=True))
+
+
+def weight_files(cell: Cell) -> list[Path]:
+    """The safetensors that transformers loads: one file, or else all that the index names."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    optional = {**pin, "_raise_exceptions_for_missing_entries": False}
+    if single := hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_NAME, **optional):
+        return [Path(single)]
+    index = hf.utils.cached_file(source, hf.utils.SAFE_WEIGHTS_INDEX_NAME, **optional)
+    return [Path(name) for name in hf.utils.hub.get_checkpoint_shard_files(source, index, **pin)[0]] if index else []
+
+
+@cache
+def files_by_key(files: tuple[Path, ...]) -> Mapping[str, Path]:
+    """In which file each tensor of a checkpoint is."""
+    found: dict[str, Path] = {}
+    for path in files:
+        with safe_open(path, "pt") as file:
+            found |= dict.fromkeys(file.keys(), path)
+    return found
+
+
+def lacking_modules(cell: Cell) -> list[str]:
+    """The head's optional modules that the checkpoint does not hold; they start from random."""
+    if not cell.head.optional_modules:
+        return []
+    names = files_by_key(tuple(weight_files(cell)))
+    return [module for module in cell.head.optional_modules if not any(within(name, [module]) for name in names)]
+
+
+def model_record(cell: Cell) -> ModelRecord:
+    """Which weights the cell started from, and the class they were loaded into."""
+    checkpoint = f"random weights, shape of {cell.backbone.checkpoint}"
+    if not cell.profile.random_weights:
+        source, _ = checkpoint_of(cell.backbone, cell.profile)
+        checkpoint = Path(source).name if Path(source).is_dir() else source
+    return ModelRecord(
+        checkpoint=checkpoint,
+        fingerprint=checkpoint_fingerprint(cell),
+        architecture=getattr(cell.head.architecture, "__name__", str(cell.head.architecture)),  # a class or a name
+        adapted_modules=list(cell.head.adapted_modules),
+    )
+
+
+def checkpoint_fingerprint(cell: Cell) -> str | None:
+    """Sixteen hex digits over the weight files of a local folder, or the hub's commit; None for random weights."""
+    if cell.profile.random_weights:
+        return None
+    if cell.profile.checkpoint_root is None:
+        find = hf.utils.hub.extract_commit_hash
+        return cell.backbone.revision or next((found for path in weight_files(cell) if (found := find(str(path), None))), None)
+    digest = hashlib.sha256()
+    for path in weight_files(cell):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+@cache
+def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping[str, Checksum]:
+    """Checksums of all tensors of a checkpoint by name, in the type that the model loads them in."""
+    tensors = {name: tensor.to(dtype) for path in files for name, tensor in load_file(path).items()}
+    return dict(zip(tensors, checksums(tensors.values()), strict=True))
+
+
+def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
+    """The checkpoint's tensors whose names have the longest end in common with this one, of two parts at least.
+
+    A model and its checkpoint name one tensor differently: PEFT and heads put parts in front, and PEFT some in between.
+    """
+
+    def from_the_end(dotted: str) -> list[str]:
+        return [RENAMED.get(part, part) for part in reversed(dotted.split(".")) if part != "base_layer"]
+
+    own = from_the_end(name)
+    pairs = {key: zip(own, from_the_end(key), strict=False) for key in files_by_key(files)}
+    common = {key: len([*takewhile(lambda pair: pair[0] == pair[1], both)]) for key, both in pairs.items()}
+    longest = max([2, *common.values()])
+    return [key for key, length in common.items() if length == longest]

@@ -25,34 +25,25 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class Checkpoints:
-    """One training's file.
-
-    Attributes:
-        path: the file; written at the first save, removed when the cell has its record.
-        every_seconds: between two saves.
-        resume: go on from the file if it is there; otherwise start anew.
-        ranks: each has a file of its own, as it has random numbers of its own; all save, or go on, at the same update.
-        trouble: why the last save failed, or None; training goes on.
-        started_anew: why a file that is there was not taken up, or None.
-    """
+    """One training's file: written at the first save, removed when the cell has its record."""
 
     path: Path
-    every_seconds: float = 600.0
-    resume: bool = False
+    every_seconds: float = 600.0  # between two saves
+    resume: bool = False  # go on from the file if it is there; otherwise start anew
     ranks: Ranks = ALONE
     saved_at: float = field(default_factory=time.monotonic)
-    trouble: str | None = None
-    started_anew: str | None = None
+    trouble: str | None = None  # why the last save failed; training goes on
+    started_anew: str | None = None  # why a file that is there was not taken up
 
     def __post_init__(self) -> None:
-        """Each rank's own file."""
+        """Each rank's own file, as it has random numbers of its own; all save, or go on, at the same update."""
         if self.ranks.rank:
             self.path = self.path.with_suffix(f".rank{self.ranks.rank}{self.path.suffix}")
 
     @property
     def remarks(self) -> list[str]:
         """Sentences for the record."""
-        lost = f"no checkpoint could be kept: {self.trouble}" if self.trouble else None
+        lost = self.trouble and f"no checkpoint could be kept: {self.trouble}"
         return [sentence for sentence in (self.started_anew, lost) if sentence]
 
     def save_if_due(self, source: "Trainer") -> None:

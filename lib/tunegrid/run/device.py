@@ -1,7 +1,4 @@
-"""Decides where a cell runs and in which precision, by what the recipe requests and this machine can do.
-
-Memory, too: what is free, what a cell left, and one error for all that runs out of it.
-"""
+"""Where a cell runs and in which precision, by what the recipe requests and this machine can do; and what memory is free."""
 
 import gc
 from collections.abc import Iterator
@@ -73,7 +70,7 @@ def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
 
     Raises InputError for a device that is not here, and for one that we cannot measure.
     """
-    requested = requested or ("cuda" if torch.cuda.is_available() else "cpu")
+    requested, seen = requested or ("cuda" if torch.cuda.is_available() else "cpu"), torch.cuda.device_count()
     try:
         device = torch.device(requested)
     except RuntimeError:
@@ -83,26 +80,23 @@ def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
             f"--device {requested}: time and memory are measured on cpu and cuda only, so {device.type} would get wrong "
             "figures; say cpu, cuda or cuda:N"
         )
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(f"--device {requested}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices here")
     if device.type == "cuda":
-        device = torch.device("cuda", worker % torch.cuda.device_count() if device.index is None else device.index)
+        if not torch.cuda.is_available() or (device.index or 0) >= seen:
+            raise InputError(f"--device {requested}: torch {torch.__version__} sees {seen} CUDA devices here")
+        device = torch.device("cuda", worker % seen if device.index is None else device.index)
         torch.cuda.set_device(device)  # bitsandbytes launches on the current one
         torch.set_float32_matmul_precision("highest")  # an fp32 recipe means fp32, not TF32; torch's default, stated
     return device
 
 
 def device_names(requested: str | None) -> list[str]:
-    """What a requested device may mean in this process: the CPU, the GPU of that number, or every GPU that torch sees.
-
-    No GPU is claimed. If cards differ, `--device cuda:N` names one.
-    """
+    """What a requested device may mean in this process: the CPU, the GPU of that number, or every GPU; none is claimed."""
     requested = requested or ("cuda" if torch.cuda.is_available() else "cpu")
     if requested == "cpu":
         return ["cpu", cpu_name()]
-    count, index = torch.cuda.device_count(), torch.device(requested).index
-    indices = range(count) if index is None else [index for index in (index,) if index < count]
-    return ["cuda", *sorted({torch.cuda.get_device_name(index) for index in indices})]
+    index = torch.device(requested).index
+    indices = [one for one in range(torch.cuda.device_count()) if index in (None, one)]
+    return ["cuda", *sorted({torch.cuda.get_device_name(one) for one in indices})]
 
 
 def resolve_precision(cell: Cell, device: torch.device) -> tuple[Precision, str | None]:
@@ -131,21 +125,13 @@ def autocast(precision: str, device: torch.device) -> Any:
 
 
 def resolve_quantization(cell: Cell, device: torch.device) -> tuple[Quantization | None, str | None]:
-    """How the cell's base is stored here, and a sentence if it computes in another type than the method declares.
-
-    Without bf16 units it computes in the precision of training.
-    """
+    """How the base is stored here; without bf16 units it computes in the precision of training, and a sentence says so."""
     requested = cell.quantization
     if requested is None or requested.bnb_4bit_compute_dtype != "bfloat16" or has_bf16_units(device):
         return requested, None
     kind = COMPUTE_TYPES[resolve_precision(cell, device)[0]]
     change = f"the packed base computes in {kind} in place of bfloat16, for which this GPU has no units"
     return replace(requested, bnb_4bit_compute_dtype=kind), change
-
-
-def replacements(cell: Cell, device: torch.device) -> list[str]:
-    """A sentence for each number format that the cell has here in place of another."""
-    return [sentence for _, sentence in (resolve_precision(cell, device), resolve_quantization(cell, device)) if sentence]
 
 
 def free_memory(device: torch.device) -> None:

@@ -28,22 +28,15 @@ ROOM = 2048  # tokens with padding at once on a CPU, which gains nothing by more
 
 @dataclass(kw_only=True)
 class Evaluation:
-    """What a model scores on some rows: for the record, and as evidence for audits.
+    """What a model scores on some rows: for the record, and as evidence for audits."""
 
-    Attributes:
-        part: the record's: how the rows were predicted and scored.
-        scores: points, 0 to 100, by metric; `examples` has those of each row.
-        rows, features: what was asked, and what the model read of it.
-        outputs, predictions: what it answered, before and after decoding.
-    """
-
-    part: EvaluationRecord
-    scores: dict[str, float]
-    examples: dict[str, list[float]]
+    part: EvaluationRecord  # the record's: how the rows were predicted and scored
+    scores: dict[str, float]  # points, 0 to 100, by metric
+    examples: dict[str, list[float]]  # the points of each row
     rows: Sequence[Row]
-    features: Sequence[Feature]
-    outputs: Sequence[Any]
-    predictions: list[Prediction]
+    features: Sequence[Feature]  # what the model read of the rows
+    outputs: Sequence[Any]  # what it answered,
+    predictions: list[Prediction]  # and that decoded
 
     @property
     def samples_per_second(self) -> float | None:
@@ -66,10 +59,7 @@ def evaluate(
     progress: Progress,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
-    """Predict every row, the longest ones first, and score the predictions against the rows.
-
-    Several ranks predict a share each; the first one scores, and all have the same result.
-    """
+    """Predict every row, and score the predictions against the rows: of several ranks the first one scores, for all."""
     task, features = codec.task, features_of(codec, rows, training=False)
     began = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"), ranks)
@@ -102,10 +92,9 @@ def evaluate(
 
 
 def precision_of(cell: Cell, device: torch.device) -> Precision:
-    """What a cell is scored in: as transformers' `Trainer` does it, and so the study's notebooks, in the precision of training.
+    """What a cell is scored in: as by transformers' `Trainer`, and so the study's notebooks, the precision of training.
 
-    Text is generated in fp32: one token that rounding turns makes another text, and each step would cast all weights again.
-    So are scores of micro backbones taken, which have no time to gain.
+    Text is generated in fp32, where one token that rounding turns makes another text; so are micro backbones scored.
     """
     return "fp32" if cell.profile.micro or cell.recipe.generation else resolve_precision(cell, device)[0]
 

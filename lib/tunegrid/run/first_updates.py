@@ -360,8 +360,12 @@ class ModuleFigures:
         for name in ("call", "depth", "source", "maker"):
             columns[name] = [float(getattr(one, name)) for one in self._calls]
         for name in TENSORS:
-            rows = _fetched([one.tensors.get(name) for one in self._calls])
-            columns |= {f"{name}_{number}": [row[i] for row in rows] for i, number in enumerate(NUMBERS)}
+            taken = [one.tensors.get(name) for one in self._calls]
+            there = [torch.cat([norm.unsqueeze(0), projections]) for norm, projections in filter(None, taken)]
+            rows = iter(torch.stack(there).tolist() if there else ())  # brought to the host at once
+            known = [next(rows) if one else [math.nan] * len(NUMBERS) for one in taken]
+            for i, number in enumerate(NUMBERS):
+                columns[f"{name}_{number}"] = [row[i] if math.isfinite(row[i]) else None for row in known]
         random_vectors.cache_clear()  # on a GPU they would stand in the peaks of training
         return columns
 
@@ -411,13 +415,3 @@ def _summed(figures: Sequence[Projected]) -> Projected | None:
         return figures[0] if figures else None
     norms, projections = zip(*figures, strict=True)
     return torch.stack(norms).norm(), torch.stack([one * (index + 1) for index, one in enumerate(projections)]).sum(0)
-
-
-def _fetched(figures: Sequence[Projected | None]) -> list[Sequence[float | None]]:
-    """The norm and the projections of each as numbers, brought to the host at once."""
-    there = [one for one in figures if one is not None]
-    if not there:
-        return [[None] * len(NUMBERS)] * len(figures)
-    norms, projections = map(torch.stack, zip(*there, strict=True))
-    rows = iter(torch.cat([norms.unsqueeze(1), projections], dim=1).tolist())
-    return [[None] * len(NUMBERS) if one is None else [x if math.isfinite(x) else None for x in next(rows)] for one in figures]

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tunegrid.codecs.base import Codec, Feature
+from tunegrid.codecs.base import Codec
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.parts import Flops, Ledger
@@ -40,28 +40,13 @@ WEIGHTS_SHARE = 0.75  # NF4 of T5's encoder, whose embeddings and wo stay in fp3
 
 @dataclass(kw_only=True)
 class Footprint:
-    """Measurements of the traced updates and of the generation.
+    """Measurements of the traced updates and of the generation."""
 
-    Attributes:
-        flops_per_step: of one update, forward and backward, matrix products and attention (torch's FlopCounterMode).
-        matmul_flops_per_second: the device's best on large square matrices in the cell's precision.
-        live_bytes: held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU).
-        peak_bytes: the most held during that update.
-        generated_tokens_per_second: of all rows together; None for a task that generates nothing.
-    """
-
-    flops_per_step: int
-    matmul_flops_per_second: float
-    live_bytes: int
-    peak_bytes: int
-    generated_tokens_per_second: float | None = None
-
-
-def synthetic_features(cell: Cell, codec: Codec) -> list[Feature]:
-    """Features of full length for every update of the profile."""
-    rng, recipe = Random(cell.profile.seed), cell.recipe
-    count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    return [replace(codec.synthetic(rng), example=i) for i in range(count)]
+    flops_per_step: int  # of one update, forward and backward, matrix products and attention
+    matmul_flops_per_second: float  # the device's best on large square matrices in the cell's precision
+    live_bytes: int  # held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU)
+    peak_bytes: int  # the most held during that update
+    generated_tokens_per_second: float | None = None  # of all rows together; None for a task that generates nothing
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
@@ -70,35 +55,30 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
     with FlopCounterMode(display=False, custom_mapping=uncounted()) as flops:
         trainer.update(next(trainer.updates(0)))
     group = next(trainer.updates(0))
-    counter: Any = nullcontext()
-    if device.type == "cuda":
+    cuda = device.type == "cuda"
+    counter = None if cuda else TensorBytes([*weight_tensors(trainer.model), *state_tensors(trainer.optimizer)])
+    if cuda:
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        counter = TensorBytes([*weight_tensors(trainer.model), *state_tensors(trainer.optimizer)])
 
-    def held(figure: str) -> int:
-        if device.type != "cuda":
-            return int(getattr(counter, figure))
-        ask = {"live": torch.cuda.memory_allocated, "peak": torch.cuda.max_memory_allocated}[figure]
-        return ask(device) - baseline_bytes
+    def live_bytes(*_: Any) -> None:
+        live.append(counter.live if counter else torch.cuda.memory_allocated(device) - baseline_bytes)
 
-    hook = trainer.optimizer.optimizer.register_step_post_hook(lambda *_: live.append(held("live")))
-    with counter:
+    hook = trainer.optimizer.optimizer.register_step_post_hook(live_bytes)
+    with counter or nullcontext():
         trainer.update(group)
     hook.remove()
     return Footprint(
         flops_per_step=flops.get_total_flops(),
         matmul_flops_per_second=matmul_peak(device, trainer.log.precision),
         live_bytes=live[0],
-        peak_bytes=held("peak"),
+        peak_bytes=counter.peak if counter else torch.cuda.max_memory_allocated(device) - baseline_bytes,
     )
 
 
 def uncounted() -> dict[Any, Any]:
     """FLOPs of operators that torch's counter leaves out, or counts otherwise on another device.
 
-    Attention stays fused: unfused, it would take memory that training never takes. Its backward pass counts as twice the
-    forward one on every device: both products have two gradients. That a kernel computes the scores once more is its affair.
+    Attention stays fused, as in training. Its backward pass counts as twice the forward one: both products have two gradients.
     """
 
     def attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:
@@ -118,13 +98,10 @@ def uncounted() -> dict[Any, Any]:
 
 
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Bytes of tensors on a CPU, whose allocator cannot be asked: of given ones, and all floating ones that operators make.
-
-    Token ids and scalars such as the loss are left out: they belong to the batch, not to the model.
-    """
+    """Bytes of tensors on a CPU, whose allocator cannot be asked; token ids and scalars, of the batch, are left out."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        """`tensors` are held already."""
+        """`tensors` are held already; all floating ones that operators make are added."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known = {t.untyped_storage().data_ptr() for t in tensors}
         self.live = self.peak = tensor_bytes(tensors)
@@ -133,7 +110,8 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count what the operator made, until it is gone."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim:
+            # In fp64 AdamW's definition is computed, on the host whatever the device is: no part of training.
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and leaf.dtype is not torch.float64:
                 storage = leaf.untyped_storage()
                 pointer, size = storage.data_ptr(), storage.nbytes()
                 if size and pointer not in self._known:
@@ -162,7 +140,7 @@ def baseline_bytes(device: torch.device) -> int:
 def matmul_peak(device: torch.device, precision: str) -> float:
     """FLOP/s of the fastest of several products of two large square matrices, 2 n^3 FLOPs each.
 
-    Of random numbers: a GPU multiplies ones with less power, hence at a higher clock than it holds in training.
+    Of random numbers: a GPU multiplies ones at a higher clock than it holds in training.
     """
     from torch.utils.benchmark import Timer  # 60 ms, which cells that are no footprints do not need
 
@@ -177,10 +155,7 @@ def matmul_peak(device: torch.device, precision: str) -> float:
 
 
 def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progress: Progress) -> float | None:
-    """Generated tokens a second, by the recipe's search on full-length inputs; None for a codec that generates nothing.
-
-    The outputs are on the host: a GPU is done when they are there.
-    """
+    """Generated tokens a second, by the recipe's search on full-length inputs; None for a codec that generates nothing."""
     if not codec.generates:
         return None
     rng = Random(codec.cell.profile.seed)
@@ -188,14 +163,14 @@ def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progre
     if device.type == "cuda":
         predict(model, codec, features, device, progress.stage("warm up"))
     began = time.perf_counter()
-    outputs, _ = predict(model, codec, features, device, progress.stage("generate"))
+    outputs, _ = predict(model, codec, features, device, progress.stage("generate"))  # on the host: a GPU is done
     return sum(map(len, outputs)) / (time.perf_counter() - began)
 
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:
     """The ledger with the peak; activations are the peak minus what stays between two updates."""
-    activations = footprint.peak_bytes - (ledger.tensor_bytes or 0)
-    return replace(ledger, peak_bytes=footprint.peak_bytes, activations_bytes=activations)
+    peak = footprint.peak_bytes
+    return replace(ledger, peak_bytes=peak, activations_bytes=peak - (ledger.tensor_bytes or 0))
 
 
 def flops_of(footprint: Footprint, step_seconds: float | None) -> Flops:
@@ -230,10 +205,9 @@ def wrong_counts(cell: Cell, model: nn.Module) -> list[str]:
 
 def wrong_bytes(ledger: Ledger, footprint: Footprint, device: torch.device) -> list[str]:
     """The device holds the tensors that the ledger books."""
-    booked = ledger.tensor_bytes or 0
-    room = CUDA_ROOM * booked if device.type == "cuda" else 0
-    wrong = abs(footprint.live_bytes - booked) > room
-    return [f"the ledger holds {booked:,} bytes, the device {footprint.live_bytes:,}"] if wrong else []
+    booked, held = ledger.tensor_bytes or 0, footprint.live_bytes
+    wrong = abs(held - booked) > (CUDA_ROOM * booked if device.type == "cuda" else 0)
+    return [f"the ledger holds {booked:,} bytes, the device {held:,}"] if wrong else []
 
 
 def wrong_savings(cell: Cell, ledger: Ledger, total_params: int) -> list[str]:

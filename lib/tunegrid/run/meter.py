@@ -1,7 +1,6 @@
 """Measures time, throughput, memory and energy for the record; what was not measured is None.
 
-Training time is the time of updates, without encoding, validation and generation; throughput counts real tokens over the
-updates after warm-up; peaks are per phase, not one for load, train and evaluation together.
+Training time is that of updates alone; throughput counts real tokens over the updates after warm-up; peaks are per phase.
 """
 
 import ctypes
@@ -25,14 +24,11 @@ WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pi
 SUMS = ("seconds", "gpu_energy_joules", "cpu_energy_joules")  # of a phase's parts; of its peaks the highest counts
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 
-# Energy. A counter is of a card or a processor, not of a process: it counts whatever else runs there, so one that several cells
-# share is not read. Nothing is modelled from time or utilization.
-
+# Energy. A counter is of a card or a processor, not of a process, so one that several cells share is not read.
 POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
 RAPL_SECONDS = 60.0  # a CPU's counter starts again after 65 kJ (AMD) or 262 kJ (Intel), and no processor takes 1 kW
 COUNTERS = {"gpu_energy_joules": "GPU: NVML", "cpu_energy_joules": "CPU: RAPL"}
-NO_COUNTER = "no counter that the cell has for itself"
 Joules = Callable[[], float | None]  # reads a counter; None if it cannot be read
 
 
@@ -42,8 +38,8 @@ def counters_of(device: torch.device, *, alone: bool, ranks: int = 1) -> dict[st
     `alone` says that no other cell uses the machine's processors; of `ranks` each has a GPU, of which only one would be read.
     """
     gpu = nvml_counter(device) if device.type == "cuda" and ranks == 1 else None
-    readers = {"gpu_energy_joules": gpu, "cpu_energy_joules": rapl_joules if alone else None}
-    return {name: read for name, read in readers.items() if read and read() is not None}
+    counters = zip(COUNTERS, (gpu, rapl_joules if alone else None), strict=True)
+    return {name: read for name, read in counters if read and read() is not None}
 
 
 def rapl_joules() -> float | None:
@@ -83,16 +79,11 @@ class Update:
 
 @dataclass(kw_only=True)
 class Meter:
-    """Collects one cell's measurements.
-
-    Attributes:
-        counters: of joules, see `counters_of`.
-        cells_before: how many cells its process ran before; None if unknown.
-    """
+    """Collects one cell's measurements."""
 
     device: torch.device
-    counters: Mapping[str, Joules] = field(default_factory=dict)
-    cells_before: int | None = None
+    counters: Mapping[str, Joules] = field(default_factory=dict)  # of `counters_of`
+    cells_before: int | None = None  # that its process ran; None if unknown
     updates: list[Update] = field(default_factory=list)
     phases: dict[str, Phase] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
@@ -102,10 +93,10 @@ class Meter:
     @property
     def energy_source(self) -> str:
         """What counts the joules, for the record."""
-        return "; ".join(COUNTERS[name] for name in self.counters) or NO_COUNTER
+        return "; ".join(COUNTERS[name] for name in self.counters) or "no counter that the cell has for itself"
 
     def mark(self) -> Any:
-        """A moment: the host's time; on CUDA an event, which marks when the device gets here while the host does not wait."""
+        """The host's time; on CUDA an event, which marks when the device gets here while the host does not wait."""
         if self.device.type != "cuda":
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -114,10 +105,7 @@ class Meter:
 
     @contextmanager
     def update(self, *, samples: int, tokens: int = 0, padded_tokens: int = 0) -> Iterator[Update]:
-        """Times one update, collating included. Validation and encoding, between updates, are not training time.
-
-        What is only known inside, as tokens, can be set on what it yields. A failed update does not count.
-        """
+        """Times one update, collating included; its tokens can be set inside. A failed update does not count."""
         update = Update(began=self.mark(), samples=samples, tokens=tokens, padded_tokens=padded_tokens)
         yield update
         update.ended = self.mark()
@@ -125,50 +113,43 @@ class Meter:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Wall seconds and memory peaks of one phase. A repeated phase adds its seconds and keeps the higher peak.
+        """Wall seconds and memory peaks of one phase, which one inside it interrupts: a moment belongs to one alone.
 
-        A phase inside another interrupts it: every moment, and every peak, belongs to one phase alone.
+        A repeated phase adds its seconds and keeps the higher peak; what is not known of one part is not of the whole.
         """
-        self._close()
-        self._open.append(name)
-        self._start()
+        self._switch([*self._open, name])
         try:
             yield
         finally:
-            self._close()
-            self._open.pop()
-            self._start()
+            self._switch(self._open[:-1])
 
-    def _start(self) -> None:
-        """The innermost open phase begins, or goes on."""
+    def _switch(self, phases: list[str]) -> None:
+        """The innermost open phase ends or pauses; of `phases`, which are open now, the innermost begins or goes on."""
         if self._open:
+            self._add(self._open[-1])
+        self._open = phases
+        if phases:
             reset_peaks(self.device)
             self._joules = {name: read() for name, read in self.counters.items()}
             self._began = time.perf_counter()
 
-    def _close(self) -> None:
-        """The innermost open phase ends, or pauses."""
-        if not self._open:
-            return
+    def _add(self, phase: str) -> None:
+        """Add what was measured since the phase began or went on."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - self._began
-        joules: dict[str, Any] = {name: _risen(self._joules[name], read()) for name, read in self.counters.items()}
-        if seconds > RAPL_SECONDS:
-            joules |= {"cpu_energy_joules": None}
-        now, before = replace(peaks(self.device, seconds), **joules), self.phases.get(self._open[-1])
-        self.phases[self._open[-1]] = together(before, now) if before else now
-
-    def recent_rate(self, count: int, ranks: int = 1) -> str:
-        """Samples a second over the last updates, of so many ranks, for the progress line; empty if they took no time."""
-        seconds = sum(self.durations(self.updates[-count:]))
-        return f"{ranks * sum(update.samples for update in self.updates[-count:]) / seconds:.0f} samples/s" if seconds else ""
+        part = peaks(self.device, seconds)
+        for name, read in self.counters.items():
+            before, now = self._joules[name], read()
+            risen = None if before is None or now is None or now < before else now - before  # else it started again
+            part = replace(part, **{name: None if name == "cpu_energy_joules" and seconds > RAPL_SECONDS else risen})
+        if earlier := self.phases.get(phase):
+            pairs = {name: (one, getattr(part, name)) for name, one in vars(earlier).items()}
+            part = Phase(**{name: None if None in two else (sum if name in SUMS else max)(two) for name, two in pairs.items()})
+        self.phases[phase] = part
 
     def over(self, ranks: Ranks) -> RanksRecord | None:
-        """What each rank did, which all must ask together; None for one process.
-
-        From then on this meter counts rows and tokens of all ranks in each update; time stays this one's.
-        """
+        """What each rank did, which all must ask together; None for one. From then on, updates are those of all."""
         if ranks.count == 1:
             return None
         memory, rates = self.memory(), self.throughput()
@@ -188,23 +169,14 @@ class Meter:
         return RanksRecord(count=ranks.count, backend=backend, fsdp=ranks.holds_parts, each=list(records))
 
     def memory(self, ledger: Ledger | None = None, *, contended: bool | None = False) -> Memory:
-        """Peaks of each phase, and the ledger; an empty one if training made no update.
-
-        The joules of a GPU that others used, too, are not the cell's: they are left out.
-        """
+        """Peaks of each phase, without the joules of a GPU that others used, too; and the ledger, empty if nothing trained."""
         ledger = ledger or Ledger(**dict.fromkeys(Ledger.__annotations__))
         left_out: dict[str, Any] = {"gpu_energy_joules": None} if contended else {}
         phases = {name: replace(phase, **left_out) for name, phase in self.phases.items()}
         return Memory(phases=phases, ledger=ledger, cells_before=self.cells_before)
 
-    def train_seconds(self) -> float:
-        """Time spent in updates, warm-up included."""
-        return sum(self.durations(self.updates))
-
-    def throughput(
-        self, *, eval_samples_per_second: float | None = None, generated_tokens_per_second: float | None = None
-    ) -> Throughput:
-        """Rates over the updates after warm-up, None if a run was too short to have any; and what evaluation measured."""
+    def throughput(self, eval_samples: float | None = None, generated_tokens: float | None = None) -> Throughput:
+        """Rates over the updates after warm-up, None if a run was too short to have any; and what evaluation did a second."""
         steady = self.updates[WARMUP_UPDATES:]
         durations = self.durations(steady)
         total = sum(durations)
@@ -219,8 +191,8 @@ class Meter:
             step_seconds=[round(seconds, 5) for seconds in durations],
             measured_steps=len(steady),
             warmup_steps=min(WARMUP_UPDATES, len(self.updates)),
-            eval_samples_per_second=eval_samples_per_second,
-            generated_tokens_per_second=generated_tokens_per_second,
+            eval_samples_per_second=eval_samples,
+            generated_tokens_per_second=generated_tokens,
         )
 
     def durations(self, updates: Iterable[Update]) -> list[float]:
@@ -232,24 +204,8 @@ class Meter:
         return [float(update.began.elapsed_time(update.ended)) / 1000 for update in updates]
 
 
-def _risen(before: float | None, now: float | None) -> float | None:
-    """What was counted in between; None if a counter could not be read, or started again."""
-    return None if before is None or now is None or now < before else now - before
-
-
-def together(before: Phase, now: Phase) -> Phase:
-    """A phase that was interrupted; what was not measured of one part is not known of the whole."""
-    figures: dict[str, Any] = {}
-    for name, pair in ((name, (one, getattr(now, name))) for name, one in vars(before).items()):
-        figures[name] = None if None in pair else (sum if name in SUMS else max)(pair)
-    return Phase(**figures)
-
-
 def reset_peaks(device: torch.device) -> None:
-    """Start a new high-water mark: of this process, where the kernel lets us, and of the device.
-
-    Memory that is only kept for later is given back first, on the host and on the device: it was taken by what was before.
-    """
+    """Give back what is only kept for later, and start a new high-water mark, of the process and of the device."""
     give_back_memory()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # Linux: resets VmHWM, see proc(5)

@@ -23,9 +23,7 @@ ROUGE_TYPES = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 Scores = dict[str, float]
 PointsByMetric = dict[str, list[float]]  # points of each row, by metric
 BATCH = 64  # texts that are embedded at once
-
-
-BUILT_IN = {
+SOURCES = {  # implementation by metric family
     Problem.CLASSIFY: {"accuracy": "built-in", "f1": "built-in"},
     Problem.EXTRACT: {"squad": "built-in"},
     Problem.GENERATE: {"rouge": "rouge_score"},
@@ -41,7 +39,7 @@ class Metrics:
     def sources(self, task: Task) -> dict[str, str]:
         """Implementation by metric family, for the record."""
         scorer = self.bert_scorer if needs_bertscore(task) else None
-        return BUILT_IN[task.problem] | ({"bertscore": f"built-in, {scorer.name}"} if scorer else {})
+        return SOURCES[task.problem] | ({"bertscore": f"built-in, {scorer.name}"} if scorer else {})
 
 
 def needs_bertscore(task: Task) -> bool:
@@ -63,9 +61,8 @@ class Scored:
 def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
     references = [row[task.target] for row in rows]
-    scores = classification_scores(references, predicted, len(task.labels))
     hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
-    return Scored(scores=scores, examples={"accuracy": hits})
+    return Scored(scores=classification_scores(references, predicted, len(task.labels)), examples={"accuracy": hits})
 
 
 def classification_scores(references: Sequence[int], predicted: Sequence[int], count: int) -> Scores:
@@ -90,24 +87,18 @@ def normalized(answer: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
-def exact_match(answer: str, truth: str) -> float:
-    """1 if both are the same after normalization."""
-    return float(normalized(answer) == normalized(truth))
-
-
 def token_f1(answer: str, truth: str) -> float:
-    """Harmonic mean of precision and recall over the words both share; 0 if they share none."""
-    words, wanted = normalized(answer).split(), normalized(truth).split()
+    """Harmonic mean of precision and recall over the words that two normalized texts share; 0 if they share none."""
+    words, wanted = answer.split(), truth.split()
     shared = sum((Counter(words) & Counter(wanted)).values())
     return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
 
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
     """Each question's best score against any of its answers."""
-    return {
-        name: [100 * max(score(answer, truth) for truth in some) for some, answer in zip(truths, answers, strict=True)]
-        for name, score in (("exact_match", exact_match), ("f1", token_f1))
-    }
+    pairs = [([normalized(truth) for truth in some], normalized(answer)) for some, answer in zip(truths, answers, strict=True)]
+    exact = [100.0 * (answer in some) for some, answer in pairs]
+    return {"exact_match": exact, "f1": [100 * max(token_f1(answer, truth) for truth in some) for some, answer in pairs]}
 
 
 def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
@@ -159,13 +150,10 @@ METRICS: dict[Problem, Callable[[Metrics, Task, Sequence[Row], Sequence[Any]], S
 
 
 class Embedded(NamedTuple):
-    """A text's tokens: unit vectors (tokens, width), and which of them (tokens,) count in a mean.
+    """A text's tokens, all of which may be partners."""
 
-    All may be partners; [CLS] and [SEP], which stand in every text, do not count.
-    """
-
-    vectors: Tensor
-    counted: Tensor
+    vectors: Tensor  # of unit length (tokens, width)
+    counted: Tensor  # (tokens,): those that count in a mean, [CLS] and [SEP] aside, which stand in every text
 
 
 class BertScorer:
@@ -202,11 +190,7 @@ class BertScorer:
 
 
 def greedy_match(candidate: Embedded, reference: Embedded) -> tuple[float, float, float]:
-    """Precision, recall and F1 of two texts, from 0 to 1.
-
-    Precision is the mean over counted candidate tokens of their best cosine with any reference token; recall the other way
-    round.
-    """
+    """Precision, recall and F1, from 0 to 1: means over one text's counted tokens of their best cosine with the other's."""
     if not candidate.counted.any() or not reference.counted.any():
         return 0.0, 0.0, 0.0
     cosines = candidate.vectors @ reference.vectors.T

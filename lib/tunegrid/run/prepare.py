@@ -1,6 +1,8 @@
 """Prepares a cell's training: whatever trains a cell gets its trainer here, with model, codec and features in it."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
 
 import torch
 from torch import nn
@@ -29,22 +31,16 @@ def prepare(
 ) -> Trainer:
     """A trainer that holds all that a training of the cell needs: codec, features, model. Nothing has trained yet.
 
-    Args:
-        cell: what is trained, and how.
-        rows: to train on; None: random tokens of full length, as where there is no checkpoint.
-        device: where.
-        codec: None: the cell's own.
-        model: None: the cell's own.
-        meter: measures the training.
-        ranks: the processes that share it.
-        after_update: is called with the trainer after each update.
+    Without rows it trains on random tokens of full length, as where there is no checkpoint.
     """
     codec = codec or codec_of(cell, load_tokenizer(cell))
-    if rows is None:
-        from tunegrid.run.footprint import synthetic_features  # which no other training needs
-
-        features: Sequence[Feature] = synthetic_features(cell, codec)
-    else:
-        features = features_of(codec, rows, training=True)
+    features = synthetic_features(cell, codec) if rows is None else features_of(codec, rows, training=True)
     model = build(cell, codec.tokenizer, device) if model is None else model
     return Trainer(cell, model, codec, features, meter or Meter(device=device), ranks, after_update)
+
+
+def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
+    """Features of full length for every update of the profile."""
+    rng, recipe = Random(cell.profile.seed), cell.recipe
+    count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    return [replace(codec.synthetic(rng), example=i) for i in range(count)]

@@ -23,14 +23,13 @@ from tunegrid.data.rows import answer_texts
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
-from tunegrid.run.build import base_type
+from tunegrid.run.build import base_type, numbers_of
 from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
 from tunegrid.run.evaluate import predict
 from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
-from tunegrid.run.weights import numbers_of
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
@@ -299,7 +298,11 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
     Unlike those of a loss, they do not vanish if a model is sure.
     """
     pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
-    total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in pairs]).sum()
+    sums = []
+    for row in (cut(row, shape) for row, shape in pairs):  # each value times a weight that depends on its position alone
+        positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
+        sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
+    total = torch.stack(sums).sum()
     parameters = list(parameters)
     taken = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
     return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
@@ -308,12 +311,6 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
 def cut(row: Tensor, shape: torch.Size) -> Tensor:
     """What of a padded row (...) is there when the row is alone."""
     return row[tuple(map(slice, shape))]
-
-
-def _waves(row: Tensor) -> Tensor:
-    """Each value times a weight between -1 and 1 that depends on its position alone."""
-    positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
-    return row.float() * torch.cos(positions).reshape(row.shape)
 
 
 # Logits, losses and texts
@@ -344,22 +341,22 @@ def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor
     if encoded is not None:
         batch = {**batch, "encoder_outputs": (encoded.expand(len(features), -1, -1),)}
     [logits], _ = answered(trainer, batch)
-    return last_targets(logits, batch, features)
+    return of_targets(logits, batch, features)
 
 
-def of_targets(logits: Tensor, batch: Batch) -> list[Tensor]:
-    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from."""
+def of_targets(logits: Tensor, batch: Batch, features: Sequence[Feature] | None = None) -> list[Tensor]:
+    """Of a batch's logits (B, L, V) those (T, V) that each row's target tokens are predicted from.
+
+    With `features`, without what is learned before the target: a conversation's earlier turns of the assistant.
+    """
     labels = batch["labels"]
     if "kept" in batch and logits.shape[1] == len(batch["kept"]):  # logits of the positions that count alone
         labels = labels[:, batch["kept"] + 1]
     elif "decoder_input_ids" not in batch:  # one sequence, perhaps behind learned tokens: each token predicts the next
         logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]
-    return [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
-
-
-def last_targets(logits: Tensor, batch: Batch, features: Sequence[Feature]) -> list[Tensor]:
-    """The same without what is learned before the target: a conversation's earlier turns of the assistant."""
-    return [one[len(one) - len(row.target) :] for one, row in zip(of_targets(logits, batch), features, strict=True)]
+    learned = [row[mask].float() for row, mask in zip(logits, labels.to(logits.device) != IGNORED, strict=True)]
+    lengths = [len(row.target) for row in features] if features else map(len, learned)
+    return [one[len(one) - length :] for one, length in zip(learned, lengths, strict=True)]
 
 
 def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:

@@ -1,13 +1,11 @@
-"""One cell on several processes, its ranks: each takes a share of an update's rows, and their results are summed.
+"""One cell on several processes, its ranks: each takes a share of an update's rows, and their gradients are summed.
 
-The update is that of one process: each rank divides its summed loss by the targets of all ranks, and gradients are summed. A
-mean would be right only if every rank had as many targets as the others, which padding and an epoch's last rows prevent.
+The update is that of one process: each rank divides its summed loss by the targets of all. A mean would be right only if every
+rank had as many targets as the others, which padding and an epoch's last rows prevent.
 
 Every rank holds the model whole (DDP). With FSDP2, for a model that does not fit beside its optimizer on one GPU, a sharded
 copy of it trains: every rank holds a part of each weight, its gradient and its moments. The model itself waits in the host's
-memory meanwhile, and takes over what the sharded one has learned when it is asked.
-
-`ALONE` is a cell on one process: it shares nothing, and its arithmetic is what it would be without this module.
+memory meanwhile, and takes over what the sharded one has learned.
 """
 
 import copy
@@ -40,16 +38,10 @@ HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a 
 
 
 class Ranks:
-    """The processes that train one cell, as one of them sees them.
-
-    Attributes:
-        rank: this process's number; 0 keeps the record.
-        count: how many there are.
-        holds_parts: whether each holds a part of all weights while the cell trains (FSDP2, whose imports take half a second).
-    """
+    """The processes that train one cell, as one of them sees them: number `rank` of `count`, of which 0 keeps the record."""
 
     def __init__(self, rank: int = 0, count: int = 1, *, fsdp: bool = False) -> None:
-        """Rank number `rank` of `count`; several have met already, see `joined`."""
+        """Several have met already, see `joined`; under FSDP2, whose imports take half a second, each holds parts."""
         self.rank, self.count, self.holds_parts = rank, count, fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
@@ -68,10 +60,6 @@ class Ranks:
     def seed(self, seed: int) -> int:
         """The seed of this rank's dropout: others drop others."""
         return (seed + self.rank * APART) % SEEDS
-
-    def total(self, count: int, device: torch.device) -> int | Tensor:
-        """A count summed over the ranks, on the device: the host does not wait for it."""
-        return count if self.count == 1 else self.summed(torch.full((), count, device=device))
 
     def summed(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""
@@ -132,10 +120,7 @@ class Ranks:
         return ddp_model
 
     def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, gradients stay with this rank: they are summed over the ranks with the update's last micro-batch.
-
-        Under FSDP nothing waits: whole gradients would take the room of weights.
-        """
+        """Inside, gradients stay with this rank; under FSDP they do not: whole ones would take the room of weights."""
         return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
 
     @contextmanager
@@ -177,10 +162,7 @@ class Ranks:
         return ((own.detach(), part.detach()) for own, part in pairs if own.requires_grad)
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
-        """An optimizer's state of a parameter, as a checkpoint has it, in the optimizer's own types.
-
-        With FSDP, what has a value for each of this rank's values of the parameter is a part of a whole, as the parameter is.
-        """
+        """An optimizer's saved state of a parameter; with FSDP, what has its shape is a part, as the parameter is."""
         if not self.holds_parts:
             return dict(saved)
         from torch.distributed.tensor import DTensor
@@ -219,10 +201,7 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers that are gathered one at a time: those of a list that transformers itself never splits over devices.
-
-    An embedding is none of them: if it is tied to the output, both belong to the whole.
-    """
+    """The layers that are gathered one at a time: those of a list that transformers itself never splits over devices."""
     names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     return [layer for layers in lists for layer in layers if type(layer).__name__ in names]

@@ -1,14 +1,12 @@
 """Saves, reloads and merges a trained model, as transformers and PEFT document it, and writes its card.
 
 An adapter is loaded over a fresh base. If no checkpoint holds that base, since the method, a random start or a perturbation
-made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA and OLoRA. An adapter of a packed base can be
-loaded onto that base unpacked, or onto the checkpoint, too.
+made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA and OLoRA.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,8 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
 from tunegrid.record import Record, to_json
-from tunegrid.run.build import base_type, keep_packed_layers, load_base
+from tunegrid.run.build import base_type, keep_packed_layers, lacking_modules, load_base
 from tunegrid.run.device import ATTENTION
-from tunegrid.run.weights import BaseKind, lacking_modules
 from tunegrid.terminal import without_places
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds
@@ -57,53 +54,37 @@ class Serving:
         """The model and the tokenizer that `save` wrote. Raises InputError if a full model lacks tensors."""
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         adapted = (folder / peft.utils.CONFIG_NAME).is_file()
-        model = _base(cell, folder, tokenizer, device) if adapted else _load_whole(cell, folder, device)
+        model = load_below(cell, folder, tokenizer, device) if adapted else load_whole(cell, folder, device)
         keep_packed_layers(model)  # which compute as those of the trained model do
-        model = model.to(device).eval()
-        return _with_adapter(model, folder, device) if adapted else model, tokenizer
-
-    def load_onto(self, base: BaseKind, cell: Cell, folder: Path, device: torch.device) -> Any:
-        """The adapter that `save` wrote, over its base as it was packed, over that base unpacked, or over the checkpoint.
-
-        Raises InputError if no checkpoint holds the base.
-        """
-        if base == "packed":
-            return self.load(cell, folder, device)[0]
-        tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if base == "original":
-            if (folder / BASE).is_dir():
-                raise InputError("no checkpoint holds the base: it was saved packed, beside the adapter")
-            cell = replace(cell, method=replace(cell.method, quantization=None))
-        loaded = _base(cell, folder, tokenizer, device)
-        loaded = loaded.dequantize() if base == "unpacked" else loaded
-        return _with_adapter(loaded.to(device).eval(), folder, device)
+        return load_adapter(model, folder, device) if adapted else model.to(device).eval(), tokenizer
 
     def merge(self, model: Any) -> Any:
         """The base of a loaded adapter with the adapter merged into its weights; the loaded model is used up."""
         return model.merge_and_unload()
 
 
-def _base(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
+def load_below(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
     """What an adapter was trained over: it was saved beside the adapter if no checkpoint holds it."""
     own = folder / BASE
-    return _load_whole(cell, own, device) if own.is_dir() else load_base(cell, tokenizer, device)
+    return load_whole(cell, own, device) if own.is_dir() else load_base(cell, tokenizer, device)
 
 
-def _load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
+def load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
     """A model that was saved whole; raises InputError for one that lacks tensors, which would start from random."""
     kind = architecture(cell.head.architecture)
-    options = {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True, "trust_remote_code": False}
-    device_options = {"device_map": {"": device}} if cell.quantization else {}
+    options: dict[str, Any] = {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
+    options |= {"device_map": {"": device}} if cell.quantization else {}
     load = getattr(kind, "from_saved", kind.from_pretrained)
-    model, report = load(folder, output_loading_info=True, **options, **device_options)
+    model, report = load(folder, output_loading_info=True, trust_remote_code=False, **options)
     lost = sorted({*report["missing_keys"], *(str(name) for name, *_ in report["mismatched_keys"])})
     if lost:
         raise InputError(f"the saved model lacks {len(lost)} tensors, {lost[0]} among them")
     return model
 
 
-def _with_adapter(base: Any, folder: Path, device: torch.device) -> Any:
-    return peft.PeftModel.from_pretrained(base, folder, torch_device=str(device)).eval()
+def load_adapter(base: Any, folder: Path, device: torch.device) -> Any:
+    """An adapter over its base, in evaluation mode."""
+    return peft.PeftModel.from_pretrained(base.to(device).eval(), folder, torch_device=str(device)).eval()
 
 
 @contextmanager
@@ -136,9 +117,8 @@ def _below(module: nn.Module) -> Any:
 
 
 def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, serving: Serving) -> Path:
-    """Keep a trained model, its record and its card below `root`; return the folder.
+    """Keep a trained model, its record and its card below `root`, without a folder of this machine; return the folder.
 
-    No file names a folder of this machine: an adapter's config has its base's name, and a classifier's those of its classes.
     Raises InputError if it cannot be written.
     """
     folder = root / f"{cell.id}-seed{cell.profile.seed}"
@@ -170,19 +150,7 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
     micro = base != cell.backbone.checkpoint
     pipeline = "summarization" if task.name == "summarization" else PIPELINES[task.problem]
     names = dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)])
-    results = [
-        hub.EvalResult(
-            task_type=pipeline,
-            dataset_type="synthetic" if made_up else task.dataset,
-            dataset_name=task.folder,
-            dataset_revision=record.data.revision if record.data else None,
-            metric_type=name,
-            metric_name=f"{score_title(name, task.labels)} (points, 0 to 100)",
-            metric_value=score,
-        )
-        for name in names
-        if (score := record.scores.get(name)) is not None
-    ]
+    scores = {name: score for name in names if (score := record.scores.get(name)) is not None}
     caveats = [
         micro and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
         made_up and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
@@ -192,7 +160,6 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
     data = hub.ModelCardData(
         base_model=None if micro else base,  # the hub has no micro model
         datasets=None if made_up else [task.dataset],
-        eval_results=results or None,
         library_name="peft" if cell.method.adapts else "transformers",
         model_name=cell.id,
         pipeline_tag=pipeline,
@@ -205,6 +172,6 @@ def card_of(cell: Cell, record: Record) -> hub.ModelCard:
         f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
         base_model=base,
         bias_risks_limitations="\n".join(f"- {sentence}" for sentence in caveats if sentence),
-        results="\n".join(f"- {one.metric_name}: {one.metric_value}" for one in results),
+        results="\n".join(f"- {score_title(name, task.labels)} (points, 0 to 100): {score}" for name, score in scores.items()),
     )
     return card

@@ -27,20 +27,20 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
+from tunegrid.run.build import model_checksums
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
     free_memory,
     random_states,
-    replacements,
     resolve_precision,
+    resolve_quantization,
     set_random_states,
 )
 from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
-from tunegrid.run.weights import model_checksums
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
@@ -112,11 +112,10 @@ class Trainer:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
         cell.method.plan(model, self.total)
-        self.log = TrainingLog(
-            precision=resolve_precision(cell, meter.device)[0],
-            micro_batch=cell.recipe.per_device_train_batch_size,
-            fallbacks=replacements(cell, meter.device),
-        )
+        precision, change = resolve_precision(cell, meter.device)
+        fallbacks = [sentence for sentence in (change, resolve_quantization(cell, meter.device)[1]) if sentence]
+        micro_batch = cell.recipe.per_device_train_batch_size
+        self.log = TrainingLog(precision=precision, micro_batch=micro_batch, fallbacks=fallbacks)
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.log.precision, self.log.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
@@ -146,10 +145,6 @@ class Trainer:
     def trained(self) -> list[Tensor]:
         """What the optimizer changes."""
         return [p for p in self.stepped.values() if p.requires_grad]
-
-    def start_from(self, figures: Mapping[str, Any]) -> None:
-        """Take over what was measured of the model before the first update: the record has it beside that update's figures."""
-        self.log.first_step |= figures
 
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
@@ -182,16 +177,12 @@ class Trainer:
                 self.ranks.copy_to_sharded(self.model, self.sharded_model)
         return self.part()
 
-    def not_run(self, reason: str) -> TrainingRecord:
-        """The record's part of a training that must not begin, and why."""
-        return replace(self.part(), stopped=reason)
-
     def part(self) -> TrainingRecord:
         """The record's part of what was trained so far; tokens are those of all ranks, which must ask together."""
         self._fetch()
         log = self.log
         return TrainingRecord(
-            seconds=self.meter.train_seconds(),
+            seconds=sum(self.meter.durations(self.meter.updates)),
             tokens=sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates))),
             updates=log.updates,
             precision=log.precision,
@@ -254,8 +245,10 @@ class Trainer:
 
     def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
         """The divisor of each micro-batch's summed loss: the targets of the whole update, over all ranks."""
-        count = sum(self.codec.targets(batch) for batch in batches)
-        return [self.ranks.total(count, self.meter.device)] * len(batches)
+        count: int | Tensor = sum(self.codec.targets(batch) for batch in batches)
+        if self.ranks.count > 1:  # on the device: the host does not wait for the sum
+            count = self.ranks.summed(torch.full((), count, device=self.meter.device))
+        return [count] * len(batches)
 
     def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
         """The loss and gradients that an update on these micro-batches would have; nothing is applied or kept.
@@ -282,7 +275,9 @@ class Trainer:
                 bad = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
                 if bad is not None:
                     log.stopped = f"loss is {log.losses[bad]} at update {bad + 1} of {self.total}"
-                rate = self.meter.recent_rate(CHECK_EVERY, self.ranks.count)
+                recent = self.meter.updates[-CHECK_EVERY:]
+                samples, seconds = sum(update.samples for update in recent), sum(self.meter.durations(recent)) or math.inf
+                rate = f"{self.ranks.count * samples / seconds:.0f} samples/s"
                 progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate}")
             if log.stopped:
                 return
@@ -318,7 +313,9 @@ class Trainer:
                         self._on_device["gradient_norms"].append(norm)
                     log.skipped += self.stepper.settle()
                     if not log.updates:
-                        log.clipped_norm = None if norm is None else self.stepper.gradient_norm()
+                        if norm is not None:
+                            clipped = nn.utils.get_total_norm([p.grad for p in self.trained if p.grad is not None])
+                            log.clipped_norm = float(full_tensor(clipped))
                         log.first_step |= self._first.gradients(self.meter.device)
                     self.adamw.before_step(log.updates)
                     rates, scheduled = self.stepper.step(log.updates)
@@ -427,10 +424,6 @@ class Stepper:
         """Clip the gradients; return their norm before, which stays on the device. None if the recipe does not clip."""
         bound = self.cell.recipe.max_grad_norm
         return None if bound is None else full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
-
-    def gradient_norm(self) -> float:
-        """The norm of the gradients now."""
-        return float(full_tensor(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])))
 
     def step(self, update: int) -> tuple[list[float], float]:
         """Step the optimizer in an update, counted from 0; return each group's rate in it, and the schedule's."""

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from tunegrid.grid.cells import study
+from tunegrid.run.build import model_checksums
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.ranks import full_tensor, joined
-from tunegrid.run.weights import model_checksums
 from tunegrid.tests.processes import CONTEXT
 from tunegrid.tests.small import CPU, rows_of, silent, trainer_of
 

@@ -16,9 +16,9 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.record.parts import EvaluationRecord
+from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.weights import checksums
 from tunegrid.tests.small import cell_of, codec_for, evidence_from, model_of, rows_of, tokenizer_of, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]

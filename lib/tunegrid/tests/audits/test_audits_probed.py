@@ -23,6 +23,7 @@ from tunegrid.grid.methods import LORA, Lora
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.run import probe
+from tunegrid.run.build import matching_keys, weight_files
 from tunegrid.run.probe import (
     distance,
     gradients_of,
@@ -32,7 +33,6 @@ from tunegrid.run.probe import (
     type_of_digits,
     undisturbed,
 )
-from tunegrid.run.weights import matching_keys, weight_files
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, train_rows, trainer_for, trainer_of
 
 QUESTIONS = Splits(train=rows_of("squad/train")[:24], validation=[], test=[], origins={})

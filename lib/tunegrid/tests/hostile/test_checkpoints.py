@@ -6,8 +6,7 @@ from dataclasses import replace
 
 from tunegrid.codecs import codec_of
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.weights import checkpoint_fingerprint
+from tunegrid.run.build import build, checkpoint_fingerprint, load_tokenizer
 from tunegrid.tests.small import CPU, cell_of, train_rows
 from tunegrid.tests.strangers import attacked, changed, seeds_of, spoil
 

@@ -16,9 +16,8 @@ from tunegrid.audits import audited
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.build import build, checkpoint_checksums, checkpoint_fingerprint, load_tokenizer, weight_files
 from tunegrid.run.meter import parameter_counts
-from tunegrid.run.weights import checkpoint_checksums, checkpoint_fingerprint, weight_files
 from tunegrid.tests.small import (
     CPU,
     cell_of,

@@ -17,13 +17,13 @@ from tunegrid.run.footprint import (
     TensorBytes,
     complete,
     matmul_peak,
-    synthetic_features,
     trace,
     uncounted,
     wrong_bytes,
     wrong_counts,
     wrong_savings,
 )
+from tunegrid.run.prepare import synthetic_features
 from tunegrid.tests.small import CPU, rows_of, silent, still, trainer_of
 
 CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}

@@ -11,10 +11,10 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, QUICK_PROFILE
 from tunegrid.record import data_record
 from tunegrid.record.parts import Ledger
+from tunegrid.run.build import model_record
 from tunegrid.run.device import device_record
 from tunegrid.run.footprint import Footprint, complete, flops_of
 from tunegrid.run.meter import Meter
-from tunegrid.run.weights import model_record
 
 CPU = torch.device("cpu")
 SIZES = {"weights_bytes": 100, "gradients_bytes": 10, "optimizer_bytes": 20, "checkpoint_bytes": 10}

@@ -9,10 +9,10 @@ from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
+from tunegrid.run.build import model_checksums
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
-from tunegrid.run.weights import model_checksums
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks
 from tunegrid.tests.small import (
     CPU,

@@ -1,6 +1,6 @@
 """One side of `tunegrid speed`: a process that sets a cell up, and makes an update of its training for each line that it reads.
 
-`python -m tunegrid.run.paired_timing bert_sa_lora cpu` puts the cell together of the suite's own parts. It answers in JSON.
+`python -m tunegrid.commands.paired_timing bert_sa_lora cpu` puts it together of the suite's own parts, and answers in JSON.
 
 On a shared machine other processes take the core away, and the wall clock counts that. Linux tells how long a thread was ready
 to run and had no core. That time is taken off; what the thread itself waits for, as a sleep or a file, is not.

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.run.weights import ANY, EITHER, bases_below, numbers_of, packed, the_one
+from tunegrid.instruments.merges import ANY, EITHER, bases_below, packed, the_one
+from tunegrid.run.build import numbers_of
 
 # One block of four numbers, of which 1.0 is the largest. NF4's levels near 0.5 are 0.4407 and 0.5626, near 0.1 they are
 # 0.0796 and 0.1609: packed, 0.5 becomes 0.4407, and 0.1 becomes 0.0796.

@@ -6,8 +6,8 @@ import time
 from contextlib import suppress
 from itertools import islice
 
+from tunegrid.commands import paired_timing
 from tunegrid.data.splits import load_splits
-from tunegrid.run import paired_timing
 from tunegrid.run.first_updates import MOVED
 from tunegrid.run.train import Trainer
 from tunegrid.tests.processes import apart
