@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fixtures.session import session_of
-from tunegrid.audits.checkpoint import NF4_LEVELS
+from tunegrid.audits.before import NF4_LEVELS
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build
 from tunegrid.run.checkpoint import Checkpoints

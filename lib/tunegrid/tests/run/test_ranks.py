@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tunegrid.audits.ranks import ranks_end_alike, ranks_train_as_one
+from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
@@ -137,7 +137,7 @@ def test_ranks_that_train_as_one_pass_and_others_are_named(broken):
     assert early[0] == (broken != "mean of each rank"), early
     assert early[1].startswith("2 ranks, 6 rows: loss off by ")
     assert late[0] == (broken != "a rank of its own"), late
-    assert late[0] or late[1].endswith("; rank 1 has others than the first")
+    assert late[0] or late[1].endswith("; 1 ranks have others than the first: 1")
     assert broken or other == late
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 from torch.distributed.tensor import DTensor
 
-from tunegrid.audits.ranks import ranks_end_alike, ranks_train_as_one
+from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
 from tunegrid.grid.profiles import ZOO_PROFILE
