@@ -79,8 +79,8 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
         return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
     facts = {name: method.layer_facts(layer) for name, layer in layers.items()}
     shown = " and ".join(", ".join(some) for some in sorted(set(facts.values())) if some)
-    other = [name for name in layers if facts[name] != method.declared_facts_of(cell, name)]
-    fault = f"were declared with {', '.join(method.declared_facts_of(cell, other[0]))}" if other else ""
+    other = [name for name in layers if facts[name] != method.declared_facts(cell, name)]
+    fault = f"were declared with {', '.join(method.declared_facts(cell, other[0]))}" if other else ""
     return none_of(other, f"{len(layers)} adapters{f': {shown}' if shown else ''}", fault)
 
 

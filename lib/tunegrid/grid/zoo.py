@@ -8,20 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
 
-from tunegrid.grid.adapters import (
-    IA3,
-    OFT,
-    AdaLora,
-    BitFit,
-    Dora,
-    LoraFA,
-    LoraPlus,
-    Norms,
-    Pissa,
-    PrefixTuning,
-    PromptTuning,
-    Vera,
-)
+from tunegrid.grid.adapters import IA3, OFT, AdaLora, BitFit, LoraFA, LoraPlus, Norms, Vera, VirtualTokens
 from tunegrid.grid.backbones import Head, Layout
 from tunegrid.grid.cells import Grid, study
 from tunegrid.grid.methods import LORA, NF4, QLORA, SFT, Lora, Method
@@ -32,27 +19,30 @@ RESCALED = {"bert": ("key", "value", "output.dense"), "gpt2": ("c_attn", "mlp.c_
 FEEDFORWARD = {"bert": ("output.dense",), "gpt2": ("mlp.c_proj",), "t5": ("wo",)}
 NORMS = {"bert": ("LayerNorm",), "gpt2": ("ln_1", "ln_2", "ln_f"), "t5": ("layer_norm", "final_layer_norm")}
 
+DORA, MAGNITUDES = {"use_dora": True}, ("lora_magnitude_vector",)
+PISSA = {"init_lora_weights": "pissa"}
+TOKENS = {"num_virtual_tokens": 16}
 METHODS: tuple[Method, ...] = (
     LORA,
     QLORA,
     SFT,
-    Lora(id="rslora", name="rsLoRA", options={"use_rslora": True}),
-    Dora(id="dora", name="DoRA", options={"use_dora": True}),
-    Pissa(id="pissa", name="PiSSA", options={"init_lora_weights": "pissa"}),
+    Lora(id="rslora", name="rsLoRA", options={"use_rslora": True}),  # Kalajdzievski 2023
+    Lora(id="dora", name="DoRA", options=DORA, must_move=MAGNITUDES),  # Liu et al. 2024: they learn apart from directions
+    Lora(id="pissa", name="PiSSA", options=PISSA),  # Meng et al. 2024: starts as the largest singular directions
     LoraPlus(id="loraplus", name="LoRA+"),
     LoraFA(id="lorafa", name="LoRA-FA"),
     AdaLora(id="adalora", name="AdaLoRA"),
     IA3(id="ia3", name="IA3", layers=RESCALED, feedforward=FEEDFORWARD),
-    Vera(id="vera", name="VeRA"),
-    OFT(id="oft", name="OFT"),
+    Vera(id="vera", name="VeRA", options={"r": 64}),
+    OFT(id="oft", name="OFT", options={"oft_block_size": 32}),
     Norms(id="ln", name="LN tuning", layers=NORMS),
     BitFit(id="bitfit", name="BitFit"),
-    PromptTuning(id="prompt", name="prompt tuning"),
-    PrefixTuning(id="prefix", name="prefix tuning"),
-    Dora(id="qdora", name="QDoRA", options={"use_dora": True}, quantization=NF4),
-    OFT(id="qoft", name="QOFT", quantization=NF4),
+    VirtualTokens(id="prompt", name="prompt tuning", config="PromptTuningConfig", options=TOKENS),
+    VirtualTokens(id="prefix", name="prefix tuning", config="PrefixTuningConfig", options=TOKENS),
+    Lora(id="qdora", name="QDoRA", options=DORA, must_move=MAGNITUDES, quantization=NF4),
+    OFT(id="qoft", name="QOFT", options={"oft_block_size": 32}, quantization=NF4),
     IA3(id="qia3", name="IA3 over NF4", layers=RESCALED, feedforward=FEEDFORWARD, quantization=NF4),
-    Pissa(id="qpissa", name="PiSSA over NF4", options={"init_lora_weights": "pissa"}, quantization=NF4),
+    Lora(id="qpissa", name="PiSSA over NF4", options=PISSA, quantization=NF4),
 )
 
 # Of the layers that LoRA's paper adapts: queries and values, which GPT-2 keeps in one layer.
