@@ -83,7 +83,7 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
         return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
     shown = {name: method.layer_facts(layer) for name, layer in layers.items()}
     kinds = " and ".join(", ".join(facts) for facts in sorted(set(shown.values())) if facts)
-    declared = {name: method.declared_facts_of(cell, name) for name in layers}
+    declared = {name: method.declared_facts(cell, name) for name in layers}
     other = [f"{name} with {', '.join(facts)}" for name, facts in declared.items() if facts != shown[name]]
     return none_of(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "were declared otherwise")
 

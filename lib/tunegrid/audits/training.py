@@ -113,7 +113,7 @@ def variant_applied(evidence: Evidence) -> Answer:
     named = {id(p): name for name, p in evidence.trainer.stepped.items()}
     groups = evidence.trainer.optimizer.param_groups
     peaks = [(named.get(id(p), ""), group.get("initial_lr")) for group in groups for p in group["params"]]
-    rates = {part: cell.recipe.learning_rate * factor for part, factor in method.rate_factors().items()}
+    rates = {part: cell.recipe.learning_rate * factor for part, factor in method.rate_factors.items()}
     faults = [f"{name} did not move" for name in sorted(still)]
     faults += [f"{name} moved" for name in sorted(staying & evidence.moved)]
     faults += [f"{name} is still the checkpoint's" for name in sorted(rewritten - evidence.not_from_checkpoint)]

@@ -1,12 +1,12 @@
-"""Methods beside LoRA: its variants, as DoRA, PiSSA and AdaLoRA; vectors, rotations, norms, biases, virtual tokens."""
+"""Methods beside LoRA that need code of their own, as AdaLoRA; vectors, rotations, norms, biases, virtual tokens."""
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from tunegrid.grid.backbones import Head, Layout, within
-from tunegrid.grid.methods import Adapting, Answer, Base, Lora, Method, ParameterGroups, grouped
+from tunegrid.grid.methods import Adapting, Answer, Base, Lora, Method, ParameterGroups, adapter_of, grouped
 from tunegrid.grid.recipes import Recipe
 
 if TYPE_CHECKING:
@@ -17,72 +17,48 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dora(Lora):
-    """DoRA (Liu et al. 2024): the magnitude of each output's weights is learned apart from their direction."""
-
-    must_move: ClassVar[tuple[str, ...]] = ("lora_magnitude_vector",)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pissa(Lora):
-    """PiSSA (Meng et al. 2024): the adapter starts as the largest singular directions, which the base loses."""
-
-    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
-        """PEFT's model. Weights on the meta device have no directions: there it has its shape alone."""
-        shape = any(parameter.is_meta for parameter in model.parameters())
-        return super(Pissa, replace(self, options={}) if shape else self).adapted(model, cell, base)
-
-
-@dataclass(frozen=True, kw_only=True)
 class LoraPlus(Lora):
-    """LoRA+ (Hayou et al. 2024): B learns `ratio` times as fast as all else."""
+    """LoRA+ (Hayou et al. 2024): B learns 16 times as fast as all else."""
 
-    ratio: float = 16.0
+    rate_factors: Mapping[str, float] = field(default_factory=lambda: {"lora_B": 16.0})
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
         """The recipe's adapter, and the ratio of rates."""
-        return {**(super().settings(recipe) or {}), "loraplus_lr_ratio": self.ratio}
+        return {**(super().settings(recipe) or {}), "loraplus_lr_ratio": self.rate_factors["lora_B"]}
 
     def parameter_groups(self, model: "nn.Module", cell: "Cell") -> ParameterGroups:
-        """All but the matrices B at the recipe's rate, and these at `ratio` times it."""
+        """All but the matrices B at the recipe's rate, and these at the ratio times it."""
         fast = {name: p for name, p in model.named_parameters() if "lora_B" in name}
         rest = {name: p for name, p in model.named_parameters() if name not in fast}
-        return [*grouped(rest, cell), *grouped(fast, cell, lr=cell.recipe.learning_rate * self.ratio)]
-
-    def rate_factors(self) -> Mapping[str, float]:
-        """That of the matrices B."""
-        return {"lora_B": self.ratio}
+        return [*grouped(rest, cell), *grouped(fast, cell, lr=cell.recipe.learning_rate * self.rate_factors["lora_B"])]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFA(Lora):
     """LoRA-FA (Zhang et al. 2023): A stays as it was drawn, and B's gradient is corrected for it."""
 
-    must_move: ClassVar[tuple[str, ...]] = ("lora_B",)
-    must_stay: ClassVar[tuple[str, ...]] = ("lora_A",)
+    must_move: tuple[str, ...] = ("lora_B",)
+    must_stay: tuple[str, ...] = ("lora_A",)
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
-        """PEFT's own AdamW, which freezes A. The correction is its own, so no other optimizer will do."""
+        """PEFT's own AdamW, which freezes A. The correction is its own, so no other optimizer will do.
+
+        PEFT puts all parameters into one group, with lists of their own beside them; a head with its own rate gets another.
+        """
         from peft.optimizers import create_lorafa_optimizer
 
-        adapter, recipe = cell.recipe.adapter, cell.recipe
-        assert adapter, "checked by `check`"
+        adapter, recipe = adapter_of(cell.recipe), cell.recipe
         optimizer: torch.optim.Optimizer = create_lorafa_optimizer(
             model, adapter.r, adapter.lora_alpha, recipe.learning_rate, recipe.weight_decay
         )
         if recipe.head_learning_rate is not None:
-            self._part_the_head(optimizer, cell, recipe.head_learning_rate)
+            (group,) = optimizer.param_groups
+            optimizer.param_groups.clear()
+            lists = [key for key in ("params", "names", "scaling_factors") if key in group]
+            for settings, of_head in (({}, False), ({"lr": recipe.head_learning_rate}, True)):
+                chosen = [i for i, name in enumerate(group["names"]) if within(name, cell.head.new_modules) == of_head]
+                optimizer.add_param_group({**group, **settings, **{key: [group[key][i] for i in chosen] for key in lists}})
         return optimizer
-
-    @staticmethod
-    def _part_the_head(optimizer: "torch.optim.Optimizer", cell: "Cell", rate: float) -> None:
-        """PEFT puts all parameters into one group, with lists of their own beside them; the head gets a group with its rate."""
-        (group,) = optimizer.param_groups
-        optimizer.param_groups.clear()
-        lists = [key for key in ("params", "names", "scaling_factors") if key in group]
-        for settings, of_head in (({}, False), ({"lr": rate}, True)):
-            chosen = [i for i, name in enumerate(group["names"]) if within(name, cell.head.new_modules) == of_head]
-            optimizer.add_param_group({**group, **settings, **{key: [group[key][i] for i in chosen] for key in lists}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +70,7 @@ class AdaLora(Lora):
         first, last: the shares of updates before ranks are cut, and after it.
     """
 
+    config: str = "AdaLoraConfig"
     start: float = 1.5
     first: float = 0.1
     last: float = 0.4
@@ -105,26 +82,21 @@ class AdaLora(Lora):
         return {**(super().settings(recipe) or {}), **self._ranks(recipe)}
 
     def _ranks(self, recipe: Recipe) -> dict[str, int]:
-        assert recipe.adapter, "checked by `check`"
-        return {"init_r": round(recipe.adapter.r * self.start), "target_r": recipe.adapter.r}
+        rank = adapter_of(recipe).r
+        return {"init_r": round(rank * self.start), "target_r": rank}
 
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config; `plan` says when ranks are cut."""
-        import peft
-
-        adapter = cell.recipe.adapter
-        assert adapter, "checked by `check`"
-        return peft.AdaLoraConfig(
-            target_modules=list(adapter.target_modules), lora_alpha=adapter.lora_alpha, lora_dropout=adapter.lora_dropout,
-            total_step=1, **self._ranks(cell.recipe), **vars(base),
-        )  # fmt: skip
+    def config_fields(self, cell: "Cell") -> dict[str, Any]:
+        """The recipe's scale and dropout, and the ranks; `plan` says when they are cut."""
+        adapter = adapter_of(cell.recipe)
+        ranks = self._ranks(cell.recipe)
+        return {"lora_alpha": adapter.lora_alpha, "lora_dropout": adapter.lora_dropout, "total_step": 1, **ranks}
 
     def plan(self, model: "nn.Module", updates: int) -> None:
         """Cut ranks between the first and the last share of the updates, after each one."""
         config: Any = model.peft_config["default"]  # type: ignore[index]
         config.tinit, config.tfinal, config.total_step = round(updates * self.first), round(updates * self.last), updates
 
-    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
+    def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
         """The rank that every layer has room for."""
         return (f"rank {self._ranks(cell.recipe)['init_r']}",)
 
@@ -177,57 +149,20 @@ ORTHOGONAL = 1e-4  # of a block times its transpose, from the unit matrix
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnTargets(Adapting):
-    """An adapter on the recipe's target modules."""
-
-    def targets(self, cell: "Cell") -> tuple[str, ...]:
-        """The recipe's target modules."""
-        assert cell.recipe.adapter, "the zoo's recipes have one"
-        return cell.recipe.adapter.target_modules
-
-
-def _targets(recipe: Recipe) -> dict[str, Any]:
-    return {"target_modules": recipe.adapter.target_modules} if recipe.adapter else {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnLayers(Adapting):
-    """An adapter on layers of its own, without rank and scale.
-
-    Attributes:
-        layers: ends of their names, by backbone.
-    """
-
-    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-
-    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Nothing that a recipe could change."""
-        return {}
-
-    def targets(self, cell: "Cell") -> tuple[str, ...]:
-        """The backbone's layers."""
-        return self.layers[cell.backbone.id]
-
-
-@dataclass(frozen=True, kw_only=True)
-class IA3(OnLayers):
+class IA3(Adapting):
     """IA3 (Liu et al. 2022): one learned vector a layer multiplies keys, values and what the feed-forward layer reads.
 
     Attributes:
         feedforward: those of `layers` of which the input is multiplied.
     """
 
-    must_move: ClassVar[tuple[str, ...]] = ("ia3_l",)
+    config: str = "IA3Config"
+    must_move: tuple[str, ...] = ("ia3_l",)
     feedforward: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config."""
-        import peft
-
-        return peft.IA3Config(
-            target_modules=list(self.targets(cell)), feedforward_modules=list(self.feedforward[cell.backbone.id]),
-            modules_to_save=base.modules_to_save, fan_in_fan_out=base.fan_in_fan_out,
-        )  # fmt: skip
+    def config_fields(self, cell: "Cell") -> dict[str, Any]:
+        """The backbone's feed-forward layers."""
+        return {"feedforward_modules": list(self.feedforward[cell.backbone.id])}
 
     def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """What the vector l makes of inputs (..., in): base(l x) - base(x), or (l - 1) base(x)."""
@@ -242,36 +177,23 @@ class IA3(OnLayers):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Vera(OnTargets):
+class Vera(Adapting):
     """VeRA (Kopiczko et al. 2024): all layers share two random matrices, and learn how to scale their ranks and outputs.
 
-    Attributes:
-        rank: of the shared matrices.
+    The shared matrices are drawn from a key of their own, which PEFT saves with the adapter.
     """
 
-    must_move: ClassVar[tuple[str, ...]] = ("vera_lambda",)
-    rank: int = 64
-
-    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Its rank, and the recipe's target modules."""
-        return {"r": self.rank, **_targets(recipe)}
-
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config; the shared matrices are drawn from a key of their own, which PEFT saves with the adapter."""
-        import peft
-
-        return peft.VeraConfig(
-            r=self.rank, target_modules=list(self.targets(cell)), save_projection=True,
-            modules_to_save=base.modules_to_save, fan_in_fan_out=base.fan_in_fan_out,
-        )  # fmt: skip
+    on_targets: ClassVar[bool] = True
+    config: str = "VeraConfig"
+    must_move: tuple[str, ...] = ("vera_lambda",)
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Its rank."""
         return (f"rank {len(layer.vera_lambda_d['default'])}",)
 
-    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
+    def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
         """Its rank."""
-        return (f"rank {self.rank}",)
+        return (f"rank {self.options['r']}",)
 
     def contribution(self, layer: Any, cell: "Cell", inputs: "torch.Tensor") -> "torch.Tensor | None":
         """Lambda_b B lambda_d A x of inputs (..., in), equation 2 of VeRA."""
@@ -290,28 +212,16 @@ class Vera(OnTargets):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OFT(OnTargets):
-    """OFT (Qiu et al. 2023): a rotation, in blocks, of what a layer reads.
+class OFT(Adapting):
+    """OFT (Qiu et al. 2023): a rotation, in blocks whose size divides the width, of what a layer reads."""
 
-    Attributes:
-        block_size: of the rotations; it divides the width of every target's input.
-    """
+    on_targets: ClassVar[bool] = True
+    config: str = "OFTConfig"
+    must_move: tuple[str, ...] = ("oft_R",)
 
-    must_move: ClassVar[tuple[str, ...]] = ("oft_R",)
-    block_size: int = 32
-
-    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """Its block size, and the recipe's target modules."""
-        return {"oft_block_size": self.block_size, **_targets(recipe)}
-
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config. Its default inverts by a series, which at the rates of small models is not a rotation any more."""
-        import peft
-
-        return peft.OFTConfig(
-            oft_block_size=self.block_size, use_cayley_neumann=False, module_dropout=0.0,
-            target_modules=list(self.targets(cell)), modules_to_save=base.modules_to_save, fan_in_fan_out=base.fan_in_fan_out,
-        )  # fmt: skip
+    def config_fields(self, cell: "Cell") -> dict[str, Any]:
+        """PEFT's default inverts by a series, which at the rates of small models is not a rotation any more."""
+        return {"use_cayley_neumann": False}
 
     def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """The rotations' blocks are orthogonal."""
@@ -327,16 +237,11 @@ class OFT(OnTargets):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Norms(OnLayers):
+class Norms(Adapting):
     """LN tuning (Zhao et al. 2023): the norms train, and nothing else."""
 
-    must_move: ClassVar[tuple[str, ...]] = ("ln_tuning_layers",)
-
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config."""
-        import peft
-
-        return peft.LNTuningConfig(target_modules=list(self.targets(cell)), modules_to_save=base.modules_to_save)
+    config: str = "LNTuningConfig"
+    must_move: tuple[str, ...] = ("ln_tuning_layers",)
 
     def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model. It warns of layers whose width it does not know, which it does not need here."""
@@ -350,7 +255,7 @@ class BitFit(Method):
     """BitFit (Ben Zaken et al. 2022): the biases and the new head train."""
 
     adapts: ClassVar[bool] = True
-    must_move: ClassVar[tuple[str, ...]] = ("bias",)
+    must_move: tuple[str, ...] = ("bias",)
 
     def check(self, recipe: Recipe) -> None:
         """Any recipe will do: it adds nothing."""
@@ -374,12 +279,11 @@ class BitFit(Method):
 class VirtualTokens(Adapting):
     """Learned tokens in front of the text, for models that generate.
 
-    Attributes:
-        tokens: how many.
+    Prompt tuning's (Lester et al. 2021) are rows of the input embedding, prefix tuning's (Li and Liang 2021) keys and values of
+    every layer, here without the network that the paper trains them through.
     """
 
-    must_move: ClassVar[tuple[str, ...]] = ("",)
-    tokens: int = 16
+    must_move: tuple[str, ...] = ("",)
 
     def unsupported(self, head: Head) -> str | None:
         """A head that does not generate reads the tokens' own states: BERT's classifier then learns nothing."""
@@ -387,41 +291,14 @@ class VirtualTokens(Adapting):
             return "virtual tokens are for models that generate: a classifier or a span head would read them as text"
         return super().unsupported(head)
 
-    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
-        """How many tokens."""
-        return {"num_virtual_tokens": self.tokens}
-
-    def task_type(self, cell: "Cell") -> str:
-        """PEFT's name for how the model generates."""
-        return "SEQ_2_SEQ_LM" if cell.head.layout is Layout.ENCODER_DECODER else "CAUSAL_LM"
+    def config_fields(self, cell: "Cell") -> dict[str, Any]:
+        """PEFT's name for how the model generates. Of an encoder-decoder the encoder alone reads a prompt, as in the paper."""
+        task_type = "SEQ_2_SEQ_LM" if cell.head.layout is Layout.ENCODER_DECODER else "CAUSAL_LM"
+        return {"task_type": task_type} | ({"num_transformer_submodules": 1} if self.config == "PromptTuningConfig" else {})
 
     def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """There are as many learned rows as declared, and nothing else trains."""
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         rows = {len(p) for p in trained.values()}
-        right = rows == {self.tokens} and set(trained) <= self.own_parameters(model)
+        right = rows == {self.options["num_virtual_tokens"]} and set(trained) <= self.own_parameters(model)
         return right, f"{len(trained)} tensors of {', '.join(map(str, sorted(rows)))} rows train"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptTuning(VirtualTokens):
-    """Prompt tuning (Lester et al. 2021): the tokens are rows of the input embedding."""
-
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config. Of an encoder-decoder the encoder alone reads the tokens, as in the paper."""
-        import peft
-
-        return peft.PromptTuningConfig(
-            task_type=self.task_type(cell), num_virtual_tokens=self.tokens, num_transformer_submodules=1
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixTuning(VirtualTokens):
-    """Prefix tuning (Li and Liang 2021): the tokens are keys and values of every layer."""
-
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config, without the network that the paper trains them through."""
-        import peft
-
-        return peft.PrefixTuningConfig(task_type=self.task_type(cell), num_virtual_tokens=self.tokens)

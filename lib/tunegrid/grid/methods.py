@@ -4,17 +4,18 @@ A method owns all that sets it apart; builders, trainers and audits ask it. `Met
 any adapter of PEFT, `Lora` is LoRA and its variants. torch and PEFT are imported when a model is at hand.
 """
 
+import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import Head, within
-from tunegrid.grid.recipes import Recipe
+from tunegrid.grid.recipes import Adapter, Recipe
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +44,6 @@ def adamw_bnb_8bit(groups: ParameterGroups, learning_rate: float) -> "torch.opti
 
 
 OPTIMIZERS: Mapping[str, OptimizerFactory] = {"adamw_torch": adamw_torch, "adamw_bnb_8bit": adamw_bnb_8bit}
-
-
 TOKEN_ROWS = "trainable_tokens_delta"  # PEFT's name for the trained rows of an embedding
 Answer = tuple[bool, str] | None  # passed, detail; None where there is nothing to look at
 
@@ -81,16 +80,20 @@ class Method:
         adapts: the base is frozen; only what the method adds and the head's new modules train.
         quantization: how the frozen base is stored; None keeps it as loaded.
         must_move, must_stay: parts of the names of its own parameters which training changes, all of them, or never does.
+        rate_factors: by parts of parameters' names, the peak rate in units of the recipe's, where it is another one.
+        scale_can_be_reset: by PEFT, to what it was, once it was changed.
+        largest_share: of full fine-tuning's gradients and moments, for a method that adapts.
     """
 
     id: str
     name: str
     quantization: Quantization | None = None
+    must_move: tuple[str, ...] = ()
+    must_stay: tuple[str, ...] = ()
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
     adapts: ClassVar[bool] = False
-    scale_can_be_reset: ClassVar[bool] = False  # by PEFT, to what it was, once it was changed
-    largest_share: ClassVar[float] = 0.05  # of full fine-tuning's gradients and moments, for a method that adapts
-    must_move: ClassVar[tuple[str, ...]] = ()
-    must_stay: ClassVar[tuple[str, ...]] = ()
+    scale_can_be_reset: ClassVar[bool] = False
+    largest_share: ClassVar[float] = 0.05
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError where a recipe does not fit the method."""
@@ -121,13 +124,9 @@ class Method:
         """The group of one of the method's own parameters, as "lora_A". Audits want every group to move."""
         return name
 
-    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
-        """What `layer_facts` must return for every adapted layer."""
+    def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
+        """What `layer_facts` must return for the adapted layer of this name."""
         return ()
-
-    def declared_facts_of(self, cell: "Cell", layer: str) -> tuple[str, ...]:
-        """The same for the layer of this name, where a method declares other facts for some layers."""
-        return self.declared_facts(cell)
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Facts of an adapted layer, as "rank 8" and "scale 2"."""
@@ -174,10 +173,6 @@ class Method:
         """Why PEFT cannot merge the adapter into the base; None where it can. Full fine-tuning has none to merge."""
         return None
 
-    def rate_factors(self) -> Mapping[str, float]:
-        """By parts of parameters' names, the peak rate in units of the recipe's, where it is another one."""
-        return {}
-
     def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """Whether the trained model shows that this method trained it, beside what must move; None: it shows nothing."""
         return None
@@ -185,34 +180,47 @@ class Method:
 
 def grouped(parameters: "Mapping[str, nn.Parameter]", cell: "Cell", **settings: float) -> ParameterGroups:
     """Those that train, in groups with these settings. Biases and norms do not decay; a head may have a rate of its own."""
-    trained = {name: p for name, p in parameters.items() if p.requires_grad}
     rate = cell.recipe.head_learning_rate
-    head = {name: p for name, p in trained.items() if rate is not None and within(name, cell.head.new_modules)}
-    rest = [p for name, p in trained.items() if name not in head]
-    groups = _by_decay(rest, cell.recipe.weight_decay, **settings)
-    return groups + (_by_decay([*head.values()], cell.recipe.weight_decay, lr=rate) if head else [])
-
-
-def _by_decay(parameters: "Sequence[nn.Parameter]", weight_decay: float, **settings: Any) -> ParameterGroups:
+    heads, rest = [], []
+    for name, parameter in parameters.items():
+        if parameter.requires_grad:
+            (heads if rate is not None and within(name, cell.head.new_modules) else rest).append(parameter)
+    parts = [(rest, settings)] + ([(heads, {"lr": rate})] if heads else [])
     return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay, **settings},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0, **settings},
+        {"params": [p for p in part if (p.ndim > 1) is decays], "weight_decay": weight_decay, **own}
+        for part, own in parts
+        for decays, weight_decay in ((True, cell.recipe.weight_decay), (False, 0.0))
     ]
+
+
+def adapter_of(recipe: Recipe) -> Adapter:
+    """The adapter of a recipe that `Method.check` accepted for a method that needs one."""
+    assert recipe.adapter, "checked by `check`"
+    return recipe.adapter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Adapting(Method):
-    """A frozen base with an adapter of PEFT; a subclass gives `peft_config` and `targets`.
+    """A frozen base with an adapter of PEFT, said by these fields or by a `peft_config` of a subclass.
 
     Attributes:
-        trains_token_rows: its PEFT config takes `trainable_token_indices`, which a head with a new token needs.
+        config: the name of PEFT's config, as "IA3Config"; `options` are its fields that a record names.
+        layers: ends of the names of the layers that are adapted, by backbone.
+        on_targets: the recipe's target modules are adapted, in place of such layers.
+        trains_token_rows: its config takes `trainable_token_indices`, which a head with a new token needs.
     """
 
     adapts: ClassVar[bool] = True
+    on_targets: ClassVar[bool] = False
     trains_token_rows: ClassVar[bool] = False
+    config: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    layers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def check(self, recipe: Recipe) -> None:
-        """Any recipe will do: the adapter is the method's own."""
+        """Raises InputError where the recipe has no adapter and the method needs one."""
+        if self.on_targets and recipe.adapter is None:
+            raise InputError(f"method {self.id!r} needs an adapter in the recipe: rank, scale and target modules")
 
     def unsupported(self, head: Head) -> str | None:
         """A head with a new token needs a method that can train the token's row."""
@@ -220,9 +228,28 @@ class Adapting(Method):
             return f"method {self.id!r} cannot train the embedding row of the new token {head.new_token}"
         return None
 
+    def settings(self, recipe: Recipe) -> dict[str, Any] | None:
+        """The options, and the recipe's target modules where it adapts them."""
+        return {**self.options, **({"target_modules": adapter_of(recipe).target_modules} if self.on_targets else {})}
+
+    def targets(self, cell: "Cell") -> tuple[str, ...]:
+        """The recipe's target modules, or the backbone's layers."""
+        return adapter_of(cell.recipe).target_modules if self.on_targets else self.layers.get(cell.backbone.id, ())
+
+    def config_fields(self, cell: "Cell") -> dict[str, Any]:
+        """Fields of PEFT's config beside the options and those that every method gives."""
+        return {}
+
     def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """PEFT's config for this cell. Raises InputError where a subclass does not give one."""
-        raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config`")
+        """PEFT's config for this cell. Raises InputError where neither a field nor a subclass says which."""
+        import peft
+
+        if not hasattr(peft, self.config):
+            raise InputError(f"method {self.id!r} does not say what its adapter is: give it a `peft_config` or PEFT's `config`")
+        config = getattr(peft, self.config)
+        facts = {"target_modules": list(self.targets(cell)), **vars(base)}
+        known = {name: facts[name] for name in facts.keys() & inspect.signature(config).parameters}
+        return config(**known, **self.options, **self.config_fields(cell))
 
     def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
         """PEFT's model over the frozen base; the adapter is drawn anew from the cell's seed."""
@@ -259,70 +286,44 @@ def _member(name: str, owners: AbstractSet[str]) -> str | None:
 
 
 # Parameters that a variant adds to every adapted layer; an option that leaves no such trace is held to PEFT's config only.
-TRACES = {
-    "use_dora": "lora_magnitude_vector",
-    "kasa_config": "lora_diag",
-    "monteclora_config": "lora_monteclora_sampler",
-}
+TRACES = {"use_dora": "lora_magnitude_vector", "kasa_config": "lora_diag", "monteclora_config": "lora_monteclora_sampler"}
 SAME_PRODUCT = {"use_rslora", "init_lora_weights"}  # options that leave what a layer computes as it is
 REWRITING = ("pissa", "corda", "olora", "loftq", "lora_ga")  # values of `init_lora_weights`
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora(Adapting):
-    """LoRA (Hu et al. 2021) and its variants.
+    """LoRA (Hu et al. 2021) and its variants, which `options` make, as {"use_dora": True}."""
 
-    Attributes:
-        options: the `LoraConfig` fields that make a variant, as {"use_dora": True}.
-    """
-
+    on_targets: ClassVar[bool] = True
     trains_token_rows: ClassVar[bool] = True
     scale_can_be_reset: ClassVar[bool] = True
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-    def check(self, recipe: Recipe) -> None:
-        """Raises InputError where the recipe has no adapter."""
-        if recipe.adapter is None:
-            raise InputError(f"method {self.id!r} needs an adapter in the recipe: rank, scale and target modules")
+    config: str = "LoraConfig"
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
         """The recipe's adapter, and what makes the variant."""
-        assert recipe.adapter, "checked by `check`"
-        return asdict(recipe.adapter) | dict(self.options)
+        return asdict(adapter_of(recipe)) | dict(self.options)
 
-    def targets(self, cell: "Cell") -> tuple[str, ...]:
-        """The recipe's target modules."""
-        assert cell.recipe.adapter, "checked by `check`"
-        return cell.recipe.adapter.target_modules
+    def config_fields(self, cell: "Cell") -> dict[str, Any]:
+        """The recipe's rank, scale and dropout."""
+        fields = asdict(adapter_of(cell.recipe))
+        return {name: fields[name] for name in ("r", "lora_alpha", "lora_dropout")}
 
-    def peft_config(self, cell: "Cell", base: Base) -> Any:
-        """The recipe's adapter with the variant's options."""
-        import peft
+    def adapted(self, model: "nn.Module", cell: "Cell", base: Base) -> "nn.Module":
+        """PEFT's model. Weights on the meta device have no values that PiSSA or its like could start from, only shapes."""
+        if self.rewritten(cell) and any(parameter.is_meta for parameter in model.parameters()):
+            options = {name: value for name, value in self.options.items() if name != "init_lora_weights"}
+            return replace(self, options=options).adapted(model, cell, base)
+        return super().adapted(model, cell, base)
 
-        assert cell.recipe.adapter, "checked by `check`"
-        adapter = asdict(cell.recipe.adapter) | {"target_modules": list(cell.recipe.adapter.target_modules)}
-        return peft.LoraConfig(**adapter, **self.options, **vars(base))
-
-    def declared_facts(self, cell: "Cell") -> tuple[str, ...]:
-        """Rank and scale."""
-        assert cell.recipe.adapter, "checked by `check`"
-        return f"rank {cell.recipe.adapter.r}", f"scale {self._scale(cell):g}"
-
-    def declared_facts_of(self, cell: "Cell", layer: str) -> tuple[str, ...]:
+    def declared_facts(self, cell: "Cell", layer: str) -> tuple[str, ...]:
         """Rank and scale, of which `rank_pattern` and `alpha_pattern` may give a layer others, each by its own keys."""
-        if not {"rank_pattern", "alpha_pattern"} & set(self.options):
-            return self.declared_facts(cell)
-        assert cell.recipe.adapter, "checked by `check`"
-        rank = _by_pattern(self.options.get("rank_pattern", {}), layer, cell.recipe.adapter.r)
-        alpha = _by_pattern(self.options.get("alpha_pattern", {}), layer, cell.recipe.adapter.lora_alpha)
-        return f"rank {rank}", f"scale {self._scaled(alpha, rank):g}"
+        adapter = adapter_of(cell.recipe)
+        rank = _by_pattern(self.options.get("rank_pattern", {}), layer, adapter.r)
+        alpha = _by_pattern(self.options.get("alpha_pattern", {}), layer, adapter.lora_alpha)
+        return f"rank {rank}", f"scale {self._scale(alpha, rank):g}"
 
-    def _scale(self, cell: "Cell") -> float:
-        """The recipe's."""
-        assert cell.recipe.adapter, "checked by `check`"
-        return self._scaled(cell.recipe.adapter.lora_alpha, cell.recipe.adapter.r)
-
-    def _scaled(self, alpha: float, rank: int) -> float:
+    def _scale(self, alpha: float, rank: int) -> float:
         """Alpha / r, or alpha / sqrt(r) for rsLoRA (Kalajdzievski 2023)."""
         return alpha / (math.sqrt(rank) if self.options.get("use_rslora") else rank)
 
@@ -330,15 +331,13 @@ class Lora(Adapting):
         """Scale x B A x of inputs (..., in), equation 3 of LoRA; None for other layers than linear ones, and other variants."""
         from torch import nn
 
-        if (
-            set(self.options) - SAME_PRODUCT
-            or "default" not in layer.lora_A
-            or not isinstance(layer.lora_A["default"], nn.Linear)
-        ):
+        linear = "default" in layer.lora_A and isinstance(layer.lora_A["default"], nn.Linear)
+        if not linear or set(self.options) - SAME_PRODUCT:
             return None
         a, b = (part["default"].weight.float() for part in (layer.lora_A, layer.lora_B))
         product: torch.Tensor = inputs.float() @ a.T @ b.T
-        return self._scale(cell) * product
+        adapter = adapter_of(cell.recipe)
+        return self._scale(adapter.lora_alpha, adapter.r) * product
 
     def layer_facts(self, layer: Any) -> tuple[str, ...]:
         """Rank and scale."""

@@ -12,89 +12,49 @@ rate for GPT-2-medium and GPT-2-large (Hu et al. 2021, table 11). `Recipe.ours` 
 """
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tunegrid.grid.backbones import BERT, GPT2, T5, Backbone, Head, Layout, Objective, Wrap
 from tunegrid.grid.cells import Grid, study
-from tunegrid.grid.methods import METHODS
-from tunegrid.grid.profiles import ALWAYS, AT_TRUE_SIZE
-from tunegrid.grid.recipes import Adapter, Fields, Generation, Recipe
+from tunegrid.grid.profiles import AT_TRUE_SIZE
+from tunegrid.grid.recipes import ALWAYS, Adapter, Fields, Generation, Recipe, by_cell
 from tunegrid.grid.tasks import Carve, Problem, Task
-from tunegrid.grid.zoo import is_of_zoo, zoo_beside_study
+from tunegrid.grid.zoo import ZOO_ONLY, zoo_beside_study
 
 
 def _larger(backbone: Backbone, checkpoint: str, *, id: str, name: str, **shape: Any) -> Backbone:
-    """A backbone of the same family. Its revision is not pinned: a record names the one that the hub gave."""
+    """A backbone of the same family; the shape is of its `config.json`. A record names the revision that the hub gave."""
     own = {**backbone.shape, **shape}
     return replace(backbone, id=id, name=name, checkpoint=checkpoint, revision=None, micro=None, shape=own)
 
 
-# By the backbone of the study whose recipes they have. Shapes are those of the checkpoints' `config.json`.
-LARGER: tuple[tuple[Backbone, Backbone], ...] = (
-    (
-        BERT,
-        _larger(
-            BERT,
-            "google-bert/bert-large-uncased",
-            id="bertlarge",
-            name="BERT-large",
-            hidden_size=1024,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            intermediate_size=4096,
-        ),
-    ),
-    (
-        GPT2,
-        _larger(
-            GPT2,
-            "openai-community/gpt2-medium",
-            id="gpt2medium",
-            name="GPT-2-medium",
-            n_embd=1024,
-            n_layer=24,
-            n_head=16,
-        ),
-    ),
-    (
-        T5,
-        _larger(
-            T5,
-            "google-t5/t5-base",
-            id="t5base",
-            name="T5-base",
-            d_model=768,
-            d_ff=3072,
-            num_layers=12,
-            num_decoder_layers=12,
-            num_heads=12,
-        ),
-    ),
-    (
-        T5,
-        _larger(
-            T5,
-            "google-t5/t5-large",
-            id="t5large",
-            name="T5-large",
-            d_model=1024,
-            d_ff=4096,
-            num_layers=24,
-            num_decoder_layers=24,
-            num_heads=16,
-        ),
-    ),
+BERT_LARGE = _larger(
+    BERT, "google-bert/bert-large-uncased", id="bertlarge", name="BERT-large",
+    hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
+)  # fmt: skip
+GPT2_MEDIUM = _larger(
+    GPT2, "openai-community/gpt2-medium", id="gpt2medium", name="GPT-2-medium", n_embd=1024, n_layer=24, n_head=16
 )
+T5_BASE = _larger(
+    T5, "google-t5/t5-base", id="t5base", name="T5-base",
+    d_model=768, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12,
+)  # fmt: skip
+T5_LARGE = _larger(
+    T5, "google-t5/t5-large", id="t5large", name="T5-large",
+    d_model=1024, d_ff=4096, num_layers=24, num_decoder_layers=24, num_heads=16,
+)  # fmt: skip
+# Each behind the backbone of the study whose recipes it has.
+LARGER = ((BERT, BERT_LARGE), (GPT2, GPT2_MEDIUM), (T5, T5_BASE), (T5, T5_LARGE))
 
+# What LoRA's scripts adapt in models of BERT's shapes, on GLUE.
+QUERY_VALUE = Adapter(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=("query", "value"))
 # Rates that were published for this size, with where they stand. All but the first are the study's own rates, too.
 SOURCED: Mapping[str, Fields] = {
     # LoRA's script roberta_large_sst2.sh, of a model of the same shape. The study's bert_sa_lora adapts a head alone, which
     # other cells do not inherit (`HEAD_EXCEPTIONS`), so there is no rate to take over.
-    "bertlarge_sa_lora": {
-        "learning_rate": 4e-4,
-        "adapter": Adapter(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=("query", "value")),
-    },
+    "bertlarge_sa_lora": {"learning_rate": 4e-4, "adapter": QUERY_VALUE},
     # The README of google-research/bert: SQuAD with BERT-Large, there for 2 epochs of batches of 24
     "bertlarge_qa_sft": {"learning_rate": 3e-5},
     # LoRA's paper, table 11: GPT-2-medium
@@ -126,17 +86,10 @@ def larger() -> Grid:
     grid = study()
     for like, backbone in LARGER:
         grid.add_backbone(backbone, like=like.id, from_notebook=(), ours=("learning_rate",))
-    for pair, counts in TRAINED.items():
-        for method, count in zip(METHODS, counts, strict=True):
-            cell_id = f"{pair}_{method.id}"
-            published = {**SOURCED[cell_id], "ours": ()} if cell_id in SOURCED else {}
-            grid.recipes[cell_id] = replace(grid.recipes[cell_id], **published, trainable_params=count)
+    for cell_id, count in by_cell(TRAINED).items():
+        published = {**SOURCED[cell_id], "ours": ()} if cell_id in SOURCED else {}
+        grid.recipes[cell_id] = replace(grid.recipes[cell_id], **published, trainable_params=count)
     return grid
-
-
-def is_larger(cell_id: str) -> bool:
-    """Whether a cell is of one of these backbones."""
-    return cell_id.partition("_")[0] in {backbone.id for _, backbone in LARGER}
 
 
 NLI = Task(
@@ -173,7 +126,6 @@ CHAT = Task(
     main_score="rougeL",
     bounded_scores=("rouge1", "rougeL"),
 )
-TASKS = (NLI, CHAT)
 
 SMOLLM2 = Backbone(
     id="smollm2",
@@ -182,29 +134,19 @@ SMOLLM2 = Backbone(
     wrap=Wrap(before=None, between="eos_token", after=None),
     objective=Objective.CAUSAL,
     shape={
-        "model_type": "llama",
-        "vocab_size": 49_152,
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "max_position_embeddings": 8192,
-        "tie_word_embeddings": True,
-        "pad_token_id": 2,
+        **{"model_type": "llama", "vocab_size": 49_152, "max_position_embeddings": 8192, "tie_word_embeddings": True},
+        **{"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "pad_token_id": 2},
+        **{"num_attention_heads": 9, "num_key_value_heads": 3},
     },
     special_tokens={"eos_token_id": 2, "pad_token_id": 2},
     vocabulary=49_152,
-    heads={
-        Problem.GENERATE: Head(architecture="LlamaForCausalLM", tied_modules=("lm_head",), layout=Layout.CHAT),
-    },
+    heads={Problem.GENERATE: Head(architecture="LlamaForCausalLM", tied_modules=("lm_head",), layout=Layout.CHAT)},
 )
 
 # Of every cell of inference. transformers' run_glue reads 128 tokens of a pair.
 NLI_SHARED: Fields = {"text": (), "max_length": 128, "from_notebook": (), "ours": ("learning_rate",)}
 
 # LoRA's script roberta_base_mnli.sh, for a model of BERT's shape. QLoRA adapts the same layers at the same rate.
-QUERY_VALUE = Adapter(r=8, lora_alpha=16, lora_dropout=0.1, target_modules=("query", "value"))
 BERT_NLI: Fields = {"adapter": QUERY_VALUE, "learning_rate": 5e-4, "trainable_params": 297_219}
 # A cell's own row. BERT's SFT has the rate of transformers' run_glue on MNLI, GPT-2's are the study's; transformers' page on
 # T5 recommends 1e-4 to 3e-4 with AdamW.
@@ -263,23 +205,28 @@ def more_tasks() -> Grid:
     return grid
 
 
-def is_of_more_tasks(cell_id: str) -> bool:
-    """Whether a cell is of one of these tasks."""
-    return cell_id.split("_")[1:2] in [[task.id] for task in TASKS]  # a file may call a cell anything
-
-
 @dataclass(frozen=True, kw_only=True)
 class InPlace:
-    """Cells that run in place of the study's where `-m` has a word beside a profile: their grid, and which of it they are."""
+    """Cells that run in place of the study's where `-m` has a word beside a profile.
+
+    Attributes:
+        grid: makes their grid, which has the study's cells, too.
+        part, ids: which part of a cell's id, from 0, tells them, and what it then is.
+    """
 
     grid: Callable[[], Grid]
-    has: Callable[[str], bool]
+    part: int
+    ids: AbstractSet[str]
+
+    def has(self, cell_id: str) -> bool:
+        """Whether a cell is one of them; a file may call a cell anything."""
+        return not self.ids.isdisjoint(cell_id.split("_")[self.part : self.part + 1])
 
 
 IN_PLACE = {
-    "larger": InPlace(grid=larger, has=is_larger),
-    "tasks": InPlace(grid=more_tasks, has=is_of_more_tasks),
-    "zoo": InPlace(grid=zoo_beside_study, has=is_of_zoo),  # at true size; on micro backbones it is a profile of its own
+    "larger": InPlace(grid=larger, part=0, ids={backbone.id for _, backbone in LARGER}),
+    "tasks": InPlace(grid=more_tasks, part=1, ids={NLI.id, CHAT.id}),
+    "zoo": InPlace(grid=zoo_beside_study, part=2, ids=ZOO_ONLY),  # at true size; on micro backbones it is a profile of its own
 }
 
 

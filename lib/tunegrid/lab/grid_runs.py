@@ -20,7 +20,7 @@ from tunegrid import ROOT, launcher
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.grid.more_tasks import is_of_more_tasks, more_tasks
+from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
 from tunegrid.grid.profiles import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
 from tunegrid.libraries import library_digests
@@ -64,7 +64,7 @@ TRAINS = (
 IDS: Mapping[str, Callable[[], tuple[str, ...]]] = {
     QUICK_PROFILE.id: lambda: STUDY_IDS,
     ZOO_PROFILE.id: lambda: zoo().ids(ZOO_PROFILE),
-    TASKS_PROFILE.id: lambda: tuple(filter(is_of_more_tasks, more_tasks().ids(TASKS_PROFILE))),
+    TASKS_PROFILE.id: lambda: tuple(filter(IN_PLACE["tasks"].has, more_tasks().ids(TASKS_PROFILE))),
 }
 COMPLETE = (0, 1)  # exit codes of pytest: every test ran
 RecordsByCell = Mapping[str, Record]

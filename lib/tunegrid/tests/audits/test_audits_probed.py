@@ -481,9 +481,9 @@ def test_ranks_and_scales_of_patterns_are_declared_by_layer():
     patterns = {"rank_pattern": {"value": 4}, "alpha_pattern": {"self.value": 64, "key": 1}}
     cell = replace(cell_of("bert_qa_lora"), method=Lora(id="p", name="p", options=patterns))  # rank 8, alpha 32
     names = ["encoder.layer.0.self.value", "encoder.layer.0.value", "encoder.layer.0.my_value", "encoder.layer.0.key"]
-    facts = [cell.method.declared_facts_of(cell, name) for name in names]
+    facts = [cell.method.declared_facts(cell, name) for name in names]
     assert facts == [("rank 4", "scale 16"), ("rank 4", "scale 8"), ("rank 8", "scale 4"), ("rank 8", "scale 0.125")]
-    assert LORA.declared_facts_of(cell, names[0]) == ("rank 8", "scale 4")
+    assert LORA.declared_facts(cell, names[0]) == ("rank 8", "scale 4")
 
 
 def test_moments_without_their_correction_are_named(monkeypatch):

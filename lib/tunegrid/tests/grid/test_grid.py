@@ -8,12 +8,12 @@ import pytest
 
 from tunegrid import ROOT
 from tunegrid.errors import InputError
-from tunegrid.grid import profiles, recipes
+from tunegrid.grid import recipes
 from tunegrid.grid.backbones import BACKBONES, BERT, GPT2, HEAD_EXCEPTIONS, T5, Head
 from tunegrid.grid.cells import STUDY, STUDY_IDS, study
 from tunegrid.grid.methods import LORA, METHODS, NF4, Lora, Method
-from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK, QUICK_PROFILE
-from tunegrid.grid.recipes import GPT2_C_ATTN, RECIPES, TARGETS_WITHOUT_EXCEPTION, merged
+from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.grid.recipes import GPT2_C_ATTN, QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, merged
 from tunegrid.grid.tasks import SA, TASKS, Problem
 
 FULL = {cell.id: cell for cell in STUDY.cells(FULL_PROFILE)}
@@ -96,7 +96,7 @@ def test_a_narrower_line_overrides_a_wider_one_and_a_cells_row_overrides_them_al
     assert merged("t5_qa_lora", shared, rows) == {"max_length": 6, "text": 3, "prefix": 3, "optim": 2}
 
 
-TABLES = {"study": (recipes.SHARED, recipes.CELLS), "quick": (profiles.SHARED, profiles.QUICK)}
+TABLES = {"study": (recipes.SHARED, recipes.CELLS), "quick": (recipes.QUICK_SHARED, QUICK)}
 
 
 @pytest.mark.parametrize("shared", [shared for shared, _ in TABLES.values()], ids=TABLES)

@@ -8,7 +8,7 @@ import torch
 from tunegrid.grid.backbones import BERT, Problem
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.methods import Lora
-from tunegrid.grid.more_tasks import LARGER, SOURCED, TRAINED, is_larger, larger
+from tunegrid.grid.more_tasks import IN_PLACE, LARGER, SOURCED, TRAINED, larger
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.recipes import RECIPES
 from tunegrid.run.build import build, load_tokenizer
@@ -17,7 +17,7 @@ from tunegrid.run.meter import parameter_counts
 
 META = torch.device("meta")
 GRID = larger()
-IDS = tuple(filter(is_larger, GRID.ids(FULL_PROFILE)))
+IDS = tuple(filter(IN_PLACE["larger"].has, GRID.ids(FULL_PROFILE)))
 STUDYS = {backbone.id: like.id for like, backbone in LARGER}
 
 
@@ -34,7 +34,7 @@ def test_every_backbone_has_the_studys_cells_beside_the_studys_own_and_no_quick_
     assert set(IDS) == {f"{backbone}_{pair}" for backbone, like in STUDYS.items() for pair in pairs_of(like)}
     for profile, more in ((FULL_PROFILE, set(IDS)), (FOOTPRINT_PROFILE, set(IDS)), (QUICK_PROFILE, set())):
         assert set(GRID.ids(profile)) == {*STUDY_IDS, *more}
-    assert not any(map(is_larger, STUDY_IDS))
+    assert not any(map(IN_PLACE["larger"].has, STUDY_IDS))
 
 
 def pairs_of(backbone):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tunegrid.grid.cells import STUDY, STUDY_IDS
-from tunegrid.grid.more_tasks import CHAT_CELLS, NLI_CELLS, QUICK, is_of_more_tasks, more_tasks, words_for
+from tunegrid.grid.more_tasks import CHAT_CELLS, IN_PLACE, NLI_CELLS, QUICK, more_tasks, words_for
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE, TASKS_PROFILE
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.footprint import wrong_counts
@@ -28,9 +28,9 @@ CELLS = {**NLI_CELLS, **CHAT_CELLS}
 
 
 def test_their_cells_are_beside_the_studys_and_some_of_them_are_quick():
-    theirs = set(filter(is_of_more_tasks, GRID.ids(FULL_PROFILE)))
+    theirs = set(filter(IN_PLACE["tasks"].has, GRID.ids(FULL_PROFILE)))
     assert theirs == set(CELLS) == set(GRID.ids(FULL_PROFILE)) - set(STUDY_IDS)
-    assert set(filter(is_of_more_tasks, GRID.ids(TASKS_PROFILE))) == set(QUICK)
+    assert set(filter(IN_PLACE["tasks"].has, GRID.ids(TASKS_PROFILE))) == set(QUICK)
 
 
 def test_the_study_has_its_27_quick_cells_as_they_were():
