@@ -120,7 +120,8 @@ def uncounted() -> dict[Any, Any]:
 class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of tensors on a CPU, whose allocator cannot be asked: of given ones, and all floating ones that operators make.
 
-    Token ids and scalars such as the loss are left out: they belong to the batch, not to the model.
+    Token ids and scalars such as the loss are left out: they belong to the batch, not to the model. So is fp64, in which
+    nothing trains: the first updates are followed in it (`tunegrid.run.first_updates`).
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
@@ -133,7 +134,7 @@ class TensorBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Count what the operator made, until it is gone."""
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim:
+            if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.ndim and leaf.dtype is not torch.float64:
                 storage = leaf.untyped_storage()
                 pointer, size = storage.data_ptr(), storage.nbytes()
                 if size and pointer not in self._known:
