@@ -1,18 +1,18 @@
-"""Saves the state of a long training now and then, as one file that torch reads without running code (`weights_only`).
+"""Saves the state of a long training now and then, as one safetensors file: tensors, and all else as JSON beside them.
 
 Sessions that train the same cell, at the same settings, write the same file: each takes the place of the one before, whole.
 """
 
+import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from pickle import PickleError
 from typing import TYPE_CHECKING, Any
 
-import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
-from torch.serialization import get_unsafe_globals_in_checkpoint
 from torch.utils._pytree import tree_map_only
 
 from tunegrid.disk import replacing
@@ -21,6 +21,8 @@ from tunegrid.run.ranks import ALONE, Ranks, local_shard
 
 if TYPE_CHECKING:
     from tunegrid.run.train import Trainer
+
+TENSOR = "<tensor>"  # the only key of what stands in JSON for a tensor; its value is the tensor's name
 
 
 @dataclass(kw_only=True)
@@ -50,16 +52,21 @@ class Checkpoints:
         """Write the file if it is time: whole, or not at all."""
         if not self.ranks.first(lambda: time.monotonic() - self.saved_at >= self.every_seconds):
             return
-        # A copy: a view would bring along all that it is a view of.
-        state = tree_map_only(Tensor, lambda tensor: local_shard(tensor.detach()).cpu().clone(), source.state_dict())
+        tensors: dict[str, Tensor] = {}
+
+        def stored(tensor: Tensor) -> dict[str, str]:
+            name = str(len(tensors))
+            tensors[name] = local_shard(tensor.detach()).cpu().clone().contiguous()
+            return {TENSOR: name}
+
+        tree = tree_map_only(Tensor, stored, source.state_dict())
         self.saved_at = time.monotonic()
         try:
+            text = json.dumps(tree)
             with replacing(self.path) as part:
-                torch.save(state, part)
-                if foreign := get_unsafe_globals_in_checkpoint(part):  # as an optimizer's value that is no plain one
-                    raise TypeError(f"{foreign[0]} could not be read again")
+                save_file(tensors, part, {"tree": text})
             self.trouble = None
-        except (OSError, RuntimeError, TypeError, AttributeError, PickleError) as error:  # the last three: it cannot be written
+        except (OSError, SafetensorError, TypeError) as error:  # TypeError: an optimizer's value that JSON does not know
             self.trouble = first_line(error)
 
     def restore(self, target: "Trainer") -> None:
@@ -75,9 +82,14 @@ class Checkpoints:
     def _usable(self) -> dict[str, Any] | None:
         """What the file holds; None if it cannot be read, as one that was cut off: then it is set aside."""
         try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            with safe_open(self.path, "pt") as file:
+
+                def loaded(one: dict[str, Any]) -> Any:
+                    return file.get_tensor(one[TENSOR]) if [*one] == [TENSOR] else one
+
+                state: dict[str, Any] = json.loads(file.metadata()["tree"], object_hook=loaded)
             return state
-        except (OSError, EOFError, RuntimeError, ValueError, PickleError) as error:
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             aside = self.path.with_name(f"{self.path.name}.broken")
             with suppress(OSError):
                 self.path.replace(aside)
