@@ -1,6 +1,6 @@
 """Ends a run, whoever ran its cells: compares the cells, prints them, and saves them with their rows.
 
-A session (also one with `--resume`, workers, `--isolate` or `--engine ray`) and `merge` end here, so that equal records make an
+A session (also one with `--resume`, workers, `--engine process` or `ray`) and `merge` end here, so that equal records make an
 equal run. What comes in stays as it is, as the journal has it: what only the cells together show goes into new
 records.
 """
