@@ -19,7 +19,7 @@ if missing or not list(Distribution.discover(name="tunegrid")):
     raise SystemExit(4)  # an exception of pytest's would come with the lines of this file
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
-BEFORE = ("options", "session", "selection", "planning", "progress")
+BEFORE = ("options", "session", "selection", "progress")
 RUN = ("pipeline", "record", "results")
 AFTER = ("gate", "processes", "ray", "instruments", "reports")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

@@ -123,7 +123,7 @@ class ProcessResult:
         returncode: below 0 if a signal ended it.
         output: what it said.
         reports: of its test; none if the test did not come to its end.
-        hung_in: where it stood when `--cell-timeout` ended its process; else empty.
+        hung_in: where it stood when `--timeout` ended its process; else empty.
     """
 
     returncode: int
@@ -153,7 +153,7 @@ class ProcessResult:
     def reason(self) -> str:
         """Why it left no reports, in a sentence."""
         if self.hung_in:
-            return f"ended with its process, as --cell-timeout has it; it stood in {self.hung_in}"
+            return f"ended with its process, as --timeout has it; it stood in {self.hung_in}"
         last = next((line.strip() for line in reversed(self.output.splitlines()) if line.strip()), "it said nothing")
         return self.killed_by or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
 

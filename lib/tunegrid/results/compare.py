@@ -458,9 +458,7 @@ LEGEND = (
     "*: no other method is as good for as little of this. front: the same of all costs together; no: the method in "
     "brackets is as good for as little; perhaps: it costs as little, and its lower score cannot be told from this one",
 )
-SHARED = (
-    "GiB is on no front: processes may have run other cells before, whose memory counts; --isolate=yes gives each cell its own"
-)
+SHARED = "GiB is on no front: processes may have run other cells before, whose memory counts; --engine=process starts one each"
 
 OF_QUICK = (
     "the quick profile trains micro backbones, which say nothing of full-size models; its learning rates were found with test "

@@ -16,7 +16,7 @@ SUSPECT = "look for leaked rows or a lost mask"
 TRAIN_BOTH = "run both sides without --first-updates: the baseline has no scores to judge by"
 RUN_THE_REST = "the pytest command that ran them, with --resume, runs what is left"
 LOOK_HERE = "no library is known to differ; `tunegrid gate --numerics OLD.json NEW.json` prints how far figures moved"
-FLIPS = "`--show-flips 5` lists the test rows that changed"
+FLIPS = "`tunegrid gate OLD.json NEW.json --show-flips 5` lists the test rows that changed"
 ASKED = "benchmarks/guides/instruments.md says what the figures hold"
 COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
 

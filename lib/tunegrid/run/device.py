@@ -61,7 +61,7 @@ def check_free(device: torch.device, *, allow_busy: bool = False) -> None:
     if (left := torch.cuda.memory_allocated(device) / GIB) > LEFT_GIB:
         raise InputError(
             f"{device} still holds {left:.1f} GiB of an earlier cell, which would count as this one's; "
-            "--isolate=yes runs each cell in a process of its own"
+            "--engine=process runs each cell in a process of its own"
         )
 
 

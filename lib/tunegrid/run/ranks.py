@@ -184,17 +184,17 @@ def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
     if method.quantization is not None:
         return (
             "FSDP takes packed weights only where bnb_4bit_quant_storage is the dtype of all other weights (float32), and "
-            "NF4 is stored as uint8 here; leave out --fsdp: each rank then holds the packed base whole"
+            "NF4 is stored as uint8 here; leave out :fsdp: each rank then holds the packed base whole"
         )
     if any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
-        return f"{method.name} changes whole weights between updates; leave out --fsdp"
+        return f"{method.name} changes whole weights between updates; leave out :fsdp"
     optimizer = type(method.make_optimizer(model, cell))
     if not optimizer.__module__.startswith("torch."):
-        return f"{optimizer.__name__} cannot step parts of weights; leave out --fsdp, or take an optimizer of torch's"
+        return f"{optimizer.__name__} cannot step parts of weights; leave out :fsdp, or take an optimizer of torch's"
     if precision == "fp16":
-        return "a rank finds overflows of fp16 in its own parts only; leave out --fsdp, or give the recipe precision bf16"
+        return "a rank finds overflows of fp16 in its own parts only; leave out :fsdp, or give the recipe precision bf16"
     if not blocks(model):
-        return "its model names no layers to gather one at a time (`_no_split_modules`); leave out --fsdp"
+        return "its model names no layers to gather one at a time (`_no_split_modules`); leave out :fsdp"
     if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
         return f"torch {torch.__version__} cannot sum gradients under FSDP; take 2.8 or later"
     return None

@@ -289,7 +289,7 @@ class Trainer:
         where = f"update {self.log.updates + 1} of {self.total}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
             rank = f"rank {self.ranks.rank} of {self.ranks.count}"
-            way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or share out its weights, too, with --fsdp")
+            way_out = "take more ranks" + ("" if self.ranks.holds_parts else ", or share out its weights with --ranks N:fsdp")
             raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} on {rank} ({cause}); {way_out}")
         if not size:
             raise InputError(f"{self.cell.id} does not fit: memory runs out at {where} with one row at a time ({cause})")

@@ -11,6 +11,7 @@ import tempfile
 from functools import cache, partial
 from pathlib import Path
 
+from fixtures.options import Ranks
 from tunegrid import ROOT
 from tunegrid.grid.profiles import FIXTURES
 from tunegrid.launcher import Child
@@ -149,7 +150,7 @@ def option_values(**options):
     """What `config.getoption` answers: these values, and the defaults; `settings` are those of `--set`."""
     settings = tuple(options.pop("settings", {}).items())
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-    return {"--set": settings, "--child": Child(), **named}.get
+    return {"--set": settings, "--child": Child(), "--ranks": Ranks(), **named}.get
 
 
 def with_one_gpu(folder):

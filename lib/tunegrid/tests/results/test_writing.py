@@ -10,7 +10,7 @@ from tunegrid.results.run_table import summary
 from tunegrid.tests.records import complete
 from tunegrid.tests.sessions import run_in
 
-PLUGINS = ("options", "session", "selection", "planning", "progress", "results", "isolation")
+PLUGINS = ("options", "session", "selection", "progress", "results", "processes")
 CELLS = ("t5_sa_lora", "t5_sa_qlora", "t5_sa_sft")
 # Cells that train nothing. Two have the results of one, the third fails an audit of its own.
 TESTS = """
@@ -58,7 +58,7 @@ def plain(tmp_path_factory):
     return *session(folder, "run", "-n0"), folder
 
 
-@pytest.mark.parametrize("way", ["-n2", "--isolate=yes"])
+@pytest.mark.parametrize("way", ["-n2", "--engine=process"])
 @pytest.mark.slow
 def test_wherever_cells_run_the_run_is_the_same(tmp_path, way):
     code, output, path = session(tmp_path, "run", way)

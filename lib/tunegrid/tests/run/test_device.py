@@ -139,7 +139,7 @@ def test_workers_take_gpus_in_turn(monkeypatch, worker, requested, index):
 
 def test_what_an_earlier_cell_left_on_a_gpu_is_refused(monkeypatch):
     on_the_gpu(monkeypatch, others_gib=0, own_gib=1.4)
-    with pytest.raises(InputError, match=r"cuda:0 still holds 1.4 GiB of an earlier cell, .* --isolate"):
+    with pytest.raises(InputError, match=r"cuda:0 still holds 1.4 GiB of an earlier cell, .* --engine=process"):
         check_free(CUDA, allow_busy=True)
     on_the_gpu(monkeypatch, others_gib=0, own_gib=1 / 32)  # a workspace of cuBLAS
     check_free(CUDA)

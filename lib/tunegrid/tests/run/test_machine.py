@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from fixtures.planning import pytest_xdist_auto_num_workers
+from fixtures.selection import pytest_xdist_auto_num_workers
 from tunegrid.machine import SHARED_OUT, announce_threads, cgroup_quotas, given_threads, shared_out, thread_share
 
 

@@ -219,4 +219,4 @@ def out_of_memory_on(ranks):
 def test_memory_that_runs_out_on_a_rank_is_one_sentence():
     _, sentence = on_ranks(2, out_of_memory_on)
     assert sentence.startswith("bert_sa_sft does not fit: memory runs out at update 1 of 3 on rank 1 of 2 (CUDA out of memory.")
-    assert sentence.endswith("; take more ranks, or share out its weights, too, with --fsdp")
+    assert sentence.endswith("; take more ranks, or share out its weights with --ranks N:fsdp")

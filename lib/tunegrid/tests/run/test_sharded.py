@@ -155,4 +155,4 @@ def refused_on(ranks, cell_id, changes):
 def test_what_needs_whole_weights_is_refused_with_the_way_out(cell_id, changes, words):
     for sentence in on_ranks(2, refused_on, cell_id, changes):
         assert words in sentence
-        assert "leave out --fsdp" in sentence
+        assert "leave out :fsdp" in sentence
