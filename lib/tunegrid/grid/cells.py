@@ -373,6 +373,11 @@ def study() -> Grid:
 
 STUDY = study()
 STUDY_IDS = STUDY.ids(Profile(id="full"))
+# A third of the study's cells, in which every two of backbone, task and method meet once.
+SMOKE = (
+    *("bert_sa_lora", "bert_qa_qlora", "bert_sum_sft", "gpt2_sa_qlora", "gpt2_qa_sft", "gpt2_sum_lora"),
+    *("t5_sa_sft", "t5_qa_lora", "t5_sum_qlora"),
+)
 PLACES = [list(dict.fromkeys(parts)) for parts in zip(*(cell_id.split("_") for cell_id in STUDY_IDS), strict=True)]
 
 
