@@ -8,7 +8,9 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
@@ -108,12 +110,10 @@ class Grid:
         self._add_like(0, backbone.id, like, changes, quick or {})
 
     def add_task(self, task: Task, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any) -> None:
-        """A task; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+        """A task, as `add_backbone` adds a backbone.
 
         What the copies read is the new task's `text`, not the other one's. They have a quick form where the task has files of
         its own: the micro rows are those of the study's tasks.
-
-        Raises InputError for a name that is known already, and for a field that a recipe does not have.
         """
         _add(self.tasks, "task", task.id, task)
         self._add_like(1, task.id, like, changes, quick or {})
@@ -121,10 +121,7 @@ class Grid:
     def add_method(
         self, method: Method, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
     ) -> None:
-        """A method; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
-
-        Raises InputError for a name that is known already, and for a field that a recipe does not have.
-        """
+        """A method, as `add_backbone` adds a backbone."""
         _add(self.methods, "method", method.id, method)
         self._add_like(2, method.id, like, changes, quick or {})
 
@@ -162,8 +159,10 @@ class Grid:
         Raises InputError where the id names no backbone, task or method of the grid, and for a field that no recipe has.
         """
         self._parts(cell_id)
+        if like is not None and recipe is not None:
+            raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
         if like is not None:
-            self._copy_of_one(cell_id, recipe, like, changes, quick or {})
+            self._copy(*self.checked_ids([like]), cell_id, changes, quick or {})
         elif not isinstance(recipe, Recipe):
             raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}; or copy one with like=CELL")
         else:
@@ -207,21 +206,15 @@ class Grid:
             parts = old.split("_")
             self._copy(old, "_".join([*parts[:index], name, *parts[index + 1 :]]), changes, quick)
 
-    def _copy_of_one(
-        self, cell_id: str, recipe: Recipe | None, like: str, changes: Mapping[str, Any], quick: Mapping[str, Any]
-    ) -> None:
-        if recipe is not None:
-            raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
-        self.checked_ids([like])
-        self._copy(like, cell_id, changes, quick)
-
     def _copy(self, old: str, new: str, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
         """A cell's recipe, quick form and head for another cell, without the study's parameter counts.
 
         A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
         does one hand on its head's own rate in the quick profile, or its columns to another task.
         """
-        recipe, head, micro = self.recipes[old], self.heads.get(old), self._quick_to_copy(old)
+        recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
+        if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
+            micro = {**micro, "head_learning_rate": None}
         for replaced in (self.quick, self.heads):  # of a cell that was there already
             replaced.pop(new, None)
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
@@ -235,12 +228,6 @@ class Grid:
         if micro is not None and backbone.micro and (task is task_before or task.has_own_rows):
             _changed(new, self.recipes[new], quick)
             self.quick[new] = {**micro, **quick}
-
-    def _quick_to_copy(self, cell_id: str) -> Mapping[str, Any] | None:
-        """A cell's quick fields; the study's own without the head's rate, which was found for that cell's micro backbone."""
-        fields = self.quick.get(cell_id)
-        is_the_studys = cell_id in QUICK and fields == quick_changes(cell_id)
-        return {**fields, "head_learning_rate": None} if fields and is_the_studys else fields
 
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""
@@ -308,12 +295,11 @@ class Grid:
         tables: tuple[Mapping[str, Any], ...] = (self.backbones, self.tasks, self.methods)
         if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
             near = get_close_matches(cell_id, [*self.recipes], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ";"
-            lists = (
-                "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones, -m 'full and tasks' "
-                "those of more tasks, -m 'full and zoo' those of more methods"
+            raise InputError(
+                f"unknown cell {cell_id!r}{f'; did you mean {near[0]}?' if near else ';'} `pytest -m full --list-cells` lists them, "
+                "-m 'full and larger' those of larger backbones, -m 'full and tasks' those of more tasks, -m 'full and zoo' those "
+                "of more methods"
             )
-            raise InputError(f"unknown cell {cell_id!r}{hint} {lists}")
         backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
         return backbone, task, method
 
@@ -391,14 +377,8 @@ def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
 def add_from(path: Path, grid: Grid) -> None:
     """Let a file add its entries; raises InputError, with the file's name, where it cannot be read or run."""
     module = user_module(path)
-    try:
+    with _in_file(path):
         module.pytest_tunegrid_grid(grid)
-    except InputError as error:
-        raise InputError(f"--grid {path}: {error}") from None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever the file raises is for its author to read; it may also end the program
-        raise InputError(_complaint(path, error)) from None
 
 
 def user_module(path: Path) -> Any:
@@ -408,29 +388,24 @@ def user_module(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"--grid {path} is not a Python file")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
-    try:
+    with _in_file(path):
         spec.loader.exec_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # as above
-        raise InputError(_complaint(path, error)) from None
     if not hasattr(module, "pytest_tunegrid_grid"):
         raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")
     return module
 
 
-def _complaint(path: Path, error: BaseException) -> str:
-    """What a user's file raised, and in which line."""
-    line = getattr(error, "lineno", None) or _line_in(path, error)
-    location = f"{path}, line {line}" if line else str(path)
-    return f"--grid {location}: {type(error).__name__}: {first_line(error)}"
-
-
-def _line_in(path: Path, error: BaseException) -> int | None:
-    """Where in a file an error came up."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+@contextmanager
+def _in_file(path: Path) -> Iterator[None]:
+    """What a user's file raises, as a sentence with its line; it may also end the program."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--grid {path}: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        location = f"{path}, line {line}" if line else str(path)
+        raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None
