@@ -94,7 +94,7 @@ class Profile:
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     """The recipe with these values.
 
-    With another adapter, other parameters train than the study counted. Another learning rate changes a head's own in proportion.
+    With another adapter, other parameters train than the study counted. Another rate changes a head's own in proportion.
     """
     values = {name: value for name, value in changes.items() if "." not in name}
     for part in ("adapter", "generation"):
