@@ -1,7 +1,6 @@
 """Audits before training: of what was built, of the checkpoint that it came from, and of the rows that train."""
 
 import math
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,9 +33,6 @@ NF4_LEVELS = (
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
-
-
-# What was built
 
 
 def heads_trainable(evidence: Evidence) -> Answer:
@@ -77,11 +73,11 @@ def adapters_where_declared(evidence: Evidence) -> Answer:
     }
     if odd := sorted(wanted ^ set(layers)):
         return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
-    facts = {name: method.layer_facts(layer) for name, layer in layers.items()}
-    shown = " and ".join(", ".join(some) for some in sorted(set(facts.values())) if some)
-    other = [name for name in layers if facts[name] != method.declared_facts(cell, name)]
-    fault = f"were declared with {', '.join(method.declared_facts(cell, other[0]))}" if other else ""
-    return none_of(other, f"{len(layers)} adapters{f': {shown}' if shown else ''}", fault)
+    shown = {name: method.layer_facts(layer) for name, layer in layers.items()}
+    kinds = " and ".join(", ".join(facts) for facts in sorted(set(shown.values())) if facts)
+    declared = {name: method.declared_facts(cell, name) for name in layers}
+    other = [f"{name} with {', '.join(facts)}" for name, facts in declared.items() if facts != shown[name]]
+    return none_of(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "were declared otherwise")
 
 
 def is_adapted(module: nn.Module) -> bool:
@@ -129,8 +125,7 @@ def kept_in_fp32(model: nn.Module) -> set[str]:
 def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Every pretrained tensor that is neither packed nor rewritten started as the checkpoint has it, bit for bit.
 
-    And the model has every layer that the checkpoint has: where a config says fewer, loading leaves the others out. An
-    embedding that grew by a token has the checkpoint's rows before it.
+    An embedding that grew by a token has the checkpoint's rows before it.
     """
     if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
         return None
@@ -140,8 +135,6 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     if others or not started:
         counts = f"{len(others)} of {len(started)} pretrained tensors"
         return False, f"{counts} are not the checkpoint's of their name: {', '.join(others[:3])}"
-    if missing := left_out(evidence):
-        return False, f"the checkpoint has {', '.join(missing)}, which the model leaves out: what does its config say?"
     if rows := overwritten_rows(evidence):
         return False, f"{len(rows)} rows of the embedding, which grew by a token, are not the checkpoint's: row {rows[0]} first"
     return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
@@ -158,16 +151,6 @@ def _pretrained(evidence: Evidence, name: str) -> bool:
 def _grew(evidence: Evidence, parameter: Tensor) -> bool:
     """Whether a parameter has a row for every token of a vocabulary that grew by one."""
     return bool(evidence.cell.head.new_token) and parameter.shape[0] == len(evidence.codec.tokenizer)
-
-
-def left_out(evidence: Evidence) -> list[str]:
-    """Layers of the checkpoint that are nowhere in the model, though others of their stack are; a decoder may be left out."""
-    files = tuple(weight_files(evidence.cell))
-    used = [key for name in evidence.trainer.before for key in matching_keys(name, files)]
-    numbered = re.compile(r"(.*?)\.(\d+)\.")  # the stack and the number of a layer, as in encoder.layer.2.output
-    stored, found = ({match.groups() for key in keys if (match := numbered.match(key))} for keys in (files_by_key(files), used))
-    stacks = {stack for stack, _ in found}
-    return [f"{stack}.{number}" for stack, number in sorted(stored - found) if stack in stacks]
 
 
 def overwritten_rows(evidence: Evidence) -> list[int]:

@@ -1,8 +1,4 @@
-"""Audits of the trained model: what it computes, alone and in a batch, with its adapter and without, saved and served.
-
-Saving runs last: for a while a second copy of the weights stands beside the first one, on a GPU in the room that gradients and
-activations had. A model above `LARGEST_GIB` of weights is not copied, and then there is no finding.
-"""
+"""Audits of the trained model: what it computes, alone and in a batch, with its adapter and without, saved and served."""
 
 import math
 import re
@@ -44,17 +40,14 @@ from tunegrid.run.probe import (
     undisturbed,
 )
 from tunegrid.run.ranks import local_shard
-from tunegrid.run.weights import ANY, bases_below, the_one
 
 ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
 TWICE = 2.0  # any factor would do to scale an adapter and scale it back
 MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
 HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
 SERVED = 4  # test rows that a saved model is asked about, in one batch
-LARGEST_GIB = 4.0  # the largest of the study, BERT2BERT at its true size, has 0.95
-
-
-# Alone and in a batch
+# Of weights that are copied, in the room that gradients had; the largest of the study, BERT2BERT at its true size, has 0.95.
+LARGEST_GIB = 4.0
 
 
 def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
@@ -148,9 +141,6 @@ def gradients_survive_evaluation(evidence: Evidence) -> Answer:
     return None if gap is None else (gap <= allowance(evidence.trainer), f"gradients differ by {gap:.1e} of their norm")
 
 
-# Layers and adapters
-
-
 def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
     """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's digits show it."""
     wanted, _ = resolve_quantization(evidence.cell, evidence.device)
@@ -226,9 +216,6 @@ def adapter_survives_its_switches(evidence: Evidence) -> Answer:
     return not apart, f"{detail}: " + (f"logits differ by {apart:.1e} of the largest" if apart else "bit for bit")
 
 
-# Dropout
-
-
 class Dropout(NamedTuple):
     """A rate of dropout that a layer declares: `attribute` of `holder`; `user` is the module that should apply it."""
 
@@ -272,14 +259,15 @@ def dropout_drops(evidence: Evidence) -> Answer:
             if one.holder not in shares and one.user in called:
                 numbers.setdefault(re.sub(r"\d+", "N", one.name), []).append(one)
         idle = []
-        for place, members in numbers.items():
+        try:
+            for place, members in numbers.items():
+                for one in declared:
+                    setattr(one.holder, one.attribute, one.rate if one in members else 0.0)
+                first, second = (logits_of(evidence.trainer, rows[:1])[0] for _ in range(2))
+                idle += [place] if all(map(torch.equal, first, second)) else []
+        finally:
             for one in declared:
-                setattr(one.holder, one.attribute, one.rate if one in members else 0.0)
-            first, second = (logits_of(evidence.trainer, rows[:1])[0] for _ in range(2))
-            if all(torch.equal(one, other) for one, other in zip(first, second, strict=True)):
-                idle.append(place)
-        for one in declared:
-            setattr(one.holder, one.attribute, one.rate)
+                setattr(one.holder, one.attribute, one.rate)
     if odd or idle:
         return False, f"{len(odd)} drop another share than declared {odd[:2]}, without effect: {', '.join(idle) or 'none'}"
     return True, f"{len(modules)} drop what they declare, {sum(map(len, numbers.values()))} by their effect"
@@ -327,7 +315,7 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     asked = evidence.evaluation.features if evidence.evaluation else evidence.trainer.features
     rows = sample(asked, min(SERVED, evidence.trainer.log.micro_batch))
     ours = _logits(evidence, model, rows)
-    if not ours:
+    if not len(ours):
         return None
     try:
         evidence.serving.save(cell, model, evidence.codec.tokenizer, folder)
@@ -353,48 +341,38 @@ def _served(evidence: Evidence, folder: Path) -> Answer:
     return passed, f"{detail}; {merged}"
 
 
-def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Sequence[Tensor]) -> tuple[bool, str]:
+def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor) -> tuple[bool, str]:
     """Whether the loaded adapter, merged into its base, still gives our logits."""
     packed, method = evidence.cell.quantization is not None, evidence.cell.method
     layers: list[Any] = [module for module in served.modules() if is_adapted(module)] if packed else []
     for layer in layers:
         layer.enable_adapters(False)
-    without = _logits(evidence, served, rows) if packed else []  # with the trained head and token rows
+    without = _logits(evidence, served, rows) if packed else ours  # with the trained head and token rows
     for layer in layers:
         layer.enable_adapters(True)
-    below = bases_below(evidence.model, served)
     try:
-        merged = evidence.serving.merge(served)
-        logits = _logits(evidence, merged, rows)
+        logits = _logits(evidence, evidence.serving.merge(served), rows)
     except Exception as error:  # whatever PEFT raises where it cannot merge
         return False, f"PEFT cannot merge {method.id!r}, as its `unmergeable` should say: {first_line(error)}"
     if not packed:
         apart = _apart(ours, logits)
         return apart <= _allowed(evidence), f"merged, by {apart:.1e}"
-    bases = bases_below(evidence.model, merged)
-    base = the_one(below if bases == ANY else bases)  # with an adapter on every layer, none tells
-    if base is None:
-        return False, "merged onto another base than the one that it was trained over, packed or not"
-    lost, change, size = _norm_apart(ours, logits), _norm_apart(ours, without), math.hypot(*(float(one.norm()) for one in ours))
-    share, allowed = lost / change if change else 0.0, COARSE * size + (0.0 if base == "unpacked" else change)
-    return lost <= allowed, f"merged onto the {base} base, {share:.0%} of what the adapter changes is lost"
+    lost, change = float((ours - logits).norm()), float((ours - without).norm())
+    share = lost / change if change else 0.0
+    allowed = COARSE * float(ours.norm()) + change
+    return lost <= allowed, f"merged over a packed base, {share:.0%} of what the adapter changes is lost"
 
 
-def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> list[Tensor]:
-    """What a model answers to some rows, without autocast, as in evaluation; of a text only what predicts its target."""
+def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
+    """What a model answers to some rows, in one row: without autocast, as in evaluation; of a text what predicts its target."""
     logits, batch = logits_of(evidence.trainer, rows, model)
-    return of_targets(logits[0], batch) if evidence.codec.generates and logits else logits
+    chosen = of_targets(logits[0], batch) if evidence.codec.generates and logits else logits
+    return torch.cat([one.float().flatten() for one in chosen]) if chosen else torch.zeros(0)
 
 
-def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    """The largest distance of logits; infinite where a vocabulary has another size."""
-    if [one.shape for one in ours] != [one.shape for one in theirs]:
-        return math.inf
-    return max(distance(one, other) for one, other in zip(ours, theirs, strict=True))
-
-
-def _norm_apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
-    return math.hypot(*(float((one.float() - other.float()).norm()) for one, other in zip(ours, theirs, strict=True)))
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    """How far logits are apart; infinite where a vocabulary has another size."""
+    return distance(ours, theirs) if ours.shape == theirs.shape else math.inf
 
 
 def _allowed(evidence: Evidence) -> float:

@@ -1,8 +1,4 @@
-"""Audits of what was asked, answered and scored: prompts, windows, texts, points, and whether anything was learned.
-
-A few rows of the evaluation stand for all: one with much padding in its batch, the longest, and the shortest. Each scored text
-is held against the search for it as it is defined: one row, no cache, none of a library's code.
-"""
+"""Audits of what was asked, answered and scored: prompts, windows, texts, points, and whether anything was learned."""
 
 import math
 import re
@@ -16,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tunegrid.audits.evidence import SAMPLE, Evidence, sample, text_of
+from tunegrid.audits.evidence import SAMPLE, Evidence, none_of, sample, text_of
 from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
@@ -35,13 +31,10 @@ from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched,
 ENDED_SHARE = 0.9  # of generated texts that must end by themselves
 ALIKE = 0.9  # of a window's letters
 MORE_THAN_LUCK = 3.0  # standard errors
-SIDE_BY_SIDE = 2  # rows that are searched again with a cache: the longest text, and the shortest prompt, which is padded
-CACHED = 12  # tokens of each
+CACHED = 12  # tokens of a text that is searched again with a cache
 DOUBTED = 8  # scored texts, looked at at once, of which the most doubtful is searched anew
-Scores = Callable[[Sequence[Sequence[int]]], Tensor]  # of the next token (N, V), in nats, of texts of one length
-
-
-# Which rows
+# Of the next token (N, V), in nats, of texts of one length; minus infinity for what a search forbids.
+Scores = Callable[[Sequence[Sequence[int]]], Tensor]
 
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
@@ -51,8 +44,7 @@ def selection_apart_from_test(evidence: Evidence) -> Answer:
         return None
     key = text_of(evidence.cell)
     scored = set(map(key, evidence.evaluation.rows))
-    shared = sum(key(row) in scored for row in rows)
-    return not shared, f"{shared} of {len(rows)} rows that chose the epoch are scored"
+    return none_of([i for i, row in enumerate(rows) if key(row) in scored], f"{len(rows)} rows chose the epoch", "are scored")
 
 
 def prompt_intact_at_inference(evidence: Evidence) -> Answer:
@@ -68,9 +60,6 @@ def prompt_intact_at_inference(evidence: Evidence) -> Answer:
     return True, f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} behind"
 
 
-# Answers and points
-
-
 def windows_map_to_examples(evidence: Evidence) -> Answer:
     """A window's tokens are its row's context, and every answer is what the best of its own row's windows points at."""
     codec, evaluation = evidence.codec, evidence.evaluation
@@ -83,7 +72,7 @@ def windows_map_to_examples(evidence: Evidence) -> Answer:
         if window is None or same_alphanumeric(*window, codec.tokenizer.unk_token):
             return True
         # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
-        return SequenceMatcher(None, *map(alphanumeric, window), autojunk=False).ratio() > ALIKE
+        return SequenceMatcher(None, alphanumeric(window[0]), alphanumeric(window[1]), autojunk=False).ratio() > ALIKE
 
     others = sum(not shows_its_row(feature) for feature in sample(features, 2 * SAMPLE))
     misread = _misread(codec, evaluation)
@@ -130,8 +119,10 @@ def metric_invariants(evidence: Evidence) -> Answer:
         return None
     examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
     faults = [f"{name} has {len(points)} rows of {count}" for name, points in examples.items() if len(points) != count]
-    empty = empty_answers(task, evaluation) if "exact_match" in examples else set()
-    faults += impossible(scores, empty_answers=100 * len(empty) / count)
+    pairs = zip(evaluation.predictions, evaluation.rows, strict=True) if "exact_match" in examples else ()
+    # By SQuAD v1.1's rules an answer and a truth that both normalize to nothing, as "a" and "the", have EM 100 and F1 0.
+    blank = [not normalized(str(p.value)) and not all(map(normalized, answer_texts(task, row))) for p, row in pairs]
+    faults += impossible(scores, empty_answers=100 * sum(blank) / count)
     faults += [
         f"{name} {scores[name]:.2f} is not the mean {fmean(points):.2f} of its rows"
         for name, points in examples.items()
@@ -146,7 +137,7 @@ def metric_invariants(evidence: Evidence) -> Answer:
         f"{low} is above {high} on row {row}"
         for low, high in ORDERED
         for row, (first, second) in enumerate(zip(examples.get(low, ()), examples.get(high, ()), strict=True))
-        if first > second + POINTS and (low != "exact_match" or row not in empty)
+        if first > second + POINTS and (low != "exact_match" or not blank[row])
     ]
     faults += [
         f"bertscore_f1 is outside precision and recall on row {row}"
@@ -154,12 +145,6 @@ def metric_invariants(evidence: Evidence) -> Answer:
         if not min(p, r) - POINTS <= f1 <= max(p, r) + POINTS  # a harmonic mean
     ]
     return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
-
-
-def empty_answers(task: Task, evaluation: Evaluation) -> set[int]:
-    """Rows whose answer and one of its truths normalize to nothing, as "a" and "the": EM 100 and F1 0 by SQuAD v1.1's rules."""
-    pairs = enumerate(zip(evaluation.predictions, evaluation.rows, strict=True))
-    return {i for i, (p, row) in pairs if not normalized(str(p.value)) and not all(map(normalized, answer_texts(task, row)))}
 
 
 # The points of one row by itself. BERTScore is left out: its encoder is gone by now.
@@ -244,63 +229,49 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
 def cache_changes_nothing(evidence: Evidence) -> Answer:
     """Searched again as scored texts were, with a cache, all beams' scores are those of whole texts in one pass without it.
 
-    Their first tokens show it: a cache that goes wrong late shows in the texts that `texts_are_the_models` computes anew.
+    The longest text and the shortest prompt, which is padded, show it in their first tokens; a cache that goes wrong late shows
+    in the texts that `texts_are_the_models` computes anew.
     """
-    codec = evidence.codec
+    codec, evaluation = evidence.codec, evidence.evaluation
     if not isinstance(codec, GenerateCodec):
         return None
-    rows = [row for row, _ in _scored_texts(evidence)[:SIDE_BY_SIDE]] or evidence.probe.rows
+    rows: Sequence[Feature] = evidence.probe.rows
+    if evaluation is not None:
+        longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
+        rows = [evaluation.features[i] for i in dict.fromkeys((longest, scored_rows(evaluation)[0]))]
     texts, apart = searched(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
-    longest = max(map(len, texts))
-    detail = f"{len(texts)} texts of up to {longest} tokens: scores differ by {apart:.1e} of the largest logit"
-    return apart <= _allowed(evidence), detail
+    detail = f"{len(texts)} texts of up to {max(map(len, texts))} tokens"
+    return apart <= _allowed(evidence), f"{detail}: scores differ by {apart:.1e} of the largest logit"
 
 
 def texts_are_the_models(evidence: Evidence) -> Answer:
-    """Each scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
+    """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
 
-    Without beams, this costs one pass per text; with beams one per token of the most doubtful text, each over as many whole
-    texts as there are beams. On a CPU that takes minutes for a model of true size, whose texts are left alone.
+    Of some texts it is that with the least likely token: where beams went astray, a token does not suit its text. With beams,
+    this costs one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true size,
+    whose texts are left alone.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
     if evaluation is None or not isinstance(codec, GenerateCodec):
         return None
     if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
         return None
-    with torch.no_grad(), undisturbed(evidence.trainer):
-        pairs = _scored_texts(evidence) if codec.generation.num_beams == 1 else _most_doubtful(evidence, codec, evaluation)
-        gaps = [_missed(evidence, codec, row, text) for row, text in pairs if text]
-    if not gaps:
-        return None
-    apart = max(gaps)
-    return apart <= _allowed(evidence), f"{len(gaps)} texts: at most {apart:.1e} of the largest logit below the best"
-
-
-def _scored_texts(evidence: Evidence) -> list[tuple[Feature, Sequence[int]]]:
-    """Some scored rows with the texts that were generated for them: the longest text, then by the length of what was read."""
-    evaluation = evidence.evaluation
-    if evaluation is None:
-        return []
-    longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
-    rows = dict.fromkeys([longest, *scored_rows(evaluation)])
-    return [(evaluation.features[i], evaluation.outputs[i]) for i in rows]
-
-
-def _most_doubtful(evidence: Evidence, codec: GenerateCodec, evaluation: Evaluation) -> list[tuple[Feature, Sequence[int]]]:
-    """Of some scored texts that with the least likely token: where beams went astray, a token does not suit its text."""
     spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / DOUBTED))
     pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
     if not pairs:
-        return []
+        return None
     doubts = []
-    logits = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
-    for (row, text), whole in zip(pairs, logits, strict=True):
-        scores = _allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
-        doubts.append(float((scores.amax(-1) - chosen(scores, text)).max()))
-    return [pairs[doubts.index(max(doubts))]]
+    with torch.no_grad(), undisturbed(evidence.trainer):
+        logits = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
+        for (row, text), whole in zip(pairs, logits, strict=True):
+            scores = _allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
+            doubts.append(float((scores.amax(-1) - chosen(scores, text)).max()))
+        apart = _below_best(evidence, codec, *pairs[doubts.index(max(doubts))])
+    detail = f"the most doubtful of {len(pairs)} texts"
+    return apart <= _allowed(evidence), f"{detail}: {apart:.1e} of the largest logit below the best"
 
 
-def _missed(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Sequence[int]) -> float:
+def _below_best(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Sequence[int]) -> float:
     """How far off a search must be to find this text, in units of the largest logit."""
     encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
     encoded: list[Tensor] = []  # what an encoder made of the row's source
@@ -338,7 +309,7 @@ def _allowed(evidence: Evidence) -> float:
     return FINE if plain and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE
 
 
-# The search as it is defined: transformers' with `early_stopping=False`
+# The search as it is defined, with none of a library's code: transformers' with `early_stopping=False`
 
 
 @dataclass(frozen=True)
@@ -356,22 +327,20 @@ class Beam:
 def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int) -> float:
     """How many nats a search would have to be off, at most in one of its decisions, to find this text; 0 where it does find it.
 
-    Wherever another token is better by no more than that, the text has the benefit of the doubt.
-
-    Args:
-        text: with its end token, or as long as the search lets one be.
-        scores: of next tokens, where those that the search forbids are minus infinity.
-        search: how many beams, how long, and at which penalty; a search without beams knows no penalty.
-        end: the token that ends a text.
+    The text has the token `end`, or is as long as the search lets one be. A search without beams knows no penalty.
     """
+
+    def is_over(beam: Beam) -> bool:
+        return beam.ids[-1] == end or len(beam.ids) == search.max_new_tokens
+
     penalty, most = search.length_penalty if search.num_beams > 1 else 0.0, search.num_beams
     running, finished, gaps, found = [Beam(0.0, ())], list[Beam](), [0.0], None
     for length in range(1, search.max_new_tokens + 1):
         own = tuple(text[:length]) if found is None else ()
         candidates, follow = _continued(running, scores([beam.ids for beam in running]), 2 * most, own)
-        over = [beam for beam in candidates[:most] if _is_over(beam, search, end)]
-        running = [beam for beam in candidates if not _is_over(beam, search, end)][:most]
-        if follow and _is_over(follow, search, end):
+        over = [beam for beam in candidates[:most] if is_over(beam)]
+        running = [beam for beam in candidates if not is_over(beam)][:most]
+        if follow and is_over(follow):
             found = follow
             gaps += _let_in(follow, over, candidates[most - 1], most)
         elif follow:
@@ -406,10 +375,6 @@ def _continued(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[i
     candidates = [Beam(score, (*running[beam].ids, token)) for score, beam, token in pairs]
     parent = next((i for i, beam in enumerate(running) if own and beam.ids == own[:-1]), None)
     return candidates, None if parent is None else Beam(float(totals[parent, own[-1]]), own)
-
-
-def _is_over(beam: Beam, search: Generation, end: int) -> bool:
-    return beam.ids[-1] == end or len(beam.ids) == search.max_new_tokens
 
 
 def repeating(tokens: Sequence[int], size: int) -> set[int]:

@@ -1,4 +1,7 @@
-"""Audits of what training did: to which weights, by which method, at which rate, with which loss, and on how many ranks."""
+"""Audits of what training did: to which weights, by which method, at which rate, with which loss.
+
+Those of ranks are asked by all ranks together.
+"""
 
 import math
 import re
@@ -25,9 +28,6 @@ CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed
 # mean on each rank: 2e-2 to 3e-1 nats where rows have targets of different lengths.
 LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
 GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # of their norm
-
-
-# Which weights
 
 
 def base_frozen(evidence: Evidence) -> Answer:
@@ -91,8 +91,8 @@ def moment_types(evidence: Evidence) -> set[torch.dtype]:
     """The types of moments that the same optimizer keeps for a large fp32 weight alone; none where the method made its own."""
     weight = torch.zeros(64, 128, device=evidence.device, requires_grad=True)  # large enough to be packed
     weight.grad = torch.ones_like(weight)
-    lone = evidence.cell.optimizer([{"params": [weight]}], evidence.cell.recipe.learning_rate)
-    optimizer = evidence.trainer.optimizer
+    optimizer, rate = evidence.trainer.optimizer, evidence.cell.recipe.learning_rate
+    lone = evidence.cell.optimizer([{"params": [weight]}], rate)
     if type(lone) is not type(optimizer.optimizer):
         return {m.dtype for p in evidence.trainer.trained for m in _moments(optimizer, p).values()}
     lone.step()
@@ -126,9 +126,6 @@ def variant_applied(evidence: Evidence) -> Answer:
         return answer
     passed, detail = answer or (True, f"{len(moving)} tensors moved, {len(staying)} stayed, {len(rewritten)} were rewritten")
     return passed and not faults, "; ".join([detail, *faults[:3]])
-
-
-# Which updates
 
 
 def gradients_clipped(evidence: Evidence) -> Answer:
@@ -192,14 +189,10 @@ def _same_rate(one: float, other: float) -> bool:
 
 
 def planned_rates(cell: Cell, total: int) -> list[float]:
-    """The recipe's rate at each of `total` updates, by its schedule made anew beside the trainer's."""
+    """The recipe's rate at each of `total` updates: by its schedule's formula, which nobody steps."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cell.recipe.learning_rate)
-    schedule, rates = make_schedule(optimizer, cell, total), []
-    for _ in range(total):
-        rates.append(float(schedule.get_last_lr()[0]))
-        optimizer.step()
-        schedule.step()
-    return rates
+    factor = make_schedule(optimizer, cell, total).lr_lambdas[0]
+    return [cell.recipe.learning_rate * factor(update) for update in range(total)]
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
@@ -240,9 +233,6 @@ def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[
     if (penalty := trainer.cell.method.penalty(trainer.model)) is not None:
         add(penalty)
     return total, gradients
-
-
-# On several ranks, which all ask together
 
 
 def ranks_train_as_one(evidence: Evidence) -> Answer:
