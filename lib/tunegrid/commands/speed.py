@@ -27,7 +27,7 @@ from tunegrid.commands.cli import refuse
 from tunegrid.commands.environments import output_of
 from tunegrid.commands.paired_timing import MARK
 from tunegrid.errors import InputError
-from tunegrid.grid.cells import STUDY
+from tunegrid.grid.cells import SMOKE, STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import PRIOR_PARAMETERS, Deviation, log_variances, prior_df
@@ -175,11 +175,6 @@ class Comparison:
 
 
 UPDATES = 40  # of a round
-# A third of the quick cells, in which every two of backbone, task and method meet once.
-SOME_OF_EACH = (
-    *("bert_sum_lora", "gpt2_sum_sft", "t5_sum_qlora", "bert_qa_sft", "gpt2_qa_qlora", "t5_qa_lora"),
-    *("bert_sa_qlora", "gpt2_sa_lora", "t5_sa_sft"),
-)
 LIB = str(ROOT / "lib")  # the same suite on both sides
 LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import libraries as code, machine;"
 LIBRARIES += "print(json.dumps([machine.versions(), code.library_digests()]))"
@@ -265,7 +260,7 @@ def compared(places: Sequence[Path], cells: Sequence[str], device: str = "cpu") 
 
 def checked(cells: Sequence[str]) -> list[str]:
     """Cells that exist, some of each kind where none is named; raises InputError for another."""
-    return [STUDY.cell(cell, QUICK_PROFILE).id for cell in dict.fromkeys(cells or SOME_OF_EACH)]
+    return [STUDY.cell(cell, QUICK_PROFILE).id for cell in dict.fromkeys(cells or SMOKE)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -273,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="tunegrid speed", description=__doc__)
     parser.add_argument("before", type=Path, metavar="OLD", help="a virtual environment, or its Python")
     parser.add_argument("after", type=Path, metavar="NEW", help="another one")
-    parser.add_argument("--cells", metavar="ID,ID", help=f"quick cells (default {','.join(SOME_OF_EACH)})")
+    parser.add_argument("--cells", metavar="ID,ID", help=f"quick cells (default {','.join(SMOKE)})")
     parser.add_argument("--device", default="cpu", metavar="DEVICE", help="cpu, cuda or cuda:N (default cpu)")
     former = [parser.add_argument(f"--{name}", help=argparse.SUPPRESS).dest for name in ("rounds", "margin", "updates", "rows")]
     options = parser.parse_args(arguments)

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Any
 
 from tunegrid.errors import InputError
@@ -111,10 +110,8 @@ class Backbone:
         """Raises InputError where a generating head has no layout."""
         head = self.heads.get(Problem.GENERATE)
         if head and head.layout is None:
-            raise InputError(
-                f"backbone {self.id!r}: its head for {Problem.GENERATE} has no layout; give one of "
-                f"{', '.join(f'Layout.{layout.name}' for layout in Layout)}"
-            )
+            layouts = ", ".join(f"Layout.{layout.name}" for layout in Layout)
+            raise InputError(f"backbone {self.id!r}: its head for {Problem.GENERATE} has no layout; give one of {layouts}")
 
 
 BERT = Backbone(
@@ -127,15 +124,8 @@ BERT = Backbone(
     segments=True,
     objective=Objective.MASKED,
     shape={
-        "model_type": "bert",
-        "vocab_size": 30_522,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "max_position_embeddings": 512,
-        "type_vocab_size": 2,
-        "pad_token_id": 0,
+        **{"model_type": "bert", "vocab_size": 30_522, "max_position_embeddings": 512, "type_vocab_size": 2, "pad_token_id": 0},
+        **{"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
     },
     special_tokens={"pad_token_id": 0, "cls_token_id": 101, "sep_token_id": 102},
     vocabulary=30_522,
@@ -161,14 +151,8 @@ GPT2 = Backbone(
     wrap=Wrap(before=None, between="eos_token", after=None),
     objective=Objective.CAUSAL,
     shape={
-        "model_type": "gpt2",
-        "vocab_size": 50_257,
-        "n_embd": 768,
-        "n_layer": 12,
-        "n_head": 12,
-        "n_positions": 1024,
-        "bos_token_id": 50_256,
-        "eos_token_id": 50_256,
+        **{"model_type": "gpt2", "vocab_size": 50_257, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_positions": 1024},
+        **{"bos_token_id": 50_256, "eos_token_id": 50_256},
     },
     special_tokens={"eos_token_id": 50_256},
     vocabulary=50_257,
@@ -191,20 +175,9 @@ T5 = Backbone(
     overflows_fp16=True,
     objective=Objective.SPANS,
     shape={
-        "model_type": "t5",
-        "vocab_size": 32_128,
-        "d_model": 512,
-        "d_kv": 64,
-        "d_ff": 2048,
-        "num_layers": 6,
-        "num_decoder_layers": 6,
-        "num_heads": 8,
-        "feed_forward_proj": "relu",
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-        "decoder_start_token_id": 0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
+        **{"model_type": "t5", "vocab_size": 32_128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "feed_forward_proj": "relu"},
+        **{"num_layers": 6, "num_decoder_layers": 6, "num_heads": 8, "relative_attention_num_buckets": 32},
+        **{"relative_attention_max_distance": 128, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1},
     },
     special_tokens={"pad_token_id": 0, "eos_token_id": 1},
     vocabulary=32_100,
@@ -243,11 +216,7 @@ def checkpoint_of(backbone: Backbone, profile: Profile) -> tuple[str, dict[str, 
     if profile.checkpoint_root is None:
         return backbone.checkpoint, {"revision": backbone.revision} if backbone.revision else {}
     folder = profile.checkpoint_root / ((profile.micro and backbone.micro) or backbone.folder)
-    _check_folder(folder)
-    return str(folder), {}
-
-
-def _check_folder(folder: Path) -> None:
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt") for path in folder.glob(pattern))
     if not folder.is_dir():
         raise InputError(f"no checkpoint folder {folder.name!r} below {folder.parent}; it is named as the hub's model")
     if not (folder / "config.json").is_file():
@@ -255,6 +224,6 @@ def _check_folder(folder: Path) -> None:
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise InputError(f"{folder} has no tokenizer ({', '.join(TOKENIZER_FILES)}); save it there with save_pretrained")
     if not any(folder.glob("*.safetensors")):
-        pickles = sorted(path.name for path in [*folder.glob("*.bin"), *folder.glob("*.pt")])
         reason = f"only {pickles[0]}, a pickle, which can run code when it is read" if pickles else "no weights"
         raise InputError(f"{folder} has {reason}; save model.safetensors there (save_pretrained writes it)")
+    return str(folder), {}

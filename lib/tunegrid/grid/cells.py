@@ -8,7 +8,9 @@ import hashlib
 import importlib.util
 import re
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from itertools import product
@@ -23,6 +25,10 @@ from tunegrid.grid.recipes import QUICK, RECIPES, TARGETS_WITHOUT_EXCEPTION, Rec
 from tunegrid.grid.tasks import RESERVED, TASKS, Problem, Shift, Task
 
 NAME = re.compile(r"[a-z0-9]+")  # an id is a part of a cell's id, which underscores divide
+LISTS = (
+    "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones, -m 'full and tasks' those of "
+    "more tasks, -m 'full and zoo' those of more methods"
+)
 BOUNDED = ("quick", "full")  # profiles whose cells a user's thresholds hold
 # Heaviest problems first, so that parallel workers do not end on a long cell.
 ORDER = (Problem.GENERATE, Problem.EXTRACT, Problem.CLASSIFY)
@@ -104,29 +110,21 @@ class Grid:
 
         Raises InputError for a name that is known already, and for a field that a recipe does not have.
         """
-        _add(self.backbones, "backbone", backbone.id, backbone)
-        self._add_like(0, backbone.id, like, changes, quick or {})
+        self._add_like(0, "backbone", backbone, like, changes, quick or {})
 
     def add_task(self, task: Task, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any) -> None:
-        """A task; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
+        """A task, as `add_backbone` adds a backbone.
 
         What the copies read is the new task's `text`, not the other one's. They have a quick form where the task has files of
         its own: the micro rows are those of the study's tasks.
-
-        Raises InputError for a name that is known already, and for a field that a recipe does not have.
         """
-        _add(self.tasks, "task", task.id, task)
-        self._add_like(1, task.id, like, changes, quick or {})
+        self._add_like(1, "task", task, like, changes, quick or {})
 
     def add_method(
         self, method: Method, *, like: str | None = None, quick: Mapping[str, Any] | None = None, **changes: Any
     ) -> None:
-        """A method; `like` another one, it gets that one's recipes with `changes`, and with `quick` in the quick profile.
-
-        Raises InputError for a name that is known already, and for a field that a recipe does not have.
-        """
-        _add(self.methods, "method", method.id, method)
-        self._add_like(2, method.id, like, changes, quick or {})
+        """A method, as `add_backbone` adds a backbone."""
+        self._add_like(2, "method", method, like, changes, quick or {})
 
     def add_optimizer(self, name: str, make: OptimizerFactory) -> None:
         """An optimizer under the name that `Recipe.optim` and `--set optim=NAME` take. Raises InputError for a known name."""
@@ -138,11 +136,11 @@ class Grid:
         """A change of rows for `--ask=robustness`. Raises InputError for a name that is taken."""
         if shift.id in RESERVED:
             raise InputError(f"shift {shift.id!r}: the name stands for something else; give yours another id")
-        _add(self.shifts, "shift", shift.id, shift)
+        _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
         """A `tunegrid.instruments.Instrument` for `--ask`. Raises InputError for a name that is taken."""
-        _add(self.instruments, "instrument", instrument.id, instrument)
+        _add(self.instruments, "instrument", instrument)
 
     def add_recipe(
         self,
@@ -162,8 +160,10 @@ class Grid:
         Raises InputError where the id names no backbone, task or method of the grid, and for a field that no recipe has.
         """
         self._parts(cell_id)
+        if like is not None and recipe is not None:
+            raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
         if like is not None:
-            self._copy_of_one(cell_id, recipe, like, changes, quick or {})
+            self._copy(*self.checked_ids([like]), cell_id, changes, quick or {})
         elif not isinstance(recipe, Recipe):
             raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}; or copy one with like=CELL")
         else:
@@ -193,27 +193,26 @@ class Grid:
                 raise InputError(f"thresholds of {cell_id}: {name}={points!r} is not a number of points from 0 to 100")
         self.thresholds[profile, cell_id] = minimum
 
-    def _add_like(self, index: int, name: str, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
-        """Recipes for what was added in one place of a cell's id: copies of those of `like`."""
-        known = (self.backbones, self.tasks, self.methods)[index]
+    @property
+    def _tables(self) -> tuple[dict[str, Any], ...]:
+        """By place in a cell's id."""
+        return self.backbones, self.tasks, self.methods
+
+    def _add_like(
+        self, index: int, kind: str, entry: Any, like: str | None, changes: Mapping[str, Any], quick: Mapping[str, Any]
+    ) -> None:
+        """An entry for one place of a cell's id, with copies of the recipes of `like`."""
+        name, known = entry.id, self._tables[index]
+        _add(known, kind, entry)
         if like is None and (changes or quick):
             raise InputError(f"{name!r}: {', '.join([*changes, *quick])} would change copied recipes; say of which with like=")
         if like is not None and like not in known:
             raise InputError(f"{name!r} cannot be like {like!r}, which is not in the grid: it has {', '.join(known)}")
-        copied = [cell_id for cell_id in self.recipes if cell_id.split("_")[index] == like]
+        copied = [cell_id.split("_") for cell_id in self.recipes if cell_id.split("_")[index] == like]
         if like is not None and not copied:
             raise InputError(f"{name!r} cannot be like {like!r}, which has no recipes to copy; grid.add_recipe gives some")
-        for old in copied:
-            parts = old.split("_")
-            self._copy(old, "_".join([*parts[:index], name, *parts[index + 1 :]]), changes, quick)
-
-    def _copy_of_one(
-        self, cell_id: str, recipe: Recipe | None, like: str, changes: Mapping[str, Any], quick: Mapping[str, Any]
-    ) -> None:
-        if recipe is not None:
-            raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
-        self.checked_ids([like])
-        self._copy(like, cell_id, changes, quick)
+        for parts in copied:
+            self._copy("_".join(parts), "_".join([*parts[:index], name, *parts[index + 1 :]]), changes, quick)
 
     def _copy(self, old: str, new: str, changes: Mapping[str, Any], quick: Mapping[str, Any]) -> None:
         """A cell's recipe, quick form and head for another cell, without the study's parameter counts.
@@ -221,7 +220,9 @@ class Grid:
         A cell of the study that has an exceptional head hands it to nobody: what is like it has the backbone's own head. Nor
         does one hand on its head's own rate in the quick profile, or its columns to another task.
         """
-        recipe, head, micro = self.recipes[old], self.heads.get(old), self._quick_to_copy(old)
+        recipe, head, micro = self.recipes[old], self.heads.get(old), self.quick.get(old)
+        if micro and old in QUICK and micro == quick_changes(old):  # its head's rate was found for that cell's micro backbone
+            micro = {**micro, "head_learning_rate": None}
         for replaced in (self.quick, self.heads):  # of a cell that was there already
             replaced.pop(new, None)
         (_, task_before, _), (backbone, task, _) = self._parts(old), self._parts(new)
@@ -236,22 +237,21 @@ class Grid:
             _changed(new, self.recipes[new], quick)
             self.quick[new] = {**micro, **quick}
 
-    def _quick_to_copy(self, cell_id: str) -> Mapping[str, Any] | None:
-        """A cell's quick fields; the study's own without the head's rate, which was found for that cell's micro backbone."""
-        fields = self.quick.get(cell_id)
-        is_the_studys = cell_id in QUICK and fields == quick_changes(cell_id)
-        return {**fields, "head_learning_rate": None} if fields and is_the_studys else fields
-
     def ids(self, profile: Profile) -> tuple[str, ...]:
         """The cells that exist at a profile, heaviest problems first."""
-        existing = self.quick if profile.micro else self.recipes
-        return tuple(cell_id for cell_id in self._all_ids() if cell_id in existing and self.reason_against(cell_id) is None)
+        return tuple(cell_id for cell_id, reason in self._reasons(profile).items() if reason is None)
 
     def unsupported(self, profile: Profile) -> dict[str, str]:
         """The cells that have a recipe but cannot be built, with the reason of each."""
+        return {cell_id: reason for cell_id, reason in self._reasons(profile).items() if reason is not None}
+
+    def _reasons(self, profile: Profile) -> dict[str, str | None]:
+        """`reason_against` each cell that has a recipe at a profile: by task, then backbone, then method."""
         existing = self.quick if profile.micro else self.recipes
-        reasons = {cell_id: self.reason_against(cell_id) for cell_id in self._all_ids() if cell_id in existing}
-        return {cell_id: reason for cell_id, reason in reasons.items() if reason is not None}
+        tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
+        parts = product(tasks, self.backbones.values(), self.methods.values())
+        ids = (f"{backbone.id}_{task.id}_{method.id}" for task, backbone, method in parts)
+        return {cell_id: self.reason_against(cell_id) for cell_id in ids if cell_id in existing}
 
     def reason_against(self, cell_id: str) -> str | None:
         """Why a cell cannot be built, whatever its recipe; None where it can."""
@@ -270,12 +270,6 @@ class Grid:
         backbone, task, _ = self._parts(cell_id)
         return self.heads.get(cell_id) or backbone.heads.get(task.problem)
 
-    def _all_ids(self) -> Iterable[str]:
-        """Every combination, whether it exists or not: by task, then backbone, then method."""
-        tasks = sorted(reversed(self.tasks.values()), key=lambda task: ORDER.index(task.problem))
-        for task, backbone, method in product(tasks, self.backbones.values(), self.methods.values()):
-            yield f"{backbone.id}_{task.id}_{method.id}"
-
     def cells(self, profile: Profile) -> tuple[Cell, ...]:
         """Every cell at a profile, in the order of `ids`."""
         return tuple(self.cell(cell_id, profile) for cell_id in self.ids(profile))
@@ -288,7 +282,9 @@ class Grid:
         assert head, "checked by `_check_exists`"
         recipe = profile.adjusted(cell_id, self.recipes[cell_id], self.quick.get(cell_id))
         try:
-            _check_columns(task, recipe)
+            if unknown := [column for column in recipe.text if column not in task.columns]:
+                known = f"{', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
+                raise InputError(f"the recipe reads column {unknown[0]!r}, but task {task.id!r} has {known}")
             method.check(recipe)
             self.optimizer(recipe.optim)
         except InputError as error:
@@ -304,16 +300,10 @@ class Grid:
         return self.optimizers[name]
 
     def _parts(self, cell_id: str) -> tuple[Backbone, Task, Method]:
-        names = cell_id.split("_")
-        tables: tuple[Mapping[str, Any], ...] = (self.backbones, self.tasks, self.methods)
+        names, tables = cell_id.split("_"), self._tables
         if len(names) != len(tables) or any(name not in table for name, table in zip(names, tables, strict=True)):
             near = get_close_matches(cell_id, [*self.recipes], n=1)
-            hint = f"; did you mean {near[0]}?" if near else ";"
-            lists = (
-                "`pytest -m full --list-cells` lists them, -m 'full and larger' those of larger backbones, -m 'full and tasks' "
-                "those of more tasks, -m 'full and zoo' those of more methods"
-            )
-            raise InputError(f"unknown cell {cell_id!r}{hint} {lists}")
+            raise InputError(f"unknown cell {cell_id!r}{f'; did you mean {near[0]}?' if near else ';'} {LISTS}")
         backbone, task, method = (table[name] for name, table in zip(names, tables, strict=True))
         return backbone, task, method
 
@@ -333,21 +323,14 @@ class Grid:
             raise InputError(f"{cell_id}: {reason}")
 
 
-def _add(known: dict[str, Any], kind: str, name: str, entry: Any) -> None:
-    if not NAME.fullmatch(name):
-        raise InputError(
-            f"invalid id of {kind} {name!r}: expected lower-case letters and digits, since underscores divide a cell's id"
-        )
-    if name in known:
-        raise InputError(f"{kind} {name!r} is in the grid already; give yours another id")
-    known[name] = entry
-
-
-def _check_columns(task: Task, recipe: Recipe) -> None:
-    """Raises InputError where a recipe reads what its task does not have."""
-    if unknown := [column for column in recipe.text if column not in task.columns]:
-        own = f"task {task.id!r} has {', '.join(task.columns)}; write text=() for what the task reads ({', '.join(task.text)})"
-        raise InputError(f"the recipe reads column {unknown[0]!r}, but {own}")
+def _add(known: dict[str, Any], kind: str, entry: Any) -> None:
+    """Raises InputError for a name that a cell's id cannot hold, and for a known one."""
+    if not NAME.fullmatch(entry.id):
+        expected = "expected lower-case letters and digits, since underscores divide a cell's id"
+        raise InputError(f"invalid id of {kind} {entry.id!r}: {expected}")
+    if entry.id in known:
+        raise InputError(f"{kind} {entry.id!r} is in the grid already; give yours another id")
+    known[entry.id] = entry
 
 
 def _changed(cell_id: str, recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
@@ -373,6 +356,11 @@ def study() -> Grid:
 
 STUDY = study()
 STUDY_IDS = STUDY.ids(Profile(id="full"))
+# A third of the study's cells, in which every two of backbone, task and method meet once.
+SMOKE = (
+    *("bert_sa_lora", "bert_qa_qlora", "bert_sum_sft", "gpt2_sa_qlora", "gpt2_qa_sft", "gpt2_sum_lora"),
+    *("t5_sa_sft", "t5_qa_lora", "t5_sum_qlora"),
+)
 PLACES = [list(dict.fromkeys(parts)) for parts in zip(*(cell_id.split("_") for cell_id in STUDY_IDS), strict=True)]
 
 
@@ -386,14 +374,8 @@ def study_place(cell_id: str) -> tuple[tuple[int, str], ...]:
 def add_from(path: Path, grid: Grid) -> None:
     """Let a file add its entries; raises InputError, with the file's name, where it cannot be read or run."""
     module = user_module(path)
-    try:
+    with _in_file(path):
         module.pytest_tunegrid_grid(grid)
-    except InputError as error:
-        raise InputError(f"--grid {path}: {error}") from None
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # whatever the file raises is for its author to read; it may also end the program
-        raise InputError(_complaint(path, error)) from None
 
 
 def user_module(path: Path) -> Any:
@@ -403,29 +385,24 @@ def user_module(path: Path) -> Any:
     if spec is None or spec.loader is None or not path.is_file():
         raise InputError(f"--grid {path} is not a Python file")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up by name
-    try:
+    with _in_file(path):
         spec.loader.exec_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # as above
-        raise InputError(_complaint(path, error)) from None
     if not hasattr(module, "pytest_tunegrid_grid"):
         raise InputError(f"--grid {path} has no function pytest_tunegrid_grid(grid), which adds to the grid")
     return module
 
 
-def _complaint(path: Path, error: BaseException) -> str:
-    """What a user's file raised, and in which line."""
-    line = getattr(error, "lineno", None) or _line_in(path, error)
-    location = f"{path}, line {line}" if line else str(path)
-    return f"--grid {location}: {type(error).__name__}: {first_line(error)}"
-
-
-def _line_in(path: Path, error: BaseException) -> int | None:
-    """Where in a file an error came up."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == str(path):
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    return line
+@contextmanager
+def _in_file(path: Path) -> Iterator[None]:
+    """What a user's file raises, as a sentence with its line; it may also end the program."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--grid {path}: {error}") from None
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = getattr(error, "lineno", None) or (lines[-1] if lines else None)
+        location = f"{path}, line {line}" if line else str(path)
+        raise InputError(f"--grid {location}: {type(error).__name__}: {first_line(error)}") from None

@@ -92,7 +92,10 @@ class Profile:
 
 
 def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
-    """The recipe with these values. With another adapter, other parameters train than the study counted."""
+    """The recipe with these values.
+
+    With another adapter, other parameters train than the study counted. Another rate changes a head's own in proportion.
+    """
     values = {name: value for name, value in changes.items() if "." not in name}
     for part in ("adapter", "generation"):
         inside = {name.removeprefix(f"{part}."): value for name, value in changes.items() if name.startswith(f"{part}.")}
@@ -100,14 +103,10 @@ def _changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
             values[part] = replace(getattr(recipe, part), **inside)
     if "adapter" in values:
         values |= {"trainable_params": None, "total_params": None}
-    return replace(recipe, **_with_the_heads_rate(recipe, values))
-
-
-def _with_the_heads_rate(recipe: Recipe, changes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The same changes; another learning rate changes a head's own rate in proportion."""
-    if "learning_rate" not in changes or recipe.head_learning_rate is None:
-        return changes
-    return {"head_learning_rate": recipe.head_learning_rate * changes["learning_rate"] / recipe.learning_rate, **changes}
+    if "learning_rate" in values and recipe.head_learning_rate is not None:
+        rate = recipe.head_learning_rate * values["learning_rate"] / recipe.learning_rate
+        values = {"head_learning_rate": rate, **values}
+    return replace(recipe, **values)
 
 
 # What `-m full` reads of each data set, so that the 27 cells take about a day on one H100; `--set train_rows=0` reads all.

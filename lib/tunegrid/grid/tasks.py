@@ -121,9 +121,7 @@ class Task:
             if isinstance(value := getattr(self, name), str):
                 raise InputError(f'task {self.id!r}: {name} is a text, not several; write {name}=("{value}",)')
         if not isinstance(self.columns, Mapping) or not all(isinstance(kind, type) for kind in self.columns.values()):
-            types = ", ".join(
-                f'"{column}": {"int" if self.labels and column == self.target else "str"}' for column in self.columns
-            )
+            types = ", ".join(f'"{name}": {"int" if self.labels and name == self.target else "str"}' for name in self.columns)
             raise InputError(
                 f"task {self.id!r}: columns must say the type of each; write columns={{{types}}}, with their types"
             )
@@ -133,11 +131,8 @@ class Task:
             raise InputError(f"task {self.id!r} reads no column; write text=({columns},) with those that it is to read")
         for column in (*self.text, *self.text_pair, *self.identity, self.target):
             if column not in self.columns:
-                known = ", ".join(self.columns)
-                way_out = f'add "{column}" with its type there'
-                raise InputError(
-                    f"task {self.id!r} reads column {column!r}, which is not among its columns ({known}): {way_out}"
-                )
+                known = f'({", ".join(self.columns)}): add "{column}" with its type there'
+                raise InputError(f"task {self.id!r} reads column {column!r}, which is not among its columns {known}")
 
     def _check_files(self) -> None:
         for split, path in self.files.items():
