@@ -1,19 +1,25 @@
-"""Every cell of the grid as a test: train, score, leave a row, then hold it to its bounds."""
+"""Every cell of the grid as a test: audit, train, score, audit again, leave a row, then hold it to its bounds.
+
+`--ask` asks the model more, before and after it trains: the same row with more in it.
+"""
 
 import pytest
 
-from tunegrid.results.status import why_not_to_train
+from fixtures.record import keep_rows
 from tunegrid.terminal import visible
 
 
 @pytest.mark.cells("quick", "zoo", "tasks", "full")
-def test_finetune(cell, audit_before, trainer, course, validate, splits, score, meter, progress, benchmark, record):
-    findings = audit_before()
-    wrong = why_not_to_train(cell, findings)
+def test_finetune(cell, audit, train, trainer, splits, score, record, save_model, meter, benchmark, instruments):
+    instruments.before()
+    findings = audit()
     with meter.phase("train"):
-        train, given = (trainer.not_run, (wrong,)) if wrong else (course, (progress, validate))
-        training = benchmark.pedantic(train, args=given, rounds=1)
+        training = benchmark.pedantic(train, args=(findings,), rounds=1)
     with meter.phase("evaluate"):
         evaluation = None if training.stopped or trainer.paused else score(splits.test)
-    missed = record(findings, training, evaluation).missed
-    assert not missed, visible("; ".join(missed))
+    if not training.stopped:
+        findings = audit(findings, evaluation)
+    answers = instruments.after(evaluation)
+    row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation), answers=answers)
+    save_model(row)
+    assert not row.missed, visible("; ".join(row.missed))

@@ -17,6 +17,7 @@ from benchmarks.plants.libraries import LIBRARIES
 from benchmarks.plants.plant import Planting, unchanged
 from benchmarks.plants.study import STUDY
 from benchmarks.test_equivalent import ROWS, bench, unequal  # noqa: F401 # a fixture among them
+from fixtures.record import keep_rows
 from fixtures.session import session_of
 from tunegrid.data.splits import load_splits
 from tunegrid.errors import InputError
@@ -158,25 +159,34 @@ def bounds(bounds, plant):
 
 
 @pytest.fixture
-def start(trainer, cell):
-    """The adapter before training: what trains, but for the head and the rows of new tokens."""
+def train(train, model, trainer, cell, broken):
+    """Trains, and breaks what was trained. A plant gets the adapter as it started: what trains, but the head and new tokens."""
     kept = (*cell.head.new_modules, TOKEN_ROWS)
-    return {name: p.detach().clone() for name, p in trainer.parameters.items() if p.requires_grad and not within(name, kept)}
+    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad and not within(name, kept)}
+    start = {name: p.detach().clone() for name, p in trained.items()}
+
+    def train_and_break(findings):
+        training = train(findings)
+        broken("trained", model, start)
+        return training
+
+    return train_and_break
 
 
 @pytest.fixture
 def objections(
-    audit_before, model, trainer, start, course, validate, splits, score, progress, benchmark, record, bounds, plant, broken,
-    planted,
+    cell, audit, train, trainer, splits, score, record, benchmark, bounds, plant, planted
 ):  # fmt: skip
     """What objects to the run, or to its first updates: the sentence by audit, stage of numerics, "bound" and "gate"."""
-    findings = audit_before()
-    training = benchmark.pedantic(course, args=(progress, validate), rounds=1)
-    broken("trained", model, start)
-    row = record(findings, training, None if training.stopped or trainer.paused else score(splits.test))
-    below = below_bounds(row.scores, bounds) if row.evaluation else []
-    failed = {finding.name: finding.detail for finding in row.audits if not finding.passed}
     benchmark.group = f"plants {plant.id}"
+    findings = audit()
+    training = benchmark.pedantic(train, args=(findings,), rounds=1)
+    evaluation = None if training.stopped or trainer.paused else score(splits.test)
+    if not training.stopped:
+        findings = audit(findings, evaluation)
+    row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation))
+    below = below_bounds(row.scores, bounds) if row.evaluation else []
+    failed = {finding.name: finding.detail for finding in findings if not finding.passed}
     benchmark.extra_info.update(plant=plant.id, of=plant.cell, scores=row.scores, bounds=dict(bounds), missed=below)
     judged = planted and not differs_from_grid(plant) and (plant.breaks == "libraries" or not plant.caught_by)
     against = against_baseline(row) if judged else {}
@@ -219,10 +229,9 @@ def test_a_healthy_twin_passes(plant, objections):
 
 @pytest.mark.parametrize("plant", cases(p for p in PLANTS if p.breaks == "records"))
 def test_a_plant_of_several_records_is_caught(plant):
-    records = [next(record for record in read_list(BASELINE) if record.cell == cell) for cell in plant.cell.split(",")]
-    assert objecting(records) == set()
-    plant.broken_by(*records)
-    assert plant.caught_by in objecting(records)
+    first, second = (next(row for row in read_list(BASELINE) if row.cell == cell) for cell in plant.cell.split(","))
+    assert objecting([first, second]) == set()
+    assert plant.caught_by in objecting([first, plant.broken_by(first, second)])
 
 
 def objecting(records):

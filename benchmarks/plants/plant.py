@@ -28,7 +28,7 @@ class Plant:
         source: where it really happened: cells of the study, reports of a library, or "classic".
         cell: the cell that runs; of several records, two ids with a comma between; empty where no cell is needed.
         broken_by: breaks it. Of `libraries` it takes a `Planting`; of a fixture its value and a folder for files, and returns
-            the broken value; of `records` the records of both cells.
+            the broken value; of `records` the records of both cells, and returns the second as it then is.
         caught_by: what must object, with commas between: audits, stages of numerics, "bound", "gate"; or an invariant of a
             library, a row of equal settings, or "refused" for rows that reading must refuse. Empty for a change without harm.
         breaks: the fixture whose value is replaced, `trained` (the model after training), `records`, or `libraries`.

@@ -31,8 +31,7 @@ from tunegrid.grid.tasks import SA
 from tunegrid.record import Record
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.serving import Serving
-from tunegrid.run.stepper import make_schedule
-from tunegrid.run.train import Trainer
+from tunegrid.run.train import Trainer, make_schedule
 
 # What is built
 
@@ -323,20 +322,20 @@ def not_saved(parts: Callable[[Cell], Iterable[str]], **fields: Any) -> Callable
 # Saved records
 
 
-def fewer_rows(first: Record, second: Record) -> None:
+def fewer_rows(first: Record, second: Record) -> Record:
     """The second method of a triple trains on fewer rows."""
     splits = load_splits(SA, QUICK_PROFILE)
-    second.data.fingerprint = replace(splits, train=splits.train[:500]).fingerprint
+    return replace(second, data=replace(second.data, fingerprint=replace(splits, train=splits.train[:500]).fingerprint))
 
 
-def copied_row(first: Record, second: Record) -> None:
+def copied_row(first: Record, second: Record) -> Record:
     """The second cell's row has the first cell's results."""
-    second.scores, second.training, second.evaluation = first.scores, first.training, first.evaluation
+    return replace(second, scores=first.scores, training=first.training, evaluation=first.evaluation)
 
 
-def copied_scores(first: Record, second: Record) -> None:
+def copied_scores(first: Record, second: Record) -> Record:
     """The second cell has the first one's scores and predictions, and the course of its own training."""
-    second.scores, second.examples = first.scores, first.examples
+    return replace(second, scores=first.scores, examples=first.examples)
 
 
 FEW, SHORT = {"max_steps": 30}, {"max_steps": 12}

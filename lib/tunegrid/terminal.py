@@ -1,12 +1,18 @@
-"""Prints text of files, models and libraries so that a terminal and the log of a CI show it and obey none of it."""
+"""Text of files, models and libraries as others see it: no terminal or CI obeys it, no path tells whose machine it was."""
 
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import TextIO
+
+from tunegrid import ROOT
 
 COMMAND = re.compile(r"^(?=\s*::)")  # at the start of a line GitHub Actions takes `::name` for a command, blanks or not
 OLD_COMMAND = re.compile(r"#(?=#\w*\[)")  # GitHub and Azure take `##name[` for one anywhere in a line
+LIBRARIES = "/site-packages/"
+PATH = re.compile(r"(?<![\w.~:/-])(?:/[\w.+@%~-]*[\w+@%~-])+")  # absolute; neither a fraction nor part of an address
+HOME = re.compile(r"/root|/(?:home|Users)/[^/]+")
 
 
 def visible(text: str) -> str:
@@ -46,3 +52,20 @@ def say(text: str, *, error: bool = False) -> None:
 def _write(text: str, stream: TextIO) -> None:
     encoding = stream.encoding or "utf-8"
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def without_places(text: str) -> str:
+    """The text with the last part of each absolute path; of one in the checkout or in a library, where it lies there."""
+    return PATH.sub(lambda match: _shown(match.group()), text) if "/" in text else text
+
+
+def _shown(path: str) -> str:
+    if HOME.fullmatch(path) or path == str(Path.home()):
+        return "~"
+    if path.count("/") == 1:  # /2, or a top folder, which is everybody's
+        return path
+    if path.startswith(f"{ROOT}/"):
+        return path.removeprefix(f"{ROOT}/")
+    if LIBRARIES in path:
+        return path.rpartition(LIBRARIES)[2]
+    return path.rpartition("/")[2]

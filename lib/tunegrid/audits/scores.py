@@ -39,7 +39,7 @@ Scores = Callable[[Sequence[Sequence[int]]], Tensor]
 
 def selection_apart_from_test(evidence: Evidence) -> Answer:
     """No row that chose among epochs is scored."""
-    rows = evidence.trainer.log.chosen_on
+    rows = evidence.trainer.chosen_on
     if evidence.evaluation is None or not rows:
         return None
     key = text_of(evidence.cell)

@@ -15,10 +15,9 @@ from tunegrid.codecs.base import Feature, on
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.run.first_step import MOVED
+from tunegrid.run.first_updates import MOVED, PACKED_TOLERANCE, STEP_TOLERANCE
 from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
-from tunegrid.run.stepper import PACKED_TOLERANCE, STEP_TOLERANCE, make_schedule
-from tunegrid.run.train import Trainer
+from tunegrid.run.train import Trainer, make_schedule
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
 # bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
@@ -145,8 +144,8 @@ def gradients_clipped(evidence: Evidence) -> Answer:
 
 def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
     """The first steps of an AdamW moved the weights as its definition says, computed here from the same gradients and rates."""
-    adamw = evidence.trainer.by_definition
-    if adamw is None or adamw.gap is None:
+    adamw = evidence.trainer.adamw
+    if adamw.gap is None:
         return None
     allowed = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
     return adamw.gap <= allowed, f"{MOVED} updates differ from AdamW's definition by {adamw.gap:.1e} of the movement"

@@ -18,7 +18,7 @@ from tunegrid.results.examples import read, read_texts
 from tunegrid.results.files import SavedRun, read_saved
 from tunegrid.terminal import say
 
-MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops", "calibration")
+MEASURED = ("scores", "bounds", "parameters", "training", "evaluation", "memory", "throughput", "flops")
 Columns = Mapping[str, Sequence[Any]]
 Runs = Iterable[tuple[Path, Record]]  # each record with the file that it is from
 
@@ -89,7 +89,6 @@ def _rows(path: Path, record: Record) -> Iterator[dict[str, Any]]:
             "input": texts.inputs[index] if texts else None,
             "reference": references[index] if references else None,
             "prediction": examples.predictions[index],
-            "confidence": examples.confidences[index] if examples.confidences else None,
             **{metric: points[index] for metric, points in examples.points.items()},
         }
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from tunegrid.commands.cli import refuse
 from tunegrid.errors import InputError
 from tunegrid.record import Record
-from tunegrid.results.alike import warnings_that_differ
 from tunegrid.results.answer import answer_of
 from tunegrid.results.cell_answer import annotate
 from tunegrid.results.files import read_list
@@ -78,8 +77,7 @@ def judge(old: Sequence[Record], new: Sequence[Record], options: argparse.Namesp
     judged = gate(before, after)
     answer = answer_of(new, judged, kinds, baseline=options.old.name, before=old)
     listed = flips(paired(before, after), judged, options.show_flips) if options.show_flips else None
-    warnings = warnings_that_differ(old, new)
-    report = Report(judged=judged, answer=answer, flips=listed, warnings=warnings)
+    report = Report(judged=judged, answer=answer, flips=listed)
     if options.numerics:
         say("\n".join(numerics_table(judged, furthest(before, after))))
     say(FORMATS[options.format](report))

@@ -31,7 +31,7 @@ from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.results.judgements import Outcome, Verdict
 from tunegrid.results.noise import PRIOR_PARAMETERS, Deviation, log_variances, prior_df
 from tunegrid.results.statistics import critical_value
-from tunegrid.run.turn import MARK
+from tunegrid.run.paired_timing import MARK
 from tunegrid.terminal import say
 
 MARGIN = 0.05  # a change that counts: halfway between an equal step and one that is 10 % slower
@@ -253,7 +253,7 @@ def compared(places: Sequence[Path], cells: Sequence[str], device: str = "cpu") 
     for number in range(1, LOOKS[-1] + 1):
         ratios = {cell: list(own) for cell, own in comparison.ratios.items()}
         for cell in comparison.open_cells:
-            turns = turns_of([[str(python), "-m", "tunegrid.run.turn", cell, device] for python in pythons], number)
+            turns = turns_of([[str(python), "-m", "tunegrid.run.paired_timing", cell, device] for python in pythons], number)
             ratios[cell].append(log_ratios(*turns))
             shown = " -> ".join(f"{1000 * median(one['seconds'] for one in turn):.1f}" for turn in turns)
             say(f"round {number} of at most {LOOKS[-1]}  {cell}  {shown} ms an update")

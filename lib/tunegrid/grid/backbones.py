@@ -82,7 +82,7 @@ class Backbone:
         segments: the model tells the two texts apart by token type ids.
         dtype: in which a frozen base is loaded; what trains is fp32 whatever the base is.
         overflows_fp16: its activations leave fp16's range, on any device.
-        objective: that it was pretrained with, for `-m forgetting`; None: not declared, and not asked.
+        objective: that it was pretrained with, for `--ask=forgetting`; None: not declared, and not asked.
         shape: the checkpoint's config, for models of its true size without its weights.
         special_tokens: the tokenizer's special ids by attribute, as "cls_token_id"; `vocabulary` is how many ids it has.
     """

@@ -79,7 +79,8 @@ class Grid:
     Attributes:
         recipes: by cell id; `quick` are the fields that make them quick ones, for cells that have a micro backbone.
         heads: of cells whose head is not the backbone's own.
-        shifts: changes of rows that `-m shifted` scores on, beside the suite's own.
+        shifts: changes of rows that `--ask=robustness` scores on, beside the suite's own.
+        instruments: more questions to a trained cell for `--ask`, beside the suite's own.
         refused: reasons against cells that their libraries cannot train, by cell id.
         thresholds: the points that a cell's scores must reach, by profile and cell id, beside the suite's own.
     """
@@ -92,6 +93,7 @@ class Grid:
     quick: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     heads: dict[str, Head] = field(default_factory=dict)
     shifts: dict[str, Shift] = field(default_factory=dict)
+    instruments: dict[str, Any] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     thresholds: dict[tuple[str, str], Mapping[str, float]] = field(default_factory=dict)
 
@@ -133,10 +135,14 @@ class Grid:
         self.optimizers[name] = make
 
     def add_shift(self, shift: Shift) -> None:
-        """A change of rows for `-m shifted`. Raises InputError for a name that is taken."""
+        """A change of rows for `--ask=robustness`. Raises InputError for a name that is taken."""
         if shift.id in RESERVED:
             raise InputError(f"shift {shift.id!r}: the name stands for something else; give yours another id")
         _add(self.shifts, "shift", shift.id, shift)
+
+    def add_instrument(self, instrument: Any) -> None:
+        """A `tunegrid.instruments.Instrument` for `--ask`. Raises InputError for a name that is taken."""
+        _add(self.instruments, "instrument", instrument.id, instrument)
 
     def add_recipe(
         self,

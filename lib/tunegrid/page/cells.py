@@ -3,7 +3,6 @@
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from statistics import fmean
 from typing import Any
 
@@ -15,10 +14,8 @@ from tunegrid.page import charts
 from tunegrid.page.runs import PageRun, mean
 from tunegrid.record import Record, Status
 from tunegrid.record.parts import CrashRecord, DeviceRecord
-from tunegrid.results.calibration import Bin, forecasts_of, reliability
 from tunegrid.results.cell_answer import UNCHANGED, place_of
 from tunegrid.results.compare import Interval
-from tunegrid.results.examples import read
 from tunegrid.results.flips import RowSample, sampled
 from tunegrid.results.judgements import GRAVEST_FIRST, Judgement, Verdict, worst
 from tunegrid.results.status import status_of, too_short
@@ -88,7 +85,7 @@ def _circumstances(record: Record, alone: bool) -> list[tuple[str, Any]]:
             ("tokens", training.tokens),
         ]
     if data:
-        parts += [("rows", asdict(data.rows)), ("rows from", asdict(data.origins)), ("data fingerprint", data.fingerprint)]
+        parts += [("rows", data.rows), ("rows from", data.origins), ("data fingerprint", data.fingerprint)]
         parts += [("data revision", data.revision)]
     if model:
         parts += [("checkpoint", model.checkpoint), ("weights", model.fingerprint), ("architecture", model.architecture)]
@@ -122,7 +119,6 @@ class CellView:
         old: the older run's records that these are compared with: of the same seeds, or all where no seed is the same.
         judged: the gate's judgements on it.
         interval: 95 % interval of the main score, as `tunegrid compare` has it; None where nothing tells it.
-        reliability: the share of hits by confidence, over all seeds; empty where no confidence is known.
     """
 
     records: Sequence[Record]
@@ -130,7 +126,6 @@ class CellView:
     judged: Sequence[Judgement]
     interval: Interval | None
     rows: RowSample
-    reliability: Sequence[Bin] = ()
 
     @property
     def first(self) -> Record:
@@ -218,7 +213,7 @@ class CellView:
     @property
     def verdict(self) -> Verdict | None:
         """The gravest verdict on numerics, quality and memory."""
-        return worst([j for j in self.judged if j.decides and j.kind not in ("calibration", "speed")])
+        return worst([j for j in self.judged if j.decides and j.kind not in ("instruments", "speed")])
 
     def gravest(self, kind: str) -> Judgement | None:
         """The gravest judgement on a kind of figure."""
@@ -307,11 +302,6 @@ class CellView:
         """The loss curve, the older one behind it."""
         return charts.curve(self.losses(), self.losses(old=True), width, height, left, axes)
 
-    @cached_property
-    def diagram(self) -> charts.Diagram | None:
-        """The share of hits over confidence."""
-        return charts.diagram([(one.rows, one.confidence, one.hits, one.low, one.high) for one in self.reliability])
-
     @property
     def loss_rows(self) -> list[tuple[int, float | None, float | None]]:
         """Update, new and old loss of some updates, the first and the last among them."""
@@ -350,12 +340,4 @@ def cell_view(
     pair = next((record for record in old if record.seeds.seed == seeds[0]), next(iter(old), None))
     rows = sampled(records[0], run.path, pair, baseline.path if baseline else None, limit)
     ordered = [pair, *(record for record in old if record is not pair)] if pair else []
-    known = [one for record in records if record.calibration and (one := forecasts_of(read(record, run.path)))]
-    return CellView(
-        records=records,
-        old=ordered,
-        judged=judgements,
-        interval=interval,
-        rows=rows,
-        reliability=reliability(known) if known else (),
-    )
+    return CellView(records=records, old=ordered, judged=judgements, interval=interval, rows=rows)

@@ -138,16 +138,14 @@ class Scatter:
     fronts: Sequence[str]  # the points of a polyline each
 
 
-def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250, *, log: bool = True) -> Scatter | None:
-    """Quality over cost, on a logarithmic axis or a linear one, which may reach below 0; None where nothing was measured."""
-    dots = [dot for dot in dots if dot.cost > 0 or not log]
+def scatter(dots: Sequence[Dot], width: int = 340, height: int = 250) -> Scatter | None:
+    """Quality over cost, on a logarithmic axis; None where nothing was measured."""
+    dots = [dot for dot in dots if dot.cost > 0]
     if not dots:
         return None
     costs, lows, highs = [dot.cost for dot in dots], [dot.low for dot in dots], [dot.high for dot in dots]
     pad = max(1.0, 0.08 * (max(highs) - min(lows)))
-    beside = 0.08 * (max(costs) - min(costs)) or 0.1
-    ends = (min(costs) / 1.25, max(costs) * 1.25) if log else (min(costs) - beside, max(costs) + beside)
-    x = Scale(low=ends[0], high=ends[1], start=38, end=width - 10, log=log)
+    x = Scale(low=min(costs) / 1.25, high=max(costs) * 1.25, start=38, end=width - 10, log=True)
     y = Scale(low=max(0.0, min(lows) - pad), high=min(100.0 + pad, max(highs) + pad), start=height - 34, end=10)
     best = sorted((dot for dot in dots if dot.front), key=lambda dot: (dot.cost, dot.score))
     ordered = [*best, *(dot for dot in dots if not dot.front)]
@@ -344,36 +342,3 @@ class TimeAxis:
 def along(times: Sequence[float], width: int = 120) -> Scale:
     """The axis of time that sparks of one history share."""
     return Scale(low=times[0], high=times[-1], start=6, end=width - 6)
-
-
-# Confidence
-
-
-@dataclass(frozen=True, kw_only=True)
-class Diagram:
-    """A reliability diagram: the share of hits over confidence, both from 0 to 1; on the diagonal the two are equal."""
-
-    size: int
-    x: Scale
-    y: Scale
-    dots: Sequence[tuple[float, float, float, float, float, str]]  # x, y, top, bottom, radius, title
-
-
-def diagram(bins: Sequence[tuple[int, float, float, float, float]], size: int = 150) -> Diagram | None:
-    """A dot for each bin (rows, confidence, hits, interval of hits), larger the more rows it has; None without any."""
-    if not bins:
-        return None
-    x, y = Scale(low=0, high=1, start=26, end=size - 8), Scale(low=0, high=1, start=size - 18, end=8)
-    total = sum(rows for rows, *_ in bins)
-    dots = [
-        (
-            x(confidence),
-            y(hits),
-            y(high),
-            y(low),
-            round(1.5 + 5 * (rows / total) ** 0.5, 1),
-            f"{rows} rows: confidence {confidence:.0%}, hits {hits:.0%}",
-        )
-        for rows, confidence, hits, low, high in bins
-    ]
-    return Diagram(size=size, x=x, y=y, dots=dots)

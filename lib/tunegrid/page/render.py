@@ -15,12 +15,11 @@ from tunegrid.page.cells import LEDGER
 from tunegrid.page.charts import SHAPES, stacked
 from tunegrid.page.verdict import begun, change, minus, tail
 from tunegrid.page.view import RATE, Page
-from tunegrid.places import without_places
 from tunegrid.results import compare
 from tunegrid.results.estimates import duration
-from tunegrid.results.merges import MEANING
 from tunegrid.results.table import number
 from tunegrid.results.table import signed as with_sign
+from tunegrid.terminal import without_places
 
 FOLDER = Path(__file__).parent
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
@@ -119,7 +118,6 @@ def environment() -> Environment:
         "compared_row": compare.row,
         "limits": compare.remarks,
         "column_legend": compare.legend,
-        "MERGED": MEANING,
         "DROPS": DROPS,
         "shade_of_drop": shade_of_drop,
         "NAMED": NAMED,

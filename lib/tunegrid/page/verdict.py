@@ -172,8 +172,8 @@ def change(judgement: Judgement, labels: Sequence[str] = ()) -> str:
     if judgement.effect is None:
         return judgement.detail
     name = score_title(judgement.quantity, labels)
-    if judgement.kind == "calibration":
-        return minus(f"{name} {judgement.effect:+.3f} nats")
+    if judgement.kind == "instruments":
+        return minus(f"{name} {judgement.effect:+.3f}")
     if judgement.kind != "quality":
         return minus(f"{name.replace('_', ' ')} {100 * judgement.effect:+.1f} %")
     low, high = judgement.low, judgement.high

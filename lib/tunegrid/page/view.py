@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tunegrid.errors import InputError
 from tunegrid.page import charts
@@ -14,15 +15,13 @@ from tunegrid.page.runs import PageRun, judged
 from tunegrid.page.verdict import Headline, headline
 from tunegrid.results.alike import check_alike
 from tunegrid.results.answer import RunAnswer, answer_of
-from tunegrid.results.calibration import CalibrationLine, calibration_lines
 from tunegrid.results.compare import PEAK, SECONDS, TENSORS, TRAINED, Comparison, beside_each_other, entry_of, summary
-from tunegrid.results.examples import read_shifted
-from tunegrid.results.forgetting import ForgettingLine, forgetting_lines
 from tunegrid.results.judgements import Judgement, Verdict, by_cell, worst
-from tunegrid.results.merges import MergeLine, merge_lines
 from tunegrid.results.noise import load_noise
-from tunegrid.results.shifted import ContrastLine, ShiftLine, contrast_lines, shift_lines
 from tunegrid.results.study import StudyComparison, compared
+
+if TYPE_CHECKING:
+    from tunegrid.results.figures import FigureTable
 
 Step = tuple[float | None, Verdict | None]  # a score, and the verdict after the run before
 
@@ -204,73 +203,6 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Forgotten:
-    """What the cells of one task forgot, and how well they do it."""
-
-    task: str
-    score: str
-    lines: Sequence[ForgettingLine]
-
-    @cached_property
-    def methods(self) -> list[str]:
-        """In the order of the cells."""
-        return list(dict.fromkeys(line.method for line in self.lines))
-
-    @cached_property
-    def looks(self) -> charts.Looks:
-        """The marks of its chart."""
-        return charts.Looks(self.methods, list(dict.fromkeys(line.backbone for line in self.lines)))
-
-    @cached_property
-    def chart(self) -> charts.Scatter | None:
-        """The score against the change of the backbone's own loss."""
-        return charts.scatter([dot for line in self.lines for dot in self._dots(line)], log=False)
-
-    def _dots(self, line: ForgettingLine) -> list[charts.Dot]:
-        if line.change is None or line.score is None:
-            return []
-        look, name = self.looks.of(line.backbone, line.method), f"{line.backbone} {line.method}"
-        figures = {"cost": line.change, "score": line.score, "low": line.score, "high": line.score}
-        return [charts.Dot(name=name, front="", look=look, **figures)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shifts:
-    """What shifts cost the cells of one task."""
-
-    task: str
-    lines: Sequence[ShiftLine]
-    contrasts: Sequence[ContrastLine]
-
-    @cached_property
-    def names(self) -> list[str]:
-        """The shifts that change any of its rows."""
-        return list(dict.fromkeys(line.shift for line in self.lines))
-
-    @cached_property
-    def cells(self) -> dict[str, dict[str, ShiftLine]]:
-        """By cell and shift."""
-        cells: dict[str, dict[str, ShiftLine]] = {}
-        for line in self.lines:
-            cells.setdefault(line.cell, {})[line.shift] = line
-        return cells
-
-    @property
-    def meanings(self) -> dict[str, str]:
-        """What each shift changes."""
-        return {line.shift: line.meaning for line in self.lines} | {line.shift: line.meaning for line in self.contrasts}
-
-    @property
-    def turns(self) -> list[str]:
-        """The shifts that turn the right answer."""
-        return list(dict.fromkeys(line.shift for line in self.contrasts))
-
-    def followed(self, cell: str, shift: str) -> ContrastLine | None:
-        """How often a cell's answers follow such a shift."""
-        return next((line for line in self.contrasts if (line.cell, line.shift) == (cell, shift)), None)
-
-
-@dataclass(frozen=True, kw_only=True)
 class Page:
     """All that a page shows.
 
@@ -351,42 +283,14 @@ class Page:
         return self.run.profile == "footprint"
 
     @cached_property
-    def merges(self) -> list[MergeLine]:
-        """What merges of adapters over packed bases do; none where none was merged."""
-        return merge_lines(record for cell in self.cells for record in cell.records)
-
-    @cached_property
-    def calibration(self) -> list[CalibrationLine]:
-        """How well confidence fits hits, a line for each cell whose outputs tell."""
-        return calibration_lines(record for cell in self.cells for record in cell.records)
-
-    @cached_property
-    def forgotten(self) -> list[Forgotten]:
-        """What backbones forgot, by task; none where none was asked."""
-        known = forgetting_lines(record for cell in self.cells for record in cell.records)
-        scores = {cell.first.task: cell.first.main_score for cell in self.cells}
-        tasks = dict.fromkeys(line.task for line in known)
-        return [Forgotten(task=task, score=scores[task], lines=[line for line in known if line.task == task]) for task in tasks]
-
-    @cached_property
-    def shifts(self) -> list[Shifts]:
-        """What changes of rows cost, by task; none where none was scored."""
+    def figures(self) -> list["FigureTable"]:
+        """What cells were asked beside their scores, a table an instrument."""
         records = [record for cell in self.cells for record in cell.records]
-        known, contrasts = shift_lines(records, partial(read_shifted, run=self.run.path)), contrast_lines(records)
-        tasks = dict.fromkeys(line.task for line in known)
-        return [
-            Shifts(
-                task=task,
-                lines=[line for line in known if line.task == task],
-                contrasts=[line for line in contrasts if line.cell.split("_")[1] == task],
-            )
-            for task in tasks
-        ]
+        if not any(record.instruments for record in records):
+            return []
+        from tunegrid.results.figures import tables  # pandas, which takes a third of a second
 
-    @property
-    def meanings(self) -> dict[str, str]:
-        """What each shift of any task changes."""
-        return {name: meaning for group in self.shifts for name, meaning in group.meanings.items()}
+        return list(tables(records, self.run.path))
 
     @property
     def counts(self) -> list[tuple[str, ...]]:

@@ -1,120 +1,68 @@
-"""The typed `Record` of one cell, which the stages fill in as they end.
+"""The typed `Record` of one cell's run, and what of it is known before the cell runs.
 
 In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.io`). The JSON schema that
 `tunegrid export --schema` prints is generated from these classes. Scores are points, 0 to 100.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Final, Literal
 
 from pydantic import Field
 
 from tunegrid.data.splits import SPLIT_SEED, Splits
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import Head
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
 from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
-from tunegrid.record.instruments import CalibrationRecord, ForgettingRecord, MergesRecord, ShiftedRecord
-from tunegrid.record.parts import (
-    AuditFinding,
-    CrashRecord,
-    DataRecord,
-    DeviceRecord,
-    Dropped,
-    EvaluationRecord,
-    ExamplesRecord,
-    Flops,
-    Hash,
-    Id,
-    Limits,
-    Memory,
-    ModelRecord,
-    Origins,
-    Parameters,
-    Part,
-    Points,
-    RanksRecord,
-    RecipeRecord,
-    Seeds,
-    SplitRows,
-    Throughput,
-    TrainingRecord,
-    WarningRecord,
-    plain,
-)
+from tunegrid.record import parts
+from tunegrid.record.parts import Hash, Id, Percent, Points, about
 from tunegrid.record.stock import StockRecord
 
 SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]
 
 
-@dataclass(kw_only=True)
-class Record(Part):
-    """One cell's record: `extra_info` of a row in pytest-benchmark's JSON.
+class Record(parts.Part):
+    """One cell's record: units are part of the names, null means not measured."""
 
-    Scores are points from 0 to 100. Units are part of the names. Null means not measured.
-    """
-
-    schema_version: Annotated[Literal[4], Field(description="`SCHEMA_VERSION` of the code that wrote it")]
+    schema_version: Annotated[Literal[4], about("`SCHEMA_VERSION` of the code that wrote it")] = SCHEMA_VERSION
     cell: Annotated[str, Field(pattern="^[a-z0-9]+_[a-z0-9]+_[a-z0-9]+$")]
     profile: Id
     backbone: Id
     task: Id
     method: Id
-    main_score: Annotated[str, Field(description="the name under `scores` that the run's table shows")]
-    bounded_scores: Annotated[list[str], Field(description="the scores that thresholds and gates judge")]
-    labels: Annotated[list[str], Field(description="names of the task's classes; empty where it has none")]
-    recipe: RecipeRecord
-    limits: Limits
-    seeds: Seeds
-    versions: Annotated[dict[str, str | None], Field(description="of Python and the libraries; null: not installed")]
-    device: DeviceRecord | None
-    data: DataRecord | None
-    model: ModelRecord | None
-    parameters: Parameters | None
-    training: TrainingRecord | None
-    evaluation: EvaluationRecord | None
-    scores: Annotated[dict[str, Points | None], Field(description="points; null: not a number")]
-    examples: ExamplesRecord | None
-    memory: Memory | None
-    throughput: Throughput | None
-    flops: Flops | None
-    audits: list[AuditFinding]
-    bounds: Annotated[
-        dict[str, Annotated[float, Field(ge=0, le=100)]], Field(description="minimum points by metric; empty: none apply")
-    ]
-    missed: Annotated[list[str], Field(description="a sentence for each bound or audit missed, or why the cell did not finish")]
-    status: Annotated[
-        Status,
-        Field(
-            description="`begun`: its first updates alone were asked for; `reported`: copied from a publication, not run here"
-        ),
-    ]
-    ranks: Annotated[RanksRecord | None, Field(description="null: one process ran the cell")] = None
-    excused: Annotated[
-        dict[str, str], Field(description="audits that failed and do not count, each with what the run was too short for")
-    ] = field(default_factory=dict)
-    warnings: Annotated[
-        list[WarningRecord] | None,
-        Field(description="what libraries warned of until the cell was recorded; null: nobody counted"),
-    ] = None
-    libraries: Annotated[
-        dict[str, Hash], Field(description="hash of each library's code as it was imported; empty: not known")
-    ] = field(default_factory=dict)
-    merges: Annotated[MergesRecord | None, Field(description="null: not run with -m merges")] = None
-    calibration: Annotated[
-        CalibrationRecord | None,
-        Field(description="null: generated texts are no hits or misses; or an older run did not ask"),
-    ] = None
-    shifted: Annotated[ShiftedRecord | None, Field(description="null: not run with -m shifted")] = None
-    forgetting: Annotated[ForgettingRecord | None, Field(description="null: not run with -m forgetting")] = None
-    stock: Annotated[StockRecord | None, Field(description="the libraries' own path; null: only -m stock runs it")] = None
-    first_updates: Annotated[
-        Positive | None, Field(description="it made so many of its updates, as asked, and took no score; null: it was to end")
-    ] = None
-    crash: Annotated[CrashRecord | None, Field(description="how it broke off; null: it did not, or nothing was kept")] = None
+    main_score: Annotated[str, about("the name under `scores` that the run's table shows")]
+    bounded_scores: Annotated[list[str], about("the scores that thresholds and gates judge")]
+    labels: Annotated[list[str], about("names of the task's classes; empty where it has none")]
+    recipe: parts.RecipeRecord
+    limits: parts.Limits
+    seeds: parts.Seeds
+    versions: Annotated[dict[str, str | None], about("of Python and the libraries; null: not installed")]
+    device: parts.DeviceRecord | None = None
+    data: parts.DataRecord | None = None
+    model: parts.ModelRecord | None = None
+    parameters: parts.Parameters | None = None
+    training: parts.TrainingRecord | None = None
+    evaluation: parts.EvaluationRecord | None = None
+    scores: Annotated[dict[str, Points | None], about("points; null: not a number")] = field(default_factory=dict)
+    examples: parts.ExamplesRecord | None = None
+    memory: parts.Memory | None = None
+    throughput: parts.Throughput | None = None
+    flops: parts.Flops | None = None
+    audits: list[parts.AuditFinding] = field(default_factory=list)
+    bounds: Annotated[dict[str, Percent], about("minimum points by metric; empty: none apply")] = field(default_factory=dict)
+    missed: Annotated[list[str], about("bounds and audits, or why it did not finish")] = field(default_factory=list)
+    status: Annotated[Status, about("`begun`: for its first updates alone; `reported`: published")] = "unfinished"
+    ranks: Annotated[parts.RanksRecord | None, about("null: one process ran the cell")] = None
+    excused: Annotated[dict[str, str], about("failed audits that do not count, and why")] = field(default_factory=dict)
+    libraries: Annotated[dict[str, Hash], about("hash of each library's code; empty: not known")] = field(default_factory=dict)
+    instruments: Annotated[dict[str, parts.InstrumentRecord], about("by id; empty: nothing was asked")] = field(
+        default_factory=dict
+    )
+    stock: Annotated[StockRecord | None, about("the libraries' own path; null: only -m stock runs it")] = None
+    first_updates: Annotated[Positive | None, about("it made as many, as asked; null: it was to end")] = None
+    crash: Annotated[parts.CrashRecord | None, about("how it broke off; null: it did not, or nothing was kept")] = None
 
     @property
     def finished(self) -> bool:
@@ -145,70 +93,49 @@ class Record(Part):
 
 def new_record(cell: Cell) -> Record:
     """What is known of a cell before it runs; raises InputError where the method's settings cannot be written as JSON."""
-    profile = cell.profile
+    profile, task = cell.profile, cell.task
     return Record(
-        schema_version=SCHEMA_VERSION,
         cell=cell.id,
         profile=profile.id,
         backbone=cell.backbone.id,
-        task=cell.task.id,
+        task=task.id,
         method=cell.method.id,
-        main_score=cell.task.main_score,
-        bounded_scores=list(cell.task.bounded_scores),
-        labels=list(cell.task.labels),
+        main_score=task.main_score,
+        bounded_scores=list(task.bounded_scores),
+        labels=list(task.labels),
         recipe=recipe_record(cell),
-        limits=Limits(
-            train_rows=profile.cap(cell.task.id, "train"),
-            validation_rows=profile.cap(cell.task.id, "validation"),
-            test_rows=profile.cap(cell.task.id, "test"),
-            own_test=profile.own_test and cell.task.own_test is not None,
+        limits=parts.Limits(
+            train_rows=profile.cap(task.id, "train"),
+            validation_rows=profile.cap(task.id, "validation"),
+            test_rows=profile.cap(task.id, "test"),
+            own_test=profile.own_test and task.own_test is not None,
             label_noise=profile.label_noise,
         ),
-        seeds=Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
+        seeds=parts.Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
         versions=versions(),
-        device=None,
-        data=None,
-        model=None,
-        parameters=None,
-        training=None,
-        evaluation=None,
-        scores={},
-        examples=None,
-        memory=None,
-        throughput=None,
-        flops=None,
-        audits=[],
-        bounds={},
-        missed=[],
-        status="unfinished",
         libraries=library_digests(),
     )
 
 
-def recipe_record(cell: Cell) -> RecipeRecord:
+def recipe_record(cell: Cell) -> parts.RecipeRecord:
     """The cell's recipe, with the method's settings in the place of its adapter."""
     try:
-        adapter = plain(cell.method.settings(cell.recipe))
+        adapter = parts.jsonable(cell.method.settings(cell.recipe))
     except TypeError as error:
         raise InputError(f"{cell.id}: the settings of method {cell.method.id!r} must be plain values: {error}") from None
-    return RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization)
+    return parts.RecipeRecord(**vars(cell.recipe) | {"adapter": adapter}, quantization=cell.quantization)
 
 
-def data_record(cell: Cell, splits: Splits) -> DataRecord:
+def data_record(cell: Cell, splits: Splits) -> parts.DataRecord:
     """How many rows came from where, the revision of the data set, and the hash of all rows.
 
     Origins do not name the folder that holds the data, so that the records of two machines are alike.
     """
-    below = f"{cell.profile.data_root}/"
-    return DataRecord(
-        rows=SplitRows(train=len(splits.train), validation=len(splits.validation), test=len(splits.test)),
-        origins=Origins(**{split: origin.replace(below, "") for split, origin in splits.origins.items()}),
+    folder = f"{cell.profile.data_root}/"
+    return parts.DataRecord(
+        rows={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
+        origins={split: origin.replace(folder, "") for split, origin in splits.origins.items()},
         revision=splits.revision,
         fingerprint=splits.fingerprint,
-        dropped=Dropped(**splits.dropped) if splits.dropped else None,
+        dropped=dict(splits.dropped) or None,
     )
-
-
-def architecture_name(head: Head) -> str:
-    """The name of a head's class, given by name or as a class."""
-    return head.architecture if isinstance(head.architecture, str) else head.architecture.__name__

@@ -1,6 +1,6 @@
 """What the libraries' own path says beside ours: a part of a record."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated
 
 from pydantic import Field
@@ -15,7 +15,6 @@ STOCK_STAGES = (
 )
 
 
-@dataclass(kw_only=True)
 class StockStage(Part):
     """What the libraries' path did at one stage, and how far ours is from it."""
 
@@ -32,8 +31,7 @@ class StockStage(Part):
     )
 
 
-@dataclass(kw_only=True)
-class StockRecord(Part):
+class StockRecord(Part, frozen=False):
     """The libraries' own path beside ours: `Trainer`, collators, the models' losses, PEFT's helpers, pipelines."""
 
     stages: Annotated[dict[str, StockStage], Field(description="those that were compared, in the order of the flow")]

@@ -1,6 +1,5 @@
 """Says what keeps runs from being like for like, as sentences or errors."""
 
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
@@ -99,8 +98,10 @@ def unlike_pairs(records: Sequence[Record]) -> list[str]:
 
 def adapts_head_alone(record: Record) -> bool:
     """Whether every layer that carries an adapter is one that pretraining never saw."""
-    targets = set((record.recipe.adapter or {}).get("target_modules") or ())
-    return bool(targets) and record.model is not None and targets <= set(record.model.adapted_modules)
+    targets = (record.recipe.adapter or {}).get("target_modules")  # a method's own settings: of any type
+    if not isinstance(targets, list) or record.model is None:
+        return False
+    return set() < set(map(str, targets)) <= set(record.model.adapted_modules)
 
 
 def _budget(record: Record) -> str:
@@ -122,37 +123,3 @@ FACTS: Mapping[str, Callable[[Record], str]] = {
     "ranks": lambda record: record.processes,
     "libraries": lambda record: ", ".join(f"{name} {record.versions.get(name)}" for name in ALIKE),
 }
-Kind = tuple[str, str, str]  # library, category and message with its numbers left out
-NUMBER = re.compile(r"\d+(?:\.\d+)?")
-
-
-def warnings_that_differ(before: Sequence[Record], after: Sequence[Record]) -> list[str]:
-    """A sentence for each warning that one run has and the other has not; none where a run did not count them.
-
-    Runs are compared as a whole: what a library says once a process, the first cell that imports it has. Nothing is gone where
-    a run has not all cells of the other.
-    """
-    old, new = _cells_by_warning(before), _cells_by_warning(after)
-    if old is None or new is None:
-        return []
-    whole = {record.cell for record in before} <= {record.cell for record in after}
-    return [
-        *(_sentence("new", kind, new[kind]) for kind in sorted(new.keys() - old.keys())),
-        *(_sentence("gone", kind, old[kind]) for kind in sorted(old.keys() - new.keys()) if whole),
-    ]
-
-
-def _cells_by_warning(records: Iterable[Record]) -> dict[Kind, dict[str, str]] | None:
-    """By warning, its message in each cell; None where no record counted any."""
-    counted = [record for record in records if record.warnings is not None]
-    cells: dict[Kind, dict[str, str]] = defaultdict(dict)
-    for record in counted:
-        for one in record.warnings or ():
-            cells[one.library, one.category, NUMBER.sub("0", one.message)][record.cell] = one.message
-    return cells if counted else None
-
-
-def _sentence(change: str, kind: Kind, messages: dict[str, str]) -> str:
-    library, category, _ = kind
-    where = next(iter(messages)) if len(messages) == 1 else f"{len(messages)} cells"
-    return f"{change} warning of {library}: {category} in {where}: {next(iter(messages.values()))}"

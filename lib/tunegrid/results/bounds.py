@@ -123,7 +123,7 @@ class Calibration:
         for record in self.seeds[0].values():
             if record.data is None:
                 raise InputError(f"{record.cell} does not say which rows it was scored on; calibrate from complete runs only")
-            rows[record.task] = record.data.rows.test
+            rows[record.task] = record.data.rows["test"]
         return rows
 
     def groups(self, kind: str) -> dict[NoiseKey, Groups]:

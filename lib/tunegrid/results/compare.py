@@ -25,7 +25,6 @@ from tunegrid.record import Record
 from tunegrid.record.checks import failures, impossible_figures
 from tunegrid.results.alike import FACTS, check_alike
 from tunegrid.results.examples import read
-from tunegrid.results.next_steps import INSTRUMENTS
 from tunegrid.results.noise import SEEDS, Noise, NoiseKey, deviation, resolution
 from tunegrid.results.statistics import ALPHA, Array, gains_of, holm
 from tunegrid.results.table import Column, latex_float, lines, markdown, markdown_table, number
@@ -136,20 +135,15 @@ def entries_of(runs: Mapping[Path, Sequence[Record]]) -> list[Entry]:
 
 
 def _once(saved: Iterable[SourcedRecord]) -> Iterator[SourcedRecord]:
-    """The records, without those of an instrument, as of -m shifted, whose cell and seed an earlier record has without it.
-
-    Raises:
-        InputError: where two records are of one profile, cell and seed.
-    """
-    known: dict[tuple[str, str, int | None], tuple[list[str], Path]] = {}
+    """The records. Raises InputError where two are of one profile, cell and seed."""
+    known: dict[tuple[str, str, int | None], Path] = {}
     for record, path in saved:
-        key, parts = (record.profile, record.cell, record.seeds.seed), [part for part in INSTRUMENTS if getattr(record, part)]
-        if key not in known:
-            known[key] = parts, path
-            yield record, path
-        elif known[key][0] == parts:
-            both = f"{known[key][1]} and {path} both hold" if known[key][1] != path else f"{path} holds twice"
+        key = record.profile, record.cell, record.seeds.seed
+        if key in known:
+            both = f"{known[key]} and {path} both hold" if known[key] != path else f"{path} holds twice"
             raise InputError(f"{both} {record.cell} of seed {record.seeds.seed}; a comparison takes each seed once")
+        known[key] = path
+        yield record, path
 
 
 def _check(records: Sequence[Record], runs: str) -> None:
@@ -285,7 +279,7 @@ def p_of(difference: float, errors: Sequence[Error]) -> float:
 def chance_of(entries: Sequence[Entry], calibrated: Noise) -> Chance:
     """The calibrated noise where it is of runs like these, and else what these seeds tell; pooled over cells of a kind."""
     profile = entries[0].first.profile
-    rows = {entry.first.task: entry.first.data.rows.test for entry in entries if entry.first.data}
+    rows = {entry.first.task: entry.first.data.rows["test"] for entry in entries if entry.first.data}
     known = {
         (cell, score): own
         for (cell, score), own in calibrated.measured.get(SEEDS, {}).items()

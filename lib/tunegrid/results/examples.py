@@ -1,15 +1,16 @@
 """Stores the points and predictions of single test rows beside a saved run, in small Parquet files.
 
 The file is named by the hash of its content; the record's `examples` has the name. It is in a folder `examples` next to the
-run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows); and one more
-per cell and seed: figures of the model's modules (`modules-HASH.parquet`, for `tunegrid.results.modules`). Runs of this machine
-are also kept in `.cache/examples`; those of a baseline are packed into one zip file there. Needs no torch.
+run's JSON, with one more file per task: what the test rows say (`rows-HASH.parquet`, by the hash of the rows); and more per
+cell and seed: figures of the model's modules (`modules-HASH.parquet`, for `tunegrid.results.modules`), and those of instruments
+(`figures-HASH.parquet`, for `tunegrid.results.figures`). Runs of this machine are also kept in `.cache/examples`; those of a
+baseline are packed into one zip file there. Needs no torch.
 """
 
 import hashlib
 import json
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from io import SEEK_END, BytesIO
 from pathlib import Path
@@ -109,13 +110,15 @@ def _cause(error: Exception) -> str:
 STORE = CACHE / "examples"
 FOLDER = "examples"
 TEXT = ("id", "prediction", "reference")  # columns that do not hold points
-CONFIDENCE = "confidence"  # the column of a prediction's probability, 0 to 1
+CONFIDENCE = "confidence"  # a column of files of before tunegrid 0.17: the prediction's probability, which nobody reads now
 TEXTS = ("input", "reference")  # of a file of what rows say
 DIGITS = 4  # of points: enough to tell one token of a hundred
 ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
 ROWS = "rows-"  # how the names of files begin that hold what rows say
 MODULES = "modules-"  # and of those that hold figures of modules
 OF_MODULE = ("phase", "module", "kind", "library")  # their columns that do not hold figures
+FIGURES = "figures-"  # and of those that hold what instruments measured
+OF_FIGURE = ("instrument", "figure", "part", "row", "note")  # the same of these
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
 
 
@@ -128,19 +131,12 @@ class Examples:
         points: 0 to 100 for each row, by metric.
         predictions: text or label of each row.
         references: the true label of each row, where points and predictions do not tell it: with more than two labels.
-        confidences: the probability of each prediction; None where the model gives none, and in runs before tunegrid 0.16.
     """
 
     ids: Sequence[str]
     points: Mapping[str, Sequence[float]]
     predictions: Sequence[str]
     references: Sequence[str] | None = None
-    confidences: Sequence[float] | None = None
-
-    @property
-    def scored(self) -> "Examples":
-        """The same without confidences, which no prediction and no point depends on."""
-        return replace(self, confidences=None)
 
     @property
     def rows_hash(self) -> str:
@@ -176,8 +172,6 @@ def write(examples: Examples) -> ExamplesRecord:
     columns: dict[str, list[Any]] = {"id": list(examples.ids), **points, "prediction": list(examples.predictions)}
     if examples.references is not None:
         columns["reference"] = list(examples.references)
-    if examples.confidences is not None:
-        columns[CONFIDENCE] = list(examples.confidences)
     name = f"{_hash(columns)}.parquet"
     _keep(name, columns, {key: "float32" for key in points})
     return ExamplesRecord(file=name, rows_hash=examples.rows_hash)
@@ -226,7 +220,7 @@ def _texts(path: Path, rows: int | None = None) -> Texts:
 
 def _rows_of(record: Record) -> int | None:
     """How many test rows a record names."""
-    return record.data.rows.test if record.data else None
+    return record.data.rows["test"] if record.data else None
 
 
 def read(record: Record, run: Path | None) -> Examples | None:
@@ -234,8 +228,9 @@ def read(record: Record, run: Path | None) -> Examples | None:
     columns = _read(record, run)
     if columns is None:
         return None
-    optional = {"references": columns.pop("reference", None), "confidences": columns.pop(CONFIDENCE, None)}
-    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), points=columns, **optional)
+    columns.pop(CONFIDENCE, None)
+    references = columns.pop("reference", None)
+    return Examples(ids=columns.pop("id"), predictions=columns.pop("prediction"), references=references, points=columns)
 
 
 def check(record: Record, run: Path | None) -> None:
@@ -282,8 +277,6 @@ def _contradictions(record: Record, columns: Mapping[str, Sequence[Any]]) -> Ite
     ids = columns["id"]
     if _hash(list(ids)) != record.examples.rows_hash:
         yield "it holds other rows than those of rows_hash"
-    if not all(0 <= confidence <= 1 for confidence in columns.get(CONFIDENCE, ())):
-        yield "it holds a confidence that is no probability"
     if record.status != "passed":
         return
     for name in columns.keys() & record.scores.keys():
@@ -294,20 +287,30 @@ def _contradictions(record: Record, columns: Mapping[str, Sequence[Any]]) -> Ite
 
 def write_modules(columns: Mapping[str, Sequence[Any]]) -> str:
     """Store figures of modules, one row per call; return the file's name. Raises OSError where the disk has no room."""
-    name = _modules_name(columns)
+    name = _name_of(MODULES, columns, OF_MODULE, "float32")
     _keep(name, columns, {key: "float32" for key in columns if key not in OF_MODULE})
     return name
 
 
-def _modules_name(columns: Mapping[str, Sequence[Any]]) -> str:
+def write_figures(frame: Any) -> str:
+    """Store what instruments measured; return the file's name. Raises OSError where the disk has no room."""
+    numbers = [name for name in frame if name not in OF_FIGURE]
+    columns = {name: list(frame[name].astype(str)) for name in OF_FIGURE}
+    columns |= {name: [None if value != value else value for value in frame[name].astype(float)] for name in numbers}
+    name = _name_of(FIGURES, columns, OF_FIGURE, "float64")
+    _keep(name, columns, dict.fromkeys(numbers, "float64"))
+    return name
+
+
+def _name_of(start: str, columns: Mapping[str, Sequence[Any]], text: Collection[str], kind: str) -> str:
     """By the hash of texts, and of numbers as the file holds them: it has 20,000 of some cells."""
     import numpy as np
 
-    texts = {name: list(values) for name, values in columns.items() if name in OF_MODULE}
-    numbers = np.array([columns[name] for name in sorted(columns.keys() - set(OF_MODULE))], dtype=np.float32)  # None is NaN
+    texts = {name: list(values) for name, values in columns.items() if name in text}
+    numbers = np.array([columns[name] for name in sorted(columns.keys() - set(text))], dtype=kind)  # None is NaN
     digest = hashlib.sha256(json.dumps([texts, sorted(columns)], sort_keys=True).encode())
-    digest.update((numbers + np.float32(0)).tobytes())  # no -0.0, which is 0.0
-    return f"{MODULES}{digest.hexdigest()[:16]}.parquet"
+    digest.update((numbers + np.zeros((), kind)).tobytes())  # no -0.0, which is 0.0
+    return f"{start}{digest.hexdigest()[:16]}.parquet"
 
 
 def read_modules(record: Record, run: Path | None) -> Mapping[str, Sequence[Any]] | None:
@@ -321,9 +324,23 @@ def read_modules(record: Record, run: Path | None) -> Mapping[str, Sequence[Any]
     return _modules(path) if path else None
 
 
+def read_figures(record: Record, run: Path | None) -> Mapping[str, Sequence[Any]] | None:
+    """The same of what its instruments measured."""
+    path = next((_file_of(one.file, run) for one in record.instruments.values() if one.file), None)
+    return _figures(path) if path else None
+
+
 def _modules(path: Path) -> dict[str, list[Any]]:
-    columns = read_columns(path, OF_MODULE, nullable=True, holds="figures of modules")
-    if _modules_name(columns) != path.name:
+    return _named(path, MODULES, OF_MODULE, "float32", "figures of modules")
+
+
+def _figures(path: Path) -> dict[str, list[Any]]:
+    return _named(path, FIGURES, OF_FIGURE, "float64", "figures of instruments")
+
+
+def _named(path: Path, start: str, text: Collection[str], kind: str, holds: str) -> dict[str, list[Any]]:
+    columns = read_columns(path, text, nullable=True, holds=holds)
+    if _name_of(start, columns, text, kind) != path.name:
         raise InputError(f"{path} does not hold the figures that it is named for: it was changed or is damaged; remove it")
     return columns
 
@@ -336,7 +353,7 @@ def _is_sound(path: Path) -> bool:
         return False
 
 
-READ_BY_NAME: Mapping[str, Callable[[Path], Any]] = {ROWS: _texts, MODULES: _modules}
+READ_BY_NAME: Mapping[str, Callable[[Path], Any]] = {ROWS: _texts, MODULES: _modules, FIGURES: _figures}
 
 
 def _file_of(name: str, *runs: Path | None) -> Path | None:
@@ -347,29 +364,15 @@ def _file_of(name: str, *runs: Path | None) -> Path | None:
     return next(filter(_is_sound, paths), paths[0]) if len(paths) > 1 else next(iter(paths), None)
 
 
-def read_shifted(record: Record, run: Path | None) -> Mapping[str, Sequence[float]] | None:
-    """Points of each row that `-m shifted` scored, by shift, and `plain`; None where neither the run nor this machine has them.
-
-    Raises InputError where a file does not hold the rows that it is named for.
-    """
-    kept = record.shifted.examples if record.shifted else None
-    path = _file_of(kept.file, run) if kept else None
-    if path is None or record.shifted is None:
-        return None
-    columns = _columns_of_name(path, record.shifted.rows)
-    return {name: values for name, values in columns.items() if name not in TEXT}
-
-
-def kept_of(record: Record) -> list[ExamplesRecord]:
-    """What a record says of files that hold its rows."""
-    return [one for one in (record.examples, record.shifted and record.shifted.examples) if one]
-
-
 def files_of(record: Record) -> list[str]:
-    """The names of the files that hold a record's examples, texts and figures of modules."""
-    step = record.training.first_step if record.training else None
-    rows = [name for kept in kept_of(record) for name in (kept.file, _texts_name(kept.rows_hash))]
-    return [*rows, *([step.modules] if step and step.modules else ())]
+    """The names of the files that hold a record's examples, texts, figures of modules and figures of instruments."""
+    rows, step = record.examples, record.training.first_step if record.training else None
+    names = [rows.file, _texts_name(rows.rows_hash)] if rows else []
+    return [
+        *names,
+        *([step.modules] if step and step.modules else ()),
+        *dict.fromkeys(one.file for one in record.instruments.values() if one.file),
+    ]
 
 
 def contents(records: Iterable[Record], *runs: Path) -> Iterator[tuple[str, bytes]]:

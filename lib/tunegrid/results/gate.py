@@ -3,8 +3,8 @@
 *worse*: a significant drop of at least the margin. *better*: a significant gain. *same*: the interval is above the margin's
 drop. *cannot tell*: more seeds or test rows are needed for any of these. *too good*: better than healthy runs are.
 
-Scores are judged by `tunegrid.results.quality`, how well confidence fits by `tunegrid.results.instruments`, losses by
-`tunegrid.results.numerics`, memory and speed here: the ledger of tensors is exact; peaks and the median step have relative
+Scores are judged by `tunegrid.results.quality`, losses by `tunegrid.results.numerics`, what instruments measured by
+`tunegrid.results.figures`, memory and speed here: the ledger of tensors is exact; peaks and the median step have relative
 margins, and speed is compared between like machines only. What the verdicts come to is for `tunegrid.results.outcomes` to say.
 Needs no torch.
 """
@@ -23,8 +23,6 @@ from tunegrid.grid.cells import study_place
 from tunegrid.record import Record
 from tunegrid.results.alike import unlike_machines
 from tunegrid.results.files import read_list
-from tunegrid.results.instruments import FIGURES as INSTRUMENTS
-from tunegrid.results.instruments import compared_part, compared_paths, judged_nll
 from tunegrid.results.judgements import GRAVEST_FIRST, LEDGER, PEAKS, Judgement, RecordsBySeed, Verdict, judgement_of
 from tunegrid.results.modules import Runs
 from tunegrid.results.noise import Noise, deviation, kind_of_cell, load_noise, mean_score
@@ -38,6 +36,7 @@ from tunegrid.results.numerics import (
 )
 from tunegrid.results.quality import Judge, Rows
 from tunegrid.results.statistics import ALPHA, slower
+from tunegrid.results.stock_path import compared_paths
 from tunegrid.results.thresholds import THRESHOLDS, Evidence, load_evidence, load_margins
 
 SEED_DEVIATIONS = 3.0  # of the baseline's median steps, by which a run may be slower
@@ -117,13 +116,15 @@ def gate(
         seen = whole.get(cell, rows)
         before, after = seen.records[0]
         judged.append(numerics(rows.records, tolerances, (old.path, new.path)))
-        judged += instruments(rows.records, tolerances)
         judged += memory(seen.old, before, after, margins["memory"])
         if cell in whole:
             judged.append(speed(seen.old, before, after, margins["speed"]["step_seconds"]))
         elif after.finished:
             judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
-    judged += judged_nll(list(whole.values()), margins["calibration"]["nll"], tolerances)
+    if any(record.instruments for record in new.in_a_row):
+        from tunegrid.results import figures  # pandas, which takes a third of a second
+
+        judged += figures.judged(list(whole.values()), tolerances)
     judged += too_good(whole, load_evidence(THRESHOLDS / f"{new.profile}.toml"))
     judged += _one_sided(old, new, Verdict.MISSING, "in the baseline, not in this run")
     judged += _one_sided(new, old, Verdict.NEW, "not in the baseline")
@@ -170,16 +171,6 @@ def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, run
     answers = [(*compared(before, after, tolerances, runs), updates_in_common(before, after)) for before, after in pairs]
     verdict, detail, first_updates = min(answers, key=lambda answer: GRAVEST_FIRST.index(answer[0]))
     return judgement_of(pairs[0][0], "numerics", verdict, detail=detail, first_updates=first_updates)
-
-
-def instruments(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> Iterator[Judgement]:
-    """The gravest verdict on what each instrument measured in a cell's runs, where the baseline or the run has it."""
-    for name in INSTRUMENTS:
-        own = [pair for pair in pairs if any(getattr(record, name) for record in pair)]
-        answers = [compared_part(name, before, after, tolerances) for before, after in own]
-        if answers:
-            verdict, detail = min(answers, key=lambda answer: GRAVEST_FIRST.index(answer[0]))
-            yield judgement_of(own[0][0], name, verdict, detail=detail)
 
 
 def furthest(old: Run, new: Run) -> dict[str, dict[str, float]]:

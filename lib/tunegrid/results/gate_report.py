@@ -64,7 +64,7 @@ def remarks(judged: Sequence[Judgement], failing: Sequence[Judgement] = ()) -> l
     """
     alike: dict[tuple[bool, bool, int, str, str], list[Judgement]] = {}
     for j in judged:
-        if j.verdict not in QUIET and j.decides and not (j.kind == "calibration" and j.verdict is Verdict.CANNOT_TELL):
+        if j.verdict not in QUIET and j.decides and not (j.kind == "instruments" and j.verdict is Verdict.CANNOT_TELL):
             fails = j in failing
             order = (not fails, j.kind == "speed" and not fails, GRAVEST_FIRST.index(j.verdict))
             alike.setdefault((*order, j.quantity, j.detail if j.quantity in FLOWS else ""), []).append(j)
@@ -102,14 +102,12 @@ class Report:
 
     Attributes:
         flips: test rows that changed, where they were asked for.
-        warnings: sentences on warnings of libraries that are new, or gone.
         causes: lines on the cells that failed by themselves, which the terminal has in the table of cells.
     """
 
     judged: Sequence[Judgement]
     answer: RunAnswer
     flips: FlipList | None = None
-    warnings: Sequence[str] = ()
     causes: Sequence[str] = ()
 
     @property
@@ -127,7 +125,7 @@ def verdict_table(report: Report, *, brief: bool = False) -> str:
     """The same without the answer; a brief one shows findings alone."""
     flips = report.flips.lines() if report.flips else []
     table = _findings_alone(report) if brief else lines(COLUMNS, rows(report.judged))
-    return "\n".join([*table, *report.remarks, *report.warnings, *flips, counted(report.judged)])
+    return "\n".join([*table, *report.remarks, *flips, counted(report.judged)])
 
 
 def _findings_alone(report: Report) -> list[str]:
@@ -149,7 +147,7 @@ def _findings_alone(report: Report) -> list[str]:
 
 
 def _findings(row: Sequence[str], failing: Sequence[Judgement]) -> tuple[str, ...]:
-    """Of a cell's row the verdicts to be told; of speed and calibration, which the remarks sum up, those that fail the run."""
+    """Of a cell's row the verdicts to be told; of speed and instruments, which the remarks sum up, those that fail the run."""
     told = {*KINDS[:3], *(j.kind for j in failing if j.cell == row[0])}
     verdicts = zip(KINDS, row[VERDICTS], strict=True)
     return tuple(f"{kind} {verdict}" for kind, verdict in verdicts if kind in told and verdict not in (*QUIET, "-"))
@@ -171,7 +169,7 @@ def as_markdown(report: Report) -> str:
         return "\n\n".join(parts)
     titles = [f"| {' | '.join(column.title for column in COLUMNS)} |", "|" + "---|" * len(COLUMNS)]
     cells = [f"| {' | '.join(map(markdown, row))} |" for row in rows(report.judged)]
-    sentences = [f"* {markdown(line)}" for line in (*report.remarks, *report.warnings)]
+    sentences = [f"* {markdown(line)}" for line in report.remarks]
     flips = report.flips.markdown() if report.flips else []
     return "\n\n".join([*parts, markdown(counted(report.judged)), "\n".join([*titles, *cells]), "\n".join(sentences), *flips])
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from tunegrid.record import Record
 
-KINDS = ("numerics", "quality", "memory", "speed", "calibration")  # of figures
+KINDS = ("numerics", "quality", "memory", "speed", "instruments")  # of figures
 LEDGER = ("weights_bytes", "gradients_bytes", "optimizer_bytes", "checkpoint_bytes")
 PEAKS = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
 RecordsBySeed = Mapping[int | None, Record]  # of one cell
@@ -66,10 +66,10 @@ class Judgement:
 
     Attributes:
         main_score: the name of the cell's main score.
-        quantity: a score, nll (of confidence in hits), a memory figure, step_seconds, numerics, stock (the libraries' own
-            path), shifted, forgetting or learning; "cell" where the whole cell is missing or new.
+        quantity: a score, a memory figure, step_seconds, numerics, stock (the libraries' own path), learning, or a figure of
+            an instrument, as calibration/NLL; "cell" where the whole cell is missing or new.
         before, after: of a score, the means over the runs that were paired.
-        effect: new minus old, in points, in nats (of nll) or as a share; None where nothing was compared.
+        effect: new minus old, in points, in the units of the instrument, or as a share; None where nothing was compared.
         low, high: the effect's 95 % interval.
         p: of being worse; of a main score adjusted over cells.
         smallest: the smallest drop that would be called worse four times in five.
@@ -100,10 +100,10 @@ class Judgement:
     @property
     def kind(self) -> str:
         """One of `KINDS`; a cell that is missing, new or too good counts as quality."""
-        if self.quantity in ("numerics", "stock", "shifted", "forgetting"):
+        if self.quantity in ("numerics", "stock"):
             return "numerics"
-        if self.quantity in ("step_seconds", "nll"):
-            return "speed" if self.quantity == "step_seconds" else "calibration"
+        if self.quantity == "step_seconds" or "/" in self.quantity:
+            return "instruments" if "/" in self.quantity else "speed"
         return "memory" if self.quantity in (*LEDGER, *PEAKS) else "quality"
 
     @property
@@ -142,8 +142,8 @@ def evidence_of(judgement: Judgement) -> str:
         change = ""
     elif judgement.kind == "quality":
         change = f" {judgement.effect:+.2f} points"
-    elif judgement.kind == "calibration":
-        change = f" {judgement.effect:+.3f} nats"
+    elif judgement.kind == "instruments":
+        change = f" {judgement.effect:+.3f}"
     else:
         change = f" {100 * judgement.effect:+.{3 if judgement.quantity in LEDGER else 1}f} %"
     sees = f"; sees drops from {judgement.smallest:.1f}" if judgement.smallest is not None else ""

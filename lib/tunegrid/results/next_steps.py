@@ -10,7 +10,6 @@ from tunegrid.machine import PACKAGES
 from tunegrid.record import Record
 from tunegrid.results.judgements import KINDS, Judgement
 
-INSTRUMENTS = ("merges", "shifted", "forgetting")  # markers, and parts of a record
 SEVERAL_SEEDS = "give both runs several seeds (`--seeds 0-4`)"
 UNLIKE = "compare runs of the same cells, seeds, rows and recipes, on one machine"
 SUSPECT = "look for leaked rows or a lost mask"
@@ -18,6 +17,7 @@ TRAIN_BOTH = "run both sides without --first-updates: the baseline has no scores
 RUN_THE_REST = "the pytest command that ran them, with --resume, runs what is left"
 LOOK_HERE = "no library is known to differ; `tunegrid gate --numerics OLD.json NEW.json` prints how far figures moved"
 FLIPS = "`--show-flips 5` lists the test rows that changed"
+ASKED = "benchmarks/guides/instruments.md says what the figures hold"
 COSTS = "benchmarks/guides/memory-and-speed.md says what the figures hold"
 
 
@@ -87,8 +87,9 @@ def _about_code(cell: str, kinds: Sequence[str], before: Record, after: Record) 
 def _options(cell: str, kinds: Sequence[str], records: Sequence[Record]) -> list[str]:
     """Of `tunegrid bisect`: the cell, what counts, and pytest's own where they are not its default."""
     seeds = sorted({record.seeds.seed for record in records if record.seeds.seed is not None})
-    marker = marker_of(records[0])
+    marker = words_for(records[0].cell, records[0].profile)
     of_pytest = ["-m", marker] if marker != "quick" else []
+    of_pytest += ["--ask", ",".join(records[0].instruments)] if records[0].instruments else []
     of_pytest += ["--seeds", ",".join(map(str, seeds))] if seeds not in ([], [0]) else []
     by = ",".join(kind for kind in KINDS if kind in kinds)
     return ["--cells", cell, "--by", by, *(["--", *of_pytest] if of_pytest else [])]
@@ -116,16 +117,13 @@ def about_worse(worse: Sequence[Judgement], before: Iterable[Record], after: Ite
     first = worse[0]
     kinds = list(dict.fromkeys(judgement.kind for judgement in worse))
     found = about_change(first.cell, kinds, before, after)
-    return found or (FLIPS if first.kind == "quality" else COSTS)
-
-
-def marker_of(record: Record) -> str:
-    """What `-m` names for a record's test: its profile, and the instrument that asked more of it."""
-    also = [name for name in INSTRUMENTS if getattr(record, name) is not None]
-    return " and ".join([*also, words_for(record.cell, record.profile)])
+    return found or {"quality": FLIPS, "instruments": ASKED}.get(first.kind, COSTS)
 
 
 def command_of(record: Record) -> str:
     """What runs a cell by itself."""
     seed = f" --seeds {record.seeds.seed}" if record.seeds.seed else ""
-    return f"pytest -m {shlex.quote(marker_of(record))} -n 0 --cells {shlex.quote(record.cell)}{seed}"
+    asked = f" --ask {','.join(record.instruments)}" if record.instruments else ""
+    return (
+        f"pytest -m {shlex.quote(words_for(record.cell, record.profile))} -n 0 --cells {shlex.quote(record.cell)}{seed}{asked}"
+    )

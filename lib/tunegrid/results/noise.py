@@ -237,7 +237,7 @@ class Noise:
 
     def of(self, kind: str, record: Record, metric: str) -> Deviation | None:
         """The deviation of a cell's score; its kind's where the cell was not calibrated; None where nothing is known."""
-        rows = record.data.rows.test if record.data else None
+        rows = record.data.rows["test"] if record.data else None
         pool = self.pools.get(kind, {}).get((kind_of_cell(record.cell), metric))
         if pool is None or record.profile != self.profile or rows != self.rows.get(record.task):
             return None

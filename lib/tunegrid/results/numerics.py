@@ -443,8 +443,8 @@ def _by_predictions(old: Record, new: Record, runs: Runs | None) -> tuple[Verdic
     if not all(files) or files[0] == files[1]:
         return Verdict.EQUAL, "all losses are equal"
     before, after = (read(record, run) for record, run in zip((old, new), runs or (None, None), strict=True))
-    if before and after and before.scored == after.scored:
-        return Verdict.EQUAL, "all losses, predictions and points are equal, confidences are not"
+    if before and after and before == after:  # an older file is another one for its confidences
+        return Verdict.EQUAL, "all losses, predictions and points are equal"
     apart = {name: _apart(old.scores[name], new.scores.get(name)) for name in old.scores}
     rounded = {name for name, points in apart.items() if 0 < points <= ENCODED}
     if rounded and rounded == {name for name, points in apart.items() if points} and rounded <= set(BERTSCORE):

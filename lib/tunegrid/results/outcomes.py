@@ -18,8 +18,6 @@ NEVER_FAILING = ("rss_peak_gib",)
 FLOWS: Mapping[str, tuple[str, Sequence[str]]] = {
     "numerics": ("Numerics", (*STAGES, "evaluation")),
     "stock": ("The libraries' own path", STOCK_STAGES),
-    "shifted": ("Robustness", ()),  # its places, and those of forgetting, are figures: the furthest off is named
-    "forgetting": ("Forgetting", ()),
 }
 
 

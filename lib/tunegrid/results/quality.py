@@ -163,7 +163,7 @@ def tested(metric: str, pairs: Sequence[Pairing], rows: Rows, noise: Noise) -> P
 def _held_to(noise: Deviation, metric: str, pairing: Pairing, gains: Sequence[Array]) -> TrainingEffect:
     """The effect on mean scores; points by row, where they are at hand, widen a noise that is too small."""
     data = pairing.old[0].data
-    count = len(gains[0]) if gains else data.rows.test if data else 1
+    count = len(gains[0]) if gains else data.rows["test"] if data else 1
     sd = max(noise.sd, resolution(count, metric), row_deviation(gains) if gains else 0.0)
     return by_training(
         mean_score(pairing.new, metric) - mean_score(pairing.old, metric),

@@ -268,14 +268,6 @@ def bootstrap_p(points: float, means: Array) -> tuple[float, float]:
     return (1 + worse) / (RESAMPLES + 1), (1 + better) / (RESAMPLES + 1)
 
 
-def two_sided(effect: RowEffect) -> float:
-    """The p-value of any change by rows: by resamples, and by a t-test where they are too few to show how small it is."""
-    p = min(1.0, 2 * min(effect.p_worse, effect.p_better))
-    if p > 10 / RESAMPLES or not effect.error:
-        return p
-    return min(p, 2 * float(special.stdtr(effect.rows - 1, -abs(effect.points) / effect.error)))
-
-
 def resampled_means(values: Array) -> Array:
     """Means of all resamples.
 
@@ -303,14 +295,6 @@ def interval(figures: Array) -> tuple[float, float]:
     """Both ends of the 95 % interval of resampled figures."""
     low, high = np.percentile(figures, [100 * ALPHA / 2, 100 * (1 - ALPHA / 2)])
     return float(low), float(high)
-
-
-def share_interval(share: float, count: float) -> tuple[float, float]:
-    """The 95 % interval of a share, 0 to 1, of so many (Wilson 1927)."""
-    z = 1.96
-    centre, scale = share + z**2 / (2 * count), 1 + z**2 / count
-    half = z * (share * (1 - share) / count + z**2 / (4 * count**2)) ** 0.5
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def ratio(sums: Sequence[float], counts: Sequence[float]) -> tuple[float, float, float]:

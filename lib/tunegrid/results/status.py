@@ -163,7 +163,7 @@ def _results(record: Record) -> set[tuple[object, ...]]:
 def _has_predictions_of_its_own(record: Record) -> bool:
     """Whether equal predictions are a copy: the model learned something, and is wrong on more rows than by luck."""
     learned = any(finding.name == "learned_something" and finding.passed for finding in record.audits)
-    main, rows = record.scores.get(record.main_score), record.data.rows.test if record.data else 0
+    main, rows = record.scores.get(record.main_score), record.data.rows["test"] if record.data else 0
     return learned and main is not None and rows * (100 - main) / 100 >= SHARED_BY_LUCK
 
 

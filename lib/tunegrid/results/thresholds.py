@@ -13,7 +13,6 @@ THRESHOLDS = ROOT / "benchmarks" / "thresholds"
 LAB_CALIBRATE, OWN_CALIBRATE = "python -m tunegrid.lab calibrate", "tunegrid calibrate"
 NEEDED = {
     "points": ("other",),
-    "calibration": ("nll",),
     "memory": ("ledger", "rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib"),
     "speed": ("step_seconds",),
 }

@@ -29,7 +29,7 @@ BASE_TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_tokenizer(cell: Cell) -> Any:
-    """The checkpoint's tokenizer, or only its ids where weights are random; with the head's new token."""
+    """The checkpoint's tokenizer, or only its ids if weights are random; with the head's new token."""
     if cell.profile.random_weights:
         tokenizer: Any = SyntheticTokenizer(cell.backbone)
     else:
@@ -42,8 +42,15 @@ def load_tokenizer(cell: Cell) -> Any:
     return tokenizer
 
 
+def load_bert_scorer(profile: Profile) -> BertScorer:
+    """BERTScore's encoder: the profile's own BERT."""
+    source, pin = checkpoint_of(BERT, profile)
+    tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
+    return BertScorer(Path(source).name, tokenizer, from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin}))
+
+
 def from_hub_or_folder(loader: Any, source: str | None, options: dict[str, Any]) -> Any:
-    """What a checkpoint holds; its own code is not run, nor asked about. Raises InputError where it cannot be read."""
+    """What a checkpoint holds; its own code is not run, nor asked about. Raises InputError if it cannot be read."""
     with loading(source):
         return loader.from_pretrained(source, trust_remote_code=False, **options)
 
@@ -64,66 +71,36 @@ def loading(source: str | None) -> Iterator[None]:
 def build(cell: Cell, tokenizer: Any, device: torch.device) -> nn.Module:
     """The model that trains: loaded, quantized and adapted as the cell's method says, on `device`.
 
-    Weights that train are fp32. Frozen ones are fp32, NF4, or bf16 where the backbone says so.
+    Weights that train are fp32. Frozen ones are fp32, NF4, or bf16 if the backbone says so.
 
     Raises:
-        InputError: where the checkpoint leaves pretrained tensors random, or the recipe's precision does not fit the base.
+        InputError: if the checkpoint leaves pretrained tensors random, if the recipe's precision does not fit the base, if the
+            model cannot checkpoint activations, or if code without a release would compute.
     """
     _check_type(cell, device)
-    _check_kernels(cell, device)
-    hf.set_seed(cell.profile.seed)
-    model = load_base(cell, tokenizer, device)
-    adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))
-    if base_type(cell) is not torch.float32:
-        train_in_fp32(adapted)
-    built: nn.Module = adapted.to(device)
-    keep_packed_layers(built)
-    if cell.recipe.gradient_checkpointing:
-        checkpoint_activations(built)
-    if cell.profile.perturbation is not None:
-        perturb(built, cell.profile.perturbation)
-    return built
-
-
-def _check_kernels(cell: Cell, device: torch.device) -> None:
-    """Raises InputError where 4-bit layers would run code that bitsandbytes took from the hub, which has no release."""
     if cell.quantization and device.type == "cpu" and (code := hub_code()):
         raise InputError(
             f"bitsandbytes would compute 4-bit layers with {code[0]}, which the package kernels took from the hub, of whatever "
             "commit is there now: `pip uninstall kernels`, so that its own code runs"
         )
-
-
-def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
-    """The checkpoint's model, quantized where the method quantizes; its new head and the new token's row start from random."""
-    model = _loaded(cell, device)
-    # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
-    model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-    if cell.head.new_token:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    return model
-
-
-def checkpoint_activations(model: Any) -> None:
-    """Compute activations again in the backward pass. Raises InputError where transformers cannot do it for this model."""
-    try:  # transformers 5.24 gave it a new name
-        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-        enable({"use_reentrant": False})
-    except (AttributeError, ValueError) as error:
-        raise InputError(f"the recipe asks for gradient_checkpointing, which this model lacks ({first_line(error)})") from None
-
-
-def perturb(model: nn.Module, draw: int) -> None:
-    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader.
-
-    Packed weights stay: a last digit less would move some of them by a whole level.
-    """
-    generator = torch.Generator().manual_seed(draw)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
-                parameter.mul_(1 + PERTURBATION * noise)
+    hf.set_seed(cell.profile.seed)
+    model = load_base(cell, tokenizer, device)
+    adapted = cell.method.adapted(model, cell, base_of(cell, tokenizer, model))
+    if base_type(cell) is not torch.float32:
+        train_in_fp32(adapted)
+    built: Any = adapted.to(device)
+    keep_packed_layers(built)
+    if cell.recipe.gradient_checkpointing:
+        try:  # transformers 5.24 gave it a new name
+            enable = getattr(built, "activation_checkpointing_enable", None) or built.gradient_checkpointing_enable
+            enable({"use_reentrant": False})
+        except (AttributeError, ValueError) as error:
+            raise InputError(
+                f"the recipe asks for gradient_checkpointing, which this model lacks ({first_line(error)})"
+            ) from None
+    if cell.profile.perturbation is not None:
+        perturb(built, cell.profile.perturbation)
+    return built  # type: ignore[no-any-return]
 
 
 def base_type(cell: Cell) -> torch.dtype:
@@ -145,47 +122,8 @@ def _check_type(cell: Cell, device: torch.device) -> None:
         )
 
 
-def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
-    """What a PEFT config must be told about the loaded model. Of a new token, its row of the embedding trains."""
-    token = cell.head.new_token
-    rows = {embedding_name(model): [tokenizer.convert_tokens_to_ids(token)]} if token else None
-    return Base(
-        modules_to_save=list(cell.head.new_modules) or None,
-        trainable_token_indices=rows,
-        fan_in_fan_out=any(isinstance(module, hf.pytorch_utils.Conv1D) for module in model.modules()),  # GPT-2's layers
-    )
-
-
-def train_in_fp32(model: nn.Module) -> None:
-    """Cast weights that train to fp32. Their modules then cast their inputs, which a base in another type computes."""
-    for module in model.modules():
-        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype is not torch.float32]
-        for parameter in own:
-            parameter.data = parameter.data.float()
-        if own:
-            module.register_forward_pre_hook(_inputs_in_fp32)
-
-
-def _inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
-
-
-def keep_packed_layers(model: nn.Module) -> None:
-    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
-
-    At the first forward pass it rounds their frozen biases to the type it computes in. This is done here, so that frozen
-    weights stay bit-identical. At the first evaluation on a CPU with bf16 units it repacks their weights, which then cannot
-    be trained: a run that validates between epochs fails, or goes on with wrong gradients. This is switched off; evaluation
-    then also computes alike on every CPU.
-    """
-    for module in model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
-            if module.bias is not None:
-                module.bias.data = module.bias.data.to(module.compute_dtype)
-
-
-def _loaded(cell: Cell, device: torch.device) -> Any:
+def load_base(cell: Cell, tokenizer: Any, device: torch.device) -> Any:
+    """The checkpoint's model, quantized if the method quantizes; its new head and the new token's row start from random."""
     source, options = _weights(cell, device)
     options |= {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True}
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}  # reported below, by name
@@ -193,23 +131,23 @@ def _loaded(cell: Cell, device: torch.device) -> Any:
         options["device_map"] = {"": device}
     if cell.quantization:
         options["quantization_config"] = quantization_config(cell, device)
-    model, report = from_hub_or_folder(architecture(cell.head.architecture), source, options)
-    _check_loaded(cell, source, report)
-    if device.type == "meta":
-        model.tie_weights()  # tensors without data are loaded one by one, tied or not
-    return model
-
-
-def _check_loaded(cell: Cell, source: str | None, report: Any) -> None:
-    """Raises InputError where a pretrained tensor is missing or has another shape, so that it would start from random."""
-    new = cell.head.new_modules + cell.head.adapted_modules
-    missing = sorted(name for name in report["missing_keys"] if not within(name, new + cell.head.optional_modules))
+    kind, head = architecture(cell.head.architecture), cell.head
+    model, report = from_hub_or_folder(kind, source, options)
+    new = head.new_modules + head.adapted_modules
+    missing = sorted(name for name in report["missing_keys"] if not within(name, new + head.optional_modules))
     misshapen = sorted(str(name) for name, *_ in report["mismatched_keys"] if not within(str(name), new))
     if names := missing or misshapen:
         raise InputError(
-            f"{source} does not hold {len(names)} weights that {architecture(cell.head.architecture).__name__} needs, "
-            f"{names[0]} among them; they would start from random: this is not the checkpoint for this model"
+            f"{source} does not hold {len(names)} weights that {kind.__name__} needs, {names[0]} among them; they would start "
+            "from random: this is not the checkpoint for this model"
         )
+    if device.type == "meta":
+        model.tie_weights()  # tensors without data are loaded one by one, tied or not
+    # GPT-2 and Llama find a row's last real token by it: it must be what the codec pads with.
+    model.config.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+    if head.new_token:
+        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    return model
 
 
 def _weights(cell: Cell, device: torch.device) -> tuple[str | None, dict[str, Any]]:
@@ -228,22 +166,64 @@ def quantization_config(cell: Cell, device: torch.device) -> Any:
     """Bitsandbytes' 4-bit config. New modules, and output layers tied to the embeddings, are not quantized."""
     quantization, _ = resolve_quantization(cell, device)
     assert quantization, "only for methods that quantize"
-    return hf.BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=[*cell.head.new_modules, *cell.head.tied_modules] or None,
-        **asdict(quantization),
+    skipped = [*cell.head.new_modules, *cell.head.tied_modules] or None
+    return hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped, **asdict(quantization))
+
+
+def base_of(cell: Cell, tokenizer: Any, model: Any) -> Base:
+    """What a PEFT config must be told about the loaded model. Of a new token, its row of the embedding trains."""
+    token = cell.head.new_token
+    return Base(
+        modules_to_save=list(cell.head.new_modules) or None,
+        trainable_token_indices={embedding_name(model): [tokenizer.convert_tokens_to_ids(token)]} if token else None,
+        fan_in_fan_out=any(isinstance(module, hf.pytorch_utils.Conv1D) for module in model.modules()),  # GPT-2's layers
     )
 
 
-def embedding_name(model: nn.Module) -> str:
+def embedding_name(model: Any) -> str:
     """The name of the module that holds the input embeddings, as "wte" in GPT-2."""
-    embeddings = model.get_input_embeddings()  # type: ignore[operator] # transformers' models have it
+    embeddings = model.get_input_embeddings()
     name: str = next(name for name, module in model.named_modules() if module is embeddings)
     return name.split(".")[-1]
 
 
-def load_bert_scorer(profile: Profile) -> BertScorer:
-    """BERTScore's encoder: the profile's own BERT."""
-    source, pin = checkpoint_of(BERT, profile)
-    tokenizer = from_hub_or_folder(hf.AutoTokenizer, source, pin)
-    return BertScorer(Path(source).name, tokenizer, from_hub_or_folder(hf.BertModel, source, {"use_safetensors": True, **pin}))
+def train_in_fp32(model: nn.Module) -> None:
+    """Cast weights that train to fp32. Their modules then cast their inputs, which a base in another type computes."""
+
+    def inputs_in_fp32(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(x.float() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
+
+    for module in model.modules():
+        own = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype is not torch.float32]
+        for parameter in own:
+            parameter.data = parameter.data.float()
+        if own:
+            module.register_forward_pre_hook(inputs_in_fp32)
+
+
+def keep_packed_layers(model: nn.Module) -> None:
+    """Keep bitsandbytes (0.50) from changing 4-bit layers in mid-training.
+
+    At the first forward pass it rounds their frozen biases to the type it computes in. This is done here, so that frozen
+    weights stay bit-identical. At the first evaluation on a CPU with bf16 units it repacks their weights, which then cannot
+    be trained: a run that validates between epochs fails, or goes on with wrong gradients. This is switched off; evaluation
+    then also computes alike on every CPU.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+            if module.bias is not None:
+                module.bias.data = module.bias.data.to(module.compute_dtype)
+
+
+def perturb(model: nn.Module, draw: int) -> None:
+    """Multiply all weights by 1 + `PERTURBATION` x normal noise: another start for the computer, the same one for a reader.
+
+    Packed weights stay: a last digit less would move some of them by a whole level.
+    """
+    generator = torch.Generator().manual_seed(draw)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                noise = torch.randn(parameter.shape, generator=generator).to(parameter.device)
+                parameter.mul_(1 + PERTURBATION * noise)

@@ -7,9 +7,8 @@ what it is made of serve the audits. Probing leaves modes, gradients and random 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -27,11 +26,11 @@ from tunegrid.grid.tasks import Problem, Task
 from tunegrid.run.build import base_type
 from tunegrid.run.device import DoesNotFit, fitting, free_memory, random_states, set_random_states
 from tunegrid.run.evaluate import predict
-from tunegrid.run.first_step import Figures, digest, digest_of, figure, grouped, norms, reached
+from tunegrid.run.first_updates import Columns, Figures, ModuleFigures, digest, digest_of, figure, grouped, norms, reached
 from tunegrid.run.metrics import METRICS, Metrics
-from tunegrid.run.module_figures import Columns, ModuleFigures
 from tunegrid.run.progress import Progress
 from tunegrid.run.train import Trainer
+from tunegrid.run.weights import numbers_of
 
 FIRST_ROWS = 32  # of training, of which the shortest and the longest are asked about
 MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 64 MiB of fp32
@@ -39,15 +38,11 @@ MOST_VALUES = 2**24  # of gradients that are added up, smallest tensors first: 6
 # so to 4e-3, 4e-3 of the logits and 1.3e-2 of the gradients. Real models are four times as deep.
 FINE, COARSE = 1e-4, 0.1
 HALVES = (torch.bfloat16, torch.float16)  # types of 16 bits; numbers that fit neither were computed in fp32
-TakeFigures = Callable[[Trainer, Sequence[Feature]], Mapping[str, Any]]  # of some rows
-Shapes = list[torch.Size]  # of one row's logits
 PROBED = 4  # rows whose loss and gradients are taken before training, from the shortest to the longest
 SEARCH = {"num_beams": 3, "no_repeat_ngram_size": 2, "length_penalty": 2.0, "min_length": 0}
-NOT_DIFFERENTIATED: Mapping[str, Any] = {  # without a probe's digest, figures of two probes are not compared
-    **dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")),
-    "probe_gradients": {},
-}
-NOT_GENERATED: Mapping[str, Any] = {"generated": None, "decoded": None}
+# Without a probe's digest, figures of two probes are not compared.
+NOT_DIFFERENTIATED = dict.fromkeys(("computed", "probe_loss", "probe_reached", "probe")) | {"probe_gradients": {}}
+NOT_GENERATED = {"generated": None, "decoded": None}
 SEARCHED = 4  # passes of a search whose modules are noted: an encoder's or a prompt's, and those of the first tokens
 FIXED = 16  # rows whose references are spoiled and scored
 DRAWS = 64
@@ -62,25 +57,29 @@ def before_training(
 ) -> dict[str, Any]:
     """What can be said before the first update: of tokens, weights, random numbers, the untrained model, and metrics.
 
-    Args:
-        trainer: before it runs.
-        metrics: implementations at hand.
-        rows: that the model is scored on; their references are spoiled and scored.
-        keep: stores the figures of single modules, and returns the name that the record gives; None: they are not kept.
+    References of `rows`, which the model will be scored on, are spoiled and scored. `keep` stores the figures of single
+    modules, and returns the name that the record gives, or None if they are not kept.
     """
-    rows_read, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
+    features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
+
+    def if_it_fits(figures: Callable[..., Mapping[str, Any]], some: Sequence[Feature]) -> Mapping[str, Any] | None:
+        """None if memory runs out: a probe keeps all activations, training perhaps does not."""
+        with suppress(DoesNotFit), fitting():
+            return figures(trainer, some, modules)
+        free_memory(trainer.meter.device)
+        return None
+
     with undisturbed(trainer):
-        differentiated = _where_it_fits(trainer, partial(_differentiated, modules=modules), rows_read) or NOT_DIFFERENTIATED
-        _where_it_fits(trainer, partial(_dropping, modules=modules), rows_read)
-        ends = [rows_read[0], rows_read[-1]]
-        generated = _where_it_fits(trainer, partial(_generated, modules=modules), ends) or NOT_GENERATED
+        differentiated = if_it_fits(_differentiated, features) or NOT_DIFFERENTIATED
+        if_it_fits(_dropping, features)
+        generated = if_it_fits(_generated, [features[0], features[-1]]) or NOT_GENERATED
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
         return {
             "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
-            "types": types(groups, trainer.parameters),
-            "weights": norms(groups, lambda name: _numbers(trainer.parameters[name])),
+            "types": _by_group(groups, lambda name: _type(trainer.parameters[name])),
+            "weights": norms(groups, lambda name: numbers_of(trainer.parameters[name])),
             "stream": _stream(trainer.meter.device),
-            "probe": digest(([(row.input_ids, row.target) for row in rows_read], SEARCH)),
+            "probe": digest(([(row.input_ids, row.target) for row in features], SEARCH)),
             **differentiated,
             **generated,
             "predicted": predicted(trainer, rows[:PREDICTED]),
@@ -89,22 +88,17 @@ def before_training(
         }
 
 
-def types(groups: Mapping[str, Sequence[str]], parameters: Mapping[str, Tensor]) -> dict[str, str]:
-    """How each group's weights are stored, as "float32" or "nf4 in blocks of 64"."""
-    return {group: ", ".join(sorted({_type(parameters[name]) for name in names})) for group, names in groups.items()}
+def _by_group(groups: Mapping[str, Sequence[str]], kind_of: Callable[[str], str]) -> dict[str, str]:
+    """The kinds of each group's names, in a row."""
+    return {group: ", ".join(sorted(set(map(kind_of, names)))) for group, names in groups.items()}
 
 
 def _type(parameter: Tensor) -> str:
+    """How a weight is stored, as "float32" or "nf4 in blocks of 64"."""
     state = getattr(parameter, "quant_state", None)
     if state is None:
         return str(parameter.dtype).removeprefix("torch.")
     return f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
-
-
-def _numbers(parameter: Tensor) -> Tensor:
-    """A weight as numbers, if it is packed, too."""
-    state = getattr(parameter, "quant_state", None)
-    return parameter.detach() if state is None else bnb.functional.dequantize_4bit(parameter.data, state)
 
 
 def _stream(device: torch.device) -> str:
@@ -113,14 +107,6 @@ def _stream(device: torch.device) -> str:
     numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
     mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
     return digest(([round(number, 5) for number in numbers], mask))
-
-
-def _where_it_fits(trainer: Trainer, figures: TakeFigures, rows: Sequence[Feature]) -> Mapping[str, Any] | None:
-    """Figures of some rows; None where memory runs out: a probe keeps all activations, training perhaps does not."""
-    with suppress(DoesNotFit), fitting():
-        return figures(trainer, rows)
-    free_memory(trainer.meter.device)
-    return None
 
 
 def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
@@ -144,8 +130,9 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
                     known[name] = known[name] + gradient if name in known else gradient
     modules.note_weights("forward", known)
     groups = grouped(trainer.cell, trainer.model, trained)
+    packed = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
-        "computed": computed_types(trainer, computed),
+        "computed": _by_group(packed, lambda name: computed[name.rpartition(".")[0]]),
         "probe_loss": figure(total),
         "probe_gradients": norms(groups, known.get),
         "probe_reached": reached(groups, known),
@@ -159,12 +146,6 @@ def _dropping(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures)
         torch.manual_seed(0)
         codec.loss(trainer.model, codec.placed(codec.collate(some), trainer.meter.device))
     return {}
-
-
-def computed_types(trainer: Trainer, computed: Mapping[str, str]) -> dict[str, str]:
-    """By group, the types in which layers packed to 4 bits compute."""
-    groups = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
-    return {group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in groups.items()}
 
 
 def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> Mapping[str, Any]:
@@ -218,98 +199,75 @@ def spoiled(task: Task, row: Row, index: int) -> int | str:
 
 @dataclass(kw_only=True)
 class Probe:
-    """What a trained model answers in evaluation mode, in the precision of training.
+    """What a trained model answers in evaluation mode, in the precision of training."""
 
-    Attributes:
-        rows: a short and a long one; side by side they have padding.
-        alone: logits of each row alone, each (1, ...); none where the model's output names none.
-        together: logits of their batch, each (B, ...).
-        reached: names of the parameters that get a gradient other than zero from a row.
-        gap: how far the batch's gradient is from the sum of the rows', in units of its norm; None where it may not fit. Where
-            it is more than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
-        after_evaluation: how far the first row's gradient is from what it is right after an evaluation, as `gap`.
-        called: the modules that the model used.
-        computed: the types in which layers packed to 4 bits computed, by name.
-        repeated: how far the logits of another pass over the batch are from `together`, as `distance`.
-        loss: what the codec made of that pass, in nats.
-    """
-
-    rows: list[Feature]
-    alone: list[list[Tensor]]
-    together: list[Tensor]
-    reached: set[str]
-    gap: float | None
-    called: set[nn.Module]
-    after_evaluation: float | None = None
-    computed: dict[str, str] = field(default_factory=dict)
-    repeated: float = math.nan
-    loss: float = math.nan
+    rows: list[Feature]  # a short and a long one; side by side they have padding
+    alone: list[list[Tensor]] = field(default_factory=list)  # logits of each row, (1, ...); none if the output names none
+    together: list[Tensor] = field(default_factory=list)  # logits of their batch, each (B, ...)
+    reached: set[str] = field(default_factory=set)  # names of the parameters that get a gradient other than zero from a row
+    # How far the batch's gradient is from the sum of the rows', in units of its norm; None if it may not fit. If it is more
+    # than rounding, that of two other rows if it is less: a ReLU at 0 can fall to its other side.
+    gap: float | None = None
+    called: set[nn.Module] = field(default_factory=set)  # the modules that the model used
+    after_evaluation: float | None = None  # how far the first row's gradient is off right after an evaluation, as `gap`
+    computed: dict[str, str] = field(default_factory=dict)  # the types in which layers packed to 4 bits computed, by name
+    repeated: float = math.nan  # how far the logits of another pass over the batch are from `together`, as `distance`
+    loss: float = math.nan  # what the codec made of that pass, in nats
 
 
 def probe(trainer: Trainer) -> Probe:
-    """Ask about a few rows; their batch is differentiated where training held as many rows at once."""
-    rows, trained = few_rows(trainer), {name: p for name, p in trainer.parameters.items() if p.requires_grad}
-    small = smallest(trained)
-    summed, first = [torch.zeros_like(trained[name]) for name in small], dict[str, Tensor]()
-    answer = Probe(rows=rows, alone=[], together=[], reached=set(), gap=None, called=set())
+    """Ask about a few rows; their batch is differentiated if training held as many rows at once."""
+    answer = Probe(rows=short_to_long(trainer.features[:FIRST_ROWS], 2))
+    trained = {name: p for name, p in trainer.parameters.items() if p.requires_grad}
+    small, each = smallest(trained), list[list[Tensor]]()  # gradients of the smallest tensors, row by row
+    parameters = [trained[name] for name in small]
     with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
-        for row in rows:
+        for row in answer.rows:
             with hooked(trainer.model.modules(), lambda module, *_: answer.called.add(module)):
                 logits = logits_of(trainer, [row])[0]
             if not logits:
                 return answer
             answer.alone.append([one.detach() for one in logits])
-            gradients = dict(zip(trained, gradients_of(logits, [_shapes(logits)], trained.values()), strict=True))
+            gradients = dict(zip(trained, gradients_of(logits, [logits], trained.values()), strict=True))
             answer.reached |= {name for name, gradient in gradients.items() if gradient.any()}
-            first = first or gradients
-            summed = [total + gradients[name] for total, name in zip(summed, small, strict=True)]
-        fits = trainer.log.micro_batch >= len(rows)
+            each.append([gradients[name] for name in small])
+        fits = trainer.log.micro_batch >= len(answer.rows)
         with torch.set_grad_enabled(fits):
-            logits = logits_of(trainer, rows)[0]
+            logits = logits_of(trainer, answer.rows)[0]
             answer.together = [one.detach() for one in logits]
             if fits:
-                shapes = [_shapes(one) for one in answer.alone]
-                answer.gap = relative_gap(gradients_of(logits, shapes, [trained[name] for name in small]), summed)
+                answer.gap = _gap(logits, answer.alone, each, parameters)
                 if answer.gap > allowance(trainer):
-                    answer.gap = min(answer.gap, _gap_of_others(trainer, [trained[name] for name in small]))
-            _probe_again(trainer, answer)
-    again = dict(zip(trained, _after_evaluation(trainer, rows[0], trained.values()), strict=True))
-    answer.after_evaluation = relative_gap([again[name] for name in small], [first[name] for name in small])
+                    answer.gap = min(answer.gap, _gap_of_others(trainer, parameters))
+            with computing(trainer.model) as answer.computed:
+                again, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
+            answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, again, strict=True))
+            answer.loss = float(loss.detach())
+    # In a region of autocast of its own: a cast or a packed weight may outlive the evaluation in it.
+    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
+        with torch.no_grad():
+            logits_of(trainer, answer.rows[:1])
+        logits = logits_of(trainer, answer.rows[:1])[0]
+        answer.after_evaluation = relative_gap(gradients_of(logits, [logits], parameters), each[0])
     return answer
 
 
+def _gap(
+    logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], each: Iterable[Sequence[Tensor]], parameters: Sequence[Tensor]
+) -> float:
+    """How far the gradients of a batch's logits are from the sum of those of `each` row, which has other logits `alone`."""
+    summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
+    return relative_gap(gradients_of(logits, alone, parameters), summed)
+
+
 def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
-    """The gap of two rows of middling lengths; infinite where there are none."""
+    """The gap of two rows of middling lengths; infinite if there are none."""
     rows = short_to_long(trainer.features[:FIRST_ROWS], 4)[1:3]
     if len(rows) < 2:
         return math.inf
     alone = [logits_of(trainer, [row])[0] for row in rows]
-    shapes = [_shapes(one) for one in alone]
-    each = [gradients_of(logits, [own], parameters) for logits, own in zip(alone, shapes, strict=True)]
-    batch = gradients_of(logits_of(trainer, rows)[0], shapes, parameters)
-    return relative_gap(batch, [torch.stack(own).sum(0) for own in zip(*each, strict=True)])
-
-
-def _after_evaluation(trainer: Trainer, row: Feature, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """A row's gradients, as `gradients_of`, right after an evaluation of it, which a cast or a packed weight may outlive."""
-    with torch.enable_grad(), undisturbed(trainer), trainer.accelerator.autocast():
-        with torch.no_grad():
-            logits_of(trainer, [row])
-        logits = logits_of(trainer, [row])[0]
-        return gradients_of(logits, [_shapes(logits)], parameters)
-
-
-def _probe_again(trainer: Trainer, answer: Probe) -> None:
-    """Another pass over the batch: how far its logits are from the first one's, its loss, and how packed layers compute."""
-    with computing(trainer.model) as answer.computed:
-        logits, loss = answered(trainer, on(trainer.meter.device, trainer.codec.collate(answer.rows)))
-    answer.repeated = max(distance(one, other.detach()) for one, other in zip(answer.together, logits, strict=True))
-    answer.loss = float(loss.detach())
-
-
-def few_rows(trainer: Trainer) -> list[Feature]:
-    """The shortest and the longest of the first training rows."""
-    return short_to_long(trainer.features[:FIRST_ROWS], 2)
+    each = [gradients_of(logits, [logits], parameters) for logits in alone]
+    return _gap(logits_of(trainer, rows)[0], alone, each, parameters)
 
 
 def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
@@ -328,10 +286,6 @@ def smallest(trained: Mapping[str, Tensor]) -> list[str]:
     return [name for name, size in zip(names, sizes, strict=True) if size <= MOST_VALUES]
 
 
-def _shapes(logits: Sequence[Tensor]) -> Shapes:
-    return [one.shape[1:] for one in logits]
-
-
 def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     """How far some gradients are from others, in units of the norm of the others."""
     norm = float(nn.utils.get_total_norm(theirs))
@@ -339,13 +293,13 @@ def relative_gap(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
     return float(nn.utils.get_total_norm(rest)) / norm if norm else 0.0
 
 
-def gradients_of(logits: Sequence[Tensor], shapes: Sequence[Shapes], parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients of a fixed sum of logits (B, ...), of which row i fills `shapes[i]`; zeros where there is none.
+def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Gradients of a fixed sum of logits (B, ...), without the padding that row i has none of in `alone[i]`; zeros if none.
 
-    Unlike those of a loss, they do not vanish where a model is sure.
+    Unlike those of a loss, they do not vanish if a model is sure.
     """
-    parts = [(batch[i], shape) for i, row in enumerate(shapes) for batch, shape in zip(logits, row, strict=True)]
-    total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in parts]).sum()
+    pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
+    total = torch.stack([_waves(cut(row, shape)).sum() for row, shape in pairs]).sum()
     parameters = list(parameters)
     taken = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
     return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
@@ -362,14 +316,11 @@ def _waves(row: Tensor) -> Tensor:
     return row.float() * torch.cos(positions).reshape(row.shape)
 
 
-# Logits and losses
+# Logits, losses and texts
 
 
 def logits_of(trainer: Trainer, features: Sequence[Feature], model: nn.Module | None = None) -> tuple[list[Tensor], Batch]:
-    """What the model, or another one, answers to a training batch, each (B, ...), and the batch.
-
-    No logits where its output names none.
-    """
+    """What the model, or another one, answers to a training batch, each (B, ...), if its output names it; and the batch."""
     batch = on(trainer.meter.device, trainer.codec.collate(features))
     return answered(trainer, batch, model)[0], batch
 
@@ -387,10 +338,7 @@ def answered(trainer: Trainer, batch: Batch, model: nn.Module | None = None) -> 
 def target_logits(trainer: Trainer, features: Sequence[Feature], encoded: Tensor | None = None) -> list[Tensor]:
     """The logits (T, V) that each row's target tokens are predicted from, of a codec that generates.
 
-    Args:
-        trainer: whose model is asked.
-        features: with the targets.
-        encoded: what the encoder made of the one source that all rows share (1, S, H), where it need not read it again.
+    `encoded` is what the encoder made of the one source that all rows share (1, S, H), if it need not read it again.
     """
     batch: dict[str, Any] = trainer.codec.placed(trainer.codec.collate(features), trainer.meter.device)
     if encoded is not None:
@@ -414,33 +362,19 @@ def last_targets(logits: Tensor, batch: Batch, features: Sequence[Feature]) -> l
     return [one[len(one) - len(row.target) :] for one, row in zip(of_targets(logits, batch), features, strict=True)]
 
 
-# Texts
-
-
 def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> tuple[list[list[int]], float]:
     """The texts that a search with a cache finds, of all beams, and how far it is off, in units of the largest logit.
 
     The scores that it gave to each text's tokens are held against those of the whole text in one pass without a cache, the
-    row alone: against the model's own, not against another search, in which a near-tie is no fault.
-
-    Args:
-        trainer: whose model searches; in the precision that texts are evaluated in.
-        features: prompts, in one batch.
-        options: that replace the recipe's search.
+    row alone: against the model's own, not against another search, in which a near-tie is no fault. Prompts are one batch, in
+    the precision that texts are evaluated in; `options` replace the recipe's search.
     """
     codec = trainer.codec
     assert isinstance(codec, GenerateCodec), "only these search"
     beams = options.get("num_beams", codec.generation.num_beams)
     with torch.no_grad(), undisturbed(trainer):
-        output = codec.generate(
-            trainer.model,
-            features,
-            trainer.meter.device,
-            **options,
-            num_return_sequences=beams,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        options |= {"num_return_sequences": beams, "output_logits": True, "return_dict_in_generate": True}
+        output = codec.generate(trainer.model, features, trainer.meter.device, **options)
         texts = [codec.until_end(ids) for ids in output.sequences.tolist()]
         pairs = zip(features, chunks(texts, beams), strict=True)
         whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]
@@ -466,9 +400,6 @@ def _scores_of_tokens(output: Any) -> Tensor:
     beams = beams[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
     times = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     return steps[times, beams, tokens]
-
-
-# Layers packed to 4 bits
 
 
 @contextmanager
@@ -521,12 +452,10 @@ def undisturbed(trainer: Trainer, *, training: bool = False) -> Iterator[None]:
 @contextmanager
 def hooked(modules: Iterable[nn.Module], look: Callable[[nn.Module, tuple[Any, ...], Any], None]) -> Iterator[None]:
     """Call `look` with each of these modules, its inputs and its output, whenever the model uses it."""
-    handles = [module.register_forward_hook(look) for module in modules]
-    try:
+    with ExitStack() as hooks:
+        for module in modules:
+            hooks.enter_context(module.register_forward_hook(look))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def distance(ours: Tensor, theirs: Tensor) -> float:
@@ -537,8 +466,8 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
 
 def is_plain(trainer: Trainer) -> bool:
     """Whether all is computed in fp32."""
-    plain = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return plain and trainer.log.precision == "fp32"
+    base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
+    return base_in_fp32 and trainer.log.precision == "fp32"
 
 
 def allowance(trainer: Trainer) -> float:

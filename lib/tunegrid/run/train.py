@@ -5,10 +5,11 @@ of an update is the mean over all its targets, however they are cut into micro-b
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from hashlib import sha256
 from itertools import chain, islice
 from typing import Any
@@ -23,8 +24,9 @@ from tunegrid.codecs.features import chunks, epoch_batches, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
-from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord
+from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
@@ -34,142 +36,46 @@ from tunegrid.run.device import (
     resolve_precision,
     set_random_states,
 )
-from tunegrid.run.first_step import MOVED, FirstUpdates
+from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
-from tunegrid.run.stepper import AdamW, Stepper
 from tunegrid.run.weights import model_checksums
 
-# What a checkpoint keeps. The rows of `chosen_on` are not kept.
-KEPT = (
-    "losses", "updates", "learning_rates", "group_rates", "gradient_norms", "clipped_norm", "skipped", "order", "micro_batch",
-    "fallbacks", "first_step", "epoch_scores", "chosen_epoch",
-)  # fmt: skip
+CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
+Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
 
 
 @dataclass(kw_only=True)
 class TrainingLog:
-    """What happened in one training so far; losses and norms stay on the device until they are fetched.
+    """What happened in one training so far, all of which a checkpoint keeps; lists have an entry for each update."""
 
-    Attributes:
-        precision: what the device could do.
-        micro_batch: rows of a forward pass now; smaller than the recipe's where memory ran out.
-        fallbacks: a sentence for every deviation from the recipe.
-        updates: how many were made; all lists below have an entry for each.
-        losses: mean loss of each update, in nats per target; those that were not fetched yet are missing.
-        learning_rates: the first parameter group's.
-        group_rates: of every parameter group.
-        gradient_norms: total norm of the gradients before clipping; None where the recipe does not clip.
-        clipped_norm: the same after clipping, in the first update.
-        skipped: updates that fp16 lost to an overflow; the schedule does not advance there.
-        order: a hash of the rows of each update, in order; equal orders have equal hashes.
-        reached: names of parameters that got a gradient.
-        ledger: bytes of weights, gradients and optimizer state; None before the first update.
-        first_step: figures that tell a change without statistics: those taken before the first update, and those of it.
-        epoch_scores: validation score after each epoch, where the recipe has several.
-        chosen_epoch: the epoch whose weights were kept; None where there was nothing to choose.
-        chosen_on: the rows whose score chose it.
-        stopped: why training ended early, or None.
-    """
-
-    precision: Precision
-    micro_batch: int
-    fallbacks: list[str]
+    precision: Precision  # what the device could do
+    micro_batch: int  # rows of a forward pass now; smaller than the recipe's if memory ran out
+    fallbacks: list[str]  # a sentence for every deviation from the recipe
     updates: int = 0
-    losses: list[float] = field(default_factory=list)
-    learning_rates: list[float] = field(default_factory=list)
-    group_rates: list[list[float]] = field(default_factory=list)
-    gradient_norms: list[float | None] = field(default_factory=list)
-    clipped_norm: float | None = None
-    skipped: list[int] = field(default_factory=list)
-    order: str = ""
-    reached: frozenset[str] = frozenset()
-    ledger: Ledger | None = None
-    first_step: dict[str, Any] = field(default_factory=dict)
-    epoch_scores: list[float] = field(default_factory=list)
-    chosen_epoch: int | None = None
-    chosen_on: Sequence[Row] = ()
-    stopped: str | None = None
-    _losses: list[Tensor] = field(default_factory=list, init=False, repr=False)  # not fetched yet, as are the norms
-    _norms: list[Tensor] = field(default_factory=list, init=False, repr=False)
-    _clipped: Tensor | None = field(default=None, init=False, repr=False)
-
-    def note_norm(self, before: Tensor | None, after: Tensor | None) -> None:
-        """The norm of an update's gradients before clipping, where they are clipped; of the first update's, after it, too."""
-        if before is None:
-            self.gradient_norms.append(None)
-        else:
-            self._norms.append(before)
-        if after is not None:
-            self._clipped = after
-
-    def note_update(self, loss: Tensor, examples: Sequence[int]) -> None:
-        """An update was made, on these rows."""
-        self._losses.append(loss)
-        self.updates += 1
-        self.order = order_after(self.order, examples)
-
-    def fetch(self) -> None:
-        """Bring what updates left on the device to the host."""
-        self.losses += _fetched(self._losses)
-        self.gradient_norms += _fetched(self._norms)
-        self._losses, self._norms = [], []
-        if self._clipped is not None:
-            self.clipped_norm, self._clipped = float(self._clipped), None
+    losses: list[float] = field(default_factory=list)  # mean of an update, nats per target; those on the device are missing
+    learning_rates: list[float] = field(default_factory=list)  # the first parameter group's
+    group_rates: list[list[float]] = field(default_factory=list)  # of every parameter group
+    gradient_norms: list[float] = field(default_factory=list)  # total norm before clipping; empty if the recipe does not clip
+    clipped_norm: float | None = None  # the same after clipping, in the first update
+    skipped: list[int] = field(default_factory=list)  # updates that fp16 lost to an overflow: the schedule does not advance
+    order: str = ""  # a hash of the rows of each update, in order; equal orders have equal hashes
+    reached: frozenset[str] = frozenset()  # names of parameters that got a gradient
+    ledger: Ledger | None = None  # bytes of weights, gradients and optimizer state; None before the first update
+    first_step: dict[str, Any] = field(default_factory=dict)  # fields of `FirstStep`: before the first update, and of it
+    epoch_scores: list[float] = field(default_factory=list)  # validation score after each epoch, if the recipe has several
+    chosen_epoch: int | None = None  # whose weights were kept; None if there was nothing to choose
+    stopped: str | None = None  # why training ended early
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain values."""
-        self.fetch()
-        kept = {name: copy(getattr(self, name)) for name in KEPT}
-        return kept | {"reached": sorted(self.reached), "ledger": vars(self.ledger) if self.ledger else {}}
+        """All of it, as plain values."""
+        return asdict(self) | {"reached": sorted(self.reached)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what a checkpoint kept."""
-        for name in KEPT:
-            setattr(self, name, state[name])
-        self.reached = frozenset(state["reached"])
-        self.ledger = Ledger(**state["ledger"]) if state["ledger"] else None
-
-    def part(self, *, seconds: float, tokens: int) -> TrainingRecord:
-        """The record's part: what is told of a training that ended, and what its meter measured."""
-        self.fetch()
-        return TrainingRecord(
-            seconds=seconds,
-            tokens=tokens,
-            updates=self.updates,
-            precision=self.precision,
-            micro_batch=self.micro_batch,
-            fallbacks=list(self.fallbacks),
-            order=self.order,
-            losses=list(self.losses),
-            final_learning_rate=self.learning_rates[-1] if self.learning_rates else None,
-            gradient_norm=_finite(self.gradient_norms[0]) if self.gradient_norms else None,
-            clipped_norm=_finite(self.clipped_norm),
-            first_step=FirstStep(**self.first_step) if set(self.first_step) == set(FirstStep.__annotations__) else None,
-            epoch_scores=list(self.epoch_scores),
-            chosen_epoch=self.chosen_epoch,
-            stopped=self.stopped,
-        )
-
-
-def order_after(order: str, examples: Sequence[int]) -> str:
-    """The hash of an order of rows to which an update on these is added."""
-    return sha256(f"{order}{list(examples)}".encode()).hexdigest()[:16]
-
-
-def _fetched(tensors: Iterable[Tensor]) -> list[float]:
-    waiting = list(tensors)
-    values: list[float] = torch.stack(waiting).tolist() if waiting else []
-    return values
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
-CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
-Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
+        """Go on from a `state_dict`, in the precision of this device."""
+        ledger = Ledger(**state["ledger"]) if state["ledger"] else None
+        vars(self).update(state, precision=self.precision, reached=frozenset(state["reached"]), ledger=ledger)
 
 
 class Trainer:
@@ -178,12 +84,13 @@ class Trainer:
     Attributes:
         parameters: the model's, by name; `before` holds their checksums before training.
         stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
-        by_definition: AdamW beside the optimizer's first steps; None where something else moves weights, too.
+        adamw: AdamW beside the optimizer's first steps.
         log: what happened so far; `run` does not repeat updates that were made before it.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
-        last_group: the micro-batches of the last update, those of all ranks.
-        paused: whether it stopped after its first updates, as asked.
-        best: weights of the best epoch so far, in the host's memory; None where no epoch was scored yet.
+        optimizer: accelerate's, around the recipe's.
+        last_group: the micro-batches of the last update, of all ranks; `paused`: whether it stopped after its first updates.
+        best: weights of the best epoch so far, in the host's memory; None if no epoch was scored yet.
+        chosen_on: the rows whose score chose it.
     """
 
     def __init__(
@@ -217,24 +124,23 @@ class Trainer:
         self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
-        self.by_definition = AdamW(self.optimizer.optimizer, self.stepped) if self.stepper.steps_alone else None
+        self.optimizer = self.stepper.optimizer
+        alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
+        self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
         self.ddp_model = ranks.ddp_model(self.sharded_model)
         self.last_group: Sequence[Sequence[Feature]] = ()
         self.paused, self._end = False, self.total
         self.best: dict[str, Tensor] | None = None
+        self.chosen_on: Sequence[Row] = ()
         self._after_update = after_update
         self._first = FirstUpdates(cell, model, self.stepped)
         self._random_states: dict[str, Tensor] | None = None
+        self._on_device = defaultdict[str, list[Tensor]](list)  # values of the log's lists that were not fetched yet
 
     @property
     def total(self) -> int:
         """Updates in all."""
         return self.cell.recipe.planned_updates(len(self.features))
-
-    @property
-    def optimizer(self) -> Any:
-        """Accelerate's, around the recipe's."""
-        return self.stepper.optimizer
 
     @property
     def trained(self) -> list[Tensor]:
@@ -248,21 +154,23 @@ class Trainer:
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
 
-        Of `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
+        With `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
         """
         self._end = min(first_updates or self.total, self.total)
         hf.set_seed(self.ranks.seed(self.cell.profile.seed))  # dropout: the same whatever happened while the model was built
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
-        for epoch in range(max(0, self.log.updates - 1) // per_epoch, math.ceil(self.total / per_epoch)):
+        epochs = range(math.ceil(self.total / per_epoch))
+        for epoch in epochs[max(0, self.log.updates - 1) // per_epoch :]:
             with self.ranks.training(self.model, self.sharded_model):
                 self._train_epoch(epoch, epoch * per_epoch, progress)
             if self.log.stopped:
                 return self.part()
             if first_updates and self.log.updates == self._end:
                 self.paused = True
-                return replace(self.part(), order=self.planned_order())
+                rest = islice(chain.from_iterable(map(self.updates, epochs)), self.log.updates, self.total)
+                return replace(self.part(), order=reduce(order_after, rest, self.log.order))
             if validate and self.cell.recipe.num_train_epochs > 1 and len(self.log.epoch_scores) == epoch:
                 with self.meter.phase("validate"):
                     score, rows = validate()
@@ -274,14 +182,6 @@ class Trainer:
                 self.ranks.copy_to_sharded(self.model, self.sharded_model)
         return self.part()
 
-    def planned_order(self) -> str:
-        """The log's order of rows as it will be after the last update."""
-        order = self.log.order
-        epochs = range(math.ceil(self.total / self.cell.recipe.updates_per_epoch(len(self.features))))
-        for group in islice(chain.from_iterable(map(self.updates, epochs)), self.log.updates, self.total):
-            order = order_after(order, examples_of(group))
-        return order
-
     def not_run(self, reason: str) -> TrainingRecord:
         """The record's part of a training that must not begin, and why."""
         return replace(self.part(), stopped=reason)
@@ -289,18 +189,24 @@ class Trainer:
     def part(self) -> TrainingRecord:
         """The record's part of what was trained so far; tokens are those of all ranks, which must ask together."""
         self._fetch()
-        tokens = sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates)))
-        return self.log.part(seconds=self.meter.train_seconds(), tokens=tokens)
-
-    def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
-        """Train the rest of an epoch, which began after `before` updates."""
-        self.ddp_model.train()
-        for group in islice(self.updates(epoch), self.log.updates - before, self._end - before):
-            self.update(group)
-            self._look(progress)
-            if self.log.stopped:
-                return
-            self._after_update(self)
+        log = self.log
+        return TrainingRecord(
+            seconds=self.meter.train_seconds(),
+            tokens=sum(self.ranks.gathered(sum(update.tokens for update in self.meter.updates))),
+            updates=log.updates,
+            precision=log.precision,
+            micro_batch=log.micro_batch,
+            fallbacks=[*log.fallbacks],
+            order=log.order,
+            losses=[*log.losses],
+            final_learning_rate=log.learning_rates[-1] if log.learning_rates else None,
+            gradient_norm=jsonable(log.gradient_norms[0]) if log.gradient_norms else None,
+            clipped_norm=jsonable(log.clipped_norm),
+            first_step=FirstStep(**log.first_step) if set(log.first_step) == set(FirstStep.__annotations__) else None,
+            epoch_scores=[*log.epoch_scores],
+            chosen_epoch=log.chosen_epoch,
+            stopped=log.stopped,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next update depends on, and the log so far, as nested mappings of tensors and plain values."""
@@ -336,7 +242,7 @@ class Trainer:
     def update(self, group: Sequence[Sequence[Feature]]) -> Tensor:
         """One optimizer update on several micro-batches; return the mean loss over all their targets.
 
-        Where memory runs out, the same rows are cut into micro-batches of half the size, accumulated to the same update.
+        If memory runs out, the same rows are cut into micro-batches of half the size, accumulated to the same update.
         """
         while True:
             self.last_group = [piece for features in group for piece in chunks(features, self.log.micro_batch)]
@@ -346,7 +252,44 @@ class Trainer:
                 cause = str(error)
             self._halve(cause)  # out here, where the error no longer keeps the failed pass alive
 
+    def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
+        """The divisor of each micro-batch's summed loss: the targets of the whole update, over all ranks."""
+        count = sum(self.codec.targets(batch) for batch in batches)
+        return [self.ranks.total(count, self.meter.device)] * len(batches)
+
+    def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
+        """The loss and gradients that an update on these micro-batches would have; nothing is applied or kept.
+
+        Gradients are those of some parameters. If there are several ranks, all of them must ask.
+        """
+        self.optimizer.zero_grad()
+        own = self._own(group)
+        loss = self._backward([self.codec.collate(features) for features in own if features], len(own))
+        scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
+        stepped = [self.stepped[name] for name in names]
+        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in stepped]
+        self.optimizer.zero_grad()
+        return loss, gradients
+
+    def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
+        """Train the rest of an epoch, which began after `before` updates; stop at a loss that is not a number."""
+        self.ddp_model.train()
+        log = self.log
+        for group in islice(self.updates(epoch), log.updates - before, self._end - before):
+            self.update(group)
+            if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
+                self._fetch()
+                bad = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
+                if bad is not None:
+                    log.stopped = f"loss is {log.losses[bad]} at update {bad + 1} of {self.total}"
+                rate = self.meter.recent_rate(CHECK_EVERY, self.ranks.count)
+                progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate}")
+            if log.stopped:
+                return
+            self._after_update(self)
+
     def _halve(self, cause: str) -> None:
+        """Make micro-batches half as large. Raises InputError if they have one row, or if ranks share them."""
         size = self.log.micro_batch // 2
         where = f"update {self.log.updates + 1} of {self.total}"
         if self.ranks.count > 1:  # which may have summed some of their gradients already
@@ -362,81 +305,55 @@ class Trainer:
         free_memory(self.meter.device)
 
     def _step(self) -> Tensor:
-        own = self._own(self.last_group)
+        """The update on `last_group`. Raises DoesNotFit if memory runs out before the optimizer's step."""
+        log, own = self.log, self._own(self.last_group)
         with self.meter.update(samples=sum(map(len, own))) as update:
-            batches = self._collated(own)
+            batches = [self.codec.collate(features) for features in own if features]
             update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
             loss = self._backward(batches, len(own))
             try:
                 with fitting():
-                    self.log.note_norm(*self.stepper.clip(again=not self.log.updates))
-                    self._settle()
-                    if not self.log.updates:
-                        self.log.first_step |= self._first.gradients(self.meter.device)
-                    rates, scheduled = self._stepped()
+                    norm = self.stepper.clip()
+                    if norm is not None:
+                        self._on_device["gradient_norms"].append(norm)
+                    log.skipped += self.stepper.settle()
+                    if not log.updates:
+                        log.clipped_norm = None if norm is None else self.stepper.gradient_norm()
+                        log.first_step |= self._first.gradients(self.meter.device)
+                    self.adamw.before_step(log.updates)
+                    rates, scheduled = self.stepper.step(log.updates)
+                    self.adamw.after_step(log.updates)
             except DoesNotFit as error:  # activations are gone by now: fewer rows at once would not help
-                cause = f"in the optimizer's step of update {self.log.updates + 1} ({error})"
+                cause = f"in the optimizer's step of update {log.updates + 1} ({error})"
                 raise InputError(f"{self.cell.id} does not fit: memory runs out {cause}") from None
-            self.log.learning_rates.append(scheduled)
-            self.log.group_rates.append([*rates])
-            if not self.stepper.settles_late:
-                self._settle()
-            if self.log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
-                self.log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
+            log.learning_rates.append(scheduled)
+            log.group_rates.append(rates)
+            if not self.accelerator.scaler or self.stepper.acts_after_step:  # in fp16 the next update settles this one
+                log.skipped += self.stepper.settle()
+            if log.ledger is None:  # while gradients and optimizer state are in place; each update has the same bytes
+                log.reached = frozenset(name for name, p in self.stepped.items() if p.grad is not None)
                 gradients = tensor_bytes(p.grad for p in self.trained if p.grad is not None)
-                self.log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
+                log.ledger = ledger(self.sharded_model, self.optimizer, gradients)
             self.optimizer.zero_grad()
-        self.log.note_update(loss, examples_of(self.last_group))
-        if self.log.updates == min(MOVED, self._end):
-            self.log.first_step |= self._first.moved()
+        self._on_device["losses"].append(loss)
+        log.updates += 1
+        log.order = order_after(log.order, self.last_group)
+        if log.updates == min(MOVED, self._end):
+            log.first_step |= self._first.moved()
         return loss
-
-    def _stepped(self) -> tuple[list[float], float]:
-        """Step the optimizer, and AdamW by its definition beside the first steps; return rates as the stepper does."""
-        if self.by_definition is None or self.log.updates >= MOVED:
-            return self.stepper.step(self.log.updates)
-        self.by_definition.before_step(self.log.updates)
-        rates = self.stepper.step(self.log.updates)
-        self.by_definition.after_step(self.log.updates)
-        return rates
-
-    def _settle(self) -> None:
-        lost = self.stepper.settle()
-        if lost is not None:
-            self.log.skipped.append(lost)
 
     def _fetch(self) -> None:
         """Bring what updates left on the device to the host."""
-        self._settle()
-        self.log.fetch()
-
-    def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
-        """The divisor of each micro-batch's summed loss: the targets of the whole update, over all ranks."""
-        count = sum(self.codec.targets(batch) for batch in batches)
-        return [self.ranks.total(count, self.meter.device)] * len(batches)
-
-    def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
-        """The loss and gradients that an update on these micro-batches would have; nothing is applied or kept.
-
-        Gradients are those of some parameters. Where there are several ranks, all of them must ask.
-        """
-        self.optimizer.zero_grad()
-        own = self._own(group)
-        loss = self._backward(self._collated(own), len(own))
-        wanted = [self.stepped[name] for name in names]
-        scale = self.stepper.loss_scale.factor
-        gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in wanted]
-        self.optimizer.zero_grad()
-        return loss, gradients
+        self.log.skipped += self.stepper.settle()
+        for name, tensors in self._on_device.items():
+            getattr(self.log, name).extend(torch.stack(tensors).tolist())
+        self._on_device.clear()
 
     def _own(self, group: Sequence[Sequence[Feature]]) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update; smaller ones where memory ran out."""
+        """This rank's micro-batches of an update; smaller ones if memory ran out."""
         if self.ranks.count > 1 or self.log.micro_batch < self.cell.recipe.per_device_train_batch_size:
             return self.ranks.share(group, self.log.micro_batch)
         return group
-
-    def _collated(self, own: Sequence[Sequence[Feature]]) -> list[Batch]:
-        return [self.codec.collate(features) for features in own if features]
 
     def _backward(self, batches: Sequence[Batch], passes: int) -> Tensor:
         """Add the gradients of the update's mean loss, of all ranks' batches; return that loss."""
@@ -450,17 +367,14 @@ class Trainer:
                 self._penalize()
             for number, (batch, count) in enumerate(zip(batches, divisors, strict=True), 1):
                 with self.ranks.no_sync(self.ddp_model) if number < len(batches) else nullcontext():
-                    total += self._pass(batch, count)
+                    with self.accelerator.autocast():
+                        loss = self.codec.loss(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
+                    self.accelerator.backward(loss)
+                total += loss.detach()
+                del loss  # and its graph, whose room the next batch may need
             if self.ranks.count == 1:
                 self._penalize()
         return self.ranks.summed(total)
-
-    def _pass(self, batch: Batch, count: float | Tensor) -> Tensor:
-        """Add a batch's gradients; return its part of the loss without its graph, whose room the next batch may need."""
-        with self.accelerator.autocast():
-            loss = self.codec.loss(self.ddp_model, self.codec.placed(batch, self.meter.device)) / count
-        self.accelerator.backward(loss)
-        return loss.detach()
 
     def _penalize(self) -> None:
         """Add the gradients of the method's penalty, once over all ranks."""
@@ -468,29 +382,116 @@ class Trainer:
         if penalty is not None:
             self.accelerator.backward(penalty / self.ranks.count)
 
-    def _look(self, progress: Progress) -> None:
-        """Fetch the losses now and then: for the progress line, and to stop at one that is not a number."""
-        done = self.log.updates
-        if done % CHECK_EVERY and done != self._end:
-            return
-        self._fetch()
-        bad = next((i for i, loss in enumerate(self.log.losses) if not math.isfinite(loss)), None)
-        if bad is not None:
-            self.log.stopped = f"loss is {self.log.losses[bad]} at update {bad + 1} of {self.total}"
-        rate = self.meter.recent_rate(CHECK_EVERY, self.ranks.count)
-        progress.at(done, self.total, f"loss {self.log.losses[-1]:.3f}  {rate}")
-
     def _keep_better(self, score: float, rows: Sequence[Row]) -> None:
-        """Keep the epoch's weights where they score higher than those of every epoch before."""
+        """Keep the epoch's weights if they score higher than those of every epoch before."""
         best = self.best is None or score > max(self.log.epoch_scores)
         self.log.epoch_scores.append(score)
-        self.log.chosen_on = rows
+        self.chosen_on = rows
         if best:
             self.log.chosen_epoch = len(self.log.epoch_scores)
             # On the host: on the device it would stand in the peaks of all that follows.
             self.best = {n: p.detach().to("cpu", copy=True) for n, p in self.model.named_parameters() if p.requires_grad}
 
 
-def examples_of(group: Sequence[Sequence[Feature]]) -> list[int]:
-    """The rows of an update's micro-batches."""
-    return [feature.example for features in group for feature in features]
+def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
+    """The hash of an order of rows to which an update on these micro-batches is added."""
+    examples = [feature.example for features in group for feature in features]
+    return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
+
+
+class Stepper:
+    """Moves weights by gradients: clipping, the optimizer, fp16's loss scale, the schedule.
+
+    Whether fp16 lost a step only the device knows: a fused optimizer skips a step that overflows inside its kernel, and the
+    scale is lower afterwards. Asking for it (`get_scale`) would make the host wait at the end of every update, and the GPU
+    then wait for the host. So the answer travels to the host by itself, and is read when the next step is due: the GPU has a
+    whole forward and backward pass queued behind it by then, and never runs dry.
+
+    Attributes:
+        cell: whose method has something to do after a step.
+        optimizer: accelerate's, around the recipe's.
+    """
+
+    def __init__(self, cell: Cell, model: nn.Module, stepped: nn.Module, accelerator: Any, updates: int) -> None:
+        """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
+        self.cell, self._model, self._accelerator = cell, model, accelerator
+        optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
+        self._trained = [p for p in stepped.parameters() if p.requires_grad]
+        self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
+        self.optimizer = accelerator.prepare_optimizer(optimizer)
+        self._unsettled: list[int] = []  # the update of which is not known yet whether fp16 lost it
+        self._lost: Tensor | None = None
+        self._arrived: Any = None
+
+    def clip(self) -> Tensor | None:
+        """Clip the gradients; return their norm before, which stays on the device. None if the recipe does not clip."""
+        bound = self.cell.recipe.max_grad_norm
+        return None if bound is None else full_tensor(self._accelerator.clip_grad_norm_(self._trained, bound))
+
+    def gradient_norm(self) -> float:
+        """The norm of the gradients now."""
+        return float(full_tensor(nn.utils.get_total_norm([p.grad for p in self._trained if p.grad is not None])))
+
+    def step(self, update: int) -> tuple[list[float], float]:
+        """Step the optimizer in an update, counted from 0; return each group's rate in it, and the schedule's."""
+        if scaler := self._accelerator.scaler:
+            before = scaler._get_scale_async().clone()  # `get_scale` without waiting
+            self.optimizer.step()
+            lost = scaler._get_scale_async() < before
+            self._lost = lost.to("cpu", non_blocking=True)  # from a GPU into pinned memory
+            self._arrived = torch.cuda.current_stream().record_event() if lost.is_cuda else None
+        else:
+            self.optimizer.optimizer.step()  # accelerate's looks for another package on the disk each time
+        self._unsettled = [update]
+        return [float(group["lr"]) for group in self.optimizer.param_groups], self.schedule.get_last_lr()[0]
+
+    @property
+    def acts_after_step(self) -> bool:
+        """Whether the method does something after a step. It needs the gradients of that step, so it cannot wait."""
+        return type(self.cell.method).after_step is not Method.after_step
+
+    def settle(self) -> list[int]:
+        """Advance the schedule past the last update; if fp16 lost that, return it instead. Waits until the device knows."""
+        updates, self._unsettled = self._unsettled, []
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        if self._lost is not None and self._lost:
+            return updates
+        for update in updates:
+            self.cell.method.after_step(self._model, update)
+            self.schedule.step()
+        return []
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step depends on, beside weights."""
+        scaler, groups = self._accelerator.scaler, self.optimizer.param_groups
+        return {
+            "optimizer": self.optimizer.optimizer.state_dict()["state"],
+            "groups": {str(i): {k: v for k, v in group.items() if k != "params"} for i, group in enumerate(groups)},
+            "schedule": {k: v for k, v in self.schedule.state_dict().items() if k != "lr_lambdas"},  # functions
+            "scaler": scaler.state_dict() if scaler else {},
+            "method": self.cell.method.state_dict(self._model),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], ranks: Ranks) -> None:
+        """Take over a `state_dict`, of this rank."""
+        optimizer = self.optimizer.optimizer
+        groups = [group | state["groups"][str(i)] for i, group in enumerate(optimizer.state_dict()["param_groups"])]
+        stepped = [p for group in optimizer.param_groups for p in group["params"]]
+        # An optimizer knows a parameter by its number, which a file has as text, or as PEFT's LoRA-FA by a name.
+        kept = {int(key) if str(key).isdecimal() else key: entry for key, entry in state.get("optimizer", {}).items()}
+        moments = {
+            key: ranks.moments(entry, stepped[key]) if isinstance(key, int) else dict(entry) for key, entry in kept.items()
+        }
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        self.schedule.load_state_dict(self.schedule.state_dict() | state["schedule"])
+        if self._accelerator.scaler and state.get("scaler"):
+            self._accelerator.scaler.load_state_dict(state["scaler"])
+        self.cell.method.load_state_dict(self._model, state.get("method", {}))
+
+
+def make_schedule(optimizer: Any, cell: Cell, updates: int) -> Any:
+    """The recipe's schedule, counted in updates."""
+    recipe = cell.recipe
+    warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * updates)
+    return hf.get_scheduler(recipe.lr_scheduler_type, optimizer, num_warmup_steps=warmup, num_training_steps=updates)

@@ -1,13 +1,14 @@
 """Records made up for tests: those of a finished cell, with changes; with points for each row; and files of them."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
-from tunegrid.record import Record, new_record, plain, to_json
+from tunegrid.record import Record, jsonable, new_record, to_json
 from tunegrid.record.io import adapter
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples
@@ -170,6 +171,12 @@ def complete(cell_id="bert_sa_lora", **changes) -> Record:
     return adapter().validate_json(json.dumps(complete_json(cell_id, **changes)))
 
 
+def altered(record, place, value):
+    """A record, or a part of one, with another value in one place, as "training.losses"."""
+    name, _, rest = place.partition(".")
+    return replace(record, **{name: altered(getattr(record, name), rest, value) if rest else value})
+
+
 def begun(cell="bert_sa_lora", losses=(0.7, 0.5), training=MEASURED["training"], **changes) -> Record:
     """A record of a cell that made its first updates alone."""
     nothing = {"scores": {}, "bounds": {}, "evaluation": None, "examples": None}
@@ -191,7 +198,7 @@ def record_of(cell, points=None, seed=0, ids=None, **changes):
             ids=ids or [f"r{n}" for n in range(count)], points=points, predictions=[str(n % 2) for n in range(count)]
         )
         reference = vars(examples.write(by_row))
-        scores = {metric: plain(float(np.mean(values))) for metric, values in points.items()}
+        scores = {metric: jsonable(float(np.mean(values))) for metric, values in points.items()}
     task = next(task for task in TASKS if task.id == cell.split("_")[1])
     scores = {metric: 90.0 for metric in task.bounded_scores} | scores
     rows = MEASURED["data"]["rows"] | ({"test": count} if reference else {})

@@ -15,7 +15,7 @@ from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.meter import Meter
+from tunegrid.run.prepare import prepare
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE
 from tunegrid.run.train import Trainer
@@ -67,10 +67,8 @@ def trainer_of(cell_id: str, rows, codec=None, ranks=ALONE, after_update=lambda 
 def trainer_for(cell: Cell, rows, codec=None, ranks=ALONE, after_update=lambda trainer: None) -> Trainer:
     """The same for a cell of any grid."""
     torch.set_num_threads(1)
-    tokenizer = load_tokenizer(cell)
-    codec = (codec or codec_of)(cell, tokenizer)
-    features = codec.encode(rows, training=True)
-    return Trainer(cell, build(cell, tokenizer, CPU), codec, features, Meter(device=CPU), ranks, after_update)
+    own = codec and codec(cell, load_tokenizer(cell))
+    return prepare(cell, rows, CPU, codec=own, ranks=ranks, after_update=after_update)
 
 
 def evidence_from(trainer: Trainer, run: bool = False, **more) -> Evidence:

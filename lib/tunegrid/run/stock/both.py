@@ -17,10 +17,10 @@ from tunegrid.data.sources import Row
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.tasks import Problem
 from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.meter import Meter
+from tunegrid.run.prepare import prepare
 from tunegrid.run.stock.course import Course, trained, trainer_of
 from tunegrid.run.stock.known import causal, known_of
-from tunegrid.run.stock.oracle import OracleTrainer, Replayed, oracle_codec, with_biases_undecayed
+from tunegrid.run.stock.oracle import Replayed, oracle_codec, with_biases_undecayed, with_known_divisors
 from tunegrid.run.stock.start import KEPT, Start, encoded, stock_model, write_start
 
 BATCHES = 4.5  # of an epoch: the last one has half as many rows
@@ -192,8 +192,8 @@ class Both:
         cell = replace(self.cell, recipe=recipe)
         if "biases_by_name" in self.known:
             cell = replace(cell, method=with_biases_undecayed(cell.method))
-        trainer = OracleTrainer(cell, self.ours(), self.codec, self.features, Meter(device=self.device))
-        trainer.known = self.known
+        prepared = prepare(cell, self.rows, self.device, codec=self.codec, model=self.ours())
+        trainer = with_known_divisors(prepared, self.known)
         trainer.model.train()
         groups, ours = self.groups(course, accumulation), Ours()
         names = [name for name, p in trainer.stepped.items() if p.requires_grad]

@@ -123,23 +123,20 @@ def oracle_codec(cell: Cell, tokenizer: Any, known: Known) -> Replayed:
     return codec
 
 
-class OracleTrainer(Trainer):
-    """Our loop on the stock path's batches.
+def with_known_divisors(trainer: Trainer, known: Known) -> Trainer:
+    """The trainer; `batches_add_up`, `batches_weigh_alike`: of the batches' own means, it takes the sum or the mean."""
+    own = trainer.divisors
 
-    Attributes:
-        known: ids of the differences that are reckoned with.
-    """
-
-    known: Known = frozenset()
-
-    def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
-        """The same; `batches_add_up`, `batches_weigh_alike`: of the batches' own means, they take the sum or the mean."""
-        counts = [self.codec.targets(batch) for batch in batches]
-        if "batches_add_up" in self.known:
+    def divisors(batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
+        counts = [trainer.codec.targets(batch) for batch in batches]
+        if "batches_add_up" in known:
             return counts
-        if "batches_weigh_alike" in self.known:
+        if "batches_weigh_alike" in known:
             return [count * len(batches) for count in counts]
-        return super().divisors(batches)
+        return own(batches)
+
+    trainer.divisors = divisors  # type: ignore[method-assign]
+    return trainer
 
 
 def with_biases_undecayed(method: Method) -> Method:

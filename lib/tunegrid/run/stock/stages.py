@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tunegrid.codecs.base import IGNORED
 from tunegrid.record.stock import STOCK_STAGES, StockRecord, StockStage
-from tunegrid.run.first_step import digest, digest_of
+from tunegrid.run.first_updates import digest, digest_of
 from tunegrid.run.stock.both import ACCUMULATED, CHECKPOINT, Both
 from tunegrid.run.stock.course import collator_of
 from tunegrid.run.stock.known import (

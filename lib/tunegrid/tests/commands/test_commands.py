@@ -99,7 +99,7 @@ NO_RUN = (
     ('{"benchmarks": [{"na', "is not a complete pytest-benchmark JSON"),
     ("[]", "is not a complete pytest-benchmark JSON"),
     ('{"benchmarks": []}', "holds no cells"),
-    (json.dumps(OLDER), "schema version 1 is older than 4"),
+    (json.dumps(OLDER), "reads schema version 4, not 1"),
 )
 
 

@@ -73,7 +73,7 @@ def test_a_record_without_its_rows_is_named_and_a_run_of_such_or_another_format_
     assert export.main([str(mixed), "--rows", "-o", str(tmp_path / "rows.csv")]) == 0
     output = capsys.readouterr()
     assert output.err == f"{mixed}: t5_sa_sft, seed 0, has no test rows beside it in examples/\n"
-    assert output.out.endswith("rows.csv: 40 rows of 17 columns\n")
+    assert output.out.endswith("rows.csv: 40 rows of 16 columns\n")
     said = refusal(capsys, export.main, run_file(tmp_path / "gone.json", [gone]), "--rows", "-o", tmp_path / "none.csv")
     assert "none of these runs has its test rows beside it" in said
     with pytest.raises(InputError, match=r"give a name that ends in \.parquet or \.csv"):

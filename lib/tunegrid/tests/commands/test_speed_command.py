@@ -11,7 +11,7 @@ from tunegrid import ROOT
 from tunegrid.commands import speed, upgrade
 from tunegrid.commands.sides import Side
 from tunegrid.errors import InputError
-from tunegrid.run.turn import MARK
+from tunegrid.run.paired_timing import MARK
 from tunegrid.tests.outputs import refusal
 
 LIBRARIES = {"python": "3.11", "torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.0", "accelerate": "1.14.0"}
@@ -112,7 +112,10 @@ def test_the_default_cells_have_every_two_of_backbone_task_and_method_once():
 def test_a_cell_that_does_not_exist_or_fails_and_what_is_no_environment_are_one_sentence(python, tmp_path, capsys):
     assert "bert_sa_nothing" in refusal(capsys, speed.main, python("old"), python("new"), "--cells=bert_sa_nothing")
     said = refusal(capsys, speed.main, python("old"), python("new", broken=("bert_sa_lora",)), "--cells=bert_sa_lora")
-    assert f"`{tmp_path / 'new'} -m tunegrid.run.turn bert_sa_lora cpu` fails, so leave the cell out of --cells: KeyEr" in said
+    assert (
+        f"`{tmp_path / 'new'} -m tunegrid.run.paired_timing bert_sa_lora cpu` fails, so leave the cell out of --cells: KeyEr"
+        in said
+    )
     with pytest.raises(InputError, match="is no virtual environment and no Python"):
         speed.python_in(tmp_path)
     before = shutil.copy(ROOT / "reports" / "baselines" / "quick-cpu.json", tmp_path / "before.json")

@@ -18,8 +18,7 @@ from tunegrid.grid.recipes import Schedule
 from tunegrid.grid.zoo import METHODS
 from tunegrid.run.build import build, load_tokenizer
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.stepper import make_schedule
-from tunegrid.run.train import Trainer
+from tunegrid.run.train import Trainer, make_schedule
 from tunegrid.tests.small import CPU, cell_of, rows_of, silent, trainer_for
 
 REVIEWS = rows_of("amazon_polarity/train")[:16]
@@ -108,7 +107,7 @@ def test_adalora_resumes_with_the_importance_it_had_measured(tmp_path):
     cut, resumed = (trainer_with(method, max_steps=5) for _ in range(2))
     for group in islice(cut.updates(0), 2):
         cut.update(group)
-    file = Checkpoints(path=tmp_path / "state.safetensors", every_seconds=0.0, resume=True)
+    file = Checkpoints(path=tmp_path / "state.pt", every_seconds=0.0, resume=True)
     file.save_if_due(cut)
     file.restore(resumed)
     allocators = [trainer.model.base_model.rankallocator for trainer in (cut, resumed)]

@@ -2,7 +2,6 @@
 
 import json
 import tomllib
-from dataclasses import replace
 
 import pytest
 from scipy.special import ndtri
@@ -16,7 +15,7 @@ from tunegrid.lab.grid_runs import GridRun, LabSessions, OtherLabSession
 from tunegrid.results.bounds import Calibration, bound_of, noise_toml, thresholds_toml
 from tunegrid.results.noise import Deviation, load_noise
 from tunegrid.results.thresholds import load_bounds
-from tunegrid.tests.records import complete, saved, seeds_as
+from tunegrid.tests.records import altered, complete, saved, seeds_as
 
 MANY = 1e6  # degrees of freedom: Student's t is normal
 
@@ -57,7 +56,7 @@ def grid(seed, score=90.0, draw=None):
             main_score=task.main_score,
             seeds=seeds_as(seed, draw),
         )
-        records[cell] = replace(record, data=replace(record.data, rows=replace(record.data.rows, test=500)))
+        records[cell] = altered(record, "data.rows", record.data.rows | {"test": 500})
     return records
 
 

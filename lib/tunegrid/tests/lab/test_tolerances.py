@@ -24,7 +24,7 @@ from tunegrid.lab.tolerances import (
 )
 from tunegrid.record import to_json
 from tunegrid.results.numerics import TOLERANCES, load_tolerances
-from tunegrid.tests.records import complete, seeds_as
+from tunegrid.tests.records import altered, complete, seeds_as
 
 LOSSES = [0.75, 0.5, 0.25]
 
@@ -97,8 +97,7 @@ def record(cell="bert_sa_lora", seed=0, draw=None, by=0.0):
 
 
 def test_two_trainings_lie_apart_by_all_figures_of_numerics():
-    old, new = record(), record(by=0.125)
-    new.training.first_step = replace(new.training.first_step, decoded=5e-6)
+    old, new = record(), altered(record(by=0.125), "training.first_step.decoded", 5e-6)
     found = apart(old, new)
     assert (found.cell, found.kind) == ("bert_sa_lora", "fp32")
     assert found.figures["first"] == 0.125
@@ -106,8 +105,8 @@ def test_two_trainings_lie_apart_by_all_figures_of_numerics():
     assert found.figures["curve"] == pytest.approx(0.125 / 3 / 0.5)  # three updates are one mean; the mean loss is 0.5
     of_modules = {"module_outputs", "module_gradients"}  # only where the sessions kept their files
     assert found.figures.keys() | {"moved_alone"} | of_modules == FLOORS.keys()
-    new.training.first_step = replace(new.training.first_step, decoded=None)  # no model searched
-    assert "decoded" not in apart(old, new).figures
+    none = altered(new, "training.first_step.decoded", None)  # no model searched
+    assert "decoded" not in apart(old, none).figures
 
 
 def test_what_calibrates_nothing_is_refused():

@@ -4,21 +4,21 @@ import re
 from dataclasses import replace
 from statistics import fmean
 
-import numpy as np
 import pytest
 
-from fixtures import pipeline
+from fixtures.record import in_words
 from tunegrid import ROOT
 from tunegrid.commands import page as command
 from tunegrid.grid.cells import STUDY_IDS
+from tunegrid.instruments import tidy
 from tunegrid.page import charts, render
 from tunegrid.page.charts import Dot, Look, Looks
 from tunegrid.page.runs import of_profile, read_page_run
 from tunegrid.page.verdict import begun, minus
 from tunegrid.page.view import AXES, page_of
 from tunegrid.record import from_json, to_json
+from tunegrid.record.parts import Figure, InstrumentRecord
 from tunegrid.results import compare, examples
-from tunegrid.results.calibration import Forecasts, calibration
 from tunegrid.results.compare import SECONDS, TENSORS, TRAINED
 from tunegrid.results.examples import Examples, Texts
 from tunegrid.results.files import read_list
@@ -252,7 +252,7 @@ def test_text_of_data_sets_is_escaped_and_cut(tmp_path):
 
 def test_what_should_have_been_answered_in_words():
     spans = {"text": ["in May", "May", "in May"], "answer_start": [3, 6, 3]}
-    said = [pipeline.in_words(1, ("negative", "positive")), pipeline.in_words(spans, ()), pipeline.in_words("a summary", ())]
+    said = [in_words(1, ("negative", "positive")), in_words(spans, ()), in_words("a summary", ())]
     assert said == ["positive", "in May | May", "a summary"]
 
 
@@ -332,25 +332,19 @@ def test_curves_share_a_scale_ticks_are_round_and_bars_follow_each_other():
     assert len(charts.thinned([0.5] * 100_000)) <= 120
 
 
-def test_a_reliability_diagram_and_its_figures_are_shown_where_confidence_is_known():
-    hits = np.array([1.0] * 30 + [0.0] * 10)
-    rows = Forecasts(confidences=np.array([0.95] * 40), hits=hits)
-    plain = record_of(right=30)
-    kept = replace(
-        examples.read(plain, None), points={"accuracy": (100 * hits).tolist()}, confidences=rows.confidences.tolist()
-    )
-    part = calibration("accuracy", lambda temperature: rows, None)
-    page = page_of(run_of([replace(plain, examples=examples.write(kept), calibration=part), record_of("t5_sum_sft")]))
-    [line] = page.calibration
-    assert (line.cell, line.confidence, line.hits) == ("bert_sa_lora", pytest.approx(95), 75.0)
-    assert line.ece == pytest.approx(20)  # 95 % sure, 75 % right
-    [dot] = page.cells[1].diagram.dots
-    assert dot[:2] == (page.cells[1].diagram.x(0.95), page.cells[1].diagram.y(0.75))
-    assert dot[-1] == "40 rows: confidence 95%, hits 75%"
-    text = text_of(page)
-    assert "bert_sa_lora  95.0  75.0  20.0" in re.sub(r"\s*\n\s*", " ", text).replace("   ", "  ")
-    assert page.cells[0].diagram is None
-    assert "Calibration" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
+def test_what_instruments_measured_has_a_table_each_and_a_reason_where_nothing_was():
+    frame = tidy("loss", [1.0, 2.0], part="a", row=["x", "y"]).assign(instrument="own")
+    refused = tidy("", float("nan"), note="no such base").assign(instrument="own")
+    part = {"question": "why?", "figures": {"loss": Figure(shown=".2f")}}
+    records = [
+        replace(record_of(cell), instruments={"own": InstrumentRecord(**part, file=examples.write_figures(own))})
+        for cell, own in (("bert_sa_lora", frame), ("t5_sum_sft", refused))
+    ]
+    page = page_of(run_of(records))
+    [table] = page.figures
+    assert (table.heading, table.notes) == ("own: why?", ["not asked, t5_sum_sft: no such base"])
+    assert re.search(r"bert_sa_lora\s+a\s+1.50 \(1.00 2.00\)", text_of(page))
+    assert "Instruments" not in text_of(page_of(run_of([record_of("t5_sum_sft")])))
 
 
 # Size and bad input

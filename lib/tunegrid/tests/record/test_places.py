@@ -12,9 +12,9 @@ from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.page.render import html
 from tunegrid.page.view import page_of
-from tunegrid.places import without_places
 from tunegrid.record import to_json
 from tunegrid.results import examples
+from tunegrid.terminal import without_places
 from tunegrid.tests.pages import record_of, run_of
 from tunegrid.tests.records import complete
 

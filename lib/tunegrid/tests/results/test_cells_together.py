@@ -8,7 +8,7 @@ from tunegrid.record import AuditFinding
 from tunegrid.results.alike import unlike
 from tunegrid.results.status import cross_cell_audits
 from tunegrid.results.study import STUDY, findings
-from tunegrid.tests.records import MEASURED, complete
+from tunegrid.tests.records import MEASURED, altered, complete
 
 
 def cell(name, score, losses=(0.5,), **changes):
@@ -76,10 +76,10 @@ def test_methods_that_are_not_like_for_like_say_in_what():
     assert unlike({"bert_sa_lora": one, "bert_sa_sft": other}) == [
         "bert_sa_lora and bert_sa_sft: bert_sa_lora adapts its head alone"
     ]
-    one.recipe = replace(one.recipe, adapter=one.recipe.adapter | {"target_modules": ["fc1", "fc2", "query"]})
+    adapter = one.recipe.adapter | {"target_modules": ["fc1", "fc2", "query"]}
+    one = replace(one, recipe=replace(one.recipe, adapter=adapter))
     assert unlike({"bert_sa_lora": one, "bert_sa_sft": other}) == []  # not every adapter is on the head
-    longer = cell("t5_sa_sft", 2.0)
-    longer.training.updates = 9
+    longer = altered(cell("t5_sa_sft", 2.0), "training.updates", 9)
     assert unlike({"t5_sa_lora": cell("t5_sa_lora", 1.0), "t5_sa_sft": longer}) == ["t5_sa_lora and t5_sa_sft: updates"]
 
 

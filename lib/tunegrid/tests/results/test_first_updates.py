@@ -19,7 +19,7 @@ from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import compared, load_tolerances
 from tunegrid.results.outcomes import FAILED_BY
 from tunegrid.results.status import Extent, with_status
-from tunegrid.tests.records import begun, complete, run_file, seeds_as
+from tunegrid.tests.records import altered, begun, complete, run_file, seeds_as
 
 LOSSES = [0.7, 0.5, 0.4, 0.3]
 
@@ -132,7 +132,7 @@ def test_a_changed_cell_without_scores_cannot_be_told_and_fails_where_numerics_c
 def test_a_cell_that_trained_on_is_judged_as_any_cell(points, weights, word, code):
     old = [whole("bert_sa_lora"), whole("bert_sa_sft")]
     trained = whole("bert_sa_sft", [0.7, 0.6, 0.4, 0.3], scores={"accuracy": points, "f1_macro": points}, bounds={})
-    trained.memory.ledger.weights_bytes = weights
+    trained = altered(trained, "memory.ledger.weights_bytes", weights)
     judged, answer = answered(old, [begun("bert_sa_lora"), trained])
     assert f"2 cells: 1 equal by its first 2 updates; 1 changed and trained to the end: {word}." in answer.sentences
     assert answer.exit_code == code

@@ -96,8 +96,8 @@ def test_more_cells_make_each_verdict_stricter():
 
 @pytest.mark.parametrize("score", [None, float("nan")])
 def test_a_score_that_is_no_number_is_worse_than_one_that_is(score):
-    old, new = record_of("t5_qa_sft"), record_of("t5_qa_sft")
-    new.scores = {"exact_match": 60.0, "f1": score}
+    old = record_of("t5_qa_sft")
+    new = replace(old, scores={"exact_match": 60.0, "f1": score})
     assert judged(old, new)["f1"].verdict is Verdict.WORSE
     assert judged(new, old)["f1"].verdict in (Verdict.CANNOT_TELL, Verdict.WORSE)
 
@@ -244,7 +244,7 @@ def test_a_report_is_a_row_a_cell_and_the_answer():
     assert f"worse: bert_sa_lora accuracy -3.91 points ({evidence})" in text
     assert text.splitlines()[:2] == [
         "cell            main score change 95 % interval   p      sees  "
-        "numerics     quality      memory       speed        calibration",
+        "numerics     quality      memory       speed        instruments",
         "bert_sa_lora    accuracy   -3.9   -5.7 to -2.3    0.000  2.9   changed      worse        same         same         -",
     ]
     assert as_markdown(report).startswith("**Failed against the baseline: 1 cell worse (bert_sa_lora accuracy).**\n\nCause: ")

@@ -19,7 +19,7 @@ from tunegrid.results.modules import (
     share,
 )
 from tunegrid.results.numerics import Pair, compared
-from tunegrid.tests.records import complete
+from tunegrid.tests.records import altered, complete
 
 BOUND = 1e-4
 EQUAL = (10.0, 1.0, 2.0, 3.0)  # a norm and three projections
@@ -169,9 +169,7 @@ def test_gradients_without_digits_weights_held_elsewhere_and_modules_of_one_side
 
 
 def record_with(file):
-    record = complete("bert_sa_sft")
-    record.training.first_step = replace(record.training.first_step, modules=file)
-    return record
+    return altered(complete("bert_sa_sft"), "training.first_step.modules", file)
 
 
 # What the gate says
@@ -191,8 +189,7 @@ LATER_LOSS = "the loss before training is 0.8, it was 0.7"
 def written(moved=None, phase="forward", **figures):
     """A record with figures of modules, and with these figures of its first step."""
     record = record_with(examples.write_modules(model(moved, phase=phase)))
-    record.training.first_step = replace(record.training.first_step, **figures)
-    return record
+    return altered(record, "training.first_step", replace(record.training.first_step, **figures))
 
 
 def said(old, new, runs=(None, None)):

@@ -50,7 +50,7 @@ def test_a_release_that_is_none_is_bisected_by_commits_and_another_build_or_a_do
 
 def test_a_cell_is_run_again_with_its_marker_and_its_name_is_no_command_of_a_shell():
     assert command_of(replace(record(), cell="t5base_sa_lora", profile="full")).startswith("pytest -m 'full and larger' -n 0 ")
-    assert command_of(replace(record(), forgetting="a part")).startswith("pytest -m 'forgetting and quick' ")
+    assert command_of(replace(record(), instruments={"merges": "a part"})).endswith(" --ask merges")
     assert command_of(replace(record(3), cell="$(rm -r x)")) == "pytest -m quick -n 0 --cells '$(rm -r x)' --seeds 3"
     assert about_worse([judgement("accuracy")], [record()], [record()]) == FLIPS
     assert about_worse([judgement("weights_bytes")], [record()], [record()]) == COSTS

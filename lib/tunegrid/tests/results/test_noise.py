@@ -134,7 +134,7 @@ def test_a_collapse_counts_for_its_kind_most_and_for_all_a_little():
 
 def test_noise_holds_for_its_profile_and_test_set_only_and_no_file_is_none(tmp_path):
     record = complete("bert_qa_lora")
-    noise = Noise(profile="quick", rows={"qa": record.data.rows.test}, measured={"seeds": cells_of("qa", [4.0] * 9)})
+    noise = Noise(profile="quick", rows={"qa": record.data.rows["test"]}, measured={"seeds": cells_of("qa", [4.0] * 9)})
     assert noise.of("seeds", record, "f1").sd == pytest.approx(4.0, rel=0.3)
     assert noise.of("seeds", replace(record, cell="bert_qa_dora"), "f1").sd == pytest.approx(4.0, rel=0.5)
     assert noise.of("seeds", replace(record, cell="roberta_qa_lora"), "f1") is None

@@ -2,7 +2,6 @@
 
 import tomllib
 from dataclasses import replace
-from functools import reduce
 
 import pytest
 
@@ -12,7 +11,7 @@ from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import TOLERANCES as TOLERANCES_FILE
 from tunegrid.results.numerics import arithmetic, compared, furthest_apart, load_tolerances, pair_of, same_course, tolerance_of
 from tunegrid.results.outcomes import failing
-from tunegrid.tests.records import complete, run_file
+from tunegrid.tests.records import altered, complete, run_file
 
 BY_GROUP = {"curve": 1e-3, "weights": 1e-4, "probe_gradients": 1e-3, "gradients": 1e-3, "moved": 1e-2, "moved_alone": 1e-3}
 TOLERANCES = {
@@ -27,8 +26,7 @@ LOSSES = [0.7, 0.5, 0.4, 0.3]
 def record(losses=LOSSES, cell="bert_sa_sft", **changes):
     """A finished record with these losses; `changes` are fields of its training."""
     made = complete(cell)
-    made.training = type(made.training)(**(vars(made.training) | {"losses": list(losses), "updates": len(losses)} | changes))
-    return made
+    return replace(made, training=replace(made.training, **{"losses": list(losses), "updates": len(losses)} | changes))
 
 
 def moved(index, gap):
@@ -56,8 +54,7 @@ def test_the_first_stage_that_changed_is_named(losses, verdict, words):
 def with_step(cell="bert_sa_sft", **figures):
     """A record whose first step has these figures in place of the complete one's."""
     made = record(cell=cell)
-    made.training.first_step = replace(made.training.first_step, **figures)
-    return made
+    return altered(made, "training.first_step", replace(made.training.first_step, **figures))
 
 
 ATTENTION = "layer 0 attention"  # as in `complete`
@@ -103,11 +100,11 @@ def test_figures_of_the_first_step_name_the_stage(figures, words):
 def test_libraries_that_differ_are_named_whatever_the_verdict():
     old, new = record(), record(moved(0, 1.1e-6))
     assert compared(old, replace(old, libraries={}), TOLERANCES)[1] == "all losses are equal"  # an older file does not know
-    new.libraries = old.libraries | {"peft": "0" * 16, "torch": "1" * 16}
-    new.versions = old.versions | {"torch": "9"}
+    known = {"peft": "0" * 16, "torch": "1" * 16}
+    new = replace(new, libraries=old.libraries | known, versions=old.versions | {"torch": "9"})
     libraries = f"with torch 9, it was {old.versions['torch']}; peft {old.versions['peft']} of other code"
     assert compared(old, new, TOLERANCES)[1].endswith(f" is 0.700001, it was 0.7; {libraries}")
-    new.training = old.training
+    new = replace(new, training=old.training)
     assert compared(old, new, TOLERANCES) == (Verdict.EQUAL, f"all losses are equal; {libraries}")
 
 
@@ -195,14 +192,6 @@ HALF = [0.5] * 20
 RECIPE = complete("bert_sa_sft").recipe
 
 
-def altered(place, value, losses=HALF):
-    """A record with another value in one place."""
-    made = record(losses)
-    *parents, name = place.split(".")
-    setattr(reduce(getattr, parents, made), name, value)
-    return made
-
-
 @pytest.mark.parametrize(
     ("place", "value", "same"),
     [
@@ -221,12 +210,11 @@ def altered(place, value, losses=HALF):
     ],
 )
 def test_runs_are_of_one_training_where_everything_but_rounding_is_equal_to_the_last_update(place, value, same):
-    assert same_course(record(HALF), altered(place, value), TOLERANCES) is same
+    assert same_course(record(HALF), altered(record(HALF), place, value), TOLERANCES) is same
 
 
 def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training_and_some_cells_have_their_own():
-    unknown, without_order = record(), record(order="")
-    unknown.seeds.seed = None
+    unknown, without_order = altered(record(), "seeds.seed", None), record(order="")
     assert not same_course(unknown, unknown, TOLERANCES)
     assert not same_course(without_order, without_order, TOLERANCES)
     assert not same_course(record(), record(), {})
@@ -237,8 +225,7 @@ def test_without_a_seed_an_order_or_a_tolerance_no_runs_are_of_one_training_and_
 
 
 def test_equal_losses_with_other_predictions_are_the_evaluations_doing():
-    old, new = record(), record()
-    old.examples.file, new.examples.file = "0" * 16 + ".parquet", "1" * 16 + ".parquet"
+    old, new = (altered(record(), "examples.file", digit * 16 + ".parquet") for digit in "01")
     assert compared(old, new, TOLERANCES) == (
         Verdict.CHANGED,
         "evaluation: all losses are equal, predictions or their points are not",
@@ -259,9 +246,8 @@ BERTSCORES = {"rougeLsum": 80.0, "bertscore_f1": 90.0}
     ],
 )
 def test_a_score_that_a_model_computes_may_round(scores, verdict):
-    old, new = record(), record()
-    old.examples.file, new.examples.file = "0" * 16 + ".parquet", "1" * 16 + ".parquet"
-    old.scores, new.scores = dict(BERTSCORES), BERTSCORES | scores
+    old, new = (altered(record(), "examples.file", digit * 16 + ".parquet") for digit in "01")
+    old, new = replace(old, scores=BERTSCORES), replace(new, scores=BERTSCORES | scores)
     assert compared(old, new, TOLERANCES)[0] is verdict
 
 
@@ -276,7 +262,7 @@ def test_a_score_that_a_model_computes_may_round(scores, verdict):
     ],
 )
 def test_what_cannot_be_held_to_each_other_says_why(place, value, reason):
-    assert compared(record(), altered(place, value, LOSSES), TOLERANCES) == (Verdict.NOT_COMPARABLE, reason)
+    assert compared(record(), altered(record(), place, value), TOLERANCES) == (Verdict.NOT_COMPARABLE, reason)
 
 
 def evidence_on(change):
@@ -315,10 +301,9 @@ def test_the_gate_fails_by_numerics_only_where_asked_and_never_by_a_resident_set
     assert numerics.verdict is Verdict.CHANGED
     assert failing(judgements, ("quality", "memory")) == []
     assert failing(judgements, ("numerics",)) == [numerics]
-    new = record()
-    new.memory.ledger.gradients_bytes -= 1
-    for phase in new.memory.phases.values():
-        phase.rss_peak_gib *= 9
+    new = altered(record(), "memory.ledger.gradients_bytes", record().memory.ledger.gradients_bytes - 1)
+    grown = {name: replace(phase, rss_peak_gib=9 * phase.rss_peak_gib) for name, phase in new.memory.phases.items()}
+    new = altered(new, "memory.phases", grown)
     verdicts = {judgement.quantity: judgement.verdict for judgement in judged(new)}
     assert verdicts["gradients_bytes"] is Verdict.CHANGED
     assert verdicts["rss_peak_gib"] is Verdict.WORSE
@@ -358,9 +343,7 @@ def test_the_gate_says_what_its_verdicts_on_numerics_rest_on_and_how_far_runs_li
 
 def test_of_several_seeds_one_that_changed_is_told_and_fails_where_numerics_count(capsys, tmp_path):
     def seeded(seed, **changes):
-        made = record(**changes)
-        made.seeds.seed = seed
-        return made
+        return altered(record(**changes), "seeds.seed", seed)
 
     old = str(run_file(tmp_path / "old.json", [seeded(0), seeded(1)]))
     new = str(run_file(tmp_path / "new.json", [seeded(0), seeded(1, order="f" * 16)]))

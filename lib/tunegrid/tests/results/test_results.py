@@ -148,6 +148,7 @@ def test_a_saved_runs_records_are_found_by_cell_and_profile(tmp_path):
 
 
 WITH_EXAMPLES = """
+from dataclasses import replace
 import pytest
 from fixtures.session import session_of
 from tunegrid.results.examples import Examples, write
@@ -157,8 +158,8 @@ def test_cell(request, profile, backbone, task, method, seed, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     from tunegrid.record import new_record
     run = session_of(request.config).run_of(request.node)
-    run.record = new_record(run.cell)
-    run.record.examples = write(Examples(ids=["a"], points={"accuracy": [100.0]}, predictions=["1"]))
+    examples = write(Examples(ids=["a"], points={"accuracy": [100.0]}, predictions=["1"]))
+    run.record = replace(new_record(run.cell), examples=examples)
 """
 
 

@@ -9,10 +9,10 @@ from tunegrid.record.checks import contradictions
 from tunegrid.record.stock import StockRecord, StockStage
 from tunegrid.results.answer import State, answer_of
 from tunegrid.results.gate import Run, gate
-from tunegrid.results.instruments import compared_paths
 from tunegrid.results.judgements import Verdict
 from tunegrid.results.numerics import load_tolerances
 from tunegrid.results.outcomes import kinds_of
+from tunegrid.results.stock_path import compared_paths
 from tunegrid.tests.records import CELLS, complete
 
 STAGES = {
@@ -82,15 +82,13 @@ def test_a_path_that_parts_from_ours_says_how_and_did_not_pass():
     assert verdict(differs=differs, labels=StockStage(digest=None), **gone)[1] == (
         "labels: the collator counts 312 labels, ours 290 (batch 1); it did not differ from ours before"
     )
-    other = path()
-    other.seeds = replace(other.seeds, seed=1)
+    other = replace(path(), seeds=replace(path().seeds, seed=1))
     assert compared_paths(path(), other, load_tolerances()) == (Verdict.NOT_COMPARABLE, "no run of the same seed")
     judgements = judged(path(order=StockStage(digest="0" * 16)))
     assert [(j.quantity, j.kind, j.verdict) for j in judgements] == [("stock", "numerics", Verdict.CHANGED)]
     answer = answer_of([path(differs="rates: the rate of update 1 is 0.5, ours is 0")])
     assert answer.sentences[0] == "Failed: the one cell differed from ours at the stage rates."
-    record = path(differs="rates: others")
-    record.status, record.missed = "passed", []
+    record = replace(path(differs="rates: others"), status="passed", missed=[])
     assert list(contradictions(record)) == ["stock.differs says 'rates: others', but the status is 'passed'"]
 
 

@@ -25,10 +25,8 @@ BROKEN = [{"name": "base_frozen", "passed": False, "detail": "3 tensors changed"
 def test_cell(request, profile, backbone, task, method, seed, benchmark):
     benchmark.pedantic(sum, args=([1, 2],), rounds=1)
     run = session_of(request.config).run_of(request.node)
-    run.record = complete(run.cell.id, scores={"accuracy": SCORES[run.cell.id]})
-    if method == "qlora":
-        run.record.audits = complete(audits=BROKEN).audits
-        run.record.status, run.record.missed = "missed", ["audit base_frozen: 3 tensors changed"]
+    broken = {"audits": BROKEN, "status": "missed", "missed": ["audit base_frozen: 3 tensors changed"]}
+    run.record = complete(run.cell.id, scores={"accuracy": SCORES[run.cell.id]}, **broken if method == "qlora" else {})
     assert not run.record.missed
 """
 COPIED = "audit distinct_results: the results are those of {other} ({cell}, quick, seed 0)"

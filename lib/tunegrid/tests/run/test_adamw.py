@@ -1,23 +1,22 @@
 """AdamW by its definition: steps worked out by hand, and which optimizers are followed."""
 
+import math
+
 import bitsandbytes as bnb
-import numpy as np
 import pytest
 import torch
 
-from tunegrid.run.stepper import AdamW, Values, is_adamw
+from tunegrid.run.first_updates import AdamW, adamw_step, is_adamw
 
 
 def test_two_steps_by_hand():
     settings = {"betas": (0.5, 0.75), "lr": 0.1, "weight_decay": 0.5, "eps": 0.0}
-    start, none = np.array([1.0]), np.array([0.0])
-    values = Values(names=["w"], settings=settings, start=start, weights=start, first=none, second=none)
-    values.step(np.array([2.0]), 1)
+    state = adamw_step((torch.tensor([1.0]), torch.zeros(1), torch.zeros(1)), torch.tensor([2.0]), 1, settings)
     # Corrected, the first moments are 2 and 4: 1 x (1 - 0.1 x 0.5) - 0.1 x 2 / 2.
-    assert values.weights.item() == pytest.approx(0.85)
-    values.step(np.array([-1.0]), 2)
+    assert state[0].item() == pytest.approx(0.85)
+    state = adamw_step(state, torch.tensor([-1.0]), 2, settings)
     # m = 0.5 x 1 - 0.5 x 1 = 0; the weight only decays.
-    assert values.weights.item() == pytest.approx(0.85 * 0.95)
+    assert state[0].item() == pytest.approx(0.85 * 0.95)
 
 
 def gap(make, updates=3, spoil=lambda weight, update: None):
@@ -67,10 +66,9 @@ def test_decay_that_is_part_of_the_gradient_is_seen(monkeypatch):
 
 def test_gradients_that_overflow_end_in_no_number_and_no_warning():
     settings = {"betas": (0.9, 0.999), "lr": 0.1, "weight_decay": 0.0, "eps": 1e-8}
-    start, none = np.ones(3), np.zeros(3)
-    values = Values(names=["w"], settings=settings, start=start, weights=start, first=none, second=none)
-    values.step(np.array([np.inf, np.nan, 0.0]), 1)
-    assert values.weights.tolist() == [pytest.approx(np.nan, nan_ok=True), pytest.approx(np.nan, nan_ok=True), 1.0]
+    start, none = torch.ones(3), torch.zeros(3)
+    weights, *_ = adamw_step((start, none, none), torch.tensor([math.inf, math.nan, 0.0]), 1, settings)
+    assert weights.tolist() == [pytest.approx(math.nan, nan_ok=True), pytest.approx(math.nan, nan_ok=True), 1.0]
 
 
 def test_fewer_steps_other_optimizers_and_a_start_in_the_middle_say_nothing():

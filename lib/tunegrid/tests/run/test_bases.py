@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from tunegrid.run.weights import ANY, EITHER, bases_below, packed, the_one, unpacked
+from tunegrid.run.weights import ANY, EITHER, bases_below, numbers_of, packed, the_one
 
 # One block of four numbers, of which 1.0 is the largest. NF4's levels near 0.5 are 0.4407 and 0.5626, near 0.1 they are
 # 0.0796 and 0.1609: packed, 0.5 becomes 0.4407, and 0.1 becomes 0.0796.
@@ -77,7 +77,7 @@ def trained():
 def test_what_is_packed_again_takes_a_change_only_beyond_half_a_step(delta):
     """The middle of the two levels is 0.5017: 0.4407 + 0.05 falls back to 0.4407, 0.4407 + 0.07 goes on to 0.5626."""
     layer = merged(adapter(four_bit(ORIGINAL), four_bit(ORIGINAL), delta=delta)).adapted
-    assert rounded(unpacked(layer))[0] == (1.0, 0.4407 if delta == 0.05 else 0.5626)
+    assert rounded(numbers_of(layer.weight))[0] == (1.0, 0.4407 if delta == 0.05 else 0.5626)
 
 
 def test_unpacked_and_original_take_the_whole_change():
@@ -87,8 +87,8 @@ def test_unpacked_and_original_take_the_whole_change():
 
 @pytest.mark.parametrize("kind", [linear, conv])
 def test_the_base_below_an_adapter_is_told_by_its_weights(trained, kind):
-    levels = unpacked(four_bit(ORIGINAL)).tolist()
-    assert rounded(unpacked(four_bit(ORIGINAL))) == UNPACKED
+    levels = numbers_of(four_bit(ORIGINAL).weight).tolist()
+    assert rounded(numbers_of(four_bit(ORIGINAL).weight)) == UNPACKED
     assert the_one(bases_below(trained, trained)) == "packed"
     for weight, layer, name in ((ORIGINAL, four_bit, "packed"), (levels, kind, "unpacked"), (ORIGINAL, kind, "original")):
         assert the_one(bases_below(trained, adapter(layer(weight), layer(weight)))) == name
@@ -98,7 +98,7 @@ def test_the_base_below_an_adapter_is_told_by_its_weights(trained, kind):
 
 def test_a_base_that_is_half_unpacked_and_half_original_is_the_original_by_what_tells():
     """A checkpoint may hold numbers on the levels: a layer of such numbers fits both."""
-    levels = unpacked(four_bit(ORIGINAL)).tolist()
+    levels = numbers_of(four_bit(ORIGINAL).weight).tolist()
     trained = adapter(four_bit(ORIGINAL), four_bit(levels))
     assert bases_below(trained, adapter(linear(levels), linear(levels))) == EITHER
     assert the_one(bases_below(trained, adapter(linear(ORIGINAL), linear(levels)))) == "original"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.first_step import FirstUpdates, digest, digest_of, figure, group_of, norms, reached, rounded, sampled
+from tunegrid.run.first_updates import FirstUpdates, digest, digest_of, figure, group_of, norms, reached, rounded, sampled
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import FIRST_ROWS, PROBED, before_training, fixed_answers, hooked, short_to_long, spoiled
 from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of

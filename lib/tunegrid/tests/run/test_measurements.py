@@ -47,8 +47,8 @@ def test_origins_do_not_name_the_folder_that_holds_the_data():
     rows = [{"id": "a"}]
     splits = Splits(train=rows * 3, validation=rows, test=[], origins=origins, revision=None)
     data = data_record(STUDY.cell("t5_qa_sft", replace(QUICK_PROFILE, data_root=root)), splits)
-    assert vars(data.origins) == {"train": "squad/train.jsonl", "validation": "10% of squad/train.jsonl", "test": "hub"}
-    assert vars(data.rows) == {"train": 3, "validation": 1, "test": 0}
+    assert data.origins == {"train": "squad/train.jsonl", "validation": "10% of squad/train.jsonl", "test": "hub"}
+    assert data.rows == {"train": 3, "validation": 1, "test": 0}
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,8 @@ import torch
 from torch import nn
 
 from tunegrid.results.modules import first_backward, first_forward, modules_of
-from tunegrid.run import module_figures
+from tunegrid.run.first_updates import LARGE, ModuleFigures, figures_of, tamed, tensors_in
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.module_figures import LARGE, ModuleFigures, figures_of, tamed, tensors_in
 from tunegrid.run.probe import before_training
 from tunegrid.tests.small import rows_of, silent, trainer_of
 
@@ -149,13 +148,6 @@ def test_only_the_first_passes_of_a_search_are_noted():
             model(ids)
         assert hooks_of(model) == []  # they would cost time in every step that follows
     assert figures.columns()["module"].count("out") == 2
-
-
-def test_no_more_calls_are_noted_than_a_file_may_hold(monkeypatch):
-    monkeypatch.setattr(module_figures, "MOST_CALLS", 3)
-    columns = noted(Toy()).columns()
-    assert columns["module"] == ["embed", "shrink", "shrink", ""]  # one was begun before
-    assert {len(values) for values in columns.values()} == {4}
 
 
 def test_a_block_that_is_computed_again_in_the_backward_pass_is_noted_again():

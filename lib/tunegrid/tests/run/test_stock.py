@@ -13,9 +13,9 @@ from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.methods import adamw_torch
 from tunegrid.record.stock import STOCK_STAGES
+from tunegrid.run.stock import both
 from tunegrid.run.stock.both import Both
 from tunegrid.run.stock.known import KNOWN, Tolerance, apart, table
-from tunegrid.run.stock.oracle import OracleTrainer
 from tunegrid.run.stock.stages import STAGES, compare
 from tunegrid.run.stock.start import quiet, refused
 from tunegrid.tests.small import CPU, cell_of, train_rows
@@ -196,7 +196,14 @@ def test_what_pefts_helper_does_to_a_packed_base_is_seen(tmp_path, monkeypatch):
     assert sentence == "start: base_model.model.transformer.h.0.ln_1.weight is bfloat16 (128,), ours is float32 (128,)"
 
 
+def doubled(method, prepared, known):
+    trainer = method(prepared, known)
+    own = trainer.divisors
+    trainer.divisors = lambda batches: [2 * one for one in own(batches)]
+    return trainer
+
+
 @pytest.mark.filterwarnings("default")
 def test_a_bug_of_ours_is_seen_as_well(tmp_path, monkeypatch):
-    around(OracleTrainer, "divisors", lambda method, self, batches: [2 * one for one in method(self, batches)], monkeypatch)
+    around(both, "with_known_divisors", doubled, monkeypatch)
     assert planted("bert_sa_lora", tmp_path, "loss").startswith("loss: the loss of update 1 is ")

@@ -12,7 +12,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.features import epoch_batches
 from tunegrid.errors import InputError
-from tunegrid.run.stepper import LossScale
 from tunegrid.run.train import Trainer
 from tunegrid.tests.small import cell_of, rows_of, silent, still, trainer_of
 
@@ -164,8 +163,7 @@ def scaled(codec, **changes):
     trainer = trainer_of("bert_sa_sft", REVIEWS, codec, **settings | changes)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     trainer.accelerator.scaler = scaler
-    trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
-    trainer.stepper.loss_scale = LossScale(scaler)
+    trainer.optimizer = trainer.stepper.optimizer = AcceleratedOptimizer(trainer.optimizer.optimizer, scaler=scaler)
     return trainer
 
 

@@ -1,0 +1,97 @@
+"""An instrument asks a trained cell one more question: `--ask=ID,ID`, on any cell's test, leaves the same row with more in it.
+
+An instrument is one file here, and its name in `LISTED`; a user's comes in a `--grid` file by `grid.add_instrument`. What it
+measures are lines of `tidy`: a figure, of a part of the cell or of each row of that part. Rows are whatever two runs pair:
+test rows, texts, layers. This module is imported where `--ask` is given, the others where a cell answers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from tunegrid.errors import InputError
+from tunegrid.record.parts import Figure
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from tunegrid.instruments.trained import TrainedCell
+
+__all__ = ("Figure", "Instrument", "NotAskedError", "tidy")  # what an instrument's file takes
+LISTED = ("robustness", "forgetting", "calibration", "merges")
+
+
+class NotAskedError(Exception):
+    """This cell cannot be asked; the message says why, and stands below the table. It fails nothing."""
+
+
+class Instrument(ABC):
+    """One more question to a trained cell.
+
+    Attributes:
+        id: as `--ask` names it.
+        question: the heading of its table.
+        figures: what it measures, in the order of the table.
+    """
+
+    id: str
+    question: str
+    figures: Mapping[str, Figure]
+
+    def before(self, cell: "TrainedCell") -> Any:
+        """What has to be asked of the model before it trains; `measure` gets it. Raises NotAskedError."""
+        return None
+
+    @abstractmethod
+    def measure(self, cell: "TrainedCell", before: Any) -> "pd.DataFrame":
+        """Lines of `tidy`. Raises NotAskedError."""
+
+    def objections(self, figures: "pd.DataFrame") -> Iterable[str]:
+        """What fails the cell by itself."""
+        return ()
+
+
+def tidy(
+    figure: str,
+    value: float | Sequence[float],
+    *,
+    part: str = "",
+    row: str | Sequence[str] = "",
+    weight: float | Sequence[float] = 1.0,
+    low: float | None = None,
+    high: float | None = None,
+    note: str = "",
+) -> "pd.DataFrame":
+    """A figure of a part: one value, or one for each row.
+
+    Args:
+        figure: its name.
+        value: a number, or one for each row.
+        part: of what, as a shift or a base.
+        row: names of the rows, the same in every run.
+        weight: of each row in the mean.
+        low: of the 95 % interval, where the figure is no mean over rows.
+        high: the same.
+        note: what is no number, as why there is none.
+    """
+    import pandas as pd
+
+    columns = {"figure": figure, "part": part, "row": row, "note": note}
+    numbers = {"value": value, "weight": weight, "low": low, "high": high}
+    return pd.DataFrame(columns | numbers, index=range(len(value) if hasattr(value, "__len__") else 1))
+
+
+def instruments_of(names: Iterable[str], of_users: Mapping[str, Instrument]) -> list[Instrument]:
+    """Those of these ids, a user's or the suite's own."""
+    return [of_users[name] if name in of_users else import_module(f"tunegrid.instruments.{name}").INSTRUMENT for name in names]
+
+
+def checked_names(text: str, of_users: Iterable[str]) -> tuple[str, ...]:
+    """The ids that `--ask` gives, sorted; raises InputError for one that is unknown, with those that are known."""
+    known = (*LISTED, *of_users)
+    names = tuple(sorted({name.strip() for name in text.split(",")}))
+    for name in names:
+        if name not in known:
+            raise InputError(f"--ask {name}: no such instrument; known are {', '.join(known)}")
+    return names

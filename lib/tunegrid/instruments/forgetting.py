@@ -1,0 +1,248 @@
+"""What does training cost of what the backbone knew? Its own pretraining loss, on texts that the cell does not train on.
+
+The checkpoint is loaded as the model that was pretrained, and the cell's own backbone, adapters included, takes the place of
+its backbone: a head that the cell lacks, as BERT's for masked tokens, is the checkpoint's. What is hidden of a text is drawn
+once, so a loss before training and one after it differ by what the backbone has become, and by nothing else.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pandas as pd
+import peft
+import transformers as hf
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tunegrid.codecs.base import IGNORED, integers, on
+from tunegrid.codecs.features import chunks
+from tunegrid.data.rows import joined
+from tunegrid.data.sources import Row
+from tunegrid.grid.backbones import Objective, checkpoint_of
+from tunegrid.grid.tasks import Task
+from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
+from tunegrid.instruments.trained import TrainedCell
+from tunegrid.results.examples import row_id
+from tunegrid.run.build import base_type, from_hub_or_folder
+from tunegrid.run.device import ATTENTION, autocast
+from tunegrid.run.evaluate import precision_of
+
+SEED = 0  # of the texts and of what is hidden in them: the same for every cell and every seed of training
+TEXTS = 128  # of each task
+LENGTH = 128  # tokens of a text
+HIDDEN = 0.15  # of the tokens: BERT's share, and T5's
+SPAN = 3  # tokens: T5's mean length of a hidden span
+BATCH = 32
+LOADERS: Mapping[Objective, Any] = {
+    Objective.MASKED: hf.AutoModelForMaskedLM,
+    Objective.CAUSAL: hf.AutoModelForCausalLM,
+    Objective.SPANS: hf.AutoModelForSeq2SeqLM,
+}
+Hidden = tuple[list[int], list[int]]  # what a model reads of a text, and what it is to predict: labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLosses:
+    """A backbone's pretraining loss on each text.
+
+    Attributes:
+        names: of the texts, by task and content.
+        nats: of each text's predicted tokens together.
+        tokens: how many these are.
+        trains: whether the loss depends on anything that trains.
+    """
+
+    names: Sequence[str]
+    nats: Sequence[float]
+    tokens: Sequence[int]
+    trains: bool
+
+
+class Forgetting(Instrument):
+    """The loss before training, after it, and the change, text by text."""
+
+    id = "forgetting"
+    question = "what is forgotten? The backbone's own loss on texts of the other tasks, in nats a token"
+    figures = {  # noqa: RUF012
+        "before": Figure(shown=".3f"),
+        "after": Figure(shown=".3f"),
+        "change": Figure(better="lower", margin=0.05, shown="+.3f"),
+        "trains": Figure(),
+    }
+
+    def before(self, cell: TrainedCell) -> TextLosses:
+        """The losses of the model as it starts."""
+        if cell.trainer.log.updates:
+            raise NotAskedError("its training was taken up from a checkpoint, after the model had changed")
+        return losses(cell)
+
+    def measure(self, cell: TrainedCell, before: TextLosses) -> pd.DataFrame:
+        """The same of the trained model, and how far both lie apart."""
+        after, tokens = losses(cell), before.tokens
+        nats = {"before": before.nats, "after": after.nats}
+        nats["change"] = [new - old for old, new in zip(before.nats, after.nats, strict=True)]
+        lines = [
+            tidy(name, [n / t for n, t in zip(each, tokens, strict=True)], row=before.names, weight=tokens)
+            for name, each in nats.items()
+        ]
+        return pd.concat([*lines, tidy("trains", float(after.trains))])
+
+    def objections(self, figures: pd.DataFrame) -> Iterator[str]:
+        """Where a frozen backbone forgot, where a trained one was not asked, and where its loss is no number."""
+        changes = figures[figures.figure == "change"].value
+        trains = bool(figures[figures.figure == "trains"].value.item())
+        if not (changes - changes == 0).all():
+            yield "the backbone's own loss is no finite number after training"
+        elif not trains and changes.any():
+            yield f"nothing of the backbone trains, and its own loss went by up to {changes.abs().max():.3g} nats"
+        elif trains and not changes.any():
+            yield "the backbone trains, and its own loss is the same to the last digit on every text: another model was asked"
+
+
+def losses(cell: TrainedCell) -> TextLosses:
+    """What the backbone's own loss is now. Raises NotAskedError where there is none."""
+    model, tokenizer = pretraining_model(cell), cell.codec.tokenizer
+    texts = {
+        f"{name} {row_id({'text': text})}": text
+        for name, task in cell.tasks.items()
+        if name != cell.cell.task.id
+        for text in texts_of(task, cell.splits_of(task).test, tokenizer)
+    }
+    hide, rng = HIDE[cell.cell.backbone.objective or Objective.MASKED], Random(SEED)
+    hidden = [hide(ids[:LENGTH], tokenizer, rng) for ids in _ids(tokenizer, list(texts.values()))]
+    return TextLosses(
+        names=list(texts),
+        nats=_nats(cell, model, hidden),
+        tokens=[sum(label != IGNORED for label in labels) for _, labels in hidden],
+        trains=any(parameter.requires_grad for parameter in model.parameters()),
+    )
+
+
+def texts_of(task: Task, rows: Sequence[Row], tokenizer: Any) -> list[str]:
+    """Some of a task's texts, none of them twice: passages without their questions.
+
+    Of twice as many they are the half that the tokenizer splits least. What it must spell, as emoji or a foreign script, a
+    backbone never knew: it cannot forget that, but a few such texts would outweigh all others.
+    """
+    columns = task.text_pair or task.text
+    texts = list(dict.fromkeys(text for row in rows if (text := joined(row, columns))))
+    drawn = Random(SEED).sample(texts, min(2 * TEXTS, len(texts)))
+    split = {text: len(ids) / len(text) for text, ids in zip(drawn, _ids(tokenizer, drawn), strict=True)}
+    return sorted(drawn, key=split.__getitem__)[: -(-len(drawn) // 2)]
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    return ids
+
+
+def pretraining_model(cell: TrainedCell) -> Any:
+    """The model that was pretrained, with the cell's own backbone in it. Raises NotAskedError where there is none."""
+    backbone, model = cell.cell.backbone, cell.model
+    if backbone.objective is None:
+        raise NotAskedError(f"backbone {backbone.id} does not declare what it was pretrained with (Backbone.objective)")
+    if isinstance(model, peft.PeftModel) and model.active_peft_config.is_prompt_learning:
+        raise NotAskedError("learned tokens stand in front of the text, and leave the backbone as it is")
+    source, options = checkpoint_of(backbone, cell.cell.profile)
+    options |= {"dtype": base_type(cell.cell), "attn_implementation": ATTENTION, "use_safetensors": True}
+    whole, report = from_hub_or_folder(LOADERS[backbone.objective], source, options | {"output_loading_info": True})
+    tuned: Any = model.get_base_model() if isinstance(model, peft.PeftModel) else model
+    if type(whole) is type(tuned):
+        return tuned
+    own = own_modules(whole, tuned)
+    if lacking := sorted(name for name in report["missing_keys"] if name.split(".")[0] not in own):
+        raise NotAskedError(f"the checkpoint lacks {len(lacking)} tensors of its pretraining head, {lacking[0]} among them")
+    whole.requires_grad_(False)
+    for name, module in own.items():
+        setattr(whole, name, module)
+    whole.tie_weights()  # the output layer shares the cell's embeddings, as it does in the checkpoint
+    return whole.to(cell.device).eval()
+
+
+def own_modules(whole: Any, tuned: Any) -> dict[str, nn.Module]:
+    """The parts of a pretrained model that the cell's model has, by their names in the former; BERT2BERT's are its encoder's.
+
+    Raises NotAskedError where it has none.
+    """
+    if isinstance(tuned, hf.EncoderDecoderModel):
+        return {whole.base_model_prefix: tuned.encoder}
+    children = dict(tuned.named_children())
+    own = {name: children[name] for name, part in whole.named_children() if type(children.get(name)) is type(part)}
+    if not own:
+        raise NotAskedError(f"{type(tuned).__name__} has no part of {type(whole).__name__}")
+    return own
+
+
+def masked(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
+    """BERT's: some tokens give way to [MASK], and are predicted. Raises NotAskedError without such a token."""
+    if tokenizer.mask_token_id is None:
+        raise NotAskedError("the tokenizer has no mask token")
+    chosen = set(rng.sample(range(len(ids)), _count(ids)))
+    read = [tokenizer.mask_token_id if i in chosen else token for i, token in enumerate(ids)]
+    labels = [token if i in chosen else IGNORED for i, token in enumerate(ids)]
+    return [tokenizer.cls_token_id, *read, tokenizer.sep_token_id], [IGNORED, *labels, IGNORED]
+
+
+def causal(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
+    """GPT-2's: each token but the first is predicted from those before it; labels stand where they are predicted."""
+    return list(ids), [*ids[1:], IGNORED]
+
+
+def spans(ids: Sequence[int], tokenizer: Any, rng: Random) -> Hidden:
+    """T5's: some spans give way to sentinels; the target has each sentinel, its span, and the end token.
+
+    Raises NotAskedError without sentinels.
+    """
+    read, target, at = list[int](), list[int](), 0
+    count = max(1, round(_count(ids) / SPAN))
+    room = len(ids) // count  # each span lies in a stretch of its own, and never touches the next one
+    for number in range(count):
+        length = min(SPAN, max(1, room - 1))
+        start = number * room + rng.randint(0, max(0, room - 1 - length))
+        sentinel = tokenizer.convert_tokens_to_ids(f"<extra_id_{number}>")
+        if sentinel in (None, tokenizer.unk_token_id):
+            raise NotAskedError(f"the tokenizer has no sentinel <extra_id_{number}>")
+        read += [*ids[at:start], sentinel]
+        target += [sentinel, *ids[start : start + length]]
+        at = start + length
+    end = [tokenizer.eos_token_id]
+    return [*read, *ids[at:], *end], [*target, *end]
+
+
+HIDE = {Objective.MASKED: masked, Objective.CAUSAL: causal, Objective.SPANS: spans}
+
+
+def _count(ids: Sequence[int]) -> int:
+    return min(len(ids), max(1, round(HIDDEN * len(ids))))
+
+
+def _nats(cell: TrainedCell, model: Any, hidden: Sequence[Hidden]) -> list[float]:
+    """Of each text, over the tokens that the checkpoint knows: one that the cell added is no guess of the backbone's."""
+    tokenizer, new = cell.codec.tokenizer, cell.cell.head.new_token
+    known = tokenizer.convert_tokens_to_ids(new) if new else None
+    nats: list[float] = []
+    for some in chunks(hidden, BATCH):
+        read, targets = zip(*some, strict=True)
+        labels = _padded(targets, IGNORED)
+        batch = {
+            "input_ids": _padded(read, tokenizer.pad_token_id or 0),
+            "attention_mask": _padded([[1] * len(row) for row in read], 0),
+        }
+        if cell.cell.backbone.objective is Objective.SPANS:
+            batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels)
+        with autocast(precision_of(cell.cell, cell.device), cell.device):
+            logits: Tensor = model(**on(cell.device, batch)).logits
+        logits = logits[..., :known].float().transpose(1, 2)
+        of_tokens = cross_entropy(logits, labels.to(cell.device), ignore_index=IGNORED, reduction="none")
+        nats += of_tokens.sum(1).tolist()
+    return nats
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    longest = max(map(len, rows))
+    return integers([[*row, *[value] * (longest - len(row))] for row in rows])
+
+
+INSTRUMENT = Forgetting()

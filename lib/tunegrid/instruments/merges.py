@@ -1,0 +1,191 @@
+"""Which merge serves an adapter that was trained over a packed base? Merges it in three ways and holds each to the adapter.
+
+The trained adapter is saved and loaded again over its packed base: that is what it was trained to be. Merged into that base,
+its layers are packed again; merged onto that base's numbers, nothing is packed; merged onto the checkpoint, each layer is off
+by what packing had rounded away. Layer by layer each merge is held to the adapter over the same base, so that a layer that the
+merge forgot shows, and which base it was is told by its weights.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pandas as pd
+import torch
+from bitsandbytes.nn import Linear4bit
+from torch import Tensor, nn
+
+from tunegrid.audits.evidence import sample
+from tunegrid.codecs.features import chunks
+from tunegrid.errors import first_line
+from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
+from tunegrid.instruments.trained import TrainedCell
+from tunegrid.run.build import base_type
+from tunegrid.run.evaluate import Evaluation
+from tunegrid.run.probe import COARSE, FINE, distance, hooked, logits_of, of_targets
+from tunegrid.run.serving import wrappers
+from tunegrid.run.weights import BaseKind, bases_below, packed, packed_layers, the_one, weight_of
+
+SAMPLED = 16  # test features whose logits are compared
+MOST_CODES = 1e-3  # of a layer's bytes: where a number lies between two levels, its last digit decides
+Call = tuple[Tensor, Tensor]  # what a layer was given, and what it made of it
+# Packed comes second: its layers are held to those that merged rightly onto the unpacked numbers.
+MEANING: Mapping[BaseKind, str] = {
+    "unpacked": "merged onto the packed base's numbers, unpacked",
+    "packed": "merged into the packed base, whose layers PEFT packs again",
+    "original": "merged onto the checkpoint, which was never packed",
+}
+
+
+class Merges(Instrument):
+    """Points, flips and logits of each merge, and whether each layer computes what the adapter computes."""
+
+    id = "merges"
+    question = "which merge serves what an adapter over a packed base does? Flips in percent of rows, differences of logits"
+    figures = {  # noqa: RUF012
+        "points": Figure(better="higher", margin=1.0, shown=".1f"),
+        "change": Figure(better="higher", margin=1.0, shown="+.1f"),
+        "flips": Figure(better="lower", margin=1.0, shown=".1f"),
+        "mean difference": Figure(shown=".4f"),
+        "largest difference": Figure(shown=".3f"),
+        "largest logit": Figure(shown=".1f"),
+        "own base": Figure(),
+        "alike": Figure(),
+    }
+
+    def before(self, cell: TrainedCell) -> None:
+        """Refuse cells whose base is not packed: of theirs all merges are one."""
+        if cell.cell.quantization is None:
+            raise NotAskedError("its base is not packed")
+
+    def measure(self, cell: TrainedCell, before: Any) -> pd.DataFrame:
+        """The adapter served over its packed base, and merged in three ways."""
+        with TemporaryDirectory() as folder:
+            merging = _Merging(cell, Path(folder))
+            return pd.concat([*merging.served_lines(), *(line for base in MEANING for line in merging.lines(base))])
+
+    def objections(self, figures: pd.DataFrame) -> Iterator[str]:
+        """A sentence for each merge that is not what it is called, or that left layers without the adapter."""
+        for base, meaning in MEANING.items():
+            own = figures[figures.part == base]
+            for other in own[(own.figure == "own base") & (own.value == 0)].note:
+                yield f"what is to be {meaning}, lies on {f'the {other} base' if other else 'none of the three bases'}"
+            layers = own[own.figure == "alike"]
+            unlike = layers[layers.value == 0].row.tolist()
+            if unlike:
+                yield (
+                    f"{meaning}, {len(unlike)} of {len(layers)} layers do not compute what the adapter computes over it, "
+                    f"{unlike[0]} among them"
+                )
+
+
+class _Merging:
+    """The comparison of one cell, while the saved adapter lies in a folder."""
+
+    def __init__(self, cell: TrainedCell, folder: Path) -> None:
+        """Save the adapter and ask it."""
+        self.cell, self.folder = cell, folder
+        cell.serving.save(cell.cell, cell.model, cell.codec.tokenizer, folder)
+        served = self._loaded("packed")
+        self.served = cell.score(cell.test_rows, served)
+        self.rows = sample(self.served.features, SAMPLED)
+        self.logits = self._logits(served)
+        self._packed_again: dict[str, Tensor] = {}  # bytes of the layers that merge rightly onto the base's numbers
+
+    def served_lines(self) -> Iterator[pd.DataFrame]:
+        """Of the adapter that everything is held to."""
+        yield tidy("points", self._points(self.served), part="served", row=self.cell.row_names)
+        yield tidy("largest logit", max(float(logits.abs().max()) for logits in self.logits), part="served")
+
+    def lines(self, base: BaseKind) -> Iterator[pd.DataFrame]:
+        """Of one merge."""
+        cell = self.cell
+        try:
+            adapter = self._loaded(base)
+            below, calls = bases_below(cell.model, adapter), self._calls(adapter)
+            merged = cell.serving.merge(adapter)
+        except Exception as error:  # whatever PEFT and transformers raise where they cannot load or merge
+            yield tidy("points", float("nan"), part=base, note=f"not merged: {first_line(error)}")
+            return
+        held = self._held(merged, calls)
+        lies_on = the_one(below & bases_below(cell.model, merged))
+        if base == lies_on == "unpacked":
+            self._packed_again = {name: one for name, one in self._bytes(merged).items() if held.get(name)}
+        answers = cell.score(cell.test_rows, merged)
+        points, before = self._points(answers), self._points(self.served)
+        pairs = zip(self.served.predictions, answers.predictions, strict=True)
+        by_row = {
+            "points": points,
+            "change": [new - old for old, new in zip(before, points, strict=True)],
+            "flips": [100.0 * (ours.value != theirs.value) for ours, theirs in pairs],
+        }
+        for name, values in by_row.items():
+            yield tidy(name, values, part=base, row=cell.row_names)
+        logits = zip(self.logits, self._logits(merged), strict=True)
+        differences = torch.cat([(ours.float() - theirs.float()).abs().flatten() for ours, theirs in logits])
+        yield tidy("mean difference", float(differences.mean()), part=base)
+        yield tidy("largest difference", float(differences.max()), part=base)
+        yield tidy("own base", float(lies_on == base), part=base, note=lies_on or "")
+        yield tidy("alike", [float(alike) for alike in held.values()], part=base, row=list(held))
+
+    def _loaded(self, base: BaseKind) -> Any:
+        return self.cell.serving.load_onto(base, self.cell.cell, self.folder, self.cell.device)
+
+    def _points(self, evaluation: Evaluation) -> list[float]:
+        return evaluation.examples[self.cell.cell.task.main_score]
+
+    def _logits(self, model: nn.Module) -> list[Tensor]:
+        """Of the sampled rows; of a text only what predicts its target."""
+        logits: list[Tensor] = []
+        for some in chunks(self.rows, self.cell.trainer.log.micro_batch):
+            answered, batch = logits_of(self.cell.trainer, some, model)
+            logits += of_targets(answered[0], batch) if self.cell.codec.generates else answered
+        return logits
+
+    def _calls(self, adapter: Any) -> dict[str, Call]:
+        """What each layer that PEFT changed was given at first, and what it made of it."""
+        return first_calls(adapter, lambda: logits_of(self.cell.trainer, self.rows[:1], adapter))
+
+    def _held(self, merged: Any, calls: Mapping[str, Call]) -> dict[str, bool]:
+        """Whether each layer computes after the merge what the adapter computed; one packed again is held to its bytes."""
+        layers = {name: merged.get_submodule(name) for name in calls}
+        again = self._bytes(merged) if any(isinstance(layer, Linear4bit) for layer in layers.values()) else {}
+        known = {name: same_bytes(one, self._packed_again[name]) for name, one in again.items() if name in self._packed_again}
+        allowed = FINE if base_type(self.cell.cell) is torch.float32 else COARSE
+        unpacked = {name: layer for name, layer in layers.items() if name not in again}
+        return known | {name: distance(calls[name][1], layer(calls[name][0])) <= allowed for name, layer in unpacked.items()}
+
+    def _bytes(self, merged: Any) -> dict[str, Tensor]:
+        """The bytes of every merged layer of the packed base: its own, or those that its weight packs to."""
+        adapted = wrappers(self.cell.model)
+        layers = {name: layer for name, layer in packed_layers(self.cell.model).items() if name in adapted}
+        return {name: bytes_of(merged.get_submodule(name), layer) for name, layer in layers.items()}
+
+
+def first_calls(model: Any, run: Callable[[], Any]) -> dict[str, Call]:
+    """The first input and output of each module that PEFT wraps, while `run` runs; by its name in the base."""
+    names = {module: name for name, module in wrappers(model).items()}
+    calls: dict[str, Call] = {}
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if inputs and isinstance(output, Tensor):
+            calls.setdefault(names[module], (inputs[0].clone(), output.clone()))
+
+    with hooked(names, look):
+        run()
+    return calls
+
+
+def bytes_of(layer: nn.Module, like: Any) -> Tensor:
+    """The 4-bit numbers of a layer; one that is not packed is packed as `like` is."""
+    numbers: Tensor = layer.weight.data if isinstance(layer, Linear4bit) else packed(weight_of(layer), like).data
+    return numbers
+
+
+def same_bytes(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two layers are packed alike, but for numbers between two levels."""
+    return ours.shape == theirs.shape and float((ours != theirs).float().mean()) <= MOST_CODES
+
+
+INSTRUMENT = Merges()

@@ -1,0 +1,125 @@
+"""What an instrument asks, `TrainedCell`, and how: in evaluation mode, without gradients, and whatever it raises is kept."""
+
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from tunegrid.audits.evidence import Evidence
+from tunegrid.data.sources import Row
+from tunegrid.data.splits import Splits
+from tunegrid.errors import InputError, first_line
+from tunegrid.grid.cells import Grid
+from tunegrid.grid.tasks import Task
+from tunegrid.instruments import Instrument, NotAskedError, tidy
+from tunegrid.record.parts import InstrumentRecord
+from tunegrid.results.examples import row_id, write_figures
+from tunegrid.run.evaluate import Evaluation
+from tunegrid.run.probe import undisturbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedCell(Evidence):
+    """A cell and its model; before training it has no evaluation yet.
+
+    Attributes:
+        evaluate: a model on rows, with whatever else the cell's own evaluation has.
+        grid: that the cell is of; a user's shifts are in it.
+        splits_of: the rows of any task at the cell's profile.
+    """
+
+    evaluate: Callable[..., Evaluation]
+    grid: Grid
+    splits_of: Callable[[Task], Splits]
+
+    def score(self, rows: Sequence[Row], model: nn.Module | None = None) -> Evaluation:
+        """Predictions and points of rows, by the cell's model or by another; without BERTScore, which takes long."""
+        return self.evaluate(model or self.model, rows=rows)
+
+    @property
+    def tasks(self) -> dict[str, Task]:
+        """Of the cell and those beside it, by id."""
+        return {other.task.id: other.task for other in self.grid.cells(self.cell.profile)}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.trainer.meter.device
+
+    @cached_property
+    def test_rows(self) -> Sequence[Row]:
+        """The rows that the cell is scored on."""
+        return self.splits.test if self.splits else ()
+
+    @cached_property
+    def row_names(self) -> list[str]:
+        """Names of the test rows, by their content; equal rows are numbered."""
+        seen = Counter[str]()
+        names = [row_id(row) for row in self.test_rows]
+        for index, name in enumerate(names):
+            seen[name] += 1
+            names[index] += f" {seen[name]}" if seen[name] > 1 else ""
+        return names
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a cell's instruments say: parts of its record by id, and what fails it."""
+
+    records: dict[str, InstrumentRecord]
+    objections: list[str]
+
+
+def asked_before(instruments: Sequence[Instrument], cell: TrainedCell) -> dict[str, Any]:
+    """What has to be known before training, by instrument."""
+    return {one.id: _attempted(cell, partial(one.before, cell)) for one in instruments}
+
+
+def asked_after(instruments: Sequence[Instrument], cell: TrainedCell, before: Mapping[str, Any]) -> Answers:
+    """All questions to the trained cell; their figures are kept in one file."""
+    frames, objections = [], list[str]()
+    for one in instruments:
+        known = before[one.id]
+        answer = known if isinstance(known, Exception) else _attempted(cell, partial(_measured, one, cell, known))
+        if isinstance(answer, Exception):
+            reason = first_line(answer)
+            reason = reason if isinstance(answer, NotAskedError | InputError) else f"{type(answer).__name__}: {reason}"
+            frame, wrong = tidy("", np.nan, note=reason), [] if isinstance(answer, NotAskedError) else [reason]
+        else:
+            frame, wrong = answer
+        frames.append(frame.assign(instrument=one.id))
+        objections += [f"{one.id}: {sentence}" for sentence in wrong]
+    file = None
+    with suppress(OSError):  # a disk without room costs the figures, not the cell
+        file = write_figures(pd.concat(frames).replace([np.inf, -np.inf], np.nan))
+    records = {one.id: InstrumentRecord(question=one.question, figures=dict(one.figures), file=file) for one in instruments}
+    return Answers(records=records, objections=objections)
+
+
+def _measured(one: Instrument, cell: TrainedCell, before: Any) -> tuple[pd.DataFrame, list[str]]:
+    """Figures and objections. Raises ValueError for a figure that is not declared."""
+    frame = one.measure(cell, before)
+    if unknown := set(frame["figure"]) - set(one.figures):
+        raise ValueError(f"it measures {min(unknown)!r}, which is not among its figures")
+    return frame, list(one.objections(frame))
+
+
+def _attempted(cell: TrainedCell, call: Callable[[], Any]) -> Any:
+    """What a call returns or raises: a question must not cost the training. Random numbers stay as they were."""
+    with cell.trainer.meter.phase("audit"), undisturbed(cell.trainer), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's, on rounding where it merges and on layers of GPT-2
+        try:
+            return call()
+        except Exception as error:
+            if not isinstance(error, NotAskedError):
+                traceback.print_exc()  # pytest shows it with the failure
+            return error

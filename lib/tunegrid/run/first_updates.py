@@ -1,0 +1,423 @@
+"""Figures that tell a change without statistics: of groups of parameters, of single modules, and of the first updates.
+
+They stand below the training loop, which takes those of its first updates, and below `tunegrid.run.probe`, which takes those of
+the model before them. A group is called as in "layer 1 attention" or "head".
+"""
+
+import math
+import re
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from hashlib import sha256
+from itertools import count
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tunegrid.grid.backbones import within
+from tunegrid.grid.cells import Cell
+from tunegrid.run.device import random_states
+from tunegrid.run.ranks import full_tensor
+
+MOVED = 3  # updates that movement is measured over: a warm-up's first one has a rate of 0
+SAMPLED = 4096  # values of a tensor that tell how far it moved
+# Of the largest gradient of a group. Some gradients are zero by definition, as that of the bias of a span's head, and come out
+# as what is rounded off, or as zero: below 1e-7 in the quick cells, where the smallest of all others is 1e-3.
+ROUNDING = 1e-6
+DIGITS = 9  # of a figure: more than fp32 has
+KINDS = (  # a part of a parameter's name, and the kind of layer that it tells; the first that fits
+    ("norm|\\.ln_", "norms"),
+    ("relative_attention_bias", "biases of position"),
+    ("crossattention|encdecattention", "cross-attention"),
+    ("attention|attn", "attention"),
+    ("embed|\\.wte|\\.wpe|shared\\.", "embeddings"),
+    ("lm_head|\\.cls\\.", "output"),
+)
+WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for all layers
+Figures = dict[str, float | None]  # by group; None for what is not finite
+
+
+def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:
+    """The group that a parameter belongs to; `own` are the names of the parameters that the method added."""
+    if within(name, cell.head.new_modules):
+        return "head"
+    if name in own:
+        return cell.method.group_of(name)
+    lower = f".{name.lower()}"
+    kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower)), None)
+    layer = re.search(r"\.(\d+)\.", name)
+    if kind in WHOLE or layer is None:
+        return kind or "rest"
+    stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
+    return f"{stack} {layer[1]} {kind or 'MLP'}"
+
+
+def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
+    """Names by group, in the order of the model."""
+    own = cell.method.own_parameters(model)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[group_of(name, cell, own)].append(name)
+    return dict(groups)
+
+
+def norms(groups: Mapping[str, Sequence[str]], tensor_of: Callable[[str], Tensor | None]) -> Figures:
+    """The norm of each group's tensors; groups without one are left out.
+
+    Tensors are asked for one by one: unpacked all at once, those of a packed base would take several times its memory.
+    """
+    figures: Figures = {}
+    for group, names in groups.items():
+        known = [float(tensor.norm(dtype=torch.float32)) for name in names if (tensor := tensor_of(name)) is not None]
+        if known:
+            figures[group] = figure(math.hypot(*known))
+    return figures
+
+
+def reached(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many of each group's tensors have a gradient other than rounding: one of many that has none hardly moves a norm."""
+    there = {name for name, gradient in gradients.items() if gradient.any()} - rounded(groups, gradients)
+    return {group: len(there & set(names)) for group, names in groups.items()}
+
+
+def rounded(groups: Mapping[str, Sequence[str]], gradients: Mapping[str, Tensor]) -> set[str]:
+    """Names of the tensors whose gradients are no more than what others of their group round off; none if all are zero."""
+    sizes = {name: float(gradient.norm(dtype=torch.float32)) for name, gradient in gradients.items()}
+    largest = {name: max(sizes.get(other, 0.0) for other in names) for names in groups.values() for name in names}
+    return {name for name, size in sizes.items() if largest.get(name, 0.0) > 0 and size <= ROUNDING * largest[name]}
+
+
+def figure(value: Any) -> float | None:
+    """A number for the record; None for one that is infinite or none."""
+    number = float(value)
+    return float(f"{number:.{DIGITS}g}") if math.isfinite(number) else None
+
+
+def digest(value: Any) -> str:
+    """Sixteen hex digits."""
+    return sha256(repr(value).encode()).hexdigest()[:16]
+
+
+def digest_of(values: Iterable[Any]) -> str:
+    """The digest of the list of these values, which is never made."""
+    whole = sha256(b"[")
+    for index, value in enumerate(values):
+        whole.update(f"{', ' if index else ''}{value!r}".encode())
+    whole.update(b"]")
+    return whole.hexdigest()[:16]
+
+
+def sampled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
+    steps = {name: max(1, tensor.numel() // SAMPLED) for name, tensor in tensors.items()}
+    return {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in tensors.items()}
+
+
+class FirstUpdates:
+    """Looks at a model's parameters in its first update, and after the third, or the last of fewer."""
+
+    def __init__(self, cell: Cell, model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
+        """A look at `parameters`, by name, of a cell's model."""
+        self._cell, self._model, self._parameters = cell, model, parameters
+        self._start: dict[str, Tensor] = {}
+        self._rounded: set[str] = set()
+
+    def gradients(self, device: torch.device) -> dict[str, Any]:
+        """Norms by group of the gradients that the optimizer is about to use, and what was drawn so far."""
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        self._start = sampled({name: self._parameters[name] for name in gradients})
+        groups = grouped(self._cell, self._model, gradients)
+        whole = {name: full_tensor(gradient) for name, gradient in gradients.items()}
+        self._rounded = rounded(groups, whole)
+        return {
+            "gradients": norms(groups, whole.get),
+            "reached": reached(groups, whole),
+            "drawn": digest(random_states(device)[device.type].tolist()),  # the generator that dropout draws from
+        }
+
+    def moved(self) -> dict[str, Any]:
+        """How far each group moved since: norms over sampled values. Empty if nobody saw the first update.
+
+        An AdamW moves a weight by its whole rate also if its gradient is rounding: such tensors are left out.
+        """
+        if not self._start:
+            return {}
+        now = sampled({name: self._parameters[name] for name in self._start})
+        change = {name: now[name] - start for name, start in self._start.items() if name not in self._rounded}
+        return {"moved": norms(grouped(self._cell, self._model, change), change.get)}
+
+
+# AdamW by its definition
+
+# Of the movement of three updates. On quick cells fp32 is at most 1e-5 off, and 8-bit moments 5e-2; Adam's moments without
+# their correction are 3 off.
+STEP_TOLERANCE, PACKED_TOLERANCE = 1e-3, 0.2
+LOST = MOVED * torch.finfo(torch.float32).eps / STEP_TOLERANCE  # of the weights' norm: what so many additions may round off
+
+
+class AdamW:
+    """AdamW by its definition (Loshchilov and Hutter 2019, algorithm 2), beside the first steps of an optimizer that is one.
+
+    It is given the same gradients and rates, on some values of each tensor, and computes in fp64 on the host, since what
+    tensors hold during an update is measured. One call before each step, and one behind it.
+
+    Attributes:
+        gap: how far it moved the weights otherwise than by definition, as a share of the movement; None if it is no AdamW,
+            made fewer steps, or was taken up in the middle.
+        packed: whether the optimizer keeps moments in 8 bits.
+    """
+
+    def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor]) -> None:
+        """Of an optimizer over `parameters`, by name."""
+        self._optimizer, self._parameters = optimizer, parameters
+        self._start, self._groups = dict[str, Tensor](), dict[str, Any]()
+        self._state: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # weights and both moments
+        self.gap: float | None = None
+        self.packed = False
+
+    def before_step(self, update: int) -> None:
+        """Take the step by definition, of an update that counts from 0."""
+        if update == 0 and is_adamw(self._optimizer):
+            groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
+            stepped = {name: p for name, p in self._parameters.items() if p.grad is not None and p in groups}
+            for name, start in self._values(stepped).items():
+                self._start[name], self._groups[name] = start, groups[stepped[name]]
+                self._state[name] = start, torch.zeros_like(start), torch.zeros_like(start)
+        gradients = self._values({name: self._parameters[name].grad for name in self._state})
+        for name, gradient in gradients.items():
+            self._state[name] = adamw_step(self._state[name], gradient, update + 1, self._groups[name])
+
+    def after_step(self, update: int) -> None:
+        """Behind the last step that is followed, see how far apart the two are."""
+        if not self._state or update < MOVED - 1:
+            return
+        now = torch.cat([*self._values({name: self._parameters[name] for name in self._start}).values()])
+        start, wanted = torch.cat([*self._start.values()]), torch.cat([weights for weights, *_ in self._state.values()])
+        self.gap = float((now - wanted).norm() / ((wanted - start).norm() + LOST * start.norm()))
+        states = (value for state in self._optimizer.state.values() for value in state.values())
+        self.packed = any(isinstance(value, Tensor) and value.dtype is torch.uint8 for value in states)
+        self._start, self._state = {}, {}
+
+    def _values(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
+        return {name: values.double().cpu() for name, values in sampled(tensors).items()}
+
+
+def adamw_step(
+    state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, number: int, settings: Mapping[str, Any]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights and both moments after a step, the first one of which is number 1; `settings` are an optimizer's group."""
+    weights, first, second = state
+    (beta1, beta2), rate, decay = settings["betas"], float(settings["lr"]), settings["weight_decay"]
+    first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
+    step = first / (1 - beta1**number) / ((second / (1 - beta2**number)).sqrt() + settings["eps"])
+    return (1 - rate * decay) * weights - rate * step, first, second
+
+
+def is_adamw(optimizer: Any) -> bool:
+    """Whether it is torch's AdamW, or one of bitsandbytes', without an option that makes another optimizer of it."""
+    kind = type(optimizer)
+    if kind is torch.optim.AdamW:
+        return not any(group["amsgrad"] or group["maximize"] for group in optimizer.param_groups)
+    return kind.__module__ == "bitsandbytes.optim.adamw"
+
+
+# Single modules
+
+# Of what goes into a module, of what comes out, and of the gradient there: a norm, and projections on fixed random vectors. A
+# tensor whose values change places keeps its norm, and one of two tensors may have a projection of the other's by chance:
+# hardly all of them.
+LARGE = 1e6  # what masks hold is larger, and would hide all else that goes in
+PROJECTIONS = 3
+NUMBERS = ("norm", *(f"projection_{index}" for index in range(PROJECTIONS)))  # of each tensor
+TENSORS = ("taken", "given", "gradient", "weights")  # of each call of a module
+Columns = dict[str, list[Any]]
+Projected = tuple[Tensor, Tensor]  # a norm, and projections
+
+
+@dataclass(kw_only=True, eq=False)
+class _Call:
+    """One call of a module; `source` and `maker` are the calls that made what goes in and what comes out, -1 if no module did.
+
+    The maker is another call if a module hands on what it was given as it is.
+    """
+
+    phase: str
+    module: str
+    kind: str
+    library: str
+    call: int
+    depth: int
+    source: int
+    maker: int = -1
+    tensors: dict[str, Projected | None] = field(default_factory=dict)
+
+
+class ModuleFigures:
+    """The figures of a model's modules, call by call, in the order in which calls end.
+
+    `tunegrid.results.modules` compares those of two runs, and names the module that changed. Hooks look at modules, and at the
+    tensors between them, while the model computes. They change nothing, and are gone afterwards. No tensor is kept, and nothing
+    waits for a GPU before the end.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        """Nothing is noted yet."""
+        self._names = {module: name for name, module in model.named_modules()}
+        self._calls: list[_Call] = []
+        self._open: list[_Call] = []
+        self._seen: dict[int, tuple[weakref.ref[Tensor], int, Projected, int]] = {}  # with versions and makers
+        self._counts = Counter[str]()
+
+    @contextmanager
+    def noted(self, phase: str, passes: int | None = None) -> Iterator[None]:
+        """Note what the model computes meanwhile: all of it, or its first passes. Of a pass that fails nothing is kept."""
+        before = len(self._calls)
+        left = count(-1, -1) if passes is None else count(passes, -1)  # of passes to come; of all of them there is no end
+
+        def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+            if not self._open and next(left) == 0:
+                hooks.close()
+            else:
+                self._enter(phase, module, [*inputs, *options.values()])
+
+        with ExitStack() as hooks:
+            for module in self._names:
+                hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
+                hooks.enter_context(module.register_forward_hook(lambda module, inputs, output: self._leave(output)))
+            try:
+                yield
+            except BaseException:
+                del self._calls[before:]
+                raise
+            finally:
+                self._open, self._seen, self._counts = [], {}, Counter()
+
+    def _enter(self, phase: str, module: nn.Module, inputs: Iterable[Any]) -> None:
+        name, kind = self._names[module], type(module)
+        self._counts[name] += 1
+        figures, makers = self._look(tensors_in(inputs))
+        one = _Call(
+            phase=phase,
+            module=name,
+            kind=kind.__name__,
+            library=kind.__module__.partition(".")[0],
+            call=self._counts[name],
+            depth=len(self._open),
+            source=next((maker for maker in makers if maker >= 0), -1),
+        )
+        one.tensors["taken"] = figures
+        self._open.append(one)
+
+    def _leave(self, output: Any) -> None:
+        one = self._open.pop()
+        floating = [tensor for tensor in tensors_in([output]) if tensor.is_floating_point()]
+        one.tensors["given"], makers = self._look(floating, len(self._calls))
+        one.maker = next(iter(makers), -1)
+
+        def note(gradient: Tensor) -> None:
+            one.tensors["gradient"] = figures_of(gradient.detach())
+
+        if floating and floating[0].requires_grad and one.maker == len(self._calls):
+            floating[0].register_hook(note)  # type: ignore[no-untyped-call] # torch's own
+        self._calls.append(one)
+
+    def _look(self, tensors: Iterable[Tensor], maker: int = -1) -> tuple[Projected | None, list[int]]:
+        """Figures of tensors, and the call that made each: the one before, if a tensor has passed through this as it is."""
+        known: list[tuple[Projected, int]] = []
+        for tensor in tensors:
+            version = 0 if tensor.is_inference() else tensor._version
+            seen = self._seen.get(id(tensor))
+            if seen is None or seen[0]() is not tensor or seen[1] != version:
+                figures = figures_of(tensor.detach() if maker >= 0 else tamed(tensor.detach()))
+                seen = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
+            known.append(seen[2:])
+        return _summed([figures for figures, _ in known]), [maker for _, maker in known]
+
+    def note_weights(self, phase: str, gradients: Mapping[str, Tensor]) -> None:
+        """Note the gradients of parameters, by name, with the first call of the module that holds them."""
+        first = {one.module: one for one in reversed(self._calls) if one.phase == phase}
+        held: dict[str, list[Projected]] = defaultdict(list)
+        for name, gradient in gradients.items():
+            module = name.rpartition(".")[0]
+            while module and module not in first:  # it only holds them, as a list of parameters does
+                module = module.rpartition(".")[0]
+            held[module].append(figures_of(gradient))
+        for module in held.keys() & first.keys():
+            first[module].tensors["weights"] = _summed(held[module])
+
+    def columns(self) -> Columns:
+        """One row per call, by column; None for what was not there, or is no finite number."""
+        for one in self._calls:
+            one.tensors["gradient"] = self._calls[one.maker].tensors.get("gradient") if one.maker >= 0 else None
+        columns: Columns = {
+            name: [getattr(one, name) for one in self._calls] for name in ("phase", "module", "kind", "library")
+        }
+        for name in ("call", "depth", "source", "maker"):
+            columns[name] = [float(getattr(one, name)) for one in self._calls]
+        for name in TENSORS:
+            rows = _fetched([one.tensors.get(name) for one in self._calls])
+            columns |= {f"{name}_{number}": [row[i] for row in rows] for i, number in enumerate(NUMBERS)}
+        random_vectors.cache_clear()  # on a GPU they would stand in the peaks of training
+        return columns
+
+
+def tensors_in(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among values, and in lists, tuples and dictionaries, which libraries nest."""
+    found: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, dict):
+            found += tensors_in(value.values())
+        elif isinstance(value, list | tuple):
+            found += tensors_in(value)
+    return found
+
+
+def tamed(tensor: Tensor) -> Tensor:
+    """A tensor in which nothing hides the rest: whole numbers by their sine, what masks hold by its sign."""
+    if not tensor.is_floating_point():
+        return torch.sin(tensor.float())
+    return torch.where(tensor.abs() > LARGE, tensor.sign(), tensor)
+
+
+def figures_of(tensor: Tensor) -> Projected:
+    """A tensor's norm, and its projections on random vectors that are the same for every tensor of its shape.
+
+    A vector is the product of a random one along the last dimension and another along all others: none is ever as long as the
+    tensor.
+    """
+    matrix = tensor.float().reshape(-1, tensor.shape[-1] if tensor.dim() else 1)
+    rows, columns = (random_vectors(length, matrix.device) for length in matrix.shape)
+    with torch.autocast(matrix.device.type, enabled=False):  # which would round what is projected
+        return torch.linalg.vector_norm(matrix), ((rows @ matrix) * columns).sum(1)
+
+
+@lru_cache(maxsize=256)
+def random_vectors(length: int, device: torch.device) -> Tensor:
+    """Normal numbers (PROJECTIONS, length), the same for every tensor of this length: a projection is as large as a norm."""
+    numbers = torch.randn(PROJECTIONS, length, generator=torch.Generator().manual_seed(length))
+    return (numbers / numbers.square().mean(1, keepdim=True).sqrt()).to(device)
+
+
+def _summed(figures: Sequence[Projected]) -> Projected | None:
+    """Of several tensors: the norm of all, and the sum of their projections, in an order that counts."""
+    if len(figures) < 2:
+        return figures[0] if figures else None
+    norms, projections = zip(*figures, strict=True)
+    return torch.stack(norms).norm(), torch.stack([one * (index + 1) for index, one in enumerate(projections)]).sum(0)
+
+
+def _fetched(figures: Sequence[Projected | None]) -> list[Sequence[float | None]]:
+    """The norm and the projections of each as numbers, brought to the host at once."""
+    there = [one for one in figures if one is not None]
+    if not there:
+        return [[None] * len(NUMBERS)] * len(figures)
+    norms, projections = map(torch.stack, zip(*there, strict=True))
+    rows = iter(torch.cat([norms.unsqueeze(1), projections], dim=1).tolist())
+    return [[None] * len(NUMBERS) if one is None else [x if math.isfinite(x) else None for x in next(rows)] for one in figures]

@@ -1,0 +1,97 @@
+"""One side of `tunegrid speed`: a process that sets a cell up, and makes an update of its training for each line that it reads.
+
+`python -m tunegrid.run.paired_timing bert_sa_lora cpu` puts the cell together of the suite's own parts. It answers in JSON.
+
+On a shared machine other processes take the core away, and the wall clock counts that. Linux tells how long a thread was ready
+to run and had no core. That time is taken off; what the thread itself waits for, as a sleep or a file, is not.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import chain, count, islice
+from pathlib import Path
+from typing import Any
+
+from tunegrid.data.splits import load_splits
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY, Cell
+from tunegrid.grid.profiles import QUICK_PROFILE
+from tunegrid.machine import announce_threads, keep_freed_memory, thread_share
+from tunegrid.terminal import say
+
+MARK = "tunegrid timing: "  # begins an answer: a library may print, too
+WARM = 5  # updates before the first answer: they pick kernels and allocate memory
+SCHEDULER = Path("/proc/thread-self/schedstat")  # nanoseconds on a core, nanoseconds that it waited for one, time slices
+
+
+def own_time() -> float:
+    """The clock in seconds, less those in which this thread was ready to run and had no core."""
+    while True:
+        before, at = waited(), time.perf_counter()
+        if waited() == before:  # else the thread lost its core in between, and the two readings are not of one moment
+            return at - before
+
+
+def waited() -> float:
+    """Seconds that this thread was ready to run and had no core; 0 where the system does not tell."""
+    try:
+        return int(SCHEDULER.read_text(encoding="utf-8").split()[1]) / 1e9
+    except OSError:
+        return 0.0
+
+
+def answers(cell: Cell) -> Iterator[dict[str, Any]]:
+    """An empty answer when all is ready; then of one update after another, for as long as somebody asks.
+
+    An update has its seconds, and the most bytes held until then: on a CPU resident, on a GPU allocated; None if nobody tells.
+    """
+    announce_threads(threads := thread_share(cell.profile.threads))
+    import torch
+    import transformers as hf
+
+    from tunegrid.run.device import resolve_device
+    from tunegrid.run.meter import GIB, peaks, reset_peaks
+    from tunegrid.run.prepare import prepare
+
+    torch.set_num_threads(threads)
+    device = resolve_device(cell.profile.device)
+    keep_freed_memory()
+    rows = load_splits(cell.task, cell.profile).train
+    reset_peaks(device)
+    trainer = prepare(cell, rows, device)
+    hf.set_seed(cell.profile.seed)
+    trainer.ddp_model.train()
+
+    def settled() -> float:
+        """The time once a GPU has done what it was given."""
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return own_time()
+
+    updates = chain.from_iterable(map(trainer.updates, count()))  # of one epoch after another
+    for group in islice(updates, WARM):
+        trainer.update(group)
+    yield {}
+    for group in updates:
+        began = settled()
+        trainer.update(group)
+        seconds, held = settled() - began, peaks(device, seconds=0.0)
+        gib = held.rss_peak_gib if device.type == "cpu" else held.allocated_peak_gib
+        yield {"seconds": seconds, "peak_bytes": None if gib is None else round(gib * GIB)}
+
+
+def main(cell: str, device: str) -> None:
+    """Set a cell up on a device, then answer each line, until there are no more."""
+    try:
+        chosen = STUDY.cell(cell, replace(QUICK_PROFILE, device=device))
+        for _, answer in zip(chain([""], sys.stdin), answers(chosen), strict=False):  # an update comes after its line
+            say(f"{MARK}{json.dumps(answer)}")
+    except InputError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

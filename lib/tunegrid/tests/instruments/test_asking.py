@@ -1,0 +1,130 @@
+"""Asking, and what becomes of the answers: kept beside a run, reduced, shown, and held to another run's."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from tunegrid.errors import InputError
+from tunegrid.instruments import Figure, Instrument, NotAskedError, checked_names, tidy
+from tunegrid.instruments.trained import asked_after, asked_before
+from tunegrid.record import from_json, to_json
+from tunegrid.record.parts import InstrumentRecord
+from tunegrid.results import examples
+from tunegrid.results.figures import frame_of, reduced, tables
+from tunegrid.results.gate import Run, gate
+from tunegrid.results.judgements import Verdict
+from tunegrid.tests.instruments.asking import asked_cell
+from tunegrid.tests.records import MEASURED, complete, seeds_as
+from tunegrid.tests.small import cell_of
+
+pytestmark = pytest.mark.usefixtures("store")
+PART = {"question": "-", "figures": {"loss": Figure(better="lower", margin=0.1, shown=".2f"), "count": Figure(shown=".0f")}}
+
+
+def lines_of(*numbers, weight=1.0):
+    rows = [f"r{index}" for index in range(len(numbers))]
+    return pd.concat([tidy("loss", list(numbers), part="a", row=rows, weight=weight), tidy("count", float(len(rows)))])
+
+
+def record(frame, seed=0, losses=MEASURED["training"]["losses"]):
+    file = examples.write_figures(frame.assign(instrument="own"))
+    training = MEASURED["training"] | {"losses": losses}
+    return replace(
+        complete("bert_sa_sft", seeds=seeds_as(seed), training=training),
+        instruments={"own": InstrumentRecord(**PART, file=file)},
+    )
+
+
+class Question(Instrument):
+    id, question, figures = "own", "why?", PART["figures"]
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def measure(self, cell, before):
+        assert not torch.is_grad_enabled()
+        assert not cell.model.training
+        torch.rand(1)
+        return self.answer()
+
+
+def failing(error):
+    def fail():
+        raise error
+
+    return Question(fail)
+
+
+@pytest.mark.parametrize(
+    ("question", "objections", "note"),
+    [
+        (Question(lambda: lines_of(1.0)), [], ""),
+        (failing(NotAskedError("no such base")), [], "no such base"),
+        (failing(ZeroDivisionError("by 0")), ["own: ZeroDivisionError: by 0"], "ZeroDivisionError: by 0"),
+        (Question(lambda: tidy("guess", 1.0)), ["own: ValueError: it measures 'guess', which is not among its figures"], None),
+    ],
+)
+def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, objections, note):
+    cell = asked_cell(cell_of("bert_sa_sft"))
+    cell.model.train()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    answers = asked_after([question], cell, asked_before([question], cell))
+    assert torch.equal(torch.rand(1), expected)
+    assert cell.model.training
+    assert answers.objections == objections
+    frame = frame_of([replace(complete("bert_sa_sft"), instruments=answers.records)], None)
+    assert note is None or frame.note.tolist()[0] == note
+
+
+def test_an_unknown_name_is_told_those_that_are_known():
+    assert checked_names("merges, own,merges", ["own"]) == ("merges", "own")
+    with pytest.raises(InputError, match=r"^--ask typos: no such instrument; known are .*, merges, own$"):
+        checked_names("typos", ["own"])
+
+
+def test_means_are_over_rows_by_weight_then_over_seeds_as_worked_out_by_hand():
+    records = [record(lines_of(1.0, 3.0, weight=[3.0, 1.0])), record(lines_of(2.0, 2.0, 5.0), seed=1)]
+    assert [from_json(to_json(one)) for one in records] == records
+    known = {line.figure: line for line in reduced(frame_of(records, None)).itertuples()}
+    assert known["loss"].value == pytest.approx((1.5 + 3.0) / 2)
+    assert known["loss"].low < known["loss"].value < known["loss"].high
+    assert (known["count"].value, known["count"].high) == (2.5, pytest.approx(2.5 + 12.706 * 0.5**0.5 / 2**0.5, rel=1e-4))
+    [table] = tables(records, None)
+    assert table.text[0].split() == ["cell", "part", "loss", "count"]
+    assert table.text[2].split() == ["bert_sa_sft", "3", "(-4", "9)"] or table.text[1].split()[:2] == ["bert_sa_sft", "a"]
+
+
+def judged(old, new):
+    return [one for one in gate(Run.of(old), Run.of(new)) if one.kind == "instruments"]
+
+
+ROWS = [0.1 * (index % 7) for index in range(40)]
+OTHER = [0.9 * loss for loss in MEASURED["training"]["losses"]]
+
+
+@pytest.mark.parametrize(
+    ("change", "verdict"), [(0.0, Verdict.SAME), (0.05, Verdict.SAME), (0.3, Verdict.WORSE), (-0.3, Verdict.BETTER)]
+)
+def test_one_training_pairs_row_by_row_and_a_change_below_the_margin_is_the_same(change, verdict):
+    [one] = judged([record(lines_of(*ROWS))], [record(lines_of(*(value + change for value in ROWS)))])
+    assert (one.verdict, one.quantity) == (verdict, "own/loss")
+    assert one.effect == pytest.approx(change)
+    assert "40 rows, paired; margin 0.1" in one.detail
+
+
+def test_other_trainings_need_several_seeds_on_each_side_and_other_rows_are_not_compared():
+    def runs(seeds, losses, change):
+        return [record(lines_of(*(value + change + 0.01 * seed for value in ROWS)), seed, losses) for seed in seeds]
+
+    [one] = judged(runs(range(3), MEASURED["training"]["losses"], 0), runs(range(5, 8), OTHER, 0.5))
+    assert one.verdict is Verdict.WORSE
+    assert "3 and 3 seeds: error" in one.detail
+    [one] = judged(runs(range(3), MEASURED["training"]["losses"], 0), runs([5], OTHER, 0.5))
+    assert one.verdict is Verdict.NOT_COMPARABLE
+    [one] = judged([record(lines_of(*ROWS))], [record(lines_of(*ROWS[:30]))])
+    assert (one.verdict, "other rows were asked" in one.detail) == (Verdict.NOT_COMPARABLE, True)
+    assert judged([record(lines_of(*ROWS))], [complete("bert_sa_sft")]) == []

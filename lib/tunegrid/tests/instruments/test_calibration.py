@@ -1,0 +1,102 @@
+"""Confidence and hits: figures worked out by hand, held to scikit-learn, and a temperature that is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import log_loss
+
+from tunegrid.instruments.calibration import BINS, confidences, ece, ece_by_chance, fitted, nll
+from tunegrid.tests.codecs.test_extract import TOWN, Rising
+from tunegrid.tests.small import CPU, codec_for
+
+
+def at(temperature, confidences, hits):
+    """Forecasts of two labels whose log-odds are divided by a temperature."""
+    return 1 / (1 + np.exp(-np.log(confidences / (1 - confidences)) / temperature)), hits
+
+
+def calibrated(rows, seed=0):
+    """Rows that are hits with just their confidence."""
+    rng = np.random.default_rng(seed)
+    confidences = rng.uniform(0.5, 0.999, rows)
+    return confidences, (rng.random(rows) < confidences).astype(float)
+
+
+def test_figures_are_those_worked_out_by_hand():
+    # bins of width 1/15: 0.9 and 0.92 share one (mean gap 0.91 - 0.5), 0.6 (gap -0.4) and 0.7 (gap 0.7) have their own
+    confidences, hits = np.array([0.9, 0.92, 0.6, 0.7]), np.array([1.0, 0.0, 1.0, 0.0])
+    assert ece(confidences, hits)[0] == pytest.approx(100 * (0.82 + 0.4 + 0.7) / 4)
+    assert nll(confidences, hits) == pytest.approx([-math.log(said) for said in (0.9, 0.08, 0.6, 0.3)])
+    assert nll(np.array([1.0, 1.0]), np.array([1.0, 0.0])) == pytest.approx([0, 12 * math.log(10)])
+
+
+def test_figures_are_scikit_learns():
+    confidences, hits = calibrated(700)
+    shares, means = calibration_curve(hits, confidences, n_bins=BINS)
+    counts = np.histogram(confidences, bins=np.linspace(0, 1, BINS + 1))[0]
+    assert ece(confidences, hits)[0] == pytest.approx(100 * (np.abs(shares - means) * counts[counts > 0]).sum() / 700)
+    assert nll(confidences, hits).mean() == pytest.approx(log_loss(hits, confidences))
+
+
+def test_a_calibrated_model_is_near_what_chance_gives_and_its_triple_confident_twin_is_seen():
+    confidences, hits = calibrated(2000)
+    value, low, high = ece(confidences, hits)
+    assert low <= value <= high
+    assert low <= ece_by_chance(confidences)
+    assert value < 2 * ece_by_chance(confidences)
+    assert ece(*at(1 / 3, confidences, hits))[1] > 2 * ece_by_chance(at(1 / 3, confidences, hits)[0])
+
+
+def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_without_a_miss_fit_none():
+    confidences, hits = calibrated(20_000)
+    assert fitted(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)  # three times too sure
+    assert fitted(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
+    assert fitted(lambda t: at(t, confidences, np.ones(20_000))) is None
+
+
+# Confidences of outputs
+
+
+def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label():
+    codec = codec_for("bert_sa_sft")
+    outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
+    assert confidences(codec, range(3), outputs) == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5])
+    assert confidences(codec, range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
+    for temperature in (1 / 16, 0.5, 2.0, 16.0):
+        scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
+        assert scaled.argmax(-1).tolist() == [label for label, *_ in outputs]
+        assert min(confidences(codec, range(3), outputs, temperature)) >= 0.5
+    assert confidences(codec_for("t5_sum_sft"), [0], [[3, 1]]) is None  # texts have none
+
+
+def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
+    codec = codec_for("bert_qa_sft")
+    features = codec.encode([TOWN], training=False)
+    [output] = codec.predict(Rising(), features, CPU)
+    # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten pairs.
+    pairs = [first + last for first in range(6, 10) for last in range(first, 10)]
+    for temperature in (1.0, 3.0):
+        shares = [math.exp((pair - 18) / temperature) for pair in pairs]
+        assert confidences(codec, [0], [output], temperature) == [pytest.approx(1 / sum(shares))]
+
+
+def test_a_spans_confidence_counts_the_spans_of_all_windows_of_its_row_and_of_no_other():
+    codec = codec_for("bert_qa_sft")
+    one, two = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    outputs = [(1.0, 5, 5, one), (2.0, 6, 6, two), (2.0, 6, 6, two)]
+    alone = math.exp(2) / (2 * math.exp(2) + 1)  # 2 + 0, 2 + 0, 0 + 0
+    both = math.exp(2) / (2 * math.exp(2) + 1 + math.e)
+    assert confidences(codec, [1, 0, 1], outputs) == pytest.approx([alone, both])
+    pairs = sum(min(30, 31 - first) for first in range(31))  # a span of more than thirty tokens takes no share
+    assert confidences(codec, [0], [(0.0, 4, 4, torch.zeros(2, 31))]) == [pytest.approx(1 / pairs)]
+
+
+def test_many_windows_have_the_confidences_that_each_has_alone():
+    codec, generator = codec_for("bert_qa_sft"), torch.Generator().manual_seed(0)
+    scores = [torch.randn(2, 1 + n % 40, generator=generator) for n in range(300)]
+    outputs = [(float(one[:, 0].sum()), 4, 4, one) for one in scores]
+    together = confidences(codec, range(300), outputs, 0.7)
+    assert together == pytest.approx([confidences(codec, [0], [output], 0.7)[0] for output in outputs])

@@ -1,0 +1,218 @@
+"""Shifts, one by one and by hand, and that a model which ignores its input is caught. No cell is trained."""
+
+import re
+from dataclasses import replace
+from random import Random
+
+import pytest
+
+from tunegrid.codecs.base import Prediction
+from tunegrid.errors import InputError
+from tunegrid.grid.cells import STUDY, study
+from tunegrid.grid.tasks import QA, RESERVED, SA, SUM, Shift
+from tunegrid.instruments.robustness import (
+    INSTRUMENT,
+    SHIFTS,
+    contracted,
+    distracted,
+    follows,
+    negated,
+    renamed,
+    renumbered,
+    shifted_rows,
+)
+from tunegrid.record.parts import EvaluationRecord
+from tunegrid.run.evaluate import Evaluation
+from tunegrid.run.metrics import METRICS, Metrics
+from tunegrid.tests.instruments.asking import asked_cell, values
+from tunegrid.tests.small import cell_of, rows_of
+
+FILES = {"sa": "amazon_polarity/train", "qa": "squad/validation", "sum": "cnn_dailymail/test"}
+REVIEWS = rows_of(FILES["sa"])[:60]
+
+
+def review(content, label=1):
+    return {"label": label, "title": "my lamp", "content": content}
+
+
+def question(context, asked, answer):
+    answers = {"text": [answer], "answer_start": [context.index(answer)]}
+    return {"id": "1", "title": "t", "context": context, "question": asked, "answers": answers}
+
+
+# What shifts change
+
+
+@pytest.mark.parametrize("shift", SHIFTS, ids=lambda shift: shift.id)
+def test_the_target_of_every_quick_row_is_right_afterwards(shift):
+    """`shifted_rows` checks each row as data is checked: an answer stands at its start, a label exists."""
+    for task in (SA, QA, SUM):
+        rows = rows_of(FILES[task.id])[:80] if task.problem in shift.problems else []
+        new = shifted_rows(task, rows, shift)
+        assert shifted_rows(task, rows[:20], shift) == new[:20]  # a row is always changed alike
+        said = [[row[task.target]["text"] if task is QA else row[task.target] for row in some] for some in (rows, new)]
+        changed = [old != row for old, row in zip(rows, new, strict=True)]
+        assert [old != row for old, row in zip(*said, strict=True)] == [shift.turns and change for change in changed]
+
+
+@pytest.mark.parametrize(
+    ("long", "short"),
+    [
+        ("i would not , really , buy it", "i wouldn't , really , buy it"),
+        ("It Can not be", "It Can't be"),
+        ("I WILL NOT GO", "I WON'T GO"),
+        ("i can not tie a knot", "i can't tie a knot"),
+    ],
+)
+def test_contractions(long, short):
+    assert contracted(SA, review(long), Random(0))["content"] == short
+
+
+@pytest.mark.parametrize(
+    ("asked", "sentence"),
+    [
+        ("the old mill opened in 1931 .", "when did the new mill open : may 1951 ."),
+        ("The old mill opened in 1931.", "When did the new mill open : may 1951."),
+    ],
+)
+def test_a_distracting_sentence_is_about_another_and_the_answer_follows(asked, sentence):
+    row = distracted(QA, question(asked, "when did the old mill open ?", "1931"), Random(0))
+    assert row["context"] == f"{asked} {sentence}"
+    assert row["answers"] == {"text": ["1931"], "answer_start": [asked.index("1931")]}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("overall i would buy it again .", "overall i would not buy it again ."),
+        ("in short it is not , i must say , a weak watch .", "in short it is , i must say , a weak watch ."),
+        ("OVERALL IT DID LET ME DOWN .", "OVERALL IT DID NOT LET ME DOWN ."),
+    ],
+)
+def test_a_verdict_turns_and_its_label(before, after):
+    assert negated(SA, review(before, 1), Random(0)) == review(after, 0)
+    assert negated(SA, review(after, 0), Random(0)) == review(before, 1)
+
+
+def test_only_the_answers_own_number_becomes_another():
+    row = renumbered(QA, question("it closed in 1931 . it burned in may 1931 .", "when ?", "may 1931"), Random(0))
+    year = row["answers"]["text"][0].removeprefix("may ")
+    assert row["context"] == f"it closed in 1931 . it burned in may {year} ."
+    assert re.fullmatch(r"19\d\d", year)
+    assert year != "1931"
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "row"),
+    [
+        (QA, distracted, question("the mill opened in 1931 .", "when did it open ?", "1931")),  # nothing is named
+        (SA, negated, review("it is not good .")),  # no known verdict
+        (SA, negated, review("overall i would buy it again . in short i do regret it .")),  # two
+        (QA, renumbered, question("ann lives in rome .", "where ?", "rome")),
+        (SUM, renamed, {"article": "anna saw a fire .", "highlights": "fire .", "id": "1"}),
+    ],
+)
+def test_a_row_in_which_a_shift_finds_nothing_stays(task, change, row):
+    assert change(task, row, Random(0)) == row
+
+
+def lying(**changes):
+    return {"meaning": "-", "change": lambda task, row, rng: dict(row) | changes}
+
+
+@pytest.mark.parametrize(
+    ("shift", "words"),
+    [
+        (Shift(id="liar", **lying(label=0)), "row 1: it changes the label"),
+        (Shift(id="still", **lying(title="x"), turns=True), "row 0: it says that it turns the target"),
+    ],
+)
+def test_a_shift_that_does_not_do_what_it_says_is_refused(shift, words):
+    with pytest.raises(InputError, match=f"^shift '{shift.id}', {words}"):
+        shifted_rows(SA, [review("bad", 0), review("good", 1)], shift)
+
+
+def test_a_user_adds_a_shift_under_a_name_of_its_own():
+    grid, own = study(), Shift(id="loud", **lying())
+    grid.add_shift(own)
+    assert {shift.id for shift in SHIFTS} == {*RESERVED} - {"plain"}
+    for taken, words in ((own, "is in the grid already"), (SHIFTS[0], "stands for something else")):
+        with pytest.raises(InputError, match=words):
+            grid.add_shift(taken)
+
+
+# What models score on them
+
+
+def measured(cell_id, rows, answer, grid=STUDY):
+    """Figures of a model that answers by a function of the row, and how many rows it was asked each time."""
+    counts = []
+
+    def evaluate(model, rows):
+        counts.append(len(rows))
+        answers, cell = [answer(row) for row in rows], cell_of(cell_id)
+        scored = METRICS[cell.task.problem](Metrics(), cell.task, rows, answers)
+        part = EvaluationRecord(seconds=None, loss=None, batch=None, metric_sources={})
+        known = {"part": part, "rows": rows, "features": [], "outputs": []}
+        predictions = [Prediction(value=one) for one in answers]
+        return Evaluation(**known, scores=scored.scores, examples=scored.examples, predictions=predictions)
+
+    asked = asked_cell(cell_of(cell_id), grid, evaluate=evaluate)
+    vars(asked)["test_rows"] = rows
+    return INSTRUMENT.measure(asked, None), counts
+
+
+def test_a_model_that_ignores_its_input_loses_nothing_and_is_caught_by_the_rows_that_turn():
+    """Of 60 reviews n are positive: always "positive" is right on these, on none of their twins, and alike on every shift."""
+    positive = sum(row["label"] for row in REVIEWS)
+    figures, _ = measured("bert_sa_sft", REVIEWS, lambda row: 1)
+    assert set(values(figures, "change", "typos5")) == {0.0}
+    assert (values(figures, "right", "negated").count(100.0), values(figures, "turned", "negated")) == (
+        positive,
+        [0.0] * positive,
+    )
+    [sentence] = INSTRUMENT.objections(figures)
+    assert sentence.startswith(
+        f"shift negated turns the right answer, and of {positive} rows that are answered rightly, only 0 %"
+    )
+    figures.loc[figures.figure == "cut short", "value"] = 1.0
+    assert list(INSTRUMENT.objections(figures)) == []
+
+
+@pytest.mark.parametrize(("cell_id", "task"), [("bert_sa_sft", SA), ("gpt2_qa_sft", QA), ("t5_sum_sft", SUM)])
+def test_one_that_is_always_right_follows_every_turn_and_meets_no_objection(cell_id, task):
+    figures, _ = measured(
+        cell_id, rows_of(FILES[task.id])[:40], lambda row: row[task.target]["text"][0] if task is QA else row[task.target]
+    )
+    assert set(figures[figures.figure.isin(["right", "turned"])].value) == {100.0}
+    assert list(INSTRUMENT.objections(figures)) == []
+
+
+def test_what_a_tokenizer_ignores_must_cost_nothing_and_equal_rows_score_alike():
+    """BERT's tokenizer knows no case: all rows are asked again, and one that answers otherwise is named."""
+    grid = study()
+    upper = Shift(id="upper", meaning="-", change=lambda task, row, rng: row | {"content": row["content"].upper()})
+    grid.add_shift(replace(upper, problems=(SA.problem,)))
+    figures, _ = measured("bert_sa_sft", REVIEWS, lambda row: row["label"] if row["content"].islower() else 0, grid)
+    assert list(INSTRUMENT.objections(figures)) == [
+        "shift upper changes no token that the model reads, and its points are others"
+    ]
+    answers = iter([1, 1, 0, 1] + 20 * [1])
+    figures, _ = measured("bert_sa_sft", REVIEWS[:2], lambda row: next(answers))
+    assert next(INSTRUMENT.objections(figures)).startswith("scored again without any change, rows have other points")
+
+
+def test_only_rows_that_change_are_asked_anew():
+    """Two of four reviews say "not": they are asked, and the others keep their points."""
+    rows = [review(text) for text in ("i do not like it .", "i like it .", "it is not good .", "good .")]
+    figures, counts = measured("gpt2_sa_sft", rows, lambda row: int("n't" not in row["content"]))
+    assert counts[:2] == [4, 4]  # as they are, and as they are again
+    assert counts[-1] == 2
+    assert values(figures, "points", "contracted") == [0.0, 100.0, 0.0, 100.0]
+
+
+def test_a_summary_follows_its_article_by_the_words_that_differ():
+    old, new = {"highlights": "ann hurt ."}, {"highlights": "bob hurt ."}
+    assert follows(SUM, old, new, "bob hurt")
+    assert not follows(SUM, old, new, "ann and bob hurt")
+    assert not follows(SUM, old, new, "somebody hurt")
