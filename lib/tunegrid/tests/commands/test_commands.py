@@ -90,7 +90,7 @@ def test_a_command_of_version_0_16_says_what_to_do_now(name, capsys):
 
 
 OF_A_RUN = (
-    *("audit RUN", "baseline RUN TO.json", "compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),
+    *("baseline RUN TO.json", "compare RUN", "export RUN -o TO.csv", "gate RUN RUN", "gate --exact RUN RUN"),
     *("merge RUN -o TO.json", "page RUN -o TO.html"),
 )
 OLDER = {"benchmarks": [{"extra_info": complete_json(schema_version=1)}]}
