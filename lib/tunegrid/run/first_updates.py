@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
@@ -372,15 +373,7 @@ class ModuleFigures:
 
 def tensors_in(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among values, and in lists, tuples and dictionaries, which libraries nest."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, dict):
-            found += tensors_in(value.values())
-        elif isinstance(value, list | tuple):
-            found += tensors_in(value)
-    return found
+    return [leaf for leaf in tree_leaves([*values]) if isinstance(leaf, Tensor)]
 
 
 def tamed(tensor: Tensor) -> Tensor:

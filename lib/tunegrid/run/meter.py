@@ -138,15 +138,16 @@ class Meter:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - self._began
-        part = peaks(self.device, seconds)
+        figures: dict[str, Any] = {**vars(peaks(self.device, seconds))}
         for name, read in self.counters.items():
             before, now = self._joules[name], read()
-            risen = None if before is None or now is None or now < before else now - before  # else it started again
-            part = replace(part, **{name: None if name == "cpu_energy_joules" and seconds > RAPL_SECONDS else risen})
+            if name == "cpu_energy_joules" and seconds > RAPL_SECONDS:
+                now = None  # it may have started again, unseen
+            figures[name] = None if before is None or now is None or now < before else now - before
         if earlier := self.phases.get(phase):
-            pairs = {name: (one, getattr(part, name)) for name, one in vars(earlier).items()}
-            part = Phase(**{name: None if None in two else (sum if name in SUMS else max)(two) for name, two in pairs.items()})
-        self.phases[phase] = part
+            pairs = {name: (one, figures[name]) for name, one in vars(earlier).items()}
+            figures = {name: None if None in two else (sum if name in SUMS else max)(two) for name, two in pairs.items()}
+        self.phases[phase] = Phase(**figures)
 
     def over(self, ranks: Ranks) -> RanksRecord | None:
         """What each rank did, which all must ask together; None for one. From then on, updates are those of all."""

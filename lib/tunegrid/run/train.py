@@ -245,10 +245,10 @@ class Trainer:
 
     def divisors(self, batches: Sequence[Batch]) -> Sequence[int | float | Tensor]:
         """The divisor of each micro-batch's summed loss: the targets of the whole update, over all ranks."""
-        count: int | Tensor = sum(self.codec.targets(batch) for batch in batches)
-        if self.ranks.count > 1:  # on the device: the host does not wait for the sum
-            count = self.ranks.summed(torch.full((), count, device=self.meter.device))
-        return [count] * len(batches)
+        count = sum(self.codec.targets(batch) for batch in batches)
+        if self.ranks.count == 1:
+            return [count] * len(batches)
+        return [self.ranks.summed(torch.full((), count, device=self.meter.device))] * len(batches)  # the host does not wait
 
     def accumulated(self, group: Sequence[Sequence[Feature]], names: Iterable[str]) -> tuple[Tensor, list[Tensor]]:
         """The loss and gradients that an update on these micro-batches would have; nothing is applied or kept.
