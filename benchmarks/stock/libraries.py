@@ -90,7 +90,9 @@ def write_start(cell, folder):
     if recipe.adapter and targets and head.architecture != cell.head.architecture:
         recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))
     backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
-    return replace(cell, backbone=backbone, head=head, profile=replace(cell.profile, checkpoint_root=folder.parent), recipe=recipe)
+    return replace(
+        cell, backbone=backbone, head=head, profile=replace(cell.profile, checkpoint_root=folder.parent), recipe=recipe
+    )
 
 
 # Rows in tokens

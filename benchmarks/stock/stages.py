@@ -289,7 +289,7 @@ def optimizer(pair):
     """Its class, and what it does to each weight: decay, betas, epsilon."""
     trainer, model = pair.plain[0], pair.our_model()
     theirs, own = trainer.optimizer, pair.cell.method.make_optimizer(model, pair.cell)
-    kinds = [type(getattr(one, "optimizer", one)).__name__ for one in (theirs, own)]
+    kinds = [kind_of(getattr(one, "optimizer", one)) for one in (theirs, own)]
     if kinds[0] != kinds[1]:
         return f"it is {kinds[0]}, ours is {kinds[1]}"
     settings = settings_of(own, model)
@@ -300,6 +300,12 @@ def optimizer(pair):
             if group[field] != settings[name][field]:
                 return f"{field} of {name} is {group[field]}, ours is {settings[name][field]}"
     return ""
+
+
+def kind_of(optimizer):
+    """The class, and how many bits bitsandbytes' AdamW keeps moments in, which has a class of its own with 8."""
+    bits = getattr(getattr(optimizer, "args", None), "optim_bits", 32)
+    return f"{type(optimizer).__name__.removesuffix('8bit')} of {bits} bits"
 
 
 def settings_of(optimizer, model):

@@ -8,16 +8,16 @@ import peft
 import pytest
 import torch
 import transformers as hf
-
-from tunegrid import ROOT
-from tunegrid.errors import InputError
-from tunegrid.grid.methods import adamw_torch
 from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.run.stock import both
 from tunegrid.run.stock.both import Both
 from tunegrid.run.stock.known import KNOWN, Tolerance, apart, table
 from tunegrid.run.stock.stages import STAGES, compare
 from tunegrid.run.stock.start import quiet, refused
+
+from tunegrid import ROOT
+from tunegrid.errors import InputError
+from tunegrid.grid.methods import adamw_torch
 from tunegrid.tests.small import CPU, cell_of, train_rows
 
 # Numbers that differ
