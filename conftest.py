@@ -5,7 +5,10 @@ from importlib.metadata import Distribution
 from importlib.util import find_spec
 
 # What the plugins import. The checkout itself may be found wherever pytest comes from.
-NEEDED = ("pydantic", "pytest_benchmark", "rich", "filelock", "numpy", "torch", "transformers", "peft")
+NEEDED = (
+    *("pydantic", "pytest_benchmark", "pytest_timeout", "rich", "filelock"),
+    *("numpy", "torch", "transformers", "peft"),
+)
 
 missing = [name for name in NEEDED if find_spec(name) is None]
 if missing or not list(Distribution.discover(name="tunegrid")):
@@ -16,7 +19,7 @@ if missing or not list(Distribution.discover(name="tunegrid")):
     raise SystemExit(4)  # an exception of pytest's would come with the lines of this file
 
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
-BEFORE = ("options", "session", "interrupts", "selection", "planning", "progress")
+BEFORE = ("options", "session", "selection", "planning", "progress")
 RUN = ("pipeline", "journal", "record", "results", "asked_for")
-AFTER = ("gate", "isolation", "time_limit", "ray.plugin", "instruments", "reports")
+AFTER = ("gate", "processes", "ray", "instruments", "reports")
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

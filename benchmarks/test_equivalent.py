@@ -19,13 +19,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fixtures.session import session_of
-from tunegrid.audits.checkpoint import NF4_LEVELS
+from tunegrid.audits.before import NF4_LEVELS
 from tunegrid.codecs.features import chunks
 from tunegrid.run.build import build
 from tunegrid.run.checkpoint import Checkpoints
-from tunegrid.run.ranks import ALONE, Ranks
+from tunegrid.run.ranks import ALONE, Ranks, fsdp_refusal
 from tunegrid.run.serving import Serving
-from tunegrid.run.sharded import Sharded, fsdp_refusal
 from tunegrid.tests.small import silent, still, trainer_for
 
 FIRST, SECOND = "default", "second"  # adapters: PEFT's name for one without a name, and another
@@ -124,16 +123,16 @@ def trainer_of(bench, *, dropout=True, ranks=ALONE, **recipe):
 
 
 @setting
-def trained(bench, *, resumed=0, together=None, **changes):
-    """A training; `resumed` by another trainer, from a file, after so many updates; `together` is how ranks share it."""
-    if together is Sharded and (refusal := fsdp_refusal(bench.cell, bench.model(), "fp32")):
+def trained(bench, *, resumed=0, together="", **changes):
+    """A training; `resumed` by another trainer, from a file, after so many updates; `together`: what ranks have of weights."""
+    if together == "parts" and (refusal := fsdp_refusal(bench.cell, bench.model(), "fp32")):
         pytest.skip(refusal)
-    changes["ranks"] = together(bench.ranks.rank, bench.ranks.count) if together else ALONE
+    changes["ranks"] = Ranks(bench.ranks.rank, bench.ranks.count, fsdp=together == "parts") if together else ALONE
     trainer = trainer_of(bench, **changes)
     start = {name: p.detach().clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
     if resumed:
         trainer.run(silent(), first_updates=resumed)
-        file = Checkpoints(path=bench.folder / "training.safetensors", every_seconds=0.0, resume=True)
+        file = Checkpoints(path=bench.folder / "training.pt", every_seconds=0.0, resume=True)
         file.save_if_due(trainer)
         file.restore(trainer := trainer_of(bench, **changes))
         assert trainer.log.updates == resumed, "it goes on where it stopped"
@@ -394,11 +393,11 @@ ROWS = (
         still_trained(precision="bf16", learning_rate=1e-5), {"losses": Tolerance(4e-3, drift=2e-3, least=1e-6), "moves":
         Tolerance(0.1, whole=True)}, "bf16 has 8 bits, 2e-3 a rounding, which sums over many products even out; master weights "
         "stay fp32; a run in bf16 that gives fp32's losses was not one"),
-    Row("two-ranks", ("gpt2_sum_lora",), still_trained(), still_trained(together=Ranks), TRAINED,
+    Row("two-ranks", ("gpt2_sum_lora",), still_trained(), still_trained(together="whole"), TRAINED,
         "the same sums in another order, over ranks whose rows have unequal numbers of targets", ranks=2),
-    Row("three-ranks-of-which-one-idles", ("t5_sum_sft",), still_trained(), still_trained(together=Ranks), TRAINED,
+    Row("three-ranks-of-which-one-idles", ("t5_sum_sft",), still_trained(), still_trained(together="whole"), TRAINED,
         "as with two; the last update has two rows for three ranks", ranks=3),
-    Row("shared-out", ("gpt2_sum_lora",), still_trained(), still_trained(together=Sharded), TRAINED,
+    Row("shared-out", ("gpt2_sum_lora",), still_trained(), still_trained(together="parts"), TRAINED,
         "FSDP2 sums the same gradients, in parts", ranks=2),
     Row("resumed", ("gpt2_sum_lora", "bert_qa_qlora", "t5_sum_sft", "bert_sa_lora"), trained(), trained(resumed=2),
         EXACTLY_TRAINED, "a file holds all that the next update depends on, bit by bit"),

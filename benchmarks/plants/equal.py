@@ -25,7 +25,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 from benchmarks.plants.patches import models
 from benchmarks.plants.patches.training import signed_second_moments
 from benchmarks.plants.plant import Plant
-from tunegrid.run import checkpoint, train
+from tunegrid.run import train
 from tunegrid.run.train import Trainer
 
 # Training
@@ -45,13 +45,16 @@ def activations_drop_anew(plant):
 
 
 def moments_are_not_kept(plant):
-    leaves = checkpoint._leaves
+    state_dict = train.Stepper.state_dict
 
-    def without(tree, path=""):
-        for name, value in leaves(tree, path):
-            yield name, torch.zeros_like(value) if "exp_avg" in name else value
+    def zeroed(state):
+        return {name: torch.zeros_like(value) if "exp_avg" in name else value for name, value in state.items()}
 
-    plant.setattr(checkpoint, "_leaves", without)
+    def without(self):
+        state = state_dict(self)
+        return state | {"optimizer": {key: zeroed(own) for key, own in state["optimizer"].items()}}
+
+    plant.setattr(train.Stepper, "state_dict", without)
 
 
 def random_numbers_are_not_kept(plant):

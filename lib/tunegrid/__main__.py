@@ -7,7 +7,6 @@ from tunegrid.commands.cli import Program
 COMMANDS = {
     "run": "run the suite from any folder: `tunegrid run -m quick`; all options are pytest's",
     "gate": "is a run worse than another? a verdict for every cell; --exact lists other scores",
-    "audit": "re-check a saved run: impossible scores, copied results, failed audits",
     "compare": "which method, on which task, at what cost: fronts, and groups that cannot be told apart",
     "new": "a file to start from: a task, method or backbone of your own that runs at once",
     "calibrate": "bounds for cells of your own: trains them with a few seeds",
@@ -22,6 +21,8 @@ COMMANDS = {
 # Commands of version 0.16 that are no more, and what to do instead.
 FORMER = {
     "answer": "write `tunegrid compare RUN.json`",
+    "audit": "`tunegrid compare RUN.json` says which audits failed and what is not like for like; every command that reads a "
+    "run refuses one that contradicts itself or its rows",
     "cache": "`du -sh .cache/*` shows what is kept; delete .cache to free it",
     "cells": "run `pytest -m quick`: it takes two minutes",
     "distil": "version 0.16 was the last with it",

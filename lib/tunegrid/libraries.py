@@ -20,7 +20,7 @@ from pathlib import Path
 from tunegrid.machine import PACKAGES
 
 CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
-HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)/snapshots/([0-9a-f]{40})/")  # a file in the hub's cache
+HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")  # a file in the hub's cache
 LARGE = 64 * 2**20  # bytes: of a larger file in a checkout, as a torch built in place has, size and time stand for the content
 
 
@@ -43,7 +43,7 @@ def digest_of(package: str) -> str | None:
 def hub_code() -> list[str]:
     """Repository and commit of each module that this process imported from the hub's cache, as the package `kernels` does."""
     files = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(Path(file).as_posix()))]
+    return ["{}/{} at commit {}".format(*hub.groups()) for file in files if file and (hub := HUB.search(file))]
 
 
 def import_folder(package: str) -> Path | None:

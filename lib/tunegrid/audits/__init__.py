@@ -1,134 +1,83 @@
 """Audits: did the cell run as labelled? Each that applies gives a finding.
 
 Each is a pure function of `Evidence`, named as in the record; it takes the cell's description as the truth and looks at what
-was built, encoded, trained and predicted. Those `BEFORE` look before training, so that a cell which is wrong from the start is
-known in seconds; all others look at the trained model. Audits over several cells are in `tunegrid.results.status`.
+was built, encoded, trained and predicted. Audits over several cells are in `tunegrid.results.status`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from tunegrid.audits.answers import (
-    generation_not_truncated,
-    learned_something,
-    metric_invariants,
-    prompt_intact_at_inference,
-    windows_map_to_examples,
-)
-from tunegrid.audits.arithmetic import (
-    adapters_add_as_declared,
-    decoder_sees_no_future,
-    gradients_reach,
-    gradients_survive_evaluation,
-    loss_is_the_tasks,
-    output_follows_trained_tokens,
-    packed_layers_compute_as_declared,
-    predicting_twice_is_the_same,
-    rows_alone_as_in_batch,
-)
-from tunegrid.audits.built import (
-    adapters_where_declared,
-    drawn_from_the_seed,
-    heads_trainable,
-    quantized_as_declared,
-)
-from tunegrid.audits.checkpoint import checkpoint_loaded, packed_from_checkpoint
-from tunegrid.audits.dropout import dropout_drops
+from tunegrid.audits import before, computation, scores, training
 from tunegrid.audits.evidence import Evidence
-from tunegrid.audits.ranks import ranks_end_alike, ranks_train_as_one
-from tunegrid.audits.rows import (
-    answers_at_annotated_start,
-    labels_are_targets,
-    no_leakage,
-    offsets_show_their_tokens,
-    selection_apart_from_test,
-)
-from tunegrid.audits.scored import cache_changes_nothing, scored_alone_as_in_batch, texts_are_the_models
-from tunegrid.audits.served import saved_is_served
-from tunegrid.audits.switches import adapter_survives_its_switches
-from tunegrid.audits.trained import (
-    base_frozen,
-    gradients_clipped,
-    loss_is_mean_over_accumulation,
-    optimizer_steps_as_defined,
-    schedule_counts_updates,
-    trains_in_fp32,
-    variant_applied,
-    weights_moved,
-)
 from tunegrid.errors import first_line
 from tunegrid.grid.methods import Answer
 from tunegrid.record import AuditFinding
 
-__all__ = ["AUDITS", "BEFORE", "OF_LEARNING", "Evidence", "audited", "audited_before"]
+__all__ = ["AUDITS", "Evidence", "audited", "audited_before"]
 
 Audit = Callable[[Evidence], Answer]
-BEFORE: tuple[Audit, ...] = (
-    checkpoint_loaded,
-    heads_trainable,
-    adapters_where_declared,
-    quantized_as_declared,
-    packed_from_checkpoint,
-    drawn_from_the_seed,
-    labels_are_targets,
-    answers_at_annotated_start,
-    offsets_show_their_tokens,
-    no_leakage,
-    ranks_train_as_one,
-)
-AUDITS: tuple[Audit, ...] = (  # in the record's order
-    checkpoint_loaded,
-    heads_trainable,
-    adapters_where_declared,
-    quantized_as_declared,
-    packed_from_checkpoint,
-    drawn_from_the_seed,
-    base_frozen,
-    variant_applied,
-    trains_in_fp32,
-    gradients_clipped,
-    loss_is_the_tasks,
-    loss_is_mean_over_accumulation,
-    optimizer_steps_as_defined,
-    ranks_train_as_one,
-    ranks_end_alike,
-    schedule_counts_updates,
-    predicting_twice_is_the_same,
-    rows_alone_as_in_batch,
-    gradients_reach,
-    gradients_survive_evaluation,
-    adapters_add_as_declared,
-    adapter_survives_its_switches,
-    output_follows_trained_tokens,
-    packed_layers_compute_as_declared,
-    dropout_drops,
-    cache_changes_nothing,
-    decoder_sees_no_future,
-    scored_alone_as_in_batch,
-    texts_are_the_models,
-    labels_are_targets,
-    answers_at_annotated_start,
-    offsets_show_their_tokens,
-    no_leakage,
-    selection_apart_from_test,
-    windows_map_to_examples,
-    prompt_intact_at_inference,
-    metric_invariants,
-    saved_is_served,
-)
-OF_LEARNING: tuple[Audit, ...] = (weights_moved, generation_not_truncated, learned_something)
-ORDER = [audit.__name__ for audit in (*AUDITS, *OF_LEARNING)]
+BEFORE = "before training"  # so that a cell which is wrong from the start is known in seconds
+AUDITS: Mapping[str, Sequence[Audit]] = {
+    BEFORE: (
+        before.checkpoint_loaded,
+        before.heads_trainable,
+        before.adapters_where_declared,
+        before.quantized_as_declared,
+        before.packed_from_checkpoint,
+        before.drawn_from_the_seed,
+        before.labels_are_targets,
+        before.answers_at_annotated_start,
+        before.offsets_show_their_tokens,
+        before.no_leakage,
+        training.ranks_train_as_one,
+    ),
+    "of training": (
+        training.base_frozen,
+        training.weights_moved,
+        training.variant_applied,
+        training.trains_in_fp32,
+        training.gradients_clipped,
+        training.optimizer_steps_as_defined,
+        training.schedule_counts_updates,
+        training.loss_is_mean_over_accumulation,
+        training.ranks_end_alike,
+    ),
+    "of the trained model": (
+        computation.loss_is_the_tasks,
+        computation.predicting_twice_is_the_same,
+        computation.rows_alone_as_in_batch,
+        computation.decoder_sees_no_future,
+        computation.gradients_reach,
+        computation.gradients_survive_evaluation,
+        computation.packed_layers_compute_as_declared,
+        computation.output_follows_trained_tokens,
+        computation.adapters_add_as_declared,
+        computation.adapter_survives_its_switches,
+        computation.dropout_drops,
+    ),
+    "of scores": (
+        scores.selection_apart_from_test,
+        scores.prompt_intact_at_inference,
+        scores.windows_map_to_examples,
+        scores.scored_alone_as_in_batch,
+        scores.cache_changes_nothing,
+        scores.texts_are_the_models,
+        scores.generation_not_truncated,
+        scores.metric_invariants,
+        scores.learned_something,
+    ),
+    "of serving": (computation.saved_is_served,),
+}
 
 
 def audited_before(evidence: Evidence) -> list[AuditFinding]:
-    """Findings of the audits that can look before training."""
-    return _findings(evidence, BEFORE)
+    """Findings of the audits that look before training."""
+    return _findings(evidence, AUDITS[BEFORE])
 
 
-def audited(evidence: Evidence, before: Sequence[AuditFinding] | None = None) -> list[AuditFinding]:
-    """Findings of all audits, in the record's order; `before` has those of `audited_before`, asked here if absent."""
-    early = audited_before(evidence) if before is None else before
-    late = _findings(evidence, [audit for audit in (*AUDITS, *OF_LEARNING) if audit not in BEFORE])
-    return sorted([*early, *late], key=lambda finding: ORDER.index(finding.name))
+def audited(evidence: Evidence, earlier: Sequence[AuditFinding] | None = None) -> list[AuditFinding]:
+    """Findings of all audits, in the list's order; `earlier` has those of `audited_before`, asked here if absent."""
+    later = [audit for stage, audits in AUDITS.items() if stage != BEFORE for audit in audits]
+    return [*(audited_before(evidence) if earlier is None else earlier), *_findings(evidence, later)]
 
 
 def _findings(evidence: Evidence, audits: Iterable[Audit]) -> list[AuditFinding]:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from tunegrid.codecs.base import Codec
@@ -13,6 +14,7 @@ from tunegrid.data.rows import identity, text_hash
 from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import Answer
 from tunegrid.run.build import base_type
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import Probe, probe
@@ -41,10 +43,20 @@ class Evidence:
     evaluation: Evaluation | None = None
     serving: Serving = field(default_factory=Serving)
 
-    @cached_property
-    def after(self) -> dict[str, Checksum]:
-        """Checksums of the weights after training."""
-        return model_checksums(self.model)
+    @property
+    def model(self) -> nn.Module:
+        """The model after training."""
+        return self.trainer.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.trainer.meter.device
+
+    @property
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that train, by name."""
+        return {name: p for name, p in self.trainer.parameters.items() if p.requires_grad}
 
     @cached_property
     def own(self) -> frozenset[str]:
@@ -52,9 +64,9 @@ class Evidence:
         return self.cell.method.own_parameters(self.model)
 
     @cached_property
-    def probe(self) -> Probe:
-        """What the trained model answers to a few training rows."""
-        return probe(self.trainer)
+    def after(self) -> dict[str, Checksum]:
+        """Checksums of the weights after training."""
+        return model_checksums(self.model)
 
     @cached_property
     def moved(self) -> frozenset[str]:
@@ -62,24 +74,20 @@ class Evidence:
         return frozenset(name for name, checksum in self.after.items() if checksum != self.trainer.before[name])
 
     @cached_property
-    def stored(self) -> Mapping[str, Checksum]:
-        """Checksums of the checkpoint's tensors by name."""
-        return checkpoint_checksums(tuple(weight_files(self.cell)), base_type(self.cell))
-
-    @cached_property
     def not_from_checkpoint(self) -> frozenset[str]:
-        """Names of the parameters that did not start as a tensor of their name in the checkpoint."""
+        """Names of the parameters that did not start as a tensor of their name in the checkpoint, or of any name."""
         files = tuple(weight_files(self.cell))
+        stored: Mapping[str, Checksum] = checkpoint_checksums(files, base_type(self.cell))
         return frozenset(
             name
             for name, checksum in self.trainer.before.items()
-            if checksum not in {self.stored[other] for other in matching_keys(name, files) or self.stored}
+            if checksum not in {stored[key] for key in matching_keys(name, files) or stored}
         )
 
-    @property
-    def model(self) -> nn.Module:
-        """The model after training."""
-        return self.trainer.model
+    @cached_property
+    def probe(self) -> Probe:
+        """What the trained model answers to a few training rows."""
+        return probe(self.trainer)
 
 
 def sample(items: Sequence[T], count: int = SAMPLE) -> list[T]:
@@ -91,3 +99,8 @@ def text_of(cell: Cell) -> Callable[[Row], int]:
     """A hash of the text that identifies a row, as a function of it: of all columns that its cell reads."""
     columns = (*cell.text, *cell.task.beside)
     return lambda row: text_hash(identity(row, columns))
+
+
+def none_of(odd: Sequence[Any], detail: str, fault: str) -> Answer:
+    """Passed where nothing is odd; otherwise how many are, what is wrong with them, and the first ones."""
+    return not odd, f"{detail}; {len(odd)} {fault}: {', '.join(map(str, odd[:3]))}" if odd else detail

@@ -6,7 +6,7 @@
 from typing import Any
 
 from tunegrid.codecs.base import Codec
-from tunegrid.codecs.chat import ChatAnswerCodec, ChatCodec, ConversationCodec
+from tunegrid.codecs.chat import ChatAnswerCodec, ChatCodec
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
@@ -25,19 +25,11 @@ CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
 }
 
 
-# Of tasks whose rows are conversations.
-CONVERSATIONS: dict[tuple[Problem, Layout | None], type[Codec]] = {(Problem.GENERATE, Layout.CHAT): ConversationCodec}
-
-
 def codec_of(cell: Cell, tokenizer: Any) -> Codec:
-    """The cell's codec over a tokenizer; raises InputError where there is none for its problem and its head's layout."""
-    problem, layout = cell.task.problem, cell.head.layout
-    codecs = CONVERSATIONS if cell.task.messages else CODECS
-    if (problem, layout) not in codecs:
-        fitting = [_named(known) for kind, known in codecs if kind is problem]
-        raise InputError(f"{cell.id}: its head has {_named(layout)}; for {problem}, a head needs {' or '.join(fitting)}")
-    return codecs[problem, layout](cell, tokenizer)
-
-
-def _named(layout: Layout | None) -> str:
-    return f"Layout.{layout.name}" if layout else "no layout"
+    """The cell's codec over a tokenizer; raises InputError if there is none for its problem and its head's layout."""
+    problem, layouts = cell.task.problem, [layout for kind, layout in CODECS if kind is cell.task.problem]
+    layouts = [Layout.CHAT] if cell.task.messages else layouts  # nothing else tells the turns of a conversation apart
+    if cell.head.layout not in layouts:
+        own, *fitting = (f"Layout.{layout.name}" if layout else "no layout" for layout in (cell.head.layout, *layouts))
+        raise InputError(f"{cell.id}: its head has {own}; for {problem}, a head needs {' or '.join(fitting)}")
+    return CODECS[problem, cell.head.layout](cell, tokenizer)

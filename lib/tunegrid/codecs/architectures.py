@@ -99,9 +99,10 @@ class BertToBert(hf.EncoderDecoderModel):
         )
         state = paired_state(source.state_dict())
         lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})
-        model, loading = super().from_pretrained(
-            None, config=paired_config(source.config), state_dict=state, output_loading_info=True, **options
-        )
+        kind, values = type(source.config), source.config.to_dict()
+        decoder = kind.from_dict(values | {"is_decoder": True, "add_cross_attention": True})
+        config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(source.config, decoder)
+        model, loading = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **options)
         loading["missing_keys"] = {*loading["missing_keys"], *lacking}
         loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
         return model, loading
@@ -110,12 +111,6 @@ class BertToBert(hf.EncoderDecoderModel):
     def from_saved(cls, folder: Any, **options: Any) -> Any:
         """What `save_pretrained` wrote: both halves, each as it was."""
         return super().from_pretrained(folder, **options)
-
-
-def paired_config(config: Any) -> Any:
-    """An encoder-decoder config of two BERTs, the second causal and with cross-attention."""
-    decoder = type(config).from_dict(config.to_dict() | {"is_decoder": True, "add_cross_attention": True})
-    return hf.EncoderDecoderConfig.from_encoder_decoder_configs(config, decoder)
 
 
 def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -6,9 +6,9 @@ Shapes: B rows in a batch, L tokens in its longest row.
 import re
 import unicodedata
 from abc import ABC, abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, repeat
 from random import Random
 from typing import Any, ClassVar
 
@@ -75,9 +75,6 @@ class Codec(ABC):
         self.before, self.after = self.around()
         # GPT-2 has no padding token; padding is masked out, so any token will do.
         self.pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        self._check()
-
-    def _check(self) -> None:
         if self.room < 1:
             raise InputError(
                 f"{self.cell.id}: max_length {self.recipe.max_length} leaves no room for the text; give the recipe a larger one"
@@ -93,7 +90,7 @@ class Codec(ABC):
         return [token]
 
     def around(self) -> tuple[list[int], list[int]]:
-        """`before` and `after`: by default what the backbone wraps its texts in."""
+        """`before` and `after`: by default the backbone's special tokens around a text."""
         wrap = self.cell.backbone.wrap
         return self.special(wrap.before), self.special(wrap.after)
 
@@ -162,16 +159,6 @@ class Codec(ABC):
         """The model's scores that an output was chosen by; none where the output does not keep them."""
         return []
 
-    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-        """The probability that the model gives each row's prediction; None where outputs do not tell it, as those of texts.
-
-        Args:
-            examples: the number of each output's row.
-            outputs: what the model gave for each feature.
-            temperature: by which all scores are divided first: above 1, a model is less sure of the same predictions.
-        """
-        return None
-
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
         """A window's tokens decoded, and the piece of the context that they must say; None for what is not a window."""
         return None
@@ -188,13 +175,9 @@ class Codec(ABC):
         """The tokens of a feature that an output points at, decoded; None where outputs do not point."""
         return None
 
-    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
-        """A feature's target and extra as storage knows them: whole numbers from 0 on. By default, there is no extra."""
-        return feature.target, []
-
-    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
-        """A feature's `target` and `extra` as they were before `packed`."""
-        return {"target": target}
+    def restored(self, values: dict[str, Any]) -> Feature:
+        """A feature of its fields as JSON has them, which knows neither tuples nor classes."""
+        return Feature(**values)
 
     def ids(self, text: str) -> list[int]:
         """Tokens of a text without special tokens."""
@@ -205,9 +188,9 @@ class Codec(ABC):
         return self.tokenized(texts)["input_ids"]
 
     def tokenized(self, texts: Sequence[str], **options: bool) -> Mapping[str, list[Any]]:
-        """What the tokenizer says of all texts at once, which takes a fraction of the time, without special tokens."""
-        if not texts:  # which tokenizers do not take
-            return defaultdict(list)
+        """The tokenizer's encoding of all texts at once, which takes a fraction of the time, without special tokens."""
+        if not texts:  # tokenizers refuse an empty list
+            return {"input_ids": [], "offset_mapping": []}
         encoding: Mapping[str, list[Any]] = self.tokenizer(list(texts), add_special_tokens=False, verbose=False, **options)
         return encoding
 
@@ -263,17 +246,14 @@ def same_alphanumeric(tokens: str, text: str, unknown: str | None) -> bool:
 class SyntheticTokenizer:
     """The ids of a backbone's true tokenizer, special ones by name, but no words: `Codec.synthetic` needs none."""
 
-    pad_token_id: int | None = None
-    eos_token_id: int | None = None
-    cls_token_id: int | None = None
-    sep_token_id: int | None = None
+    pad_token_id = eos_token_id = cls_token_id = sep_token_id = None
 
     def __init__(self, backbone: Backbone) -> None:
         """The true vocabulary's size and special tokens."""
         vars(self).update(backbone.special_tokens)
         self._size = backbone.vocabulary
         self._special = set(backbone.special_tokens.values())
-        self._added: dict[str, int] = {}
+        self._added: list[str] = []
 
     def __len__(self) -> int:
         """How many ids there are, added ones included."""
@@ -281,18 +261,13 @@ class SyntheticTokenizer:
 
     def add_tokens(self, tokens: list[str], special_tokens: bool = False) -> None:
         """Give each the next free id."""
-        for token in tokens:
-            self._added.setdefault(token, len(self))
+        self._added += [token for token in tokens if token not in self._added]
 
     def convert_tokens_to_ids(self, token: str) -> int:
         """The id of an added token."""
-        return self._added[token]
+        return self._size + self._added.index(token)
 
     def draw(self, rng: Random, count: int) -> list[int]:
         """So many random ids, special ones left out."""
-        words: list[int] = []
-        while len(words) < count:
-            token = rng.randrange(self._size)
-            if token not in self._special:
-                words.append(token)
-        return words
+        draws = (rng.randrange(self._size) for _ in repeat(None))
+        return list(islice((token for token in draws if token not in self._special), count))

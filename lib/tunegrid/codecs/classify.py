@@ -21,22 +21,18 @@ class ClassifyCodec(Codec):
 
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
         """One feature a row, cut to `max_length`; of two texts the longer one is cut first."""
-        texts = self.ids_of([self.text(row) for row in rows])
-        if self.task.text_pair:
-            others = self.ids_of([joined(row, self.task.text_pair) for row in rows])
-            pairs = zip(texts, others, rows, strict=True)
-            return [self._of_two(i, first, second, row) for i, (first, second, row) in enumerate(pairs)]
-        return [
-            Feature(example=i, input_ids=self.framed(tokens), target=row[self.task.target])
-            for i, (tokens, row) in enumerate(zip(texts, rows, strict=True))
-        ]
+        firsts = self.ids_of([self.text(row) for row in rows])
+        seconds = self.ids_of([joined(row, self.task.text_pair) for row in rows]) if self.task.text_pair else [None] * len(rows)
+        triples = zip(firsts, seconds, rows, strict=True)
+        return [self._feature(i, first, second, row[self.task.target]) for i, (first, second, row) in enumerate(triples)]
 
-    def _of_two(self, example: int, first: Sequence[int], second: Sequence[int], row: Row) -> Feature:
-        """`extra` is where the second text begins."""
-        kept, other = longest_first(len(first), len(second), self.room)
-        start = [*self.before, *first[:kept], *self.between]
-        ids = [*start, *second[:other], *self.after]
-        return Feature(example=example, input_ids=ids, target=row[self.task.target], extra=len(start))
+    def _feature(self, example: int, first: Sequence[int], second: Sequence[int] | None, label: int) -> Feature:
+        """Of two texts, `extra` is where the second begins."""
+        if second is None:
+            return Feature(example=example, input_ids=self.framed(first), target=label)
+        count, other = longest_first(len(first), len(second), self.room)
+        start = [*self.before, *first[:count], *self.between]
+        return Feature(example=example, input_ids=[*start, *second[:other], *self.after], target=label, extra=len(start))
 
     @property
     def room(self) -> int:
@@ -48,17 +44,8 @@ class ClassifyCodec(Codec):
         words = self.tokenizer.draw(rng, self.room)
         label = rng.randrange(len(self.task.labels))
         if self.task.text_pair:
-            half = self.room // 2
-            return self._of_two(0, words[:half], words[half:], {self.task.target: label})
-        return Feature(example=0, input_ids=self.framed(words), target=label)
-
-    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
-        """The label; of two texts, where the second begins."""
-        return [feature.target], [] if feature.extra is None else [feature.extra]
-
-    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
-        """The label; of two texts, where the second begins."""
-        return {"target": target[0], "extra": extra[0] if extra else None}
+            return self._feature(0, words[: self.room // 2], words[self.room // 2 :], label)
+        return self._feature(0, words, None, label)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B)."""
@@ -80,13 +67,6 @@ class ClassifyCodec(Codec):
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
         return [Prediction(value=label, loss=loss) for label, loss, _ in outputs]
-
-    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-        """The softmax of the predicted label over all labels."""
-        labels = torch.tensor([label for label, *_ in outputs], dtype=torch.long)
-        logits = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64).reshape(len(labels), -1)
-        confidences: list[float] = (logits / temperature).softmax(-1).gather(1, labels.unsqueeze(1)).flatten().tolist()
-        return confidences
 
     def scores(self, output: Any) -> list[float]:
         """The logits."""

@@ -3,9 +3,8 @@
 A feature is: question, separator, a window of the context. Shapes: B windows, L tokens.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from random import Random
 from typing import Any, ClassVar
 
@@ -20,7 +19,6 @@ from tunegrid.errors import InputError
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
 MAX_QUESTION_TOKENS = 64  # likewise
-AT_ONCE = 128  # windows whose spans are summed up together
 SYNTHETIC_QUESTION_TOKENS = 14  # about what SQuAD's questions have
 
 
@@ -46,32 +44,24 @@ class ExtractCodec(Codec):
         """One feature a window. In training, a row whose answer is in no window teaches nothing and is left out."""
         questions = self.ids_of([self.text(row) for row in rows])
         contexts = self.tokenized([context(self.task, row) for row in rows], return_offsets_mapping=True)
-        pieces = zip(rows, questions, contexts["input_ids"], contexts["offset_mapping"], strict=True)
         features = []
-        for example, piece in enumerate(pieces):
-            windows = list(self._windows(example, *piece))
+        for example, row in enumerate(rows):
+            question = [*self.before, *questions[example][:MAX_QUESTION_TOKENS], *self.between]
+            room = self.recipe.max_length - len(question) - len(self.after)
+            if room < 1:
+                raise InputError(
+                    f"{self.cell.id}: a question of {len(question)} tokens leaves no room for its context in max_length "
+                    f"{self.recipe.max_length}; give the recipe a larger one"
+                )
+            tokens, offsets, windows = contexts["input_ids"][example], contexts["offset_mapping"][example], []
+            for start in self._starts(len(tokens), room):
+                window = Window(shift=len(question), offsets=offsets[start : start + room])
+                ids = [*question, *tokens[start : start + room], *self.after]
+                target = token_span(answer_span(self.task, row), window)
+                windows.append(Feature(example=example, input_ids=ids, target=target, extra=window))
             if not training or any(feature.target != (0, 0) for feature in windows):
                 features += windows
         return features
-
-    def _windows(
-        self, example: int, row: Row, question: list[int], tokens: list[int], offsets: list[tuple[int, int]]
-    ) -> Iterator[Feature]:
-        question = [*self.before, *question[:MAX_QUESTION_TOKENS], *self.between]
-        room = self.recipe.max_length - len(question) - len(self.after)
-        if room < 1:
-            raise InputError(
-                f"{self.cell.id}: a question of {len(question)} tokens leaves no room for its context in max_length "
-                f"{self.recipe.max_length}; give the recipe a larger one"
-            )
-        for start in self._starts(len(tokens), room):
-            window = Window(shift=len(question), offsets=offsets[start : start + room])
-            yield Feature(
-                example=example,
-                input_ids=[*question, *tokens[start : start + room], *self.after],
-                target=token_span(answer_span(self.task, row), window),
-                extra=window,
-            )
 
     def _starts(self, length: int, room: int) -> list[int]:
         """Where windows begin: neighbours share `doc_stride` tokens, and the last window reaches the end."""
@@ -88,14 +78,11 @@ class ExtractCodec(Codec):
         answer = window.shift + rng.randrange(len(words))
         return Feature(example=0, input_ids=[*question, *words, *self.after], target=(answer, answer), extra=window)
 
-    def packed(self, feature: Feature) -> tuple[list[int], list[int]]:
-        """The answer's two places; the window's shift, then the offsets in a row."""
-        return [*feature.target], [feature.extra.shift, *chain.from_iterable(feature.extra.offsets)]
-
-    def restored(self, target: list[int], extra: list[int]) -> dict[str, Any]:
-        """The answer's two places, and the window."""
-        window = Window(shift=extra[0], offsets=list(zip(extra[1::2], extra[2::2], strict=True)))
-        return {"target": (target[0], target[1]), "extra": window}
+    def restored(self, values: dict[str, Any]) -> Feature:
+        """A window of its fields as JSON has them."""
+        offsets = [(start, end) for start, end in values["extra"]["offsets"]]
+        window = Window(shift=values["extra"]["shift"], offsets=offsets)
+        return Feature(**values | {"target": tuple(values["target"]), "extra": window})
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Inputs (B, L) and labels (B, 2): the answer's first and last token."""
@@ -111,9 +98,8 @@ class ExtractCodec(Codec):
         """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""
         starts, ends = self._logits(model, on(device, self.collate(features)))
         spans = [best_span(start, end, feature.extra) for start, end, feature in zip(starts, ends, features, strict=True)]
-        scores = torch.stack((starts, ends), 1).cpu()
-        own = [inside(one, feature.extra).clone() for one, feature in zip(scores, features, strict=True)]
-        return [(*span, some) for span, some in zip(spans, own, strict=True)]
+        scores = zip(torch.stack((starts, ends), 1).cpu(), features, strict=True)
+        return [(*span, inside(own, feature.extra).clone()) for span, (own, feature) in zip(spans, scores, strict=True)]
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """The text of the best span over all of a row's own windows."""
@@ -123,23 +109,6 @@ class ExtractCodec(Codec):
                 text = context(self.task, rows[feature.example])
                 best[feature.example] = score, span_text(text, first, last, feature.extra)  # the window itself is large
         return [Prediction(value=best[example][1]) for example in range(len(rows))]
-
-    def confidences(self, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
-        """The softmax of the best span's score over all spans that the row allows, in all of its windows.
-
-        A span's score is that of its first token plus that of its last. Other spans that say the same words are not counted.
-        """
-        best: dict[int, float] = {}
-        sums: dict[int, list[Tensor]] = {}
-        parts = (outputs[start : start + AT_ONCE] for start in range(0, len(outputs), AT_ONCE))
-        log_sums = chain.from_iterable(_log_sums([scores for *_, scores in part], temperature) for part in parts)
-        for example, (score, *_), log_sum in zip(examples, outputs, log_sums, strict=True):
-            best[example] = max(score, best.get(example, score))
-            sums.setdefault(example, []).append(log_sum)
-        rows = range(len(best))
-        whole = torch.stack([torch.stack(sums[row]).logsumexp(0) for row in rows])
-        confidences: list[float] = (torch.tensor([best[row] for row in rows]).double() / temperature - whole).exp().tolist()
-        return confidences
 
     def scores(self, output: Any) -> list[float]:
         """The best span's."""
@@ -160,8 +129,7 @@ class ExtractCodec(Codec):
 
     def pointed_at(self, feature: Feature, output: Any) -> str | None:
         """The span's tokens, by their places alone: the characters they came from have no say."""
-        _, first, last, *_ = output
-        text: str = self.tokenizer.decode(feature.input_ids[first : last + 1])
+        text: str = self.tokenizer.decode(feature.input_ids[output[1] : output[2] + 1])
         return text
 
     def window(self, row: Row, feature: Feature) -> tuple[str, str] | None:
@@ -198,15 +166,9 @@ def token_span(characters: tuple[int, int], window: Window) -> tuple[int, int]:
 
 
 def best_span(starts: Tensor, ends: Tensor, window: Window) -> tuple[float, int, int]:
-    """The pair with the highest score that has first <= last and lies within the length limit and the context.
+    """The highest sum of scores (L) of a first and a last token, and their places in the feature.
 
-    Args:
-        starts: scores (L) of being the first token.
-        ends: scores (L) of being the last.
-        window: where the context is; the question cannot hold the answer.
-
-    Returns:
-        The sum of both scores, and the places of the two tokens in the feature.
+    The last is not before the first and within the length limit; both lie in the context: the question holds no answer.
     """
     behind = torch.finfo(ends.dtype).min  # which makes no NaN of a score of infinity
     score, position = (inside(starts, window).unsqueeze(1) + nearby(inside(ends, window), behind)).flatten().max(0)
@@ -222,14 +184,6 @@ def inside(scores: Tensor, window: Window) -> Tensor:
 def nearby(ends: Tensor, behind: float) -> Tensor:
     """Of scores (..., L) those (..., L, 30) of the last tokens that each first token allows; `behind` where none is left."""
     return pad(ends, (0, MAX_ANSWER_TOKENS - 1), value=behind).unfold(-1, MAX_ANSWER_TOKENS, 1)
-
-
-def _log_sums(windows: Sequence[Tensor], temperature: float) -> Tensor:
-    """The log of the summed exponents of all allowed spans' scores, by window; of start and end scores (2, tokens) of each."""
-    longest = max(scores.shape[1] for scores in windows)
-    padded = torch.stack([pad(scores, (0, longest - scores.shape[1]), value=-torch.inf) for scores in windows])
-    starts, ends = (padded.double() / temperature).unbind(1)
-    return (starts + nearby(ends, -torch.inf).logsumexp(-1)).logsumexp(-1)
 
 
 def span_text(text: str, first: int, last: int, window: Window) -> str:

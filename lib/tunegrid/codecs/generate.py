@@ -5,14 +5,16 @@ on the target only; `SeparatedCodec` (GPT-2) puts a new token between the two, `
 them. Shapes: B rows, S source tokens, T target tokens.
 """
 
-from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from inspect import signature
 from random import Random
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
+import transformers as hf
 from torch import Tensor, nn
 
 from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alphanumeric, integers, on, summed_cross_entropy
@@ -21,60 +23,26 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Generation
 
-# What else changes a search in transformers, switched off: a checkpoint may bring any of it in its generation_config, but the
-# recipe alone says how to generate. Versions of transformers know more or less of it.
-PLAIN_SEARCH: Mapping[str, Any] = {
-    "do_sample": False,
-    "num_return_sequences": 1,
-    "return_dict_in_generate": False,
-    # When a text ends.
-    "early_stopping": False,
-    "min_length": 0,
-    "min_new_tokens": None,
-    "max_time": None,
-    "stop_strings": None,
-    # What changes scores, or forbids or forces tokens.
-    "repetition_penalty": 1.0,
-    "encoder_repetition_penalty": 1.0,
-    "encoder_no_repeat_ngram_size": 0,
-    "bad_words_ids": None,
-    "forced_bos_token_id": None,
-    "forced_eos_token_id": None,
-    "suppress_tokens": None,
-    "begin_suppress_tokens": None,
-    "sequence_bias": None,
-    "exponential_decay_length_penalty": None,
-    "guidance_scale": None,
-    "watermarking_config": None,
-    "renormalize_logits": False,
-    "remove_invalid_values": False,
-    "token_healing": False,
-    # Other searches, another cache.
-    "num_beam_groups": None,
-    "diversity_penalty": None,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "constraints": None,
-    "force_words_ids": None,
-    "prompt_lookup_num_tokens": None,
-    "assistant_early_exit": None,
-    "use_mtp": False,
-    "is_assistant": False,
-    "cache_implementation": None,
-    "cache_config": None,
-}
-
 
 class GenerateCodec(Codec):
-    """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text."""
+    """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text.
+
+    Attributes:
+        max_target_length: tokens of a target, its end token included.
+        lead: what goes before the target's first word.
+        start_id: the decoder's first token; None where generation continues the prompt.
+    """
 
     generates: ClassVar[bool] = True
+    lead: str = ""
+    start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
         """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate."""
         for name in ("generation", "max_target_length"):
             if not getattr(cell.recipe, name):
                 raise InputError(f"{cell.id} generates text, so its recipe needs {name}")
+        self.max_target_length: int = cell.recipe.max_target_length or 0
         super().__init__(cell, tokenizer)
 
     @property
@@ -82,22 +50,6 @@ class GenerateCodec(Codec):
         """The recipe's search."""
         assert self.recipe.generation, "checked by __init__"
         return self.recipe.generation
-
-    @property
-    def max_target_length(self) -> int:
-        """Tokens of a target, its end token included."""
-        assert self.recipe.max_target_length, "checked by __init__"
-        return self.recipe.max_target_length
-
-    @property
-    def lead(self) -> str:
-        """What goes before the target's first word."""
-        return ""
-
-    @property
-    def start_id(self) -> int | None:
-        """The decoder's first token; None where generation continues the prompt."""
-        return None
 
     @property
     def end_id(self) -> int:
@@ -119,14 +71,10 @@ class GenerateCodec(Codec):
         texts = [self.lead + self.target_text(row) for row in rows]
         return [[*tokens[: self.max_target_length - 1], self.end_id] for tokens in self.ids_of(texts)]
 
-    def sources(self, rows: Sequence[Row]) -> list[list[int]]:
-        """Input tokens per row: the text, cut to its room, between what stands around it."""
-        return [self.framed(tokens) for tokens in self.ids_of([self.text(row) for row in rows])]
-
     def encode(self, rows: Sequence[Row], *, training: bool) -> list[Feature]:
-        """One feature a row: its input_ids are the source, its target the target's tokens."""
-        pairs = zip(self.sources(rows), self.answers(rows), strict=True)
-        return [Feature(example=i, input_ids=source, target=target) for i, (source, target) in enumerate(pairs)]
+        """One feature a row: its input_ids are the source, cut to its room, its target the target's tokens."""
+        pairs = zip(self.ids_of([self.text(row) for row in rows]), self.answers(rows), strict=True)
+        return [Feature(example=i, input_ids=self.framed(source), target=target) for i, (source, target) in enumerate(pairs)]
 
     def synthetic(self, rng: Random) -> Feature:
         """A source and a target, both at their full length."""
@@ -143,37 +91,44 @@ class GenerateCodec(Codec):
         return [self.until_end(ids) for ids in self.generate(model, features, device).tolist()]
 
     def generate(self, model: nn.Module, features: Sequence[Feature], device: torch.device, **options: Any) -> Any:
-        """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace what it is given."""
+        """What `generate` returns by the recipe's search, the prompt's tokens cut off; `options` replace settings of it.
+
+        A checkpoint may bring settings in its generation_config, but the recipe alone says how to generate.
+        """
         prompt = on(device, self.prompt(features))
         search = {
-            **{name: value for name, value in PLAIN_SEARCH.items() if hasattr(model.generation_config, name)},
             **self.search(),
+            "do_sample": False,
             "use_cache": True,
             "pad_token_id": self.pad_id,
             "eos_token_id": self.end_id,
             "decoder_start_token_id": self.start_id,
         }
-        output = model.generate(**prompt, **search | options)  # type: ignore[operator]
+        with patch.dict(vars(model.generation_config), vars(hf.GenerationConfig()), clear=True):
+            output = model.generate(**prompt, **search | options)  # type: ignore[operator]
+        start = prompt["input_ids"].shape[1] if self.start_id is None else 1  # of what is generated
         if isinstance(output, Tensor):
-            return output[:, self._skip(prompt) :]
-        output.sequences = output.sequences[:, self._skip(prompt) :]
+            return output[:, start:]
+        output.sequences = output.sequences[:, start:]
         return output
 
     def search(self) -> dict[str, Any]:
-        """The recipe's search in the terms of `generate`."""
-        return asdict(self.generation)
+        """The recipe's search in the terms of `generate`.
+
+        A causal model counts the prompt in `min_length`, but not in `min_new_tokens`.
+        """
+        search = asdict(self.generation)
+        if self.start_id is None and (shortest := search.pop("min_length")):
+            search["min_new_tokens"] = shortest
+        return search
+
+    def prompt(self, features: Sequence[Feature]) -> Batch:
+        """What the model sees before it generates; where generation goes on from its last token, padding is on the left."""
+        return self.inputs([feature.input_ids for feature in features], left=self.start_id is None)
 
     def until_end(self, ids: list[int]) -> list[int]:
         """The ids up to the first end token, which they keep."""
         return ids[: ids.index(self.end_id) + 1] if self.end_id in ids else ids
-
-    @abstractmethod
-    def prompt(self, features: Sequence[Feature]) -> Batch:
-        """What the model sees before it generates."""
-
-    @abstractmethod
-    def _skip(self, prompt: Batch) -> int:
-        """How many leading tokens of the output are not generated."""
 
     def decode(self, rows: Sequence[Row], features: Sequence[Feature], outputs: Sequence[Any]) -> list[Prediction]:
         """Features and rows are one to one."""
@@ -190,26 +145,21 @@ class GenerateCodec(Codec):
         counted = label[label != IGNORED].tolist()
         if not self.ended(counted) or len(counted) > self.max_target_length:
             return False
-        if not self._decodes_as_its_backend(counted):
-            return False
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None and not self.tokenizer.clean_up_tokenization_spaces:  # spaces are as the backend writes them
+            texts = [decoder.decode(counted, skip_special_tokens=True) for decoder in (self.tokenizer, backend)]
+            if texts[0] != texts[1]:
+                return False
         text, whole = alphanumeric(self.tokenizer.decode(counted[:-1])), alphanumeric(self.target_text(row))
         unknown = self.tokenizer.unk_token_id in counted[:-1]
         return unknown or text == whole or (len(counted) == self.max_target_length and whole.startswith(text))
-
-    def _decodes_as_its_backend(self, ids: Sequence[int]) -> bool:
-        """Whether `decode` leaves a text's spaces as its backend writes them; it may clean them up where its config says so."""
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is None or self.tokenizer.clean_up_tokenization_spaces:
-            return True
-        plain: str = backend.decode(ids, skip_special_tokens=True)
-        return bool(self.tokenizer.decode(ids, skip_special_tokens=True) == plain)
 
 
 class EncoderDecoderCodec(GenerateCodec):
     """prefix + source + end -> target + end; the decoder starts from the model's own start token."""
 
-    @property
-    def start_id(self) -> int:
+    @cached_property
+    def start_id(self) -> int:  # type: ignore[override]
         """The decoder's first token: the head's, else [CLS] as in BERT2BERT, else the padding token, as T5's."""
         if self.cell.head.start_token:
             return self.special(self.cell.head.start_token)[0]
@@ -233,13 +183,6 @@ class EncoderDecoderCodec(GenerateCodec):
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         logits = model(**inputs, use_cache=False).logits
         return summed_cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten())
-
-    def prompt(self, features: Sequence[Feature]) -> Batch:
-        """The source, padded on the right."""
-        return self.inputs([feature.input_ids for feature in features])
-
-    def _skip(self, prompt: Batch) -> int:
-        return 1  # the start token
 
 
 class CausalCodec(GenerateCodec):
@@ -291,27 +234,11 @@ class CausalCodec(GenerateCodec):
             logits, labels = logits[:, -labels.shape[1] : -1], labels[:, 1:]  # learned tokens in front have logits, too
         return summed_cross_entropy(logits.float().flatten(0, 1), labels.flatten())
 
-    def search(self) -> dict[str, Any]:
-        """The recipe's search; a causal model counts the prompt in `min_length`, but not in `min_new_tokens`."""
-        search = super().search()
-        shortest = search.pop("min_length")
-        return search | ({"min_new_tokens": shortest} if shortest else {})
-
-    def prompt(self, features: Sequence[Feature]) -> Batch:
-        """The source, padded on the left: generation goes on from the last token."""
-        return self.inputs([feature.input_ids for feature in features], left=True)
-
-    def _skip(self, prompt: Batch) -> int:
-        return prompt["input_ids"].shape[1]
-
 
 class SeparatedCodec(CausalCodec):
     """source + the head's new token, or EOS where it has none + target + EOS in one sequence."""
 
-    @property
-    def lead(self) -> str:
-        """A space: inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word."""
-        return " "
+    lead = " "  # inside a text, GPT-2's tokens carry the space before a word, and so does the target's first word
 
     def around(self) -> tuple[list[int], list[int]]:
         """The separator stands behind the source."""

@@ -6,11 +6,11 @@ what training noise explains; few seeds leave it wide. The same command goes on 
 """
 
 import argparse
-import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from tunegrid import launcher
 from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
 from tunegrid.disk import write_whole
@@ -30,7 +30,7 @@ Session = Callable[[Sequence[str]], int]  # pytest's arguments, and its exit cod
 
 def session(arguments: Sequence[str]) -> int:
     """Run the suite in a process of its own, which shows how far it is."""
-    return subprocess.run(command(arguments), check=False).returncode
+    return launcher.run(command(arguments))
 
 
 def cells_of(grid_file: Path, profile: str, named: str) -> tuple[str, ...]:

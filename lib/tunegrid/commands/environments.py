@@ -23,7 +23,7 @@ from typing import Protocol
 from filelock import FileLock, Timeout
 from packaging.version import InvalidVersion, Version
 
-from tunegrid import ROOT
+from tunegrid import ROOT, launcher
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE, SCORED
 from tunegrid.record import Record
@@ -62,8 +62,8 @@ def measure(command: Command, python: Path, path: Path, part: Path) -> list[Reco
     unset = ("PYTHONPATH", "GITHUB_STEP_SUMMARY")
     own = {name: text for name, text in os.environ.items() if name not in unset and not name.startswith("PYTEST_")}
     with output_of_run(path).open("w", encoding="utf-8") as file:
-        done = subprocess.run(command(python, part), cwd=ROOT, env=own, stdout=file, stderr=file, check=False)
-    if done.returncode == USAGE_ERROR:
+        code = launcher.run(command(python, part), cwd=ROOT, environment=own, output=file)
+    if code == USAGE_ERROR:
         raise InputError(last_said(path))
     return read_list(part) if part.is_file() else []
 

@@ -60,7 +60,7 @@ def leaves(name: str, content: Any) -> Iterator[tuple[str, float]]:
         try:
             yield name, float(content)
         except OverflowError:
-            raise InputError(f"{name} is too large a figure for a table; tunegrid audit checks a run") from None
+            raise InputError(f"{name} is too large a figure for a table") from None
 
 
 def rows_of(runs: Runs) -> tuple[Columns, list[str]]:
@@ -132,7 +132,7 @@ def write_table(columns: Columns, path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be written ({error.strerror or error})") from None
     except (OverflowError, pa.ArrowException) as error:
-        raise InputError(f"{path} cannot hold these figures ({error}); tunegrid audit checks a run") from None
+        raise InputError(f"{path} cannot hold these figures ({error})") from None
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,21 +1,18 @@
-"""Reads the texts and answers of a row from its task's columns, and says whether the task can use it.
-
-Rows are checked before anything trains on them; an InputError names the row. Conversations, and wrong targets, are made here.
-"""
+"""Reads a row's texts and answers from its task's columns, checks it before anything trains on it, and makes wrong targets."""
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from random import Random
 from typing import Any
 
-from tunegrid.data.sources import ReadTable, Row, Table
+from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Carve, Problem, Task
 
 JSON_NAMES: dict[type, str] = {int: "a whole number", str: "a text", dict: "an object", list: "a list", float: "a number"}
 TARGET_TYPES: dict[Problem, type] = {Problem.CLASSIFY: int, Problem.EXTRACT: dict, Problem.GENERATE: str}
-NAMED_LABELS = 6  # at most so many are listed in a sentence
 
 
 def joined(row: Row, columns: Sequence[str]) -> str:
@@ -65,73 +62,52 @@ def check_task(task: Task) -> None:
         if task.columns[column] is not kind:
             hint = "; rows may have labels' names there" if kind is int else ""
             raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
-    carves = [rule for rule in (task.validation, task.test) if isinstance(rule, Carve)]
-    for column in [column for rule in carves for column in (rule.stratify, rule.group) if column]:
-        if column not in task.columns:
-            raise InputError(f"task {task.id!r} is split by column {column!r}, which is not among its columns")
+    for rule in (task.validation, task.test):
+        by = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
+        if by and by not in task.columns:
+            raise InputError(f"task {task.id!r} is split by column {by!r}, which is not among its columns")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `index` is its number in its file."""
     wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
-    if (
-        fault := next((_type_fault(task, name, row.get(name)) for name in wrong), None)
-        or FAULTS[task.problem](task, row)
-        or _half_character(task, row)
-    ):
+    fault = next((type_fault(task, name, row.get(name)) for name in wrong), None) or FAULTS[task.problem](task, row)
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
+        fault = fault or f"a column holds half a character ({error.object[error.start]!r}), which is no text"
+    if fault:
         name = f" (id {row['id']})" if "id" in row else ""
         raise InputError(f"{origin}, row {index}{name}: {fault}")
 
 
-def check_column(task: Task, column: str, values: Sequence[Any], origin: str) -> None:
-    """Raises InputError for the first value that is not of the column's type: before rows are split by it."""
-    for index, value in enumerate(values):
-        if not isinstance(value, task.columns[column]):
-            raise InputError(f"{origin}, row {index}: {_type_fault(task, column, value)}")
-
-
-def _type_fault(task: Task, column: str, value: Any) -> str:
+def type_fault(task: Task, column: str, value: Any) -> str:
+    """What is wrong with a value that is not of its column's type."""
     if task.labels and column == task.target and isinstance(value, str):
-        return _unknown_label(task, value)
+        return _label_fault(task, {column: value}) or ""
     kind = task.columns[column]
     return f"column {column!r} holds {value!r}, not {JSON_NAMES.get(kind, kind.__name__)}"
 
 
-def _half_character(task: Task, row: Row) -> str | None:
-    """JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes."""
-    for column in task.columns:
-        try:
-            json.dumps(row[column], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            return f"column {column!r} holds half a character ({error.object[error.start]!r}), which is no text"
-    return None
-
-
 def _label_fault(task: Task, row: Row) -> str | None:
-    label = row[task.target]
-    return None if label in range(len(task.labels)) else _unknown_label(task, label)
-
-
-def _unknown_label(task: Task, label: Any) -> str:
-    count = len(task.labels)
-    named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:NAMED_LABELS]))
-    rest = f", ... {count - 1} ({task.labels[-1]})" if count > NAMED_LABELS else ""
+    label, count = row[task.target], len(task.labels)
+    if label in range(count):
+        return None
+    named = ", ".join(f"{number} ({name})" for number, name in enumerate(task.labels[:6]))
+    rest = f", ... {count - 1} ({task.labels[-1]})" if count > 6 else ""
     return f"invalid label {label!r} in column {task.target!r}: expected {named}{rest}"
 
 
 def _answer_fault(task: Task, row: Row) -> str | None:
-    texts, starts = row[task.target].get("text"), row[task.target].get("answer_start")
+    texts, starts, passage = row[task.target].get("text"), row[task.target].get("answer_start"), context(task, row)
     if not (isinstance(texts, list) and isinstance(starts, list) and 0 < len(texts) == len(starts)):
         return f"{task.target} need two lists of one length, 'text' and 'answer_start', with at least one entry"
-    faults = (_span_fault(context(task, row), text, start) for text, start in zip(texts, starts, strict=True))
-    return next((fault for fault in faults if fault), None)
-
-
-def _span_fault(passage: str, text: Any, start: Any) -> str | None:
-    if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
-        return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
-    there = passage[start : start + len(text)]
-    return None if there == text else f"answer {text!r} does not stand at answer_start {start}, where the context has {there!r}"
+    for text, start in zip(texts, starts, strict=True):
+        if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
+            return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
+        if (there := passage[start : start + len(text)]) != text:
+            return f"answer {text!r} does not stand at answer_start {start}, where the context has {there!r}"
+    return None
 
 
 def _generation_fault(task: Task, row: Row) -> str | None:
@@ -140,98 +116,37 @@ def _generation_fault(task: Task, row: Row) -> str | None:
     return None if row[task.target].strip() else f"{task.target!r} is empty"
 
 
-FAULTS: dict[Problem, Callable[[Task, Row], str | None]] = {
+FAULTS: Mapping[Problem, Callable[[Task, Row], str | None]] = {
     Problem.CLASSIFY: _label_fault,
     Problem.EXTRACT: _answer_fault,
     Problem.GENERATE: _generation_fault,
 }
 
 
-Turn = Mapping[str, str]
-
-
-class ConversationTable(ReadTable):
-    """A split whose rows are made of one column of another table."""
-
-    names: tuple[str, ...] = ("history", "prompt", "reply")
-
-    def __init__(self, table: Table, column: str) -> None:
-        """Rows of the conversations in `column`."""
-        self._table, self._column = table, column
-        self.origin, self.revision = table.origin, table.revision
-
-    def __len__(self) -> int:
-        """How many rows."""
-        return len(self._table)
-
-    def _read(self, indices: Sequence[int]) -> list[Row]:
-        rows = zip(indices, self._table.take(indices), strict=True)
-        return [last_exchange(row[self._column], f"{self.origin}, row {index}") for index, row in rows]
-
-
-def last_exchange(turns: Any, origin: str) -> Row:
-    """A conversation as a row; raises InputError where users and assistants do not take turns, or nobody answers.
-
-    `reply` is the assistant's last turn, `prompt` the user's before it, `history` all before; what follows is left out.
-    """
-    try:
-        roles, contents = [turn["role"] for turn in turns], [turn["content"] for turn in turns]
-    except (TypeError, KeyError):
-        raise InputError(f"{origin}: a conversation is a list of turns, each with a role and a content") from None
-    first = int(roles[:1] == ["system"])
-    count = (len(roles) - first) // 2 * 2
-    if not count or roles[first:] != (["user", "assistant"] * len(roles))[: len(roles) - first]:
-        told = ", ".join(map(str, roles[:6]))
-        raise InputError(f"{origin}: user and assistant must take turns, after one of the system or none; here are {told}")
-    turns = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
-    return {
-        "history": turns[: first + count - 2],
-        "prompt": contents[first + count - 2],
-        "reply": contents[first + count - 1],
-    }
-
-
 SEED = 0  # the same rows are wrong for every cell and every seed of training
 
 
 def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
-    """The rows, a share of which have a wrong target."""
-    rng = Random(SEED)
+    """The rows, a share of which have a wrong target: another label, another word of the passage, the next one's text."""
+    wrong: Any
+    rng, mixed = Random(SEED), list(rows)
     chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
-    wrong = dict(zip(chosen, WRONG[task.problem](task, [rows[index] for index in chosen], rng), strict=True))
-    return [wrong.get(index, row) for index, row in enumerate(rows)]
-
-
-def other_labels(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
-    """Each row with another label."""
-    labels = range(len(task.labels))
-    return [row | {task.target: rng.choice([label for label in labels if label != row[task.target]])} for row in rows]
-
-
-def other_answers(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
-    """Each row with a word of its passage as the answer that is no part of the right one; the right one where there is none."""
-    return [row | {task.target: {**row[task.target], **_other_word(task, row, rng)}} for row in rows]
+    for index, following in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):
+        row = rows[index]
+        if task.problem is Problem.CLASSIFY:
+            wrong = rng.choice([label for label in range(len(task.labels)) if label != row[task.target]])
+        elif task.problem is Problem.EXTRACT:
+            wrong = {**row[task.target], **_other_word(task, row, rng)}
+        else:
+            wrong = rows[following][task.target]
+        mixed[index] = row | {task.target: wrong}
+    return mixed
 
 
 def _other_word(task: Task, row: Row, rng: Random) -> dict[str, list[object]]:
+    """A word of the passage that is no part of the right answer; the right one where there is none."""
     passage, (start, end) = context(task, row), answer_span(task, row)
-    places, at = list[tuple[int, str]](), 0
-    for word in passage.split():
-        at = passage.index(word, at)
-        if (at >= end or at + len(word) <= start) and any(letter.isalnum() for letter in word):
-            places.append((at, word))
-        at += len(word)
-    place, word = rng.choice(places or [(start, passage[start:end])])
+    words = [(word.start(), word.group()) for word in re.finditer(r"\S+", passage)]
+    others = [(at, word) for at, word in words if (at >= end or at + len(word) <= start) and any(map(str.isalnum, word))]
+    place, word = rng.choice(others or [(start, passage[start:end])])
     return {"text": [word], "answer_start": [place]}
-
-
-def other_texts(task: Task, rows: Sequence[Row], rng: Random) -> list[Row]:
-    """Each row with the target of the next one."""
-    return [row | {task.target: other[task.target]} for row, other in zip(rows, [*rows[1:], *rows[:1]], strict=True)]
-
-
-WRONG: Mapping[Problem, Callable[[Task, Sequence[Row], Random], list[Row]]] = {
-    Problem.CLASSIFY: other_labels,
-    Problem.EXTRACT: other_answers,
-    Problem.GENERATE: other_texts,
-}

@@ -7,13 +7,13 @@ import hashlib
 import json
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
-from tunegrid.data.rows import ConversationTable, check_column, check_row, check_task, identity, noisy, text_hash
+from tunegrid.data.rows import check_row, check_task, identity, noisy, text_hash, type_fault
 from tunegrid.data.sources import Row, Table, check_split, tables
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import Profile
@@ -51,18 +51,12 @@ class Splits:
         return digest.hexdigest()[:16]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TableSlice:
+class TableSlice(NamedTuple):
     """Some rows of a table; `origin` says where they came from."""
 
     table: Table
     indices: Sequence[int]
     origin: str
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """The rows themselves."""
-        return self.table.take(self.indices)
 
 
 def load_splits(task: Task, profile: Profile) -> Splits:
@@ -73,60 +67,62 @@ def load_splits(task: Task, profile: Profile) -> Splits:
     With `profile.own_test`, a task that has an `own_test` split is scored on it; any other task keeps its own rule.
     """
     check_task(task)
-    parts = {name: _capped(task, part, profile.cap(task.id, name)) for name, part in _parts(task, profile).items()}
-    hashes = {name: _text_hashes(task, part) for name, part in parts.items()}
-    scoring, apart = set(hashes["test"]), {}
-    apart["validation"] = _without(parts["validation"], hashes["validation"], scoring)
-    scoring.update(hashes["validation"])
-    apart["train"] = _without(parts["train"], hashes["train"], scoring)
-    dropped = {name: len(parts[name].indices) - len(part.indices) for name, part in apart.items()}
-    kept = parts | apart
-    rows = {name: part.rows for name, part in kept.items()}
+    slices, columns = _slices(task, profile), task.identity or (*task.text, *task.beside)
+    rows, dropped, scoring = dict[str, Sequence[Row]](), dict[str, int](), set[int]()
+    for name in ("test", "validation", "train"):
+        part, hashes = slices[name], array("Q")  # the texts themselves are not kept
+        for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
+            check_row(task, row, index, part.table.origin)
+            hashes.append(text_hash(identity(row, columns)))
+        own = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
+        if not own:
+            raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
+        rows[name], dropped[name] = part.table.take(own), len(part.indices) - len(own)
+        scoring.update(hashes)
     if profile.label_noise:
         rows["train"] = noisy(task, rows["train"], profile.label_noise)
     return Splits(
         **rows,
-        origins={name: part.origin for name, part in kept.items()},
-        revision=parts["train"].table.revision,
-        dropped=dropped,
+        origins={name: slices[name].origin for name in ("validation", "test", "train")},
+        revision=slices["train"].table.revision,
+        dropped={name: dropped[name] for name in ("validation", "train")},
     )
 
 
-def _parts(task: Task, profile: Profile) -> dict[str, TableSlice]:
-    """Where the rows of each split stand, all of them."""
+def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
+    """Where the rows of each split stand, as many as the profile takes."""
     by_name = tables(task, profile.data_root)
-    if task.messages is not None:  # conversations are read as rows of their last exchange
-        by_name = {name: ConversationTable(table, task.messages) for name, table in by_name.items()}
     train = _named(by_name, task.train, task)
     pool: Sequence[int] = range(len(train))
-    parts: dict[str, TableSlice] = {}
+    slices: dict[str, TableSlice] = {}
     test = task.own_test if profile.own_test and task.own_test else task.test
     for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
             aside = carve(task, train, pool, rule)
-            pool = _rest(pool, aside)
-            parts[name] = TableSlice(table=train, indices=aside, origin=f"{rule.share:.0%} of {train.origin}")
+            taken = frozenset(aside)
+            pool = array("q", (index for index in pool if index not in taken))
+            slices[name] = TableSlice(table=train, indices=aside, origin=f"{rule.share:.0%} of {train.origin}")
         else:
             table = _named(by_name, rule, task)
-            parts[name] = TableSlice(table=table, indices=range(len(table)), origin=table.origin)
-    return parts | {"train": TableSlice(table=train, indices=pool, origin=train.origin)}
-
-
-def _rest(pool: Sequence[int], aside: Sequence[int]) -> Sequence[int]:
-    """The places of a pool that were not set aside."""
-    taken = bytearray(max(pool, default=-1) + 1)
-    for index in aside:
-        taken[index] = 1
-    return array("q", (index for index in pool if not taken[index]))
+            slices[name] = TableSlice(table=table, indices=range(len(table)), origin=table.origin)
+    slices["train"] = TableSlice(table=train, indices=pool, origin=train.origin)
+    for name, part in slices.items():
+        cap = profile.cap(task.id, name)
+        if not part.indices:
+            raise InputError(f"{part.origin}: no rows to use; each split of {task.folder} needs some, this one is too small")
+        if cap is not None and cap < len(part.indices):
+            slices[name] = part._replace(indices=array("q", sorted(Random(SPLIT_SEED).sample(part.indices, cap))))
+    return slices
 
 
 def carve(task: Task, table: Table, pool: Sequence[int], rule: Carve) -> Sequence[int]:
     """Places of the pool's rows to set aside: about `rule.share` of the whole table, drawn with `SPLIT_SEED`."""
-    rng = Random(SPLIT_SEED)
-    column = rule.stratify or rule.group
+    rng, column = Random(SPLIT_SEED), rule.stratify or rule.group
     values: Sequence[Any] = table.column(column) if column else [None] * len(table)
     if column:
-        check_column(task, column, values, table.origin)
+        for index, value in enumerate(values):
+            if not isinstance(value, task.columns[column]):
+                raise InputError(f"{table.origin}, row {index}: {type_fault(task, column, value)}")
     if rule.group:
         groups = sorted({values[i] for i in pool})
         chosen = set(rng.sample(groups, max(1, round(rule.share * len(groups)))))
@@ -144,30 +140,3 @@ def _named(by_name: Mapping[str, Table], split: str, task: Task) -> Table:
     if not len(by_name[split]):
         raise InputError(f"{by_name[split].origin}: no rows to use; split {split!r} of {task.folder} is empty")
     return by_name[split]
-
-
-def _capped(task: Task, part: TableSlice, cap: int | None) -> TableSlice:
-    if not part.indices:
-        raise InputError(
-            f"{part.origin}: no rows to use; {task.folder} needs some in every split, and this one is too small to be split"
-        )
-    if cap is None or cap >= len(part.indices):
-        return part
-    return replace(part, indices=array("q", sorted(Random(SPLIT_SEED).sample(part.indices, cap))))
-
-
-def _text_hashes(task: Task, part: TableSlice) -> Sequence[int]:
-    """A hash of each row's text, which all of them are checked for: the texts themselves are not kept."""
-    columns, hashes = task.identity or (*task.text, *task.beside), array("Q")
-    for index, row in zip(part.indices, part.rows, strict=True):
-        check_row(task, row, index, part.table.origin)
-        hashes.append(text_hash(identity(row, columns)))
-    return hashes
-
-
-def _without(part: TableSlice, hashes: Sequence[int], scoring: Container[int]) -> TableSlice:
-    """The rows whose text is in none of those that score: real data sets hold some texts twice."""
-    kept = array("q", (index for index, own in zip(part.indices, hashes, strict=True) if own not in scoring))
-    if not kept:
-        raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
-    return replace(part, indices=kept)

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tunegrid.audits.evidence import Evidence
     from tunegrid.grid.cells import Cell
 
 
@@ -21,12 +20,7 @@ if TYPE_CHECKING:
 class Dora(Lora):
     """DoRA (Liu et al. 2024): the magnitude of each output's weights is learned apart from their direction."""
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """PEFT's option is set, and the magnitudes of all layers moved."""
-        names = {name for name in evidence.own if "lora_magnitude_vector" in name}
-        if not names <= evidence.moved:
-            return False, f"{len(names - evidence.moved)} of {len(names)} magnitudes stayed where they started"
-        return super().holds_after(evidence)
+    must_move: ClassVar[tuple[str, ...]] = ("lora_magnitude_vector",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,15 +31,6 @@ class Pissa(Lora):
         """PEFT's model. Weights on the meta device have no directions: there it has its shape alone."""
         shape = any(parameter.is_meta for parameter in model.parameters())
         return super(Pissa, replace(self, options={}) if shape else self).adapted(model, cell, base)
-
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """PEFT's option is set, and the target layers' weights are no longer the checkpoint's."""
-        bases = [name for name in evidence.trainer.before if name.endswith("base_layer.weight")]
-        targets = [name for name in bases if any(f".{target}." in name for target in self.targets(evidence.cell))]
-        kept = [name for name in targets if name not in evidence.not_from_checkpoint]
-        if kept or not targets:
-            return False, f"{len(kept)} of {len(targets)} target weights are still the checkpoint's, {kept[:1]} among them"
-        return super().holds_after(evidence)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,23 +49,17 @@ class LoraPlus(Lora):
         rest = {name: p for name, p in model.named_parameters() if name not in fast}
         return [*grouped(rest, cell), *grouped(fast, cell, lr=cell.recipe.learning_rate * self.ratio)]
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """B's peak rate is `ratio` times A's."""
-        rates = {id(p): group["initial_lr"] for group in evidence.trainer.optimizer.param_groups for p in group["params"]}
-        matrices = {letter: {rates.get(id(p)) for name, p in evidence.trainer.stepped.items() if f"lora_{letter}" in name}
-                    for letter in "AB"}  # fmt: skip
-        right = {rate * self.ratio for rate in matrices["A"] if rate is not None}
-        same = bool(right) and matrices["B"] == right
-        return same, f"rates of A {_shown(matrices['A'])}, of B {_shown(matrices['B'])}"
-
-
-def _shown(rates: set[Any]) -> str:
-    return ", ".join(f"{rate:g}" for rate in sorted(rate for rate in rates if rate is not None)) or "none"
+    def rate_factors(self) -> Mapping[str, float]:
+        """That of the matrices B."""
+        return {"lora_B": self.ratio}
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraFA(Lora):
     """LoRA-FA (Zhang et al. 2023): A stays as it was drawn, and B's gradient is corrected for it."""
+
+    must_move: ClassVar[tuple[str, ...]] = ("lora_B",)
+    must_stay: ClassVar[tuple[str, ...]] = ("lora_A",)
 
     def make_optimizer(self, model: "nn.Module", cell: "Cell") -> "torch.optim.Optimizer":
         """PEFT's own AdamW, which freezes A. The correction is its own, so no other optimizer will do."""
@@ -104,12 +83,6 @@ class LoraFA(Lora):
         for settings, of_head in (({}, False), ({"lr": rate}, True)):
             chosen = [i for i, name in enumerate(group["names"]) if within(name, cell.head.new_modules) == of_head]
             optimizer.add_param_group({**group, **settings, **{key: [group[key][i] for i in chosen] for key in lists}})
-
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """No A moved, and every B did."""
-        stray = {name for name in evidence.own if "lora_A" in name} & evidence.moved
-        still = {name for name in evidence.own if "lora_B" in name} - evidence.moved
-        return not stray and not still, f"{len(stray)} matrices A moved, {len(still)} matrices B did not"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,11 +166,11 @@ class AdaLora(Lora):
         for name, value in state.items():
             setattr(model.base_model.rankallocator, name, value)  # type: ignore[union-attr]
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
+    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """Ranks were cut to the target, on average over the layers."""
-        kept = [int(p.count_nonzero()) for name, p in evidence.trainer.parameters.items() if "lora_E" in name]
-        room, goal = (rank * len(kept) for rank in self._ranks(evidence.cell.recipe).values())
-        return bool(kept) and sum(kept) <= goal, f"{sum(kept)} of {room} ranks are left, where {goal} are the goal"
+        left = [int(p.count_nonzero()) for name, p in model.named_parameters() if "lora_E" in name]
+        room, goal = (rank * len(left) for rank in self._ranks(cell.recipe).values())
+        return bool(left) and sum(left) <= goal, f"{sum(left)} of {room} ranks are left, where {goal} are the goal"
 
 
 ORTHOGONAL = 1e-4  # of a block times its transpose, from the unit matrix
@@ -244,6 +217,7 @@ class IA3(OnLayers):
         feedforward: those of `layers` of which the input is multiplied.
     """
 
+    must_move: ClassVar[tuple[str, ...]] = ("ia3_l",)
     feedforward: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
@@ -266,12 +240,6 @@ class IA3(OnLayers):
         """PEFT multiplies no packed weight."""
         return None if self.quantization is None else "PEFT merges no vectors into packed layers"
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """Every layer has one vector, which moved; `adapters_add_as_declared` sees that it multiplies."""
-        vectors = [p for name, p in evidence.trainer.parameters.items() if name in evidence.own and p.requires_grad]
-        ok = bool(vectors) and all(min(p.shape) == 1 for p in vectors) and evidence.own <= evidence.moved
-        return ok, f"{len(vectors)} vectors, {len(evidence.own & evidence.moved)} of them moved"
-
 
 @dataclass(frozen=True, kw_only=True)
 class Vera(OnTargets):
@@ -281,6 +249,7 @@ class Vera(OnTargets):
         rank: of the shared matrices.
     """
 
+    must_move: ClassVar[tuple[str, ...]] = ("vera_lambda",)
     rank: int = 64
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
@@ -311,14 +280,13 @@ class Vera(OnTargets):
         product: torch.Tensor = inner @ b.T * layer.vera_lambda_b["default"]
         return product
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """Both vectors of every layer moved, and all layers share one pair of matrices, which does not train."""
-        layers: list[Any] = [module for module in evidence.model.modules() if hasattr(module, "vera_lambda_b")]
-        shared = {(layer.vera_A["default"].data_ptr(), layer.vera_B["default"].data_ptr()) for layer in layers}
-        trains = any(layer.vera_A["default"].requires_grad or layer.vera_B["default"].requires_grad for layer in layers)
-        still = evidence.own & evidence.trainer.log.reached - evidence.moved
-        right = len(shared) == 1 and not trains and not still
-        return right, f"{len(layers)} layers share {len(shared)} pairs of matrices; {len(still)} vectors did not move"
+    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
+        """All layers share one pair of matrices, which does not train."""
+        layers: list[Any] = [module for module in model.modules() if hasattr(module, "vera_lambda_b")]
+        pairs = [(layer.vera_A["default"], layer.vera_B["default"]) for layer in layers]
+        shared = {(a.data_ptr(), b.data_ptr()) for a, b in pairs}
+        trains = any(a.requires_grad or b.requires_grad for a, b in pairs)
+        return len(shared) == 1 and not trains, f"{len(layers)} layers share {len(shared)} pairs of matrices"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,6 +297,7 @@ class OFT(OnTargets):
         block_size: of the rotations; it divides the width of every target's input.
     """
 
+    must_move: ClassVar[tuple[str, ...]] = ("oft_R",)
     block_size: int = 32
 
     def settings(self, recipe: Recipe) -> dict[str, Any] | None:
@@ -344,27 +313,24 @@ class OFT(OnTargets):
             target_modules=list(self.targets(cell)), modules_to_save=base.modules_to_save, fan_in_fan_out=base.fan_in_fan_out,
         )  # fmt: skip
 
-    def rotations(self, model: "nn.Module") -> "list[torch.Tensor]":
-        """The rotations (blocks, block, block) of every adapted layer."""
-        modules: list[Any] = [cast(Any, module).oft_R["default"] for module in model.modules() if hasattr(module, "oft_R")]
-        return [
-            m._cayley_batch(m.weight, m.block_size, m.use_cayley_neumann, m.num_cayley_neumann_terms).float() for m in modules
-        ]
-
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """Every rotation moved, and its blocks are orthogonal."""
+    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
+        """The rotations' blocks are orthogonal."""
         import torch
 
+        rotations: list[Any] = [cast(Any, module).oft_R["default"] for module in model.modules() if hasattr(module, "oft_R")]
+        gaps = [1.0] * (not rotations)
         with torch.no_grad():
-            blocks = self.rotations(evidence.model)
-            gap = max((float((b @ b.mT - torch.eye(b.shape[-1], device=b.device)).abs().max()) for b in blocks), default=1.0)
-        still = evidence.own & evidence.trainer.log.reached - evidence.moved
-        return gap <= ORTHOGONAL and not still, f"{len(blocks)} layers, {gap:.0e} from orthogonal; {len(still)} did not move"
+            for r in rotations:  # (blocks, block, block)
+                blocks = r._cayley_batch(r.weight, r.block_size, r.use_cayley_neumann, r.num_cayley_neumann_terms).float()
+                gaps.append(float((blocks @ blocks.mT - torch.eye(blocks.shape[-1], device=blocks.device)).abs().max()))
+        return max(gaps) <= ORTHOGONAL, f"{len(rotations)} layers, {max(gaps):.0e} from orthogonal"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Norms(OnLayers):
     """LN tuning (Zhao et al. 2023): the norms train, and nothing else."""
+
+    must_move: ClassVar[tuple[str, ...]] = ("ln_tuning_layers",)
 
     def peft_config(self, cell: "Cell", base: Base) -> Any:
         """PEFT's config."""
@@ -378,18 +344,13 @@ class Norms(OnLayers):
             warnings.filterwarnings("ignore", "Unsupported layer type")
             return super().adapted(model, cell, base)
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """All that is the method's own are weights and biases of norms, and all of them moved."""
-        odd = [name for name in evidence.own if evidence.trainer.parameters[name].ndim != 1]
-        still = evidence.own - evidence.moved
-        return not odd and not still, f"{len(evidence.own)} tensors of norms, {len(still)} of them did not move"
-
 
 @dataclass(frozen=True, kw_only=True)
 class BitFit(Method):
     """BitFit (Ben Zaken et al. 2022): the biases and the new head train."""
 
     adapts: ClassVar[bool] = True
+    must_move: ClassVar[tuple[str, ...]] = ("bias",)
 
     def check(self, recipe: Recipe) -> None:
         """Any recipe will do: it adds nothing."""
@@ -408,14 +369,6 @@ class BitFit(Method):
         """All biases are one group."""
         return "bias"
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """The backbone has biases, every one trains, and all that the loss uses moved."""
-        pretrained = [name for name in evidence.own if not within(name, evidence.cell.head.new_modules)]
-        trained = {name for name in evidence.own if evidence.trainer.parameters[name].requires_grad}
-        still = (trained & evidence.trainer.log.reached) - evidence.moved
-        right = bool(pretrained) and trained == evidence.own and not still
-        return right, f"{len(trained)} of {len(evidence.own)} biases train, {len(still)} of them did not move"
-
 
 @dataclass(frozen=True, kw_only=True)
 class VirtualTokens(Adapting):
@@ -425,6 +378,7 @@ class VirtualTokens(Adapting):
         tokens: how many.
     """
 
+    must_move: ClassVar[tuple[str, ...]] = ("",)
     tokens: int = 16
 
     def unsupported(self, head: Head) -> str | None:
@@ -441,11 +395,11 @@ class VirtualTokens(Adapting):
         """PEFT's name for how the model generates."""
         return "SEQ_2_SEQ_LM" if cell.head.layout is Layout.ENCODER_DECODER else "CAUSAL_LM"
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """There are as many learned rows as declared, all moved, and nothing else trains."""
-        trained = {name: p for name, p in evidence.trainer.parameters.items() if p.requires_grad}
+    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
+        """There are as many learned rows as declared, and nothing else trains."""
+        trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         rows = {len(p) for p in trained.values()}
-        right = rows == {self.tokens} and set(trained) <= evidence.own and set(trained) <= evidence.moved
+        right = rows == {self.tokens} and set(trained) <= self.own_parameters(model)
         return right, f"{len(trained)} tensors of {', '.join(map(str, sorted(rows)))} rows train"
 
 

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from tunegrid.audits.evidence import Evidence
     from tunegrid.grid.cells import Cell
 
 
@@ -81,6 +80,7 @@ class Method:
     Attributes:
         adapts: the base is frozen; only what the method adds and the head's new modules train.
         quantization: how the frozen base is stored; None keeps it as loaded.
+        must_move, must_stay: parts of the names of its own parameters which training changes, all of them, or never does.
     """
 
     id: str
@@ -89,6 +89,8 @@ class Method:
     adapts: ClassVar[bool] = False
     scale_can_be_reset: ClassVar[bool] = False  # by PEFT, to what it was, once it was changed
     largest_share: ClassVar[float] = 0.05  # of full fine-tuning's gradients and moments, for a method that adapts
+    must_move: ClassVar[tuple[str, ...]] = ()
+    must_stay: ClassVar[tuple[str, ...]] = ()
 
     def check(self, recipe: Recipe) -> None:
         """Raises InputError where a recipe does not fit the method."""
@@ -172,8 +174,12 @@ class Method:
         """Why PEFT cannot merge the adapter into the base; None where it can. Full fine-tuning has none to merge."""
         return None
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
-        """Whether the trained model shows that this method trained it; `evidence` is what audits see."""
+    def rate_factors(self) -> Mapping[str, float]:
+        """By parts of parameters' names, the peak rate in units of the recipe's, where it is another one."""
+        return {}
+
+    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
+        """Whether the trained model shows that this method trained it, beside what must move; None: it shows nothing."""
         return None
 
 
@@ -353,13 +359,13 @@ class Lora(Adapting):
         super().save(model, cell, folder)
         config.init_lora_weights = start
 
-    def holds_after(self, evidence: "Evidence") -> Answer:
+    def holds_after(self, model: "nn.Module", cell: "Cell") -> Answer:
         """PEFT has the variant's options and no other variant's parameters; None for plain LoRA that is plain."""
-        groups = {self.group_of(name) for name in self.own_parameters(evidence.model)}
+        groups = {self.group_of(name) for name in self.own_parameters(model)}
         foreign = sorted({trace for option, trace in TRACES.items() if option not in self.options} & groups)
         if not self.options and not foreign:
             return None
-        config = getattr(evidence.model, "peft_config", {}).get("default")
+        config = getattr(model, "peft_config", {}).get("default")
         faults = [f"{trace} is there" for trace in foreign]
         known = {name: _plain(getattr(config, name, None)) for name in self.options}
         faults += [f"{name} is {known[name]!r}, not {value!r}" for name, value in self.options.items() if known[name] != value]

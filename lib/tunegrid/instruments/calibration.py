@@ -6,13 +6,19 @@ so the one that chance alone would give stands beside it, and two runs are held 
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from scipy import optimize
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
+from tunegrid.codecs.base import Codec
+from tunegrid.codecs.extract import nearby
 from tunegrid.instruments import Figure, Instrument, NotAskedError, tidy
 from tunegrid.instruments.trained import TrainedCell
 from tunegrid.results.statistics import CHUNKS, SEED, Array, interval, resampled_sums
@@ -21,6 +27,7 @@ from tunegrid.run.evaluate import Evaluation
 HITS = ("accuracy", "exact_match")  # scores of which a row has 100 points or 0: whether its prediction is right
 FITTED = 384  # validation rows that a temperature is fitted on: it is one number, and they are predicted for it alone
 BINS = 15
+AT_ONCE = 128  # windows whose spans are summed up together
 SURE = 1e-12  # a probability is kept so far from 0 and 1: a sure miss costs 27.6 nats, not infinity
 HOTTEST = 16.0  # the largest temperature that is tried, and 1 over the smallest
 CLOSE = 1e-4  # how closely its logarithm is found
@@ -71,12 +78,41 @@ def forecasts(cell: TrainedCell, evaluation: Evaluation) -> Callable[[float], Fo
     hits = next((evaluation.examples[name] for name in HITS if name in evaluation.examples), None)
 
     def at(temperature: float) -> Forecasts:
-        known = cell.codec.confidences(examples, evaluation.outputs, temperature) if hits and evaluation.outputs else None
+        known = confidences(cell.codec, examples, evaluation.outputs, temperature) if hits and evaluation.outputs else None
         if not known or not all(map(math.isfinite, known)):
             raise NotAskedError("the model gives its predictions no probability")
         return np.asarray(known, float), (np.asarray(hits) == 100).astype(float)
 
     return at
+
+
+def confidences(codec: Codec, examples: Sequence[int], outputs: Sequence[Any], temperature: float = 1.0) -> list[float] | None:
+    """The probability of each row's prediction, all scores divided by the temperature first; None: outputs are texts.
+
+    A label's is its softmax over all labels. A span's is its softmax over all spans that the row allows, in all of its windows;
+    its score is that of its first token plus that of its last, and other spans that say the same words are not counted.
+    `examples` are the rows' numbers by output.
+    """
+    if codec.generates:
+        return None
+    if not codec.extracts:
+        labels = torch.tensor([label for label, *_ in outputs], dtype=torch.long)
+        logits = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64).reshape(len(labels), -1)
+        softmax: list[float] = (logits / temperature).softmax(-1).gather(1, labels.unsqueeze(1)).flatten().tolist()
+        return softmax
+    best, sums = dict[int, float](), defaultdict[int, list[Tensor]](list)
+    for start in range(0, len(outputs), AT_ONCE):
+        part = slice(start, start + AT_ONCE)
+        padded = [scores.double().T for *_, scores in outputs[part]]
+        starts, ends = (pad_sequence(padded, batch_first=True, padding_value=-math.inf) / temperature).unbind(-1)
+        log_sums = (starts + nearby(ends, -math.inf).logsumexp(-1)).logsumexp(-1)
+        for example, (score, *_), log_sum in zip(examples[part], outputs[part], log_sums, strict=True):
+            best[example] = max(score, best.get(example, score))
+            sums[example].append(log_sum)
+    whole = torch.stack([torch.stack(sums[row]).logsumexp(0) for row in range(len(best))])
+    scores = torch.tensor([best[row] for row in range(len(best))], dtype=torch.float64)
+    spans: list[float] = (scores / temperature - whole).exp().tolist()
+    return spans
 
 
 def _lines(part: str, rows: Forecasts, names: Sequence[str]) -> Iterator[pd.DataFrame]:

@@ -6,7 +6,6 @@ stops a command loses the session that runs, and the same command goes on. Other
 
 import hashlib
 import json
-import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from tunegrid import ROOT
+from tunegrid import ROOT, launcher
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
@@ -119,7 +118,7 @@ class LabSession(ABC):
         part = self.path.with_suffix(".unfinished.json")
         part.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-n", workers, *self.arguments, f"--benchmark-json={part}"]
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        code = launcher.run(command, cwd=ROOT)
         if code not in COMPLETE:
             raise InputError(f"{self.name}: pytest ended with exit code {code}; other sessions are kept, run the command again")
         self.check(part)

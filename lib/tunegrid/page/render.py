@@ -140,7 +140,7 @@ def write(page: Page, path: Path) -> int:
     try:
         content = html(page).encode(errors="replace")  # a file's date or name may hold half a character
     except OverflowError:
-        raise InputError(f"{page.run.name} holds a figure that is too large to draw; tunegrid audit checks it") from None
+        raise InputError(f"{page.run.name} holds a figure that is too large to draw") from None
     try:
         with replacing(path) as part:
             part.write_bytes(content)

@@ -40,7 +40,7 @@ def from_json(data: Mapping[str, Any], source: str = "") -> Record:
     """
     record, faults = checked(data, source)
     if record is None or faults:
-        more = f" (and {len(faults) - 1} more: tunegrid audit lists them)" if len(faults) > 1 else ""
+        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         raise InputError(f"{_place(data, source)}: {faults[0]}{more}")
     return record
 

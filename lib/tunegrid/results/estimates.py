@@ -13,7 +13,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FULL_PROFILE, QUICK_PROFILE
 from tunegrid.grid.tasks import Carve
-from tunegrid.record import Record, new_record
+from tunegrid.record import Record
 from tunegrid.results.files import read_saved
 from tunegrid.results.table import Column, count, number
 from tunegrid.results.table import lines as table_lines
@@ -44,21 +44,12 @@ class Estimate:
     Attributes:
         gib: the highest peak of that measurement, on its device and with its rows per update.
         device: the name of the device that was measured.
-        on_gpu: whether it is one.
-        same_update: whether an update there had as many rows as the recipe's.
     """
 
     seconds: float | None = None
     gib: float | None = None
     source: str = "never measured"
     device: str | None = None
-    on_gpu: bool = False
-    same_update: bool = True
-
-    @property
-    def gpu_gib(self) -> float | None:
-        """What the cell takes of a GPU; None where none was measured with as many rows per update as the recipe has."""
-        return self.gib if self.on_gpu and self.same_update else None
 
 
 def seconds_of(text: str) -> float:
@@ -96,27 +87,6 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, Estimat
     return known
 
 
-def longest_runs(cells: Sequence[Cell], paths: Iterable[Path], *, on_gpu: bool) -> dict[str, float]:
-    """By cell, the most seconds that a saved run on a GPU, or on a CPU, says that it takes.
-
-    Only footprints and runs of the same recipe and rows count: from fewer rows follows a limit that an honest cell misses.
-    """
-    wanted, most = {cell.id: (cell, new_record(cell)) for cell in cells}, dict[str, float]()
-    for path in paths:
-        for record in _finished(path):
-            if record.cell not in wanted or _device(record)[1] != on_gpu:
-                continue
-            cell, fresh = wanted[record.cell]
-            if (record.profile, record.recipe, record.limits) == (fresh.profile, fresh.recipe, fresh.limits):
-                estimate = from_run(record, path.name)
-            elif record.profile == "footprint":
-                estimate = _from_footprint(cell, record, path)
-            else:
-                continue
-            most[cell.id] = max(most.get(cell.id, 0.0), estimate.seconds or 0.0)
-    return {cell_id: seconds for cell_id, seconds in most.items() if seconds}
-
-
 def _finished(path: Path) -> list[Record]:
     if not path.is_file():
         return []
@@ -129,14 +99,9 @@ def _finished(path: Path) -> list[Record]:
 def from_run(record: Record, source: str) -> Estimate:
     """All phases of a cell that has run; `source` is that run's name."""
     seconds = sum(phase.seconds for phase in record.memory.phases.values()) if record.memory else None
-    name, on_gpu = _device(record)
+    name = record.device.name if record.device else None
     source = f"{source}, {name}" if name else source
-    return Estimate(seconds=seconds, gib=record.peak_gib, source=source, device=name, on_gpu=on_gpu)
-
-
-def _device(record: Record) -> tuple[str | None, bool]:
-    """The name of a record's device, and whether it is a GPU."""
-    return (record.device.name, record.device.type == "cuda") if record.device else (None, False)
+    return Estimate(seconds=seconds, gib=record.peak_gib, source=source, device=name)
 
 
 def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
@@ -152,15 +117,8 @@ def _from_footprint(cell: Cell, record: Record, path: Path) -> Estimate:
     measured, planned = record.recipe.rows_per_update, cell.recipe.rows_per_update
     if measured != planned:
         source += f", at {measured} {'row' if measured == 1 else 'rows'} per update: not scaled to {planned}"
-    name, on_gpu = _device(record)
-    return Estimate(
-        seconds=seconds,
-        gib=record.peak_gib,
-        source=source,
-        device=name,
-        on_gpu=on_gpu,
-        same_update=measured == planned,
-    )
+    name = record.device.name if record.device else None
+    return Estimate(seconds=seconds, gib=record.peak_gib, source=source, device=name)
 
 
 def planned_rows(cell: Cell) -> int | None:

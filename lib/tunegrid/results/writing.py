@@ -103,4 +103,4 @@ class FinishedRun(Generic[Key]):
         yield from (TerminalLine(line, "red") for line in told_by_cause(records))
         yield from (TerminalLine(sentence, "yellow") for record in records for sentence in too_short(record))
         if pairs := unlike_pairs(records):
-            yield TerminalLine(f"{len(pairs)} pairs of methods are not like for like: tunegrid audit RUN.json lists them")
+            yield TerminalLine(f"{len(pairs)} pairs of methods are not like for like: tunegrid compare RUN.json says in what")

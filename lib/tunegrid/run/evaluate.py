@@ -3,10 +3,8 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,8 +32,7 @@ class Evaluation:
 
     Attributes:
         part: the record's: how the rows were predicted and scored.
-        scores: points, 0 to 100, by metric.
-        examples: points of each row, by metric.
+        scores: points, 0 to 100, by metric; `examples` has those of each row.
         rows, features: what was asked, and what the model read of it.
         outputs, predictions: what it answered, before and after decoding.
     """
@@ -55,7 +52,7 @@ class Evaluation:
 
     @property
     def generated_tokens_per_second(self) -> float | None:
-        """Of all rows together; None where nothing was generated."""
+        """Of all rows together; None if nothing was generated."""
         seconds = self.part.seconds
         return sum(map(len, self.outputs)) / seconds if self.part.generated_tokens and seconds else None
 
@@ -73,26 +70,25 @@ def evaluate(
 
     Several ranks predict a share each; the first one scores, and all have the same result.
     """
-    features = features_of(codec, rows, training=False)
+    task, features = codec.task, features_of(codec, rows, training=False)
     began = time.perf_counter()
     outputs, batch = predict(model, codec, features, device, progress.stage("evaluate"), ranks)
     seconds = time.perf_counter() - began
     predictions = codec.decode(rows, features, outputs)
-    score = partial(METRICS[codec.task.problem], metrics, codec.task, rows, [prediction.value for prediction in predictions])
-    scored = ranks.first(score)
+    scored = ranks.first(lambda: METRICS[task.problem](metrics, task, rows, [one.value for one in predictions]))
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
-    lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
+    generated = None
+    if codec.generates and outputs:
+        lengths = [len(output) for output in outputs]  # the end token included
+        median = float(statistics.median(lengths))
+        generated = GeneratedRecord(mean=statistics.fmean(lengths), median=median, longest=max(lengths))
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,
         batch=batch,
-        metric_sources=metrics.sources(codec.task),
+        metric_sources=metrics.sources(task),
         precision=precision_of(codec.cell, device),
-        generated_tokens=GeneratedRecord(
-            mean=statistics.fmean(lengths), median=float(statistics.median(lengths)), longest=max(lengths)
-        )
-        if lengths
-        else None,
+        generated_tokens=generated,
     )
     return Evaluation(
         part=part,
@@ -119,39 +115,31 @@ def predict(
 ) -> tuple[list[Any], int]:
     """An output a feature, and how many were predicted at once at the end: each time memory runs out, the batch is halved.
 
-    Several ranks predict every feature once, in turn, and all have all outputs. Raises InputError where not even one fits.
+    Several ranks predict every feature once, in turn, and all have all outputs. Raises InputError if not even one fits.
     """
-    lengths = lengths_of(features)
+    lengths, outputs = lengths_of(features), dict[int, Any]()
     order = sorted(range(len(features)), key=lambda i: -lengths[i])[ranks.rank :: ranks.count]
-    outputs: dict[int, Any] = {}
+    # Texts are generated in whole batches: each step reads all weights again.
+    room = ROOM if device.type == "cpu" and not codec.generates and not codec.cell.profile.micro else sys.maxsize
     model.eval()
-    done, size = 0, EVAL_BATCH
+    size = EVAL_BATCH
     with torch.inference_mode(), autocast(precision_of(codec.cell, device), device):
-        while done < len(order):
-            chunk = order[done : done + min(size, _room(codec, device) // lengths[order[done]] or 1)]
-            answers = _fitting(partial(codec.predict, model, [features[i] for i in chunk], device))
-            if answers is None:
+        while len(outputs) < len(order):
+            start = len(outputs)
+            chunk = order[start : start + min(size, room // lengths[order[start]] or 1)]
+            try:
+                with fitting():
+                    answers = codec.predict(model, [features[i] for i in chunk], device)
+            except DoesNotFit:
+                answers = None
+            if answers is None:  # out here, where the error no longer keeps the failed pass alive
                 if size == 1:
                     raise InputError(f"{codec.cell.id} does not fit: memory runs out when it predicts one row at a time")
                 free_memory(device)
                 size //= 2
                 continue
             outputs.update(zip(chunk, answers, strict=True))
-            done += len(chunk)
-            stage.at(done, len(order))
+            stage.at(len(outputs), len(order))
     shares = ranks.gathered((outputs, size))
-    known = {i: output for share, _ in shares for i, output in share.items()}
-    return [known[i] for i in range(len(features))], min(size for _, size in shares)
-
-
-def _room(codec: Codec, device: torch.device) -> int:
-    """How many tokens are predicted at once. Texts are generated in whole batches: each step reads all weights again."""
-    cuts = device.type == "cpu" and not codec.generates and not codec.cell.profile.micro
-    return ROOM if cuts else sys.maxsize
-
-
-def _fitting(call: Callable[[], list[Any]]) -> list[Any] | None:
-    """What the call returns; None where memory ran out."""
-    with suppress(DoesNotFit), fitting():
-        return call()
-    return None
+    by_feature = {i: output for share, _ in shares for i, output in share.items()}
+    return [by_feature[i] for i in range(len(features))], min(size for _, size in shares)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,13 @@ PointsByMetric = dict[str, list[float]]  # points of each row, by metric
 BATCH = 64  # texts that are embedded at once
 
 
+BUILT_IN = {
+    Problem.CLASSIFY: {"accuracy": "built-in", "f1": "built-in"},
+    Problem.EXTRACT: {"squad": "built-in"},
+    Problem.GENERATE: {"rouge": "rouge_score"},
+}
+
+
 @dataclass(kw_only=True)
 class Metrics:
     """What metrics are computed with; `bert_scorer` computes BERTScore for the tasks that need it, None leaves it out."""
@@ -33,10 +40,8 @@ class Metrics:
 
     def sources(self, task: Task) -> dict[str, str]:
         """Implementation by metric family, for the record."""
-        names = dict(BUILT_IN[task.problem])
-        if self.bert_scorer and needs_bertscore(task):
-            names["bertscore"] = f"built-in, {self.bert_scorer.name}"
-        return names
+        scorer = self.bert_scorer if needs_bertscore(task) else None
+        return BUILT_IN[task.problem] | ({"bertscore": f"built-in, {scorer.name}"} if scorer else {})
 
 
 def needs_bertscore(task: Task) -> bool:
@@ -46,22 +51,10 @@ def needs_bertscore(task: Task) -> bool:
 
 @dataclass(kw_only=True)
 class Scored:
-    """What predictions score.
-
-    Attributes:
-        scores: points over all rows, by metric.
-        examples: points of each row, in order, for metrics that are a mean over rows.
-    """
+    """Points over all rows, by metric; and of each row, in order, for metrics that are a mean over rows."""
 
     scores: Scores
     examples: PointsByMetric
-
-
-BUILT_IN: dict[Problem, dict[str, str]] = {
-    Problem.CLASSIFY: {"accuracy": "built-in", "f1": "built-in"},
-    Problem.EXTRACT: {"squad": "built-in"},
-    Problem.GENERATE: {"rouge": "rouge_score"},
-}
 
 
 # Classification
@@ -69,30 +62,23 @@ BUILT_IN: dict[Problem, dict[str, str]] = {
 
 def classification(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[int]) -> Scored:
     """Accuracy, macro F1, and precision, recall and F1 of each class."""
-    references, count = [row[task.target] for row in rows], len(task.labels)
-    scores = classification_scores(references, predicted, count)
+    references = [row[task.target] for row in rows]
+    scores = classification_scores(references, predicted, len(task.labels))
     hits = [100.0 * (truth == guess) for truth, guess in zip(references, predicted, strict=True)]
     return Scored(scores=scores, examples={"accuracy": hits})
 
 
 def classification_scores(references: Sequence[int], predicted: Sequence[int], count: int) -> Scores:
     """Scores over `count` classes, numbered from 0. As in scikit-learn, a class that nobody predicted has precision 0."""
-    pairs = Counter(zip(references, predicted, strict=True))
-    classes = range(count)
+    pairs, classes = Counter(zip(references, predicted, strict=True)), range(count)
     scores = {"accuracy": 100 * sum(pairs[label, label] for label in classes) / len(references)}
     for label in classes:
-        hits = pairs[label, label]
-        misses = sum(pairs[label, other] for other in classes) - hits
-        false_alarms = sum(pairs[other, label] for other in classes) - hits
-        scores[f"precision_{label}"] = _percent(hits, hits + false_alarms)
-        scores[f"recall_{label}"] = _percent(hits, hits + misses)
-        scores[f"f1_{label}"] = _percent(2 * hits, 2 * hits + misses + false_alarms)
+        hits, true = pairs[label, label], sum(pairs[label, other] for other in classes)
+        guessed = sum(pairs[other, label] for other in classes)
+        for name, part, whole in (("precision", hits, guessed), ("recall", hits, true), ("f1", 2 * hits, true + guessed)):
+            scores[f"{name}_{label}"] = 100 * part / whole if whole else 0.0
     scores["f1_macro"] = sum(scores[f"f1_{label}"] for label in classes) / count
     return scores
-
-
-def _percent(part: int, whole: int) -> float:
-    return 100 * part / whole if whole else 0.0
 
 
 # Extraction: the official SQuAD v1.1 evaluation (Rajpurkar et al. 2016), in its own order of steps
@@ -100,20 +86,20 @@ def _percent(part: int, whole: int) -> float:
 
 def normalized(answer: str) -> str:
     """Lower case, without punctuation, articles and extra white space."""
-    kept = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
-    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+    letters = "".join(letter for letter in answer.lower() if letter not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", letters).split())
 
 
 def exact_match(answer: str, truth: str) -> float:
-    """1 where both are the same after normalization."""
+    """1 if both are the same after normalization."""
     return float(normalized(answer) == normalized(truth))
 
 
 def token_f1(answer: str, truth: str) -> float:
-    """Harmonic mean of precision and recall over the words both share; 0 where they share none."""
-    given, wanted = normalized(answer).split(), normalized(truth).split()
-    shared = sum((Counter(given) & Counter(wanted)).values())
-    return 2 * shared / (len(given) + len(wanted)) if shared else 0.0
+    """Harmonic mean of precision and recall over the words both share; 0 if they share none."""
+    words, wanted = normalized(answer).split(), normalized(truth).split()
+    shared = sum((Counter(words) & Counter(wanted)).values())
+    return 2 * shared / (len(words) + len(wanted)) if shared else 0.0
 
 
 def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> PointsByMetric:
@@ -139,10 +125,9 @@ def means(examples: PointsByMetric) -> Scores:
 
 
 def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
-    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), and BERTScore where the task needs it and there is a scorer."""
+    """rouge1, rouge2, rougeL, rougeLsum (F-measures, stemmed), and BERTScore if the task needs it and there is a scorer."""
     references = [row[task.target] for row in rows]
-    lines = [sentence_lines(text) for text in predicted]
-    examples = rouge_examples(references, lines)
+    examples = rouge_examples(references, [sentence_lines(text) for text in predicted])
     if metrics.bert_scorer and needs_bertscore(task):
         examples |= metrics.bert_scorer.examples(references, predicted)
     return Scored(scores=means(examples), examples=examples)
@@ -173,13 +158,10 @@ METRICS: dict[Problem, Callable[[Metrics, Task, Sequence[Row], Sequence[Any]], S
 # encoder the two agree within 1e-4. The encoder is not that package's default: compare only runs that name the same one.
 
 
-@dataclass(frozen=True, kw_only=True)
-class Embedded:
-    """A text's tokens.
+class Embedded(NamedTuple):
+    """A text's tokens: unit vectors (tokens, width), and which of them (tokens,) count in a mean.
 
-    Attributes:
-        vectors: unit vectors (tokens, width) of all tokens; any of them may be a partner.
-        counted: which of them (tokens,) count in a mean: all but [CLS] and [SEP], which stand in every text.
+    All may be partners; [CLS] and [SEP], which stand in every text, do not count.
     """
 
     vectors: Tensor
@@ -198,12 +180,9 @@ class BertScorer:
 
     def examples(self, references: Sequence[str], candidates: Sequence[str]) -> dict[str, list[float]]:
         """Points of each example; an empty text scores 0."""
-        triples = [
-            greedy_match(candidate, reference)
-            for candidate, reference in zip(self._embedded(candidates), self._embedded(references), strict=True)
-        ]
-        names = ("bertscore_precision", "bertscore_recall", "bertscore_f1")
-        return {name: [100 * triple[index] for triple in triples] for index, name in enumerate(names)}
+        matches = map(greedy_match, self._embedded(candidates), self._embedded(references))
+        points = zip(*([100 * one for one in match] for match in matches), strict=True)
+        return dict(zip(("bertscore_precision", "bertscore_recall", "bertscore_f1"), map(list, points), strict=True))
 
     def _embedded(self, texts: Sequence[str]) -> list[Embedded]:
         """The tokens of each text, as far as the encoder's window reaches."""

@@ -1,19 +1,22 @@
 """One cell on several processes, its ranks: each takes a share of an update's rows, and their results are summed.
 
-Every rank holds the model whole (DDP; `tunegrid.run.sharded` shares its weights out), and takes a share of each update's rows.
-The update is that of one process: each rank divides its summed loss by the targets of all ranks, and gradients are summed.
-DDP's own mean would be right only where every rank has as many targets as the others, which padding and an epoch's last rows
-prevent.
+The update is that of one process: each rank divides its summed loss by the targets of all ranks, and gradients are summed. A
+mean would be right only if every rank had as many targets as the others, which padding and an epoch's last rows prevent.
+
+Every rank holds the model whole (DDP). With FSDP2, for a model that does not fit beside its optimizer on one GPU, a sharded
+copy of it trains: every rank holds a part of each weight, its gradient and its moments. The model itself waits in the host's
+memory meanwhile, and takes over what the sharded one has learned when it is asked.
 
 `ALONE` is a cell on one process: it shares nothing, and its arithmetic is what it would be without this module.
 """
 
+import copy
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,8 +25,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.features import chunks
+from tunegrid.errors import InputError, first_line
 from tunegrid.grid.cells import Cell
-from tunegrid.record.parts import RankRecord, RanksRecord
+from tunegrid.grid.methods import Method
+from tunegrid.run.device import out_of_memory
 
 T = TypeVar("T")
 # How long a rank waits for another, which may be scoring alone. A rank that dies is torchrun's to notice, at once.
@@ -31,6 +36,7 @@ PATIENCE = timedelta(minutes=30)
 LET_GO_SECONDS = 0.1
 SEEDS = 2**32  # NumPy takes smaller ones
 APART = 1_000_003  # between the seeds of two ranks: a prime beyond the seeds that people give
+HOOKS = ("after_step", "penalty", "plan")  # with which a method reaches into a model between updates
 
 
 class Ranks:
@@ -39,67 +45,29 @@ class Ranks:
     Attributes:
         rank: this process's number; 0 keeps the record.
         count: how many there are.
-        holds_parts: whether each holds a part of all weights while the cell trains.
+        holds_parts: whether each holds a part of all weights while the cell trains (FSDP2, whose imports take half a second).
     """
 
-    holds_parts: ClassVar[bool] = False
-
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
+    def __init__(self, rank: int = 0, count: int = 1, *, fsdp: bool = False) -> None:
         """Rank number `rank` of `count`; several have met already, see `joined`."""
-        self.rank, self.count = rank, count
-
-    def part(self, device: torch.device, each: Sequence[RankRecord] = ()) -> RanksRecord | None:
-        """The record's part on the processes, with what each did; None for one process."""
-        if self.count == 1:
-            return None
-        return RanksRecord(count=self.count, backend=backend_of(device), fsdp=self.holds_parts, each=list(each))
+        self.rank, self.count, self.holds_parts = rank, count, fsdp and count > 1
 
     def share(self, group: Sequence[Sequence[Feature]], size: int) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update, each of at most `size` rows; none where there are fewer rows than ranks.
+        """This rank's micro-batches of an update, each of at most `size` rows; none if there are fewer rows than ranks.
 
         Rows are dealt out in turn: those of a micro-batch are sorted by length, so that all ranks have long and short ones.
+        With FSDP each rank has as many micro-batches, some of them empty: every pass gathers weights of all ranks.
         """
         if self.count == 1:
             return group
         rows = [feature for features in group for feature in features]
-        return list(chunks(rows[self.rank :: self.count], size))
+        own = list(chunks(rows[self.rank :: self.count], size))
+        most = -(-len(rows) // (self.count * size))
+        return [*own, *[[]] * (most - len(own))] if self.holds_parts else own
 
     def seed(self, seed: int) -> int:
         """The seed of this rank's dropout: others drop others."""
         return (seed + self.rank * APART) % SEEDS
-
-    def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
-        """The model whose parameters the optimizer steps. Here it is the model itself."""
-        return model
-
-    def ddp_model(self, model: nn.Module) -> nn.Module:
-        """The model to call in training: where there are several ranks, its backward pass sums gradients over them."""
-        if self.count == 1:
-            return model
-        # What trains is not always used, as BERT2BERT's pooler. Buffers are the same everywhere, and nothing writes to them;
-        # torch 2.13 has another name for leaving them alone, which torch 2.6 does not know.
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            ddp_model = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
-        ddp_model.register_comm_hook(None, summed)
-        return ddp_model
-
-    def training(self, model: nn.Module, sharded_model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, the sharded model trains; afterwards the model has its weights. Here they are one."""
-        return nullcontext()
-
-    def copy_from_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
-        """Give the model the weights that the sharded model has got. Here they are one."""
-
-    def copy_to_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
-        """Give the sharded model the weights that the model has got. Here they are one."""
-
-    def moments(self, kept: Mapping[str, Any], parameter: Tensor) -> dict[str, Any]:
-        """An optimizer's state of a parameter, as a checkpoint kept it, in the optimizer's own types."""
-        return dict(kept)
-
-    def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
-        """Inside, gradients stay with this rank: they are summed over the ranks with the update's last micro-batch."""
-        return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
 
     def total(self, count: int, device: torch.device) -> int | Tensor:
         """A count summed over the ranks, on the device: the host does not wait for it."""
@@ -127,34 +95,158 @@ class Ranks:
         dist.all_gather_object(values, value)
         return values
 
+    def sharded_model(self, model: nn.Module, cell: Cell, precision: str) -> nn.Module:
+        """The model whose parameters the optimizer steps: the model itself, or with FSDP a copy whose layers are shared out.
+
+        Gradients are summed over the ranks. Raises InputError if FSDP cannot share the cell's weights out.
+        """
+        if not self.holds_parts:
+            return model
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import FSDPModule, fully_shard
+
+        if sentence := fsdp_refusal(cell, model, precision):
+            raise InputError(f"{cell.id} cannot be shared out: {sentence}")
+        device = next(model.parameters()).device
+        mesh = init_device_mesh(device.type, (self.count,))
+        # FSDP takes a layer at a time to the device: two whole models may not fit there.
+        sharded_model = copy.deepcopy(model.to("cpu"))
+        for block in [*blocks(sharded_model), sharded_model]:
+            fully_shard(block, mesh=mesh)
+        for module in sharded_model.modules():
+            if isinstance(module, FSDPModule):
+                module.set_gradient_divide_factor(1.0)  # a mean would be of unequal numbers of targets
+                module.set_force_sum_reduction_for_comms(True)
+        model.to(device)
+        return sharded_model
+
+    def ddp_model(self, model: nn.Module) -> nn.Module:
+        """The model to call in training: its backward pass sums gradients over the ranks; a sharded model does that itself."""
+        if self.count == 1 or self.holds_parts:
+            return model
+        # What trains is not always used, as BERT2BERT's pooler. Buffers are the same everywhere, and nothing writes to them;
+        # torch 2.13 has another name for leaving them alone, which torch 2.6 does not know.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            ddp_model = DistributedDataParallel(model, find_unused_parameters=True, broadcast_buffers=False)
+        ddp_model.register_comm_hook(None, _sum_bucket)
+        return ddp_model
+
+    def no_sync(self, ddp_model: nn.Module) -> AbstractContextManager[None]:
+        """Inside, gradients stay with this rank: they are summed over the ranks with the update's last micro-batch.
+
+        Under FSDP nothing waits: whole gradients would take the room of weights.
+        """
+        return ddp_model.no_sync() if isinstance(ddp_model, DistributedDataParallel) else nullcontext()
+
+    @contextmanager
+    def training(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[None]:
+        """Inside, the sharded model trains, and the model makes room for it; afterwards the model has its weights.
+
+        Raises InputError if the whole model does not fit beside the sharded one.
+        """
+        if not self.holds_parts:
+            yield
+            return
+        device = next(model.parameters()).device
+        model.to("cpu")
+        yield
+        try:
+            model.to(device)
+        except RuntimeError as error:
+            if out_of_memory(error):
+                sentence = f"the whole model does not fit on rank {self.rank}, where it is scored and audited"
+                raise InputError(f"{sentence} ({first_line(error)}); take more ranks") from None
+            raise
+        self.copy_from_sharded(model, sharded_model)
+
+    def copy_from_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
+        """Give the model the weights of the sharded one, a tensor at a time."""
+        for own, learned in self._pairs(model, sharded_model):
+            own.copy_(full_tensor(learned))
+
+    def copy_to_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
+        """Give the sharded model its parts of the model's weights."""
+        for own, part in self._pairs(model, sharded_model):
+            from torch.distributed.tensor import distribute_tensor
+
+            part.copy_(distribute_tensor(own, part.device_mesh, part.placements))
+
+    def _pairs(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[tuple[Tensor, Any]]:
+        """What trains in both; nothing if they are one."""
+        pairs = zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ()
+        return ((own.detach(), part.detach()) for own, part in pairs if own.requires_grad)
+
+    def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
+        """An optimizer's state of a parameter, as a checkpoint has it, in the optimizer's own types.
+
+        With FSDP, what has a value for each of this rank's values of the parameter is a part of a whole, as the parameter is.
+        """
+        if not self.holds_parts:
+            return dict(saved)
+        from torch.distributed.tensor import DTensor
+
+        place, own = (parameter.device_mesh, parameter.placements), parameter.to_local().shape
+        whole = {"shape": parameter.shape, "stride": parameter.stride()}
+        parts = {name: one for name, one in saved.items() if isinstance(one, Tensor) and one.shape == own}
+        return {**saved, **{name: DTensor.from_local(one, *place, **whole) for name, one in parts.items()}}
+
 
 ALONE = Ranks()
 
 
+def fsdp_refusal(cell: Cell, model: nn.Module, precision: str) -> str | None:
+    """Why FSDP cannot share a cell's weights out, in a sentence; None if it can."""
+    from torch.distributed.fsdp import FSDPModule
+
+    method = cell.method
+    if method.quantization is not None:
+        return (
+            "FSDP takes packed weights only where bnb_4bit_quant_storage is the dtype of all other weights (float32), and "
+            "NF4 is stored as uint8 here; leave out --fsdp: each rank then holds the packed base whole"
+        )
+    if any(getattr(type(method), hook) is not getattr(Method, hook) for hook in HOOKS):
+        return f"{method.name} changes whole weights between updates; leave out --fsdp"
+    optimizer = type(method.make_optimizer(model, cell))
+    if not optimizer.__module__.startswith("torch."):
+        return f"{optimizer.__name__} cannot step parts of weights; leave out --fsdp, or take an optimizer of torch's"
+    if precision == "fp16":
+        return "a rank finds overflows of fp16 in its own parts only; leave out --fsdp, or give the recipe precision bf16"
+    if not blocks(model):
+        return "its model names no layers to gather one at a time (`_no_split_modules`); leave out --fsdp"
+    if not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+        return f"torch {torch.__version__} cannot sum gradients under FSDP; take 2.8 or later"
+    return None
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The layers that are gathered one at a time: those of a list that transformers itself never splits over devices.
+
+    An embedding is none of them: if it is tied to the output, both belong to the whole.
+    """
+    names = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [layer for layers in lists for layer in layers if type(layer).__name__ in names]
+
+
 def full_tensor(tensor: Tensor) -> Tensor:
-    """A tensor; gathered from all ranks where each holds a shard of it, so all of them must call this."""
+    """A tensor; gathered from all ranks if each holds a shard of it, so all of them must call this."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def local_shard(tensor: Tensor) -> Tensor:
-    """This rank's shard of a tensor, or all of it where it is not sharded."""
+    """This rank's shard of a tensor, or all of it if it is not sharded."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
-def summed(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
-    """Sum a bucket of gradients over the ranks, where DDP by itself takes their mean; DDP waits for the answer."""
+def _sum_bucket(state: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
+    """Sum a bucket of gradients over the ranks, of which DDP by itself takes the mean; DDP waits for the answer."""
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     future: torch.futures.Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
     return future
 
 
-def backend_of(device: torch.device) -> Literal["gloo", "nccl"]:
-    """What ranks on such a device talk over."""
-    return "nccl" if device.type == "cuda" else "gloo"
-
-
 @contextmanager
-def joined(count: int, device: torch.device, kind: type[Ranks] = Ranks) -> Iterator[Ranks]:
+def joined(count: int, device: torch.device, *, fsdp: bool = False) -> Iterator[Ranks]:
     """Meet the other ranks, which torchrun started with this one, and part from them at the end; one process meets nobody."""
     if count == 1:
         yield ALONE
@@ -162,7 +254,7 @@ def joined(count: int, device: torch.device, kind: type[Ranks] = Ranks) -> Itera
     # Scores and findings are Python objects: they go over gloo on a GPU, too.
     dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
-        yield kind(dist.get_rank(), dist.get_world_size())
+        yield Ranks(dist.get_rank(), dist.get_world_size(), fsdp=fsdp)
     finally:
         # A thread of gloo's needs the interpreter's lock to let go of the last tensor that it sent. What ends gloo waits for
         # that thread with the lock held, as torch 2.13 has it, and neither would ever go on.

@@ -1,13 +1,13 @@
 """Saves, reloads and merges a trained model, as transformers and PEFT document it, and writes its card.
 
-An adapter is loaded over a fresh base. Where no checkpoint holds that base, since the method, a random start or a perturbation
+An adapter is loaded over a fresh base. If no checkpoint holds that base, since the method, a random start or a perturbation
 made it, it is saved beside the adapter: PEFT's documentation says so of PiSSA and OLoRA. An adapter of a packed base can be
 loaded onto that base unpacked, or onto the checkpoint, too.
 """
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,6 @@ import huggingface_hub as hub
 import peft
 import torch
 import transformers as hf
-from huggingface_hub.repocard import metadata_load
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -25,10 +24,9 @@ from torch import nn
 from tunegrid.codecs.architectures import architecture
 from tunegrid.disk import replacing
 from tunegrid.errors import InputError
-from tunegrid.grid.backbones import checkpoint_of
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.grid.tasks import TASKS, Carve, Problem, score_title
+from tunegrid.grid.tasks import Problem, score_title
 from tunegrid.record import Record, to_json
 from tunegrid.run.build import base_type, keep_packed_layers, load_base
 from tunegrid.run.device import ATTENTION
@@ -36,6 +34,11 @@ from tunegrid.run.weights import BaseKind, lacking_modules
 from tunegrid.terminal import without_places
 
 BASE = "base"  # the folder, beside the adapter, of a base that no checkpoint holds
+PIPELINES = {  # the hub's names of tasks; summarization has one of its own
+    Problem.CLASSIFY: "text-classification",
+    Problem.EXTRACT: "question-answering",
+    Problem.GENERATE: "text-generation",
+}
 
 
 class Serving:
@@ -45,22 +48,24 @@ class Serving:
         """Write tokenizer and model, or adapter, to `folder`; the model stays as it is."""
         tokenizer.save_pretrained(folder)
         cell.method.save(model, cell, folder)
-        if isinstance(model, peft.PeftModel) and not _checkpoint_holds_base(cell):
+        made = cell.method.rewritten(cell) or cell.head.adapted_modules or lacking_modules(cell)  # no checkpoint holds the base
+        if isinstance(model, peft.PeftModel) and (made or cell.profile.perturbation is not None):
             with unwrapped(model) as base:
                 base.save_pretrained(folder / BASE)
 
     def load(self, cell: Cell, folder: Path, device: torch.device) -> tuple[Any, Any]:
-        """The model and the tokenizer that `save` wrote. Raises InputError where a full model lacks tensors."""
+        """The model and the tokenizer that `save` wrote. Raises InputError if a full model lacks tensors."""
         tokenizer = hf.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        if not (folder / peft.utils.CONFIG_NAME).is_file():
-            return _prepared(_load_saved(cell, folder, device), device), tokenizer
-        base = _prepared(_base(cell, folder, tokenizer, device), device)
-        return peft.PeftModel.from_pretrained(base, folder, torch_device=str(device)).eval(), tokenizer
+        adapted = (folder / peft.utils.CONFIG_NAME).is_file()
+        model = _base(cell, folder, tokenizer, device) if adapted else _load_whole(cell, folder, device)
+        keep_packed_layers(model)  # which compute as those of the trained model do
+        model = model.to(device).eval()
+        return _with_adapter(model, folder, device) if adapted else model, tokenizer
 
     def load_onto(self, base: BaseKind, cell: Cell, folder: Path, device: torch.device) -> Any:
         """The adapter that `save` wrote, over its base as it was packed, over that base unpacked, or over the checkpoint.
 
-        Raises InputError where no checkpoint holds the base.
+        Raises InputError if no checkpoint holds the base.
         """
         if base == "packed":
             return self.load(cell, folder, device)[0]
@@ -71,26 +76,20 @@ class Serving:
             cell = replace(cell, method=replace(cell.method, quantization=None))
         loaded = _base(cell, folder, tokenizer, device)
         loaded = loaded.dequantize() if base == "unpacked" else loaded
-        return peft.PeftModel.from_pretrained(loaded.to(device).eval(), folder, torch_device=str(device)).eval()
+        return _with_adapter(loaded.to(device).eval(), folder, device)
 
     def merge(self, model: Any) -> Any:
         """The base of a loaded adapter with the adapter merged into its weights; the loaded model is used up."""
         return model.merge_and_unload()
 
 
-def _checkpoint_holds_base(cell: Cell) -> bool:
-    """Whether the frozen base is the checkpoint's, but for what is saved with the adapter."""
-    made = cell.method.rewritten(cell) or cell.head.adapted_modules or lacking_modules(cell)
-    return not made and cell.profile.perturbation is None
-
-
 def _base(cell: Cell, folder: Path, tokenizer: Any, device: torch.device) -> Any:
-    """What an adapter was trained over: it was saved beside the adapter where no checkpoint holds it."""
+    """What an adapter was trained over: it was saved beside the adapter if no checkpoint holds it."""
     own = folder / BASE
-    return _load_saved(cell, own, device) if own.is_dir() else load_base(cell, tokenizer, device)
+    return _load_whole(cell, own, device) if own.is_dir() else load_base(cell, tokenizer, device)
 
 
-def _load_saved(cell: Cell, folder: Path, device: torch.device) -> Any:
+def _load_whole(cell: Cell, folder: Path, device: torch.device) -> Any:
     """A model that was saved whole; raises InputError for one that lacks tensors, which would start from random."""
     kind = architecture(cell.head.architecture)
     options = {"dtype": base_type(cell), "attn_implementation": ATTENTION, "use_safetensors": True, "trust_remote_code": False}
@@ -103,10 +102,8 @@ def _load_saved(cell: Cell, folder: Path, device: torch.device) -> Any:
     return model
 
 
-def _prepared(model: Any, device: torch.device) -> Any:
-    """The model for evaluation; its packed layers compute as those of the trained model do."""
-    keep_packed_layers(model)
-    return model.to(device).eval()
+def _with_adapter(base: Any, folder: Path, device: torch.device) -> Any:
+    return peft.PeftModel.from_pretrained(base, folder, torch_device=str(device)).eval()
 
 
 @contextmanager
@@ -115,7 +112,7 @@ def unwrapped(model: Any) -> Iterator[Any]:
     base, outer = model.get_base_model(), wrappers(model)
     try:
         for name, module in outer.items():
-            base.set_submodule(name, _base_of(module))
+            base.set_submodule(name, _below(module))
         yield base
     finally:
         for name, module in outer.items():
@@ -124,115 +121,37 @@ def unwrapped(model: Any) -> Iterator[Any]:
 
 def wrappers(model: Any) -> dict[str, nn.Module]:
     """What PEFT put around modules of the base, by their names in it; of one inside another, the outer one."""
-    inside = {name: module for name, module in model.get_base_model().named_modules() if _base_of(module) is not None}
+    inside = {name: module for name, module in model.get_base_model().named_modules() if _below(module) is not None}
     return {name: module for name, module in inside.items() if not any(name.startswith(f"{other}.") for other in inside)}
 
 
-def _base_of(module: nn.Module) -> Any:
+def _below(module: nn.Module) -> Any:
     """The module that PEFT put another one around; None for any other module."""
     if isinstance(module, BaseTunerLayer):
         return module.get_base_layer()
     return module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else None
 
 
-CARD = "README.md"
-PIPELINES = {  # the hub's names of tasks; summarization has one of its own
-    Problem.CLASSIFY: "text-classification",
-    Problem.EXTRACT: "question-answering",
-    Problem.GENERATE: "text-generation",
-}
-METRICS = ("accuracy", "bertscore", "exact_match", "f1", "precision", "recall", "rouge")  # the hub's names, ours begin with
-
-
-def card_of(cell: Cell, record: Record) -> hub.ModelCard:
-    """The card of a cell's model."""
-    name, data, made_up = base_name(cell), record.data, cell.profile.data_root == QUICK_PROFILE.data_root
-    results = list(eval_results(cell, record, made_up))
-    card_data = hub.ModelCardData(
-        language="en" if cell.task in TASKS else None,
-        base_model=name if name == cell.backbone.checkpoint else None,  # the hub has no micro model
-        datasets=None if made_up else [cell.task.dataset],
-        eval_results=results or None,
-        library_name="peft" if cell.method.adapts else "transformers",
-        license=licence_of_base(cell),
-        model_name=cell.id,
-        pipeline_tag=pipeline_of(cell),
-        tags=["tunegrid"],
-    )
-    card: hub.ModelCard = hub.ModelCard.from_template(
-        card_data,
-        model_id=f"{cell.id}, seed {record.seeds.seed}",
-        model_description=f"{cell.backbone.name}, fine-tuned for {cell.task.name} by `{cell.method.id}` with tunegrid "
-        f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
-        base_model=name,
-        bias_risks_limitations="\n".join(caveats(cell, record, made_up)),
-        training_data=f"{data.rows['train']} rows from {data.origins['train']}" if data else None,
-        testing_data=f"{data.rows['test']} rows from {data.origins['test']}" if data else None,
-        results="\n".join(f"- {one.metric_name}: {one.metric_value}" for one in results),
-    )
-    return card
-
-
-def base_name(cell: Cell) -> str:
-    """What the backbone is called where no folder of this machine is known."""
-    return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
-
-
-def pipeline_of(cell: Cell) -> str:
-    """The hub's name of the task."""
-    return "summarization" if cell.task.name == "summarization" else PIPELINES[cell.task.problem]
-
-
-def licence_of_base(cell: Cell) -> str | None:
-    """The licence that the checkpoint's own card names; None where no card lies beside it."""
-    with suppress(Exception):  # a stranger's card may hold anything, and is no reason to lose a trained model
-        licence = (metadata_load(Path(checkpoint_of(cell.backbone, cell.profile)[0]) / CARD) or {})["license"]
-        return licence if isinstance(licence, str) else None
-    return None
-
-
-def eval_results(cell: Cell, record: Record, made_up: bool) -> Iterator[hub.EvalResult]:
-    """The scores that are numbers: the main one first, then those that bounds hold."""
-    task, test = cell.task, (record.limits.own_test and cell.task.own_test) or cell.task.test
-    for name in dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)]):
-        if (score := record.scores.get(name)) is not None:
-            yield hub.EvalResult(
-                task_type=pipeline_of(cell),
-                task_name=task.name,
-                dataset_type="synthetic" if made_up else task.dataset,
-                dataset_name=f"rows made up by tunegrid, as {task.folder}" if made_up else task.folder,
-                dataset_config=None if made_up else task.config,
-                dataset_split=f"{test.share:.0%} of {task.train}" if isinstance(test, Carve) else test,
-                dataset_revision=record.data.revision if record.data else None,
-                metric_type=next((known for known in METRICS if name.startswith(known)), name),
-                metric_name=f"{score_title(name, task.labels)} (points, 0 to 100)",
-                metric_value=score,
-            )
-
-
-def caveats(cell: Cell, record: Record, made_up: bool) -> Iterator[str]:
-    """What a reader must know before the scores."""
-    if base_name(cell) != cell.backbone.checkpoint:
-        yield f"- A micro model, for tests alone: {base_name(cell)} stands in for {cell.backbone.checkpoint}."
-    if made_up:
-        yield f"- Synthetic data: tunegrid made up every row, so the scores say nothing about {cell.task.dataset}."
-    if record.limits.label_noise:
-        yield f"- Wrong on purpose: {record.limits.label_noise:.0%} of the training rows had a wrong target."
-    if record.status != "passed":
-        yield without_places(" ".join([f"- Its run did not pass ({record.status}).", *record.missed]))
+# What `--save-models` keeps
 
 
 def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, serving: Serving) -> Path:
     """Keep a trained model, its record and its card below `root`; return the folder.
 
-    Raises InputError where it cannot be written.
+    No file names a folder of this machine: an adapter's config has its base's name, and a classifier's those of its classes.
+    Raises InputError if it cannot be written.
     """
     folder = root / f"{cell.id}-seed{cell.profile.seed}"
+    labels = dict(enumerate(cell.task.labels))
+    classes = {"id2label": labels, "label2id": {name: i for i, name in labels.items()}} if labels else {}
+    own: dict[str, dict[str, Any]] = {peft.utils.CONFIG_NAME: {"base_model_name_or_path": base_name(cell)}}
+    own |= dict.fromkeys((hf.utils.CONFIG_NAME, f"{BASE}/{hf.utils.CONFIG_NAME}"), classes)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         serving.save(cell, model, tokenizer, folder)
-        name_parts(cell, folder)
-        card_of(cell, record).save(folder / CARD)
+        for path, fields in ((folder / name, fields) for name, fields in own.items() if (folder / name).is_file()):
+            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | fields, indent=2), encoding="utf-8")
+        card_of(cell, record).save(folder / "README.md")
         with replacing(folder / "record.json") as part:
             part.write_text(json.dumps(to_json(record)), encoding="utf-8")
     except OSError as error:
@@ -240,12 +159,52 @@ def save(cell: Cell, model: Any, tokenizer: Any, record: Record, root: Path, ser
     return folder
 
 
-def name_parts(cell: Cell, folder: Path) -> None:
-    """Name the classes in a saved classifier's config, and an adapter's base by its checkpoint, not by a folder of here."""
-    labels = {"id2label": dict(enumerate(cell.task.labels)), "label2id": {name: i for i, name in enumerate(cell.task.labels)}}
-    fields: dict[str, dict[str, Any]] = {peft.utils.CONFIG_NAME: {"base_model_name_or_path": base_name(cell)}}
-    if cell.task.labels:
-        fields |= {hf.utils.CONFIG_NAME: labels, f"{BASE}/{hf.utils.CONFIG_NAME}": labels}
-    for name, values in fields.items():
-        if (path := folder / name).is_file():
-            path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | values, indent=2), encoding="utf-8")
+def base_name(cell: Cell) -> str:
+    """What the backbone is called elsewhere."""
+    return (cell.profile.micro and cell.backbone.micro) or cell.backbone.checkpoint
+
+
+def card_of(cell: Cell, record: Record) -> hub.ModelCard:
+    """The card of a cell's model: its scores, the main one first, and what a reader must know before them."""
+    task, base, made_up = cell.task, base_name(cell), cell.profile.data_root == QUICK_PROFILE.data_root
+    micro = base != cell.backbone.checkpoint
+    pipeline = "summarization" if task.name == "summarization" else PIPELINES[task.problem]
+    names = dict.fromkeys([record.main_score, *record.bounded_scores, *sorted(record.scores)])
+    results = [
+        hub.EvalResult(
+            task_type=pipeline,
+            dataset_type="synthetic" if made_up else task.dataset,
+            dataset_name=task.folder,
+            dataset_revision=record.data.revision if record.data else None,
+            metric_type=name,
+            metric_name=f"{score_title(name, task.labels)} (points, 0 to 100)",
+            metric_value=score,
+        )
+        for name in names
+        if (score := record.scores.get(name)) is not None
+    ]
+    caveats = [
+        micro and f"A micro model, for tests alone: {base} stands in for {cell.backbone.checkpoint}.",
+        made_up and f"Synthetic data: tunegrid made up every row, so the scores say nothing about {task.dataset}.",
+        record.limits.label_noise and f"{record.limits.label_noise:.0%} of the training rows had a wrong target, on purpose.",
+        record.status != "passed" and without_places(" ".join([f"Its run did not pass ({record.status}).", *record.missed])),
+    ]
+    data = hub.ModelCardData(
+        base_model=None if micro else base,  # the hub has no micro model
+        datasets=None if made_up else [task.dataset],
+        eval_results=results or None,
+        library_name="peft" if cell.method.adapts else "transformers",
+        model_name=cell.id,
+        pipeline_tag=pipeline,
+        tags=["tunegrid"],
+    )
+    card: hub.ModelCard = hub.ModelCard.from_template(
+        data,
+        model_id=f"{cell.id}, seed {record.seeds.seed}",
+        model_description=f"{cell.backbone.name}, fine-tuned for {task.name} by `{cell.method.id}` with tunegrid "
+        f"{version('tunegrid')}. The recipe, the bounds and all figures are in `record.json` beside this card.",
+        base_model=base,
+        bias_risks_limitations="\n".join(f"- {sentence}" for sentence in caveats if sentence),
+        results="\n".join(f"- {one.metric_name}: {one.metric_value}" for one in results),
+    )
+    return card

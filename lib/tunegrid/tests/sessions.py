@@ -11,9 +11,9 @@ import tempfile
 from functools import cache, partial
 from pathlib import Path
 
-from fixtures.process import Child
 from tunegrid import ROOT
 from tunegrid.grid.profiles import FIXTURES
+from tunegrid.launcher import Child
 
 SOURCES = os.pathsep.join(map(str, (ROOT / "lib", ROOT)))  # this checkout's, whichever is installed
 SMALL = ("--set", "train_rows=48", "--set", "eval_rows=16")

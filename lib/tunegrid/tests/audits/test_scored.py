@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers.cache_utils import DynamicLayer
 
-from tunegrid.audits import scored
+from tunegrid.audits import scores
+from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.probe import hooked
@@ -41,33 +42,33 @@ def summaries():
 
 def test_sound_summaries_are_the_models_beams_included(summaries):
     assert summaries.codec.generation.num_beams > 1
-    assert scored.texts_are_the_models(summaries) == (True, "1 texts: at most 0.0e+00 of the largest logit below the best")
-    assert scored.cache_changes_nothing(summaries)[0]
+    assert scores.texts_are_the_models(summaries) == (True, "1 texts: at most 0.0e+00 of the largest logit below the best")
+    assert scores.cache_changes_nothing(summaries)[0]
 
 
 def test_beams_that_keep_each_others_cache_are_seen_in_what_was_scored(monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(DynamicLayer, "reorder_cache", lambda layer, beams: None)
         broken = scored_by("gpt2_sum_sft")
-        assert not scored.cache_changes_nothing(broken)[0]
-    assert not scored.texts_are_the_models(broken)[0]  # by now the library is sound again: the scored texts show it
+        assert not scores.cache_changes_nothing(broken)[0]
+    assert not scores.texts_are_the_models(broken)[0]  # by now the library is sound again: the scored texts show it
 
 
 def test_a_text_that_another_row_would_get_is_not_the_models():
     evidence = scored_by("t5_sum_lora")
-    assert scored.texts_are_the_models(evidence)[0]
+    assert scores.texts_are_the_models(evidence)[0]
     outputs = evidence.evaluation.outputs
     other = replace(evidence, evaluation=replace(evidence.evaluation, outputs=[*outputs[1:], outputs[0]]))
-    assert not scored.texts_are_the_models(other)[0]
+    assert not scores.texts_are_the_models(other)[0]
 
 
 def test_padding_that_is_read_is_seen_in_what_was_scored(monkeypatch):
-    assert scored.scored_alone_as_in_batch(scored_by("bert_sa_lora"))[0]
+    assert scores.scored_alone_as_in_batch(scored_by("bert_sa_lora"))[0]
     attend = nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         nn.functional, "scaled_dot_product_attention", lambda *states, attn_mask=None, **options: attend(*states, **options)
     )
-    passed, detail = scored.scored_alone_as_in_batch(scored_by("bert_sa_lora"))
+    passed, detail = scores.scored_alone_as_in_batch(scored_by("bert_sa_lora"))
     assert not passed, detail
 
 
@@ -103,24 +104,14 @@ def test_an_encoder_reads_the_source_of_a_search_once():
     read, written = [], []
     encoder, decoder = evidence.model.get_encoder(), evidence.model.get_decoder()
     with hooked([encoder], lambda *_: read.append(1)), hooked([decoder], lambda *_: written.append(1)):
-        assert scored.texts_are_the_models(evidence)[0]
-    assert len(read) == 3, "twice 8 texts at once, and the one that is searched anew"
+        assert scores.texts_are_the_models(evidence)[0]
+    assert len(read) == 2, "8 texts at once, and the one that is searched anew"
     assert len(written) > 8, "one pass per token"
 
 
-def test_a_search_that_would_take_too_long_is_not_made_and_not_passed(summaries, monkeypatch):
-    codec, row = summaries.codec, summaries.evaluation.features[0]
-    prompt, beams = len(row.input_ids), codec.generation.num_beams  # whole texts are computed again at each token
-    assert scored.searched_tokens(codec, row, [5, 6, 7]) == beams * (3 * prompt + 1 + 2 + 3)
-    encoder_decoder = trained("t5_sum_lora").codec
-    assert scored.searched_tokens(encoder_decoder, row, [5, 6, 7]) == encoder_decoder.generation.num_beams * 6
-    weights = sum(p.numel() for p in summaries.model.parameters())
-    pairs = zip(summaries.evaluation.features, summaries.evaluation.outputs, strict=True)
-    costs = [weights * scored.searched_tokens(summaries.codec, *pair) for pair in pairs]
-    monkeypatch.setattr(scored, "MOST_ON_CPU", min(costs) - 1)
-    assert scored.texts_are_the_models(summaries) is None
-    monkeypatch.setattr(scored, "MOST_ON_CPU", max(costs))
-    assert scored.texts_are_the_models(summaries)[0]
+def test_a_search_by_a_model_of_true_size_is_not_made_on_a_cpu(summaries):
+    cell = summaries.cell
+    assert scores.texts_are_the_models(replace(summaries, cell=replace(cell, profile=FULL_PROFILE))) is None
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -128,14 +119,14 @@ def test_empty_texts_are_nobodys(summaries, beams):
     codec = copy(summaries.codec)
     codec.recipe = replace(codec.recipe, generation=replace(codec.generation, num_beams=beams))
     empty = replace(summaries.evaluation, outputs=[[] for _ in summaries.evaluation.outputs])
-    assert scored.texts_are_the_models(replace(summaries, codec=codec, evaluation=empty)) is None
+    assert scores.texts_are_the_models(replace(summaries, codec=codec, evaluation=empty)) is None
 
 
 def test_rows_are_the_shortest_a_padded_one_and_the_longest():
     evidence = scored_by("bert_sa_lora", count=100)
     lengths = [len(feature.input_ids) for feature in evidence.evaluation.features]
-    shortest, padded, longest = scored.scored_rows(evidence.evaluation)
+    shortest, padded, longest = scores.scored_rows(evidence.evaluation)
     assert (lengths[longest], lengths[shortest]) == (max(lengths), min(lengths))
     assert lengths[padded] == sorted(lengths)[-64] < max(lengths)  # the last of the first batch of 64
     nothing = replace(evidence, evaluation=None)
-    assert scored.scored_alone_as_in_batch(nothing) is scored.texts_are_the_models(nothing) is None
+    assert scores.scored_alone_as_in_batch(nothing) is scores.texts_are_the_models(nothing) is None

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tunegrid.audits.search import repeating, shortfall
+from tunegrid.audits.scores import repeating, shortfall
 from tunegrid.grid.recipes import Generation
 
 A, B, END = range(3)

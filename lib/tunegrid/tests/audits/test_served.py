@@ -12,8 +12,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 
 from benchmarks.plants.study import not_saved
-from tunegrid.audits import served
-from tunegrid.audits.served import saved_is_served
+from tunegrid.audits import computation
+from tunegrid.audits.computation import saved_is_served
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import TOKEN_ROWS, Adapting, Lora
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE
@@ -61,7 +61,7 @@ def shared(cell_id):
 FULL = ("bert_sum_sft", "gpt2_sa_sft", "gpt2_sum_sft", "t5_sa_sft", "t5_qa_sft", "t5_sum_sft")
 ADAPTED = ("bert_qa_lora", "bert_sum_lora", "gpt2_sa_lora", "gpt2_sum_lora", "t5_qa_lora")
 PACKED = ("bert_sa_qlora", "gpt2_sum_qlora", "t5_sum_qlora")
-MERGED = {FULL: "$", ADAPTED: "; merged, by ", PACKED: "; merged into the packed base, which is packed anew, "}
+MERGED = {FULL: "$", ADAPTED: "; merged, by ", PACKED: "; merged onto the packed base, "}
 
 
 @pytest.mark.parametrize(("cell_id", "merged"), [(cell_id, said) for ids, said in MERGED.items() for cell_id in ids])
@@ -229,7 +229,7 @@ def merged_onto(base, spoil=lambda merged: None):
 
 @pytest.mark.parametrize(
     ("base", "said"),
-    [("unpacked", "merged onto the unpacked base, "), ("original", "merged onto the checkpoint, which was never packed, ")],
+    [("unpacked", "merged onto the unpacked base, "), ("original", "merged onto the original base, ")],
 )
 def test_the_base_that_was_merged_onto_is_told_by_its_weights(base, said):
     passed, detail = merged_onto(base)
@@ -247,7 +247,7 @@ def test_a_merge_onto_a_base_that_is_neither_fails():
 
 
 def test_a_model_too_large_to_be_copied_is_not_said_to_pass(monkeypatch):
-    monkeypatch.setattr(served, "LARGEST_GIB", 0.001)
+    monkeypatch.setattr(computation, "LARGEST_GIB", 0.001)
     assert saved_is_served(shared("gpt2_sa_sft")) is None
 
 

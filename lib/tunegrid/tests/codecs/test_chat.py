@@ -6,8 +6,8 @@ from random import Random
 import pytest
 import torch
 
-from tunegrid.audits.answers import prompt_intact_at_inference
-from tunegrid.audits.evidence import Evidence
+from tunegrid.audits import Evidence
+from tunegrid.audits.scores import prompt_intact_at_inference
 from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import IGNORED, SyntheticTokenizer
 from tunegrid.codecs.features import cache_key

@@ -175,15 +175,3 @@ def test_what_a_text_cannot_be_put_into_is_refused():
     cell = replace(cell, backbone=replace(cell.backbone, wrap=replace(cell.backbone.wrap, after="cls_token")))
     with pytest.raises(InputError, match="puts cls_token around its texts, but its tokenizer has none"):
         codec_of(cell, tokenizer_of("gpt2_sa_sft"))
-
-
-def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label():
-    codec = codec_for("bert_sa_sft")
-    outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
-    assert codec.confidences(range(3), outputs) == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5])
-    assert codec.confidences(range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
-    for temperature in (1 / 16, 0.5, 2.0, 16.0):
-        scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
-        assert scaled.argmax(-1).tolist() == [label for label, *_ in outputs]
-        assert min(codec.confidences(range(3), outputs, temperature)) >= 0.5
-    assert codec_for("t5_sum_sft").confidences([0], [[3, 1]]) is None  # texts have none

@@ -169,36 +169,6 @@ def test_predictions_lie_in_the_context_not_in_separator_or_padding():
     assert [span[:3] for span in codec.predict(Rising(), features, CPU)] == [(46.0, 23, 23), (18.0, 9, 9)]
 
 
-def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
-    codec = codec_for("bert_qa_sft")
-    features = codec.encode([TOWN], training=False)
-    [output] = codec.predict(Rising(), features, CPU)
-    # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten pairs.
-    pairs = [first + last for first in range(6, 10) for last in range(first, 10)]
-    for temperature in (1.0, 3.0):
-        shares = [math.exp((pair - 18) / temperature) for pair in pairs]
-        assert codec.confidences([0], [output], temperature) == [pytest.approx(1 / sum(shares))]
-
-
-def test_a_spans_confidence_counts_the_spans_of_all_windows_of_its_row_and_of_no_other():
-    codec = codec_for("bert_qa_sft")
-    one, two = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0]])
-    outputs = [(1.0, 5, 5, one), (2.0, 6, 6, two), (2.0, 6, 6, two)]
-    alone = math.exp(2) / (2 * math.exp(2) + 1)  # 2 + 0, 2 + 0, 0 + 0
-    both = math.exp(2) / (2 * math.exp(2) + 1 + math.e)
-    assert codec.confidences([1, 0, 1], outputs) == pytest.approx([alone, both])
-    pairs = sum(min(30, 31 - first) for first in range(31))  # a span of more than thirty tokens takes no share
-    assert codec.confidences([0], [(0.0, 4, 4, torch.zeros(2, 31))]) == [pytest.approx(1 / pairs)]
-
-
-def test_many_windows_have_the_confidences_that_each_has_alone():
-    codec, generator = codec_for("bert_qa_sft"), torch.Generator().manual_seed(0)
-    scores = [torch.randn(2, 1 + n % 40, generator=generator) for n in range(300)]
-    outputs = [(float(one[:, 0].sum()), 4, 4, one) for one in scores]
-    together = codec.confidences(range(300), outputs, 0.7)
-    assert together == pytest.approx([codec.confidences([0], [output], 0.7)[0] for output in outputs])
-
-
 def test_padding_takes_no_part_in_the_loss():
     codec = codec_for("bert_qa_sft")
     long, short = codec.encode([TWICE, TOWN], training=True)

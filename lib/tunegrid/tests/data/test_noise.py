@@ -1,11 +1,10 @@
 """Wrong targets: as many as asked for, all of them wrong, and sound rows."""
 
 from dataclasses import replace
-from random import Random
 
 import pytest
 
-from tunegrid.data.rows import check_row, noisy, other_answers
+from tunegrid.data.rows import check_row, noisy
 from tunegrid.data.splits import load_splits
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
@@ -28,7 +27,7 @@ def test_a_fifth_of_the_training_rows_have_a_wrong_target_and_all_others_stay(ta
 
 def test_a_wrong_answer_is_a_word_beside_the_right_one():
     row = {"id": "1", "title": "t", "context": "a b , b", "question": "?", "answers": {"text": ["a b"], "answer_start": [0]}}
-    [wrong] = other_answers(QA, [row], Random(0))
+    [wrong] = noisy(QA, [row], 1.0)
     assert wrong["answers"] == {"text": ["b"], "answer_start": [6]}
 
 

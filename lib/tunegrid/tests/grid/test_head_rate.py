@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunegrid.audits.trained import schedule_counts_updates
+from tunegrid.audits.training import schedule_counts_updates
 from tunegrid.grid.adapters import LoraFA, LoraPlus
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import STUDY

@@ -107,7 +107,7 @@ def test_adalora_resumes_with_the_importance_it_had_measured(tmp_path):
     cut, resumed = (trainer_with(method, max_steps=5) for _ in range(2))
     for group in islice(cut.updates(0), 2):
         cut.update(group)
-    file = Checkpoints(path=tmp_path / "state.safetensors", every_seconds=0.0, resume=True)
+    file = Checkpoints(path=tmp_path / "state.pt", every_seconds=0.0, resume=True)
     file.save_if_due(cut)
     file.restore(resumed)
     allocators = [trainer.model.base_model.rankallocator for trainer in (cut, resumed)]

@@ -7,17 +7,17 @@ from itertools import product
 import pytest
 import torch
 
-from tunegrid.audits import OF_LEARNING, Evidence, audited
+from tunegrid.audits import Evidence, audited
 from tunegrid.grid.methods import LORA, QLORA, SFT
 from tunegrid.grid.profiles import FULL_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import METHODS, NEW_PARTS, zoo
+from tunegrid.record.checks import NEED_LENGTH
 from tunegrid.tests.sessions import collect
 from tunegrid.tests.small import CPU, evidence_from, train_rows, trainer_for
 
 ZOO = zoo()
 OPEN = zoo()
 OPEN.refused.clear()
-LEARNING = {audit.__name__ for audit in OF_LEARNING}
 CELLS = ZOO.ids(ZOO_PROFILE)
 PLAIN = {method.id for method in (LORA, QLORA, SFT)}
 
@@ -31,7 +31,7 @@ def trained(cell_id: str, built=None, updates: int = 3, rows: int = 8) -> Eviden
 
 
 def failed(evidence: Evidence) -> dict[str, str]:
-    return {f.name: f.detail for f in audited(evidence) if not f.passed and f.name not in LEARNING}
+    return {f.name: f.detail for f in audited(evidence) if not f.passed and f.name not in NEED_LENGTH}
 
 
 def test_every_combination_is_a_cell_or_refused():

@@ -4,10 +4,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import log_loss
 
-from tunegrid.instruments.calibration import BINS, ece, ece_by_chance, fitted, nll
+from tunegrid.instruments.calibration import BINS, confidences, ece, ece_by_chance, fitted, nll
+from tunegrid.tests.codecs.test_extract import TOWN, Rising
+from tunegrid.tests.small import CPU, codec_for
 
 
 def at(temperature, confidences, hits):
@@ -52,3 +55,48 @@ def test_the_temperature_that_spoiled_confidences_is_found_again_and_rows_withou
     assert fitted(lambda t: at(t / 3, confidences, hits)) == pytest.approx(3, rel=0.05)  # three times too sure
     assert fitted(lambda t: at(t * 2, confidences, hits)) == pytest.approx(1 / 2, rel=0.05)
     assert fitted(lambda t: at(t, confidences, np.ones(20_000))) is None
+
+
+# Confidences of outputs
+
+
+def test_a_labels_confidence_is_its_softmax_and_no_temperature_changes_the_label():
+    codec = codec_for("bert_sa_sft")
+    outputs = [(0, 0.1, [2.0, 0.0]), (1, 0.1, [-1.0, 1.0]), (1, 0.7, [0.5, math.nextafter(0.5, 1)])]
+    assert confidences(codec, range(3), outputs) == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(-2)), 0.5])
+    assert confidences(codec, range(3), outputs, 2.0)[0] == pytest.approx(1 / (1 + math.exp(-1)))
+    for temperature in (1 / 16, 0.5, 2.0, 16.0):
+        scaled = torch.tensor([logits for *_, logits in outputs], dtype=torch.float64) / temperature
+        assert scaled.argmax(-1).tolist() == [label for label, *_ in outputs]
+        assert min(confidences(codec, range(3), outputs, temperature)) >= 0.5
+    assert confidences(codec_for("t5_sum_sft"), [0], [[3, 1]]) is None  # texts have none
+
+
+def test_a_spans_confidence_is_its_share_of_all_spans_that_the_row_allows():
+    codec = codec_for("bert_qa_sft")
+    features = codec.encode([TOWN], training=False)
+    [output] = codec.predict(Rising(), features, CPU)
+    # The context's four tokens stand at 6 to 9, and each scores its place as first and as last: ten pairs.
+    pairs = [first + last for first in range(6, 10) for last in range(first, 10)]
+    for temperature in (1.0, 3.0):
+        shares = [math.exp((pair - 18) / temperature) for pair in pairs]
+        assert confidences(codec, [0], [output], temperature) == [pytest.approx(1 / sum(shares))]
+
+
+def test_a_spans_confidence_counts_the_spans_of_all_windows_of_its_row_and_of_no_other():
+    codec = codec_for("bert_qa_sft")
+    one, two = torch.tensor([[1.0], [0.0]]), torch.tensor([[2.0, 0.0], [0.0, 0.0]])
+    outputs = [(1.0, 5, 5, one), (2.0, 6, 6, two), (2.0, 6, 6, two)]
+    alone = math.exp(2) / (2 * math.exp(2) + 1)  # 2 + 0, 2 + 0, 0 + 0
+    both = math.exp(2) / (2 * math.exp(2) + 1 + math.e)
+    assert confidences(codec, [1, 0, 1], outputs) == pytest.approx([alone, both])
+    pairs = sum(min(30, 31 - first) for first in range(31))  # a span of more than thirty tokens takes no share
+    assert confidences(codec, [0], [(0.0, 4, 4, torch.zeros(2, 31))]) == [pytest.approx(1 / pairs)]
+
+
+def test_many_windows_have_the_confidences_that_each_has_alone():
+    codec, generator = codec_for("bert_qa_sft"), torch.Generator().manual_seed(0)
+    scores = [torch.randn(2, 1 + n % 40, generator=generator) for n in range(300)]
+    outputs = [(float(one[:, 0].sum()), 4, 4, one) for one in scores]
+    together = confidences(codec, range(300), outputs, 0.7)
+    assert together == pytest.approx([confidences(codec, [0], [output], 0.7)[0] for output in outputs])

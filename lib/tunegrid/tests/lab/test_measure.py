@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from tunegrid import ROOT
+from tunegrid import ROOT, launcher
 from tunegrid.errors import InputError
 from tunegrid.lab import false_alarms, grid_runs, measure
 from tunegrid.lab.calibrate import CalibrationPlan
@@ -36,9 +36,9 @@ def pytest_that(monkeypatch, code=0, rows=None):
         started.append(command)
         path = command[-1].partition("=")[2]
         saved(grid_runs.Path(path), *(rows or next(rows_of(one) for one in PLAN if one.name in path)))
-        return subprocess.CompletedProcess(command, code)
+        return code
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(launcher, "run", run)
     return started
 
 

@@ -106,7 +106,7 @@ def test_a_stopped_record_is_sound_and_several_faults_are_counted_and_listed():
     outcome = {"status": "stopped", "missed": ["loss is nan at update 2 of 80"]}
     assert from_json(complete_json(training=stopped, evaluation=None, scores={}, **outcome)).training.losses == [0.7, None]
     data = complete_json(seeds={})
-    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more: tunegrid audit lists them\)"):
+    with pytest.raises(InputError, match=r"seeds.seed is missing \(and 2 more\)"):
         from_json(data)
     assert checked(data)[1] == ["seeds.seed is missing", "seeds.split_seed is missing", "seeds.perturbation is missing"]
     assert list(contradictions(complete(status="unfinished", training=None, missed=["why"]))) == []

@@ -10,7 +10,6 @@ from tunegrid.results.estimates import (
     duration,
     estimates,
     lines,
-    longest_runs,
     planned_rows,
     planned_updates,
     seconds_of,
@@ -47,12 +46,6 @@ def test_a_saved_run_says_what_a_cell_takes_and_goes_before_any_footprint(tmp_pa
     assert estimates(QUICK, [tmp_path / "absent.json", path, later]) == {
         "t5_qa_sft": Estimate(seconds=8.0, gib=1.5, source="run.json, a CPU", device="a CPU")
     }
-    phases = {"train": PHASE | {"reserved_peak_gib": 3.5}}
-    gpu = MEASURED["device"] | {"type": "cuda"}
-    record = complete("t5_qa_sft", profile="quick", device=gpu, memory=MEASURED["memory"] | {"phases": phases})
-    path = records.saved(tmp_path / "gpu.json", record)
-    assert estimates(QUICK, [path])["t5_qa_sft"].gpu_gib == 3.5
-    assert estimates(QUICK, [saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)])["t5_qa_sft"].gpu_gib is None
     path = saved(tmp_path / "run.json", "t5_qa_sft", "quick", 4.0)
     other = footprint(tmp_path / "footprint.json", "t5_qa_sft", 2.0)
     assert estimates(QUICK, [path, other])["t5_qa_sft"].seconds == 8.0
@@ -103,16 +96,3 @@ def test_the_table_closes_with_the_sum():
         "bert_sum_qlora       38    12 x 1  fp32       128+28          -         -  never measured",
         "2 cells in 3 runs, 3.0 min one after the other for the 1 with an estimate",
     ]
-
-
-def test_the_longest_of_like_runs_says_how_long_a_cell_may_take(tmp_path):
-    paths = [saved(tmp_path / f"{seconds}.json", "t5_qa_sft", "quick", seconds) for seconds in (4.0, 9.0, 5.0)]
-    assert longest_runs(QUICK, paths, on_gpu=False) == {"t5_qa_sft": 18.0}
-    assert longest_runs(QUICK, paths, on_gpu=True) == {}
-    short = complete("t5_qa_sft")
-    short = replace(short, recipe=replace(short.recipe, max_steps=4))
-    fewer = records.altered(complete("bert_sa_sft"), "limits.train_rows", 48)
-    assert longest_runs(QUICK, [records.saved(tmp_path / "run.json", short, fewer)], on_gpu=False) == {}
-    path = footprint(tmp_path / "a" / "footprint.json", "bert_sa_lora", 50.0)
-    seconds = planned_rows(FULL["bert_sa_lora"]) * FULL["bert_sa_lora"].recipe.num_train_epochs / 50.0
-    assert longest_runs([*FULL.values()], [path], on_gpu=False) == {"bert_sa_lora": seconds}

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tunegrid.commands import audit, baseline, export
+from tunegrid.commands import baseline, export
 from tunegrid.errors import InputError
 from tunegrid.page.render import html
 from tunegrid.page.runs import read_page_run
@@ -144,7 +144,7 @@ def file(tmp_path):
     return run_file(tmp_path / "run.json", [begun("bert_sa_lora"), begun("bert_sa_sft", losses=[0.7, 0.55])])
 
 
-def test_page_audit_and_export_take_it_and_baselines_and_comparisons_do_not(file, tmp_path, capsys):
+def test_page_and_export_take_it_and_baselines_and_comparisons_do_not(file, tmp_path, capsys):
     page = page_of(read_page_run(file), [read_page_run(file)])
     assert page.head.answer == "2 cells: 2 equal by their first 2 updates."
     assert not page.head.causes  # nothing went wrong
@@ -152,7 +152,6 @@ def test_page_audit_and_export_take_it_and_baselines_and_comparisons_do_not(file
     assert any("made only its first 2 updates, without scores" in reason for reason in baseline.refusals(file))
     with pytest.raises(InputError, match="no cell finished with a score, so there is nothing to compare"):
         entries_of({file: [begun()]})
-    assert audit.main([str(file)]) == 0
     assert export.main([str(file), "-o", str(tmp_path / "table.csv")]) == 0
     assert '"begun"' in (tmp_path / "table.csv").read_text()
 

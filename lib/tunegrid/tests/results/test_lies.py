@@ -6,7 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
-from tunegrid.commands import audit, baseline, compare, export, gate, merge, page
+from tunegrid.commands import baseline, compare, export, gate, merge, page
 from tunegrid.record import to_json
 from tunegrid.results import examples
 from tunegrid.tests.records import hits, record_of
@@ -69,7 +69,6 @@ LIES = {
     "other rows": (part("examples", rows_hash="0" * 16), "it holds other rows than those of rows_hash"),
 }
 COMMANDS = {
-    "audit": lambda run, sound, out: audit.main([run]),
     "baseline": lambda run, sound, out: baseline.main([run, f"{out}.json"]),
     "compare": lambda run, sound, out: compare.main([run, str(out.with_name("other.json"))]),
     "export": lambda run, sound, out: export.main([run, "-o", f"{out}.csv"]),
@@ -115,7 +114,7 @@ def answers(folder, capsys):
 
 def assert_told(said, sentence):
     for name, (code, text) in said.items():
-        assert code == (1 if name == "audit" else 2), (name, text)
+        assert code == 2, (name, text)
         assert sentence in text.replace("\\", ""), (name, text)  # a page of Markdown escapes
 
 

@@ -7,7 +7,7 @@ from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
-from tunegrid.commands import audit, baseline, export, gate, merge, page
+from tunegrid.commands import baseline, export, gate, merge, page
 from tunegrid.errors import InputError
 from tunegrid.record import from_json
 from tunegrid.results import examples
@@ -56,7 +56,7 @@ def parent_of(run, path):
     return run
 
 
-COMMANDS = ("audit", "baseline", "export", "export --rows", "gate", "gate --numerics", "merge", "merge --journal", "page")
+COMMANDS = ("baseline", "export", "export --rows", "gate", "gate --numerics", "merge", "merge --journal", "page")
 TEXT = json.dumps(run_of())
 PLACES = list(places_in(json.loads(TEXT)))
 
@@ -101,7 +101,6 @@ def world(tmp_path, monkeypatch):
 def command_of(name, world):
     path, sound, out = str(world / "in" / "a.json"), str(world / "sound.json"), str(world / "out" / "c.json")
     return {
-        "audit": lambda: audit.main([path]),
         "baseline": lambda: baseline.main([path, out]),
         "export": lambda: export.main([path, "-o", str(world / "out" / "c.csv")]),
         "export --rows": lambda: export.main([path, "--rows", "-o", str(world / "out" / "c.parquet")]),
@@ -182,15 +181,6 @@ def test_names_have_no_effect_in_a_gates_markdown_and_of_a_sentence_commands_alo
     assert markdown_sentence("a `<b>` c `") == "a \\`\\<b\\>\\` c \\`"  # one is left over
     assert markdown_sentence("a $`x`$") == "a \\$`x`\\$"  # no formula
     assert markdown_sentence("a `` b") == "a \\`\\` b"
-
-
-def test_names_have_no_effect_on_an_audits_page(world, capsys):
-    run = json.loads(TEXT)
-    run["benchmarks"][0]["extra_info"] |= {"cell": "<img src=x>\n# `"}
-    (world / "in" / "a.json").write_text(json.dumps(run))
-    assert audit.main([str(world / "in" / "a.json")]) == 1
-    page = capsys.readouterr().out
-    assert "* \\<img src=x\\> # \\`: record: cell is" in page
 
 
 @pytest.mark.parametrize("name", COMMANDS)

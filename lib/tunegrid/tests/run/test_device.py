@@ -1,7 +1,6 @@
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,12 +9,10 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.machine import keep_freed_memory
-from tunegrid.run import device
 from tunegrid.run.build import quantization_config
 from tunegrid.run.device import (
-    Claims,
-    check_empty,
-    check_idle,
+    check_free,
+    device_record,
     free_memory,
     out_of_memory,
     resolve_device,
@@ -84,15 +81,31 @@ def test_packed_weights_compute_as_declared_or_in_the_precision_of_training(prec
     assert resolve_quantization(FULL["bert_sa_sft"], where) == (None, None)
 
 
+def on_the_gpu(monkeypatch, others_gib, own_gib):
+    """A GPU of 80 GiB of which this process and others take so much."""
+    free = int((80 - others_gib - own_gib) * 2**30)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80 * 2**30))
+    for name in ("memory_reserved", "memory_allocated"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: int(own_gib * 2**30))
+
+
 def test_a_gpu_in_use_is_refused_with_by_how_much(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * 2**30)
-    used = used_by_others_gib(CUDA)
-    assert used == 16.0
+    on_the_gpu(monkeypatch, others_gib=16, own_gib=0)
+    assert used_by_others_gib(CUDA) == 16.0
     with pytest.raises(InputError, match=r"cuda:0 is in use: 16.0 GiB of it are taken by others; .* --allow-busy-gpu"):
-        check_idle(CUDA, used)
-    check_idle(CUDA, 0.6)  # an own context
-    check_idle(CPU, used_by_others_gib(CPU))
+        check_free(CUDA)
+    check_free(CUDA, allow_busy=True)
+    check_free(CPU)
+    on_the_gpu(monkeypatch, others_gib=0.6, own_gib=0)  # an own context
+    check_free(CUDA)
+
+
+@pytest.mark.parametrize(("others_gib", "contended"), [(0.5, False), (5.0, True)])
+def test_others_show_in_the_record(monkeypatch, others_gib, contended):
+    on_the_gpu(monkeypatch, others_gib=others_gib, own_gib=2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    record = device_record(CUDA)
+    assert (record.used_by_others_gib, record.contended) == (others_gib, contended)
 
 
 @pytest.mark.parametrize(
@@ -113,59 +126,25 @@ def test_lack_of_memory_is_told_from_other_errors(error, is_memory):
     assert out_of_memory(error) is is_memory
 
 
-# Several GPUs, several workers
+# Several GPUs
 
 
-@pytest.mark.parametrize(
-    ("takes", "gpus", "shared"),
-    [
-        # The next cell of the same worker stays on its GPU.
-        ([(0, {"worker": 0}), (1, {"worker": 1}), (0, {"worker": 0})], [0, 1, 0], [set(), set(), set()]),
-        # A GPU of another session is passed by, and shared only in need.
-        ([(0, {"worker": 0}), (1, {"worker": 0}), (2, {"worker": 0})], [0, 1, 0], [set(), set(), {0}]),
-        # One that is wished is taken, and shared where it is held.
-        ([(0, {"worker": 0, "requested": 1}), (1, {"worker": 0, "requested": 1})], [1, 1], [set(), {1}, set()]),
-    ],
-)
-def test_each_takes_a_gpu_of_its_own_where_there_is_one(tmp_path, monkeypatch, takes, gpus, shared):
-    two_gpus(monkeypatch)
-    claims = [Claims(tmp_path) for _ in range(3)]
-    assert [claims[who].take(**wish) for who, wish in takes] == gpus
-    assert [claim.shared for claim in claims] == shared
-
-
-def test_a_worker_stays_on_its_gpu_when_its_first_choice_becomes_free(tmp_path, monkeypatch):
-    two_gpus(monkeypatch)
-    other, own = Claims(tmp_path), Claims(tmp_path)
-    assert (other.take(worker=1), own.take(worker=1)) == (1, 0)
-    other.release()
-    assert own.take(worker=1) == 0
-    assert Claims(tmp_path).take(worker=1) == 1  # nobody holds it
-
-
-def two_gpus(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(uuid=f"gpu-{index}"))
-
-
-def test_sharing_shows_in_the_record(monkeypatch):
-    monkeypatch.setattr(device, "CLAIMS", SimpleNamespace(shared={0}))
-    assert device.contended(CUDA, 0.5) is True
-    assert device.contended(torch.device("cuda:1"), 0.5) is False
-    assert device.contended(torch.device("cuda:1"), 5.0) is True
-    assert device.contended(CPU, None) is None
+@pytest.mark.parametrize(("worker", "requested", "index"), [(0, None, 0), (1, None, 1), (2, None, 0), (0, "cuda:1", 1)])
+def test_workers_take_gpus_in_turn(monkeypatch, worker, requested, index):
+    for name, answer in (("is_available", True), ("device_count", 2), ("set_device", None)):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    assert resolve_device(requested, worker).index == index
 
 
 # What a cell leaves behind
 
 
 def test_what_an_earlier_cell_left_on_a_gpu_is_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: int(1.4 * 2**30))
+    on_the_gpu(monkeypatch, others_gib=0, own_gib=1.4)
     with pytest.raises(InputError, match=r"cuda:0 still holds 1.4 GiB of an earlier cell, .* --isolate"):
-        check_empty(CUDA)
-    check_empty(CPU)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 32 * 2**20)  # a workspace of cuBLAS
-    check_empty(CUDA)
+        check_free(CUDA, allow_busy=True)
+    on_the_gpu(monkeypatch, others_gib=0, own_gib=1 / 32)  # a workspace of cuBLAS
+    check_free(CUDA)
 
 
 def test_reference_cycles_are_freed():

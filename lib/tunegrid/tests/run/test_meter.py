@@ -11,7 +11,7 @@ from torch import nn
 
 from tunegrid.codecs.base import all_tokens, real_tokens
 from tunegrid.record.parts import Ledger, Parameters
-from tunegrid.run.meter import WARMUP_UPDATES, Counter, Energy, Meter, ledger, parameter_counts, tensor_bytes
+from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, tensor_bytes
 from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
 MIB = 2**20
@@ -208,45 +208,3 @@ def test_predicting_on_a_cpu_leaves_the_ledger_of_a_four_bit_layer_as_it_is():
     with torch.inference_mode():
         trainer.codec.predict(trainer.model.eval(), trainer.codec.encode(rows, training=False), CPU)
     assert ledger(trainer.model, None, None) == before
-
-
-# Energy
-
-
-def test_joules_belong_to_the_innermost_phase_and_add_up_over_its_parts():
-    class Card:
-        count = 0
-
-    card = Card()
-    meter = Meter(device=CPU, energy=Energy(gpu=Counter(read=lambda: card.count, joules_a_count=1e-3), source="a card"))
-    card.count += 500  # before any phase
-    with meter.phase("train"):
-        card.count += 2_000
-        with meter.phase("audit"):
-            card.count += 10_000
-        card.count += 3_000
-    card.count += 700  # after all
-    joules = {name: phase.gpu_energy_joules for name, phase in meter.phases.items()}
-    assert joules == {"train": pytest.approx(5.0), "audit": pytest.approx(10.0)}
-    assert {phase.cpu_energy_joules for phase in meter.phases.values()} == {None}
-
-
-def test_a_phase_of_which_a_part_was_not_counted_has_no_joules():
-    counts = iter([0, 1, None, 5, 6, 7])  # read as the phase begins, pauses, goes on and ends
-    meter = Meter(device=CPU, energy=Energy(gpu=Counter(read=lambda: next(counts), joules_a_count=1.0)))
-    for _ in range(2):
-        with meter.phase("train"):
-            pass
-    assert meter.phases["train"].gpu_energy_joules is None
-
-
-def test_updates_keep_up_with_a_counter_that_starts_again():
-    # 2 J a round: a phase of three updates takes 4.5 J, of which its beginning and its end alone would tell 0.5
-    rounds, now = iter([0, 1_500_000, 1_000_000, 500_000, 500_000]), HandClock()
-    counter = Counter(read=lambda: next(rounds), joules_a_count=1e-6, largest=2_000_000, now=now.mark)
-    meter = Meter(device=CPU, energy=Energy(cpu=[counter]))
-    with meter.phase("train"):
-        for _ in range(3):
-            with meter.update(samples=1):
-                pass
-    assert meter.phases["train"].cpu_energy_joules == pytest.approx(4.5)

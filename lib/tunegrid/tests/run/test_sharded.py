@@ -5,13 +5,12 @@ from dataclasses import replace
 import pytest
 from torch.distributed.tensor import DTensor
 
-from tunegrid.audits.ranks import ranks_end_alike, ranks_train_as_one
+from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import study
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.run.ranks import Ranks
-from tunegrid.run.sharded import Sharded, blocks
+from tunegrid.run.ranks import Ranks, blocks
 from tunegrid.tests.ranked import CUT, HEADS, cut_on, on_ranks, sharded_is_the_model
 from tunegrid.tests.small import cell_of, evidence_from, rows_of, silent, still, tiny_llama, train_rows, trainer_for, trainer_of
 
@@ -36,7 +35,7 @@ def both(ranks, cell_id, count, changes):
 
 
 def sharded(ranks):
-    return Sharded(ranks.rank, ranks.count)
+    return Ranks(ranks.rank, ranks.count, fsdp=True)
 
 
 @pytest.mark.parametrize("cell_id", [*HEADS, "gpt2_sum_lora", "t5_qa_lora"])
@@ -74,7 +73,7 @@ def test_an_update_with_fewer_rows_than_ranks_waits_for_nobody():
 
 def test_ranks_make_as_many_passes_as_each_other():
     def rows_of_ranks(size):
-        return [Sharded(rank, 2).share([["a", "b", "c", "d", "e"]], size) for rank in range(2)]
+        return [Ranks(rank, 2, fsdp=True).share([["a", "b", "c", "d", "e"]], size) for rank in range(2)]
 
     assert rows_of_ranks(2) == [[["a", "c"], ["e"]], [["b", "d"], []]]
     assert [Ranks(rank, 2).share([["a", "b", "c", "d", "e"]], 2) for rank in range(2)] == [[["a", "c"], ["e"]], [["b", "d"]]]
@@ -129,7 +128,7 @@ def cut_on_parts(ranks, path):
 
 
 def test_a_training_that_was_cut_goes_on_to_the_same_weights(tmp_path):
-    for began, losses, again, same in on_ranks(2, cut_on_parts, tmp_path / "kept.safetensors"):
+    for began, losses, again, same in on_ranks(2, cut_on_parts, tmp_path / "kept.pt"):
         assert (began, again) == (2, losses)
         assert same
 

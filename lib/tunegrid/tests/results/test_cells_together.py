@@ -1,18 +1,14 @@
-"""Audits of saved figures, and the command that runs them."""
+"""What cells show beside each other: copied results, other rows, what is not like for like."""
 
-import json
 from dataclasses import replace
 
 import pytest
 
-from tunegrid import ROOT
-from tunegrid.commands import audit
 from tunegrid.record import AuditFinding
 from tunegrid.results.alike import unlike
 from tunegrid.results.status import cross_cell_audits
-from tunegrid.tests.records import MEASURED, altered, complete, complete_json, saved
-
-STUDY = ROOT / "reports" / "study.json"
+from tunegrid.results.study import STUDY, findings
+from tunegrid.tests.records import MEASURED, altered, complete
 
 
 def cell(name, score, losses=(0.5,), **changes):
@@ -87,46 +83,7 @@ def test_methods_that_are_not_like_for_like_say_in_what():
     assert unlike({"t5_sa_lora": cell("t5_sa_lora", 1.0), "t5_sa_sft": longer}) == ["t5_sa_lora and t5_sa_sft: updates"]
 
 
-def test_it_finds_the_studys_impossible_numbers_and_copied_rows(capsys):
-    assert audit.main([str(STUDY)]) == 1
-    page = capsys.readouterr().out
-    assert page == STUDY.with_name("study-findings.md").read_text()
-    _, findings = audit.audited([row["extra_info"] for row in json.loads(STUDY.read_text())["benchmarks"]], "study.json")
-    impossible = {cell for cell, sentences in findings.items() if "bertscore" in sentences[0]}
-    assert impossible == {"bert_sum_lora", "bert_sum_qlora", "bert_sum_sft"}  # F13
-    assert "`bert_qa_lora`: distinct_results: the results are those of bert_qa_sft" in page  # F14
-    assert "`t5_sum_lora`: distinct_results: the results are those of t5_sum_sft" in page  # F14
-    assert page.count("* `") == 7
-
-
-def test_a_failed_audit_and_a_broken_schema_are_findings_and_every_seed_is_audited_by_itself(tmp_path):
-    finding = {"name": "weights_moved", "passed": False, "detail": "unchanged: lora_B"}
-    broken = complete_json("t5_qa_sft", seeds={"seed": 0, "perturbation": None})
-    records, findings = audit.audited([complete_json(audits=[finding]), broken], "run.json")
-    assert findings == {
-        "bert_sa_lora": ["record: the status is 'passed', but audit weights_moved: unchanged: lora_B"],
-        "t5_qa_sft": ["record: seeds.split_seed is missing"],
-    }
-    assert [record.cell for record in records] == ["bert_sa_lora"]
-    twins = [
-        complete_json(scores={"accuracy": 90.0, "f1_macro": 90.0}),
-        complete_json(seeds={"seed": 1, "split_seed": 42, "perturbation": None}),
-    ]
-    assert audit.audited(twins, "run.json")[1] == {}  # the same cell with two seeds is no copy
-    copied = [
-        complete_json(scores={"accuracy": 101.0 - seed}, seeds={"seed": seed, "split_seed": 42, "perturbation": None})
-        for seed in (0, 1)
-    ]
-    assert list(audit.audited(copied, "run.json")[1].values()) == [
-        ["record: scores.accuracy is 101.0, but it should be less than or equal to 100.000001"]
-    ]
-
-
-def test_the_audits_share_of_the_time_is_told(tmp_path, capsys):
-    phase = MEASURED["memory"]["phases"]["load"]  # 1.5 s
-    phases = {"train": phase | {"seconds": 4.5}, "audit": phase | {"seconds": 0.5}}
-    path = saved(tmp_path / "run.json", complete(memory=MEASURED["memory"] | {"phases": phases}))
-    assert audit.main([str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "1 cells, 0 with findings." in out
-    assert "Audits took 10.00 % of the cells' time." in out
+def test_the_studys_impossible_numbers_and_copied_rows_are_found():
+    listed = STUDY.with_name("study-findings.md").read_text()
+    assert [sentence for _, sentence in findings() if sentence not in listed] == []
+    assert len(findings()) == listed.count("* `") == 7  # F13 and F14

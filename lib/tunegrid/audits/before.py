@@ -1,0 +1,274 @@
+"""Audits before training: of what was built, of the checkpoint that it came from, and of the rows that train."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from tunegrid.audits.evidence import Evidence, none_of, sample, text_of
+from tunegrid.codecs.base import alphanumeric
+from tunegrid.data.rows import answer_span, context
+from tunegrid.grid.backbones import within
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import TOKEN_ROWS, Answer
+from tunegrid.run.build import base_type, build, embedding_name
+from tunegrid.run.probe import undisturbed
+from tunegrid.run.weights import files_by_key, lacking_modules, matching_keys, model_checksums, weight_files
+
+BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
+ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
+# Between packed weights and the checkpoint's rounded here: what double quantization rounds in the scales, at most 0.6 % on the
+# micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another layer's weights 100 %.
+ROUNDED = 0.03
+# Appendix E of Dettmers et al. 2023.
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+def heads_trainable(evidence: Evidence) -> Answer:
+    """Every module that pretraining never saw trains: in full, or by an adapter where the head says so."""
+    head, adapts, trained = evidence.cell.head, evidence.cell.method.adapts, set(evidence.trained)
+    adapted = trained & evidence.own if adapts else trained
+    frozen = [module for module in head.new_modules if not any(within(name, [module]) for name in trained)]
+    frozen += [module for module in head.adapted_modules if not any(within(name, [module]) for name in adapted)]
+    if head.new_token and adapts and not any(TOKEN_ROWS in name for name in trained):
+        frozen.append(head.new_token)
+    if frozen:
+        return False, f"frozen at their random start: {', '.join(frozen)}"
+    return True, ", ".join(filter(None, [*head.new_modules, *head.adapted_modules, head.new_token])) or "none new"
+
+
+def drawn_from_the_seed(evidence: Evidence) -> Answer:
+    """What trains started as the cell's seed draws it: built once more, it starts so again. On micro backbones only."""
+    if not evidence.cell.profile.micro:  # elsewhere a second model may not fit beside the first
+        return None
+    with undisturbed(evidence.trainer):
+        again = model_checksums(build(evidence.cell, evidence.codec.tokenizer, evidence.device))
+    other = [name for name in evidence.trained if again.get(name) != evidence.trainer.before[name]]
+    return none_of(other, f"{len(evidence.trained)} tensors", "start elsewhere")
+
+
+def adapters_where_declared(evidence: Evidence) -> Answer:
+    """Adapters are on all of the method's target layers and nowhere else, and have the declared facts."""
+    method, cell = evidence.cell.method, evidence.cell
+    layers = {name: module for name, module in evidence.model.named_modules() if is_adapted(module)}
+    targets = method.targets(cell)
+    if not targets:
+        kind = "has no target layers" if method.adapts else "trains in full"
+        return not layers, f"{len(layers)} adapters in a model that {kind}"
+    wanted = {  # by PEFT's rule for names; it never adapts what it trains in full
+        name
+        for name, _ in base_layers(evidence.model)
+        if f".{name}".endswith(tuple(f".{target}" for target in targets)) and not within(name, cell.head.new_modules)
+    }
+    if odd := sorted(wanted ^ set(layers)):
+        return False, f"{len(layers)} adapters where {len(wanted)} layers are targets, {odd[0]} among the differences"
+    shown = {name: method.layer_facts(layer) for name, layer in layers.items()}
+    kinds = " and ".join(", ".join(facts) for facts in sorted(set(shown.values())) if facts)
+    declared = {name: method.declared_facts_of(cell, name) for name in layers}
+    other = [f"{name} with {', '.join(facts)}" for name, facts in declared.items() if facts != shown[name]]
+    return none_of(other, f"{len(layers)} adapters{f': {kinds}' if kinds else ''}", "were declared otherwise")
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Whether PEFT's tuner wraps this layer. The trained rows of an embedding do not count as an adapter."""
+    return isinstance(module, BaseTunerLayer) and not isinstance(module, TrainableTokensLayer)
+
+
+def base_layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The base's modules by name, taken out of the adapters around them; what an adapter adds is left out."""
+    adapter: str | None = None
+    for name, module in model.named_modules():
+        if adapter is not None and name.startswith(adapter):
+            continue
+        adapter = f"{name}." if is_adapted(module) else None
+        yield name, module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+
+
+def quantized_as_declared(evidence: Evidence) -> Answer:
+    """A quantized base is packed as the method declares, exactly the linear layers that may be; no other model has any."""
+    packed = [m for m in evidence.model.modules() if isinstance(m, bnb.nn.Linear4bit)]
+    eight = sum(isinstance(m, bnb.nn.Linear8bitLt) for m in evidence.model.modules())
+    wanted = evidence.cell.quantization
+    if wanted is None:
+        return not packed and not eight, f"{len(packed) + eight} quantized layers"
+    plain = {*evidence.cell.head.new_modules, *evidence.cell.head.tied_modules, *kept_in_fp32(evidence.model)}
+    linear = [(name, layer) for name, layer in base_layers(evidence.model) if isinstance(layer, nn.Linear | Conv1D)]
+    odd = [name for name, layer in linear if within(name, plain) == isinstance(layer, bnb.nn.Linear4bit)]
+    states = [(layer.weight.numel(), layer.weight.quant_state) for layer in packed]
+    kinds = {(q.quant_type, bool(q.nested), size / math.prod(q.shape), q.blocksize) if q else None for size, q in states}
+    if eight or odd or kinds != {(wanted.bnb_4bit_quant_type, wanted.bnb_4bit_use_double_quant, 0.5, BLOCK)}:
+        layers = f"{len(packed)} packed as {kinds}, {eight} to 8 bits"
+        return False, f"{layers}, {len(odd)} wrongly packed or left plain {odd[:2]}"
+    kind = f"{wanted.bnb_4bit_quant_type.upper()}{' with double quantization' if wanted.bnb_4bit_use_double_quant else ''}"
+    return True, f"{len(packed)} layers, {kind}, half a byte a weight, blocks of {BLOCK}"
+
+
+def kept_in_fp32(model: nn.Module) -> set[str]:
+    """Layers that transformers keeps in fp32 whatever type is asked for, as T5's wo."""
+    return {name for m in model.modules() for name in getattr(m, "_keep_in_fp32_modules", None) or ()}
+
+
+# Where weights come from
+
+
+def checkpoint_loaded(evidence: Evidence) -> Answer:
+    """Every pretrained tensor that is neither packed nor rewritten started as the checkpoint has it, bit for bit.
+
+    An embedding that grew by a token has the checkpoint's rows before it.
+    """
+    if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
+        return None
+    lacking = lacking_modules(evidence.cell)
+    started = [name for name in evidence.trainer.before if _pretrained(evidence, name) and not within(name, lacking)]
+    others = sorted(evidence.not_from_checkpoint.intersection(started))
+    if others or not started:
+        counts = f"{len(others)} of {len(started)} pretrained tensors"
+        return False, f"{counts} are not the checkpoint's of their name: {', '.join(others[:3])}"
+    if rows := overwritten_rows(evidence):
+        return False, f"{len(rows)} rows of the embedding, which grew by a token, are not the checkpoint's: row {rows[0]} first"
+    return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
+
+
+def _pretrained(evidence: Evidence, name: str) -> bool:
+    """Whether a parameter should be a tensor of the checkpoint: not new, packed, rewritten or grown by a token."""
+    cell, parameter = evidence.cell, evidence.trainer.parameters[name]
+    changed = cell.head.new_modules + cell.head.adapted_modules + cell.method.rewritten(cell)
+    added = name in evidence.own or within(name, changed) or _grew(evidence, parameter)
+    return parameter.dtype is base_type(cell) and not added
+
+
+def _grew(evidence: Evidence, parameter: Tensor) -> bool:
+    """Whether a parameter has a row for every token of a vocabulary that grew by one."""
+    return bool(evidence.cell.head.new_token) and parameter.shape[0] == len(evidence.codec.tokenizer)
+
+
+def overwritten_rows(evidence: Evidence) -> list[int]:
+    """Rows before the new token's that are not the checkpoint's; where training has begun, nobody can tell any more."""
+    token, trainer = evidence.cell.head.new_token, evidence.trainer
+    if token is None or trainer.log.updates:
+        return []
+    embedding = embedding_name(evidence.model)
+    own = [p for name, p in trainer.parameters.items() if embedding in name.split(".") and _grew(evidence, p)]
+    rows: list[int] = []
+    for key in files_by_key(tuple(weight_files(evidence.cell))):
+        if key.split(".")[-2:] == [embedding, "weight"]:
+            stored = _stored(evidence.cell, key)
+            count = min(evidence.codec.tokenizer.convert_tokens_to_ids(token), len(stored))
+            for ours in own:
+                rows += (ours.detach().cpu()[:count] != stored[:count].to(ours.dtype)).any(1).nonzero().flatten().tolist()
+    return rows
+
+
+def packed_from_checkpoint(evidence: Evidence) -> Answer:
+    """All packed weights, unpacked again, are the tensors of their keys in the checkpoint as rounded to NF4."""
+    cell = evidence.cell
+    if cell.profile.random_weights or cell.quantization is None or cell.quantization.bnb_4bit_quant_type != "nf4":
+        return None
+    new = (*cell.head.new_modules, *cell.head.adapted_modules, *cell.method.rewritten(cell))
+    packed = {name: m for name, m in base_layers(evidence.model) if isinstance(m, bnb.nn.Linear4bit) and not within(name, new)}
+    whole = {name: layer for name, layer in packed.items() if layer.in_features % BLOCK == 0}  # rows of whole blocks
+    gaps = {name: _rounding_gap(layer.weight, name, cell) for name, layer in whole.items()}
+    if not gaps:
+        return None
+    odd = [f"{name} ({gap:.1%})" for name, gap in gaps.items() if gap > ROUNDED]
+    return none_of(odd, f"{len(gaps)} of {len(packed)} layers", "have other weights than the checkpoint's of their name")
+
+
+def _rounding_gap(weight: Any, name: str, cell: Cell) -> float:
+    """How far a packed weight (out, in) is from its checkpoint's tensor, rounded here, in units of the tensor's norm."""
+    ours = bnb.functional.dequantize_4bit(weight.data, weight.quant_state).float().cpu()
+    stored = [_stored(cell, key) for key in matching_keys(f"{name}.weight", tuple(weight_files(cell)))]
+    least = math.inf
+    for matrix in (one for tensor in stored if tensor.ndim == 2 for one in (tensor, tensor.T) if one.shape == ours.shape):
+        part = matrix[:ROWS].to(base_type(cell)).float()
+        least = min(least, float((ours[:ROWS] - nf4(part)).norm() / part.norm()))
+        if least <= ROUNDED:
+            break  # the other way round it is another matrix
+    return least
+
+
+def _stored(cell: Cell, key: str) -> Tensor:
+    """A tensor of the cell's checkpoint."""
+    with safe_open(files_by_key(tuple(weight_files(cell)))[key], "pt") as file:
+        tensor: Tensor = file.get_tensor(key)
+        return tensor
+
+
+def nf4(weight: Tensor) -> Tensor:
+    """A weight rounded to NF4: in blocks, to the nearest of 16 levels times the block's largest absolute value."""
+    blocks = weight.reshape(-1, BLOCK)  # row by row
+    largest = blocks.abs().amax(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
+    levels = torch.tensor(NF4_LEVELS)
+    return (levels[torch.bucketize(blocks / largest, (levels[1:] + levels[:-1]) / 2)] * largest).reshape(weight.shape)
+
+
+# Rows and labels
+
+
+def labels_are_targets(evidence: Evidence) -> Answer:
+    """What the loss counts, decoded again, is the target of its row, and nothing of the prompt or the padding."""
+    if evidence.splits is None:
+        return None
+    features, rows, check = sample(evidence.trainer.features), evidence.splits.train, evidence.codec.label_is_target
+    labels = evidence.codec.collate(features)["labels"]
+    wrong = [f.example for f, label in zip(features, labels, strict=True) if not check(rows[f.example], f, label)]
+    return none_of(wrong, f"{len(features)} sampled rows", "train on something else than their targets")
+
+
+def answers_at_annotated_start(evidence: Evidence) -> Answer:
+    """Labelled spans begin and end where the annotation does, and every window that holds its answer has one."""
+    codec = evidence.codec
+    if evidence.splits is None or not codec.extracts:
+        return None
+    labelled, wrong, unlabelled = 0, list[int](), list[int]()
+    for feature in evidence.trainer.features:
+        row, tokens = evidence.splits.train[feature.example], codec.labelled_tokens(feature)
+        if tokens:
+            (first, last), (begin, end) = tokens, answer_span(codec.task, row)
+            labelled += 1
+            wrong += [] if first[0] <= begin < first[1] and last[0] < end <= last[1] else [feature.example]
+        elif codec.holds_answer(row, feature):
+            unlabelled.append(feature.example)
+    passed, detail = none_of(wrong, f"{labelled} labelled spans", "are labelled elsewhere, of rows")  # type: ignore[misc]
+    if unlabelled:
+        detail += f"; {len(unlabelled)} windows hold an answer that is not labelled, of row {unlabelled[0]} first"
+    return passed and not unlabelled and labelled > 0, detail
+
+
+def offsets_show_their_tokens(evidence: Evidence) -> Answer:
+    """The characters from which a token is said to come are its own."""
+    codec = evidence.codec
+    if evidence.splits is None or not codec.extracts:
+        return None
+    wrong = count = 0
+    for feature in sample(evidence.trainer.features):
+        text, extra = context(codec.task, evidence.splits.train[feature.example]), feature.extra
+        tokens = feature.input_ids[extra.shift : extra.shift + len(extra.offsets)]
+        for token, (start, end) in zip(tokens, extra.offsets, strict=True):
+            said = alphanumeric(codec.tokenizer.decode([token]))  # nothing: a space before an unknown token
+            if said and token != codec.tokenizer.unk_token_id and text[start:end].isascii():  # it may be a part of a letter
+                wrong += said != alphanumeric(text[start:end])
+                count += 1
+    return not wrong, f"{count - wrong} of {count} tokens"
+
+
+def no_leakage(evidence: Evidence) -> Answer:
+    """No test row's text is among the training rows."""
+    if evidence.splits is None:
+        return None
+    key = text_of(evidence.cell)
+    scored = [key(row) for row in evidence.splits.test]
+    trained = set(scored).intersection(map(key, evidence.splits.train))
+    shared = [i for i, text in enumerate(scored) if text in trained]
+    return none_of(shared, f"{len(scored)} test rows", "of them train, rows")

@@ -1,0 +1,380 @@
+"""Audits of the trained model: what it computes, alone and in a batch, with its adapter and without, saved and served."""
+
+import math
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
+from peft.tuners.trainable_tokens import TrainableTokensLayer
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from tunegrid.audits.before import is_adapted
+from tunegrid.audits.evidence import Evidence, none_of, sample
+from tunegrid.codecs.base import IGNORED, Feature, on
+from tunegrid.errors import first_line
+from tunegrid.grid.backbones import within
+from tunegrid.grid.methods import Answer
+from tunegrid.run.build import base_type
+from tunegrid.run.device import free_memory, resolve_quantization
+from tunegrid.run.meter import GIB, tensor_bytes, weight_tensors
+from tunegrid.run.probe import (
+    COARSE,
+    FINE,
+    allowance,
+    cut,
+    distance,
+    hooked,
+    last_targets,
+    logits_of,
+    of_targets,
+    target_logits,
+    undisturbed,
+)
+from tunegrid.run.ranks import local_shard
+
+ADDED = 1e-3  # of what an adapter adds; on the quick cells it is right to 1e-6, over NF4 too
+TWICE = 2.0  # any factor would do to scale an adapter and scale it back
+MORE_THAN_LUCK = 6.0  # standard errors of a share of dropped values
+HOLDERS = (nn.ModuleDict, nn.ModuleList)  # they are never called themselves
+SERVED = 4  # test rows that a saved model is asked about, in one batch
+# Of weights that are copied, in the room that gradients had; the largest of the study, BERT2BERT at its true size, has 0.95.
+LARGEST_GIB = 4.0
+
+
+def predicting_twice_is_the_same(evidence: Evidence) -> Answer:
+    """In evaluation mode nothing is random: another pass over the same batch gives the same bits."""
+    probe = evidence.probe
+    if not probe.together:
+        return None
+    return not probe.repeated, f"logits differ by {probe.repeated:.1e} of the largest" if probe.repeated else "bit for bit"
+
+
+def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
+    """Padding and neighbours do not matter: a row alone has the logits that it has in a batch, and gradients add up."""
+    probe = evidence.probe
+    if not probe.together:
+        return None
+    apart = max(
+        distance(cut(batch[i], one[0].shape), one[0])
+        for i, row in enumerate(probe.alone)
+        for batch, one in zip(probe.together, row, strict=True)
+    )
+    right = max(apart, probe.gap or 0.0) <= allowance(evidence.trainer)
+    return right, f"logits differ by {apart:.1e} of the largest, gradients by {probe.gap or 0:.1e} of their norm"
+
+
+def loss_is_the_tasks(evidence: Evidence) -> Answer:
+    """What trains is the cross-entropy of the targets, computed here from the model's logits; no penalty is part of it.
+
+    In nats, summed: of a label, of target tokens, or the mean of a span's start and end.
+    """
+    trainer, probe = evidence.trainer, evidence.probe
+    if not probe.together:
+        return None
+    batch = on(evidence.device, trainer.codec.collate(probe.rows))
+    logits, labels = probe.together, batch["labels"]
+    if len(logits) == 2:  # padding can be neither start nor end
+        spans = [one.float().masked_fill(batch["attention_mask"] == 0, -torch.inf) for one in logits]
+        loss = sum(cross_entropy(one, labels[:, i], reduction="sum") for i, one in enumerate(spans)) / 2
+    elif labels.ndim == 1:
+        loss = cross_entropy(logits[0].float(), labels, reduction="sum")
+    else:
+        targets = [row[row != IGNORED] for row in (labels if "decoder_input_ids" in batch else labels[:, 1:])]
+        loss = cross_entropy(torch.cat(of_targets(logits[0], batch)), torch.cat(targets), reduction="sum")
+    near = abs(probe.loss - float(loss)) <= allowance(trainer) * max(abs(float(loss)), 1.0)
+    detail = f"{probe.loss:.6f} for {len(probe.rows)} rows"
+    return near, detail if near else f"{detail}, where their targets have {float(loss):.6f}"
+
+
+def decoder_sees_no_future(evidence: Evidence) -> Answer:
+    """Another token in the middle of a target leaves that token's own logits and all earlier ones as they were."""
+    rows = evidence.probe.rows if evidence.codec.generates else []
+    if not rows or min(len(row.target) for row in rows) < 2:
+        return None
+    middles = [len(row.target) // 2 for row in rows]
+    others = []
+    for row, i in zip(rows, middles, strict=True):
+        other = next((token for token in row.target if token != row.target[i]), 0)
+        others.append(replace(row, target=[*row.target[:i], other, *row.target[i + 1 :]]))
+    before = last_targets(evidence.probe.together[0], evidence.codec.collate(rows), rows)
+    with torch.no_grad(), undisturbed(evidence.trainer), evidence.trainer.accelerator.autocast():
+        after = target_logits(evidence.trainer, others)
+    apart = max(distance(a[: i + 1], b[: i + 1]) for a, b, i in zip(before, after, middles, strict=True))
+    return apart <= allowance(evidence.trainer), f"earlier logits differ by {apart:.1e} of the largest"
+
+
+def gradients_reach(evidence: Evidence) -> Answer:
+    """Every parameter that trains gets a gradient that is not zero, now or in training; those of unused modules aside."""
+    probe, head, trained, trainer = evidence.probe, evidence.cell.head, evidence.trained, evidence.trainer
+    if not probe.together:
+        return None
+
+    def remembered(name: str) -> bool:
+        """Whether the optimizer's state shows a gradient; the maps of packed moments show none."""
+        state: dict[str, Any] = trainer.optimizer.state.get(trainer.stepped.get(name), {})
+        moments = [value for key, value in state.items() if isinstance(value, Tensor) and value.ndim and "qmap" not in key]
+        return any(bool(local_shard(moment).any()) for moment in moments if moment.is_floating_point())
+
+    dead = [name for name in trained if name not in probe.reached and not remembered(name)]
+    used = {name for name, module in evidence.model.named_modules() if module in probe.called}
+    missing = [
+        name
+        for name in dead
+        if (name.rpartition(".")[0] in used or name in evidence.own or within(name, head.new_modules))
+        and not within(name, head.optional_modules)  # BERT2BERT's loss does not use its pooler
+    ]
+    return none_of(missing, f"{len(trained) - len(dead)} of {len(trained)} tensors", "get none")
+
+
+def gradients_survive_evaluation(evidence: Evidence) -> Answer:
+    """A row's gradients are the same right after an evaluation, in one region of autocast: no cast of a weight outlives it."""
+    gap = evidence.probe.after_evaluation
+    return None if gap is None else (gap <= allowance(evidence.trainer), f"gradients differ by {gap:.1e} of their norm")
+
+
+def packed_layers_compute_as_declared(evidence: Evidence) -> Answer:
+    """Each layer packed to 4 bits computes in the declared type, outside autocast; its output's digits show it."""
+    wanted, _ = resolve_quantization(evidence.cell, evidence.device)
+    computed = evidence.probe.computed
+    if wanted is None or not computed:
+        return None
+    odd = [f"{name} in {kind}" for name, kind in computed.items() if kind != wanted.bnb_4bit_compute_dtype]
+    return none_of(odd, f"{len(computed)} layers, declared {wanted.bnb_4bit_compute_dtype}", "compute otherwise")
+
+
+def output_follows_trained_tokens(evidence: Evidence) -> Answer:
+    """The output layer's row of a token that an adapter trains is the embedding's, where both are one pretrained tensor."""
+    tied = getattr(getattr(evidence.model, "config", None), "tie_word_embeddings", False)
+    trained = [m for m in evidence.model.modules() if tied and isinstance(m, TrainableTokensLayer) and not m.tied_adapter]
+    output = evidence.model.get_output_embeddings() if trained else None  # type: ignore[operator]
+    if output is None:
+        return None
+    indices: Any = trained[0].token_indices
+    tokens = torch.tensor(sorted(set(chain.from_iterable(indices.values()))), device=evidence.device)
+    with torch.no_grad(), undisturbed(evidence.trainer):
+        rows = trained[0](tokens).float()  # (tokens, H)
+        shown = output(torch.eye(rows.shape[1], device=evidence.device))[:, tokens].T.float()
+    apart = distance(rows, shown)
+    return apart <= FINE, f"{len(tokens)} rows of the output layer differ by {apart:.1e} of their largest value"
+
+
+def adapters_add_as_declared(evidence: Evidence) -> Answer:
+    """An adapted layer adds to its base's output what the method declares, as LoRA scale x B A x."""
+    names = {module: name for name, module in evidence.model.named_modules() if is_adapted(module)}
+    gaps: dict[str, float] = {}  # in units of what rounding allows
+
+    def look(layer: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        expected = evidence.cell.method.contribution(layer, evidence.cell, inputs[0])
+        if expected is not None:
+            base = layer.get_base_layer()(inputs[0])
+            allowed = ADDED * expected.norm() + 4 * torch.finfo(output.dtype).eps * output.float().norm()
+            gaps[names[layer]] = float((output.float() - base.float() - expected).norm() / allowed)
+
+    rows = evidence.probe.rows[:1]
+    with torch.no_grad(), undisturbed(evidence.trainer), hooked(names, look):
+        logits_of(evidence.trainer, rows)
+    if not gaps:
+        return None
+    return none_of([name for name, gap in gaps.items() if gap > 1], f"{len(gaps)} layers", "add something else")
+
+
+def adapter_survives_its_switches(evidence: Evidence) -> Answer:
+    """Turned off and on again, scaled and scaled back, the adapter gives a row the logits that it had, bit for bit.
+
+    Afterwards the same parameters train, and scales are what they were, whatever PEFT makes of them.
+    """
+    model, rows = evidence.model, evidence.probe.rows[:1]
+    if not isinstance(model, PeftModel) or not evidence.probe.alone:
+        return None
+    scaled = [m for m in model.modules() if isinstance(m, LoraLayer)] if evidence.cell.method.scale_can_be_reset else []
+    flags, scales = {p: p.requires_grad for p in model.parameters()}, [dict(layer.scaling) for layer in scaled]
+    with torch.no_grad(), undisturbed(evidence.trainer):
+        before = logits_of(evidence.trainer, rows)[0]
+        try:
+            with model.disable_adapter():
+                pass
+            for layer in scaled:
+                layer.scale_layer(TWICE)
+                layer.unscale_layer()
+            after = logits_of(evidence.trainer, rows)[0]
+        finally:
+            for parameter, trains in flags.items():
+                parameter.requires_grad_(trains)
+            for layer, scaling in zip(scaled, scales, strict=True):
+                layer.scaling.update(scaling)
+    apart = max(distance(one, other) for one, other in zip(before, after, strict=True))
+    detail = "off and on" + (f", {len(scaled)} layers scaled and scaled back" if scaled else "")
+    return not apart, f"{detail}: " + (f"logits differ by {apart:.1e} of the largest" if apart else "bit for bit")
+
+
+class Dropout(NamedTuple):
+    """A rate of dropout that a layer declares: `attribute` of `holder`; `user` is the module that should apply it."""
+
+    name: str
+    holder: nn.Module
+    attribute: str
+    user: nn.Module
+    rate: float
+
+
+def dropout_drops(evidence: Evidence) -> Answer:
+    """Every dropout that the layers declare is at work in training mode, at its own rate.
+
+    One that is a module must be called, and drop. One that is only a number, such as attention's under SDPA, must change the
+    logits when it is the only one that is on. That none is at work in evaluation is `predicting_twice_is_the_same`'s matter.
+    """
+    declared = declared_dropouts(evidence.model)
+    if not declared:
+        return None
+    shares: dict[nn.Module, tuple[int, int]] = {}  # how many values were lost of how many
+    called: set[nn.Module] = set()
+
+    def look(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        called.add(module)
+        if isinstance(module, nn.Dropout):
+            values = inputs[0] != 0
+            shares[module] = int(((output == 0) & values).sum()), int(values.sum())
+
+    def drops_its_share(one: Dropout) -> bool:
+        lost, values = shares[one.holder]
+        return abs(lost - one.rate * values) <= MORE_THAN_LUCK * math.sqrt(one.rate * (1 - one.rate) * values)
+
+    rows = evidence.probe.rows
+    with torch.no_grad(), undisturbed(evidence.trainer, training=True):
+        with hooked(evidence.model.modules(), look):
+            logits_of(evidence.trainer, rows)
+        modules = [one for one in declared if one.holder in shares]
+        odd = [one.name for one in modules if not drops_its_share(one)]
+        numbers: dict[str, list[Dropout]] = {}  # by their places in every layer: names without the layer's number
+        for one in declared:
+            if one.holder not in shares and one.user in called:
+                numbers.setdefault(re.sub(r"\d+", "N", one.name), []).append(one)
+        idle = []
+        try:
+            for place, members in numbers.items():
+                for one in declared:
+                    setattr(one.holder, one.attribute, one.rate if one in members else 0.0)
+                first, second = (logits_of(evidence.trainer, rows[:1])[0] for _ in range(2))
+                idle += [place] if all(map(torch.equal, first, second)) else []
+        finally:
+            for one in declared:
+                setattr(one.holder, one.attribute, one.rate)
+    if odd or idle:
+        return False, f"{len(odd)} drop another share than declared {odd[:2]}, without effect: {', '.join(idle) or 'none'}"
+    return True, f"{len(modules)} drop what they declare, {sum(map(len, numbers.values()))} by their effect"
+
+
+def declared_dropouts(model: nn.Module) -> list[Dropout]:
+    """Every `nn.Dropout`, and every number between 0 and 1 whose name says dropout."""
+    modules = dict(model.named_modules())
+    declared = []
+    for name, module in modules.items():
+        if isinstance(module, nn.Dropout):
+            user = name.rpartition(".")[0]
+            while user and isinstance(modules[user], HOLDERS):
+                user = user.rpartition(".")[0]
+            declared.append(Dropout(name, module, "p", modules[user], module.p))
+        rates = {key: value for key, value in vars(module).items() if "dropout" in key and isinstance(value, float)}
+        declared += [Dropout(f"{name}.{key}", module, key, module, rate) for key, rate in rates.items()]
+    return [one for one in declared if 0 < one.rate < 1]
+
+
+# Saved and served
+
+
+def saved_is_served(evidence: Evidence) -> Answer:
+    """Saved and loaded again in the documented way, the model gives the same logits; merged into its base, too.
+
+    PEFT packs a merged NF4 layer anew, which rounds away what is less than half a step between two levels: on quick cells 2 to
+    22 % of what the adapter changes in the logits, and up to 102 % after four updates. So over NF4 a merged model is only held
+    to be no farther off than the base without its adapter; one merged twice, 26 to 97 % off, shows in full precision alone.
+    """
+    large = tensor_bytes(weight_tensors(evidence.model)) > LARGEST_GIB * GIB  # a second copy may not fit
+    if evidence.cell.profile.random_weights or large:
+        return None
+    try:
+        with TemporaryDirectory() as folder, torch.no_grad(), undisturbed(evidence.trainer), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's on resized embeddings, and on rounding where it merges
+            return _served(evidence, Path(folder))
+    finally:
+        if evidence.device.type == "cuda":
+            free_memory(evidence.device)
+
+
+def _served(evidence: Evidence, folder: Path) -> Answer:
+    cell, model = evidence.cell, evidence.model
+    asked = evidence.evaluation.features if evidence.evaluation else evidence.trainer.features
+    rows = sample(asked, min(SERVED, evidence.trainer.log.micro_batch))
+    ours = _logits(evidence, model, rows)
+    if not len(ours):
+        return None
+    try:
+        evidence.serving.save(cell, model, evidence.codec.tokenizer, folder)
+        served, tokenizer = evidence.serving.load(cell, folder, evidence.device)
+    except Exception as error:  # whatever transformers and PEFT raise for files that do not fit
+        return False, f"what was saved cannot be loaded again: {type(error).__name__}: {first_line(error)}"
+    texts = [evidence.codec.text(row) for row in sample(evidence.evaluation.rows if evidence.evaluation else [], SERVED)]
+    for text in (*texts, cell.head.new_token or ""):
+        if tokenizer(text)["input_ids"] != evidence.codec.tokenizer(text)["input_ids"]:
+            return False, f"the saved tokenizer has other tokens for {text[-60:]!r}"
+    apart = _apart(ours, _logits(evidence, served, rows))
+    detail = f"{len(rows)} rows: served, logits differ by {apart:.1e} of the largest"
+    if not apart <= _allowed(evidence):
+        back = dict(served.named_parameters())
+        lost = [n for n, p in evidence.trained.items() if n not in back or not torch.equal(p.to(back[n].dtype), back[n])]
+        return False, f"{detail}; not as trained: {', '.join(lost[:3]) or 'nothing that trains'}"
+    if not isinstance(model, PeftModel):
+        return True, detail
+    prompts = "prompts are in no layer" if model.active_peft_config.is_prompt_learning else None
+    if reason := prompts or cell.method.unmergeable(cell):
+        return True, f"{detail}; not merged: {reason}"
+    passed, merged = _merged(evidence, served, rows, ours)
+    return passed, f"{detail}; {merged}"
+
+
+def _merged(evidence: Evidence, served: Any, rows: Sequence[Feature], ours: Tensor) -> tuple[bool, str]:
+    """Whether the loaded adapter, merged into its base, still gives our logits."""
+    packed, method = evidence.cell.quantization is not None, evidence.cell.method
+    layers: list[Any] = [module for module in served.modules() if is_adapted(module)] if packed else []
+    for layer in layers:
+        layer.enable_adapters(False)
+    without = _logits(evidence, served, rows) if packed else ours  # with the trained head and token rows
+    for layer in layers:
+        layer.enable_adapters(True)
+    try:
+        logits = _logits(evidence, evidence.serving.merge(served), rows)
+    except Exception as error:  # whatever PEFT raises where it cannot merge
+        return False, f"PEFT cannot merge {method.id!r}, as its `unmergeable` should say: {first_line(error)}"
+    if not packed:
+        apart = _apart(ours, logits)
+        return apart <= _allowed(evidence), f"merged, by {apart:.1e}"
+    lost, change = float((ours - logits).norm()), float((ours - without).norm())
+    share = lost / change if change else 0.0
+    allowed = COARSE * float(ours.norm()) + change
+    return lost <= allowed, f"merged over a packed base, {share:.0%} of what the adapter changes is lost"
+
+
+def _logits(evidence: Evidence, model: nn.Module, rows: Sequence[Feature]) -> Tensor:
+    """What a model answers to some rows, in one row: without autocast, as in evaluation; of a text what predicts its target."""
+    logits, batch = logits_of(evidence.trainer, rows, model)
+    chosen = of_targets(logits[0], batch) if evidence.codec.generates and logits else logits
+    return torch.cat([one.float().flatten() for one in chosen]) if chosen else torch.zeros(0)
+
+
+def _apart(ours: Tensor, theirs: Tensor) -> float:
+    """How far logits are apart; infinite where a vocabulary has another size."""
+    return distance(ours, theirs) if ours.shape == theirs.shape else math.inf
+
+
+def _allowed(evidence: Evidence) -> float:
+    """How far logits may be apart: on the quick cells 0 when loaded, 1e-6 when merged; a bf16 base rounds head and merger."""
+    return FINE if base_type(evidence.cell) is torch.float32 else COARSE

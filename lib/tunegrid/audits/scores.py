@@ -1,0 +1,386 @@
+"""Audits of what was asked, answered and scored: prompts, windows, texts, points, and whether anything was learned."""
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from random import Random
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunegrid.audits.evidence import SAMPLE, Evidence, none_of, sample, text_of
+from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
+from tunegrid.codecs.features import lengths_of
+from tunegrid.codecs.generate import GenerateCodec
+from tunegrid.data.rows import answer_texts, context, joined
+from tunegrid.data.sources import Row
+from tunegrid.grid.methods import Answer
+from tunegrid.grid.recipes import Generation
+from tunegrid.grid.tasks import Problem, Task
+from tunegrid.record.checks import BERTSCORE, ORDERED, POINTS, impossible
+from tunegrid.run.build import base_type
+from tunegrid.run.device import autocast
+from tunegrid.run.evaluate import EVAL_BATCH, Evaluation
+from tunegrid.run.metrics import PointsByMetric, normalized, rouge_examples, sentence_lines, squad_examples
+from tunegrid.run.probe import COARSE, FINE, chosen, distance, hooked, searched, target_logits, undisturbed
+
+ENDED_SHARE = 0.9  # of generated texts that must end by themselves
+ALIKE = 0.9  # of a window's letters
+MORE_THAN_LUCK = 3.0  # standard errors
+CACHED = 12  # tokens of a text that is searched again with a cache
+DOUBTED = 8  # scored texts, looked at at once, of which the most doubtful is searched anew
+# Of the next token (N, V), in nats, of texts of one length; minus infinity for what a search forbids.
+Scores = Callable[[Sequence[Sequence[int]]], Tensor]
+
+
+def selection_apart_from_test(evidence: Evidence) -> Answer:
+    """No row that chose among epochs is scored."""
+    rows = evidence.trainer.chosen_on
+    if evidence.evaluation is None or not rows:
+        return None
+    key = text_of(evidence.cell)
+    scored = set(map(key, evidence.evaluation.rows))
+    return none_of([i for i, row in enumerate(rows) if key(row) in scored], f"{len(rows)} rows chose the epoch", "are scored")
+
+
+def prompt_intact_at_inference(evidence: Evidence) -> Answer:
+    """What frames the input survives truncation: special tokens, the prefix, a separator, a chat template."""
+    if evidence.evaluation is None:
+        return None
+    begin, end = evidence.codec.frame()
+    prompts = [feature.input_ids for feature in evidence.evaluation.features]
+    broken = sum(ids[: len(begin)] != begin or ids[len(ids) - len(end) :] != end for ids in prompts)
+    long = sum(len(ids) > evidence.cell.recipe.max_length for ids in prompts)
+    if broken or long:
+        return False, f"{broken} of {len(prompts)} prompts lack their frame, {long} are too long"
+    return True, f"{len(prompts)} prompts, {len(begin)} tokens before and {len(end)} behind"
+
+
+def windows_map_to_examples(evidence: Evidence) -> Answer:
+    """A window's tokens are its row's context, and every answer is what the best of its own row's windows points at."""
+    codec, evaluation = evidence.codec, evidence.evaluation
+    if evaluation is None or not codec.extracts:
+        return None
+    rows, features = evaluation.rows, evaluation.features
+
+    def shows_its_row(feature: Feature) -> bool:
+        window = codec.window(rows[feature.example], feature)
+        if window is None or same_alphanumeric(*window, codec.tokenizer.unk_token):
+            return True
+        # A tokenizer may lose letters beyond ASCII; contexts of two rows have hardly a line in common.
+        return SequenceMatcher(None, alphanumeric(window[0]), alphanumeric(window[1]), autojunk=False).ratio() > ALIKE
+
+    others = sum(not shows_its_row(feature) for feature in sample(features, 2 * SAMPLE))
+    misread = _misread(codec, evaluation)
+    if others or misread or {feature.example for feature in features} != set(range(len(rows))):
+        among = f", row {misread[0]} among them" if misread else ""
+        return False, f"{others} windows show another row's context, {len(misread)} answers are not what was pointed at{among}"
+    return True, f"{len(features)} windows of {len(rows)} rows"
+
+
+def _misread(codec: Codec, evaluation: Evaluation) -> list[int]:
+    """Rows whose answer, cut out of the context by characters, has other letters than the tokens of the best span.
+
+    Answers beyond ASCII are left out: a token may be a part of such a letter. The mark that T5's tokenizer puts before a text
+    says nothing, and has the place of the text's first letter.
+    """
+    best: dict[int, tuple[float, str | None]] = {}
+    for feature, output in zip(evaluation.features, evaluation.outputs, strict=True):
+        if feature.example not in best or output[0] > best[feature.example][0]:
+            best[feature.example] = output[0], codec.pointed_at(feature, output)
+    answers = {row: str(evaluation.predictions[row].value) for row in best}
+    return [
+        row
+        for row, (_, tokens) in best.items()
+        if tokens is not None
+        and answers[row].isascii()
+        and not same_alphanumeric(tokens, answers[row], codec.tokenizer.unk_token)
+        and not (tokens == "" and len(answers[row]) == 1)
+    ]
+
+
+def generation_not_truncated(evidence: Evidence) -> Answer:
+    """Generated texts end by themselves, nearly all of them, not at the limit of tokens."""
+    if evidence.evaluation is None or not evidence.codec.generates:
+        return None
+    lengths = [len(ids) for ids in evidence.evaluation.outputs]
+    ended = fmean(map(evidence.codec.ended, evidence.evaluation.outputs))
+    return ended >= ENDED_SHARE, f"{ended:.0%} ended, {min(lengths)} to {max(lengths)} tokens, {fmean(lengths):.1f} on average"
+
+
+def metric_invariants(evidence: Evidence) -> Answer:
+    """What these metrics satisfy whatever is predicted, and some rows scored again: on each row, on average, and in number."""
+    evaluation, task = evidence.evaluation, evidence.cell.task
+    if evaluation is None:
+        return None
+    examples, scores, count = evaluation.examples, evaluation.scores, len(evaluation.rows)
+    faults = [f"{name} has {len(points)} rows of {count}" for name, points in examples.items() if len(points) != count]
+    pairs = zip(evaluation.predictions, evaluation.rows, strict=True) if "exact_match" in examples else ()
+    # By SQuAD v1.1's rules an answer and a truth that both normalize to nothing, as "a" and "the", have EM 100 and F1 0.
+    blank = [not normalized(str(p.value)) and not all(map(normalized, answer_texts(task, row))) for p, row in pairs]
+    faults += impossible(scores, empty_answers=100 * sum(blank) / count)
+    faults += [
+        f"{name} {scores[name]:.2f} is not the mean {fmean(points):.2f} of its rows"
+        for name, points in examples.items()
+        if not math.isclose(scores[name], fmean(points), abs_tol=0.01)
+    ]
+    values = [] if faults else [prediction.value for prediction in evaluation.predictions]
+    for i in sorted(sample(range(len(values)), 2 * SAMPLE if task.problem is Problem.GENERATE else len(values))):
+        for name, [points] in ALONE[task.problem](task, evaluation.rows[i], values[i]).items():
+            if not math.isclose(examples[name][i], points, abs_tol=0.01):
+                faults.append(f"{name} of row {i} is {examples[name][i]:.2f}, but its prediction scores {points:.2f}")
+    faults += [
+        f"{low} is above {high} on row {row}"
+        for low, high in ORDERED
+        for row, (first, second) in enumerate(zip(examples.get(low, ()), examples.get(high, ()), strict=True))
+        if first > second + POINTS and (low != "exact_match" or not blank[row])
+    ]
+    faults += [
+        f"bertscore_f1 is outside precision and recall on row {row}"
+        for row, (p, f1, r) in enumerate(zip(*(examples.get(name, ()) for name in BERTSCORE), strict=True))
+        if not min(p, r) - POINTS <= f1 <= max(p, r) + POINTS  # a harmonic mean
+    ]
+    return not faults, faults[0] if faults else f"{count} rows, {len(examples)} metrics"
+
+
+# The points of one row by itself. BERTScore is left out: its encoder is gone by now.
+ALONE: dict[Problem, Callable[[Task, Row, Any], PointsByMetric]] = {
+    Problem.CLASSIFY: lambda task, row, value: {"accuracy": [100.0 * (value == row[task.target])]},
+    Problem.EXTRACT: lambda task, row, value: squad_examples([answer_texts(task, row)], [value]),
+    Problem.GENERATE: lambda task, row, value: rouge_examples([row[task.target]], [sentence_lines(value)]),
+}
+
+
+def learned_something(evidence: Evidence) -> Answer:
+    """Better than no model at all, by more than luck: three standard errors of the difference, row by row."""
+    if evidence.evaluation is None or evidence.splits is None:
+        return None
+    task = evidence.cell.task
+    name, trivial = BASELINES[task.problem](task, evidence.splits.train, evidence.evaluation.rows)
+    points = evidence.evaluation.examples[name]
+    gains = [ours - theirs for ours, theirs in zip(points, trivial, strict=True)]
+    error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+    detail = f"{name} {fmean(points):.1f}, without a model {fmean(trivial):.1f}, standard error {error:.1f}"
+    return fmean(gains) > MORE_THAN_LUCK * error, detail
+
+
+def majority_class(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+    """Always the label that most training rows have."""
+    most = max(range(len(task.labels)), key=[row[task.target] for row in train].count)
+    return "accuracy", [100.0 * (row[task.target] == most) for row in test]
+
+
+def random_span(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+    """As many words as answers have on average, from a random place of the context."""
+    rng = Random(0)
+    length = max(1, round(fmean(len(answer_texts(task, row)[0].split()) for row in train)))
+    contexts = [context(task, row).split() for row in test]
+    starts = [rng.randrange(max(1, len(words) - length + 1)) for words in contexts]
+    answers = [" ".join(words[start : start + length]) for words, start in zip(contexts, starts, strict=True)]
+    return "f1", squad_examples([answer_texts(task, row) for row in test], answers)["f1"]
+
+
+def lead_sentence(task: Task, train: Sequence[Row], test: Sequence[Row]) -> tuple[str, list[float]]:
+    """The first sentence of the text."""
+    leads = [re.split(r"(?<=[.!?])\s+|\n", joined(row, task.text).strip(), maxsplit=1)[0] for row in test]
+    return "rougeL", rouge_examples([row[task.target] for row in test], leads, ["rougeL"])["rougeL"]
+
+
+# By problem, not by codec: an answer is held against the same baseline, be it a span or generated.
+BASELINES: dict[Problem, Callable[[Task, Sequence[Row], Sequence[Row]], tuple[str, list[float]]]] = {
+    Problem.CLASSIFY: majority_class,
+    Problem.EXTRACT: random_span,
+    Problem.GENERATE: lead_sentence,
+}
+
+
+# Scored rows once more
+
+
+def scored_rows(evaluation: Evaluation) -> list[int]:
+    """The shortest feature, the last and so most padded one of the first batch, and the longest."""
+    lengths = lengths_of(evaluation.features)
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    last = len(order) - 1
+    return [order[index] for index in dict.fromkeys((last, min(EVAL_BATCH - 1, last), 0))]
+
+
+def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
+    """A scored row, answered again alone, has the scores that it was answered by in its batch."""
+    evaluation, codec, device = evidence.evaluation, evidence.codec, evidence.device
+    if evaluation is None or codec.generates:
+        return None
+    ours: list[float] = []
+    theirs: list[float] = []
+    with torch.no_grad(), undisturbed(evidence.trainer), autocast(evaluation.part.precision or "fp32", device):
+        for i in scored_rows(evaluation):
+            ours += codec.scores(evaluation.outputs[i])
+            theirs += codec.scores(codec.predict(evidence.model, [evaluation.features[i]], device)[0])
+    if not ours:
+        return None
+    apart = distance(torch.tensor(ours), torch.tensor(theirs))
+    return apart <= _allowed(evidence), f"{len(scored_rows(evaluation))} rows: scores differ by {apart:.1e} of the largest"
+
+
+def cache_changes_nothing(evidence: Evidence) -> Answer:
+    """Searched again as scored texts were, with a cache, all beams' scores are those of whole texts in one pass without it.
+
+    The longest text and the shortest prompt, which is padded, show it in their first tokens; a cache that goes wrong late shows
+    in the texts that `texts_are_the_models` computes anew.
+    """
+    codec, evaluation = evidence.codec, evidence.evaluation
+    if not isinstance(codec, GenerateCodec):
+        return None
+    rows: Sequence[Feature] = evidence.probe.rows
+    if evaluation is not None:
+        longest = max(range(len(evaluation.outputs)), key=lambda i: len(evaluation.outputs[i]))
+        rows = [evaluation.features[i] for i in dict.fromkeys((longest, scored_rows(evaluation)[0]))]
+    texts, apart = searched(evidence.trainer, rows, max_new_tokens=min(CACHED, codec.generation.max_new_tokens))
+    detail = f"{len(texts)} texts of up to {max(map(len, texts))} tokens"
+    return apart <= _allowed(evidence), f"{detail}: scores differ by {apart:.1e} of the largest logit"
+
+
+def texts_are_the_models(evidence: Evidence) -> Answer:
+    """A scored text is what the recipe's search finds, computed anew: alone, without a cache, beams included.
+
+    Of some texts it is that with the least likely token: where beams went astray, a token does not suit its text. With beams,
+    this costs one pass per token, each over as many whole texts as there are beams: on a CPU, minutes for a model of true size,
+    whose texts are left alone.
+    """
+    codec, evaluation = evidence.codec, evidence.evaluation
+    if evaluation is None or not isinstance(codec, GenerateCodec):
+        return None
+    if evidence.device.type == "cpu" and not evidence.cell.profile.micro:
+        return None
+    spread = range(0, len(evaluation.outputs), math.ceil(len(evaluation.outputs) / DOUBTED))
+    pairs = [(evaluation.features[i], evaluation.outputs[i]) for i in spread if evaluation.outputs[i]]
+    if not pairs:
+        return None
+    doubts = []
+    with torch.no_grad(), undisturbed(evidence.trainer):
+        logits = target_logits(evidence.trainer, [replace(row, target=[*text]) for row, text in pairs])
+        for (row, text), whole in zip(pairs, logits, strict=True):
+            scores = _allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
+            doubts.append(float((scores.amax(-1) - chosen(scores, text)).max()))
+        apart = _below_best(evidence, codec, *pairs[doubts.index(max(doubts))])
+    detail = f"the most doubtful of {len(pairs)} texts"
+    return apart <= _allowed(evidence), f"{detail}: {apart:.1e} of the largest logit below the best"
+
+
+def _below_best(evidence: Evidence, codec: GenerateCodec, row: Feature, text: Sequence[int]) -> float:
+    """How far off a search must be to find this text, in units of the largest logit."""
+    encoders = [] if codec.start_id is None else [evidence.model.get_encoder()]  # type: ignore[operator]
+    encoded: list[Tensor] = []  # what an encoder made of the row's source
+    with hooked(encoders, lambda module, inputs, output: encoded.append(output[0])):
+        [whole] = target_logits(evidence.trainer, [replace(row, target=[*text])])
+
+    def scores(begun: Sequence[Sequence[int]]) -> Tensor:
+        if codec.generation.num_beams == 1:  # there is just one, whose logits are known
+            logits = whole[len(begun[0])].unsqueeze(0)
+        else:  # the last token, whatever it is, is what they are asked to predict
+            batch = [replace(row, target=[*ids, codec.end_id]) for ids in begun]
+            logits = torch.stack([one[-1] for one in target_logits(evidence.trainer, batch, next(iter(encoded), None))])
+        return _allowed_scores(codec, row, logits, begun)
+
+    return shortfall(text, scores, codec.generation, codec.end_id) / float(whole.abs().max())
+
+
+def _allowed_scores(codec: GenerateCodec, row: Feature, logits: Tensor, begun: Sequence[Sequence[int]]) -> Tensor:
+    """Log-probabilities (N, V) of the next token behind N begun texts; minus infinity for what the recipe's search forbids.
+
+    Those are tokens that repeat an n-gram, and the end before its least length.
+    """
+    scores, search = logits.log_softmax(-1), codec.generation
+    begin = row.input_ids if codec.start_id is None else [codec.start_id]
+    for one, ids in zip(scores, begun, strict=True):
+        counted = len(ids) + (codec.start_id is not None)  # transformers counts an encoder-decoder's start token
+        forbidden = repeating([*begin, *ids], search.no_repeat_ngram_size)
+        one[[*forbidden, *([codec.end_id] if counted < search.min_length else [])]] = -torch.inf
+    return scores
+
+
+def _allowed(evidence: Evidence) -> float:
+    """How far rounding may take scores apart: a base in 4 bits or 16 is coarse, and so is evaluation in bf16."""
+    plain = evidence.cell.quantization is None and base_type(evidence.cell) is torch.float32
+    return FINE if plain and (evidence.evaluation is None or evidence.evaluation.part.precision == "fp32") else COARSE
+
+
+# The search as it is defined, with none of a library's code: transformers' with `early_stopping=False`
+
+
+@dataclass(frozen=True)
+class Beam:
+    """A text, perhaps not at its end yet, and the sum of its tokens' scores."""
+
+    score: float
+    ids: tuple[int, ...]
+
+    def normalized(self, penalty: float) -> float:
+        """What finished texts are compared by."""
+        return self.score / math.pow(len(self.ids), penalty)
+
+
+def shortfall(text: Sequence[int], scores: Scores, search: Generation, end: int) -> float:
+    """How many nats a search would have to be off, at most in one of its decisions, to find this text; 0 where it does find it.
+
+    The text has the token `end`, or is as long as the search lets one be. A search without beams knows no penalty.
+    """
+
+    def is_over(beam: Beam) -> bool:
+        return beam.ids[-1] == end or len(beam.ids) == search.max_new_tokens
+
+    penalty, most = search.length_penalty if search.num_beams > 1 else 0.0, search.num_beams
+    running, finished, gaps, found = [Beam(0.0, ())], list[Beam](), [0.0], None
+    for length in range(1, search.max_new_tokens + 1):
+        own = tuple(text[:length]) if found is None else ()
+        candidates, follow = _continued(running, scores([beam.ids for beam in running]), 2 * most, own)
+        over = [beam for beam in candidates[:most] if is_over(beam)]
+        running = [beam for beam in candidates if not is_over(beam)][:most]
+        if follow and is_over(follow):
+            found = follow
+            gaps += _let_in(follow, over, candidates[most - 1], most)
+        elif follow:
+            gaps += _let_in(follow, running, running[-1], most)
+        finished = sorted([*finished, *over], key=lambda beam: -beam.normalized(penalty))[:most]
+        best, worst = running[0].normalized(penalty) if running else -math.inf, finished[-1] if len(finished) == most else None
+        if worst is None or (most > 1 and best > worst.normalized(penalty)):  # as transformers guesses it: by the length so far
+            continue
+        if found:
+            break
+        gaps.append((worst.normalized(penalty) - best) * math.pow(length, penalty))  # the search ends, and the text has not
+    if found is None:
+        return math.inf
+    if most == 1:
+        return max(gaps)
+    return max(*gaps, (finished[0].normalized(penalty) - found.normalized(penalty)) * math.pow(len(text), penalty))
+
+
+def _let_in(beam: Beam, beams: list[Beam], weakest: Beam, most: int) -> list[float]:
+    """By how much a beam misses its place among those that the search keeps; it takes that of the last one then."""
+    if beam in beams:
+        return []
+    beams[:] = [*beams[: most - 1], beam]
+    return [weakest.score - beam.score]
+
+
+def _continued(running: Sequence[Beam], scores: Tensor, count: int, own: tuple[int, ...]) -> tuple[list[Beam], Beam | None]:
+    """So many continuations of the running texts, best first, and the one that is `own`, however good it is."""
+    totals = scores + torch.tensor([beam.score for beam in running], device=scores.device).unsqueeze(1)
+    best, indices = totals.flatten().topk(min(count, totals.numel()))
+    pairs = [(score, *divmod(index, totals.shape[1])) for score, index in zip(best.tolist(), indices.tolist(), strict=True)]
+    candidates = [Beam(score, (*running[beam].ids, token)) for score, beam, token in pairs]
+    parent = next((i for i, beam in enumerate(running) if own and beam.ids == own[:-1]), None)
+    return candidates, None if parent is None else Beam(float(totals[parent, own[-1]]), own)
+
+
+def repeating(tokens: Sequence[int], size: int) -> set[int]:
+    """The tokens that would make an n-gram of this size stand twice; none for size 0."""
+    if not size or len(tokens) < size:
+        return set()
+    tail = tuple(tokens[len(tokens) - size + 1 :])
+    starts = range(len(tokens) - size + 1)
+    return {tokens[i + size - 1] for i in starts if tuple(tokens[i : i + size - 1]) == tail}

@@ -1,0 +1,260 @@
+"""Audits of what training did: to which weights, by which method, at which rate, with which loss.
+
+Those of ranks are asked by all ranks together.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tunegrid.audits.evidence import Evidence, none_of
+from tunegrid.codecs.base import Feature, on
+from tunegrid.grid.backbones import within
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.methods import Answer
+from tunegrid.run.first_updates import MOVED, PACKED_TOLERANCE, STEP_TOLERANCE
+from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
+from tunegrid.run.train import Trainer, make_schedule
+
+# Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
+# bf16 logits are right to 4e-3, and so is the little that they leave of the gradient where a model is sure.
+TOLERANCE, COARSE_TOLERANCE = 0.02, 0.2
+LEAST = 1e-5  # nats; a model so sure leaves a gradient of which fp32 rounds off a percent
+CLIPPED = 1e-3  # torch divides by the norm plus 1e-6; bf16 gradients are summed in their own type
+# Between ranks and one process, measured on quick cells: fp32 4e-7 nats and 3e-7 of the gradients' norm, bf16 1e-4 and 2e-3. A
+# mean on each rank: 2e-2 to 3e-1 nats where rows have targets of different lengths.
+LOSS, COARSE_LOSS = 1e-4, 3e-3  # nats
+GRADIENT, COARSE_GRADIENT = 1e-3, 3e-2  # of their norm
+
+
+def base_frozen(evidence: Evidence) -> Answer:
+    """Frozen weights are bit-identical, and nothing but adapters and new parts trains."""
+    if not evidence.cell.method.adapts:
+        return None
+    new = evidence.cell.head.new_modules
+    strays = [name for name in evidence.trained if name not in evidence.own and not within(name, new)]
+    frozen = evidence.trainer.parameters.keys() - evidence.trained.keys()
+    changed = sorted(frozen & evidence.moved)
+    return none_of(strays + changed, f"{len(frozen)} frozen tensors", "of the base train or changed")
+
+
+def weights_moved(evidence: Evidence) -> Answer:
+    """Every group of weights that trains has changed: each of the method's own, each new part, each layer of a full model."""
+    head, reached = evidence.cell.head, evidence.trainer.log.reached
+    groups: dict[str, list[bool]] = {}
+    for name in reached:
+        new = next((module for module in head.new_modules if within(name, [module])), None)
+        layer = re.match(r"[^\d]*\d*", name).group()  # type: ignore[union-attr] # it matches any text
+        group = evidence.cell.method.group_of(name) if name in evidence.own else new or layer
+        groups.setdefault(group, []).append(name in evidence.moved)
+    own = [name for name in evidence.trained if name in evidence.own or within(name, head.new_modules)]
+    # BERT2BERT's loss does not use its pooler.
+    dead = [name for name in own if name not in reached and not within(name, head.optional_modules)]
+    still = sorted(group for group, moved in groups.items() if not any(moved))
+    if still or dead or not groups:
+        return False, f"unchanged: {', '.join(still) or 'none'}; no gradient: {', '.join(dead[:3]) or 'none'}"
+    return True, f"{len(groups)} groups changed"
+
+
+def trains_in_fp32(evidence: Evidence) -> Answer:
+    """Weights that train are fp32, and so are their moments, but for an optimizer that packs them by design.
+
+    Bitsandbytes' leaves moments of small tensors in fp32: those of norms, biases and small adapters are few and matter most.
+    Packed second moments are never negative: a map with negative levels leaves them half of its levels.
+    """
+    optimizer = evidence.trainer.optimizer
+    trained = {name: p for name, p in evidence.trainer.stepped.items() if p.requires_grad}
+    moments = {(name, key): moment for name, p in trained.items() for key, moment in _moments(optimizer, p).items()}
+    least: int = getattr(getattr(getattr(optimizer, "optimizer", optimizer), "args", None), "min_8bit_size", 0)
+    if small := [name for (name, _), m in moments.items() if m.dtype is torch.uint8 and trained[name].numel() < least]:
+        return none_of(small, "the optimizer leaves small moments in fp32", "are packed, of")
+    maps = {name: optimizer.state.get(p, {}).get("qmap2") for name, p in trained.items()}  # bitsandbytes' of second moments
+    if signed := [name for name, levels in maps.items() if levels is not None and bool((levels < 0).any())]:
+        return none_of(signed, "second moments are positive", "are packed with negative levels, of")
+    other = {f"{key} of {name}": m.dtype for (name, key), m in moments.items() if m.dtype is not torch.float32}
+    other = {} if not other or {*other.values()} <= moment_types(evidence) else other
+    low = {name: p.dtype for name, p in trained.items() if p.dtype is not torch.float32} | other
+    odd = [f"{name} is {str(dtype).removeprefix('torch.')}" for name, dtype in low.items()]
+    return none_of(odd, f"{len(trained)} tensors and their moments", "have other types")
+
+
+def _moments(optimizer: Any, parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What an optimizer keeps for each value of a parameter."""
+    state = optimizer.state.get(parameter, {})
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor) and value.shape == parameter.shape}
+
+
+def moment_types(evidence: Evidence) -> set[torch.dtype]:
+    """The types of moments that the same optimizer keeps for a large fp32 weight alone; none where the method made its own."""
+    weight = torch.zeros(64, 128, device=evidence.device, requires_grad=True)  # large enough to be packed
+    weight.grad = torch.ones_like(weight)
+    optimizer, rate = evidence.trainer.optimizer, evidence.cell.recipe.learning_rate
+    lone = evidence.cell.optimizer([{"params": [weight]}], rate)
+    if type(lone) is not type(optimizer.optimizer):
+        return {m.dtype for p in evidence.trainer.trained for m in _moments(optimizer, p).values()}
+    lone.step()
+    return {torch.float32, *(moment.dtype for moment in _moments(lone, weight).values())}
+
+
+def variant_applied(evidence: Evidence) -> Answer:
+    """The trained model shows that its method trained it, and no other.
+
+    What the method says must move has moved, what must stay has stayed, weights that it rewrites are not the checkpoint's any
+    more, its rates are the optimizer's, and its own look at the model finds nothing. None where it says nothing of all this.
+    """
+    method, cell, before = evidence.cell.method, evidence.cell, evidence.trainer.before
+    moving, staying = ({n for n in evidence.own if any(p in n for p in some)} for some in (method.must_move, method.must_stay))
+    still = moving - evidence.moved - (evidence.trained.keys() - evidence.trainer.log.reached)  # the loss may not use a module
+    ends = tuple(f".{target}.base_layer.weight" for target in method.rewritten(cell))
+    rewritten = {name for name in before if name.endswith(ends)}
+    named = {id(p): name for name, p in evidence.trainer.stepped.items()}
+    groups = evidence.trainer.optimizer.param_groups
+    peaks = [(named.get(id(p), ""), group.get("initial_lr")) for group in groups for p in group["params"]]
+    rates = {part: cell.recipe.learning_rate * factor for part, factor in method.rate_factors().items()}
+    faults = [f"{name} did not move" for name in sorted(still)]
+    faults += [f"{name} moved" for name in sorted(staying & evidence.moved)]
+    faults += [f"{name} is still the checkpoint's" for name in sorted(rewritten - evidence.not_from_checkpoint)]
+    for part, rate in rates.items():
+        faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in peaks if part in name and peak != rate]
+    alone = all(within(name, cell.head.new_modules) for name in moving)  # the head, which trains by any method
+    faults += ["nothing of its own is there"] if (method.must_move and alone) or (ends and not rewritten) else []
+    answer = method.holds_after(evidence.model, cell)
+    if not (moving or staying or ends or rates or faults):
+        return answer
+    passed, detail = answer or (True, f"{len(moving)} tensors moved, {len(staying)} stayed, {len(rewritten)} were rewritten")
+    return passed and not faults, "; ".join([detail, *faults[:3]])
+
+
+def gradients_clipped(evidence: Evidence) -> Answer:
+    """The first update's gradients have, after clipping, the smaller one of their own norm and the recipe's bound."""
+    bound, log = evidence.cell.recipe.max_grad_norm, evidence.trainer.log
+    if bound is None or not log.updates:
+        return None
+    before = log.gradient_norms[0] if log.gradient_norms else None
+    if before is None or log.clipped_norm is None:
+        return False, f"nothing was clipped, where the bound is {bound:g}"
+    if not math.isfinite(before):  # fp16 lost the update to an overflow
+        return None
+    right = math.isclose(log.clipped_norm, min(before, bound), rel_tol=CLIPPED)
+    return right, f"{before:.3g} before, {log.clipped_norm:.3g} after, bound {bound:g}"
+
+
+def optimizer_steps_as_defined(evidence: Evidence) -> Answer:
+    """The first steps of an AdamW moved the weights as its definition says, computed here from the same gradients and rates."""
+    adamw = evidence.trainer.adamw
+    if adamw.gap is None:
+        return None
+    allowed = PACKED_TOLERANCE if adamw.packed else STEP_TOLERANCE
+    return adamw.gap <= allowed, f"{MOVED} updates differ from AdamW's definition by {adamw.gap:.1e} of the movement"
+
+
+def schedule_counts_updates(evidence: Evidence) -> Answer:
+    """As many updates as the recipe plans, each with its schedule's rate for that update; all groups' rates in proportion.
+
+    Of first updates, those that were made have the rates of the whole schedule.
+    """
+    log, recipe = evidence.trainer.log, evidence.cell.recipe
+    total = recipe.planned_updates(len(evidence.trainer.features))  # whatever the trainer says
+    due = min(log.updates, total) if evidence.trainer.paused else total
+    if log.stopped:
+        return None
+    rates = log.learning_rates
+    if not log.updates == len(rates) == due:
+        return False, f"{log.updates} updates with {len(rates)} rates, where the recipe plans {due}"
+    planned = planned_rates(evidence.cell, total)
+    wanted = [planned[i - sum(skipped < i for skipped in log.skipped)] for i in range(due)]  # one that fp16 lost does not count
+    odd = [i for i in range(due) if not _same_rate(rates[i], wanted[i])]
+    if odd:
+        return False, f"update {odd[0] + 1} of {total} had {rates[odd[0]]:.3g}, not {wanted[odd[0]]:.3g}"
+    groups = evidence.trainer.optimizer.param_groups
+    if (own := recipe.head_learning_rate) is not None:
+        peaks = {id(p): group.get("initial_lr", own) for group in groups for p in group["params"]}
+        named = evidence.trainer.stepped.items()
+        head = [p for name, p in named if p.requires_grad and within(name, evidence.cell.head.new_modules)]
+        if strange := [peak for p in head if not _same_rate(peak := float(peaks.get(id(p), 0.0)), own)]:
+            return False, f"the head trains at a peak rate of {strange[0]:.3g}, not {own:.3g}"
+    starts = [group.get("initial_lr") for group in groups]
+    factors = [start / starts[0] for start in starts] if starts and starts[0] else []  # none of reduce_lr_on_plateau
+    for i, factor in enumerate(factors):
+        if not all(_same_rate(row[i], rate * factor) for row, rate in zip(log.group_rates, rates, strict=True)):
+            return False, f"parameter group {i + 1} does not follow the schedule"
+    return True, f"{due} updates, the last at {rates[-1]:.3g}"
+
+
+def _same_rate(one: float, other: float) -> bool:
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
+
+
+def planned_rates(cell: Cell, total: int) -> list[float]:
+    """The recipe's rate at each of `total` updates: by its schedule's formula, which nobody steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cell.recipe.learning_rate)
+    factor = make_schedule(optimizer, cell, total).lr_lambdas[0]
+    return [cell.recipe.learning_rate * factor(update) for update in range(total)]
+
+
+def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
+    """Gradients accumulated over two micro-batches of an update are those of the mean loss of their rows in one batch."""
+    trainer, group = evidence.trainer, evidence.trainer.last_group
+    if len(group) < 2 and evidence.cell.recipe.gradient_accumulation_steps > 1:
+        group = next(iter(trainer.updates(0)))  # an epoch may end with a part of an update
+    if len(group) < 2:
+        return None
+    # Few rows show it, and fit where training fitted; of unequal number, so that a mean of means is another mean.
+    few, names = [group[0][:3], group[1][:1]], smallest(evidence.trained)
+    with torch.enable_grad(), undisturbed(trainer):
+        _, apart = trainer.accumulated(few, names)
+        loss, together = in_one_batch(trainer, [*few[0], *few[1]], names)
+    if loss < LEAST:
+        return None
+    gap = relative_gap(apart, together)
+    same = gap <= (TOLERANCE if is_plain(trainer) else COARSE_TOLERANCE)
+    return same, f"2 micro-batches: gradients differ by {gap:.1e} of those in one batch, where the loss is {loss:.6f}"
+
+
+def in_one_batch(trainer: Trainer, features: Sequence[Feature], names: Sequence[str]) -> tuple[float, list[torch.Tensor]]:
+    """The mean loss of some rows, and its gradients; in several batches only where training never held so many rows."""
+    size, parameters = trainer.log.micro_batch, [trainer.parameters[name] for name in names]
+    gradients = [torch.zeros_like(parameter) for parameter in parameters]
+
+    def add(term: torch.Tensor) -> None:
+        for i, gradient in enumerate(torch.autograd.grad(term, parameters, allow_unused=True)):
+            gradients[i] = gradients[i] if gradient is None else gradients[i] + gradient
+
+    batches = [trainer.codec.collate(features[start : start + size]) for start in range(0, len(features), size)]
+    count, total = sum(map(trainer.codec.targets, batches)), 0.0
+    for batch in batches:
+        with trainer.accelerator.autocast():
+            loss = trainer.codec.loss(trainer.model, on(trainer.meter.device, batch)) / count
+        add(loss)
+        total += float(loss.detach())
+    if (penalty := trainer.cell.method.penalty(trainer.model)) is not None:
+        add(penalty)
+    return total, gradients
+
+
+def ranks_train_as_one(evidence: Evidence) -> Answer:
+    """Without dropout, the first update's loss and gradients are those of one process that has all its rows."""
+    trainer = evidence.trainer
+    if trainer.ranks.count == 1:
+        return None
+    group, names = next(iter(trainer.updates(0))), smallest(evidence.trained)
+    rows = [feature for features in group for feature in features]
+    with torch.enable_grad(), undisturbed(trainer):
+        loss, ours = trainer.accumulated(group, names)
+        alone, theirs = in_one_batch(trainer, rows, names)
+    apart, gap = abs(float(loss) - alone), relative_gap(ours, theirs)
+    most = (LOSS, GRADIENT) if is_plain(trainer) else (COARSE_LOSS, COARSE_GRADIENT)
+    detail = f"{trainer.ranks.count} ranks, {len(rows)} rows"
+    return apart <= most[0] and gap <= most[1], f"{detail}: loss off by {apart:.1e} nats, gradients by {gap:.1e} of their norm"
+
+
+def ranks_end_alike(evidence: Evidence) -> Answer:
+    """All ranks end with the same weights, bit for bit."""
+    if evidence.trainer.ranks.count == 1:
+        return None
+    first, *others = evidence.trainer.ranks.gathered({name: evidence.after[name] for name in evidence.trained})
+    strays = [rank for rank, other in enumerate(others, 1) if other != first]
+    return none_of(strays, f"{len(first)} tensors", "ranks have others than the first")

@@ -1,0 +1,221 @@
+"""Starts pytest in another process or environment, waits for it, and lets it end with this process. Imports no pytest.
+
+Cells in processes of their own, cells on a Ray cluster, `upgrade`, `bisect`, `calibrate` and the lab start their sessions here.
+
+The process that waits holds a lock, which the system releases however that process ends. A session that was started so waits
+for the lock in a thread (`end_with_launcher`), and ends when it gets it; so do ranks, whose parent is torchrun.
+"""
+
+import fcntl
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from pydantic import TypeAdapter
+
+from tunegrid.machine import shared_out
+
+LOCK = "TUNEGRID_LAUNCHER_LOCK"  # names the file that a session's launcher has locked
+END_SECONDS = 5.0  # for a process that is asked to end
+OVERDUE = 124  # exit code of a process that was ended for its time, as GNU timeout has it
+MARGIN_SECONDS = 600.0  # that a process may take beside its test's limit: to start, to hear that it is over, and to end
+TORCHRUN = ("-m", "torch.distributed.run", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0")  # 0: any free port
+FAILURE = re.compile(r"rank +: (\d+) .*\n.*exitcode +: (-?\d+) ")  # in what torchrun says at its end
+FRAME = re.compile(r'File "(.+)", line (\d+) in (.+)')  # as faulthandler writes one
+ROW = "tunegrid_row"  # the attribute that carries a row on a report; xdist sends attributes of plain values along
+Reports = Sequence[Mapping[str, Any]]  # of a test, as pytest serializes them
+
+
+def run(
+    command: Sequence[str],
+    *,
+    cwd: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    output: IO[str] | None = None,
+    limit_seconds: float | None = None,
+) -> int:
+    """Run a command that starts pytest; return its exit code. If this process is interrupted, the command ends first.
+
+    `output` takes all that it says, in place of this process's streams. After `limit_seconds` it is ended, with OVERDUE.
+    """
+    with tempfile.NamedTemporaryFile(prefix="tunegrid-lock-") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = subprocess.Popen(
+            command,
+            cwd=cwd,
+            env={**(os.environ if environment is None else environment), LOCK: lock.name},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output and subprocess.STDOUT,
+        )
+        try:
+            return process.wait(limit_seconds)
+        except subprocess.TimeoutExpired:
+            return OVERDUE
+        finally:
+            process.terminate()  # if it still runs; torchrun ends its ranks then
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(END_SECONDS)
+            process.kill()  # ranks end with the lock
+            process.wait()
+
+
+def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
+    """Wait until the process that holds the lock has ended, then end this one: nobody takes its rows any more.
+
+    `torchrun` is the process that started this one as a rank: it has nothing to wait for either, and takes its time.
+    """
+    with suppress(FileNotFoundError), Path(lock).open(encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    if torchrun is not None and os.getppid() == torchrun:
+        os.kill(torchrun, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGTERM)  # a session that gathers rows saves them
+    time.sleep(END_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+# One test, for another session
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """`--child FILE`: what a session is told that runs a test for another one; by default nothing, as a user starts it.
+
+    Attributes:
+        test: the id of the one test that this process is for.
+        ranks: how many processes share the test.
+        reports_to: the file for the test's reports; its folder takes stacks of tests that hang.
+        progress_to: the folder where it tells how far it is.
+    """
+
+    test: str | None = None
+    ranks: int = 1
+    reports_to: Path | None = None
+    progress_to: Path | None = None
+
+    def option(self, path: Path) -> str:
+        """Write this to a file, and return the option that names it. Of several such options the last one counts."""
+        path.write_bytes(TypeAdapter(Child).dump_json(self))
+        return f"--child={path}"
+
+    @classmethod
+    def read(cls, path: str) -> "Child":
+        """The child that a file describes."""
+        return TypeAdapter(cls).validate_json(Path(path).read_bytes())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessResult:
+    """What a test's process left.
+
+    Attributes:
+        returncode: below 0 if a signal ended it.
+        output: what it said.
+        reports: of its test; none if the test did not come to its end.
+        hung_in: where it stood when `--cell-timeout` ended its process; else empty.
+    """
+
+    returncode: int
+    output: str = ""
+    reports: Reports = ()
+    hung_in: str = ""
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """What the reports' rows say of the cell."""
+        return [json.loads(report[ROW])[1]["extra_info"] for report in self.reports if ROW in report]
+
+    @property
+    def killed_by(self) -> str:
+        """The process that a signal ended, and the signal, as a sentence; empty if none did."""
+        if self.reports or self.hung_in:
+            return ""
+        if rank := killed_rank(self.output):
+            who, name = f"rank {rank[0]} of the cell", rank[1]
+        elif self.returncode < 0:
+            who, name = "the cell's process", signal.Signals(-self.returncode).name
+        else:
+            return ""
+        return f"{who} was ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
+
+    @property
+    def reason(self) -> str:
+        """Why it left no reports, in a sentence."""
+        if self.hung_in:
+            return f"ended with its process, as --cell-timeout has it; it stood in {self.hung_in}"
+        last = next((line.strip() for line in reversed(self.output.splitlines()) if line.strip()), "it said nothing")
+        return self.killed_by or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
+
+
+def run_test(
+    arguments: Sequence[str],
+    child: Child,
+    *,
+    cwd: Path,
+    environment: Mapping[str, str] | None = None,
+    limit_seconds: float | None = None,
+) -> ProcessResult:
+    """Run a session that has just this test, and wait for it; torchrun starts it if several ranks share the test.
+
+    `arguments` are those of the session that wants the test, as they hold in `cwd`. The child itself sees to `limit_seconds`.
+    """
+    torchrun = (*TORCHRUN, f"--nproc-per-node={child.ranks}") if child.ranks > 1 else ()
+    with tempfile.TemporaryDirectory(prefix="tunegrid-test-") as name:
+        reports, output = Path(name, "reports.json"), Path(name, "output.txt")
+        option = replace(child, reports_to=reports).option(Path(name, "child.json"))
+        with output.open("w", encoding="utf-8") as file:
+            returncode = run(
+                [sys.executable, *torchrun, "-m", "pytest", *arguments, option],
+                cwd=cwd,
+                environment=shared_out(environment or os.environ) if torchrun else environment,  # it gives each rank one thread
+                output=file,
+                limit_seconds=limit_seconds and limit_seconds + MARGIN_SECONDS,
+            )
+        said = output.read_text(errors="replace", encoding="utf-8")
+        by_rank = [rank_file(reports, rank) for rank in range(child.ranks)]
+        return ProcessResult(
+            returncode=returncode,
+            output=said,
+            reports=decisive_reports([json.loads(path.read_bytes()) if path.exists() else () for path in by_rank], said),
+            hung_in="an unknown place" if returncode == OVERDUE else main_stack(Path(name)),
+        )
+
+
+def rank_file(path: Path, rank: int) -> Path:
+    """Where a rank's reports go."""
+    return path.with_suffix(f".{rank}{path.suffix}") if rank else path
+
+
+def decisive_reports(by_rank: Sequence[Reports], output: str) -> Reports:
+    """Whose reports are the test's: the first rank's, or if it did not pass, those of the rank that failed first.
+
+    None if no rank came to its end, or one was killed: what the others say then is that they wait for it.
+    """
+    failed_at = [min((one["stop"] for one in own if one["outcome"] == "failed"), default=math.inf) for own in by_rank]
+    if by_rank[0] and math.isinf(failed_at[0]):
+        return by_rank[0]
+    return () if killed_rank(output) else by_rank[failed_at.index(min(failed_at))]
+
+
+def killed_rank(output: str) -> tuple[int, str] | None:
+    """The rank that a signal ended, and the signal's name, by what torchrun says; it ends the others itself, by SIGTERM."""
+    names = {int(rank): signal.Signals(-int(code)).name for rank, code in FAILURE.findall(output) if int(code) < 0}
+    return next(((rank, name) for rank, name in names.items() if name != "SIGTERM"), None)
+
+
+def main_stack(folder: Path, names: str = "*") -> str:
+    """Where a main thread stood, which is last in what faulthandler wrote: `update (stepper.py:88) < run (training.py:120)`."""
+    dumps = "\n".join(path.read_text(errors="replace", encoding="utf-8") for path in folder.glob(f"{names}.stack"))
+    frames = FRAME.findall(dumps.rpartition("most recent call first")[2])[:8]
+    return " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in frames)
