@@ -9,11 +9,13 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import bitsandbytes as bnb
 import pytest
 import torch
+import transformers as hf
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from tunegrid.run.build import build
 from tunegrid.run.checkpoint import Checkpoints
 from tunegrid.run.ranks import ALONE, Ranks, fsdp_refusal
 from tunegrid.run.serving import Serving
+from tunegrid.run.train import make_schedule
 from tunegrid.tests.small import silent, still, trainer_for
 
 FIRST, SECOND = "default", "second"  # adapters: PEFT's name for one without a name, and another
@@ -147,6 +150,77 @@ def trained(bench, *, resumed=0, together="", **changes):
         "order": trainer.log.order,
         "moves": {name: p - start[name] for name, p in trainer.model.named_parameters() if name in start},
     }
+
+
+class TheirTrainer(hf.Trainer):
+    """`transformers.Trainer`, given our micro-batches in our order, our loss and the mean over all targets of an update."""
+
+    loss_is_scaled_for_ga = True
+
+    def get_train_dataloader(self):
+        """One epoch; `max_steps` says how many."""
+        return MicroBatches(self.ours)
+
+    def get_batch_samples(self, batches, count, device):
+        """The next batches, and all their targets."""
+        batches = list(islice(batches, count))
+        return batches, sum(map(self.ours.codec.targets, batches))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Our sum over their count."""
+        return self.ours.codec.loss(model, self.ours.codec.placed(inputs, self.args.device)) / num_items_in_batch
+
+
+class MicroBatches:
+    """A data loader for Trainer, no `DataLoader`, which would draw random numbers."""
+
+    def __init__(self, trainer):
+        """Batches of a trainer of ours."""
+        self.trainer, self.dataset, self.epoch = trainer, trainer.features, 0
+
+    def set_epoch(self, epoch):
+        """Trainer calls it before each epoch."""
+        self.epoch = epoch
+
+    def __len__(self):
+        """Micro-batches of an epoch."""
+        return sum(map(len, self.trainer.updates(self.epoch)))
+
+    def __iter__(self):
+        """In our order."""
+        return (self.trainer.codec.collate(rows) for group in self.trainer.updates(self.epoch) for rows in group)
+
+
+@setting
+def looped(bench, *, by_trainer=False, **recipe):
+    """Twelve updates by our loop, or by transformers' `Trainer` with its own accumulation and clipping."""
+    cell = replace(bench.cell, recipe=replace(bench.cell.recipe, max_steps=12, **recipe))
+    trainer = trainer_for(cell, bench.splits.train[:200])
+    model = trainer.model
+    if by_trainer:
+        arguments = hf.TrainingArguments(
+            output_dir=str(bench.folder / "trainer"),
+            max_steps=trainer.total,
+            per_device_train_batch_size=cell.recipe.per_device_train_batch_size,
+            gradient_accumulation_steps=cell.recipe.gradient_accumulation_steps,
+            max_grad_norm=cell.recipe.max_grad_norm or 0.0,
+            bf16=trainer.log.precision == "bf16",
+            **{"use_cpu": True, "logging_steps": 1, "save_strategy": "no", "report_to": [], "disable_tqdm": True},
+        )
+        optimizer = cell.method.make_optimizer(model, cell)
+        steps = optimizer, make_schedule(optimizer, cell, trainer.total)
+        theirs = TheirTrainer(model=model, args=arguments, train_dataset=trainer.features, optimizers=steps)
+        theirs.remove_callback(hf.PrinterCallback)
+        theirs.ours = trainer
+        theirs.add_callback(type("Seed", (hf.TrainerCallback,), {"on_train_begin": lambda *_, **__: hf.set_seed(0)})())
+        theirs.train()
+        logs = [entry for entry in theirs.state.log_history if "loss" in entry]
+        losses, norms = ([entry[name] for entry in logs] for name in ("loss", "grad_norm"))
+    else:
+        trainer.run(silent())
+        losses, norms = trainer.log.losses, trainer.log.gradient_norms
+    moved = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {"losses": doubles(losses), "norms": doubles(norms), "weights": moved}
 
 
 @setting
@@ -356,6 +430,7 @@ SAVED, MERGED = (served(saved=False), served(saved=True)), (adapted(), adapted(a
 PACKED = quantized(by_definition=True), quantized(by_definition=False)
 NAMED = both(), both(act=in_turn(("set_adapter", SECOND)), adapter_names=[FIRST, SECOND, FIRST, "__base__"])
 RECOMPUTED = trained(gradient_checkpointing=False), trained(gradient_checkpointing=True)
+SIXES = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 5, "max_grad_norm": 1.0}
 COMBINED = {  # of the first adapter whole, and of the second nothing
     kind: in_turn(("add_weighted_adapter", [FIRST, SECOND], [1.0, 0.0], "both", kind, 64), ("set_adapter", "both"))
     for kind in ("cat", "svd", "linear")
@@ -404,6 +479,11 @@ ROWS = (
     Row("resumed-dropout", ("gpt2_sum_lora", *ADAPTERS, *OVER_NF4, "gpt2_sa_bitfit", "t5_sum_prompt"), trained(),
         trained(resumed=1), EXACTLY_TRAINED,
         "random numbers go on where they were, as does what a method keeps between updates: every one of the zoo"),
+    Row("trainer", ("bert_sa_sft", "gpt2_qa_lora", "t5_sum_sft", "gpt2_sum_qlora"), looped(), looped(by_trainer=True),
+        dict.fromkeys(("losses", "norms", "weights"), SAME_BITS),
+        "our loop is Trainer's: the same operations in the same order, an epoch's short last batch and clipping included"),
+    Row("trainer-accumulates", ("bert_qa_lora",), looped(**SIXES), looped(by_trainer=True, **SIXES),
+        dict.fromkeys(("losses", "norms", "weights"), SAME_BITS), "an update divides by all its targets, as ours does"),
     Row("nf4", ("bert_sa_qlora",), *PACKED, {"codes": SAME_BITS, "scales": SAME_BITS, "sizes of scales": Tolerance(1e-6)},
         "packing rounds nothing but what its definition rounds"),
     Row("moments-of-8-bits", ("bert_qa_qlora",), *PACKED,

@@ -4,10 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.stock.known import KNOWN
 from fixtures.session import session_of
-from tunegrid.record import data_record, new_record
-from tunegrid.results.status import located
-from tunegrid.run.stock.known import KNOWN
 from tunegrid.terminal import visible
 
 pytestmark = [
@@ -16,61 +14,48 @@ pytestmark = [
 ]
 
 
-@pytest.mark.cells("stock")
-def test_the_libraries_path_is_ours(request, cell, splits, device, tmp_path, benchmark):
-    from tunegrid.run.device import device_record
-    from tunegrid.run.stock.both import Both
-    from tunegrid.run.stock.stages import compare
-    from tunegrid.run.stock.start import quiet, refused
-
-    if reason := refused(cell):
-        pytest.skip(f"no path of the libraries: {reason}")
-    quiet()
-    both = Both(cell, splits.train, splits.test, tmp_path, device)
-    part = benchmark.pedantic(compare, args=(both,), rounds=1)
-    fresh = new_record(cell)
-    missed = [located(fresh, part.differs)] if part.differs else []
-    session_of(request.config).run_of(request.node).record = replace(
-        fresh,
-        stock=part,
-        device=device_record(device),
-        data=data_record(cell, splits),
-        status="missed" if missed else "passed",
-        missed=missed,
-    )
-    assert not missed, visible(missed[0])
+def pytest_generate_tests(metafunc):
+    """One case for each cell of the grid and seed; no row of a record is left."""
+    session = session_of(metafunc.config)
+    if "seed" in metafunc.fixturenames:
+        cases = [(cell_id, seed) for seed in session.seeds for cell_id in session.ids("stock")]
+        metafunc.parametrize(("cell_id", "seed"), cases)
 
 
 @pytest.fixture
-def shown(request, entry, tmp_path):
-    """Both sides of the cell that shows a known difference, up to its stage; with or without reckoning with it."""
+def cell(request, cell_id, seed):
+    session = session_of(request.config)
+    return session.grid.cell(cell_id, session.profile("stock", seed))
+
+
+def test_the_libraries_path_is_ours(cell, splits, device, tmp_path):
+    from benchmarks.stock import libraries, stages
+
+    if reason := libraries.refused(cell):
+        pytest.skip(f"no path of the libraries: {reason}")
+    sentence = stages.first_difference(stages.Pair(cell, splits.train, splits.test, tmp_path, device))
+    if sentence:
+        pytest.fail(visible(sentence), pytrace=False)
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=lambda one: one.id)
+def test_a_known_difference_is_still_one(request, known, tmp_path):
     import torch
 
+    from benchmarks.stock import stages
     from tunegrid.data.splits import load_splits
-    from tunegrid.run.stock.both import Both
-    from tunegrid.run.stock.stages import compare
-    from tunegrid.run.stock.start import quiet
 
     session = session_of(request.config)
     profile = session.profile("stock")
-    cell = session.grid.cell(entry.shown_by, profile)
-    cell = replace(cell, recipe=replace(cell.recipe, **entry.changes))
+    cell = session.grid.cell(known.shown_by, profile)
+    cell = replace(cell, recipe=replace(cell.recipe, **known.changes))
     splits = load_splits(cell.task, profile)
     torch.set_num_threads(profile.threads or torch.get_num_threads())
-    quiet()
 
-    def differs(without=""):
-        folder = tmp_path / (without or "known")
-        return compare(Both(cell, splits.train, splits.test, folder, torch.device("cpu"), without), entry.stage).differs
+    def difference(without):
+        pair = stages.Pair(cell, splits.train, splits.test, tmp_path / without, torch.device("cpu"), without)
+        return stages.first_difference(pair, known.stage)
 
-    return differs
-
-
-@pytest.mark.parametrize("entry", KNOWN, ids=lambda entry: entry.id)
-def test_a_known_difference_is_still_one(entry, shown):
-    assert shown(without=entry.id).startswith(f"{entry.stage}: "), f"{entry.id} is mended: take it out of the table"
-
-
-@pytest.mark.parametrize("entry", [entry for entry in KNOWN if entry.changes], ids=lambda entry: entry.id)
-def test_nothing_else_differs_where_it_shows(entry, shown):
-    assert not shown()
+    assert difference(known.id).startswith(f"{known.stage}: "), f"{known.id} is mended: take it out of the table"
+    if known.changes:
+        assert not difference("nothing")

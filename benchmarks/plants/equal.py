@@ -7,6 +7,7 @@ from functools import partial
 import accelerate
 import bitsandbytes as bnb
 import torch
+import transformers as hf
 from peft import PeftModel, peft_model
 from peft.tuners import tuners_utils
 from peft.tuners.lora import layer as lora
@@ -33,6 +34,29 @@ from tunegrid.run.train import Trainer
 
 def micro_batches_by_their_own_targets(plant):
     plant.setattr(Trainer, "divisors", lambda self, batches: [self.codec.targets(batch) * len(batches) for batch in batches])
+
+
+def gradients_are_off(plant):
+    step = hf.Trainer.training_step
+
+    def off(self, model, *args, **options):
+        loss = step(self, model, *args, **options)
+        for p in model.parameters():
+            if p.grad is not None:
+                p.grad.mul_(1.001)
+        return loss
+
+    plant.setattr(hf.Trainer, "training_step", off)
+
+
+def scaled_losses_are_averaged(plant):
+    step = hf.Trainer.training_step
+
+    def averaged(self, *args, **options):
+        self.loss_is_scaled_for_ga = False
+        return step(self, *args, **options)
+
+    plant.setattr(hf.Trainer, "training_step", averaged)
 
 
 def activations_drop_anew(plant):
@@ -370,5 +394,8 @@ EQUAL = (
           weights_are_lost, "weighted-cat"),
     Plant("E44", "the same, by SVD", "classic", "t5_sum_lora", weights_are_lost, "weighted-svd"),
     Plant("E45", "the same, of A and of B apart", "classic", "t5_sum_lora", weights_are_lost, "weighted-linear"),
+    Plant("E46", "Trainer's gradients are a thousandth too large", "classic", "bert_sa_sft", gradients_are_off, "trainer"),
+    Plant("E47", "Trainer averages losses that are divided by all targets already", "huggingface/transformers#34191",
+          "bert_qa_lora", scaled_losses_are_averaged, "trainer-accumulates"),
 )
 # fmt: on

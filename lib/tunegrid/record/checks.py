@@ -73,7 +73,6 @@ NEED_LENGTH = ("weights_moved", "generation_not_truncated", "learned_something")
 FINISHED, TRAINED = ("passed", "missed"), (*SCORED, "footprint")
 NEEDED = (  # which parts a record of these statuses and profiles has
     ((*FINISHED, "begun", "stopped"), TRAINED, ("device", "model", "parameters", "training", "memory", "throughput")),
-    (FINISHED, ("stock",), ("device", "data", "stock")),
     (FINISHED, SCORED, ("data", "evaluation")),
     (FINISHED, ("footprint",), ("flops",)),
     (("begun",), TRAINED, ("data",)),
@@ -106,8 +105,6 @@ def _of_status(record: Record) -> Iterator[str]:
         yield f"missed holds sentences, {but}"
     if record.evaluation and record.scores.get(record.main_score) is None:
         yield f"scores has no {record.main_score}, {but}"
-    if record.stock and record.stock.differs:
-        yield f"stock.differs says {record.stock.differs!r}, {but}"
     wrong = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
     yield from (f"the status is 'passed', but {sentence}" for sentence in wrong)
 
@@ -141,7 +138,7 @@ def _of_cell(record: Record) -> Iterator[str]:
 
 def _of_audits(record: Record) -> Iterator[str]:
     """A cell that finished was audited; only audits that failed are excused, and of those only some."""
-    if record.finished and not record.audits and record.stock is None:
+    if record.finished and not record.audits:
         yield f"audits is empty, but the status is {record.status!r}"
     failed = {finding.name for finding in record.audits if not finding.passed}
     for name in record.excused:

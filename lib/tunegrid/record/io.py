@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 # Of versions 0.16 and 0.17: what they said, this version does not do.
-FORMER_FIELDS = frozenset({"distilled", "replaced", "warnings", "merges", "calibration", "shifted", "forgetting"})
+FORMER_FIELDS = frozenset({"distilled", "replaced", "warnings", "merges", "calibration", "shifted", "forgetting", "stock"})
 
 
 @cache

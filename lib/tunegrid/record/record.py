@@ -17,7 +17,6 @@ from tunegrid.libraries import library_digests
 from tunegrid.machine import versions
 from tunegrid.record import parts
 from tunegrid.record.parts import Hash, Id, Percent, Points, about
-from tunegrid.record.stock import StockRecord
 
 SCHEMA_VERSION: Final = 4
 Status = Literal["unfinished", "passed", "missed", "begun", "stopped", "error", "killed", "not run", "reported"]
@@ -60,7 +59,6 @@ class Record(parts.Part):
     instruments: Annotated[dict[str, parts.InstrumentRecord], about("by id; empty: nothing was asked")] = field(
         default_factory=dict
     )
-    stock: Annotated[StockRecord | None, about("the libraries' own path; null: only -m stock runs it")] = None
     first_updates: Annotated[Positive | None, about("it made as many, as asked; null: it was to end")] = None
     crash: Annotated[parts.CrashRecord | None, about("how it broke off; null: it did not, or nothing was kept")] = None
 

@@ -29,7 +29,6 @@ from tunegrid.results.outcomes import (
     doubtful_beginnings,
     failing,
     figures_of,
-    only_stock,
     outcome,
     undecided,
 )
@@ -242,9 +241,6 @@ def _of_cells(question: Question, troubles: Sequence[str]) -> Statement:
     if all(record.status == "reported" for record in records):
         published = f"Reported: {count(len(cells_of(records)), 'result')} as published; nothing was run here."
         return Statement(state=State.REPORTED, sentence=published)
-    if all(record.stock for record in records):
-        own_path = f"The libraries' own path is ours in {total}, but for the differences that are known."
-        return Statement(state=State.PASSED, sentence=own_path)
     begun = [record for record in records if record.first_updates]
     if begun:
         return Statement(state=State.BEGUN, sentence=_of_begun(begun, [one for one in records if not one.first_updates]))
@@ -345,16 +341,9 @@ def _counted(judged: Sequence[Judgement], verdicts: Iterable[Verdict]) -> str:
 
 
 def _of_numerics(question: Question) -> Iterator[Statement]:
-    """Whether numerics changed, or the libraries' own path, in how many cells, and at which stage of the flow first."""
-    stock_alone = only_stock(question.judged)
-    for quantity in FLOWS:
-        own = [j for j in question.judged if j.quantity == quantity]
-        if own or (quantity == "numerics" and not stock_alone):
-            yield from _of_flow(own, quantity, question)
-
-
-def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Iterator[Statement]:
-    name, _ = FLOWS[quantity]
+    """Whether numerics changed, in how many cells, and at which stage of the flow first."""
+    own = [j for j in question.judged if j.quantity == "numerics"]
+    name, _ = FLOWS["numerics"]
     changed = [j for j in own if j.verdict is Verdict.CHANGED]
     counts = "numerics" in question.kinds
     if changed:
@@ -368,7 +357,7 @@ def _of_flow(own: Sequence[Judgement], quantity: str, question: Question) -> Ite
             why = "scores have not been judged" if doubtful_beginnings(changed) else "that does not count here"
             sentence = f"{name[0]}{head}, first at {_at(stage, where)}; {why}."
             yield Statement(state=State.PASSED, sentence=sentence, way_on=next_step)
-    elif counts or quantity == "stock":
+    elif counts:
         yield _of_unchanged(own, name, question)
 
 
@@ -406,7 +395,7 @@ def _of_figures(question: Question) -> Iterator[Statement]:
         cause, next_step = _why_worse(figures, question)
         sentence = f"Failed against {baseline}: {_groups(figures)}."
         yield Statement(state=State.FAILED, sentence=sentence, cause=cause, way_on=next_step)
-    elif only_stock(judged) or not any(j.quantity == j.main_score for j in judged):
+    elif not any(j.quantity == j.main_score for j in judged):
         return  # no score was taken
     elif (others or (CANNOT_TELL in kinds and undecided(judged))) and question.outcome is Outcome.CANNOT_TELL:
         untested = not undecided(judged)

@@ -61,8 +61,6 @@ def causes_of(record: Record) -> list[str]:
     audits = [
         f"{AUDIT}{name}" for name in objecting(record) if any(f"audit {name}: " in sentence for sentence in record.missed)
     ]
-    if record.status == "missed" and record.stock and record.stock.differs:
-        return [f"differed from ours at the stage {record.stock.differs.partition(': ')[0]}"]
     if record.status == "missed":
         others = [FIGURES] if sentences_of(record, FIGURES) else []
         return audits + ([BOUND] if below_bounds(record.scores, record.bounds) else others) or [FIGURES]

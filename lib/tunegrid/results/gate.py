@@ -36,7 +36,6 @@ from tunegrid.results.numerics import (
 )
 from tunegrid.results.quality import Judge, Rows
 from tunegrid.results.statistics import ALPHA, slower
-from tunegrid.results.stock_path import compared_paths
 from tunegrid.results.thresholds import THRESHOLDS, Evidence, load_evidence, load_margins
 
 SEED_DEVIATIONS = 3.0  # of the baseline's median steps, by which a run may be slower
@@ -109,10 +108,9 @@ def gate(
     cells = paired(old, new)
     margins, tolerances = margins or load_margins(), load_tolerances()
     judge = Judge(margins=margins["points"], noise=load_noise() if noise is None else noise, tolerances=tolerances)
-    stock, trained = _by_path(cells)
-    whole = {cell: both for cell, rows in trained.items() if (both := rows.finished)}
-    judged = [*judge.judged(list(whole.values())), *(_stock(rows.records, tolerances) for rows in stock.values())]
-    for cell, rows in trained.items():
+    whole = {cell: both for cell, rows in cells.items() if (both := rows.finished)}
+    judged = [*judge.judged(list(whole.values()))]
+    for cell, rows in cells.items():
         seen = whole.get(cell, rows)
         before, after = seen.records[0]
         judged.append(numerics(rows.records, tolerances, (old.path, new.path)))
@@ -150,20 +148,7 @@ def _one_sided(run: Run, other: Run, verdict: Verdict, detail: str) -> Iterator[
             yield judgement_of(next(iter(seeds.values())), "cell", verdict, detail=detail)
 
 
-def _by_path(cells: Mapping[str, Rows]) -> tuple[dict[str, Rows], dict[str, Rows]]:
-    """Cells whose records are of the libraries' own path, and all others, which trained by ours."""
-    stock = {cell: rows for cell, rows in cells.items() if any(new.stock for _, new in rows.records)}
-    return stock, {cell: rows for cell, rows in cells.items() if cell not in stock}
-
-
 # Numerics
-
-
-def _stock(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances) -> Judgement:
-    """The gravest verdict on the libraries' path of a cell's runs."""
-    answers = [compared_paths(before, after, tolerances) for before, after in pairs]
-    verdict, detail = min(answers, key=lambda answer: GRAVEST_FIRST.index(answer[0]))
-    return judgement_of(pairs[0][0], "stock", verdict, detail=detail)
 
 
 def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, runs: Runs) -> Judgement:

@@ -66,7 +66,7 @@ class Judgement:
 
     Attributes:
         main_score: the name of the cell's main score.
-        quantity: a score, a memory figure, step_seconds, numerics, stock (the libraries' own path), learning, or a figure of
+        quantity: a score, a memory figure, step_seconds, numerics, learning, or a figure of
             an instrument, as calibration/NLL; "cell" where the whole cell is missing or new.
         before, after: of a score, the means over the runs that were paired.
         effect: new minus old, in points, in the units of the instrument, or as a share; None where nothing was compared.
@@ -100,7 +100,7 @@ class Judgement:
     @property
     def kind(self) -> str:
         """One of `KINDS`; a cell that is missing, new or too good counts as quality."""
-        if self.quantity in ("numerics", "stock"):
+        if self.quantity == "numerics":
             return "numerics"
         if self.quantity == "step_seconds" or "/" in self.quantity:
             return "instruments" if "/" in self.quantity else "speed"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 
 from tunegrid.errors import InputError
-from tunegrid.record.stock import STOCK_STAGES
 from tunegrid.results.judgements import DOUBTFUL_NUMERICS, KINDS, Judgement, Outcome, Verdict
 from tunegrid.results.numerics import STAGES
 
@@ -17,7 +16,6 @@ NEVER_FAILING = ("rss_peak_gib",)
 # Quantities whose changes are named by the first stage: what a sentence calls them, and their stages.
 FLOWS: Mapping[str, tuple[str, Sequence[str]]] = {
     "numerics": ("Numerics", (*STAGES, "evaluation")),
-    "stock": ("The libraries' own path", STOCK_STAGES),
 }
 
 
@@ -76,15 +74,10 @@ def doubtful_beginnings(judged: Sequence[Judgement]) -> list[Judgement]:
 
 def _nothing_compared(judged: Sequence[Judgement], kinds: Sequence[str]) -> bool:
     counted = figures_of(kinds)
-    own = [j for j in judged if j.kind in counted or (j.quantity == "stock" and only_stock(judged))]
+    own = [j for j in judged if j.kind in counted]
     silent = [
         j
         for j in own
         if j.verdict in (Verdict.NOT_COMPARABLE, Verdict.NEW) or (j.verdict is Verdict.CANNOT_TELL and j.p is None)
     ]
     return bool(counted) and own == silent
-
-
-def only_stock(judged: Sequence[Judgement]) -> bool:
-    """Whether the libraries' own path is all that was judged: no cell was trained by ours."""
-    return bool(judged) and all(j.quantity in ("stock", "cell") for j in judged)

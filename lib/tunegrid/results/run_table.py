@@ -51,14 +51,6 @@ FOOTPRINT = (
     Column(title="MFU %", width=5, right=True),
     Column(title="status", gap=2),
 )
-# Where the libraries' own path was run.
-STOCK = (
-    Column(title="cell", width=15),
-    Column(title="stages", width=6, right=True),
-    Column(title="known", width=5, right=True),
-    Column(title="status", width=7, gap=2),
-    Column(title="first that differs", gap=2),
-)
 
 
 def summary(
@@ -80,14 +72,11 @@ def summary(
 
 def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:
     """A line and the status of every cell, in the order of the records; a footprint has columns and a line of its own."""
-    cells = by_cell(record for record in records if not record.flops and not record.stock)
-    paths = [record for record in records if record.stock]
-    compared = lines(STOCK, [_stock(record) for record in paths])[1:]
+    cells = by_cell(record for record in records if not record.flops)
     footprints = [record for record in records if record.flops]
     scored = zip(_score_lines(cells)[1:], map(status_of, cells), strict=True)
     measured = lines(FOOTPRINT, [_footprint(record) for record in footprints])[1:]
-    own = zip([*measured, *compared], (record.status for record in [*footprints, *paths]), strict=True)
-    return [*scored, *own]
+    return [*scored, *zip(measured, (record.status for record in footprints), strict=True)]
 
 
 def by_cell(records: Iterable[Record]) -> list[list[Record]]:
@@ -118,25 +107,10 @@ def joules_of(record: Record, figure: str) -> float | None:
 
 
 def header(records: Sequence[Record]) -> str:
-    """The columns' names: of scores, or of footprints or the libraries' own path where all records are of it."""
-    if all(record.stock for record in records):
-        return lines(STOCK, [_stock(record) for record in records])[0]
+    """The columns' names: of scores, or of footprints where all records are of it."""
     if all(record.profile == "footprint" for record in records):
         return lines(FOOTPRINT, [_footprint(record) for record in records if record.flops])[0]
     return _score_lines(by_cell(record for record in records if not record.flops))[0]
-
-
-def _stock(record: Record) -> tuple[str, ...]:
-    """How many stages were compared, and how many known differences reckoned with."""
-    path = record.stock
-    known = sum(len(stage.known) for stage in path.stages.values()) if path else 0
-    return (
-        record.cell,
-        f"{len(path.stages) if path else 0}",
-        f"{known}",
-        record.status,
-        (path.differs if path else None) or "-",
-    )
 
 
 def _footprint(record: Record) -> tuple[str, ...]:

@@ -2,79 +2,53 @@
 
 import re
 from dataclasses import replace
-from statistics import fmean
 
 import peft
 import pytest
 import torch
 import transformers as hf
 
+from benchmarks.stock import libraries, ours
+from benchmarks.stock.known import KNOWN, table
+from benchmarks.stock.stages import STAGES, Pair, first_difference, other_numbers
 from tunegrid import ROOT
 from tunegrid.errors import InputError
 from tunegrid.grid.methods import adamw_torch
-from tunegrid.record.stock import STOCK_STAGES
-from tunegrid.run.stock import both
-from tunegrid.run.stock.both import Both
-from tunegrid.run.stock.known import KNOWN, Tolerance, apart, table
-from tunegrid.run.stock.stages import STAGES, compare
-from tunegrid.run.stock.start import quiet, refused
 from tunegrid.tests.small import CPU, cell_of, train_rows
 
-# Numbers that differ
 
-
-def test_the_largest_difference_and_the_mean_are_of_theirs_less_ours():
-    gap = apart([1.0, 2.0, 2.5], [1.0, 2.25, 2.0])
-    assert (gap.largest, gap.at) == (0.5, 2)
-    assert gap.mean == pytest.approx(fmean([0, -0.25, 0.5]))
-
-
-def test_fifty_equal_differences_are_a_bug_and_fifty_of_random_sign_are_noise():
-    allowed = Tolerance(largest=1e-3, mean=1e-4, why="a test")
-    constant, noise = [3e-4] * 50, [3e-4 * (-1) ** update for update in range(50)]
-    assert apart(constant, [0.0] * 50).exceeds(allowed)
-    assert not apart(noise, [0.0] * 50).exceeds(allowed)
-
-
-def test_a_missing_update_and_no_number_are_never_rounding():
-    allowed = Tolerance(largest=1e9, mean=1e9, why="a test")
-    assert apart([1.0], [1.0, 1.0]).exceeds(allowed)
-    assert apart([float("nan")], [1.0]).exceeds(allowed)
-
-
-# The table
+def test_numbers_differ_by_more_than_a_tolerance_in_units_of_themselves():
+    assert other_numbers([1.0, 20.1], [1.0, 20.0], 0.01, "the loss of update {}") == ""
+    assert other_numbers([1.0, 0.2], [1.0, 0.1], 0.01, "the loss of update {}") == "the loss of update 2 is 0.2, ours is 0.1"
+    assert other_numbers([float("nan")], [1.0], 1e9, "eval_loss") == "eval_loss is nan, ours is 1"
+    assert other_numbers([1.0], [1.0, 1.0], 1e9, "eval_loss") == "1 updates, ours has 2"
 
 
 def test_the_guide_shows_the_table_whose_stages_are_those_of_the_flow():
     guide = (ROOT / "benchmarks" / "guides" / "stock-path.md").read_text()
     assert guide.endswith("\n".join(table()) + "\n")
-    assert tuple(STAGES) == STOCK_STAGES
-    assert {entry.stage for entry in KNOWN} <= set(STOCK_STAGES)
+    assert {entry.stage for entry in KNOWN} <= STAGES.keys()
     assert len({entry.id for entry in KNOWN}) == len(KNOWN)
     assert [entry.id for entry in KNOWN if entry.upstream and not (ROOT / entry.upstream).is_file()] == []
 
 
-# Cells without a path
-
-
 def test_a_cell_that_trainer_cannot_train_is_refused_with_the_reason(tmp_path):
     cell = cell_of("bert_sa_lora")
-    assert refused(cell) == ""
+    assert libraries.refused(cell) == ""
     mine = replace(cell, optimizers={"mine": adamw_torch}, recipe=replace(cell.recipe, optim="mine"))
-    assert refused(mine) == "TrainingArguments knows no optimizer 'mine'"
+    assert libraries.refused(mine) == "TrainingArguments knows no optimizer 'mine'"
     with pytest.raises(InputError, match="bert_sa_lora has no stock path: TrainingArguments knows no optimizer 'mine'"):
-        Both(mine, [], [], tmp_path, CPU)
+        Pair(mine, [], [], tmp_path, CPU)
 
 
 # Planted bugs
 
 
-def planted(cell_id, folder, last=STOCK_STAGES[-1]):
+def planted(cell_id, folder, last="pipeline"):
     """What differs in a cell, over the libraries as they are now."""
-    quiet()
     torch.set_num_threads(1)
     rows = train_rows(cell_id)
-    return compare(Both(cell_of(cell_id), rows[:100], rows[300:310], folder, CPU), last).differs
+    return first_difference(Pair(cell_of(cell_id), rows[:100], rows[300:310], folder, CPU), last)
 
 
 def around(owner, name, change, monkeypatch):
@@ -169,8 +143,7 @@ PLANTS = {
     "loss": ("bert_sa_lora", hf.Trainer, "compute_loss", lambda method, *args, **named: method(*args, **named) + 3e-4),
     "gradient": ("gpt2_sa_sft", hf.Trainer, "training_step", gradients_are_off),
     "rates": ("gpt2_sa_lora", hf.TrainingArguments, "get_warmup_steps", lambda method, *args: method(*args) - 1),
-    "losses": ("gpt2_sa_sft", hf.Trainer, "create_optimizer", second_moment_is_off),
-    "weights": ("gpt2_sa_sft", hf.Trainer, "get_decay_parameter_names", all_names),
+    "optimizer": ("gpt2_sa_sft", hf.Trainer, "create_optimizer", second_moment_is_off),
     "accumulation": ("gpt2_sa_sft", hf.Trainer, "training_step", batches_are_averaged_twice),
     "resume": ("gpt2_sa_lora", hf.Trainer, "_load_optimizer_and_scheduler", lambda method, *args: None),
     "scores": ("bert_sa_lora", hf.Trainer, "prediction_step", evaluation_drops_out),
@@ -180,7 +153,7 @@ PLANTS = {
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("stage", STOCK_STAGES)
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_planted_bug_is_named_with_its_stage(stage, tmp_path, monkeypatch):
     cell_id, owner, name, change = PLANTS[stage]
     around(owner, name, change, monkeypatch)
@@ -196,14 +169,13 @@ def test_what_pefts_helper_does_to_a_packed_base_is_seen(tmp_path, monkeypatch):
     assert sentence == "start: base_model.model.transformer.h.0.ln_1.weight is bfloat16 (128,), ours is float32 (128,)"
 
 
-def doubled(method, prepared, known):
-    trainer = method(prepared, known)
-    own = trainer.divisors
-    trainer.divisors = lambda batches: [2 * one for one in own(batches)]
-    return trainer
+@pytest.mark.filterwarnings("default")
+def test_a_wrong_decay_is_seen(tmp_path, monkeypatch):
+    around(hf.Trainer, "get_decay_parameter_names", all_names, monkeypatch)
+    assert "optimizer: weight_decay of transformer." in planted("gpt2_sa_sft", tmp_path, "optimizer")
 
 
 @pytest.mark.filterwarnings("default")
 def test_a_bug_of_ours_is_seen_as_well(tmp_path, monkeypatch):
-    around(both, "with_known_divisors", doubled, monkeypatch)
+    around(ours.ClassifyCodec, "targets", lambda method, *args: 2 * method(*args), monkeypatch)
     assert planted("bert_sa_lora", tmp_path, "loss").startswith("loss: the loss of update 1 is ")

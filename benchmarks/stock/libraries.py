@@ -1,0 +1,365 @@
+"""The libraries' own path of a cell, as their guides show it: AutoModel, PEFT's helpers, collators, `Trainer`, pipelines.
+
+The study's heads are partly our own classes. This path trains the library's head, and ours trains the same one here: a folder
+holds the untrained base with it, as `save_pretrained` writes it, and both sides start from that.
+"""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+
+import datasets
+import numpy as np
+import peft
+import torch
+import transformers as hf
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+
+from benchmarks.stock.known import causal, classifies, extracts, generates, is_paired
+from tunegrid.codecs.architectures import architecture
+from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
+from tunegrid.codecs.features import chunks
+from tunegrid.grid.backbones import Head, Layout, checkpoint_of
+from tunegrid.grid.methods import SFT, Adapting, Method
+from tunegrid.grid.recipes import TARGETS_WITHOUT_EXCEPTION
+from tunegrid.run.build import BASE_TYPES, base_of, load_base, load_tokenizer
+from tunegrid.run.device import random_states, resolve_precision
+
+LOOP = ("make_optimizer", "parameter_groups", "penalty", "plan", "after_step")  # what a method may add to a training loop
+OPTIMIZERS = {"adamw_torch": "adamw_torch_fused"}  # ours is torch's fused one, and so is TrainingArguments' default
+BESIDE = ("example", "offset_mapping")  # columns that no model reads, for answers
+SPAN = ("start_positions", "end_positions")
+N_BEST = 20  # the default of run_qa.py
+TEST_BATCH = 4  # so that the last of three is smaller
+
+
+def refused(cell):
+    """Why this path cannot run a cell as it is; empty if it can."""
+    if cell.head.layout is Layout.CHAT:
+        return "chat templates are not compared"
+    if cell.recipe.optim not in {name.value for name in hf.training_args.OptimizerNames}:
+        return f"TrainingArguments knows no optimizer {cell.recipe.optim!r}"
+    own = [name for name in LOOP if getattr(type(cell.method), name) is not getattr(Method, name)]
+    if own:
+        return f"method {cell.method.id!r} has a {own[0]} of its own, which Trainer knows nothing of"
+    if cell.method.rewritten(cell):
+        return f"method {cell.method.id!r} replaces pretrained weights, so that no folder holds what both paths start from"
+    return ""
+
+
+# Where both paths start
+
+
+def auto_of(cell):
+    """The AutoModel class of the cell's problem."""
+    if generates(cell):
+        return hf.AutoModelForCausalLM if causal(cell) else hf.AutoModelForSeq2SeqLM
+    return hf.AutoModelForSequenceClassification if classifies(cell) else hf.AutoModelForQuestionAnswering
+
+
+def write_start(cell, folder):
+    """Save the cell's untrained base with the library's head, and its tokenizer; return the cell over this folder."""
+    source, pin = checkpoint_of(cell.backbone, cell.profile)
+    config = hf.AutoConfig.from_pretrained(source, **pin, trust_remote_code=False)
+    kind = auto_of(cell)._model_mapping.get(type(config), hf.EncoderDecoderModel)  # of an encoder alone, a pair of two
+    tokenizer = load_tokenizer(cell)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token  # as every guide for GPT-2 says
+    end = cell.backbone.wrap.after and getattr(tokenizer, cell.backbone.wrap.after)
+    if cell.profile.micro and end and tokenizer(["a"]).input_ids[0][-1] != (end_id := tokenizer.convert_tokens_to_ids(end)):
+        template = {"single": f"$A {end}", "pair": f"$A {end} $B {end}"}  # t5-micro's has none, t5-small's has
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(**template, special_tokens=[(end, end_id)])
+    head, recipe = cell.head, replace(cell.recipe, head_learning_rate=None)  # TrainingArguments has one rate for all weights
+    if not issubclass(architecture(head.architecture), kind):
+        _, report = kind.from_pretrained(source, output_loading_info=True, **pin, trust_remote_code=False)
+        new_modules = tuple(sorted({name.split(".")[0] for name in report["missing_keys"]}))
+        head = Head(architecture=kind.__name__, new_modules=new_modules)
+    hf.set_seed(cell.profile.seed)
+    plain = replace(cell, head=head, method=SFT, recipe=replace(cell.recipe, adapter=None))
+    model = load_base(plain, tokenizer, torch.device("cpu"))
+    if is_paired(cell) and model.config.decoder_start_token_id is None:
+        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = tokenizer.cls_token_id
+        model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.sep_token_id
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    if cell.profile.micro and cell.backbone.segments:  # bert-micro has no tokenizer class, which would tell two texts apart
+        settings = json.loads((path := folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+        path.write_text(json.dumps(settings), encoding="utf-8")
+    head = replace(head, architecture=kind.__name__)
+    targets = TARGETS_WITHOUT_EXCEPTION.get(cell.id)  # an exception is of layers that only our head has
+    if recipe.adapter and targets and head.architecture != cell.head.architecture:
+        recipe = replace(recipe, adapter=replace(recipe.adapter, target_modules=targets))
+    backbone = replace(cell.backbone, checkpoint=folder.name, revision=None, micro=folder.name)
+    return replace(
+        cell, backbone=backbone, head=head, profile=replace(cell.profile, checkpoint_root=folder.parent), recipe=recipe
+    )
+
+
+# Rows in tokens
+
+
+def encoded(cell, tokenizer, rows, *, training=True):
+    """The rows in tokens, with the labels of training; `example` is the number of the row."""
+    texts = [
+        {
+            "example": index,
+            "first": cell.recipe.prefix + "\n".join(row[name] for name in cell.text if row[name]),
+            "second": "\n".join(row[name] for name in cell.task.text_pair if row[name]),
+            "target": row[cell.task.target],
+        }
+        for index, row in enumerate(rows)
+    ]
+    encode = classified if classifies(cell) else windows if extracts(cell) else paired if is_paired(cell) else continued
+    table = datasets.Dataset.from_list(texts)
+    return table.map(
+        lambda block: encode(cell, tokenizer, block, training),
+        batched=True,
+        remove_columns=table.column_names,
+        load_from_cache_file=False,
+    )
+
+
+def classified(cell, tokenizer, block, training):
+    pair = (block["second"],) if cell.task.text_pair else ()
+    encoding = tokenizer(block["first"], *pair, truncation=True, max_length=cell.recipe.max_length)
+    return {**encoding, "labels": block["target"], "example": block["example"]}
+
+
+def windows(cell, tokenizer, block, training):
+    """As transformers' guide and run_qa.py: windows by `stride`, a window without the answer points at its first token."""
+    stride = cell.recipe.doc_stride
+    encoding = tokenizer(
+        block["first"],
+        block["second"],
+        truncation="only_second",
+        max_length=cell.recipe.max_length,
+        stride=stride or 0,
+        return_overflowing_tokens=stride is not None,
+        return_offsets_mapping=True,
+    )
+    sources, spans = encoding.pop("overflow_to_sample_mapping", range(len(block["first"]))), []
+    for index, source in enumerate(sources):
+        answer, offsets = block["target"][source], encoding["offset_mapping"][index]
+        begin = answer["answer_start"][0]
+        end = begin + len(answer["text"][0])
+        context = [i for i, sequence in enumerate(encoding.sequence_ids(index)) if sequence == 1]
+        encoding["offset_mapping"][index] = [offset if i in context else (-1, -1) for i, offset in enumerate(offsets)]
+        if not context or offsets[context[0]][0] > begin or offsets[context[-1]][1] < end:
+            spans.append((0, 0))
+            continue
+        first = next(i for i in reversed(context) if offsets[i][0] <= begin)
+        spans.append((first, next(i for i in context if offsets[i][1] >= end)))
+    columns = {name: [span[end] for span in spans] for end, name in enumerate(SPAN)}
+    return {**encoding, **columns, "example": [block["example"][source] for source in sources]}
+
+
+def paired(cell, tokenizer, block, training):
+    encoding = tokenizer(block["first"], truncation=True, max_length=cell.recipe.max_length)
+    labels = tokenizer(text_target=block["target"], truncation=True, max_length=cell.recipe.max_target_length)
+    return {**encoding, "labels": labels["input_ids"], "example": block["example"]}
+
+
+def continued(cell, tokenizer, block, training):
+    """Source, separator and target as one text; the source is cut so that the longest target fits behind it."""
+    longest = cell.recipe.max_target_length or 0
+    separator = tokenizer.convert_tokens_to_ids(cell.head.new_token or tokenizer.eos_token)
+    sources = tokenizer(block["first"], truncation=True, max_length=cell.recipe.max_length - longest - 1)["input_ids"]
+    ids = [[*source, separator] for source in sources]
+    if training:
+        targets = tokenizer([" " + text for text in block["target"]], truncation=True, max_length=longest - 1)["input_ids"]
+        ids = [[*prompt, *target, tokenizer.eos_token_id] for prompt, target in zip(ids, targets, strict=True)]
+    return {"input_ids": ids, "attention_mask": [[1] * len(one) for one in ids], "example": block["example"]}
+
+
+# Model and training
+
+
+def quantization_of(cell):
+    """The option that `from_pretrained` and pipelines take; none if the base is not packed."""
+    if cell.quantization is None:
+        return {}
+    skipped = [*cell.head.new_modules, *cell.head.tied_modules] or None
+    settings = asdict(cell.quantization)
+    return {"quantization_config": hf.BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=skipped, **settings)}
+
+
+def model_of(cell, tokenizer, device):
+    """The model that Trainer is given, over the folder of `write_start`; for an adapter PEFT's over the base."""
+    placed = {"device_map": {"": device}} if cell.quantization else {}  # a packed base goes to its device at once
+    dtype = BASE_TYPES[cell.backbone.dtype] if cell.method.adapts else torch.float32
+    source, _ = checkpoint_of(cell.backbone, cell.profile)
+    model = auto_of(cell).from_pretrained(source, dtype=dtype, **quantization_of(cell), **placed, trust_remote_code=False)
+    if not isinstance(cell.method, Adapting):
+        return model
+    if cell.quantization:
+        model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=cell.recipe.gradient_checkpointing)
+    config = cell.method.peft_config(cell, base_of(cell, tokenizer, model))
+    kinds = {classifies: "SEQ_CLS", extracts: "QUESTION_ANS", is_paired: "SEQ_2_SEQ_LM"}
+    config.task_type = next((peft.TaskType(kind) for of, kind in kinds.items() if of(cell)), peft.TaskType.CAUSAL_LM)
+    return peft.get_peft_model(model, config)
+
+
+def collator_of(cell, tokenizer, model):
+    """The guides' collator: padding for a class or a span, seq2seq for pairs of texts, language modelling for one text."""
+    if not generates(cell):
+        return hf.DataCollatorWithPadding(tokenizer)
+    if is_paired(cell):
+        return hf.DataCollatorForSeq2Seq(tokenizer, model=model)
+    return hf.DataCollatorForLanguageModeling(tokenizer, mlm=False)
+
+
+def trainer_of(cell, model, tokenizer, table, folder, device, **changes):
+    """The library's trainer of a model on rows in tokens; `changes` are fields of TrainingArguments."""
+    recipe, precision = cell.recipe, resolve_precision(cell, device)[0]
+    settings = {
+        "output_dir": str(folder),
+        "per_device_train_batch_size": recipe.per_device_train_batch_size,
+        "per_device_eval_batch_size": TEST_BATCH,
+        "learning_rate": recipe.learning_rate,
+        "weight_decay": recipe.weight_decay,
+        "lr_scheduler_type": recipe.lr_scheduler_type,
+        "warmup_steps": recipe.warmup_steps or recipe.warmup_ratio,  # below 1 it is a share
+        "max_grad_norm": recipe.max_grad_norm or 0.0,
+        "optim": OPTIMIZERS.get(recipe.optim, recipe.optim),
+        "bf16": precision == "bf16",
+        "fp16": precision == "fp16",
+        "gradient_checkpointing": recipe.gradient_checkpointing,
+        "train_sampling_strategy": "group_by_length",
+        "seed": cell.profile.seed,
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type != "cpu",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+    }
+    seq2seq = generates(cell)
+    trainer = (hf.Seq2SeqTrainer if seq2seq else hf.Trainer)(
+        model=model,
+        args=(hf.Seq2SeqTrainingArguments if seq2seq else hf.TrainingArguments)(**settings | changes),
+        train_dataset=table,
+        data_collator=collator_of(cell, tokenizer, model),
+        processing_class=tokenizer,
+    )
+    trainer.remove_callback(hf.PrinterCallback)
+    return trainer
+
+
+@dataclass(kw_only=True)
+class Course:
+    """What a training saw and did.
+
+    Attributes:
+        passes: of each micro-batch what the model was given, its weights, and the random generators' states.
+        losses, norms, rates: one of each update, as Trainer logs them.
+        weights: at the end.
+    """
+
+    passes: list = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+    weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+def train(trainer, resume_from=None):
+    """Train, and keep the course. A hook looks on, and nothing of ours is in the way."""
+    course, model = Course(), trainer.model
+
+    def look(module, inputs, named):
+        if module.training:
+            course.passes.append((batch_of(named), trained(model), random_states(trainer.args.device)))
+
+    handle = model.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        trainer.train(resume_from_checkpoint=resume_from and str(resume_from))
+    finally:
+        handle.remove()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    course.losses, course.norms, course.rates = (
+        [float(entry.get(name, 0.0)) for entry in logs] for name in ("loss", "grad_norm", "learning_rate")
+    )
+    course.weights = trained(model)
+    return course
+
+
+def batch_of(named):
+    """A batch as our codecs name it."""
+    batch = {name: value.clone() for name, value in named.items() if isinstance(value, Tensor) and value.ndim}
+    return batch | ({"labels": torch.stack([batch.pop(name) for name in SPAN], 1)} if SPAN[0] in batch else {})
+
+
+def trained(model):
+    """A copy of what trains, by name."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+# Answers
+
+
+def predictions(cell, trainer, rows, table):
+    """A label, or the text of a span, a row: `Trainer.predict`, and transformers' guide (`postprocess_qa_predictions`)."""
+    outputs = trainer.predict(table).predictions
+    if classifies(cell):
+        return [int(label) for label in (outputs[0] if isinstance(outputs, tuple) else outputs).argmax(-1)]
+    best = {}
+    for index, (example, offsets) in enumerate(zip(table["example"], table["offset_mapping"], strict=True)):
+        starts, ends = outputs[0][index], outputs[1][index]
+        largest = [[int(i) for i in np.argsort(scores)[-1 : -N_BEST - 1 : -1]] for scores in (starts, ends)]
+        for first in largest[0]:
+            for last in largest[1]:
+                inside = max(first, last) < len(offsets) and offsets[first][0] >= 0 and offsets[last][0] >= 0
+                score = float(starts[first] + ends[last])
+                if inside and first <= last < first + MAX_ANSWER_TOKENS and (example not in best or score > best[example][0]):
+                    text = rows[example][cell.task.text_pair[0]]
+                    best[example] = score, text[offsets[first][0] : offsets[last][1]].strip()
+    return [best.get(example, (0.0, ""))[1] for example in range(len(rows))]
+
+
+def search_of(cell):
+    """The recipe's search as arguments of `generate`; a causal model counts its prompt in `min_length`."""
+    search = asdict(cell.recipe.generation)
+    if causal(cell):
+        search["min_new_tokens"] = search.pop("min_length") or None
+    return {name: value for name, value in search.items() if value is not None}
+
+
+def texts(cell, trainer, table):
+    """Token ids a row by `predict_with_generate`: what the model wrote, up to the first end token."""
+    outputs = trainer.predict(table, **search_of(cell)).predictions
+    ends, pad = trainer.model.generation_config.eos_token_id, trainer.processing_class.pad_token_id
+    batches = chunks([len(ids) for ids in table["input_ids"]], trainer.args.per_device_eval_batch_size)
+    prompts = [max(batch) for batch in batches for _ in batch]  # the longest of each row's batch, to which all are padded
+    written = []
+    for ids, prompt in zip(outputs, prompts, strict=True):
+        own = [int(one) for one in ids[prompt if causal(cell) else 1 :] if one >= 0]  # behind the prompt, or the start token
+        stop = next((i for i, one in enumerate(own) if one in (ends if isinstance(ends, list) else [ends])), None)
+        while stop is None and own and own[-1] == pad:  # behind a text that was cut off
+            own.pop()
+        written.append(own[: len(own) if stop is None else stop + 1])
+    return written
+
+
+def pipeline_name(cell):
+    """The name of the pipeline that the cell's problem is for."""
+    if generates(cell):
+        return "text-generation" if causal(cell) else "text2text-generation"
+    return "text-classification" if classifies(cell) else "question-answering"
+
+
+def piped(cell, tokenizer, saved, rows, device, **search):
+    """Answers of the pipeline over what `save_model` wrote; prompts go in as text, and are put into tokens again."""
+    pipeline = hf.pipeline(
+        pipeline_name(cell),
+        model=str(saved),
+        tokenizer=hf.AutoTokenizer.from_pretrained(saved, trust_remote_code=False),
+        device=device,
+        model_kwargs=quantization_of(cell) or None,
+    )
+    if generates(cell):
+        prompts = map(tokenizer.decode, encoded(cell, tokenizer, rows, training=False)["input_ids"])
+        answers = pipeline(list(prompts), return_full_text=False, **search_of(cell), **search)
+        return [answer[0]["generated_text"].strip() for answer in answers]
+    inputs = ["\n".join(row[name] for name in cell.text if row[name]) for row in rows]
+    answers = pipeline(inputs, truncation=True, max_length=cell.recipe.max_length)
+    return [pipeline.model.config.label2id[answer["label"]] for answer in answers]

@@ -1,0 +1,169 @@
+"""Our side: the cell's own codec, model and losses, which reckon with the known differences that they are told.
+
+Each id of `benchmarks/stock/known.py` that concerns arithmetic stands here or in `stages` once, where ours then does as the
+library does. So what comes after a known difference is held as tightly as what comes before it.
+"""
+
+from statistics import fmean
+
+import bitsandbytes as bnb
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+from benchmarks.stock.libraries import TEST_BATCH
+from tunegrid.codecs import codec_of
+from tunegrid.codecs.base import IGNORED, on
+from tunegrid.codecs.classify import ClassifyCodec
+from tunegrid.codecs.extract import ExtractCodec
+from tunegrid.codecs.features import chunks
+from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
+from tunegrid.run.device import autocast, resolve_precision, set_random_states
+
+
+class Extract(ExtractCodec):
+    """Spans."""
+
+    known = frozenset()
+
+    def __init__(self, cell, tokenizer):
+        """The same; `no_separator`: GPT-2's tokenizer puts nothing between two texts."""
+        super().__init__(cell, tokenizer)
+        if "no_separator" in self.known:
+            self.between = []
+
+    def encode(self, rows, *, training):
+        """The same; `answerless_rows`: rows whose answer is in no window train, too."""
+        return super().encode(rows, training=training and "answerless_rows" not in self.known)
+
+    def _starts(self, length, room):
+        """The same; `short_last_window`: the last window begins where its turn is, and may be short."""
+        starts = super()._starts(length, room)
+        if "short_last_window" not in self.known or len(starts) == 1:
+            return starts
+        step = starts[1] - starts[0] if len(starts) > 2 else max(1, room - (self.recipe.doc_stride or 0))
+        return [start for start in range(0, length, step) if start == 0 or start - step + room < length]
+
+    def _logits(self, model, batch):
+        """The same; `padding_answers`: padding may be an answer; `segments_lost`: the model is not told two texts apart."""
+        lost = ("token_type_ids",) if "segments_lost" in self.known else ()
+        batch = {name: tensor for name, tensor in batch.items() if name not in lost}
+        if "padding_answers" not in self.known:
+            return super()._logits(model, batch)
+        output = model(**{name: tensor for name, tensor in batch.items() if name != "labels"})
+        return output.start_logits.float(), output.end_logits.float()
+
+
+class Pairs(EncoderDecoderCodec):
+    """Source and target apart."""
+
+    known = frozenset()
+
+    def answers(self, rows):
+        """The same; `labels_begin_with_cls`: BERT's tokenizer frames a target as it does a source."""
+        if "labels_begin_with_cls" not in self.known:
+            return super().answers(rows)
+        targets = self.ids_of([self.target_text(row) for row in rows])
+        return [[self.start_id, *tokens[: self.max_target_length - 2], self.end_id] for tokens in targets]
+
+
+class Separated(SeparatedCodec):
+    """Source and target in one sequence."""
+
+    known = frozenset()
+
+    def collate(self, features):
+        """The same; `prompt_counts`: every token is a label; `end_is_padding`: but those that are padding's, too."""
+        batch = super().collate(features)
+        if "prompt_counts" in self.known:
+            batch["labels"] = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, IGNORED)
+        if "end_is_padding" in self.known:
+            batch["labels"] = batch["labels"].masked_fill(batch["input_ids"] == self.pad_id, IGNORED)
+        return batch
+
+    def targets(self, batch):
+        """One for each token that is predicted; `first_label_counts`: and one for the first, which is not."""
+        first = 0 if "first_label_counts" in self.known else 1
+        return int((batch["labels"][:, first:] != IGNORED).sum())
+
+
+KINDS = {ExtractCodec: Extract, EncoderDecoderCodec: Pairs, SeparatedCodec: Separated, ClassifyCodec: ClassifyCodec}
+
+
+def knowing_codec(cell, tokenizer, known):
+    """Our codec of the cell, which reckons with known differences."""
+    kind = KINDS[type(codec_of(cell, tokenizer))]
+    return type(kind.__name__, (kind,), {"known": known})(cell, tokenizer)
+
+
+def put(model, weights):
+    """Give a model these weights; those that it does not have, or that do not train there, are left."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in weights and p.shape == weights[name].shape:
+                p.copy_(weights[name])
+    return model
+
+
+def updates(cell, codec, model, groups, device, known):
+    """The loss and the gradients' norm of each update, whose passes begin with the library's weights and random numbers.
+
+    `batches_add_up`, `batches_weigh_alike`: of the batches' own means, it takes the sum or the mean.
+    """
+    model.train()
+    for passes in groups:
+        put(model, passes[0][1]).zero_grad()
+        counts, loss = [codec.targets(batch) for batch, _, _ in passes], 0.0
+        for (batch, _, states), count in zip(passes, counts, strict=True):
+            divisor = sum(counts) if len(passes) == 1 or not known & {"batches_add_up", "batches_weigh_alike"} else count
+            set_random_states(device, states)
+            with autocast(resolve_precision(cell, device)[0], device):
+                part = codec.loss(model, codec.placed(batch, device)) / divisor
+            part = part / (len(passes) if "batches_weigh_alike" in known else 1)
+            part.backward()
+            loss += float(part.detach())
+        yield loss, float(nn.utils.get_total_norm([p.grad.float() for p in model.parameters() if p.grad is not None]))
+
+
+@torch.no_grad()
+def evaluation_loss(cell, codec, model, rows, device, known):
+    """A mean over all targets; `batches_evaluated_alike`: of the batches' means, as `Seq2SeqTrainer` takes it."""
+    losses, counts = [], []
+    for some in chunks(codec.encode(rows, training=True), TEST_BATCH):
+        batch = on(device, codec.collate(some))
+        with autocast(resolve_precision(cell, device)[0], device):
+            losses.append(float(codec.loss(model, batch)))
+        counts.append(codec.targets(batch))
+    if "batches_evaluated_alike" in known:
+        return fmean(loss / count for loss, count in zip(losses, counts, strict=True))
+    return sum(losses) / sum(counts)
+
+
+@torch.inference_mode()
+def outputs(cell, codec, model, rows, device, size=TEST_BATCH):
+    """The features of rows, and predictions before decoding: ids, or a label or span."""
+    precision = "fp32" if codec.generates else resolve_precision(cell, device)[0]
+    features = codec.encode(rows, training=False)
+    with autocast(precision, device):
+        return features, [one for some in chunks(features, size) for one in codec.predict(model, some, device)]
+
+
+def answers(cell, codec, model, rows, device, size=TEST_BATCH):
+    """A label or a text a row."""
+    return [one.value for one in codec.decode(rows, *outputs(cell, codec, model, rows, device, size))]
+
+
+def repack(model):
+    """`repacked_for_evaluation`: as it is unless `keep_packed_layers` switches it off."""
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = True
+
+
+def round_adapters(model):
+    """`adapter_rounded_when_loaded`: round to bf16 what PEFT added to packed layers."""
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer) and isinstance(module.get_base_layer(), bnb.nn.Linear4bit):
+            for name, parameter in module.named_parameters():
+                if not name.startswith("base_layer."):
+                    parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,1 +1,0 @@
-"""The libraries' own path beside ours: what most people run, held to our loop as its oracle, stage by stage."""
