@@ -41,11 +41,9 @@ def estimates(cells: Sequence[Cell], paths: Iterable[Path]) -> dict[str, float]:
         except InputError:
             finished = []
         for cell in cells:
-            runs, footprints = (
-                [one for one in finished if (one.cell, one.profile) == (cell.id, name)]
-                for name in (cell.profile.id, "footprint")
-            )
-            taken = [_seconds(one) for one in runs] or [_training_seconds(cell, one) for one in footprints]
+            own = [one for one in finished if one.cell == cell.id]
+            taken = [_seconds(one) for one in own if one.profile == cell.profile.id]
+            taken = taken or [_training_seconds(cell, one) for one in own if one.profile == "footprint"]
             if cell.id not in known and taken and taken[-1]:
                 known[cell.id] = taken[-1]
     return known
