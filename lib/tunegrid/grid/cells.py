@@ -163,7 +163,8 @@ class Grid:
         if like is not None and recipe is not None:
             raise InputError(f"{cell_id}: give a recipe, or like=CELL, whose recipe is copied, and not both")
         if like is not None:
-            self._copy(*self.checked_ids([like]), cell_id, changes, quick or {})
+            self._check_exists(like)
+            self._copy(like, cell_id, changes, quick or {})
         elif not isinstance(recipe, Recipe):
             raise InputError(f"invalid recipe of {cell_id}: expected a Recipe, got {recipe!r}; or copy one with like=CELL")
         else:

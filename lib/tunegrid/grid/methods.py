@@ -180,12 +180,10 @@ class Method:
 
 def grouped(parameters: "Mapping[str, nn.Parameter]", cell: "Cell", **settings: float) -> ParameterGroups:
     """Those that train, in groups with these settings. Biases and norms do not decay; a head may have a rate of its own."""
-    rate = cell.recipe.head_learning_rate
-    heads, rest = [], []
-    for name, parameter in parameters.items():
-        if parameter.requires_grad:
-            (heads if rate is not None and within(name, cell.head.new_modules) else rest).append(parameter)
-    parts = [(rest, settings)] + ([(heads, {"lr": rate})] if heads else [])
+    rate, trained = cell.recipe.head_learning_rate, {name: p for name, p in parameters.items() if p.requires_grad}
+    head = {name: p for name, p in trained.items() if rate is not None and within(name, cell.head.new_modules)}
+    parts: list[tuple[list[nn.Parameter], Any]] = [([p for name, p in trained.items() if name not in head], settings)]
+    parts += [([*head.values()], {"lr": rate})] if head else []
     return [
         {"params": [p for p in part if (p.ndim > 1) is decays], "weight_decay": weight_decay, **own}
         for part, own in parts
