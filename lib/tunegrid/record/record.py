@@ -13,8 +13,7 @@ from tunegrid.data.splits import SPLIT_SEED, Splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
-from tunegrid.libraries import library_digests
-from tunegrid.machine import versions
+from tunegrid.libraries import library_digests, versions
 from tunegrid.record import parts
 from tunegrid.record.parts import Hash, Id, Percent, Points, about
 
