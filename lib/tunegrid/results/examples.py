@@ -150,15 +150,12 @@ def _store(name: str, columns: Mapping[str, Sequence[Any]]) -> str:
 def read(record: Record, run: Path | None) -> Examples | None:
     """A record's examples, from the folder next to its run or from this machine's store; None where neither has them.
 
-    A broken file gives way to a sound one of the same name.
-
-    Raises:
-        InputError: one sentence, where the file's rows are not those that it is named for, or not those of the record.
+    Raises InputError, one sentence, where the file's rows are not those that it is named for, or not those of the record.
     """
     path = _file_of(record.examples.file, run) if record.examples else None
     if record.examples is None or path is None:
         return None
-    columns = dict(_columns(path, _rows_of(record)))
+    columns = dict(_columns(path, record.data.rows["test"] if record.data else None))
     sentence = None
     if _hash(columns["id"]) != record.examples.rows_hash:
         sentence = "it holds other rows than those of rows_hash"
@@ -179,16 +176,12 @@ def read_texts(record: Record, run: Path | None) -> Texts | None:
     path = _file_of(f"rows-{record.examples.rows_hash}.parquet", run) if record.examples else None
     if path is None:
         return None
-    columns = _columns(path, _rows_of(record))
+    columns = _columns(path, record.data.rows["test"] if record.data else None)
     return Texts(inputs=columns["input"], references=columns["reference"])
 
 
 def read_modules(record: Record, run: Path | None) -> Mapping[str, Sequence[Any]] | None:
-    """The columns that a record's file of modules holds; None where neither the run nor this machine has it.
-
-    Raises:
-        InputError: where the file does not hold what it is named for.
-    """
+    """The columns of a record's file of modules, or None; raises InputError where they are not those that it is named for."""
     step = record.training.first_step if record.training else None
     path = _file_of(step.modules, run) if step and step.modules else None
     return _columns(path) if path else None
@@ -198,11 +191,6 @@ def read_figures(record: Record, run: Path | None) -> Mapping[str, Sequence[Any]
     """The same of what its instruments measured."""
     path = next((_file_of(one.file, run) for one in record.instruments.values() if one.file), None)
     return _columns(path) if path else None
-
-
-def _rows_of(record: Record) -> int | None:
-    """How many test rows a record names."""
-    return record.data.rows["test"] if record.data else None
 
 
 def _columns(path: Path, rows: int | None = None) -> Mapping[str, list[Any]]:
@@ -337,10 +325,7 @@ def keep_beside(records: Iterable[Record], run: Path, *sources: Path) -> None:
     """Copy the examples of these records, what their rows say, and figures of modules to the folder next to a run.
 
     `sources` are the runs they came from. What is next to none of them, and not in this machine's store, is left out. What lies
-    there and is sound stays; a broken file is no source.
-
-    Raises:
-        OSError: where the disk has no room.
+    there and is sound stays; a broken file is no source. Raises OSError where the disk has no room.
     """
     keep_contents(contents(records, *sources), run.parent / FOLDER)
 
