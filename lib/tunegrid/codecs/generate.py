@@ -226,7 +226,7 @@ class CausalCodec(GenerateCodec):
         Of a batch that `placed` made, the model computes logits only where they count: vocabularies are large, sources long.
         """
         inputs, labels = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"]
-        owner = getattr(model, "module", model)  # ranks and PEFT wrap the model that may be asked for some places only
+        owner: Any = getattr(model, "module", model)  # ranks and PEFT wrap what may be asked for some places only
         owner = owner.get_base_model() if hasattr(owner, "get_base_model") else owner
         if "kept" in batch and "logits_to_keep" in signature(owner.forward).parameters:
             logits = model(**inputs, use_cache=False, logits_to_keep=batch["kept"]).logits
