@@ -57,10 +57,6 @@ class Ranks:
         most = -(-len(rows) // (self.count * size))
         return [*own, *[[]] * (most - len(own))] if self.holds_parts else own
 
-    def seed(self, seed: int) -> int:
-        """The seed of this rank's dropout: others drop others."""
-        return (seed + self.rank * APART) % SEEDS
-
     def summed(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""
         if self.count > 1:

@@ -40,7 +40,7 @@ from tunegrid.run.device import (
 from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.progress import Progress
-from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
+from tunegrid.run.ranks import ALONE, APART, SEEDS, Ranks, full_tensor, local_shard
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
@@ -83,9 +83,9 @@ class Trainer:
 
     Attributes:
         parameters: the model's, by name; `before` holds their checksums before training.
-        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
+        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them; `trained` are those it changes.
         adamw: AdamW beside the optimizer's first steps.
-        log: what happened so far; `run` does not repeat updates that were made before it.
+        log: what happened so far; `run` does not repeat updates that were made before it. `total` is the updates in all.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
         optimizer: accelerate's, around the recipe's.
         last_group: the micro-batches of the last update, of all ranks; `paused`: whether it stopped after its first updates.
@@ -111,6 +111,7 @@ class Trainer:
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
+        self.total = cell.recipe.planned_updates(len(features))
         cell.method.plan(model, self.total)
         precision, change = resolve_precision(cell, meter.device)
         fallbacks = [sentence for sentence in (change, resolve_quantization(cell, meter.device)[1]) if sentence]
@@ -124,6 +125,7 @@ class Trainer:
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
+        self.trained = [p for p in self.stepped.values() if p.requires_grad]  # LoRA-FA's optimizer freezes weights
         alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
         self.ddp_model = ranks.ddp_model(self.sharded_model)
@@ -136,23 +138,14 @@ class Trainer:
         self._random_states: dict[str, Tensor] | None = None
         self._on_device = defaultdict[str, list[Tensor]](list)  # values of the log's lists that were not fetched yet
 
-    @property
-    def total(self) -> int:
-        """Updates in all."""
-        return self.cell.recipe.planned_updates(len(self.features))
-
-    @property
-    def trained(self) -> list[Tensor]:
-        """What the optimizer changes."""
-        return [p for p in self.stepped.values() if p.requires_grad]
-
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
 
         With `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
         """
         self._end = min(first_updates or self.total, self.total)
-        hf.set_seed(self.ranks.seed(self.cell.profile.seed))  # dropout: the same whatever happened while the model was built
+        # Dropout: the same whatever happened while the model was built; each rank drops others.
+        hf.set_seed((self.cell.profile.seed + self.ranks.rank * APART) % SEEDS)
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
@@ -256,7 +249,7 @@ class Trainer:
         Gradients are those of some parameters. If there are several ranks, all of them must ask.
         """
         self.optimizer.zero_grad()
-        own = self._own(group)
+        own = self.ranks.share(group, self.log.micro_batch)
         loss = self._backward([self.codec.collate(features) for features in own if features], len(own))
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
         stepped = [self.stepped[name] for name in names]
@@ -301,7 +294,7 @@ class Trainer:
 
     def _step(self) -> Tensor:
         """The update on `last_group`. Raises DoesNotFit if memory runs out before the optimizer's step."""
-        log, own = self.log, self._own(self.last_group)
+        log, own = self.log, self.ranks.share(self.last_group, self.log.micro_batch)
         with self.meter.update(samples=sum(map(len, own))) as update:
             batches = [self.codec.collate(features) for features in own if features]
             update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
@@ -345,12 +338,6 @@ class Trainer:
         for name, tensors in self._on_device.items():
             getattr(self.log, name).extend(torch.stack(tensors).tolist())
         self._on_device.clear()
-
-    def _own(self, group: Sequence[Sequence[Feature]]) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update; smaller ones if memory ran out."""
-        if self.ranks.count > 1 or self.log.micro_batch < self.cell.recipe.per_device_train_batch_size:
-            return self.ranks.share(group, self.log.micro_batch)
-        return group
 
     def _backward(self, batches: Sequence[Batch], passes: int) -> Tensor:
         """Add the gradients of the update's mean loss, of all ranks' batches; return that loss."""
@@ -413,6 +400,8 @@ class Stepper:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
         self.cell, self._model, self._accelerator = cell, model, accelerator
         optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
+        # What the method does after a step needs the gradients of that step, so it cannot wait.
+        self.acts_after_step = type(cell.method).after_step is not Method.after_step
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
         self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = accelerator.prepare_optimizer(optimizer)
@@ -437,11 +426,6 @@ class Stepper:
             self.optimizer.optimizer.step()  # accelerate's looks for another package on the disk each time
         self._unsettled = [update]
         return [float(group["lr"]) for group in self.optimizer.param_groups], self.schedule.get_last_lr()[0]
-
-    @property
-    def acts_after_step(self) -> bool:
-        """Whether the method does something after a step. It needs the gradients of that step, so it cannot wait."""
-        return type(self.cell.method).after_step is not Method.after_step
 
     def settle(self) -> list[int]:
         """Advance the schedule past the last update; if fp16 lost that, return it instead. Waits until the device knows."""
