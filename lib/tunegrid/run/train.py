@@ -27,7 +27,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
-from tunegrid.run.build import model_checksums
+from tunegrid.run.build import checksums
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
@@ -83,7 +83,7 @@ class Trainer:
 
     Attributes:
         parameters: the model's, by name; `before` holds their checksums before training.
-        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them; `trained` are those it changes.
+        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them; `trained`: those it changes.
         adamw: AdamW beside the optimizer's first steps.
         log: what happened so far; `run` does not repeat updates that were made before it. `total` is the updates in all.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
@@ -120,7 +120,7 @@ class Trainer:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.log.precision, self.log.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
-        self.parameters, self.before = dict(model.named_parameters()), model_checksums(model)
+        self.parameters, self.before = dict(model.named_parameters()), checksums(model.named_parameters())
         self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
@@ -143,6 +143,7 @@ class Trainer:
 
         With `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
         """
+        log = self.log
         self._end = min(first_updates or self.total, self.total)
         # Dropout: the same whatever happened while the model was built; each rank drops others.
         hf.set_seed((self.cell.profile.seed + self.ranks.rank * APART) % SEEDS)
@@ -150,16 +151,31 @@ class Trainer:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
         epochs = range(math.ceil(self.total / per_epoch))
-        for epoch in epochs[max(0, self.log.updates - 1) // per_epoch :]:
+        for epoch in epochs[max(0, log.updates - 1) // per_epoch :]:
+            before = epoch * per_epoch
             with self.ranks.training(self.model, self.sharded_model):
-                self._train_epoch(epoch, epoch * per_epoch, progress)
-            if self.log.stopped:
+                self.ddp_model.train()
+                for group in islice(self.updates(epoch), log.updates - before, self._end - before):
+                    self.update(group)
+                    if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
+                        self._fetch()
+                        bad = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
+                        if bad is not None:
+                            log.stopped = f"loss is {log.losses[bad]} at update {bad + 1} of {self.total}"
+                        recent = self.meter.updates[-CHECK_EVERY:]
+                        samples = self.ranks.count * sum(update.samples for update in recent)
+                        rate = samples / (sum(self.meter.durations(recent)) or math.inf)
+                        progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
+                    if log.stopped:
+                        break
+                    self._after_update(self)
+            if log.stopped:
                 return self.part()
-            if first_updates and self.log.updates == self._end:
+            if first_updates and log.updates == self._end:
                 self.paused = True
-                rest = islice(chain.from_iterable(map(self.updates, epochs)), self.log.updates, self.total)
-                return replace(self.part(), order=reduce(order_after, rest, self.log.order))
-            if validate and self.cell.recipe.num_train_epochs > 1 and len(self.log.epoch_scores) == epoch:
+                rest = islice(chain.from_iterable(map(self.updates, epochs)), log.updates, self.total)
+                return replace(self.part(), order=reduce(order_after, rest, log.order))
+            if validate and self.cell.recipe.num_train_epochs > 1 and len(log.epoch_scores) == epoch:
                 with self.meter.phase("validate"):
                     score, rows = validate()
                 with self.meter.phase("keep_best"):
@@ -256,25 +272,6 @@ class Trainer:
         gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in stepped]
         self.optimizer.zero_grad()
         return loss, gradients
-
-    def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
-        """Train the rest of an epoch, which began after `before` updates; stop at a loss that is not a number."""
-        self.ddp_model.train()
-        log = self.log
-        for group in islice(self.updates(epoch), log.updates - before, self._end - before):
-            self.update(group)
-            if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
-                self._fetch()
-                bad = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
-                if bad is not None:
-                    log.stopped = f"loss is {log.losses[bad]} at update {bad + 1} of {self.total}"
-                recent = self.meter.updates[-CHECK_EVERY:]
-                samples, seconds = sum(update.samples for update in recent), sum(self.meter.durations(recent)) or math.inf
-                rate = f"{self.ranks.count * samples / seconds:.0f} samples/s"
-                progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate}")
-            if log.stopped:
-                return
-            self._after_update(self)
 
     def _halve(self, cause: str) -> None:
         """Make micro-batches half as large. Raises InputError if they have one row, or if ranks share them."""
