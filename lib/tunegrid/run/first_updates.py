@@ -110,7 +110,7 @@ def digest_of(values: Iterable[Any]) -> str:
 
 
 def sampled(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
-    """Some values of each tensor, evenly spread: a copy of all would double what training keeps. `exact`: in fp64 on the host."""
+    """Some values of each tensor, evenly spread: a copy of all would double what is kept. If exact, in fp64 on the host."""
     steps = {name: max(1, tensor.numel() // SAMPLED) for name, tensor in tensors.items()}
     values = {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in tensors.items()}
     return {name: some.double().cpu() for name, some in values.items()} if exact else values

@@ -274,9 +274,8 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
     """
     pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
     sums = []
-    for row in (
-        row[tuple(map(slice, shape))] for row, shape in pairs
-    ):  # each value times a weight that depends on its position alone
+    for padded, shape in pairs:  # each value times a weight that depends on its position alone
+        row = padded[tuple(map(slice, shape))]
         positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
         sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
     total = torch.stack(sums).sum()

@@ -68,15 +68,6 @@ class TrainingLog:
     chosen_epoch: int | None = None  # whose weights were kept; None if there was nothing to choose
     stopped: str | None = None  # why training ended early
 
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain values."""
-        return asdict(self) | {"reached": sorted(self.reached)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, in the precision of this device."""
-        ledger = Ledger(**state["ledger"]) if state["ledger"] else None
-        vars(self).update(state, precision=self.precision, reached=frozenset(state["reached"]), ledger=ledger)
-
 
 class Trainer:
     """One cell's training: made before it runs; audits look at it afterwards.
@@ -183,7 +174,7 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
-                self.ranks.copy_to_sharded(self.model, self.sharded_model)
+                self.ranks.copy_weights(self.model, self.sharded_model, back=True)
         return self.part()
 
     def part(self) -> TrainingRecord:
@@ -214,7 +205,7 @@ class Trainer:
         return {
             "weights": {name: p.detach() for name, p in self.stepped.items() if p.requires_grad},
             "best": self.best or {},
-            "log": self.log.state_dict(),
+            "log": asdict(self.log) | {"reached": sorted(self.log.reached)},
             "steps": self.stepper.state_dict(),
             "random": random_states(self.meter.device),
         }
@@ -224,9 +215,11 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 local_shard(self.stepped[name]).copy_(tensor)
-        self.ranks.copy_from_sharded(self.model, self.sharded_model)
+        self.ranks.copy_weights(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
-        self.log.load_state_dict(state["log"])
+        log = state["log"]
+        held = Ledger(**log["ledger"]) if log["ledger"] else None
+        self.log = TrainingLog(**log | {"precision": self.log.precision, "reached": frozenset(log["reached"]), "ledger": held})
         self.best = dict(state.get("best", {})) or None
         self._random_states = state["random"]
         resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput are of the rest"

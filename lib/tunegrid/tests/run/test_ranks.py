@@ -34,11 +34,7 @@ PLAIN = sorted(METHODS.difference(PACKED))
 
 def course_of(trainer):
     still(trainer).run(silent())
-    marks = {
-        name: mark
-        for name, mark in checksums(trainer.model.named_parameters()).items()
-        if trainer.parameters[name].requires_grad
-    }
+    marks = checksums((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
     return trainer.log, marks
 
 
