@@ -21,11 +21,11 @@ from tunegrid.grid.methods import TOKEN_ROWS, Answer
 from tunegrid.run.build import (
     base_type,
     build,
+    checksums,
     embedding_name,
     files_by_key,
     lacking_modules,
     matching_keys,
-    model_checksums,
     weight_files,
 )
 from tunegrid.run.probe import undisturbed
@@ -61,7 +61,7 @@ def drawn_from_the_seed(evidence: Evidence) -> Answer:
     if not evidence.cell.profile.micro:  # elsewhere a second model may not fit beside the first
         return None
     with undisturbed(evidence.trainer):
-        again = model_checksums(build(evidence.cell, evidence.codec.tokenizer, evidence.device))
+        again = checksums(build(evidence.cell, evidence.codec.tokenizer, evidence.device).named_parameters())
     other = [name for name in evidence.trained if again.get(name) != evidence.trainer.before[name]]
     return none_of(other, f"{len(evidence.trained)} tensors", "start elsewhere")
 

@@ -30,7 +30,6 @@ from tunegrid.run.probe import (
     COARSE,
     FINE,
     allowance,
-    cut,
     distance,
     hooked,
     logits_of,
@@ -63,7 +62,7 @@ def rows_alone_as_in_batch(evidence: Evidence) -> Answer:
     if not probe.together:
         return None
     apart = max(
-        distance(cut(batch[i], one[0].shape), one[0])
+        distance(batch[i][tuple(map(slice, one[0].shape))], one[0])
         for i, row in enumerate(probe.alone)
         for batch, one in zip(probe.together, row, strict=True)
     )

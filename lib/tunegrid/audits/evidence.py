@@ -15,7 +15,7 @@ from tunegrid.data.sources import Row
 from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
-from tunegrid.run.build import Checksum, base_type, checkpoint_checksums, matching_keys, model_checksums, weight_files
+from tunegrid.run.build import Checksum, base_type, checkpoint_checksums, checksums, matching_keys, weight_files
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.probe import Probe, probe
 from tunegrid.run.serving import Serving
@@ -65,7 +65,7 @@ class Evidence:
     @cached_property
     def after(self) -> dict[str, Checksum]:
         """Checksums of the weights after training."""
-        return model_checksums(self.model)
+        return checksums(self.model.named_parameters())
 
     @cached_property
     def moved(self) -> frozenset[str]:

@@ -16,7 +16,7 @@ from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Answer
 from tunegrid.run.first_updates import MOVED, PACKED_TOLERANCE, STEP_TOLERANCE
-from tunegrid.run.probe import is_plain, relative_gap, smallest, undisturbed
+from tunegrid.run.probe import allowance, relative_gap, smallest, undisturbed
 from tunegrid.run.train import Trainer, make_schedule
 
 # Between two ways to compute one gradient, in units of its norm; a fault loses or multiplies a micro-batch, half of the norm.
@@ -210,7 +210,7 @@ def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:
     if loss < LEAST:
         return None
     gap = relative_gap(apart, together)
-    same = gap <= (TOLERANCE if is_plain(trainer) else COARSE_TOLERANCE)
+    same = gap <= allowance(trainer, TOLERANCE, COARSE_TOLERANCE)
     return same, f"2 micro-batches: gradients differ by {gap:.1e} of those in one batch, where the loss is {loss:.6f}"
 
 
@@ -246,7 +246,7 @@ def ranks_train_as_one(evidence: Evidence) -> Answer:
         loss, ours = trainer.accumulated(group, names)
         alone, theirs = in_one_batch(trainer, rows, names)
     apart, gap = abs(float(loss) - alone), relative_gap(ours, theirs)
-    most = (LOSS, GRADIENT) if is_plain(trainer) else (COARSE_LOSS, COARSE_GRADIENT)
+    most = allowance(trainer, LOSS, COARSE_LOSS), allowance(trainer, GRADIENT, COARSE_GRADIENT)
     detail = f"{trainer.ranks.count} ranks, {len(rows)} rows"
     return apart <= most[0] and gap <= most[1], f"{detail}: loss off by {apart:.1e} nats, gradients by {gap:.1e} of their norm"
 

@@ -235,18 +235,16 @@ def numbers_of(parameter: Any) -> Tensor:
 # Checksums, and the checkpoint's files and keys
 
 
-def checksums(tensors: Iterable[Tensor]) -> list[Checksum]:
-    """Of each tensor, sums of all its bits taken as integers, and of every other one; equal bits, equal sums."""
-    flat = [tensor.detach().reshape(-1) for tensor in tensors]
-    bits = [one.view(INTEGERS.get(one.element_size(), torch.uint8)) for one in flat]
+def checksums(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Checksum]:
+    """Of each tensor, by name, sums of all its bits taken as integers, and of every other one; equal bits, equal sums.
+
+    No cryptographic hash: it tells trained weights from unchanged ones, in place.
+    """
+    flat = {name: tensor.detach().reshape(-1) for name, tensor in tensors}
+    bits = [one.view(INTEGERS.get(one.element_size(), torch.uint8)) for one in flat.values()]
     sums = [torch.stack([one.sum(dtype=torch.int64), one[::2].sum(dtype=torch.int64)]) for one in bits]
-    return [(first, second) for first, second in torch.stack(sums).tolist()] if sums else []
-
-
-def model_checksums(model: nn.Module) -> dict[str, Checksum]:
-    """A checksum of every parameter, by name; no cryptographic hash: it tells trained weights from unchanged ones, in place."""
-    named = dict(model.named_parameters())
-    return dict(zip(named, checksums(named.values()), strict=True))
+    pairs = [(first, second) for first, second in torch.stack(sums).tolist()] if sums else []
+    return dict(zip(flat, pairs, strict=True))
 
 
 def weight_files(cell: Cell) -> list[Path]:
@@ -278,37 +276,35 @@ def lacking_modules(cell: Cell) -> list[str]:
 
 
 def model_record(cell: Cell) -> ModelRecord:
-    """Which weights the cell started from, and the class they were loaded into."""
-    checkpoint = f"random weights, shape of {cell.backbone.checkpoint}"
+    """Which weights the cell started from, and the class they were loaded into.
+
+    Their fingerprint is sixteen hex digits over the weight files of a local folder, or the hub's commit.
+    """
+    checkpoint, fingerprint = f"random weights, shape of {cell.backbone.checkpoint}", None
     if not cell.profile.random_weights:
         source, _ = checkpoint_of(cell.backbone, cell.profile)
         checkpoint = Path(source).name if Path(source).is_dir() else source
+        if cell.profile.checkpoint_root is None:
+            commits = (hf.utils.hub.extract_commit_hash(str(path), None) for path in weight_files(cell))
+            fingerprint = cell.backbone.revision or next(filter(None, commits), None)
+        else:
+            digest = hashlib.sha256()
+            for path in weight_files(cell):
+                digest.update(path.read_bytes())
+            fingerprint = digest.hexdigest()[:16]
     return ModelRecord(
         checkpoint=checkpoint,
-        fingerprint=checkpoint_fingerprint(cell),
+        fingerprint=fingerprint,
         architecture=getattr(cell.head.architecture, "__name__", str(cell.head.architecture)),  # a class or a name
         adapted_modules=list(cell.head.adapted_modules),
     )
-
-
-def checkpoint_fingerprint(cell: Cell) -> str | None:
-    """Sixteen hex digits over the weight files of a local folder, or the hub's commit; None for random weights."""
-    if cell.profile.random_weights:
-        return None
-    if cell.profile.checkpoint_root is None:
-        find = hf.utils.hub.extract_commit_hash
-        return cell.backbone.revision or next((found for path in weight_files(cell) if (found := find(str(path), None))), None)
-    digest = hashlib.sha256()
-    for path in weight_files(cell):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 @cache
 def checkpoint_checksums(files: tuple[Path, ...], dtype: torch.dtype) -> Mapping[str, Checksum]:
     """Checksums of all tensors of a checkpoint by name, in the type that the model loads them in."""
     tensors = {name: tensor.to(dtype) for path in files for name, tensor in load_file(path).items()}
-    return dict(zip(tensors, checksums(tensors.values()), strict=True))
+    return checksums(tensors.items())
 
 
 def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
@@ -316,12 +312,11 @@ def matching_keys(name: str, files: tuple[Path, ...]) -> list[str]:
 
     A model and its checkpoint name one tensor differently: PEFT and heads put parts in front, and PEFT some in between.
     """
-
-    def from_the_end(dotted: str) -> list[str]:
-        return [RENAMED.get(part, part) for part in reversed(dotted.split(".")) if part != "base_layer"]
-
-    own = from_the_end(name)
-    pairs = {key: zip(own, from_the_end(key), strict=False) for key in files_by_key(files)}
-    common = {key: len([*takewhile(lambda pair: pair[0] == pair[1], both)]) for key, both in pairs.items()}
+    keys = files_by_key(files)
+    ends = {
+        dotted: [RENAMED.get(part, part) for part in reversed(dotted.split(".")) if part != "base_layer"]
+        for dotted in (name, *keys)
+    }
+    common = {key: len([*takewhile(lambda pair: pair[0] == pair[1], zip(ends[name], ends[key], strict=False))]) for key in keys}
     longest = max([2, *common.values()])
     return [key for key, length in common.items() if length == longest]

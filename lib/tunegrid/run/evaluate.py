@@ -37,17 +37,8 @@ class Evaluation:
     features: Sequence[Feature]  # what the model read of the rows
     outputs: Sequence[Any]  # what it answered,
     predictions: list[Prediction]  # and that decoded
-
-    @property
-    def samples_per_second(self) -> float | None:
-        """Rows predicted a second."""
-        return len(self.rows) / self.part.seconds if self.part.seconds else None
-
-    @property
-    def generated_tokens_per_second(self) -> float | None:
-        """Of all rows together; None if nothing was generated."""
-        seconds = self.part.seconds
-        return sum(map(len, self.outputs)) / seconds if self.part.generated_tokens and seconds else None
+    samples_per_second: float | None = None  # rows predicted
+    generated_tokens_per_second: float | None = None  # of all rows together; None if nothing was generated
 
 
 def evaluate(
@@ -88,6 +79,8 @@ def evaluate(
         features=features,
         outputs=outputs,
         predictions=predictions,
+        samples_per_second=len(rows) / seconds if seconds else None,
+        generated_tokens_per_second=sum(map(len, outputs)) / seconds if generated and seconds else None,
     )
 
 

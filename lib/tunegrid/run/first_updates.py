@@ -43,27 +43,23 @@ WHOLE = ("norms", "biases of position", "embeddings", "output")  # one group for
 Figures = dict[str, float | None]  # by group; None for what is not finite
 
 
-def group_of(name: str, cell: Cell, own: Iterable[str]) -> str:
-    """The group that a parameter belongs to; `own` are the names of the parameters that the method added."""
-    if within(name, cell.head.new_modules):
-        return "head"
-    if name in own:
-        return cell.method.group_of(name)
-    lower = f".{name.lower()}"
-    kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower)), None)
-    layer = re.search(r"\.(\d+)\.", name)
-    if kind in WHOLE or layer is None:
-        return kind or "rest"
-    stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
-    return f"{stack} {layer[1]} {kind or 'MLP'}"
-
-
 def grouped(cell: Cell, model: nn.Module, names: Iterable[str]) -> dict[str, list[str]]:
-    """Names by group, in the order of the model."""
+    """Names by group, in the order of the model: the head's, those that the method added, and those of each layer and kind."""
     own = cell.method.own_parameters(model)
     groups: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        groups[group_of(name, cell, own)].append(name)
+        lower, layer = f".{name.lower()}", re.search(r"\.(\d+)\.", name)
+        kind = next((kind for pattern, kind in KINDS if re.search(pattern, lower)), None)
+        stack = next((stack for stack in ("decoder", "encoder") if f".{stack}." in lower), "layer")
+        if within(name, cell.head.new_modules):
+            group = "head"
+        elif name in own:
+            group = cell.method.group_of(name)
+        elif kind in WHOLE or layer is None:
+            group = kind or "rest"
+        else:
+            group = f"{stack} {layer[1]} {kind or 'MLP'}"
+        groups[group].append(name)
     return dict(groups)
 
 
@@ -113,10 +109,11 @@ def digest_of(values: Iterable[Any]) -> str:
     return whole.hexdigest()[:16]
 
 
-def sampled(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Some values of each tensor, evenly spread: a copy of all would double what training keeps."""
+def sampled(tensors: Mapping[str, Any], *, exact: bool = False) -> dict[str, Tensor]:
+    """Some values of each tensor, evenly spread: a copy of all would double what is kept. If exact, in fp64 on the host."""
     steps = {name: max(1, tensor.numel() // SAMPLED) for name, tensor in tensors.items()}
-    return {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in tensors.items()}
+    values = {name: full_tensor(p.detach()).reshape(-1)[:: steps[name]].float().clone() for name, p in tensors.items()}
+    return {name: some.double().cpu() for name, some in values.items()} if exact else values
 
 
 class FirstUpdates:
@@ -176,6 +173,9 @@ class AdamW:
     def __init__(self, optimizer: Any, parameters: Mapping[str, Tensor]) -> None:
         """Of an optimizer over `parameters`, by name."""
         self._optimizer, self._parameters = optimizer, parameters
+        kind, groups = type(optimizer), optimizer.param_groups  # torch's AdamW, or one of bitsandbytes', without options
+        plain = kind is torch.optim.AdamW and not any(group["amsgrad"] or group["maximize"] for group in groups)
+        self._followed = plain or kind.__module__ == "bitsandbytes.optim.adamw"
         self._start, self._groups = dict[str, Tensor](), dict[str, Any]()
         self._state: dict[str, tuple[Tensor, Tensor, Tensor]] = {}  # weights and both moments
         self.gap: float | None = None
@@ -183,13 +183,13 @@ class AdamW:
 
     def before_step(self, update: int) -> None:
         """Take the step by definition, of an update that counts from 0."""
-        if update == 0 and is_adamw(self._optimizer):
+        if update == 0 and self._followed:
             groups = {p: group for group in self._optimizer.param_groups for p in group["params"]}
             stepped = {name: p for name, p in self._parameters.items() if p.grad is not None and p in groups}
-            for name, start in self._values(stepped).items():
+            for name, start in sampled(stepped, exact=True).items():
                 self._start[name], self._groups[name] = start, groups[stepped[name]]
                 self._state[name] = start, torch.zeros_like(start), torch.zeros_like(start)
-        gradients = self._values({name: self._parameters[name].grad for name in self._state})
+        gradients = sampled({name: self._parameters[name].grad for name in self._state}, exact=True)
         for name, gradient in gradients.items():
             self._state[name] = adamw_step(self._state[name], gradient, update + 1, self._groups[name])
 
@@ -197,15 +197,12 @@ class AdamW:
         """Behind the last step that is followed, see how far apart the two are."""
         if not self._state or update < MOVED - 1:
             return
-        now = torch.cat([*self._values({name: self._parameters[name] for name in self._start}).values()])
+        now = torch.cat([*sampled({name: self._parameters[name] for name in self._start}, exact=True).values()])
         start, wanted = torch.cat([*self._start.values()]), torch.cat([weights for weights, *_ in self._state.values()])
         self.gap = float((now - wanted).norm() / ((wanted - start).norm() + LOST * start.norm()))
         states = (value for state in self._optimizer.state.values() for value in state.values())
         self.packed = any(isinstance(value, Tensor) and value.dtype is torch.uint8 for value in states)
         self._start, self._state = {}, {}
-
-    def _values(self, tensors: Mapping[str, Any]) -> dict[str, Tensor]:
-        return {name: values.double().cpu() for name, values in sampled(tensors).items()}
 
 
 def adamw_step(
@@ -217,14 +214,6 @@ def adamw_step(
     first, second = beta1 * first + (1 - beta1) * gradient, beta2 * second + (1 - beta2) * gradient**2
     step = first / (1 - beta1**number) / ((second / (1 - beta2**number)).sqrt() + settings["eps"])
     return (1 - rate * decay) * weights - rate * step, first, second
-
-
-def is_adamw(optimizer: Any) -> bool:
-    """Whether it is torch's AdamW, or one of bitsandbytes', without an option that makes another optimizer of it."""
-    kind = type(optimizer)
-    if kind is torch.optim.AdamW:
-        return not any(group["amsgrad"] or group["maximize"] for group in optimizer.param_groups)
-    return kind.__module__ == "bitsandbytes.optim.adamw"
 
 
 # Single modules
@@ -283,13 +272,39 @@ class ModuleFigures:
         def enter(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
             if not self._open and next(left) == 0:
                 hooks.close()
-            else:
-                self._enter(phase, module, [*inputs, *options.values()])
+                return
+            name, kind = self._names[module], type(module)
+            self._counts[name] += 1
+            figures, makers = self._look(one for one in tree_leaves([*inputs, *options.values()]) if isinstance(one, Tensor))
+            one = _Call(
+                phase=phase,
+                module=name,
+                kind=kind.__name__,
+                library=kind.__module__.partition(".")[0],
+                call=self._counts[name],
+                depth=len(self._open),
+                source=next((maker for maker in makers if maker >= 0), -1),
+            )
+            one.tensors["taken"] = figures
+            self._open.append(one)
+
+        def leave(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            one = self._open.pop()
+            made = [leaf for leaf in tree_leaves([output]) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+            one.tensors["given"], makers = self._look(made, len(self._calls))
+            one.maker = next(iter(makers), -1)
+            if made and made[0].requires_grad and one.maker == len(self._calls):
+
+                def note(gradient: Tensor) -> None:
+                    one.tensors["gradient"] = figures_of(gradient.detach())
+
+                made[0].register_hook(note)  # type: ignore[no-untyped-call] # torch's own
+            self._calls.append(one)
 
         with ExitStack() as hooks:
             for module in self._names:
                 hooks.enter_context(module.register_forward_pre_hook(enter, with_kwargs=True))
-                hooks.enter_context(module.register_forward_hook(lambda module, inputs, output: self._leave(output)))
+                hooks.enter_context(module.register_forward_hook(leave))
             try:
                 yield
             except BaseException:
@@ -298,35 +313,6 @@ class ModuleFigures:
             finally:
                 self._open, self._seen, self._counts = [], {}, Counter()
 
-    def _enter(self, phase: str, module: nn.Module, inputs: Iterable[Any]) -> None:
-        name, kind = self._names[module], type(module)
-        self._counts[name] += 1
-        figures, makers = self._look(tensors_in(inputs))
-        one = _Call(
-            phase=phase,
-            module=name,
-            kind=kind.__name__,
-            library=kind.__module__.partition(".")[0],
-            call=self._counts[name],
-            depth=len(self._open),
-            source=next((maker for maker in makers if maker >= 0), -1),
-        )
-        one.tensors["taken"] = figures
-        self._open.append(one)
-
-    def _leave(self, output: Any) -> None:
-        one = self._open.pop()
-        floating = [tensor for tensor in tensors_in([output]) if tensor.is_floating_point()]
-        one.tensors["given"], makers = self._look(floating, len(self._calls))
-        one.maker = next(iter(makers), -1)
-
-        def note(gradient: Tensor) -> None:
-            one.tensors["gradient"] = figures_of(gradient.detach())
-
-        if floating and floating[0].requires_grad and one.maker == len(self._calls):
-            floating[0].register_hook(note)  # type: ignore[no-untyped-call] # torch's own
-        self._calls.append(one)
-
     def _look(self, tensors: Iterable[Tensor], maker: int = -1) -> tuple[Projected | None, list[int]]:
         """Figures of tensors, and the call that made each: the one before, if a tensor has passed through this as it is."""
         known: list[tuple[Projected, int]] = []
@@ -334,7 +320,11 @@ class ModuleFigures:
             version = 0 if tensor.is_inference() else tensor._version
             seen = self._seen.get(id(tensor))
             if seen is None or seen[0]() is not tensor or seen[1] != version:
-                figures = figures_of(tensor.detach() if maker >= 0 else tamed(tensor.detach()))
+                values = tensor.detach()
+                if maker < 0:  # so that nothing hides the rest: whole numbers by their sine, what masks hold by its sign
+                    large = values.abs() > LARGE if values.is_floating_point() else None
+                    values = torch.sin(values.float()) if large is None else torch.where(large, values.sign(), values)
+                figures = figures_of(values)
                 seen = self._seen[id(tensor)] = (weakref.ref(tensor), version, figures, maker)
             known.append(seen[2:])
         return _summed([figures for figures, _ in known]), [maker for _, maker in known]
@@ -369,18 +359,6 @@ class ModuleFigures:
                 columns[f"{name}_{number}"] = [row[i] if math.isfinite(row[i]) else None for row in known]
         random_vectors.cache_clear()  # on a GPU they would stand in the peaks of training
         return columns
-
-
-def tensors_in(values: Iterable[Any]) -> list[Tensor]:
-    """The tensors among values, and in lists, tuples and dictionaries, which libraries nest."""
-    return [leaf for leaf in tree_leaves([*values]) if isinstance(leaf, Tensor)]
-
-
-def tamed(tensor: Tensor) -> Tensor:
-    """A tensor in which nothing hides the rest: whole numbers by their sine, what masks hold by its sign."""
-    if not tensor.is_floating_point():
-        return torch.sin(tensor.float())
-    return torch.where(tensor.abs() > LARGE, tensor.sign(), tensor)
 
 
 def figures_of(tensor: Tensor) -> Projected:

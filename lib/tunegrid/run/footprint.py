@@ -1,16 +1,14 @@
-"""Measures what a cell costs at its true size: FLOPs, bytes and rates. No checkpoint is needed.
+"""Measures what a cell costs at its true size: FLOPs and bytes. No checkpoint is needed.
 
 Two updates precede the timed ones and warm up the device: the first counts FLOPs, the second traces bytes.
 """
 
 import math
-import time
 import weakref
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
-from random import Random
 from typing import Any
 
 import torch
@@ -19,34 +17,29 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from tunegrid.codecs.base import Codec
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS
 from tunegrid.record.parts import Flops, Ledger
 from tunegrid.run.build import base_type
 from tunegrid.run.device import AUTOCAST, free_memory
-from tunegrid.run.evaluate import predict
-from tunegrid.run.meter import parameter_counts, state_tensors, tensor_bytes, weight_tensors
-from tunegrid.run.progress import Progress
+from tunegrid.run.meter import parameter_counts, tensor_bytes, weight_tensors
 from tunegrid.run.train import Trainer
 
 FP32_BYTES = 4
 MATRIX = {"cpu": 2048, "cuda": 8192}  # sides of the square matrices whose product is the device's peak
 MATRIX_SECONDS = 1.0  # so long they are multiplied, or once if that takes longer
-GENERATED_ROWS = {"cpu": 1, "cuda": 64}
 CUDA_ROOM = 0.02  # the share that an allocator's rounding may add
 WEIGHTS_SHARE = 0.75  # NF4 of T5's encoder, whose embeddings and wo stay in fp32, still saves a third
 
 
 @dataclass(kw_only=True)
 class Footprint:
-    """Measurements of the traced updates and of the generation."""
+    """Measurements of the traced updates."""
 
     flops_per_step: int  # of one update, forward and backward, matrix products and attention
     matmul_flops_per_second: float  # the device's best on large square matrices in the cell's precision
     live_bytes: int  # held right after the optimizer's step, by the allocator's count (CUDA) or the tensors' (CPU)
     peak_bytes: int  # the most held during that update
-    generated_tokens_per_second: float | None = None  # of all rows together; None for a task that generates nothing
 
 
 def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
@@ -56,7 +49,8 @@ def trace(trainer: Trainer, baseline_bytes: int) -> Footprint:
         trainer.update(next(trainer.updates(0)))
     group = next(trainer.updates(0))
     cuda = device.type == "cuda"
-    counter = None if cuda else TensorBytes([*weight_tensors(trainer.model), *state_tensors(trainer.optimizer)])
+    states = [value for state in trainer.optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    counter = None if cuda else TensorBytes([*weight_tensors(trainer.model), *states])
     if cuda:
         torch.cuda.reset_peak_memory_stats(device)
 
@@ -152,19 +146,6 @@ def matmul_peak(device: torch.device, precision: str) -> float:
     del matrix, timer
     free_memory(device)  # or it would stay reserved, in the first cell's peaks alone
     return float(2 * side**3 / seconds)
-
-
-def generation_rate(model: nn.Module, codec: Codec, device: torch.device, progress: Progress) -> float | None:
-    """Generated tokens a second, by the recipe's search on full-length inputs; None for a codec that generates nothing."""
-    if not codec.generates:
-        return None
-    rng = Random(codec.cell.profile.seed)
-    features = [codec.synthetic(rng) for _ in range(GENERATED_ROWS[device.type])]
-    if device.type == "cuda":
-        predict(model, codec, features, device, progress.stage("warm up"))
-    began = time.perf_counter()
-    outputs, _ = predict(model, codec, features, device, progress.stage("generate"))  # on the host: a GPU is done
-    return sum(map(len, outputs)) / (time.perf_counter() - began)
 
 
 def complete(ledger: Ledger, footprint: Footprint) -> Ledger:

@@ -6,7 +6,7 @@ Training time is that of updates alone; throughput counts real tokens over the u
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -21,37 +21,21 @@ from tunegrid.run.ranks import Ranks, local_shard
 
 GIB = 2**30
 WARMUP_UPDATES = 3  # left out of throughput: first calls allocate memory and pick kernels
-SUMS = ("seconds", "gpu_energy_joules", "cpu_energy_joules")  # of a phase's parts; of its peaks the highest counts
+SUMS = ("seconds", "gpu_energy_joules")  # of a phase's parts; of its peaks the highest counts
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 
-# Energy. A counter is of a card or a processor, not of a process, so one that several cells share is not read.
-POWERCAP = Path("/sys/class/powercap")
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
-RAPL_SECONDS = 60.0  # a CPU's counter starts again after 65 kJ (AMD) or 262 kJ (Intel), and no processor takes 1 kW
-COUNTERS = {"gpu_energy_joules": "GPU: NVML", "cpu_energy_joules": "CPU: RAPL"}
+NO_COUNTER = "no counter that the cell has for itself"
 Joules = Callable[[], float | None]  # reads a counter; None if it cannot be read
 
 
-def counters_of(device: torch.device, *, alone: bool, ranks: int = 1) -> dict[str, Joules]:
-    """The counters that a cell has for itself, by the field of `Phase` that they fill.
+def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
+    """Reads NVML's joules of a GPU since its driver was loaded; None without NVML, before Volta, and on a CPU.
 
-    `alone` says that no other cell uses the machine's processors; of `ranks` each has a GPU, of which only one would be read.
+    A counter is of a card, not of a process; of `ranks` each has a card, of which only one would be read.
     """
-    gpu = nvml_counter(device) if device.type == "cuda" and ranks == 1 else None
-    counters = zip(COUNTERS, (gpu, rapl_joules if alone else None), strict=True)
-    return {name: read for name, read in counters if read and read() is not None}
-
-
-def rapl_joules() -> float | None:
-    """Of all processors; a folder is one, its parts, or the whole machine. Since Linux 5.10 only root can read them."""
-    with suppress(OSError, ValueError):
-        folders = [one for one in POWERCAP.glob("intel-rapl:*") if (one / "name").read_text("ascii").startswith("package-")]
-        return sum(int((folder / "energy_uj").read_text("ascii")) for folder in folders) / 1e6 if folders else None
-    return None
-
-
-def nvml_counter(device: torch.device) -> Joules | None:
-    """Of a GPU since the driver was loaded, if it is Volta or later; None without NVML."""
+    if device.type != "cuda" or ranks > 1:
+        return None
     handle, count = ctypes.c_void_p(), ctypes.c_ulonglong()
     uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}".encode()  # whichever cards CUDA_VISIBLE_DEVICES leaves
     try:
@@ -60,6 +44,7 @@ def nvml_counter(device: torch.device) -> Joules | None:
         millijoules = library.nvmlDeviceGetTotalEnergyConsumption
     except (OSError, AttributeError):  # no library, or one without these calls
         return None
+    failed = failed or millijoules(handle, ctypes.byref(count))
     return None if failed else lambda: None if millijoules(handle, ctypes.byref(count)) else count.value / 1e3
 
 
@@ -82,18 +67,13 @@ class Meter:
     """Collects one cell's measurements."""
 
     device: torch.device
-    counters: Mapping[str, Joules] = field(default_factory=dict)  # of `counters_of`
+    counter: Joules | None = None  # of the GPU, see `gpu_counter`
     cells_before: int | None = None  # that its process ran; None if unknown
     updates: list[Update] = field(default_factory=list)
     phases: dict[str, Phase] = field(default_factory=dict)
     _open: list[str] = field(default_factory=list, init=False)  # phases, the innermost last
     _began: float = field(default=0.0, init=False)
-    _joules: dict[str, float | None] = field(default_factory=dict, init=False)
-
-    @property
-    def energy_source(self) -> str:
-        """What counts the joules, for the record."""
-        return "; ".join(COUNTERS[name] for name in self.counters) or "no counter that the cell has for itself"
+    _joules: float | None = field(default=None, init=False)
 
     def mark(self) -> Any:
         """The host's time; on CUDA an event, which marks when the device gets here while the host does not wait."""
@@ -126,28 +106,20 @@ class Meter:
     def _switch(self, phases: list[str]) -> None:
         """The innermost open phase ends or pauses; of `phases`, which are open now, the innermost begins or goes on."""
         if self._open:
-            self._add(self._open[-1])
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+            figures: dict[str, Any] = {**vars(peaks(self.device, time.perf_counter() - self._began))}
+            before, now = self._joules, self.counter() if self.counter else None
+            figures["gpu_energy_joules"] = None if before is None or now is None or now < before else now - before
+            if earlier := self.phases.get(self._open[-1]):
+                pairs = {name: (one, figures[name]) for name, one in vars(earlier).items()}
+                figures = {name: None if None in two else (sum if name in SUMS else max)(two) for name, two in pairs.items()}
+            self.phases[self._open[-1]] = Phase(**figures)
         self._open = phases
         if phases:
             reset_peaks(self.device)
-            self._joules = {name: read() for name, read in self.counters.items()}
+            self._joules = self.counter() if self.counter else None
             self._began = time.perf_counter()
-
-    def _add(self, phase: str) -> None:
-        """Add what was measured since the phase began or went on."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        seconds = time.perf_counter() - self._began
-        figures: dict[str, Any] = {**vars(peaks(self.device, seconds))}
-        for name, read in self.counters.items():
-            before, now = self._joules[name], read()
-            if name == "cpu_energy_joules" and seconds > RAPL_SECONDS:
-                now = None  # it may have started again, unseen
-            figures[name] = None if before is None or now is None or now < before else now - before
-        if earlier := self.phases.get(phase):
-            pairs = {name: (one, figures[name]) for name, one in vars(earlier).items()}
-            figures = {name: None if None in two else (sum if name in SUMS else max)(two) for name, two in pairs.items()}
-        self.phases[phase] = Phase(**figures)
 
     def over(self, ranks: Ranks) -> RanksRecord | None:
         """What each rank did, which all must ask together; None for one. From then on, updates are those of all."""
@@ -247,17 +219,13 @@ def weight_tensors(model: nn.Module) -> list[Tensor]:
     return tensors
 
 
-def state_tensors(optimizer: Any) -> list[Tensor]:
-    """What an optimizer keeps for its parameters, as moments and counts of steps."""
-    return [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
-
-
 def ledger(model: nn.Module, optimizer: torch.optim.Optimizer | None, gradients_bytes: int | None) -> Ledger:
     """Exact bytes of weights, gradients, optimizer state, and a checkpoint of what trains: an adapter, or the whole model."""
+    states = [value for state in optimizer.state.values() for value in state.values()] if optimizer else []
     return Ledger(
         weights_bytes=tensor_bytes(weight_tensors(model)),
         gradients_bytes=gradients_bytes,
-        optimizer_bytes=tensor_bytes(state_tensors(optimizer)) if optimizer else None,
+        optimizer_bytes=tensor_bytes(one for one in states if isinstance(one, Tensor)) if optimizer else None,
         checkpoint_bytes=sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
         activations_bytes=None,
         peak_bytes=None,

@@ -104,12 +104,7 @@ def squad_examples(truths: Sequence[Sequence[str]], answers: Sequence[str]) -> P
 def extraction(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Sequence[str]) -> Scored:
     """exact_match and f1, of spans and of generated answers alike."""
     examples = squad_examples([answer_texts(task, row) for row in rows], predicted)
-    return Scored(scores=means(examples), examples=examples)
-
-
-def means(examples: PointsByMetric) -> Scores:
-    """The mean over rows of each metric."""
-    return {name: fmean(points) for name, points in examples.items()}
+    return Scored(scores={name: fmean(points) for name, points in examples.items()}, examples=examples)
 
 
 # Generation
@@ -121,7 +116,7 @@ def generation(metrics: Metrics, task: Task, rows: Sequence[Row], predicted: Seq
     examples = rouge_examples(references, [sentence_lines(text) for text in predicted])
     if metrics.bert_scorer and needs_bertscore(task):
         examples |= metrics.bert_scorer.examples(references, predicted)
-    return Scored(scores=means(examples), examples=examples)
+    return Scored(scores={name: fmean(points) for name, points in examples.items()}, examples=examples)
 
 
 def sentence_lines(text: str) -> str:

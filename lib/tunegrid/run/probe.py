@@ -60,52 +60,35 @@ def before_training(
     modules, and returns the name that the record gives, or None if they are not kept.
     """
     features, modules = short_to_long(trainer.features, PROBED), ModuleFigures(trainer.model)
-
-    def if_it_fits(figures: Callable[..., Mapping[str, Any]], some: Sequence[Feature]) -> Mapping[str, Any] | None:
-        """None if memory runs out: a probe keeps all activations, training perhaps does not."""
-        with suppress(DoesNotFit), fitting():
-            return figures(trainer, some, modules)
-        free_memory(trainer.meter.device)
-        return None
-
+    device, figures = trainer.meter.device, {**NOT_DIFFERENTIATED, **NOT_GENERATED}
     with undisturbed(trainer):
-        differentiated = if_it_fits(_differentiated, features) or NOT_DIFFERENTIATED
-        if_it_fits(_dropping, features)
-        generated = if_it_fits(_generated, [features[0], features[-1]]) or NOT_GENERATED
+        for ask in (_differentiated, _dropping, _generated):  # a probe keeps all activations, training perhaps does not
+            try:
+                with fitting():
+                    figures |= ask(trainer, features, modules)
+                continue
+            except DoesNotFit:
+                pass
+            free_memory(device)  # out here, where the error no longer keeps the failed pass alive
         groups = grouped(trainer.cell, trainer.model, trainer.parameters)
+        types = {name: str(p.dtype).removeprefix("torch.") for name, p in trainer.parameters.items()}
+        for name, p in trainer.parameters.items():
+            if state := getattr(p, "quant_state", None):
+                types[name] = f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
+        # What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask.
+        torch.manual_seed(0)
+        numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
+        mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
         return {
             "tokens": digest_of((feature.input_ids, feature.target) for feature in trainer.features),
-            "types": _by_group(groups, lambda name: _type(trainer.parameters[name])),
+            "types": {group: ", ".join(sorted({types[name] for name in names})) for group, names in groups.items()},
             "weights": norms(groups, lambda name: numbers_of(trainer.parameters[name])),
-            "stream": _stream(trainer.meter.device),
-            "probe": digest(([(row.input_ids, row.target) for row in features], SEARCH)),
-            **differentiated,
-            **generated,
+            "stream": digest(([round(number, 5) for number in numbers], mask)),
+            **figures,
             "predicted": predicted(trainer, rows[:PREDICTED]),
             "modules": keep(modules.columns()),
             "metrics": fixed_answers(trainer.cell.task, metrics, rows[:FIXED]),
         }
-
-
-def _by_group(groups: Mapping[str, Sequence[str]], kind_of: Callable[[str], str]) -> dict[str, str]:
-    """The kinds of each group's names, in a row."""
-    return {group: ", ".join(sorted(set(map(kind_of, names)))) for group, names in groups.items()}
-
-
-def _type(parameter: Tensor) -> str:
-    """How a weight is stored, as "float32" or "nf4 in blocks of 64"."""
-    state = getattr(parameter, "quant_state", None)
-    if state is None:
-        return str(parameter.dtype).removeprefix("torch.")
-    return f"{state.quant_type} in blocks of {state.blocksize}{', scales packed' if state.nested else ''}"
-
-
-def _stream(device: torch.device) -> str:
-    """What the generator gives from a fixed seed: uniform and normal numbers, and a dropout mask."""
-    torch.manual_seed(0)
-    numbers = [*torch.rand(DRAWS, device=device).tolist(), *torch.randn(DRAWS, device=device).tolist()]
-    mask = torch.dropout(torch.ones(DRAWS, device=device), 0.5, True).tolist()
-    return digest(([round(number, 5) for number in numbers], mask))
 
 
 def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures) -> dict[str, Any]:
@@ -131,7 +114,10 @@ def _differentiated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFi
     groups = grouped(trainer.cell, trainer.model, trained)
     packed = grouped(trainer.cell, trainer.model, (f"{layer}.weight" for layer in computed))
     return {
-        "computed": _by_group(packed, lambda name: computed[name.rpartition(".")[0]]),
+        "probe": digest(([(row.input_ids, row.target) for row in rows], SEARCH)),
+        "computed": {
+            group: ", ".join(sorted({computed[name.rpartition(".")[0]] for name in names})) for group, names in packed.items()
+        },
         "probe_loss": figure(total),
         "probe_gradients": norms(groups, known.get),
         "probe_reached": reached(groups, known),
@@ -158,7 +144,7 @@ def _generated(trainer: Trainer, rows: Sequence[Feature], modules: ModuleFigures
         return NOT_GENERATED
     cap = min(codec.generation.max_new_tokens, codec.max_target_length)
     with modules.noted("search", SEARCHED):
-        texts, apart = searched(trainer, rows, **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
+        texts, apart = searched(trainer, [rows[0], rows[-1]], **SEARCH, max_new_tokens=cap, min_new_tokens=cap)
     return {"generated": digest(texts), "decoded": figure(apart)}
 
 
@@ -179,18 +165,13 @@ def predicted(trainer: Trainer, rows: Sequence[Row]) -> str | None:
 
 
 def fixed_answers(task: Task, metrics: Metrics, rows: Sequence[Row]) -> Figures:
-    """The scores of answers that no model gave: every row's reference, spoiled."""
-    answers = [spoiled(task, row, index) for index, row in enumerate(rows)]
+    """The scores of answers that no model gave: labels by the row's index, or references without every third word."""
+    answers: list[int | str] = [index % len(task.labels) for index in range(len(rows))] if task.labels else []
+    for index, row in enumerate(() if task.labels else rows):
+        reference = answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target]
+        answers.append(" ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + index) % 3)]))
     scores = METRICS[task.problem](metrics, task, rows, answers).scores
     return {name: figure(score) for name, score in scores.items()}
-
-
-def spoiled(task: Task, row: Row, index: int) -> int | str:
-    """An answer that depends on the row's index: a label, or the reference without every third word."""
-    if task.problem is Problem.CLASSIFY:
-        return index % len(task.labels)
-    reference = answer_texts(task, row)[0] if task.problem is Problem.EXTRACT else row[task.target]
-    return " ".join(["the", *(word for i, word in enumerate(reference.split()) if (i + index) % 3)])
 
 
 # After training
@@ -235,7 +216,8 @@ def probe(trainer: Trainer) -> Probe:
             logits = logits_of(trainer, answer.rows)[0]
             answer.together = [one.detach() for one in logits]
             if fits:
-                answer.gap = _gap(logits, answer.alone, each, parameters)
+                summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
+                answer.gap = relative_gap(gradients_of(logits, answer.alone, parameters), summed)
                 if answer.gap > allowance(trainer):
                     answer.gap = min(answer.gap, _gap_of_others(trainer, parameters))
             with computing(trainer.model) as answer.computed:
@@ -251,14 +233,6 @@ def probe(trainer: Trainer) -> Probe:
     return answer
 
 
-def _gap(
-    logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], each: Iterable[Sequence[Tensor]], parameters: Sequence[Tensor]
-) -> float:
-    """How far the gradients of a batch's logits are from the sum of those of `each` row, which has other logits `alone`."""
-    summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
-    return relative_gap(gradients_of(logits, alone, parameters), summed)
-
-
 def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
     """The gap of two rows of middling lengths; infinite if there are none."""
     rows = short_to_long(trainer.features[:FIRST_ROWS], 4)[1:3]
@@ -266,7 +240,8 @@ def _gap_of_others(trainer: Trainer, parameters: Sequence[Tensor]) -> float:
         return math.inf
     alone = [logits_of(trainer, [row])[0] for row in rows]
     each = [gradients_of(logits, [logits], parameters) for logits in alone]
-    return _gap(logits_of(trainer, rows)[0], alone, each, parameters)
+    summed = [torch.stack(own).sum(0) for own in zip(*each, strict=True)]
+    return relative_gap(gradients_of(logits_of(trainer, rows)[0], alone, parameters), summed)
 
 
 def short_to_long(features: Sequence[Feature], count: int) -> list[Feature]:
@@ -299,18 +274,14 @@ def gradients_of(logits: Sequence[Tensor], alone: Sequence[Sequence[Tensor]], pa
     """
     pairs = [(batch[i], one.shape[1:]) for i, row in enumerate(alone) for batch, one in zip(logits, row, strict=True)]
     sums = []
-    for row in (cut(row, shape) for row, shape in pairs):  # each value times a weight that depends on its position alone
+    for padded, shape in pairs:  # each value times a weight that depends on its position alone
+        row = padded[tuple(map(slice, shape))]
         positions = torch.arange(row.numel(), device=row.device, dtype=torch.float32)
         sums.append((row.float() * torch.cos(positions).reshape(row.shape)).sum())
     total = torch.stack(sums).sum()
     parameters = list(parameters)
     taken = torch.autograd.grad(total, parameters, allow_unused=True) if total.requires_grad else [None] * len(parameters)
     return [torch.zeros_like(p) if gradient is None else gradient for p, gradient in zip(parameters, taken, strict=True)]
-
-
-def cut(row: Tensor, shape: torch.Size) -> Tensor:
-    """What of a padded row (...) is there when the row is alone."""
-    return row[tuple(map(slice, shape))]
 
 
 # Logits, losses and texts
@@ -375,9 +346,17 @@ def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> t
         texts = [codec.until_end(ids) for ids in output.sequences.tolist()]
         pairs = zip(features, chunks(texts, beams), strict=True)
         whole = [one for feature, own in pairs for one in target_logits(trainer, [replace(feature, target=ids) for ids in own])]
+    # Log-probabilities (texts, T) that the search gave to the tokens of its texts, before it changed any.
+    steps_of_beams = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
+    tokens = output.sequences[:, : len(steps_of_beams)]
+    origin = getattr(output, "beam_indices", None)
+    if origin is None:
+        origin = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
+    origin = origin[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
+    scores = steps_of_beams[torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens), origin, tokens]
     gaps = [
         float((steps[: len(ids)] - chosen(logits.log_softmax(-1), ids)).abs().max() / logits.abs().max())
-        for steps, logits, ids in zip(_scores_of_tokens(output), whole, texts, strict=True)
+        for steps, logits, ids in zip(scores, whole, texts, strict=True)
     ]
     return texts, max(gaps)
 
@@ -385,18 +364,6 @@ def searched(trainer: Trainer, features: Sequence[Feature], **options: Any) -> t
 def chosen(scores: Tensor, ids: Sequence[int]) -> Tensor:
     """Scores (T) of a text's tokens, of those (T, V) of all tokens."""
     return scores.gather(1, torch.tensor(ids, device=scores.device).unsqueeze(1)).squeeze(1)
-
-
-def _scores_of_tokens(output: Any) -> Tensor:
-    """Log-probabilities (texts, T) that a search gave to the tokens of its texts, before it changed any."""
-    steps = torch.stack(output.logits).float().log_softmax(-1)  # (T, texts, V)
-    tokens = output.sequences[:, : len(steps)]
-    beams = getattr(output, "beam_indices", None)
-    if beams is None:
-        beams = torch.arange(len(tokens), device=tokens.device).unsqueeze(1).expand_as(tokens)
-    beams = beams[:, : tokens.shape[1]].clamp(min=0)  # -1 behind the end of a text
-    times = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    return steps[times, beams, tokens]
 
 
 @contextmanager
@@ -461,12 +428,10 @@ def distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).abs().max()) / scale if scale else 0.0
 
 
-def is_plain(trainer: Trainer) -> bool:
-    """Whether all is computed in fp32."""
+def allowance(trainer: Trainer, fine: float = FINE, coarse: float = COARSE) -> float:
+    """How far apart rounding may take two ways to compute the same: `fine` if all is computed in fp32.
+
+    By itself in units of the largest value.
+    """
     base_in_fp32 = trainer.cell.quantization is None and base_type(trainer.cell) is torch.float32
-    return base_in_fp32 and trainer.log.precision == "fp32"
-
-
-def allowance(trainer: Trainer) -> float:
-    """How far apart rounding may take two ways to compute the same, in units of the largest value."""
-    return FINE if is_plain(trainer) else COARSE
+    return fine if base_in_fp32 and trainer.log.precision == "fp32" else coarse

@@ -57,10 +57,6 @@ class Ranks:
         most = -(-len(rows) // (self.count * size))
         return [*own, *[[]] * (most - len(own))] if self.holds_parts else own
 
-    def seed(self, seed: int) -> int:
-        """The seed of this rank's dropout: others drop others."""
-        return (seed + self.rank * APART) % SEEDS
-
     def summed(self, tensor: Tensor) -> Tensor:
         """A tensor summed over the ranks, in place."""
         if self.count > 1:
@@ -142,24 +138,19 @@ class Ranks:
                 sentence = f"the whole model does not fit on rank {self.rank}, where it is scored and audited"
                 raise InputError(f"{sentence} ({first_line(error)}); take more ranks") from None
             raise
-        self.copy_from_sharded(model, sharded_model)
+        self.copy_weights(model, sharded_model)
 
-    def copy_from_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
-        """Give the model the weights of the sharded one, a tensor at a time."""
-        for own, learned in self._pairs(model, sharded_model):
-            own.copy_(full_tensor(learned))
+    def copy_weights(self, model: nn.Module, sharded_model: nn.Module, *, back: bool = False) -> None:
+        """Give the model the weights of the sharded one, a tensor at a time; or `back`, if they are two."""
+        for own, part in zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ():
+            whole: Tensor = own.detach()
+            shard: Any = part.detach()  # a DTensor
+            if own.requires_grad and back:
+                from torch.distributed.tensor import distribute_tensor
 
-    def copy_to_sharded(self, model: nn.Module, sharded_model: nn.Module) -> None:
-        """Give the sharded model its parts of the model's weights."""
-        for own, part in self._pairs(model, sharded_model):
-            from torch.distributed.tensor import distribute_tensor
-
-            part.copy_(distribute_tensor(own, part.device_mesh, part.placements))
-
-    def _pairs(self, model: nn.Module, sharded_model: nn.Module) -> Iterator[tuple[Tensor, Any]]:
-        """What trains in both; nothing if they are one."""
-        pairs = zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ()
-        return ((own.detach(), part.detach()) for own, part in pairs if own.requires_grad)
+                shard.copy_(distribute_tensor(whole, shard.device_mesh, shard.placements))
+            elif own.requires_grad:
+                whole.copy_(full_tensor(shard))
 
     def moments(self, saved: Mapping[str, Any], parameter: Any) -> dict[str, Any]:
         """An optimizer's saved state of a parameter; with FSDP, what has its shape is a part, as the parameter is."""

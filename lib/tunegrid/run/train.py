@@ -27,7 +27,7 @@ from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
-from tunegrid.run.build import model_checksums
+from tunegrid.run.build import checksums
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
@@ -40,7 +40,7 @@ from tunegrid.run.device import (
 from tunegrid.run.first_updates import MOVED, AdamW, FirstUpdates
 from tunegrid.run.meter import Meter, ledger, tensor_bytes
 from tunegrid.run.progress import Progress
-from tunegrid.run.ranks import ALONE, Ranks, full_tensor, local_shard
+from tunegrid.run.ranks import ALONE, APART, SEEDS, Ranks, full_tensor, local_shard
 
 CHECK_EVERY = 10  # updates between looks at the loss: every look makes a GPU wait
 Validate = Callable[[], tuple[float, Sequence[Row]]]  # a score of the model, higher is better, and the rows it was taken on
@@ -68,24 +68,15 @@ class TrainingLog:
     chosen_epoch: int | None = None  # whose weights were kept; None if there was nothing to choose
     stopped: str | None = None  # why training ended early
 
-    def state_dict(self) -> dict[str, Any]:
-        """All of it, as plain values."""
-        return asdict(self) | {"reached": sorted(self.reached)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state_dict`, in the precision of this device."""
-        ledger = Ledger(**state["ledger"]) if state["ledger"] else None
-        vars(self).update(state, precision=self.precision, reached=frozenset(state["reached"]), ledger=ledger)
-
 
 class Trainer:
     """One cell's training: made before it runs; audits look at it afterwards.
 
     Attributes:
         parameters: the model's, by name; `before` holds their checksums before training.
-        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them.
+        stepped: what the optimizer steps, by name: these parameters, or this rank's parts of them; `trained`: those it changes.
         adamw: AdamW beside the optimizer's first steps.
-        log: what happened so far; `run` does not repeat updates that were made before it.
+        log: what happened so far; `run` does not repeat updates that were made before it. `total` is the updates in all.
         sharded_model: the model, or its copy that ranks share out; `ddp_model` is what forward passes of training go through.
         optimizer: accelerate's, around the recipe's.
         last_group: the micro-batches of the last update, of all ranks; `paused`: whether it stopped after its first updates.
@@ -111,6 +102,7 @@ class Trainer:
         if not features:
             raise InputError(f"no training row fits {cell.id}: max_length {cell.recipe.max_length} cuts every answer off")
         self.cell, self.model, self.codec, self.features, self.meter, self.ranks = cell, model, codec, features, meter, ranks
+        self.total = cell.recipe.planned_updates(len(features))
         cell.method.plan(model, self.total)
         precision, change = resolve_precision(cell, meter.device)
         fallbacks = [sentence for sentence in (change, resolve_quantization(cell, meter.device)[1]) if sentence]
@@ -119,11 +111,12 @@ class Trainer:
         accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)  # a session trains many cells
         mixed = {"fp32": "no"}.get(self.log.precision, self.log.precision)
         self.accelerator = accelerate.Accelerator(mixed_precision=mixed, cpu=meter.device.type == "cpu")
-        self.parameters, self.before = dict(model.named_parameters()), model_checksums(model)
+        self.parameters, self.before = dict(model.named_parameters()), checksums(model.named_parameters())
         self.sharded_model = ranks.sharded_model(model, cell, self.log.precision)
         self.stepped = dict(self.sharded_model.named_parameters())
         self.stepper = Stepper(cell, model, self.sharded_model, self.accelerator, self.total)
         self.optimizer = self.stepper.optimizer
+        self.trained = [p for p in self.stepped.values() if p.requires_grad]  # LoRA-FA's optimizer freezes weights
         alone = not self.accelerator.scaler and not self.stepper.acts_after_step  # else other things move weights, too
         self.adamw = AdamW(self.optimizer.optimizer, self.stepped if alone else {})
         self.ddp_model = ranks.ddp_model(self.sharded_model)
@@ -136,37 +129,44 @@ class Trainer:
         self._random_states: dict[str, Tensor] | None = None
         self._on_device = defaultdict[str, list[Tensor]](list)  # values of the log's lists that were not fetched yet
 
-    @property
-    def total(self) -> int:
-        """Updates in all."""
-        return self.cell.recipe.planned_updates(len(self.features))
-
-    @property
-    def trained(self) -> list[Tensor]:
-        """What the optimizer changes."""
-        return [p for p in self.stepped.values() if p.requires_grad]
-
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
 
         With `first_updates` it makes just so many of the same course, and the order is that of the rows of the whole course.
         """
+        log = self.log
         self._end = min(first_updates or self.total, self.total)
-        hf.set_seed(self.ranks.seed(self.cell.profile.seed))  # dropout: the same whatever happened while the model was built
+        # Dropout: the same whatever happened while the model was built; each rank drops others.
+        hf.set_seed((self.cell.profile.seed + self.ranks.rank * APART) % SEEDS)
         if self._random_states:
             set_random_states(self.meter.device, self._random_states)
         per_epoch = self.cell.recipe.updates_per_epoch(len(self.features))
         epochs = range(math.ceil(self.total / per_epoch))
-        for epoch in epochs[max(0, self.log.updates - 1) // per_epoch :]:
+        for epoch in epochs[max(0, log.updates - 1) // per_epoch :]:
+            before = epoch * per_epoch
             with self.ranks.training(self.model, self.sharded_model):
-                self._train_epoch(epoch, epoch * per_epoch, progress)
-            if self.log.stopped:
+                self.ddp_model.train()
+                for group in islice(self.updates(epoch), log.updates - before, self._end - before):
+                    self.update(group)
+                    if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
+                        self._fetch()
+                        bad = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
+                        if bad is not None:
+                            log.stopped = f"loss is {log.losses[bad]} at update {bad + 1} of {self.total}"
+                        recent = self.meter.updates[-CHECK_EVERY:]
+                        samples = self.ranks.count * sum(update.samples for update in recent)
+                        rate = samples / (sum(self.meter.durations(recent)) or math.inf)
+                        progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate:.0f} samples/s")
+                    if log.stopped:
+                        break
+                    self._after_update(self)
+            if log.stopped:
                 return self.part()
-            if first_updates and self.log.updates == self._end:
+            if first_updates and log.updates == self._end:
                 self.paused = True
-                rest = islice(chain.from_iterable(map(self.updates, epochs)), self.log.updates, self.total)
-                return replace(self.part(), order=reduce(order_after, rest, self.log.order))
-            if validate and self.cell.recipe.num_train_epochs > 1 and len(self.log.epoch_scores) == epoch:
+                rest = islice(chain.from_iterable(map(self.updates, epochs)), log.updates, self.total)
+                return replace(self.part(), order=reduce(order_after, rest, log.order))
+            if validate and self.cell.recipe.num_train_epochs > 1 and len(log.epoch_scores) == epoch:
                 with self.meter.phase("validate"):
                     score, rows = validate()
                 with self.meter.phase("keep_best"):
@@ -174,7 +174,7 @@ class Trainer:
         if self.best is not None:
             with self.meter.phase("keep_best"):
                 self.model.load_state_dict(self.best, strict=False)
-                self.ranks.copy_to_sharded(self.model, self.sharded_model)
+                self.ranks.copy_weights(self.model, self.sharded_model, back=True)
         return self.part()
 
     def part(self) -> TrainingRecord:
@@ -205,7 +205,7 @@ class Trainer:
         return {
             "weights": {name: p.detach() for name, p in self.stepped.items() if p.requires_grad},
             "best": self.best or {},
-            "log": self.log.state_dict(),
+            "log": asdict(self.log) | {"reached": sorted(self.log.reached)},
             "steps": self.stepper.state_dict(),
             "random": random_states(self.meter.device),
         }
@@ -215,9 +215,11 @@ class Trainer:
         with torch.no_grad():
             for name, tensor in state["weights"].items():
                 local_shard(self.stepped[name]).copy_(tensor)
-        self.ranks.copy_from_sharded(self.model, self.sharded_model)
+        self.ranks.copy_weights(self.model, self.sharded_model)
         self.stepper.load_state_dict(state["steps"], self.ranks)
-        self.log.load_state_dict(state["log"])
+        log = state["log"]
+        held = Ledger(**log["ledger"]) if log["ledger"] else None
+        self.log = TrainingLog(**log | {"precision": self.log.precision, "reached": frozenset(log["reached"]), "ledger": held})
         self.best = dict(state.get("best", {})) or None
         self._random_states = state["random"]
         resumed = f"resumed at update {self.log.updates} of {self.total}; seconds and throughput are of the rest"
@@ -256,32 +258,13 @@ class Trainer:
         Gradients are those of some parameters. If there are several ranks, all of them must ask.
         """
         self.optimizer.zero_grad()
-        own = self._own(group)
+        own = self.ranks.share(group, self.log.micro_batch)
         loss = self._backward([self.codec.collate(features) for features in own if features], len(own))
         scale = self.accelerator.scaler.get_scale() if self.accelerator.scaler else 1.0
         stepped = [self.stepped[name] for name in names]
         gradients = [full_tensor(torch.zeros_like(p) if p.grad is None else p.grad / scale) for p in stepped]
         self.optimizer.zero_grad()
         return loss, gradients
-
-    def _train_epoch(self, epoch: int, before: int, progress: Progress) -> None:
-        """Train the rest of an epoch, which began after `before` updates; stop at a loss that is not a number."""
-        self.ddp_model.train()
-        log = self.log
-        for group in islice(self.updates(epoch), log.updates - before, self._end - before):
-            self.update(group)
-            if log.updates % CHECK_EVERY == 0 or log.updates == self._end:
-                self._fetch()
-                bad = next((i for i, loss in enumerate(log.losses) if not math.isfinite(loss)), None)
-                if bad is not None:
-                    log.stopped = f"loss is {log.losses[bad]} at update {bad + 1} of {self.total}"
-                recent = self.meter.updates[-CHECK_EVERY:]
-                samples, seconds = sum(update.samples for update in recent), sum(self.meter.durations(recent)) or math.inf
-                rate = f"{self.ranks.count * samples / seconds:.0f} samples/s"
-                progress.at(log.updates, self.total, f"loss {log.losses[-1]:.3f}  {rate}")
-            if log.stopped:
-                return
-            self._after_update(self)
 
     def _halve(self, cause: str) -> None:
         """Make micro-batches half as large. Raises InputError if they have one row, or if ranks share them."""
@@ -301,7 +284,7 @@ class Trainer:
 
     def _step(self) -> Tensor:
         """The update on `last_group`. Raises DoesNotFit if memory runs out before the optimizer's step."""
-        log, own = self.log, self._own(self.last_group)
+        log, own = self.log, self.ranks.share(self.last_group, self.log.micro_batch)
         with self.meter.update(samples=sum(map(len, own))) as update:
             batches = [self.codec.collate(features) for features in own if features]
             update.tokens, update.padded_tokens = sum(map(real_tokens, batches)), sum(map(all_tokens, batches))
@@ -345,12 +328,6 @@ class Trainer:
         for name, tensors in self._on_device.items():
             getattr(self.log, name).extend(torch.stack(tensors).tolist())
         self._on_device.clear()
-
-    def _own(self, group: Sequence[Sequence[Feature]]) -> Sequence[Sequence[Feature]]:
-        """This rank's micro-batches of an update; smaller ones if memory ran out."""
-        if self.ranks.count > 1 or self.log.micro_batch < self.cell.recipe.per_device_train_batch_size:
-            return self.ranks.share(group, self.log.micro_batch)
-        return group
 
     def _backward(self, batches: Sequence[Batch], passes: int) -> Tensor:
         """Add the gradients of the update's mean loss, of all ranks' batches; return that loss."""
@@ -413,6 +390,8 @@ class Stepper:
         """Steps of `stepped`, which is a cell's model, or the copy of it that ranks share out; so many updates are planned."""
         self.cell, self._model, self._accelerator = cell, model, accelerator
         optimizer = cell.method.make_optimizer(stepped, cell)  # LoRA-FA's freezes weights
+        # What the method does after a step needs the gradients of that step, so it cannot wait.
+        self.acts_after_step = type(cell.method).after_step is not Method.after_step
         self._trained = [p for p in stepped.parameters() if p.requires_grad]
         self.schedule = make_schedule(optimizer, cell, updates)  # before accelerate wraps its step, to be wrapped with it
         self.optimizer = accelerator.prepare_optimizer(optimizer)
@@ -437,11 +416,6 @@ class Stepper:
             self.optimizer.optimizer.step()  # accelerate's looks for another package on the disk each time
         self._unsettled = [update]
         return [float(group["lr"]) for group in self.optimizer.param_groups], self.schedule.get_last_lr()[0]
-
-    @property
-    def acts_after_step(self) -> bool:
-        """Whether the method does something after a step. It needs the gradients of that step, so it cannot wait."""
-        return type(self.cell.method).after_step is not Method.after_step
 
     def settle(self) -> list[int]:
         """Advance the schedule past the last update; if fp16 lost that, return it instead. Waits until the device knows."""

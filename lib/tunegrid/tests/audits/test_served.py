@@ -17,7 +17,7 @@ from tunegrid.audits.computation import saved_is_served
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.methods import TOKEN_ROWS, Adapting, Lora
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE
-from tunegrid.run.build import model_checksums
+from tunegrid.run.build import checksums
 from tunegrid.run.serving import Serving, unwrapped
 from tunegrid.tests.small import cell_of, evidence_from, tokenizer_of, train_rows, trainer_for
 
@@ -99,11 +99,11 @@ def test_nothing_changes_and_nothing_is_left_behind(tmp_path, monkeypatch):
     model.train()
     model.get_base_model().eval()
     modes, names = [m.training for m in model.modules()], [name for name, _ in model.named_modules()]
-    before, state, numbers = model_checksums(model), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    before, state, numbers = checksums(model.named_parameters()), torch.get_rng_state(), np.random.get_state()[1].tolist()
     assert saved_is_served(evidence)[0]
     assert [m.training for m in model.modules()] == modes
     assert [name for name, _ in model.named_modules()] == names
-    assert model_checksums(model) == before
+    assert checksums(model.named_parameters()) == before
     assert torch.equal(torch.get_rng_state(), state)
     assert np.random.get_state()[1].tolist() == numbers
     assert list(tmp_path.iterdir()) == []

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import replace
 
 from tunegrid.grid.profiles import QUICK_PROFILE
-from tunegrid.run.build import build, checkpoint_fingerprint, load_tokenizer
+from tunegrid.run.build import build, load_tokenizer, model_record
 from tunegrid.run.prepare import codec_of
 from tunegrid.tests.small import CPU, cell_of, train_rows
 from tunegrid.tests.strangers import attacked, changed, seeds_of, spoil
@@ -32,7 +32,7 @@ def test_checkpoint_folders(seeds, tmp_path):
         shutil.copytree(QUICK_PROFILE.checkpoint_root / cell.backbone.micro, folder)
         other_checkpoint(folder, random)
         cell = replace(cell, profile=replace(cell.profile, checkpoint_root=root))
-        assert checkpoint_fingerprint(cell)
+        assert model_record(cell).fingerprint
         tokenizer = load_tokenizer(cell)
         assert build(cell, tokenizer, CPU)
         assert codec_of(cell, tokenizer).encode(train_rows(cell.id)[:8], training=True)

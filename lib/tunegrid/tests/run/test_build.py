@@ -16,7 +16,7 @@ from tunegrid.audits import audited
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_PROFILE, FULL_PROFILE, QUICK_PROFILE
-from tunegrid.run.build import build, checkpoint_checksums, checkpoint_fingerprint, load_tokenizer, weight_files
+from tunegrid.run.build import build, checkpoint_checksums, load_tokenizer, model_record, weight_files
 from tunegrid.run.meter import parameter_counts
 from tunegrid.tests.small import (
     CPU,
@@ -315,7 +315,7 @@ def in_two_files(folder):
 
 def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     folder, cell = copied("gpt2_sa_sft")
-    whole = checkpoint_fingerprint(cell)
+    whole = model_record(cell).fingerprint
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "gone.safetensors"}}))
     assert [path.name for path in weight_files(cell)] == ["model.safetensors"]  # goes before an index, as in transformers
     in_two_files(folder)
@@ -324,10 +324,10 @@ def test_weights_in_several_files_are_all_loaded_and_all_fingerprinted(copied):
     assert [path.name for path in weight_files(cell)] == names
     built, plain = build(cell, load_tokenizer(cell), CPU), model_once("gpt2_sa_sft")
     assert all(torch.equal(p, built.get_parameter(name)) for name, p in plain.named_parameters())
-    before = checkpoint_fingerprint(cell)
+    before = model_record(cell).fingerprint
     second = load_file(folder / names[1])
     save_file({name: tensor + 1 for name, tensor in second.items()}, folder / names[1], {"format": "pt"})
-    assert len({whole, before, checkpoint_fingerprint(cell)}) == 3
+    assert len({whole, before, model_record(cell).fingerprint}) == 3
 
 
 # Revisions on the hub
@@ -346,9 +346,9 @@ def test_the_hubs_commit_is_the_pinned_one_or_that_of_the_newest_files(monkeypat
 
     monkeypatch.setattr(hf.utils, "cached_file", cached_file)
     cell = STUDY.cell("bert_sa_sft", FULL_PROFILE)
-    assert checkpoint_fingerprint(cell) == cell.backbone.revision
+    assert model_record(cell).fingerprint == cell.backbone.revision
     newest = replace(cell, backbone=replace(cell.backbone, revision=None))
-    assert checkpoint_fingerprint(newest) == commit
+    assert model_record(newest).fingerprint == commit
     assert requests == [("google-bert/bert-base-uncased", "model.safetensors", None)]
 
 

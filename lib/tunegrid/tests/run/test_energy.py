@@ -1,4 +1,4 @@
-"""Joules of counters that stand in a temporary folder, or in an object that answers as NVIDIA's library does."""
+"""Joules of a counter in an object that answers as NVIDIA's library does."""
 
 import ctypes
 from types import SimpleNamespace
@@ -7,24 +7,10 @@ import pytest
 import torch
 
 from tunegrid.record.parts import Ledger, Memory, Phase
-from tunegrid.run import meter
-from tunegrid.run.meter import Meter, counters_of
+from tunegrid.run.meter import Meter, gpu_counter
 from tunegrid.tests.small import CPU
 
 CUDA = torch.device("cuda:0")
-
-
-@pytest.fixture
-def powercap(tmp_path, monkeypatch):
-    """Two processors, one with a part that its own counter includes, and the counter of the whole machine."""
-    counts = {"0": ("package-0", 5), "0:0": ("core", 4), "1": ("package-1", 7), "2": ("psys", 40)}
-    for number, (name, joules) in counts.items():
-        folder = tmp_path / f"intel-rapl:{number}"
-        folder.mkdir()
-        (folder / "name").write_text(f"{name}\n")
-        (folder / "energy_uj").write_text(f"{joules}000000\n")
-    monkeypatch.setattr(meter, "POWERCAP", tmp_path)
-    return tmp_path
 
 
 class Nvml:
@@ -58,28 +44,13 @@ def nvml(monkeypatch):
     return lambda library: monkeypatch.setattr(ctypes, "CDLL", (lambda name: library) if library else no_library)
 
 
-def test_the_machines_processors_are_added_up_and_their_parts_are_not(powercap):
-    read = counters_of(CPU, alone=True)["cpu_energy_joules"]
-    assert read() == 12.0
-    (powercap / "intel-rapl:1" / "energy_uj").write_text("7500000\n")
-    assert read() == 12.5
-    (powercap / "intel-rapl:1" / "energy_uj").unlink()
-    assert read() is None
-
-
-def test_what_cannot_be_read_and_what_several_cells_share_is_not_asked(powercap, monkeypatch):
-    assert counters_of(CPU, alone=False) == {}
-    monkeypatch.setattr(meter, "POWERCAP", powercap / "missing")
-    assert counters_of(CPU, alone=True) == {}
-
-
 def test_a_gpus_millijoules_become_joules(nvml):
     nvml(library := Nvml())
-    counters = counters_of(CUDA, alone=False)
+    read = gpu_counter(CUDA)
     library.millijoules += 2_500
-    assert {name: read() for name, read in counters.items()} == {"gpu_energy_joules": 1002.5}
-    assert Meter(device=CPU, counters=counters).energy_source == "GPU: NVML"
-    assert counters_of(CUDA, alone=False, ranks=2) == {}  # two GPUs share the cell
+    assert read() == 1002.5
+    assert gpu_counter(CUDA, ranks=2) is None  # two GPUs share the cell
+    assert gpu_counter(CPU) is None
 
 
 @pytest.mark.parametrize(
@@ -89,7 +60,7 @@ def test_a_gpus_millijoules_become_joules(nvml):
 )
 def test_a_gpu_without_a_counter_has_none(nvml, library):
     nvml(library)
-    assert counters_of(CUDA, alone=False) == {}
+    assert gpu_counter(CUDA) is None
 
 
 # Phases
@@ -97,7 +68,7 @@ def test_a_gpu_without_a_counter_has_none(nvml, library):
 
 def test_joules_belong_to_the_innermost_phase_and_add_up_over_its_parts():
     card = SimpleNamespace(joules=0.5)  # before any phase
-    measured = Meter(device=CPU, counters={"gpu_energy_joules": lambda: card.joules})
+    measured = Meter(device=CPU, counter=lambda: card.joules)
     with measured.phase("train"):
         card.joules += 2.0
         with measured.phase("audit"):
@@ -114,20 +85,11 @@ def test_joules_belong_to_the_innermost_phase_and_add_up_over_its_parts():
 @pytest.mark.parametrize("counts", [(0, 1, None, 5), (0, 1, 5, None), (0, 1, 5, 4)])
 def test_a_phase_of_which_a_part_was_not_counted_has_no_joules(counts):
     counts = iter(counts)  # read as the phase begins, pauses, goes on and ends
-    measured = Meter(device=CPU, counters={"cpu_energy_joules": lambda: next(counts)})
+    measured = Meter(device=CPU, counter=lambda: next(counts))
     for _ in range(2):
         with measured.phase("train"):
             pass
-    assert measured.phases["train"].cpu_energy_joules is None
-
-
-def test_a_cpus_counter_that_may_have_started_again_unseen_tells_nothing(monkeypatch):
-    monkeypatch.setattr(meter, "RAPL_SECONDS", -1.0)
-    counts = iter([0.0, 1.0])
-    measured = Meter(device=CPU, counters={"cpu_energy_joules": lambda: next(counts)})
-    with measured.phase("train"):
-        pass
-    assert measured.phases["train"].cpu_energy_joules is None
+    assert measured.phases["train"].gpu_energy_joules is None
 
 
 def phase(gpu, cpu):

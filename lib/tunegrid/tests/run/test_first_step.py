@@ -8,11 +8,12 @@ from functools import cache
 import bitsandbytes as bnb
 import pytest
 import torch
+from torch import nn
 
 from tunegrid.grid.cells import STUDY_IDS
-from tunegrid.run.first_updates import FirstUpdates, digest, digest_of, figure, group_of, norms, reached, rounded, sampled
+from tunegrid.run.first_updates import FirstUpdates, digest, digest_of, figure, grouped, norms, reached, rounded, sampled
 from tunegrid.run.metrics import Metrics
-from tunegrid.run.probe import FIRST_ROWS, PROBED, before_training, fixed_answers, hooked, short_to_long, spoiled
+from tunegrid.run.probe import FIRST_ROWS, PROBED, before_training, fixed_answers, hooked, short_to_long
 from tunegrid.tests.small import cell_of, codec_for, rows_of, scaled_late, silent, trainer_of
 
 REVIEWS = rows_of("amazon_polarity/train")[:8]
@@ -44,9 +45,10 @@ NEWS = rows_of("cnn_dailymail/train")[:4]
     ],
 )
 def test_a_parameter_belongs_to_the_group_of_its_layer_or_of_the_method_that_added_it(cell_id, name, group):
-    assert group_of(name, cell_of(cell_id), ()) == group
+    cell = cell_of(cell_id)
+    assert grouped(cell, nn.Linear(1, 1), [name]) == {group: [name]}
     name = "base_model.model.transformer.h.0.attn.c_attn.lora_B.default.weight"
-    assert group_of(name, cell_of("gpt2_sa_lora"), {name}) == "lora_B"
+    assert cell_of("gpt2_sa_lora").method.group_of(name) == "lora_B"
 
 
 def test_norms_are_over_all_tensors_of_a_group():
@@ -225,9 +227,8 @@ def test_probes_have_short_and_long_and_padded_rows_and_reach_the_cap(cell_id):
 def test_fixed_answers_are_scored_and_a_spoiled_text_lacks_every_third_word():
     rows = [{"content": "x", "label": label} for label in (0, 1, 1, 1)]  # answers are 0, 1, 0, 1
     assert fixed_answers(cell_of("bert_sa_sft").task, Metrics(), rows)["accuracy"] == 75.0
-    row = {"article": "", "highlights": "one two three four five six"}
-    texts = [spoiled(cell_of("t5_sum_sft").task, row, n) for n in (0, 2)]
-    assert texts == ["the two three five six", "the one three four six"]
+    row = {"article": "", "highlights": "one two three four five six"}  # spoiled: the two three five six
+    assert fixed_answers(cell_of("t5_sum_sft").task, Metrics(), [row])["rouge1"] == pytest.approx(100 * 8 / 11)
     for values in ([], [([1, 2], 0)], [([1, 2], (3, 4)), ([5], [6, 7])]):
         assert digest_of(iter(values)) == digest(values)
 

@@ -213,11 +213,3 @@ def test_other_counts_than_the_recipes_are_mentioned():
     assert wrong_counts(cell, model) == []
     other = replace(cell, recipe=replace(cell.recipe, trainable_params=109_483_779))
     assert wrong_counts(other, model) == ["109,483,778 parameters train, the recipe says 109,483,779"]
-
-
-def test_generation_is_timed_for_summaries_alone(monkeypatch):
-    assert footprint.generation_rate(torch.nn.Module(), codec_for("bert_sa_sft"), CPU, silent()) is None
-    clock = iter([10.0, 12.0])
-    monkeypatch.setattr(footprint.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(footprint, "predict", lambda model, codec, features, *_: ([[1] * 16 for _ in features], 64))
-    assert footprint.generation_rate(torch.nn.Module(), codec_for("t5_sum_sft"), CPU, silent()) == 8.0

@@ -9,7 +9,7 @@ from tunegrid.audits.training import ranks_end_alike, ranks_train_as_one
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.run.build import model_checksums
+from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
 from tunegrid.run.ranks import ALONE, Ranks
@@ -34,7 +34,7 @@ PLAIN = sorted(METHODS.difference(PACKED))
 
 def course_of(trainer):
     still(trainer).run(silent())
-    marks = {name: mark for name, mark in model_checksums(trainer.model).items() if trainer.parameters[name].requires_grad}
+    marks = checksums((name, p) for name, p in trainer.model.named_parameters() if p.requires_grad)
     return trainer.log, marks
 
 
@@ -108,11 +108,6 @@ def test_micro_batches_that_are_accumulated_count_as_one_update():
     assert rows_of_ranks(2) == [[["a", "d"], ["g"]], [["b", "e"]], [["c", "f"]]]
     assert Ranks(1, 2).share([["a"]], 2) == []
     assert ALONE.share(group := [["a", "b"], ["c"]], 1) is group
-
-
-def test_ranks_drop_others_and_the_first_one_has_the_cells_seed():
-    assert [Ranks(rank, 3).seed(7) for rank in range(3)] == [7, 1_000_010, 2_000_013]
-    assert Ranks(1, 2).seed(2**32 - 1) == 1_000_002
 
 
 # Audits
