@@ -143,7 +143,8 @@ class Ranks:
     def copy_weights(self, model: nn.Module, sharded_model: nn.Module, *, back: bool = False) -> None:
         """Give the model the weights of the sharded one, a tensor at a time; or `back`, if they are two."""
         for own, part in zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ():
-            whole, shard = own.detach(), part.detach()
+            whole: Tensor = own.detach()
+            shard: Any = part.detach()
             if own.requires_grad and back:
                 from torch.distributed.tensor import distribute_tensor
 

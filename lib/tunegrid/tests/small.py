@@ -15,10 +15,9 @@ from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.profiles import FIXTURES, QUICK_PROFILE
 from tunegrid.grid.tasks import TASKS
 from tunegrid.run.build import build, load_tokenizer
-from tunegrid.run.prepare import prepare
 from tunegrid.run.progress import Progress
 from tunegrid.run.ranks import ALONE
-from tunegrid.run.train import Trainer
+from tunegrid.run.train import Trainer, prepare
 
 CPU = torch.device("cpu")
 

@@ -23,7 +23,7 @@ from tunegrid.run.footprint import (
     wrong_counts,
     wrong_savings,
 )
-from tunegrid.run.prepare import synthetic_features
+from tunegrid.run.train import synthetic_features
 from tunegrid.tests.small import CPU, rows_of, silent, still, trainer_of
 
 CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}
