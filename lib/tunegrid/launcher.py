@@ -90,19 +90,12 @@ def end_with_launcher(lock: str, torchrun: int | None = None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """`--child FILE`: what a session is told that runs a test for another one; by default nothing, as a user starts it.
+    """`--child FILE`: what a session is told that runs a test for another one; by default nothing, as a user starts it."""
 
-    Attributes:
-        test: the id of the one test that this process is for.
-        ranks: how many processes share the test.
-        reports_to: the file for the test's reports; its folder takes stacks of tests that hang.
-        progress_to: the folder where it tells how far it is.
-    """
-
-    test: str | None = None
-    ranks: int = 1
-    reports_to: Path | None = None
-    progress_to: Path | None = None
+    test: str | None = None  # the id of the one test that this process is for
+    ranks: int = 1  # how many processes share the test
+    reports_to: Path | None = None  # the file for the test's reports; its folder takes stacks of tests that hang
+    progress_to: Path | None = None  # the folder where it tells how far it is
 
     def option(self, path: Path) -> str:
         """Write this to a file, and return the option that names it. Of several such options the last one counts."""
@@ -117,19 +110,12 @@ class Child:
 
 @dataclass(frozen=True, kw_only=True)
 class ProcessResult:
-    """What a test's process left.
+    """What a test's process left."""
 
-    Attributes:
-        returncode: below 0 if a signal ended it.
-        output: what it said.
-        reports: of its test; none if the test did not come to its end.
-        hung_in: where it stood when `--timeout` ended its process; else empty.
-    """
-
-    returncode: int
-    output: str = ""
-    reports: Reports = ()
-    hung_in: str = ""
+    returncode: int  # below 0 if a signal ended it
+    output: str = ""  # what it said
+    reports: Reports = ()  # of its test; none if the test did not come to its end
+    hung_in: str = ""  # where it stood when `--timeout` ended its process; else empty
 
     @property
     def records(self) -> list[dict[str, Any]]:

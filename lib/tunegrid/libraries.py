@@ -1,4 +1,4 @@
-"""Which code of each library Python imports here, as sixteen hex digits: two commits of a library may have one version.
+"""Which code of each library Python imports here: its version, and sixteen hex digits, as two commits may have one version.
 
 A wheel's RECORD lists the hash of each file that was installed: these are taken, and only files changed since are read. Of a
 checkout (an editable installation, a folder on PYTHONPATH) all code is read. Equal code has equal digits on every machine. No
@@ -6,22 +6,36 @@ library is imported.
 """
 
 import base64
-import csv
 import hashlib
 import json
+import platform
 import re
 import sys
 from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from tunegrid.machine import PACKAGES
-
+PACKAGES = (
+    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
+    *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
+)
 CODE = re.compile(r"\.(py|so|pyd|dll|dylib)(\.\d+)*$")  # what Python and the loader read
 HUB = re.compile(r"(?:kernels|models)--(.+)--(.+)[/\\]snapshots[/\\]([0-9a-f]{40})[/\\]")  # a file in the hub's cache
 LARGE = 64 * 2**20  # bytes: of a larger file in a checkout, as a torch built in place has, size and time stand for the content
+
+
+@cache
+def versions() -> dict[str, str | None]:
+    """Python's and the libraries' versions; None for one that is not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = None
+    return found
 
 
 def library_digests() -> dict[str, str]:
@@ -58,22 +72,17 @@ def _of_wheel(package: str, folder: Path) -> Iterator[tuple[str, str]]:
         wheel = distribution(package)
     except PackageNotFoundError:
         return
-    root, record = Path(str(wheel.locate_file(""))).resolve(), wheel.read_text("RECORD") or ""
-    rows = [row for row in csv.reader(record.splitlines()) if len(row) == 3]
-    paths = {path for path, _, _ in rows}
-    lists = next((path for path in paths if path.endswith(".dist-info/RECORD")), None)
-    if folder != root / package or f"{package}/__init__.py" not in paths or lists is None:
+    files = {file.as_posix(): file for file in wheel.files or ()}
+    record = next((file for path, file in files.items() if path.endswith(".dist-info/RECORD")), None)
+    if folder != Path(str(wheel.locate_file(package))).resolve() or f"{package}/__init__.py" not in files or record is None:
         return
-    installed = (root / lists).stat().st_mtime
-    for path, recorded, size in rows:
+    installed = Path(str(record.locate())).stat().st_mtime
+    for path, file in files.items():
         if CODE.search(path) and not path.startswith(".."):  # a script, which names the environment's Python
-            yield path, recorded if _is_as_installed(root / path, size, installed) else _hash(root / path)
-
-
-def _is_as_installed(path: Path, size: str, installed: float) -> bool:
-    """Whether a file has the size that RECORD has, and is no newer; a RECORD without sizes does not know."""
-    found = path.stat() if path.is_file() else None
-    return found is not None and str(found.st_size) == size and found.st_mtime <= installed
+            place = Path(str(file.locate()))
+            found = place.stat() if place.is_file() else None
+            unchanged = found and file.hash and found.st_size == file.size and found.st_mtime <= installed
+            yield path, f"{file.hash.mode}={file.hash.value}" if unchanged and file.hash else _hash(place) if found else ""
 
 
 def _of_checkout(folder: Path) -> Iterator[tuple[str, str]]:
@@ -86,9 +95,7 @@ def _of_checkout(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _hash(path: Path) -> str:
-    """A file's hash as RECORD has it; empty where the file is gone."""
-    if not path.is_file():
-        return ""
+    """A file's hash as RECORD has it."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").digest()
     return f"sha256={base64.urlsafe_b64encode(digest).decode().rstrip('=')}"

@@ -1,26 +1,25 @@
-"""This machine, asked without torch: its processors, threads, memory and GPUs, and what is installed on it."""
+"""This machine, asked without torch: its processors, threads, memory and GPUs, and files on its disk."""
 
 import ctypes
 import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+from tunegrid.errors import InputError
 
 THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of tokenizers
 SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
 CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
+LIBC = ctypes.CDLL(None)
 # Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
 INSTRUCTIONS = (
     *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
     *("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE"),
-)
-PACKAGES = (
-    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "evaluate", "tokenizers"),
-    *("numpy", "scipy", "rouge_score", "nltk"),  # scores and quantiles
 )
 
 
@@ -42,11 +41,7 @@ def instruction_sets() -> list[str]:
 
 def cpu_field(name: str) -> str:
     """What Linux tells of the first processor, as its "flags"; empty where it does not."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(name)), "")
+    return next((line.split(":", 1)[1].strip() for line in lines_of(Path("/proc/cpuinfo")) if line.startswith(name)), "")
 
 
 def usable_cores() -> int:
@@ -63,32 +58,18 @@ def usable_cores() -> int:
 def cgroup_quotas(root: Path = CGROUPS, memberships: Path = Path("/proc/self/cgroup")) -> Iterator[float]:
     """Seconds of processor time in a second, as each control group of this process limits them; a container may be one.
 
-    Args:
-        root: where version 2 is mounted, and the controllers of version 1.
-        memberships: the groups of this process, as Linux lists them.
+    Of version 2, mounted at `root`; Linux lists the groups of this process in `memberships`.
     """
-    for line in _lines(memberships):
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
-            continue
-        mount = root / "cpu" if controllers else root
-        group = mount / path.strip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(mount):
-                yield from _quota_of(folder)
+    for line in lines_of(memberships):
+        group = root / line.removeprefix("0::/")  # those of version 1 have other numbers
+        for folder in (group, *group.parents) if line.startswith("0::/") else ():
+            quota, _, period = " ".join(lines_of(folder / "cpu.max")).partition(" ")
+            if quota.isdigit():  # otherwise "max"
+                yield int(quota) / int(period)
 
 
-def _quota_of(group: Path) -> Iterator[float]:
-    """The limit that a control group sets itself, in either version; none where it sets none, or is not seen from here."""
-    words = " ".join(_lines(group / "cpu.max")) or " ".join(
-        [*_lines(group / "cpu.cfs_quota_us"), *_lines(group / "cpu.cfs_period_us")]
-    )
-    quota, _, period = words.partition(" ")
-    if quota.isdigit() and period.isdigit():  # otherwise "max" or -1
-        yield int(quota) / int(period)
-
-
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """Of a file that Linux offers; none where it does not."""
     try:
         return path.read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -103,13 +84,9 @@ def worker() -> tuple[int, int]:
 
 def thread_share(requested: int | None, ranks: int = 1) -> int:
     """Threads of this process: as requested, as the user gave them, or its share of the cores among workers and their ranks."""
-    return requested or given_threads() or max(1, usable_cores() // (worker()[1] * ranks))
-
-
-def given_threads() -> int | None:
-    """Threads of a process as the user gave them (OMP_NUM_THREADS); None where nobody did."""
     number = os.environ.get(THREADS[0], "").partition(",")[0].strip()
-    return int(number) or None if number.isdecimal() and SHARED_OUT not in os.environ else None
+    users = int(number) if number.isdecimal() and SHARED_OUT not in os.environ else 0
+    return requested or users or max(1, usable_cores() // (worker()[1] * ranks))
 
 
 def announce_threads(count: int) -> None:
@@ -131,7 +108,7 @@ def keep_freed_memory() -> bool:
     By default glibc returns large blocks at once, and the kernel zeroes them again for the next update: which is
     a large part of the time of training on a CPU. Afterwards nothing brings the default back.
     """
-    if mallopt := getattr(_libc(), "mallopt", None):
+    if mallopt := getattr(LIBC, "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
     return mallopt is not None
@@ -139,13 +116,8 @@ def keep_freed_memory() -> bool:
 
 def give_back_memory() -> None:
     """Return freed memory to the system, where glibc manages it, so that a cell's resident memory is its own."""
-    if trim := getattr(_libc(), "malloc_trim", None):
+    if trim := getattr(LIBC, "malloc_trim", None):
         trim(0)
-
-
-@cache
-def _libc() -> ctypes.CDLL | None:
-    return ctypes.CDLL(None) if os.name == "posix" else None
 
 
 def hides_gpus() -> bool:
@@ -170,15 +142,29 @@ def visible_gpus() -> int:
     return present if visible is None else min(present, sum(name.strip() not in ("", "-1") for name in visible.split(",")))
 
 
-def versions() -> dict[str, str | None]:
-    """Python's and the libraries' versions; None for one that is not installed."""
-    return {"python": platform.python_version()} | {package: _version(package) for package in PACKAGES}
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` at the end, when the disk has it; without an end nothing changes.
 
-
-@cache
-def _version(package: str) -> str | None:
-    """Read once: every record names all of them."""
+    Raises:
+        OSError: where the disk has no room or the folder cannot be written.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")  # another process may write the same; never the path itself
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        yield part
+        with part.open("rb+") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        with suppress(OSError):
+            part.unlink()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write what a command was asked for; raises InputError where the place cannot be written."""
+    try:
+        with replacing(path) as part:
+            part.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); give another place") from None

@@ -2,9 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TextIO
 
 from tunegrid import ROOT
 
@@ -27,45 +25,36 @@ def visible_lines(text: str) -> str:
 
 
 def annotation(level: str, title: str, message: str) -> str:
-    """A line that GitHub Actions does obey: an annotation of its own, whose texts are as visible ones are.
-
-    Args:
-        level: error, warning or notice.
-        title: one line.
-        message: its lines stay lines.
-    """
+    """A line that GitHub Actions does obey, at `level` error, warning or notice: its texts are as visible ones are."""
     heading = visible(title).replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
     return f"::{level} title={heading}::{visible_lines(message).replace('%', '%25').replace(chr(10), '%0A')}"
 
 
-def tell_runner(commands: Iterable[str]) -> None:
-    """Print lines that the runner of a CI obeys; each is from `annotation`, which leaves no text of a file to be a command."""
-    for command in commands:
-        _write(command, sys.stdout)
+def say(text: str, *, error: bool = False, runner: bool = False) -> None:
+    """Print lines; what the terminal's encoding lacks is written out.
 
-
-def say(text: str, *, error: bool = False) -> None:
-    """Print lines; what the terminal's encoding lacks is written out."""
-    _write(visible_lines(text), sys.stderr if error else sys.stdout)
-
-
-def _write(text: str, stream: TextIO) -> None:
+    Args:
+        text: the lines, which no CI obeys.
+        error: print on standard error.
+        runner: the lines are from `annotation`, and a CI's runner obeys them.
+    """
+    stream = sys.stderr if error else sys.stdout
     encoding = stream.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    shown = (text if runner else visible_lines(text)).encode(encoding, "backslashreplace")
+    print(shown.decode(encoding), file=stream, flush=True)
 
 
 def without_places(text: str) -> str:
     """The text with the last part of each absolute path; of one in the checkout or in a library, where it lies there."""
-    return PATH.sub(lambda match: _shown(match.group()), text) if "/" in text else text
 
+    def shown(match: re.Match[str]) -> str:
+        path = match.group()
+        if HOME.fullmatch(path) or path == str(Path.home()):
+            return "~"
+        if path.count("/") == 1:  # /2, or a top folder, which is everybody's
+            return path
+        if path.startswith(f"{ROOT}/"):
+            return path.removeprefix(f"{ROOT}/")
+        return path.rpartition(LIBRARIES if LIBRARIES in path else "/")[2]
 
-def _shown(path: str) -> str:
-    if HOME.fullmatch(path) or path == str(Path.home()):
-        return "~"
-    if path.count("/") == 1:  # /2, or a top folder, which is everybody's
-        return path
-    if path.startswith(f"{ROOT}/"):
-        return path.removeprefix(f"{ROOT}/")
-    if LIBRARIES in path:
-        return path.rpartition(LIBRARIES)[2]
-    return path.rpartition("/")[2]
+    return PATH.sub(shown, text) if "/" in text else text

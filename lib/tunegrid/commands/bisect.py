@@ -31,11 +31,10 @@ from tunegrid.commands.environments import (
     python_with,
     suite,
 )
-from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.profiles import CACHE
-from tunegrid.libraries import import_folder, library_digests
-from tunegrid.machine import versions
+from tunegrid.libraries import import_folder, library_digests, versions
+from tunegrid.machine import replacing
 from tunegrid.results.answer import Lines, RunAnswer, gate_answer
 from tunegrid.results.gate import Run, gate, read_run
 from tunegrid.results.gate_report import counted, remarks

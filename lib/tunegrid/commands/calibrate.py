@@ -13,10 +13,10 @@ from statistics import fmean
 from tunegrid import launcher
 from tunegrid.commands.cli import refuse
 from tunegrid.commands.run import command
-from tunegrid.disk import write_whole
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS, add_from, study
 from tunegrid.grid.profiles import CACHE, FULL_PROFILE, QUICK_PROFILE
+from tunegrid.machine import write_whole
 from tunegrid.record import Record
 from tunegrid.results.bounds import Calibration, RecordsByCell, thresholds_toml
 from tunegrid.results.files import read_list

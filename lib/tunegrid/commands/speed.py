@@ -176,8 +176,8 @@ class Comparison:
 
 UPDATES = 40  # of a round
 LIB = str(ROOT / "lib")  # the same suite on both sides
-LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import libraries as code, machine;"
-LIBRARIES += "print(json.dumps([machine.versions(), code.library_digests()]))"
+LIBRARIES = f"import json, sys; sys.path.insert(0, {LIB!r}); from tunegrid import libraries as code;"
+LIBRARIES += "print(json.dumps([code.versions(), code.library_digests()]))"
 
 
 def python_in(place: Path) -> Path:

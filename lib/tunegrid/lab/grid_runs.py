@@ -17,14 +17,13 @@ from time import monotonic
 from typing import Any
 
 from tunegrid import ROOT, launcher
-from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import STUDY_IDS
 from tunegrid.grid.more_tasks import IN_PLACE, more_tasks
 from tunegrid.grid.profiles import QUICK_PROFILE, TASKS_PROFILE, ZOO_PROFILE
 from tunegrid.grid.zoo import zoo
-from tunegrid.libraries import library_digests
-from tunegrid.machine import versions
+from tunegrid.libraries import library_digests, versions
+from tunegrid.machine import replacing
 from tunegrid.record import Record
 from tunegrid.results.files import read_list
 

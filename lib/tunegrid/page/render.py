@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from tunegrid.disk import replacing
 from tunegrid.errors import InputError
+from tunegrid.machine import replacing
 from tunegrid.page.cells import LEDGER
 from tunegrid.page.charts import SHAPES, stacked
 from tunegrid.page.verdict import begun, change, minus, tail

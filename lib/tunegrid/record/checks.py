@@ -60,12 +60,8 @@ def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]
 
 def failures(findings: Iterable[AuditFinding], excused: Collection[str] = ()) -> list[str]:
     """What each audit that failed saw, but for those that do not count."""
-    return [sentence_of(finding) for finding in findings if not finding.passed and finding.name not in excused]
-
-
-def sentence_of(finding: AuditFinding) -> str:
-    """What an audit that failed saw."""
-    return f"audit {finding.name}: {finding.detail}"
+    counts = (finding for finding in findings if not finding.passed and finding.name not in excused)
+    return [f"audit {finding.name}: {finding.detail}" for finding in counts]
 
 
 # The audits that need a run of some length: no other may fail without counting.
@@ -83,14 +79,12 @@ UNSUCCESSFUL = ("missed", "stopped", "error", "killed", "not run")
 def contradictions(record: Record) -> Iterator[str]:
     """A sentence for everything in a record that does not fit its status or its other fields: every reader asks here."""
     yield from _of_status(record)
-    yield from _of_first_updates(record)
     yield from _of_cell(record)
-    yield from _of_audits(record)
     yield from _of_counts(record)
 
 
 def _of_status(record: Record) -> Iterator[str]:
-    """A cell that finished has the parts of its profile; one that passed reached all, and any other says what it did not."""
+    """A cell has the parts of its profile and status; one that passed reached all, any other says what it did not."""
     but = f"but the status is {record.status!r}"
     for statuses, profiles, names in NEEDED:
         if record.status in statuses and record.profile in profiles:
@@ -99,6 +93,14 @@ def _of_status(record: Record) -> Iterator[str]:
         yield f"missed is empty, {but}"
     if record.finished and record.training and record.training.stopped is not None:
         yield f"training.stopped tells why it ended early, {but}"
+    asked = record.first_updates
+    if (asked is None) == (record.status == "begun"):
+        yield f"first_updates is {'null' if asked is None else asked}, {but}"
+    if asked is not None:  # nothing is scored then
+        if record.training and record.training.updates != asked:
+            yield f"first_updates is {asked}, but training.updates is {record.training.updates}"
+        scored = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
+        yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
     if record.status != "passed":
         return
     if record.missed:
@@ -109,21 +111,8 @@ def _of_status(record: Record) -> Iterator[str]:
     yield from (f"the status is 'passed', but {sentence}" for sentence in wrong)
 
 
-def _of_first_updates(record: Record) -> Iterator[str]:
-    """A cell of which the first updates were asked for has these, and neither scores nor bounds; no other cell says so."""
-    asked = record.first_updates
-    if (asked is None) == (record.status == "begun"):
-        yield f"first_updates is {'null' if asked is None else asked}, but the status is {record.status!r}"
-    if asked is None:
-        return
-    if record.training and record.training.updates != asked:
-        yield f"first_updates is {asked}, but training.updates is {record.training.updates}"
-    scored = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
-    yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
-
-
 def _of_cell(record: Record) -> Iterator[str]:
-    """The cell is its backbone, task and method, the recipe is of that method, and the main score is one that gates judge."""
+    """A cell has its own id, its method's recipe, a main score that gates judge, audits, and excuses for some that failed."""
     names = f"{record.backbone}_{record.task}_{record.method}"
     if record.cell != names:
         yield f"cell is {record.cell}, but backbone, task and method are {names}"
@@ -134,10 +123,6 @@ def _of_cell(record: Record) -> Iterator[str]:
                 yield f"recipe.{part} is {'null' if needed else 'set'}, which is not method {record.method}"
     if record.main_score not in record.bounded_scores:
         yield f"main_score {record.main_score!r} is not among bounded_scores, by which gates judge"
-
-
-def _of_audits(record: Record) -> Iterator[str]:
-    """A cell that finished was audited; only audits that failed are excused, and of those only some."""
     if record.finished and not record.audits:
         yield f"audits is empty, but the status is {record.status!r}"
     failed = {finding.name for finding in record.audits if not finding.passed}
@@ -149,12 +134,9 @@ def _of_audits(record: Record) -> Iterator[str]:
 
 
 def _of_counts(record: Record) -> Iterator[str]:
-    """Each update has a loss, the chosen epoch was scored, shares are those of counts, and no split has more than its limit."""
-    if training := record.training:
-        if training.updates != len(training.losses):
-            yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
-        if training.chosen_epoch is not None and training.chosen_epoch > len(training.epoch_scores):
-            yield f"training.chosen_epoch is {training.chosen_epoch}, but {len(training.epoch_scores)} epochs were scored"
+    """Each update has a loss, shares are those of counts, and no split has more than its limit."""
+    if (training := record.training) and training.updates != len(training.losses):
+        yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
     if counts := record.parameters:
         percent = 100 * counts.trainable_params / counts.total_params
         if abs(counts.trainable_percent - percent) > PERCENT:

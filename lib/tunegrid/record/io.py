@@ -80,12 +80,9 @@ def _sentence(fault: "ErrorDetails") -> str:
         return f"{field} is missing"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         return f"{field} is not a field of a record"
-    return f"{field} is {_short(fault['input'])}, but {fault['msg'].replace('Input should', 'it should', 1)}"
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, default=str)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    text = json.dumps(fault["input"], default=str)
+    shown = text if len(text) <= 60 else f"{text[:57]}..."
+    return f"{field} is {shown}, but {fault['msg'].replace('Input should', 'it should', 1)}"
 
 
 def schema() -> dict[str, Any]:

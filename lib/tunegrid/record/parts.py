@@ -35,16 +35,13 @@ def about(text: str) -> Any:
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 class Part:
-    """A part of a record: each subclass is a frozen dataclass with named arguments.
-
-    Reading one is strict: no other field, no other type, no infinite number or NaN.
-    """
+    """A part of a record: each subclass is a frozen dataclass with named arguments, which pydantic reads strictly."""
 
     __pydantic_config__: ClassVar[ConfigDict] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
 
-    def __init_subclass__(cls, frozen: bool = True) -> None:
+    def __init_subclass__(cls) -> None:
         """Make a dataclass of it."""
-        dataclass(frozen=frozen, kw_only=True)(cls)
+        dataclass(frozen=True, kw_only=True)(cls)
 
 
 class RecipeRecord(Hyperparameters, Part):
@@ -96,10 +93,7 @@ class DataRecord(Part):
     origins: Annotated[dict[Split, str], Field(min_length=3)]
     fingerprint: Annotated[Hash, about("hash of all rows")]
     revision: Annotated[Commit | None, about("the hub's commit; null for a local folder")]
-    dropped: Annotated[
-        dict[Split, Count] | None,
-        about("rows left out as copies of rows that score; null: the run did not look for any"),
-    ] = None
+    dropped: Annotated[dict[Split, Count] | None, about("rows that copied rows that score; null: not looked for")] = None
 
 
 class ModelRecord(Part):
@@ -166,14 +160,6 @@ class TrainingRecord(Part):
     first_step: Annotated[FirstStep | None, about("null: not taken, as in footprints")]
 
 
-class GeneratedRecord(Part):
-    """Tokens of the generated texts, the end token included."""
-
-    mean: Amount
-    median: Amount
-    longest: Count
-
-
 class EvaluationRecord(Part):
     """How the test rows were predicted and scored."""
 
@@ -183,7 +169,9 @@ class EvaluationRecord(Part):
     metric_sources: Annotated[dict[str, str], about("which implementation computed the scores")]
     # Where it is fp32, a packed or bf16 base computes in its own type.
     precision: Annotated[Precision | None, about("of prediction; null: not known")] = None
-    generated_tokens: Annotated[GeneratedRecord | None, about("null: it generates nothing, or an older run")] = None
+    generated_tokens: Annotated[dict[str, Amount] | None, about("mean, median and longest text; null: none, or not known")] = (
+        None
+    )
 
 
 class ExamplesRecord(Part):
@@ -290,24 +278,13 @@ class AuditFinding(Part):
     detail: str
 
 
-class RankRecord(Part):
-    """What one rank did and needed."""
-
-    rss_peak_gib: Annotated[Amount | None, about("the highest of the rank's own phases; so are the next two")]
-    allocated_peak_gib: Amount | None
-    reserved_peak_gib: Amount | None
-    train_samples: Annotated[Count, about("rows that it trained on, over all updates")]
-    train_samples_per_second: Annotated[Amount | None, about("of its own rows, after warm-up")]
-    train_tokens_per_second: Annotated[Amount | None, about("real tokens, without padding")]
-
-
 class RanksRecord(Part):
     """The processes that shared a cell; all other figures of time and memory are the first one's, rates are of all together."""
 
     count: Annotated[int, Field(ge=2)]
     backend: Annotated[Literal["gloo", "nccl"], about("what they talk over")]
     fsdp: Annotated[bool, about("each held a part of all weights; bytes are the first one's")] = False
-    each: Annotated[list[RankRecord], about("in the order of ranks")]
+    each: Annotated[list[dict[str, Amount | None]], about("in the order of ranks: own peaks, rows, rates after warm-up")]
 
 
 class CrashRecord(Part):
@@ -323,16 +300,14 @@ COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
-    """What is kept of an exception, and of all texts that the cell printed; None where there is neither."""
+    """The last lines of an exception, and of all texts that the cell printed; None where there is neither."""
+    kept = []
     raised = traceback.format_exception(error, limit=-CALLS) if error else []
-    lines, output = _last("".join(raised), TRACEBACK_LINES), _last("\n".join(printed), PRINTED_LINES)
-    return CrashRecord(traceback=lines, printed=output) if lines or output else None
-
-
-def _last(text: str, count: int) -> list[str]:
-    """The last lines that are not blank, each visible and cut; of a line that was written over, its last state."""
-    lines = [line.rstrip("\r").rpartition("\r")[2] for line in COLOURS.sub("", text).split("\n")]
-    return [visible(line.expandtabs(4))[:LONGEST_LINE] for line in lines if line.strip()][-count:]
+    for text, count in (("".join(raised), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):
+        # Of a line that was written over, its last state.
+        lines = [line.rstrip("\r").rpartition("\r")[2].expandtabs(4) for line in COLOURS.sub("", text).split("\n")]
+        kept.append([visible(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])
+    return CrashRecord(traceback=kept[0], printed=kept[1]) if any(kept) else None
 
 
 def jsonable(value: Any) -> Any:
@@ -349,10 +324,8 @@ def jsonable(value: Any) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [jsonable(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
-    if is_dataclass(value):
-        return jsonable(vars(value))
+    if isinstance(value, dict) or is_dataclass(value):
+        return {str(key): jsonable(item) for key, item in (value if isinstance(value, dict) else vars(value)).items()}
     if hasattr(value, "item"):  # a scalar
         return jsonable(value.item())
     raise TypeError(f"a record cannot hold {value!r} of {type(value).__name__}")

@@ -13,8 +13,7 @@ from tunegrid.data.splits import SPLIT_SEED, Splits
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Positive
-from tunegrid.libraries import library_digests
-from tunegrid.machine import versions
+from tunegrid.libraries import library_digests, versions
 from tunegrid.record import parts
 from tunegrid.record.parts import Hash, Id, Percent, Points, about
 
@@ -56,9 +55,7 @@ class Record(parts.Part):
     ranks: Annotated[parts.RanksRecord | None, about("null: one process ran the cell")] = None
     excused: Annotated[dict[str, str], about("failed audits that do not count, and why")] = field(default_factory=dict)
     libraries: Annotated[dict[str, Hash], about("hash of each library's code; empty: not known")] = field(default_factory=dict)
-    instruments: Annotated[dict[str, parts.InstrumentRecord], about("by id; empty: nothing was asked")] = field(
-        default_factory=dict
-    )
+    instruments: Annotated[dict[str, parts.InstrumentRecord], about("by id; empty: none")] = field(default_factory=dict)
     first_updates: Annotated[Positive | None, about("it made as many, as asked; null: it was to end")] = None
     crash: Annotated[parts.CrashRecord | None, about("how it broke off; null: it did not, or nothing was kept")] = None
 
@@ -92,6 +89,8 @@ class Record(parts.Part):
 def new_record(cell: Cell) -> Record:
     """What is known of a cell before it runs; raises InputError where the method's settings cannot be written as JSON."""
     profile, task = cell.profile, cell.task
+    caps = {f"{split}_rows": profile.cap(task.id, split) for split in ("train", "validation", "test")}
+    own_test = profile.own_test and task.own_test is not None
     return Record(
         cell=cell.id,
         profile=profile.id,
@@ -102,13 +101,7 @@ def new_record(cell: Cell) -> Record:
         bounded_scores=list(task.bounded_scores),
         labels=list(task.labels),
         recipe=recipe_record(cell),
-        limits=parts.Limits(
-            train_rows=profile.cap(task.id, "train"),
-            validation_rows=profile.cap(task.id, "validation"),
-            test_rows=profile.cap(task.id, "test"),
-            own_test=profile.own_test and task.own_test is not None,
-            label_noise=profile.label_noise,
-        ),
+        limits=parts.Limits(**caps, own_test=own_test, label_noise=profile.label_noise),
         seeds=parts.Seeds(seed=profile.seed, split_seed=SPLIT_SEED, perturbation=profile.perturbation),
         versions=versions(),
         libraries=library_digests(),

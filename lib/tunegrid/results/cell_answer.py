@@ -11,7 +11,7 @@ from tunegrid.results.failures import causes_of, failures_of, said_of
 from tunegrid.results.judgements import GRAVEST_FIRST, KINDS, Judgement, Verdict, evidence_of, in_words, worst
 from tunegrid.results.outcomes import FAILED_BY, FLOWS
 from tunegrid.results.table import count
-from tunegrid.terminal import annotation, tell_runner
+from tunegrid.terminal import annotation, say
 
 # Verdicts that have no cause.
 UNCHANGED = (Verdict.SAME, Verdict.EQUAL, Verdict.ROUNDING)
@@ -84,8 +84,8 @@ TITLES = {State.FAILED: "tunegrid: failed", State.CANNOT_TELL: "tunegrid: cannot
 
 def annotate(answer: RunAnswer, records: Sequence[Record]) -> None:
     """Print the annotations where GitHub Actions runs this; its runner reads them from what a step prints."""
-    if os.environ.get("GITHUB_ACTIONS") == "true":
-        tell_runner(annotations(answer, records))
+    if os.environ.get("GITHUB_ACTIONS") == "true" and (lines := annotations(answer, records)):
+        say("\n".join(lines), runner=True)
 
 
 def annotations(answer: RunAnswer, records: Sequence[Record]) -> list[str]:

@@ -18,9 +18,9 @@ from statistics import fmean
 from typing import Any, BinaryIO
 from zipfile import ZIP_DEFLATED, ZipFile, ZipInfo
 
-from tunegrid.disk import replacing
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.profiles import CACHE
+from tunegrid.machine import replacing
 from tunegrid.record import ExamplesRecord, Record
 
 HOLDS = "points and predictions of rows"

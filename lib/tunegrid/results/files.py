@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tunegrid.disk import replacing
 from tunegrid.errors import InputError
+from tunegrid.machine import replacing
 from tunegrid.record import Record, from_json, to_json
 from tunegrid.results import examples
 from tunegrid.results.table import some

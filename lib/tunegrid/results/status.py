@@ -10,7 +10,7 @@ from itertools import combinations
 
 from tunegrid.grid.cells import Cell
 from tunegrid.record import AuditFinding, Record, Status
-from tunegrid.record.checks import below_bounds, failures, sentence_of
+from tunegrid.record.checks import below_bounds, failures
 from tunegrid.results.alike import triples
 from tunegrid.results.thresholds import Bounds
 
@@ -112,7 +112,7 @@ def with_bounds(record: Record, bounds: Bounds) -> Record:
 def too_short(record: Record) -> list[str]:
     """Sentences on the audits that failed and do not count, since the run was too short to meet them."""
     failed = [finding for finding in record.audits if not finding.passed and finding.name in record.excused]
-    return [located(record, f"{sentence_of(finding)}; {record.excused[finding.name]}") for finding in failed]
+    return [located(record, f"{failures([finding])[0]}; {record.excused[finding.name]}") for finding in failed]
 
 
 def located(record: Record, sentence: str) -> str:

@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from tunegrid.disk import replacing
 from tunegrid.errors import first_line
+from tunegrid.machine import replacing
 from tunegrid.run.ranks import ALONE, Ranks, local_shard
 
 if TYPE_CHECKING:

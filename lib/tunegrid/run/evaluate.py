@@ -16,7 +16,7 @@ from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.recipes import Precision
-from tunegrid.record.parts import EvaluationRecord, GeneratedRecord
+from tunegrid.record.parts import EvaluationRecord
 from tunegrid.run.device import DoesNotFit, autocast, fitting, free_memory, resolve_precision
 from tunegrid.run.metrics import METRICS, Metrics
 from tunegrid.run.progress import Progress
@@ -58,11 +58,11 @@ def evaluate(
     predictions = codec.decode(rows, features, outputs)
     scored = ranks.first(lambda: METRICS[task.problem](metrics, task, rows, [one.value for one in predictions]))
     losses = [prediction.loss for prediction in predictions if prediction.loss is not None]
-    generated = None
-    if codec.generates and outputs:
-        lengths = [len(output) for output in outputs]  # the end token included
+    lengths = [len(output) for output in outputs] if codec.generates else []  # the end token included
+    generated: dict[str, float] | None = None
+    if lengths:
         median = float(statistics.median(lengths))
-        generated = GeneratedRecord(mean=statistics.fmean(lengths), median=median, longest=max(lengths))
+        generated = {"mean": statistics.fmean(lengths), "median": median, "longest": max(lengths)}
     part = EvaluationRecord(
         seconds=seconds,
         loss=sum(losses) / len(losses) if losses else None,

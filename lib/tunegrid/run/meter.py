@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tunegrid.machine import give_back_memory
-from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, RankRecord, RanksRecord, Throughput
+from tunegrid.record.parts import Ledger, Memory, Parameters, Phase, RanksRecord, Throughput
 from tunegrid.run.ranks import Ranks, local_shard
 
 GIB = 2**30
@@ -126,14 +126,12 @@ class Meter:
         if ranks.count == 1:
             return None
         memory, rates = self.memory(), self.throughput()
-        record = RankRecord(
-            rss_peak_gib=memory.peak("rss_peak_gib"),
-            allocated_peak_gib=memory.peak("allocated_peak_gib"),
-            reserved_peak_gib=memory.peak("reserved_peak_gib"),
-            train_samples=sum(update.samples for update in self.updates),
-            train_samples_per_second=rates.train_samples_per_second,
-            train_tokens_per_second=rates.train_tokens_per_second,
-        )
+        of_memory = ("rss_peak_gib", "allocated_peak_gib", "reserved_peak_gib")
+        record = {figure: memory.peak(figure) for figure in of_memory} | {
+            "train_samples": sum(update.samples for update in self.updates),
+            "train_samples_per_second": rates.train_samples_per_second,
+            "train_tokens_per_second": rates.train_tokens_per_second,
+        }
         sizes = [(update.samples, update.tokens, update.padded_tokens) for update in self.updates]
         records, sizes_of_ranks = zip(*ranks.gathered((record, sizes)), strict=True)
         for update, *of_ranks in zip(self.updates, *sizes_of_ranks, strict=True):

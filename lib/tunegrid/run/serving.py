@@ -20,11 +20,11 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from tunegrid.codecs.architectures import architecture
-from tunegrid.disk import replacing
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE
 from tunegrid.grid.tasks import Problem, score_title
+from tunegrid.machine import replacing
 from tunegrid.record import Record, to_json
 from tunegrid.run.build import base_type, keep_packed_layers, lacking_modules, load_base
 from tunegrid.run.device import ATTENTION

@@ -14,7 +14,7 @@ from tunegrid.tests.sessions import environment
 
 LIB = ROOT / "lib" / "tunegrid"
 # Each may import from itself and from those to its left.
-SINGLE = ("terminal", "errors", "machine", "disk", "libraries", "launcher")
+SINGLE = ("terminal", "errors", "machine", "libraries", "launcher")
 ROOMS = (*SINGLE, "grid", "data", "record", "codecs", "run", "audits", "results", "instruments", "page", "commands", "lab")
 
 
@@ -63,7 +63,7 @@ def test_a_room_imports_only_from_rooms_to_its_left(room):
 
 def test_the_page_knows_records_and_results_only_and_nothing_that_users_run_knows_the_lab():
     rooms = {name.split(".")[1] for path in modules("page") for name in imported(path) if name.startswith("tunegrid.")}
-    assert rooms - {"ROOT"} == {"terminal", "errors", "disk", "grid", "record", "results", "page"}
+    assert rooms - {"ROOT"} == {"terminal", "errors", "machine", "grid", "record", "results", "page"}
     product = [LIB / "__main__.py", LIB / "__init__.py", *(ROOT / "fixtures").rglob("*.py"), ROOT / "conftest.py"]
     assert [path.name for path in product if any(f"{name}.".startswith("tunegrid.lab.") for name in imported(path))] == []
 

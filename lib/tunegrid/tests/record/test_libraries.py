@@ -6,8 +6,7 @@ from importlib.metadata import version
 
 import pytest
 
-from tunegrid.libraries import digest_of, import_folder, library_digests
-from tunegrid.machine import PACKAGES
+from tunegrid.libraries import PACKAGES, digest_of, import_folder, library_digests
 from tunegrid.tests.packages import Environment, checkout_of
 
 NAME = "rouge_score"  # small, and imported by nothing that starts here

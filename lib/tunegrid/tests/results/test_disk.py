@@ -5,8 +5,8 @@ from zipfile import ZipFile
 
 import pytest
 
-from tunegrid.disk import replacing, write_whole
 from tunegrid.errors import InputError
+from tunegrid.machine import replacing, write_whole
 from tunegrid.record import ExamplesRecord, from_json
 from tunegrid.results import examples
 from tunegrid.results.examples import Examples

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from fixtures.selection import pytest_xdist_auto_num_workers
-from tunegrid.machine import SHARED_OUT, announce_threads, cgroup_quotas, given_threads, shared_out, thread_share
+from tunegrid.machine import SHARED_OUT, announce_threads, cgroup_quotas, shared_out, thread_share
 
 
 @pytest.fixture
@@ -28,7 +28,6 @@ def test_threads_that_the_user_gives_are_heard(environment, given, threads):
 def test_threads_that_the_suite_announced_are_not_the_users(environment):
     announce_threads(1)  # a quick cell in this process
     assert os.environ["OMP_NUM_THREADS"] == "1"
-    assert given_threads() is None
     assert thread_share(None) == 4
     assert thread_share(None, ranks=2) == 2  # in a process that has inherited it all
 
@@ -47,9 +46,6 @@ def test_the_one_thread_that_torchrun_gives_each_rank_is_not_the_users(environme
     assert thread_share(None, ranks=2) == 2
 
 
-NO_LIMIT = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n", "cpu.max": "max 100000\n"}
-
-
 @pytest.mark.parametrize(
     ("memberships", "files", "quotas"),
     [
@@ -58,12 +54,7 @@ NO_LIMIT = {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n",
             {"jobs/7/cpu.max": "max 100000\n", "jobs/cpu.max": "150000 100000\n", "cpu.max": "400000 100000\n"},
             [1.5, 4.0],
         ),
-        (  # a container sees its own group as the topmost
-            "5:memory:/docker/ab\n4:cpu,cpuacct:/docker/ab\n0::/\n",
-            {"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"},
-            [2.5],
-        ),
-        ("4:cpu:/\n0::/\n", NO_LIMIT, []),
+        ("4:cpu:/\n0::/\n", {"cpu.max": "max 100000\n"}, []),
     ],
 )
 def test_control_groups_limit_a_process(tmp_path, memberships, files, quotas):

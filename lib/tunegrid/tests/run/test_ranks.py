@@ -178,7 +178,7 @@ def meters_of(ranks):
 def test_the_record_has_each_rank_and_counts_rows_and_tokens_of_all():
     (record, samples, tokens), _ = on_ranks(2, meters_of)
     assert (record.count, record.backend) == (2, "gloo")
-    assert [rank.train_samples for rank in record.each] == [7, 7]
+    assert [rank["train_samples"] for rank in record.each] == [7, 7]
     assert samples == [6, 6, 2]
     assert meters_of(ALONE)[0] is None
     assert tokens == meters_of(ALONE)[2]
