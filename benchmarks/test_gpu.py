@@ -38,7 +38,7 @@ def trainer_of(device):
 
     from tunegrid.grid.cells import STUDY
     from tunegrid.grid.profiles import FOOTPRINT_PROFILE
-    from tunegrid.run.train import prepare
+    from tunegrid.run.prepare import prepare
 
     def make(cell_id, updates=8, **changes):
         cell = STUDY.cell(cell_id, replace(FOOTPRINT_PROFILE, device="cuda", max_steps=updates))

@@ -12,13 +12,13 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from benchmarks.stock.libraries import TEST_BATCH
-from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import IGNORED, on
 from tunegrid.codecs.classify import ClassifyCodec
 from tunegrid.codecs.extract import ExtractCodec
 from tunegrid.codecs.features import chunks
 from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
 from tunegrid.run.device import autocast, resolve_precision, set_random_states
+from tunegrid.run.prepare import codec_of
 
 
 class Extract(ExtractCodec):

@@ -127,12 +127,10 @@ class ProcessResult:
         """The process that a signal ended, and the signal, as a sentence; empty if none did."""
         if self.reports or self.hung_in:
             return ""
-        if rank := killed_rank(self.output):
-            who, name = f"rank {rank[0]} of the cell", rank[1]
-        elif self.returncode < 0:
-            who, name = "the cell's process", signal.Signals(-self.returncode).name
-        else:
+        rank, name = killed_rank(self.output) or (None, signal.Signals(-self.returncode).name if self.returncode < 0 else "")
+        if not name:
             return ""
+        who = "the cell's process" if rank is None else f"rank {rank} of the cell"
         return f"{who} was ended by {name}" + (", as where memory runs out" if name == "SIGKILL" else "")
 
     @property
@@ -140,7 +138,7 @@ class ProcessResult:
         """Why it left no reports, in a sentence."""
         if self.hung_in:
             return f"ended with its process, as --timeout has it; it stood in {self.hung_in}"
-        last = next((line.strip() for line in reversed(self.output.splitlines()) if line.strip()), "it said nothing")
+        last = (self.output.strip().splitlines() or ["it said nothing"])[-1].strip()
         return self.killed_by or f"the cell's process ended with exit code {self.returncode} before its test did: {last}"
 
 

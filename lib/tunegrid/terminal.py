@@ -31,13 +31,7 @@ def annotation(level: str, title: str, message: str) -> str:
 
 
 def say(text: str, *, error: bool = False, runner: bool = False) -> None:
-    """Print lines; what the terminal's encoding lacks is written out.
-
-    Args:
-        text: the lines, which no CI obeys.
-        error: print on standard error.
-        runner: the lines are from `annotation`, and a CI's runner obeys them.
-    """
+    """Print lines, which no CI obeys but those of `annotation` (`runner`); what the encoding lacks is written out."""
     stream = sys.stderr if error else sys.stdout
     encoding = stream.encoding or "utf-8"
     shown = (text if runner else visible_lines(text)).encode(encoding, "backslashreplace")

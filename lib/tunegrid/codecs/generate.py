@@ -226,7 +226,9 @@ class CausalCodec(GenerateCodec):
         Of a batch that `placed` made, the model computes logits only where they count: vocabularies are large, sources long.
         """
         inputs, labels = {name: batch[name] for name in ("input_ids", "attention_mask")}, batch["labels"]
-        if "kept" in batch and keeps_logits(model):
+        owner: Any = getattr(model, "module", model)  # ranks and PEFT wrap what may be asked for some places only
+        owner = owner.get_base_model() if hasattr(owner, "get_base_model") else owner
+        if "kept" in batch and "logits_to_keep" in signature(owner.forward).parameters:
             logits = model(**inputs, use_cache=False, logits_to_keep=batch["kept"]).logits
             labels = labels[:, batch["kept"] + 1]
         else:
@@ -245,10 +247,3 @@ class SeparatedCodec(CausalCodec):
         before, _ = super().around()
         token = self.cell.head.new_token
         return before, [self.end_id if token is None else self.tokenizer.convert_tokens_to_ids(token)]
-
-
-def keeps_logits(model: Any) -> bool:
-    """Whether a model can be asked for the logits of some places only; ranks and PEFT wrap it."""
-    model = getattr(model, "module", model)
-    owner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return "logits_to_keep" in signature(owner.forward).parameters

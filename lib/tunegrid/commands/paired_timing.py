@@ -54,7 +54,7 @@ def answers(cell: Cell) -> Iterator[dict[str, Any]]:
 
     from tunegrid.run.device import resolve_device
     from tunegrid.run.meter import GIB, peaks, reset_peaks
-    from tunegrid.run.train import prepare
+    from tunegrid.run.prepare import prepare
 
     torch.set_num_threads(threads)
     device = resolve_device(cell.profile.device)

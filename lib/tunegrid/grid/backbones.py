@@ -39,7 +39,7 @@ class Head:
     """What stands on a backbone for one problem.
 
     Attributes:
-        architecture: the name of a class of `tunegrid.codecs.architectures` or of transformers, or a class of your own.
+        architecture: the name of a class of `tunegrid.codecs.base` or of transformers, or a class of your own.
         new_modules: modules that pretraining never saw. Every method trains them in full; QLoRA leaves them unquantized.
         adapted_modules: modules that pretraining never saw, too, but which an adapter trains, over their random start.
         optional_modules: pretrained modules that encoder-only exports lack; such a module starts from random.

@@ -55,9 +55,8 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
     if version != SCHEMA_VERSION:
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         way_out = "update it" if newer else "tunegrid 0.12 reads versions 2 to 4, or run its cells again"
-        raise InputError(
-            f"{_place(data, source)}: this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {way_out}"
-        )
+        wrong = f"this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {way_out}"
+        raise InputError(f"{_place(data, source)}: {wrong}")
     fields = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
     try:
         # As JSON again: from it pydantic reads a tuple, say, and from a list it does not.

@@ -294,8 +294,7 @@ class CrashRecord(Part):
     printed: Annotated[list[str], about("on standard output, standard error and the log")]
 
 
-CALLS = 20  # of each exception's stack: the innermost ones
-TRACEBACK_LINES, PRINTED_LINES, LONGEST_LINE = 80, 30, 400
+CALLS, TRACEBACK_LINES, PRINTED_LINES, LONGEST_LINE = 20, 80, 30, 400  # calls: the innermost ones of each exception's stack
 COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -313,8 +312,7 @@ def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRe
 def jsonable(value: Any) -> Any:
     """The value as JSON has it: scalars of NumPy and torch are numbers, NaN is null, no text keeps an absolute path.
 
-    Raises:
-        TypeError: for a value without such a form, which pytest-benchmark would write as "UNSERIALIZABLE[...]".
+    Raises TypeError for a value without such a form, which pytest-benchmark would write as "UNSERIALIZABLE[...]".
     """
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None

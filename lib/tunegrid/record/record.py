@@ -1,7 +1,6 @@
 """The typed `Record` of one cell's run, and what of it is known before the cell runs.
 
-In files it is the `extra_info` of a pytest-benchmark row, as plain JSON (`tunegrid.record.io`). The JSON schema that
-`tunegrid export --schema` prints is generated from these classes. Scores are points, 0 to 100.
+In files it is the `extra_info` of a pytest-benchmark row, as plain JSON. Scores are points, 0 to 100.
 """
 
 from dataclasses import field
@@ -75,9 +74,8 @@ class Record(parts.Part):
     @property
     def own_peak_gib(self) -> float | None:
         """The same where it is the cell's own: of a GPU's memory, or of a process that ran no cell before."""
-        if self.memory is None:
-            return None
-        alone = self.memory.cells_before == 0 or self.memory.peak("reserved_peak_gib") is not None
+        memory = self.memory
+        alone = memory is not None and (memory.cells_before == 0 or memory.peak("reserved_peak_gib") is not None)
         return self.peak_gib if alone else None
 
     @property
@@ -118,11 +116,8 @@ def recipe_record(cell: Cell) -> parts.RecipeRecord:
 
 
 def data_record(cell: Cell, splits: Splits) -> parts.DataRecord:
-    """How many rows came from where, the revision of the data set, and the hash of all rows.
-
-    Origins do not name the folder that holds the data, so that the records of two machines are alike.
-    """
-    folder = f"{cell.profile.data_root}/"
+    """How many rows came from where, the revision of the data set, and the hash of all rows."""
+    folder = f"{cell.profile.data_root}/"  # left out of origins, so that the records of two machines are alike
     return parts.DataRecord(
         rows={"train": len(splits.train), "validation": len(splits.validation), "test": len(splits.test)},
         origins={split: origin.replace(folder, "") for split, origin in splits.origins.items()},

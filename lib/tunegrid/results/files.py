@@ -81,7 +81,7 @@ def load(path: Path) -> RunJson:
 def current(row: BenchmarkRow, path: Path) -> tuple[BenchmarkRow, Record]:
     """A cell's row with its record in the current version, and that record; raises InputError where it is not sound."""
     record = from_json(row["extra_info"], str(path))
-    examples.check(record, path)
+    examples.read(record, path)
     return row | {"extra_info": to_json(record)}, record
 
 
@@ -115,7 +115,7 @@ def read_saved(path: Path, with_rows: bool = True) -> SavedRun:
     run = load(path)
     records = [from_json(row["extra_info"], str(path)) for row in run["benchmarks"] if is_cell(row["extra_info"])]
     for record in records if with_rows else ():
-        examples.check(record, path)
+        examples.read(record, path)
     commit: Any = run.get("commit_info")
     commit = str(commit.get("id") or "")[:10] if isinstance(commit, dict) else ""
     when, command = (str(run.get(name) or "") for name in ("datetime", COMMAND))

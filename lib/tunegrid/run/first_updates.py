@@ -293,11 +293,11 @@ class ModuleFigures:
             made = [leaf for leaf in tree_leaves([output]) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
             one.tensors["given"], makers = self._look(made, len(self._calls))
             one.maker = next(iter(makers), -1)
-
-            def note(gradient: Tensor) -> None:
-                one.tensors["gradient"] = figures_of(gradient.detach())
-
             if made and made[0].requires_grad and one.maker == len(self._calls):
+
+                def note(gradient: Tensor) -> None:
+                    one.tensors["gradient"] = figures_of(gradient.detach())
+
                 made[0].register_hook(note)  # type: ignore[no-untyped-call] # torch's own
             self._calls.append(one)
 

@@ -144,7 +144,7 @@ class Ranks:
         """Give the model the weights of the sharded one, a tensor at a time; or `back`, if they are two."""
         for own, part in zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ():
             whole: Tensor = own.detach()
-            shard: Any = part.detach()
+            shard: Any = part.detach()  # a DTensor
             if own.requires_grad and back:
                 from torch.distributed.tensor import distribute_tensor
 

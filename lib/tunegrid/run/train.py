@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from hashlib import sha256
 from itertools import chain, islice
-from random import Random
 from typing import Any
 
 import accelerate
@@ -20,16 +19,15 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import Batch, Codec, Feature, all_tokens, real_tokens
-from tunegrid.codecs.features import chunks, epoch_batches, features_of, lengths_of
+from tunegrid.codecs.features import chunks, epoch_batches, lengths_of
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
 from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
-from tunegrid.run.build import build, checksums, load_tokenizer
+from tunegrid.run.build import checksums
 from tunegrid.run.device import (
     DoesNotFit,
     fitting,
@@ -373,34 +371,6 @@ def order_after(order: str, group: Sequence[Sequence[Feature]]) -> str:
     """The hash of an order of rows to which an update on these micro-batches is added."""
     examples = [feature.example for features in group for feature in features]
     return sha256(f"{order}{examples}".encode()).hexdigest()[:16]
-
-
-def prepare(
-    cell: Cell,
-    rows: Sequence[Row] | None,
-    device: torch.device,
-    *,
-    codec: Codec | None = None,
-    model: nn.Module | None = None,
-    meter: Meter | None = None,
-    ranks: Ranks = ALONE,
-    after_update: Callable[[Trainer], None] = lambda trainer: None,
-) -> Trainer:
-    """A trainer that holds all that a training of the cell needs: codec, features, model. Nothing has trained yet.
-
-    Without rows it trains on random tokens of full length, as where there is no checkpoint.
-    """
-    codec = codec or codec_of(cell, load_tokenizer(cell))
-    features = synthetic_features(cell, codec) if rows is None else features_of(codec, rows, training=True)
-    model = build(cell, codec.tokenizer, device) if model is None else model
-    return Trainer(cell, model, codec, features, meter or Meter(device=device), ranks, after_update)
-
-
-def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
-    """Features of full length for every update of the profile."""
-    rng, recipe = Random(cell.profile.seed), cell.recipe
-    count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
-    return [replace(codec.synthetic(rng), example=i) for i in range(count)]
 
 
 class Stepper:

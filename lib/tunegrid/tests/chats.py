@@ -7,13 +7,13 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from tunegrid.codecs import codec_of
 from tunegrid.grid.backbones import Backbone, Head, Layout, Wrap
 from tunegrid.grid.cells import STUDY, Cell
 from tunegrid.grid.methods import SFT
 from tunegrid.grid.profiles import Profile
 from tunegrid.grid.recipes import Generation, Recipe
 from tunegrid.grid.tasks import SUM, Problem
+from tunegrid.run.prepare import codec_of
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}"

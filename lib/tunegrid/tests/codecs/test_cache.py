@@ -5,11 +5,11 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from tunegrid.codecs import codec_of
 from tunegrid.codecs import features as cache
 from tunegrid.codecs.base import Feature
 from tunegrid.codecs.extract import Window
 from tunegrid.codecs.features import cache_key, features_of, lengths_of
+from tunegrid.run.prepare import codec_of
 from tunegrid.tests.processes import apart
 from tunegrid.tests.small import cell_of, rows_of, tokenizer_of, train_rows
 

@@ -8,7 +8,6 @@ import torch
 
 from tunegrid.audits import Evidence
 from tunegrid.audits.scores import prompt_intact_at_inference
-from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import IGNORED, SyntheticTokenizer
 from tunegrid.codecs.features import cache_key
 from tunegrid.errors import InputError
@@ -16,6 +15,7 @@ from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import QA, SA, SUM
 from tunegrid.run.evaluate import evaluate
 from tunegrid.run.metrics import Metrics
+from tunegrid.run.prepare import codec_of
 from tunegrid.tests.chats import BORN, FIRE, LLAMA, TEA, TEMPLATES, chat_cell, codec_with, tiny, tokenizer_with
 from tunegrid.tests.small import CPU, silent
 

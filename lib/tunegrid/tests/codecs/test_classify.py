@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import SyntheticTokenizer
 from tunegrid.codecs.classify import longest_first
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import Problem, Task
+from tunegrid.run.prepare import codec_of
 from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, tokenizer_of
 
 NLI = Task(

@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tunegrid.codecs import codec_of
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS, Window, best_span, span_text
 from tunegrid.errors import InputError
 from tunegrid.grid.tasks import QA
+from tunegrid.run.prepare import codec_of
 from tunegrid.tests.small import CPU, cell_of, codec_for, rows_of, tokenizer_of
 
 BACKBONES = ("bert", "gpt2", "t5")

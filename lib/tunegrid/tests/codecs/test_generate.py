@@ -6,13 +6,12 @@ import peft
 import pytest
 import torch
 
-from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import IGNORED
-from tunegrid.codecs.generate import keeps_logits
 from tunegrid.errors import InputError
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import SUM
 from tunegrid.run.build import build
+from tunegrid.run.prepare import codec_of
 from tunegrid.tests.small import CPU, cell_of, codec_for, model_of, tokenizer_of
 
 FIRE = {"article": "shops in dover opened late . the bridge in dover came down .", "highlights": "dover bridge collapses ."}
@@ -141,7 +140,6 @@ def test_a_model_that_computes_all_logits_has_the_same_loss():
     codec = codec_for("gpt2_sum_sft")
     placed = codec.placed(codec.collate(codec.encode([FIRE, GIFT], training=True)), CPU)
     oracle = Oracle(placed["input_ids"].roll(-1, dims=1), len(codec.tokenizer))
-    assert not keeps_logits(oracle)
     assert float(codec.loss(oracle, placed)) == pytest.approx(0, abs=1e-4)
 
 

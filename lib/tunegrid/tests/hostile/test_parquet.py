@@ -33,7 +33,7 @@ def test_parquet_beside_a_run(run, seeds, tmp_path):
         shutil.rmtree(tmp_path / "examples", ignore_errors=True)
         shutil.copytree(tmp_path / "sound", tmp_path / "examples")
         another_parquet(random.choice(sorted((tmp_path / "examples").iterdir())), random)
-        examples._texts.cache_clear()
+        examples._columns_once.cache_clear()
         rows_of([(path, record)])
         gate(Run.of([record], path), Run.of([record], path))
 

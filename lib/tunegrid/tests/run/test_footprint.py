@@ -5,7 +5,6 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tunegrid.codecs import codec_of
 from tunegrid.codecs.base import Feature, all_tokens, real_tokens
 from tunegrid.grid.cells import STUDY, STUDY_IDS
 from tunegrid.grid.profiles import FOOTPRINT_CPU_PROFILE
@@ -23,7 +22,7 @@ from tunegrid.run.footprint import (
     wrong_counts,
     wrong_savings,
 )
-from tunegrid.run.train import synthetic_features
+from tunegrid.run.prepare import codec_of, synthetic_features
 from tunegrid.tests.small import CPU, rows_of, silent, still, trainer_of
 
 CELLS = {cell.id: cell for cell in STUDY.cells(FOOTPRINT_CPU_PROFILE)}

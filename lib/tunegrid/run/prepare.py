@@ -1,0 +1,72 @@
+"""Prepares a cell's training: whatever trains a cell gets its trainer here, with model, codec and features in it."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from random import Random
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunegrid.codecs.base import Codec, Feature
+from tunegrid.codecs.chat import ChatAnswerCodec, ChatCodec
+from tunegrid.codecs.classify import ClassifyCodec
+from tunegrid.codecs.extract import ExtractCodec
+from tunegrid.codecs.features import features_of
+from tunegrid.codecs.generate import EncoderDecoderCodec, SeparatedCodec
+from tunegrid.data.sources import Row
+from tunegrid.errors import InputError
+from tunegrid.grid.backbones import Layout
+from tunegrid.grid.cells import Cell
+from tunegrid.grid.tasks import Problem
+from tunegrid.run.build import build, load_tokenizer
+from tunegrid.run.meter import Meter
+from tunegrid.run.ranks import ALONE, Ranks
+from tunegrid.run.train import Trainer
+
+CODECS: dict[tuple[Problem, Layout | None], type[Codec]] = {
+    (Problem.CLASSIFY, None): ClassifyCodec,
+    (Problem.EXTRACT, None): ExtractCodec,
+    (Problem.EXTRACT, Layout.CHAT): ChatAnswerCodec,
+    (Problem.GENERATE, Layout.ENCODER_DECODER): EncoderDecoderCodec,
+    (Problem.GENERATE, Layout.SEPARATED): SeparatedCodec,
+    (Problem.GENERATE, Layout.CHAT): ChatCodec,
+}
+
+
+def codec_of(cell: Cell, tokenizer: Any) -> Codec:
+    """The cell's codec over a tokenizer; raises InputError if there is none for its problem and its head's layout."""
+    problem, layouts = cell.task.problem, [layout for kind, layout in CODECS if kind is cell.task.problem]
+    layouts = [Layout.CHAT] if cell.task.messages else layouts  # nothing else tells the turns of a conversation apart
+    if cell.head.layout not in layouts:
+        own, *fitting = (f"Layout.{layout.name}" if layout else "no layout" for layout in (cell.head.layout, *layouts))
+        raise InputError(f"{cell.id}: its head has {own}; for {problem}, a head needs {' or '.join(fitting)}")
+    return CODECS[problem, cell.head.layout](cell, tokenizer)
+
+
+def prepare(
+    cell: Cell,
+    rows: Sequence[Row] | None,
+    device: torch.device,
+    *,
+    codec: Codec | None = None,
+    model: nn.Module | None = None,
+    meter: Meter | None = None,
+    ranks: Ranks = ALONE,
+    after_update: Callable[[Trainer], None] = lambda trainer: None,
+) -> Trainer:
+    """A trainer that holds all that a training of the cell needs: codec, features, model. Nothing has trained yet.
+
+    Without rows it trains on random tokens of full length, as where there is no checkpoint.
+    """
+    codec = codec or codec_of(cell, load_tokenizer(cell))
+    features = synthetic_features(cell, codec) if rows is None else features_of(codec, rows, training=True)
+    model = build(cell, codec.tokenizer, device) if model is None else model
+    return Trainer(cell, model, codec, features, meter or Meter(device=device), ranks, after_update)
+
+
+def synthetic_features(cell: Cell, codec: Codec) -> Sequence[Feature]:
+    """Features of full length for every update of the profile."""
+    rng, recipe = Random(cell.profile.seed), cell.recipe
+    count = recipe.max_steps * recipe.per_device_train_batch_size * recipe.gradient_accumulation_steps
+    return [replace(codec.synthetic(rng), example=i) for i in range(count)]
