@@ -285,8 +285,8 @@ def model_record(cell: Cell) -> ModelRecord:
         source, _ = checkpoint_of(cell.backbone, cell.profile)
         checkpoint = Path(source).name if Path(source).is_dir() else source
         if cell.profile.checkpoint_root is None:
-            commits = (hf.utils.hub.extract_commit_hash(str(path), None) for path in weight_files(cell))
-            fingerprint = cell.backbone.revision or next(filter(None, commits), None)
+            find = hf.utils.hub.extract_commit_hash
+            fingerprint = cell.backbone.revision or next(filter(None, (find(str(p), None) for p in weight_files(cell))), None)
         else:
             digest = hashlib.sha256()
             for path in weight_files(cell):
