@@ -1,5 +1,6 @@
 from dataclasses import replace
 from random import Random
+from statistics import fmean
 
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
@@ -11,7 +12,6 @@ from tunegrid.run.metrics import (
     ROUGE_TYPES,
     Metrics,
     classification_scores,
-    means,
     needs_bertscore,
     normalized,
     rouge_examples,
@@ -23,7 +23,7 @@ from tunegrid.run.metrics import (
 
 def scored(examples, references, texts):
     """Scores over all rows from a function that scores each row."""
-    return means(examples(references, texts))
+    return {name: fmean(points) for name, points in examples(references, texts).items()}
 
 
 # SQuAD v1.1
