@@ -553,7 +553,7 @@ def unequal(row, bench):
 def cell(request, row, cell_id):
     session = session_of(request.config)
     if row.ranks > 1 and session.child.ranks == 1:
-        pytest.skip(f"{row.id} needs {row.ranks} processes, which --ranks starts")
+        pytest.skip(f"{row.id} needs {row.ranks} processes, which --engine=ray does not start: leave it out")
     profile = replace(session.profile("quick" if cell_id in session.grid.recipes else "zoo"), ranks=row.ranks)
     return session.grid_of(profile).cell(cell_id, profile)
 

@@ -265,7 +265,7 @@ def first_updates(cell):
     short = replace(cell, recipe=replace(cell.recipe, max_steps=3))
     rows = load_splits(short.task, short.profile).train[:FIRST_ROWS]
     trainer = trainer_for(short, rows)
-    trainer.log.first_step |= before_training(trainer, Metrics(), [*rows[:1]], kept.append)
+    trainer.start_from(before_training(trainer, Metrics(), [*rows[:1]], kept.append))
     return trainer.run(silent()), modules_of(*kept)
 
 

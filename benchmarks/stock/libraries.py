@@ -16,7 +16,7 @@ from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from benchmarks.stock.known import causal, classifies, extracts, generates, is_paired
-from tunegrid.codecs.base import architecture
+from tunegrid.codecs.architectures import architecture
 from tunegrid.codecs.extract import MAX_ANSWER_TOKENS
 from tunegrid.codecs.features import chunks
 from tunegrid.grid.backbones import Head, Layout, checkpoint_of

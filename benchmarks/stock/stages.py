@@ -99,7 +99,8 @@ class Pair:
     @cached_property
     def plain(self):
         """The trainer after a training without accumulation, and its course."""
-        return (trainer := self.trainer("plain", max_steps=UPDATES)), libraries.train(trainer)
+        trainer = self.trainer("plain", max_steps=UPDATES)
+        return trainer, libraries.train(trainer)
 
     def accumulating(self, name, resume_from=None):
         """A training with accumulation, which is saved in its middle."""
@@ -245,11 +246,12 @@ def other_tensor(name, theirs, own):
 
 def order(pair):
     """The first epoch holds every row once, in batches of the recipe's size, but for the last."""
-    taken, wanted = [one for one, *_ in pair.plain[1].passes[: len(pair.batches)]], [one for one, _ in pair.batches]
-    sizes, rows = ([len(one["input_ids"]) for one in some] for some in (taken, wanted)), (row_counts(taken), row_counts(wanted))
-    if (one := next(sizes)) != (two := next(sizes)):
-        return f"batches hold {one} rows, ours {two}"
-    return f"{sum((rows[1] - rows[0]).values())} rows do not come in the first epoch" if rows[0] != rows[1] else ""
+    theirs, own = [one for one, *_ in pair.plain[1].passes[: len(pair.batches)]], [one for one, _ in pair.batches]
+    their_sizes, our_sizes = ([len(one["input_ids"]) for one in batches] for batches in (theirs, own))
+    if their_sizes != our_sizes:
+        return f"batches hold {their_sizes} rows, ours {our_sizes}"
+    their_rows, our_rows = row_counts(theirs), row_counts(own)
+    return f"{sum((our_rows - their_rows).values())} rows do not come in the first epoch" if their_rows != our_rows else ""
 
 
 def row_counts(batches):
@@ -295,8 +297,11 @@ def optimizer(pair):
     settings = settings_of(own, model)
     if "biases_by_name" in pair.known:
         settings = {name: one | ({"weight_decay": 0.0} if "bias" in name else {}) for name, one in settings.items()}
-    for name, group in settings_of(theirs, trainer.model).items():
-        for field in sorted(group.keys() & settings.get(name, {}).keys()):
+    their_settings = settings_of(theirs, trainer.model)
+    if alone := sorted(their_settings.keys() ^ settings.keys()):
+        return f"{alone[0]} is stepped by {'the libraries' if alone[0] in their_settings else 'ours'} alone"
+    for name, group in their_settings.items():
+        for field in sorted(group.keys() & settings[name].keys()):
             if group[field] != settings[name][field]:
                 return f"{field} of {name} is {group[field]}, ours is {settings[name][field]}"
     return ""

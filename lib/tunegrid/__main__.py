@@ -18,7 +18,7 @@ COMMANDS = {
     "speed": "did training become slower, or take more memory? two environments take turns",
     "baseline": "make a baseline of complete, clean, passed runs, one per seed",
 }
-# Commands of version 0.16 that are no more, and what to do instead.
+# Commands of versions 0.16 and 0.17 that are no more, and what to do instead.
 FORMER = {
     "answer": "write `tunegrid compare RUN.json`",
     "audit": "`tunegrid compare RUN.json` says which audits failed and what is not like for like; every command that reads a "

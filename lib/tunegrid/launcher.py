@@ -199,7 +199,7 @@ def killed_rank(output: str) -> tuple[int, str] | None:
 
 
 def main_stack(folder: Path, names: str = "*") -> str:
-    """Where a main thread stood, which is last in what faulthandler wrote: `update (stepper.py:88) < run (training.py:120)`."""
+    """Where a main thread stood, which is last in what faulthandler wrote: `_step (train.py:300) < run (train.py:160)`."""
     dumps = "\n".join(path.read_text(errors="replace", encoding="utf-8") for path in folder.glob(f"{names}.stack"))
     frames = FRAME.findall(dumps.rpartition("most recent call first")[2])[:8]
     return " < ".join(f"{name} ({Path(path).name}:{line})" for path, line, name in frames)

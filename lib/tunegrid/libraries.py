@@ -80,9 +80,13 @@ def _of_wheel(package: str, folder: Path) -> Iterator[tuple[str, str]]:
     for path, file in files.items():
         if CODE.search(path) and not path.startswith(".."):  # a script, which names the environment's Python
             place = Path(str(file.locate()))
-            found = place.stat() if place.is_file() else None
-            unchanged = found and file.hash and found.st_size == file.size and found.st_mtime <= installed
-            yield path, f"{file.hash.mode}={file.hash.value}" if unchanged and file.hash else _hash(place) if found else ""
+            if not place.is_file():  # Python 3.12 lists no such file
+                continue
+            found = place.stat()
+            if file.hash and found.st_size == file.size and found.st_mtime <= installed:  # as it was installed
+                yield path, f"{file.hash.mode}={file.hash.value}"
+            else:
+                yield path, _hash(place)
 
 
 def _of_checkout(folder: Path) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ THREADS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")  # torch's, and those of toke
 SHARED_OUT = "TUNEGRID_SHARED_OUT"  # set where OMP_NUM_THREADS is not the user's, so that a process heeds its share alone
 CGROUPS = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # glibc's malloc.h
-LIBC = ctypes.CDLL(None)
+LIBC = ctypes.CDLL(None) if os.name == "posix" else None
 # Variables that choose which instructions of a CPU torch's kernels, oneDNN and MKL use: other ones round otherwise.
 INSTRUCTIONS = (
     *("ATEN_CPU_CAPABILITY", "MKL_ENABLE_INSTRUCTIONS", "MKL_CBWR"),
@@ -62,7 +62,9 @@ def cgroup_quotas(root: Path = CGROUPS, memberships: Path = Path("/proc/self/cgr
     """
     for line in lines_of(memberships):
         group = root / line.removeprefix("0::/")  # those of version 1 have other numbers
-        for folder in (group, *group.parents) if line.startswith("0::/") else ():
+        if not line.startswith("0::/"):
+            continue
+        for folder in (group, *group.parents):
             quota, _, period = " ".join(lines_of(folder / "cpu.max")).partition(" ")
             if quota.isdigit():  # otherwise "max"
                 yield int(quota) / int(period)

@@ -1,6 +1,7 @@
 """Audits before training: of what was built, of the checkpoint that it came from, and of the rows that train."""
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,6 +33,7 @@ from tunegrid.run.probe import undisturbed
 
 BLOCK = 64  # weights that share a scale in NF4 (Dettmers et al. 2023, section 3)
 ROWS = 16 * BLOCK  # of a packed matrix that are compared, whole blocks of them: all of most layers, and a part of huge ones
+LAYER = re.compile(r"(.*?)\.(\d+)\.")
 # Between packed weights and the checkpoint's rounded here: what double quantization rounds in the scales, at most 0.6 % on the
 # micro backbones. Blocks of 128 are at least 8 % off, FP4 14 %, another layer's weights 100 %.
 ROUNDED = 0.03
@@ -133,7 +135,8 @@ def kept_in_fp32(model: nn.Module) -> set[str]:
 def checkpoint_loaded(evidence: Evidence) -> Answer:
     """Every pretrained tensor that is neither packed nor rewritten started as the checkpoint has it, bit for bit.
 
-    An embedding that grew by a token has the checkpoint's rows before it.
+    And the model has every layer that the checkpoint has: if a config says fewer, loading leaves the others out. An embedding
+    that grew by a token has the checkpoint's rows before it.
     """
     if evidence.cell.profile.random_weights or evidence.cell.profile.perturbation is not None:
         return None
@@ -143,9 +146,23 @@ def checkpoint_loaded(evidence: Evidence) -> Answer:
     if others or not started:
         counts = f"{len(others)} of {len(started)} pretrained tensors"
         return False, f"{counts} are not the checkpoint's of their name: {', '.join(others[:3])}"
+    if missing := left_out(evidence):
+        return False, f"the checkpoint has {', '.join(missing)}, which the model leaves out: what does its config say?"
     if rows := overwritten_rows(evidence):
         return False, f"{len(rows)} rows of the embedding, which grew by a token, are not the checkpoint's: row {rows[0]} first"
     return True, f"{len(started)} tensors are the checkpoint's" + (f"; it lacks {', '.join(lacking)}" if lacking else "")
+
+
+def left_out(evidence: Evidence) -> list[str]:
+    """Layers of the checkpoint that are nowhere in the model, though others of their stack are; a decoder may be left out."""
+    files = tuple(weight_files(evidence.cell))
+    found = {key for name in evidence.trainer.before for key in matching_keys(name, files)}
+    # The stack and the number of a tensor's layer, as in encoder.layer and 2.
+    layers, used = (
+        {(match[1], int(match[2])) for key in keys if (match := LAYER.match(key))} for keys in (files_by_key(files), found)
+    )
+    stacks = {stack for stack, _ in used}
+    return [f"{stack}.{number}" for stack, number in sorted(layers - used) if stack in stacks]
 
 
 def _pretrained(evidence: Evidence, name: str) -> bool:

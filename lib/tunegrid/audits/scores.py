@@ -229,8 +229,8 @@ def scored_alone_as_in_batch(evidence: Evidence) -> Answer:
 def cache_changes_nothing(evidence: Evidence) -> Answer:
     """Searched again as scored texts were, with a cache, all beams' scores are those of whole texts in one pass without it.
 
-    The longest text and the shortest prompt, which is padded, show it in their first tokens; a cache that goes wrong late shows
-    in the texts that `texts_are_the_models` computes anew.
+    The longest text and the shortest prompt, which is padded, show it in their first tokens. A cache that goes wrong later may
+    show in the text that `texts_are_the_models` computes anew.
     """
     codec, evaluation = evidence.codec, evidence.evaluation
     if not isinstance(codec, GenerateCodec):
@@ -266,7 +266,8 @@ def texts_are_the_models(evidence: Evidence) -> Answer:
         for (row, text), whole in zip(pairs, logits, strict=True):
             scores = _allowed_scores(codec, row, whole, [text[:length] for length in range(len(text))])
             doubts.append(float((scores.amax(-1) - chosen(scores, text)).max()))
-        apart = _below_best(evidence, codec, *pairs[doubts.index(max(doubts))])
+        most = max(range(len(doubts)), key=lambda i: (math.isnan(doubts[i]), doubts[i]))
+        apart = _below_best(evidence, codec, *pairs[most])
     detail = f"the most doubtful of {len(pairs)} texts"
     return apart <= _allowed(evidence), f"{detail}: {apart:.1e} of the largest logit below the best"
 

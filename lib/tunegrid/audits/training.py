@@ -5,7 +5,7 @@ Those of ranks are asked by all ranks together.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,7 +70,7 @@ def trains_in_fp32(evidence: Evidence) -> Answer:
     moments = {(name, key): moment for name, p in trained.items() for key, moment in _moments(optimizer, p).items()}
     least: int = getattr(getattr(getattr(optimizer, "optimizer", optimizer), "args", None), "min_8bit_size", 0)
     if small := [name for (name, _), m in moments.items() if m.dtype is torch.uint8 and trained[name].numel() < least]:
-        return none_of(small, "the optimizer leaves small moments in fp32", "are packed, of")
+        return none_of([*dict.fromkeys(small)], "the optimizer leaves small moments in fp32", "are packed, of")
     maps = {name: optimizer.state.get(p, {}).get("qmap2") for name, p in trained.items()}  # bitsandbytes' of second moments
     if signed := [name for name, levels in maps.items() if levels is not None and bool((levels < 0).any())]:
         return none_of(signed, "second moments are positive", "are packed with negative levels, of")
@@ -108,7 +108,7 @@ def variant_applied(evidence: Evidence) -> Answer:
     method, cell, before = evidence.cell.method, evidence.cell, evidence.trainer.before
     moving, staying = ({n for n in evidence.own if any(p in n for p in some)} for some in (method.must_move, method.must_stay))
     still = moving - evidence.moved - (evidence.trained.keys() - evidence.trainer.log.reached)  # the loss may not use a module
-    ends = tuple(f".{target}.base_layer.weight" for target in method.rewritten(cell))
+    ends = tuple(f".{target}{part}.weight" for target in method.rewritten(cell) for part in ("", ".base_layer"))
     rewritten = {name for name in before if name.endswith(ends)}
     named = {id(p): name for name, p in evidence.trainer.stepped.items()}
     groups = evidence.trainer.optimizer.param_groups
@@ -118,9 +118,12 @@ def variant_applied(evidence: Evidence) -> Answer:
     faults += [f"{name} moved" for name in sorted(staying & evidence.moved)]
     faults += [f"{name} is still the checkpoint's" for name in sorted(rewritten - evidence.not_from_checkpoint)]
     for part, rate in rates.items():
-        faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in peaks if part in name and peak != rate]
+        own = {name: peak for name, peak in peaks if part in name}
+        faults += [f"{name} has the rate {peak}, not {rate:g}" for name, peak in own.items() if peak != rate]
+        faults += [] if own else [f"no trained tensor has {part!r} in its name, whose rate is {rate:g}"]
     alone = all(within(name, cell.head.new_modules) for name in moving)  # the head, which trains by any method
-    faults += ["nothing of its own is there"] if (method.must_move and alone) or (ends and not rewritten) else []
+    faults += [f"no trained tensor has {' or '.join(method.must_move)} in its name"] if method.must_move and alone else []
+    faults += [f"no weight is that of {' or '.join(method.rewritten(cell))}"] if ends and not rewritten else []
     answer = method.holds_after(evidence.model, cell)
     if not (moving or staying or ends or rates or faults):
         return answer
@@ -177,7 +180,7 @@ def schedule_counts_updates(evidence: Evidence) -> Answer:
         if strange := [peak for p in head if not _same_rate(peak := float(peaks.get(id(p), 0.0)), own)]:
             return False, f"the head trains at a peak rate of {strange[0]:.3g}, not {own:.3g}"
     starts = [group.get("initial_lr") for group in groups]
-    factors = [start / starts[0] for start in starts] if starts and starts[0] else []  # none of reduce_lr_on_plateau
+    factors = [start / starts[0] for start in starts] if starts and starts[0] else []  # a rate of 0 has none
     for i, factor in enumerate(factors):
         if not all(_same_rate(row[i], rate * factor) for row, rate in zip(log.group_rates, rates, strict=True)):
             return False, f"parameter group {i + 1} does not follow the schedule"
@@ -188,11 +191,27 @@ def _same_rate(one: float, other: float) -> bool:
     return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-12)
 
 
+# The share of the peak rate that is left after a share of the updates behind the warm-up.
+DECAYS: Mapping[str, Callable[[float], float]] = {
+    "linear": lambda done: 1 - done,
+    "cosine": lambda done: (1 + math.cos(math.pi * done)) / 2,
+    "constant": lambda done: 1.0,
+    "constant_with_warmup": lambda done: 1.0,
+}
+
+
 def planned_rates(cell: Cell, total: int) -> list[float]:
-    """The recipe's rate at each of `total` updates: by its schedule's formula, which nobody steps."""
-    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=cell.recipe.learning_rate)
-    factor = make_schedule(optimizer, cell, total).lr_lambdas[0]
-    return [cell.recipe.learning_rate * factor(update) for update in range(total)]
+    """The recipe's rate at each of `total` updates: a linear warm-up, then `DECAYS`; of other schedules transformers' own."""
+    recipe = cell.recipe
+    if decay := DECAYS.get(recipe.lr_scheduler_type):
+        warmup = recipe.warmup_steps or math.ceil(recipe.warmup_ratio * total)
+        warmup = 0 if recipe.lr_scheduler_type == "constant" else warmup  # transformers' has no warm-up
+        rising = [update / warmup for update in range(min(warmup, total))]
+        shares = rising + [decay((update - warmup) / max(1, total - warmup)) for update in range(warmup, total)]
+    else:
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=recipe.learning_rate)
+        shares = [make_schedule(optimizer, cell, total).lr_lambdas[0](update) for update in range(total)]
+    return [recipe.learning_rate * share for share in shares]
 
 
 def loss_is_mean_over_accumulation(evidence: Evidence) -> Answer:

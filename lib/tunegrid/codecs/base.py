@@ -1,4 +1,4 @@
-"""What every codec offers, and what codecs share: from rows to `Feature`s, batches and predictions; and model classes.
+"""What every codec offers, and what codecs share: from rows to `Feature`s, batches and predictions.
 
 Shapes: B rows in a batch, L tokens in its longest row.
 """
@@ -8,17 +8,13 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from itertools import islice, repeat
 from random import Random
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-import transformers as hf
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from transformers.modeling_outputs import QuestionAnsweringModelOutput, SequenceClassifierOutput
 
 from tunegrid.data.rows import joined
 from tunegrid.data.sources import Row
@@ -26,8 +22,6 @@ from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Backbone
 from tunegrid.grid.cells import Cell
 
-INITIALIZER_RANGE = 0.02  # BERT's and GPT-2's
-HIDDEN = 512  # of the two-layer head; the study's
 IGNORED = -100  # a label that no loss counts (torch's ignore_index)
 Batch = dict[str, Tensor]
 
@@ -274,135 +268,9 @@ class SyntheticTokenizer:
 
     def draw(self, rng: Random, count: int) -> list[int]:
         """So many random ids, special ones left out."""
-        draws = (rng.randrange(self._size) for _ in repeat(None))
-        return list(islice((token for token in draws if token not in self._special), count))
-
-
-# Model classes by the names that `Head.architecture` uses: transformers' own, and four that it does not have. All load with
-# `from_pretrained`, so that quantization and the report on missing weights are transformers' own.
-
-
-class BertMLPClassifier(hf.BertPreTrainedModel):
-    """BERT, pooled output, two linear layers with ReLU and dropout 0.2 between."""
-
-    def __init__(self, config: Any) -> None:
-        """Layers by config; fc1 and fc2 are new."""
-        super().__init__(config)
-        self.bert = hf.BertModel(config)
-        self.fc1 = nn.Linear(config.hidden_size, HIDDEN)
-        self.fc2 = nn.Linear(HIDDEN, config.num_labels)
-        self.dropout = nn.Dropout(0.2)
-        self.post_init()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
-        """Logits (B, labels) of ids (B, L)."""
-        pooled = self.bert(input_ids, attention_mask=attention_mask, **rest).pooler_output
-        return SequenceClassifierOutput(logits=self.fc2(self.dropout(torch.relu(self.fc1(pooled)))))
-
-
-class T5EncoderHead(hf.T5EncoderModel):
-    """T5's encoder with one new linear layer on top, which starts with small weights, as BERT's and GPT-2's do."""
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """T5 has no rule for added layers; with its large states, torch's default would start far from chance."""
-        super()._init_weights(module)
-        if isinstance(module, nn.Linear) and module.bias is not None:  # T5's own layers have none
-            nn.init.normal_(module.weight, std=INITIALIZER_RANGE)
-            nn.init.zeros_(module.bias)
-
-
-class T5EncoderClassifier(T5EncoderHead):
-    """T5's encoder, mean over real tokens, linear classifier: T5 has no trained [CLS]-like token."""
-
-    def __init__(self, config: Any) -> None:
-        """Layers by config; the classifier is new."""
-        super().__init__(config)
-        self.classifier = nn.Linear(config.d_model, config.num_labels)
-        self.post_init()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> SequenceClassifierOutput:
-        """Logits (B, labels) of ids (B, L)."""
-        states = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(states.dtype)
-        return SequenceClassifierOutput(logits=self.classifier((states * mask).sum(1) / mask.sum(1)))
-
-
-class T5EncoderSpan(T5EncoderHead):
-    """T5's encoder and a linear layer to start and end scores."""
-
-    def __init__(self, config: Any) -> None:
-        """Layers by config; qa_outputs is new."""
-        super().__init__(config)
-        self.qa_outputs = nn.Linear(config.d_model, 2)
-        self.post_init()
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, **rest: Any) -> QuestionAnsweringModelOutput:
-        """Start and end logits (B, L) of ids (B, L)."""
-        states = super().forward(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        starts, ends = self.qa_outputs(states).unbind(-1)
-        return QuestionAnsweringModelOutput(start_logits=starts, end_logits=ends)
-
-
-class BertToBert(hf.EncoderDecoderModel):
-    """BERT2BERT: two copies of one BERT checkpoint, weights not tied between the halves (Rothe et al. 2020)."""
-
-    checkpoint_class = hf.BertForPreTraining
-
-    @classmethod
-    def from_pretrained(cls, checkpoint: Any, **options: Any) -> Any:
-        """Compose both halves from one BERT checkpoint; return the model and the report on what the checkpoint lacks.
-
-        Cross-attention has no pretrained weights: it starts from the self-attention of its layer.
-        """
-        options.pop("output_loading_info", None)
-        # Both halves are copied on the CPU in full precision; quantizing comes last, when the model is loaded from them.
-        names = ("revision", "config", "state_dict", "trust_remote_code")
-        which = {name: options.pop(name) for name in names if name in options}
-        device_options = {"device_map": options["device_map"]} if "meta" in str(options.get("device_map")) else {}
-        source, report = cls.checkpoint_class.from_pretrained(
-            checkpoint, output_loading_info=True, use_safetensors=True, ignore_mismatched_sizes=True, **which, **device_options
-        )
-        state = paired_state(source.state_dict())
-        lacking = paired_state({name: source.state_dict()[name] for name in report["missing_keys"]})
-        kind, values = type(source.config), source.config.to_dict()
-        decoder = kind.from_dict(values | {"is_decoder": True, "add_cross_attention": True})
-        config = hf.EncoderDecoderConfig.from_encoder_decoder_configs(source.config, decoder)
-        model, loading = super().from_pretrained(None, config=config, state_dict=state, output_loading_info=True, **options)
-        loading["missing_keys"] = {*loading["missing_keys"], *lacking}
-        loading["mismatched_keys"] = {*loading["mismatched_keys"], *report["mismatched_keys"]}
-        return model, loading
-
-    @classmethod
-    def from_saved(cls, folder: Any, **options: Any) -> Any:
-        """What `save_pretrained` wrote: both halves, each as it was."""
-        return super().from_pretrained(folder, **options)
-
-
-def paired_state(bert: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of both halves, from those of one `BertForPreTraining`."""
-    state = {}
-    for name, tensor in bert.items():
-        if name.startswith("bert."):
-            state[f"encoder.{name.removeprefix('bert.')}"] = tensor
-        if name.startswith("cls.predictions") or (name.startswith("bert.") and "pooler" not in name):
-            state[f"decoder.{name}"] = tensor
-            if ".attention." in name:
-                state[f"decoder.{name.replace('.attention.', '.crossattention.')}"] = tensor
-    return {name: tensor.clone() for name, tensor in state.items()}
-
-
-OWN: dict[str, type[Any]] = {
-    kind.__name__: kind for kind in (BertMLPClassifier, T5EncoderClassifier, T5EncoderSpan, BertToBert)
-}
-
-
-def architecture(name: str | type[Any]) -> Any:
-    """The class of this name, ours or transformers'; a class stands for itself. Raises InputError for an unknown name."""
-    if isinstance(name, type):
-        return name
-    kind = OWN.get(name) or getattr(hf, name, None)
-    if not isinstance(kind, type):
-        near = get_close_matches(name, [*OWN, *dir(hf)], n=1)
-        hint = f"did you mean {near[0]}?" if near else "give a class of transformers by name, or a class of your own"
-        raise InputError(f"unknown architecture {name!r}; {hint}")
-    return kind
+        ids = list[int]()
+        while len(ids) < count:
+            token = rng.randrange(self._size)
+            if token not in self._special:
+                ids.append(token)
+        return ids

@@ -74,6 +74,10 @@ class ChatCodec(CausalCodec):
     def _known(self) -> dict[tuple[str, ...], list[tuple[str, str]]]:
         return {}
 
+    @cached_property
+    def _ids_around(self) -> dict[tuple[str, ...], list[tuple[list[int], str]]]:
+        return {}
+
     def around(self) -> tuple[list[int], list[int]]:
         """The template's tokens before and after the user's text; for a `SyntheticTokenizer`, random ones."""
         if isinstance(self.tokenizer, SyntheticTokenizer):
@@ -130,7 +134,10 @@ class ChatCodec(CausalCodec):
 
     def _pieces(self, turns: Sequence[tuple[str, str]]) -> list[Piece]:
         """The template's parts and the turns between them."""
-        around = [(self.ids(text), lead) for text, lead in self._around(tuple(role for role, _ in turns))]
+        roles = tuple(role for role, _ in turns)
+        if roles not in self._ids_around:
+            self._ids_around[roles] = [(self.ids(text), lead) for text, lead in self._around(roles)]
+        around = self._ids_around[roles]
         pieces: list[Piece] = [(around[0][0], False)]
         for (role, content), ((_, lead), (after, _)) in zip(turns, pairwise(around), strict=True):
             learned = role == "assistant"

@@ -9,7 +9,6 @@ encodes, and the code of the libraries that tokenise.
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -60,8 +59,14 @@ def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequenc
     """`codec.encode(rows)`, from disk if the profile has a folder for it that can be used, else from memory."""
     folder, key = codec.cell.profile.feature_cache, cache_key(codec, rows, training=training)
     if folder:
-        with suppress(Exception):  # a full disk, a folder that cannot be made; what `encode` itself raises, it raises again
+        try:
             return StoredFeatures(_from_disk(folder / f"{key}.arrow", codec, rows, training=training), codec)
+        except Exception as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__context__
+            if cause is None:
+                raise  # no full disk, and no folder that cannot be made
     name = (type(codec), key)  # the class itself: two that are made by one function share a name
     if name in _shared:
         return _shared[name]

@@ -73,7 +73,7 @@ def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
     fault = next((type_fault(task, name, row.get(name)) for name in wrong), None) or FAULTS[task.problem](task, row)
     try:
-        json.dumps(row, ensure_ascii=False, default=str).encode()
+        json.dumps([row.get(name) for name in task.columns], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
         fault = fault or f"a column holds half a character ({error.object[error.start]!r}), which is no text"
     if fault:

@@ -1,7 +1,7 @@
 """Reads a task's rows from a local folder or from the hub, as one `Table` per split.
 
 A folder may hold JSON lines, CSV, Parquet or what `datasets.save_to_disk` writes; columns are named as on the hub. A label's
-name is read as its number. `datasets` reads all but small files of JSON lines, for which its import would take too long.
+name is read as its number. `datasets` reads all but JSON lines, of whose texts it would make dates.
 """
 
 import json
@@ -122,8 +122,44 @@ class Table:
             with reading(self.origin):
                 columns = self._rows.select(list(indices))[:]
             rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        convert = self.convert
-        return [convert(row, f"{self.origin}, row {i}") for i, row in zip(indices, rows, strict=True)] if convert else rows
+        return self._converted(indices, rows)
+
+    def _converted(self, indices: Sequence[int], rows: list[Row]) -> list[Row]:
+        if not self.convert:
+            return rows
+        return [self.convert(row, f"{self.origin}, row {i}") for i, row in zip(indices, rows, strict=True)]
+
+
+class LinesTable(Table):
+    """A large file of JSON lines, of which only the offsets of its rows are held; `datasets` would make dates of texts."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises InputError for a line that is no row."""
+        self._path, self._starts, start = path, list[int](), 0
+        first: list[Row] = []
+        for row, size in _json_lines(path):
+            if row is not None:
+                self._starts.append(start)
+                first = first or [row]
+            start += size
+        super().__init__(first, str(path))
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self._starts)
+
+    def take(self, indices: Sequence[int]) -> Sequence[Row]:
+        """The rows at these indices, read when they are asked for."""
+        return StoredRows(self, indices)
+
+    def read(self, indices: Sequence[int]) -> list[Row]:
+        """The same, in memory."""
+        rows = []
+        with reading(self.origin), self._path.open("rb") as file:
+            for index in indices:
+                file.seek(self._starts[index])
+                rows.append(json.loads(file.readline()))
+        return self._converted(indices, rows)
 
 
 class StoredRows(Sequence[Row]):
@@ -243,12 +279,11 @@ def _read(task: Task, paths: Sequence[Path]) -> Table:
     """The rows of a split's files."""
     path, origin = paths[0], str(paths[0])
     with reading(origin):
-        if path.suffix == ".jsonl" and path.stat().st_size <= HELD_BYTES:
-            return Table(_json_lines(path), origin)
+        if path.suffix == ".jsonl":
+            held = path.stat().st_size <= HELD_BYTES
+            return Table([row for row, _ in _json_lines(path) if row is not None], origin) if held else LinesTable(path)
         import datasets
 
-        if path.suffix == ".jsonl":
-            return Table(datasets.Dataset.from_json(origin), origin)
         if path.suffix == ".parquet":
             return Table(datasets.Dataset.from_parquet([str(shard) for shard in paths]), origin)
         if path.suffix == ".csv":
@@ -258,17 +293,17 @@ def _read(task: Task, paths: Sequence[Path]) -> Table:
         return Table(saved, origin)
 
 
-def _json_lines(path: Path) -> list[Row]:
-    rows = []
+def _json_lines(path: Path) -> Iterator[tuple[Row | None, int]]:
+    """The row of each line, None of a blank one, and the line's bytes."""
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
-                rows += [json.loads(line.decode())] if line.strip() else []
+                row = json.loads(line.decode()) if line.strip() else None
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{path}, line {number}: invalid JSON ({error})") from None
-            if not isinstance((rows or [{}])[-1], dict):
+            if (row is None and line.strip()) or not isinstance(row, dict | None):
                 raise InputError(f"{path}, line {number}: expected a JSON object with the data set's columns")
-    return rows
+            yield row, len(line)
 
 
 def _csv(task: Task, path: Path) -> Any:

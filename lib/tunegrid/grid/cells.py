@@ -139,7 +139,7 @@ class Grid:
         _add(self.shifts, "shift", shift)
 
     def add_instrument(self, instrument: Any) -> None:
-        """A `tunegrid.instruments.Instrument` for `--ask`. Raises InputError for a name that is taken."""
+        """A `tunegrid.instruments.Instrument` for `--ask`, which refuses names of ours. Raises InputError for a known name."""
         _add(self.instruments, "instrument", instrument)
 
     def add_recipe(

@@ -109,6 +109,8 @@ class Task:
         self._check_files()
         if (self.problem is Problem.CLASSIFY) != (len(self.labels) > 1):
             raise InputError(f"task {self.id!r}: only a classification names labels, and at least two")
+        if self.messages and self.problem is not Problem.GENERATE:
+            raise InputError(f"task {self.id!r}: a conversation is for a task that generates its reply; leave out messages")
         if self.main_score not in self.bounded_scores:
             raise InputError(f"task {self.id!r}: main_score {self.main_score!r} is not among its bounded_scores")
         known = score_names(self.problem, len(self.labels))

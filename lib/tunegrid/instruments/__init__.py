@@ -88,7 +88,9 @@ def instruments_of(names: Iterable[str], of_users: Mapping[str, Instrument]) -> 
 
 
 def checked_names(text: str, of_users: Iterable[str]) -> tuple[str, ...]:
-    """The ids that `--ask` gives, sorted; raises InputError for one that is unknown, with those that are known."""
+    """The ids that `--ask` gives, sorted; raises InputError for an unknown one, and where a user's has the name of ours."""
+    if taken := sorted({*of_users}.intersection(LISTED)):
+        raise InputError(f"instrument {taken[0]!r} is the suite's own; give yours another id")
     known = (*LISTED, *of_users)
     names = tuple(sorted({name.strip() for name in text.split(",")}))
     for name in names:

@@ -50,11 +50,6 @@ class TrainedCell(Evidence):
         """Of the cell and those beside it, by id."""
         return {other.task.id: other.task for other in self.grid.cells(self.cell.profile)}
 
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.trainer.meter.device
-
     @cached_property
     def test_rows(self) -> Sequence[Row]:
         """The rows that the cell is scored on."""

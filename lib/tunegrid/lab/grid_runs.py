@@ -54,6 +54,7 @@ TRAINS = (
     "lib/tunegrid/data",
     "lib/tunegrid/codecs",
     "lib/tunegrid/run",
+    "lib/tunegrid/audits",
     "lib/tunegrid/record",
     "lib/tunegrid/lab/micro",  # draws the weights of controls
     "fixtures",

@@ -44,7 +44,7 @@ def impossible_figures(record: Record) -> list[str]:
     one_row = 100 / record.data.rows["test"] if record.data and record.data.rows["test"] else 0.0
     losses = record.training.losses if record.training else ()
     not_numbers = any(loss is None or not math.isfinite(loss) for loss in losses)
-    return impossible(record.scores, empty_answers=one_row) + ["a loss is not a number"] * not_numbers
+    return impossible(record.scores, empty_answers=one_row) + (["a loss is not a number"] if not_numbers else [])
 
 
 def below_bounds(scores: Mapping[str, float | None], bounds: Mapping[str, float]) -> list[str]:
@@ -116,9 +116,8 @@ def _of_cell(record: Record) -> Iterator[str]:
     names = f"{record.backbone}_{record.task}_{record.method}"
     if record.cell != names:
         yield f"cell is {record.cell}, but backbone, task and method are {names}"
-    for method in METHODS:  # none of the zoo or of a user
-        needs = {"adapter": method.adapts, "quantization": method.quantization is not None}
-        for part, needed in needs.items() if method.id == record.method else ():
+    if method := next((one for one in METHODS if one.id == record.method), None):  # none of the zoo or of a user
+        for part, needed in (("adapter", method.adapts), ("quantization", method.quantization is not None)):
             if needed != (getattr(record.recipe, part) is not None):
                 yield f"recipe.{part} is {'null' if needed else 'set'}, which is not method {record.method}"
     if record.main_score not in record.bounded_scores:
@@ -135,13 +134,17 @@ def _of_cell(record: Record) -> Iterator[str]:
 
 def _of_counts(record: Record) -> Iterator[str]:
     """Each update has a loss, shares are those of counts, and no split has more than its limit."""
-    if (training := record.training) and training.updates != len(training.losses):
-        yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
+    if training := record.training:
+        if training.updates != len(training.losses):
+            yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
+        if training.chosen_epoch is not None and training.chosen_epoch > len(training.epoch_scores):
+            yield f"training.chosen_epoch is {training.chosen_epoch}, but {len(training.epoch_scores)} epochs were scored"
     if counts := record.parameters:
         percent = 100 * counts.trainable_params / counts.total_params
         if abs(counts.trainable_percent - percent) > PERCENT:
             yield f"parameters.trainable_percent is {counts.trainable_percent:.4g}, but {percent:.4g} by the counts"
-    for split, rows in record.data.rows.items() if record.data else ():
+    rows_of_splits = record.data.rows if record.data else {}
+    for split, rows in rows_of_splits.items():
         limit = getattr(record.limits, f"{split}_rows")
         if limit is not None and rows > limit:
             yield f"data.rows.{split} is {rows}, but limits.{split}_rows is {limit}"

@@ -53,10 +53,13 @@ def checked(data: Mapping[str, Any], source: str = "") -> tuple[Record | None, l
     """
     version = data.get("schema_version")
     if version != SCHEMA_VERSION:
-        newer = isinstance(version, int) and version > SCHEMA_VERSION
-        way_out = "update it" if newer else "tunegrid 0.12 reads versions 2 to 4, or run its cells again"
+        way_out = "run its cells again"
+        if isinstance(version, int):
+            way_out = "update tunegrid" if version > SCHEMA_VERSION else f"read it with tunegrid 0.12, or {way_out}"
         wrong = f"this tunegrid reads schema version {SCHEMA_VERSION}, not {version!r}; {way_out}"
         raise InputError(f"{_place(data, source)}: {wrong}")
+    if data.get("profile") == "stock":
+        raise InputError(f"{_place(data, source)}: -m stock leaves no record any more: leave this row out, and run it again")
     fields = {name: value for name, value in data.items() if name not in FORMER_FIELDS}
     try:
         # As JSON again: from it pydantic reads a tuple, say, and from a list it does not.

@@ -16,7 +16,8 @@ from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
 from tunegrid.terminal import visible, without_places
 
-OWN_PHASES = ("audit", "calibrate", "trace")  # what the suite does for itself: it does not count as the cell's cost
+# What the suite does for itself: it does not count as the cell's cost. `calibrate` is of version 0.17 and before.
+OWN_PHASES = ("audit", "calibrate", "trace")
 
 Id = Annotated[str, Field(pattern="^[a-z0-9]+$")]
 Hash = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
@@ -80,7 +81,7 @@ class DeviceRecord(Part):
     used_by_others_gib: Annotated[float | None, about("on the GPU, beyond what this process reserved; a CUDA context is 0.5")]
     contended: Annotated[bool | None, about("others used the device at the same time; null on a CPU")]
     instructions: Annotated[str | None, about("that torch's own kernels use, as AVX512; null: on a GPU, or not known")] = None
-    energy: Annotated[str | None, about("the counters behind the joules, or why there are none; null: an older run")] = None
+    energy: Annotated[str | None, about("the counter behind the joules, or why there is none; null: an older run")] = None
 
 
 Split = Annotated[str, Field(pattern="^(train|validation|test)$")]
@@ -205,7 +206,7 @@ class Phase(Part):
     allocated_peak_gib: Amount | None
     reserved_peak_gib: Amount | None
     gpu_energy_joules: Annotated[Amount | None, about("by NVML's counter of the card, idle power included")] = None
-    cpu_energy_joules: Annotated[Amount | None, about("by RAPL's counters of all processors, whatever ran on them")] = None
+    cpu_energy_joules: Annotated[Amount | None, about("by RAPL's counters, in runs of 0.17 and before; null since")] = None
 
 
 class Ledger(Part):

@@ -25,7 +25,7 @@ from tunegrid.record import ExamplesRecord, Record
 
 STORE = CACHE / "examples"
 FOLDER = "examples"
-CONFIDENCE = "confidence"  # a column of files of before tunegrid 0.17: the prediction's probability, which nobody reads now
+CONFIDENCE = "confidence"  # a column of older files: the prediction's probability, which nobody reads now
 DIGITS = 4  # of points: enough to tell one token of a hundred
 ROUNDING = 10**-DIGITS  # by which a mean of rounded points may be off
 LONGEST_TEXT = 600  # characters of a test row's text that are kept: to recognise the row, not to train on it
@@ -160,7 +160,7 @@ def read(record: Record, run: Path | None) -> Examples | None:
     if _hash(columns["id"]) != record.examples.rows_hash:
         sentence = "it holds other rows than those of rows_hash"
     elif record.status == "passed":
-        for name in columns.keys() & record.scores.keys():
+        for name in sorted(columns.keys() & record.scores.keys(), reverse=True):
             score, mean = record.scores[name], fmean(columns[name])
             if score is not None and not abs(score - mean) <= ROUNDING:
                 sentence = f"its rows have a mean {name} of {mean:.2f}, but scores.{name} is {score:.2f}"

@@ -26,6 +26,7 @@ NUMBERS = ("value", "weight", "low", "high")
 KEYS = ["profile", "cell", "instrument", "part", "figure"]
 ONE_SEED = "the two are no one training, and one seed tells no noise from a change: give both runs --seeds 0-4"
 OTHER_ROWS = "other rows were asked"
+NO_NUMBER = "the new run has no number: ask it with --ask, or see why below its table"
 
 
 def frame_of(records: Iterable[Record], run: Path | None) -> pd.DataFrame:
@@ -104,7 +105,7 @@ def tables(records: Sequence[Record], run: Path | None) -> Iterator[FigureTable]
                 *(Column(title=title, right=True) for title in shown),
             ],
             rows=rows,
-            notes=[f"not asked, {', '.join(cells)}: {reason}" for reason, cells in reasons.items()],
+            notes=[f"no figure, {', '.join(cells)}: {reason}" for reason, cells in reasons.items()],
         )
 
 
@@ -162,19 +163,23 @@ def judged(cells: Sequence[Rows], tolerances: Tolerances) -> Iterator[Judgement]
 
 
 def _tests(rows: Rows, tolerances: Tolerances) -> Iterator[_Test]:
-    """Every figure that has a better side, of runs that both have it."""
-    records = list(rows.new.values())
-    if not any(record.instruments for record in records):
-        return
+    """Every figure of the old run that has a better side; one that the new run has not, too."""
+    records, columns = list(rows.new.values()), ["instrument", "figure", "part"]
     old, new = frame_of(rows.old.values(), rows.old_path), frame_of(records, rows.new_path)
     one_training = pairings(rows.old, rows.new, tolerances)[0].kind == PERTURBED
-    for (instrument, figure, part), after in new.groupby(["instrument", "figure", "part"], sort=False):
-        declared = next((r.instruments[instrument].figures.get(figure) for r in records if instrument in r.instruments), None)
-        before = old[(old.instrument == instrument) & (old.figure == figure) & (old.part == part)]
-        if declared is None or not declared.better or before.empty or after.value.isna().any() or before.value.isna().any():
+    declared = {name: one.figures for record in (*rows.old.values(), *records) for name, one in record.instruments.items()}
+    lines_of_new = {key: group for key, group in new.groupby(columns, sort=False)}
+    for key, before in old.groupby(columns, sort=False):
+        instrument, name, part = key
+        figure = declared.get(instrument, {}).get(name)
+        if figure is None or not figure.better or before.value.isna().any():
             continue
-        numbers = _by_rows(before, after, declared) if one_training else _by_seeds(before, after, declared)
-        yield _Test(record=records[0], instrument=instrument, name=figure, part=part, figure=declared, **numbers)
+        after = lines_of_new.get(key)
+        if after is None or after.value.isna().any():
+            numbers: dict[str, Any] = {"before": _mean(before)[0], "after": np.nan, "evidence": NO_NUMBER}
+        else:
+            numbers = _by_rows(before, after, figure) if one_training else _by_seeds(before, after, figure)
+        yield _Test(record=records[0], instrument=instrument, name=name, part=part, figure=figure, **numbers)
 
 
 def _by_rows(before: pd.DataFrame, after: pd.DataFrame, figure: Figure) -> dict[str, Any]:
@@ -216,6 +221,9 @@ def _by_seeds(before: pd.DataFrame, after: pd.DataFrame, figure: Figure) -> dict
 def _judgement(test: _Test, p_worse: float, p_better: float) -> Judgement:
     """The verdict, by p-values that are adjusted: a change of at least the margin is worse or better."""
     margin = test.figure.margin
+    if np.isnan(test.after):
+        quantity = f"{test.instrument}/{test.name}"
+        return judgement_of(test.record, quantity, Verdict.NOT_COMPARABLE, detail=test.evidence, before=test.before)
     if test.p_worse is None or test.high is None:
         verdict = Verdict.SAME if not test.harm else Verdict.NOT_COMPARABLE
     elif p_worse < ALPHA and test.harm >= margin:

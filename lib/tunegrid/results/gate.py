@@ -119,7 +119,7 @@ def gate(
             judged.append(speed(seen.old, before, after, margins["speed"]["step_seconds"]))
         elif after.finished:
             judged.append(judgement_of(after, after.main_score, Verdict.CANNOT_TELL, detail=NO_SCORES))
-    if any(record.instruments for record in new.in_a_row):
+    if any(record.instruments for record in old.in_a_row):
         from tunegrid.results import figures  # pandas, which takes a third of a second
 
         judged += figures.judged(list(whole.values()), tolerances)

@@ -67,7 +67,8 @@ def summary(
     yield from ((line, "red") for line in told_by_cause(records))
     yield from ((sentence, "yellow") for record in records for sentence in too_short(record))
     if pairs := unlike_pairs(records):
-        yield f"{len(pairs)} pairs of methods are not like for like: tunegrid compare RUN.json says in what", ""
+        more = f"; {len(pairs) - 1} more pairs" if pairs[1:] else ""
+        yield f"not like for like: {pairs[0]}{more}", ""
 
 
 def rows(records: Sequence[Record]) -> list[tuple[str, Status]]:

@@ -87,7 +87,7 @@ def with_status(record: Record, extent: Extent, unexpected: Sequence[str] = ()) 
         record: with all that was measured, scored and found. Where training stopped early, nothing else counts; after first
             updates no bound does.
         extent: how far the run went.
-        unexpected: what a footprint or a merge shows that must not be.
+        unexpected: what a footprint or an instrument shows that must not be.
     """
     if record.training and record.training.stopped:
         return replace(record, status="stopped", excused={}, missed=[located(record, record.training.stopped)])

@@ -19,7 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tunegrid.codecs.base import SyntheticTokenizer, architecture
+from tunegrid.codecs.architectures import architecture
+from tunegrid.codecs.base import SyntheticTokenizer
 from tunegrid.data.sources import LONGEST_CAUSE, ROOTS_HINT
 from tunegrid.errors import InputError, first_line
 from tunegrid.grid.backbones import BERT, checkpoint_of, within

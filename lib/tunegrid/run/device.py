@@ -90,7 +90,7 @@ def resolve_device(requested: str | None, worker: int = 0) -> torch.device:
 
 
 def device_names(requested: str | None) -> list[str]:
-    """What a requested device may mean in this process: the CPU, the GPU of that number, or every GPU; none is claimed."""
+    """What a requested device may mean in this process: the CPU, the GPU of that number, or every GPU."""
     requested = requested or ("cuda" if torch.cuda.is_available() else "cpu")
     if requested == "cpu":
         return ["cpu", cpu_name()]

@@ -25,7 +25,7 @@ SUMS = ("seconds", "gpu_energy_joules")  # of a phase's parts; of its peaks the 
 PEFT_TWINS = (".original_module.", ".trainable_tokens_delta.")
 
 NVML = "libnvidia-ml.so.1"  # comes with NVIDIA's driver
-NO_COUNTER = "no counter that the cell has for itself"
+NO_COUNTER = "not measured: no GPU with a counter that this cell has for itself"
 Joules = Callable[[], float | None]  # reads a counter; None if it cannot be read
 
 
@@ -44,8 +44,11 @@ def gpu_counter(device: torch.device, ranks: int = 1) -> Joules | None:
         millijoules = library.nvmlDeviceGetTotalEnergyConsumption
     except (OSError, AttributeError):  # no library, or one without these calls
         return None
-    failed = failed or millijoules(handle, ctypes.byref(count))
-    return None if failed else lambda: None if millijoules(handle, ctypes.byref(count)) else count.value / 1e3
+
+    def joules() -> float | None:
+        return None if millijoules(handle, ctypes.byref(count)) else count.value / 1e3
+
+    return None if failed or joules() is None else joules
 
 
 # Time, and what belongs to a phase
@@ -112,8 +115,7 @@ class Meter:
             before, now = self._joules, self.counter() if self.counter else None
             figures["gpu_energy_joules"] = None if before is None or now is None or now < before else now - before
             if earlier := self.phases.get(self._open[-1]):
-                pairs = {name: (one, figures[name]) for name, one in vars(earlier).items()}
-                figures = {name: None if None in two else (sum if name in SUMS else max)(two) for name, two in pairs.items()}
+                figures = {name: together(name, one, figures[name]) for name, one in vars(earlier).items()}
             self.phases[self._open[-1]] = Phase(**figures)
         self._open = phases
         if phases:
@@ -173,6 +175,13 @@ class Meter:
         for update in (updates := [*updates]):
             update.ended.synchronize()
         return [float(update.began.elapsed_time(update.ended)) / 1000 for update in updates]
+
+
+def together(name: str, one: float | None, other: float | None) -> float | None:
+    """A figure of both parts of a phase; None if it is not known of one."""
+    if one is None or other is None:
+        return None
+    return one + other if name in SUMS else max(one, other)
 
 
 def reset_peaks(device: torch.device) -> None:

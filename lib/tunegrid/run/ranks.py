@@ -142,7 +142,9 @@ class Ranks:
 
     def copy_weights(self, model: nn.Module, sharded_model: nn.Module, *, back: bool = False) -> None:
         """Give the model the weights of the sharded one, a tensor at a time; or `back`, if they are two."""
-        for own, part in zip(model.parameters(), sharded_model.parameters(), strict=True) if self.holds_parts else ():
+        if not self.holds_parts:
+            return
+        for own, part in zip(model.parameters(), sharded_model.parameters(), strict=True):
             whole: Tensor = own.detach()
             shard: Any = part.detach()  # a DTensor
             if own.requires_grad and back:

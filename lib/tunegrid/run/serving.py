@@ -19,7 +19,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
-from tunegrid.codecs.base import architecture
+from tunegrid.codecs.architectures import architecture
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.profiles import QUICK_PROFILE

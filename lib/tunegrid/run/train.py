@@ -129,6 +129,10 @@ class Trainer:
         self._random_states: dict[str, Tensor] | None = None
         self._on_device = defaultdict[str, list[Tensor]](list)  # values of the log's lists that were not fetched yet
 
+    def start_from(self, figures: Mapping[str, Any]) -> None:
+        """Take over what was measured of the model before its first update."""
+        self.log.first_step |= figures
+
     def run(self, progress: Progress, validate: Validate | None = None, *, first_updates: int | None = None) -> TrainingRecord:
         """Train to the end, or to the first loss that is not a number. Of several epochs, keep the best one's weights.
 

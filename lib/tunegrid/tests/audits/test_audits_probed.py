@@ -1,6 +1,8 @@
 """Audits that probe the trained model, or look at what an update was. Faults in whole runs: `pytest -m faults`."""
 
+import json
 import math
+import shutil
 from copy import copy
 from dataclasses import replace
 from functools import cache
@@ -359,6 +361,25 @@ def test_every_cells_weights_are_those_of_their_names(cell_id):
     assert before.checkpoint_loaded(evidence)[0], before.checkpoint_loaded(evidence)
     packed = before.packed_from_checkpoint(evidence)
     assert (packed is not None and packed[0]) == (evidence.cell.quantization is not None), packed
+
+
+@pytest.mark.parametrize(
+    ("cell_id", "field", "missing"),
+    [
+        ("bert_sa_lora", "num_hidden_layers", "bert.encoder.layer.1, bert.encoder.layer.2"),
+        ("gpt2_sa_qlora", "n_layer", "transformer.h.1, transformer.h.2"),
+        ("t5_qa_sft", "num_layers", "encoder.block.1, encoder.block.2"),
+    ],
+)
+def test_layers_of_the_checkpoint_that_its_config_leaves_out_are_named(tmp_path, cell_id, field, missing):
+    cell = cell_of(cell_id)
+    shutil.copytree(cell.profile.checkpoint_root, tmp_path, dirs_exist_ok=True)
+    config = tmp_path / cell.backbone.micro / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {field: 1}))
+    cell = replace(cell, profile=replace(cell.profile, checkpoint_root=tmp_path))
+    passed, detail = before.checkpoint_loaded(evidence_from(trainer_for(cell, train_rows(cell_id)[:2])))
+    assert not passed
+    assert detail.startswith(f"the checkpoint has {missing}, which the model leaves out")
 
 
 def test_two_layers_that_traded_places_are_named():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import transformers as hf
 
-from tunegrid.codecs.base import BertToBert, architecture
+from tunegrid.codecs.architectures import BertToBert, architecture
 from tunegrid.errors import InputError
 from tunegrid.grid.backbones import Head, Layout
 from tunegrid.grid.cells import STUDY, STUDY_IDS

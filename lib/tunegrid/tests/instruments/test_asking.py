@@ -80,6 +80,11 @@ def test_whatever_a_question_raises_is_kept_and_nothing_is_disturbed(question, o
     assert note is None or frame.note.tolist()[0] == note
 
 
+def test_a_user_cannot_take_the_name_of_one_of_ours():
+    with pytest.raises(InputError, match="instrument 'merges' is the suite's own; give yours another id"):
+        checked_names("merges", ["merges"])
+
+
 def test_an_unknown_name_is_told_those_that_are_known():
     assert checked_names("merges, own,merges", ["own"]) == ("merges", "own")
     with pytest.raises(InputError, match=r"^--ask typos: no such instrument; known are .*, merges, own$"):
@@ -127,4 +132,6 @@ def test_other_trainings_need_several_seeds_on_each_side_and_other_rows_are_not_
     assert one.verdict is Verdict.NOT_COMPARABLE
     [one] = judged([record(lines_of(*ROWS))], [record(lines_of(*ROWS[:30]))])
     assert (one.verdict, "other rows were asked" in one.detail) == (Verdict.NOT_COMPARABLE, True)
-    assert judged([record(lines_of(*ROWS))], [complete("bert_sa_sft")]) == []
+    for new in (complete("bert_sa_sft"), record(lines_of(*ROWS[:39], float("nan")))):  # not asked; no number
+        [one] = judged([record(lines_of(*ROWS))], [new])
+        assert (one.verdict, one.effect, "has no number" in one.detail) == (Verdict.NOT_COMPARABLE, None, True)

@@ -262,7 +262,7 @@ def test_movement_is_that_of_the_first_three_updates_of_more():
 
 
 def test_a_run_taken_up_again_keeps_the_figures_of_its_first_updates(trainer):
-    trainer.log.first_step |= before_training(trainer, Metrics(), REVIEWS)
+    trainer.start_from(before_training(trainer, Metrics(), REVIEWS))
     whole = trainer.run(silent()).first_step
     other = trainer_of("bert_sa_lora", REVIEWS, max_steps=3, per_device_train_batch_size=4, gradient_accumulation_steps=1)
     other.load_state_dict(trainer.state_dict())

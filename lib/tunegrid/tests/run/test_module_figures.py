@@ -165,7 +165,7 @@ def test_losses_are_the_same_bit_for_bit_with_and_without_figures(monkeypatch, c
     def probed_and_trained():
         trainer = trainer_of(cell_id, rows, max_steps=2)
         figures, columns = kept_by(trainer, rows)
-        trainer.log.first_step |= figures
+        trainer.start_from(figures)
         return figures, trainer.run(silent()).losses, columns["module"]
 
     *with_figures, _ = probed_and_trained()
