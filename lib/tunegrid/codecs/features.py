@@ -58,7 +58,7 @@ def lengths_of(features: Sequence[Feature]) -> Sequence[int]:
 def features_of(codec: Codec, rows: Sequence[Row], *, training: bool) -> Sequence[Feature]:
     """`codec.encode(rows)`, from disk if the profile has a folder for it that can be used, else from memory."""
     folder, key = codec.cell.profile.feature_cache, cache_key(codec, rows, training=training)
-    if folder:
+    if folder and len(rows):  # a table of no rows has no columns
         try:
             return StoredFeatures(_from_disk(folder / f"{key}.arrow", codec, rows, training=training), codec)
         except Exception as error:
