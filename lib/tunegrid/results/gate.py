@@ -10,6 +10,7 @@ Needs no torch.
 """
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +43,7 @@ SEED_DEVIATIONS = 3.0  # of the baseline's median steps, by which a run may be s
 CHANCE = 0.02  # that the losses of any cell of a healthy run fall so low; the same as that it misses a bound
 LEAST = 0.1  # of the log of a mean loss, below what noise explains: one healthy seed of the baseline lies 0.05 below
 ADVICE = "leaked rows, a lost mask?"
+MODULE = re.compile(r"(\S+) \((\w+), ([\w.]+)\)")  # a module's name, its class and library
 NO_SCORES = "the baseline holds the first updates of it alone"
 
 
@@ -155,7 +157,11 @@ def numerics(pairs: Sequence[tuple[Record, Record]], tolerances: Tolerances, run
     """The gravest verdict on the arithmetic of a cell's runs, whose files these are."""
     answers = [(*compared(before, after, tolerances, runs), updates_in_common(before, after)) for before, after in pairs]
     verdict, detail, first_updates = min(answers, key=lambda answer: GRAVEST_FIRST.index(answer[0]))
-    return judgement_of(pairs[0][0], "numerics", verdict, detail=detail, first_updates=first_updates)
+    stage, _, what = detail.partition(": ") if verdict is Verdict.CHANGED else ("", "", "")
+    named = tuple(MODULE.findall(what.partition(" first ")[0]))
+    return judgement_of(
+        pairs[0][0], "numerics", verdict, detail=detail, stage=stage, modules=named, first_updates=first_updates
+    )
 
 
 def furthest(old: Run, new: Run) -> dict[str, dict[str, float]]:
