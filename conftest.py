@@ -21,5 +21,5 @@ if missing or not list(Distribution.discover(name="tunegrid")):
 # Each imports only those before it: pytest rewrites the assertions of a plugin when it loads it.
 BEFORE = ("options", "session", "selection", "progress")
 RUN = ("pipeline", "record", "results")
-AFTER = ("gate", "processes", "ray", "instruments", "reports")
+AFTER = ("gate", "processes", "reports")  # processes bring ray, if an option asks
 pytest_plugins = tuple(f"fixtures.{stage}" for stage in (*BEFORE, *RUN, *AFTER))

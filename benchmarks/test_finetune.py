@@ -11,7 +11,8 @@ from tunegrid.terminal import visible
 
 @pytest.mark.cells("quick", "zoo", "tasks", "full")
 def test_finetune(cell, audit, train, trainer, splits, score, record, save_model, meter, benchmark, instruments):
-    instruments.before()
+    if instruments:
+        instruments.before()
     findings = audit()
     with meter.phase("train"):
         training = benchmark.pedantic(train, args=(findings,), rounds=1)
@@ -19,7 +20,7 @@ def test_finetune(cell, audit, train, trainer, splits, score, record, save_model
         evaluation = None if training.stopped or trainer.paused else score(splits.test)
     if not training.stopped:
         findings = audit(findings, evaluation)
-    answers = instruments.after(evaluation)
+    answers = instruments.after(evaluation) if instruments else None
     row = record(training, evaluation, audits=findings, examples=keep_rows(cell, evaluation), answers=answers)
     save_model(row)
     assert not row.missed, visible("; ".join(row.missed))

@@ -5,7 +5,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -72,6 +72,24 @@ class Answers:
 
     records: dict[str, InstrumentRecord]
     objections: list[str]
+
+
+class Questions:
+    """What instruments ask one cell, `before` it trains and `after`."""
+
+    def __init__(self, instruments: Sequence[Instrument], cell: TrainedCell) -> None:
+        """Nothing is asked yet."""
+        self._instruments, self._cell = instruments, cell
+        self._known: Mapping[str, Any] = {}
+
+    def before(self) -> None:
+        """What has to be asked of the model that has not trained."""
+        self._known = asked_before(self._instruments, self._cell)
+
+    def after(self, evaluation: Evaluation | None) -> Answers | None:
+        """What the trained model answers; None if its training stopped."""
+        scored = replace(self._cell, evaluation=evaluation)
+        return asked_after(self._instruments, scored, self._known) if evaluation else None
 
 
 def asked_before(instruments: Sequence[Instrument], cell: TrainedCell) -> dict[str, Any]:

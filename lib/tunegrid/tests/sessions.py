@@ -10,8 +10,10 @@ import sys
 import tempfile
 from functools import cache, partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from fixtures.options import Ranks
+from fixtures.session import Session
 from tunegrid import ROOT
 from tunegrid.grid.profiles import FIXTURES
 from tunegrid.launcher import Child
@@ -151,6 +153,11 @@ def option_values(**options):
     settings = tuple(options.pop("settings", {}).items())
     named = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
     return {"--set": settings, "--child": Child(), "--ranks": Ranks(), **named}.get
+
+
+def session_with(**options):
+    """A session of a command line with these options, as `option_values` takes them."""
+    return Session(SimpleNamespace(getoption=option_values(**options)))
 
 
 def with_one_gpu(folder):
