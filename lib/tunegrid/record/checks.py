@@ -5,8 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 from tunegrid.grid.methods import METHODS
 from tunegrid.grid.profiles import SCORED
-from tunegrid.record.parts import AuditFinding
-from tunegrid.record.record import Record
+from tunegrid.record.record import AuditFinding, Record
 
 POINTS = PERCENT = 1e-6  # what rounding may do to a score and to a share
 ORDERED = (("exact_match", "f1"), ("rougeL", "rouge1"))  # on each row the first is at most the second
@@ -79,8 +78,38 @@ UNSUCCESSFUL = ("missed", "stopped", "error", "killed", "not run")
 def contradictions(record: Record) -> Iterator[str]:
     """A sentence for everything in a record that does not fit its status or its other fields: every reader asks here."""
     yield from _of_status(record)
-    yield from _of_cell(record)
-    yield from _of_counts(record)
+    # Its own id, its method's recipe, a main score that gates judge, audits, and excuses for some that failed.
+    names = f"{record.backbone}_{record.task}_{record.method}"
+    if record.cell != names:
+        yield f"cell is {record.cell}, but backbone, task and method are {names}"
+    if method := next((one for one in METHODS if one.id == record.method), None):  # none of the zoo or of a user
+        for part, needed in (("adapter", method.adapts), ("quantization", method.quantization is not None)):
+            if needed != (getattr(record.recipe, part) is not None):
+                yield f"recipe.{part} is {'null' if needed else 'set'}, which is not method {record.method}"
+    if record.main_score not in record.bounded_scores:
+        yield f"main_score {record.main_score!r} is not among bounded_scores, by which gates judge"
+    if record.finished and not record.audits:
+        yield f"audits is empty, but the status is {record.status!r}"
+    failed = {finding.name for finding in record.audits if not finding.passed}
+    for name in record.excused:
+        if name not in failed:
+            yield f"excused has {name}, which is no audit that failed"
+        elif name not in NEED_LENGTH:
+            yield f"excused has {name}, which no run is too short for"
+    # Each update has a loss, shares are those of counts, and no split has more than its limit.
+    if training := record.training:
+        if training.updates != len(training.losses):
+            yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
+        if training.chosen_epoch is not None and training.chosen_epoch > len(training.epoch_scores):
+            yield f"training.chosen_epoch is {training.chosen_epoch}, but {len(training.epoch_scores)} epochs were scored"
+    if counts := record.parameters:
+        percent = 100 * counts.trainable_params / counts.total_params
+        if abs(counts.trainable_percent - percent) > PERCENT:
+            yield f"parameters.trainable_percent is {counts.trainable_percent:.4g}, but {percent:.4g} by the counts"
+    for split, rows in record.data.rows.items() if record.data else ():
+        limit = getattr(record.limits, f"{split}_rows")
+        if limit is not None and rows > limit:
+            yield f"data.rows.{split} is {rows}, but limits.{split}_rows is {limit}"
 
 
 def _of_status(record: Record) -> Iterator[str]:
@@ -109,42 +138,3 @@ def _of_status(record: Record) -> Iterator[str]:
         yield f"scores has no {record.main_score}, {but}"
     wrong = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
     yield from (f"the status is 'passed', but {sentence}" for sentence in wrong)
-
-
-def _of_cell(record: Record) -> Iterator[str]:
-    """A cell has its own id, its method's recipe, a main score that gates judge, audits, and excuses for some that failed."""
-    names = f"{record.backbone}_{record.task}_{record.method}"
-    if record.cell != names:
-        yield f"cell is {record.cell}, but backbone, task and method are {names}"
-    if method := next((one for one in METHODS if one.id == record.method), None):  # none of the zoo or of a user
-        for part, needed in (("adapter", method.adapts), ("quantization", method.quantization is not None)):
-            if needed != (getattr(record.recipe, part) is not None):
-                yield f"recipe.{part} is {'null' if needed else 'set'}, which is not method {record.method}"
-    if record.main_score not in record.bounded_scores:
-        yield f"main_score {record.main_score!r} is not among bounded_scores, by which gates judge"
-    if record.finished and not record.audits:
-        yield f"audits is empty, but the status is {record.status!r}"
-    failed = {finding.name for finding in record.audits if not finding.passed}
-    for name in record.excused:
-        if name not in failed:
-            yield f"excused has {name}, which is no audit that failed"
-        elif name not in NEED_LENGTH:
-            yield f"excused has {name}, which no run is too short for"
-
-
-def _of_counts(record: Record) -> Iterator[str]:
-    """Each update has a loss, shares are those of counts, and no split has more than its limit."""
-    if training := record.training:
-        if training.updates != len(training.losses):
-            yield f"training.updates is {training.updates}, but training.losses has {len(training.losses)}"
-        if training.chosen_epoch is not None and training.chosen_epoch > len(training.epoch_scores):
-            yield f"training.chosen_epoch is {training.chosen_epoch}, but {len(training.epoch_scores)} epochs were scored"
-    if counts := record.parameters:
-        percent = 100 * counts.trainable_params / counts.total_params
-        if abs(counts.trainable_percent - percent) > PERCENT:
-            yield f"parameters.trainable_percent is {counts.trainable_percent:.4g}, but {percent:.4g} by the counts"
-    rows_of_splits = record.data.rows if record.data else {}
-    for split, rows in rows_of_splits.items():
-        limit = getattr(record.limits, f"{split}_rows")
-        if limit is not None and rows > limit:
-            yield f"data.rows.{split} is {rows}, but limits.{split}_rows is {limit}"

@@ -26,7 +26,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Method
 from tunegrid.grid.recipes import Precision
-from tunegrid.record.parts import FirstStep, Ledger, TrainingRecord, jsonable
+from tunegrid.record.record import FirstStep, Ledger, TrainingRecord, jsonable
 from tunegrid.run.build import checksums
 from tunegrid.run.device import (
     DoesNotFit,

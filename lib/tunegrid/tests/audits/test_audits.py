@@ -15,7 +15,7 @@ from tunegrid.data.splits import Splits
 from tunegrid.grid.cells import STUDY
 from tunegrid.grid.profiles import FULL_PROFILE
 from tunegrid.grid.tasks import QA, SA, SUM
-from tunegrid.record.parts import EvaluationRecord
+from tunegrid.record.record import EvaluationRecord
 from tunegrid.run.build import checksums
 from tunegrid.run.evaluate import Evaluation
 from tunegrid.run.metrics import METRICS, Metrics

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tunegrid.codecs.base import all_tokens, real_tokens
-from tunegrid.record.parts import Ledger, Parameters
+from tunegrid.record.record import Ledger, Parameters
 from tunegrid.run.meter import WARMUP_UPDATES, Meter, ledger, parameter_counts, tensor_bytes
 from tunegrid.tests.small import CPU, codec_for, rows_of, silent, trainer_of
 
