@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from tunegrid.audits.evidence import Evidence, none_of, sample, text_of
 from tunegrid.codecs.base import alphanumeric
-from tunegrid.data.rows import answer_span, context
+from tunegrid.data.sources import answer_span, context
 from tunegrid.grid.backbones import within
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import TOKEN_ROWS, Answer

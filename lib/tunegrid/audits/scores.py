@@ -16,8 +16,7 @@ from tunegrid.audits.evidence import SAMPLE, Evidence, none_of, sample, text_of
 from tunegrid.codecs.base import Codec, Feature, alphanumeric, same_alphanumeric
 from tunegrid.codecs.features import lengths_of
 from tunegrid.codecs.generate import GenerateCodec
-from tunegrid.data.rows import answer_texts, context, joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_texts, context, joined
 from tunegrid.grid.methods import Answer
 from tunegrid.grid.recipes import Generation
 from tunegrid.grid.tasks import Problem, Task

@@ -14,8 +14,7 @@ from torch import Tensor
 from tunegrid.codecs.base import IGNORED, Batch, Feature, SyntheticTokenizer, alphanumeric, integers
 from tunegrid.codecs.extract import MAX_QUESTION_TOKENS
 from tunegrid.codecs.generate import CausalCodec
-from tunegrid.data.rows import answer_texts, context, joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_texts, context, joined
 from tunegrid.errors import InputError, first_line
 
 # Some templates insert today's date, and training must not depend on the day. They take it as `date_string`, or ask for it

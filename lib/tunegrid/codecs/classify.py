@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, summed_cross_entropy
-from tunegrid.data.rows import joined
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, joined
 
 
 class ClassifyCodec(Codec):

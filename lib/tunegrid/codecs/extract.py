@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from tunegrid.codecs.base import Batch, Codec, Feature, Prediction, integers, on, same_alphanumeric, summed_cross_entropy
-from tunegrid.data.rows import answer_span, answer_texts, context
-from tunegrid.data.sources import Row
+from tunegrid.data.sources import Row, answer_span, answer_texts, context
 from tunegrid.errors import InputError
 
 MAX_ANSWER_TOKENS = 30  # the run_squad.py default of Devlin et al. 2018
