@@ -69,8 +69,7 @@ class ClassifyCodec(Codec):
 
     def scores(self, output: Any) -> list[float]:
         """The logits."""
-        logits: list[float] = output[2]
-        return logits
+        return list(output[2])
 
     def label_is_target(self, row: Row, feature: Feature, label: Tensor) -> bool:
         """The label is the row's."""

@@ -156,8 +156,7 @@ class StoredRows(Sequence[Row]):
     def __init__(self, table: Table, indices: Sequence[int]) -> None:
         """The table, and which of its rows."""
         self._table, self._indices = table, indices
-        self._block: list[Row] = []
-        self._number = -1  # of the block that was read last: rows are mostly asked for in their order
+        self._block, self._number = list[Row](), -1  # what was read last: rows are mostly asked for in their order
 
     def __len__(self) -> int:
         """How many rows."""
@@ -234,9 +233,8 @@ def check_places(task: Task, root: Path | None, splits: Sequence[str]) -> None:
 def check_split(by_name: Collection[str], split: str, task: Task) -> None:
     """Raises InputError where a data set lacks a split."""
     if split not in by_name:
-        raise InputError(
-            f"{task.folder} has no split {split!r}, only {', '.join(sorted(by_name))}; give one file for each split"
-        )
+        known = ", ".join(sorted(by_name))
+        raise InputError(f"{task.folder} has no split {split!r}, only {known}; give one file or folder per split")
 
 
 def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:

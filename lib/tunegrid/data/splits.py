@@ -213,10 +213,7 @@ def _answer_fault(task: Task, row: Row) -> str | None:
 
 
 def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
-    """The rows, a share of which have a wrong target: another label, another word of the passage, the next one's text.
-
-    The answer stays right where the passage has no word apart from it.
-    """
+    """The rows, a share of which have a wrong target: another label, another word of the passage, if any, the next text."""
     wrong: Any
     rng, mixed = Random(NOISE_SEED), list(rows)
     chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
