@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tunegrid.codecs.base import Codec, Feature
 from tunegrid.data import sources
 from tunegrid.data.sources import Row
-from tunegrid.libraries import digest_of
+from tunegrid.machine import digest_of
 
 RECIPE_FIELDS = ("max_length", "doc_stride", "max_target_length", "text", "prefix")
 TASK_FIELDS = ("text", "text_pair", "target", "labels", "messages")

@@ -18,7 +18,7 @@ from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
 from tunegrid.grid.methods import Quantization
 from tunegrid.grid.recipes import Amount, Count, Hyperparameters, Positive, Precision, Share
-from tunegrid.libraries import library_digests, versions
+from tunegrid.machine import library_digests, versions
 from tunegrid.terminal import visible, without_places
 
 SCHEMA_VERSION: Final = 4
