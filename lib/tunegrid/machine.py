@@ -54,7 +54,11 @@ def instruction_sets() -> list[str]:
 
 def cpu_field(name: str) -> str:
     """What Linux tells of the first processor, as its "flags"; empty where it does not."""
-    return next((line.split(":", 1)[1].strip() for line in lines_of(Path("/proc/cpuinfo")) if line.startswith(name)), "")
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(name)), "")
 
 
 def usable_cores() -> int:
@@ -65,16 +69,8 @@ def usable_cores() -> int:
     if number := os.environ.get("TUNEGRID_CORES"):
         return int(number)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = "".join(lines_of(CPU_QUOTA)).partition(" ")
+    quota, _, period = (CPU_QUOTA.read_text() if CPU_QUOTA.is_file() else "").partition(" ")
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
-
-
-def lines_of(path: Path) -> list[str]:
-    """Of a file that Linux offers; none where it does not."""
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
 
 
 def worker() -> tuple[int, int]:

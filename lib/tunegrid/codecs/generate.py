@@ -21,13 +21,13 @@ from tunegrid.codecs.base import IGNORED, Batch, Codec, Feature, Prediction, alp
 from tunegrid.data.sources import Row
 from tunegrid.errors import InputError
 from tunegrid.grid.cells import Cell
-from tunegrid.grid.recipes import Generation
 
 
 class GenerateCodec(Codec):
     """What all layouts share: loss on target tokens, generation under the recipe's cap, decoding to text.
 
     Attributes:
+        generation: the recipe's search.
         max_target_length: tokens of a target, its end token included.
         lead: what goes before the target's first word.
         start_id: the decoder's first token; None where generation continues the prompt.
@@ -38,18 +38,22 @@ class GenerateCodec(Codec):
     start_id: int | None = None
 
     def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate."""
-        for name in ("generation", "max_target_length"):
-            if not getattr(cell.recipe, name):
-                raise InputError(f"{cell.id} generates text, so its recipe needs {name}")
-        self.max_target_length: int = cell.recipe.max_target_length or 0
-        super().__init__(cell, tokenizer)
+        """A codec for `cell` over `tokenizer`; raises InputError where the recipe does not say how to generate.
 
-    @property
-    def generation(self) -> Generation:
-        """The recipe's search."""
-        assert self.recipe.generation, "checked by __init__"
-        return self.recipe.generation
+        Nor may a text that continues its prompt run past `max_length`, and so past the model's positions.
+        """
+        recipe = cell.recipe
+        if not (recipe.generation and recipe.max_target_length):
+            missing = "max_target_length" if recipe.generation else "generation"
+            raise InputError(f"{cell.id} generates text, so its recipe needs {missing}")
+        self.generation, self.max_target_length = recipe.generation, recipe.max_target_length
+        super().__init__(cell, tokenizer)
+        longest = self.generation.max_new_tokens
+        if self.start_id is None and longest > self.max_target_length:
+            raise InputError(
+                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
+                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
+            )
 
     @property
     def end_id(self) -> int:
@@ -148,7 +152,7 @@ class EncoderDecoderCodec(GenerateCodec):
         """The decoder's first token: the head's, else [CLS] as in BERT2BERT, else the padding token, as T5's."""
         if self.cell.head.start_token:
             return self.special(self.cell.head.start_token)[0]
-        return int(self.tokenizer.pad_token_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id)
+        return int(self.pad_id if self.tokenizer.cls_token_id is None else self.tokenizer.cls_token_id)
 
     def collate(self, features: Sequence[Feature]) -> Batch:
         """Source (B, S), decoder inputs and labels (B, T): inputs are the labels shifted right, behind the start token."""
@@ -168,16 +172,6 @@ class EncoderDecoderCodec(GenerateCodec):
 
 class CausalCodec(GenerateCodec):
     """Source and target in one sequence, which fits `max_length` as a whole, and so does a generated text."""
-
-    def __init__(self, cell: Cell, tokenizer: Any) -> None:
-        """The same; raises InputError where a generated text may run past `max_length`, and so past the model's positions."""
-        super().__init__(cell, tokenizer)
-        longest = self.generation.max_new_tokens
-        if longest > self.max_target_length:
-            raise InputError(
-                f"{cell.id} leaves room for {self.max_target_length} tokens behind a source, but generates up to {longest}; "
-                f"give its recipe max_target_length {longest}, or a generation with fewer max_new_tokens"
-            )
 
     @property
     def room(self) -> int:
