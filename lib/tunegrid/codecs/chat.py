@@ -172,8 +172,8 @@ class ChatCodec(CausalCodec):
         """The counted labels are the last of the assistant's turns in `history`, then the target."""
         start, history = len(feature.input_ids), row["history"] if self.task.messages else []
         earlier = [token for token in label[:start].tolist() if token not in (IGNORED, self.end_id)]
-        said = "".join(turn["content"] for turn in history if turn["role"] == "assistant")
-        if not alphanumeric(said).endswith(alphanumeric(self.tokenizer.decode(earlier))):
+        replies = "".join(turn["content"] for turn in history if turn["role"] == "assistant")
+        if not alphanumeric(replies).endswith(alphanumeric(self.tokenizer.decode(earlier))):
             return False
         return super().label_is_target(row, feature, label[start:])
 

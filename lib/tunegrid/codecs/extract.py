@@ -83,8 +83,8 @@ class ExtractCodec(Codec):
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """The mean of the cross-entropies of the answers' first and last tokens, each summed over windows."""
-        both = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
-        return torch.stack([summed_cross_entropy(logits, labels) for logits, labels in both]).mean()
+        pairs = zip(self._logits(model, batch), batch["labels"].unbind(1), strict=True)
+        return torch.stack([summed_cross_entropy(logits, labels) for logits, labels in pairs]).mean()
 
     def predict(self, model: nn.Module, features: Sequence[Feature], device: torch.device) -> list[Any]:
         """(score, first token, last token) of each window's best span, and the context's start and end scores (2, tokens)."""

@@ -250,9 +250,9 @@ def files_of(task: Task, root: Path | None) -> dict[str, list[Path]]:
             by_name[split] = [folder / path]
         return by_name
     if not folder.is_dir():
-        there = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else None
-        has = "which does not exist" if there is None else f"it holds {', '.join(there[:6]) or 'no folders'}"
-        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({has}); rows of {task.dataset} go there")
+        folders = sorted(path.name for path in folder.parent.iterdir() if path.is_dir()) if folder.parent.is_dir() else None
+        reason = "which does not exist" if folders is None else f"it holds {', '.join(folders[:6]) or 'no folders'}"
+        raise InputError(f"no folder {task.folder!r} below --data-root {root} ({reason}); rows of {task.dataset} go there")
     for path in sorted(folder.iterdir()):
         if path.suffix in FILE_KINDS or (path / "state.json").is_file():
             files = by_name.setdefault(SHARD.sub("", path.stem), [])

@@ -79,10 +79,10 @@ def load_splits(task: Task, profile: Profile) -> Splits:
         for index, row in zip(part.indices, part.table.take(part.indices), strict=True):
             check_row(task, row, index, part.table.origin)
             hashes.append(identity(row, columns))
-        own = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
-        if not own:
+        usable = array("q", (index for index, text in zip(part.indices, hashes, strict=True) if text not in scoring))
+        if not usable:
             raise InputError(f"{part.origin}: no rows to use; each stands in a split that scores, too, so give other files")
-        rows[name], dropped[name] = part.table.take(own), len(part.indices) - len(own)
+        rows[name], dropped[name] = part.table.take(usable), len(part.indices) - len(usable)
         scoring.update(hashes)
     if profile.label_noise:
         rows["train"] = noisy(task, rows["train"], profile.label_noise)
@@ -107,10 +107,10 @@ def _slices(task: Task, profile: Profile) -> dict[str, TableSlice]:
     pool: Sequence[int] = range(len(train))
     for name, rule in (("validation", task.validation), ("test", test)):
         if isinstance(rule, Carve):
-            aside = carve(task, train, pool, rule)
-            taken = frozenset(aside)
-            pool = array("q", (index for index in pool if index not in taken))
-            slices[name] = TableSlice(table=train, indices=aside, origin=f"{rule.share:.0%} of {train.origin}")
+            drawn = carve(task, train, pool, rule)
+            left_out = frozenset(drawn)
+            pool = array("q", (index for index in pool if index not in left_out))
+            slices[name] = TableSlice(table=train, indices=drawn, origin=f"{rule.share:.0%} of {train.origin}")
         else:
             slices[name] = TableSlice(table=by_name[rule], indices=range(len(by_name[rule])), origin=by_name[rule].origin)
     slices["train"] = TableSlice(table=train, indices=pool, origin=train.origin)
@@ -154,15 +154,15 @@ def check_task(task: Task) -> None:
             hint = "; rows may have labels' names there" if kind is int else ""
             raise InputError(f"task {task.id!r}: for {task.problem}, column {column!r} must hold {JSON_NAMES[kind]}{hint}")
     for rule in (task.validation, task.test):
-        by = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
-        if by and by not in task.columns:
-            raise InputError(f"task {task.id!r} is split by column {by!r}, which is not among its columns")
+        key = (rule.stratify or rule.group) if isinstance(rule, Carve) else None
+        if key and key not in task.columns:
+            raise InputError(f"task {task.id!r} is split by column {key!r}, which is not among its columns")
 
 
 def check_row(task: Task, row: Row, index: int, origin: str) -> None:
     """Raises InputError where the task cannot use a row; `index` is its number in its file."""
-    wrong = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
-    fault = next((type_fault(task, name, row.get(name)) for name in wrong), None) or _fault(task, row)
+    mistyped = (name for name, kind in task.columns.items() if not isinstance(row.get(name), kind))
+    fault = next((type_fault(task, name, row.get(name)) for name in mistyped), None) or _fault(task, row)
     try:
         json.dumps([row.get(name) for name in task.columns], ensure_ascii=False, default=str).encode()
     except UnicodeEncodeError as error:  # JSON can write half a surrogate pair, which no tokenizer and no UTF-8 takes
@@ -207,27 +207,27 @@ def _answer_fault(task: Task, row: Row) -> str | None:
     for text, start in zip(texts, starts, strict=True):
         if not isinstance(text, str) or not text or not isinstance(start, int) or start < 0:
             return f"answer {text!r} at answer_start {start!r}: a text that is not empty, and a place from 0 on, are needed"
-        if (there := passage[start : start + len(text)]) != text:
-            return f"answer {text!r} does not stand at answer_start {start}, where the context has {there!r}"
+        if (actual := passage[start : start + len(text)]) != text:
+            return f"answer {text!r} does not stand at answer_start {start}, where the context has {actual!r}"
     return None
 
 
 def noisy(task: Task, rows: Sequence[Row], share: float) -> list[Row]:
     """The rows, a share of which have a wrong target: another label, another word of the passage, if any, the next text."""
-    wrong: Any
+    target: Any
     rng, mixed = Random(NOISE_SEED), list(rows)
     chosen = sorted(rng.sample(range(len(rows)), round(share * len(rows))))
     for index, following in zip(chosen, [*chosen[1:], *chosen[:1]], strict=True):
         row = rows[index]
         if task.problem is Problem.CLASSIFY:
-            wrong = rng.choice([label for label in range(len(task.labels)) if label != row[task.target]])
+            target = rng.choice([label for label in range(len(task.labels)) if label != row[task.target]])
         elif task.problem is Problem.EXTRACT:
             passage, (start, end) = context(task, row), answer_span(task, row)
             words = [(word.start(), word.group()) for word in re.finditer(r"\S+", passage)]
-            apart = [(at, word) for at, word in words if (at >= end or at + len(word) <= start) and any(map(str.isalnum, word))]
-            place, word = rng.choice(apart or [(start, passage[start:end])])
-            wrong = {**row[task.target], "text": [word], "answer_start": [place]}
+            rest = [(at, word) for at, word in words if (at >= end or at + len(word) <= start) and any(map(str.isalnum, word))]
+            place, word = rng.choice(rest or [(start, passage[start:end])])
+            target = {**row[task.target], "text": [word], "answer_start": [place]}
         else:
-            wrong = rows[following][task.target]
-        mixed[index] = row | {task.target: wrong}
+            target = rows[following][task.target]
+        mixed[index] = row | {task.target: target}
     return mixed

@@ -122,12 +122,12 @@ def _of_status(record: Record) -> Iterator[str]:
         yield f"missed is empty, {but}"
     if record.finished and record.training and record.training.stopped is not None:
         yield f"training.stopped tells why it ended early, {but}"
-    asked = record.first_updates
-    if (asked is None) == (record.status == "begun"):
-        yield f"first_updates is {'null' if asked is None else asked}, {but}"
-    if asked is not None:  # nothing is scored then
-        if record.training and record.training.updates != asked:
-            yield f"first_updates is {asked}, but training.updates is {record.training.updates}"
+    updates = record.first_updates
+    if (updates is None) == (record.status == "begun"):
+        yield f"first_updates is {'null' if updates is None else updates}, {but}"
+    if updates is not None:  # nothing is scored then
+        if record.training and record.training.updates != updates:
+            yield f"first_updates is {updates}, but training.updates is {record.training.updates}"
         scored = [name for name in ("evaluation", "scores", "examples", "bounds") if getattr(record, name)]
         yield from (f"{name} is set, but after the first updates nothing is scored" for name in scored)
     if record.status != "passed":
@@ -136,5 +136,5 @@ def _of_status(record: Record) -> Iterator[str]:
         yield f"missed holds sentences, {but}"
     if record.evaluation and record.scores.get(record.main_score) is None:
         yield f"scores has no {record.main_score}, {but}"
-    wrong = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
-    yield from (f"the status is 'passed', but {sentence}" for sentence in wrong)
+    lies = (*failures(record.audits, record.excused), *below_bounds(record.scores, record.bounds), *impossible_figures(record))
+    yield from (f"the status is 'passed', but {sentence}" for sentence in lies)

@@ -415,13 +415,13 @@ COLOURS = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 def crash_record(error: BaseException | None, printed: Iterable[str]) -> CrashRecord | None:
     """The last lines of an exception, and of all texts that the cell printed; None where there is neither."""
-    kept = []
+    tails = []
     raised = traceback.format_exception(error, limit=-CALLS) if error else []
     for text, count in (("".join(raised), TRACEBACK_LINES), ("\n".join(printed), PRINTED_LINES)):
         # Of a line that was written over, its last state.
         lines = [line.rstrip("\r").rpartition("\r")[2].expandtabs(4) for line in COLOURS.sub("", text).split("\n")]
-        kept.append([visible(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])
-    return CrashRecord(traceback=kept[0], printed=kept[1]) if any(kept) else None
+        tails.append([visible(line)[:LONGEST_LINE] for line in lines if line.strip()][-count:])
+    return CrashRecord(traceback=tails[0], printed=tails[1]) if any(tails) else None
 
 
 def jsonable(value: Any) -> Any:
