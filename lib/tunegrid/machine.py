@@ -69,7 +69,7 @@ def usable_cores() -> int:
     if number := os.environ.get("TUNEGRID_CORES"):
         return int(number)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota, _, period = (CPU_QUOTA.read_text() if CPU_QUOTA.is_file() else "").partition(" ")
+    quota, _, period = (CPU_QUOTA.read_text(encoding="utf-8") if CPU_QUOTA.is_file() else "").partition(" ")
     return max(1, min(cores, int(quota) // int(period))) if quota.isdigit() else cores
 
 
